@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. Both set up what they need, once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+N ?= 1000
+SEED ?= 0
+
+.PHONY: install check test demo chaos bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+demo: install
+	$(BIN)/raytrain-plus demo
+
+# Many random schedules of faults, each held against the undisturbed run.
+chaos: install
+	$(BIN)/python -m tests.end_to_end.chaos --runs $(N) --seed $(SEED)
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,1 @@
+"""Side-by-side comparisons and measurements; each module runs by itself."""

@@ -1,0 +1,45 @@
+"""All benchmarks, one after the other: `python -m benchmarks [--quick] [--json]`.
+
+Each runs in a process of its own, so that none inherits threads, memory or a Ray cluster.
+"""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks import report
+
+NAMES = ("plan", "step_cost", "steady_state", "grow", "recovery")
+
+
+def run(name: str, *, quick: bool) -> dict[str, Any]:
+    """Run one benchmark, passing on what it prints; returns its JSON object."""
+    command = [sys.executable, "-u", "-m", f"benchmarks.{name}", "--json"]
+    command += ["--quick"] if quick else []
+    line = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.startswith("{"):
+                print(line, end="", flush=True)
+    if process.returncode:
+        raise SystemExit(f"benchmark {name} failed with exit status {process.returncode}")
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def main() -> None:
+    """Run all, and sum up how their aims are met."""
+    options = report.options(__doc__.splitlines()[0])
+    results = {name: run(name, quick=options.quick) for name in NAMES}
+    rows = [
+        {"benchmark": name, **row} for name, result in results.items() for row in result["aims"]
+    ]
+    report.show("all aims", rows)
+    if options.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""How a benchmark talks: its options, its tables, and what it measured against what it aims at."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One number that was measured, and the bound that it should keep.
+
+    Attributes:
+        name: what was measured.
+        value: the number.
+        least, most: the bound; one of them.
+    """
+
+    name: str
+    value: float
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether the bound is kept."""
+        above = self.least is None or self.value >= self.least
+        return above and (self.most is None or self.value <= self.most)
+
+    def row(self) -> Row:
+        """Return it as a row of a table."""
+        bound = f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
+        return {"measured": self.name, "value": self.value, "aim": bound, "met": self.met}
+
+
+def options(description: str) -> argparse.Namespace:
+    """Read the options that every benchmark has: `quick` and `json`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="shorter, for a first look: noisier")
+    parser.add_argument("--json", action="store_true", help="print a JSON object as the last line")
+    return parser.parse_args()
+
+
+def median(values: Sequence[float], digits: int = 3) -> float:
+    """Return the median, rounded for reading."""
+    return round(statistics.median(values), digits)
+
+
+def table(title: str, rows: Sequence[Row]) -> Table:
+    """Lay out rows of equal keys."""
+    result = Table(title=title, title_justify="left")
+    for key in rows[0]:
+        result.add_column(key, justify="right")
+    for row in rows:
+        result.add_row(*(str(value) for value in row.values()))
+    return result
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """Print a table."""
+    Console(width=_WIDTH).print(table(title, rows))
+
+
+def finish(aims: Sequence[Aim], results: dict[str, Any], *, as_json: bool) -> None:
+    """Print how the aims are met and, if asked, everything as one JSON object in the last line."""
+    rows = [aim.row() for aim in aims]
+    show("aims", rows)
+    if as_json:
+        print(json.dumps({"aims": rows, **results}))

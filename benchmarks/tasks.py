@@ -1,0 +1,111 @@
+"""What is trained in the benchmarks, by raytrain_plus and by its peers alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from raytrain_plus import Task
+from raytrain_plus.task import Batch, load_task
+
+_CLASSES = 10
+
+
+class Classification(Task):
+    """Random inputs of one shape with random labels: speed does not depend on what is learnt."""
+
+    rows = 4096
+    shape: tuple[int, ...] = ()
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        """SGD with momentum."""
+        return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy, one per sample."""
+        return functional.cross_entropy(outputs, batch["label"], reduction="none")
+
+    def arrays(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return inputs and labels."""
+        draw = np.random.default_rng(0)
+        inputs = draw.standard_normal((self.rows, *self.shape), np.float32)
+        return inputs, draw.integers(0, _CLASSES, self.rows)
+
+    def data(self) -> pa.Table:
+        """Return the arrays as a table."""
+        inputs, labels = self.arrays()
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(inputs)
+        return pa.table({"input": column, "label": labels})
+
+
+class Convolutions(Classification):
+    """Compute-bound: three convolutions with BatchNorm on 32x32 images, 0.1 MB of gradients."""
+
+    shape = (3, 32, 32)
+
+    def model(self) -> nn.Module:
+        """Build the network."""
+        layers: list[nn.Module] = []
+        for before, after, stride in ((3, 16, 1), (16, 32, 2), (32, 64, 2)):
+            convolution = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+        return nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, _CLASSES)
+        )
+
+
+class Perceptron(Classification):
+    """Communication-bound: 23 MB of gradients, and few samples to compute them from."""
+
+    shape = (784,)
+
+    def model(self) -> nn.Module:
+        """Build the network."""
+        return nn.Sequential(
+            nn.Linear(784, 2048),
+            nn.ReLU(),
+            nn.Linear(2048, 2048),
+            nn.ReLU(),
+            nn.Linear(2048, _CLASSES),
+        )
+
+
+class Tiny(Classification):
+    """So little to compute that everything else shows."""
+
+    shape = (32,)
+
+    def model(self) -> nn.Module:
+        """Build the network."""
+        return nn.Linear(32, _CLASSES)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A task and how each step cuts its batch.
+
+    Attributes:
+        task: where the task is, for `load_task`.
+        batch_size: samples per step, over all workers.
+        logical_ranks: parts of a batch: micro-batches that are accumulated, over all workers.
+    """
+
+    task: str
+    batch_size: int
+    logical_ranks: int
+
+    def load(self) -> Classification:
+        """Return the task."""
+        task = load_task(self.task)
+        assert isinstance(task, Classification)
+        return task
+
+
+COMPUTE_BOUND = Workload("benchmarks.tasks:Convolutions", 256, 8)
+COMMUNICATION_BOUND = Workload("benchmarks.tasks:Perceptron", 64, 8)
+TINY = Workload("benchmarks.tasks:Tiny", 64, 8)

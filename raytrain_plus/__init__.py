@@ -1,0 +1,24 @@
+"""Elastic, bit-for-bit reproducible PyTorch training on Ray."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from raytrain_plus import algorithms as algorithms
+from raytrain_plus.elastic.faults import Fault as Fault
+from raytrain_plus.elastic.messages import ElasticConfig as ElasticConfig
+from raytrain_plus.task import Task as Task
+
+if TYPE_CHECKING:
+    from raytrain_plus.trainer import ElasticTrainer as ElasticTrainer
+    from raytrain_plus.trainer import TrainingFailedError as TrainingFailedError
+
+# The driver's side is imported when it is asked for: a worker, whose start-up is what a recovery
+# waits for, does without it and comes up a second earlier.
+_DRIVER = ("ElasticTrainer", "TrainingFailedError")
+__all__ = ["ElasticConfig", "ElasticTrainer", "Fault", "Task", "TrainingFailedError", "algorithms"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DRIVER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("raytrain_plus.trainer"), name)

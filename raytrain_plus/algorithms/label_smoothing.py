@@ -1,0 +1,44 @@
+"""Label smoothing (Szegedy et al. 2015, arXiv 1512.00567)."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from raytrain_plus.algorithms.aspect import Advice, Aspect, Step
+
+
+class LabelSmoothing(Aspect):
+    """Train towards a mixture of the label and the uniform distribution.
+
+    The task's loss must accept class probabilities, as `torch.nn.functional.cross_entropy` does.
+
+    Attributes:
+        smoothing: the share of the uniform distribution, in [0, 1]. Default 0.1.
+        target: the column that holds the class indices. Default `"label"`.
+    """
+
+    smoothing: float = Field(default=0.1, ge=0, le=1)
+    target: str = "label"
+
+    def loss(self, step: Step) -> Advice:
+        """Smooth the labels for the loss alone."""
+        hard = step.batch[self.target]
+        step.batch[self.target] = smooth_labels(hard, step.outputs, self.smoothing)
+        yield
+        step.batch[self.target] = hard
+
+
+def smooth_labels(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Return class probabilities for integer labels.
+
+    Args:
+        labels: class indices, shape (n,).
+        logits: shape (n, classes); gives the number of classes and the dtype.
+        smoothing: the share of the uniform distribution, in [0, 1].
+
+    Returns:
+        Probabilities of shape (n, classes).
+    """
+    hot = functional.one_hot(labels.to(torch.int64), logits.shape[1]).to(logits.dtype)
+    return hot * (1.0 - smoothing) + smoothing / logits.shape[1]

@@ -1,0 +1,282 @@
+"""From a user's words to a run: all that can be checked is checked before a worker starts."""
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pyarrow as pa
+import ray.train
+
+from raytrain_plus.algorithms import Aspect, AspectError, Weave
+from raytrain_plus.clock import Clock, Duration
+from raytrain_plus.observe import journal
+from raytrain_plus.streams.loader import steps_per_epoch
+from raytrain_plus.streams.order import Order
+from raytrain_plus.streams.source import DataError, Source, open_source
+from raytrain_plus.task import Task, TaskError
+from raytrain_plus.training.evaluation import check_metrics
+
+_LEAST_EVALUATION_ROWS = 64
+
+
+class ConfigError(ValueError):
+    """Something that was asked for is not possible; the message says what, and what to do."""
+
+
+def check_sizes(batch_size: int, logical_ranks: int, workers: tuple[int, int]) -> None:
+    """Check what depends on numbers alone.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    least, most = workers
+    if least < 1 or most < least:
+        raise ConfigError(
+            f"workers is {least}:{most}; the least number must be at least 1 and not above the most"
+        )
+    if logical_ranks < 1:
+        raise ConfigError(f"logical_ranks is {logical_ranks}; it must be at least 1")
+    if most > logical_ranks:
+        raise ConfigError(
+            f"{most} workers cannot share {logical_ranks} logical ranks, each computes at least "
+            f"one: raise logical_ranks to {most} or more, or lower the number of workers"
+        )
+    if batch_size < 1 or batch_size % logical_ranks:
+        lower = max(logical_ranks, batch_size // logical_ranks * logical_ranks)
+        raise ConfigError(
+            f"batch_size {batch_size} cannot be divided by {logical_ranks} logical ranks: use "
+            f"{lower} or {lower + logical_ranks}, or another number of logical ranks"
+        )
+
+
+def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
+    """Return the least and the most workers of a ScalingConfig.
+
+    Raises:
+        ConfigError: it sets something that raytrain_plus does not honour.
+    """
+    refused = {
+        "trainer_resources": scaling.trainer_resources,
+        "accelerator_type": scaling.accelerator_type,
+        "label_selector": scaling.label_selector,
+        "use_tpu": scaling.use_tpu,
+        "topology": scaling.topology,
+        "elastic_resize_monitor_interval_s": scaling.elastic_resize_monitor_interval_s != 60.0,
+        "placement_strategy": None if scaling.placement_strategy == "PACK" else "given",
+    }
+    _refuse("ScalingConfig", refused)
+    workers = scaling.num_workers
+    return (workers, workers) if isinstance(workers, int) else (workers[0], workers[1])
+
+
+def worker_resources(scaling: ray.train.ScalingConfig) -> dict[str, float]:
+    """Return what each worker asks Ray for. Default: one CPU, and one GPU if `use_gpu`."""
+    resources = dict(scaling.resources_per_worker or {"CPU": 1})
+    if scaling.use_gpu:
+        resources.setdefault("GPU", 1)
+    return {name: float(amount) for name, amount in resources.items() if amount}
+
+
+def check_run_config(run: ray.train.RunConfig) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        ConfigError: it sets something that raytrain_plus does not honour.
+    """
+    failure, kept = run.failure_config, run.checkpoint_config
+    refused = {
+        "storage_filesystem": run.storage_filesystem,
+        "callbacks": run.callbacks,
+        "failure_config": failure is not None and failure.max_failures > 0,
+        "checkpoint_config": kept is not None
+        and (kept.num_to_keep is not None or kept.checkpoint_score_attribute is not None),
+    }
+    _refuse("RunConfig", refused)
+
+
+def _refuse(what: str, fields: Mapping[str, Any]) -> None:
+    given = [name for name, value in fields.items() if value]
+    if given:
+        raise ConfigError(
+            f"{what} sets {', '.join(given)}, which raytrain_plus does not honour yet: leave it out"
+        )
+
+
+def check_task(task: Task) -> None:
+    """Check that a task defines what it must.
+
+    Raises:
+        TaskError: it does not, or its metrics cannot be merged over workers.
+    """
+    needed = ("model", "optimizer", "loss")
+    missing = [n for n in needed if getattr(type(task), n) is getattr(Task, n)]
+    if missing:
+        raise TaskError(
+            f"task {type(task).__name__} does not define {', '.join(f'{n}()' for n in missing)}"
+        )
+    check_metrics(task)
+
+
+def check_algorithms(algorithms: Sequence[Aspect]) -> None:
+    """Check that aspects go together.
+
+    Raises:
+        AspectError: they do not.
+    """
+    for aspect in algorithms:
+        if not isinstance(aspect, Aspect):
+            raise AspectError(f"algorithms holds {aspect!r}, which is no raytrain_plus Aspect")
+    Weave(algorithms)
+
+
+def open_for(task: Task, data: pa.Table | str | os.PathLike[str], what: str) -> Source:
+    """Open data and hold it against what a task asks for.
+
+    Raises:
+        DataError: the data is missing, empty, or of another schema.
+    """
+    names = None if task.columns is None else list(task.columns)
+    try:
+        source = open_source(data, names)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
+    if isinstance(task.columns, Mapping):
+        for name, shape in task.columns.items():
+            found = source.columns[name].shape
+            if tuple(found) != tuple(shape):
+                raise DataError(
+                    f"{what}: the task asks for column {name!r} with rows of shape {tuple(shape)}, "
+                    f"and the data has {tuple(found)}"
+                )
+    inputs = [name for name in source.columns if name != task.target]
+    if type(task).forward is Task.forward and len(inputs) != 1:
+        raise DataError(
+            f"{what}: the columns beside the target {task.target!r} are {', '.join(inputs)}, and "
+            "the task's default forward() needs one: set the task's `columns` or `target`, or "
+            "define forward(model, batch)"
+        )
+    if type(task).update_metric is Task.update_metric and task.metrics():
+        _need_target(task, source, what)
+    return source
+
+
+def _need_target(task: Task, source: Source, what: str) -> None:
+    if task.target not in source.columns:
+        raise DataError(
+            f"{what}: the target column {task.target!r} is not among {', '.join(source.columns)}: "
+            "set the task's `target`"
+        )
+
+
+def clock(
+    source: Source, duration: str, evaluate_every: str, batch_size: int, logical_ranks: int
+) -> Clock:
+    """Return the lengths of a run.
+
+    Raises:
+        DurationError: a duration does not parse.
+        ValueError: the batch is larger than the data.
+    """
+    wanted, between = Duration.parse(duration), Duration.parse(evaluate_every)
+    order = Order(rows=source.rows, lanes=logical_ranks, seed=0, window=source.window)
+    epoch = steps_per_epoch(order, batch_size // logical_ranks)
+    return Clock(
+        total_steps=wanted.steps(epoch, batch_size),
+        steps_per_epoch=epoch,
+        batch_size=batch_size,
+        evaluate_every=between.steps(epoch, batch_size),
+    )
+
+
+def evaluation_rows(batch_size: int, logical_ranks: int) -> int:
+    """Return how many samples an evaluation computes in one forward."""
+    return max(_LEAST_EVALUATION_ROWS, batch_size // logical_ranks)
+
+
+def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
+    """Make a run's folder and check that it can be written.
+
+    Raises:
+        ConfigError: the storage is not local, or cannot be written; or there is nothing to resume.
+    """
+    text = storage or "~/ray_results"
+    url = urlparse(text)
+    if url.scheme not in ("", "file"):
+        raise ConfigError(
+            f"storage path {text} is not a local or shared folder; others are not supported yet"
+        )
+    if not name or "/" in name or name.startswith("."):
+        raise ConfigError(
+            f"run name {name!r} cannot be a folder's name: give one without a slash and without a "
+            "dot at its start"
+        )
+    folder = Path(url.path if url.scheme else text).expanduser().resolve() / name
+    if resume and not folder.is_dir():
+        raise ConfigError(f"there is no run to resume in {folder}")
+    probe = folder / f".writable-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"storage path {folder} cannot be written: {error}. Give a folder that this user may "
+            "write to"
+        ) from error
+    return folder
+
+
+def check_fresh(folder: Path) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        ConfigError: the folder holds a run.
+    """
+    if (folder / journal.FILE_NAME).exists():
+        raise ConfigError(
+            f"there is a run in {folder} already: give another --name, or --resume to go on with it"
+        )
+
+
+def last_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """Return the newest checkpoint of a run that is to be resumed.
+
+    Raises:
+        ConfigError: there is none, or the run was described differently, naming the differences.
+    """
+    try:
+        described = [e for e in journal.read(folder) if e["event"] == "run"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no run to resume in {folder}") from error
+    before = described[0]["identity"] if described else {}
+    changed = [
+        f"{key}: was {before.get(key)!r}, is {value!r}"
+        for key, value in identity.items()
+        if before.get(key) != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"the run in {folder} cannot be resumed differently; {'; '.join(changed)}: say the "
+            "same as before, or start a new run under another name"
+        )
+    found = sorted(folder.glob("checkpoint_*"))
+    if not found:
+        raise ConfigError(
+            f"there is no checkpoint in {folder} to resume from: start a new run under another name"
+        )
+    return found[-1]
+
+
+def import_paths() -> list[str]:
+    """Return the folders from which workers import what the driver could import."""
+    return [path for path in _paths() if Path(path).is_dir() and "site-packages" not in path]
+
+
+def _paths() -> Iterator[str]:
+    for path in [str(Path.cwd()), *sys.path]:
+        if path and not path.startswith(sys.base_prefix):
+            yield str(Path(path).resolve())

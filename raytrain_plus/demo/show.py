@@ -1,0 +1,82 @@
+"""Two runs of one job, one of them disturbed, and what they have in common: every bit."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from rich.console import Console
+
+from raytrain_plus.demo.digits import Digits
+from raytrain_plus.demo.picture import draw
+from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.observe import journal
+from raytrain_plus.observe.progress import ProgressLine, summary_table
+from raytrain_plus.observe.verify import compare
+from raytrain_plus.trainer import ElasticTrainer
+
+_DURATION = "24ep"
+FAULTS = (
+    Fault(step=0, action="remove"),  # start with two of at most three
+    Fault(step=100, action="kill", phase="backward"),
+    Fault(step=280, action="add"),
+    Fault(step=440, action="drain"),
+    Fault(step=600, action="stop"),
+)
+
+
+def show(storage: str, out: Console, err: Console) -> dict[str, Any]:
+    """Run the demo.
+
+    Args:
+        storage: where the runs are kept.
+        out: where to say what was found.
+        err: where to show progress.
+
+    Returns:
+        `disturbed` and `undisturbed` as `train` prints them, `equal`, and `picture`.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    out.print(
+        "The disturbed run starts with 2 workers; one is killed in the middle of a step, a third "
+        "is added, one is drained, one is stopped (SIGSTOP). The undisturbed run has 1 worker."
+    )
+    disturbed = _train(f"disturbed-{stamp}", storage, (1, 3), FAULTS, err)
+    undisturbed = _train(f"undisturbed-{stamp}", storage, (1, 1), (), err)
+    summaries = {"disturbed": disturbed, "undisturbed": undisturbed}
+    out.print(summary_table(summaries))
+    journals = {what: journal.read(Path(s["folder"])) for what, s in summaries.items()}
+    found = compare(journals["disturbed"], journals["undisturbed"])
+    equal = found.equal and disturbed["digest"] == undisturbed["digest"]
+    picture = Path(storage).resolve() / f"demo-{stamp}.png"
+    draw(journals["disturbed"], journals["undisturbed"], picture)
+    if equal:
+        out.print(
+            f"The digests are equal: all {found.steps} losses, the metrics and the final weights "
+            "are the same in every bit.",
+            style="bold green",
+        )
+    else:
+        out.print(f"The runs DIFFER: {found.first_difference}", style="bold red")
+    out.print(f"A picture of the run: {picture}", soft_wrap=True)
+    return {**summaries, "equal": equal, "picture": str(picture)}
+
+
+def _train(
+    name: str, storage: str, workers: tuple[int, int], faults: tuple[Fault, ...], err: Console
+) -> dict[str, Any]:
+    trainer = ElasticTrainer(
+        task=Digits(),
+        batch_size=128,
+        duration=_DURATION,
+        evaluate_every="4ep",
+        logical_ranks=8,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers),
+        run_config=ray.train.RunConfig(name=name, storage_path=storage),
+        elastic=ElasticConfig(hang_deadline=5.0),
+        faults=faults,
+    )
+    with ProgressLine(name, err) as line:
+        summary: dict[str, Any] = trainer.fit(line).return_value
+    return summary

@@ -1,0 +1,1 @@
+"""A group of workers that shrinks and grows while it trains."""

@@ -1,0 +1,145 @@
+"""What is known of a run: its steps, evaluations and generations, each written down once."""
+
+import time
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from raytrain_plus.elastic.messages import Event, Plan
+from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.observe.journal import Journal
+
+
+class DivergenceError(RuntimeError):
+    """A step that was computed again gave another loss."""
+
+
+class Chronicle:
+    """Writes the journal, without gaps and without repetitions.
+
+    A step may be told by several workers, and be computed again after a failure. It is written
+    once; if it is told again with another loss, the promise of equal bits is broken, and that is
+    an error.
+
+    Args:
+        journal: where to write.
+        first_step: committed steps at the start of the run.
+    """
+
+    def __init__(self, journal: Journal, first_step: int) -> None:
+        self._journal = journal
+        self._first = first_step
+        self._losses = array("d")
+        self.metrics: dict[str, Any] = {}
+        self.evaluated_step = -1
+        self.generations: list[Event] = []
+        self.device_seconds = 0.0
+        self._pending: dict[int, tuple[Plan, str, float | None]] = {}
+
+    @property
+    def step(self) -> int:
+        """The last step that is written."""
+        return self._first + len(self._losses)
+
+    @property
+    def loss(self) -> float | None:
+        """The last step's loss."""
+        return self._losses[-1] if self._losses else None
+
+    def expect(self, plan: Plan, cause: str, last_commit: float | None) -> None:
+        """A generation is planned; it is written when it starts.
+
+        Args:
+            plan: the plan.
+            cause: why there is a new generation.
+            last_commit: Unix time of the last commit before it, None for the first.
+        """
+        self._pending[plan.generation] = (plan, cause, last_commit)
+
+    def started(self, generation: int, at: float) -> None:
+        """A generation runs its first step from Unix time `at`."""
+        self._journal.write_all(self._beginning(generation, at))
+
+    def _beginning(self, generation: int, at: float) -> list[Event]:
+        found = self._pending.pop(generation, None)
+        if found is None:
+            return []
+        plan, cause, last_commit = found
+        self._pending.clear()
+        entry = {
+            "generation": generation,
+            "step": plan.step,
+            "workers": len(plan.assignments),
+            "cause": cause,
+            "pause_seconds": round(max(0.0, at - last_commit), 6) if last_commit else 0.0,
+        }
+        self.generations.append(entry)
+        names = [assignment.worker for assignment in plan.assignments]
+        return [{"event": "generation", "time": at, **entry, "members": names}]
+
+    def add(self, records: Sequence[Record], workers: int) -> list[float]:
+        """Write what is new; returns the times at which steps were committed, new or again.
+
+        Raises:
+            DivergenceError: a step that is known was computed again, to another loss.
+        """
+        events: list[Event] = []
+        commits = []
+        try:
+            for record in records:
+                events += self._beginning(record.generation, record.time)
+                if record.metrics is not None:
+                    events += self._evaluated(record)
+                    continue
+                commits.append(record.time)
+                events += self._committed(record, workers)
+        finally:  # what was new before a divergence is known, so it is written, too
+            self._journal.write_all(events)
+        return commits
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Write anything else."""
+        self._journal.write_all([{"event": event, "time": time.time(), **fields}])
+
+    def _committed(self, record: Record, workers: int) -> list[Event]:
+        if record.step <= self.step:
+            self._compare(record)
+        if record.step != self.step + 1:
+            return []  # what is missing in between comes first, and this once more with it
+        self._losses.append(record.loss)
+        self.device_seconds += record.busy_seconds
+        return [
+            {
+                "event": "step",
+                "time": record.time,
+                "step": record.step,
+                "loss": record.loss,
+                "loss_hex": record.loss.hex(),
+                "generation": record.generation,
+                "workers": workers,
+            }
+        ]
+
+    def _evaluated(self, record: Record) -> list[Event]:
+        assert record.metrics is not None
+        if record.step <= self.evaluated_step:
+            return []
+        self.evaluated_step = record.step
+        self.metrics = record.metrics
+        return [
+            {
+                "event": "evaluate",
+                "time": record.time,
+                "step": record.step,
+                "metrics": record.metrics,
+            }
+        ]
+
+    def _compare(self, record: Record) -> None:
+        place = record.step - self._first - 1
+        if place >= 0 and self._losses[place] != record.loss:
+            raise DivergenceError(
+                f"step {record.step} was computed again and gave loss {record.loss.hex()} where it "
+                f"had given {self._losses[place].hex()}: the task is not reproducible. Does it "
+                "read the time, a file that changes, or a generator of its own?"
+            )

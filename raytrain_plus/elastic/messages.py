@@ -1,0 +1,210 @@
+"""What the trainer, the coordinator and the workers say to each other: values, nothing else."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.clock import Clock
+from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.plan import Assignment
+from raytrain_plus.task import Task
+
+Event = dict[str, Any]
+Fingerprint = Mapping[str, str]
+Ending = Literal["finished", "paused", "aborted", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticConfig:
+    """How a run deals with workers that come, go, or hang.
+
+    Attributes:
+        hang_deadline: seconds without progress after which a worker counts as hung. Default: four
+            times the median step, at least 5.
+        first_step_deadline: the same for the run's first step, which warms everything up; a first
+            step with a newcomer gets four times as long as the slowest such step took. Default 120.
+        start_timeout: seconds to wait for the first `min` workers. Default 120.
+        bitwise: refuse a worker that computes other bits than the group. When False it is
+            admitted, and the run is marked as not bitwise reproducible. Default True.
+        threads: threads per worker; part of what the bits depend on. Default: the whole CPUs that
+            a worker asks Ray for, at least 1.
+        isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
+            `avx2` or `avx512`; part of what the bits depend on. Default: none.
+    """
+
+    hang_deadline: float | None = None
+    first_step_deadline: float = 120.0
+    start_timeout: float = 120.0
+    bitwise: bool = True
+    threads: int | None = None
+    isa: Literal["default", "avx2", "avx512"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("hang_deadline", "first_step_deadline", "start_timeout", "threads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above zero")
+        if self.isa not in (None, "default", "avx2", "avx512"):
+            raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run, completely described.
+
+    Attributes:
+        name: the run's name.
+        folder: where its journal and checkpoints are.
+        task: the task, or where to import it from.
+        import_paths: folders that workers add to `sys.path`.
+        data, evaluation_data: a path, or a reference to a table in Ray's object store.
+        part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
+        resume_from: the checkpoint to start from, or None.
+    """
+
+    name: str
+    folder: Path
+    task: Task | str
+    import_paths: Sequence[str]
+    data: Any
+    evaluation_data: Any
+    batch_size: int
+    logical_ranks: int
+    evaluation_rows: int
+    clock: Clock
+    seed: int
+    algorithms: Sequence[Aspect]
+    workers: tuple[int, int]
+    resources: Mapping[str, float]
+    elastic: ElasticConfig
+    faults: Sequence[Fault] = ()
+    resume_from: Path | None = None
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def part_rows(self) -> int:
+        """Samples that one logical rank computes in a step."""
+        return self.batch_size // self.logical_ranks
+
+    @property
+    def threads(self) -> int:
+        """Threads per worker."""
+        return self.elastic.threads or max(1, int(self.resources.get("CPU", 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A worker that has come up, loaded the task and computed the probe."""
+
+    pid: int
+    node: str
+    host: str
+    meeting_point: tuple[str, int]
+    fingerprint: Fingerprint
+    step: int
+
+
+@dataclass(frozen=True)
+class Unready:
+    """A worker that has come up and on which the task failed: the user's traceback."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Who is in a generation, who computes what, and who heals whom.
+
+    Attributes:
+        generation: its number, from 1.
+        step: committed steps at its start.
+        assignments: the workers in order, with their logical ranks.
+        healed_by: receiver's place -> source's place.
+        meeting_point: where the members find each other.
+        pause_at: the step after which the generation ends by itself, or None.
+        evaluated: whether the evaluation that is due at its start has been done.
+        faults: strikes that have not struck yet.
+    """
+
+    generation: int
+    step: int
+    assignments: tuple[Assignment, ...]
+    healed_by: Mapping[int, int]
+    meeting_point: tuple[str, int]
+    pause_at: int | None
+    evaluated: bool
+    faults: Sequence[Fault] = ()
+
+    @property
+    def ranges(self) -> list[range]:
+        """The logical ranks of each member."""
+        return [assignment.ranks for assignment in self.assignments]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How a generation ended for one worker.
+
+    Attributes:
+        ending: `finished` (the run's last step is done), `paused`, `aborted` (a peer was lost; our
+            state is that of the last committed step), or `failed` (an error of the task).
+        step: committed steps of our state.
+        committed_at: Unix time of the last commit.
+        error: the user's traceback, when failed.
+        reason: why it was aborted.
+        digest: of the final state, when finished.
+    """
+
+    ending: Ending
+    step: int
+    committed_at: float
+    error: str = ""
+    reason: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a worker says when asked what it is doing.
+
+    Attributes:
+        phase: the phase that it is in.
+        waiting: whether it waits there for others.
+        age: seconds since it entered the phase.
+    """
+
+    phase: str
+    waiting: bool
+    age: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        state: `finished`, `stopped` (on request) or `failed`.
+        error: why it failed, for people; the user's traceback first where there is one.
+        digest: sha256 of the final state; empty when failed.
+        loss: of the last step, None before the first.
+        metrics: of the last evaluation.
+        generations: `{generation, step, workers, cause, pause_seconds}` each.
+        device_seconds: summed busy time of the workers.
+        checkpoint: the folder of the last state, or None if no worker was left to write it.
+        bitwise: whether all workers proved to compute the same bits.
+        faults_left: faults that were asked for and did not happen.
+    """
+
+    state: Literal["finished", "stopped", "failed"]
+    steps: int
+    error: str = ""
+    digest: str = ""
+    loss: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    generations: Sequence[Event] = ()
+    device_seconds: float = 0.0
+    checkpoint: Path | None = None
+    bitwise: bool = True
+    faults_left: int = 0

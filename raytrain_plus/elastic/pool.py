@@ -1,0 +1,234 @@
+"""Asking Ray for workers; what Ray knows of their deaths and of draining nodes."""
+
+import contextlib
+import os
+import queue
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from raytrain_plus.elastic.messages import Plan, Ready, Report, RunSpec, Standing, Unready
+from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.elastic.worker import Worker
+
+NAMESPACE = "raytrain_plus"
+
+_CALL_SECONDS = 30.0
+_ISA = {
+    "default": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
+    "avx512": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "MKL_CBWR": "AVX512",
+    },
+}
+
+
+@dataclass
+class Seat:
+    """A worker as the coordinator sees it.
+
+    Attributes:
+        worker: its name.
+        ready: what it said when it had come up, None before.
+        step: committed steps of its state.
+        draining: it is to leave at the next step boundary.
+        warm: it has run steps.
+    """
+
+    worker: str
+    ready: Ready | None = None
+    step: int = 0
+    draining: bool = False
+    warm: bool = False
+
+
+@dataclass(frozen=True)
+class Came:
+    """A worker has come up, or failed to."""
+
+    worker: str
+    ready: Ready | None
+    died: str = ""
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A worker's generation has ended, or the worker has."""
+
+    worker: str
+    generation: int
+    report: Report | None
+    died: str = ""
+
+
+@dataclass(frozen=True)
+class Woken:
+    """Somebody wants something of the coordinator."""
+
+
+class Pool:
+    """The workers of one run, as Ray actors, one each, so that none blocks another.
+
+    Everything that happens to them arrives in one queue.
+
+    Args:
+        spec: the run.
+        coordinator: the handle that workers report to.
+    """
+
+    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+        self.events: queue.Queue[Came | Returned | Woken] = queue.Queue()
+        self._spec = spec
+        self._coordinator = coordinator
+        self._handles: dict[str, Any] = {}
+        self._node = ray.get_runtime_context().get_node_id()
+        self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
+
+    def start(self, worker: str) -> None:
+        """Ask Ray for a worker; while Ray cannot place it, it is demand that an autoscaler sees."""
+        env = dict(self._spec.runtime_env)
+        if self._spec.elastic.isa is not None:
+            env["env_vars"] = {**env.get("env_vars", {}), **_ISA[self._spec.elastic.isa]}
+        wanted = dict(self._spec.resources)
+        handle = self._actor.options(
+            num_cpus=wanted.pop("CPU", 0),
+            num_gpus=wanted.pop("GPU", 0),
+            resources=wanted,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env=env or None,
+        ).remote(worker, self._coordinator)
+        self._handles[worker] = handle
+        handle.prepare.remote(self._spec).future().add_done_callback(
+            lambda future: self.events.put(_came(worker, future))
+        )
+
+    def train(self, worker: str, plan: Plan) -> None:
+        """Let a worker run a generation."""
+        ref = self._handles[worker].train.remote(plan)
+        ref.future().add_done_callback(
+            lambda future: self.events.put(_returned(worker, plan.generation, future))
+        )
+
+    def ask_pause(self, worker: str, generation: int) -> None:
+        """Let a worker raise the flag that pauses the group."""
+        self._handles[worker].ask_pause.remote(generation)
+
+    def abort(self, workers: Sequence[str], generation: int, reason: str) -> None:
+        """Tell workers that a generation is over."""
+        for worker in workers:
+            self._handles[worker].abort.remote(generation, reason)
+
+    def standings(self, workers: Sequence[str], timeout: float) -> dict[str, Standing | None]:
+        """Ask workers what they are doing; None for those that do not answer."""
+        refs = {worker: self._handles[worker].standing.remote() for worker in workers}
+        answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
+        found: dict[str, Standing | None] = dict.fromkeys(workers)
+        for worker, ref in refs.items():
+            if ref in answered:
+                with contextlib.suppress(RayError):
+                    found[worker] = ray.get(ref)
+        return found
+
+    def records(self, worker: str, after: int) -> list[Record]:
+        """Ask a worker what it knows of the steps after a step; nothing if it has gone."""
+        try:
+            found: list[Record] = ray.get(
+                self._handles[worker].records.remote(after), timeout=_CALL_SECONDS
+            )
+        except (RayActorError, GetTimeoutError):
+            return []
+        return found
+
+    def save(self, worker: str, folder: Any) -> str:
+        """Let a worker write a checkpoint; returns the digest.
+
+        Raises:
+            RayError: the worker has gone, or could not write.
+        """
+        digest: str = ray.get(self._handles[worker].save.remote(folder))
+        return digest
+
+    def end(self, seat: Seat, neighbours: Sequence[Seat] = (), *, hangs: bool = False) -> None:
+        """End a worker at once.
+
+        Ray's own kill is a message to the process; one that hangs does not read it, so somebody on
+        the same node sends it the signal.
+        """
+        handle = self._handles.pop(seat.worker, None)
+        if handle is None:
+            return
+        if hangs and seat.ready is not None:
+            if seat.ready.node == self._node:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(seat.ready.pid, signal.SIGKILL)
+            else:
+                for other in neighbours:
+                    if other.ready is not None and other.ready.node == seat.ready.node:
+                        self._handles[other.worker].kill_neighbour.remote(seat.ready.pid)
+                        break
+        ray.kill(handle)
+
+    def next_event(self, timeout: float) -> Came | Returned | Woken | None:
+        """Return what happened next, or None after `timeout` seconds."""
+        with contextlib.suppress(queue.Empty):
+            return self.events.get(timeout=timeout)
+        return None
+
+    def wake(self) -> None:
+        """Let the coordinator look around."""
+        self.events.put(Woken())
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of nodes that Ray is draining.
+
+    Ray pushes this to nobody and has no public call for it; this is the one place that knows.
+    """
+    return set(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
+
+
+def missing_resources(resources: Mapping[str, float], workers: int) -> str:
+    """Say what a cluster lacks for some workers."""
+    total = ray.cluster_resources()
+    free = ray.available_resources()
+    lines = [
+        f"{name}: {workers} x {amount:g} = {workers * amount:g} needed, {total.get(name, 0):g} in "
+        f"the cluster, {free.get(name, 0):g} free"
+        for name, amount in resources.items()
+    ]
+    return "; ".join(lines)
+
+
+def _came(worker: str, future: Any) -> Came:
+    error = future.exception()
+    if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
+        return Came(worker, None, failed=str(error))  # before the worker's own code could run
+    if error is not None:
+        return Came(worker, None, died=_first_line(error))
+    answer = future.result()
+    if isinstance(answer, Unready):
+        return Came(worker, None, failed=answer.error)
+    return Came(worker, answer)
+
+
+def _returned(worker: str, generation: int, future: Any) -> Returned:
+    error = future.exception()
+    if error is None:
+        return Returned(worker, generation, future.result())
+    return Returned(worker, generation, None, died=_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,296 @@
+"""The worker: a Ray actor around one replica."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from raytrain_plus.algorithms import Step, Weave
+from raytrain_plus.elastic.faults import Strikes
+from raytrain_plus.elastic.fingerprint import fingerprint
+from raytrain_plus.elastic.healing import receive_state, send_state
+from raytrain_plus.elastic.messages import Ending, Plan, Ready, Report, RunSpec, Standing, Unready
+from raytrain_plus.elastic.progress import AbortedError, Progress
+from raytrain_plus.elastic.reporter import Record, Records, Reporter
+from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
+from raytrain_plus.streams.loader import Loader, load_part
+from raytrain_plus.streams.order import Order
+from raytrain_plus.streams.source import Source, open_source
+from raytrain_plus.task import Task, load_task
+from raytrain_plus.training import checkpoint
+from raytrain_plus.training.evaluation import Evaluation
+from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.state import Replica
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+class Worker:
+    """Hosts one replica through one generation after another.
+
+    Methods of the concurrency group `control` are answered while `train` runs.
+
+    Args:
+        name: the worker's name in the run.
+        coordinator: the coordinator's handle, which is told of steps.
+    """
+
+    def __init__(self, name: str, coordinator: Any) -> None:
+        self._name = name
+        self._coordinator = coordinator
+        self._progress = Progress()
+        self._records = Records()
+        self._transport: Transport | None = None
+        self._loader: Loader | None = None
+
+    def prepare(self, spec: RunSpec) -> Ready | Unready:
+        """Load the task and the data, build the replica, and compute the probe."""
+        try:
+            return self._prepare(spec)
+        except Exception as error:  # noqa: BLE001 - the user's own; Ray would bury its traceback
+            return Unready(users_traceback(error))
+
+    def _prepare(self, spec: RunSpec) -> Ready:
+        sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
+        self._device = prepare_process(spec.threads)
+        self._spec = spec
+        self._task = load_task(spec.task)
+        self._source, self._order = open_data(spec, self._task)
+        self._evaluation = open_evaluation(spec, self._task)
+        replica = Replica.build(self._task, spec.seed, self._device)
+        self._weave = Weave(spec.algorithms)
+        self._loop = TrainingLoop(
+            self._task, replica, self._weave, spec.clock, spec.seed, self._progress.enter
+        )
+        part = load_part(self._source, self._order, 0, 0, 0, spec.part_rows)
+        batch = {key: value.to(self._device) for key, value in part.items()}
+        identity = {
+            "data": self._source.identity,
+            "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
+        }
+        proof = {**identity, **fingerprint(self._loop, batch, self._device)}
+        if spec.resume_from is not None:
+            checkpoint.load(spec.resume_from, replica)
+        self._progress.step = replica.step
+        self._host = ray.util.get_node_ip_address()
+        self._meeting_point = MeetingPoint(self._host)
+        return Ready(
+            pid=os.getpid(),
+            node=ray.get_runtime_context().get_node_id(),
+            host=self._host,
+            meeting_point=self._meeting_point.address,
+            fingerprint=proof,
+            step=replica.step,
+        )
+
+    def train(self, plan: Plan) -> Report:
+        """Run one generation: meet, heal, and run steps until it ends."""
+        places = [assignment.worker for assignment in plan.assignments]
+        index = places.index(self._name)
+        transport = self._transport = Transport(index, len(places), self._device)
+        faults = [f for f in plan.faults if index in f.victims(len(places))]
+        strikes = Strikes(self._spec.folder)
+        self._progress.begin(plan, faults, partial(strikes.hit, self._name), self._interrupt)
+        reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
+        self._formed_at = 0.0
+        try:
+            self._form(plan, transport)
+            self._formed_at = time.time()
+            reporter.start(plan.generation, sends=index == 0)
+            report = self._report(self._run(plan, transport))
+        except Exception as error:  # noqa: BLE001 - the coordinator decides what to do about it
+            transport.abort("the generation is over")  # the others notice at once
+            ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
+            if ours:
+                report = self._report("aborted", reason=str(error))
+            else:
+                report = self._report("failed", error=users_traceback(error))
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+        reporter.stop()
+        self._loop.end()
+        self._progress.end()
+        return report
+
+    def save(self, folder: Any) -> str:
+        """Write a checkpoint of the replica; returns its digest."""
+        return checkpoint.save(folder, self._loop.replica, self._spec.name)
+
+    @ray.method(concurrency_group="control")
+    def ask_pause(self, generation: int) -> None:
+        """Raise the flag that lets all workers pause after the same step."""
+        self._progress.ask_pause(generation)
+
+    @ray.method(concurrency_group="control")
+    def abort(self, generation: int, reason: str) -> None:
+        """End a generation: a peer was lost."""
+        self._progress.abort(generation, reason)
+
+    @ray.method(concurrency_group="control")
+    def standing(self) -> Standing:
+        """Say what the training thread is doing."""
+        return self._progress.standing()
+
+    @ray.method(concurrency_group="control")
+    def records(self, after: int) -> list[Record]:
+        """Return what is known of the steps after a step."""
+        return self._records.after(after)
+
+    @ray.method(concurrency_group="control")
+    def kill_neighbour(self, pid: int) -> None:
+        """End another worker of this run on this node, which does not answer any more."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _form(self, plan: Plan, transport: Transport) -> None:
+        """Meet the other members and bring everybody to the same step."""
+        self._progress.enter("meet")
+        transport.meet(plan.meeting_point, f"{self._spec.name}/{plan.generation}", self._host)
+        replica, index = self._loop.replica, transport.index
+        self._progress.enter("heal")
+        receivers = [to for to, source in plan.healed_by.items() if source == index]
+        if receivers:
+            send_state(replica, receivers, transport)
+        if index in plan.healed_by:
+            receive_state(replica, plan.healed_by[index], transport)
+        self._progress.step = replica.step
+        self._loop.begin(plan.ranges, transport)
+
+    def _run(self, plan: Plan, transport: Transport) -> Ending:
+        replica, clock = self._loop.replica, self._spec.clock
+        if clock.evaluation_due(replica.step) and not plan.evaluated:
+            self._evaluate(plan, transport)
+        if replica.step == clock.total_steps:
+            return "finished"
+        self._loader = Loader(
+            self._source,
+            self._order,
+            part_rows=self._spec.part_rows,
+            lanes=plan.ranges[transport.index],
+            first_step=replica.step,
+        )
+        while True:
+            self._progress.enter("fetch")
+            parts = self._loader.next()
+            if self._device.type != "cpu":
+                parts = [{k: v.to(self._device) for k, v in part.items()} for part in parts]
+            result = self._loop.run_step(parts, ask_pause=self._progress.pause_asked)
+            self._progress.step = result.step
+            self._records.add_step(plan.generation, result)
+            if clock.evaluation_due(result.step):
+                self._evaluate(plan, transport)
+            if result.step == clock.total_steps:
+                return "finished"
+            if result.pause or result.step == plan.pause_at:
+                return "paused"
+
+    def _evaluate(self, plan: Plan, transport: Transport) -> None:
+        if self._evaluation is None:
+            return
+        replica = self._loop.replica
+        step = Step(
+            replica.model, replica.optimizer, self._spec.clock, self._spec.seed, replica.step
+        )
+        self._loop.buffers.snapshot()
+        try:
+            values = self._evaluation.run(
+                step, self._weave, plan.ranges, transport, self._progress.enter
+            )
+        finally:
+            self._loop.buffers.restore()
+        self._records.add_evaluation(plan.generation, replica.step, values)
+
+    def _report(self, ending: Ending, **why: str) -> Report:
+        replica = self._loop.replica
+        return Report(
+            ending=ending,
+            step=replica.step,
+            committed_at=max(self._records.last_time, self._formed_at),
+            digest=replica.digest() if ending == "finished" else "",
+            **why,
+        )
+
+    def _interrupt(self, reason: str) -> None:
+        if self._transport is not None:
+            self._transport.abort(reason)
+        if self._loader is not None:
+            self._loader.close()
+
+
+def prepare_process(threads: int) -> torch.device:
+    """Set what the bits depend on in this process; returns the device to compute on."""
+    _keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    if not ray.get_gpu_ids():
+        return torch.device("cpu")
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # its generators can be seeded only then
+    return torch.device("cuda", 0)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc keep what a step frees for the next step.
+
+    It would return large blocks to the system and take them again, at the price of a page fault
+    for each 4 KB: a tenth of a step's time for some models.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def users_traceback(error: BaseException) -> str:
+    """Return the traceback of an error from the first line that is neither ours nor Ray's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    below = (str(Path(__file__).parents[1]), str(Path(ray.__file__).parent))
+    skipped = next((i for i, f in enumerate(frames) if not f.filename.startswith(below)), 0)
+    return "".join(
+        [
+            "Traceback (most recent call last):\n",
+            *traceback.format_list(frames[skipped:]),
+            *traceback.format_exception_only(error),
+        ]
+    )
+
+
+def open_data(spec: RunSpec, task: Task) -> tuple[Source, Order]:
+    """Open the training data and its order."""
+    source = open_source(_resolve(spec.data), _columns(task))
+    order = Order(rows=source.rows, lanes=spec.logical_ranks, seed=spec.seed, window=source.window)
+    return source, order
+
+
+def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
+    """Open the evaluation data, if there is any."""
+    if spec.evaluation_data is None:
+        return None
+    source = open_source(_resolve(spec.evaluation_data), _columns(task))
+    order = Order(
+        rows=source.rows,
+        lanes=spec.logical_ranks,
+        seed=spec.seed,
+        window=source.window,
+        shuffle=False,
+    )
+    return Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
+
+
+def _resolve(data: Any) -> Any:
+    return ray.get(data) if isinstance(data, ray.ObjectRef) else data
+
+
+def _columns(task: Task) -> list[str] | None:
+    return None if task.columns is None else list(task.columns)

@@ -1,0 +1,126 @@
+"""One line of progress on a terminal, fed by the journal; nothing in a pipe."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from raytrain_plus.observe.journal import Event
+
+_SMOOTHED_SECONDS = 5.0
+
+
+class ProgressLine:
+    """Shows steps, loss, samples per second, workers, generation and time left.
+
+    Args:
+        title: what is running.
+        console: where; nothing is shown unless it is a terminal.
+    """
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title = title
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._batch_size = 0
+        self._recent: list[tuple[float, int]] = []
+        self._generation = 0
+        self._workers = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, events: list[Event]) -> None:
+        """Take in new events of the journal."""
+        for event in events:
+            if event["event"] == "run":
+                self._batch_size = event["batch_size"]
+                self._task = self._progress.add_task(
+                    self._title, total=event["total_steps"], state="waiting for workers"
+                )
+            elif event["event"] == "generation":
+                self._generation, self._workers = event["generation"], event["workers"]
+            elif event["event"] == "step":
+                self._recent.append((event["time"], event["step"]))
+        steps = [event for event in events if event["event"] == "step"]
+        if steps and self._task is not None:
+            self._progress.update(
+                self._task, completed=steps[-1]["step"], state=self._state(steps[-1])
+            )
+
+    def _state(self, step: Event) -> str:
+        horizon = step["time"] - _SMOOTHED_SECONDS
+        self._recent = [item for item in self._recent if item[0] >= horizon]
+        (first_time, first_step), (last_time, last_step) = self._recent[0], self._recent[-1]
+        elapsed = last_time - first_time
+        rate = (last_step - first_step) * self._batch_size / elapsed if elapsed else 0.0
+        return (
+            f"loss {step['loss']:.4f}  {rate:,.0f} samples/s  "
+            f"{self._workers} workers  generation {self._generation}"
+        )
+
+
+def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
+    """Return a table of finished runs, one column each."""
+    table = Table(show_header=len(summaries) > 1, header_style="bold")
+    table.add_column("")
+    for title in summaries:
+        table.add_column(title)
+    rows = {title: _rows(summary) for title, summary in summaries.items()}
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    for key in keys:
+        table.add_row(key, *(row.get(key, "") for row in rows.values()))
+    return table
+
+
+def _rows(summary: dict[str, Any]) -> dict[str, str]:
+    generations = summary["generations"]
+    pauses = [g["pause_seconds"] for g in generations]
+    loss = summary["loss"]
+    rows = {
+        "run": summary["run"],
+        "state": summary["state"],
+        "steps": f"{summary['steps']:,}",
+        "loss": f"{loss:.6f}" if loss is not None else "none",
+    }
+    for name, value in summary["metrics"].items():
+        rows[name] = f"{value:.4f}" if isinstance(value, float) else str(value)
+    rows |= {
+        "generations": str(len(generations)),
+        "workers": " > ".join(str(g["workers"]) for g in generations),
+        "longest pause": f"{max(pauses, default=0.0):.3f} s",
+        "device time": f"{summary['device_seconds']:.1f} s",
+        "wall time": f"{summary['wall_seconds']:.1f} s",
+        "digest": summary["digest"][:16] or "none",
+        "folder": summary["folder"],
+    }
+    if not summary["bitwise"]:
+        rows["bitwise"] = "no: workers that compute other bits were admitted"
+    return rows

@@ -1,0 +1,1 @@
+"""Data in an order that no resize or failure can change."""

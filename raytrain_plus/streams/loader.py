@@ -1,0 +1,250 @@
+"""Makes batches of tensors from rows, ahead of the training loop.
+
+What a batch holds follows from (source, order, step, lane) alone. A worker names the lanes that it
+computes and the step at which it begins; after a resize the new owner of a lane asks for the same
+rows.
+"""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from raytrain_plus.streams.order import Indices, Order
+from raytrain_plus.streams.source import Column, DataError, Source
+
+Batch = dict[str, torch.Tensor]
+"""Column name -> tensor of shape (rows, *shape of the column)."""
+
+# How long `close` waits for a read that is under way, in seconds; the thread then ends by itself.
+_PATIENCE = 5.0
+
+# PyTorch has few operations for unsigned integers wider than a byte.
+_WIDENED = {np.dtype(kind): np.dtype(np.int64) for kind in (np.uint16, np.uint32, np.uint64)}
+
+
+def steps_per_epoch(order: Order, part_rows: int) -> int:
+    """Return how many whole steps of `part_rows` rows per lane an epoch has.
+
+    Raises:
+        ValueError: `part_rows` is below 1, or the shortest lane does not fill one step.
+    """
+    _check_part_rows(part_rows)
+    steps = order.shortest_lane // part_rows
+    if steps == 0:
+        raise ValueError(
+            f"the batch is larger than the data: {order.lanes} logical ranks of {part_rows} "
+            f"samples make a batch of {order.lanes * part_rows}, but the data has "
+            f"{int(np.sum(order.rows))} rows ({order.shortest_lane} per logical rank). Use a "
+            "smaller batch size, fewer logical ranks or more data."
+        )
+    return steps
+
+
+def load_part(source: Source, order: Order, epoch: int, lane: int, start: int, stop: int) -> Batch:
+    """Return the rows at positions start..stop (exclusive) of one lane in one epoch.
+
+    Every tensor is newly allocated by PyTorch: kernels choose their path by alignment, so that the
+    same values at another alignment could give other bits. Types stay, but uint16, uint32 and
+    uint64 become int64.
+
+    Args:
+        source: Where the rows are.
+        order: Which rows these are.
+        epoch: The epoch, from 0.
+        lane: The lane, in 0..V-1.
+        start: The first position in the lane.
+        stop: The position after the last.
+
+    Returns:
+        For each column a tensor of shape (stop - start, *shape of the column).
+
+    Raises:
+        ValueError: The positions leave the lane.
+        DataError: A file cannot be read, or a value is null or above the range of int64.
+    """
+    return _load(source, *order.locate(epoch, lane, start, stop))
+
+
+def evaluation_parts(
+    source: Source, order: Order, part_rows: int, lane: int
+) -> Iterator[tuple[Batch, int]]:
+    """Yield every sample of one lane exactly once, in the order in which it is stored.
+
+    Every batch has the same size, since another size may run other kernels and give other bits:
+    the last one is filled up with copies of its first row.
+
+    Args:
+        source: Where the rows are.
+        order: How rows are cut into lanes; it is read without shuffling.
+        part_rows: Rows of every batch, at least 1.
+        lane: The lane, in 0..V-1; one without rows yields nothing.
+
+    Yields:
+        A batch of `part_rows` rows, and how many of them, from the first, count.
+
+    Raises:
+        ValueError: `part_rows` is below 1, or there is no such lane.
+        DataError: As `load_part`.
+    """
+    _check_part_rows(part_rows)
+    plain = replace(order, shuffle=False) if order.shuffle else order
+    length = plain.lane_rows(lane)
+    for start in range(0, length, part_rows):
+        files, rows = plain.locate(0, lane, start, min(start + part_rows, length))
+        padding = part_rows - len(rows)
+        padded = (
+            np.append(files, files[:1].repeat(padding)),
+            np.append(rows, rows[:1].repeat(padding)),
+        )
+        yield _load(source, *padded), len(rows)
+
+
+class Loader:
+    """Produces the parts of consecutive steps for some lanes, in a background thread.
+
+    Step s is in epoch s // n and reads positions t*b .. t*b+b of each lane, with t = s % n, b the
+    rows of a part and n the steps of an epoch. The thread holds at most `depth` steps.
+
+    Args:
+        source: Where the rows are.
+        order: Which rows are when; made for the rows of this source.
+        part_rows: b, samples per logical rank and step.
+        lanes: The logical ranks that this worker computes.
+        first_step: The first step to produce, counted from 0 over the whole run.
+        depth: How many steps to prepare ahead.
+
+    Raises:
+        ValueError: An argument is out of range, the order is for other data, or the batch is
+            larger than the data.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        *,
+        part_rows: int,
+        lanes: range,
+        first_step: int,
+        depth: int = 2,
+    ) -> None:
+        if not lanes or min(lanes) < 0 or max(lanes) >= order.lanes:
+            raise ValueError(f"lanes is {lanes}, but the order has lanes 0..{order.lanes - 1}.")
+        if first_step < 0:
+            raise ValueError(f"first_step is {first_step}, but steps count from 0.")
+        if depth < 1:
+            raise ValueError(f"depth is {depth}, but at least 1 step must be prepared ahead.")
+        if not np.array_equal(order.rows, source.rows):
+            raise ValueError(
+                f"the order is for {len(order.rows)} files with {int(np.sum(order.rows))} rows, "
+                f"but the source has {len(source.rows)} with {source.total_rows}: make the order "
+                "with rows=source.rows."
+            )
+        self._source, self._order = source, order
+        self._part_rows, self._lanes, self._depth = part_rows, lanes, depth
+        self._steps = steps_per_epoch(order, part_rows)
+        # Lanes are read side by side, so that fewer would be closed and opened again at each step.
+        source.open_files = max(source.open_files, (len(lanes) + 1) * (order.window or 1))
+        self._changed = threading.Condition()
+        self._ready: deque[list[Batch]] = deque()
+        self._error: BaseException | None = None
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._produce, args=(first_step,), name="raytrain_plus loader", daemon=True
+        )
+        self._thread.start()
+
+    def next(self) -> list[Batch]:
+        """Return the next step's batches, one per lane in the order of `lanes`; waits for them.
+
+        Raises:
+            RuntimeError: The loader is closed.
+            Exception: The one that ended the background thread, with its traceback.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._error or self._closed)
+            if self._closed:
+                raise RuntimeError("this loader is closed: make a new one to go on reading.")
+            if self._ready:
+                parts = self._ready.popleft()
+                self._changed.notify_all()
+                return parts
+            assert self._error is not None
+            raise self._error
+
+    def close(self) -> None:
+        """End the background thread and drop what it holds; doing so twice does no harm."""
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join(_PATIENCE)
+
+    def _produce(self, first_step: int) -> None:
+        try:
+            for step in itertools.count(first_step):
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
+                    if self._closed:
+                        return
+                parts = self._load_step(step)
+                with self._changed:
+                    if self._closed:
+                        return
+                    self._ready.append(parts)
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must see it
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _load_step(self, step: int) -> list[Batch]:
+        """Return one batch per lane; fewer when the loader was closed meanwhile."""
+        epoch, t = divmod(step, self._steps)
+        start = t * self._part_rows
+        stop = start + self._part_rows
+        parts = []
+        for lane in self._lanes:
+            if self._closed:
+                break
+            parts.append(load_part(self._source, self._order, epoch, lane, start, stop))
+        return parts
+
+
+def _check_part_rows(part_rows: int) -> None:
+    if part_rows < 1:
+        raise ValueError(f"part_rows is {part_rows}, but a part has at least 1 sample.")
+
+
+def _load(source: Source, files: Indices, rows: Indices) -> Batch:
+    return {
+        name: _load_column(source, name, column, files, rows)
+        for name, column in source.columns.items()
+    }
+
+
+def _load_column(
+    source: Source, name: str, column: Column, files: Indices, rows: Indices
+) -> torch.Tensor:
+    shape = (len(rows), *column.shape)
+    dtype = _WIDENED.get(column.dtype, column.dtype)
+    # The only way from a NumPy type to PyTorch's that both document goes through an array.
+    tensor = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+    if dtype == column.dtype:
+        source.gather(files, rows, name, tensor.numpy())
+        return tensor
+    narrow = np.empty(shape, column.dtype)
+    source.gather(files, rows, name, narrow)
+    largest = int(narrow.max(initial=0))
+    if largest > np.iinfo(dtype).max:
+        raise DataError(
+            f"column {name!r} holds {largest}, but PyTorch computes with int64, up to "
+            f"{np.iinfo(dtype).max}: store smaller values, or leave this column out."
+        )
+    tensor.numpy()[...] = narrow
+    return tensor

@@ -1,0 +1,240 @@
+"""Which sample stands where: lanes and windows.
+
+A run's samples are read in V *lanes*, one per logical rank. The shard files are permuted once for
+the run, and their concatenation is cut at exact sample boundaries into V lanes. In each epoch a
+lane permutes its *pieces* (whole files, and at its two ends parts of files), takes K of them at a
+time as a *window*, and permutes the rows within each window. So a lane needs at most K files at a
+time, and every position is a pure function of (seed, epoch, lane, position): workers appear
+nowhere, and nothing has to be replayed to reach a position.
+
+Permutations sort hashes of integers. A library's own shuffle may change with its version; these
+are pinned by golden vectors in the tests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from raytrain_plus.seeds import seed_for
+
+Indices = npt.NDArray[np.int64]
+
+
+def permutation(n: int, key: int) -> Indices:
+    """Return a permutation of 0..n-1 that depends on (n, key) and on nothing else.
+
+    It sorts the first `n` outputs of SplitMix64 started at `key`: output i is a bijective mix of
+    `key + (i + 1) * 0x9E3779B97F4A7C15` modulo 2**64, so no two are equal and any correct sort
+    gives the same result. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", OOPSLA 2014.
+
+    Args:
+        n: How many indices, at least 0.
+        key: A 64-bit unsigned integer, as `seed_for` makes it.
+
+    Returns:
+        int64 of shape (n,).
+    """
+    mixed = np.arange(1, n + 1, dtype=np.uint64)
+    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    mixed += np.uint64(key)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return np.argsort(mixed, kind="stable").astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The pieces of one lane in the order in which one epoch reads them.
+
+    Attributes:
+        epoch: The epoch.
+        files: The file of each piece, shape (pieces,).
+        starts: The lane position at which each piece begins, then the lane's end, (pieces + 1,).
+        shifts: What to add to a lane position to get the row in the piece's file, (pieces,).
+        windows: The lane position at which each window begins, then the lane's end.
+    """
+
+    epoch: int
+    files: Indices
+    starts: Indices
+    shifts: Indices
+    windows: Indices
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The permutation of the rows of one window, shape (rows of the window,)."""
+
+    epoch: int
+    number: int
+    rows: Indices
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """The order in which a run reads the rows of its shard files.
+
+    Every layout is kept for the last epoch and window that a lane was asked for, and for no other:
+    lanes are read forwards, side by side, so that is all a loader needs, and the memory is at most
+    one window per lane.
+
+    Attributes:
+        rows: Rows of each shard file, at least one in all; kept as a read-only int64 array.
+        lanes: V, the number of lanes (logical ranks), at least 1.
+        seed: The run's seed.
+        window: K, how many pieces of files a lane mixes at a time; None mixes the whole lane.
+        shuffle: False reads files, lanes and rows as they come; the cut into lanes is the same.
+
+    Raises:
+        ValueError: One of these is out of range.
+    """
+
+    rows: Sequence[int] | Indices
+    lanes: int
+    seed: int
+    window: int | None = 8
+    shuffle: bool = True
+    _readings: dict[int, _Reading] = field(init=False, repr=False, default_factory=dict)
+    _windows: dict[int, _Window] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = np.array(self.rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or (rows < 0).any() or not rows.any():
+            raise ValueError(
+                f"rows is {rows!r}, but must be the number of rows of each shard file: whole "
+                "numbers, none below 0 and at least one above. Check that the data is not empty."
+            )
+        if self.lanes < 1:
+            raise ValueError(
+                f"lanes is {self.lanes}, but must be at least 1: one lane per logical rank."
+            )
+        if self.window is not None and self.window < 1:
+            raise ValueError(
+                f"window is {self.window}, but must be at least 1 file; None mixes a whole lane."
+            )
+        rows = rows.astype(np.int64)
+        rows.flags.writeable = False
+        object.__setattr__(self, "rows", rows)
+
+    @property
+    def shortest_lane(self) -> int:
+        """Rows of the shortest lane; no lane has more than one row more."""
+        return self._total // self.lanes
+
+    def lane_rows(self, lane: int) -> int:
+        """Return how many rows a lane has.
+
+        Raises:
+            ValueError: There is no such lane.
+        """
+        start, stop = self._cut(lane)
+        return stop - start
+
+    def locate(self, epoch: int, lane: int, start: int, stop: int) -> tuple[Indices, Indices]:
+        """Return where the rows at positions start..stop (exclusive) of a lane are stored.
+
+        The cost is that of the windows touched, wherever they are.
+
+        Args:
+            epoch: The epoch, from 0.
+            lane: The lane, in 0..V-1.
+            start: The first position in the lane, from 0.
+            stop: The position after the last, at most `lane_rows(lane)`.
+
+        Returns:
+            The index of the file and the row in the file, each int64 of shape (stop - start,).
+
+        Raises:
+            ValueError: There is no such epoch or lane, or the positions leave the lane.
+        """
+        length = self.lane_rows(lane)
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, but epochs count from 0.")
+        if not 0 <= start <= stop <= length:
+            raise ValueError(
+                f"positions {start}..{stop} are outside lane {lane}, which has {length} rows: ask "
+                f"for a range with 0 <= start <= stop <= {length}."
+            )
+        reading = self._reading(epoch, lane)
+        positions = self._positions(reading, lane, start, stop)
+        pieces = np.searchsorted(reading.starts, positions, side="right") - 1
+        return reading.files[pieces], positions + reading.shifts[pieces]
+
+    @cached_property
+    def _total(self) -> int:
+        return int(np.sum(self.rows))
+
+    @cached_property
+    def _files(self) -> Indices:
+        """The files in the run's order."""
+        if self.shuffle:
+            return permutation(len(self.rows), seed_for(self.seed, "files"))
+        return np.arange(len(self.rows), dtype=np.int64)
+
+    @cached_property
+    def _starts(self) -> Indices:
+        """Where each file begins in the concatenation, then the end of all."""
+        return _starts(np.asarray(self.rows)[self._files])
+
+    def _cut(self, lane: int) -> tuple[int, int]:
+        """Return the lane's first row of the concatenation, and the one after its last."""
+        if not 0 <= lane < self.lanes:
+            raise ValueError(f"lane is {lane}, but the lanes are 0..{self.lanes - 1}.")
+        return lane * self._total // self.lanes, (lane + 1) * self._total // self.lanes
+
+    def _reading(self, epoch: int, lane: int) -> _Reading:
+        kept = self._readings.get(lane)
+        if kept is None or kept.epoch != epoch:
+            kept = self._readings[lane] = self._arrange(epoch, lane)
+        return kept
+
+    def _arrange(self, epoch: int, lane: int) -> _Reading:
+        start, stop = self._cut(lane)
+        low = int(np.searchsorted(self._starts, start, side="right")) - 1
+        high = max(low, int(np.searchsorted(self._starts, stop, side="left")))
+        file_starts = self._starts[low:high]
+        piece_starts = np.maximum(file_starts, start)
+        lengths = np.minimum(self._starts[low + 1 : high + 1], stop) - piece_starts
+        pieces = np.flatnonzero(lengths > 0)
+        if self.shuffle:
+            pieces = pieces[permutation(len(pieces), seed_for(self.seed, "lane", epoch, lane))]
+        starts = _starts(lengths[pieces])
+        return _Reading(
+            epoch=epoch,
+            files=self._files[low:high][pieces],
+            starts=starts,
+            shifts=(piece_starts - file_starts)[pieces] - starts[:-1],
+            windows=np.append(starts[: -1 : self.window or len(starts)], starts[-1]),
+        )
+
+    def _positions(self, reading: _Reading, lane: int, start: int, stop: int) -> Indices:
+        """Return the positions before the rows were mixed within their windows."""
+        if not self.shuffle or start == stop:
+            return np.arange(start, stop, dtype=np.int64)
+        first = int(np.searchsorted(reading.windows, start, side="right")) - 1
+        last = int(np.searchsorted(reading.windows, stop, side="left"))
+        mixed = []
+        for number in range(first, last):
+            low, high = (int(bound) for bound in reading.windows[number : number + 2])
+            rows = self._window(reading.epoch, lane, number, high - low)
+            mixed.append(low + rows[max(start - low, 0) : stop - low])
+        return np.concatenate(mixed)
+
+    def _window(self, epoch: int, lane: int, number: int, size: int) -> Indices:
+        kept = self._windows.get(lane)
+        if kept is None or (kept.epoch, kept.number) != (epoch, number):
+            rows = permutation(size, seed_for(self.seed, "window", epoch, lane, number))
+            kept = self._windows[lane] = _Window(epoch, number, rows)
+        return kept.rows
+
+
+def _starts(lengths: Indices) -> Indices:
+    """Return where each of consecutive stretches begins, then the end: (n,) -> (n + 1,)."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

@@ -1,0 +1,143 @@
+"""What a user writes: a model, its optimizer, its loss, and how to measure it."""
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torchmetrics
+
+Batch = dict[str, Tensor]
+
+
+class TaskError(ValueError):
+    """A task that cannot be imported or lacks what training needs."""
+
+
+class Task:
+    """A training task: plain PyTorch inside, nothing about workers.
+
+    Override `model`, `optimizer` and `loss`; the rest has defaults. Whatever `forward` draws from
+    torch's, NumPy's or Python's global generators is reproducible: they are seeded anew for each
+    logical rank's part of each step.
+
+    Attributes:
+        columns: the data's columns that are loaded, as names, or as a mapping from name to the
+            shape of one row (`{"image": (1, 28, 28), "label": ()}`), which is then checked before
+            any worker starts. Default: every column.
+        target: the column that holds the labels, left out of what the default `forward` looks at
+            and given to the default `update_metric`. Default `"label"`.
+    """
+
+    columns: Sequence[str] | Mapping[str, tuple[int, ...]] | None = None
+    target: str = "label"
+
+    def model(self) -> nn.Module:
+        """Build the model. Called on every worker, from the run's seed."""
+        raise TaskError(f"{type(self).__name__} does not define model()")
+
+    def optimizer(self, model: nn.Module) -> Optimizer:  # noqa: ARG002
+        """Build the optimizer of the model's parameters."""
+        raise TaskError(f"{type(self).__name__} does not define optimizer(model)")
+
+    def schedule(self, progress: float) -> float:  # noqa: ARG002 - for overriding
+        """Return the factor on the learning rate at a point of the run, from 0 to 1."""
+        return 1.0
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Compute the outputs of one part of a batch. Default: the model of the one input column.
+
+        Args:
+            model: the model, in training or evaluation mode.
+            batch: column name -> tensor of shape (n, ...).
+        """
+        inputs = [name for name in batch if name != self.target]
+        if len(inputs) != 1:
+            raise TaskError(
+                f"the batch has {len(inputs)} columns beside the target {self.target!r} "
+                f"({', '.join(inputs) or 'none'}) and the default forward() needs one: "
+                "set `columns` or `target`, or override forward(model, batch)"
+            )
+        return model(batch[inputs[0]])
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:  # noqa: ARG002
+        """Return one loss per sample, shape (n,), not averaged."""
+        raise TaskError(f"{type(self).__name__} does not define loss(outputs, batch)")
+
+    def metrics(self) -> "dict[str, torchmetrics.Metric]":
+        """Return what an evaluation measures. Default: nothing."""
+        return {}
+
+    def update_metric(self, metric: "torchmetrics.Metric", outputs: Any, batch: Batch) -> None:
+        """Feed a metric. Default: `metric.update(outputs, batch[self.target])`."""
+        metric.update(outputs, batch[self.target])
+
+    def data(self) -> "pa.Table | str | None":
+        """Return the training data used where the trainer is given none. Default: none."""
+        return None
+
+    def evaluation_data(self) -> "pa.Table | str | None":
+        """Return the evaluation data used where the trainer is given none. Default: none."""
+        return None
+
+
+def load_task(task: Task | str) -> Task:
+    """Return the task that a `"module:attribute"` string or `"file.py:attribute"` names.
+
+    The attribute may be a Task, or a class or function that makes one without arguments.
+
+    Raises:
+        TaskError: the name has another form, its import fails, or it is no task.
+    """
+    if isinstance(task, Task):
+        return task
+    if not isinstance(task, str):
+        raise TaskError(f"a task is a raytrain_plus.Task or 'module:attribute', not {task!r}")
+    module_name, colon, attribute = task.rpartition(":")
+    if not colon or not module_name or not attribute:
+        raise TaskError(f"task {task!r} is not of the form module:attribute or file.py:attribute")
+    module = _import(module_name)
+    if not hasattr(module, attribute):
+        raise TaskError(f"task {task!r}: the module has no attribute {attribute!r}")
+    found = getattr(module, attribute)
+    made = found() if inspect.isclass(found) or inspect.isfunction(found) else found
+    if not isinstance(made, Task):
+        raise TaskError(
+            f"task {task!r} is a {type(made).__name__}, not a raytrain_plus.Task: derive the "
+            "class from Task, or name a function that returns one"
+        )
+    return made
+
+
+def _import(name: str) -> Any:
+    path: Path | None = None
+    if name.endswith(".py"):
+        path = Path(name).resolve()
+        if not path.exists():
+            raise TaskError(f"task file {name} does not exist")
+        name, folder = path.stem, str(path.parent)
+    else:
+        folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        why = str(error) if absent else "\n" + traceback.format_exc()
+        raise TaskError(f"module {name!r} of the task cannot be imported: {why}") from error
+    found = getattr(module, "__file__", None)
+    if path is not None and (found is None or Path(found).resolve() != path):
+        raise TaskError(
+            f"task file {path} is not what `import {name}` finds, which is {found or 'built in'}: "
+            "rename the file"
+        )
+    return module

@@ -1,0 +1,1 @@
+"""One training step, the same bits on any number of workers."""

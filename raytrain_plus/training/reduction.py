@@ -1,0 +1,363 @@
+"""Sums over all logical ranks that do not depend on how many workers there are.
+
+Each logical rank's gradient is a leaf of one fixed binary tree (`tree.py`). A worker sums the
+maximal subtrees inside its range while it computes. Then, chunk by chunk:
+
+1. every worker sends its partial sums of chunk w to worker w, and its rows of the control lane to
+   everybody;
+2. worker w finishes the tree for its chunk, in tree order, divides by the total weight, and sends
+   the result to everybody.
+
+Buckets, chunks and slices only cut the vector; the sum is per element, so they cannot change a bit.
+Nothing is ever added by a communication library, whose order would follow the topology or the world
+size.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from raytrain_plus.training.tree import additions, maximal_subtrees
+
+Rows = npt.NDArray[np.float64]
+Leaf = list[Tensor]
+Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
+
+# What a row of the control lane holds, one row per logical rank; everybody sees their sum.
+LOSS, WEIGHT, PAUSE, BUSY_SECONDS = range(4)
+LANE_WIDTH = 4
+
+_ALIGNMENT = 64  # elements: every tensor starts where vectorised kernels treat it alike
+_SLICED_ABOVE = 1 << 18  # elements; below, one slice has the lower latency
+_SLICES = 4
+_BUCKET_BYTES = 4 << 20  # sent as one; several let the first travel while the last is computed
+
+
+@dataclass(frozen=True)
+class Message:
+    """A contiguous tensor on its way to or from a peer (an index into the generation)."""
+
+    peer: int
+    tensor: Tensor
+
+
+class Pending(Protocol):
+    """Messages that are on their way."""
+
+    def wait(self) -> None:
+        """Return when all have been sent and received, or raise what the wire raises."""
+
+
+class Wire(Protocol):
+    """What moves the bytes: point to point, in the order in which messages are posted."""
+
+    index: int
+    size: int
+    peers: list[int]
+    device: torch.device
+
+    def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
+        """Start sending and receiving, all at once."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What every worker holds after a reduction, bit for bit the same.
+
+    Attributes:
+        gradients: per parameter, the sum over logical ranks divided by the total weight.
+        buffers: per floating buffer, the mean over logical ranks.
+        lane: float64 (logical ranks, LANE_WIDTH), every logical rank's row.
+        attachment: the bytes that the worker of logical rank 0 attached.
+    """
+
+    gradients: list[Tensor]
+    buffers: list[Tensor]
+    lane: Rows
+    attachment: bytes
+
+
+class Reduction:
+    """The reduction of one generation; buffers are allocated once.
+
+    Args:
+        gradients: tensors like the gradients, in the order of the forward; the backward, and so
+            the buckets, come in the opposite one.
+        buffers: tensors like the floating buffers.
+        ranges: the logical ranks of each worker of the generation, consecutive and in order.
+        wire: how to reach the other workers; its index says which range is ours.
+        attachment_bytes: the size of what the worker of logical rank 0 attaches.
+        enter: called as the inner phases begin: `finish` when the first slice has arrived, between
+            the two halves of the exchange, and `slice` at each further slice.
+    """
+
+    def __init__(
+        self,
+        gradients: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        ranges: Sequence[range],
+        wire: Wire,
+        attachment_bytes: int = 0,
+        enter: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._wire = wire
+        self._enter = enter
+        self._ranges = ranges
+        self._leaves = ranges[-1].stop
+        subtrees = [maximal_subtrees(r.start, r.stop, self._leaves) for r in ranges]
+        self._partials = [len(nodes) for nodes in subtrees]
+        self._additions = additions([node for nodes in subtrees for node in nodes], self._leaves)
+        self._attachment_bytes = attachment_bytes
+        self._n_gradients = len(gradients)
+        tensors = [*gradients, *buffers]
+        self.buckets = _buckets(tensors, len(gradients))
+        self._vectors = [
+            _Vector(
+                [tensors[i] for i in bucket],
+                sum(i < len(gradients) for i in bucket),
+                self._partials,
+                wire,
+            )
+            for bucket in self.buckets
+        ]
+
+    def run(self, partials: Sequence[Leaf], rows: Rows, attachment: bytes) -> Reduced:
+        """Sum over all workers.
+
+        Args:
+            partials: for each maximal subtree of our range, its sum: gradients, then buffers.
+            rows: float64 (our logical ranks, LANE_WIDTH), our rows of the control lane.
+            attachment: bytes for everybody; taken from the worker of logical rank 0 only.
+        """
+        self.open(rows, attachment)
+        for b, bucket in enumerate(self.buckets):
+            self.send(b, [[partial[i] for i in bucket] for partial in partials])
+        for b in range(len(self.buckets)):
+            self.finish(b)
+        return self.close()
+
+    def open(self, rows: Rows, attachment: bytes) -> None:
+        """Begin a sum: send the control lane."""
+        self._sent: dict[int, list[Pending]] = {}
+        self._last: list[Pending] = []
+        self._all_rows: Rows | None = None
+        if self._wire.size == 1:
+            self._all_rows, self._attached = rows, attachment
+        else:
+            self._lane, self._lane_pending = self._post_lane(rows, attachment)
+
+    def send(self, b: int, partials: Sequence[Partial]) -> None:
+        """Send our partial sums of bucket b; buckets go in order, on every worker alike."""
+        vector = self._vectors[b]
+        for views, partial in zip(vector.partials, partials, strict=True):
+            if isinstance(partial, list):
+                torch._foreach_copy_(views, partial)
+            else:
+                for view, left, right in zip(views, *partial, strict=True):
+                    torch.add(left, right, out=view)
+        if self._wire.size == 1:
+            weight = float(tree_sum(self._rows())[WEIGHT])
+            for j, total in enumerate(vector.totals):
+                total.div_(weight if j < vector.n_gradients else self._leaves)
+            return
+        self._sent[b] = vector.post_partials(self._wire)
+
+    def finish(self, b: int) -> None:
+        """Finish our chunk of bucket b as it arrives, and send it to everybody; in order, too."""
+        if self._wire.size == 1:
+            self._enter("slice" if b else "finish")
+            return
+        weight = float(tree_sum(self._rows())[WEIGHT])
+        self._last += self._vectors[b].finish(
+            self._wire,
+            self._sent.pop(b),
+            self._additions,
+            (weight, self._leaves),
+            lambda phase: self._enter("slice" if b else phase),
+        )
+
+    def close(self) -> Reduced:
+        """Wait until everything has arrived."""
+        rows = self._rows()
+        for pending in self._last:
+            pending.wait()
+        totals = {
+            i: total
+            for bucket, vector in zip(self.buckets, self._vectors, strict=True)
+            for i, total in zip(bucket, vector.totals, strict=True)
+        }
+        ordered = [totals[i] for i in range(len(totals))]
+        n = self._n_gradients
+        return Reduced(ordered[:n], ordered[n:], rows, self._attached)
+
+    def _rows(self) -> Rows:
+        if self._all_rows is None:
+            self._lane_pending.wait()
+            self._all_rows, self._attached = self._read_lane(self._lane)
+        return self._all_rows
+
+    def _lane_bytes(self, worker: int) -> int:
+        extra = self._attachment_bytes if worker == 0 else 0
+        return len(self._ranges[worker]) * LANE_WIDTH * 8 + extra
+
+    def _post_lane(self, rows: Rows, attachment: bytes) -> tuple[list[Tensor], Pending]:
+        wire = self._wire
+        lane = [
+            torch.empty(self._lane_bytes(worker), dtype=torch.uint8, device=wire.device)
+            for worker in range(wire.size)
+        ]
+        payload = rows.tobytes() + (attachment if wire.index == 0 else b"")
+        lane[wire.index].copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        pending = wire.post(
+            [Message(peer, lane[wire.index]) for peer in wire.peers],
+            [Message(peer, lane[peer]) for peer in wire.peers],
+        )
+        return lane, pending
+
+    def _read_lane(self, lane: list[Tensor]) -> tuple[Rows, bytes]:
+        payloads = [box.cpu().numpy().tobytes() for box in lane]
+        cut = len(payloads[0]) - self._attachment_bytes
+        text = b"".join([payloads[0][:cut], *payloads[1:]])
+        return np.frombuffer(text, np.float64).reshape(-1, LANE_WIDTH), payloads[0][cut:]
+
+
+def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:
+    """Group tensors of one dtype and device, in the order in which a backward finishes them."""
+    order = [*reversed(range(n_gradients)), *range(n_gradients, len(tensors))]
+    kinds: dict[tuple[str, str], list[list[int]]] = {}
+    for i in order:
+        groups = kinds.setdefault((str(tensors[i].dtype), str(tensors[i].device)), [[]])
+        held = sum(tensors[j].numel() * tensors[j].element_size() for j in groups[-1])
+        if i < n_gradients and held >= _BUCKET_BYTES:
+            groups.append([])
+        groups[-1].append(i)
+    return [group for _, groups in sorted(kinds.items()) for group in groups]
+
+
+class _Vector:
+    """A bucket, laid out as one vector of n elements: gradients first, then buffers.
+
+    Attributes:
+        n_gradients: how many of its tensors are gradients.
+        partials: views of our partial sums, [partial][tensor].
+        totals: views of the finished sums, [tensor].
+    """
+
+    def __init__(
+        self, like: Sequence[Tensor], n_gradients: int, partials: Sequence[int], wire: Wire
+    ) -> None:
+        offsets = [0]
+        for tensor in like:
+            offsets.append(offsets[-1] + -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT)
+        n = offsets[-1]
+        self.n_gradients = n_gradients
+        self._gradient_end = offsets[n_gradients]
+        self._counts = partials
+        self._chunks = _cuts(0, n, wire.size)
+        slices = _SLICES if n // wire.size > _SLICED_ABOVE // 2 else 1
+        self._slices = [_cuts(start, stop, slices) for start, stop in self._chunks]
+
+        def allocate(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=like[0].dtype, device=like[0].device)
+
+        def views(flat: Tensor) -> list[Tensor]:
+            return [
+                flat[offset : offset + tensor.numel()].view(tensor.shape)
+                for offset, tensor in zip(offsets, like, strict=False)
+            ]
+
+        self._total = allocate(n)
+        self.totals = views(self._total)
+        self._own = allocate(partials[wire.index], n) if wire.size > 1 else self._total[None]
+        self.partials = [views(flat) for flat in self._own]
+        mine_start, mine_stop = self._chunks[wire.index]
+        self._incoming = {
+            peer: allocate(partials[peer], mine_stop - mine_start) for peer in wire.peers
+        }
+
+    def post_partials(self, wire: Wire) -> list[Pending]:
+        """Start sending our partial sums to the owner of each chunk: one pending per slice."""
+        base = self._chunks[wire.index][0]
+        pendings = []
+        for s, (start, stop) in enumerate(self._slices[wire.index]):
+            receives = [
+                Message(peer, row[start - base : stop - base])
+                for peer in wire.peers
+                for row in self._incoming[peer]
+            ]
+            sends = [
+                Message(peer, row[slice(*self._slices[peer][s])])
+                for peer in wire.peers
+                for row in self._own
+            ]
+            pendings.append(wire.post(_filled(sends), _filled(receives)))
+        return pendings
+
+    def finish(
+        self,
+        wire: Wire,
+        pendings: Sequence[Pending],
+        order: Sequence[tuple[int, int]],
+        divisors: tuple[float, int],
+        enter: Callable[[str], None],
+    ) -> list[Pending]:
+        """Finish the tree for our chunk, slice by slice as it arrives, and send it to everybody.
+
+        Args:
+            wire: how to reach the other workers.
+            pendings: the slices on their way.
+            order: the additions that finish the tree.
+            divisors: what the sums of gradients and of buffers are divided by.
+            enter: called at each slice.
+        """
+        weight, leaves = divisors
+        base = self._chunks[wire.index][0]
+        sent = []
+        for s, pending in enumerate(pendings):
+            pending.wait()
+            enter("slice" if s else "finish")
+            start, stop = self._slices[wire.index][s]
+            slots: list[Tensor] = []
+            for worker in range(wire.size):
+                if worker == wire.index:
+                    slots += [row[start:stop] for row in self._own]
+                else:
+                    slots += [row[start - base : stop - base] for row in self._incoming[worker]]
+            for into, other in order:
+                slots[into].add_(slots[other])
+            cut = min(max(self._gradient_end, start), stop)
+            torch.div(slots[0][: cut - start], weight, out=self._total[start:cut])
+            torch.div(slots[0][cut - start :], leaves, out=self._total[cut:stop])
+            sends = [Message(peer, self._total[start:stop]) for peer in wire.peers]
+            receives = [
+                Message(peer, self._total[slice(*self._slices[peer][s])]) for peer in wire.peers
+            ]
+            sent.append(wire.post(_filled(sends), _filled(receives)))
+        return sent
+
+
+def tree_sum(rows: Rows) -> Rows:
+    """Return the sum of rows (V, width) in tree order, float64 (width,)."""
+    while len(rows) > 1:
+        even = len(rows) // 2 * 2
+        # A last node without a sibling moves up unchanged: that is the tree of `tree.py`.
+        rows = np.concatenate([rows[0:even:2] + rows[1:even:2], rows[even:]])
+    total: Rows = rows[0]
+    return total
+
+
+def _cuts(start: int, stop: int, parts: int) -> list[tuple[int, int]]:
+    """Cut [start, stop) into `parts` nearly equal pieces at multiples of the alignment."""
+    blocks = -(-(stop - start) // _ALIGNMENT)
+    ends = [min(stop, start + blocks * part // parts * _ALIGNMENT) for part in range(parts + 1)]
+    return list(itertools.pairwise(ends))
+
+
+def _filled(messages: list[Message]) -> list[Message]:
+    return [message for message in messages if message.tensor.numel()]

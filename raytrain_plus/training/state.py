@@ -1,0 +1,143 @@
+"""A replica's state: everything that is bit for bit equal on all workers between two steps."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from raytrain_plus.seeds import seed_for, seed_global_generators
+from raytrain_plus.task import Task, TaskError
+
+Scalars = dict[str, Any]
+
+
+class Replica:
+    """A model, its optimizer, and the number of committed steps.
+
+    Attributes:
+        parameters: the trainable parameters by name, in name order.
+        step: committed steps.
+        torn: an update has begun and not ended, so that this is the state of no step.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.step = 0
+        self.torn = False
+        self.parameters: dict[str, nn.Parameter] = dict(
+            sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        )
+        self._names = {id(p): n for n, p in model.named_parameters()}
+        if not self.parameters:
+            raise TaskError("the model has no parameter that requires a gradient")
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            for key, value in group.items():
+                if isinstance(value, Tensor):
+                    raise TaskError(f"the optimizer's {key} is a tensor; give it as a number")
+            if any(id(p) not in self._names for p in group["params"]):
+                raise TaskError("the optimizer holds a tensor that is no parameter of the model")
+
+    @classmethod
+    def build(cls, task: Task, seed: int, device: torch.device) -> "Replica":
+        """Make the task's model and optimizer, the same on every worker of the run."""
+        seed_global_generators(seed_for(seed, "model"))
+        model = task.model()
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"task.model() returned a {type(model).__name__}, not an nn.Module")
+        model = model.to(device)
+        return cls(model, task.optimizer(model))
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Set every parameter group's learning rate to `factor` times its initial one."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors of the state by name, in name order; no copies."""
+        found = {f"model/{n}": p.detach() for n, p in self.model.named_parameters()}
+        found |= {f"model/{n}": b.detach() for n, b in self.model.named_buffers()}
+        for name, key, value in self._optimizer_state():
+            if isinstance(value, Tensor):
+                found[f"optimizer/{name}/{key}"] = value.detach()
+        return dict(sorted(found.items()))
+
+    def scalars(self) -> Scalars:
+        """Return the rest of the state, as JSON can hold it."""
+        return {
+            "step": self.step,
+            "groups": [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in self.optimizer.param_groups
+            ],
+            "optimizer": {
+                f"{name}/{key}": value
+                for name, key, value in self._optimizer_state()
+                if not isinstance(value, Tensor)
+            },
+        }
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], scalars: Scalars) -> None:
+        """Take over another replica's state; model tensors are filled in place.
+
+        Raises:
+            ValueError: the state belongs to another model, naming the tensors that differ.
+        """
+        own = {n: t for n, t in self.tensors().items() if n.startswith("model/")}
+        theirs = {n: t for n, t in tensors.items() if n.startswith("model/")}
+        ours = {n: (t.shape, t.dtype) for n, t in own.items()}
+        given = {n: (t.shape, t.dtype) for n, t in theirs.items()}
+        differing = sorted(n for n in ours.keys() | given.keys() if ours.get(n) != given.get(n))
+        if differing:
+            raise ValueError(f"the state belongs to another model; these differ: {differing[:5]}")
+        for name, tensor in own.items():
+            tensor.copy_(theirs[name])
+        by_name = {self._names[id(p)]: p for p in self._optimized()}
+        self.optimizer.state.clear()
+        for full, tensor in tensors.items():
+            if full.startswith("optimizer/"):
+                name, _, key = full.removeprefix("optimizer/").rpartition("/")
+                self.optimizer.state[by_name[name]][key] = tensor.clone()
+        for full, value in scalars["optimizer"].items():
+            name, _, key = full.rpartition("/")
+            self.optimizer.state[by_name[name]][key] = value
+        for group, saved in zip(self.optimizer.param_groups, scalars["groups"], strict=True):
+            for key, value in saved.items():
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+        self.step = scalars["step"]
+        self.torn = False
+
+    def digest(self) -> str:
+        """Return the sha256 over the bytes of model and optimizer state in name order."""
+        hashed = hashlib.sha256()
+        entries: dict[str, Any] = {**self.tensors()}
+        entries |= {f"optimizer/{n}": v for n, v in self.scalars()["optimizer"].items()}
+        for _, value in sorted(entries.items()):
+            hashed.update(
+                tensor_bytes(value) if isinstance(value, Tensor) else json.dumps(value).encode()
+            )
+        return hashed.hexdigest()
+
+    def _optimized(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _optimizer_state(self) -> list[tuple[str, str, Any]]:
+        return [
+            (self._names[id(p)], str(key), value)
+            for p in self._optimized()
+            for key, value in self.optimizer.state.get(p, {}).items()
+        ]
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return a tensor's elements as bytes, in row-major order, of any dtype and device."""
+    if tensor.numel() == 0:
+        return b""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return raw.cpu().numpy().tobytes()

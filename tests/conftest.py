@@ -1,0 +1,37 @@
+"""What tests share: where their modules are, and one Ray cluster for those that train."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    from tests.end_to_end import runs
+
+    with runs.cluster():
+        yield
+
+
+@pytest.fixture
+def storage(tmp_path_factory, cluster):  # noqa: ARG001 - whoever stores a run trains it
+    folder = tmp_path_factory.mktemp("runs")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def storage_of_module(tmp_path_factory, cluster):  # noqa: ARG001
+    folder = tmp_path_factory.mktemp("runs")
+    yield folder
+    shutil.rmtree(folder)

@@ -1,0 +1,243 @@
+"""A pool without Ray or processes: workers that come, train, die and hang as a script says.
+
+Time passes only when the coordinator waits for something, so that no test does.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raytrain_plus.clock import Clock
+from raytrain_plus.elastic.messages import ElasticConfig, Ready, Report, RunSpec, Standing
+from raytrain_plus.elastic.pool import Came, Returned
+from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.task import Task
+
+STEP_SECONDS = 1.0
+
+
+class FakeTime:
+    """What the package sees as the module `time`."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now
+
+
+def make_spec(folder, **changes):
+    described = {
+        "name": "run",
+        "folder": Path(folder),
+        "task": Task(),
+        "import_paths": (),
+        "data": None,
+        "evaluation_data": None,
+        "batch_size": 8,
+        "logical_ranks": 8,
+        "evaluation_rows": 8,
+        "clock": Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5),
+        "seed": 17,
+        "algorithms": (),
+        "workers": (1, 3),
+        "resources": {"CPU": 1.0},
+        "elastic": ElasticConfig(start_timeout=60.0),
+    }
+    return RunSpec(**{**described, **changes})
+
+
+def make_ready(worker, *, node="node", step=0, **fingerprint):
+    return Ready(
+        pid=1000 + int(worker[1:]),
+        node=node,
+        host="127.0.0.1",
+        meeting_point=("127.0.0.1", int(worker[1:])),
+        fingerprint={"torch": "2", "probe gradient": "same", **fingerprint},
+        step=step,
+    )
+
+
+def comes(worker):
+    return Came(worker, make_ready(worker))
+
+
+def loss_of(step):
+    return 1.0 / step
+
+
+@dataclass
+class Workers:
+    """The group of a generation, while it runs."""
+
+    plan: object
+    called: set = field(default_factory=set)
+    running: set = field(default_factory=set)
+    stuck: bool = False  # a member is lost or hangs, so that nobody gets on
+    pausing: bool = False
+
+
+class ScriptedPool:
+    """Takes the place of `Pool`.
+
+    Args:
+        time: whose time passes when the coordinator waits.
+        arrive: worker -> how it comes, or None if it does not.
+        script: step -> a function of this pool, called once while that step is being computed.
+    """
+
+    def __init__(self, time, arrive=comes, script=()):
+        self.time = time
+        self.arrive = arrive
+        self.script = dict(script)
+        self.coordinator = None
+        self.loss_of = loss_of
+        self.digest_of = lambda _, step: f"state {step}"
+        self.draining = set()
+        self.events = deque()
+        self.started, self.ended, self.hung, self.plans, self.saved = [], [], [], [], []
+        self.steps = {}  # worker -> committed steps, of those that live
+        self.answers = {}  # worker -> what it says when asked what it is doing
+        self.told = True  # whether steps are told as they are committed
+        self.known = []  # all records of the survivors
+        self.group = None
+
+    # -- what Pool offers
+
+    def start(self, worker):
+        self.started.append(worker)
+        came = self.arrive(worker)
+        if came is not None:
+            self.come(came)
+
+    def train(self, worker, plan):
+        if self.group is None or self.group.plan is not plan:
+            self.plans.append(plan)
+            self.group = Workers(plan)
+        self.group.called.add(worker)
+        if worker in self.steps:
+            self.steps[worker] = plan.step
+            self.group.running.add(worker)
+        else:
+            self.group.stuck = True
+            self.returned(worker, died="the actor died before")
+
+    def ask_pause(self, worker, generation):
+        if self.group.plan.generation == generation and worker in self.group.running:
+            self.group.pausing = True
+
+    def abort(self, workers, generation, reason):
+        assert self.group.plan.generation == generation
+        for worker in workers:
+            if worker in self.group.running and worker not in self.answers:
+                self.report(worker, "aborted", reason=reason)
+
+    def standings(self, workers, timeout):
+        self.time.now += timeout if None in self.answers.values() else 0.0
+        waiting = Standing(phase="exchange", waiting=True, age=1e6)
+        return {worker: self.answers.get(worker, waiting) for worker in workers}
+
+    def records(self, worker, after):
+        return [r for r in self.known if r.step > after] if worker in self.steps else []
+
+    def save(self, worker, folder):
+        self.saved.append((worker, folder))
+        return self.digest_of(worker, self.steps[worker])
+
+    def end(self, seat, neighbours=(), *, hangs=False):
+        assert seat not in neighbours
+        self.ended.append(seat.worker)
+        self.hung += [seat.worker] if hangs else []
+        self.steps.pop(seat.worker, None)
+        self.answers.pop(seat.worker, None)
+
+    def wake(self):
+        pass
+
+    def next_event(self, timeout):
+        if self.events:
+            return self.events.popleft()
+        group = self.group
+        if group and group.running and group.called == members(group.plan) and not group.stuck:
+            self.run_step()
+            return self.events.popleft() if self.events else None
+        self.time.now += timeout
+        return None
+
+    # -- what a script may do
+
+    def come(self, came):
+        if came.ready is not None:
+            self.steps[came.worker] = came.ready.step
+        self.events.append(came)
+
+    def die(self, worker):
+        """Lose a worker; its neighbours wait until they are told."""
+        self.steps.pop(worker, None)
+        self.group.running.discard(worker)
+        self.group.stuck = True
+        self.returned(worker, died="the actor died")
+
+    def hang(self, worker, standing=None):
+        """Let a worker hang: it says nothing, or says that it is busy."""
+        self.answers[worker] = standing
+        self.group.stuck = True
+
+    def fail(self, worker, error):
+        self.group.stuck = True
+        self.report(worker, "failed", error=error)
+
+    def commit(self, workers):
+        """Let some workers commit the step in flight, though others do not."""
+        for worker in workers:
+            self.steps[worker] += 1
+        step = max(self.steps[worker] for worker in workers)
+        self.known.append(self.record(step))
+
+    # -- inside
+
+    def run_step(self):
+        group = self.group
+        step = max(self.steps[worker] for worker in group.running) + 1
+        self.time.now += STEP_SECONDS
+        action = self.script.pop(step, None)
+        if action is not None:
+            action(self)
+        if group.stuck:
+            return
+        for worker in group.running:
+            self.steps[worker] = step
+        self.known.append(self.record(step))
+        if self.told:
+            generation = group.plan.generation
+            first = group.plan.assignments[0].worker
+            self.coordinator.told(first, generation, self.time.now, step, self.known[-1:])
+        if step == self.coordinator._spec.clock.total_steps:
+            self.report_all("finished")
+        elif group.pausing or step == group.plan.pause_at:
+            self.report_all("paused")
+
+    def record(self, step):
+        generation = self.group.plan.generation
+        return Record(step, generation, self.time.now, self.loss_of(step), busy_seconds=1.0)
+
+    def report_all(self, ending):
+        for worker in sorted(self.group.running):
+            self.report(worker, ending)
+
+    def report(self, worker, ending, **why):
+        self.group.running.discard(worker)
+        step = self.steps[worker]
+        digest = self.digest_of(worker, step) if ending == "finished" else ""
+        report = Report(ending=ending, step=step, committed_at=self.time.now, digest=digest, **why)
+        self.events.append(Returned(worker, self.group.plan.generation, report))
+
+    def returned(self, worker, died):
+        self.events.append(Returned(worker, self.group.plan.generation, None, died=died))
+
+
+def members(plan):
+    return {assignment.worker for assignment in plan.assignments}

@@ -1,0 +1,226 @@
+"""A run's journal has every step once, in order, whoever tells of it and however often."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
+from raytrain_plus.elastic.messages import Plan
+from raytrain_plus.elastic.plan import Assignment
+from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.observe.journal import FILE_NAME, Journal, read
+
+
+def loss_of(step):
+    return 1.0 / (step + 1)
+
+
+def step(number, generation=1, loss=None):
+    loss = loss_of(number) if loss is None else loss
+    return Record(number, generation, time=1000.0 + number, loss=loss, busy_seconds=0.5)
+
+
+def evaluation(number, accuracy=0.5, generation=1):
+    metrics = {"accuracy": accuracy}
+    return Record(number, generation, time=1000.0 + number, metrics=metrics)
+
+
+def plan(generation, first=0, workers=2):
+    return Plan(
+        generation=generation,
+        step=first,
+        assignments=tuple(Assignment(f"w{i}", i, i + 1) for i in range(workers)),
+        healed_by={},
+        meeting_point=("127.0.0.1", 1),
+        pause_at=None,
+        evaluated=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+def begin(folder, first=0):
+    return Chronicle(Journal(folder), first)
+
+
+def steps_in(folder):
+    return [event["step"] for event in read(folder) if event["event"] == "step"]
+
+
+def test_a_step_is_written_with_every_bit_of_its_loss(folder):
+    chronicle = begin(folder)
+    assert (chronicle.step, chronicle.loss) == (0, None)
+    loss = math.nextafter(0.1, 1)
+    assert chronicle.add([step(1, generation=4, loss=loss)], workers=3) == [1001.0]
+    (event,) = read(folder)
+    assert event == {
+        "event": "step",
+        "time": 1001.0,
+        "step": 1,
+        "loss": loss,
+        "loss_hex": loss.hex(),
+        "generation": 4,
+        "workers": 3,
+    }
+    assert (chronicle.step, chronicle.loss, chronicle.device_seconds) == (1, loss, 0.5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), max_size=15))
+def test_every_step_is_written_once_and_in_order_however_it_is_told(tmp_path_factory, told):
+    folder = tmp_path_factory.mktemp("told")
+    chronicle = begin(folder)
+    reached = 0
+    for first, count in told:  # someone tells of some steps, known, new, or too far ahead
+        chronicle.add([step(number) for number in range(first, first + count)], 2)
+        if first <= reached + 1:
+            reached = max(reached, first + count - 1)
+        assert chronicle.step == reached
+    assert steps_in(folder) == list(range(1, reached + 1))
+    assert chronicle.device_seconds == 0.5 * reached
+
+
+def test_a_gap_is_filled_before_what_comes_after_it(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2)], 2)
+    assert chronicle.add([step(5), step(6)], 2) == [1005.0, 1006.0]  # it did get on
+    assert (chronicle.step, steps_in(folder)) == (2, [1, 2])
+    chronicle.add([step(number) for number in range(3, 7)], 2)
+    assert steps_in(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_told_again_with_the_same_loss_is_not_written_again(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2)], 2)
+    assert chronicle.add([step(1, generation=2), step(2, generation=2)], 2) == [1001.0, 1002.0]
+    assert steps_in(folder) == [1, 2]
+
+
+def test_a_step_told_again_with_another_bit_is_a_divergence(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2), step(3)], 2)
+    other = math.nextafter(loss_of(2), 1)
+    with pytest.raises(DivergenceError) as found:
+        chronicle.add([step(2, loss=other)], 2)
+    for part in ("step 2", other.hex(), loss_of(2).hex(), "not reproducible"):
+        assert part in str(found.value)
+
+
+def test_what_was_told_with_a_divergence_is_written_all_the_same(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1)], 2)
+    with pytest.raises(DivergenceError):
+        chronicle.add([step(2), step(3), step(1, loss=9.0)], 2)
+    assert steps_in(folder) == [1, 2, 3]
+    assert chronicle.step == 3
+
+
+def test_a_run_that_goes_on_writes_what_comes_after_its_checkpoint(folder):
+    chronicle = begin(folder, first=7)
+    chronicle.add([step(6, loss=9.0), step(7, loss=9.0), step(8)], 2)  # not ours to compare
+    assert steps_in(folder) == [8]
+    with pytest.raises(DivergenceError):
+        chronicle.add([step(8, loss=9.0)], 2)
+
+
+def test_a_torn_line_of_the_run_before_is_closed(folder):
+    (folder / FILE_NAME).write_text('{"event": "step", "step": 1, "lo')
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2)], 2)
+    assert steps_in(folder) == [1, 2]
+
+
+# -- evaluations
+
+
+def test_an_evaluation_is_written_once_after_its_step(folder):
+    chronicle = begin(folder)
+    assert chronicle.evaluated_step == -1
+    chronicle.add([step(1), evaluation(1, 0.25), step(2), evaluation(2, 0.75)], 2)
+    chronicle.add([evaluation(2, 0.75), evaluation(1, 0.25)], 2)
+    assert [(event["event"], event["step"]) for event in read(folder)] == [
+        ("step", 1),
+        ("evaluate", 1),
+        ("step", 2),
+        ("evaluate", 2),
+    ]
+    assert chronicle.metrics == {"accuracy": 0.75}
+    assert chronicle.evaluated_step == 2
+
+
+def test_an_evaluation_is_no_commit(folder):
+    chronicle = begin(folder)
+    assert chronicle.add([evaluation(0), step(1), evaluation(1)], 2) == [1001.0]
+    assert chronicle.step == 1
+
+
+# -- generations
+
+
+def test_a_generation_is_written_when_it_starts(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    assert read(folder) == []
+    chronicle.started(1, 50.0)
+    chronicle.started(1, 60.0)  # and once
+    assert read(folder) == [
+        {
+            "event": "generation",
+            "time": 50.0,
+            "generation": 1,
+            "step": 0,
+            "workers": 2,
+            "cause": "start",
+            "pause_seconds": 0.0,
+            "members": ["w0", "w1"],
+        }
+    ]
+    entry = {k: v for k, v in read(folder)[0].items() if k not in ("event", "time", "members")}
+    assert chronicle.generations == [entry]
+
+
+@pytest.mark.parametrize(
+    ("last_commit", "started", "pause"), [(100.0, 101.5, 1.5), (100.0, 99.0, 0.0)]
+)
+def test_a_pause_lasts_from_the_last_commit_to_the_start(folder, last_commit, started, pause):
+    chronicle = begin(folder)
+    chronicle.expect(plan(2), "w1 lost", last_commit)
+    chronicle.started(2, started)
+    assert chronicle.generations[0]["pause_seconds"] == pause
+
+
+def test_a_step_of_a_generation_that_nobody_announced_announces_it(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    chronicle.add([step(1, 1)], 2)
+    assert [event["event"] for event in read(folder)] == ["generation", "step"]
+    assert read(folder)[0]["time"] == 1001.0
+
+
+def test_steps_stand_below_their_own_generation(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    chronicle.started(1, 1000.0)
+    chronicle.expect(plan(2, 2), "w1 lost", 1002.0)
+    chronicle.add([step(1, 1), step(2, 1), step(3, 2)], 2)
+    assert [event.get("generation") for event in read(folder)] == [1, 1, 1, 2, 2]
+
+
+def test_a_generation_that_never_started_is_not_written(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    chronicle.expect(plan(2), "w1 lost", None)
+    chronicle.started(2, 50.0)
+    chronicle.started(1, 60.0)  # a word that comes late
+    assert [event["generation"] for event in read(folder)] == [2]
+
+
+def test_anything_else_is_noted_with_the_time(folder):
+    begin(folder).note("worker", worker="w3", state="lost", reason="gone")
+    (event,) = read(folder)
+    assert event.pop("time") > 1.7e9
+    assert event == {"event": "worker", "worker": "w3", "state": "lost", "reason": "gone"}

@@ -1,0 +1,321 @@
+"""The coordinator leads a run through whatever a script does to its workers."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+from scripted_pool import FakeTime, ScriptedPool, comes, loss_of, make_ready, make_spec
+
+from raytrain_plus.elastic import coordinator as module
+from raytrain_plus.elastic import recruiting
+from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.messages import ElasticConfig, Standing
+from raytrain_plus.elastic.pool import Came
+from raytrain_plus.observe.journal import read
+
+
+@pytest.fixture
+def lead(tmp_path, monkeypatch):
+    """Return a function that leads a run through a script; it returns the outcome and the pool."""
+    time = FakeTime()
+    context = SimpleNamespace(current_actor=None)
+    monkeypatch.setattr(module, "time", time)
+    monkeypatch.setattr(recruiting, "time", time)
+    monkeypatch.setattr(module, "ray", SimpleNamespace(get_runtime_context=lambda: context))
+    monkeypatch.setattr(recruiting, "missing_resources", lambda _, n: f"CPU: {n} needed")
+
+    def run(script=(), arrive=comes, **spec):
+        pool = ScriptedPool(time, arrive, script)
+        monkeypatch.setattr(module, "Pool", lambda *_: pool)
+        monkeypatch.setattr(module, "draining_nodes", lambda: pool.draining)
+        pool.coordinator = module.Coordinator(make_spec(tmp_path, **spec))
+        return pool.coordinator.run(), pool
+
+    return run
+
+
+def groups_in(outcome):
+    return [(g["generation"], g["step"], g["workers"], g["cause"]) for g in outcome.generations]
+
+
+def check_journal(folder, total=10):
+    """The journal has every step once, and an end."""
+    events = read(folder)
+    steps = [event for event in events if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, total + 1))
+    assert [event["loss"] for event in steps] == [loss_of(step) for step in range(1, total + 1)]
+    assert [event["event"] for event in events].count("end") == 1
+    return events
+
+
+def test_an_undisturbed_run_is_one_generation(lead, tmp_path):
+    outcome, pool = lead(workers=(3, 3))
+    assert (outcome.state, outcome.steps, outcome.loss) == ("finished", 10, loss_of(10))
+    assert outcome.digest == "state 10"
+    assert groups_in(outcome) == [(1, 0, 3, "start")]
+    assert outcome.device_seconds == 10.0
+    assert outcome.checkpoint == tmp_path / "checkpoint_00000010"
+    assert pool.saved == [("w0", outcome.checkpoint)]
+    assert sorted(pool.ended) == ["w0", "w1", "w2"]
+    check_journal(tmp_path)
+
+
+def test_a_lost_worker_costs_no_committed_step(lead, tmp_path):
+    outcome, pool = lead({4: lambda pool: pool.die("w1")}, workers=(1, 3))
+    assert outcome.state == "finished"
+    assert groups_in(outcome)[:2] == [(1, 0, 3, "start"), (2, 3, 2, "w1 lost")]
+    assert pool.plans[1].healed_by == {}  # the survivors have the state already
+    assert groups_in(outcome)[2][2:] == (3, "w3 joined")
+    assert pool.plans[2].step >= 3
+    check_journal(tmp_path)
+
+
+def test_a_newcomer_is_healed_by_who_has_the_state(lead):
+    outcome, pool = lead({4: lambda pool: pool.die("w0")}, workers=(1, 2))
+    joined = pool.plans[-1]
+    places = [a.worker for a in joined.assignments]
+    assert "w2" in places
+    assert joined.healed_by == {places.index("w2"): places.index("w1")}
+    assert outcome.state == "finished"
+
+
+def test_a_survivor_that_is_a_step_behind_is_healed_by_one_ahead(lead, tmp_path):
+    def script(pool):
+        pool.commit(["w2"])  # only this one got everybody's part of step 4
+        pool.die("w0")
+
+    outcome, pool = lead({4: script}, workers=(1, 3))
+    second = pool.plans[1]
+    places = [a.worker for a in second.assignments]
+    assert second.step == 4
+    assert second.healed_by == {places.index("w1"): places.index("w2")}
+    assert outcome.state == "finished"
+    check_journal(tmp_path)  # step 4, which the lost one did not tell, was asked of w2
+
+
+def test_steps_that_a_lost_worker_did_not_tell_are_asked_of_a_survivor(lead, tmp_path):
+    def silent(pool):
+        pool.told = False
+
+    def script(pool):
+        pool.die("w0")
+        pool.told = True
+
+    outcome, _ = lead({2: silent, 6: script}, workers=(1, 3))
+    assert outcome.state == "finished"
+    check_journal(tmp_path)
+
+
+@pytest.mark.parametrize("busy", [None, Standing(phase="forward", waiting=False, age=1e6)])
+def test_a_worker_that_hangs_is_given_up_and_the_others_go_on(lead, tmp_path, busy):
+    outcome, pool = lead({4: lambda pool: pool.hang("w1", busy)}, workers=(1, 3))
+    assert outcome.state == "finished"
+    assert groups_in(outcome)[1] == (2, 3, 2, "w1 hung")
+    assert pool.hung == ["w1"]
+    (hang,) = [e for e in check_journal(tmp_path) if e["event"] == "hang"]
+    assert list(hang["culprits"]) == ["w1"]
+    lost = next(e for e in read(tmp_path) if e.get("state") == "lost")
+    assert "no progress for 5.0 s" in lost["reason"]
+
+
+def test_a_hang_is_noticed_at_its_deadline(lead):
+    times = []
+
+    def script(pool):
+        times.append(pool.time.now)
+        pool.hang("w1")
+
+    def note(pool):
+        times.append(pool.time.now)
+
+    elastic = ElasticConfig(hang_deadline=20.0)
+    outcome, pool = lead({4: script, 5: note}, workers=(1, 2), elastic=elastic)
+    assert pool.hung == ["w1"]
+    assert outcome.state == "finished"
+    seconds = times[1] - times[0] - 2.0  # of which two are those of the steps 4 and 5
+    assert 19.0 <= seconds <= 22.0
+
+
+def test_when_everybody_waits_for_everybody_the_same_group_meets_again(lead, tmp_path):
+    def script(pool):
+        pool.group.stuck = True
+
+    outcome, pool = lead({4: script}, workers=(3, 3))
+    assert groups_in(outcome) == [(1, 0, 3, "start"), (2, 3, 3, "regrouped")]
+    assert pool.hung == []
+    assert outcome.state == "finished"
+    check_journal(tmp_path)
+
+
+def test_a_newcomer_joins_at_a_step_boundary(lead, tmp_path):
+    def script(pool):
+        pool.come(comes("w1"))
+
+    outcome, pool = lead(
+        {4: script}, lambda worker: comes(worker) if worker == "w0" else None, workers=(1, 2)
+    )
+    assert groups_in(outcome)[0] == (1, 0, 1, "start")
+    assert groups_in(outcome)[1][2:] == (2, "w1 joined")
+    assert pool.plans[1].step in (4, 5)
+    assert outcome.generations[1]["pause_seconds"] < 5
+    check_journal(tmp_path)
+
+
+def test_all_may_die_and_be_replaced(lead, tmp_path):
+    def script(pool):
+        for worker in sorted(pool.group.running):
+            pool.die(worker)
+
+    outcome, pool = lead({5: script}, workers=(2, 2))
+    assert outcome.state == "finished"
+    assert pool.plans[1].step == 0  # nobody was left who knew better
+    assert [a.worker for a in pool.plans[-1].assignments] == ["w2", "w3"]
+    check_journal(tmp_path)  # what was computed again is not written again
+
+
+def test_a_step_that_gives_another_loss_the_second_time_ends_the_run(lead, tmp_path):
+    def script(pool):
+        for worker in sorted(pool.group.running):
+            pool.die(worker)
+        pool.loss_of = lambda step: loss_of(step) + (step == 3) * 1e-16
+
+    outcome, _ = lead({5: script}, workers=(2, 2))
+    assert outcome.state == "failed"
+    assert "step 3 was computed again" in outcome.error
+    assert "not reproducible" in outcome.error
+    check_journal(tmp_path, total=4)
+
+
+def test_replicas_that_end_differently_are_an_error(lead):
+    def script(pool):
+        pool.digest_of = lambda worker, step: f"state {step} of {worker}"
+
+    outcome, _ = lead({9: script}, workers=(2, 2))
+    assert outcome.state == "failed"
+    assert "different states: ['state 10 of w0', 'state 10 of w1']" in outcome.error
+
+
+def test_an_error_of_the_task_ends_the_run_with_its_text(lead, tmp_path):
+    outcome, pool = lead({4: lambda pool: pool.fail("w1", "Traceback: mine")}, workers=(1, 3))
+    assert (outcome.state, outcome.error, outcome.steps) == ("failed", "Traceback: mine", 3)
+    assert outcome.checkpoint == tmp_path / "checkpoint_00000003"  # the last whole state
+    assert sorted(pool.ended) == ["w0", "w1", "w2"]
+    assert check_journal(tmp_path, total=3)[-1]["error"] == "Traceback: mine"
+
+
+def test_a_task_that_fails_as_it_is_loaded_ends_the_run(lead):
+    outcome, _ = lead(arrive=lambda worker: Came(worker, None, failed="Traceback: no file"))
+    assert (outcome.state, outcome.error, outcome.steps) == ("failed", "Traceback: no file", 0)
+    assert outcome.checkpoint is None
+
+
+def test_a_run_without_workers_ends(lead):
+    outcome, _ = lead(arrive=lambda _: None, elastic=ElasticConfig(start_timeout=10.0))
+    assert outcome.state == "failed"
+    assert "CPU: 1 needed" in outcome.error
+
+
+def test_a_group_that_never_gets_a_step_done_is_given_up(lead):
+    def again(pool):
+        pool.script[1] = again
+        pool.die(min(pool.group.running))
+
+    outcome, pool = lead({1: again}, workers=(2, 2))
+    assert outcome.state == "failed"
+    assert "20 groups in a row ended without a step" in outcome.error
+    assert len(pool.plans) == 20
+
+
+# -- changes that are asked for
+
+
+@pytest.mark.parametrize(("target", "sizes"), [(1, [3, 1]), (2, [3, 2])])
+def test_fewer_workers_are_planned_out_at_a_step_boundary(lead, tmp_path, target, sizes):
+    outcome, pool = lead({4: lambda pool: pool.coordinator.scale(target)}, workers=(1, 3))
+    assert [g["workers"] for g in outcome.generations] == sizes
+    assert outcome.generations[1]["cause"] == f"scaled to {target}"
+    assert len(pool.started) == 3  # nobody is asked for instead
+    check_journal(tmp_path)
+
+
+def test_more_workers_are_asked_for_and_join(lead, tmp_path):
+    script = {
+        2: lambda pool: pool.coordinator.scale(1),
+        6: lambda pool: pool.coordinator.scale(3),
+    }
+    outcome, _ = lead(script, workers=(1, 3))
+    assert [g["workers"] for g in outcome.generations][:2] == [3, 1]
+    assert outcome.generations[-1]["workers"] == 3
+    assert "scaled to 3" in outcome.generations[2]["cause"]
+    check_journal(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_a_number_of_workers_that_the_run_cannot_have_is_refused(lead, workers):
+    refused = []
+
+    def script(pool):
+        with contextlib.suppress(ValueError):
+            pool.coordinator.scale(workers)
+            return
+        refused.append(workers)
+
+    outcome, _ = lead({4: script}, workers=(1, 3))
+    assert refused == [workers]
+    assert len(outcome.generations) == 1
+
+
+def test_workers_of_a_draining_node_are_replaced(lead, tmp_path):
+    def script(pool):
+        pool.draining.add("leaving")
+
+    def arrive(worker):
+        return Came(worker, make_ready(worker, node="leaving" if worker == "w1" else "staying"))
+
+    outcome, pool = lead({3: script}, arrive, workers=(2, 2))
+    assert outcome.state == "finished"
+    assert "w1" not in [a.worker for a in pool.plans[-1].assignments]
+    assert len(pool.plans[-1].assignments) == 2
+    assert any("w1 drained" in g["cause"] for g in outcome.generations)
+    assert pool.hung == []
+    check_journal(tmp_path)
+
+
+def test_a_run_stops_after_the_step_in_flight(lead, tmp_path):
+    outcome, _ = lead({4: lambda pool: pool.coordinator.stop()}, workers=(2, 2))
+    assert (outcome.state, outcome.digest) == ("stopped", f"state {outcome.steps}")
+    assert outcome.steps in (4, 5)
+    assert outcome.checkpoint == tmp_path / f"checkpoint_{outcome.steps:08d}"
+    check_journal(tmp_path, total=outcome.steps)
+
+
+def test_planned_changes_happen_after_their_step(lead, tmp_path):
+    faults = [
+        Fault(step=0, action="remove", workers=2),
+        Fault(step=3, action="add"),
+        Fault(step=6, action="drain", victim=0),
+        Fault(step=7, action="kill"),
+    ]
+    outcome, pool = lead(workers=(1, 3), faults=faults)
+    first = outcome.generations[0]
+    assert (first["workers"], first["step"]) == (1, 0)
+    assert pool.plans[0].pause_at == 3
+    assert "add 1" in [g["cause"] for g in outcome.generations][1]
+    at_six = next(g for g in outcome.generations if g["step"] == 6)
+    assert "drained" in at_six["cause"]
+    assert all(plan.faults == faults[3:] for plan in pool.plans)
+    assert outcome.faults_left == 1  # nobody of the script struck itself
+    notes = [e for e in check_journal(tmp_path) if e["event"] == "fault"]
+    assert [(e["step"], e["action"]) for e in notes] == [(0, "remove"), (3, "add"), (6, "drain")]
+
+
+def test_the_status_says_how_the_run_stands(lead):
+    seen = []
+    outcome, pool = lead({4: lambda pool: seen.append(pool.coordinator.status())}, workers=(2, 2))
+    (status,) = seen
+    expected = {"state": "training", "step": 3, "total_steps": 10, "loss": loss_of(3), "target": 2}
+    assert {key: status[key] for key in expected} == expected
+    assert status["workers"] == ["w0", "w1"]
+    assert status["pids"] == {"w0": 1000, "w1": 1001}
+    assert outcome.state == "finished"
+    assert pool.coordinator.status()["state"] == "ended"

@@ -1,0 +1,48 @@
+"""What a worker knows of recent steps, so that nothing is lost with the one that tells."""
+
+from raytrain_plus.elastic.reporter import Records
+from raytrain_plus.training.loop import StepResult
+
+
+def filled(steps, evaluated=()):
+    records = Records()
+    for step in steps:
+        records.add_step(1, StepResult(step, loss=1.0 / step, pause=False, busy_seconds=0.5))
+        if step in evaluated:
+            records.add_evaluation(1, step, {"accuracy": 0.5})
+    return records
+
+
+def test_what_came_after_a_step_is_known_with_the_evaluation_at_it():
+    records = filled([1, 2, 3], evaluated=[2, 3])
+    told = [(record.step, record.metrics is not None) for record in records.after(2)]
+    assert told == [(2, True), (3, False), (3, True)]
+    assert records.after(3) == records.after(2)[2:]
+    assert records.after(4) == []
+
+
+def test_records_hold_the_step_as_it_was():
+    (record,) = filled([4]).after(0)
+    assert (record.step, record.generation, record.loss) == (4, 1, 0.25)
+    assert record.busy_seconds == 0.5
+    assert record.time > 1.7e9
+
+
+def test_every_record_is_new_once():
+    records = filled([1, 2])
+    new, count = records.since(0)
+    assert [record.step for record in new] == [1, 2]
+    assert records.since(count) == ([], 2)
+    records.add_evaluation(1, 2, {"accuracy": 0.5})
+    new, count = records.since(count)
+    assert [record.metrics for record in new] == [{"accuracy": 0.5}]
+    assert count == 3
+
+
+def test_a_long_run_keeps_the_latest(monkeypatch):
+    monkeypatch.setattr("raytrain_plus.elastic.reporter._KEPT", 5)
+    records = filled(range(1, 13))
+    assert [record.step for record in records.after(0)] == [8, 9, 10, 11, 12]
+    new, count = records.since(2)
+    assert [record.step for record in new] == [8, 9, 10, 11, 12]  # what is gone is gone
+    assert count == 12

@@ -1,0 +1,321 @@
+"""One run and what it leaves behind: its journal, its result, and what became of its processes."""
+
+import contextlib
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.train import RunConfig, ScalingConfig
+from safetensors.torch import load_file
+from torch import Tensor
+
+from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Task, TrainingFailedError
+from raytrain_plus.algorithms import Aspect, GradientClipping
+from raytrain_plus.elastic.pool import NAMESPACE
+from raytrain_plus.observe import journal
+from raytrain_plus.observe.verify import compare
+
+from .tasks import Pace
+
+PART_ROWS = 8
+STEPS = 100
+PATIENCE = 20.0  # seconds for what takes milliseconds on an idle machine
+# For runs in which nobody hangs: each step may wait for newcomers as long as they take.
+UNHURRIED: dict[str, float] = {"patience": 30.0, "hang_deadline": 90.0}
+
+Event = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass
+class Run:
+    """A run that has ended.
+
+    Attributes:
+        events: its journal.
+        summary: what the trainer says.
+        error: why it failed, empty if it did not.
+        pids: the process of each worker that came up.
+        changed: workers whose process went away, or became another, before the run gave them up.
+        model: the final model's tensors, as its checkpoint holds them.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    pids: dict[str, int] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    model: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, event: str, **fields: Any) -> list[Event]:
+        """Return the events of a kind, with some values."""
+        return [
+            e
+            for e in self.events
+            if e["event"] == event and all(e.get(k) == v for k, v in fields.items())
+        ]
+
+    @property
+    def sizes(self) -> set[int]:
+        """The numbers of workers that have trained."""
+        return {event["workers"] for event in self.of("step")}
+
+
+class Witness:
+    """Watches the processes of a run from outside, as the operating system shows them."""
+
+    def __init__(self) -> None:
+        self.pids: dict[str, int] = {}
+        self.changed: set[str] = set()
+        self._began: dict[str, str] = {}
+        self._gone: set[str] = set()
+
+    def await_end(self) -> None:
+        """Wait until all have ended; it is an error if some do not."""
+        deadline = time.monotonic() + PATIENCE
+        while left := {w: pid for w, pid in self.pids.items() if self._lives(w)}:
+            assert time.monotonic() < deadline, f"the run ended and left processes behind: {left}"
+            time.sleep(0.02)
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event["event"] == "worker" and event["state"] == "ready":
+                self.pids[event["worker"]] = event["pid"]
+                self._began[event["worker"]] = _began(event["pid"])
+            elif event["event"] == "worker" and event["state"] in ("lost", "left"):
+                self._gone.add(event["worker"])
+            elif event["event"] == "end":
+                self._gone |= self.pids.keys()
+        self.changed |= {w for w in self.pids.keys() - self._gone if not self._lives(w)}
+
+    def _lives(self, worker: str) -> bool:
+        # A number alone says little: the system gives it to another process soon.
+        began = _began(self.pids[worker])
+        return bool(began) and began == self._began[worker]
+
+
+class Script:
+    """Directs a run: each act is done once, in order, as soon as its cue is given.
+
+    Args:
+        acts: pairs of a cue, which says of the events so far whether it is given, and what to do
+            then, which is called with the run's name.
+    """
+
+    def __init__(self, *acts: tuple[Callable[[list[Event]], bool], Callable[[str], Any]]) -> None:
+        self._acts = list(acts)
+
+    def __call__(self, name: str, events: list[Event]) -> None:
+        while self._acts and self._acts[0][0](events):
+            self._acts.pop(0)[1](name)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all was done."""
+        return not self._acts
+
+
+def at_step(step: int) -> Callable[[list[Event]], bool]:
+    """Return the cue that a step has been committed."""
+    return lambda events: any(e["event"] == "step" and e["step"] >= step for e in events)
+
+
+def with_workers(workers: int, generation: int = 1) -> Callable[[list[Event]], bool]:
+    """Return the cue that so many train, in some generation or a later one."""
+
+    def given(events: list[Event]) -> bool:
+        last = [e for e in events if e["event"] == "generation"][-1:]
+        return any(e["workers"] == workers and e["generation"] >= generation for e in last)
+
+    return given
+
+
+def train(
+    task: Task,
+    storage: Path,
+    *,
+    logical_ranks: int,
+    workers: tuple[int, int] = (1, 1),
+    steps: int = STEPS,
+    cpus: float = 0.25,
+    faults: Sequence[Fault] = (),
+    wanted: Mapping[int, int] | None = None,
+    patience: float = 2.0,
+    aspects: Sequence[Aspect] = (),
+    director: Callable[[str, list[Event]], None] | None = None,
+    name: str = "",
+    resume: bool = False,
+    **elastic: Any,
+) -> Run:
+    """Train to the end, and wait until every process of the run has gone.
+
+    Args:
+        wanted: see `tasks.Pace`; without it nothing is held back.
+        patience: likewise.
+        director: called again and again with the run's name and its events so far.
+        elastic: settings of ElasticConfig.
+    """
+    name = name or f"run-{uuid.uuid4().hex[:12]}"
+    held = [Pace(folder=storage / name, wanted=wanted, patience=patience)] if wanted else []
+    witness = Witness()
+    run = Run(pids=witness.pids, changed=witness.changed)
+
+    def watch(events: list[Event]) -> None:
+        witness(events)
+        run.events += events
+        if director is not None:
+            director(name, run.events)
+
+    trainer = ElasticTrainer(
+        task=task,
+        batch_size=PART_ROWS * logical_ranks,
+        duration=f"{steps}ba",
+        evaluate_every="20ba",
+        logical_ranks=logical_ranks,
+        algorithms=[GradientClipping(norm=0.5), *held, *aspects],
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        run_config=RunConfig(name=name, storage_path=str(storage)),
+        elastic=ElasticConfig(**elastic),
+        faults=faults,
+        resume=resume,
+    )
+    try:
+        run.summary = trainer.fit(watch).return_value
+    except TrainingFailedError as failure:
+        run.error, run.summary = str(failure), failure.summary
+    finally:
+        end(name)
+        witness.await_end()
+    run.events = journal.read(storage / name)
+    if run.summary["checkpoint"]:
+        run.model = load_file(Path(run.summary["checkpoint"]) / "model.safetensors")
+    return run
+
+
+@cache
+def undisturbed(kind: type[Task], logical_ranks: int, steps: int = STEPS) -> Run:
+    """Return the run of one worker to which nothing happens, computed once."""
+    with tempfile.TemporaryDirectory() as storage:
+        run = train(kind(), Path(storage), logical_ranks=logical_ranks, steps=steps)
+    assert not run.error, run.error
+    return run
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    """Start a Ray cluster of our own, whatever else runs on this machine."""
+    ray.init(
+        address="local",
+        num_cpus=8,
+        object_store_memory=200_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _system_config={"worker_niceness": 0},  # else whatever else runs here would starve them
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def at_once(*calls: Callable[[], T]) -> list[T]:
+    """Do some things two at a time: a worker that comes up keeps one of two cores busy."""
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(lambda call: call(), calls))
+
+
+def coordinator(name: str) -> Any:
+    """Return the handle of a live run's coordinator."""
+    return ray.get_actor(name, namespace=NAMESPACE)
+
+
+def end(name: str) -> None:
+    """End a run that has not ended by itself; Ray then ends its workers."""
+    with contextlib.suppress(ValueError):
+        ray.kill(coordinator(name))
+
+
+def differences(run: Run, reference: Run) -> list[str]:
+    """Say in what a run differs from the undisturbed one: digest, losses, evaluations."""
+    if run.error:
+        return [f"it failed: {run.error}"]
+    found = compare(reference.events, run.events)
+    if not run.summary["bitwise"]:
+        return ["it is not marked as bitwise"]
+    return [] if found.equal else [f"it differs from the undisturbed run: {found.first_difference}"]
+
+
+def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
+    """Say what is wrong with a disturbed run, whatever its bits."""
+    found = []
+    steps = [event["step"] for event in run.of("step")]
+    if steps != list(range(1, len(steps) + 1)):
+        found.append(f"steps are missing or there twice: {steps}")
+    found += _lost_steps(run)
+    hit = {worker for event in run.of("fault") for worker in event["hit"]}
+    lost = {event["worker"] for event in run.of("worker", state="lost")}
+    if lost - hit:
+        found.append(f"workers were lost that no fault had hit: {sorted(lost - hit)}")
+    if run.changed - hit:
+        found.append(f"processes of surviving workers changed: {sorted(run.changed - hit)}")
+    ready = Counter(event["worker"] for event in run.of("worker", state="ready"))
+    if any(count > 1 for count in ready.values()):
+        found.append(f"workers came up more than once: {ready}")
+    return found + _left_out(run, faults)
+
+
+def _left_out(run: Run, faults: Sequence[Fault]) -> list[str]:
+    """Every fault happens, but for a strike between slices where one worker alone has none."""
+    left = Counter((f.step, f.action, f.phase if f.strikes else None) for f in faults)
+    left.subtract((e["step"], e["action"], e.get("phase")) for e in run.of("fault"))
+    alone = {event["step"] for event in run.of("step", workers=1)}
+    return [
+        f"it did not happen: {action} in {phase} at step {step}"
+        for (step, action, phase), count in left.items()
+        if count > 0 and not (phase == "slice" and step in alone)
+    ]
+
+
+def _lost_steps(run: Run) -> list[str]:
+    """A generation goes on where its survivors stand: after the last step, or the one before.
+
+    (The one before, if those that had already committed the last step were lost right then.)
+    Where nobody survives, the next generation begins anew, and known steps are not written again.
+    Survivors stay in the group, unless they drain.
+    """
+    found = []
+    last, members = 0, set[str]()
+    gone, draining = set[str](), set[str]()
+    for event in run.events:
+        if event["event"] == "step":
+            last = event["step"]
+        elif event["event"] == "worker" and event["state"] in ("lost", "left"):
+            gone.add(event["worker"])
+        elif event["event"] == "worker" and event["state"] == "draining":
+            draining.add(event["worker"])
+        elif event["event"] == "generation":
+            survivors = members - gone
+            if survivors and event["step"] < last - 1:
+                found.append(f"{survivors} survived step {last}, and it went on at {event['step']}")
+            if not survivors <= draining | set(event["members"]):
+                found.append(f"{survivors} survived, but {event['members']} went on")
+            last, members = event["step"], set(event["members"])
+    return found
+
+
+def _began(pid: int) -> str:
+    """Return when a process began, in ticks since the machine did; empty if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

@@ -1,0 +1,343 @@
+"""Small tasks with everything in them that could make bits drift, and tasks that misbehave.
+
+A task that is to misbehave in one process, or once, leaves a marker in a folder that the test gives
+it; whoever makes the marker is the one.
+"""
+
+import itertools
+import os
+import random
+import signal
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional
+
+from raytrain_plus import Task
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.observe import journal
+
+ROWS, HELD_OUT = 1003, 317  # divide by nothing
+SIDE, CLASSES = 8, 5
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.second_norm = nn.BatchNorm2d(16, momentum=None)  # a mean that divides by its counter
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(16 * (SIDE // 2) ** 2, CLASSES)
+
+    def forward(self, images):
+        hidden = functional.relu(self.norm(self.first(images)))
+        hidden = functional.relu(self.second_norm(self.second(hidden)))
+        return self.head(self.dropout(hidden.flatten(1)))
+
+    @property
+    def steps(self):
+        """The committed steps, for who is in the forward of the step after them."""
+        return int(self.norm.num_batches_tracked)
+
+
+class Momentum(Task):
+    """BatchNorm, Dropout, augmentation from all three global generators, SGD with a schedule."""
+
+    columns = {"image": (1, SIDE, SIDE), "label": ()}  # noqa: RUF012 - a constant of the class
+
+    def model(self):
+        return Convolutions()
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+    def schedule(self, progress):
+        return min(1.0, 5 * progress + 0.1) * (1.0 - progress)
+
+    def forward(self, model, batch):
+        images = batch["image"]
+        return model(augmented(images) if model.training else images)
+
+    def loss(self, outputs, batch):
+        return functional.cross_entropy(outputs, batch["label"], reduction="none")
+
+    def metrics(self):
+        import torchmetrics
+
+        return {"accuracy": torchmetrics.Accuracy(task="multiclass", num_classes=CLASSES)}
+
+    def data(self):
+        return pictures().slice(0, ROWS)
+
+    def evaluation_data(self):
+        return pictures().slice(ROWS)
+
+
+class AdamW(Momentum):
+    """The same with AdamW, whose state has counters of its own."""
+
+    def optimizer(self, model):
+        return torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+
+class Plain(Momentum):
+    """Without evaluation: its workers come up a second earlier."""
+
+    def metrics(self):
+        return {}
+
+    def evaluation_data(self):
+        return None
+
+
+class Wide(Plain):
+    """Large enough for an exchange in several slices, with few operations."""
+
+    def model(self):
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(SIDE * SIDE, 10500), nn.ReLU(), nn.Linear(10500, CLASSES)
+        )
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def augmented(images):
+    turned = images.rot90(random.randrange(4), (2, 3))
+    flips = torch.from_numpy(np.random.rand(len(images)) < 0.5)  # noqa: NPY002 - as users do
+    turned = torch.where(flips[:, None, None, None], turned.flip(3), turned)
+    return turned + 0.1 * torch.randn_like(turned)
+
+
+@cache
+def pictures():
+    draw = np.random.default_rng(20261124)
+    labels = draw.integers(0, CLASSES, ROWS + HELD_OUT)
+    ideals = draw.normal(size=(CLASSES, 1, SIDE, SIDE))
+    noise = draw.normal(size=(len(labels), 1, SIDE, SIDE))
+    images = (ideals[labels] + 1.5 * noise).astype(np.float32)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(images.ravel()), SIDE * SIDE)
+    kind = pa.fixed_shape_tensor(pa.float32(), (1, SIDE, SIDE))
+    return pa.table({"image": pa.ExtensionArray.from_storage(kind, flat), "label": labels})
+
+
+def is_first(marker: Path) -> bool:
+    """Say whether nobody has asked this before, in any process."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def place_in_line(folder: Path) -> int:
+    """Return 0 to the first process that asks, 1 to the second, and so on."""
+    return next(n for n in itertools.count() if is_first(folder / f"process-{n}"))
+
+
+# -- tasks that misbehave
+
+
+class Stuck(Plain):
+    """One worker waits for ever, answering whoever asks; another spins and holds its GIL.
+
+    They do so in the steps that follow the committed steps `waits` and `spins`.
+    """
+
+    def __init__(self, folder, waits, spins):
+        self.folder, self.waits, self.spins = folder, waits, spins
+
+    def forward(self, model, batch):
+        steps = model.steps if model.training else None
+        if steps == self.waits and is_first(self.folder / "waits"):
+            while True:
+                time.sleep(0.1)
+        if steps == self.spins and is_first(self.folder / "spins"):
+            sum(itertools.repeat(0))
+        return super().forward(model, batch)
+
+
+class StuckBackward(Plain):
+    """One worker waits for ever in its last backward, when most gradients are on their way.
+
+    The model is large enough for them to be exchanged beside the backward.
+    """
+
+    def __init__(self, folder, steps):
+        self.folder, self.steps = folder, steps
+
+    def model(self):
+        wide = 16_500
+        return nn.Sequential(
+            nn.Flatten(),
+            nn.BatchNorm1d(SIDE * SIDE),
+            nn.Linear(SIDE * SIDE, SIDE * SIDE),
+            Gate(),
+            nn.Linear(SIDE * SIDE, wide),
+            nn.Linear(wide, SIDE * SIDE),
+            nn.Linear(SIDE * SIDE, wide),
+            nn.Linear(wide, CLASSES),
+        )
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def forward(self, model, batch):
+        due = model.training and int(model[1].num_batches_tracked) == self.steps
+        model[3].marker = self.folder / "stuck" if due else None
+        return super().forward(model, batch)
+
+
+class Gate(nn.Module):
+    """Lets nobody through who is the first to come back a second time while there is a marker."""
+
+    marker: Path | None = None
+    passed = 0
+
+    def forward(self, values):
+        if values.requires_grad and self.marker is not None:
+            values.register_hook(self.back)
+        return values
+
+    def back(self, _gradient):
+        self.passed += 1
+        if self.passed == 2 and is_first(self.marker):
+            while True:
+                time.sleep(0.1)
+
+
+class ShapeMismatch(Momentum):
+    """A user's mistake that shows after some steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def forward(self, model, batch):
+        if model.training and model.steps == self.steps:
+            return functional.linear(batch["image"].flatten(1), torch.ones(CLASSES, 3))
+        return super().forward(model, batch)
+
+
+class NotANumber(Momentum):
+    """A loss that explodes after some steps, for one sample of the batch."""
+
+    def __init__(self, steps):
+        self.steps = steps
+        self.explodes = False
+
+    def forward(self, model, batch):
+        self.explodes = model.training and model.steps == self.steps
+        return super().forward(model, batch)
+
+    def loss(self, outputs, batch):
+        losses = super().loss(outputs, batch)
+        if self.explodes:
+            losses = losses + torch.where(torch.arange(len(losses)) == 1, torch.nan, 0.0)
+        return losses
+
+
+class Unrepeatable(Plain):
+    """Draws from a source of chance that nobody can seed, after its first step."""
+
+    def forward(self, model, batch):
+        outputs = super().forward(model, batch)
+        return outputs * random.SystemRandom().uniform(0.9, 1.1) if model.steps > 1 else outputs
+
+
+class Odd(Plain):
+    """The workers that come up as numbers 0, 1, 2 and so on are odd in the ways that are given.
+
+    Args:
+        folder: for markers.
+        ways: `""` for a worker like any other.
+    """
+
+    def __init__(self, folder, *ways):
+        self.folder, self.ways = folder, ways
+
+    def model(self):
+        place = place_in_line(self.folder)
+        way = self.ways[place] if place < len(self.ways) else ""
+        if way == "threads":
+            torch.set_num_threads(2)
+        elif way == "kernels":  # everything that has a name is equal, and yet the bits are not
+            torch.backends.mkldnn.enabled = False
+        elif way == "error":
+            raise RuntimeError("this worker has no luck")
+        elif way == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().model()
+
+
+# -- aspects that disturb or steer a run
+
+
+class Nudge(Aspect):
+    """Change one weight by the smallest amount there is, after one step.
+
+    Attributes:
+        step_number: the step, from 1.
+        marker: a file that only one worker can make; only that one is changed. Default: all are.
+    """
+
+    step_number: int
+    marker: Path | None = None
+
+    @torch.no_grad()
+    def update(self, step):
+        yield
+        due = step.number == self.step_number - 1
+        if due and (self.marker is None or is_first(self.marker)):
+            weight = next(step.model.parameters()).view(-1)[:1]
+            weight.copy_(weight.nextafter(weight + 1))
+
+
+class Pace(Aspect):
+    """Hold each step back for a moment while the group is smaller than wanted.
+
+    So a short run lasts until replacements have come, however slow the machine is. Steps go on,
+    slowly, since newcomers join at their boundaries; when one is ready, nothing is held back, nor
+    is it once there is a file `hurry` in the run's folder.
+
+    Attributes:
+        folder: of the run.
+        wanted: from which step (from 1) how many workers are wanted.
+        patience: seconds per step.
+    """
+
+    folder: Path
+    wanted: dict[int, int]
+    patience: float = 2.0
+
+    def step(self, step):
+        starts = [start for start in self.wanted if start <= step.number + 1]
+        wanted = self.wanted[max(starts)] if starts else 0
+        deadline = time.monotonic() + self.patience
+        while self._waits(wanted) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield
+
+    def _waits(self, wanted):
+        if not wanted or (self.folder / "hurry").exists():
+            return False
+        ready, members = set(), set()
+        for event in journal.read(self.folder):
+            if event["event"] == "generation":
+                members = set(event["members"])
+            elif event["event"] == "worker":
+                (ready.add if event["state"] == "ready" else ready.discard)(event["worker"])
+        return len(members) < wanted and not ready - members
+
+
+class Occupant:
+    """An actor that takes up room in a cluster."""
+
+    def is_there(self):
+        return True

@@ -1,0 +1,92 @@
+"""The same bits on every number of workers, and a judge that notices the smallest difference."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from raytrain_plus import Fault
+from tests.end_to_end.runs import (
+    STEPS,
+    UNHURRIED,
+    at_once,
+    differences,
+    flaws,
+    train,
+    undisturbed,
+)
+from tests.end_to_end.tasks import AdamW, Momentum, Nudge
+
+CASES = [(AdamW, 16), (Momentum, 4), (Momentum, 8), (AdamW, 6)]  # the task, V
+LEAVING = 60  # steps, until which all workers have come
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def leaving(logical_ranks):
+    """Return what makes a run of V workers lose one after the other, until there is one."""
+    apart = (STEPS - LEAVING - 5) // logical_ranks
+    steps = [LEAVING + apart * number for number in range(logical_ranks - 1)]
+    return [Fault(step=step, action="remove") for step in steps]
+
+
+@pytest.fixture(scope="module")
+def passages(storage_of_module):
+    """Return the runs that pass through every number of workers."""
+
+    def passage(task, logical_ranks):
+        return train(
+            task(),
+            storage_of_module,
+            logical_ranks=logical_ranks,
+            workers=(1, logical_ranks),
+            faults=leaving(logical_ranks),
+            wanted={1: logical_ranks, LEAVING: 1},
+            **UNHURRIED,
+        )
+
+    undone = [partial(undisturbed, *case) for case in CASES]
+    runs = at_once(*undone, *[partial(passage, *case) for case in CASES])
+    return dict(zip(CASES, runs[len(CASES) :], strict=True))
+
+
+@pytest.mark.parametrize(("task", "logical_ranks"), CASES)
+def test_a_run_through_every_number_of_workers_has_the_bits_of_one_worker(
+    task, logical_ranks, passages
+):
+    run = passages[task, logical_ranks]
+    assert differences(run, undisturbed(task, logical_ranks)) == []
+    assert flaws(run, leaving(logical_ranks)) == []
+    assert run.sizes >= set(range(1, logical_ranks + 1))
+
+
+def test_as_many_workers_as_logical_ranks_have_the_bits_of_one_worker(storage):
+    run = train(Momentum(), storage, logical_ranks=4, workers=(4, 4))
+    reference = undisturbed(Momentum, 4)
+    assert run.sizes == {4}
+    assert differences(run, reference) == []
+    kinds = {name: tensor.dtype for name, tensor in run.model.items()}
+    assert kinds == {name: tensor.dtype for name, tensor in reference.model.items()}
+    assert torch.int64 in kinds.values()
+    assert all(torch.equal(run.model[name], reference.model[name]) for name in kinds)
+    assert int(run.model["norm.num_batches_tracked"]) == STEPS  # one per step, not per forward
+
+
+def test_other_numbers_of_logical_ranks_have_other_bits(cluster):  # noqa: ARG001
+    """So the runs above do not agree for want of anything that could differ."""
+    four, eight = undisturbed(Momentum, 4), undisturbed(Momentum, 8)
+    assert four.summary["digest"] != eight.summary["digest"]
+
+
+def test_the_judge_notices_one_weight_that_is_off_by_one_bit(storage):
+    run = train(Momentum(), storage, logical_ranks=4, aspects=[Nudge(step_number=30)])
+    (found,) = differences(run, undisturbed(Momentum, 4))
+    assert "'step': 31" in found or "'step': 32" in found
+    assert run.summary["digest"] != undisturbed(Momentum, 4).summary["digest"]
+
+
+def test_a_run_fails_when_one_worker_of_two_is_off_by_one_bit(storage):
+    nudge = Nudge(step_number=30, marker=storage / "nudged")
+    run = train(Momentum(), storage, logical_ranks=4, workers=(2, 2), aspects=[nudge])
+    assert "the replicas ended with different states" in run.error
+    assert run.summary["state"] == "failed"

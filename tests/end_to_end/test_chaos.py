@@ -1,0 +1,35 @@
+"""Twenty random schedules of faults, in five runs, each held against the undisturbed run.
+
+`python -m tests.end_to_end.chaos` runs as many as one likes.
+"""
+
+from functools import partial
+
+import pytest
+
+from tests.end_to_end.chaos import STEPS, Case, verdict
+from tests.end_to_end.runs import at_once, undisturbed
+from tests.end_to_end.tasks import AdamW, Momentum, Wide
+
+CASES = {
+    Case(AdamW, 8, 4): range(12, 16),
+    Case(Momentum, 6, 3): range(4),
+    Case(Wide, 4, 3): range(16, 20),
+    Case(AdamW, 8, 2): range(8, 12),
+    Case(Momentum, 6, 2): range(4, 8),
+}
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def verdicts(storage_of_module):
+    references = dict.fromkeys((case.task, case.logical_ranks) for case in CASES)
+    at_once(*[partial(undisturbed, *key, steps=4 * STEPS) for key in references])
+    judged = at_once(*[partial(verdict, *item, storage_of_module) for item in CASES.items()])
+    return dict(zip(CASES, judged, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_whatever_happens_the_bits_are_the_same_and_nothing_is_lost(case, verdicts):
+    assert verdicts[case] == []

@@ -1,0 +1,136 @@
+"""The command line on real runs, as a user types it: each command is a process of its own."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raytrain_plus.observe import journal
+
+TASK = """
+import time
+from pathlib import Path
+import numpy as np, pyarrow as pa, torch, torchmetrics
+from torch import nn
+from raytrain_plus import Task
+
+def table(rows, seed):
+    x = np.random.default_rng(seed).normal(size=(rows, 16)).astype("float32")
+    image = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 16)
+    return pa.table({"image": image, "label": x[:, :4].argmax(1)})
+
+class Small(Task):
+    def model(self):
+        layers = [nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1)]
+        return nn.Sequential(*layers, nn.Linear(32, 4))
+    def optimizer(self, model):
+        return torch.optim.AdamW(model.parameters(), lr=1e-3)
+    def loss(self, outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch["label"], reduction="none")
+    def metrics(self):
+        return {"accuracy": torchmetrics.classification.MulticlassAccuracy(4)}
+    def data(self):
+        return table(1003, 0)
+    def evaluation_data(self):
+        return table(317, 1)
+
+class Braked(Small):
+    def schedule(self, progress):
+        while progress > 0.2 and not (Path(__file__).parent / "released").exists():
+            time.sleep(0.05)
+        return 1.0
+"""
+
+PATIENCE = 90.0
+CONTRACT = {
+    "run", "steps", "digest", "loss", "metrics", "generations", "device_seconds", "wall_seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "small.py").write_text(TASK)
+    faults = [
+        {"step": 0, "action": "remove", "workers": 1},
+        {"step": 20, "action": "kill"},
+        {"step": 40, "action": "add", "workers": 1},
+    ]
+    (folder / "faults.yaml").write_text(json.dumps(faults))  # JSON is YAML
+    return folder
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "raytrain_plus", *arguments, "--storage", "runs", "--json"]
+
+
+def ask(folder, *arguments, status=0):
+    done = subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == status, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout else done.stderr
+
+
+def await_step(run, step):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        path = run / journal.FILE_NAME
+        events = journal.read(run) if path.exists() else []
+        if any(e["event"] == "step" and e["step"] >= step for e in events):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{run} did not reach step {step}: {events[-3:]}")
+
+
+@pytest.mark.timeout(400)  # seven processes, one after the other, each with its imports
+def test_a_disturbed_run_is_watched_scaled_stopped_and_resumed_to_the_bits_of_an_undisturbed_one(
+    folder,
+):
+    train = ("train", "small.py:Braked", "--batch-size", "64", "--duration", "300ba")
+    live = subprocess.Popen(
+        command(
+            *(*train, "--name", "live", "--workers", "1:2"),
+            *("--faults", "faults.yaml", "--hang-deadline", "300"),
+        ),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        await_step(folder / "runs" / "live", 60)  # where the task waits to be released
+        standing = ask(folder, "status", "live")
+        assert (standing["state"], standing["total_steps"]) == ("training", 300)
+        assert "between 1 and 2" in ask(folder, "scale", "live", "3", status=2)
+        assert ask(folder, "scale", "live", "1")["target"] == 1
+        ask(folder, "stop", "live")
+        (folder / "released").touch()
+        out, err = live.communicate(timeout=PATIENCE)
+    finally:
+        live.kill()
+        live.wait()
+    assert live.returncode == 0, err
+    stopped = json.loads(out.splitlines()[-1])
+    assert stopped["state"] == "stopped"
+    assert 60 <= stopped["steps"] < 70
+    assert stopped["faults_left"] == 0
+    assert len(stopped["generations"]) >= 2
+    generation = {"generation", "step", "workers", "cause", "pause_seconds"}
+    assert generation <= stopped["generations"][0].keys()
+    resumed = ask(folder, *train, "--name", "live", "--resume")
+    whole = ask(folder, *train, "--name", "whole")
+    assert whole.keys() >= CONTRACT
+    for key in ("digest", "loss", "metrics", "steps"):
+        assert resumed[key] == whole[key]
+    assert ask(folder, "verify", "live", "whole")["equal"] is True
+    ended = ask(folder, "status", "live")
+    assert (ended["state"], ended["step"], ended["digest"]) == ("finished", 300, whole["digest"])
+    assert "has ended" in ask(folder, "scale", "live", "1", status=1)

@@ -1,0 +1,127 @@
+"""A group grows and shrinks at step boundaries while it trains, whoever asks for it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from raytrain_plus import Fault
+from raytrain_plus.observe import journal
+from tests.conftest import ROOT
+from tests.end_to_end import nodes
+from tests.end_to_end.runs import (
+    UNHURRIED,
+    Run,
+    Script,
+    at_step,
+    coordinator,
+    differences,
+    flaws,
+    train,
+    undisturbed,
+)
+from tests.end_to_end.tasks import Occupant, Plain
+
+START_ALONE = Fault(step=0, action="remove", workers=2)
+
+
+def scale(workers):
+    return lambda name: ray.get(coordinator(name).scale.remote(workers))
+
+
+def scale_too_far(name):
+    with pytest.raises(ValueError, match="between 1 and 3 workers, not 4"):
+        scale(4)(name)
+
+
+def test_by_scale_and_steps_go_on_until_the_newcomers_are_ready(storage):
+    script = Script((at_step(5), scale_too_far), (at_step(5), scale(3)), (at_step(85), scale(1)))
+    run = train(
+        Plain(),
+        storage,
+        logical_ranks=6,
+        workers=(1, 3),
+        faults=[START_ALONE],
+        wanted={1: 2, 6: 3, 80: 1, 86: 2},  # 2 wanted where there is 1: slowly, to be in time
+        patience=0.5,
+        director=script,
+    )
+    assert script.is_over
+    assert differences(run, undisturbed(Plain, 6)) == []
+    assert flaws(run, [START_ALONE]) == []
+    assert run.sizes >= {1, 3}
+    assert run.of("step", step=79)[0]["workers"] == 3
+    assert run.of("step", step=100)[0]["workers"] == 1
+    # The newcomers' start was overlapped: the group paused for a fraction of what it took.
+    ready = [event["time"] for event in run.of("worker", state="ready")]
+    grown = [event for event in run.of("generation") if "joined" in event["cause"]]
+    meanwhile = [e for e in run.of("step") if ready[0] < e["time"] < ready[-1]]
+    assert len(meanwhile) > 5
+    assert max(event["pause_seconds"] for event in grown) < (ready[-1] - ready[0]) / 2
+    # Who was scaled away left between two steps: nothing was computed again.
+    assert len(run.of("worker", state="left")) == 2
+    assert run.of("worker", state="lost") == []
+
+
+def test_when_resources_that_others_held_become_free(storage):
+    occupant = ray.remote(num_cpus=7.75)(Occupant).remote()
+    ray.get(occupant.is_there.remote())
+    seen = []
+    script = Script(
+        (at_step(10), lambda name: seen.append(ray.get(coordinator(name).status.remote()))),
+        (at_step(10), lambda _: ray.kill(occupant)),
+    )
+    run = train(
+        Plain(),
+        storage,
+        logical_ranks=6,
+        workers=(1, 2),
+        wanted={12: 2},
+        director=script,
+        **UNHURRIED,
+    )
+    assert differences(run, undisturbed(Plain, 6)) == []
+    assert flaws(run, []) == []
+    assert seen[0]["target"] == 2
+    assert len(seen[0]["pids"]) == 1  # the other was asked for, and could not be placed
+    assert {event["workers"] for event in run.of("step") if event["step"] <= 10} == {1}
+    assert run.of("step", step=100)[0]["workers"] == 2
+
+
+def test_when_nodes_come_drain_hang_or_die(storage):
+    program = subprocess.run(
+        [sys.executable, "-m", nodes.__name__, storage],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert program.returncode == 0, program.stderr
+    told = json.loads(program.stdout.splitlines()[-1])
+    run = Run(journal.read(storage / nodes.NAME), told["summary"])
+    assert told["over"], [event for event in run.events if event["event"] != "step"]
+    reference = undisturbed(Plain, nodes.LOGICAL_RANKS, nodes.STEPS)
+    assert differences(run, reference) == []
+    (first, *others) = run.of("worker", state="ready")
+    drained, stopped, killed = others
+    # A worker that Ray could not place comes as soon as there is a node for it.
+    assert drained["node"] == told["nodes"]["drained"]
+    assert stopped["node"] == killed["node"] == told["nodes"]["killed"]
+    assert first["node"] not in told["nodes"].values()
+    # Whoever is on a draining node leaves between two steps.
+    (left,) = run.of("worker", state="left")
+    assert left["worker"] == drained["worker"]
+    # Whoever hangs, alone on its node, is ended, so that its place is free for another.
+    hung, died = run.of("worker", state="lost")
+    assert hung["worker"] == stopped["worker"]
+    assert "did not answer" in hung["reason"]
+    # Whoever dies with its node is lost at once, long before Ray gives the node up.
+    assert died["worker"] == killed["worker"]
+    after = run.events[run.events.index(died) :]
+    regrouped = next(event for event in after if event["event"] == "generation")
+    assert regrouped["time"] - died["time"] < nodes.DEADLINE
+    # The first worker has seen it all.
+    assert all(first["worker"] in event["members"] for event in run.of("generation"))
+    assert [event["step"] for event in run.of("step")] == list(range(1, nodes.STEPS + 1))

@@ -1,0 +1,89 @@
+"""A worker that lives but does not get on is found within the deadline, ended and replaced."""
+
+import itertools
+import os
+import signal
+import time
+
+from raytrain_plus import Fault
+from tests.end_to_end.runs import Script, at_step, differences, flaws, train, undisturbed
+from tests.end_to_end.tasks import Plain, Stuck, StuckBackward
+
+DEADLINE = 4.0
+SLACK = 4.0  # seconds, for a machine that has other things to do
+
+
+class Moment:
+    """Stops a worker for a moment that is shorter than the deadline."""
+
+    def __init__(self):
+        self.worker = ""
+        self._pid = 0
+        self._until = 0.0
+
+    def begin(self, events):
+        members = [e for e in events if e["event"] == "generation"][-1]["members"]
+        ready = {e["worker"]: e["pid"] for e in events if e.get("state") == "ready"}
+        self.worker = members[-1]
+        self._pid, self._until = ready[self.worker], time.monotonic() + DEADLINE / 2
+        os.kill(self._pid, signal.SIGSTOP)
+        return True
+
+    def is_over(self, _events):
+        return time.monotonic() > self._until
+
+    def end(self, _name):
+        os.kill(self._pid, signal.SIGCONT)
+
+
+def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_slow(storage):
+    moment = Moment()
+    script = Script(
+        (lambda events: at_step(40)(events) and moment.begin(events), lambda _: None),
+        (moment.is_over, moment.end),
+    )
+    stop = Fault(step=31, action="stop", phase="forward", victim=0)
+    run = train(
+        Stuck(storage, waits=10, spins=20),
+        storage,
+        logical_ranks=6,
+        workers=(1, 3),
+        faults=[stop],
+        wanted={1: 3, 40: 1},
+        patience=1.0,
+        director=script,
+        hang_deadline=DEADLINE,
+    )
+    assert differences(run, undisturbed(Plain, 6)) == []
+    lost = run.of("worker", state="lost")
+    assert [("did not answer" in e["reason"], "in forward" in e["reason"]) for e in lost] == [
+        (False, True),  # waits
+        (True, False),  # spins
+        (True, False),  # stopped
+    ]
+    for event in lost:
+        before = [e for e in run.of("step") if e["time"] < event["time"]][-1]
+        assert DEADLINE - 1 < event["time"] - before["time"] < DEADLINE + SLACK
+    assert [event["workers"] for event in run.of("step", step=39)] == [3]
+    # A worker that is stopped for half the deadline only makes the others wait.
+    assert script.is_over
+    assert moment.worker not in {event["worker"] for event in lost}
+    steps = [event["time"] for event in run.of("step")]
+    assert max(b - a for a, b in itertools.pairwise(steps[39:])) > DEADLINE / 4
+    problems = flaws(run, [stop])
+    victims = sorted(e["worker"] for e in lost if e["worker"] not in run.of("fault")[0]["hit"])
+    assert problems == [f"workers were lost that no fault had hit: {victims}"]
+
+
+def test_whoever_is_stuck_in_a_backward_is_found_though_its_exchange_goes_on(storage):
+    run = train(
+        StuckBackward(storage, steps=5),
+        storage,
+        logical_ranks=4,
+        workers=(2, 2),
+        steps=10,
+        hang_deadline=DEADLINE,
+    )
+    (lost,) = run.of("worker", state="lost")
+    assert "in backward" in lost["reason"]
+    assert [event["step"] for event in run.of("step")] == list(range(1, 11))

@@ -1,0 +1,150 @@
+"""What cannot be read is refused, and the error says what is wrong with it."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from arrow_data import (
+    N,
+    as_compressed_batches,
+    as_mapped_file,
+    as_parquet,
+    as_stream,
+    gather,
+    tensors,
+    write_folder,
+    write_ipc,
+)
+
+from raytrain_plus.streams.source import DataError, open_source
+
+UNSUPPORTED = {
+    "strings": pa.array(["a"]),
+    "bytes": pa.array([b"a"]),
+    "ragged": pa.array([[1]]),
+    "nothing": pa.nulls(1),
+    "dates": pa.array([0], pa.date32()),
+    "times": pa.array([0], pa.timestamp("s")),
+    "categories": pa.array(["a"]).dictionary_encode(),
+    "decimals": pa.array([1], pa.decimal128(5)),
+    "records": pa.array([{"a": 1}]),
+    "string lists": pa.array([["a"]], pa.list_(pa.string(), 1)),
+    "transposed": tensors(np.zeros((1, 2, 3)), permutation=[1, 0]),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_column_of_another_type_is_refused_by_name_and_may_be_left_out(name, tmp_path):
+    table = pa.table({"fine": [1], name: UNSUPPORTED[name]})
+    for data in (table, as_mapped_file(table, tmp_path)):
+        with pytest.raises(DataError, match=f"{name!r}.*columns") as caught:
+            open_source(data)
+        assert str(table.schema.field(name).type) in str(caught.value)
+        assert gather(open_source(data, ["fine"]), "fine").tolist() == [1]
+
+
+NULLS = {
+    "scalar": pa.array([1, None, 3]),
+    "flag": pa.array([True, None, False]),
+    "list": pa.array([[1], None, [3]], pa.list_(pa.int32(), 1)),
+    "item": pa.array([[1], [None], [3]], pa.list_(pa.int32(), 1)),
+}
+
+
+@pytest.mark.parametrize("kind", NULLS)
+def test_nulls_are_refused_before_rows_are_handed_out(kind, tmp_path):
+    table = pa.table({"fine": [1, 2, 3], "holed": NULLS[kind]})
+    pq.write_table(table, tmp_path / "blind.parquet", write_statistics=False)
+    for data in (table, as_parquet(table, tmp_path)):
+        with pytest.raises(DataError, match=r"'holed'.*nulls"):
+            open_source(data)
+        assert gather(open_source(data, ["fine"]), "fine").tolist() == [1, 2, 3]
+    late = (tmp_path / "blind.parquet", as_mapped_file(table, tmp_path))
+    for source in map(open_source, late):
+        with pytest.raises(DataError, match=r"'holed'.*nulls"):
+            gather(source, "holed", [0])
+    without = table.slice(0, 1)
+    assert gather(open_source(without), "holed").ravel().tolist() == [1]
+
+
+def test_missing_and_doubled_columns_are_named():
+    table = pa.table([[1], [2], [3]], names=["a", "b", "b"])
+    with pytest.raises(DataError, match="no column 'c'; it has 'a', 'b'"):
+        open_source(table, ["a", "c"])
+    with pytest.raises(DataError, match="more than one column 'b'"):
+        open_source(table)
+    with pytest.raises(DataError, match=r"must be a list of names: \['a'\]"):
+        open_source(table, "a")
+    with pytest.raises(DataError, match="no column of the table is selected"):
+        open_source(table, [])
+    assert gather(open_source(table, ["a"]), "a").tolist() == [1]
+
+
+def test_data_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere does not exist"):
+        open_source(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"has no data file.*\.parquet"):
+        open_source(tmp_path)
+    with pytest.raises(DataError, match="s3://bucket/train is not on this machine"):
+        open_source("s3://bucket/train")
+    with pytest.raises(DataError, match=r"is a list, but must be a pyarrow\.Table"):
+        open_source([1, 2])
+
+
+def test_data_without_rows_is_refused(tmp_path):
+    empty = pa.table({"x": pa.array([], pa.int32())})
+    with pytest.raises(DataError, match="the table has no rows"):
+        open_source(empty)
+    with pytest.raises(DataError, match=r"a\.arrow has no rows"):
+        open_source(as_mapped_file(empty, tmp_path))
+    with pytest.raises(DataError, match="data has no rows"):
+        open_source(write_folder(empty, tmp_path / "data", [0, 0]))
+
+
+def test_files_with_different_columns_are_both_named(tmp_path):
+    write_ipc(pa.table({"x": [1], "y": [1.0]}), tmp_path / "a.arrow")
+    write_ipc(pa.table({"x": [True], "z": [1], "y": [2.0]}), tmp_path / "b.arrow")
+    with pytest.raises(DataError, match=r"a\.arrow and .*b\.arrow differ") as caught:
+        open_source(tmp_path)
+    assert "column 'x' is int64 of shape () in the first and bool" in str(caught.value)
+    assert "column 'z' is absent" in str(caught.value)
+    assert "'y'" not in str(caught.value)
+    assert gather(open_source(tmp_path, ["y"]), "y").tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("form", [as_mapped_file, as_compressed_batches, as_stream, as_parquet])
+def test_a_file_that_is_cut_short_anywhere_is_refused(form, tmp_path):
+    table = pa.table({"x": np.arange(N)})
+    form(table, tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    assert gather(open_source(path), "x").tolist() == list(range(N))
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=path.name):
+            open_source(path)
+
+
+def test_a_damaged_file_is_named_when_it_is_read(tmp_path):
+    path = tmp_path / "a.feather"
+    as_compressed_batches(pa.table({"x": np.arange(5000)}), tmp_path)
+    content = bytearray(path.read_bytes())
+    magic = content.index(b"\x28\xb5\x2f\xfd")
+    content[magic : magic + 4] = b"\0\0\0\0"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.feather cannot be read.*copy it again"):
+        gather(open_source(path), "x")
+
+
+def test_a_file_that_changes_during_a_run_is_noticed(tmp_path):
+    source = open_source(as_mapped_file(pa.table({"x": [1, 2, 3]}), tmp_path))
+    as_mapped_file(pa.table({"x": [1, 2]}), tmp_path)
+    with pytest.raises(DataError, match="had 3 rows when it was opened and has 2 now"):
+        gather(source, "x")
+
+
+def test_a_text_file_is_refused(tmp_path):
+    path = tmp_path / "a.arrow"
+    path.write_text("label,pixel\n1,2\n")
+    with pytest.raises(DataError, match=r"a\.arrow is neither an Arrow IPC file nor a Parquet"):
+        open_source(path)

@@ -1,0 +1,340 @@
+"""What cannot work is refused before a worker starts, with the value and what to do instead."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray.train
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from torch import nn
+from torchmetrics import PearsonCorrCoef
+from torchmetrics.classification import MulticlassAccuracy
+
+from raytrain_plus import configure
+from raytrain_plus.algorithms import Aspect, AspectError, GradientClipping, LabelSmoothing
+from raytrain_plus.clock import DurationError
+from raytrain_plus.configure import ConfigError
+from raytrain_plus.observe.journal import Journal
+from raytrain_plus.streams.source import DataError, open_source
+from raytrain_plus.task import Task, TaskError
+
+
+class Fine(Task):
+    def model(self):
+        return nn.Linear(2, 2)
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(self, outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch["label"], reduction="none")
+
+
+def with_(**attributes):
+    """Return a task that is fine but for some attributes."""
+    return type("Changed", (Fine,), attributes)()
+
+
+def says(error, *parts):
+    """Expect an error whose text holds these parts, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(re.escape(part) for part in parts))
+
+
+def table(rows=40, **more):
+    x = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((rows, 2), np.float32))
+    return pa.table({"x": x, "label": np.arange(rows) % 2, **more})
+
+
+# -- numbers
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "workers", "parts"),
+    [
+        (8, 8, (0, 2), ["workers is 0:2", "at least 1"]),
+        (8, 8, (3, 2), ["workers is 3:2", "not above the most"]),
+        (8, 0, (1, 1), ["logical_ranks is 0", "must be at least 1"]),
+        (8, 4, (1, 5), ["5 workers cannot share 4 logical ranks", "raise logical_ranks to 5"]),
+        (20, 8, (1, 2), ["batch_size 20 cannot be divided by 8", "use 16 or 24"]),
+        (3, 8, (1, 2), ["batch_size 3 cannot be divided by 8", "use 8 or 16"]),
+        (0, 8, (1, 2), ["batch_size 0", "use 8 or 16"]),
+        (-8, 8, (1, 2), ["batch_size -8", "use 8 or 16"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(batch_size, ranks, workers, parts):
+    with says(ConfigError, *parts):
+        configure.check_sizes(batch_size, ranks, workers)
+
+
+@given(st.integers(-20, 200), st.integers(1, 40))
+def test_what_is_proposed_instead_is_accepted(batch_size, ranks):
+    try:
+        configure.check_sizes(batch_size, ranks, (1, ranks))
+    except ConfigError as error:
+        proposed = re.search(r"use (\d+) or (\d+)", str(error))
+        for size in proposed.groups():
+            configure.check_sizes(int(size), ranks, (1, ranks))
+    else:
+        assert batch_size > 0
+        assert batch_size % ranks == 0
+
+
+# -- Ray Train's own words
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("accelerator_type", "A100"),
+        ("label_selector", {"zone": "a"}),
+        ("use_tpu", True),
+        ("topology", "2x2"),
+        ("placement_strategy", "SPREAD"),
+    ],
+)
+def test_scaling_that_would_be_ignored_is_refused(field, value):
+    with says(ConfigError, f"ScalingConfig sets {field}", "leave it out"):
+        configure.worker_range(ScalingConfig(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("storage_filesystem", pa.fs.LocalFileSystem()),
+        ("callbacks", [ray.train.UserCallback()]),
+        ("failure_config", FailureConfig(max_failures=2)),
+        ("checkpoint_config", CheckpointConfig(num_to_keep=2)),
+        ("checkpoint_config", CheckpointConfig(checkpoint_score_attribute="loss")),
+    ],
+)
+def test_run_settings_that_would_be_ignored_are_refused(field, value):
+    with says(ConfigError, f"RunConfig sets {field}", "leave it out"):
+        configure.check_run_config(RunConfig(**{field: value}))
+
+
+def test_plain_settings_are_accepted():
+    """The control of both."""
+    configure.check_run_config(RunConfig(name="run", storage_path="here"))
+    configure.check_run_config(
+        RunConfig(failure_config=FailureConfig(), checkpoint_config=CheckpointConfig())
+    )
+    assert configure.worker_range(ScalingConfig()) == (1, 1)
+
+
+def test_workers_are_a_number_or_a_range():
+    assert configure.worker_range(ScalingConfig(num_workers=3)) == (3, 3)
+    assert configure.worker_range(ScalingConfig(num_workers=(2, 5))) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources"),
+    [
+        ({}, {"CPU": 1.0}),
+        ({"use_gpu": True}, {"CPU": 1.0, "GPU": 1.0}),
+        ({"use_gpu": True, "resources_per_worker": {"GPU": 0.5}}, {"GPU": 0.5}),
+        ({"resources_per_worker": {"CPU": 2, "disk": 0}}, {"CPU": 2.0}),
+    ],
+)
+def test_each_worker_asks_for_one_cpu_unless_told_otherwise(settings, resources):
+    assert configure.worker_resources(ScalingConfig(**settings)) == resources
+
+
+# -- task and algorithms
+
+
+@pytest.mark.parametrize("missing", [["model"], ["optimizer", "loss"]])
+def test_a_task_that_lacks_something_is_refused(missing):
+    task = with_(**{name: getattr(Task, name) for name in missing})
+    with says(TaskError, "Changed does not define", *[f"{name}()" for name in missing]):
+        configure.check_task(task)
+    configure.check_task(Fine())
+
+
+def test_a_task_with_metrics_that_cannot_be_merged_is_refused():
+    metrics = {"fit": PearsonCorrCoef()}
+    with says(TaskError, "'fit'", "PearsonCorrCoef", "full_state_update=False"):
+        configure.check_task(with_(metrics=lambda _: metrics))
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "parts"),
+    [
+        (["GradientClipping"], ["'GradientClipping'", "no raytrain_plus Aspect"]),
+        ([GradientClipping], ["no raytrain_plus Aspect"]),
+        ([LabelSmoothing(), LabelSmoothing()], ["LabelSmoothing is given twice", "give it once"]),
+        (
+            [
+                GradientClipping(),
+                type("Own", (Aspect,), {"conflicts_with": ["GradientClipping"]})(),
+            ],
+            ["Own and GradientClipping", "drop one"],
+        ),
+    ],
+)
+def test_algorithms_that_do_not_go_together_are_refused(algorithms, parts):
+    with says(AspectError, *parts):
+        configure.check_algorithms(algorithms)
+    configure.check_algorithms([LabelSmoothing(), GradientClipping()])
+
+
+# -- data
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "parts"),
+    [
+        (Fine(), "nowhere/at-all", ["training data:", "nowhere/at-all"]),
+        (Fine(), table().slice(0, 0), ["training data:", "no rows"]),
+        (with_(columns=["image"]), table(), ["training data:", "image"]),
+        (
+            with_(columns={"x": (3, 4), "label": ()}),
+            table(),
+            ["column 'x' with rows of shape (3, 4)", "the data has (2,)"],
+        ),
+        (
+            Fine(),
+            table(more=np.ones(40)),
+            ["beside the target 'label' are x, more", "set the task's `columns` or `target`"],
+        ),
+        (with_(columns=["label"]), table(), ["beside the target 'label'", "needs one"]),
+        (
+            with_(
+                target="digit",
+                columns=["x"],
+                metrics=lambda _: {"accuracy": MulticlassAccuracy(2)},
+            ),
+            table(),
+            ["target column 'digit' is not among x", "set the task's `target`"],
+        ),
+    ],
+)
+def test_data_that_does_not_suit_the_task_is_refused(task, data, parts):
+    with says(DataError, *parts):
+        configure.open_for(task, data, "training data")
+
+
+def test_data_that_suits_is_opened():
+    task = with_(columns={"x": (2,), "label": ()})
+    assert configure.open_for(task, table(extra=np.ones(40)), "training data").total_rows == 40
+    own = with_(forward=lambda _, model, batch: model(batch["x"]))
+    assert len(configure.open_for(own, table(extra=np.ones(40)), "data").columns) == 3
+
+
+# -- lengths
+
+
+def test_a_clock_counts_whole_batches():
+    source = open_source(table(43), None)
+    clock = configure.clock(source, "2.5ep", "1ep", 8, 4)
+    assert (clock.steps_per_epoch, clock.total_steps, clock.evaluate_every) == (5, 12, 5)
+    assert clock.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("duration", "every", "batch_size", "error", "parts"),
+    [
+        ("ten", "1ep", 8, DurationError, ["'ten'", "write 10ep"]),
+        ("1ep", "often", 8, DurationError, ["'often'", "write 10ep"]),
+        ("1ep", "1ep", 80, ValueError, ["batch is larger than the data", "40 rows", "smaller"]),
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(duration, every, batch_size, error, parts):
+    with says(error, *parts):
+        configure.clock(open_source(table(), None), duration, every, batch_size, 4)
+
+
+def test_an_evaluation_computes_at_least_as_much_at_once_as_a_step():
+    assert configure.evaluation_rows(64, 8) == 64
+    assert configure.evaluation_rows(4096, 8) == 512
+
+
+# -- folders
+
+
+def test_a_run_has_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for storage in (str(tmp_path / "a"), (tmp_path / "b").as_uri(), "~/c", None):
+        folder = configure.run_folder(storage, "run")
+        assert folder.is_dir()
+        assert folder.is_relative_to(tmp_path)
+        assert folder.name == "run"
+        assert not list(folder.iterdir())  # the probe is gone
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".hidden", ".."])
+def test_a_name_that_is_no_folder_is_refused(tmp_path, name):
+    with says(ConfigError, f"run name {name!r}", "without a slash"):
+        configure.run_folder(str(tmp_path), name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_storage_elsewhere_is_refused():
+    with says(ConfigError, "s3://bucket/runs", "not a local or shared folder"):
+        configure.run_folder("s3://bucket/runs", "run")
+
+
+def test_storage_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with says(ConfigError, f"{tmp_path / 'file' / 'run'} cannot be written", "Give a folder"):
+        configure.run_folder(str(tmp_path / "file"), "run")
+
+
+def test_a_run_is_never_written_over(tmp_path):
+    configure.check_fresh(tmp_path)
+    Journal(tmp_path).close()
+    with says(ConfigError, f"there is a run in {tmp_path} already", "another --name, or --resume"):
+        configure.check_fresh(tmp_path)
+
+
+IDENTITY = {"seed": 17, "logical_ranks": 8}
+
+
+def described(folder, identity=IDENTITY, checkpoints=()):
+    journal = Journal(folder)
+    journal.write("run", identity=identity)
+    journal.write("run", identity={"seed": 5})  # only the first says what the run is
+    journal.close()
+    for name in checkpoints:
+        (folder / name).mkdir()
+
+
+def test_the_newest_checkpoint_is_resumed(tmp_path):
+    names = ["checkpoint_00000009", "checkpoint_00000100", ".checkpoint_00000200.7.tmp"]
+    described(tmp_path, checkpoints=names)
+    assert configure.last_checkpoint(tmp_path, IDENTITY) == tmp_path / "checkpoint_00000100"
+
+
+def test_a_run_cannot_be_resumed_differently(tmp_path):
+    described(tmp_path, checkpoints=["checkpoint_00000009"])
+    with says(
+        ConfigError, "cannot be resumed differently", "seed: was 17, is 18", "same as before"
+    ):
+        configure.last_checkpoint(tmp_path, {**IDENTITY, "seed": 18})
+    with says(ConfigError, "batch_size: was None, is 64"):
+        configure.last_checkpoint(tmp_path, {**IDENTITY, "batch_size": 64})
+
+
+def test_what_is_not_there_cannot_be_resumed(tmp_path):
+    with says(ConfigError, "there is no run to resume in", str(tmp_path)):
+        configure.last_checkpoint(tmp_path, IDENTITY)
+    with says(ConfigError, "there is no run to resume in", "absent"):
+        configure.run_folder(str(tmp_path), "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
+    described(tmp_path)
+    with says(ConfigError, f"no checkpoint in {tmp_path}", "start a new run"):
+        configure.last_checkpoint(tmp_path, IDENTITY)
+
+
+def test_workers_import_from_where_the_driver_does(tmp_path, monkeypatch):
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "mine").mkdir()
+    listed = [tmp_path / "mine", tmp_path / "site-packages", tmp_path / "absent"]
+    monkeypatch.setattr(sys, "path", ["", *map(str, listed), sys.base_prefix + "/lib"])
+    monkeypatch.chdir(tmp_path)
+    assert configure.import_paths() == [str(Path.cwd()), str(tmp_path / "mine")]

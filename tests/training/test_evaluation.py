@@ -1,0 +1,389 @@
+"""An evaluation counts every sample exactly once, and says the same on every number of workers."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torchmetrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchmetrics import CatMetric, Metric, SpearmanCorrCoef, SumMetric
+from torchmetrics.classification import BinaryPrecisionRecallCurve, MulticlassAccuracy
+
+from raytrain_plus.algorithms import Aspect, Step, Weave
+from raytrain_plus.clock import Clock
+from raytrain_plus.streams.order import Order
+from raytrain_plus.streams.source import open_source
+from raytrain_plus.task import Task, TaskError
+from raytrain_plus.training.evaluation import Evaluation, check_metrics
+
+pytestmark = pytest.mark.filterwarnings("ignore:Metric `.*` will save all")
+
+SEED, ROWS = 17, 8
+CLOCK = Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5)
+
+
+class GatheredError(Exception):
+    """Ends a worker's first pass, in which only its bytes are of interest."""
+
+
+class Collect:
+    """A worker that takes part, and goes no further."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, index):
+        self.index = index
+
+    def all_gather_bytes(self, payload):
+        raise GatheredError(payload)
+
+
+class Deliver(Collect):
+    """The same worker, given what all have sent."""
+
+    def __init__(self, index, payloads):
+        super().__init__(index)
+        self.payloads = payloads
+
+    def all_gather_bytes(self, payload):
+        assert payload == self.payloads[self.index]
+        return self.payloads
+
+
+class Summing(Task):
+    """The model doubles; metrics see every row's number."""
+
+    columns = ("x", "label")
+
+    def __init__(self, **metrics):
+        self.made = metrics
+
+    def model(self):
+        return nn.Identity()
+
+    def forward(self, model, batch):
+        return 2 * model(batch["x"])
+
+    def metrics(self):
+        return {name: make() for name, make in self.made.items()}
+
+    def update_metric(self, metric, outputs, batch):
+        if isinstance(metric, (SumMetric, CatMetric)):
+            metric.update(outputs)
+        else:
+            super().update_metric(metric, outputs, batch)
+
+
+def numbers(rows):
+    x = np.random.default_rng(3).standard_normal(rows).astype(np.float32)
+    return pa.table({"x": x, "label": np.arange(rows, dtype=np.float32)})
+
+
+def evaluate(task, table, ranges, algorithms=(), entered=None):
+    """Evaluate on some workers; return what each says."""
+    source = open_source(table, None)
+    ranks = ranges[-1].stop
+    order = Order(rows=source.rows, lanes=ranks, seed=SEED, window=source.window, shuffle=False)
+    evaluation = Evaluation(task, source, order, ROWS, SEED)
+    model = task.model()
+    step = Step(model, torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), CLOCK, SEED, 4)
+    weave = Weave(algorithms)
+    enter = (lambda _: None) if entered is None else entered.append
+    payloads = []
+    for index in range(len(ranges)):
+        with pytest.raises(GatheredError) as collected:
+            evaluation.run(step, weave, ranges, Collect(index), enter)
+        payloads.append(collected.value.args[0])
+    return [
+        evaluation.run(step, weave, ranges, Deliver(index, payloads), enter)
+        for index in range(len(ranges))
+    ]
+
+
+def cut(ranks, *cuts):
+    return [range(start, stop) for start, stop in itertools.pairwise([0, *cuts, ranks])]
+
+
+SPREADS = [cut(1), cut(4), cut(4, 1), cut(4, 1, 2, 3), cut(5, 3), cut(6, 2, 5)]
+
+
+@pytest.mark.parametrize("ranges", SPREADS)
+@pytest.mark.parametrize("rows", [1, 3, 31, 64, 67])
+def test_every_sample_is_seen_once_and_in_order(ranges, rows):
+    table = numbers(rows)
+    expected = [2 * x for x in table["x"].to_pylist()]
+    task = Summing(seen=CatMetric, correlation=SpearmanCorrCoef)
+    for values in evaluate(task, table, ranges):
+        assert np.atleast_1d(values["seen"]).tolist() == expected
+
+
+def test_padding_that_is_counted_shows():
+    """The negative control: with 31 rows in lanes of 8, the check above would notice padding."""
+    table = numbers(31)
+
+    class Padded(Summing):
+        def update_metric(self, metric, outputs, batch):
+            short = ROWS - len(outputs)
+            metric.update(torch.cat([outputs, outputs[:1].expand(short)]))
+            assert len(batch["x"]) == len(outputs)
+
+    values = evaluate(Padded(seen=CatMetric), table, cut(4))[0]
+    assert len(values["seen"]) == 32
+    assert sum(values["seen"]) != sum(evaluate(Summing(seen=CatMetric), table, cut(4))[0]["seen"])
+
+
+class Classes(Summing):
+    def forward(self, model, batch):
+        return model(batch["x"])
+
+
+def classes(rows):
+    draw = np.random.default_rng(1)
+    x = draw.standard_normal((rows, 3)).astype(np.float32)
+    label = draw.integers(0, 3, rows)
+    return pa.table({"x": pa.FixedShapeTensorArray.from_numpy_ndarray(x), "label": label})
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 90), st.integers(1, 6), st.sets(st.integers(1, 5), max_size=3))
+def test_merged_metrics_are_those_of_one_process(rows, ranks, cuts):
+    table = classes(rows)
+    ranges = cut(ranks, *sorted(c for c in cuts if c < ranks))
+    task = Classes(
+        accuracy=lambda: MulticlassAccuracy(3, average="micro"),
+        per_class=lambda: MulticlassAccuracy(3, average="none"),
+    )
+    alone = task.metrics()
+    x = torch.from_numpy(table["x"].combine_chunks().to_numpy_ndarray().copy())
+    label = torch.from_numpy(table["label"].to_numpy().copy())
+    for metric in alone.values():
+        metric.update(x, label)
+    expected = {name: metric.compute().tolist() for name, metric in alone.items()}
+    for values in evaluate(task, table, ranges):
+        assert values == expected
+
+
+def test_another_prediction_gives_another_value():
+    """The control: the equality above is not that of constants."""
+    task = Classes(accuracy=lambda: MulticlassAccuracy(3, average="micro"))
+    values = [evaluate(task, classes(rows), cut(3))[0] for rows in (20, 50)]
+    assert values[0] != values[1]
+
+
+@pytest.mark.parametrize("ranges", SPREADS)
+def test_metrics_that_keep_all_samples_are_merged(ranges):
+    table = numbers(45)
+    x, label = torch.tensor(table["x"].to_pylist()), torch.tensor(table["label"].to_pylist())
+    alone = SpearmanCorrCoef()
+    alone.update(2 * x, label)
+    for values in evaluate(Summing(correlation=SpearmanCorrCoef), table, ranges):
+        assert values["correlation"] == pytest.approx(alone.compute().item())
+
+
+def test_metrics_may_keep_the_same_tensors():
+    """Two that keep the labels hold one tensor, which a file of tensors must not share."""
+
+    class Labels(Summing):
+        def update_metric(self, metric, outputs, batch):
+            if isinstance(metric, CatMetric):
+                metric.update(batch["label"])
+                metric.update(batch["label"][:1])
+            else:
+                super().update_metric(metric, outputs, batch)
+
+    task = Labels(first=CatMetric, second=CatMetric, correlation=SpearmanCorrCoef)
+    values = evaluate(task, numbers(20), cut(2, 1))[0]
+    assert values["first"] == values["second"]
+    assert len(values["first"]) == 20 + 4
+
+
+class Tolerant(Metric):
+    """Keeps the extremes."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("low", torch.tensor(torch.inf), dist_reduce_fx="min")
+        self.add_state("high", torch.tensor(-torch.inf), dist_reduce_fx="max")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, outputs, target):
+        self.low = torch.minimum(self.low, outputs.min())
+        self.high = torch.maximum(self.high, outputs.max())
+        self.count += len(target)
+
+    def compute(self):
+        return {"range": (self.low, self.high), "count": self.count}
+
+
+@pytest.mark.parametrize("ranges", SPREADS)
+def test_values_are_numbers_lists_and_mappings_of_them(ranges):
+    table = numbers(45)
+    x = [2 * value for value in table["x"].to_pylist()]
+    values = evaluate(Summing(extremes=Tolerant), table, ranges)[-1]
+    assert values == {"extremes": {"range": [min(x), max(x)], "count": 45}}
+
+
+def test_curves_are_nested_lists():
+    task = Summing(curve=BinaryPrecisionRecallCurve)
+    task.update_metric = lambda metric, outputs, batch: metric.update(
+        outputs.sigmoid(), (batch["label"] % 2).long()
+    )
+    precision, recall, thresholds = evaluate(task, numbers(20), cut(2, 1))[0]["curve"]
+    assert len(precision) == len(recall) == len(thresholds) + 1
+    assert precision[-1] == 1.0
+
+
+class Outputs(NamedTuple):
+    rows: torch.Tensor
+    extra: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda rows: {"rows": rows, "extra": torch.ones(3), 0: [rows]},
+        lambda rows: Outputs(rows, torch.tensor(1.0)),
+        lambda rows: [rows, (rows, "text"), None],
+    ],
+)
+def test_padding_is_cut_off_outputs_of_any_structure(shape):
+    lengths = []
+
+    class Structured(Summing):
+        def forward(self, model, batch):
+            return shape(model(batch["x"]))
+
+        def update_metric(self, metric, outputs, batch):
+            outputs = shape_of(outputs)
+            lengths.append({len(rows) for rows in outputs})
+            metric.update(outputs[0])
+            assert len(batch["label"]) == len(outputs[0])
+
+    def shape_of(outputs):
+        if isinstance(outputs, dict):
+            assert len(outputs["extra"]) == 3
+            return [outputs["rows"], outputs[0][0]]
+        if isinstance(outputs, Outputs):
+            return [outputs.rows]
+        assert outputs[1][1:] == ("text",)
+        return [outputs[0], outputs[1][0]]
+
+    values = evaluate(Structured(seen=CatMetric), numbers(19), cut(1))[0]
+    assert len(values["seen"]) == 19
+    assert lengths[:3] == [{8}, {8}, {3}]
+
+
+def test_every_forward_has_the_same_size_and_is_made_by_one_worker():
+    sizes = []
+
+    class Watching(Summing):
+        def forward(self, model, batch):
+            sizes.append(len(batch["x"]))
+            return model(batch["x"])
+
+    for ranges in (cut(3), cut(3, 1), cut(3, 1, 2)):
+        sizes.clear()
+        evaluate(Watching(seen=CatMetric), numbers(27), ranges)
+        assert sizes == [ROWS] * (2 * 3 * 2)  # two passes over three lanes of nine rows
+
+
+def test_chance_in_an_evaluation_does_not_depend_on_who_evaluates():
+    class Drawing(Summing):
+        def forward(self, model, batch):
+            return model(batch["x"]) + torch.rand(len(batch["x"]))
+
+    task = Drawing(seen=CatMetric)
+    alone = evaluate(task, numbers(50), cut(4))[0]
+    for ranges in (cut(4, 1), cut(4, 1, 2, 3)):
+        assert evaluate(task, numbers(50), ranges) == [alone] * len(ranges)
+    assert alone != evaluate(task, numbers(50), cut(5))[0]
+
+
+def test_the_model_is_in_evaluation_mode_within_advice_and_without_gradients():
+    log = []
+
+    class Noting(Aspect):
+        def evaluate(self, step):
+            assert step.number == 4
+            log.append("before")
+            yield
+            log.append("after")
+
+    class Modes(Summing):
+        def forward(self, model, batch):
+            log.append((model.training, torch.is_grad_enabled()))
+            return model(batch["x"])
+
+    entered = []
+    values = evaluate(Modes(seen=CatMetric), numbers(9), cut(1), [Noting()], entered)
+    assert len(values[0]["seen"]) == 9
+    assert log == 2 * ["before", (False, False), (False, False), "after"]
+    assert entered == 2 * ["evaluate", "evaluate", "gather"]
+
+
+def test_a_task_without_metrics_evaluates_nothing():
+    def nobody(step):
+        raise AssertionError(step)
+
+    task = Summing()
+    source = open_source(numbers(5), None)
+    order = Order(rows=source.rows, lanes=2, seed=SEED, shuffle=False)
+    assert Evaluation(task, source, order, ROWS, SEED).run(None, nobody, cut(2), Collect(0)) == {}
+
+
+class Mean(Metric):
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("mean", torch.tensor(0.0), dist_reduce_fx="mean")
+
+    def update(self, outputs, target):
+        self.mean = outputs.mean() * target.numel() / target.numel()
+
+    def compute(self):
+        return self.mean
+
+
+class Stacked(Mean):
+    def __init__(self):
+        super().__init__()
+        self.add_state("mean", torch.tensor(0.0), dist_reduce_fx=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("pearson", torchmetrics.PearsonCorrCoef),  # keeps means and variances of its own
+        ("mean", Mean),  # a mean of means forgets how many each one stands for
+        ("stacked", Stacked),
+        ("several", lambda: torchmetrics.MetricCollection([MulticlassAccuracy(3)])),
+        ("a/b", SumMetric),
+        ("function", lambda: torch.nn.functional.cross_entropy),
+    ],
+)
+def test_metrics_that_cannot_be_merged_exactly_are_refused_by_name(name, make):
+    task = Summing()
+    task.made = {"fine": CatMetric, name: make}
+    with pytest.raises(TaskError, match=f"metric '{name}'"):
+        check_metrics(task)
+
+
+def test_metrics_that_can_be_merged_are_taken():
+    check_metrics(
+        Summing(
+            accuracy=lambda: MulticlassAccuracy(3),
+            seen=CatMetric,
+            total=SumMetric,
+            average=torchmetrics.MeanMetric,
+            extremes=Tolerant,
+            correlation=SpearmanCorrCoef,
+        )
+    )

@@ -1,0 +1,215 @@
+"""A step that fails leaves no trace: state, buffers and gradients are those before it."""
+
+from functools import partial
+
+import pytest
+import torch
+from small_tasks import (
+    PART,
+    Normed,
+    Plain,
+    everything,
+    loop_alone,
+    make_loop,
+    parameters,
+    run,
+)
+from torch import nn
+from wires import Network
+
+from raytrain_plus.algorithms import GradientClipping
+from raytrain_plus.task import TaskError
+from raytrain_plus.training import exchange, reduction
+from raytrain_plus.training.loop import LossError
+
+
+class FailError(RuntimeError):
+    pass
+
+
+class Failing(Plain):
+    """Fails in one place, once; some parameters have no optimizer, so that nobody clears them."""
+
+    def __init__(self, place, rank=2):
+        super().__init__("AdamW")
+        self.place, self.rank, self.calls, self.armed = place, rank, 0, False
+
+    def model(self):
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+
+    def optimizer(self, model):
+        return torch.optim.AdamW([*model[0].parameters(), *model[1].parameters()], lr=0.1)
+
+    def fail(self, place):
+        if self.armed and place == self.place and self.calls == self.rank:
+            raise FailError(place)
+
+    def forward(self, model, batch):
+        hidden = model[:3](batch["x"])
+        if self.armed and self.place == "backward" and self.calls == self.rank:
+            hidden = FailingBackward.apply(hidden)  # the last layer has its gradients by then
+        outputs = model[3](hidden)
+        self.fail("forward")
+        return outputs
+
+    def loss(self, outputs, batch):
+        self.fail("loss")
+        if self.armed and self.place == "nan" and self.calls == self.rank:
+            outputs = outputs * torch.nan
+        losses = super().loss(outputs, batch)
+        if self.armed and self.place == "shape":
+            losses = losses.mean()
+        self.calls += 1
+        return losses
+
+    def schedule(self, progress):
+        if self.armed and self.place == "schedule":
+            raise FailError
+        return 1.0 - progress
+
+
+class FailingBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # noqa: ARG004
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):  # noqa: ARG004
+        raise FailError("backward")
+
+
+PHASES = ("enter forward", "enter backward", "enter exchange", "enter finish", "enter update")
+PLACES = ("forward", "loss", "backward", "nan", "shape", "schedule", *PHASES)
+
+
+def failing_loop(place, rank=2, make=loop_alone):
+    """Return a task that fails, when armed, as it comes to its part `rank`; and its loop."""
+    task = Failing(place, rank)
+
+    def enter(phase):
+        if task.armed and "enter " + phase == place and task.calls >= task.rank:
+            raise FailError(place)
+
+    return task, make(task, algorithms=[GradientClipping(norm=0.1)], enter=enter)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_step_that_fails_leaves_no_trace(place):
+    task, loop = failing_loop(place)
+    run(loop, 2)
+    before, digest = everything(loop), loop.replica.digest()
+    assert not any(p.grad is not None for p in parameters(loop))
+    task.armed, task.calls = True, 0
+    with pytest.raises((FailError, LossError, TaskError)):
+        run(loop, 1)
+    assert everything(loop) == before
+    assert loop.replica.digest() == digest
+
+    task.armed = False
+    undisturbed = failing_loop("nowhere")[1]
+    run(undisturbed, 4)
+    run(loop, 2)
+    assert loop.replica.digest() == undisturbed.replica.digest()
+
+
+def test_a_failed_step_moves_buffers_until_they_are_restored(monkeypatch):
+    """The negative control: without restoring, the check above fails."""
+    task, loop = failing_loop("loss")
+    run(loop, 1)
+    before = everything(loop)
+    task.armed, task.calls, task.rank = True, 0, 0
+    monkeypatch.setattr(loop.buffers, "restore", lambda: None)
+    with pytest.raises(FailError):
+        run(loop, 1)
+    assert everything(loop) != before
+
+
+def test_a_lost_peer_in_the_exchange_leaves_no_trace():
+    network = Network(2)
+    loop = make_loop(Normed(), [range(2), range(2, 4)], network.wire(0))
+    before = everything(loop)
+    network.cut()
+    with pytest.raises(RuntimeError, match="got nothing from 1"):
+        run(loop, 1, range(2))
+    assert everything(loop) == before
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    "place", ["forward", "loss", "backward", "enter backward", "enter exchange", "enter finish"]
+)
+def test_a_failure_of_one_worker_leaves_no_trace_on_any(place, overlap, monkeypatch):
+    if overlap:
+        monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)
+        monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
+    ranges = [range(2), range(2, 4)]
+    network = Network(2)
+    workers = [
+        failing_loop(place, rank=1, make=partial(make_loop, ranges=ranges, wire=network.wire(i)))
+        for i in range(2)
+    ]
+
+    def train(wire, steps):
+        run(workers[wire.index][1], steps, ranges[wire.index])
+
+    network.run(partial(train, steps=2))
+    before = [everything(loop) for _, loop in workers]
+    task = workers[1][0]
+    task.armed, task.calls = True, 0
+    with pytest.raises(FailError):
+        network.run(partial(train, steps=1))
+    assert [everything(loop) for _, loop in workers] == before
+
+    task.armed = False
+    network = Network(2)
+    for i, (_, loop) in enumerate(workers):
+        loop.begin(ranges, network.wire(i))
+    network.run(partial(train, steps=2))
+    undisturbed = failing_loop("nowhere")[1]
+    run(undisturbed, 4)
+    assert {loop.replica.digest() for _, loop in workers} == {undisturbed.replica.digest()}
+    for _, loop in workers:
+        loop.end()
+
+
+def test_an_update_that_fails_leaves_a_torn_replica():
+    loop = loop_alone(Plain())
+    run(loop, 1)
+    assert not loop.replica.torn
+
+    def fail():
+        raise FailError
+
+    loop.replica.optimizer.step = fail
+    with pytest.raises(FailError):
+        run(loop, 1)
+    assert loop.replica.torn
+    assert loop.replica.step == 1
+
+
+def test_a_loss_that_is_not_finite_names_step_and_ranks():
+    task, loop = failing_loop("nan")
+    run(loop, 2)
+    task.armed, task.calls = True, 0
+    message = r"loss is nan at step 3 \(logical ranks \[2\]\).*clip.*state after step 2 is kept"
+    with pytest.raises(LossError, match=message):
+        run(loop, 1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "got"),
+    [
+        (lambda losses: losses.mean(), r"shape \(\)"),
+        (lambda losses: losses[:, None], rf"shape \({PART}, 1\)"),
+        (lambda losses: losses[1:], rf"shape \({PART - 1},\)"),
+        (lambda losses: losses.tolist(), "list"),
+    ],
+)
+def test_a_loss_of_another_shape_is_refused(losses, got):
+    class Wrong(Plain):
+        def loss(self, outputs, batch):
+            return losses(super().loss(outputs, batch))
+
+    message = rf"shape \({PART},\), and gave.*{got}.*reduction='none'"
+    with pytest.raises(TaskError, match=message):
+        run(loop_alone(Wrong()), 1)

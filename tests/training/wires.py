@@ -1,0 +1,115 @@
+"""Workers of one process, joined by queues: all that a reduction sees of a transport, no sockets.
+
+The wire is as unkind as a real one may be: what is to be received holds rubbish until it has been
+waited for, and what has been sent must stay as it was until then.
+"""
+
+import contextlib
+import queue
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_PATIENCE = 20  # seconds; only a test that is about to fail waits so long
+_RUBBISH = 0xAB
+
+
+class NetworkDownError(RuntimeError):
+    """A message that never came."""
+
+
+class Network:
+    """Queues between each two of `size` workers, and how many messages each has taken."""
+
+    def __init__(self, size):
+        self.size = size
+        self.taken = 0
+        self.queues = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
+
+    def wire(self, index):
+        return QueueWire(self, index)
+
+    def cut(self):
+        """Let every wait, now and later, fail."""
+        for line in self.queues.values():
+            line.put(None)
+
+    def run(self, function):
+        """Run `function(wire)` for all workers side by side; return what each returns."""
+        if self.size == 1:
+            return [function(self.wire(0))]
+
+        def one(index):
+            try:
+                return function(self.wire(index))
+            except BaseException:
+                self.cut()
+                raise
+
+        with ThreadPoolExecutor(self.size) as threads:
+            futures = [threads.submit(one, index) for index in range(self.size)]
+        failures = [f.exception() for f in futures if f.exception() is not None]
+        causes = [f for f in failures if not isinstance(f, NetworkDownError)]
+        for failure in [*causes, *failures][:1]:
+            raise failure
+        return [future.result() for future in futures]
+
+
+class QueueWire:
+    """One worker's end of a network: the protocol `Wire`."""
+
+    def __init__(self, network, index):
+        self.index = index
+        self.size = network.size
+        self.peers = [peer for peer in range(network.size) if peer != index]
+        self.device = torch.device("cpu")
+        self.network = network
+        self.expected = {peer: deque() for peer in self.peers}
+
+    def post(self, sends, receives):
+        for message in receives:
+            as_bytes(message.tensor).fill_(_RUBBISH)
+            self.expected[message.peer].append(message.tensor)
+        copies = [message.tensor.clone() for message in sends]
+        for message, copy in zip(sends, copies, strict=True):
+            self.network.queues[self.index, message.peer].put(copy)
+        return Pending(self, list(zip(sends, copies, strict=True)), receives)
+
+    def take(self, peer):
+        """Receive the next message from a peer, into the tensor that was posted first."""
+        with contextlib.suppress(queue.Empty):
+            arrived = self.network.queues[peer, self.index].get(timeout=_PATIENCE)
+            if arrived is not None:
+                tensor = self.expected[peer].popleft()
+                assert (arrived.dtype, arrived.shape) == (tensor.dtype, tensor.shape)
+                tensor.copy_(arrived)
+                self.network.taken += 1
+                return
+        raise NetworkDownError(f"worker {self.index} got nothing from {peer}")
+
+
+class Pending:
+    """Messages on their way."""
+
+    def __init__(self, wire, sent, receives):
+        self.wire = wire
+        self.sent = sent
+        self.receives = receives
+
+    def wait(self):
+        for message in self.receives:
+            # Messages of one peer come in order, whichever of them is waited for first.
+            while any(message.tensor is other for other in self.wire.expected[message.peer]):
+                self.wire.take(message.peer)
+        for message, copy in self.sent:
+            assert bits(message.tensor) == bits(copy), "a tensor was changed on its way"
+
+
+def as_bytes(tensor):
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def bits(tensor):
+    """Return a tensor's bytes: equal zeros of other signs differ, equal NaNs do not."""
+    return as_bytes(tensor.detach().contiguous()).numpy().tobytes() if tensor.numel() else b""
