@@ -15,6 +15,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_collection_modifyitems(items):
+    """Run what is quick, and needs no cluster, first."""
+    items.sort(key=lambda item: "end_to_end" in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def cluster():
     from tests.end_to_end import runs

@@ -1,6 +1,7 @@
 """The command line on wrong input: status 2, one clear line on stderr, no worker started."""
 
 import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,7 +44,10 @@ def folder(tmp_path, monkeypatch):
     pq.write_table(pa.table({"image": wide, "label": [0] * 100}), tmp_path / "wide.parquet")
     pq.write_table(pa.table({"image": image.slice(0, 0)}), tmp_path / "empty.parquet")
     (tmp_path / "faults.yaml").write_text("[{step: -1, action: kill}, {step: 2, action: hug}]")
-    return tmp_path
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield tmp_path
+    for name in ("small", "raises"):  # each test imports its own
+        sys.modules.pop(name, None)
 
 
 GOOD = ["--data", "data.parquet", "--batch-size", "16", "--storage", "runs"]
