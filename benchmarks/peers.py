@@ -100,7 +100,8 @@ def run(rank: int, workload: Workload, workers: int, steps: int, folder: Path) -
         cpu.append(time.process_time())
     (folder / str(rank)).write_text(json.dumps([times, cpu]), encoding="utf-8")
     if workers > 1:
-        dist.destroy_process_group()
+        dist.barrier()
+        os._exit(0)  # DDP's threads may end after the interpreter, which would be an abort
 
 
 def main() -> None:

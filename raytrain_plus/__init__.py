@@ -9,16 +9,35 @@ from raytrain_plus.elastic.messages import ElasticConfig as ElasticConfig
 from raytrain_plus.task import Task as Task
 
 if TYPE_CHECKING:
+    from raytrain_plus.streams.mixing import Mixture as Mixture
+    from raytrain_plus.streams.stream import Stream as Stream
+    from raytrain_plus.streams.writer import StreamWriter as StreamWriter
     from raytrain_plus.trainer import ElasticTrainer as ElasticTrainer
     from raytrain_plus.trainer import TrainingFailedError as TrainingFailedError
 
 # The driver's side is imported when it is asked for: a worker, whose start-up is what a recovery
 # waits for, does without it and comes up a second earlier.
-_DRIVER = ("ElasticTrainer", "TrainingFailedError")
-__all__ = ["ElasticConfig", "ElasticTrainer", "Fault", "Task", "TrainingFailedError", "algorithms"]
+_DRIVER = {
+    "ElasticTrainer": "raytrain_plus.trainer",
+    "Mixture": "raytrain_plus.streams.mixing",
+    "Stream": "raytrain_plus.streams.stream",
+    "StreamWriter": "raytrain_plus.streams.writer",
+    "TrainingFailedError": "raytrain_plus.trainer",
+}
+__all__ = [
+    "ElasticConfig",
+    "ElasticTrainer",
+    "Fault",
+    "Mixture",
+    "Stream",
+    "StreamWriter",
+    "Task",
+    "TrainingFailedError",
+    "algorithms",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _DRIVER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("raytrain_plus.trainer"), name)
+    return getattr(importlib.import_module(_DRIVER[name]), name)

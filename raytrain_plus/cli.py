@@ -1,7 +1,6 @@
 """The command line: `raytrain-plus`, also `python -m raytrain_plus`."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -15,6 +14,8 @@ import typer
 from rich.console import Console
 
 from raytrain_plus.algorithms import parse_algorithm
+from raytrain_plus.answers import Debug, Json, answer
+from raytrain_plus.cli_data import data_app
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
@@ -22,7 +23,7 @@ from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
-from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
+from raytrain_plus.trainer import ElasticTrainer
 
 app = typer.Typer(
     help="Elastic, bit-for-bit reproducible PyTorch training on Ray.",
@@ -30,9 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of wrong input, too.")]
 Storage = Annotated[
     str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
 ]
@@ -45,7 +45,9 @@ _DEFAULT_STORAGE = "~/ray_results"
 def train(  # noqa: PLR0913 - one option each
     task: Annotated[str, typer.Argument(help="module:attribute or file.py:attribute")],
     *,
-    data: Annotated[str | None, typer.Option(help="Arrow or Parquet file, or a folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="URL of a stream, or an Arrow or Parquet file or folder.")
+    ] = None,
     evaluation_data: Annotated[str | None, typer.Option(help="Likewise, to evaluate on.")] = None,
     workers: Annotated[str, typer.Option(metavar="MIN:MAX or N")] = "1",
     logical_ranks: Annotated[int, typer.Option(help="Parts of a batch, V.")] = 8,
@@ -99,7 +101,7 @@ def train(  # noqa: PLR0913 - one option each
             Console().print(summary_table({summary["run"]: summary}))
         return summary
 
-    _answer(run, as_json=as_json, debug=debug)
+    answer(run, as_json=as_json, debug=debug)
 
 
 @app.command()
@@ -117,8 +119,8 @@ def demo(
         with _without_ray_notices():
             return show(storage, out, Console(stderr=True))
 
-    answer = _answer(run, as_json=as_json, debug=debug)
-    if not answer["equal"]:
+    answered = answer(run, as_json=as_json, debug=debug)
+    if not answered["equal"]:
         raise typer.Exit(1)
 
 
@@ -168,7 +170,7 @@ def verify(
             Console().print(f"{found.steps} common steps; {said}", highlight=False)
         return {"runs": [str(folder) for folder in folders], **vars(found)}
 
-    if not _answer(run, as_json=as_json, debug=debug)["equal"]:
+    if not answer(run, as_json=as_json, debug=debug)["equal"]:
         raise typer.Exit(1)
 
 
@@ -179,35 +181,13 @@ def main() -> None:
 
 def _steer(call: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
     def run() -> dict[str, Any]:
-        answer = call()
+        answered = call()
         if not as_json:
-            for key, value in answer.items():
+            for key, value in answered.items():
                 Console().print(f"{key:12} {value}", highlight=False)
-        return answer
+        return answered
 
-    _answer(run, as_json=as_json, debug=debug)
-
-
-def _answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
-    """Run a command; wrong input ends with status 2, a failed run with 1, both told on stderr."""
-    try:
-        answer = run()
-    except TrainingFailedError as error:
-        sys.stderr.write(f"{error}\n")
-        if error.summary["checkpoint"]:
-            sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
-        _print_json({**error.summary, "error": str(error)}, as_json=as_json)
-        raise typer.Exit(1) from error
-    except steering.SteeringError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(1) from error
-    except (ValueError, FileNotFoundError) as error:
-        if debug:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(2) from error
-    _print_json(answer, as_json=as_json)
-    return answer
+    answer(run, as_json=as_json, debug=debug)
 
 
 @contextlib.contextmanager
@@ -215,12 +195,6 @@ def _without_ray_notices() -> Iterator[None]:
     """Keep Ray's paragraphs about dead workers off stdout: the journal tells of each in a line."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
-
-
-def _print_json(answer: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
 
 
 def _range(text: str) -> int | tuple[int, int]:

@@ -3,20 +3,24 @@
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import pyarrow as pa
 import ray.train
+from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
 from raytrain_plus.clock import Clock, Duration
 from raytrain_plus.observe import journal
-from raytrain_plus.streams.loader import steps_per_epoch
-from raytrain_plus.streams.order import Order
-from raytrain_plus.streams.source import DataError, Source, open_source
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
+from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.opening import open_source
+from raytrain_plus.streams.source import Source
+from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, TaskError
 from raytrain_plus.training.evaluation import check_metrics
 
@@ -133,7 +137,9 @@ def check_algorithms(algorithms: Sequence[Aspect]) -> None:
     Weave(algorithms)
 
 
-def open_for(task: Task, data: pa.Table | str | os.PathLike[str], what: str) -> Source:
+def open_for(
+    task: Task, data: pa.Table | Stream | Mixture | str | os.PathLike[str], what: str
+) -> Source:
     """Open data and hold it against what a task asks for.
 
     Raises:
@@ -142,17 +148,24 @@ def open_for(task: Task, data: pa.Table | str | os.PathLike[str], what: str) -> 
     names = None if task.columns is None else list(task.columns)
     try:
         source = open_source(data, names)
+        shapes = _shapes(source)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
+    missing = [name for name in names or () if name not in shapes]
+    if missing:
+        raise DataError(
+            f"{what}: the task asks for the columns {', '.join(missing)}, and the transform gives "
+            f"{', '.join(shapes)}"
+        )
     if isinstance(task.columns, Mapping):
         for name, shape in task.columns.items():
-            found = source.columns[name].shape
+            found = shapes[name]
             if tuple(found) != tuple(shape):
                 raise DataError(
                     f"{what}: the task asks for column {name!r} with rows of shape {tuple(shape)}, "
                     f"and the data has {tuple(found)}"
                 )
-    inputs = [name for name in source.columns if name != task.target]
+    inputs = [name for name in shapes if name != task.target]
     if type(task).forward is Task.forward and len(inputs) != 1:
         raise DataError(
             f"{what}: the columns beside the target {task.target!r} are {', '.join(inputs)}, and "
@@ -160,16 +173,42 @@ def open_for(task: Task, data: pa.Table | str | os.PathLike[str], what: str) -> 
             "define forward(model, batch)"
         )
     if type(task).update_metric is Task.update_metric and task.metrics():
-        _need_target(task, source, what)
+        _need_target(task, shapes, what)
     return source
 
 
-def _need_target(task: Task, source: Source, what: str) -> None:
-    if task.target not in source.columns:
+def _need_target(task: Task, columns: Iterable[str], what: str) -> None:
+    if task.target not in columns:
         raise DataError(
-            f"{what}: the target column {task.target!r} is not among {', '.join(source.columns)}: "
+            f"{what}: the target column {task.target!r} is not among {', '.join(columns)}: "
             "set the task's `target`"
         )
+
+
+def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one sample's value in each column, after the transform if any."""
+    if source.transform is None:
+        return {name: column.shape for name, column in source.columns.items()}
+    try:
+        batch = probe(source, 1)
+    except Exception as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"the transform fails on the first sample: {error!r}") from error
+    return {
+        name: tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
+        for name, value in batch.items()
+    }
+
+
+def probe(source: Source, rows: int) -> Batch:
+    """Return the first rows of the data: what each worker computes to prove itself.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    rows = min(rows, source.total_rows)
+    return load_part(source, source.plain_order(1), 0, 0, 0, rows)
 
 
 def clock(
@@ -182,7 +221,8 @@ def clock(
         ValueError: the batch is larger than the data.
     """
     wanted, between = Duration.parse(duration), Duration.parse(evaluate_every)
-    order = Order(rows=source.rows, lanes=logical_ranks, seed=0, window=source.window)
+    order = source.order(logical_ranks, 0, batch_size // logical_ranks)
+    source.check_room(logical_ranks)
     epoch = steps_per_epoch(order, batch_size // logical_ranks)
     return Clock(
         total_steps=wanted.steps(epoch, batch_size),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torchmetrics
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Column name -> tensor of shape (rows, ...), or for rows of no fixed shape a list."""
 
 
 class TaskError(ValueError):

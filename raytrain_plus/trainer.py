@@ -19,9 +19,11 @@ from raytrain_plus.elastic.messages import ElasticConfig, Outcome, RunSpec
 from raytrain_plus.elastic.pool import NAMESPACE
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event, Journal
+from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
 
-Data: TypeAlias = pa.Table | str | os.PathLike[str]
+Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
 Watcher = Callable[[list[Event]], None]
 
 _POLL = 0.2  # seconds between two looks at the journal
@@ -44,8 +46,8 @@ class ElasticTrainer:
 
     Args:
         task: a Task, or where to import one: `"module:attribute"` or `"file.py:attribute"`.
-        data: the training data: a pyarrow.Table, an Arrow or Parquet file, or a folder of them.
-            Default: `task.data()`.
+        data: the training data: a Stream or the URL of one, a Mixture, a pyarrow.Table, an Arrow or
+            Parquet file, or a folder of them. Default: `task.data()`.
         evaluation_data: likewise for evaluation. Default: `task.evaluation_data()`; without any,
             nothing is evaluated.
         batch_size: samples per step, over all workers. Default 256.
@@ -100,18 +102,21 @@ class ElasticTrainer:
         if evaluation_data is None:
             evaluation_data = loaded.evaluation_data()
         source = configure.open_for(loaded, data, "training data")
-        identities = [source.identity]
+        described = {f"data {key}": value for key, value in source.described().items()}
         if evaluation_data is not None:
             held_out = configure.open_for(loaded, evaluation_data, "evaluation data")
-            identities.append(held_out.identity)
+            described["evaluation data"] = held_out.identity
+            held_out.close()
         lengths = configure.clock(source, duration, evaluate_every, batch_size, logical_ranks)
+        probe = configure.probe(source, batch_size // logical_ranks)
+        source.close()
         name = str(run.name)
         self._resume = resume
         self._identity = {
             "seed": seed,
             "logical_ranks": logical_ranks,
             "batch_size": batch_size,
-            "data": identities,
+            **described,
             "total_steps": lengths.total_steps,
             "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
         }
@@ -125,6 +130,7 @@ class ElasticTrainer:
             batch_size=batch_size,
             logical_ranks=logical_ranks,
             evaluation_rows=configure.evaluation_rows(batch_size, logical_ranks),
+            probe=probe,
             clock=lengths,
             seed=seed,
             algorithms=tuple(algorithms),
@@ -159,7 +165,10 @@ class ElasticTrainer:
         with _cluster(spec.workers[1]) as address:
             self._open_journal(address)
             shared = replace(
-                spec, data=_shared(spec.data), evaluation_data=_shared(spec.evaluation_data)
+                spec,
+                data=_shared(spec.data),
+                evaluation_data=_shared(spec.evaluation_data),
+                probe=ray.put(spec.probe),
             )
             coordinator = _start_coordinator(shared)
             outcome = _follow(coordinator, spec, watcher)

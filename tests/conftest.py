@@ -1,4 +1,4 @@
-"""What tests share: where their modules are, and one Ray cluster for those that train."""
+"""What tests share: where their modules are, one Ray cluster, and one S3 server."""
 
 import shutil
 import sys
@@ -26,6 +26,22 @@ def cluster():
 
     with runs.cluster():
         yield
+
+
+@pytest.fixture(scope="session")
+def server():
+    from tests.streams.s3_server import s3_server
+
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(server):
+    from tests.streams.s3_server import proxy_of
+
+    with proxy_of(server) as running:
+        yield running
 
 
 @pytest.fixture

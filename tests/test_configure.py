@@ -21,7 +21,8 @@ from raytrain_plus.algorithms import Aspect, AspectError, GradientClipping, Labe
 from raytrain_plus.clock import DurationError
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe.journal import Journal
-from raytrain_plus.streams.source import DataError, open_source
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.opening import open_source
 from raytrain_plus.task import Task, TaskError
 
 

@@ -12,12 +12,16 @@ import torchmetrics
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.order import permutation
+from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.writer import StreamWriter
 from raytrain_plus.task import Batch, Task, TaskError
 
 _TRAINING_ROWS = 4003  # divides by nothing, like real data
 _SPLIT_KEY = 20261124
 _SHIFT = 3  # pixels
+_FILE_SIZE = "128KB"
 
 
 class Digits(Task):
@@ -72,6 +76,19 @@ class Digits(Task):
     def evaluation_data(self) -> pa.Table:
         """The other images."""
         return digits().slice(_TRAINING_ROWS)
+
+
+def write_streams(folder: Path) -> tuple[Stream, Stream]:
+    """Return the training and the other images as streams in a folder; writes them once."""
+    streams = []
+    for name, rows in (("train", _TRAINING_ROWS), ("held-out", None)):
+        url = folder / name
+        if not (url / MANIFEST).exists():
+            first = 0 if rows else _TRAINING_ROWS
+            with StreamWriter(url, file_size=_FILE_SIZE) as writer:
+                writer.write(digits().slice(first, rows))
+        streams.append(Stream(url, cache=folder / "cache"))
+    return streams[0], streams[1]
 
 
 @cache

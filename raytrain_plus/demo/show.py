@@ -7,13 +7,14 @@ from typing import Any
 import ray.train
 from rich.console import Console
 
-from raytrain_plus.demo.digits import Digits
+from raytrain_plus.demo.digits import Digits, write_streams
 from raytrain_plus.demo.picture import draw
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
+from raytrain_plus.streams.stream import Stream
 from raytrain_plus.trainer import ElasticTrainer
 
 _DURATION = "24ep"
@@ -38,12 +39,13 @@ def show(storage: str, out: Console, err: Console) -> dict[str, Any]:
         `disturbed` and `undisturbed` as `train` prints them, `equal`, and `picture`.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
+    streams = write_streams(Path(storage).resolve() / "digits")
     out.print(
         "The disturbed run starts with 2 workers; one is killed in the middle of a step, a third "
         "is added, one is drained, one is stopped (SIGSTOP). The undisturbed run has 1 worker."
     )
-    disturbed = _train(f"disturbed-{stamp}", storage, (1, 3), FAULTS, err)
-    undisturbed = _train(f"undisturbed-{stamp}", storage, (1, 1), (), err)
+    disturbed = _train(f"disturbed-{stamp}", storage, streams, (1, 3), FAULTS, err)
+    undisturbed = _train(f"undisturbed-{stamp}", storage, streams, (1, 1), (), err)
     summaries = {"disturbed": disturbed, "undisturbed": undisturbed}
     out.print(summary_table(summaries))
     journals = {what: journal.read(Path(s["folder"])) for what, s in summaries.items()}
@@ -64,10 +66,18 @@ def show(storage: str, out: Console, err: Console) -> dict[str, Any]:
 
 
 def _train(
-    name: str, storage: str, workers: tuple[int, int], faults: tuple[Fault, ...], err: Console
+    name: str,
+    storage: str,
+    streams: tuple[Stream, Stream],
+    workers: tuple[int, int],
+    faults: tuple[Fault, ...],
+    err: Console,
 ) -> dict[str, Any]:
+    training, held_out = streams
     trainer = ElasticTrainer(
         task=Digits(),
+        data=training,
+        evaluation_data=held_out,
         batch_size=128,
         duration=_DURATION,
         evaluate_every="4ep",

@@ -59,8 +59,9 @@ class RunSpec:
         folder: where its journal and checkpoints are.
         task: the task, or where to import it from.
         import_paths: folders that workers add to `sys.path`.
-        data, evaluation_data: a path, or a reference to a table in Ray's object store.
+        data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
+        probe: the first rows of the data, which each worker computes to prove itself.
         resume_from: the checkpoint to start from, or None.
     """
 
@@ -73,6 +74,7 @@ class RunSpec:
     batch_size: int
     logical_ranks: int
     evaluation_rows: int
+    probe: Any
     clock: Clock
     seed: int
     algorithms: Sequence[Aspect]

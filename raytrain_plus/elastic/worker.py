@@ -1,6 +1,7 @@
 """The worker: a Ray actor around one replica."""
 
 import contextlib
+import copy
 import ctypes
 import os
 import signal
@@ -22,9 +23,10 @@ from raytrain_plus.elastic.messages import Ending, Plan, Ready, Report, RunSpec,
 from raytrain_plus.elastic.progress import AbortedError, Progress
 from raytrain_plus.elastic.reporter import Record, Records, Reporter
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
-from raytrain_plus.streams.loader import Loader, load_part
-from raytrain_plus.streams.order import Order
-from raytrain_plus.streams.source import Source, open_source
+from raytrain_plus.streams.loader import Loader, to_device
+from raytrain_plus.streams.opening import open_source
+from raytrain_plus.streams.order import Ordering
+from raytrain_plus.streams.source import Source
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.evaluation import Evaluation
@@ -71,8 +73,9 @@ class Worker:
         self._loop = TrainingLoop(
             self._task, replica, self._weave, spec.clock, spec.seed, self._progress.enter
         )
-        part = load_part(self._source, self._order, 0, 0, 0, spec.part_rows)
-        batch = {key: value.to(self._device) for key, value in part.items()}
+        batch = to_device(
+            copy.deepcopy(_resolve(spec.probe)), self._device
+        )  # not as it lies in the store
         identity = {
             "data": self._source.identity,
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
@@ -181,9 +184,9 @@ class Worker:
         )
         while True:
             self._progress.enter("fetch")
-            parts = self._loader.next()
+            parts = self._loader.next(lambda: self._progress.enter("fetch"))
             if self._device.type != "cpu":
-                parts = [{k: v.to(self._device) for k, v in part.items()} for part in parts]
+                parts = [to_device(part, self._device) for part in parts]
             result = self._loop.run_step(parts, ask_pause=self._progress.pause_asked)
             self._progress.step = result.step
             self._records.add_step(plan.generation, result)
@@ -266,11 +269,10 @@ def users_traceback(error: BaseException) -> str:
     )
 
 
-def open_data(spec: RunSpec, task: Task) -> tuple[Source, Order]:
+def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
     """Open the training data and its order."""
     source = open_source(_resolve(spec.data), _columns(task))
-    order = Order(rows=source.rows, lanes=spec.logical_ranks, seed=spec.seed, window=source.window)
-    return source, order
+    return source, source.order(spec.logical_ranks, spec.seed, spec.part_rows)
 
 
 def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
@@ -278,13 +280,7 @@ def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
     if spec.evaluation_data is None:
         return None
     source = open_source(_resolve(spec.evaluation_data), _columns(task))
-    order = Order(
-        rows=source.rows,
-        lanes=spec.logical_ranks,
-        seed=spec.seed,
-        window=source.window,
-        shuffle=False,
-    )
+    order = source.plain_order(spec.logical_ranks)
     return Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
 
 

@@ -1,19 +1,22 @@
-"""Which Arrow columns can be trained on, and their values as NumPy arrays.
+"""Which Arrow columns can be trained on, and their values.
 
-Supported are integers, floats and booleans, fixed-size lists of them (nested too) and fixed shape
-tensors: the types whose rows are all of one shape.
+Integers, floats and booleans, fixed-size lists of them (nested too) and fixed shape tensors have
+rows of one shape and become one tensor. Variable-length lists of numbers, strings and binary values
+become lists: one tensor, `str` or `bytes` for each row.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-Values = dict[str, npt.NDArray[Any]]
+Kind = Literal["tensor", "list", "string", "binary"]
+Values: TypeAlias = dict[str, "npt.NDArray[Any] | pa.Array"]
+"""Column name -> its rows: an array of shape (rows, *shape) for tensors, else an Arrow array."""
 
 
 class DataError(ValueError):
@@ -25,15 +28,17 @@ class Column:
     """What one row of a column is.
 
     Attributes:
-        dtype: NumPy's type of its numbers.
-        shape: The shape of one row's value; () for a scalar.
+        dtype: NumPy's type of its numbers; of strings and binary values, object.
+        shape: The shape of one row's value; () for a scalar, (-1,) for a list of any length.
+        kind: What a row becomes.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...] = ()
+    kind: Kind = "tensor"
 
     def __str__(self) -> str:
-        return f"{self.dtype} of shape {self.shape}"
+        return self.kind if self.dtype == object else f"{self.dtype} of shape {self.shape}"
 
 
 def columns_of(schema: pa.Schema, selection: Sequence[str] | None, where: str) -> dict[str, Column]:
@@ -63,6 +68,14 @@ def columns_of(schema: pa.Schema, selection: Sequence[str] | None, where: str) -
 
 
 def _column(name: str, arrow_type: pa.DataType, where: str) -> Column:
+    if pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type):
+        return Column(np.dtype(object), kind="string")
+    if pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type):
+        return Column(np.dtype(object), kind="binary")
+    if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
+        inner = arrow_type.value_type
+        if _is_number(inner):
+            return Column(np.dtype(inner.to_pandas_dtype()), (-1,), "list")
     shape: tuple[int, ...] = ()
     inner = arrow_type
     while True:
@@ -75,33 +88,54 @@ def _column(name: str, arrow_type: pa.DataType, where: str) -> Column:
             shape, inner = (*shape, inner.list_size), inner.value_type
         else:
             break
-    is_number = pa.types.is_integer(inner) or pa.types.is_floating(inner)
-    if is_number or pa.types.is_boolean(inner):
+    if _is_number(inner):
         return Column(np.dtype(inner.to_pandas_dtype()), shape)
     raise DataError(
         f"column {name!r} of {where} is of type {arrow_type}. Integers, floats and booleans are "
-        "supported, fixed-size lists of them, and fixed shape tensors whose dimensions are stored "
-        "in order. Convert the column, or select the others with `columns`."
+        "supported, lists of them (nested ones if they are of fixed size), fixed shape tensors "
+        "whose dimensions are stored in order, strings and binary values. Convert the column, or "
+        "select the others with `columns`."
+    )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     )
 
 
 def values_of(table: pa.Table, columns: Mapping[str, Column], where: str) -> Values:
-    """Return columns as arrays of shape (rows, *shape of the column).
+    """Return the rows of columns.
 
-    A column in one chunk is viewed in place; booleans, which Arrow packs into bits, and several
-    chunks are copied.
+    A column in one chunk is viewed in place; booleans of tensors, which Arrow packs into bits, and
+    several chunks are copied.
 
     Raises:
         DataError: A column holds nulls.
     """
     values: Values = {}
     for name, column in columns.items():
+        if column.kind != "tensor":
+            values[name] = _one_chunk(table.column(name), name, where)
+            continue
         shape = (table.num_rows, *column.shape)
         chunks = [_flat(chunk, name, where) for chunk in table.column(name).chunks if len(chunk)]
         if len(chunks) != 1:
             chunks = [np.concatenate([np.empty(0, column.dtype), *chunks])]
         values[name] = chunks[0].reshape(shape)
     return values
+
+
+def _one_chunk(column: pa.ChunkedArray, name: str, where: str) -> pa.Array:
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # more than Arrow's 32-bit offsets reach
+        raise DataError(
+            f"column {name!r} of {where} holds more than 2 GB: write it as several files."
+        )
+    listed_nulls = array.values.null_count if hasattr(array, "values") else 0
+    if array.null_count or listed_nulls:
+        raise null_error(name, where)
+    return array
 
 
 def _flat(array: pa.Array, name: str, where: str) -> npt.NDArray[Any]:

@@ -8,26 +8,31 @@ rows.
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from raytrain_plus.streams.order import Indices, Order
-from raytrain_plus.streams.source import Column, DataError, Source
+from raytrain_plus.seeds import seed_for
+from raytrain_plus.streams.columns import Column, DataError
+from raytrain_plus.streams.order import Indices, Order, Ordering
+from raytrain_plus.streams.source import Source
 
-Batch = dict[str, torch.Tensor]
-"""Column name -> tensor of shape (rows, *shape of the column)."""
+Batch = dict[str, Any]
+"""Column name -> tensor of shape (rows, *shape); or a list of one tensor, str or bytes a row."""
 
 # How long `close` waits for a read that is under way, in seconds; the thread then ends by itself.
 _PATIENCE = 5.0
+_BEAT = 1.0  # seconds between two signs of life of somebody who waits for a store
 
 # PyTorch has few operations for unsigned integers wider than a byte.
 _WIDENED = {np.dtype(kind): np.dtype(np.int64) for kind in (np.uint16, np.uint32, np.uint64)}
 
 
-def steps_per_epoch(order: Order, part_rows: int) -> int:
+def steps_per_epoch(order: Ordering, part_rows: int) -> int:
     """Return how many whole steps of `part_rows` rows per lane an epoch has.
 
     Raises:
@@ -45,7 +50,9 @@ def steps_per_epoch(order: Order, part_rows: int) -> int:
     return steps
 
 
-def load_part(source: Source, order: Order, epoch: int, lane: int, start: int, stop: int) -> Batch:
+def load_part(
+    source: Source, order: Ordering, epoch: int, lane: int, start: int, stop: int
+) -> Batch:
     """Return the rows at positions start..stop (exclusive) of one lane in one epoch.
 
     Every tensor is newly allocated by PyTorch: kernels choose their path by alignment, so that the
@@ -61,13 +68,15 @@ def load_part(source: Source, order: Order, epoch: int, lane: int, start: int, s
         stop: The position after the last.
 
     Returns:
-        For each column a tensor of shape (stop - start, *shape of the column).
+        For each column a tensor of shape (stop - start, *shape of the column), or a list for those
+        of no fixed shape; or what the source's transform makes of that.
 
     Raises:
         ValueError: The positions leave the lane.
         DataError: A file cannot be read, or a value is null or above the range of int64.
     """
-    return _load(source, *order.locate(epoch, lane, start, stop))
+    places = order.locate(epoch, lane, start, stop)
+    return _load(source, order, epoch, lane, np.arange(start, stop), *places)
 
 
 def evaluation_parts(
@@ -95,13 +104,13 @@ def evaluation_parts(
     plain = replace(order, shuffle=False) if order.shuffle else order
     length = plain.lane_rows(lane)
     for start in range(0, length, part_rows):
-        files, rows = plain.locate(0, lane, start, min(start + part_rows, length))
-        padding = part_rows - len(rows)
-        padded = (
-            np.append(files, files[:1].repeat(padding)),
-            np.append(rows, rows[:1].repeat(padding)),
-        )
-        yield _load(source, *padded), len(rows)
+        positions = np.arange(start, min(start + part_rows, length))
+        files, rows = plain.locate(0, lane, start, start + len(positions))
+        padded = [
+            np.append(each, each[:1].repeat(part_rows - len(each)))
+            for each in (positions, files, rows)
+        ]
+        yield _load(source, plain, 0, lane, *padded), len(rows)
 
 
 class Loader:
@@ -126,7 +135,7 @@ class Loader:
     def __init__(
         self,
         source: Source,
-        order: Order,
+        order: Ordering,
         *,
         part_rows: int,
         lanes: range,
@@ -149,7 +158,12 @@ class Loader:
         self._part_rows, self._lanes, self._depth = part_rows, lanes, depth
         self._steps = steps_per_epoch(order, part_rows)
         # Lanes are read side by side, so that fewer would be closed and opened again at each step.
-        source.open_files = max(source.open_files, (len(lanes) + 1) * (order.window or 1))
+        window = order.window or 1
+        if source.lookahead is None:
+            source.open_files = max(source.open_files, (len(lanes) + 1) * window)
+        else:  # what is open is held in the cache, which others need, too
+            source.open_files = len(lanes) * window + 1
+        source.cancelled = self._cancelled = threading.Event()
         self._changed = threading.Condition()
         self._ready: deque[list[Batch]] = deque()
         self._error: BaseException | None = None
@@ -159,15 +173,23 @@ class Loader:
         )
         self._thread.start()
 
-    def next(self) -> list[Batch]:
+    def next(self, waiting: Callable[[], None] = lambda: None) -> list[Batch]:
         """Return the next step's batches, one per lane in the order of `lanes`; waits for them.
+
+        Args:
+            waiting: called now and then while a store is waited for, which has a deadline of its
+                own: nobody hangs.
 
         Raises:
             RuntimeError: The loader is closed.
             Exception: The one that ended the background thread, with its traceback.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error or self._closed)
+            while not self._changed.wait_for(
+                lambda: self._ready or self._error or self._closed, _BEAT
+            ):
+                if self._source.is_fetching:
+                    waiting()
             if self._closed:
                 raise RuntimeError("this loader is closed: make a new one to go on reading.")
             if self._ready:
@@ -179,6 +201,7 @@ class Loader:
 
     def close(self) -> None:
         """End the background thread and drop what it holds; doing so twice does no harm."""
+        self._cancelled.set()
         with self._changed:
             self._closed = True
             self._ready.clear()
@@ -187,6 +210,7 @@ class Loader:
 
     def _produce(self, first_step: int) -> None:
         try:
+            self._look_ahead(first_step)
             for step in itertools.count(first_step):
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
@@ -203,11 +227,20 @@ class Loader:
                 self._error = error
                 self._changed.notify_all()
 
+    def _look_ahead(self, step: int) -> None:
+        if self._source.lookahead is not None:
+            epoch, t = divmod(step, self._steps)
+            self._source.lookahead.expect(
+                self._order, epoch, self._lanes, t * self._part_rows, self._cancelled
+            )
+
     def _load_step(self, step: int) -> list[Batch]:
         """Return one batch per lane; fewer when the loader was closed meanwhile."""
         epoch, t = divmod(step, self._steps)
         start = t * self._part_rows
         stop = start + self._part_rows
+        if self._source.lookahead is not None:
+            self._source.lookahead.moved(self._order, epoch, start)
         parts = []
         for lane in self._lanes:
             if self._closed:
@@ -221,16 +254,75 @@ def _check_part_rows(part_rows: int) -> None:
         raise ValueError(f"part_rows is {part_rows}, but a part has at least 1 sample.")
 
 
-def _load(source: Source, files: Indices, rows: Indices) -> Batch:
-    return {
+def _load(
+    source: Source,
+    order: Ordering,
+    epoch: int,
+    lane: int,
+    positions: Indices,
+    files: Indices,
+    rows: Indices,
+) -> Batch:
+    batch = {
         name: _load_column(source, name, column, files, rows)
         for name, column in source.columns.items()
     }
+    if source.transform is None:
+        return batch
+    function = source.transform.function
+    if source.transform.per_batch:
+        place = (epoch, lane, int(positions[0]))
+        return dict(function(batch, _generator(order.seed, place)))
+    samples = [
+        function(
+            {name: values[i] for name, values in batch.items()},
+            _generator(order.seed, (epoch, lane, int(position))),
+        )
+        for i, position in enumerate(positions)
+    ]
+    return {name: _stack(name, [sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _generator(seed: int, place: tuple[int, ...]) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_for(seed, "transform", *place))
+
+
+def _stack(name: str, values: list[Any]) -> Any:
+    """Return a batch's column: a tensor where all samples' values have one shape."""
+    first = values[0]
+    if isinstance(first, bool | int | float | np.ndarray | np.generic):
+        values = [torch.as_tensor(value) for value in values]
+    elif not isinstance(first, torch.Tensor):
+        return values
+    if any(value.shape != values[0].shape or value.dtype != values[0].dtype for value in values):
+        if all(value.ndim == 1 and value.dtype == values[0].dtype for value in values):
+            return values  # lists of any length
+        found = sorted({f"{value.dtype} of shape {tuple(value.shape)}" for value in values})
+        raise DataError(
+            f"the transform gives column {name!r} in different shapes: {', '.join(found)}. Samples "
+            "of a batch must have one shape, or be of one dimension."
+        )
+    return torch.stack(values)
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
+    """Return a batch with its tensors on a device; what is none stays."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        return [moved(one) for one in value] if isinstance(value, list) else value
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
 def _load_column(
     source: Source, name: str, column: Column, files: Indices, rows: Indices
-) -> torch.Tensor:
+) -> torch.Tensor | list[Any]:
+    if column.kind in ("string", "binary"):
+        return source.take(files, rows, name)
+    if column.kind == "list":
+        return [_widened(name, row) for row in source.take(files, rows, name)]
     shape = (len(rows), *column.shape)
     dtype = _WIDENED.get(column.dtype, column.dtype)
     # The only way from a NumPy type to PyTorch's that both document goes through an array.
@@ -240,11 +332,20 @@ def _load_column(
         return tensor
     narrow = np.empty(shape, column.dtype)
     source.gather(files, rows, name, narrow)
-    largest = int(narrow.max(initial=0))
-    if largest > np.iinfo(dtype).max:
-        raise DataError(
-            f"column {name!r} holds {largest}, but PyTorch computes with int64, up to "
-            f"{np.iinfo(dtype).max}: store smaller values, or leave this column out."
-        )
-    tensor.numpy()[...] = narrow
+    tensor.copy_(_widened(name, narrow))
+    return tensor
+
+
+def _widened(name: str, values: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a copy as a tensor, of a type that PyTorch computes with."""
+    dtype = _WIDENED.get(values.dtype, values.dtype)
+    if dtype != values.dtype:
+        largest = int(values.max(initial=0))
+        if largest > np.iinfo(dtype).max:
+            raise DataError(
+                f"column {name!r} holds {largest}, but PyTorch computes with int64, up to "
+                f"{np.iinfo(dtype).max}: store smaller values, or leave this column out."
+            )
+    tensor = torch.empty(values.shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+    tensor.numpy()[...] = values
     return tensor

@@ -11,9 +11,11 @@ Permutations sort hashes of integers. A library's own shuffle may change with it
 are pinned by golden vectors in the tests.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,42 @@ import numpy.typing as npt
 from raytrain_plus.seeds import seed_for
 
 Indices = npt.NDArray[np.int64]
+
+
+class Ordering(Protocol):
+    """Which row of which file a lane reads at a position of an epoch."""
+
+    @property
+    def rows(self) -> Sequence[int] | Indices:
+        """Rows of each shard file."""
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes there are."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+
+    @property
+    def window(self) -> int | None:
+        """How many files a lane mixes at a time."""
+
+    @property
+    def shortest_lane(self) -> int:
+        """Rows that every lane has in an epoch."""
+
+    def locate(self, epoch: int, lane: int, start: int, stop: int) -> tuple[Indices, Indices]:
+        """Return the files and the rows in them of the positions start..stop of a lane."""
+
+    def place(self, epoch: int, position: int) -> int:
+        """Return a position of an epoch, counted over all epochs."""
+
+    def needs(self, epoch: int, lanes: range, position: int) -> Iterator[tuple[float, int]]:
+        """Yield the files that some lanes read from a position on, each with how far away."""
+
+    def next_use(self, epoch: int, position: int) -> npt.NDArray[np.float64]:
+        """Return how far away each file's next reading is, shape (files,)."""
 
 
 def permutation(n: int, key: int) -> Indices:
@@ -166,6 +204,55 @@ class Order:
         positions = self._positions(reading, lane, start, stop)
         pieces = np.searchsorted(reading.starts, positions, side="right") - 1
         return reading.files[pieces], positions + reading.shifts[pieces]
+
+    def place(self, epoch: int, position: int) -> int:
+        """Return a position of an epoch, counted over all epochs."""
+        return epoch * self.shortest_lane + position
+
+    def needs(self, epoch: int, lanes: range, position: int) -> Iterator[tuple[float, int]]:
+        """Yield the files that some lanes read from a position on, for ever.
+
+        Each comes with how many rows of a lane away its window is, and in that order. The lanes
+        are taken to move at the same pace, so that their windows take turns.
+
+        Args:
+            epoch: The epoch to begin in.
+            lanes: The lanes.
+            position: The position in each of them to begin at.
+        """
+        passed = -position
+        while True:
+            windows = []
+            for lane in lanes:
+                reading = self._arrange(epoch, lane)
+                for start, stop in itertools.pairwise(reading.windows.tolist()):
+                    if stop > position:
+                        first, last = np.searchsorted(reading.starts, [start, stop])
+                        windows.append((start, lane, reading.files[first:last].tolist()))
+            for start, _, files in sorted(windows):
+                for file in files:
+                    yield max(0, passed + start), file
+            passed += self.shortest_lane
+            epoch, position = epoch + 1, 0
+
+    def next_use(self, epoch: int, position: int) -> npt.NDArray[np.float64]:
+        """Return how many rows of a lane away each file's next reading is, shape (files,).
+
+        Args:
+            epoch: The epoch in which all lanes are.
+            position: The position at which they are; a window that has begun is 0 away.
+        """
+        away = np.full(len(self.rows), np.inf)
+        for lane in range(self.lanes):
+            length = self.lane_rows(lane)
+            for later, gone in ((0, position), (1, position - length)):
+                reading = self._arrange(epoch + later, lane)
+                windows = np.searchsorted(reading.windows, reading.starts[:-1], side="right") - 1
+                windows = np.minimum(windows, len(reading.windows) - 2)
+                due = reading.windows[windows + 1] > gone
+                distance = np.maximum(reading.windows[windows] - gone, 0)[due]
+                np.minimum.at(away, reading.files[due], distance)
+        return away
 
     @cached_property
     def _total(self) -> int:

@@ -1,127 +1,224 @@
-"""Reads rows of Arrow and Parquet data on this machine.
+"""Rows of shard files, whatever they are made of: which there are, and a gather of any of them.
 
-`open_source` takes a table, a file or a folder of files and gives a `Source`: what columns there
-are, how many rows each shard file has, and a vectorised gather of any rows into an array of the
-caller's. Opening reads footers only (an Arrow stream, which has none, is walked once); a file's
-values are read, and memory-mapped where its format allows, when a row of it is first asked for.
+`opening.py` makes sources of tables, files, folders and streams.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
-from raytrain_plus.streams.columns import Column, DataError, Values, columns_of, listed, values_of
-from raytrain_plus.streams.files import inspect_file
+from raytrain_plus.streams.cache import CacheFullError
+from raytrain_plus.streams.columns import Column, Values, listed
+from raytrain_plus.streams.order import Order, Ordering
+from raytrain_plus.streams.store import InterruptedReadError
 
-__all__ = ["Column", "DataError", "Source", "open_source"]
-
-_SUFFIXES = (".arrow", ".feather", ".ipc", ".parquet")
-_FOLDER_WINDOW = 8
 # A table or a single file is mixed in at most this many pieces, to bound the memory of the order.
 _MOST_PIECES = 2**20
+_ROOM_DEADLINE = 60.0  # seconds to wait until others let go of what they hold in the cache
+_ROOM_LOOK = 0.05
 
-
-class _Shard(Protocol):
-    """A number of rows that are read together: a file, or a table in memory."""
-
-    @property
-    def rows(self) -> int: ...
-
-    @property
-    def columns(self) -> dict[str, Column]: ...
-
-    def read(self) -> Values: ...
-
-    def identify(self) -> list[Any]: ...
+Function = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Memory:
-    """A table, viewed in place where it is one chunk without booleans."""
+class Transform:
+    """What samples go through before they are trained on.
 
-    rows: int
-    columns: dict[str, Column]
+    Attributes:
+        function: takes a sample, or a batch, and a generator to draw from; returns another.
+        per_batch: it takes whole parts.
+    """
+
+    function: Function
+    per_batch: bool = False
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A shard's values, and how to let go of them."""
+
     values: Values
+    close: Callable[[], None] = _nothing
 
-    def read(self) -> Values:
-        return self.values
+
+class Shard(Protocol):
+    """A number of rows that are read together: a file, or a table in memory."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """What its columns are."""
+
+    def open(self, cancelled: threading.Event) -> Opened:
+        """Return the values; an event that is set ends waiting for a store."""
 
     def identify(self) -> list[Any]:
-        digest = hashlib.sha256()
-        for name in sorted(self.values):
-            flat = np.ascontiguousarray(self.values[name]).reshape(-1)
-            digest.update(flat.view(np.uint8).data)
-        return [digest.hexdigest()]
+        """Return what tells this shard from others, as data."""
+
+
+class Lookahead(Protocol):
+    """What fetches shards before they are read (`prefetch.py`)."""
+
+    def expect(
+        self,
+        order: Ordering,
+        epoch: int,
+        lanes: range,
+        position: int,
+        cancelled: threading.Event,
+    ) -> None:
+        """Begin to fetch what some lanes read from a position on."""
+
+    def check_room(self, files: int) -> None:
+        """Refuse a cache that cannot hold so many files at once."""
+
+    def moved(self, order: Ordering, epoch: int, position: int) -> None:
+        """Note where the lanes stand, for what is to be kept longest."""
 
 
 class Source:
-    """Rows of a table, a file or a folder of files; made by `open_source`.
+    """Rows of a table, files or streams; made by `open_source`.
 
     It may be pickled: the copy opens the same data again.
 
+    Args:
+        shards: at least one, all with the same columns.
+        reopen: a function and its arguments that open the same data.
+        window: how many shards an order mixes at a time; None for all.
+        shuffle: whether an order mixes at all.
+        in_pieces: the one shard counts as many small pieces, to be mixed by rows.
+        transform: what samples go through.
+        lookahead: fetches ahead; None for data that is here.
+
     Attributes:
+        shards: what it is made of.
         columns: Column name -> what one row of it is.
         rows: Rows of each shard file, int64 of shape (files,), read-only. A table or a single file
             has no shard files of its own and counts as many small pieces.
-        window: How many shard files an order should mix at a time; None for all.
         open_files: How many files to keep open; the one that was used longest ago is closed first.
+        cancelled: set by whoever does not want what is being waited for.
     """
 
     def __init__(
         self,
-        data: pa.Table | Path,
-        selection: Sequence[str] | None,
-        shards: Sequence[_Shard],
+        shards: Sequence[Shard],
+        reopen: tuple[Callable[..., "Source"], tuple[Any, ...]],
         *,
-        is_folder: bool,
+        window: int | None,
+        shuffle: bool = True,
+        in_pieces: bool = False,
+        transform: Transform | None = None,
+        lookahead: Lookahead | None = None,
     ) -> None:
-        self._data, self._selection, self._shards = data, selection, shards
+        self.shards, self._reopen = shards, reopen
         self.columns = shards[0].columns
+        self.window, self.shuffle = window, shuffle
+        self.transform, self.lookahead = transform, lookahead
         self.open_files = 16
-        self.window = _FOLDER_WINDOW if is_folder else None
+        self.cancelled = threading.Event()
+        self._fetching = 0
         counts = np.array([shard.rows for shard in shards], np.int64)
         self.total_rows = int(counts.sum())
         self._piece_rows: int | None = None
-        if not is_folder:
+        if in_pieces:
             self._piece_rows = max(1, -(-self.total_rows // _MOST_PIECES))
             starts = np.arange(0, self.total_rows, self._piece_rows)
             counts = np.minimum(self.total_rows - starts, self._piece_rows)
         self.rows = counts
         self.rows.flags.writeable = False
-        self._opened: OrderedDict[int, Values] = OrderedDict()
+        self._opened: OrderedDict[int, Opened] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_source, (self._data, self._selection)
+        return self._reopen
 
     @cached_property
     def identity(self) -> str:
         """SHA-256 in hex: the same for the same data.
 
-        It covers the columns and, of files, their names, sizes and rows; of a table, its values,
-        however they are cut into chunks.
+        It covers the columns and, of files, their names, sizes and rows, or their hashes where a
+        manifest has them; of a table, its values, however they are cut into chunks.
         """
         described = {
             "columns": [
                 [name, column.dtype.str, column.shape]
                 for name, column in sorted(self.columns.items())
             ],
-            "rows": [shard.rows for shard in self._shards],
-            "shards": [shard.identify() for shard in self._shards],
+            "rows": [shard.rows for shard in self.shards],
+            "shards": [shard.identify() for shard in self.shards],
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+    def described(self) -> Mapping[str, Any]:
+        """Return all of it that a run's bits depend on, by name, as JSON can hold it."""
+        function = self.transform.function if self.transform is not None else None
+        return {
+            "content": self.identity,
+            "window": self.window,
+            "shuffle": self.shuffle,
+            "transform": getattr(function, "__qualname__", function and type(function).__name__),
+        }
+
+    def order(self, lanes: int, seed: int, part_rows: int) -> Ordering:
+        """Return the order in which a run reads these rows.
+
+        Args:
+            lanes: its logical ranks.
+            seed: its seed.
+            part_rows: rows of a logical rank in a step.
+        """
+        del part_rows  # only a mixture that changes at a step has to know
+        return self.lanes_order(lanes, seed)
+
+    def lanes_order(self, lanes: int, seed: int) -> Order:
+        """Return the order of these rows by themselves."""
+        return self._order(lanes, seed, shuffle=self.shuffle)
+
+    def plain_order(self, lanes: int) -> Order:
+        """Return the order in which the rows are stored, cut into lanes."""
+        return self._order(lanes, 0, shuffle=False)
+
+    def _order(self, lanes: int, seed: int, *, shuffle: bool) -> Order:
+        return Order(
+            rows=self.rows,
+            lanes=lanes,
+            seed=seed,
+            window=self.window,
+            shuffle=shuffle,
+        )
+
+    def check_room(self, lanes: int) -> None:
+        """Refuse a cache that is too small for one node that reads all lanes at once.
+
+        Raises:
+            DataError: it is; the message says what is needed.
+        """
+        if self.lookahead is not None:
+            self.lookahead.check_room(lanes * ((self.window or len(self.rows)) + 1) + 1)
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether somebody waits for a file to be opened, under a deadline of its own."""
+        return self._fetching > 0 and self.lookahead is not None
 
     def gather(
         self,
@@ -143,14 +240,61 @@ class Source:
             IndexError: There is no such file or row.
             DataError: A file cannot be read or holds a null.
         """
-        if column not in self.columns:
-            raise ValueError(f"there is no column {column!r}; there are {listed(self.columns)}.")
-        wanted = self.columns[column]
+        wanted = self._column(column)
+        if wanted.kind != "tensor":
+            raise ValueError(f"column {column!r} is of kind {wanted.kind}: use `take`.")
         if out.dtype != wanted.dtype or out.shape != (len(rows), *wanted.shape):
             raise ValueError(
                 f"out is {out.dtype} of shape {out.shape}, but column {column!r} needs "
                 f"{wanted.dtype} of shape {(len(rows), *wanted.shape)}."
             )
+        for file, places, inside in self._by_file(files, rows):
+            values = self._open(file)[column]
+            if places is None:
+                # With mode="raise" NumPy would fill a copy first; the rows are checked above.
+                np.take(values, inside, axis=0, out=out, mode="clip")
+            else:
+                out[places] = np.take(values, inside, axis=0)
+
+    def take(
+        self, files: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], column: str
+    ) -> list[Any]:
+        """Return one column of any rows, in the order asked, for rows of no fixed shape.
+
+        Args:
+            files: The index of each row's shard file, shape (n,).
+            rows: Each row's index in its file, shape (n,).
+            column: The column's name; of kind list, string or binary.
+
+        Returns:
+            An array, `str` or `bytes` for each row.
+
+        Raises:
+            ValueError, IndexError, DataError: as `gather`.
+        """
+        kind = self._column(column).kind
+        found: list[Any] = [None] * len(rows)
+        for file, places, inside in self._by_file(files, rows):
+            values = self._open(file)[column]
+            taken = values.take(pa.array(inside))
+            if kind == "list":
+                listed_rows = (scalar.values for scalar in taken)
+                items: list[Any] = [v.to_numpy(zero_copy_only=False) for v in listed_rows]
+            else:
+                items = taken.to_pylist()
+            for place, item in zip(range(len(rows)) if places is None else places, items):  # noqa: B905
+                found[place] = item
+        return found
+
+    def _column(self, name: str) -> Column:
+        if name not in self.columns:
+            raise ValueError(f"there is no column {name!r}; there are {listed(self.columns)}.")
+        return self.columns[name]
+
+    def _by_file(
+        self, files: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64] | None, npt.NDArray[np.int64]]]:
+        """Yield (file, places in the batch, rows in the file); places None for all in order."""
         if not len(rows):
             return
         if files.min() < 0 or files.max() >= len(self.rows):
@@ -158,115 +302,52 @@ class Source:
         if rows.min() < 0 or (rows >= self.rows[files]).any():
             raise IndexError("a row is outside its file; see the source's `rows`.")
         if self._piece_rows:
-            rows = files * self._piece_rows + rows
-            files = np.zeros_like(rows)
+            yield 0, None, files * self._piece_rows + rows
+            return
         by_file = np.argsort(files, kind="stable")
         touched, first = np.unique(files[by_file], return_index=True)
         if len(touched) == 1:
-            # With mode="raise" NumPy would fill a copy first; the rows are checked above.
-            np.take(self._open(int(touched[0]))[column], rows, axis=0, out=out, mode="clip")
+            yield int(touched[0]), None, rows
             return
         for file, places in zip(touched, np.split(by_file, first[1:]), strict=True):
-            out[places] = np.take(self._open(int(file))[column], rows[places], axis=0)
+            yield int(file), places, rows[places]
 
     def _open(self, file: int) -> Values:
         with self._lock:
             if file not in self._opened:
                 while len(self._opened) >= self.open_files:
-                    self._opened.popitem(last=False)
-                self._opened[file] = self._shards[file].read()
+                    self._close_one()
+                self._fetching += 1
+                try:
+                    self._opened[file] = self._open_shard(file)
+                finally:
+                    self._fetching -= 1
             self._opened.move_to_end(file)
-            return self._opened[file]
+            return self._opened[file].values
 
+    def _open_shard(self, file: int) -> Opened:
+        """Open a shard; where the cache has no room, let go of what was used longest ago."""
+        until = time.monotonic() + _ROOM_DEADLINE
+        while True:
+            try:
+                return self.shards[file].open(self.cancelled)
+            except CacheFullError:
+                if self._opened:
+                    self._close_one()
+                elif time.monotonic() > until:
+                    raise
+                elif self.cancelled.wait(_ROOM_LOOK):
+                    raise InterruptedReadError from None
 
-def open_source(
-    data: pa.Table | str | os.PathLike[str], columns: Sequence[str] | None = None
-) -> Source:
-    """Open a table, a file or a folder of files for reading rows.
+    def _close_one(self) -> None:
+        _, opened = self._opened.popitem(last=False)
+        close = opened.close
+        del opened  # its arrays map the file, which nobody may evict before they are gone
+        close()
 
-    Columns may be integers, floats or booleans, fixed-size lists of them (nested too), or fixed
-    shape tensors.
-
-    Args:
-        data: A pyarrow.Table; or a path or file:// URL of one Arrow IPC or Parquet file, or of a
-            folder of them: its files ending in .arrow, .feather, .ipc or .parquet, by name,
-            without those whose names begin with "." or "_".
-        columns: The columns to read, default all.
-
-    Returns:
-        The source. A folder's files are its shard files.
-
-    Raises:
-        DataError: There is no such data, it has no rows, its files differ in their columns, one
-            cannot be read or is cut short, or a column is of another type or holds nulls.
-    """
-    if isinstance(columns, str):
-        raise DataError(f"columns is {columns!r}, but must be a list of names: [{columns!r}].")
-    selection = None if columns is None else list(dict.fromkeys(columns))
-    if isinstance(data, pa.Table):
-        source = _open_table(data, selection)
-    elif isinstance(data, str | os.PathLike):
-        source = _open_path(_local_path(os.fspath(data)), selection)
-    else:
-        raise DataError(
-            f"data is a {type(data).__name__}, but must be a pyarrow.Table, or the path of an "
-            "Arrow or Parquet file or of a folder of them."
-        )
-    if source.total_rows == 0:
-        raise DataError(f"{_called(data)} has no rows: there is nothing to train on.")
-    return source
-
-
-def _called(data: Any) -> str:
-    return "the table" if isinstance(data, pa.Table) else str(data)
-
-
-def _open_table(table: pa.Table, selection: Sequence[str] | None) -> Source:
-    columns = columns_of(table.schema, selection, "the table")
-    values = values_of(table, columns, "the table")
-    shard = _Memory(table.num_rows, columns, values)
-    return Source(table, selection, [shard], is_folder=False)
-
-
-def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
-    if not path.exists():
-        raise DataError(f"{path} does not exist: check the path, on the machine of every worker.")
-    if not path.is_dir():
-        return Source(path, selection, [inspect_file(path, selection)], is_folder=False)
-    paths = sorted(
-        entry
-        for entry in path.iterdir()
-        if entry.suffix.lower() in _SUFFIXES and not entry.name.startswith((".", "_"))
-    )
-    if not paths:
-        raise DataError(
-            f"the folder {path} has no data file: files ending in {', '.join(_SUFFIXES)} are read, "
-            "without those whose names begin with '.' or '_'."
-        )
-    files = [inspect_file(each, selection) for each in paths]
-    for file in files[1:]:
-        if file.columns != files[0].columns:
-            raise DataError(
-                f"{files[0].path} and {file.path} differ in their columns: "
-                f"{_difference(files[0].columns, file.columns)}. All files of a folder must have "
-                "the same ones; select those that agree, or write the files again."
-            )
-    return Source(path, selection, files, is_folder=True)
-
-
-def _local_path(location: str) -> Path:
-    if "://" not in location:
-        return Path(location).absolute()
-    parts = urlsplit(location)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise DataError(f"{location} is not on this machine: give a path or a file:/// URL.")
-    return Path(unquote(parts.path))
-
-
-def _difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:
-    return "; ".join(
-        f"column {name!r} is {one.get(name, 'absent')} in the first and "
-        f"{other.get(name, 'absent')} in the second"
-        for name in sorted(one.keys() | other.keys())
-        if one.get(name) != other.get(name)
-    )
+    def close(self) -> None:
+        """Let go of all files; they are opened again when they are read."""
+        self.cancelled.set()
+        with self._lock, contextlib.suppress(KeyError):
+            while True:
+                self._close_one()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from raytrain_plus.streams.loader import evaluation_parts
+from raytrain_plus.streams.loader import evaluation_parts, to_device
 from raytrain_plus.streams.order import Order
 from raytrain_plus.streams.source import Source
 from raytrain_plus.task import Task, TaskError
@@ -84,9 +84,9 @@ class Evaluation:
         updates = 0
         for part, valid in evaluation_parts(self.source, self._order, self._part_rows, rank):
             enter("evaluate")
-            batch = {key: value.to(device) for key, value in part.items()}
+            batch = to_device(part, device)
             outputs = _first_rows(self._task.forward(step.model, batch), valid, self._part_rows)
-            seen = _first_rows(batch, valid, self._part_rows)
+            seen = {name: values[:valid] for name, values in batch.items()}
             for metric in metrics.values():
                 self._task.update_metric(metric, outputs, seen)
             updates += 1

@@ -97,6 +97,19 @@ class Plain(Momentum):
         return None
 
 
+class Streamed(Momentum):
+    """On data that it is given."""
+
+    def __init__(self, data, evaluation_data):
+        self._data, self._evaluation_data = data, evaluation_data
+
+    def data(self):
+        return self._data
+
+    def evaluation_data(self):
+        return self._evaluation_data
+
+
 class Wide(Plain):
     """Large enough for an exchange in several slices, with few operations."""
 

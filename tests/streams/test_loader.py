@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import Loader, evaluation_parts, load_part, steps_per_epoch
+from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Order
-from raytrain_plus.streams.source import DataError, open_source
 
 N, V, B = 103, 4, 6
 PATIENCE = 30

@@ -25,7 +25,8 @@ from arrow_data import (
     write_ipc,
 )
 
-from raytrain_plus.streams.source import Column, DataError, open_source
+from raytrain_plus.streams.columns import Column, DataError
+from raytrain_plus.streams.opening import open_source
 
 FORMS = [
     as_is,
@@ -95,7 +96,7 @@ def test_a_table_of_more_than_a_million_rows_has_pieces_of_several_rows():
 
 def test_only_data_files_of_a_folder_are_read(tmp_path):
     folder = as_folder(pa.table({"x": np.arange(N)}), tmp_path)
-    for name in ("index.json", ".hidden.arrow", "_temporary.parquet", "readme.txt"):
+    for name in ("other.json", ".hidden.arrow", "_temporary.parquet", "readme.txt"):
         (folder / name).write_text("not data")
     assert gather(open_source(folder), "x").tolist() == list(range(N))
     (folder / "not hidden.arrow").write_text("not data")
@@ -129,7 +130,7 @@ def test_a_bounded_number_of_files_stays_open(tmp_path, monkeypatch):
     folder = write_folder(pa.table({"x": np.arange(40)}), tmp_path / "data", [2] * 20)
     source = open_source(folder)
     reads = []
-    kind = type(source._shards[0])
+    kind = type(source.shards[0])
     read = kind.read
     monkeypatch.setattr(kind, "read", lambda file: (reads.append(file.path.name), read(file))[1])
     assert gather(source, "x").tolist() == list(range(40))

@@ -16,8 +16,8 @@ from torchmetrics.classification import BinaryPrecisionRecallCurve, MulticlassAc
 
 from raytrain_plus.algorithms import Aspect, Step, Weave
 from raytrain_plus.clock import Clock
+from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Order
-from raytrain_plus.streams.source import open_source
 from raytrain_plus.task import Task, TaskError
 from raytrain_plus.training.evaluation import Evaluation, check_metrics
 

@@ -1,0 +1,42 @@
+"""How a command answers: what it prints, and its exit status."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from raytrain_plus.elastic.steering import SteeringError
+from raytrain_plus.trainer import TrainingFailedError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of wrong input, too.")]
+
+
+def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
+    """Run a command; wrong input ends with status 2, a failed run with 1, both told on stderr."""
+    try:
+        answered = run()
+    except TrainingFailedError as error:
+        sys.stderr.write(f"{error}\n")
+        if error.summary["checkpoint"]:
+            sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
+        _print_json({**error.summary, "error": str(error)}, as_json=as_json)
+        raise typer.Exit(1) from error
+    except SteeringError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(1) from error
+    except (ValueError, FileNotFoundError) as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(2) from error
+    _print_json(answered, as_json=as_json)
+    return answered
+
+
+def _print_json(answer: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,184 @@
+"""The command line's `data`: makes and checks streams."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from raytrain_plus.answers import Debug, Json, answer
+from raytrain_plus.streams.check import inspect_stream, verify_stream
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.convert import read_any, write_parquet
+from raytrain_plus.streams.format import Compression, FileEntry
+from raytrain_plus.streams.writer import StreamWriter
+
+data_app = typer.Typer(help="Make and check streams.", no_args_is_help=True)
+
+Source = Annotated[str, typer.Argument(help="A path or any URL that fsspec knows.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--storage-option", metavar="KEY=VALUE", help="For fsspec. May be repeated."),
+]
+
+
+@data_app.command()
+def write(  # noqa: PLR0913 - one option each
+    source: Annotated[
+        str,
+        typer.Argument(help="Parquet, Arrow, CSV, JSON lines, or a folder of images per label."),
+    ],
+    destination: Annotated[str, typer.Argument(help="The stream: a path or URL.")],
+    *,
+    file_size: Annotated[str, typer.Option(help="Raw bytes of a file.")] = "64MiB",
+    compression: Annotated[Compression, typer.Option(help="Of the files at rest.")] = "zstd",
+    parallel: Annotated[int, typer.Option(help="Files stored at once.")] = 4,
+    only_writer: Annotated[
+        bool, typer.Option("--only-writer", help="Nobody else writes there: need no condition.")
+    ] = False,
+    storage_option: Options = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a stream of data in other forms."""
+
+    def run() -> dict[str, Any]:
+        options = _options(storage_option)
+        batches, rows = read_any(source, options)
+        stored: list[FileEntry] = []
+        with _bar(rows) as advance:
+            writer = StreamWriter(
+                destination,
+                file_size=file_size,
+                compression=compression,
+                parallel=parallel,
+                only_writer=only_writer,
+                storage_options=options,
+                on_file=stored.append,
+            )
+            with writer:
+                for batch in batches:
+                    writer.write(batch)
+                    advance(batch)
+        return _said(inspect_stream(destination, options), as_json=as_json)
+
+    answer(run, as_json=as_json, debug=debug)
+
+
+@data_app.command()
+def convert(  # noqa: PLR0913 - one option each
+    source: Annotated[str, typer.Argument(help="A stream, or whatever `data write` reads.")],
+    destination: Annotated[str, typer.Argument(help="A path or URL.")],
+    *,
+    to: Annotated[Literal["parquet", "stream"], typer.Option(help="The other form.")] = "parquet",
+    file_size: Annotated[str, typer.Option(help="Raw bytes of a file of a stream.")] = "64MiB",
+    compression: Annotated[Compression, typer.Option(help="Of a stream.")] = "zstd",
+    storage_option: Options = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a stream into Parquet, or into a stream of other files or compression."""
+
+    def run() -> dict[str, Any]:
+        options = _options(storage_option)
+        batches, rows = read_any(source, options)
+        with _bar(rows) as advance:
+            if to == "parquet":
+                written = write_parquet(_watched(batches, advance), destination, options)
+                return _said({"url": destination, "rows": written}, as_json=as_json)
+            with StreamWriter(
+                destination,
+                file_size=file_size,
+                compression=compression,
+                storage_options=options,
+            ) as writer:
+                for batch in _watched(batches, advance):
+                    writer.write(batch)
+        return _said(inspect_stream(destination, options), as_json=as_json)
+
+    answer(run, as_json=as_json, debug=debug)
+
+
+@data_app.command()
+def inspect(
+    source: Source,
+    *,
+    storage_option: Options = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a stream holds, from its manifest alone."""
+    answer(
+        lambda: _said(inspect_stream(source, _options(storage_option)), as_json=as_json),
+        as_json=as_json,
+        debug=debug,
+    )
+
+
+@data_app.command()
+def verify(
+    source: Source,
+    *,
+    storage_option: Options = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read a whole stream: hashes, rows, schema and order; exit status 1 if something is wrong."""
+
+    def run() -> dict[str, Any]:
+        with _bar(None) as advance:
+            found = verify_stream(source, _options(storage_option), advance)
+        return _said(found, as_json=as_json)
+
+    if answer(run, as_json=as_json, debug=debug)["problems"]:
+        raise typer.Exit(1)
+
+
+def _options(given: list[str] | None) -> dict[str, str]:
+    options = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise DataError(f"storage option {text!r} is not of the form KEY=VALUE")
+        options[key] = value
+    return options
+
+
+def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    if not as_json:
+        for key, value in answered.items():
+            shown = value
+            if isinstance(value, dict):
+                shown = ", ".join(f"{name}: {kind}" for name, kind in value.items())
+            elif isinstance(value, list):
+                shown = "\n             ".join(value) or "none"
+            elif isinstance(value, int):
+                shown = f"{value:,}"
+            Console(soft_wrap=True).print(f"{key:12} {shown}", highlight=False, markup=False)
+    return answered
+
+
+def _watched(
+    batches: Iterator[pa.RecordBatch], advance: Callable[[pa.RecordBatch], None]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        advance(batch)
+
+
+@contextlib.contextmanager
+def _bar(rows: int | None) -> Iterator[Callable[[pa.RecordBatch | pa.Table], None]]:
+    """Show progress in rows, on a terminal only."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("rows"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("rows", total=rows)
+        yield lambda batch: progress.advance(task, batch.num_rows)

@@ -1,0 +1,340 @@
+"""A node's cache of shard files, shared by all processes, bounded in bytes, safe under any kill.
+
+An entry is one file: the raw bytes, then their SHA-256. It is written under another name, synced,
+and renamed, so that it is there as a whole or not at all; and each process verifies it before its
+first use, so that what was damaged at rest is fetched again.
+
+All that processes agree on are advisory locks of open files (flock), which the system drops when
+their owner dies, however it dies:
+
+    lock          exclusive while somebody counts bytes, makes room and reserves it
+    KEY.part      exclusive while its owner fills it: others wait; unlocked, its owner has died
+    KEY.cached    shared by those who read it: nobody evicts it
+
+So the bound holds at every moment: a part is as large as what it will hold before it is filled.
+What goes first is what is needed last: whoever knows the order of a run says when each entry is
+read next (Belady, "A study of replacement algorithms", 1966); what nobody knows of goes before.
+"""
+
+import errno
+import fcntl
+import functools
+import hashlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.store import InterruptedReadError
+
+ENTRY_OVERHEAD = 32  # bytes at the end of an entry: its digest
+_LOOK = 0.02  # seconds between two tries for a lock that somebody else holds
+
+NextUse = Callable[[], Mapping[str, float]]
+
+
+class CacheFullError(DataError):
+    """There is no room: all that is in the cache is being read."""
+
+
+@dataclass
+class Entry:
+    """An entry that is held: nobody evicts it until it is closed and no buffer of it is left.
+
+    Attributes:
+        path: its file.
+        size: its raw bytes, from the file's beginning.
+    """
+
+    path: Path
+    size: int
+    _handle: int
+
+    def buffer(self) -> pa.Buffer:
+        """Return its bytes, mapped into memory."""
+        mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
+        return pa.py_buffer(mapped).slice(0, self.size)
+
+    def close(self) -> None:
+        """Let go of it; doing so twice does no harm."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+class Cache:
+    """A folder of entries.
+
+    Args:
+        folder: on a disk of this node; it is made if it is not there.
+        limit: bytes that all entries may take together.
+
+    Raises:
+        DataError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self._verified: set[tuple[str, int]] = set()
+        self._foresight: dict[object, NextUse] = {}
+        self._mutex = threading.Lock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666))
+        except OSError as error:
+            raise DataError(
+                f"the cache folder {folder} cannot be written: {error}. Give another with `cache`."
+            ) from error
+
+    def foresee(self, owner: object, next_use: NextUse) -> None:
+        """Let an owner say when it reads entries next: key -> any measure of how far away."""
+        with self._mutex:
+            self._foresight[owner] = next_use
+
+    def forget(self, owner: object) -> None:
+        """Ask an owner no more."""
+        with self._mutex:
+            self._foresight.pop(owner, None)
+
+    def find(self, key: str) -> Entry | None:
+        """Return an entry if it is there and whole; one that is damaged is removed."""
+        path = self.folder / f"{key}.cached"
+        while True:
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if not _is_at(handle, path):  # evicted between the two calls
+                os.close(handle)
+                continue
+            entry = Entry(path, os.fstat(handle).st_size - ENTRY_OVERHEAD, handle)
+            if self._is_whole(key, entry):
+                os.utime(path)
+                return entry
+            path.unlink(missing_ok=True)
+            entry.close()
+
+    def get(
+        self,
+        key: str,
+        expected: int,
+        make: Callable[[], bytes | memoryview],
+        cancelled: threading.Event | None = None,
+        *,
+        ahead: bool = False,
+    ) -> Entry:
+        """Return an entry; makes it if it is not there, once for all who wait for it.
+
+        Args:
+            key: its name: letters and digits. Equal keys must stand for equal bytes.
+            expected: how many bytes it will have, about.
+            make: returns its bytes.
+            cancelled: when it is set, waiting ends at once.
+            ahead: it is not needed yet: nothing that is needed sooner makes room for it.
+
+        Raises:
+            CacheFullError: there is no room until somebody closes an entry.
+            DataError: the disk is full or fails.
+            InterruptedReadError: `cancelled` was set.
+            Exception: whatever `make` raises.
+        """
+        part = self.folder / f"{key}.part"
+        while True:
+            if (entry := self.find(key)) is not None:
+                return entry
+            handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                _lock(handle, cancelled)
+                if not _is_at(handle, part):  # whoever filled it has finished, or given it up
+                    continue
+                return self._fill(key, handle, expected, make, ahead=ahead)
+            except OSError as error:
+                raise DataError(f"the cache {self.folder} failed: {error}") from error
+            finally:
+                os.close(handle)
+
+    def bytes_used(self) -> int:
+        """Return the bytes that all entries take, those that are being filled with them."""
+        return sum(size for _, size, _ in self._files())
+
+    # -- filling
+
+    def _fill(
+        self,
+        key: str,
+        handle: int,
+        expected: int,
+        make: Callable[[], bytes | memoryview],
+        *,
+        ahead: bool,
+    ) -> Entry:
+        part, path = self.folder / f"{key}.part", self.folder / f"{key}.cached"
+        try:
+            os.ftruncate(handle, 0)
+            self._reserve(key if ahead else None, handle, expected + ENTRY_OVERHEAD)
+            content = make()
+            size = memoryview(content).nbytes
+            if size > expected:
+                self._reserve(key if ahead else None, handle, size + ENTRY_OVERHEAD)
+            digest = hashlib.sha256(content).digest()
+            with open(handle, "wb", closefd=False) as file:
+                file.write(content)
+                file.write(digest)
+                file.truncate()
+                file.flush()
+                os.fsync(handle)
+            part.rename(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        # The lock moves with the file: nobody can evict it before it is held for reading.
+        held = os.dup(handle)
+        fcntl.flock(held, fcntl.LOCK_SH)
+        self._verified.add((key, os.fstat(held).st_ino))
+        return Entry(path, size, held)
+
+    def _is_whole(self, key: str, entry: Entry) -> bool:
+        known = (key, os.fstat(entry._handle).st_ino)  # noqa: SLF001 - its own cache
+        if known in self._verified:
+            return True
+        with entry.path.open("rb") as file:
+            hashed = hashlib.sha256()
+            left = entry.size
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                hashed.update(block)
+                left -= len(block)
+            whole = left == 0 and file.read() == hashed.digest()
+        if whole:
+            self._verified.add(known)
+        return whole
+
+    # -- room
+
+    def _reserve(self, ahead: str | None, handle: int, size: int) -> None:
+        """Make a part as large as it will be, within the limit.
+
+        Args:
+            ahead: its key, if it is not needed yet.
+            handle: the part, open and locked.
+            size: its bytes.
+        """
+        if size > self.limit:
+            raise CacheFullError(
+                f"a shard file takes {size:,} bytes, but the cache is limited to {self.limit:,}: "
+                "raise `cache_limit`, or write the data set with smaller files"
+            )
+        with self._counting():
+            missing = size - os.fstat(handle).st_size
+            used = self.bytes_used()
+            while True:
+                if used + missing <= self.limit:
+                    try:
+                        os.posix_fallocate(handle, 0, size)
+                    except OSError as error:
+                        if error.errno != errno.ENOSPC:
+                            raise
+                    else:
+                        return
+                    if not self._evict(ahead):
+                        raise DataError(
+                            f"the disk of the cache {self.folder} is full: free some of it, or "
+                            "give another folder with `cache`"
+                        )
+                elif not self._evict(ahead):
+                    raise CacheFullError(
+                        f"the cache {self.folder} is limited to {self.limit:,} bytes, and all "
+                        f"{used:,} that are in it are being read: raise `cache_limit`, lower "
+                        "`window`, or write the data set with smaller files"
+                    )
+                used = self.bytes_used()
+
+    def _evict(self, ahead: str | None) -> bool:
+        """Remove the file that is needed last; returns whether there was one."""
+        known = self._known()
+        soonest = known.get(ahead, 0.0) if ahead is not None else 0.0
+
+        def urgency(file: tuple[Path, int, float]) -> tuple[float, float]:
+            path, _, touched = file
+            return -known.get(path.stem, float("inf")), touched
+
+        for path, _, _ in sorted(self._files(), key=urgency):
+            if ahead is not None and known.get(path.stem, float("inf")) <= soonest:
+                return False
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            except BlockingIOError:
+                continue
+            else:
+                return True
+            finally:
+                os.close(handle)
+        return False
+
+    def _known(self) -> dict[str, float]:
+        """Return how far away the next use is of each entry that somebody knows of."""
+        with self._mutex:
+            asked = list(self._foresight.values())
+        known: dict[str, float] = {}
+        for next_use in asked:
+            for key, away in next_use().items():
+                known[key] = min(away, known.get(key, away))
+        return known
+
+    def _files(self) -> Iterator[tuple[Path, int, float]]:
+        with os.scandir(self.folder) as files:
+            for file in files:
+                if file.name.endswith((".cached", ".part")):
+                    try:
+                        found = file.stat()
+                    except FileNotFoundError:
+                        continue
+                    yield Path(file.path), found.st_size, found.st_mtime
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, cancelled: threading.Event | None) -> None:
+    """Lock a part for filling it; waits for whoever does so already."""
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if cancelled is not None and cancelled.is_set():
+                raise InterruptedReadError from None
+            time.sleep(_LOOK)
+        else:
+            return
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Say whether an open file is the one that stands at a path."""
+    try:
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+@functools.cache
+def node_cache(folder: Path, limit: int) -> Cache:
+    """Return this process's one cache of a folder."""
+    return Cache(folder, limit)

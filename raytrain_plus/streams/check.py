@@ -1,0 +1,68 @@
+"""Saying what a stream holds, and whether it is whole."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.format import MANIFEST
+from raytrain_plus.streams.store import Store
+from raytrain_plus.streams.stream import read_manifest
+
+_DEADLINE = 10.0  # seconds to wait for a file that may not be there
+
+
+def inspect_stream(url: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a stream's manifest says, as JSON can hold it.
+
+    Raises:
+        DataError: there is none.
+    """
+    store = Store(url, options)
+    manifest = read_manifest(store)
+    return {
+        "url": store.url,
+        "rows": manifest.rows,
+        "files": len(manifest.files),
+        "stored_bytes": manifest.stored_bytes,
+        "raw_bytes": manifest.raw_bytes,
+        "largest_file": max(file.raw_bytes for file in manifest.files),
+        "compression": manifest.compression,
+        "columns": manifest.columns,
+    }
+
+
+def verify_stream(
+    url: str,
+    options: Mapping[str, Any] | None = None,
+    on_file: Callable[[pa.Table], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Read every file of a stream and hold it against the manifest.
+
+    Returns:
+        What `inspect_stream` does, with `problems`: a list of sentences, empty if there are none;
+        and `extra`: files that stand in the folder and are no part of the data.
+
+    Raises:
+        DataError: there is no manifest, it is damaged, or it was written for another order.
+    """
+    store = Store(url, options, deadline=_DEADLINE)
+    manifest = read_manifest(store)
+    problems = []
+    for entry in manifest.files:
+        try:
+            content = store.read(entry.name, entry.stored_bytes, entry.sha256)
+            table = pa.ipc.open_file(content).read_all()
+            table.validate(full=True)
+        except (DataError, pa.ArrowException) as error:
+            problems.append(f"{entry.name}: {error}")
+            continue
+        if table.num_rows != entry.rows:
+            problems.append(f"{entry.name} has {table.num_rows} rows, not {entry.rows}")
+        if not table.schema.equals(manifest.schema):
+            problems.append(f"{entry.name} has the columns {table.schema.names} of other types")
+        on_file(table)
+    known = {MANIFEST, *(entry.name for entry in manifest.files)}
+    extra = [name for name in store.names() if name not in known]
+    return {**inspect_stream(url, options), "problems": problems, "extra": extra}

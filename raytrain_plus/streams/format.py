@@ -1,0 +1,152 @@
+"""A stream at rest: a folder of Arrow IPC files, and the manifest that makes them one data set.
+
+The manifest, `index.json`, is published last and at once, so that a data set is there as a whole
+or not at all. It names every file with its rows, sizes and hash; files that it does not name are
+no part of the data.
+"""
+
+import base64
+import hashlib
+import json
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.order import Order
+
+MANIFEST = "index.json"
+VERSION = 1
+
+Compression = Literal["zstd", "lz4", "none"]
+Count = Annotated[int, Field(ge=0)]
+
+# The order that a manifest pins: small numbers that no data set is too small for.
+_LANES, _SEED, _WINDOW = 3, 17, 2
+_PINNED_ROWS = 64  # of each lane, at its beginning and at its end
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Strict):
+    """One file of a data set.
+
+    Attributes:
+        name: its name in the folder.
+        rows: its rows.
+        stored_bytes: its size as it is stored.
+        raw_bytes: its size once it is decompressed.
+        sha256: of its bytes as they are stored, in hex.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[^/\\]+$")]
+    rows: Count
+    stored_bytes: Count
+    raw_bytes: Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(_Strict):
+    """What a data set is.
+
+    Attributes:
+        version: of this format.
+        arrow_schema: the Arrow schema of every file, serialized by Arrow, in base64.
+        columns: the same for people: name -> type.
+        compression: of the files at rest.
+        rows: of all files.
+        order: a digest of where the first and last rows of a fixed order are stored. A reader
+            that computes another one would read the data in another order than the writer's
+            version does.
+        files: in their order.
+    """
+
+    version: Literal[1] = 1
+    arrow_schema: str
+    columns: dict[str, str]
+    compression: Compression
+    rows: Count
+    order: str
+    files: tuple[FileEntry, ...]
+
+    @field_validator("files")
+    @classmethod
+    def _unique(cls, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+        if len({file.name for file in files}) != len(files):
+            raise ValueError("a file is named twice")
+        return files
+
+    @classmethod
+    def of(
+        cls, schema: pa.Schema, files: tuple[FileEntry, ...], compression: Compression
+    ) -> "Manifest":
+        """Return the manifest of files that have been written."""
+        return cls(
+            arrow_schema=base64.b64encode(schema.serialize().to_pybytes()).decode(),
+            columns={field.name: str(field.type) for field in schema},
+            compression=compression,
+            rows=sum(file.rows for file in files),
+            order=order_digest([file.rows for file in files]),
+            files=files,
+        )
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> "Manifest":
+        """Return the manifest that some JSON describes.
+
+        Raises:
+            DataError: it describes none, or is of a version that is not known here.
+        """
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise DataError(
+                f"{where} is not a manifest of format version {VERSION}: {place}: {first['msg']}. "
+                "Write the data set again with `raytrain-plus data write`."
+            ) from error
+        if manifest.rows != sum(file.rows for file in manifest.files):
+            raise DataError(
+                f"{where} says that there are {manifest.rows} rows, but its files have "
+                f"{sum(file.rows for file in manifest.files)}: write the data set again."
+            )
+        return manifest
+
+    def dump(self) -> bytes:
+        """Return the manifest as JSON."""
+        return json.dumps(self.model_dump(mode="json"), indent=1).encode()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of every file."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow_schema)))
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of all files as they are stored."""
+        return sum(file.stored_bytes for file in self.files)
+
+    @property
+    def raw_bytes(self) -> int:
+        """The size of all files once they are decompressed."""
+        return sum(file.raw_bytes for file in self.files)
+
+
+def order_digest(rows: list[int]) -> str:
+    """Return a digest of where some rows of a fixed order over files of so many rows stand."""
+    digest = hashlib.sha256()
+    if any(rows):
+        order = Order(rows=rows, lanes=_LANES, seed=_SEED, window=_WINDOW)
+        for lane in range(order.lanes):
+            length = order.lane_rows(lane)
+            for epoch in (0, 1):
+                for start in (0, max(0, length - _PINNED_ROWS)):
+                    stop = min(length, start + _PINNED_ROWS)
+                    for part in order.locate(epoch, lane, start, stop):
+                        digest.update(np.ascontiguousarray(part, "<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""From what a user names to a source of rows: a table, a file, a folder of files, or a stream.
+
+Opening reads footers and manifests only (an Arrow stream, which has no footer, is walked once); a
+file's values are read, and memory-mapped where its format allows, when a row of it is first asked
+for.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain_plus.streams.columns import Column, DataError, Values, columns_of, values_of
+from raytrain_plus.streams.files import inspect_file
+from raytrain_plus.streams.format import MANIFEST
+from raytrain_plus.streams.mixing import Mixture, open_mixture
+from raytrain_plus.streams.source import Opened, Source
+from raytrain_plus.streams.stream import Stream, open_stream
+
+_SUFFIXES = (".arrow", ".feather", ".ipc", ".parquet")
+_FOLDER_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """A table, viewed in place where it is one chunk without booleans."""
+
+    rows: int
+    columns: dict[str, Column]
+    values: Values
+
+    def open(self, cancelled: threading.Event) -> Opened:
+        del cancelled
+        return Opened(self.values)
+
+    def identify(self) -> list[Any]:
+        digest = hashlib.sha256()
+        for name in sorted(self.values):
+            values = self.values[name]
+            if isinstance(values, pa.Array):
+                for row in values.to_pylist():
+                    digest.update(f"{row!r}\n".encode())
+                continue
+            flat = np.ascontiguousarray(values).reshape(-1)
+            digest.update(flat.view(np.uint8).data)
+        return [digest.hexdigest()]
+
+
+def open_source(
+    data: pa.Table | Stream | Mixture | str | os.PathLike[str], columns: Sequence[str] | None = None
+) -> Source:
+    """Open a table, a file, a folder of files or a stream for reading rows.
+
+    Args:
+        data: A pyarrow.Table; a Stream, the URL of one, or a Mixture; or a path or file:// URL of
+            one Arrow IPC or Parquet file, or of a folder of them: its files ending in .arrow,
+            .feather, .ipc or .parquet, by name, without those whose names begin with "." or "_".
+        columns: The columns to read, default all.
+
+    Returns:
+        The source. A folder's files are its shard files.
+
+    Raises:
+        DataError: There is no such data, it has no rows, its files differ in their columns, one
+            cannot be read or is cut short, or a column is of another type or holds nulls.
+    """
+    if isinstance(columns, str):
+        raise DataError(f"columns is {columns!r}, but must be a list of names: [{columns!r}].")
+    selection = None if columns is None else list(dict.fromkeys(columns))
+    if isinstance(data, pa.Table):
+        source = _open_table(data, selection)
+    elif isinstance(data, Stream):
+        source = open_stream(data, selection)
+    elif isinstance(data, Mixture):
+        source = open_mixture(data, selection)
+    elif isinstance(data, str) and _is_remote(data):
+        source = open_stream(Stream(data), selection)
+    elif isinstance(data, str | os.PathLike):
+        source = _open_path(_local_path(os.fspath(data)), selection)
+    else:
+        raise DataError(
+            f"data is a {type(data).__name__}, but must be a pyarrow.Table, a Stream, or the path "
+            "or URL of an Arrow or Parquet file or of a folder of them."
+        )
+    if source.total_rows == 0:
+        raise DataError(f"{_called(data)} has no rows: there is nothing to train on.")
+    return source
+
+
+def _called(data: Any) -> str:
+    if isinstance(data, pa.Table):
+        return "the table"
+    if isinstance(data, Mixture):
+        return "the mixture"
+    return str(data.url if isinstance(data, Stream) else data)
+
+
+def _is_remote(location: str) -> bool:
+    scheme = urlsplit(location).scheme if "://" in location else ""
+    return scheme not in ("", "file")
+
+
+def _open_table(table: pa.Table, selection: Sequence[str] | None) -> Source:
+    columns = columns_of(table.schema, selection, "the table")
+    values = values_of(table, columns, "the table")
+    shard = _Memory(table.num_rows, columns, values)
+    return Source([shard], (open_source, (table, selection)), window=None, in_pieces=True)
+
+
+def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
+    if not path.exists():
+        raise DataError(f"{path} does not exist: check the path, on the machine of every worker.")
+    if not path.is_dir():
+        file = inspect_file(path, selection)
+        return Source([file], (open_source, (path, selection)), window=None, in_pieces=True)
+    if (path / MANIFEST).exists():
+        return open_stream(Stream(path), selection)
+    paths = sorted(
+        entry
+        for entry in path.iterdir()
+        if entry.suffix.lower() in _SUFFIXES and not entry.name.startswith((".", "_"))
+    )
+    if not paths:
+        raise DataError(
+            f"the folder {path} has no data file: files ending in {', '.join(_SUFFIXES)} are read, "
+            "without those whose names begin with '.' or '_'."
+        )
+    files = [inspect_file(each, selection) for each in paths]
+    for file in files[1:]:
+        if file.columns != files[0].columns:
+            raise DataError(
+                f"{files[0].path} and {file.path} differ in their columns: "
+                f"{_difference(files[0].columns, file.columns)}. All files of a folder must have "
+                "the same ones; select those that agree, or write the files again."
+            )
+    return Source(files, (open_source, (path, selection)), window=_FOLDER_WINDOW)
+
+
+def _local_path(location: str) -> Path:
+    if "://" not in location:
+        return Path(location).absolute()
+    parts = urlsplit(location)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise DataError(f"{location} is not on this machine: give a path or a file:/// URL.")
+    return Path(unquote(parts.path))
+
+
+def _difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:
+    return "; ".join(
+        f"column {name!r} is {one.get(name, 'absent')} in the first and "
+        f"{other.get(name, 'absent')} in the second"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    )

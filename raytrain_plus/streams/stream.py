@@ -1,0 +1,317 @@
+"""A stream: a data set at any fsspec URL, as a user names it, and opened for reading."""
+
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from raytrain_plus.streams.cache import Cache, Entry, node_cache
+from raytrain_plus.streams.columns import Column, DataError, columns_of, values_of
+from raytrain_plus.streams.footers import parquet_files
+from raytrain_plus.streams.format import MANIFEST, FileEntry, Manifest, order_digest
+from raytrain_plus.streams.prefetch import Prefetcher
+from raytrain_plus.streams.source import Function, Opened, Source, Transform
+from raytrain_plus.streams.store import Store
+
+DEFAULT_CACHE_LIMIT = 16 << 30
+_RAW_FORMAT = "1"  # of the cache's entries: part of their names
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A data set that streams to the workers that need it.
+
+    Args:
+        url: a folder that `raytrain-plus data write` or a `StreamWriter` has made, or one of
+            Parquet files: `s3://bucket/folder`, `file:///folder`, a path, or any URL that fsspec
+            knows.
+        transform: called in the background with each sample (column name -> tensor, `str` or
+            `bytes`) and a `torch.Generator` of the sample's own, to draw from; returns the sample
+            to train on. It must be a function that can be imported or pickled.
+        per: "batch" calls the transform with whole parts instead, and a generator for each.
+        columns: the columns to read. Default: those that the task asks for, else all.
+        shuffle: whether to mix; default True.
+        window: K, how many files a lane mixes at a time: it is part of the order. Default 8.
+        cache: the folder of the cache on each node. Default: `raytrain_plus/streams` below
+            `$XDG_CACHE_HOME`, which by default is `~/.cache`.
+        cache_limit: bytes that the cache may take, as a number or like "20GB". Default 16 GiB.
+        storage_options: passed to fsspec's filesystem; never written to a journal.
+        deadline: seconds without progress after which a store's fault is an error. Default 60.
+
+    Raises:
+        DataError: a setting is out of range.
+    """
+
+    url: str | os.PathLike[str]
+    _: KW_ONLY
+    transform: Function | None = None
+    per: Literal["sample", "batch"] = "sample"
+    columns: Sequence[str] | None = None
+    shuffle: bool = True
+    window: int = 8
+    cache: str | os.PathLike[str] | None = None
+    cache_limit: int | str = DEFAULT_CACHE_LIMIT
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    deadline: float = 60.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.columns, str):
+            raise DataError(f"columns is {self.columns!r}, but must be a list of names.")
+        if self.window < 1:
+            raise DataError(f"window is {self.window}, but must be at least 1 file.")
+        if self.deadline <= 0:
+            raise DataError(f"deadline is {self.deadline}, but must be above 0 seconds.")
+        if self.per not in ("sample", "batch"):
+            raise DataError(f"per is {self.per!r}, but must be 'sample' or 'batch'.")
+        parse_bytes(self.cache_limit)
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of the cache on this node."""
+        if self.cache is not None:
+            return Path(self.cache).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser().absolute() / "raytrain_plus" / "streams"
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return a number of bytes: 1000, "64MB", "1.5 GiB".
+
+    Raises:
+        DataError: it is none, or not above zero.
+    """
+    text = str(size).strip().upper()
+    digits = text.rstrip("KMGTIB ")
+    unit = text[len(digits) :].strip()
+    try:
+        count = int(float(digits) * _UNITS[unit])
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{size!r} is not a size: give a number of bytes, or one with KB, MB, GB, TB, KiB, "
+            "MiB, GiB or TiB."
+        ) from error
+    if count <= 0:
+        raise DataError(f"{size!r} is not a size: it must be above zero.")
+    return count
+
+
+@dataclass(frozen=True)
+class StreamFile:
+    """One shard file of a stream, read through the node's cache.
+
+    Attributes:
+        store: where it is.
+        cache: the node's.
+        entry: what the manifest says of it.
+        columns: the selected ones.
+        is_parquet: as it is stored; else an Arrow IPC file.
+        in_place: it lies on this machine, and raw: nothing is gained by the cache.
+        is_hashed: the entry's `sha256` is that of its bytes; else a hash of what the store says
+            of it.
+    """
+
+    store: Store
+    cache: Cache
+    entry: FileEntry
+    columns: dict[str, Column]
+    is_parquet: bool = False
+    in_place: bool = False
+    is_hashed: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Its rows."""
+        return self.entry.rows
+
+    @property
+    def key(self) -> str:
+        """Its name in the cache: equal for equal contents."""
+        text = f"{_RAW_FORMAT}:{self.is_parquet}:{self.entry.sha256}"
+        return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+    def open(self, cancelled: threading.Event) -> Opened:
+        """Return its values, mapped into memory.
+
+        Raises:
+            DataError: it cannot be had, or is not as the manifest says.
+        """
+        if self.in_place:
+            path = self.store.local_path / self.entry.name
+            mapped = pa.memory_map(str(path))
+            if mapped.size() != self.entry.stored_bytes or not _is_verified(path, self.entry):
+                raise DataError(
+                    f"{path} is not the file that its manifest names: it is damaged, or was "
+                    "written over. Write the data set again."
+                )
+            return Opened(self._values(mapped))
+        held = self.fetch(cancelled)
+        return Opened(self._values(pa.BufferReader(held.buffer())), held.close)
+
+    def fetch(self, cancelled: threading.Event, *, ahead: bool = False) -> Entry:
+        """Return its entry in the cache; downloads and decodes it if it is not there.
+
+        Args:
+            cancelled: when it is set, waiting ends.
+            ahead: it is not needed yet.
+        """
+        return self.cache.get(
+            self.key,
+            self.entry.raw_bytes,
+            lambda: self._download(cancelled),
+            cancelled,
+            ahead=ahead,
+        )
+
+    def identify(self) -> list[Any]:
+        """Return what tells it from others: its hash, or where there is none its name and size."""
+        if self.is_hashed:
+            return [self.entry.sha256]
+        return [self.entry.name, self.entry.stored_bytes]
+
+    def _download(self, cancelled: threading.Event) -> memoryview:
+        entry = self.entry
+        content = self.store.read(
+            entry.name,
+            entry.stored_bytes,
+            entry.sha256 if self.is_hashed else None,
+            cancelled=cancelled,
+        )
+        return as_raw(content, self.store.where(entry.name), is_parquet=self.is_parquet)
+
+    def _values(self, raw: Any) -> Any:
+        where = self.store.where(self.entry.name)
+        try:
+            table = pa.ipc.open_file(raw).read_all()
+        except pa.ArrowException as error:
+            raise DataError(f"{where} cannot be read: {error}") from error
+        if table.num_rows != self.rows:
+            raise DataError(
+                f"{where} has {table.num_rows} rows, but its manifest says {self.rows}: write the "
+                "data set again."
+            )
+        return values_of(table, self.columns, where)
+
+
+def as_raw(content: bytes, where: str, *, is_parquet: bool) -> memoryview:
+    """Return a file as an Arrow IPC file of one record batch, not compressed: it can be mapped.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        if is_parquet:
+            from pyarrow import parquet  # noqa: PLC0415 - imports pandas, which few need
+
+            table = parquet.ParquetFile(io.BytesIO(content)).read()
+        else:
+            table = pa.ipc.open_file(content).read_all()
+        table.validate()
+        return write_raw(table)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{where} cannot be read; it may be damaged or cut short, so write it again. The "
+            f"reader said: {error}"
+        ) from error
+
+
+def write_raw(table: pa.Table) -> memoryview:
+    """Return a table as an Arrow IPC file of one record batch, not compressed."""
+    sink = pa.BufferOutputStream()
+    table = table.combine_chunks()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return memoryview(sink.getvalue())
+
+
+def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Source:
+    """Open a stream for reading: its manifest, or once per node the footers of Parquet files.
+
+    Args:
+        stream: what to read.
+        selection: columns that are wanted, unless the stream selects or transforms them itself.
+
+    Raises:
+        DataError: there is no such data, or not of the right columns; or the store failed.
+    """
+    store = Store(stream.url, stream.storage_options, deadline=stream.deadline)
+    cache = node_cache(stream.cache_folder, parse_bytes(stream.cache_limit))
+    wanted = stream.columns
+    if stream.transform is None and selection is not None:
+        wanted = selection  # else the transform decides what the task gets
+    names = store.names()
+    if MANIFEST in names:
+        files = _from_manifest(store, cache, wanted)
+    else:
+        files = _from_footers(store, cache, wanted, names)
+    if not files:
+        raise DataError(f"{store.url} has no rows: there is nothing to train on.")
+    lookahead = None if files[0].in_place else Prefetcher(files, cache)
+    return Source(
+        files,
+        (open_stream, (stream, selection)),
+        window=stream.window,
+        shuffle=stream.shuffle,
+        transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
+        lookahead=lookahead,
+    )
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Return a stream's manifest, once it is clear that it is read as it was written.
+
+    Raises:
+        DataError: there is none, it is damaged, or this version reads in another order.
+    """
+    manifest = Manifest.parse(store.read(MANIFEST), store.where(MANIFEST))
+    if manifest.order != order_digest([file.rows for file in manifest.files]):
+        raise DataError(
+            f"{store.where(MANIFEST)} was written by a version that reads rows in another order "
+            "than this one: use that version, or write the data set again."
+        )
+    return manifest
+
+
+def _from_manifest(store: Store, cache: Cache, selection: Sequence[str] | None) -> list[StreamFile]:
+    manifest = read_manifest(store)
+    columns = columns_of(manifest.schema, selection, store.url)
+    in_place = store.is_local and manifest.compression == "none"
+    return [
+        StreamFile(store, cache, entry, columns, in_place=in_place)
+        for entry in manifest.files
+        if entry.rows
+    ]
+
+
+def _from_footers(
+    store: Store, cache: Cache, selection: Sequence[str] | None, names: Sequence[str]
+) -> list[StreamFile]:
+    schema, entries = parquet_files(store, cache.folder, names)
+    columns = columns_of(schema, selection, store.url)
+    return [
+        StreamFile(store, cache, entry, columns, is_parquet=True, is_hashed=False)
+        for entry in entries
+        if entry.rows
+    ]
+
+
+_verified: set[tuple[str, int, int]] = set()
+
+
+def _is_verified(path: Path, entry: FileEntry) -> bool:
+    """Say whether a file has the bytes that its manifest names; looks once per process."""
+    stat = path.stat()
+    seen = (str(path), stat.st_ino, stat.st_mtime_ns)
+    if seen not in _verified:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                return False
+        _verified.add(seen)
+    return True

@@ -1,0 +1,220 @@
+"""Training from object storage: the bits stay, whatever the store, the workers and the nodes do."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from raytrain_plus import Fault, Stream, StreamWriter
+from raytrain_plus.configure import ConfigError
+from raytrain_plus.observe import journal
+from tests.end_to_end.runs import UNHURRIED, at_once, differences, flaws, train
+from tests.end_to_end.tasks import HELD_OUT, ROWS, Streamed, pictures
+from tests.streams.s3_server import KEY, SECRET, proxy_of
+from tests.streams.s3_server import Fault as StoreFault
+
+V = 4
+STEPS = 100
+EPOCHS = 10
+STEPS_PER_EPOCH = ROWS // V // 8
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def bucket(server):
+    """Return a bucket with the training data in about a hundred files, and the evaluation data."""
+    name = server.fresh_bucket()
+    for folder, rows in (
+        ("train", pictures().slice(0, ROWS)),
+        ("held_out", pictures().slice(ROWS)),
+    ):
+        with StreamWriter(
+            f"s3://{name}/{folder}", file_size="3KB", storage_options=server.options()
+        ) as writer:
+            writer.write(rows)
+    return name
+
+
+@pytest.fixture(scope="module")
+def streamed(bucket, server, tmp_path_factory):
+    """Return a function that makes the task, read through a proxy and a cache of its own."""
+
+    def make(cache, url=None, **settings):
+        def stream(folder, **more):
+            return Stream(
+                f"s3://{bucket}/{folder}",
+                storage_options=server.options(url),
+                cache=tmp_path_factory.getbasetemp() / f"cache-{cache}",
+                **{"window": 2, **settings, **more},
+            )
+
+        return Streamed(stream("train"), stream("held_out"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(streamed, storage_of_module):
+    def run(**settings):
+        return train(
+            streamed("undisturbed", **settings), storage_of_module, logical_ranks=V, steps=STEPS
+        )
+
+    return run()
+
+
+def kill(step, phase, victim):
+    return Fault(step=step, action="kill", phase=phase, victim=victim)
+
+
+def test_workers_die_while_they_fetch_and_the_store_fails_and_the_bits_stay(
+    streamed, undisturbed, server, storage
+):
+    faults = [kill(10, "fetch", 0), kill(40, "backward", 1), kill(70, "fetch", 2)]
+    wanted = {1: 3, 10: 2, 40: 2, 70: 2}
+    with proxy_of(server) as proxy:
+        proxy.faults += [
+            StoreFault("status", status=503, times=10),
+            StoreFault("flip", times=4),
+            StoreFault("reset", times=4),
+            StoreFault("truncate", times=4),
+            StoreFault("status", status=404, times=4),
+        ]
+        run = train(
+            streamed("disturbed", proxy.url),
+            storage,
+            logical_ranks=V,
+            workers=(1, 3),
+            steps=STEPS,
+            faults=faults,
+            wanted=wanted,
+            **UNHURRIED,
+        )
+        assert all(fault.struck == fault.times for fault in proxy.faults)
+    assert differences(run, undisturbed) == []
+    assert flaws(run, faults) == []
+    assert {2, 3} <= run.sizes
+
+
+def test_a_store_that_fails_for_good_ends_the_run_with_one_clear_error(streamed, server, storage):
+    with proxy_of(server) as proxy:
+        proxy.faults.append(StoreFault("status", status=503, times=None, pattern="part-00005"))
+        run = train(
+            streamed("failing", proxy.url, deadline=3.0),
+            storage,
+            logical_ranks=V,
+            workers=(1, 2),
+            steps=STEPS,
+        )
+    assert "part-00005" in run.error
+    assert "could not be reached" in run.error
+    assert run.of("end", state="failed")
+    steps = run.summary["steps"]
+    assert [event["step"] for event in run.of("step")] == list(range(1, steps + 1))
+    assert run.model or not steps
+
+
+def test_a_slow_store_is_no_hang(streamed, undisturbed, server, storage):
+    with proxy_of(server) as proxy:
+        proxy.faults.append(StoreFault("stall", times=3, pattern="part-00006"))
+        run = train(
+            streamed("slow", proxy.url, deadline=60.0),
+            storage,
+            logical_ranks=V,
+            workers=(2, 2),
+            steps=STEPS,
+            hang_deadline=3.0,
+        )
+        assert proxy.faults[0].struck == 3
+    assert differences(run, undisturbed) == []
+    assert not run.of("worker", state="lost")
+
+
+def test_ten_epochs_with_resizes_and_a_cache_of_a_tenth(streamed, storage):
+    raw = sum(batch.nbytes for batch in pictures().slice(0, ROWS).to_batches())
+    steps = EPOCHS * STEPS_PER_EPOCH
+    resizes = [
+        Fault(step=step, action=action, workers=1)
+        for step, action in zip(
+            range(20, steps, 40),
+            ["add", "add", "remove", "add", "remove", "remove", "add"],
+            strict=False,
+        )
+    ]
+
+    def run(cache, workers, faults, limit):
+        task = streamed(cache, window=1, cache_limit=limit)
+        return train(
+            task, storage, logical_ranks=V, workers=workers, steps=steps, faults=faults, **UNHURRIED
+        )
+
+    calm, resized = at_once(
+        partial(run, "large", (1, 1), [], "10MB"),
+        partial(
+            run, "small", (1, 3), [Fault(step=0, action="remove", workers=2), *resizes], raw // 5
+        ),
+    )
+    assert differences(resized, calm) == []
+    assert len(resized.sizes) > 1
+    assert resized.summary["steps"] == steps
+
+
+def test_a_resume_that_would_read_in_another_order_is_refused_and_names_what_changed(
+    streamed, storage
+):
+    def run(duration=20, **settings):
+        return train(
+            streamed("resumed", **settings),
+            storage,
+            logical_ranks=V,
+            steps=duration,
+            name="resumed",
+            resume=bool(settings),
+        )
+
+    run()
+    with pytest.raises(ConfigError, match="data window: was 2, is 3"):
+        run(window=3)
+    with pytest.raises(ConfigError, match="data shuffle: was True, is False"):
+        run(shuffle=False)
+    before = journal.read(storage / "resumed")
+    assert [event["event"] for event in before].count("run") == 1
+
+
+def test_the_command_line_trains_from_s3(bucket, server, tmp_path):
+    (tmp_path / "task.py").write_text(
+        "from tests.end_to_end.tasks import Momentum\n"
+        "class Plain(Momentum):\n"
+        "    def data(self): return None\n"
+        "    def evaluation_data(self): return None\n"
+        "    def metrics(self): return {}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "raytrain_plus", "train", "task.py:Plain", "--json",
+         "--data", f"s3://{bucket}/train", "--logical-ranks", "4", "--batch-size", "32",
+         "--duration", "20ba", "--storage", "runs", "--workers", "2"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path.cwd()),
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "RAY_ADDRESS": "local",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 20
+    assert HELD_OUT  # nothing of it was read
+    assert list((tmp_path / "cache" / "raytrain_plus" / "streams").glob("*.cached"))

@@ -1,0 +1,135 @@
+"""Whatever a store does, a read gives the right bytes, or one clear error within the deadline."""
+
+import hashlib
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.store import ExistsError, InterruptedReadError, Store, StoreError
+from tests.streams.s3_server import Fault
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA = hashlib.sha256(CONTENT).hexdigest()
+NAME = "part.arrow"
+
+PASSING = [
+    Fault("status", status=404, times=2),
+    Fault("status", status=503, times=6),
+    Fault("stall", times=1),
+    Fault("truncate", times=2),
+    Fault("flip", times=2),
+    Fault("reset", times=3),
+    Fault("slow", times=None),
+]
+LASTING = [
+    (Fault("status", status=404, times=None), "no such"),
+    (Fault("status", status=503, times=None), "Check the network"),
+    (Fault("stall", times=None), "no answer within"),
+    (Fault("truncate", times=None), "Check the network"),
+    (Fault("flip", times=None), "other bytes than its manifest names"),
+    (Fault("reset", times=None), "Check the network"),
+]
+
+
+def kind(value):
+    if isinstance(value, str):
+        return ""
+    return f"{value.kind}{value.status if value.kind == 'status' else ''}"
+
+
+@pytest.fixture
+def bucket(server):
+    name = server.fresh_bucket()
+    server.files().pipe_file(f"{name}/{NAME}", CONTENT)
+    return name
+
+
+def through(proxy, server, bucket, **settings):
+    settings = {"deadline": 4.0, "stall": 1.0, **settings}
+    return Store(f"s3://{bucket}", server.options(proxy.url), **settings)
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=kind)
+def test_a_fault_that_passes_is_not_noticed(fault, proxy, server, bucket):
+    fault.struck = 0
+    proxy.faults.append(fault)
+    store = through(proxy, server, bucket, deadline=20.0, stall=3.0)
+    assert store.read(NAME, len(CONTENT), SHA) == CONTENT
+    assert fault.struck >= (fault.times or 1)  # it did happen
+
+
+@pytest.mark.parametrize(("fault", "words"), LASTING, ids=kind)
+def test_a_fault_that_lasts_is_one_clear_error_within_the_deadline(
+    fault, words, proxy, server, bucket
+):
+    proxy.faults.append(fault)
+    began = time.monotonic()
+    with pytest.raises(StoreError, match=words) as caught:
+        through(proxy, server, bucket).read(NAME, len(CONTENT), SHA)
+    assert f"s3://{bucket}/{NAME}" in str(caught.value)
+    assert time.monotonic() - began < 10
+
+
+def test_without_the_hash_a_flipped_bit_would_pass(proxy, server, bucket):
+    proxy.faults.append(Fault("flip", times=None))
+    assert through(proxy, server, bucket).read(NAME, len(CONTENT)) != CONTENT
+
+
+def test_wrong_credentials_and_a_missing_bucket_are_told_at_once(server, bucket):
+    for url, options, words in (
+        (f"s3://{bucket}", server.options(secret="wrong"), "Check the credentials"),
+        ("s3://no-such-bucket", server.options(), "no such bucket"),
+    ):
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=words):
+            Store(url, options).names()
+        assert time.monotonic() - began < 5
+
+
+def test_a_read_that_nobody_wants_any_more_ends_at_once(proxy, server, bucket):
+    proxy.faults.append(Fault("stall", times=None))
+    cancelled = threading.Event()
+    proxy.on_get = lambda _: cancelled.set()
+    store = through(proxy, server, bucket, deadline=60.0, stall=30.0)
+    began = time.monotonic()
+    with pytest.raises(InterruptedReadError):
+        store.read(NAME, len(CONTENT), SHA, cancelled=cancelled)
+    assert time.monotonic() - began < 5
+
+
+def test_of_two_that_create_the_same_one_wins(server, bucket, tmp_path):
+    for store in (Store(f"s3://{bucket}", server.options()), Store(tmp_path)):
+        assert store.creates_conditionally()
+        won = []
+
+        def create(number, store=store, won=won):
+            try:
+                store.create("index.json", b"%d" % number)
+            except ExistsError:
+                return
+            won.append(number)
+
+        racers = [threading.Thread(target=create, args=(n,)) for n in range(8)]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        assert len(won) == 1
+        assert store.read("index.json") == b"%d" % won[0]
+
+
+def test_a_store_that_ignores_the_condition_is_found_out(server, bucket, monkeypatch):
+    store = Store(f"s3://{bucket}", server.options())
+    monkeypatch.setattr(
+        store, "_put_new", lambda name, content: store._fs.pipe_file(store._path(name), content)
+    )
+    assert not store.creates_conditionally()
+    assert store.names() == [NAME]  # the trial is removed
+
+
+def test_a_url_of_no_known_kind_is_refused():
+    with pytest.raises(DataError, match="nokind"):
+        Store("nokind://bucket/x")

@@ -1,0 +1,348 @@
+"""Reading a stream: the same rows in the same places whoever reads, and nothing fetched twice."""
+
+import itertools
+import threading
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raytrain_plus.streams.cache import ENTRY_OVERHEAD
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.loader import Loader, evaluation_parts, load_part, steps_per_epoch
+from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.opening import open_source
+from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.writer import StreamWriter
+from tests.streams.s3_server import Fault
+
+ROWS, LANES, PART = 3000, 4, 8
+SEED = 17
+
+
+@pytest.fixture(scope="module")
+def bucket(server):
+    name = server.fresh_bucket()
+    for folder, first in (("train", 0), ("other", 10_000)):
+        with StreamWriter(
+            f"s3://{name}/{folder}", file_size="2KB", storage_options=server.options()
+        ) as writer:
+            rows = np.arange(first, first + ROWS)
+            values = np.stack([rows] * 4, axis=1).astype(np.float32)
+            writer.write(
+                pa.table({"y": rows, "x": pa.FixedShapeTensorArray.from_numpy_ndarray(values)})
+            )
+    return name
+
+
+@pytest.fixture
+def stream(bucket, proxy, server, tmp_path):
+    def make(folder="train", cache="cache", **settings):
+        settings = {"window": 3, "cache_limit": "300KB", "deadline": 10.0, **settings}
+        options = server.options(proxy.url)
+        return Stream(
+            f"s3://{bucket}/{folder}", cache=tmp_path / cache, storage_options=options, **settings
+        )
+
+    return make
+
+
+def shares(workers):
+    bounds = [LANES * w // workers for w in range(workers + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def read(stream, lanes, first_step, steps, column="y"):
+    """Return what some lanes read: an array of shape (steps, lanes, rows of a part)."""
+    source = open_source(stream)
+    order = source.order(LANES, SEED, PART)
+    loader = Loader(source, order, part_rows=PART, lanes=lanes, first_step=first_step)
+    try:
+        return np.array([[p[column].tolist() for p in loader.next()] for _ in range(steps)])
+    finally:
+        loader.close()
+        source.close()
+
+
+def enough(stream):
+    """Return the least limit of a cache: a window and a file more for each lane, and one more."""
+    source = open_source(stream())
+    files = LANES * (source.window + 1) + 1
+    assert files < len(source.rows) / 2
+    return files * (source.lookahead.largest + ENTRY_OVERHEAD)
+
+
+def epoch_steps(stream):
+    return steps_per_epoch(open_source(stream).order(LANES, SEED, PART), PART)
+
+
+def test_every_number_of_workers_reads_the_same_rows_in_the_same_places(stream):
+    steps = epoch_steps(stream())
+    alone = read(stream(), range(LANES), 0, 2 * steps)
+    for epoch in range(2):
+        rows = alone[epoch * steps : (epoch + 1) * steps].ravel()
+        assert len(set(rows.tolist())) == len(rows) == steps * LANES * PART
+    assert (alone[:steps] != alone[steps:]).any()
+    for workers in (2, 3, 4):
+        parts = [read(stream(), lanes, 0, 2 * steps) for lanes in shares(workers)]
+        assert (np.concatenate(parts, axis=1) == alone).all()
+    for step in (1, steps - 1, steps + 5):  # after a resize, or a resume
+        assert (read(stream(), range(LANES), step, 3) == alone[step : step + 3]).all()
+
+
+def test_each_file_is_fetched_once_while_the_cache_holds_it(stream, proxy):
+    plenty = stream(cache_limit="10MB")
+    steps = epoch_steps(plenty)
+    files = len(open_source(plenty).rows)
+    proxy.gets.clear()
+    for lanes in shares(2):
+        read(plenty, lanes, 0, steps)
+    fetched = Counter({k: v for k, v in proxy.gets.items() if k.endswith(".arrow")})
+    assert len(fetched) == files
+    assert set(fetched.values()) == {1}
+    read(plenty, range(LANES), steps, steps)
+    assert sum(v for k, v in proxy.gets.items() if k.endswith(".arrow")) == files
+    read(stream(cache="another"), range(LANES), 0, 3)  # the control: a cold cache fetches
+    assert sum(v for k, v in proxy.gets.items() if k.endswith(".arrow")) > files
+
+
+def test_the_cache_keeps_its_bound_while_workers_share_it(stream, tmp_path):
+    limit = enough(stream)
+    small = stream(cache_limit=limit)
+    steps = epoch_steps(small)
+    alone = read(stream(cache="other", cache_limit="10MB"), range(LANES), 0, steps)
+    largest, over = [0], threading.Event()
+
+    def watch():
+        while not over.is_set():
+            sizes = [f.stat().st_size for f in (tmp_path / "cache").glob("*.cached")]
+            largest[0] = max(largest[0], sum(sizes))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    found: dict = {}
+
+    def work(lanes):
+        found[lanes] = read(small, lanes, 0, steps)
+
+    workers = [threading.Thread(target=work, args=(lanes,)) for lanes in shares(2)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join()
+    over.set()
+    watcher.join()
+    assert (np.concatenate([found[lanes] for lanes in shares(2)], axis=1) == alone).all()
+    assert limit / 2 < largest[0] <= limit
+
+
+def test_a_cache_that_cannot_hold_what_is_read_at_once_is_refused(stream):
+    limit = enough(stream)
+    with pytest.raises(DataError, match=r"cache_limit.*window.*smaller files"):
+        open_source(stream(cache_limit=limit - 1)).check_room(LANES)
+    open_source(stream(cache_limit=limit)).check_room(LANES)
+
+
+FAULTS = [
+    Fault("status", status=404, times=3),
+    Fault("status", status=503, times=20),
+    Fault("truncate", times=5),
+    Fault("flip", times=3),
+    Fault("reset", times=5),
+    Fault("slow", times=6),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.kind}{f.status}")
+def test_faults_of_the_store_change_no_row(fault, stream, proxy):
+    steps = epoch_steps(stream())
+    expected = read(stream(cache="clean"), range(LANES), 0, steps)
+    fault.struck = 0
+    proxy.faults.append(fault)
+    assert (read(stream(), range(LANES), 0, steps) == expected).all()
+    assert fault.struck == fault.times
+
+
+def test_a_fault_that_lasts_ends_the_loader_with_one_clear_error(stream, proxy):
+    proxy.faults.append(Fault("flip", times=None, pattern="part-000005"))
+    with pytest.raises(DataError, match=r"part-000005.*other bytes than its manifest"):
+        read(stream(), range(LANES), 0, epoch_steps(stream()))
+
+
+def test_a_file_damaged_in_the_cache_is_fetched_again(stream, proxy, tmp_path):
+    steps = epoch_steps(stream())
+    expected = read(stream(cache_limit="10MB"), range(LANES), 0, steps)
+    for path in (tmp_path / "cache").glob("*.cached"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    proxy.gets.clear()
+    source = open_source(stream(cache_limit="10000001"))  # a process that has not verified it yet
+    order = source.order(LANES, SEED, PART)
+    again = [load_part(source, order, 0, 0, t * PART, (t + 1) * PART) for t in range(steps)]
+    assert [part["y"].tolist() for part in again] == expected[:, 0].tolist()
+    assert sum(proxy.gets.values()) > 3
+
+
+def test_evaluation_reads_each_row_once_on_any_number_of_workers(stream):
+    source = open_source(stream())
+    order = source.plain_order(LANES)
+    rows = [
+        part["y"][:valid].tolist()
+        for lane in range(LANES)
+        for part, valid in evaluation_parts(source, order, 64, lane)
+    ]
+    assert list(itertools.chain(*rows)) == list(range(ROWS))
+
+
+def test_a_closed_loader_does_not_wait_for_the_store(stream, proxy):
+    proxy.faults.append(Fault("stall", times=None))
+    asked = threading.Event()
+    proxy.on_get = lambda path: asked.set() if path.endswith(".arrow") else None
+    source = open_source(stream(deadline=60.0))
+    loader = Loader(
+        source, source.order(LANES, SEED, PART), part_rows=PART, lanes=range(2), first_step=0
+    )
+    asked.wait()
+    loader.close()
+    assert not loader._thread.is_alive()
+
+
+def test_waiting_for_the_store_is_told_as_such(stream, proxy, monkeypatch):
+    monkeypatch.setattr("raytrain_plus.streams.loader._BEAT", 0.01)
+    proxy.faults.append(Fault("stall", times=None))
+    source = open_source(stream())
+    loader = Loader(
+        source, source.order(LANES, SEED, PART), part_rows=PART, lanes=range(2), first_step=0
+    )
+    told = threading.Event()
+
+    def waiting():
+        told.set()
+        proxy.faults.clear()
+        proxy.released.set()
+
+    assert len(loader.next(waiting)) == 2
+    assert told.is_set()
+    loader.close()
+
+
+# -- transforms
+
+
+def jitter(sample, generator):
+    noise = torch.rand(4, generator=generator)
+    return {"y": sample["y"], "x": sample["x"] + noise, "name": f"row {sample['y']}"}
+
+
+def jitter_batch(batch, generator):
+    return {**batch, "x": batch["x"] + torch.rand(batch["x"].shape, generator=generator)}
+
+
+@pytest.mark.parametrize(("function", "per"), [(jitter, "sample"), (jitter_batch, "batch")])
+def test_a_transform_draws_the_same_wherever_it_runs(function, per, stream):
+    mapped = stream(transform=function, per=per)
+    alone = read(mapped, range(LANES), 0, 20, "x")
+    halves = [read(mapped, lanes, 0, 20, "x") for lanes in shares(3)]
+    assert (np.concatenate(halves, axis=1) == alone).all()
+    assert (read(mapped, range(LANES), 13, 7, "x") == alone[13:]).all()
+    plain = read(stream(), range(LANES), 0, 20, "x")
+    noise = alone - plain
+    assert ((noise >= 0) & (noise <= 1)).all()
+    assert len(np.unique(noise)) > 0.9 * noise.size or plain.max() > 1000  # each draws its own
+
+
+def test_a_transforms_result_may_be_of_other_columns(stream):
+    source = open_source(stream(transform=jitter))
+    batch = load_part(source, source.order(LANES, SEED, PART), 0, 0, 0, 3)
+    assert batch["name"] == [f"row {y}" for y in batch["y"].tolist()]
+    assert batch["x"].shape == (3, 4)
+
+
+# -- data in other places
+
+
+def test_parquet_without_a_manifest_is_read_and_its_footers_once(server, proxy, tmp_path):
+    bucket, files = server.fresh_bucket(), server.files()
+    for number in range(6):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"y": np.arange(100) + 100 * number}), sink)
+        files.pipe_file(f"{bucket}/{number}.parquet", sink.getvalue().to_pybytes())
+
+    def opened():
+        return open_source(
+            Stream(
+                f"s3://{bucket}",
+                storage_options=server.options(proxy.url),
+                cache=tmp_path / "c",
+                shuffle=False,
+            )
+        )
+
+    source = opened()
+    batch = load_part(source, source.plain_order(1), 0, 0, 0, 600)
+    assert batch["y"].tolist() == list(range(600))
+    proxy.gets.clear()
+    again = opened()
+    assert not [path for path in proxy.gets if path.endswith(".parquet")]
+    assert again.identity == source.identity
+    files.pipe_file(f"{bucket}/6.parquet", b"PAR1 not really PAR1")
+    with pytest.raises(DataError, match=r"6\.parquet"):
+        opened()
+
+
+def test_a_local_stream_that_is_not_compressed_is_read_where_it_is(tmp_path):
+    with StreamWriter(tmp_path / "s", compression="none", file_size="1KB") as writer:
+        writer.write({"y": i} for i in range(500))
+    source = open_source(tmp_path / "s")
+    assert source.lookahead is None
+    batch = load_part(source, source.plain_order(1), 0, 0, 0, 500)
+    assert batch["y"].tolist() == list(range(500))
+    path = min((tmp_path / "s").glob("*.arrow"))
+    path.write_bytes(path.read_bytes()[:-1] + b"X")
+    with pytest.raises(DataError, match=path.name):
+        load_part(open_source(tmp_path / "s"), source.plain_order(1), 0, 0, 0, 1)
+
+
+def test_the_source_is_never_evicted(tmp_path):
+    with StreamWriter(tmp_path / "s", file_size="1KB") as writer:
+        writer.write({"y": i} for i in range(2000))
+    before = sorted(path.name for path in (tmp_path / "s").iterdir())
+    local = Stream(tmp_path / "s", cache=tmp_path / "s", cache_limit="30KB", window=2)
+    read(local, range(LANES), 0, 40)
+    assert {path.name for path in (tmp_path / "s").iterdir()} >= set(before)
+
+
+# -- mixtures
+
+
+def test_a_mixture_reads_its_streams_in_their_shares(stream):
+    mixture = Mixture(
+        {"train": stream(), "other": stream("other")},
+        {"train": 3, "other": 1},
+        changes={30: {"train": 1, "other": 1}},
+        block=PART * 2,
+    )
+    rows = read(mixture, range(LANES), 0, 60)
+    other = (rows >= 10_000).reshape(60, LANES, PART)
+    assert (other[:30].reshape(15, 2, LANES, PART).sum(axis=(1, 3)) == PART // 2).all()
+    assert (other[30:].reshape(15, 2, LANES, PART).sum(axis=(1, 3)) == PART).all()
+    halves = [read(mixture, lanes, 0, 60) for lanes in shares(2)]
+    assert (np.concatenate(halves, axis=1) == rows).all()
+    assert (read(mixture, range(LANES), 29, 5) == rows[29:34]).all()
+
+
+def test_mixtures_that_make_no_sense_are_refused(stream):
+    one = stream()
+    for settings, words in (
+        ({"streams": {}}, "at least one"),
+        ({"streams": {"a": one}, "weights": {"b": 1}}, "'b', but the streams are 'a'"),
+        ({"streams": {"a": one}, "weights": {"a": -1}}, "none below 0"),
+        ({"streams": {"a": one}, "changes": {0: {"a": 1}}}, "step 0"),
+        ({"streams": {"a": one, "b": one}, "weights": {"a": 1, "b": 1e-9}}, "raise `block`"),
+    ):
+        with pytest.raises(DataError, match=words):
+            Mixture(**settings)

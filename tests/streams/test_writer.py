@@ -1,0 +1,247 @@
+"""Writing a stream: what is read back, and that a data set is there as a whole or not at all."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from raytrain_plus.streams.check import verify_stream
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.format import MANIFEST, Manifest, order_digest
+from raytrain_plus.streams.loader import load_part
+from raytrain_plus.streams.opening import open_source
+from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.writer import StreamWriter
+from tests.streams.arrow_data import N, every_type, table_of
+
+ROWS = [
+    {
+        "image": np.full((2, 3), i, np.float32),
+        "tensor": torch.full((2,), i),
+        "label": i,
+        "text": f"row {i}",
+        "raw": bytes([i]),
+        "ids": list(range(i % 4)),
+    }
+    for i in range(50)
+]
+
+
+def read_all(url, **settings):
+    source = open_source(Stream(url, shuffle=False, **settings))
+    return load_part(source, source.plain_order(1), 0, 0, 0, source.total_rows)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return {"cache": tmp_path / "cache", "cache_limit": "10MB"}
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
+def test_rows_come_back_as_they_were_given(compression, tmp_path, cache):
+    with StreamWriter(tmp_path / "s", compression=compression, file_size=500) as writer:
+        writer.write(iter(ROWS))
+    batch = read_all(tmp_path / "s", **cache)
+    assert batch["image"].tolist() == [row["image"].tolist() for row in ROWS]
+    assert batch["image"].dtype == torch.float32
+    assert batch["tensor"].tolist() == [row["tensor"].tolist() for row in ROWS]
+    for name in ("text", "raw"):
+        assert batch[name] == [row[name] for row in ROWS]
+    assert batch["label"].tolist() == list(range(50))
+    assert [ids.tolist() for ids in batch["ids"]] == [row["ids"] for row in ROWS]
+    assert len(list((tmp_path / "s").glob("*.arrow"))) > 3
+    assert verify_stream(tmp_path / "s")["problems"] == []
+
+
+def test_every_type_of_column_comes_back(tmp_path, cache):
+    columns = every_type()
+    with StreamWriter(tmp_path / "s") as writer:
+        for batch in table_of(columns).to_batches(max_chunksize=3):
+            writer.write(batch)
+    source = open_source(Stream(tmp_path / "s", **cache))
+    files = np.zeros(N, np.int64)
+    for name, (_, values) in columns.items():
+        out = np.empty(values.shape, values.dtype)
+        source.gather(files, np.arange(N), name, out)
+        np.testing.assert_array_equal(out, values)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_the_files_do_not_depend_on_how_many_are_written_at_once(parallel, tmp_path):
+    table = pa.table({"x": np.arange(10_000)})
+    for folder, batches in (("one", [1]), ("many", [3, 5000, 77])):
+        with StreamWriter(tmp_path / folder, file_size="10KB", parallel=parallel) as writer:
+            start = 0
+            for rows in [*batches, 10_000]:
+                writer.write(table.slice(start, rows))
+                start += rows
+    one, many = (Manifest.parse((tmp_path / f / MANIFEST).read_bytes(), f) for f in ("one", "many"))
+    assert one == many
+    assert max(file.raw_bytes for file in one.files) < 12_000
+    assert len(one.files) == 8
+
+
+def test_files_keep_to_their_size(tmp_path):
+    rows = ({"x": np.zeros(1000, np.uint8)} for _ in range(2000))
+    with StreamWriter(tmp_path / "s", file_size="100KB", compression="none") as writer:
+        writer.write(rows)
+    sizes = [f.stat().st_size for f in (tmp_path / "s").glob("*.arrow")]
+    assert len(sizes) == 20
+    assert max(sizes) < 110_000
+
+
+def test_an_error_in_the_block_publishes_nothing(tmp_path):
+    def fail():
+        with StreamWriter(tmp_path / "s", file_size=100) as writer:
+            writer.write(ROWS)
+            raise KeyError("the data ended badly")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not (tmp_path / "s" / MANIFEST).exists()
+    with pytest.raises(DataError, match="neither a manifest"):
+        open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
+    with StreamWriter(tmp_path / "s") as writer:  # and is in nobody's way
+        writer.write(ROWS)
+    assert read_all(tmp_path / "s", cache=tmp_path / "c")["label"].tolist() == list(range(50))
+
+
+def test_a_writer_that_is_killed_publishes_nothing(tmp_path):
+    script = """
+import signal, sys
+from raytrain_plus import StreamWriter
+with StreamWriter(sys.argv[1], file_size=500) as writer:
+    for number in range(1000):
+        writer.write({"x": number})
+    print("written", flush=True)
+    signal.pause()
+"""
+    command = [sys.executable, "-c", script, tmp_path / "s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as victim:
+        assert victim.stdout.readline() == b"written\n"
+        victim.kill()
+    assert list((tmp_path / "s").glob("*.arrow"))
+    assert not (tmp_path / "s" / MANIFEST).exists()
+
+
+def test_of_two_writers_to_one_place_one_fails_and_the_other_s_data_is_whole(tmp_path, cache):
+    one, two = (StreamWriter(tmp_path / "s", file_size=500) for _ in range(2))
+    with one:
+        one.write(ROWS)
+        with two:
+            two.write(ROWS[::-1])
+        with pytest.raises(DataError, match="another writer has published"):
+            one._publish()
+        one._publish = lambda: None
+    assert verify_stream(tmp_path / "s")["problems"] == []
+    assert read_all(tmp_path / "s", **cache)["label"].tolist() == list(range(50))[::-1]
+    with pytest.raises(DataError, match="there is a data set in"):
+        StreamWriter(tmp_path / "s")
+
+
+def test_a_store_that_cannot_keep_writers_apart_is_refused(server, monkeypatch):
+    from raytrain_plus.streams.store import Store
+
+    bucket, options = server.fresh_bucket(), server.options()
+    monkeypatch.setattr(Store, "_put_new", lambda self, n, c: self._fs.pipe_file(self._path(n), c))
+    with pytest.raises(DataError, match="only_writer"):
+        StreamWriter(f"s3://{bucket}/s", storage_options=options)
+    with StreamWriter(f"s3://{bucket}/s", storage_options=options, only_writer=True) as writer:
+        writer.write(ROWS)
+    assert verify_stream(f"s3://{bucket}/s", options)["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"x": 1}, {"y": 1}], "differ in their columns"),
+        ([{"x": None}], "nulls|is of type null"),
+        ([{"x": 1}, {"x": None}], "nulls"),
+        ([{"x": np.zeros(2)}, {"x": np.zeros(3)}], "different shapes"),
+        ([{"x": 1}, {"x": "one"}], "cannot be stored"),
+        ([{"x": {"nested": 1}}], "is of type struct"),
+        ([], "nothing was written"),
+    ],
+)
+def test_rows_that_could_not_be_read_back_are_refused(rows, words, tmp_path):
+    def write():
+        with StreamWriter(tmp_path / "s") as writer:
+            writer.write(rows)
+
+    with pytest.raises(DataError, match=words):
+        write()
+    assert not (tmp_path / "s" / MANIFEST).exists()
+
+
+def test_rows_of_other_columns_later_on_are_refused(tmp_path):
+    writer = StreamWriter(tmp_path / "s")
+    writer.write({"x": 1})
+    with pytest.raises(DataError, match="do not go together"):
+        writer.write(pa.table({"y": [1]}))
+    with pytest.raises(DataError, match="do not go together"):
+        writer.write(pa.table({"x": ["text"]}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"compression": "rar"}, "zstd, lz4, none"),
+        ({"parallel": 0}, "at least 1"),
+        ({"file_size": "10 parsecs"}, "is not a size"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, words, tmp_path):
+    with pytest.raises(DataError, match=words):
+        StreamWriter(tmp_path / "s", **settings)
+
+
+# -- the manifest
+
+
+def test_a_manifest_that_is_none_or_of_another_order_is_refused(tmp_path):
+    with StreamWriter(tmp_path / "s") as writer:
+        writer.write(ROWS)
+    path = tmp_path / "s" / MANIFEST
+    good = json.loads(path.read_bytes())
+
+    def opened(**changes):
+        path.write_text(json.dumps({**good, **changes}))
+        return open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
+
+    opened()
+    for changes, words in (
+        ({"version": 2}, "version"),
+        ({"rows": 49}, "says that there are 49 rows, but its files have 50"),
+        ({"order": "0" * 64}, "another order"),
+        ({"files": [*good["files"], *good["files"]]}, "named twice"),
+        ({"surprise": 1}, "surprise"),
+    ):
+        with pytest.raises(DataError, match=words):
+            opened(**changes)
+    path.write_text("{")
+    with pytest.raises(DataError, match="not a manifest"):
+        open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
+
+
+def test_the_order_that_manifests_name_is_pinned():
+    assert order_digest([100, 20, 0, 70, 300]) == GOLDEN_ORDER
+    assert order_digest([100, 20, 70, 300]) != GOLDEN_ORDER
+
+
+def test_verify_names_every_file_that_is_not_as_it_should_be(tmp_path):
+    with StreamWriter(tmp_path / "s", file_size=500) as writer:
+        writer.write(ROWS)
+    damaged, gone, *_ = sorted((tmp_path / "s").glob("*.arrow"))
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"X" + damaged.read_bytes()[-8:])
+    gone.unlink()
+    (tmp_path / "s" / "leftover.arrow").write_bytes(b"")
+    found = verify_stream(tmp_path / "s")
+    assert [problem.split(":")[0] for problem in found["problems"]] == [damaged.name, gone.name]
+    assert found["extra"] == ["leftover.arrow"]
+
+
+GOLDEN_ORDER = "5e5e3ec3d7b7a1ce9584686f82b2089062e0bf8c5a4647a76f6386c8c22a3c8d"

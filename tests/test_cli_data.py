@@ -1,0 +1,134 @@
+"""The command line's `data`, as its user runs it: what can be written, checked and converted."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from raytrain_plus.cli import app
+
+TABLE = pa.table({"x": np.arange(300), "name": [f"row {i}" for i in range(300)]})
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    assert result.exit_code == code, result.stderr
+    return result
+
+
+def answered(*arguments, code=0):
+    lines = run(*arguments, "--json", code=code).stdout.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+def as_parquet(folder):
+    pq.write_table(TABLE.slice(0, 200), folder / "a.parquet")
+    pq.write_table(TABLE.slice(200), folder / "b.parquet")
+    return folder
+
+
+def as_arrow(folder):
+    with pa.ipc.new_file(folder / "a.arrow", TABLE.schema) as writer:
+        writer.write_table(TABLE, max_chunksize=70)
+    return folder / "a.arrow"
+
+
+def as_csv(folder):
+    rows = TABLE.to_pylist()
+    (folder / "a.csv").write_text("\n".join(["x,name", *(f"{r['x']},{r['name']}" for r in rows)]))
+    return folder / "a.csv"
+
+
+def as_json_lines(folder):
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, TABLE.to_pylist())))
+    return folder
+
+
+@pytest.mark.parametrize("form", [as_parquet, as_arrow, as_csv, as_json_lines])
+def test_what_is_written_can_be_turned_back(form, tmp_path):
+    (tmp_path / "source").mkdir()
+    source, stream, back = form(tmp_path / "source"), tmp_path / "s", tmp_path / "back"
+    written = answered("write", source, stream, "--file-size", "2KB")
+    assert written["rows"] == 300
+    assert written["files"] > 2
+    assert set(written["columns"]) == {"x", "name"}
+    assert answered("inspect", stream) == written
+    checked = answered("verify", stream)
+    assert (checked["problems"], checked["extra"]) == ([], [])
+    assert answered("convert", stream, back)["rows"] == 300
+    assert pq.read_table(back).to_pylist() == TABLE.to_pylist()
+    other = answered("convert", stream, tmp_path / "t", "--to", "stream", "--compression", "none")
+    assert (other["rows"], other["files"], other["compression"]) == (300, 1, "none")
+
+
+def test_a_folder_of_images_per_label(tmp_path):
+    for label, count in (("cat", 3), ("dog", 2)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "images" / label / f"{number}.png").write_bytes(PNG + bytes([number]))
+    assert answered("write", tmp_path / "images", tmp_path / "s")["rows"] == 5
+    run("convert", tmp_path / "s", tmp_path / "back")
+    rows = pq.read_table(tmp_path / "back").to_pylist()
+    assert [(row["name"], row["label"]) for row in rows] == [
+        ("cat/0.png", 0), ("cat/1.png", 0), ("cat/2.png", 0), ("dog/0.png", 1), ("dog/1.png", 1)
+    ]  # fmt: skip
+    assert rows[4]["image"] == PNG + b"\x01"
+    (tmp_path / "images" / "stray.png").write_bytes(PNG)
+    assert "has no label" in run("write", tmp_path / "images", tmp_path / "t", code=2).stderr
+
+
+def test_to_and_from_s3(server, tmp_path):
+    bucket = server.fresh_bucket()
+    options = server.options()
+    given = []
+    for key in ("key", "secret"):
+        given += ["--storage-option", f"{key}={options[key]}"]
+    given += ["--storage-option", f"endpoint_url={options['client_kwargs']['endpoint_url']}"]
+    local = as_arrow(tmp_path)
+    assert answered("write", local, f"s3://{bucket}/s", *given)["rows"] == 300
+    assert answered("verify", f"s3://{bucket}/s", *given)["problems"] == []
+
+
+def test_a_damaged_stream_is_told_with_status_one(tmp_path):
+    run("write", as_arrow(tmp_path), tmp_path / "s")
+    (file,) = (tmp_path / "s").glob("*.arrow")
+    file.write_bytes(b"X" + file.read_bytes()[1:])
+    found = answered("verify", tmp_path / "s", code=1)
+    assert file.name in found["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["write", "gone.parquet", "s"], "gone.parquet"),
+        (["write", "empty", "s"], "no file"),
+        (["write", "data.txt", "s"], ".txt"),
+        (["write", "data.csv", "s", "--file-size", "huge"], "huge"),
+        (["write", "data.csv", "s", "--storage-option", "key"], "KEY=VALUE"),
+        (["write", "data.csv", "nokind://x"], "nokind"),
+        (["inspect", "nowhere"], "nowhere"),
+        (["verify", "empty"], "index.json"),
+    ],
+)
+def test_wrong_input_is_one_clear_line_and_status_two(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data.txt").write_text("x")
+    (tmp_path / "data.csv").write_text("x\n1\n")
+    result = run(*arguments, code=2)
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_a_place_that_holds_a_data_set_is_not_written_over(tmp_path):
+    source = as_arrow(tmp_path)
+    run("write", source, tmp_path / "s")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    assert "there is a data set" in run("write", source, tmp_path / "s", code=2).stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
