@@ -40,6 +40,7 @@ def make_spec(folder, **changes):
         "batch_size": 8,
         "logical_ranks": 8,
         "evaluation_rows": 8,
+        "probe": {},
         "clock": Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5),
         "seed": 17,
         "algorithms": (),

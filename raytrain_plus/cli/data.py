@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from raytrain_plus.answers import Debug, Json, answer
+from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.streams.check import inspect_stream, verify_stream
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import read_any, write_parquet

@@ -1,4 +1,4 @@
-"""The command line: `raytrain-plus`, also `python -m raytrain_plus`."""
+"""The commands that train, look at and steer runs."""
 
 import contextlib
 import os
@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 
 from raytrain_plus.algorithms import parse_algorithm
-from raytrain_plus.answers import Debug, Json, answer
-from raytrain_plus.cli_data import data_app
+from raytrain_plus.cli.answers import Debug, Json, answer
+from raytrain_plus.cli.data import data_app
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
