@@ -106,10 +106,10 @@ class ElasticTrainer:
         if evaluation_data is not None:
             held_out = configure.open_for(loaded, evaluation_data, "evaluation data")
             described["evaluation data"] = held_out.identity
-            held_out.close()
+            held_out.release()
         lengths = configure.clock(source, duration, evaluate_every, batch_size, logical_ranks)
         probe = configure.probe(source, batch_size // logical_ranks)
-        source.close()
+        source.release()
         name = str(run.name)
         self._resume = resume
         self._identity = {

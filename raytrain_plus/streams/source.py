@@ -133,7 +133,7 @@ class Source:
         self.columns = shards[0].columns
         self.window, self.shuffle = window, shuffle
         self.transform, self.lookahead = transform, lookahead
-        self.open_files = 16
+        self.open_files = 16 if lookahead is None else 2  # what is open is held in the cache
         self.cancelled = threading.Event()
         self._fetching = 0
         counts = np.array([shard.rows for shard in shards], np.int64)
@@ -213,7 +213,8 @@ class Source:
             DataError: it is; the message says what is needed.
         """
         if self.lookahead is not None:
-            self.lookahead.check_room(lanes * ((self.window or len(self.rows)) + 1) + 1)
+            # A window for each lane, a file that is coming, and two of evaluation data.
+            self.lookahead.check_room(lanes * ((self.window or len(self.rows)) + 3) + 1)
 
     @property
     def is_fetching(self) -> bool:
@@ -345,9 +346,8 @@ class Source:
         del opened  # its arrays map the file, which nobody may evict before they are gone
         close()
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Let go of all files; they are opened again when they are read."""
-        self.cancelled.set()
         with self._lock, contextlib.suppress(KeyError):
             while True:
                 self._close_one()

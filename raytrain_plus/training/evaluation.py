@@ -67,9 +67,12 @@ class Evaluation:
             return {}
         step.model.eval()
         states: dict[str, Tensor] = {}
-        with weave.around("evaluate", step), torch.no_grad():
-            for rank in ranges[wire.index]:
-                states |= self._measure(step, rank, wire.device, enter)
+        try:
+            with weave.around("evaluate", step), torch.no_grad():
+                for rank in ranges[wire.index]:
+                    states |= self._measure(step, rank, wire.device, enter)
+        finally:
+            self.source.release()
         enter("gather")
         gathered: dict[str, Tensor] = {}
         for payload in wire.all_gather_bytes(safetensors.torch.save(states)):

@@ -17,7 +17,7 @@ NAME = "part.arrow"
 
 PASSING = [
     Fault("status", status=404, times=2),
-    Fault("status", status=503, times=6),
+    Fault("status", status=503, times=4),
     Fault("stall", times=1),
     Fault("truncate", times=2),
     Fault("flip", times=2),
@@ -48,7 +48,7 @@ def bucket(server):
 
 
 def through(proxy, server, bucket, **settings):
-    settings = {"deadline": 4.0, "stall": 1.0, **settings}
+    settings = {"deadline": 2.0, "stall": 0.5, **settings}
     return Store(f"s3://{bucket}", server.options(proxy.url), **settings)
 
 
