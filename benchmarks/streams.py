@@ -189,8 +189,6 @@ from raytrain_plus.streams.loader import Loader, steps_per_epoch
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-def used():
-    return sum(f.stat().st_size for f in (folder / "small").glob("*.[cp]a*"))
 source = open_source(Stream(folder / "stream", cache=folder / "small", cache_limit=limit, window=2))
 order = source.order(4, 17, 32)
 source.check_room(4)
@@ -198,7 +196,7 @@ loader = Loader(source, order, part_rows=32, lanes=range(4), first_step=0)
 before, most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
 for _ in range(steps_per_epoch(order, 32)):
     loader.next()
-    most = max(most, used())
+    most = max(most, source.shards[0].cache.bytes_used())
 loader.close()
 print(most, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

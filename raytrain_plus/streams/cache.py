@@ -155,6 +155,9 @@ class Cache:
                 _lock(handle, cancelled)
                 if not _is_at(handle, part):  # whoever filled it has finished, or given it up
                     continue
+                if (entry := self.find(key)) is not None:  # finished since we looked
+                    part.unlink(missing_ok=True)
+                    return entry
                 return self._fill(key, handle, expected, make, ahead=ahead)
             except OSError as error:
                 raise DataError(f"the cache {self.folder} failed: {error}") from error
@@ -163,6 +166,10 @@ class Cache:
 
     def bytes_used(self) -> int:
         """Return the bytes that all entries take, those that are being filled with them."""
+        with self._counting():
+            return self._sum()
+
+    def _sum(self) -> int:
         return sum(size for _, size, _ in self._files())
 
     # -- filling
@@ -191,7 +198,8 @@ class Cache:
                 file.truncate()
                 file.flush()
                 os.fsync(handle)
-            part.rename(path)
+            with self._counting():
+                part.rename(path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -233,7 +241,7 @@ class Cache:
             )
         with self._counting():
             missing = size - os.fstat(handle).st_size
-            used = self.bytes_used()
+            used = self._sum()
             while True:
                 if used + missing <= self.limit:
                     try:
@@ -254,7 +262,7 @@ class Cache:
                         f"{used:,} that are in it are being read: raise `cache_limit`, lower "
                         "`window`, or write the data set with smaller files"
                     )
-                used = self.bytes_used()
+                used = self._sum()
 
     def _evict(self, ahead: str | None) -> bool:
         """Remove the file that is needed last; returns whether there was one."""
