@@ -4,7 +4,7 @@ BIN := .venv/bin
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check test demo chaos bench clean
+.PHONY: install check test demo chaos bench bench-peers clean
 
 install: .venv/installed
 
@@ -30,6 +30,13 @@ chaos: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Environments for the libraries that `python -m benchmarks.streams` compares with.
+bench-peers: install
+	for peer in streaming:mosaicml-streaming litdata:litdata; do \
+		$(PYTHON) -m venv benchmarks/.venv-$${peer%%:*} && \
+		benchmarks/.venv-$${peer%%:*}/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)" $${peer##*:}; \
+	done
 
 clean:
 	rm -rf .venv

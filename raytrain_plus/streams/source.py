@@ -5,6 +5,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -255,7 +256,7 @@ class Source:
                 # With mode="raise" NumPy would fill a copy first; the rows are checked above.
                 np.take(values, inside, axis=0, out=out, mode="clip")
             else:
-                out[places] = np.take(values, inside, axis=0)
+                out[places] = values[inside]
 
     def take(
         self, files: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], column: str
@@ -298,20 +299,23 @@ class Source:
         """Yield (file, places in the batch, rows in the file); places None for all in order."""
         if not len(rows):
             return
-        if files.min() < 0 or files.max() >= len(self.rows):
+        # Seen as unsigned, what is below zero is too large.
+        if files.view(np.uint64).max() >= len(self.rows):
             raise IndexError(f"files must be in 0..{len(self.rows) - 1}.")
-        if rows.min() < 0 or (rows >= self.rows[files]).any():
+        if (rows.view(np.uint64) >= self.rows[files].view(np.uint64)).any():
             raise IndexError("a row is outside its file; see the source's `rows`.")
         if self._piece_rows:
             yield 0, None, files * self._piece_rows + rows
             return
-        by_file = np.argsort(files, kind="stable")
-        touched, first = np.unique(files[by_file], return_index=True)
-        if len(touched) == 1:
-            yield int(touched[0]), None, rows
+        by_file = files.argsort(kind="stable")
+        grouped = files[by_file]
+        bounds = [0, *((grouped[1:] != grouped[:-1]).nonzero()[0] + 1).tolist(), len(files)]
+        if len(bounds) == 2:
+            yield int(files[0]), None, rows
             return
-        for file, places in zip(touched, np.split(by_file, first[1:]), strict=True):
-            yield int(file), places, rows[places]
+        inside = rows[by_file]
+        for first, end in itertools.pairwise(bounds):
+            yield int(grouped[first]), by_file[first:end], inside[first:end]
 
     def _open(self, file: int) -> Values:
         with self._lock:
