@@ -94,8 +94,11 @@ def peer(name: str, folder: Path, repeats: int) -> float | None:
         print(f"{name} is left out: there is no {python.relative_to(_HERE.parent)}")
         return None
     command = [str(python), str(_HERE / "stream_peers.py"), name, str(folder), str(repeats)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["us"])
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        print(f"{name} is left out: {done.stderr.strip().splitlines()[-1]}")
+        return None
+    return round(float(json.loads(done.stdout.splitlines()[-1])["us"]), 3)
 
 
 def cost(*, quick: bool) -> tuple[list[Row], list[Aim]]:
@@ -183,22 +186,25 @@ def quality() -> list[Row]:
 
 
 _MEMORY = """
-import resource, sys, threading
+import sys
 from pathlib import Path
 from raytrain_plus.streams.loader import Loader, steps_per_epoch
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+def peak():
+    line = next(x for x in open("/proc/self/status") if x.startswith("VmHWM"))
+    return int(line.split()[1])
 source = open_source(Stream(folder / "stream", cache=folder / "small", cache_limit=limit, window=2))
 order = source.order(4, 17, 32)
 source.check_room(4)
 loader = Loader(source, order, part_rows=32, lanes=range(4), first_step=0)
-before, most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+before, most = peak(), 0
 for _ in range(steps_per_epoch(order, 32)):
     loader.next()
     most = max(most, source.shards[0].cache.bytes_used())
 loader.close()
-print(most, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(most, before, peak())
 """
 
 

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -325,8 +326,7 @@ def _load_column(
         return [_widened(name, row) for row in source.take(files, rows, name)]
     shape = (len(rows), *column.shape)
     dtype = _WIDENED.get(column.dtype, column.dtype)
-    # The only way from a NumPy type to PyTorch's that both document goes through an array.
-    tensor = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+    tensor = torch.empty(shape, dtype=_torch_type(dtype))
     if dtype == column.dtype:
         source.gather(files, rows, name, tensor.numpy())
         return tensor
@@ -334,6 +334,12 @@ def _load_column(
     source.gather(files, rows, name, narrow)
     tensor.copy_(_widened(name, narrow))
     return tensor
+
+
+@cache
+def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
+    # The only way from a NumPy type to PyTorch's that both document goes through an array.
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 def _widened(name: str, values: npt.NDArray[Any]) -> torch.Tensor:
@@ -346,6 +352,6 @@ def _widened(name: str, values: npt.NDArray[Any]) -> torch.Tensor:
                 f"column {name!r} holds {largest}, but PyTorch computes with int64, up to "
                 f"{np.iinfo(dtype).max}: store smaller values, or leave this column out."
             )
-    tensor = torch.empty(values.shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+    tensor = torch.empty(values.shape, dtype=_torch_type(dtype))
     tensor.numpy()[...] = values
     return tensor

@@ -202,7 +202,7 @@ class Order:
             )
         reading = self._reading(epoch, lane)
         positions = self._positions(reading, lane, start, stop)
-        pieces = np.searchsorted(reading.starts, positions, side="right") - 1
+        pieces = reading.starts.searchsorted(positions, side="right") - 1
         return reading.files[pieces], positions + reading.shifts[pieces]
 
     def place(self, epoch: int, position: int) -> int:
@@ -305,14 +305,14 @@ class Order:
         """Return the positions before the rows were mixed within their windows."""
         if not self.shuffle or start == stop:
             return np.arange(start, stop, dtype=np.int64)
-        first = int(np.searchsorted(reading.windows, start, side="right")) - 1
-        last = int(np.searchsorted(reading.windows, stop, side="left"))
+        first = int(reading.windows.searchsorted(start, side="right")) - 1
+        last = int(reading.windows.searchsorted(stop, side="left"))
         mixed = []
         for number in range(first, last):
             low, high = (int(bound) for bound in reading.windows[number : number + 2])
             rows = self._window(reading.epoch, lane, number, high - low)
             mixed.append(low + rows[max(start - low, 0) : stop - low])
-        return np.concatenate(mixed)
+        return mixed[0] if len(mixed) == 1 else np.concatenate(mixed)
 
     def _window(self, epoch: int, lane: int, number: int, size: int) -> Indices:
         kept = self._windows.get(lane)
