@@ -216,6 +216,7 @@ class Recruiting:
                 self._end(seat)
             else:
                 seat.draining = True
+                self._note(seat, "draining", cause)
 
     def release_surplus(self) -> None:
         """End those that drain, unless they alone hold the latest state."""

@@ -321,7 +321,7 @@ class Pace(Aspect):
 
     Attributes:
         folder: of the run.
-        wanted: from which step (from 1) how many workers are wanted.
+        wanted: from which step (from 1) how many workers are wanted; below zero: at most so many.
         patience: seconds per step.
     """
 
@@ -346,6 +346,8 @@ class Pace(Aspect):
                 members = set(event["members"])
             elif event["event"] == "worker":
                 (ready.add if event["state"] == "ready" else ready.discard)(event["worker"])
+        if wanted < 0:
+            return len(members) > -wanted
         return len(members) < wanted and not ready - members
 
 

@@ -44,7 +44,7 @@ def test_by_scale_and_steps_go_on_until_the_newcomers_are_ready(storage):
         logical_ranks=6,
         workers=(1, 3),
         faults=[START_ALONE],
-        wanted={1: 2, 6: 3, 80: 1, 86: 2},  # 2 wanted where there is 1: slowly, to be in time
+        wanted={1: 2, 6: 3, 80: 1, 86: -1},
         patience=0.5,
         director=script,
     )

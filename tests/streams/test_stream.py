@@ -109,6 +109,24 @@ def test_each_file_is_fetched_once_while_the_cache_holds_it(stream, proxy):
     assert sum(v for k, v in proxy.gets.items() if k.endswith(".arrow")) > files
 
 
+def test_after_a_resize_only_the_windows_of_lanes_that_moved_are_fetched(stream, proxy):
+    """Two workers on a node each become three; the third lane moves, the others stay."""
+    before, after = {"a": range(2), "b": range(2, 4)}, {"a": range(2), "b": range(3, 4)}
+    for node, lanes in before.items():
+        read(stream(cache=node), lanes, 0, 10)
+
+    def fetched(node, lanes):
+        proxy.gets.clear()
+        source = open_source(stream(cache=node))
+        order = source.order(LANES, SEED, PART)
+        for lane in lanes:
+            load_part(source, order, 0, lane, 10 * PART, 11 * PART)
+        return sum(count for path, count in proxy.gets.items() if path.endswith(".arrow"))
+
+    assert sum(fetched(node, lanes) for node, lanes in after.items()) == 0
+    assert 1 <= fetched("c", range(2, 3)) <= open_source(stream()).window
+
+
 def test_the_cache_keeps_its_bound_while_workers_share_it(stream, tmp_path):
     limit = enough(stream)
     small = stream(cache_limit=limit)
