@@ -22,6 +22,7 @@ OURS = [
     path
     for folder in ("raytrain_plus", "tests", "benchmarks", "cluster", "tune_recipes")
     for path in sorted((ROOT / folder).rglob("*.py"))
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 ]
 
 PURE = [
