@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_plus import Fault, Stream, StreamWriter
+from raytrain_plus import Fault, Mixture, Stream, StreamWriter
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.check import inspect_stream
@@ -185,6 +185,37 @@ def test_a_resume_that_would_read_in_another_order_is_refused_and_names_what_cha
         run(shuffle=False)
     before = journal.read(storage / "resumed")
     assert [event["event"] for event in before].count("run") == 1
+
+
+def test_a_mixture_whose_shares_change_keeps_its_bits_through_a_kill(streamed, storage):
+    def mixture(cache, changes):
+        task = streamed(cache)
+        both = {"large": task.data(), "small": task.evaluation_data()}
+        weights = {"large": 3, "small": 1}
+        return Streamed(Mixture(both, weights, changes=changes, block=16), task.evaluation_data())
+
+    def run(cache, workers, changes, **disturbances):
+        return train(
+            mixture(cache, changes),
+            storage,
+            logical_ranks=V,
+            workers=workers,
+            steps=60,
+            **disturbances,
+        )
+
+    later = {30: {"large": 1, "small": 1}}
+    calm = run("mixed", (1, 1), later)
+    fault = kill(29, "backward", 0)
+    disturbed = run(
+        "mixed-again", (1, 2), later, faults=[fault], wanted={1: 2, 29: 1, 31: 2}, **UNHURRIED
+    )
+    assert differences(disturbed, calm) == []
+    assert flaws(disturbed, [fault]) == []
+    constant = run("mixed", (1, 1), {})  # the control: before the change they are alike
+    steps = [[event["loss_hex"] for event in one.of("step")] for one in (calm, constant)]
+    assert steps[0][:30] == steps[1][:30]
+    assert steps[0][30:] != steps[1][30:]
 
 
 def test_the_command_line_trains_from_s3(bucket, server, tmp_path):
