@@ -13,7 +13,9 @@ from raytrain_plus import Fault, Mixture, Stream, StreamWriter
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.check import inspect_stream
-from tests.end_to_end.runs import UNHURRIED, at_once, differences, flaws, train
+from tests.conftest import ROOT
+from tests.end_to_end import fetching
+from tests.end_to_end.runs import UNHURRIED, Run, at_once, differences, flaws, train
 from tests.end_to_end.tasks import HELD_OUT, ROWS, Streamed, pictures
 from tests.streams.s3_server import KEY, SECRET, proxy_of
 from tests.streams.s3_server import Fault as StoreFault
@@ -185,6 +187,32 @@ def test_a_resume_that_would_read_in_another_order_is_refused_and_names_what_cha
         run(shuffle=False)
     before = journal.read(storage / "resumed")
     assert [event["event"] for event in before].count("run") == 1
+
+
+def test_a_node_dies_while_it_fetches_and_the_bits_stay(bucket, server, storage, tmp_path):
+    limit = inspect_stream(f"s3://{bucket}/train", server.options())["raw_bytes"] // 10
+    program = subprocess.run(
+        [sys.executable, "-m", fetching.__name__, storage, server.url, bucket, str(limit)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert program.returncode == 0, program.stderr
+    told = json.loads(program.stdout.splitlines()[-1])
+    run = Run(journal.read(storage / fetching.NAME), told["summary"])
+    assert told["over"], [event for event in run.events if event["event"] != "step"]
+    calm = train(
+        fetching.task(bucket, server.options(), tmp_path, limit),
+        storage,
+        logical_ranks=V,
+        steps=fetching.STEPS,
+    )
+    assert differences(run, calm) == []
+    (lost,) = run.of("worker", state="lost")
+    ready = {event["worker"]: event["node"] for event in run.of("worker", state="ready")}
+    assert ready[lost["worker"]] == told["nodes"]["killed"]
+    assert [event["step"] for event in run.of("step")] == list(range(1, fetching.STEPS + 1))
 
 
 def test_a_mixture_whose_shares_change_keeps_its_bits_through_a_kill(streamed, storage):
