@@ -95,6 +95,7 @@ def check_run_config(run: ray.train.RunConfig) -> None:
     refused = {
         "storage_filesystem": run.storage_filesystem,
         "callbacks": run.callbacks,
+        "logging_config": run.logging_config != ray.train.LoggingConfig(),
         "failure_config": failure is not None and failure.max_failures > 0,
         "checkpoint_config": kept is not None
         and (kept.num_to_keep is not None or kept.checkpoint_score_attribute is not None),

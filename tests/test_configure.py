@@ -109,6 +109,7 @@ def test_scaling_that_would_be_ignored_is_refused(field, value):
     [
         ("storage_filesystem", pa.fs.LocalFileSystem()),
         ("callbacks", [ray.train.UserCallback()]),
+        ("logging_config", ray.train.LoggingConfig(log_level="DEBUG")),
         ("failure_config", FailureConfig(max_failures=2)),
         ("checkpoint_config", CheckpointConfig(num_to_keep=2)),
         ("checkpoint_config", CheckpointConfig(checkpoint_score_attribute="loss")),

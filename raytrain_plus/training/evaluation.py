@@ -5,6 +5,7 @@ worker alike.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -157,13 +158,15 @@ def _first_rows(values: Any, valid: int, rows: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold."""
+    """Return what JSON can hold; it has no word for what is not a number, nor for infinity."""
     if isinstance(value, Tensor):
-        return value.tolist()
+        return _plain(value.tolist())
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 

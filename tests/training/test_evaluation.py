@@ -19,7 +19,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Order
 from raytrain_plus.task import Task, TaskError
-from raytrain_plus.training.evaluation import Evaluation, check_metrics
+from raytrain_plus.training.evaluation import Evaluation, _plain, check_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `.*` will save all")
 
@@ -387,3 +387,8 @@ def test_metrics_that_can_be_merged_are_taken():
             correlation=SpearmanCorrCoef,
         )
     )
+
+
+def test_what_is_no_number_becomes_what_json_has_a_word_for():
+    value = {"a": torch.tensor([1.0, float("nan")]), "b": (float("inf"), 2)}
+    assert _plain(value) == {"a": [1.0, None], "b": [None, 2]}
