@@ -13,7 +13,7 @@ from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.streams.check import inspect_stream, verify_stream
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import read_any, write_parquet
-from raytrain_plus.streams.format import Compression, FileEntry
+from raytrain_plus.streams.format import Compression
 from raytrain_plus.streams.writer import StreamWriter
 
 data_app = typer.Typer(help="Make and check streams.", no_args_is_help=True)
@@ -46,24 +46,16 @@ def write(  # noqa: PLR0913 - one option each
     """Make a stream of data in other forms."""
 
     def run() -> dict[str, Any]:
-        options = _options(storage_option)
-        batches, rows = read_any(source, options)
-        stored: list[FileEntry] = []
-        with _bar(rows) as advance:
-            writer = StreamWriter(
-                destination,
-                file_size=file_size,
-                compression=compression,
-                parallel=parallel,
-                only_writer=only_writer,
-                storage_options=options,
-                on_file=stored.append,
-            )
-            with writer:
-                for batch in batches:
-                    writer.write(batch)
-                    advance(batch)
-        return _said(inspect_stream(destination, options), as_json=as_json)
+        written = _write_stream(
+            source,
+            destination,
+            _options(storage_option),
+            file_size=file_size,
+            compression=compression,
+            parallel=parallel,
+            only_writer=only_writer,
+        )
+        return _said(written, as_json=as_json)
 
     answer(run, as_json=as_json, debug=debug)
 
@@ -84,20 +76,14 @@ def convert(  # noqa: PLR0913 - one option each
 
     def run() -> dict[str, Any]:
         options = _options(storage_option)
-        batches, rows = read_any(source, options)
-        with _bar(rows) as advance:
-            if to == "parquet":
-                written = write_parquet(_watched(batches, advance), destination, options)
-                return _said({"url": destination, "rows": written}, as_json=as_json)
-            with StreamWriter(
-                destination,
-                file_size=file_size,
-                compression=compression,
-                storage_options=options,
-            ) as writer:
-                for batch in _watched(batches, advance):
-                    writer.write(batch)
-        return _said(inspect_stream(destination, options), as_json=as_json)
+        if to == "parquet":
+            with _read(source, options) as batches:
+                rows = write_parquet(batches, destination, options)
+            return _said({"url": destination, "rows": rows}, as_json=as_json)
+        written = _write_stream(
+            source, destination, options, file_size=file_size, compression=compression
+        )
+        return _said(written, as_json=as_json)
 
     answer(run, as_json=as_json, debug=debug)
 
@@ -135,6 +121,27 @@ def verify(
 
     if answer(run, as_json=as_json, debug=debug)["problems"]:
         raise typer.Exit(1)
+
+
+def _write_stream(
+    source: str, destination: str, options: dict[str, str], **settings: Any
+) -> dict[str, Any]:
+    """Write a stream of whatever can be read; returns what it holds then."""
+    with (
+        _read(source, options) as batches,
+        StreamWriter(destination, storage_options=options, **settings) as writer,
+    ):
+        for batch in batches:
+            writer.write(batch)
+    return inspect_stream(destination, options)
+
+
+@contextlib.contextmanager
+def _read(source: str, options: dict[str, str]) -> Iterator[Iterator[pa.RecordBatch]]:
+    """Open something to read, and show how far it has been read."""
+    batches, rows = read_any(source, options)
+    with _bar(rows) as advance:
+        yield _watched(batches, advance)
 
 
 def _options(given: list[str] | None) -> dict[str, str]:

@@ -242,6 +242,7 @@ class Cache:
         with self._counting():
             missing = size - os.fstat(handle).st_size
             used = self._sum()
+            evictions = self._evictions(ahead)
             while True:
                 if used + missing <= self.limit:
                     try:
@@ -251,12 +252,12 @@ class Cache:
                             raise
                     else:
                         return
-                    if not self._evict(ahead):
+                    if not next(evictions, False):
                         raise DataError(
                             f"the disk of the cache {self.folder} is full: free some of it, or "
                             "give another folder with `cache`"
                         )
-                elif not self._evict(ahead):
+                elif not next(evictions, False):
                     raise CacheFullError(
                         f"the cache {self.folder} is limited to {self.limit:,} bytes, and all "
                         f"{used:,} that are in it are being read: raise `cache_limit`, lower "
@@ -264,8 +265,8 @@ class Cache:
                     )
                 used = self._sum()
 
-    def _evict(self, ahead: str | None) -> bool:
-        """Remove the file that is needed last; returns whether there was one."""
+    def _evictions(self, ahead: str | None) -> Iterator[bool]:
+        """Remove files one by one, those that are needed last first; yield True after each."""
         known = self._known()
         soonest = known.get(ahead, 0.0) if ahead is not None else 0.0
 
@@ -275,21 +276,9 @@ class Cache:
 
         for path, _, _ in sorted(self._files(), key=urgency):
             if ahead is not None and known.get(path.stem, float("inf")) <= soonest:
-                return False
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-            except BlockingIOError:
-                continue
-            else:
-                return True
-            finally:
-                os.close(handle)
-        return False
+                return
+            if _remove(path):
+                yield True
 
     def _known(self) -> dict[str, float]:
         """Return how far away the next use is of each entry that somebody knows of."""
@@ -319,6 +308,23 @@ class Cache:
             yield
         finally:
             os.close(handle)
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file that nobody holds; returns whether it did."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(handle)
 
 
 def _lock(handle: int, cancelled: threading.Event | None) -> None:

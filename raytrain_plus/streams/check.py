@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.format import MANIFEST
+from raytrain_plus.streams.format import MANIFEST, Manifest
 from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import read_manifest
 
@@ -20,17 +20,7 @@ def inspect_stream(url: str, options: Mapping[str, Any] | None = None) -> dict[s
         DataError: there is none.
     """
     store = Store(url, options)
-    manifest = read_manifest(store)
-    return {
-        "url": store.url,
-        "rows": manifest.rows,
-        "files": len(manifest.files),
-        "stored_bytes": manifest.stored_bytes,
-        "raw_bytes": manifest.raw_bytes,
-        "largest_file": max(file.raw_bytes for file in manifest.files),
-        "compression": manifest.compression,
-        "columns": manifest.columns,
-    }
+    return _described(store, read_manifest(store))
 
 
 def verify_stream(
@@ -65,4 +55,17 @@ def verify_stream(
         on_file(table)
     known = {MANIFEST, *(entry.name for entry in manifest.files)}
     extra = [name for name in store.names() if name not in known]
-    return {**inspect_stream(url, options), "problems": problems, "extra": extra}
+    return {**_described(store, manifest), "problems": problems, "extra": extra}
+
+
+def _described(store: Store, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "url": store.url,
+        "rows": manifest.rows,
+        "files": len(manifest.files),
+        "stored_bytes": manifest.stored_bytes,
+        "raw_bytes": manifest.raw_bytes,
+        "largest_file": max(file.raw_bytes for file in manifest.files),
+        "compression": manifest.compression,
+        "columns": manifest.columns,
+    }

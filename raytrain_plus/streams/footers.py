@@ -1,17 +1,17 @@
 """A folder of Parquet files without a manifest: its footers are read once, and kept by the node."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.format import MANIFEST, FileEntry
+from raytrain_plus.streams.format import MANIFEST, FileEntry, decode_schema, encode_schema
 from raytrain_plus.streams.store import Store
 
 _READERS = 16
@@ -42,12 +42,12 @@ def parquet_files(
             "it with `raytrain-plus data write`, or check the URL."
         )
     with ThreadPoolExecutor(_READERS) as readers:
-        stamps = list(readers.map(store.stamp, chosen))
+        sizes, stamps = zip(*readers.map(store.stat, chosen), strict=True)
         listing = json.dumps([store.url, chosen, stamps])
         kept = folder / f"footers-{hashlib.sha256(listing.encode()).hexdigest()[:40]}.json"
         described = _kept(kept)
         if described is None:
-            footers = list(readers.map(lambda name: _footer(store, name), chosen))
+            footers = list(readers.map(partial(_footer, store), chosen, sizes))
             described = {
                 "schema": _one_schema(store, chosen, [f["schema"] for f in footers]),
                 "files": [
@@ -64,8 +64,7 @@ def parquet_files(
                 ],
             }
             Store(folder).write(kept.name, json.dumps(described).encode())
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(described["schema"])))
-    return schema, [FileEntry(**file) for file in described["files"]]
+    return decode_schema(described["schema"]), [FileEntry(**file) for file in described["files"]]
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
@@ -76,10 +75,9 @@ def _kept(path: Path) -> dict[str, Any] | None:
     return described
 
 
-def _footer(store: Store, name: str) -> dict[str, Any]:
+def _footer(store: Store, name: str, size: int) -> dict[str, Any]:
     from pyarrow import parquet  # noqa: PLC0415 - imports pandas, which few need
 
-    size = store.size(name)
     tail = store.read_range(name, max(0, size - _TAIL), size)
     where = store.where(name)
     if size < 12 or tail[-4:] != b"PAR1":
@@ -93,7 +91,7 @@ def _footer(store: Store, name: str) -> dict[str, Any]:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"the footer of {where} is damaged: {error}") from error
     groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    text = base64.b64encode(schema.remove_metadata().serialize().to_pybytes()).decode()
+    text = encode_schema(schema.remove_metadata())
     return {"rows": metadata.num_rows, "size": size, "raw_bytes": sum(groups), "schema": text}
 
 

@@ -86,7 +86,7 @@ class Manifest(_Strict):
     ) -> "Manifest":
         """Return the manifest of files that have been written."""
         return cls(
-            arrow_schema=base64.b64encode(schema.serialize().to_pybytes()).decode(),
+            arrow_schema=encode_schema(schema),
             columns={field.name: str(field.type) for field in schema},
             compression=compression,
             rows=sum(file.rows for file in files),
@@ -124,7 +124,7 @@ class Manifest(_Strict):
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema of every file."""
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow_schema)))
+        return decode_schema(self.arrow_schema)
 
     @property
     def stored_bytes(self) -> int:
@@ -135,6 +135,16 @@ class Manifest(_Strict):
     def raw_bytes(self) -> int:
         """The size of all files once they are decompressed."""
         return sum(file.raw_bytes for file in self.files)
+
+
+def encode_schema(schema: pa.Schema) -> str:
+    """Return an Arrow schema as text: serialized by Arrow, in base64."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def decode_schema(text: str) -> pa.Schema:
+    """Return the schema that `encode_schema` has written down."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 def order_digest(rows: list[int]) -> str:

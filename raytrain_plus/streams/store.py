@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,15 +138,11 @@ class Store:
 
         return self._insist(listed, "", None, absent_is_final=True)
 
-    def size(self, name: str) -> int:
-        """Return how many bytes an object has."""
-        return self._insist(lambda: int(self._fs.info(self._path(name))["size"]), name, None)
-
-    def stamp(self, name: str) -> str:
-        """Return what the store says of an object that changes when its content does."""
+    def stat(self, name: str) -> tuple[int, str]:
+        """Return an object's bytes, and what the store says of it that changes with its content."""
         info = self._insist(lambda: dict(self._fs.info(self._path(name))), name, None)
         told = [info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "size")]
-        return ":".join(str(one) for one in told if one is not None)
+        return int(info["size"]), ":".join(str(one) for one in told if one is not None)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes from `start` to `end` (exclusive) of an object."""
@@ -303,8 +299,6 @@ def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event
     while True:
         try:
             return future.result(_LOOK if cancelled else seconds)
-        except CancelledError as error:
-            raise OSError("the request was cancelled") from error
         except FutureTimeoutError:
             if future.done():
                 raise  # the request's own

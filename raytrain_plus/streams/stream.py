@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ class StreamFile:
         """Its rows."""
         return self.entry.rows
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its name in the cache: equal for equal contents."""
         text = f"{_RAW_FORMAT}:{self.is_parquet}:{self.entry.sha256}"

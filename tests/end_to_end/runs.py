@@ -1,6 +1,9 @@
 """One run and what it leaves behind: its journal, its result, and what became of its processes."""
 
 import contextlib
+import json
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -231,6 +234,20 @@ def at_once(*calls: Callable[[], T]) -> list[T]:
     """Do some things two at a time: a worker that comes up keeps one of two cores busy."""
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda call: call(), calls))
+
+
+def program(module: str, *arguments: Any) -> dict[str, Any]:
+    """Run a module that has a Ray of its own; returns the JSON of its last line."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 def coordinator(name: str) -> Any:

@@ -1,15 +1,10 @@
 """A group grows and shrinks at step boundaries while it trains, whoever asks for it."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import ray
 
 from raytrain_plus import Fault
 from raytrain_plus.observe import journal
-from tests.conftest import ROOT
 from tests.end_to_end import nodes
 from tests.end_to_end.runs import (
     UNHURRIED,
@@ -19,6 +14,7 @@ from tests.end_to_end.runs import (
     coordinator,
     differences,
     flaws,
+    program,
     train,
     undisturbed,
 )
@@ -91,15 +87,7 @@ def test_when_resources_that_others_held_become_free(storage):
 
 
 def test_when_nodes_come_drain_hang_or_die(storage):
-    program = subprocess.run(
-        [sys.executable, "-m", nodes.__name__, storage],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert program.returncode == 0, program.stderr
-    told = json.loads(program.stdout.splitlines()[-1])
+    told = program(nodes.__name__, storage)
     run = Run(journal.read(storage / nodes.NAME), told["summary"])
     assert told["over"], [event for event in run.events if event["event"] != "step"]
     reference = undisturbed(Plain, nodes.LOGICAL_RANKS, nodes.STEPS)

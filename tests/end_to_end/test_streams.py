@@ -13,9 +13,8 @@ from raytrain_plus import Fault, Mixture, Stream, StreamWriter
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.check import inspect_stream
-from tests.conftest import ROOT
 from tests.end_to_end import fetching
-from tests.end_to_end.runs import UNHURRIED, Run, at_once, differences, flaws, train
+from tests.end_to_end.runs import UNHURRIED, Run, at_once, differences, flaws, program, train
 from tests.end_to_end.tasks import HELD_OUT, ROWS, Streamed, pictures
 from tests.streams.s3_server import KEY, SECRET, proxy_of
 from tests.streams.s3_server import Fault as StoreFault
@@ -191,15 +190,7 @@ def test_a_resume_that_would_read_in_another_order_is_refused_and_names_what_cha
 
 def test_a_node_dies_while_it_fetches_and_the_bits_stay(bucket, server, storage, tmp_path):
     limit = inspect_stream(f"s3://{bucket}/train", server.options())["raw_bytes"] // 10
-    program = subprocess.run(
-        [sys.executable, "-m", fetching.__name__, storage, server.url, bucket, str(limit)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert program.returncode == 0, program.stderr
-    told = json.loads(program.stdout.splitlines()[-1])
+    told = program(fetching.__name__, storage, server.url, bucket, limit)
     run = Run(journal.read(storage / fetching.NAME), told["summary"])
     assert told["over"], [event for event in run.events if event["event"] != "step"]
     calm = train(
