@@ -1,9 +1,17 @@
-"""Where a run is: steps, epochs, batches, samples, and how long it lasts."""
+"""Where a run is: steps, epochs, batches, samples, tokens, and how long it lasts."""
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
-_UNITS = {"ep": "epochs", "ba": "batches (steps)", "sp": "samples"}
+_UNITS = {
+    "ep": "epochs",
+    "ba": "batches (steps)",
+    "sp": "samples",
+    "tok": "tokens",
+    "dur": "the whole run's duration",
+}
+_FRACTIONS = ("ep", "dur")
 
 
 class DurationError(ValueError):
@@ -15,8 +23,9 @@ class Duration:
     """A length of training, such as `10ep`.
 
     Attributes:
-        value: how many, above zero; a fraction only of epochs.
-        unit: `ep` (epochs), `ba` (batches, that is steps) or `sp` (samples).
+        value: how many, not below zero; a fraction only of epochs and of the whole run.
+        unit: `ep` (epochs), `ba` (batches, that is steps), `sp` (samples), `tok` (tokens) or `dur`
+            (the duration of the run).
     """
 
     value: float
@@ -24,7 +33,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> "Duration":
-        """Read `10ep`, `0.5ep`, `500ba` or `20000sp`.
+        """Read `10ep`, `0.5ep`, `500ba`, `20000sp`, `1000000tok` or `0.5dur`.
 
         Raises:
             DurationError: the text is none of these.
@@ -34,40 +43,99 @@ class Duration:
             units = ", ".join(f"{unit} ({meaning})" for unit, meaning in _UNITS.items())
             raise DurationError(
                 f"duration {text!r} is not a number and a unit; the units are {units}: "
-                "write 10ep, 500ba or 20000sp"
+                "write 10ep, 500ba, 20000sp, 1000000tok or 0.5dur"
             )
         duration = cls(float(match[1]), match[2])
-        if duration.value <= 0:
-            raise DurationError(f"duration {text!r} must be above zero")
-        if duration.unit != "ep" and duration.value != int(duration.value):
-            raise DurationError(f"duration {text!r}: only epochs may be a fraction")
+        if duration.unit not in _FRACTIONS and duration.value != int(duration.value):
+            raise DurationError(f"duration {text!r}: only epochs and dur may be a fraction")
+        if duration.unit == "dur" and duration.value > 1:
+            raise DurationError(f"duration {text!r} is longer than the run: at most 1dur")
         return duration
 
-    def steps(self, steps_per_epoch: int, batch_size: int) -> int:
-        """Return the number of whole steps, at least 1."""
+    def steps(self, lengths: "Lengths", total_steps: int | None = None) -> int:
+        """Return the number of whole steps.
+
+        Args:
+            lengths: of an epoch and a batch.
+            total_steps: of the run; None where it is not known, as it is being asked for.
+
+        Raises:
+            DurationError: the unit is `dur` and the run's length is not known, or it is `tok` and
+                the task has no tokens.
+        """
+        if self.unit == "dur" and total_steps is None:
+            raise DurationError(f"{self.value:g}dur is a part of the run, and cannot be its length")
+        if self.unit == "tok" and not lengths.tokens_per_sample:
+            raise DurationError(
+                "a duration in tokens needs a task that says which column holds them: set the "
+                "task's `tokens`"
+            )
         steps = {
-            "ep": self.value * steps_per_epoch,
-            "ba": self.value,
-            "sp": self.value / batch_size,
+            "ep": lambda: self.value * lengths.steps_per_epoch,
+            "ba": lambda: self.value,
+            "sp": lambda: self.value / lengths.batch_size,
+            "tok": lambda: self.value / lengths.batch_tokens,
+            "dur": lambda: self.value * (total_steps or 0),
         }
-        return max(1, int(steps[self.unit] + 1e-9))
+        return int(steps[self.unit]() + 1e-9)
 
 
-@dataclass(frozen=True)
-class Clock:
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What turns steps into other units.
+
+    Attributes:
+        steps_per_epoch: whole global batches in an epoch.
+        batch_size: samples in a global batch.
+        tokens_per_sample: tokens in a sample as it is loaded; 0 where there are none.
+    """
+
+    steps_per_epoch: int
+    batch_size: int
+    tokens_per_sample: int = 0
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in a global batch as it is loaded."""
+        return self.batch_size * self.tokens_per_sample
+
+
+def run_length(text: str, lengths: Lengths, total_steps: int | None = None) -> int:
+    """Return the steps of a run, or of the stretch between two evaluations: at least 1.
+
+    Raises:
+        DurationError: the text is no duration, is zero, or cannot be counted in this run.
+    """
+    duration = Duration.parse(text)
+    if duration.value <= 0:
+        raise DurationError(f"duration {text!r} must be above zero")
+    return max(1, duration.steps(lengths, total_steps))
+
+
+@cache
+def _steps(text: str, lengths: Lengths, total_steps: int) -> int:
+    return Duration.parse(text).steps(lengths, total_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock(Lengths):
     """The lengths that turn a number of committed steps into every other unit.
 
     Attributes:
         total_steps: the step after which the run ends.
-        steps_per_epoch: whole global batches in an epoch.
-        batch_size: samples in a global batch.
         evaluate_every: steps between evaluations; also one at the end.
     """
 
     total_steps: int
-    steps_per_epoch: int
-    batch_size: int
     evaluate_every: int
+
+    def step_of(self, when: str) -> int:
+        """Return how many steps are committed at a time such as `0.5dur`, `2ep` or `100ba`.
+
+        Raises:
+            DurationError: it is no time, or cannot be counted in this run.
+        """
+        return _steps(when, self, self.total_steps)
 
     def progress(self, step: int) -> float:
         """Return the fraction of the run that `step` committed steps are, in [0, 1]."""

@@ -1,5 +1,6 @@
 """From a user's words to a run: all that can be checked is checked before a worker starts."""
 
+import math
 import os
 import sys
 import uuid
@@ -13,7 +14,7 @@ import ray.train
 from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
-from raytrain_plus.clock import Clock, Duration
+from raytrain_plus.clock import Clock, Lengths, run_length
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
@@ -213,24 +214,47 @@ def probe(source: Source, rows: int) -> Batch:
 
 
 def clock(
-    source: Source, duration: str, evaluate_every: str, batch_size: int, logical_ranks: int
+    source: Source,
+    task: Task,
+    *,
+    duration: str,
+    evaluate_every: str,
+    batch_size: int,
+    logical_ranks: int,
 ) -> Clock:
     """Return the lengths of a run.
 
     Raises:
         DurationError: a duration does not parse.
+        DataError: the data has no column of tokens where the task says it has.
         ValueError: the batch is larger than the data.
     """
-    wanted, between = Duration.parse(duration), Duration.parse(evaluate_every)
     order = source.order(logical_ranks, 0, batch_size // logical_ranks)
     source.check_room(logical_ranks)
     epoch = steps_per_epoch(order, batch_size // logical_ranks)
-    return Clock(
-        total_steps=wanted.steps(epoch, batch_size),
+    lengths = Lengths(
         steps_per_epoch=epoch,
         batch_size=batch_size,
-        evaluate_every=between.steps(epoch, batch_size),
+        tokens_per_sample=_tokens_per_sample(source, task),
     )
+    total = run_length(duration, lengths)
+    return Clock(
+        **vars(lengths),
+        total_steps=total,
+        evaluate_every=run_length(evaluate_every, lengths, total),
+    )
+
+
+def _tokens_per_sample(source: Source, task: Task) -> int:
+    if task.tokens is None:
+        return 0
+    shapes = _shapes(source)
+    if task.tokens not in shapes:
+        raise DataError(
+            f"the task's column of tokens {task.tokens!r} is not among {', '.join(shapes)}: set "
+            "the task's `tokens`"
+        )
+    return math.prod(shapes[task.tokens])
 
 
 def evaluation_rows(batch_size: int, logical_ranks: int) -> int:

@@ -36,10 +36,12 @@ class Task:
             any worker starts. Default: every column.
         target: the column that holds the labels, left out of what the default `forward` looks at
             and given to the default `update_metric`. Default `"label"`.
+        tokens: the column whose values are tokens; a duration in tokens counts them. Default: none.
     """
 
     columns: Sequence[str] | Mapping[str, tuple[int, ...]] | None = None
     target: str = "label"
+    tokens: str | None = None
 
     def model(self) -> nn.Module:
         """Build the model. Called on every worker, from the run's seed."""
@@ -102,13 +104,7 @@ def load_task(task: Task | str) -> Task:
         return task
     if not isinstance(task, str):
         raise TaskError(f"a task is a raytrain_plus.Task or 'module:attribute', not {task!r}")
-    module_name, colon, attribute = task.rpartition(":")
-    if not colon or not module_name or not attribute:
-        raise TaskError(f"task {task!r} is not of the form module:attribute or file.py:attribute")
-    module = _import(module_name)
-    if not hasattr(module, attribute):
-        raise TaskError(f"task {task!r}: the module has no attribute {attribute!r}")
-    found = getattr(module, attribute)
+    found = import_named(task, "task")
     made = found() if inspect.isclass(found) or inspect.isfunction(found) else found
     if not isinstance(made, Task):
         raise TaskError(
@@ -118,12 +114,31 @@ def load_task(task: Task | str) -> Task:
     return made
 
 
-def _import(name: str) -> Any:
+def import_named(name: str, what: str) -> Any:
+    """Return the attribute that `"module:attribute"` or `"file.py:attribute"` names.
+
+    Args:
+        name: the name.
+        what: what it is of, for the errors.
+
+    Raises:
+        TaskError: the name has another form, or its import fails.
+    """
+    module_name, colon, attribute = name.rpartition(":")
+    if not colon or not module_name or not attribute:
+        raise TaskError(f"{what} {name!r} is not of the form module:attribute or file.py:attribute")
+    module = _import(module_name, what)
+    if not hasattr(module, attribute):
+        raise TaskError(f"{what} {name!r}: the module has no attribute {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _import(name: str, what: str) -> Any:
     path: Path | None = None
     if name.endswith(".py"):
         path = Path(name).resolve()
         if not path.exists():
-            raise TaskError(f"task file {name} does not exist")
+            raise TaskError(f"{what} file {name} does not exist")
         name, folder = path.stem, str(path.parent)
     else:
         folder = str(Path.cwd())
@@ -134,11 +149,11 @@ def _import(name: str) -> Any:
     except Exception as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == name
         why = str(error) if absent else "\n" + traceback.format_exc()
-        raise TaskError(f"module {name!r} of the task cannot be imported: {why}") from error
+        raise TaskError(f"module {name!r} of the {what} cannot be imported: {why}") from error
     found = getattr(module, "__file__", None)
     if path is not None and (found is None or Path(found).resolve() != path):
         raise TaskError(
-            f"task file {path} is not what `import {name}` finds, which is {found or 'built in'}: "
-            "rename the file"
+            f"{what} file {path} is not what `import {name}` finds, which is "
+            f"{found or 'built in'}: rename the file"
         )
     return module

@@ -13,6 +13,7 @@ import ray.train
 
 from raytrain_plus import configure
 from raytrain_plus.algorithms import Aspect
+from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.messages import ElasticConfig, Outcome, RunSpec
@@ -51,8 +52,9 @@ class ElasticTrainer:
         evaluation_data: likewise for evaluation. Default: `task.evaluation_data()`; without any,
             nothing is evaluated.
         batch_size: samples per step, over all workers. Default 256.
-        duration: `"10ep"`, `"500ba"` or `"20000sp"`. Default `"1ep"`.
-        evaluate_every: how often to evaluate, in the same units; also at the end. Default `"1ep"`.
+        duration: `"10ep"`, `"500ba"`, `"20000sp"` or `"1000000tok"`. Default `"1ep"`.
+        evaluate_every: how often to evaluate, in the same units or as a part of the run, such as
+            `"0.1dur"`; also at the end. Default `"1ep"`.
         seed: where all chance comes from. Default 17.
         logical_ranks: V, the parts that a batch is cut into; part of what the bits depend on, and
             the most workers that a run can have. Default 8.
@@ -107,7 +109,14 @@ class ElasticTrainer:
             held_out = configure.open_for(loaded, evaluation_data, "evaluation data")
             described["evaluation data"] = held_out.identity
             held_out.release()
-        lengths = configure.clock(source, duration, evaluate_every, batch_size, logical_ranks)
+        lengths = configure.clock(
+            source,
+            loaded,
+            duration=duration,
+            evaluate_every=evaluate_every,
+            batch_size=batch_size,
+            logical_ranks=logical_ranks,
+        )
         probe = configure.probe(source, batch_size // logical_ranks)
         source.release()
         name = str(run.name)
@@ -133,7 +142,7 @@ class ElasticTrainer:
             probe=probe,
             clock=lengths,
             seed=seed,
-            algorithms=tuple(algorithms),
+            algorithms=tuple(map(portable, algorithms)),
             workers=workers,
             resources=configure.worker_resources(scaling),
             elastic=elastic or ElasticConfig(),
@@ -214,6 +223,15 @@ class ElasticTrainer:
             "loss": outcome.loss,
             "metrics": dict(outcome.metrics),
             "generations": list(outcome.generations),
+            "samples": {
+                "loaded": outcome.steps * self.spec.batch_size,
+                "trained": outcome.samples,
+            },
+            "tokens": {
+                "loaded": outcome.steps * self.spec.clock.batch_tokens,
+                "trained": outcome.tokens,
+            },
+            "algorithms": dict(outcome.costs),
             "device_seconds": round(outcome.device_seconds, 3),
             "wall_seconds": round(wall_seconds, 3),
             "bitwise": outcome.bitwise,

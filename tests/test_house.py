@@ -38,6 +38,7 @@ PURE = [
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
     {"seeds", "clock", "task", "observe.journal"},
+    {"models"},
     {"algorithms", "streams", "observe"},
     {"training"},
     {"elastic"},

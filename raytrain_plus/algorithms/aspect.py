@@ -1,13 +1,15 @@
 """Aspects: advice around the named points of the training loop.
 
 An aspect overrides any of the join points below with a generator: what stands before its `yield`
-runs before the point, what stands after it runs after, last in, first out. Aspect-oriented
-programming (Kiczales et al. 1997); composition of training algorithms after MosaicML's Composer.
+runs before the point, what stands after it runs after, last in, first out. Advice that returns
+before it yields has nothing to do this time, and counts as idle. What must be put back even where
+the point fails (a peer may die at any moment, and the survivors keep their state) is put back in a
+`finally`. Aspect-oriented programming (Kiczales et al. 1997); composition of training algorithms
+after MosaicML's Composer.
 """
 
-import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,55 +22,132 @@ from raytrain_plus.seeds import seed_for
 from raytrain_plus.task import Batch
 
 Advice = Generator[None, None, None]
+State = dict[str, Any]
+"""Name -> tensor, or what JSON can hold."""
 
-JOIN_POINTS = ("step", "batch", "forward", "loss", "backward", "update", "evaluate")
+JOIN_POINTS = (
+    "fit",
+    "epoch",
+    "step",
+    "batch",
+    "forward",
+    "loss",
+    "backward",
+    "update",
+    "evaluate",
+    "checkpoint",
+)
+
+EVERY_OTHER = "*"
+"""Among `runs_before` or `runs_after`: all that do not say the contrary."""
 
 
 class AspectError(ValueError):
-    """Aspects that do not exist, are set wrongly, or do not go together."""
+    """Aspects that do not exist, are set wrongly, or do not go together or with the model."""
+
+
+class AspectWarning(UserWarning):
+    """An aspect that will have no effect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is the same in all steps of a replica.
+
+    Attributes:
+        model: the model.
+        optimizer: its optimizer.
+        clock: the lengths of the run.
+        seed: the run's seed.
+        target: the batch's column that holds the labels.
+        tokens: the batch's column that holds the tokens, or None.
+        states: what each aspect, by name, keeps from step to step; part of the replica's state.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    clock: Clock
+    seed: int
+    target: str = "label"
+    tokens: str | None = None
+    states: dict[str, State] = field(default_factory=dict)
 
 
 class Step:
     """What advice sees and may change: one step, and in it the part of one logical rank.
 
     Attributes:
-        model: the model.
-        optimizer: its optimizer.
-        clock: the lengths of the run.
-        number: the step, from 0.
+        model, optimizer, clock, target, tokens: those of the `Training`.
+        number: the step, from 0; the number of committed steps.
         logical_rank: whose part is being computed; -1 outside of a part.
         batch: the part's tensors by column name.
         outputs: what the forward returned.
         losses: one loss per sample, shape (n,).
-        weights: one weight per sample, shape (n,), or None for all ones.
+        weights: one weight per sample, shape (n,), or None for all ones. The step's gradient is
+            that of the sum of all weighted losses divided by the sum of all weights.
+        notes: what the advice of one aspect leaves for its other advice in the same part.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, clock: Clock, seed: int, number: int
+        self,
+        training: Training,
+        number: int,
+        compute: Callable[["Step", Batch], Tensor] | None = None,
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.clock = clock
+        self.model = training.model
+        self.optimizer = training.optimizer
+        self.clock = training.clock
+        self.target = training.target
+        self.tokens = training.tokens
         self.number = number
         self.logical_rank = -1
         self.batch: Batch = {}
         self.outputs: Any = None
         self.losses: Tensor | None = None
         self.weights: Tensor | None = None
-        self._seed = seed
+        self.notes: dict[str, Any] = {}
+        self._training = training
+        self._compute = compute
 
-    def generator(self, aspect: "Aspect", device: str = "cpu") -> torch.Generator:
+    @property
+    def progress(self) -> float:
+        """The fraction of the run that is committed, in [0, 1]."""
+        return self.clock.progress(self.number)
+
+    def generator(self, aspect: "Aspect", device: str | torch.device = "cpu") -> torch.Generator:
         """Return a fresh generator for an aspect at this step and logical rank."""
-        seed = seed_for(self._seed, aspect.name, self.number, self.logical_rank)
+        seed = seed_for(self._training.seed, aspect.name, self.number, self.logical_rank)
         return torch.Generator(device).manual_seed(seed)
+
+    def state(self, aspect: "Aspect") -> State:
+        """Return what an aspect keeps from step to step: tensors, or what JSON can hold.
+
+        It is part of the replica: checkpoints keep it, newcomers are given it, digests cover it.
+        Its keys, shapes and types are settled in `fit`; later it changes in `update` only, so that
+        it stays equal on all workers.
+        """
+        return self._training.states.setdefault(aspect.name, {})
+
+    def compute(self, batch: Batch) -> Tensor:
+        """Run forward and loss of another batch, and leave no trace.
+
+        All advice around them is given. Buffers, global generators, and this step's batch, outputs,
+        losses and weights are afterwards what they were.
+
+        Returns:
+            One weighted loss per sample, shape (n,), with its graph unless gradients are off.
+        """
+        assert self._compute is not None, "outside of a part there is nothing to compute"
+        return self._compute(self, batch)
 
 
 class Aspect(BaseModel):
     """One algorithm. Its settings are typed fields, checked when it is constructed.
 
     Attributes:
-        runs_before: names of aspects inside of which this one must not stand.
-        runs_after: names of aspects that must stand outside of this one.
+        runs_before: names of aspects inside of which this one must not stand; `"*"` for all that
+            do not say the contrary.
+        runs_after: names of aspects that must stand outside of this one; likewise.
         conflicts_with: names of aspects that cannot be used with this one.
     """
 
@@ -82,6 +161,17 @@ class Aspect(BaseModel):
     def name(self) -> str:
         """The class's name."""
         return type(self).__name__
+
+    def fit(self, step: Step) -> Advice:
+        """Advise around a replica's whole life: change the model, and change it back.
+
+        The part after `yield` runs when a plain model is exported.
+        """
+        raise NotImplementedError
+
+    def epoch(self, step: Step) -> Advice:
+        """Advise around an epoch, or as much of it as falls into one generation of workers."""
+        raise NotImplementedError
 
     def step(self, step: Step) -> Advice:
         """Advise around a whole step, on every worker."""
@@ -108,76 +198,9 @@ class Aspect(BaseModel):
         raise NotImplementedError
 
     def evaluate(self, step: Step) -> Advice:
-        """Advise around an evaluation."""
+        """Advise around an evaluation, on every worker."""
         raise NotImplementedError
 
-
-class Weave:
-    """The advice of some aspects per join point, found once.
-
-    Args:
-        aspects: in any order.
-
-    Raises:
-        AspectError: two conflict, one is given twice, or their order has a cycle.
-    """
-
-    def __init__(self, aspects: Sequence[Aspect]) -> None:
-        self.aspects = in_order(aspects)
-        self._advice: dict[str, list[Callable[[Step], Advice]]] = {
-            point: [
-                getattr(aspect, point)
-                for aspect in self.aspects
-                if getattr(type(aspect), point) is not getattr(Aspect, point)
-            ]
-            for point in JOIN_POINTS
-        }
-        self._nothing: AbstractContextManager[None] = contextlib.nullcontext()
-
-    def advises(self, point: str) -> bool:
-        """Say whether any aspect gives advice at a join point."""
-        return bool(self._advice[point])
-
-    def around(self, point: str, step: Step) -> AbstractContextManager[None]:
-        """Return the context in which the join point is to be run."""
-        advice = self._advice[point]
-        return _nested(advice, step) if advice else self._nothing
-
-
-@contextlib.contextmanager
-def _nested(advice: Sequence[Callable[[Step], Advice]], step: Step) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for one in advice:
-            stack.enter_context(contextlib.contextmanager(one)(step))
-        yield
-
-
-def in_order(aspects: Sequence[Aspect]) -> list[Aspect]:
-    """Return aspects as they nest, outermost first; how they were listed does not matter.
-
-    Raises:
-        AspectError: two conflict, one is given twice, or their order has a cycle.
-    """
-    by_name = {aspect.name: aspect for aspect in aspects}
-    if len(by_name) < len(aspects):
-        names = [aspect.name for aspect in aspects]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise AspectError(f"algorithm {', '.join(twice)} is given twice: give it once")
-    for aspect in aspects:
-        for other in aspect.conflicts_with:
-            if other in by_name:
-                raise AspectError(f"{aspect.name} and {other} cannot be used together: drop one")
-    before: dict[str, set[str]] = {name: set() for name in by_name}
-    for name, aspect in by_name.items():
-        before[name] |= {other for other in aspect.runs_after if other in by_name}
-        for other in aspect.runs_before:
-            if other in by_name:
-                before[other].add(name)
-    ordered: list[Aspect] = []
-    while before:
-        free = sorted(name for name, others in before.items() if not others & before.keys())
-        if not free:
-            raise AspectError(f"the order of {', '.join(sorted(before))} contradicts itself")
-        ordered.append(by_name[free[0]])
-        del before[free[0]]
-    return ordered
+    def checkpoint(self, step: Step) -> Advice:
+        """Advise around the writing of a checkpoint, on the one worker that writes it."""
+        raise NotImplementedError

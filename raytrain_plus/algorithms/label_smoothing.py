@@ -15,18 +15,16 @@ class LabelSmoothing(Aspect):
 
     Attributes:
         smoothing: the share of the uniform distribution, in [0, 1]. Default 0.1.
-        target: the column that holds the class indices. Default `"label"`.
     """
 
     smoothing: float = Field(default=0.1, ge=0, le=1)
-    target: str = "label"
 
     def loss(self, step: Step) -> Advice:
         """Smooth the labels for the loss alone."""
-        hard = step.batch[self.target]
-        step.batch[self.target] = smooth_labels(hard, step.outputs, self.smoothing)
+        hard = step.batch[step.target]
+        step.batch[step.target] = smooth_labels(hard, step.outputs, self.smoothing)
         yield
-        step.batch[self.target] = hard
+        step.batch[step.target] = hard
 
 
 def smooth_labels(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from raytrain_plus.elastic.account import Account
 from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
 from raytrain_plus.elastic.faults import Strikes, due_at
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
@@ -44,6 +45,7 @@ class Coordinator:
         self._lock = threading.RLock()
         first = 0 if spec.resume_from is None else step_of(spec.resume_from)
         self._chronicle = Chronicle(Journal(spec.folder), first)
+        self._account = Account()
         self._pool = Pool(spec, ray.get_runtime_context().current_actor)
         self._crew = Recruiting(spec, self._pool, self._chronicle)
         self._watch = Watch(spec.elastic)
@@ -277,6 +279,7 @@ class Coordinator:
         for worker, report in reports.items():
             seat = self._crew.seats[worker]
             seat.step, seat.warm = report.step, True
+        self._account.add(reports.values())
         top = max((report.step for report in reports.values()), default=-1)
         ahead = sorted(worker for worker, report in reports.items() if report.step == top)
         commits = [report.committed_at for report in reports.values() if report.step == top]
@@ -366,6 +369,9 @@ class Coordinator:
             checkpoint=folder,
             bitwise=self._crew.bitwise,
             faults_left=len(self._faults),
+            samples=self._account.samples,
+            tokens=self._account.tokens,
+            costs=self._account.costs,
         )
 
     def _failed(self, error: str, ahead: Sequence[str] = ()) -> Outcome:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raytrain_plus.algorithms import Aspect
+from raytrain_plus.algorithms.naming import Described
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.plan import Assignment
@@ -62,6 +63,7 @@ class RunSpec:
         data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
         probe: the first rows of the data, which each worker computes to prove itself.
+        algorithms: aspects, as data where a worker can import their class.
         resume_from: the checkpoint to start from, or None.
     """
 
@@ -77,7 +79,7 @@ class RunSpec:
     probe: Any
     clock: Clock
     seed: int
-    algorithms: Sequence[Aspect]
+    algorithms: Sequence[Aspect | Described]
     workers: tuple[int, int]
     resources: Mapping[str, float]
     elastic: ElasticConfig
@@ -98,7 +100,11 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A worker that has come up, loaded the task and computed the probe."""
+    """A worker that has come up, loaded the task and computed the probe.
+
+    Attributes:
+        warnings: of aspects that found nothing to do in the model.
+    """
 
     pid: int
     node: str
@@ -106,6 +112,7 @@ class Ready:
     meeting_point: tuple[str, int]
     fingerprint: Fingerprint
     step: int
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,8 @@ class Report:
         error: the user's traceback, when failed.
         reason: why it was aborted.
         digest: of the final state, when finished.
+        samples, tokens: trained on since the run began.
+        costs: by aspect, what its advice has cost this worker in the generation.
     """
 
     ending: Ending
@@ -165,6 +174,9 @@ class Report:
     error: str = ""
     reason: str = ""
     digest: str = ""
+    samples: int = 0
+    tokens: int = 0
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +209,8 @@ class Outcome:
         checkpoint: the folder of the last state, or None if no worker was left to write it.
         bitwise: whether all workers proved to compute the same bits.
         faults_left: faults that were asked for and did not happen.
+        samples, tokens: trained on, as opposed to loaded.
+        costs: by aspect, `{seconds, acted, idle}` of its advice over all workers.
     """
 
     state: Literal["finished", "stopped", "failed"]
@@ -210,3 +224,6 @@ class Outcome:
     checkpoint: Path | None = None
     bitwise: bool = True
     faults_left: int = 0
+    samples: int = 0
+    tokens: int = 0
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -48,6 +48,7 @@ class Recruiting:
         self._group_once = False
         self._error = ""
         self._trouble = ""
+        self._warnings: set[str] = set()
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
         self._causes: list[str] = []
@@ -161,6 +162,9 @@ class Recruiting:
         self._chronicle.note(
             "worker", worker=seat.worker, state="ready", pid=ready.pid, node=ready.node
         )
+        for said in sorted(set(ready.warnings) - self._warnings):
+            self._warnings.add(said)  # once, not once for each worker
+            self._chronicle.note("warning", text=said)
 
     def _failed_to_come(self, seat: Seat, event: Came) -> None:
         why = event.failed or event.died

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import ray
 import torch
 
-from raytrain_plus.algorithms import Step, Weave
+from raytrain_plus.algorithms import AspectWarning, Step, Weave
+from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic.faults import Strikes
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
@@ -68,11 +70,13 @@ class Worker:
         self._task = load_task(spec.task)
         self._source, self._order = open_data(spec, self._task)
         self._evaluation = open_evaluation(spec, self._task)
-        replica = Replica.build(self._task, spec.seed, self._device)
-        self._weave = Weave(spec.algorithms)
-        self._loop = TrainingLoop(
-            self._task, replica, self._weave, spec.clock, spec.seed, self._progress.enter
-        )
+        self._weave = Weave(unpack(spec.algorithms))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", AspectWarning)
+            replica = Replica.build(
+                self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
+            )
+        self._loop = TrainingLoop(self._task, replica, self._weave, self._progress.enter)
         batch = to_device(
             copy.deepcopy(_resolve(spec.probe)), self._device
         )  # not as it lies in the store
@@ -93,6 +97,7 @@ class Worker:
             meeting_point=self._meeting_point.address,
             fingerprint=proof,
             step=replica.step,
+            warnings=[str(w.message) for w in caught if issubclass(w.category, AspectWarning)],
         )
 
     def train(self, plan: Plan) -> Report:
@@ -127,7 +132,9 @@ class Worker:
 
     def save(self, folder: Any) -> str:
         """Write a checkpoint of the replica; returns its digest."""
-        return checkpoint.save(folder, self._loop.replica, self._spec.name)
+        replica = self._loop.replica
+        with self._weave.around("checkpoint", Step(replica.training, replica.step)):
+            return checkpoint.save(folder, replica, self._spec.name, self._weave.aspects)
 
     @ray.method(concurrency_group="control")
     def ask_pause(self, generation: int) -> None:
@@ -201,9 +208,7 @@ class Worker:
         if self._evaluation is None:
             return
         replica = self._loop.replica
-        step = Step(
-            replica.model, replica.optimizer, self._spec.clock, self._spec.seed, replica.step
-        )
+        step = Step(replica.training, replica.step)
         self._loop.buffers.snapshot()
         try:
             values = self._evaluation.run(
@@ -216,6 +221,9 @@ class Worker:
     def _report(self, ending: Ending, **why: str) -> Report:
         replica = self._loop.replica
         return Report(
+            samples=replica.samples,
+            tokens=replica.tokens,
+            costs=self._weave.spent(),
             ending=ending,
             step=replica.step,
             committed_at=max(self._records.last_time, self._formed_at),

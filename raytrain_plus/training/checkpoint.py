@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.algorithms.naming import Described, describe
 from raytrain_plus.training.state import Replica
 
 _MANIFEST = "manifest.json"
@@ -20,10 +23,11 @@ class CheckpointError(ValueError):
     """A checkpoint that is incomplete, damaged, or of another model."""
 
 
-def save(folder: Path, replica: Replica, run: str) -> str:
+def save(folder: Path, replica: Replica, run: str, aspects: Sequence[Aspect] = ()) -> str:
     """Write a checkpoint; returns the digest of the state.
 
-    `model.safetensors` is the model's `state_dict()` and loads into the plain model;
+    `model.safetensors` is the model's `state_dict()` and, unless an aspect has added parameters
+    (`export.py` takes them away where that is possible), loads into the plain model;
     `rest.safetensors` and the manifest hold the rest. The folder appears at once, by a rename,
     when all of it is on disk.
 
@@ -50,6 +54,7 @@ def save(folder: Path, replica: Replica, run: str) -> str:
     manifest: dict[str, Any] = {
         "format": 1,
         "run": run,
+        "algorithms": [describe(aspect) for aspect in aspects],
         "digest": digest,
         "files": sizes,
         "scalars": replica.scalars(),
@@ -85,6 +90,15 @@ def load(folder: Path, replica: Replica) -> None:
         replica.load({n: t for n, t in tensors.items() if n not in tied}, manifest["scalars"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {folder} does not fit: {error}") from error
+
+
+def algorithms_of(folder: Path) -> list[Described]:
+    """Return the aspects with which a checkpoint was trained.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+    """
+    return [Described(*one) for one in _read_manifest(folder)["algorithms"]]
 
 
 def step_of(folder: Path) -> int:

@@ -121,6 +121,7 @@ class Exchange:
                     lambda _, i=i: arrived(i)
                 )
                 for i, parameter in enumerate(self._parameters)
+                if parameter.requires_grad  # an aspect may have frozen it for this step
             ]
         try:
             run()

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
-from raytrain_plus.clock import Clock
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Batch, Task, TaskError
 from raytrain_plus.training.buffers import Buffers
@@ -21,6 +21,8 @@ from raytrain_plus.training.reduction import (
     LANE_WIDTH,
     LOSS,
     PAUSE,
+    SAMPLES,
+    TOKENS,
     WEIGHT,
     Leaf,
     Reduced,
@@ -59,9 +61,7 @@ class TrainingLoop:
     Args:
         task: the user's task.
         replica: the state that the steps change.
-        weave: the run's aspects.
-        clock: the lengths of the run.
-        seed: the run's seed.
+        weave: the run's aspects, which built the replica.
         enter: called with the name of each phase as it begins, the hook of progress and abort;
             what it raises ends the step, whose traces are undone.
     """
@@ -71,16 +71,15 @@ class TrainingLoop:
         task: Task,
         replica: Replica,
         weave: Weave,
-        clock: Clock,
-        seed: int,
         enter: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.replica = replica
         self.buffers = Buffers(replica.model)
         self._task = task
         self._weave = weave
-        self._clock = clock
-        self._seed = seed
+        self._clock = replica.training.clock
+        self._seed = replica.training.seed
+        self._epoch: AbstractContextManager[None] | None = None
         self._enter = enter
         in_forward = {id(p): place for place, p in enumerate(replica.model.parameters())}
         self._parameters = sorted(replica.parameters.values(), key=lambda p: in_forward[id(p)])
@@ -113,21 +112,25 @@ class TrainingLoop:
         """End the generation, if there is one."""
         if self._exchange is not None:
             self._exchange.end()
+        self._leave_epoch()
 
     def run_step(self, parts: Sequence[Batch], *, ask_pause: bool = False) -> StepResult:
         """Run one step: a part per logical rank of ours, and one update.
 
         The join points, in order:
 
-            step                          on every worker
-                per logical rank:
-                    batch
-                        forward           outputs of the part
-                        loss              one loss per sample
-                        backward          gradient of the weighted sum of the losses
-                (all workers exchange their sums)
-                update                    gradients are the global mean
-            evaluate                      between steps, when it is due (`evaluation.py`)
+            fit                               around a replica's life (`state.py`)
+                epoch                         in each generation that has a part of it
+                    step                      on every worker
+                        per logical rank:
+                            batch
+                                forward       outputs of the part
+                                loss          one loss per sample
+                                backward      gradient of the weighted sum of the losses
+                        (all workers exchange their sums)
+                        update                gradients are the global mean
+                    evaluate                  between steps, when it is due (`evaluation.py`)
+                    checkpoint                between steps, when it is due (`checkpoint.py`)
 
         Args:
             parts: our logical ranks' batches, in order.
@@ -139,7 +142,8 @@ class TrainingLoop:
                 stood before the step, unless the update itself had begun: it is then `torn`.
         """
         replica = self.replica
-        step = Step(replica.model, replica.optimizer, self._clock, self._seed, replica.step)
+        step = Step(replica.training, replica.step, self._compute)
+        self._enter_epoch(step)
         rows = np.zeros((len(self._ranks), LANE_WIDTH))
         rows[0, PAUSE] = ask_pause
         rows[0, BUSY_SECONDS] = self._busy_seconds()
@@ -159,13 +163,17 @@ class TrainingLoop:
             replica.torn = True
             self._update(step, reduced, rate_factor)
         replica.step += 1
+        replica.samples += int(lane[SAMPLES])
+        replica.tokens += int(lane[TOKENS])
         replica.torn = False
+        if replica.step % self._clock.steps_per_epoch == 0:
+            self._leave_epoch()
         return StepResult(replica.step, loss, bool(lane[PAUSE] > 0), float(lane[BUSY_SECONDS]))
 
     def probe(self, batch: Batch) -> Leaf:
         """Compute one leaf on the present state and leave no trace of it."""
         replica = self.replica
-        step = Step(replica.model, replica.optimizer, self._clock, self._seed, 0)
+        step = Step(replica.training, 0, self._compute)
         replica.model.train()
         self.buffers.snapshot()
         self._run_part(step, 0, batch, np.zeros(LANE_WIDTH), partial(self._backward, step))
@@ -205,20 +213,39 @@ class TrainingLoop:
         backward: Callable[[Tensor], None],
     ) -> None:
         """Compute the loss of one logical rank's part, and let `backward` take its gradient."""
-        self.buffers.restore()
-        seed_global_generators(seed_for(self._seed, "step", step.number, rank))
-        step.logical_rank, step.batch, step.weights = rank, batch, None
+        self._begin_part(step.number, rank)
+        step.logical_rank, step.batch, step.weights, step.notes = rank, batch, None, {}
         with self._weave.around("batch", step):
             self._enter("forward")
-            with self._weave.around("forward", step):
-                step.outputs = self._task.forward(step.model, step.batch)
-            with self._weave.around("loss", step):
-                step.losses = self._task.loss(step.outputs, step.batch)
-            total, weight = _weighted_sum(step)
+            self._forward(step)
+            losses, weight, samples = _weighted(step)
+            total = losses.sum()
             row[LOSS], row[WEIGHT] = total.item(), weight
+            row[SAMPLES], row[TOKENS] = samples, samples * _tokens_per_sample(step)
             self._enter("backward")
             backward(total)
         step.outputs = step.losses = None
+
+    def _forward(self, step: Step) -> None:
+        with self._weave.around("forward", step):
+            step.outputs = self._task.forward(step.model, step.batch)
+        with self._weave.around("loss", step):
+            step.losses = self._task.loss(step.outputs, step.batch)
+
+    def _compute(self, step: Step, batch: Batch) -> Tensor:
+        """Run forward and loss of a batch in the middle of a part, and leave no trace."""
+        before = step.batch, step.outputs, step.losses, step.weights
+        step.batch, step.weights = batch, None
+        try:
+            self._forward(step)
+            return _weighted(step)[0]
+        finally:
+            step.batch, step.outputs, step.losses, step.weights = before
+            self._begin_part(step.number, step.logical_rank)
+
+    def _begin_part(self, number: int, rank: int) -> None:
+        self.buffers.restore()
+        seed_global_generators(seed_for(self._seed, "step", number, rank))
 
     def _backward(self, step: Step, total: Tensor) -> None:
         with self._weave.around("backward", step):
@@ -251,12 +278,24 @@ class TrainingLoop:
             )
         return loss
 
+    def _enter_epoch(self, step: Step) -> None:
+        if self._epoch is None:
+            epoch = self._weave.around("epoch", step)
+            epoch.__enter__()
+            self._epoch = epoch
+
+    def _leave_epoch(self) -> None:
+        epoch, self._epoch = self._epoch, None
+        if epoch is not None:
+            epoch.__exit__(None, None, None)
+
     def _busy_seconds(self) -> float:
         before, self._cpu_before = self._cpu_before, time.process_time()
         return self._cpu_before - before
 
 
-def _weighted_sum(step: Step) -> tuple[Tensor, float]:
+def _weighted(step: Step) -> tuple[Tensor, float, int]:
+    """Return the weighted losses, the sum of the weights, and how many are not zero."""
     losses = step.losses
     n = len(next(iter(step.batch.values())))
     if not isinstance(losses, Tensor) or losses.shape != (n,):
@@ -266,5 +305,12 @@ def _weighted_sum(step: Step) -> tuple[Tensor, float]:
             f"{got}: use reduction='none' and do not average"
         )
     if step.weights is None:
-        return losses.sum(), float(n)
-    return (losses * step.weights).sum(), float(step.weights.sum().item())
+        return losses, float(n), n
+    samples = int(step.weights.count_nonzero().item())
+    return losses * step.weights, float(step.weights.sum().item()), samples
+
+
+def _tokens_per_sample(step: Step) -> int:
+    if step.tokens is None:
+        return 0
+    return math.prod(step.batch[step.tokens].shape[1:])

@@ -30,8 +30,8 @@ Leaf = list[Tensor]
 Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
 
 # What a row of the control lane holds, one row per logical rank; everybody sees their sum.
-LOSS, WEIGHT, PAUSE, BUSY_SECONDS = range(4)
-LANE_WIDTH = 4
+LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS = range(6)
+LANE_WIDTH = 6
 
 _ALIGNMENT = 64  # elements: every tensor starts where vectorised kernels treat it alike
 _SLICED_ABOVE = 1 << 18  # elements; below, one slice has the lower latency

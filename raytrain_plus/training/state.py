@@ -3,32 +3,44 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from raytrain_plus.algorithms import Step, Training, Weave
+from raytrain_plus.clock import Clock
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Task, TaskError
 
 Scalars = dict[str, Any]
 
 
+_ONE_STEP = Clock(total_steps=1, steps_per_epoch=1, batch_size=1, evaluate_every=1)
+
+
 class Replica:
-    """A model, its optimizer, and the number of committed steps.
+    """A model, its optimizer, what aspects keep, and how much has been trained.
 
     Attributes:
+        training: what is the same in all steps.
         parameters: the trainable parameters by name, in name order.
         step: committed steps.
+        samples, tokens: how many have been trained on, which may be fewer than have been loaded.
         torn: an update has begun and not ended, so that this is the state of no step.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, training: Training) -> None:
+        model, optimizer = training.model, training.optimizer
+        self.training = training
         self.model = model
         self.optimizer = optimizer
         self.step = 0
+        self.samples = 0
+        self.tokens = 0
         self.torn = False
+        self._fit: AbstractContextManager[None] = nullcontext()
         self.parameters: dict[str, nn.Parameter] = dict(
             sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
         )
@@ -44,14 +56,44 @@ class Replica:
                 raise TaskError("the optimizer holds a tensor that is no parameter of the model")
 
     @classmethod
-    def build(cls, task: Task, seed: int, device: torch.device) -> "Replica":
-        """Make the task's model and optimizer, the same on every worker of the run."""
+    def build(
+        cls,
+        task: Task,
+        seed: int,
+        device: torch.device,
+        *,
+        weave: Weave | None = None,
+        clock: Clock = _ONE_STEP,
+    ) -> "Replica":
+        """Make the task's model and optimizer, the same on every worker of the run.
+
+        The `fit` advice of the weave changes them; `undo_fit` changes them back.
+        """
         seed_global_generators(seed_for(seed, "model"))
         model = task.model()
         if not isinstance(model, nn.Module):
             raise TaskError(f"task.model() returned a {type(model).__name__}, not an nn.Module")
         model = model.to(device)
-        return cls(model, task.optimizer(model))
+        training = Training(
+            model=model,
+            optimizer=task.optimizer(model),
+            clock=clock,
+            seed=seed,
+            target=task.target,
+            tokens=task.tokens,
+        )
+        fit = (weave or Weave(())).around("fit", Step(training, 0))
+        seed_global_generators(seed_for(seed, "fit"))
+        fit.__enter__()
+        replica = cls(training)
+        replica._fit = fit
+        return replica
+
+    def undo_fit(self) -> nn.Module:
+        """Change the model back to what the task made; returns it. Nothing can be trained then."""
+        self._fit.__exit__(None, None, None)
+        self._fit = nullcontext()
+        return self.model
 
     def set_learning_rate(self, factor: float) -> None:
         """Set every parameter group's learning rate to `factor` times its initial one."""
@@ -65,12 +107,22 @@ class Replica:
         for name, key, value in self._optimizer_state():
             if isinstance(value, Tensor):
                 found[f"optimizer/{name}/{key}"] = value.detach()
+        for aspect, key, value in self._aspect_state():
+            if isinstance(value, Tensor):
+                found[f"aspects/{aspect}/{key}"] = value.detach()
         return dict(sorted(found.items()))
 
     def scalars(self) -> Scalars:
         """Return the rest of the state, as JSON can hold it."""
         return {
             "step": self.step,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "aspects": {
+                f"{aspect}/{key}": value
+                for aspect, key, value in self._aspect_state()
+                if not isinstance(value, Tensor)
+            },
             "groups": [
                 {key: value for key, value in group.items() if key != "params"}
                 for group in self.optimizer.param_groups
@@ -84,13 +136,14 @@ class Replica:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], scalars: Scalars) -> None:
-        """Take over another replica's state; model tensors are filled in place.
+        """Take over another replica's state; tensors of model and aspects are filled in place.
 
         Raises:
             ValueError: the state belongs to another model, naming the tensors that differ.
         """
-        own = {n: t for n, t in self.tensors().items() if n.startswith("model/")}
-        theirs = {n: t for n, t in tensors.items() if n.startswith("model/")}
+        filled = ("model/", "aspects/")
+        own = {n: t for n, t in self.tensors().items() if n.startswith(filled)}
+        theirs = {n: t for n, t in tensors.items() if n.startswith(filled)}
         ours = {n: (t.shape, t.dtype) for n, t in own.items()}
         given = {n: (t.shape, t.dtype) for n, t in theirs.items()}
         differing = sorted(n for n in ours.keys() | given.keys() if ours.get(n) != given.get(n))
@@ -103,21 +156,27 @@ class Replica:
         for full, tensor in tensors.items():
             if full.startswith("optimizer/"):
                 name, _, key = full.removeprefix("optimizer/").rpartition("/")
-                self.optimizer.state[by_name[name]][key] = tensor.clone()
+                self.optimizer.state[by_name[name]][key] = _laid_out_like(by_name[name], tensor)
         for full, value in scalars["optimizer"].items():
             name, _, key = full.rpartition("/")
             self.optimizer.state[by_name[name]][key] = value
+        for full, value in scalars["aspects"].items():
+            aspect, _, key = full.partition("/")
+            self.training.states[aspect][key] = value
         for group, saved in zip(self.optimizer.param_groups, scalars["groups"], strict=True):
             for key, value in saved.items():
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         self.step = scalars["step"]
+        self.samples, self.tokens = scalars["samples"], scalars["tokens"]
         self.torn = False
 
     def digest(self) -> str:
-        """Return the sha256 over the bytes of model and optimizer state in name order."""
+        """Return the sha256 over the bytes of model, optimizer and aspects in name order."""
         hashed = hashlib.sha256()
         entries: dict[str, Any] = {**self.tensors()}
-        entries |= {f"optimizer/{n}": v for n, v in self.scalars()["optimizer"].items()}
+        scalars = self.scalars()
+        entries |= {f"optimizer/{n}": v for n, v in scalars["optimizer"].items()}
+        entries |= {f"aspects/{n}": v for n, v in scalars["aspects"].items()}
         for _, value in sorted(entries.items()):
             hashed.update(
                 tensor_bytes(value) if isinstance(value, Tensor) else json.dumps(value).encode()
@@ -127,12 +186,26 @@ class Replica:
     def _optimized(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def _aspect_state(self) -> list[tuple[str, str, Any]]:
+        return [
+            (aspect, key, value)
+            for aspect, state in self.training.states.items()
+            for key, value in state.items()
+        ]
+
     def _optimizer_state(self) -> list[tuple[str, str, Any]]:
         return [
             (self._names[id(p)], str(key), value)
             for p in self._optimized()
             for key, value in self.optimizer.state.get(p, {}).items()
         ]
+
+
+def _laid_out_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
+    """Copy a tensor into a parameter's strides: other strides may be added up by other kernels."""
+    if tensor.shape != parameter.shape:
+        return tensor.clone()
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -16,10 +16,12 @@ from raytrain_plus.algorithms import (
     GradientClipping,
     LabelSmoothing,
     Step,
+    Training,
     Weave,
     parse_algorithm,
 )
-from raytrain_plus.algorithms.aspect import JOIN_POINTS, in_order
+from raytrain_plus.algorithms.aspect import JOIN_POINTS
+from raytrain_plus.algorithms.weave import in_order
 from raytrain_plus.clock import Clock
 
 CLOCK = Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5)
@@ -33,7 +35,12 @@ def aspect(name, **declared):
 
 def make_step(number=3):
     model = torch.nn.Linear(1, 1)
-    return Step(model, torch.optim.SGD(model.parameters(), 0.1), CLOCK, 17, number)
+    return Step(
+        Training(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), clock=CLOCK, seed=17
+        ),
+        number,
+    )
 
 
 def outcome(aspects):
@@ -219,7 +226,7 @@ def test_settings_are_checked_and_cannot_be_changed():
         ("GradientClipping:norm=0.5", GradientClipping(norm=0.5)),
         (
             "LabelSmoothing:smoothing=0.2,target=digit",
-            LabelSmoothing(smoothing=0.2, target="digit"),
+            LabelSmoothing(smoothing=0.2),
         ),
         ("LabelSmoothing: smoothing = 1 ,", LabelSmoothing(smoothing=1)),
     ],

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from raytrain_plus.algorithms import GradientClipping, Step, Weave
+from raytrain_plus.algorithms import GradientClipping, Step, Training, Weave
 from raytrain_plus.algorithms.gradient_clipping import clip_by_global_norm
 from raytrain_plus.clock import Clock
 
@@ -77,7 +77,12 @@ def test_the_aspect_clips_before_the_optimizer_sees_the_gradients():
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         parameter.grad = gradient.clone()
     expected, _ = by_torch(gradients, 0.5)
-    step = Step(both, torch.optim.SGD(both.parameters(), 0.1), CLOCK, 17, 0)
+    step = Step(
+        Training(
+            model=both, optimizer=torch.optim.SGD(both.parameters(), 0.1), clock=CLOCK, seed=17
+        ),
+        0,
+    )
     with Weave([GradientClipping(norm=0.5)]).around("update", step):
         seen = [p.grad.clone() for p in model.parameters()]
     torch.testing.assert_close(seen, expected)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from raytrain_plus.algorithms import LabelSmoothing, Step, Weave
+from raytrain_plus.algorithms import LabelSmoothing, Step, Training, Weave
 from raytrain_plus.algorithms.label_smoothing import smooth_labels
 from raytrain_plus.clock import Clock
 
@@ -50,7 +50,12 @@ def test_probabilities_have_the_type_of_the_logits(dtype):
 def test_the_aspect_smooths_the_labels_for_the_loss_alone(target):
     logits, labels = draw(6, 4)
     model = nn.Linear(1, 1)
-    step = Step(model, torch.optim.SGD(model.parameters(), 0.1), CLOCK, 17, 0)
+    step = Step(
+        Training(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), clock=CLOCK, seed=17
+        ),
+        0,
+    )
     step.batch, step.outputs = {target: labels, "other": logits}, logits
     weave = Weave([LabelSmoothing(smoothing=0.3, target=target)])
     with weave.around("loss", step):

@@ -104,8 +104,9 @@ def part(step, rank):
 
 
 def make_loop(task, ranges, wire, *, algorithms=(), seed=SEED, enter=lambda _: None):
-    replica = Replica.build(task, seed, torch.device("cpu"))
-    loop = TrainingLoop(task, replica, Weave(algorithms), CLOCK, seed, enter)
+    weave = Weave(algorithms)
+    replica = Replica.build(task, seed, torch.device("cpu"), weave=weave, clock=CLOCK)
+    loop = TrainingLoop(task, replica, weave, enter)
     loop.begin(ranges, wire)
     return loop
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchmetrics import CatMetric, Metric, SpearmanCorrCoef, SumMetric
 from torchmetrics.classification import BinaryPrecisionRecallCurve, MulticlassAccuracy
 
-from raytrain_plus.algorithms import Aspect, Step, Weave
+from raytrain_plus.algorithms import Aspect, Step, Training, Weave
 from raytrain_plus.clock import Clock
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Order
@@ -91,7 +91,15 @@ def evaluate(task, table, ranges, algorithms=(), entered=None):
     order = Order(rows=source.rows, lanes=ranks, seed=SEED, window=source.window, shuffle=False)
     evaluation = Evaluation(task, source, order, ROWS, SEED)
     model = task.model()
-    step = Step(model, torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), CLOCK, SEED, 4)
+    step = Step(
+        Training(
+            model=model,
+            optimizer=torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1),
+            clock=CLOCK,
+            seed=SEED,
+        ),
+        4,
+    )
     weave = Weave(algorithms)
     enter = (lambda _: None) if entered is None else entered.append
     payloads = []

@@ -1,0 +1,122 @@
+"""From what a user writes to an aspect, and from an aspect to what another process can read."""
+
+import ast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pydantic
+
+from raytrain_plus.algorithms.aspect import Aspect, AspectError
+from raytrain_plus.algorithms.library import ALGORITHMS
+from raytrain_plus.task import TaskError, import_named
+
+
+class Described(NamedTuple):
+    """An aspect as data.
+
+    Attributes:
+        kind: a name of the library, or `module:Class`.
+        settings: its settings, as JSON can hold them.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+
+
+def parse_algorithm(text: str) -> Aspect:
+    """Make an aspect from `Name`, `Name:key=value,key=value`, or `module:Class:key=value`.
+
+    Raises:
+        AspectError: there is no such algorithm or setting, or a value is not allowed.
+    """
+    parts = text.split(":")
+    # After a colon stand settings, which have an equals sign, or the class in a module.
+    of_a_user = len(parts) > 1 and parts[1] and "=" not in parts[1]
+    name = ":".join(parts[:2]) if of_a_user else parts[0]
+    settings_text = ":".join(parts[2 if of_a_user else 1 :])
+    settings: dict[str, Any] = {}
+    for item in _split(settings_text):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise AspectError(f"setting {item!r} of {name} is not of the form key=value")
+        settings[key.strip()] = _value(value.strip())
+    return make(Described(name, settings))
+
+
+def make(described: Described) -> Aspect:
+    """Make an aspect from its description.
+
+    Raises:
+        AspectError: there is no such algorithm or setting, or a value is not allowed.
+    """
+    name, settings = described
+    kind = _kind(name)
+    try:
+        return kind(**settings)
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise AspectError(f"settings of {name}: {wrong}. It has {_known(kind)}") from error
+
+
+def describe(aspect: Aspect) -> Described:
+    """Return what `make` makes the same aspect from, in a process that can import its class."""
+    kind = type(aspect)
+    known = ALGORITHMS.get(kind.__name__) is kind
+    name = kind.__name__ if known else f"{kind.__module__}:{kind.__qualname__}"
+    return Described(name, aspect.model_dump(mode="json"))
+
+
+def portable(aspect: Aspect) -> Aspect | Described:
+    """Return what can be sent to a process whose import path is still to be set.
+
+    An aspect of a script or of a function cannot be imported; it travels as it is.
+    """
+    kind = type(aspect)
+    importable = kind.__module__ != "__main__" and "<locals>" not in kind.__qualname__
+    return describe(aspect) if importable else aspect
+
+
+def unpack(aspects: Sequence[Aspect | Described]) -> list[Aspect]:
+    """Return the aspects that were made portable."""
+    return [make(one) if isinstance(one, tuple) else one for one in aspects]
+
+
+def _kind(name: str) -> type[Aspect]:
+    if ":" not in name:
+        if name not in ALGORITHMS:
+            raise AspectError(
+                f"no algorithm is called {name!r}; there are {', '.join(ALGORITHMS)}. One of your "
+                "own is named module:Class or file.py:Class"
+            )
+        return ALGORITHMS[name]
+    try:
+        kind = import_named(name, "algorithm")
+    except TaskError as error:
+        raise AspectError(str(error)) from error
+    if not (isinstance(kind, type) and issubclass(kind, Aspect)):
+        raise AspectError(f"{name} is no class derived from raytrain_plus.algorithms.Aspect")
+    return kind
+
+
+def _known(kind: type[Aspect]) -> str:
+    fields = kind.model_fields.items()
+    return ", ".join(f"{k}={f.default!r}" for k, f in fields) or "no settings"
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas that stand outside of brackets."""
+    found, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [item for item in found if item.strip()]
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,1 @@
+"""Small models of the reference tasks, written plainly."""
