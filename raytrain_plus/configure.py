@@ -139,6 +139,18 @@ def check_algorithms(algorithms: Sequence[Aspect]) -> None:
     Weave(algorithms)
 
 
+def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
+    """Return what to train and to evaluate on: what is given, or else what the task names.
+
+    Raises:
+        ConfigError: there is nothing to train on.
+    """
+    data = data if data is not None else task.data()
+    if data is None:
+        raise ConfigError("no training data: give `data`, or define the task's data()")
+    return data, evaluation_data if evaluation_data is not None else task.evaluation_data()
+
+
 def open_for(
     task: Task, data: pa.Table | Stream | Mixture | str | os.PathLike[str], what: str
 ) -> Source:

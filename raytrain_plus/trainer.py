@@ -96,13 +96,7 @@ class ElasticTrainer:
         configure.check_algorithms(algorithms)
         loaded = load_task(task)
         configure.check_task(loaded)
-        data = data if data is not None else loaded.data()
-        if data is None:
-            raise configure.ConfigError(
-                "no training data: give `data`, or define the task's data()"
-            )
-        if evaluation_data is None:
-            evaluation_data = loaded.evaluation_data()
+        data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
         source = configure.open_for(loaded, data, "training data")
         described = {f"data {key}": value for key, value in source.described().items()}
         if evaluation_data is not None:

@@ -6,9 +6,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raytrain_plus.clock import Clock, Duration, DurationError
+from raytrain_plus.clock import Clock, Duration, DurationError, Lengths, run_length
 
 COUNTS = st.integers(1, 10**9)
+
+
+def lengths(per_epoch, batch_size, tokens=0):
+    return Lengths(steps_per_epoch=per_epoch, batch_size=batch_size, tokens_per_sample=tokens)
 
 
 @pytest.mark.parametrize(
@@ -30,21 +34,22 @@ COUNTS = st.integers(1, 10**9)
 def test_a_duration_is_a_number_and_a_unit(text, value, unit, steps):
     duration = Duration.parse(text)
     assert (duration.value, duration.unit) == (value, unit)
-    assert duration.steps(steps_per_epoch=25, batch_size=32) == steps
+    assert run_length(text, lengths(25, 32)) == steps
 
 
 @given(COUNTS, st.integers(1, 100_000))
 @example(10**9, 49)  # a factor of 1 / 49 would make it one step less
 def test_whole_units_give_whole_steps(count, size):
-    assert Duration.parse(f"{count}ba").steps(size, size) == count
-    assert Duration.parse(f"{count * size}sp").steps(1, size) == count
-    assert Duration.parse(f"{count}ep").steps(size, 1) == count * size
+    assert Duration.parse(f"{count}ba").steps(lengths(size, size)) == count
+    assert Duration.parse(f"{count * size}sp").steps(lengths(1, size)) == count
+    assert Duration.parse(f"{count}ep").steps(lengths(size, 1)) == count * size
+    assert Duration.parse(f"{count * size}tok").steps(lengths(1, 1, size)) == count
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(0, 10**4))
 def test_a_batch_that_is_not_full_is_no_step(count, size, more):
     more %= size
-    assert Duration.parse(f"{count * size + more}sp").steps(1, size) == count
+    assert Duration.parse(f"{count * size + more}sp").steps(lengths(1, size)) == count
 
 
 @pytest.mark.parametrize(
@@ -56,11 +61,10 @@ def test_a_batch_that_is_not_full_is_no_step(count, size, more):
         ("-1ep", "not a number and a unit"),
         ("1e3ba", "not a number and a unit"),
         ("10epochs", "the units are ep (epochs), ba (batches (steps)), sp (samples)"),
-        ("10tok", "write 10ep, 500ba or 20000sp"),
-        ("0ep", "must be above zero"),
-        ("0ba", "must be above zero"),
-        ("1.5ba", "only epochs may be a fraction"),
-        ("0.5sp", "only epochs may be a fraction"),
+        ("10hours", "write 10ep, 500ba, 20000sp, 1000000tok or 0.5dur"),
+        ("1.5ba", "only epochs and dur may be a fraction"),
+        ("0.5sp", "only epochs and dur may be a fraction"),
+        ("1.01dur", "longer than the run"),
         (None, "not a number and a unit"),
         (10, "not a number and a unit"),
     ],
@@ -69,6 +73,32 @@ def test_what_is_no_duration_is_refused_with_what_it_should_be(text, says):
     with pytest.raises(DurationError, match=re.escape(says)) as refused:
         Duration.parse(text)
     assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0ep", "must be above zero"),
+        ("0ba", "must be above zero"),
+        ("0.5dur", "cannot be its length"),
+        ("100tok", "set the task's `tokens`"),
+    ],
+)
+def test_a_run_has_a_length_that_can_be_counted(text, says):
+    with pytest.raises(DurationError, match=re.escape(says)):
+        run_length(text, lengths(10, 8))
+
+
+def test_times_within_a_run_scale_with_it():
+    assert [clock(total).step_of("0.25dur") for total in (4, 40, 42)] == [1, 10, 10]
+    assert [clock(40).step_of(t) for t in ("0dur", "1dur", "2ep", "7ba", "64sp")] == [
+        0,
+        40,
+        20,
+        7,
+        2,
+    ]
+    assert run_length("0.5dur", lengths(10, 8), 30) == 15  # between two evaluations
 
 
 def clock(total, per_epoch=10, every=4):

@@ -231,9 +231,30 @@ def test_data_that_suits_is_opened():
 # -- lengths
 
 
+def clock_of(source, duration, every, batch_size, **attributes):
+    return configure.clock(
+        source,
+        with_(**attributes),
+        duration=duration,
+        evaluate_every=every,
+        batch_size=batch_size,
+        logical_ranks=4,
+    )
+
+
+def test_tokens_are_counted_where_the_task_says_what_they_are():
+    source = open_source(table(), None)
+    counted = clock_of(source, "48tok", "0.5dur", 8, tokens="x")
+    assert (counted.tokens_per_sample, counted.total_steps, counted.evaluate_every) == (2, 3, 1)
+    with says(DurationError, "tokens"):
+        clock_of(source, "48tok", "1ep", 8)
+    with says(DataError, "'words'", "x, label"):
+        clock_of(source, "48tok", "1ep", 8, tokens="words")
+
+
 def test_a_clock_counts_whole_batches():
     source = open_source(table(43), None)
-    clock = configure.clock(source, "2.5ep", "1ep", 8, 4)
+    clock = clock_of(source, "2.5ep", "1ep", 8)
     assert (clock.steps_per_epoch, clock.total_steps, clock.evaluate_every) == (5, 12, 5)
     assert clock.batch_size == 8
 
@@ -248,7 +269,7 @@ def test_a_clock_counts_whole_batches():
 )
 def test_lengths_that_make_no_sense_are_refused(duration, every, batch_size, error, parts):
     with says(error, *parts):
-        configure.clock(open_source(table(), None), duration, every, batch_size, 4)
+        clock_of(open_source(table(), None), duration, every, batch_size)
 
 
 def test_an_evaluation_computes_at_least_as_much_at_once_as_a_step():

@@ -31,7 +31,7 @@ def parse_algorithm(text: str) -> Aspect:
     """
     parts = text.split(":")
     # After a colon stand settings, which have an equals sign, or the class in a module.
-    of_a_user = len(parts) > 1 and parts[1] and "=" not in parts[1]
+    of_a_user = parts[0] not in ALGORITHMS and len(parts) > 1 and "=" not in parts[1]
     name = ":".join(parts[:2]) if of_a_user else parts[0]
     settings_text = ":".join(parts[2 if of_a_user else 1 :])
     settings: dict[str, Any] = {}

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from raytrain_plus.algorithms import parse_algorithm
+from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.cli.data import data_app
 from raytrain_plus.configure import ConfigError
@@ -32,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(algorithms)
+app.command()(export)
 
 Storage = Annotated[
     str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")

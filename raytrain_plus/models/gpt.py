@@ -31,7 +31,10 @@ class Attention(nn.Module):
 
     def attend(self, q_bhtd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
         """Return the values, weighted by softmax(q k / sqrt(d)) over the tokens up to each."""
-        return functional.scaled_dot_product_attention(q_bhtd, k_bhtd, v_bhtd, is_causal=True)
+        attended: Tensor = functional.scaled_dot_product_attention(
+            q_bhtd, k_bhtd, v_bhtd, is_causal=True
+        )
+        return attended
 
 
 class FeedForward(nn.Module):

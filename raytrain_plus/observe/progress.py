@@ -67,6 +67,8 @@ class ProgressLine:
                 )
             elif event["event"] == "generation":
                 self._generation, self._workers = event["generation"], event["workers"]
+            elif event["event"] == "warning":
+                self._progress.console.print(f"warning: {event['text']}", highlight=False)
             elif event["event"] == "step":
                 self._recent.append((event["time"], event["step"]))
         steps = [event for event in events if event["event"] == "step"]
@@ -112,6 +114,13 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     }
     for name, value in summary["metrics"].items():
         rows[name] = f"{value:.4f}" if isinstance(value, float) else str(value)
+    for what in ("samples", "tokens"):
+        if summary[what]["trained"] != summary[what]["loaded"]:
+            rows[f"{what} trained"] = (
+                f"{summary[what]['trained']:,} of {summary[what]['loaded']:,} loaded"
+            )
+    for name, cost in summary["algorithms"].items():
+        rows[name] = f"{cost['seconds']:.3f} s in its advice, acted {cost['acted']:,} times"
     rows |= {
         "generations": str(len(generations)),
         "workers": " > ".join(str(g["workers"]) for g in generations),

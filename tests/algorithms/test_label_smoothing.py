@@ -52,12 +52,16 @@ def test_the_aspect_smooths_the_labels_for_the_loss_alone(target):
     model = nn.Linear(1, 1)
     step = Step(
         Training(
-            model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), clock=CLOCK, seed=17
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), 0.1),
+            clock=CLOCK,
+            seed=17,
+            target=target,
         ),
         0,
     )
     step.batch, step.outputs = {target: labels, "other": logits}, logits
-    weave = Weave([LabelSmoothing(smoothing=0.3, target=target)])
+    weave = Weave([LabelSmoothing(smoothing=0.3)])
     with weave.around("loss", step):
         assert torch.equal(step.batch[target], smooth_labels(labels, logits, 0.3))
         assert step.batch["other"] is logits

@@ -91,15 +91,8 @@ def evaluate(task, table, ranges, algorithms=(), entered=None):
     order = Order(rows=source.rows, lanes=ranks, seed=SEED, window=source.window, shuffle=False)
     evaluation = Evaluation(task, source, order, ROWS, SEED)
     model = task.model()
-    step = Step(
-        Training(
-            model=model,
-            optimizer=torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1),
-            clock=CLOCK,
-            seed=SEED,
-        ),
-        4,
-    )
+    idle = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
+    step = Step(Training(model=model, optimizer=idle, clock=CLOCK, seed=SEED), 4)
     weave = Weave(algorithms)
     enter = (lambda _: None) if entered is None else entered.append
     payloads = []

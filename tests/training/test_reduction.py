@@ -218,5 +218,5 @@ def test_the_lane_is_summed_in_the_order_of_the_tree(ranks, width, seed):
 
 def test_the_lane_summed_from_left_to_right_has_other_bits():
     """The negative control."""
-    rows = draw(7, [])[1]
+    rows = draw(9, [])[1]
     assert sum(rows[:, LOSS].tolist()) != tree_sum(rows)[LOSS]

@@ -1,0 +1,87 @@
+"""The commands that show algorithms and take them off a model again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raytrain_plus.algorithms import ALGORITHMS, Aspect, parse_algorithm
+from raytrain_plus.algorithms.weave import explain as explained
+from raytrain_plus.algorithms.weave import in_order
+from raytrain_plus.cli.answers import Debug, Json, answer
+from raytrain_plus.configure import ConfigError
+from raytrain_plus.elastic.steering import folder_of
+from raytrain_plus.task import load_task
+from raytrain_plus.training import export as exporting
+
+
+def algorithms(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME[:key=value,...]]...", help="Also module:Class."),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show who acts where, and in which order.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List algorithms and their settings, or explain how some go together."""
+
+    def run() -> dict[str, Any]:
+        chosen = [parse_algorithm(name) for name in names or ALGORITHMS]
+        if not explain:
+            listed = {a.name: a.model_dump(mode="json") for a in chosen}
+            if not as_json:
+                _show_settings(chosen)
+            return {"algorithms": listed}
+        if not names:
+            raise ConfigError("--explain needs the names of the algorithms to explain")
+        order, points = [a.name for a in in_order(chosen)], explained(chosen)
+        if not as_json:
+            _show_weave(order, points)
+        return {"order": order, "weave": points}
+
+    answer(run, as_json=as_json, debug=debug)
+
+
+def export(
+    task: Annotated[str, typer.Argument(help="module:attribute or file.py:attribute")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="The safetensors file to write.")],
+    storage: Annotated[str, typer.Option(help="Where runs are kept.")] = "~/ray_results",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the plain model of a run's last checkpoint, without what algorithms changed in it."""
+
+    def written() -> dict[str, Any]:
+        found = sorted(folder_of(run, storage).glob("checkpoint_*"))
+        if not found:
+            raise ConfigError(f"run {run!r} has no checkpoint yet")
+        model = exporting.export(load_task(task), found[-1])
+        exporting.write(model, to)
+        if not as_json:
+            Console().print(f"{to}: the plain model of {found[-1]}", highlight=False)
+        return {"checkpoint": str(found[-1]), "file": str(to)}
+
+    answer(written, as_json=as_json, debug=debug)
+
+
+def _show_settings(chosen: Sequence[Aspect]) -> None:
+    table = Table("algorithm", "settings", box=None)
+    for aspect in chosen:
+        settings = ", ".join(f"{key}={value!r}" for key, value in aspect.model_dump().items())
+        table.add_row(aspect.name, settings or "none")
+    Console().print(table)
+
+
+def _show_weave(order: Sequence[str], points: dict[str, list[str]]) -> None:
+    table = Table("join point", "advice, outermost first", box=None)
+    for point, names in points.items():
+        table.add_row(point, " > ".join(names))
+    Console().print(table)
+    Console().print(f"order: {' > '.join(order)}", highlight=False)

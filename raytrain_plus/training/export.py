@@ -1,0 +1,51 @@
+"""From a checkpoint to a plain model, without what aspects have changed in it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from raytrain_plus.algorithms import Aspect, Weave
+from raytrain_plus.algorithms.naming import make
+from raytrain_plus.task import Task
+from raytrain_plus.training import checkpoint
+from raytrain_plus.training.state import Replica
+
+
+def export(task: Task, folder: Path, algorithms: Sequence[Aspect] | None = None) -> nn.Module:
+    """Return the model of a checkpoint as the task makes it, on the CPU, in evaluation mode.
+
+    Every aspect undoes what it has done to the model: averages take the place of the weights they
+    are of, factors are multiplied, exchanged layers come back. A method that has added something
+    which the plain model has no place for (a gate, say) is undone all the same, and says in its
+    card that the function is then another one.
+
+    Args:
+        task: the task of the run.
+        folder: the checkpoint.
+        algorithms: the run's aspects. Default: those that the checkpoint names.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged, or of another model.
+        AspectError: an aspect of the checkpoint cannot be imported.
+    """
+    if algorithms is None:
+        algorithms = [make(described) for described in checkpoint.algorithms_of(folder)]
+    replica = Replica.build(task, 0, torch.device("cpu"), weave=Weave(algorithms))
+    checkpoint.load(folder, replica)
+    return replica.undo_fit().eval()
+
+
+def write(model: nn.Module, path: Path) -> None:
+    """Write a model's `state_dict()` as safetensors; the file appears at once.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    state = {n: t.cpu().contiguous().clone() for n, t in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    safetensors.torch.save_file(state, temporary)
+    temporary.replace(path)
