@@ -1,5 +1,6 @@
 """What a user writes: a model, its optimizer, its loss, and how to measure it."""
 
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -92,16 +93,41 @@ class Task:
         return None
 
 
-def load_task(task: Task | str) -> Task:
+def load_task(task: Task | str, settings: Mapping[str, Any] | None = None) -> Task:
     """Return the task that a `"module:attribute"` string or `"file.py:attribute"` names.
 
     The attribute may be a Task, or a class or function that makes one without arguments.
 
+    Args:
+        task: the name, or the task itself.
+        settings: fields of the task to set otherwise; it must then be a dataclass.
+
     Raises:
-        TaskError: the name has another form, its import fails, or it is no task.
+        TaskError: the name has another form, its import fails, it is no task, or it has no such
+            settings.
     """
-    if isinstance(task, Task):
-        return task
+    loaded = task if isinstance(task, Task) else _named(task)
+    return _set(loaded, settings) if settings else loaded
+
+
+def _set(task: Task, settings: Mapping[str, Any]) -> Task:
+    if not dataclasses.is_dataclass(task):
+        raise TaskError(
+            f"task {type(task).__name__} has no settings and cannot be given "
+            f"{', '.join(settings)}: make it a dataclass with these fields"
+        )
+    fields = [field.name for field in dataclasses.fields(task) if field.init]
+    unknown = [name for name in settings if name not in fields]
+    if unknown:
+        raise TaskError(
+            f"task {type(task).__name__} has no setting {', '.join(unknown)}; it has "
+            f"{', '.join(fields)}"
+        )
+    changed: Task = dataclasses.replace(task, **settings)
+    return changed
+
+
+def _named(task: str) -> Task:
     if not isinstance(task, str):
         raise TaskError(f"a task is a raytrain_plus.Task or 'module:attribute', not {task!r}")
     found = import_named(task, "task")

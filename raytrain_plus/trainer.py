@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -47,6 +47,7 @@ class ElasticTrainer:
 
     Args:
         task: a Task, or where to import one: `"module:attribute"` or `"file.py:attribute"`.
+        task_settings: fields of the task, which is then a dataclass, to set otherwise.
         data: the training data: a Stream or the URL of one, a Mixture, a pyarrow.Table, an Arrow or
             Parquet file, or a folder of them. Default: `task.data()`.
         evaluation_data: likewise for evaluation. Default: `task.evaluation_data()`; without any,
@@ -74,6 +75,7 @@ class ElasticTrainer:
         self,
         *,
         task: Task | str,
+        task_settings: Mapping[str, Any] | None = None,
         data: Data | None = None,
         evaluation_data: Data | None = None,
         batch_size: int = 256,
@@ -94,7 +96,7 @@ class ElasticTrainer:
         configure.check_sizes(batch_size, logical_ranks, workers)
         configure.check_run_config(run)
         configure.check_algorithms(algorithms)
-        loaded = load_task(task)
+        loaded = load_task(task, task_settings)
         configure.check_task(loaded)
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
         source = configure.open_for(loaded, data, "training data")
@@ -103,13 +105,9 @@ class ElasticTrainer:
             held_out = configure.open_for(loaded, evaluation_data, "evaluation data")
             described["evaluation data"] = held_out.identity
             held_out.release()
+        sizes = {"batch_size": batch_size, "logical_ranks": logical_ranks}
         lengths = configure.clock(
-            source,
-            loaded,
-            duration=duration,
-            evaluate_every=evaluate_every,
-            batch_size=batch_size,
-            logical_ranks=logical_ranks,
+            source, loaded, duration=duration, evaluate_every=evaluate_every, **sizes
         )
         probe = configure.probe(source, batch_size // logical_ranks)
         source.release()
@@ -117,8 +115,8 @@ class ElasticTrainer:
         self._resume = resume
         self._identity = {
             "seed": seed,
-            "logical_ranks": logical_ranks,
-            "batch_size": batch_size,
+            **sizes,
+            "task settings": dict(task_settings or {}),
             **described,
             "total_steps": lengths.total_steps,
             "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
@@ -127,6 +125,7 @@ class ElasticTrainer:
             name=name,
             folder=configure.run_folder(run.storage_path, name, resume=resume),
             task=task,
+            task_settings=dict(task_settings or {}),
             import_paths=configure.import_paths(),
             data=data,
             evaluation_data=evaluation_data,

@@ -38,7 +38,7 @@ PURE = [
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
     {"seeds", "clock", "task", "observe.journal"},
-    {"models"},
+    {"schedules", "models"},
     {"algorithms", "streams", "observe"},
     {"training"},
     {"elastic"},
@@ -46,6 +46,7 @@ LAYERS = [
     {"trainer"},
     {"frontier"},
     {"demo"},
+    {"reference"},
     {"cli"},
     {"__main__"},
 ]

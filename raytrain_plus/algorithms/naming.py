@@ -1,7 +1,7 @@
 """From what a user writes to an aspect, and from an aspect to what another process can read."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pydantic
@@ -33,14 +33,23 @@ def parse_algorithm(text: str) -> Aspect:
     # After a colon stand settings, which have an equals sign, or the class in a module.
     of_a_user = parts[0] not in ALGORITHMS and len(parts) > 1 and "=" not in parts[1]
     name = ":".join(parts[:2]) if of_a_user else parts[0]
-    settings_text = ":".join(parts[2 if of_a_user else 1 :])
+    settings = ":".join(parts[2 if of_a_user else 1 :])
+    return make(Described(name, parse_settings(_split(settings), name)))
+
+
+def parse_settings(items: Iterable[str], owner: str) -> dict[str, Any]:
+    """Read settings of the form `key=value`; a value is a Python literal, or else a text.
+
+    Raises:
+        AspectError: one is of another form.
+    """
     settings: dict[str, Any] = {}
-    for item in _split(settings_text):
+    for item in items:
         key, equals, value = item.partition("=")
         if not equals:
-            raise AspectError(f"setting {item!r} of {name} is not of the form key=value")
+            raise AspectError(f"setting {item!r} of {owner} is not of the form key=value")
         settings[key.strip()] = _value(value.strip())
-    return make(Described(name, settings))
+    return settings
 
 
 def make(described: Described) -> Aspect:

@@ -13,7 +13,7 @@ import ray.train
 import typer
 from rich.console import Console
 
-from raytrain_plus.algorithms import parse_algorithm
+from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.cli.data import data_app
@@ -21,6 +21,7 @@ from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
 from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.frontier.recipe import Recipe, read_recipe
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
@@ -54,12 +55,27 @@ def train(  # noqa: PLR0913 - one option each
     evaluation_data: Annotated[str | None, typer.Option(help="Likewise, to evaluate on.")] = None,
     workers: Annotated[str, typer.Option(metavar="MIN:MAX or N")] = "1",
     logical_ranks: Annotated[int, typer.Option(help="Parts of a batch, V.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Samples per step, over all workers.")] = 256,
-    duration: Annotated[str, typer.Option(help="10ep, 500ba or 20000sp.")] = "1ep",
-    evaluate_every: Annotated[str, typer.Option(help="In the same units.")] = "1ep",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples per step, over all workers. Default: 256.")
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option(help="10ep, 500ba, 20000sp or 1000000tok. Default: 1ep.")
+    ] = None,
+    evaluate_every: Annotated[
+        str, typer.Option(help="In the same units, or 0.1dur of the whole run.")
+    ] = "1ep",
     seed: Annotated[int, typer.Option(help="Where all chance comes from.")] = 17,
     algorithm: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:key=value,...]", help="May be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME[:key=value,...]", help="Or module:Class. May be repeated."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(metavar="key=value", help="A field of the task. May be repeated."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A YAML file, or one that comes along, as cluttered_digits/medium."),
     ] = None,
     storage: Storage = _DEFAULT_STORAGE,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: a new one.")] = None,
@@ -76,16 +92,18 @@ def train(  # noqa: PLR0913 - one option each
     """Train a task with workers that may come and go."""
 
     def run() -> dict[str, Any]:
+        said = read_recipe(recipe) if recipe else Recipe(duration="1ep", batch_size=256)
         trainer = ElasticTrainer(
             task=task,
+            task_settings={**said.task, **parse_settings(setting or [], "the task")},
             data=data,
             evaluation_data=evaluation_data,
-            batch_size=batch_size,
-            duration=duration,
+            batch_size=batch_size or said.batch_size,
+            duration=duration or said.duration,
             evaluate_every=evaluate_every,
             seed=seed,
             logical_ranks=logical_ranks,
-            algorithms=[parse_algorithm(text) for text in algorithm or []],
+            algorithms=[*said.aspects(), *(parse_algorithm(text) for text in algorithm or [])],
             scaling_config=ray.train.ScalingConfig(num_workers=_range(workers), use_gpu=gpu),
             run_config=ray.train.RunConfig(name=name or _new_name(task), storage_path=storage),
             elastic=ElasticConfig(

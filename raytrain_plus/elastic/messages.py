@@ -59,6 +59,7 @@ class RunSpec:
         name: the run's name.
         folder: where its journal and checkpoints are.
         task: the task, or where to import it from.
+        task_settings: fields of the task that are set otherwise.
         import_paths: folders that workers add to `sys.path`.
         data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
@@ -70,6 +71,7 @@ class RunSpec:
     name: str
     folder: Path
     task: Task | str
+    task_settings: Mapping[str, Any]
     import_paths: Sequence[str]
     data: Any
     evaluation_data: Any

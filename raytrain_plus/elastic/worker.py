@@ -67,7 +67,7 @@ class Worker:
         sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
         self._device = prepare_process(spec.threads)
         self._spec = spec
-        self._task = load_task(spec.task)
+        self._task = load_task(spec.task, spec.task_settings)
         self._source, self._order = open_data(spec, self._task)
         self._evaluation = open_evaluation(spec, self._task)
         self._weave = Weave(unpack(spec.algorithms))
@@ -85,6 +85,7 @@ class Worker:
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
         }
         proof = {**identity, **fingerprint(self._loop, batch, self._device)}
+        self._weave.spent()  # what the probe cost is not the run's
         if spec.resume_from is not None:
             checkpoint.load(spec.resume_from, replica)
         self._progress.step = replica.step

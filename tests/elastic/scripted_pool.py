@@ -41,6 +41,7 @@ def make_spec(folder, **changes):
         "logical_ranks": 8,
         "evaluation_rows": 8,
         "probe": {},
+        "task_settings": {},
         "clock": Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5),
         "seed": 17,
         "algorithms": (),

@@ -1,0 +1,1 @@
+"""Recipes, and the search for those on the time/quality frontier."""

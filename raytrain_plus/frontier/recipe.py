@@ -1,0 +1,93 @@
+"""Recipes: everything about a run that trades time for quality, as data."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.algorithms.naming import Described, make
+from raytrain_plus.algorithms.weave import in_order
+from raytrain_plus.clock import Duration
+
+_BUNDLED = "raytrain_plus.reference"
+
+
+class RecipeError(ValueError):
+    """A recipe that does not exist or cannot be understood."""
+
+
+def _duration(text: str) -> str:
+    Duration.parse(text)
+    return text
+
+
+class Recipe(BaseModel):
+    """One candidate of a sweep.
+
+    Attributes:
+        about: a sentence on what it is.
+        duration: how long to train; the schedule scales with it.
+        batch_size: samples per step.
+        task: settings of the task, such as the learning rate.
+        algorithms: name, or `module:Class` -> settings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    about: str = ""
+    duration: Annotated[str, AfterValidator(_duration)]
+    batch_size: int = Field(gt=0)
+    task: Mapping[str, Any] = Field(default_factory=dict)
+    algorithms: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+
+    def aspects(self) -> list[Aspect]:
+        """Return the algorithms, as they nest.
+
+        Raises:
+            AspectError: one does not exist or is set wrongly, or they do not go together.
+        """
+        return in_order([make(Described(n, dict(s or {}))) for n, s in self.algorithms.items()])
+
+
+def read_recipe(name: str) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: a YAML file, or `task/recipe` for one that comes with a reference task, such as
+            `cluttered_digits/medium`.
+
+    Raises:
+        RecipeError: there is none, or it holds something else.
+    """
+    path = Path(name)
+    bundled = files(_BUNDLED) / "recipes"
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            text = path.read_text()
+        else:
+            text = (bundled / f"{name}.yaml").read_text()
+    except OSError as error:
+        raise RecipeError(
+            f"there is no recipe {name!r}: give a .yaml file or one of {', '.join(bundled_names())}"
+        ) from error
+    try:
+        return Recipe.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"recipe {name}: {wrong}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {name} is no YAML: {error}") from error
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the recipes that come with the reference tasks."""
+    folder = files(_BUNDLED) / "recipes"
+    return sorted(
+        f"{task.name}/{recipe.name.removesuffix('.yaml')}"
+        for task in folder.iterdir()
+        for recipe in task.iterdir()
+    )
