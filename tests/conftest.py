@@ -20,6 +20,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "end_to_end" in item.path.parts)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The number of threads is part of the bits, so it is fixed."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def cluster():
     from tests.end_to_end import runs

@@ -1,11 +1,10 @@
 """Label smoothing (Szegedy et al. 2015, arXiv 1512.00567)."""
 
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from raytrain_plus.algorithms.aspect import Advice, Aspect, Step
+from raytrain_plus.algorithms.labels import soft_labels
 
 
 class LabelSmoothing(Aspect):
@@ -28,15 +27,14 @@ class LabelSmoothing(Aspect):
 
 
 def smooth_labels(labels: Tensor, logits: Tensor, smoothing: float) -> Tensor:
-    """Return class probabilities for integer labels.
+    """Return class probabilities.
 
     Args:
-        labels: class indices, shape (n,).
+        labels: class indices, shape (n,), or class probabilities, shape (n, classes).
         logits: shape (n, classes); gives the number of classes and the dtype.
         smoothing: the share of the uniform distribution, in [0, 1].
 
     Returns:
         Probabilities of shape (n, classes).
     """
-    hot = functional.one_hot(labels.to(torch.int64), logits.shape[1]).to(logits.dtype)
-    return hot * (1.0 - smoothing) + smoothing / logits.shape[1]
+    return soft_labels(labels, logits) * (1.0 - smoothing) + smoothing / logits.shape[1]

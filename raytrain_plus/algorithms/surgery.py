@@ -142,7 +142,7 @@ class Surgery:
         for group in self.optimizer.param_groups:
             if any(p is parameter for p in group["params"]):
                 self._drop([parameter])
-                self._undo.append(lambda: group["params"].append(parameter))
+                self._undo.append(functools.partial(_append, group, parameter))
                 return
 
     def _drop(self, parameters: list[nn.Parameter]) -> None:
@@ -152,6 +152,10 @@ class Surgery:
             group["params"] = [p for p in group["params"] if id(p) not in gone]
         for parameter in parameters:
             self.optimizer.state.pop(parameter, None)
+
+
+def _append(group: dict[str, Any], parameter: nn.Parameter) -> None:
+    group["params"] = [*group["params"], parameter]
 
 
 @functools.cache

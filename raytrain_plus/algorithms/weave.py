@@ -174,24 +174,28 @@ def in_order(aspects: Sequence[Aspect]) -> list[Aspect]:
         for other in sorted(by_name[name].conflicts_with):
             if other in by_name:
                 raise AspectError(f"{name} and {other} cannot be used together: drop one")
-    outside = _edges(by_name)
-    inside: dict[str, list[str]] = {name: [] for name in by_name}
+    order = _sorted(_edges(by_name))
+    if len(order) < len(by_name):
+        left = sorted(by_name.keys() - set(order))
+        raise AspectError(f"the order of {', '.join(left)} contradicts itself")
+    return [by_name[name] for name in order]
+
+
+def _sorted(outside: Mapping[str, set[str]]) -> list[str]:
+    """Return names such that each comes after those outside of it, else by alphabet."""
+    inside: dict[str, list[str]] = {name: [] for name in outside}
     for name, others in outside.items():
         for other in others:
             inside[other].append(name)
     waiting = {name: len(others) for name, others in outside.items()}
     free = sorted(name for name, n in waiting.items() if not n)
-    ordered: list[Aspect] = []
+    ordered: list[str] = []
     while free:
-        name = heapq.heappop(free)
-        ordered.append(by_name[name])
-        for other in inside[name]:
+        ordered.append(heapq.heappop(free))
+        for other in inside[ordered[-1]]:
             waiting[other] -= 1
             if not waiting[other]:
                 heapq.heappush(free, other)
-    if len(ordered) < len(by_name):
-        left = sorted(by_name.keys() - {aspect.name for aspect in ordered})
-        raise AspectError(f"the order of {', '.join(left)} contradicts itself")
     return ordered
 
 

@@ -64,7 +64,8 @@ class Block(nn.Module):
     def forward(self, x_btd: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         x_btd = x_btd + self.attention(self.attention_norm(x_btd))
-        return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
+        changed: Tensor = x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
+        return changed
 
 
 class GPT(nn.Module):

@@ -1,5 +1,6 @@
 """A small residual network for small images (He et al. 2015, arXiv 1512.03385)."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,7 @@ class ResNet(nn.Module):
             nn.ReLU(),
         )
         blocks: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             blocks.append(ResidualBlock(before, after, 2))
             blocks += [ResidualBlock(after, after) for _ in range(depth - 1)]
         self.blocks = nn.Sequential(*blocks)

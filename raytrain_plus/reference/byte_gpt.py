@@ -44,11 +44,11 @@ class ByteGPT(Task):
     columns = {"tokens": (CONTEXT + 1,)}  # noqa: RUF012 - a constant of the class
     tokens = "tokens"
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 6.7e-3
     beta2: float = 0.99
-    weight_decay: float = 0.1
-    schedule_name: str = "cosine"
-    warmup: float = 0.1
+    weight_decay: float = 0.107
+    schedule_name: str = "linear"
+    warmup: float = 0.2
     layers: int = 3
     width: int = 96
     heads: int = 4

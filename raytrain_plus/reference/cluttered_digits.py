@@ -47,10 +47,10 @@ class ClutteredDigits(Task):
 
     columns = {"image": (1, SIZE, SIZE), "label": ()}  # noqa: RUF012 - a constant of the class
 
-    learning_rate: float = 0.2
+    learning_rate: float = 0.0341
     momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule_name: str = "cosine"
+    weight_decay: float = 4.28e-3
+    schedule_name: str = "linear"
     warmup: float = 0.1
     widths: tuple[int, ...] = (16, 32, 64)
     depth: int = 2

@@ -6,7 +6,8 @@ from what the logical rank before it on the same worker left behind. Afterwards 
 tree as the gradient; an integer buffer (a counter) takes the value that logical rank 0 gave it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,21 @@ class Buffers:
         for (module, key, value), start in zip(self._places, self._start, strict=True):
             value.copy_(start)
             module._buffers[key] = value  # noqa: SLF001 - a forward may have put another one here
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let the model work on copies of the last snapshot for a while.
+
+        A graph may keep what it was lent; the model's own buffers are not touched.
+        """
+        own = self._values()
+        for (module, key, _), start in zip(self._places, self._start, strict=True):
+            module._buffers[key] = start.clone()  # noqa: SLF001
+        try:
+            yield
+        finally:
+            for (module, key, _), value in zip(self._places, own, strict=True):
+                module._buffers[key] = value  # noqa: SLF001
 
     @torch.no_grad()
     def changes(self) -> list[Tensor]:

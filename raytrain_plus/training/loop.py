@@ -213,10 +213,11 @@ class TrainingLoop:
         backward: Callable[[Tensor], None],
     ) -> None:
         """Compute the loss of one logical rank's part, and let `backward` take its gradient."""
-        self._begin_part(step.number, rank)
+        self._enter("forward")
+        self.buffers.restore()
+        self._seed_part(step.number, rank)
         step.logical_rank, step.batch, step.weights, step.notes = rank, batch, None, {}
         with self._weave.around("batch", step):
-            self._enter("forward")
             self._forward(step)
             losses, weight, samples = _weighted(step)
             total = losses.sum()
@@ -237,14 +238,14 @@ class TrainingLoop:
         before = step.batch, step.outputs, step.losses, step.weights
         step.batch, step.weights = batch, None
         try:
-            self._forward(step)
+            with self.buffers.lent():
+                self._forward(step)
             return _weighted(step)[0]
         finally:
             step.batch, step.outputs, step.losses, step.weights = before
-            self._begin_part(step.number, step.logical_rank)
+            self._seed_part(step.number, step.logical_rank)
 
-    def _begin_part(self, number: int, rank: int) -> None:
-        self.buffers.restore()
+    def _seed_part(self, number: int, rank: int) -> None:
         seed_global_generators(seed_for(self._seed, "step", number, rank))
 
     def _backward(self, step: Step, total: Tensor) -> None:

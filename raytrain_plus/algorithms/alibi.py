@@ -1,0 +1,204 @@
+"""ALiBi: attention with linear biases (Press, Smith, Lewis 2021, arXiv 2108.12409)."""
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from raytrain_plus.algorithms.aspect import Advice, Aspect, AspectError, Step
+from raytrain_plus.algorithms.surgery import Surgery
+from raytrain_plus.algorithms.transformer_layers import (
+    SELF_ATTENTION,
+    known,
+    layers,
+    position_embeddings,
+)
+
+_MASKED_BY_ADDING = ("sdpa", "eager", None)  # None stands for eager where nobody has chosen
+
+
+class ALiBi(Aspect):
+    """Let attention fall off with the distance of tokens, in place of position embeddings.
+
+    The position embeddings are frozen and no longer looked up, and come back as they were.
+    """
+
+    def fit(self, step: Step) -> Advice:
+        """Bias attention by distance."""
+        surgery = apply_alibi(step.model, step.optimizer)
+        surgery.warn_if_unchanged("ALiBi", "attention without a bias")
+        yield
+        surgery.undo()
+
+
+def apply_alibi(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery:
+    """Bias every self-attention of a model by distance, and make its position embeddings zero.
+
+    Args:
+        model: GPT of this package, or GPT-2 or BERT of `transformers` with `sdpa` or `eager`
+            attention. BERT looks both ways: its bias is that of the distance |i - j|.
+        optimizer: may be left out; no parameter is added.
+
+    Raises:
+        AspectError: no attention of the model is known, or it takes no mask that can be added.
+    """
+    surgery = Surgery(model, optimizer)
+    if not any(known(module, SELF_ATTENTION) for module in model.modules()):
+        raise AspectError(
+            f"ALiBi knows no attention in {type(model).__name__}: it looked for modules of the "
+            f"classes {', '.join(SELF_ATTENTION)}. Use such a model, or leave ALiBi out"
+        )
+    for name, module, _, heads in layers(surgery, SELF_ATTENTION, _BiasedByDistance):
+        if getattr(module, "is_cross_attention", False):
+            continue  # the distance between tokens of two sequences means nothing
+        if not hasattr(module, "attend"):
+            _check_implementation(name, module)
+            count = getattr(module, heads)
+            surgery.mix_in(name, module, _MaskWithDistance, alibi_heads=count)
+        else:
+            surgery.mix_in(name, module, _AttendWithDistance)
+    for name, embedding in position_embeddings(model):
+        if not isinstance(embedding, _NoPosition):
+            surgery.mix_in(name, embedding, _NoPosition)
+            _freeze(surgery, embedding)
+    return surgery
+
+
+@functools.lru_cache(maxsize=4)
+def distance_bias(
+    heads: int,
+    queries: int,
+    keys: int,
+    *,
+    first: int = 0,
+    causal: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return what ALiBi adds to q k / sqrt(d): minus the distance, times each head's slope.
+
+    The tensor is shared between calls and must not be changed.
+
+    Args:
+        heads: how many there are; see `slopes`.
+        queries: their number; query 0 stands at position `first`.
+        keys: their number; key 0 stands at position 0.
+        first: how many keys come before the first query. Default 0.
+        causal: whether keys after the query get minus infinity. Default True.
+        dtype: of the queries. Default float32.
+        device: of the queries. Default the CPU.
+
+    Returns:
+        Shape (1, heads, queries, keys).
+    """
+    # One that is made in inference mode could not take part in training later.
+    with torch.inference_mode(mode=False):
+        i = torch.arange(first, first + queries, device=device)[:, None]
+        j = torch.arange(keys, device=device)[None, :]
+        each = torch.tensor(slopes(heads), dtype=torch.float32, device=device)
+        bias = -each[:, None, None] * (i - j).abs()
+        if causal:
+            bias = bias.masked_fill(j > i, -math.inf)
+        return bias[None].to(dtype)
+
+
+def slopes(heads: int) -> list[float]:
+    """Return the slope of each head: the geometric sequence 2^(-8/heads), 2^(-16/heads), ...
+
+    A number of heads that is no power of two takes that of the power below, and then every other
+    slope of the power above.
+
+    Raises:
+        AspectError: there is no head.
+    """
+    if heads < 1:
+        raise AspectError(f"ALiBi for {heads} heads: there must be at least 1")
+    below = 1 << (heads.bit_length() - 1)
+    sequence = [2 ** (-8 * (k + 1) / below) for k in range(below)]
+    between = [2 ** (-4 * (k + 1) / below) for k in range(0, 2 * below, 2)]
+    return sequence + between[: heads - below]
+
+
+class _BiasedByDistance:
+    """Marks attention that is biased already."""
+
+
+class _AttendWithDistance(_BiasedByDistance):
+    """For attention that has a method of its own for what follows after the projections."""
+
+    def attend(self, q_bhtd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
+        _, heads, t, _ = q_bhtd.shape
+        bias = distance_bias(heads, t, t, dtype=q_bhtd.dtype, device=q_bhtd.device)
+        attended: Tensor = functional.scaled_dot_product_attention(
+            q_bhtd, k_bhtd, v_bhtd, attn_mask=bias
+        )
+        return attended
+
+
+class _MaskWithDistance(_BiasedByDistance):
+    """For attention of `transformers`: all of its implementations add a mask of floats."""
+
+    alibi_heads: int
+    is_causal: bool
+    layer_idx: int
+
+    def forward(
+        self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, **given: Any
+    ) -> Any:
+        cache = given.get("cache", given.get("past_key_values"))  # the older name
+        first = 0 if cache is None else int(cache.get_seq_length(self.layer_idx))
+        queries = hidden_states.shape[1]
+        bias = distance_bias(
+            self.alibi_heads,
+            queries,
+            first + queries if attention_mask is None else attention_mask.shape[-1],
+            first=first,
+            # Without a mask the layer relies on a flag that is only heeded without a mask.
+            causal=attention_mask is None and self.is_causal,
+            dtype=hidden_states.dtype,
+            device=hidden_states.device,
+        )
+        if attention_mask is None:
+            mask = bias
+        elif attention_mask.dtype == torch.bool:
+            # Not infinite: where a row is masked as a whole (padding), not every kernel of
+            # attention has an answer to infinities alone.
+            mask = torch.where(attention_mask, bias, torch.finfo(bias.dtype).min)
+        else:
+            mask = bias + attention_mask
+        return super().forward(hidden_states, attention_mask=mask, **given)  # type: ignore[misc]
+
+
+class _NoPosition:
+    """For an embedding of positions: zero for all, also for those beyond its size."""
+
+    weight: nn.Parameter
+    embedding_dim: int
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.weight.new_zeros((*positions.shape, self.embedding_dim))
+
+
+def _freeze(surgery: Surgery, embedding: nn.Embedding) -> None:
+    """Keep weight decay away from what gets no gradient, until the surgery is undone."""
+    before = embedding.weight.requires_grad
+    embedding.requires_grad_(requires_grad=False)
+
+    def undo() -> None:
+        embedding.requires_grad_(requires_grad=before)
+
+    surgery.on_undo(undo)
+
+
+def _check_implementation(name: str, module: nn.Module) -> None:
+    config: Any = module.config
+    chosen = config._attn_implementation  # noqa: SLF001 - there is no public name for it
+    if chosen not in _MASKED_BY_ADDING:
+        raise AspectError(
+            f"ALiBi cannot bias the attention {name!r}, whose implementation is {chosen!r}: make "
+            "the model with attn_implementation='sdpa' or 'eager'"
+        )

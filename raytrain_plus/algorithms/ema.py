@@ -1,0 +1,95 @@
+"""Exponential moving average of the weights (Tarvainen and Valpola 2017, arXiv 1703.01780)."""
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from raytrain_plus.algorithms.aspect import Advice, Aspect, Step
+from raytrain_plus.algorithms.times import Interval, Time, due
+from raytrain_plus.algorithms.weight_averaging import (
+    averaged,
+    count_one_more,
+    kept,
+    load_average,
+    move_average,
+    settle,
+)
+
+
+class EMA(Aspect):
+    """Evaluate and export a moving average of the weights; the training itself is unchanged.
+
+    Trainable parameters and floating buffers (BatchNorm statistics) are averaged. Before `start`
+    there is no average, and the live weights are evaluated.
+
+    Attributes:
+        half_life: after how long a value counts half in the average. Default "100ba".
+        smoothing: the average's share in its own next value, in [0, 1), instead of a half life.
+            Default None.
+        update_interval: from one update of the average to the next. Default "1ba", every step.
+        start: when the average begins, with the weights of that moment. Default "0dur".
+    """
+
+    runs_after = ("*",)  # `fit` must see what other methods have made of the model
+    conflicts_with = ("SWA",)
+
+    half_life: Interval = "100ba"
+    smoothing: float | None = Field(default=None, ge=0, lt=1)
+    update_interval: Interval = "1ba"
+    start: Time = "0dur"
+
+    def fit(self, step: Step) -> Advice:
+        """Make room for the average; the exported model holds it."""
+        settle(step.state(self), step.model)
+        yield
+        averages, count = kept(step.state(self))
+        if count:
+            load_average(step.model, averages)
+
+    def update(self, step: Step) -> Advice:
+        """Move the average towards the weights that the optimizer leaves."""
+        if not due(step.clock, step.number + 1, self.start, self.update_interval):
+            return
+        yield
+        averages, count = kept(step.state(self))
+        update_ema(averages, step.model, self._smoothing(step) if count else 0.0)
+        count_one_more(step.state(self))
+
+    def evaluate(self, step: Step) -> Advice:
+        """Evaluate the average."""
+        averages, count = kept(step.state(self))
+        if not count:
+            return
+        with averaged(step.model, averages):
+            yield
+
+    def _smoothing(self, step: Step) -> float:
+        if self.smoothing is not None:
+            return self.smoothing
+        half_life, interval = (
+            max(1, step.clock.step_of(text)) for text in (self.half_life, self.update_interval)
+        )
+        return smoothing_of(half_life, interval)
+
+
+def update_ema(averages: Mapping[str, Tensor], model: nn.Module, smoothing: float) -> None:
+    """Update averages in place: `smoothing * average + (1 - smoothing) * value`.
+
+    Args:
+        averages: by name, from `weight_averaging.begin_average(model)`.
+        model: whose values are averaged.
+        smoothing: in [0, 1]; 0 makes the averages the present values.
+    """
+    move_average(averages, model, 1.0 - smoothing)
+
+
+def smoothing_of(half_life: float, interval: float = 1) -> float:
+    """Return the smoothing with which a value counts half after `half_life` steps.
+
+    Args:
+        half_life: in steps, above zero.
+        interval: steps between two updates.
+    """
+    smoothing: float = 0.5 ** (interval / half_life)
+    return smoothing

@@ -1,0 +1,85 @@
+"""Layer freezing (FreezeOut, Brock et al. 2017, arXiv 1706.04983; as in MosaicML's Composer)."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from raytrain_plus.algorithms.aspect import Advice, Aspect, Step
+from raytrain_plus.algorithms.times import Time, check_order
+
+
+class LayerFreezing(Aspect):
+    """Stop training layers one after the other, from the front, as training proceeds.
+
+    No gradient is computed for a frozen layer, and the backward ends where the frozen ones begin.
+    Neither momentum nor weight decay moves it any more. Its BatchNorm statistics still move.
+
+    Attributes:
+        fraction: of the layers, how many are frozen in the end, in [0, 1). Default 0.5.
+        start: until when none is. Default "0.5dur".
+        finish: when all of them are; between, the number grows linearly. Default "1dur".
+    """
+
+    fraction: float = Field(default=0.5, ge=0, lt=1)
+    start: Time = "0.5dur"
+    finish: Time = "1dur"
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        check_order(self.start, self.finish)
+        return self
+
+    def step(self, step: Step) -> Advice:
+        """Freeze for one step."""
+        frozen = freeze_layers(step.model, self._share(step))
+        if not frozen:
+            return
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_()
+
+    def update(self, step: Step) -> Advice:
+        """Hide what is frozen from the optimizer, which moves it even at zero gradient."""
+        still = [p for p in step.model.parameters() if not p.requires_grad and p.grad is not None]
+        if not still:
+            return
+        for parameter in still:
+            parameter.grad = None
+        yield
+
+    def _share(self, step: Step) -> float:
+        start, finish = (step.clock.step_of(time) for time in (self.start, self.finish))
+        done = (step.number - start) / max(1, finish - start)
+        return self.fraction * min(max(done, 0.0), 1.0)
+
+
+def freeze_layers(model: nn.Module, fraction: float) -> list[nn.Parameter]:
+    """Let the first layers of a model require no gradient; the last layer always does.
+
+    Args:
+        model: the model.
+        fraction: of its layers, rounded down, in [0, 1].
+
+    Returns:
+        The parameters that required a gradient until now.
+    """
+    found = layers(model)
+    first = found[: min(int(fraction * len(found)), len(found) - 1)]
+    frozen = [parameter for layer in first for parameter in layer]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the trainable parameters of each module that has some of its own, in model order.
+
+    A parameter that several modules share belongs to the last of them.
+    """
+    owned = [list(module.parameters(recurse=False)) for module in model.modules()]
+    owner = {parameter: i for i, own in enumerate(owned) for parameter in own}
+    trained = [[p for p in own if p.requires_grad and owner[p] == i] for i, own in enumerate(owned)]
+    return [own for own in trained if own]

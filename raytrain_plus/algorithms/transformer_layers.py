@@ -1,0 +1,68 @@
+"""Where transformers of known families keep attention, position embeddings and feed-forwards.
+
+Classes are known by their path, so that no library of models is imported, and by the path of any
+class that they inherit from, so that a subclass, or a layer that another method has changed, is
+known too.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from raytrain_plus.algorithms.surgery import Surgery
+
+_OURS = "raytrain_plus.models.gpt"
+_GPT2 = "transformers.models.gpt2.modeling_gpt2"
+_BERT = "transformers.models.bert.modeling_bert"
+
+Entry = TypeVar("Entry")
+
+SELF_ATTENTION: Mapping[str, str] = {
+    f"{_OURS}.Attention": "heads",
+    f"{_GPT2}.GPT2Attention": "num_heads",
+    f"{_BERT}.BertSelfAttention": "num_attention_heads",
+}
+"""Class of a self-attention -> its attribute that is the number of heads."""
+
+POSITIONS: Mapping[str, str] = {
+    f"{_OURS}.GPT": "positions",
+    f"{_GPT2}.GPT2Model": "wpe",
+    f"{_BERT}.BertEmbeddings": "position_embeddings",
+}
+"""Class of a module -> its attribute that is the embedding of positions."""
+
+FEED_FORWARD: Mapping[str, str] = {
+    f"{_OURS}.FeedForward": "up",
+    f"{_GPT2}.GPT2MLP": "c_fc",
+    f"{_BERT}.BertIntermediate": "dense",
+}
+"""Class of a feed-forward -> its attribute that is the linear layer before the nonlinearity."""
+
+
+def known(module: nn.Module, table: Mapping[str, Entry]) -> tuple[str, Entry] | None:
+    """Return the path and the entry in a table of the class of a module, or of one it inherits."""
+    for kind in type(module).__mro__:
+        path = f"{kind.__module__}.{kind.__qualname__}"
+        if path in table:
+            return path, table[path]
+    return None
+
+
+def layers(
+    surgery: Surgery, table: Mapping[str, Entry], mixin: type
+) -> Iterator[tuple[str, nn.Module, str, Entry]]:
+    """Yield (name, module, path of its class, entry) of what a table knows and lacks the mixin."""
+    for name, module in surgery.candidates(nn.Module, mixin):
+        found = known(module, table)
+        if found is not None:
+            yield name, module, *found
+
+
+def position_embeddings(model: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
+    """Yield the embeddings of positions of a model, with their names."""
+    for name, owner in list(model.named_modules()):
+        found = known(owner, POSITIONS)
+        embedding: Any = None if found is None else getattr(owner, found[1])
+        if found is not None and isinstance(embedding, nn.Embedding):
+            yield f"{name}.{found[1]}".lstrip("."), embedding

@@ -1,0 +1,94 @@
+"""Averages of a model's weights: made, moved, looked at, and taken over.
+
+What EMA and SWA share. A model's averages are a plain mapping from name to tensor, of every
+trainable parameter and every floating buffer. They are kept in float32 where the model has fewer
+bits, since a small step towards a bfloat16 value would be rounded away.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PREFIX = "average."
+_COUNT = "count"
+
+
+@torch.no_grad()
+def begin_average(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of what is averaged, by name in the model.
+
+    Parameters that do not require a gradient are left out, and so are buffers that are not finite,
+    such as masks: they are constants.
+    """
+    live: list[tuple[str, Tensor]] = [
+        (n, p) for n, p in model.named_parameters() if p.requires_grad
+    ]
+    live += [(n, b) for n, b in model.named_buffers() if _moves(b)]
+    return {n: t.detach().to(_kept_in(t.dtype), copy=True) for n, t in live}
+
+
+@torch.no_grad()
+def move_average(averages: Mapping[str, Tensor], model: nn.Module, weight: float) -> None:
+    """Move averages in place: `average + weight * (value - average)`.
+
+    Args:
+        averages: from `begin_average`.
+        model: the same model, whose values are moved towards.
+        weight: of the present values, in [0, 1]; 1 makes the averages exactly equal to them.
+    """
+    values = [v.to(averages[n].dtype) for n, v in _live(model, averages).items()]
+    torch._foreach_lerp_(list(averages.values()), values, weight)
+
+
+@torch.no_grad()
+def load_average(model: nn.Module, averages: Mapping[str, Tensor]) -> None:
+    """Give a model its averaged values, in place and for good."""
+    for name, value in _live(model, averages).items():
+        value.copy_(averages[name])
+
+
+@contextmanager
+def averaged(model: nn.Module, averages: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model have its averaged values for a while; afterwards it has its own, to the bit."""
+    live = _live(model, averages)
+    own = [value.detach().clone() for value in live.values()]
+    try:
+        load_average(model, averages)
+        yield
+    finally:
+        with torch.no_grad():
+            for value, before in zip(live.values(), own, strict=True):
+                value.copy_(before)
+
+
+def settle(state: dict[str, Any], model: nn.Module) -> None:
+    """Settle what an aspect keeps: the averages of a model, of which there is none yet."""
+    state |= {f"{_PREFIX}{name}": tensor for name, tensor in begin_average(model).items()}
+    state[_COUNT] = 0
+
+
+def kept(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+    """Return the averages that an aspect keeps, and how many values have gone into them."""
+    averages = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
+    return averages, state[_COUNT]
+
+
+def count_one_more(state: dict[str, Any]) -> None:
+    """Note that the averages have been moved."""
+    state[_COUNT] += 1
+
+
+def _live(model: nn.Module, averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensors[name] for name in averages}
+
+
+def _moves(buffer: Tensor) -> bool:
+    return buffer.is_floating_point() and bool(buffer.isfinite().all())
+
+
+def _kept_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,114 @@
+"""Several workers in one process: groups that grow, lose a member in mid-step, and resume.
+
+Workers are threads, and torch's global generators are one per process, so that they compute their
+parts one after the other; messages still cross as they will.
+"""
+
+import itertools
+import threading
+
+from raytrain_plus.training import checkpoint
+from tests.algorithms.tiny import RANKS, build
+from tests.training.wires import Network, NetworkDownError
+
+
+class LostError(RuntimeError):
+    """A worker was killed."""
+
+
+class Turn:
+    """Lets one worker at a time compute its parts, and can kill one of them."""
+
+    def __init__(self, lock, kill_in=None):
+        self.lock = lock
+        self.kill_in = kill_in
+        self.held = False
+
+    def __call__(self, phase):
+        if phase == "forward" and not self.held:
+            self.lock.acquire()
+            self.held = True
+        if phase == self.kill_in:
+            raise LostError(phase)
+        if phase == "exchange":
+            self.end()
+
+    def end(self):
+        if self.held:
+            self.held = False
+            self.lock.release()
+
+
+def ranges_of(workers):
+    cuts = [RANKS * i // workers for i in range(workers + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(cuts)]
+
+
+class Fleet:
+    """The workers of a run.
+
+    Args:
+        task: the task.
+        make_aspects: returns the aspects anew for each worker.
+    """
+
+    def __init__(self, task, make_aspects):
+        self.task = task
+        self.make_aspects = make_aspects
+        self.loops = [self._newcomer()]
+
+    def _newcomer(self):
+        return build(self.task, self.make_aspects())[0]
+
+    @property
+    def replica(self):
+        return self.loops[0].replica
+
+    def resize(self, workers):
+        """Let newcomers join, healed by a survivor; or let the eldest go."""
+        tensors = {name: t.clone() for name, t in self.replica.tensors().items()}
+        scalars = self.replica.scalars()
+        while len(self.loops) < workers:
+            loop = self._newcomer()
+            loop.replica.load(tensors, scalars)
+            self.loops.append(loop)
+        self.loops = self.loops[len(self.loops) - workers :]
+
+    def run(self, steps, kill_in=None):
+        """Run steps; with `kill_in` the last worker dies in that phase of the first of them."""
+        lock, size = threading.Lock(), len(self.loops)
+        ranges = ranges_of(size)
+
+        def train(wire):
+            loop = self.loops[wire.index]
+            dies = kill_in is not None and wire.index == size - 1
+            turn = loop._enter = Turn(lock, kill_in if dies else None)
+            loop.begin(ranges, wire)
+            try:
+                for _ in range(steps):
+                    number = loop.replica.step
+                    loop.run_step([self.task.part(number, r) for r in ranges[wire.index]])
+            finally:
+                turn.end()
+                loop.end()
+
+        if kill_in is None:
+            Network(size).run(train)
+            return
+        try:
+            Network(size).run(train)
+        except (LostError, NetworkDownError):
+            self.loops.pop()
+        else:
+            raise AssertionError(f"nobody was killed in {kill_in}")
+
+    def resume(self, folder):
+        """Write a checkpoint and go on from it with workers that have never seen the run."""
+        aspects = self.make_aspects()
+        checkpoint.save(folder, self.replica, "run", aspects)
+        self.loops = [self._newcomer() for _ in self.loops]
+        for loop in self.loops:
+            checkpoint.load(folder, loop.replica)
+
+    def digests(self):
+        return {loop.replica.digest() for loop in self.loops}

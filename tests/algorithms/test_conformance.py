@@ -1,0 +1,250 @@
+"""The matrix: every aspect keeps every promise, alone and with every other.
+
+An aspect without an entry in `cases` fails the suite.
+"""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from raytrain_plus.algorithms import ALGORITHMS, Aspect, Weave, parse_algorithm
+from raytrain_plus.algorithms.naming import describe, make
+from tests.algorithms.fleet import Fleet
+from tests.algorithms.matrix import CASES
+from tests.algorithms.tiny import RANKS, Alone, TinyImages, TinyTokens, build, trained
+
+ROOT = Path(__file__).parents[2]
+BY_NAME = {case.aspect.name: case for case in CASES}
+SINGLE = [(case, task) for case in CASES for task in case.tasks]
+single = pytest.mark.parametrize(
+    ("case", "task"), SINGLE, ids=[f"{c.aspect.name}-{t.__name__}" for c, t in SINGLE]
+)
+STEPS = 12
+
+
+def compatible(one, other):
+    names = {one.aspect.name, other.aspect.name}
+    return not any(
+        names & set(a.aspect.conflicts_with) and b.aspect.name in a.aspect.conflicts_with
+        for a, b in ((one, other), (other, one))
+    )
+
+
+PAIRS = [
+    (one, other, task)
+    for one, other in itertools.combinations(CASES, 2)
+    for task in (TinyImages, TinyTokens)
+    if task in one.tasks
+    and task in other.tasks
+    and compatible(one, other)
+    # What is slow to start meets everything in the sweeps instead.
+    and not (one.slow or other.slow)
+]
+
+
+def fresh(*aspects):
+    """Return what makes equal aspects, as another process would."""
+    return lambda: [make(describe(aspect)) for aspect in aspects]
+
+
+def snake(name):
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def test_every_algorithm_has_an_entry_a_card_and_tests_of_its_own():
+    assert BY_NAME.keys() == ALGORITHMS.keys()
+    assert len(BY_NAME) == len(CASES)
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests/algorithms").glob("test_*.py"))
+    cards = {path.stem: path.read_text() for path in (ROOT / "docs/algorithms").glob("*.md")}
+    for name, kind in ALGORITHMS.items():
+        card = cards[kind.__module__.rpartition(".")[2]]
+        assert name in card
+        assert "## Effect measured here" in card
+        assert re.search(rf"\b{name}\(", tests), f"no test makes a {name}"
+
+
+def test_every_entry_has_settings_other_than_the_defaults():
+    for case in CASES:
+        if type(case.aspect).model_fields:
+            assert case.aspect != type(case.aspect)(), case.aspect.name
+
+
+@pytest.mark.parametrize("case", CASES, ids=list(BY_NAME))
+def test_settings_survive_as_data_and_as_text(case):
+    described = describe(case.aspect)
+    assert make(described) == case.aspect
+    settings = ",".join(f"{key}={value!r}" for key, value in described.settings.items())
+    assert parse_algorithm(f"{described.kind}:{settings}") == case.aspect
+
+
+@single
+def test_it_trains_the_same_bits_on_any_workers_through_a_kill_a_grow_and_a_resume(
+    case, task, tmp_path
+):
+    undisturbed, _ = trained(task(), fresh(case.aspect)(), steps=7)
+    fleet = Fleet(task(), fresh(case.aspect))
+    fleet.run(1)
+    fleet.resize(3)
+    fleet.run(1)
+    fleet.run(2, kill_in="backward")
+    fleet.run(1)
+    fleet.resume(tmp_path / "checkpoint")  # in the middle of an epoch
+    fleet.run(1)
+    fleet.resize(1)
+    fleet.run(2)
+    fleet.resize(2)
+    fleet.run(1)
+    assert fleet.replica.step == 7
+    assert fleet.digests() == {undisturbed.replica.digest()}
+    assert fleet.replica.samples == undisturbed.replica.samples
+    assert fleet.replica.tokens == undisturbed.replica.tokens
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "task"),
+    PAIRS,
+    ids=[f"{a.aspect.name}-{b.aspect.name}-{t.__name__}" for a, b, t in PAIRS],
+)
+def test_it_composes_with_every_other_in_either_order_of_listing(one, other, task):
+    undisturbed, _ = trained(task(), fresh(one.aspect, other.aspect)(), steps=2)
+    fleet = Fleet(task(), fresh(other.aspect, one.aspect))
+    fleet.resize(2)
+    fleet.run(1)
+    fleet.resize(3)
+    fleet.run(1)
+    assert fleet.digests() == {undisturbed.replica.digest()}
+
+
+@single
+def test_it_acts_when_it_should_and_only_then(case, task):
+    loop, weave = build(task(), [case.aspect])
+    loop.begin([range(RANKS)], Alone())
+    weave.spent()
+    acted = []
+    for step in range(STEPS):
+        loop.run_step([task.part(step, r) for r in range(RANKS)])
+        acted.append(weave.spent()[case.aspect.name]["acted"] > 0)
+    expected = [bool(case.acts and case.acts(step)) for step in range(STEPS)]
+    assert acted == expected
+
+
+@single
+def test_it_changes_what_is_trained(case, task):
+    if case.inert:
+        pytest.skip(case.inert)
+    plain, _ = trained(task(), steps=STEPS)
+    changed, _ = trained(task(), [case.aspect], steps=STEPS)
+    if case.averages:
+        assert any(name.startswith("aspects/") for name in changed.replica.tensors())
+        return
+    assert changed.replica.digest() != plain.replica.digest()
+
+
+@single
+def test_at_its_neutral_setting_it_does_nothing(case, task):
+    if case.neutral is None:
+        pytest.skip("it has no setting at which it does nothing")
+    plain, losses = trained(task(), steps=3)
+    neutral, same = trained(task(), [case.neutral], steps=3)
+    assert same == losses
+    state = neutral.replica.tensors()
+    own = {name: t for name, t in state.items() if not name.startswith("aspects/")}
+    assert own.keys() == plain.replica.tensors().keys()
+    assert all(torch.equal(own[name], t) for name, t in plain.replica.tensors().items())
+
+
+@single
+def test_it_is_undone_cleanly(case, task):
+    loop, _ = trained(task(), [case.aspect], steps=3)
+    batch = task.part(99, 0)
+    model = loop.replica.model.eval()
+    weights = {name: t.clone() for name, t in model.state_dict().items()}
+    with torch.no_grad():
+        before = task().forward(model, batch)
+        model = loop.replica.undo_fit().eval()
+        after = task().forward(model, batch)
+    plain = task().model()
+    assert [(n, type(m)) for n, m in model.named_modules()] == [
+        (n, type(m)) for n, m in plain.named_modules()
+    ]
+    state = model.state_dict()
+    assert {n: (t.shape, t.dtype) for n, t in state.items()} == {
+        n: (t.shape, t.dtype) for n, t in plain.state_dict().items()
+    }
+    optimized = {id(p) for g in loop.replica.optimizer.param_groups for p in g["params"]}
+    assert optimized == {id(p) for p in model.parameters()}
+    plain.load_state_dict(state)
+    if case.same_function:
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    if case.acts is not None and not case.averages:
+        assert all(torch.equal(state[name], weights[name]) for name in state)
+
+
+def test_a_weave_of_all_that_go_together_trains_the_same_bits():
+    for task in (TinyImages, TinyTokens):
+        chosen = []
+        for case in CASES:
+            if task in case.tasks and not case.slow and all(compatible(case, c) for c in chosen):
+                chosen.append(case)
+        aspects = [case.aspect for case in chosen]
+        assert len(aspects) > 5
+        undisturbed, _ = trained(task(), fresh(*aspects)(), steps=2)
+        fleet = Fleet(task(), fresh(*reversed(aspects)))
+        fleet.resize(3)
+        fleet.run(2)
+        assert fleet.digests() == {undisturbed.replica.digest()}
+        assert [a.name for a in Weave(aspects).aspects] == [
+            a.name for a in Weave(aspects[::-1]).aspects
+        ]
+
+
+# -- negative controls: the matrix notices what breaks a promise
+
+
+class DrawsFromItsOwnGenerator(Aspect):
+    """Keeps a generator, whose state depends on how often this very worker has drawn."""
+
+    def batch(self, step):
+        generator = GENERATORS.setdefault(id(self), torch.Generator().manual_seed(1))
+        image = step.batch["image"]
+        step.batch["image"] = image + torch.rand(image.shape, generator=generator)
+        yield
+
+
+class CountsOnTheSide(Aspect):
+    """Keeps a count that no newcomer is given."""
+
+    def update(self, step):
+        COUNTS[id(self)] = COUNTS.get(id(self), 0) + 1
+        for parameter in step.model.parameters():
+            parameter.grad *= COUNTS[id(self)]
+        yield
+
+
+class LosesItsDisguise(Aspect):
+    """Leaves the weights disturbed where a step fails."""
+
+    def batch(self, step):
+        weight = next(step.model.parameters())
+        with torch.no_grad():
+            weight += 1
+        yield
+        with torch.no_grad():
+            weight -= 1
+
+
+GENERATORS, COUNTS = {}, {}
+
+
+@pytest.mark.parametrize("kind", [DrawsFromItsOwnGenerator, CountsOnTheSide, LosesItsDisguise])
+def test_an_aspect_that_breaks_the_promise_is_noticed(kind):
+    undisturbed, _ = trained(TinyImages(), [kind()], steps=3)
+    fleet = Fleet(TinyImages(), lambda: [kind()])
+    fleet.run(1)
+    fleet.resize(2)
+    fleet.run(1, kill_in="backward") if kind is LosesItsDisguise else fleet.run(1)
+    fleet.run(3 - fleet.replica.step)
+    assert fleet.digests() != {undisturbed.replica.digest()}

@@ -1,0 +1,157 @@
+"""Low-precision layer normalisation: the formula within bfloat16, and types as they were."""
+
+import pytest
+import torch
+from torch import nn
+
+from raytrain_plus.algorithms import AspectWarning
+from raytrain_plus.algorithms.low_precision_layer_norm import (
+    LowPrecisionLayerNorm,
+    apply_low_precision_layer_norm,
+)
+from tests.algorithms.tiny import TinyTokens, build, trained
+
+ROUNDING = {"rtol": 2**-7, "atol": 2**-7}  # a few units in the last place of bfloat16
+
+
+def norm():
+    torch.manual_seed(0)
+    module = nn.LayerNorm(8)
+    nn.init.normal_(module.weight, 1, 0.3)
+    nn.init.normal_(module.bias, 0, 0.3)
+    return module
+
+
+def inputs():
+    return torch.randn((3, 5, 8), generator=torch.Generator().manual_seed(1)) * 3 + 1
+
+
+def formula(module, x):
+    x = x.double()
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).square().mean(-1, keepdim=True)
+    return ((x - mean) / (variance + 1e-5).sqrt() * module.weight + module.bias).float()
+
+
+def test_the_result_is_the_formula_within_the_precision():
+    module, x = norm(), inputs()
+    plain = module(x)
+    apply_low_precision_layer_norm(module)
+    low = module(x)
+    torch.testing.assert_close(low, formula(module, x), **ROUNDING)
+    torch.testing.assert_close(plain, formula(module, x))
+    assert not torch.equal(low, plain)
+
+
+def test_epsilon_is_that_of_the_module():
+    module, x = norm(), inputs() * 1e-3
+    before = module(x)
+    module.eps = 1e-4
+    plain = module(x)
+    apply_low_precision_layer_norm(module)
+    torch.testing.assert_close(module(x), plain, rtol=2**-6, atol=2**-6)
+    assert not torch.allclose(before, plain, atol=0.1)
+
+
+def test_every_value_is_one_of_bfloat16():
+    module, x = norm(), inputs()
+    assert not torch.equal(module(x).bfloat16().float(), module(x))
+    apply_low_precision_layer_norm(module)
+    assert torch.equal(module(x).bfloat16().float(), module(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_result_has_the_type_of_the_input(dtype):
+    module = norm().to(dtype)
+    apply_low_precision_layer_norm(module)
+    assert module(inputs().to(dtype)).dtype == dtype
+    assert module.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_result_has_its_type(dtype):
+    module = norm()
+    apply_low_precision_layer_norm(module)
+    with torch.autocast("cpu", dtype):
+        low = module(inputs())
+    assert low.dtype == dtype
+    torch.testing.assert_close(low.float(), module(inputs()), **ROUNDING)
+
+
+def test_gradients_are_near_those_of_the_plain_one_and_of_the_type_of_the_weights():
+    def gradients(change):
+        module, x = norm(), inputs().requires_grad_()
+        if change:
+            apply_low_precision_layer_norm(module)
+        module(x).square().sum().backward()
+        return [x.grad, module.weight.grad, module.bias.grad]
+
+    for low, plain in zip(gradients(change=True), gradients(change=False), strict=True):
+        assert low.dtype == torch.float32
+        assert (low - plain).norm() < 0.02 * plain.norm()
+        assert not torch.equal(low, plain)
+
+
+def test_a_normalisation_without_weights_works():
+    module = nn.LayerNorm(8, elementwise_affine=False)
+    plain = module(inputs())
+    apply_low_precision_layer_norm(module)
+    torch.testing.assert_close(module(inputs()), plain, **ROUNDING)
+
+
+def test_only_normalisations_without_a_forward_of_their_own_are_changed():
+    class Own(type(norm())):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class Named(type(norm())):
+        pass
+
+    own, named = Own(*norm_arguments()), Named(*norm_arguments())
+    model = nn.ModuleDict({"own": own, "named": named, "other": nn.GroupNorm(2, 8)})
+    assert set(apply_low_precision_layer_norm(model).changed) == {"named"}
+    assert type(own) is Own
+
+
+def norm_arguments():
+    return (8,)
+
+
+def test_undoing_gives_back_the_plain_one():
+    module, x = norm(), inputs()
+    plain, kind = module(x), type(module)
+    surgery = apply_low_precision_layer_norm(module)
+    assert not apply_low_precision_layer_norm(module).changed
+    surgery.undo()
+    assert torch.equal(module(x), plain)
+    assert type(module) is kind
+
+
+def test_the_aspect_changes_the_model_as_the_function_does():
+    loop, _ = build(TinyTokens(), [LowPrecisionLayerNorm()])
+    by_hand = TinyTokens().model()
+    by_hand.load_state_dict(loop.replica.model.state_dict())
+    apply_low_precision_layer_norm(by_hand)
+    x = inputs()
+
+    def find(model):
+        return model.blocks[0].attention_norm
+
+    assert torch.equal(find(loop.replica.model)(x), find(by_hand)(x))
+    assert type(find(loop.replica.model)) is type(find(by_hand))
+
+
+def test_training_learns_with_other_bits():
+    _, low = trained(TinyTokens(), [LowPrecisionLayerNorm()], steps=3)
+    _, plain = trained(TinyTokens(), steps=3)
+    assert low != plain
+    assert low == pytest.approx(plain, rel=0.02)
+
+
+def test_a_model_without_any_is_warned_about():
+    class Without(TinyTokens):
+        def model(self):
+            return nn.Linear(2, 2)
+
+    with pytest.warns(AspectWarning, match="LayerNorm"):
+        build(Without(), [LowPrecisionLayerNorm()])

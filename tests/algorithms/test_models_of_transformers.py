@@ -1,0 +1,269 @@
+"""Methods on GPT-2 and BERT as `transformers` has them, built from a configuration."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from raytrain_plus.algorithms import AspectError
+from raytrain_plus.algorithms.alibi import apply_alibi, slopes
+from raytrain_plus.algorithms.gated_linear_units import apply_gated_linear_units
+from raytrain_plus.algorithms.low_precision_layer_norm import apply_low_precision_layer_norm
+
+transformers = pytest.importorskip("transformers")
+
+WORDS, CONTEXT, WIDTH, HEADS = 16, 8, 12, 3
+IMPLEMENTATIONS = ["sdpa", "eager"]
+NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+
+
+def rough(model):
+    """Give a model weights so large that attention is not flat; turn dropout off."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator)
+    return model.eval()
+
+
+def gpt2(implementation="sdpa", **settings):
+    config = transformers.GPT2Config(
+        vocab_size=WORDS,
+        n_positions=CONTEXT,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=HEADS,
+        attn_implementation=implementation,
+        **NO_SPECIAL,
+        **settings,
+    )
+    return rough(transformers.GPT2LMHeadModel(config))
+
+
+def bert(implementation="sdpa"):
+    config = transformers.BertConfig(
+        vocab_size=WORDS,
+        max_position_embeddings=CONTEXT,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        intermediate_size=20,
+        attn_implementation=implementation,
+        **NO_SPECIAL,
+    )
+    return rough(transformers.BertForMaskedLM(config))
+
+
+BUILDERS = [gpt2, bert]
+
+
+def tokens(length=CONTEXT, n=2):
+    return torch.randint(0, WORDS, (n, length), generator=torch.Generator().manual_seed(1))
+
+
+def first_attention(model):
+    if hasattr(model, "transformer"):
+        return model.transformer.h[0].attn
+    return model.bert.encoder.layer[0].attention.self
+
+
+def projections(layer, x):
+    if hasattr(layer, "c_attn"):
+        return (x @ layer.c_attn.weight + layer.c_attn.bias).split(WIDTH, dim=2)
+    return layer.query(x), layer.key(x), layer.value(x)
+
+
+def attention_of_the_paper(layer, x, seen, each):
+    """Attention by the formula; `seen[b, i, j]` says whether token i of sequence b looks at j."""
+    n, t, d = x.shape
+    q, k, v = (p.view(n, t, HEADS, d // HEADS) for p in projections(layer, x))
+    out = torch.zeros(n, t, HEADS, d // HEADS)
+    for h in range(HEADS):
+        distance = torch.tensor([[abs(i - j) for j in range(t)] for i in range(t)])
+        scores = q[:, :, h] @ k[:, :, h].transpose(1, 2) / math.sqrt(d // HEADS)
+        scores = scores - each[h] * distance
+        out[:, :, h] = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v[:, :, h]
+    out = out.reshape(n, t, d)
+    return out @ layer.c_proj.weight + layer.c_proj.bias if hasattr(layer, "c_proj") else out
+
+
+def in_and_out(model, **given):
+    """Return what goes into the first attention, and what comes out of it."""
+    seen = []
+    handle = first_attention(model).register_forward_hook(
+        lambda _, given, out: seen.append((given[0], out[0]))
+    )
+    model(**given)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("padding", ["none", "right"])
+def test_attention_is_the_formula_of_the_paper(build, implementation, padding):
+    model, mask = build(implementation), torch.ones(2, CONTEXT, dtype=torch.long)
+    given = {"input_ids": tokens()}
+    if padding == "right":
+        mask[0, 5:] = 0
+        given["attention_mask"] = mask
+    seen = mask.bool()[:, None, :].expand(2, CONTEXT, CONTEXT)
+    if build is gpt2:
+        seen = seen & torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).tril()
+    x, plain = in_and_out(model, **given)
+    expected = attention_of_the_paper(first_attention(model), x, seen, [0.0] * HEADS)
+    torch.testing.assert_close(plain, expected)
+    apply_alibi(model)
+    x, out = in_and_out(model, **given)
+    expected = attention_of_the_paper(first_attention(model), x, seen, slopes(HEADS))
+    torch.testing.assert_close(out, expected)
+    assert not torch.allclose(out, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_padding_on_the_left_changes_nothing_for_the_other_tokens(implementation):
+    model = gpt2(implementation)
+    apply_alibi(model)
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), tokens(5)], dim=1)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]] * 2)
+    logits = model(padded, attention_mask=mask).logits
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits[:, 3:], model(tokens(5)).logits)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("pieces", [[1] * 7, [4, 1, 2], [3, 4]])
+def test_generating_with_a_cache_gives_what_the_whole_sequence_gives(implementation, pieces):
+    model = gpt2(implementation)
+    apply_alibi(model)
+    whole = model(tokens(7)).logits
+    cache = transformers.DynamicCache(config=model.config)
+    found = [model(p, cache=cache, use_cache=True).logits for p in tokens(7).split(pieces, dim=1)]
+    torch.testing.assert_close(torch.cat(found, dim=1), whole)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gpt2_reads_sequences_longer_than_its_context(implementation):
+    model = gpt2(implementation)
+    with pytest.raises(IndexError):
+        model(tokens(3 * CONTEXT))
+    apply_alibi(model)
+    logits = model(tokens(3 * CONTEXT)).logits
+    torch.testing.assert_close(logits[:, :CONTEXT], model(tokens(3 * CONTEXT)[:, :CONTEXT]).logits)
+
+
+def test_bert_reads_longer_sequences_when_it_is_given_their_positions_and_types():
+    model = bert()
+    apply_alibi(model)
+    given = {"position_ids": torch.arange(20)[None], "token_type_ids": torch.zeros(2, 20).long()}
+    assert model(tokens(20), **given).logits.shape == (2, 20, WORDS)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(tokens(20))
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_positions_count_for_nothing_and_come_back(build):
+    model = build()
+    name = "transformer.wpe" if build is gpt2 else "bert.embeddings.position_embeddings"
+    positions, plain = model.get_submodule(name), model(tokens()).logits
+    kinds = [type(m) for m in model.modules()]
+    surgery = apply_alibi(model)
+    assert len(surgery.changed) == 3
+    assert not apply_alibi(model).changed
+    biased = model(tokens()).logits
+    assert not torch.allclose(biased, plain, atol=1e-3)
+    with torch.no_grad():
+        positions.weight.neg_()
+    assert torch.equal(model(tokens()).logits, biased)
+    with torch.no_grad():
+        positions.weight.neg_()
+    surgery.undo()
+    assert torch.equal(model(tokens()).logits, plain)
+    assert [type(m) for m in model.modules()] == kinds
+    assert positions.weight.requires_grad
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_eager_and_sdpa_agree_and_train(build):
+    gradients = []
+    for implementation in IMPLEMENTATIONS:
+        model = build(implementation)
+        apply_alibi(model)
+        model(tokens()).logits.logsumexp(-1).sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_autocast_computes_about_the_same(build):
+    for implementation in IMPLEMENTATIONS:
+        model = build(implementation)
+        apply_alibi(model)
+        exact = model(tokens()).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(tokens()).logits.float()
+        assert (low - exact).norm() < 0.1 * exact.norm()
+
+
+def test_attention_that_adds_no_mask_is_an_error_that_names_it():
+    model = gpt2()
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(AspectError, match=r"transformer\.h\.0\.attn.*flex_attention.*sdpa"):
+        apply_alibi(model)
+
+
+def test_attention_to_another_sequence_is_left_alone():
+    model = gpt2(add_cross_attention=True)
+    cross = model.transformer.h[0].crossattention
+    kind = type(cross)
+    assert "transformer.h.0.crossattention" not in apply_alibi(model).changed
+    assert type(cross) is kind
+
+
+def test_the_feed_forward_of_gpt2_is_the_formula_of_the_paper():
+    model = gpt2()
+    mlp, x = model.transformer.h[0].mlp, torch.randn(2, 4, WIDTH)
+    apply_gated_linear_units(model, std=0.5)
+    up, gate = x @ mlp.c_fc.weight + mlp.c_fc.bias, x @ mlp.gate.weight.T + mlp.gate.bias
+    hidden = nn.functional.gelu(up, approximate="tanh") * gate
+    torch.testing.assert_close(mlp(x), hidden @ mlp.c_proj.weight + mlp.c_proj.bias)
+
+
+def test_the_feed_forward_of_bert_is_the_formula_of_the_paper():
+    model = bert()
+    layer, x = model.bert.encoder.layer[0].intermediate, torch.randn(2, 4, WIDTH)
+    apply_gated_linear_units(model, std=0.5)
+    up, gate = layer.dense, layer.gate
+    hidden = nn.functional.gelu(x @ up.weight.T + up.bias) * (x @ gate.weight.T + gate.bias)
+    torch.testing.assert_close(layer(x), hidden)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_gates_without_spread_begin_as_nothing_and_are_taken_away_again(build):
+    model = build()
+    plain, names = model(tokens()).logits, list(model.state_dict())
+    surgery = apply_gated_linear_units(model, std=0.0)
+    assert len(surgery.changed) == 2
+    assert not apply_gated_linear_units(model).changed
+    assert torch.equal(model(tokens()).logits, plain)
+    surgery.undo()
+    apply_gated_linear_units(model, std=0.5).undo()
+    assert torch.equal(model(tokens()).logits, plain)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_all_methods_go_together_in_any_order(build):
+    methods = [apply_alibi, apply_gated_linear_units, apply_low_precision_layer_norm]
+    plain = build()(tokens()).logits
+    found = []
+    for order in (methods, methods[::-1]):
+        model = build()
+        torch.manual_seed(3)
+        surgeries = [method(model) for method in order]
+        found.append(model(tokens()).logits)
+        for surgery in reversed(surgeries):
+            surgery.undo()
+        assert torch.equal(model(tokens()).logits, plain)
+    assert torch.equal(*found)
+    assert not torch.allclose(found[0], plain, atol=1e-3)
