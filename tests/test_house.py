@@ -260,3 +260,13 @@ def test_importing_starts_nothing(tmp_path):
     # The negative control: a module that does start something is seen to.
     expected = {"environment", "signals", "threads", "native threads", "torch", "chance", "paths"}
     assert set(meddling) == expected
+
+
+def test_importing_leaves_out_what_takes_seconds():
+    """Each worker imports the package when it comes up, and that is what recovery waits for."""
+    slow = {"torch._dynamo", "torch._inductor", "torchmetrics", "transformers", "sympy", "mlxtend"}
+    code = "import sys, json, raytrain_plus; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(json.loads(done.stdout))
+    assert {"torch", "raytrain_plus"} <= imported
+    assert not slow & imported

@@ -1,5 +1,6 @@
 """Stochastic depth (Huang et al. 2016, arXiv 1603.09382)."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -71,6 +72,8 @@ def apply_stochastic_depth(
         )
     surgery = Surgery(model, optimizer)
     branches = residual_branches(model)
+    # A compiled graph cannot hold both cases. Not at import: this alone takes a second.
+    draw = torch.compiler.disable(_is_drawn)  # type: ignore[no-untyped-call]
     for rate, branch in zip(drop_rates(len(branches), drop_rate, decay), branches, strict=True):
         if not isinstance(branch.module, _Droppable):
             surgery.mix_in(
@@ -79,6 +82,7 @@ def apply_stochastic_depth(
                 _DroppableBlock if branch.whole else _DroppableBranch,
                 branch_drop_rate=rate,
                 drops_per_sample=mode == "sample",
+                is_drawn=draw,
             )
     return surgery
 
@@ -109,8 +113,6 @@ def drop_samples(branch: Tensor, rate: float) -> Tensor:
     return branch * factors.reshape(-1, *[1] * (branch.ndim - 1))
 
 
-# A compiled graph cannot hold both cases.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _is_drawn(rate: float) -> bool:
     return bool(torch.rand(()) < rate)
 
@@ -118,10 +120,11 @@ def _is_drawn(rate: float) -> bool:
 class _Droppable:
     branch_drop_rate: float
     drops_per_sample: bool
+    is_drawn: Callable[[float], bool]
     training: bool
 
     def _is_dropped(self) -> bool:
-        return not self.drops_per_sample and _is_drawn(self.branch_drop_rate)
+        return not self.drops_per_sample and self.is_drawn(self.branch_drop_rate)
 
     def _scale(self, branch: Tensor) -> Tensor:
         if self.drops_per_sample:

@@ -164,7 +164,7 @@ def test_compiled_code_is_kept_where_it_is_told(tmp_path, monkeypatch):
     assert os.environ[CACHE] == str(tmp_path / "given")
     assert graphs() == 0  # nothing is compiled before it is needed
     with at_most(2):
-        loop.replica.model(torch.ones(4, 24))
+        loop.replica.model(torch.ones(11, 24))  # a shape that no other test has had compiled
     assert list((tmp_path / "given").rglob("*.so"))
     loop.replica.undo_fit()
     assert os.environ[CACHE] == str(tmp_path / "before")

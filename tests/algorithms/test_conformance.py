@@ -5,6 +5,7 @@ An aspect without an entry in `cases` fails the suite.
 
 import itertools
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ import torch
 
 from raytrain_plus.algorithms import ALGORITHMS, Aspect, Weave, parse_algorithm
 from raytrain_plus.algorithms.naming import describe, make
+from raytrain_plus.frontier.recipe import bundled_names, read_recipe
+from raytrain_plus.streams.loader import load_part
+from raytrain_plus.streams.opening import open_source
+from raytrain_plus.task import load_task
 from tests.algorithms.fleet import Fleet
 from tests.algorithms.matrix import CASES
 from tests.algorithms.tiny import RANKS, Alone, TinyImages, TinyTokens, build, trained
@@ -23,6 +28,10 @@ single = pytest.mark.parametrize(
     ("case", "task"), SINGLE, ids=[f"{c.aspect.name}-{t.__name__}" for c, t in SINGLE]
 )
 STEPS = 12
+REFERENCE = {
+    "cluttered_digits": "raytrain_plus.reference.cluttered_digits:ClutteredDigits",
+    "byte_gpt": "raytrain_plus.reference.byte_gpt:ByteGPT",
+}
 
 
 def compatible(one, other):
@@ -227,7 +236,7 @@ class CountsOnTheSide(Aspect):
 class LosesItsDisguise(Aspect):
     """Leaves the weights disturbed where a step fails."""
 
-    def batch(self, step):
+    def step(self, step):
         weight = next(step.model.parameters())
         with torch.no_grad():
             weight += 1
@@ -248,3 +257,39 @@ def test_an_aspect_that_breaks_the_promise_is_noticed(kind):
     fleet.run(1, kill_in="backward") if kind is LosesItsDisguise else fleet.run(1)
     fleet.run(3 - fleet.replica.step)
     assert fleet.digests() != {undisturbed.replica.digest()}
+
+
+# -- the recipes that come along, on the reference tasks
+
+
+def parts_of(task, rows=4):
+    """Return a task of the package whose parts are cut from its own data."""
+    table = task.data().slice(0, 4000)
+    source = open_source(table, None)
+    order = source.plain_order(1)
+
+    class Parts(type(task)):
+        @staticmethod
+        def part(step, rank):
+            start = (step * RANKS + rank) * rows
+            return load_part(source, order, 0, 0, start, start + rows)
+
+    settings = {field.name: getattr(task, field.name) for field in fields(task)}
+    return Parts(**settings)
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_a_recipe_trains_the_same_bits_on_any_workers(name, tmp_path):
+    recipe = read_recipe(name)
+    task = parts_of(load_task(REFERENCE[name.partition("/")[0]], recipe.task))
+    undisturbed, _ = trained(task, recipe.aspects(), steps=6)
+    fleet = Fleet(task, recipe.aspects)
+    fleet.run(1)
+    fleet.resize(3)
+    fleet.run(2, kill_in="backward")
+    fleet.run(2)
+    fleet.resume(tmp_path / "checkpoint")
+    fleet.run(1)
+    fleet.resize(1)
+    fleet.run(2)
+    assert fleet.digests() == {undisturbed.replica.digest()}

@@ -67,7 +67,7 @@ def test_evaluations_are_computed_as_asked(evaluation):
 @pytest.mark.parametrize("point", ["forward", "loss", "evaluate"])
 def test_a_failure_leaves_the_precision_as_it_was(point):
     step = step_of(nn.Linear(4, 4))
-    with pytest.raises(KeyError), Weave([LowPrecision()]).around(point, step):
+    with pytest.raises(KeyError), Weave([LowPrecision()]).around(point, step):  # noqa: PT012
         assert torch.is_autocast_enabled("cpu")
         raise KeyError
     assert not torch.is_autocast_enabled("cpu")

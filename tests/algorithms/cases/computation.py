@@ -14,6 +14,6 @@ CASES = [
         tasks=(TinyImages,),
         same_function=True,
     ),
-    Case(aspect=Compile(versions=32), same_function=True, slow=True),
+    Case(aspect=Compile(versions=32), tasks=(TinyImages,), same_function=True, slow=True),
     Case(aspect=LowPrecision(evaluation=False), same_function=True),
 ]
