@@ -10,8 +10,9 @@ from raytrain_plus.algorithms import AspectError
 from raytrain_plus.algorithms.alibi import apply_alibi, slopes
 from raytrain_plus.algorithms.gated_linear_units import apply_gated_linear_units
 from raytrain_plus.algorithms.low_precision_layer_norm import apply_low_precision_layer_norm
+from tests.algorithms.side import import_transformers
 
-transformers = pytest.importorskip("transformers")
+transformers = import_transformers()
 
 WORDS, CONTEXT, WIDTH, HEADS = 16, 8, 12, 3
 IMPLEMENTATIONS = ["sdpa", "eager"]

@@ -15,6 +15,7 @@ from raytrain_plus.algorithms.stochastic_depth import (
 )
 from raytrain_plus.models.gpt import GPT
 from raytrain_plus.models.resnet import ResidualBlock, ResNet
+from tests.algorithms.side import import_transformers
 from tests.algorithms.tiny import TinyImages, TinyTokens, trained
 
 
@@ -156,7 +157,7 @@ def test_wrong_use_is_explained():
 
 
 def transformer(kind):
-    transformers = pytest.importorskip("transformers")
+    transformers = import_transformers()
     if kind == "gpt2":
         config = transformers.GPT2Config(
             vocab_size=11,
