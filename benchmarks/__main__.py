@@ -10,7 +10,17 @@ from typing import Any
 
 from benchmarks import report
 
-NAMES = ("plan", "step_cost", "steady_state", "grow", "recovery", "streams", "downloads")
+NAMES = (
+    "plan",
+    "step_cost",
+    "aspects",
+    "blurpool",
+    "steady_state",
+    "grow",
+    "recovery",
+    "streams",
+    "downloads",
+)
 
 
 def run(name: str, *, quick: bool) -> dict[str, Any]:
