@@ -13,7 +13,8 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --target $(SIDE) 'transformers>=5.24'
+	$(BIN)/pip install --quiet --constraint constraints.txt --target $(SIDE) --no-deps \
+		transformers huggingface-hub tokenizers regex tqdm hf-xet httpx2 httpcore2 h11 anyio truststore
 	touch $@
 
 check: install

@@ -31,6 +31,8 @@ PURE = [
     "training.tree",
     "streams.order",
     "streams.mixture",
+    "algorithms.weave",
+    "schedules",
     "seeds",
     "clock",
     "observe.journal",

@@ -47,11 +47,11 @@ class ClutteredDigits(Task):
 
     columns = {"image": (1, SIZE, SIZE), "label": ()}  # noqa: RUF012 - a constant of the class
 
-    learning_rate: float = 0.0341
+    learning_rate: float = 0.15
     momentum: float = 0.9
-    weight_decay: float = 4.28e-3
+    weight_decay: float = 2.5e-3
     schedule_name: str = "linear"
-    warmup: float = 0.1
+    warmup: float = 0.2
     widths: tuple[int, ...] = (16, 32, 64)
     depth: int = 2
 
