@@ -61,6 +61,7 @@ ALONE: dict[str, dict[str, Algorithms]] = {
         "GradientClipping": {"GradientClipping": {}},
         "LayerFreezing": {"LayerFreezing": {}},
         "Factorize": {"Factorize": {"min_features": 32}},
+        "LowPrecision": {"LowPrecision": {}},
     },
     "text": {
         "ALiBi": {"ALiBi": {}},
@@ -74,6 +75,7 @@ ALONE: dict[str, dict[str, Algorithms]] = {
         "GradientClipping": {"GradientClipping": {}},
         "LayerFreezing": {"LayerFreezing": {}},
         "StochasticDepth": {"StochasticDepth": {}},
+        "LowPrecision": {"LowPrecision": {}},
     },
 }
 
