@@ -6,7 +6,7 @@ SIDE := .venv/transformers/site-packages
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check test demo chaos bench bench-peers clean
+.PHONY: install check test test-slow demo chaos bench bench-peers clean
 
 install: .venv/installed
 
@@ -24,6 +24,10 @@ check: install
 
 test: check
 	$(BIN)/pytest
+
+# What takes minutes and seldom breaks: every algorithm together with torch.compile.
+test-slow: install
+	$(BIN)/pytest -m slow --timeout 600
 
 demo: install
 	$(BIN)/raytrain-plus demo

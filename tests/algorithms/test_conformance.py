@@ -24,9 +24,14 @@ from tests.algorithms.tiny import RANKS, Alone, TinyImages, TinyTokens, build, t
 ROOT = Path(__file__).parents[2]
 BY_NAME = {case.aspect.name: case for case in CASES}
 SINGLE = [(case, task) for case in CASES for task in case.tasks]
-single = pytest.mark.parametrize(
-    ("case", "task"), SINGLE, ids=[f"{c.aspect.name}-{t.__name__}" for c, t in SINGLE]
-)
+
+
+def each(chosen):
+    names = [f"{case.aspect.name}-{task.__name__}" for case, task in chosen]
+    return pytest.mark.parametrize(("case", "task"), chosen, ids=names)
+
+
+single = each(SINGLE)
 STEPS = 12
 REFERENCE = {
     "cluttered_digits": "raytrain_plus.reference.cluttered_digits:ClutteredDigits",
@@ -112,17 +117,22 @@ def test_it_trains_the_same_bits_on_any_workers_through_a_kill_a_grow_and_a_resu
     assert fleet.replica.tokens == undisturbed.replica.tokens
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "task"),
-    PAIRS,
-    ids=[f"{a.aspect.name}-{b.aspect.name}-{t.__name__}" for a, b, t in PAIRS],
-)
-def test_it_composes_with_every_other_in_either_order_of_listing(one, other, task):
-    undisturbed, _ = trained(task(), fresh(one.aspect, other.aspect)(), steps=2)
+def entry(one, other, task):
+    name = f"{one.aspect.name}-{other.aspect.name}-{task.__name__}"
+    marks = [pytest.mark.slow] if one.slow or other.slow else []
+    return pytest.param(one, other, task, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("one", "other", "task"), itertools.starmap(entry, PAIRS))
+def test_a_pair_trains_the_same_bits_in_either_order_of_listing(one, other, task, tmp_path):
+    undisturbed, _ = trained(task(), fresh(one.aspect, other.aspect)(), steps=3)
     fleet = Fleet(task(), fresh(other.aspect, one.aspect))
     fleet.resize(2)
     fleet.run(1)
     fleet.resize(3)
+    fleet.run(1, kill_in="backward")
+    fleet.run(1)
+    fleet.resume(tmp_path / "checkpoint")  # in the middle of an epoch
     fleet.run(1)
     assert fleet.digests() == {undisturbed.replica.digest()}
 
@@ -142,8 +152,6 @@ def test_it_acts_when_it_should_and_only_then(case, task):
 
 @single
 def test_it_changes_what_is_trained(case, task):
-    if case.inert:
-        pytest.skip(case.inert)
     plain, _ = trained(task(), steps=STEPS)
     changed, _ = trained(task(), [case.aspect], steps=STEPS)
     if case.averages:
@@ -152,10 +160,8 @@ def test_it_changes_what_is_trained(case, task):
     assert changed.replica.digest() != plain.replica.digest()
 
 
-@single
+@each([(case, task) for case, task in SINGLE if case.neutral is not None])
 def test_at_its_neutral_setting_it_does_nothing(case, task):
-    if case.neutral is None:
-        pytest.skip("it has no setting at which it does nothing")
     plain, losses = trained(task(), steps=3)
     neutral, same = trained(task(), [case.neutral], steps=3)
     assert same == losses

@@ -20,7 +20,6 @@ class Case:
             no such setting.
         restores: whether undoing `fit` gives back a model with the plain one's classes and names.
         same_function: whether the model computes the same after that as before, for evaluation.
-        inert: why the trained bits are those without it; empty if they are not.
         averages: whether it leaves the weights alone and keeps averages of them.
         slow: whether it costs seconds to start; it is then paired with few others.
     """
@@ -31,6 +30,5 @@ class Case:
     neutral: Aspect | None = None
     restores: bool = True
     same_function: bool = False
-    inert: str = ""
     averages: bool = False
     slow: bool = False
