@@ -5,19 +5,17 @@ from collections.abc import Mapping
 from pydantic import Field
 from torch import Tensor, nn
 
-from raytrain_plus.algorithms.aspect import Advice, Aspect, Step
+from raytrain_plus.algorithms.aspect import Advice, Step
 from raytrain_plus.algorithms.times import Interval, Time, due
 from raytrain_plus.algorithms.weight_averaging import (
-    averaged,
+    WeightAveraging,
     count_one_more,
     kept,
-    load_average,
     move_average,
-    settle,
 )
 
 
-class EMA(Aspect):
+class EMA(WeightAveraging):
     """Evaluate and export a moving average of the weights; the training itself is unchanged.
 
     Trainable parameters and floating buffers (BatchNorm statistics) are averaged. Before `start`
@@ -31,21 +29,12 @@ class EMA(Aspect):
         start: when the average begins, with the weights of that moment. Default "0dur".
     """
 
-    runs_after = ("*",)  # `fit` must see what other methods have made of the model
     conflicts_with = ("SWA",)
 
     half_life: Interval = "100ba"
     smoothing: float | None = Field(default=None, ge=0, lt=1)
     update_interval: Interval = "1ba"
     start: Time = "0dur"
-
-    def fit(self, step: Step) -> Advice:
-        """Make room for the average; the exported model holds it."""
-        settle(step.state(self), step.model)
-        yield
-        averages, count = kept(step.state(self))
-        if count:
-            load_average(step.model, averages)
 
     def update(self, step: Step) -> Advice:
         """Move the average towards the weights that the optimizer leaves."""
@@ -55,14 +44,6 @@ class EMA(Aspect):
         averages, count = kept(step.state(self))
         update_ema(averages, step.model, self._smoothing(step) if count else 0.0)
         count_one_more(step.state(self))
-
-    def evaluate(self, step: Step) -> Advice:
-        """Evaluate the average."""
-        averages, count = kept(step.state(self))
-        if not count:
-            return
-        with averaged(step.model, averages):
-            yield
 
     def _smoothing(self, step: Step) -> float:
         if self.smoothing is not None:

@@ -5,19 +5,17 @@ from collections.abc import Mapping
 from pydantic import Field
 from torch import Tensor, nn
 
-from raytrain_plus.algorithms.aspect import Advice, Aspect, Step
+from raytrain_plus.algorithms.aspect import Advice, Step
 from raytrain_plus.algorithms.times import Interval, Time, due
 from raytrain_plus.algorithms.weight_averaging import (
-    averaged,
+    WeightAveraging,
     count_one_more,
     kept,
-    load_average,
     move_average,
-    settle,
 )
 
 
-class SWA(Aspect):
+class SWA(WeightAveraging):
     """Evaluate and export the plain mean of the weights at regular times near the run's end.
 
     BatchNorm statistics are averaged like weights; the paper measures them anew instead, in one
@@ -30,19 +28,9 @@ class SWA(Aspect):
             Default None.
     """
 
-    runs_after = ("*",)  # `fit` must see what other methods have made of the model
-
     start: Time = "0.7dur"
     interval: Interval = "1ep"
     learning_rate: float | None = Field(default=None, gt=0)
-
-    def fit(self, step: Step) -> Advice:
-        """Make room for the mean; the exported model holds it."""
-        settle(step.state(self), step.model)
-        yield
-        averages, count = kept(step.state(self))
-        if count:
-            load_average(step.model, averages)
 
     def update(self, step: Step) -> Advice:
         """Change the update's learning rate, and add the weights that it leaves to the mean."""
@@ -58,14 +46,6 @@ class SWA(Aspect):
             averages, count = kept(step.state(self))
             update_swa(averages, step.model, count)
             count_one_more(step.state(self))
-
-    def evaluate(self, step: Step) -> Advice:
-        """Evaluate the mean."""
-        averages, count = kept(step.state(self))
-        if not count:
-            return
-        with averaged(step.model, averages):
-            yield
 
 
 def update_swa(averages: Mapping[str, Tensor], model: nn.Module, count: int) -> None:

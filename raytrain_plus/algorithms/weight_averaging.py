@@ -12,8 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raytrain_plus.algorithms.aspect import EVERY_OTHER, Advice, Aspect, Step
+
 _PREFIX = "average."
 _COUNT = "count"
+
+
+class WeightAveraging(Aspect):
+    """What EMA and SWA share: evaluate and export an average, where there is one yet."""
+
+    runs_after = (EVERY_OTHER,)  # `fit` must see what other methods have made of the model
+
+    def fit(self, step: Step) -> Advice:
+        """Make room for the average; the exported model holds it."""
+        settle(step.state(self), step.model)
+        yield
+        averages, count = kept(step.state(self))
+        if count:
+            load_average(step.model, averages)
+
+    def evaluate(self, step: Step) -> Advice:
+        """Evaluate the average."""
+        averages, count = kept(step.state(self))
+        if not count:
+            return
+        with averaged(step.model, averages):
+            yield
 
 
 @torch.no_grad()
