@@ -1,0 +1,49 @@
+"""A checkpoint becomes the plain model again, whatever aspects have made of it."""
+
+import pytest
+import safetensors.torch
+import torch
+
+from raytrain_plus.algorithms import EMA, BlurPool, Factorize, GatedLinearUnits
+from raytrain_plus.training import checkpoint
+from raytrain_plus.training.checkpoint import CheckpointError
+from raytrain_plus.training.export import export, write
+from tests.algorithms.tiny import TinyImages, TinyTokens, trained
+
+
+def saved(tmp_path, task, aspects):
+    loop, _ = trained(task, aspects, steps=4)
+    checkpoint.save(tmp_path / "checkpoint", loop.replica, "run", aspects)
+    return loop.replica, tmp_path / "checkpoint"
+
+
+def test_an_average_takes_the_place_of_the_weights(tmp_path):
+    replica, folder = saved(tmp_path, TinyImages(), [BlurPool(), EMA(half_life="2ba")])
+    model = export(TinyImages(), folder)
+    state = replica.training.states["EMA"]
+    live = dict(replica.model.named_parameters())
+    for name, value in model.named_parameters():
+        assert torch.equal(value, state[f"average.{name}"])
+        assert not torch.equal(value, live[name])
+    assert {type(m) for m in model.modules()} == {type(m) for m in TinyImages().model().modules()}
+    assert not model.training
+
+
+def test_the_file_loads_into_the_plain_model(tmp_path):
+    task = TinyTokens()
+    _, folder = saved(tmp_path, task, [GatedLinearUnits(), Factorize(rank=2, min_features=8)])
+    model = export(task, folder)
+    write(model, tmp_path / "plain.safetensors")
+    plain = task.model()
+    plain.load_state_dict(safetensors.torch.load_file(tmp_path / "plain.safetensors"))
+    batch = {"tokens": torch.ones(2, 9, dtype=torch.uint8)}
+    with torch.no_grad():
+        assert torch.equal(task.forward(plain.eval(), batch), task.forward(model, batch))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_without_the_aspects_it_was_trained_with_a_checkpoint_does_not_fit(tmp_path):
+    """The negative control: the checkpoint itself says with which."""
+    _, folder = saved(tmp_path, TinyTokens(), [GatedLinearUnits()])
+    with pytest.raises(CheckpointError, match=r"another model.*gate"):
+        export(TinyTokens(), folder, algorithms=[])
