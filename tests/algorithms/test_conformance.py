@@ -17,6 +17,7 @@ from raytrain_plus.frontier.recipe import bundled_names, read_recipe
 from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.task import load_task
+from raytrain_plus.training import exchange
 from tests.algorithms.fleet import Fleet
 from tests.algorithms.matrix import CASES
 from tests.algorithms.tiny import RANKS, Alone, TinyImages, TinyTokens, build, trained
@@ -158,6 +159,18 @@ def test_it_changes_what_is_trained(case, task):
         assert any(name.startswith("aspects/") for name in changed.replica.tensors())
         return
     assert changed.replica.digest() != plain.replica.digest()
+
+
+@each([(case, task) for case, task in SINGLE if not case.slow])
+def test_it_trains_the_same_bits_where_the_exchange_runs_beside_the_backward(
+    case, task, monkeypatch
+):
+    undisturbed, _ = trained(task(), fresh(case.aspect)(), steps=5)
+    monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)  # these models are small
+    fleet = Fleet(task(), fresh(case.aspect))
+    fleet.resize(3)
+    fleet.run(5)
+    assert fleet.digests() == {undisturbed.replica.digest()}
 
 
 @each([(case, task) for case, task in SINGLE if case.neutral is not None])
