@@ -6,7 +6,7 @@ SIDE := .venv/transformers/site-packages
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check test test-slow demo chaos bench bench-peers clean
+.PHONY: install check test test-algorithms test-parts test-slow demo chaos bench bench-peers clean
 
 install: .venv/installed
 
@@ -22,8 +22,16 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Quick tests in two processes side by side; then those that start clusters and fill the machine.
 test: check
-	$(BIN)/pytest
+	$(MAKE) -j2 test-algorithms test-parts
+	$(BIN)/pytest tests/end_to_end
+
+test-algorithms: install
+	$(BIN)/pytest tests/algorithms
+
+test-parts: install
+	$(BIN)/pytest --ignore tests/algorithms --ignore tests/end_to_end
 
 # What takes minutes and seldom breaks: every algorithm together with torch.compile.
 test-slow: install

@@ -21,6 +21,7 @@ from torch.nn import functional
 from raytrain_plus import Task
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.observe import journal
+from tests.end_to_end.accuracy import Accuracy
 
 ROWS, HELD_OUT = 1003, 317  # divide by nothing
 SIDE, CLASSES = 8, 5
@@ -69,9 +70,7 @@ class Momentum(Task):
         return functional.cross_entropy(outputs, batch["label"], reduction="none")
 
     def metrics(self):
-        import torchmetrics
-
-        return {"accuracy": torchmetrics.Accuracy(task="multiclass", num_classes=CLASSES)}
+        return {"accuracy": Accuracy()}
 
     def data(self):
         return pictures().slice(0, ROWS)
