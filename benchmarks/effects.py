@@ -9,7 +9,7 @@ logarithm of its cost, which answers, for each algorithm's cost and quality, wha
 reaches at that cost, and at which cost it reaches that quality. Cost is CPU time of the process.
 
 Every run is appended to `benchmarks/data/effects_<task>.jsonl`, so that an interrupted sweep goes
-on; at its end all runs are written as Parquet.
+on; at its end, and by `--collect` before it, all runs are written as Parquet.
 """
 
 import argparse
@@ -115,8 +115,7 @@ def run(name: str, label: str, algorithms: Algorithms, samples: int, seed: int) 
 
 def sweep(name: str, seeds: int, processes: int) -> list[Row]:
     """Run what has not been run yet; returns all runs."""
-    path = DATA / f"effects_{name}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = recorded(name)
     done = {(r["label"], r["algorithms"], r["samples"], r["seed"]) for r in rows}
     todo = [
         job
@@ -125,13 +124,19 @@ def sweep(name: str, seeds: int, processes: int) -> list[Row]:
     ]
     with (
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        path.open("a") as file,
+        (DATA / f"effects_{name}.jsonl").open("a") as file,
     ):
         for future in [pool.submit(partial(run, name, *job)) for job in todo]:
             rows.append(future.result())
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
     return rows
+
+
+def recorded(name: str) -> list[Row]:
+    """Return the runs that a sweep has appended so far."""
+    path = DATA / f"effects_{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def compare(name: str, rows: Sequence[Row]) -> list[Row]:
@@ -198,6 +203,7 @@ def main() -> None:
     parser.add_argument("task", choices=REFERENCES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--collect", action="store_true", help="end early, with what there is")
     parser.add_argument("--report", action="store_true", help="only show what is on record")
     options = parser.parse_args()
     DATA.mkdir(exist_ok=True)
@@ -205,7 +211,11 @@ def main() -> None:
     if options.report:
         rows = pq.read_table(path).to_pylist()
     else:
-        rows = sweep(options.task, options.seeds, options.processes)
+        rows = (
+            recorded(options.task)
+            if options.collect
+            else sweep(options.task, options.seeds, options.processes)
+        )
         pq.write_table(pa.Table.from_pylist(rows), path)
     report.show(f"{options.task}, beside the tuned baseline", compare(options.task, rows))
 

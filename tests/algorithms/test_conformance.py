@@ -78,6 +78,7 @@ def test_every_algorithm_has_an_entry_a_card_and_tests_of_its_own():
         card = cards[kind.__module__.rpartition(".")[2]]
         assert name in card
         assert "## Effect measured here" in card
+        assert "_to be measured_" not in card
         assert re.search(rf"\b{name}\(", tests), f"no test makes a {name}"
 
 

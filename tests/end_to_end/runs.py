@@ -32,7 +32,7 @@ PART_ROWS = 8
 STEPS = 100
 PATIENCE = 20.0  # seconds for what takes milliseconds on an idle machine
 # For runs in which nobody hangs: each step may wait for newcomers as long as they take.
-UNHURRIED: dict[str, float] = {"patience": 30.0, "hang_deadline": 90.0}
+UNHURRIED: dict[str, float] = {"patience": 60.0, "hang_deadline": 180.0}
 
 Event = dict[str, Any]
 T = TypeVar("T")
