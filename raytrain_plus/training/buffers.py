@@ -39,17 +39,15 @@ class Buffers:
         self.floating = self._start[: self._n_floating]
         self.integer_bytes = sum(t.numel() * t.element_size() for t in self._start[len(floating) :])
 
-    @torch.no_grad()
     def snapshot(self) -> None:
         """Take the present values as those from which every logical rank starts."""
         for start, value in zip(self._start, self._values(), strict=True):
-            start.copy_(value)
+            start.copy_(value.detach())
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Put the values of the last snapshot back, in place."""
         for (module, key, value), start in zip(self._places, self._start, strict=True):
-            value.copy_(start)
+            value.detach().copy_(start)
             module._buffers[key] = value  # noqa: SLF001 - a forward may have put another one here
 
     @contextmanager
