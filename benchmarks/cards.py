@@ -80,7 +80,7 @@ def main() -> None:
         text = card.read_text()
         if sentences:
             body = "\n".join(sentences)
-            pattern = re.escape(_HEADING) + r"\n.*?\n\n(?=## )"
+            pattern = re.escape(_HEADING) + r".*?\n\n(?=## )"
             text = re.sub(pattern, f"{_HEADING}\n{body}\n\n", text, flags=re.DOTALL)
             card.write_text(text)
 
