@@ -1,6 +1,6 @@
 """What each algorithm does to the two reference tasks: at equal device-seconds, at equal quality.
 
-Run as `python -m benchmarks.effects digits|text [--seeds N] [--processes P] [--report]`.
+Run as `python -m benchmarks.effects digits|text [--seeds N] [--processes P] [--collect | --report]`.
 
 Each algorithm is added alone to the tuned baseline (of `recipes/*/baseline.yaml`), with settings
 that are fair to its kind, and trained to the end at the reference duration with several seeds. The
@@ -8,8 +8,8 @@ baseline itself is trained at several durations; between them its quality is int
 logarithm of its cost, which answers, for each algorithm's cost and quality, what the baseline
 reaches at that cost, and at which cost it reaches that quality. Cost is CPU time of the process.
 
-Every run is appended to `benchmarks/data/effects_<task>.jsonl`, so that an interrupted sweep goes
-on; at its end, and by `--collect` before it, all runs are written as Parquet.
+Every run is appended to `benchmarks/data/effects_<task>.jsonl`; at the end, and by `--collect` before
+it, all runs are written as Parquet. A sweep goes on from what is on record in either.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def run(name: str, label: str, algorithms: Algorithms, samples: int, seed: int) 
 def sweep(name: str, seeds: int, processes: int) -> list[Row]:
     """Run what has not been run yet; returns all runs."""
     rows = recorded(name)
-    done = {(r["label"], r["algorithms"], r["samples"], r["seed"]) for r in rows}
+    done = {_key(row) for row in rows}
     todo = [
         job
         for job in jobs(name, seeds)
@@ -134,9 +134,16 @@ def sweep(name: str, seeds: int, processes: int) -> list[Row]:
 
 
 def recorded(name: str) -> list[Row]:
-    """Return the runs that a sweep has appended so far."""
-    path = DATA / f"effects_{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the runs on record: what has been collected, and what was appended since."""
+    table, lines = DATA / f"effects_{name}.parquet", DATA / f"effects_{name}.jsonl"
+    rows = pq.read_table(table).to_pylist() if table.exists() else []
+    if lines.exists():
+        rows += [json.loads(line) for line in lines.read_text().splitlines()]
+    return list({_key(row): row for row in rows}.values())
+
+
+def _key(row: Row) -> tuple[str, str, int, int]:
+    return row["label"], row["algorithms"], row["samples"], row["seed"]
 
 
 def compare(name: str, rows: Sequence[Row]) -> list[Row]:
