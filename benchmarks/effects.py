@@ -1,6 +1,7 @@
 """What each algorithm does to the two reference tasks: at equal device-seconds, at equal quality.
 
-Run as `python -m benchmarks.effects digits|text [--seeds N] [--processes P] [--collect | --report]`.
+Run as `python -m benchmarks.effects digits|text [--seeds N] [--processes P]`, or with `--collect` or
+`--report`.
 
 Each algorithm is added alone to the tuned baseline (of `recipes/*/baseline.yaml`), with settings
 that are fair to its kind, and trained to the end at the reference duration with several seeds. The
@@ -8,8 +9,8 @@ baseline itself is trained at several durations; between them its quality is int
 logarithm of its cost, which answers, for each algorithm's cost and quality, what the baseline
 reaches at that cost, and at which cost it reaches that quality. Cost is CPU time of the process.
 
-Every run is appended to `benchmarks/data/effects_<task>.jsonl`; at the end, and by `--collect` before
-it, all runs are written as Parquet. A sweep goes on from what is on record in either.
+Every run is appended to `benchmarks/data/effects_<task>.jsonl`; at the end, and by `--collect`
+before it, all runs are written as Parquet. A sweep goes on from what is on record in either.
 """
 
 import argparse
