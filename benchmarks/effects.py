@@ -1,7 +1,7 @@
 """What each algorithm does to the two reference tasks: at equal device-seconds, at equal quality.
 
-Run as `python -m benchmarks.effects digits|text [--seeds N] [--processes P]`, or with `--collect` or
-`--report`.
+Run as `python -m benchmarks.effects digits|text [--seeds N] [--processes P]`, or with `--collect`
+or `--report`.
 
 Each algorithm is added alone to the tuned baseline (of `recipes/*/baseline.yaml`), with settings
 that are fair to its kind, and trained to the end at the reference duration with several seeds. The
