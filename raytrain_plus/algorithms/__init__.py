@@ -23,7 +23,6 @@ from raytrain_plus.algorithms.gradient_clipping import GradientClipping as Gradi
 from raytrain_plus.algorithms.gyro_dropout import GyroDropout as GyroDropout
 from raytrain_plus.algorithms.label_smoothing import LabelSmoothing as LabelSmoothing
 from raytrain_plus.algorithms.layer_freezing import LayerFreezing as LayerFreezing
-from raytrain_plus.algorithms.library import ALGORITHMS as ALGORITHMS
 from raytrain_plus.algorithms.low_precision import LowPrecision as LowPrecision
 from raytrain_plus.algorithms.low_precision_group_norm import (
     LowPrecisionGroupNorm as LowPrecisionGroupNorm,
@@ -35,6 +34,7 @@ from raytrain_plus.algorithms.mix_up import MixUp as MixUp
 from raytrain_plus.algorithms.naming import parse_algorithm as parse_algorithm
 from raytrain_plus.algorithms.progressive_resizing import ProgressiveResizing as ProgressiveResizing
 from raytrain_plus.algorithms.rand_augment import RandAugment as RandAugment
+from raytrain_plus.algorithms.registry import ALGORITHMS as ALGORITHMS
 from raytrain_plus.algorithms.sam import SAM as SAM
 from raytrain_plus.algorithms.selective_backprop import SelectiveBackprop as SelectiveBackprop
 from raytrain_plus.algorithms.seq_length_warmup import SeqLengthWarmup as SeqLengthWarmup

@@ -5,21 +5,15 @@ Network Training".
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raytrain_plus.algorithms.aspect import Advice, Aspect, AspectError, Step
 from raytrain_plus.algorithms.surgery import Surgery
-from raytrain_plus.clock import Duration
+from raytrain_plus.algorithms.times import Time
 from raytrain_plus.seeds import seed_for
-
-
-def _is_time(text: str) -> str:
-    Duration.parse(text)
-    return text
 
 
 class GyroDropout(Aspect):
@@ -40,7 +34,7 @@ class GyroDropout(Aspect):
     sigma: int = Field(default=256, ge=1)
     tau: int = Field(default=16, ge=1)
     p: float | None = Field(default=None, gt=0, lt=1)
-    interval: Annotated[str, AfterValidator(_is_time)] | None = None
+    interval: Time | None = None
 
     @model_validator(mode="after")
     def _tau_divides_sigma(self) -> "GyroDropout":

@@ -32,7 +32,8 @@ class LayerFreezing(Aspect):
 
     def step(self, step: Step) -> Advice:
         """Freeze for one step."""
-        frozen = freeze_layers(step.model, self._share(step))
+        share = self._share(step)
+        frozen = freeze_layers(step.model, share) if share else []
         if not frozen:
             return
         try:

@@ -21,19 +21,31 @@ class LowPrecisionLayerNorm(Aspect):
 
 
 def apply_low_precision_layer_norm(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery:
-    """Let every `nn.LayerNorm` of a model compute in bfloat16.
+    """Let every `nn.LayerNorm` of a model compute in bfloat16; see `compute_in_bfloat16`."""
+    return compute_in_bfloat16(model, nn.LayerNorm, _LayerNorm, optimizer)
+
+
+def compute_in_bfloat16(
+    model: nn.Module,
+    kind: type[nn.Module],
+    mixin: "type[InBfloat16]",
+    optimizer: Optimizer | None = None,
+) -> Surgery:
+    """Let every normalisation of a kind compute in bfloat16.
 
     Subclasses that have a forward of their own are left as they are. What is returned has the
     dtype of autocast where that is on, and the input's where not.
 
     Args:
         model: the model.
+        kind: of normalisation, PyTorch's own class.
+        mixin: computes it.
         optimizer: may be left out; no parameter is added.
     """
     surgery = Surgery(model, optimizer)
-    for name, module in surgery.candidates(nn.LayerNorm, _InBfloat16):
-        if type(module).forward is nn.LayerNorm.forward:
-            surgery.mix_in(name, module, _InBfloat16)
+    for name, module in surgery.candidates(kind, mixin):
+        if type(module).forward is kind.forward:
+            surgery.mix_in(name, module, mixin)
     return surgery
 
 
@@ -43,24 +55,27 @@ def output_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def in_bfloat16(parameter: Tensor | None) -> Tensor | None:
-    """Return a parameter that may be left out in bfloat16."""
-    return None if parameter is None else parameter.to(torch.bfloat16)
+class InBfloat16:
+    """A normalisation whose input, weight and bias are bfloat16 while it is computed."""
 
-
-class _InBfloat16:
-    normalized_shape: tuple[int, ...]
     weight: Tensor | None
     bias: Tensor | None
     eps: float
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise, and give the dtype that the surroundings expect."""
+        low = [None if t is None else t.to(torch.bfloat16) for t in (self.weight, self.bias)]
         with torch.autocast(x.device.type, enabled=False):
-            low = functional.layer_norm(
-                x.to(torch.bfloat16),
-                self.normalized_shape,
-                in_bfloat16(self.weight),
-                in_bfloat16(self.bias),
-                self.eps,
-            )
-        return low.to(output_dtype(x))
+            normalized = self.normalize(x.to(torch.bfloat16), *low)
+        return normalized.to(output_dtype(x))
+
+    def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Compute the normalisation itself."""
+        raise NotImplementedError
+
+
+class _LayerNorm(InBfloat16):
+    normalized_shape: tuple[int, ...]
+
+    def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps)

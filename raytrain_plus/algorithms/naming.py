@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pydantic
 
 from raytrain_plus.algorithms.aspect import Aspect, AspectError
-from raytrain_plus.algorithms.library import ALGORITHMS
+from raytrain_plus.algorithms.registry import ALGORITHMS
 from raytrain_plus.task import TaskError, import_named
 
 
@@ -63,8 +63,13 @@ def make(described: Described) -> Aspect:
     try:
         return kind(**settings)
     except pydantic.ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = what_is_wrong(error)
         raise AspectError(f"settings of {name}: {wrong}. It has {_known(kind)}") from error
+
+
+def what_is_wrong(error: pydantic.ValidationError) -> str:
+    """Say in one line which fields are wrong, and how."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
 def describe(aspect: Aspect) -> Described:

@@ -51,11 +51,12 @@ class Surgery:
             mixin: what is new; its methods reach the former ones by `super()`.
             attributes: plain attributes that the mixin needs; they are taken away by `undo`.
         """
+        for key in attributes:
+            if hasattr(module, key):
+                raise AspectError(f"module {name!r} has an attribute {key!r} of its own")
         before = module.__class__
         module.__class__ = _joined(mixin, before)  # type: ignore[arg-type]
         for key, value in attributes.items():
-            if hasattr(module, key):
-                raise AspectError(f"module {name!r} has an attribute {key!r} of its own")
             object.__setattr__(module, key, value)
 
         def undo() -> None:

@@ -3,26 +3,21 @@
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raytrain_plus.algorithms import Aspect
-from raytrain_plus.algorithms.naming import Described, make
+from raytrain_plus.algorithms.naming import Described, make, what_is_wrong
+from raytrain_plus.algorithms.times import Time
 from raytrain_plus.algorithms.weave import in_order
-from raytrain_plus.clock import Duration
 
 _BUNDLED = "raytrain_plus.reference"
 
 
 class RecipeError(ValueError):
     """A recipe that does not exist or cannot be understood."""
-
-
-def _duration(text: str) -> str:
-    Duration.parse(text)
-    return text
 
 
 class Recipe(BaseModel):
@@ -39,7 +34,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     about: str = ""
-    duration: Annotated[str, AfterValidator(_duration)]
+    duration: Time
     batch_size: int = Field(gt=0)
     task: Mapping[str, Any] = Field(default_factory=dict)
     algorithms: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
@@ -77,8 +72,7 @@ def read_recipe(name: str) -> Recipe:
     try:
         return Recipe.model_validate(yaml.safe_load(text))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"recipe {name}: {wrong}") from error
+        raise RecipeError(f"recipe {name}: {what_is_wrong(error)}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {name} is no YAML: {error}") from error
 

@@ -20,7 +20,7 @@ from raytrain_plus.task import load_task
 from raytrain_plus.training import exchange
 from tests.algorithms.fleet import Fleet
 from tests.algorithms.matrix import CASES
-from tests.algorithms.tiny import RANKS, Alone, TinyImages, TinyTokens, build, trained
+from tests.algorithms.tiny import RANKS, TinyImages, TinyTokens, alone, build, trained
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = {case.aspect.name: case for case in CASES}
@@ -142,7 +142,7 @@ def test_a_pair_trains_the_same_bits_in_either_order_of_listing(one, other, task
 @single
 def test_it_acts_when_it_should_and_only_then(case, task):
     loop, weave = build(task(), [case.aspect])
-    loop.begin([range(RANKS)], Alone())
+    loop.begin([range(RANKS)], alone())
     weave.spent()
     acted = []
     for step in range(STEPS):

@@ -11,7 +11,7 @@ from raytrain_plus.algorithms import Aspect, AspectError, Step, Weave
 from raytrain_plus.algorithms.ema import EMA, smoothing_of, update_ema
 from raytrain_plus.algorithms.swa import SWA
 from raytrain_plus.algorithms.weight_averaging import averaged, begin_average, load_average
-from tests.algorithms.tiny import RANKS, Alone, TinyImages, build, trained
+from tests.algorithms.tiny import RANKS, TinyImages, alone, build, trained
 
 
 def values(model):
@@ -46,7 +46,7 @@ def naive(trajectory, smoothing):
 
 def begun(*aspects):
     loop, weave = build(TinyImages(), aspects)
-    loop.begin([range(RANKS)], Alone())
+    loop.begin([range(RANKS)], alone())
     return loop, weave
 
 

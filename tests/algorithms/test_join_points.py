@@ -7,7 +7,7 @@ import torch
 
 from raytrain_plus.algorithms import JOIN_POINTS, Aspect
 from raytrain_plus.training.loop import TrainingLoop
-from tests.algorithms.tiny import RANKS, Alone, TinyImages, build, trained
+from tests.algorithms.tiny import RANKS, TinyImages, alone, build, trained
 
 BETWEEN_STEPS = ("evaluate", "checkpoint")  # the worker's, see tests/end_to_end/test_aspects.py
 
@@ -90,7 +90,7 @@ def test_a_step_that_fails_ends_every_advice_and_leaves_the_state():
 
     undone = []
     loop, _ = build(TinyImages(), [Fragile()])
-    loop.begin([range(RANKS)], Alone())
+    loop.begin([range(RANKS)], alone())
     parts = [TinyImages.part(0, r) for r in range(RANKS)]
     loop.run_step(parts)
     before = loop.replica.digest()

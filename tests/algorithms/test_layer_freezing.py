@@ -10,14 +10,14 @@ from torch import nn
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.layer_freezing import LayerFreezing, freeze_layers, layers
 from raytrain_plus.models.gpt import GPT
-from tests.algorithms.tiny import RANKS, Alone, TinyImages, TinyTokens, build, trained
+from tests.algorithms.tiny import RANKS, TinyImages, TinyTokens, alone, build, trained
 
 LAYERS = 15  # of the tiny network, each normalisation included
 
 
 def begun(task, *aspects):
     loop, weave = build(task, aspects)
-    loop.begin([range(RANKS)], Alone())
+    loop.begin([range(RANKS)], alone())
     return loop, weave
 
 

@@ -11,12 +11,12 @@ from torch.nn import functional
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.sam import SAM, perturbed
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from tests.algorithms.tiny import PART, RANKS, SEED, Alone, TinyImages, build, trained
+from tests.algorithms.tiny import PART, RANKS, SEED, TinyImages, alone, build, trained
 
 
 def begun(*aspects):
     loop, weave = build(TinyImages(), aspects)
-    loop.begin([range(RANKS)], Alone())
+    loop.begin([range(RANKS)], alone())
     return loop, weave
 
 

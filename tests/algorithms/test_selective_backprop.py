@@ -20,7 +20,7 @@ from raytrain_plus.algorithms.selective_backprop import (
     select_by_loss,
 )
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from tests.algorithms.tiny import RANKS, SEED, Alone, TinyImages, TinyTokens, build, trained
+from tests.algorithms.tiny import RANKS, SEED, TinyImages, TinyTokens, alone, build, trained
 
 ALWAYS = {"start": "0dur", "finish": "1dur", "interval": 1}
 
@@ -40,7 +40,7 @@ def uneven(step):
 
 def begun(task, *aspects):
     loop, weave = build(task, aspects)
-    loop.begin([range(RANKS)], Alone())
+    loop.begin([range(RANKS)], alone())
     return loop, weave
 
 

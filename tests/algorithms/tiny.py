@@ -11,6 +11,7 @@ from raytrain_plus.models.resnet import ResidualBlock
 from raytrain_plus.task import Task
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
+from tests.training.wires import Network
 
 SEED = 17
 PART, RANKS = 4, 6
@@ -102,17 +103,15 @@ def build(task, aspects=()):
     return TrainingLoop(task, replica, weave), weave
 
 
-class Alone:
-    """The wire of the only worker."""
-
-    index, size, peers = 0, 1, ()
-    device = torch.device("cpu")
+def alone():
+    """Return the wire of the only worker."""
+    return Network(1).wire(0)
 
 
 def trained(task, aspects=(), steps=3):
     """Train on one worker; return the loop and the losses."""
     loop, _ = build(task, aspects)
-    loop.begin([range(RANKS)], Alone())
+    loop.begin([range(RANKS)], alone())
     losses = [
         loop.run_step([task.part(loop.replica.step, r) for r in range(RANKS)]).loss
         for _ in range(steps)
