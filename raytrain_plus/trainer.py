@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -14,11 +15,11 @@ import ray.train
 from raytrain_plus import configure
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
+from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import Fault
-from raytrain_plus.elastic.following import LostError, Watcher, follow
-from raytrain_plus.elastic.leader import start_leader
-from raytrain_plus.elastic.messages import ElasticConfig, Outcome, RunSpec
-from raytrain_plus.observe import journal
+from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
+from raytrain_plus.elastic.leader import check_not_running, start_leader
+from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
 from raytrain_plus.streams.stream import Stream
@@ -148,6 +149,9 @@ class ElasticTrainer:
     def fit(self, watcher: Watcher | None = None) -> ray.train.Result:
         """Train to the end.
 
+        On a cluster that is there already the run goes on if this process ends; `attach` follows
+        it again.
+
         Args:
             watcher: called now and then with the journal's new events.
 
@@ -158,108 +162,133 @@ class ElasticTrainer:
 
         Raises:
             TrainingFailedError: the run failed; journal and last state are kept.
+            ValueError: a run of that name lives on the cluster.
         """
-        began = time.time()
         spec = self.spec
-        with _cluster(spec.workers[1]) as address:
+        with _cluster(spec.workers[1] + spec.elastic.spares) as cluster:
+            check_not_running(spec.name)
+            keep = _put if cluster.is_ours else partial(_kept, spec.folder)
             shared = replace(
                 spec,
-                data=_shared(spec.data),
-                evaluation_data=_shared(spec.evaluation_data),
-                probe=ray.put(spec.probe),
+                data=_shared(spec.data, keep, "train"),
+                evaluation_data=_shared(spec.evaluation_data, keep, "evaluation"),
+                probe=ray.put(spec.probe) if cluster.is_ours else spec.probe,
             )
-            offset = self._journal_size()
-            self._open_journal(address)
+            opened = Journal(spec.folder)
+            offset = opened.path.stat().st_size
+            opened.write("run", **self._described(cluster.address))
+            opened.close()
             leader = start_leader(shared)
             try:
-                outcome = follow(spec.name, spec.folder, watcher, offset)
+                ended = follow(spec.name, spec.folder, watcher, offset)
             except LostError as error:
                 raise TrainingFailedError(str(error), {}) from None
             ray.kill(leader)
-        summary = self._summary(outcome, time.time() - began)
-        if outcome.state == "failed":
-            raise TrainingFailedError(outcome.error, summary)
-        return ray.train.Result(
-            metrics={
-                "loss": outcome.loss,
-                "steps": outcome.steps,
-                "digest": outcome.digest,
-                **outcome.metrics,
-            },
-            checkpoint=ray.train.Checkpoint(outcome.checkpoint) if outcome.checkpoint else None,
-            error=None,
-            path=str(spec.folder),
-            return_value=summary,
-        )
+        if ended.outcome.state == "failed":
+            raise TrainingFailedError(ended.outcome.error, ended.summary)
+        return result_of(ended)
 
-    def _journal_size(self) -> int:
-        path = self.spec.folder / journal.FILE_NAME
-        return path.stat().st_size if path.exists() else 0
-
-    def _open_journal(self, address: str) -> None:
-        opened = Journal(self.spec.folder)
-        opened.write(
-            "run",
-            run=self.spec.name,
-            address=address,
-            resumed=self._resume,
-            identity=self._identity,
-            total_steps=self.spec.clock.total_steps,
-            steps_per_epoch=self.spec.clock.steps_per_epoch,
-            batch_size=self.spec.batch_size,
-            workers=list(self.spec.workers),
-            threads=self.spec.threads,
-        )
-        opened.close()
-
-    def _summary(self, outcome: Outcome, wall_seconds: float) -> dict[str, Any]:
+    def _described(self, address: str) -> dict[str, Any]:
+        clock = self.spec.clock
         return {
             "run": self.spec.name,
-            "state": outcome.state,
-            "steps": outcome.steps,
-            "digest": outcome.digest,
-            "loss": outcome.loss,
-            "metrics": dict(outcome.metrics),
-            "generations": list(outcome.generations),
-            "samples": {
-                "loaded": outcome.steps * self.spec.batch_size,
-                "trained": outcome.samples,
-            },
-            "tokens": {
-                "loaded": outcome.steps * self.spec.clock.batch_tokens,
-                "trained": outcome.tokens,
-            },
-            "algorithms": dict(outcome.costs),
-            "device_seconds": round(outcome.device_seconds, 3),
-            "wall_seconds": round(wall_seconds, 3),
-            "bitwise": outcome.bitwise,
-            "faults_left": outcome.faults_left,
-            "checkpoint": str(outcome.checkpoint) if outcome.checkpoint else None,
-            "folder": str(self.spec.folder),
+            "address": address,
+            "resumed": self._resume,
+            "identity": self._identity,
+            "total_steps": clock.total_steps,
+            "steps_per_epoch": clock.steps_per_epoch,
+            "batch_size": self.spec.batch_size,
+            "batch_tokens": clock.batch_tokens,
+            "workers": list(self.spec.workers),
+            "threads": self.spec.threads,
         }
 
 
+def attach(run: str, storage: str, watcher: Watcher | None = None) -> ray.train.Result:
+    """Follow a run to its end that another process has started.
+
+    Args:
+        run: its name or folder.
+        storage: where runs are kept.
+        watcher: called now and then with the journal's events, from the run's beginning.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        SteeringError: it does not live, and has not ended by itself.
+        TrainingFailedError: it failed.
+    """
+    folder = steering.folder_of(run, storage)
+    with steering.reached(folder) as name:
+        try:
+            ended = follow(name, folder, watcher)
+        except LostError as error:
+            raise steering.SteeringError(
+                f"{error}: `raytrain-plus train --resume --name {name}` goes on with it"
+            ) from None
+    if ended.outcome.state == "failed":
+        raise TrainingFailedError(ended.outcome.error, ended.summary)
+    return result_of(ended)
+
+
+def result_of(ended: Ended) -> ray.train.Result:
+    """Return what Ray Train returns."""
+    outcome = ended.outcome
+    return ray.train.Result(
+        metrics={
+            "loss": outcome.loss,
+            "steps": outcome.steps,
+            "digest": outcome.digest,
+            **outcome.metrics,
+        },
+        checkpoint=ray.train.Checkpoint(outcome.checkpoint) if outcome.checkpoint else None,
+        error=None,
+        path=ended.summary["folder"],
+        return_value=ended.summary,
+    )
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    address: str
+    is_ours: bool
+
+
 @contextlib.contextmanager
-def _cluster(most_workers: int) -> Iterator[str]:
+def _cluster(most_workers: int) -> Iterator[_Cluster]:
     """Join the running Ray cluster, or run one of our own for as long as it is needed.
 
     A cluster of our own has a slot for every worker: on one machine more workers than cores are
     slow, but they are what somebody wants who tries out elasticity on a laptop.
     """
     if ray.is_initialized():
-        yield ray.get_runtime_context().gcs_address
+        yield _Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    ours = True
     try:
         slots = max(os.cpu_count() or 1, most_workers)
         ray.init(num_cpus=slots, include_dashboard=False, **quiet)
     except ValueError:  # there is a cluster already: Ray refuses to be told its size
         ray.init(**quiet)
+        ours = False
     try:
-        yield ray.get_runtime_context().gcs_address
+        yield _Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:
         ray.shutdown()
 
 
-def _shared(data: Any) -> Any:
-    return ray.put(data.combine_chunks()) if isinstance(data, pa.Table) else data
+def _shared(data: Any, keep: Callable[..., Any], name: str) -> Any:
+    return keep(data.combine_chunks(), name) if isinstance(data, pa.Table) else data
+
+
+def _put(table: pa.Table, name: str) -> Any:
+    del name
+    return ray.put(table)
+
+
+def _kept(folder: Path, table: pa.Table, name: str) -> str:
+    """Keep a table where the run's workers find it, whoever lives."""
+    path = folder / f"{name}.arrow"
+    with pa.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    return str(path)

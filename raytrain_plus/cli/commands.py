@@ -13,6 +13,7 @@ import ray.train
 import typer
 from rich.console import Console
 
+from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import Debug, Json, answer
@@ -25,7 +26,6 @@ from raytrain_plus.frontier.recipe import Recipe, read_recipe
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
-from raytrain_plus.trainer import ElasticTrainer
 
 app = typer.Typer(
     help="Elastic, bit-for-bit reproducible PyTorch training on Ray.",
@@ -83,6 +83,7 @@ def train(  # noqa: PLR0913 - one option each
     faults: Annotated[Path | None, typer.Option(help="YAML list of disturbances.")] = None,
     hang_deadline: Annotated[float | None, typer.Option(help="Seconds without progress.")] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for MIN workers.")] = 120.0,
+    spares: Annotated[int, typer.Option(help="Workers kept warm beside the group.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads per worker.")] = None,
     gpu: Annotated[bool, typer.Option(help="One GPU per worker.")] = False,
     bitwise: Annotated[bool, typer.Option(help="Refuse workers that compute other bits.")] = True,
@@ -93,7 +94,7 @@ def train(  # noqa: PLR0913 - one option each
 
     def run() -> dict[str, Any]:
         said = read_recipe(recipe) if recipe else Recipe(duration="1ep", batch_size=256)
-        trainer = ElasticTrainer(
+        made = trainer.ElasticTrainer(
             task=task,
             task_settings={**said.task, **parse_settings(setting or [], "the task")},
             data=data,
@@ -110,14 +111,15 @@ def train(  # noqa: PLR0913 - one option each
                 hang_deadline=hang_deadline,
                 start_timeout=start_timeout,
                 threads=threads,
+                spares=spares,
                 bitwise=bitwise,
             ),
             faults=read_faults(faults) if faults else (),
             resume=resume,
         )
-        progress = ProgressLine(trainer.spec.name, Console(stderr=True))
+        progress = ProgressLine(made.spec.name, Console(stderr=True))
         with _without_ray_notices(), progress as line:
-            summary: dict[str, Any] = trainer.fit(line).return_value
+            summary: dict[str, Any] = made.fit(line).return_value
         if not as_json:
             Console().print(summary_table({summary["run"]: summary}))
         return summary
@@ -151,6 +153,23 @@ def status(
 ) -> None:
     """Say how a run stands, live or ended."""
     _steer(lambda: steering.status(run, storage), as_json=as_json, debug=debug)
+
+
+@app.command()
+def attach(
+    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Follow a run to its end that another process has started."""
+
+    def follow() -> dict[str, Any]:
+        progress = ProgressLine(run, Console(stderr=True))
+        with _without_ray_notices(), progress as line:
+            summary: dict[str, Any] = trainer.attach(run, storage, line).return_value
+        if not as_json:
+            Console().print(summary_table({summary["run"]: summary}))
+        return summary
+
+    answer(follow, as_json=as_json, debug=debug)
 
 
 @app.command()

@@ -10,7 +10,8 @@ from raytrain_plus.elastic.messages import Event, Plan
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.observe.journal import Journal
 
-_GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
+# What a generation is described by, in the journal and in a run's summary.
+GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
 
 
 class DivergenceError(RuntimeError):
@@ -77,7 +78,7 @@ class Chronicle:
             del self._losses[event["step"] :]
             self.evaluated_step = min(self.evaluated_step, event["step"])
         elif kind == "generation":
-            self.generations.append({key: event[key] for key in _GENERATION})
+            self.generations.append({key: event[key] for key in GENERATION})
 
     def expect(self, plan: Plan, cause: str, last_commit: float | None) -> None:
         """A generation is planned; it is written when it starts.

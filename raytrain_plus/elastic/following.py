@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
+from raytrain_plus.elastic.chronicle import GENERATION
 from raytrain_plus.elastic.messages import NAMESPACE, Event, Outcome
 from raytrain_plus.observe import journal
 
@@ -21,7 +23,20 @@ class LostError(RuntimeError):
     """The coordinator was ended from outside, so that the run will not go on by itself."""
 
 
-def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int = 0) -> Outcome:
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended.
+
+    Attributes:
+        outcome: how.
+        summary: the same as data, as the command line prints it.
+    """
+
+    outcome: Outcome
+    summary: dict[str, Any]
+
+
+def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int = 0) -> Ended:
     """Wait for the end of a run.
 
     The first interrupt asks the run to stop after the step in flight, the second leaves it alone.
@@ -45,7 +60,7 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
             if watcher is not None:
                 watcher(events)
             if any(event["event"] == "end" for event in events):
-                return outcome_of(seen)
+                return ended(seen, folder)
             if gone:
                 raise LostError(f"the coordinator of run {run} was ended from outside")
             if time.monotonic() > look_at:
@@ -59,14 +74,38 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
             ray.get_actor(run, namespace=NAMESPACE).stop.remote()
 
 
-def outcome_of(events: Sequence[Event]) -> Outcome:
+def ended(events: Sequence[Event], folder: Path) -> Ended:
     """Read from a journal how its last run ended; it must have."""
-    run = journal.since_last_run(list(events))
-    end = next(event for event in reversed(run) if event["event"] == "end")
+    events = journal.since_last_run(list(events))
+    run = next(event for event in events if event["event"] == "run")
+    end = next(event for event in reversed(events) if event["event"] == "end")
+    outcome = _outcome_of(events, end)
+    summary = {
+        "run": run["run"],
+        "state": outcome.state,
+        "steps": outcome.steps,
+        "digest": outcome.digest,
+        "loss": outcome.loss,
+        "metrics": dict(outcome.metrics),
+        "generations": list(outcome.generations),
+        "samples": {"loaded": outcome.steps * run["batch_size"], "trained": outcome.samples},
+        "tokens": {"loaded": outcome.steps * run["batch_tokens"], "trained": outcome.tokens},
+        "algorithms": dict(outcome.costs),
+        "device_seconds": round(outcome.device_seconds, 3),
+        "wall_seconds": round(end["time"] - run["time"], 3),
+        "bitwise": outcome.bitwise,
+        "faults_left": outcome.faults_left,
+        "checkpoint": str(outcome.checkpoint) if outcome.checkpoint else None,
+        "folder": str(folder),
+    }
+    return Ended(outcome, summary)
+
+
+def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
     told: dict[str, Any] = {key: end[key] for key in Outcome.__dataclass_fields__ if key in end}
     generations = [
-        {key: event[key] for key in ("generation", "step", "workers", "cause", "pause_seconds")}
-        for event in run
+        {key: event[key] for key in GENERATION}
+        for event in events
         if event["event"] == "generation"
     ]
     folder = end.get("checkpoint")

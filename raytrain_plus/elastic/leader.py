@@ -13,13 +13,26 @@ from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
 
 
+def check_not_running(run: str) -> None:
+    """Refuse a run whose name another one has, which lives.
+
+    Raises:
+        ValueError: a run of that name lives on this cluster.
+    """
+    try:
+        ray.get_actor(run, namespace=NAMESPACE)
+    except ValueError:
+        return
+    raise ValueError(
+        f"run {run!r} lives on this cluster: `raytrain-plus attach {run}` follows it, "
+        f"`raytrain-plus stop {run}` ends it; or give another --name"
+    )
+
+
 def start_leader(spec: RunSpec) -> Any:
     """Start a run's coordinator on this node; returns its handle.
 
     It is detached: whoever started it may go, and find it again by the run's name.
-
-    Raises:
-        ValueError: a run of that name lives on this cluster.
     """
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True

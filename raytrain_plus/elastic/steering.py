@@ -73,6 +73,22 @@ def stop(run: str, storage: str) -> Event:
         return answer
 
 
+@contextmanager
+def reached(folder: Path) -> Iterator[str]:
+    """Be connected to the cluster of a run, if it has not ended; gives the run's name.
+
+    Raises:
+        SteeringError: the run does not live.
+    """
+    events = journal.read(folder)
+    name: str = [e for e in events if e["event"] == "run"][-1]["run"]
+    if _ended(events):
+        yield name
+        return
+    with _coordinator(events):
+        yield name
+
+
 def _ended(events: list[Event]) -> bool:
     kinds = [e["event"] for e in events if e["event"] in ("run", "end")]
     return bool(kinds) and kinds[-1] == "end"
@@ -100,14 +116,10 @@ def _coordinator(events: list[Event]) -> Iterator[Any]:
     run = [e for e in events if e["event"] == "run"][-1]
     if _ended(events):
         raise SteeringError(f"run {run['run']} has ended")
-    _present_token()
-    host, _, port = run["address"].rpartition(":")
+    connected = ray.is_initialized()
     try:
-        # Ray tries for half a minute where a refused connection says it at once.
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        ray.init(
-            address=run["address"], namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False
-        )
+        if not connected:
+            _connect(run["address"])
         yield ray.get_actor(run["run"], namespace=NAMESPACE)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         if isinstance(error, SteeringError):
@@ -120,10 +132,19 @@ def _coordinator(events: list[Event]) -> Iterator[Any]:
             raise
         raise SteeringError(f"run {run['run']} does not live any more") from error
     finally:
-        ray.shutdown()
+        if not connected:
+            ray.shutdown()
 
 
-def _present_token() -> None:
+def _connect(address: str) -> None:
+    present_token()
+    host, _, port = address.rpartition(":")
+    # Ray tries for half a minute where a refused connection says it at once.
+    socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    ray.init(address=address, namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False)
+
+
+def present_token() -> None:
     """Make this process show the token of `~/.ray`, if there is one.
 
     A cluster that `ray.init` starts asks for it, but a process that joins by address does not show

@@ -2,9 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import ray
 
+from raytrain_plus.elastic import steering
+from raytrain_plus.observe import journal
+from raytrain_plus.trainer import attach
+from tests.end_to_end import driver
 from tests.end_to_end.runs import (
     UNHURRIED,
     Script,
@@ -16,6 +24,8 @@ from tests.end_to_end.runs import (
     undisturbed,
 )
 from tests.end_to_end.tasks import Momentum
+
+ROOT = Path(__file__).parents[2]
 
 
 def kill_coordinator(name):
@@ -49,3 +59,37 @@ def test_a_killed_coordinator_comes_back_to_the_same_workers_and_the_same_bits(s
     assert run.changed == set()
     assert run.of("worker", state="lost") == []
     assert [event["workers"] for event in run.of("returned")] == [["w0", "w1"]] * 2
+
+
+def test_a_run_goes_on_without_its_driver_and_a_newcomer_finds_the_data(storage):
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "tests.end_to_end.driver", address, str(storage)]
+    run = storage / driver.NAME
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        await_events(run, at_step(10), process)
+    finally:
+        process.kill()
+        process.wait()
+    before = [e for e in journal.read(run) if e.get("state") == "ready"]
+    os.kill(before[0]["pid"], signal.SIGKILL)  # its replacement reads data that a driver gave
+    status = steering.status(str(run), "")
+    assert status["state"] == "training"
+
+    def hurry(events):
+        if sum(e.get("state") == "ready" for e in events) > len(before):
+            (run / "hurry").touch()
+
+    seen = []
+    result = attach(str(run), "", lambda events: seen.extend(events) or hurry(seen))
+    reference = undisturbed(Momentum, driver.LOGICAL_RANKS, steps=driver.STEPS)
+    assert result.metrics["digest"] == reference.summary["digest"]
+    assert [e["step"] for e in seen if e["event"] == "step"] == list(range(1, driver.STEPS + 1))
+    assert attach(str(run), "").return_value == result.return_value  # and again, from its journal
+
+
+def await_events(folder, cue, process):
+    path = folder / journal.FILE_NAME
+    while not cue(journal.read(path) if path.exists() else []):
+        assert process.poll() is None
+        time.sleep(0.1)
