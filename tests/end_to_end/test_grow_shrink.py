@@ -1,5 +1,9 @@
 """A group grows and shrinks at step boundaries while it trains, whoever asks for it."""
 
+import os
+import signal
+from functools import partial
+
 import pytest
 import ray
 
@@ -84,6 +88,47 @@ def test_when_resources_that_others_held_become_free(storage):
     assert len(seen[0]["pids"]) == 1  # the other was asked for, and could not be placed
     assert {event["workers"] for event in run.of("step") if event["step"] <= 10} == {1}
     assert run.of("step", step=100)[0]["workers"] == 2
+
+
+def test_when_a_worker_gets_notice_and_a_spare_takes_its_place(storage):
+    seen = []
+
+    def terminate(name):
+        status = ray.get(coordinator(name).status.remote())
+        seen.append(status)
+        os.kill(status["pids"][status["workers"][0]], signal.SIGTERM)
+
+    spare_is_ready = partial(ready, 3)
+    run = train(
+        Plain(),
+        storage,
+        logical_ranks=6,
+        workers=(2, 2),
+        wanted={1: 2, 12: 7, 14: 2},  # never seven: two steps wait for their patience
+        director=Script((lambda e: spare_is_ready(e) and at_step(10)(e), terminate)),
+        spares=1,
+        patience=4.0,
+        hang_deadline=180.0,
+    )
+    assert differences(run, undisturbed(Plain, 6)) == []
+    assert flaws(run, []) == []
+    (status,) = seen
+    (draining,) = run.of("worker", state="draining")
+    assert (draining["worker"], draining["reason"]) == (status["workers"][0], "it got SIGTERM")
+    (left,) = run.of("worker", state="left")
+    assert left["worker"] == draining["worker"]
+    assert run.of("worker", state="lost") == []
+    # The spare, which had been there before, is in the next group: there was never one less.
+    spare = (status["pids"].keys() - set(status["workers"])).pop()
+    first, second = run.of("generation")[:2]
+    assert spare not in first["members"]
+    assert spare in second["members"]
+    assert run.sizes == {2}
+    assert len(run.of("worker", state="ready")) in (3, 4)  # and another spare is asked for
+
+
+def ready(workers, events):
+    return sum(e.get("state") == "ready" for e in events) >= workers
 
 
 def test_when_nodes_come_drain_hang_or_die(storage):
