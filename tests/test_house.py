@@ -28,6 +28,7 @@ OURS = [
 PURE = [
     "elastic.plan",
     "elastic.watch",
+    "elastic.speeds",
     "training.tree",
     "streams.order",
     "streams.mixture",
