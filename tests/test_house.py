@@ -29,6 +29,7 @@ PURE = [
     "elastic.plan",
     "elastic.watch",
     "elastic.speeds",
+    "elastic.trace",
     "training.tree",
     "streams.order",
     "streams.mixture",
