@@ -42,12 +42,17 @@ class Aim:
         return {"measured": self.name, "value": self.value, "aim": bound, "met": self.met}
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the options that every benchmark has: `quick` and `json`."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--quick", action="store_true", help="shorter, for a first look: noisier")
+    made.add_argument("--json", action="store_true", help="print a JSON object as the last line")
+    return made
+
+
 def options(description: str) -> argparse.Namespace:
-    """Read the options that every benchmark has: `quick` and `json`."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="shorter, for a first look: noisier")
-    parser.add_argument("--json", action="store_true", help="print a JSON object as the last line")
-    return parser.parse_args()
+    """Read the options that every benchmark has."""
+    return parser(description).parse_args()
 
 
 def median(values: Sequence[float], digits: int = 3) -> float:

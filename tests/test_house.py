@@ -28,6 +28,8 @@ OURS = [
 PURE = [
     "elastic.plan",
     "elastic.watch",
+    "elastic.speeds",
+    "elastic.trace",
     "training.tree",
     "streams.order",
     "streams.mixture",

@@ -1,0 +1,159 @@
+"""Half an hour of the recorded trace, replayed on real workers of this machine.
+
+What the trace takes is killed without a word, and the run scaled down; what it gives, the run is
+scaled up by. The trace's busiest half hour at this size is replayed (its first only gives).
+
+Goodput is read from the journal. A committed step is worth what its group needs for one when
+nothing disturbs it: its workers times the median time between two commits of groups of that size.
+What the trace offers is counted from the first step on.
+"""
+
+import itertools
+import os
+import random
+import signal
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks.elastic import RUN, Event, of_kind, train
+from benchmarks.tasks import COMPUTE_BOUND
+from raytrain_plus.elastic.pool import NAMESPACE
+from raytrain_plus.elastic.trace import Change, at_speed, read_trace, scaled
+
+TRACE = Path(__file__).parent / "data" / "bamboo-p3.csv"
+MOST = 4  # workers
+_BEGIN, _SECONDS = 16_080.0, 1800.0  # of the trace
+_ENDLESS = 1_000_000  # steps
+
+
+def window(changes: Sequence[Change], begin: float, seconds: float) -> list[Change]:
+    """Cut a stretch out of a trace; who is there when it begins comes at 0."""
+    here = sum(change.delta for change in changes if change.seconds <= begin)
+    inside = [c for c in changes if begin < c.seconds < begin + seconds]
+    return [Change(0.0, here), *(Change(c.seconds - begin, c.delta) for c in inside)]
+
+
+def offered(changes: Sequence[Change], until: float) -> float:
+    """Return the worker-seconds that a trace offers."""
+    return sum(c.delta * (until - c.seconds) for c in changes if c.seconds < until)
+
+
+def useful(events: Sequence[Event]) -> float:
+    """Return the worker-seconds that the journal's steps are worth."""
+    gaps: dict[int, list[float]] = defaultdict(list)
+    steps = [e for e in events if e["event"] == "step"]
+    for before, after in itertools.pairwise(steps):
+        if before["generation"] == after["generation"]:
+            gaps[after["workers"]].append(after["time"] - before["time"])
+    worth = {workers: workers * statistics.median(times) for workers, times in gaps.items()}
+    return sum(worth.get(step["workers"], 0.0) for step in steps)
+
+
+@dataclass
+class Replayer:
+    """Watches a run, and does to it what a trace says.
+
+    Attributes:
+        changes: what is to come, the group to begin with first.
+        until: seconds after which the run is stopped.
+        began: Unix time of the first step.
+        ended: Unix time at which it was stopped.
+        starts: seconds from asking for more workers to each that was ready.
+    """
+
+    changes: list[Change]
+    until: float
+    began: float | None = None
+    ended: float | None = None
+    starts: list[float] = field(default_factory=list)
+    _pids: dict[str, int] = field(default_factory=dict)
+    _members: list[str] = field(default_factory=list)
+    _killed: set[str] = field(default_factory=set)
+    _wanted: int = 0
+    _asked: float | None = None
+    _scaled: int = 0
+
+    def __call__(self, events: list[Event]) -> None:
+        """Take in new events of the journal, and act."""
+        for event in events:
+            self._learn(event)
+        now = time.time()
+        if not self._wanted:
+            self._wanted = self.changes.pop(0).delta
+        # A loss is told to the run only when it has noticed: it would let another worker go.
+        if not self._killed and self._scaled != self._wanted:
+            self._steer("scale", self._wanted)
+            self._asked = now if self._wanted > self._scaled > 0 else None
+            self._scaled = self._wanted
+        if self.began is None or self.ended is not None:
+            return
+        if now >= self.began + self.until:
+            self.ended = now
+            self._steer("stop")
+        elif self.changes and now >= self.began + self.changes[0].seconds and not self._killed:
+            self._change(self.changes.pop(0).delta)
+
+    def _learn(self, event: Event) -> None:
+        kind, state = event["event"], event.get("state")
+        if kind == "generation":
+            self._members = event["members"]
+        elif kind == "step" and self.began is None and event["workers"] == self._wanted:
+            self.began = event["time"]
+        elif kind == "worker" and state == "ready":
+            self._pids[event["worker"]] = event["pid"]
+            if self._asked is not None:
+                self.starts.append(event["time"] - self._asked)
+        elif kind == "worker" and state in ("lost", "left"):
+            self._pids.pop(event["worker"], None)
+            self._killed.discard(event["worker"])
+
+    def _change(self, delta: int) -> None:
+        self._wanted += delta
+        if delta < 0:
+            alive = [worker for worker in self._members if worker in self._pids]
+            for worker in random.sample(alive, min(-delta, len(alive) - 1)):
+                self._killed.add(worker)
+                os.kill(self._pids[worker], signal.SIGKILL)
+
+    def _steer(self, how: str, *given: int) -> None:
+        coordinator: Any = ray.get_actor(RUN, namespace=NAMESPACE)
+        ray.get(getattr(coordinator, how).remote(*given))
+
+
+def replay(speed: float, seconds: float = _SECONDS) -> dict[str, Any]:
+    """Replay the trace's busiest half hour, or the beginning of it, on at most four workers.
+
+    Args:
+        speed: how much faster than it was.
+        seconds: of the trace. Default: half an hour.
+
+    Returns:
+        The measured goodput with what it is made of, and the changes that were replayed.
+    """
+    random.seed(0)
+    changes = at_speed(window(scaled(read_trace(TRACE), MOST), _BEGIN, seconds), speed)
+    replayer = Replayer(list(changes), seconds / speed)
+    events = train(COMPUTE_BOUND, (1, MOST), _ENDLESS, replayer)
+    began, ended = replayer.began, replayer.ended
+    assert began is not None
+    assert ended is not None
+    counted = [e for e in events if began < e["time"] <= ended]
+    steps = of_kind(counted, "step")
+    if [s["step"] for s in steps] != list(range(steps[0]["step"], steps[-1]["step"] + 1)):
+        raise RuntimeError("the journal's steps are not consecutive: committed steps were lost")
+    total = offered(changes, ended - began)
+    return {
+        "seconds": round(ended - began, 1),
+        "changes": [vars(change) for change in changes],
+        "generations": len(of_kind(counted, "generation")),
+        "steps": len(steps),
+        "start_seconds": [round(start, 2) for start in replayer.starts],
+        "goodput": round(useful(counted) / total, 3),
+    }

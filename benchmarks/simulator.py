@@ -1,0 +1,207 @@
+"""A run under a trace, with a clock of its own: where the worker-seconds that a cloud offers go.
+
+The simulated group plans with `raytrain_plus.elastic.plan.assign` and pays measured costs; all of
+its workers are equally fast. A worker-second that is offered is exactly one of these:
+
+- *useful*: spent on a step that is part of the result;
+- *redone*: spent on what had to be computed again;
+- *imbalance*: waiting for the worker with the most logical ranks;
+- *paused*: while a group forms;
+- *starting*: while a worker comes up, and the others train.
+"""
+
+import heapq
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from raytrain_plus.elastic.plan import Assignment, Member, assign
+from raytrain_plus.elastic.trace import Change
+
+_ROUNDING = 1e-9  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a system pays for each change of its group.
+
+    Attributes:
+        loss: seconds that training pauses when workers are lost.
+        change: seconds that it pauses when workers join.
+        start: seconds from being offered a worker to having it ready.
+        redone_steps: committed steps that a new group computes again.
+        salvage: whether a lost worker's part of the step in flight is all that is computed again.
+        noticed: whether losses are announced, so that no step is in flight when they happen.
+        planned: whether ranges are those of `assign`; otherwise all are exactly equal.
+    """
+
+    loss: float
+    change: float
+    start: float
+    redone_steps: float = 0.0
+    salvage: bool = False
+    noticed: bool = False
+    planned: bool = True
+
+
+@dataclass
+class Spent:
+    """Worker-seconds by what they were spent on."""
+
+    useful: float = 0.0
+    redone: float = 0.0
+    imbalance: float = 0.0
+    paused: float = 0.0
+    starting: float = 0.0
+
+    @property
+    def offered(self) -> float:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def goodput(self) -> float:
+        """The useful share."""
+        return self.useful / self.offered
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained.
+
+    Attributes:
+        logical_ranks: parts of a step.
+        rank_seconds: that a worker takes for each.
+    """
+
+    logical_ranks: int
+    rank_seconds: float
+
+    @property
+    def step_work(self) -> float:
+        """Worker-seconds of a step."""
+        return self.logical_ranks * self.rank_seconds
+
+
+def simulate(
+    job: Job, changes: Sequence[Change], costs: Costs, until: float, seed: int = 0
+) -> Spent:
+    """Train until a time; who is lost is drawn at random.
+
+    Args:
+        job: what is trained.
+        changes: workers that are offered and lost, in order of time, from 0.
+        costs: of the system.
+        until: seconds.
+        seed: of the draw.
+
+    Returns:
+        What the offered worker-seconds were spent on.
+    """
+    run = _Run(job, costs, random.Random(seed))
+    events = [(change.seconds, order, change.delta) for order, change in enumerate(changes)]
+    ready: list[tuple[float, int, list[str]]] = []
+    heapq.heapify(events)
+    while events or ready:
+        # Who is ready at the instant of a loss is lost or kept like the others.
+        if ready and (not events or ready[0][0] <= events[0][0]):
+            seconds, _, workers = heapq.heappop(ready)
+            if seconds > until:
+                break
+            run.advance(seconds)
+            run.join(workers)
+            continue
+        seconds, order, delta = heapq.heappop(events)
+        if seconds > until:
+            break
+        run.advance(seconds)
+        if delta > 0:
+            heapq.heappush(ready, (seconds + costs.start, order, run.offer(delta)))
+        else:
+            run.lose(-delta)
+    run.advance(until)
+    return run.result()
+
+
+class _Run:
+    def __init__(self, job: Job, costs: Costs, draw: random.Random) -> None:
+        self._job, self._costs, self._draw = job, costs, draw
+        self._spent = Spent()
+        self._now = self._paused_until = 0.0
+        self._steps = 0.0  # done, with the part of the step in flight
+        self._restored = 0.0  # steps at the last new group
+        self._names = 0
+        self._coming: list[str] = []
+        self._group: list[str] = []
+        self._plan: tuple[Assignment, ...] = ()
+
+    def advance(self, to: float) -> None:
+        """Let time pass."""
+        seconds = to - self._now
+        paused = min(max(0.0, self._paused_until - self._now), seconds)
+        self._now = to
+        self._spent.starting += len(self._coming) * seconds
+        self._spent.paused += len(self._group) * paused
+        if self._group:
+            steps = (seconds - paused) / self._step_seconds()
+            self._steps += steps
+            work = steps * self._job.step_work
+            self._spent.imbalance += len(self._group) * (seconds - paused) - work
+
+    def offer(self, workers: int) -> list[str]:
+        """Start some workers; returns their names."""
+        names = [f"w{self._names + i:06}" for i in range(workers)]
+        self._names += workers
+        self._coming += names
+        return names
+
+    def join(self, workers: Sequence[str]) -> None:
+        """Workers are ready, unless they have been lost meanwhile."""
+        joining = [worker for worker in workers if worker in self._coming]
+        if joining:
+            self._coming = [worker for worker in self._coming if worker not in joining]
+            self._regroup([*self._group, *joining], self._costs.change if self._group else 0.0)
+
+    def lose(self, workers: int) -> None:
+        """Some workers are gone."""
+        lost = set(self._draw.sample([*self._group, *self._coming], workers))
+        self._coming = [worker for worker in self._coming if worker not in lost]
+        left = [worker for worker in self._group if worker not in lost]
+        if len(left) < len(self._group):
+            if not self._costs.noticed:
+                share = self._share(lost) if self._costs.salvage and left else 1.0
+                done = math.floor(self._steps + _ROUNDING)
+                self._again(share * max(0.0, self._steps - done))
+            self._regroup(left, self._costs.loss)
+
+    def result(self) -> Spent:
+        """Return what the time was spent on."""
+        self._spent.useful = self._steps * self._job.step_work
+        return self._spent
+
+    def _regroup(self, group: list[str], pause: float) -> None:
+        # A group that forms before the last one has got on goes back to the same state.
+        self._again(min(self._costs.redone_steps, self._steps - self._restored))
+        self._restored = self._steps
+        self._paused_until = max(self._paused_until, self._now + pause)
+        self._group = group
+        if self._costs.planned and group:
+            members = [Member(worker) for worker in group]
+            self._plan = assign(self._job.logical_ranks, members, self._plan)
+
+    def _again(self, steps: float) -> None:
+        self._steps -= steps
+        self._spent.redone += steps * self._job.step_work
+
+    def _share(self, workers: set[str]) -> float:
+        """Return the share of a step that some workers compute."""
+        if not self._costs.planned:
+            return len(workers.intersection(self._group)) / len(self._group)
+        ranks = sum(len(a.ranks) for a in self._plan if a.worker in workers)
+        return ranks / self._job.logical_ranks
+
+    def _step_seconds(self) -> float:
+        if not self._costs.planned:
+            return self._job.step_work / len(self._group)
+        return max(len(a.ranks) for a in self._plan) * self._job.rank_seconds
