@@ -51,9 +51,15 @@ class Exchange:
         if overlap and size >= _OVERLAP_BYTES:
             self._thread = ThreadPoolExecutor(1, "exchange")
 
-    def begin(self) -> None:
-        """Begin a step."""
+    def begin(self, rows: Rows) -> None:
+        """Begin a step.
+
+        Args:
+            rows: our rows of the control lane, which are sent before the last backward.
+        """
         buckets = self._reduction.buckets
+        self._rows = rows
+        self._integers = b""
         self._sums: list[Accumulator[Partial]] = [
             Accumulator(self._ranks.start, self._ranks.stop, self._leaves, _add) for _ in buckets
         ]
@@ -62,24 +68,23 @@ class Exchange:
         self._submitted: list[Future[None]] = []
         self._next = 0
 
-    def open(self, rows: Rows, attachment: bytes) -> None:
-        """Send our rows of the control lane, which must be complete. Before the last backward."""
-        self._reduction.open(rows, attachment)
-
-    def backward(self, rank: int, changes: Leaf, run: Callable[[], None]) -> None:
+    def backward(self, rank: int, changes: Leaf, integers: bytes, run: Callable[[], None]) -> None:
         """Run one logical rank's backward, in order, and take its leaf.
 
         Args:
-            rank: the logical rank.
+            rank: the logical rank; its row of the control lane is complete.
             changes: how far its forward has moved the floating buffers.
+            integers: what its forward has made of the other buffers, if it is logical rank 0.
             run: the backward; it adds to the gradients of the parameters.
         """
+        self._integers = self._integers or integers
         if self._merge and rank % 2 == 0 and rank + 1 in self._ranks:
             run()
             self._sibling = _Sibling(self._parameters, changes)
             return
         sibling, self._sibling = self._sibling or _Sibling.none(self._parameters), None
         if rank == self._ranks[-1]:
+            self._reduction.open(self._rows, self._integers)
             self._run_last(run, sibling, changes)
         else:
             run()
