@@ -13,6 +13,7 @@ from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.task import Batch, Task
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.exchange import Exchange
+from raytrain_plus.training.leaves import Subtree
 from raytrain_plus.training.parts import Parts
 from raytrain_plus.training.reduction import (
     BUSY_SECONDS,
@@ -96,6 +97,8 @@ class TrainingLoop:
         self._exchange: Exchange | None = None
         self._cpu_before = time.process_time()
         self._compute_seconds = 0.0
+        self._salvaged: list[Subtree] = []
+        self._salvaged_at = (0, 0)
 
     def begin(self, ranges: Sequence[range], wire: Wire) -> None:
         """Prepare for a generation in which worker i computes the logical ranks `ranges[i]`."""
@@ -103,6 +106,8 @@ class TrainingLoop:
         self._ranks = ranges[wire.index]
         self._firsts = [r.start for r in ranges]
         self._compute_seconds = 0.0
+        if self._salvaged_at != (self.replica.step, self.replica.loads):
+            self._salvaged = []
         alone = not self._weave.advises("backward")
         self._exchange = Exchange(
             Reduction(
@@ -123,8 +128,9 @@ class TrainingLoop:
 
     def end(self) -> None:
         """End the generation, if there is one."""
-        if self._exchange is not None:
-            self._exchange.end()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._salvaged += exchange.end()
         self._leave_epoch()
 
     def run_step(
@@ -157,7 +163,8 @@ class TrainingLoop:
             Exception: whatever the task or the wire raises. The replica then stands where it
                 stood before the step, unless the update itself had begun: it is then `torn`.
         """
-        replica = self.replica
+        replica, exchange = self.replica, self._exchange
+        assert exchange is not None, "begin() comes first"
         step = Step(replica.training, replica.step, self._parts.losses)
         self._enter_epoch(step)
         rows = self._rows(ask_pause, ask_checkpoint)
@@ -165,15 +172,17 @@ class TrainingLoop:
         self.buffers.snapshot()
         with self._weave.around("step", step):
             try:
-                reduced = self._sum_over_all(step, parts, rows)
+                reduced = self._sum_over_all(exchange, step, parts, rows)
                 lane = tree_sum(reduced.lane)
                 loss = self._checked_loss(reduced.lane, lane)
                 rate_factor = self._task.schedule(self._clock.progress(replica.step))
                 self._enter("update")
             except BaseException:
+                exchange.interrupt()
                 self.buffers.restore()
                 self._parts.drop_gradients()
                 raise
+            exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
             self._update(step, reduced, rate_factor)
         replica.step += 1
@@ -190,11 +199,13 @@ class TrainingLoop:
         self.buffers.snapshot()
         return self._parts.leaf(Step(self.replica.training, 0, self._parts.losses), 0, batch)
 
-    def _sum_over_all(self, step: Step, parts: Sequence[Batch], rows: Rows) -> Reduced:
+    def _sum_over_all(
+        self, exchange: Exchange, step: Step, parts: Sequence[Batch], rows: Rows
+    ) -> Reduced:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
-        exchange = self._exchange
-        assert exchange is not None
-        exchange.begin(rows)
+        salvaged, self._salvaged = self._salvaged, []
+        self._salvaged_at = self.replica.step, self.replica.loads
+        exchange.begin(rows, salvaged)
         began = ended = time.perf_counter()
 
         def backward(total: Tensor) -> None:
@@ -207,8 +218,9 @@ class TrainingLoop:
             exchange.backward(step.logical_rank, self.buffers.changes(), integers, run)
 
         for row, rank, batch in zip(rows, self._ranks, parts, strict=True):
-            self._parts.run(step, rank, batch, row, backward)
-        self._compute_seconds = ended - began
+            if not exchange.reuse(rank):
+                self._parts.run(step, rank, batch, row, backward)
+        self._compute_seconds = 0.0 if salvaged else ended - began
         self._enter("exchange")
         return exchange.finish()
 
