@@ -285,3 +285,21 @@ def test_nothing_is_kept_once_a_step_is_committed():
     group.train(1)
     assert loop.replica.step == 1
     assert not loop._salvaged
+
+
+def test_a_leaf_waits_for_no_sibling_that_is_there_already():
+    group = Group(Normed("AdamW"), 2)
+    group.train(1)
+
+    def dies(phase):
+        if phase == "exchange":
+            raise LostError
+
+    group.members[0].loop._enter = dies
+    group.train(2)
+    group.resize(1, lost=0)
+    group.computed(1)
+    results = group.train(3)
+    assert group.digests() == {undisturbed(Normed("AdamW"), 3)}
+    assert group.computed(1) == [0, 1, 2]  # 2 is the sibling of 3
+    assert results[0][0].salvaged == 5
