@@ -6,15 +6,25 @@ buckets are on their way already, by a thread of their own.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor, nn
 
 from raytrain_plus.task import TaskError
-from raytrain_plus.training.reduction import Leaf, Partial, Reduced, Reduction, Rows
+from raytrain_plus.training.leaves import TWICE, Sibling, Subtree, add, halves
+from raytrain_plus.training.reduction import (
+    OF_A_PART,
+    SALVAGED,
+    Leaf,
+    Partial,
+    Reduced,
+    Reduction,
+    Rows,
+)
 from raytrain_plus.training.tree import Accumulator
 
+_PATIENCE = 1.0  # seconds; the generation's sockets have been shut by then, so none should pass
 _OVERLAP_BYTES = 1 << 20  # below, handing over to a thread takes longer than it saves
 
 
@@ -47,45 +57,79 @@ class Exchange:
         self._merge = merge
         self._bucket_of = {i: b for b, bucket in enumerate(reduction.buckets) for i in bucket}
         size = sum(p.numel() * p.element_size() for p in parameters)
+        self._sums: list[Accumulator[Partial]] = []
+        self._submitted: list[Future[None]] = []
         self._thread: ThreadPoolExecutor | None = None
         if overlap and size >= _OVERLAP_BYTES:
             self._thread = ThreadPoolExecutor(1, "exchange")
 
-    def begin(self) -> None:
-        """Begin a step."""
+    def begin(self, rows: Rows, salvaged: Sequence[Subtree] = ()) -> None:
+        """Begin a step.
+
+        Args:
+            rows: our rows of the control lane, which are sent before the last backward.
+            salvaged: what an attempt at the same step has left; used where it lies in our range.
+        """
+        start, stop = self._ranks.start, self._ranks.stop
         buckets = self._reduction.buckets
-        self._sums: list[Accumulator[Partial]] = [
-            Accumulator(self._ranks.start, self._ranks.stop, self._leaves, _add) for _ in buckets
-        ]
-        self._sibling: _Sibling | None = None
+        self._rows = rows
+        self._integers = b""
+        self._salvaged = {s.start: s for s in salvaged if start <= s.start and s.stop <= stop}
+        self._reused = {r for s in self._salvaged.values() for r in range(s.start, s.stop)}
+        self._sums = [Accumulator(start, stop, self._leaves, add) for _ in buckets]
+        self._sibling: Sibling | None = None
         self._final: list[dict[int, Tensor]] = [{} for _ in buckets]
-        self._submitted: list[Future[None]] = []
+        self._submitted = []
         self._next = 0
+        self._whole = False
 
-    def open(self, rows: Rows, attachment: bytes) -> None:
-        """Send our rows of the control lane, which must be complete. Before the last backward."""
-        self._reduction.open(rows, attachment)
+    def reuse(self, rank: int) -> bool:
+        """Say whether a logical rank need not be computed; its turn is over then.
 
-    def backward(self, rank: int, changes: Leaf, run: Callable[[], None]) -> None:
+        Raises:
+            Exception: whatever the wire raises.
+        """
+        if rank not in self._reused:
+            return False
+        if rank in self._salvaged:
+            subtree = self._salvaged.pop(rank)
+            mine = slice(rank - self._ranks.start, subtree.stop - self._ranks.start)
+            self._rows[mine, OF_A_PART] = subtree.rows[:, OF_A_PART]
+            self._rows[mine, SALVAGED] = 1
+            self._integers = self._integers or subtree.integers
+            if subtree.stop < self._ranks.stop:
+                self._push(subtree.leaf, subtree.stop - rank)
+            else:
+                self._final = [{i: subtree.leaf[i] for i in b} for b in self._reduction.buckets]
+                self._whole = True
+                self._reduction.open(self._rows, self._integers)
+                self._submit_complete(subtree.stop - rank)
+        return True
+
+    def backward(self, rank: int, changes: Leaf, integers: bytes, run: Callable[[], None]) -> None:
         """Run one logical rank's backward, in order, and take its leaf.
 
         Args:
-            rank: the logical rank.
+            rank: the logical rank; its row of the control lane is complete.
             changes: how far its forward has moved the floating buffers.
+            integers: what its forward has made of the other buffers, if it is logical rank 0.
             run: the backward; it adds to the gradients of the parameters.
         """
-        if self._merge and rank % 2 == 0 and rank + 1 in self._ranks:
+        self._integers = self._integers or integers
+        if self._is_merged(rank):
             run()
-            self._sibling = _Sibling(self._parameters, changes)
+            self._sibling = Sibling(self._parameters, changes)
             return
-        sibling, self._sibling = self._sibling or _Sibling.none(self._parameters), None
-        if rank == self._ranks[-1]:
+        is_last = rank == self._ranks[-1]
+        if is_last:
+            self._reduction.open(self._rows, self._integers)
+        sibling, self._sibling = self._sibling or Sibling.none(self._parameters), None
+        if is_last:
             self._run_last(run, sibling, changes)
         else:
             run()
             leaf = [*sibling.settled(), *sibling.with_changes(changes)]
-            for sums, bucket in zip(self._sums, self._reduction.buckets, strict=True):
-                sums.push([leaf[i] for i in bucket], sibling.leaves)
+            self._push(leaf, sibling.leaves)
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -98,19 +142,64 @@ class Exchange:
         for submitted in self._submitted:
             submitted.result()
         self._reduction.finish(len(self._sums) - 1)
-        self._sums, self._final, self._submitted = [], [], []  # their memory is needed elsewhere
         return self._reduction.close()
 
-    def end(self) -> None:
-        """The generation is over."""
+    def clear(self) -> None:
+        """Forget the step's sums: it is about to be committed, or they cannot be trusted."""
+        self._sums, self._final, self._submitted, self._salvaged = [], [], [], {}
+        self._sibling = None
+
+    def interrupt(self) -> None:
+        """Keep a leaf that waits for its sibling: the step has failed, gradients are dropped."""
+        sibling, self._sibling = self._sibling, None
+        if sibling is not None:
+            self._push(sibling.leaf(), 1)
+
+    def end(self) -> list[Subtree]:
+        """End the generation; returns what a step has left that began and was not committed."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
+        kept = self._harvest()
+        self.clear()
+        return kept
 
-    def _run_last(self, run: Callable[[], None], sibling: "_Sibling", changes: Leaf) -> None:
+    @torch.no_grad()
+    def _harvest(self) -> list[Subtree]:
+        """Collect whole subtrees; none if the last leaf is in some buckets and not in others."""
+        late = wait([s for s in self._submitted if not s.cancelled()], _PATIENCE).not_done
+        if not self._sums or late or (self._next and not self._whole):
+            return []
+        buckets = self._reduction.buckets
+        if self._whole:
+            for sums, bucket, final in zip(self._sums, buckets, self._final, strict=True):
+                if sums.end < self._ranks.stop:
+                    sums.push([final[i] for i in bucket], self._ranks.stop - sums.end)
+        kept = []
+        for nodes in zip(*(sums.nodes for sums in self._sums), strict=True):
+            leaf: dict[int, Tensor] = {}
+            for bucket, (_, _, value) in zip(buckets, nodes, strict=True):
+                whole = value if isinstance(value, list) else add(*value)
+                leaf |= zip(bucket, whole, strict=True)
+            start, stop = nodes[0][:2]
+            rows = self._rows[start - self._ranks.start : stop - self._ranks.start]
+            integers = b"" if start else self._integers
+            kept.append(Subtree(start, stop, [leaf[i] for i in range(len(leaf))], rows, integers))
+        return [*kept, *self._salvaged.values()]
+
+    def _is_merged(self, rank: int) -> bool:
+        """Say whether a leaf waits for its sibling, which is computed next."""
+        follows = rank % 2 == 0 and rank + 1 in self._ranks
+        return self._merge and follows and rank + 1 not in self._reused
+
+    def _push(self, leaf: Leaf, leaves: int) -> None:
+        for sums, bucket in zip(self._sums, self._reduction.buckets, strict=True):
+            sums.push([leaf[i] for i in bucket], leaves)
+
+    def _run_last(self, run: Callable[[], None], sibling: "Sibling", changes: Leaf) -> None:
         def arrived(i: int) -> None:
             bucket = self._final[self._bucket_of[i]]
             if i in bucket:
-                raise TaskError(_TWICE)
+                raise TaskError(TWICE)
             bucket[i] = sibling.settle(i)
             self._submit_complete(sibling.leaves)
 
@@ -135,6 +224,7 @@ class Exchange:
                 bucket[i] = sibling.settle(i)
         for i, change in enumerate(sibling.with_changes(changes)):
             self._final[self._bucket_of[n + i]][n + i] = change
+        self._whole = True
         self._submit_complete(sibling.leaves)
 
     def _submit_complete(self, leaves: int) -> None:
@@ -152,84 +242,7 @@ class Exchange:
     @torch.no_grad()
     def _send(self, b: int, leaves: int) -> None:
         final, sums = self._final[b], self._sums[b]
-        sums.push([final[i] for i in self._reduction.buckets[b]], leaves, _halves)
+        sums.push([final[i] for i in self._reduction.buckets[b]], leaves, halves)
         self._reduction.send(b, sums.partials)
         if b:  # the bucket before has had time to arrive
             self._reduction.finish(b - 1)
-
-
-class _Sibling:
-    """What a leaf has left in the gradients, to which autograd adds those of its sibling.
-
-    The sum must be that of two leaves which were computed apart: a parameter that one of them does
-    not use counts as zero there, and one that gets its gradient in several parts would be summed in
-    another order, and is refused.
-
-    Args:
-        parameters: their gradients are those of the first leaf.
-        changes: the first leaf's changes of the buffers.
-    """
-
-    leaves = 2
-
-    def __init__(self, parameters: Sequence[nn.Parameter], changes: Leaf) -> None:
-        self._parameters = parameters
-        self._changes = changes
-        self._versions = [-1 if p.grad is None else p.grad._version for p in parameters]  # noqa: SLF001
-
-    @classmethod
-    def none(cls, parameters: Sequence[nn.Parameter]) -> "_Sibling":
-        """Return what stands for no sibling: nothing is added to the leaf."""
-        return _Alone(parameters, [])
-
-    @torch.no_grad()
-    def settle(self, i: int) -> Tensor:
-        """Return the sum for parameter i, when its backward is over."""
-        gradient, before = self._parameters[i].grad, self._versions[i]
-        if gradient is None:
-            return torch.zeros_like(self._parameters[i])
-        after = gradient._version  # noqa: SLF001 - how often it was added to
-        if before < 0 or after == before:
-            return gradient.add_(0.0)  # minus zero and zero are zero
-        if after != before + 1:
-            raise TaskError(_TWICE)
-        return gradient
-
-    def settled(self) -> Leaf:
-        """Return the sums for all parameters."""
-        return [self.settle(i) for i in range(len(self._parameters))]
-
-    def with_changes(self, changes: Leaf) -> Leaf:
-        """Return both leaves' changes of the buffers."""
-        return _add(self._changes, changes)
-
-
-class _Alone(_Sibling):
-    leaves = 1
-
-    def settle(self, i: int) -> Tensor:
-        gradient = self._parameters[i].grad
-        return torch.zeros_like(self._parameters[i]) if gradient is None else gradient
-
-    def with_changes(self, changes: Leaf) -> Leaf:
-        return changes
-
-
-_TWICE = (
-    "a parameter got its gradient in several parts in one backward, as reentrant checkpointing "
-    "does it: use torch.utils.checkpoint with use_reentrant=False"
-)
-
-
-@torch.no_grad()
-def _add(left: Partial, right: Partial) -> Leaf:
-    assert isinstance(left, list)
-    if left:
-        torch._foreach_add_(left, right if isinstance(right, list) else _add(*right))
-    return left
-
-
-def _halves(left: Partial, right: Partial) -> Partial:
-    """Leave the last addition to whoever copies the sum: one pass over memory instead of two."""
-    assert isinstance(left, list)
-    return left, right if isinstance(right, list) else _add(*right)

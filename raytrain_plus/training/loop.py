@@ -5,22 +5,24 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
-from raytrain_plus.seeds import seed_for, seed_global_generators
-from raytrain_plus.task import Batch, Task, TaskError
+from raytrain_plus.task import Batch, Task
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.exchange import Exchange
+from raytrain_plus.training.leaves import Subtree
+from raytrain_plus.training.parts import Parts
 from raytrain_plus.training.reduction import (
     BUSY_SECONDS,
+    CHECKPOINT,
+    COMPUTE_SECONDS,
     LANE_WIDTH,
     LOSS,
     PAUSE,
+    SALVAGED,
     SAMPLES,
     TOKENS,
     WEIGHT,
@@ -46,13 +48,22 @@ class StepResult:
         step: committed steps, this one included.
         loss: mean loss over everything that counted in the step.
         pause: whether any worker asks the group to pause.
-        busy_seconds: summed busy time of all workers in the step before.
+        busy_seconds: summed busy time of all workers in the step before: CPU time.
+        checkpoint: whether any worker asks for a checkpoint of this step.
+        compute_seconds: for each worker of the group, how long it computed in the step before, in
+            seconds of wall time, waiting for others left out. 0.0 where it is not known: in a
+            generation's first step, and after one of which something was salvaged.
+        salvaged: logical ranks that were not computed again, as an attempt at this step that had
+            failed had left their sums behind.
     """
 
     step: int
     loss: float
     pause: bool
     busy_seconds: float
+    checkpoint: bool = False
+    compute_seconds: tuple[float, ...] = ()
+    salvaged: int = 0
 
 
 class TrainingLoop:
@@ -81,15 +92,22 @@ class TrainingLoop:
         self._seed = replica.training.seed
         self._epoch: AbstractContextManager[None] | None = None
         self._enter = enter
-        in_forward = {id(p): place for place, p in enumerate(replica.model.parameters())}
-        self._parameters = sorted(replica.parameters.values(), key=lambda p: in_forward[id(p)])
+        self._parts = Parts(task, replica, weave, self.buffers, self._enter_phase)
+        self._parameters = self._parts.parameters
         self._exchange: Exchange | None = None
         self._cpu_before = time.process_time()
+        self._compute_seconds = 0.0
+        self._salvaged: list[Subtree] = []
+        self._salvaged_at = (0, 0)
 
     def begin(self, ranges: Sequence[range], wire: Wire) -> None:
         """Prepare for a generation in which worker i computes the logical ranks `ranges[i]`."""
-        self._ranks = ranges[wire.index]
         self.end()
+        self._ranks = ranges[wire.index]
+        self._firsts = [r.start for r in ranges]
+        self._compute_seconds = 0.0
+        if self._salvaged_at != (self.replica.step, self.replica.loads):
+            self._salvaged = []
         alone = not self._weave.advises("backward")
         self._exchange = Exchange(
             Reduction(
@@ -110,11 +128,14 @@ class TrainingLoop:
 
     def end(self) -> None:
         """End the generation, if there is one."""
-        if self._exchange is not None:
-            self._exchange.end()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._salvaged += exchange.end()
         self._leave_epoch()
 
-    def run_step(self, parts: Sequence[Batch], *, ask_pause: bool = False) -> StepResult:
+    def run_step(
+        self, parts: Sequence[Batch], *, ask_pause: bool = False, ask_checkpoint: bool = False
+    ) -> StepResult:
         """Run one step: a part per logical rank of ours, and one update.
 
         The join points, in order:
@@ -135,31 +156,33 @@ class TrainingLoop:
         Args:
             parts: our logical ranks' batches, in order.
             ask_pause: ask the group to pause after this step.
+            ask_checkpoint: ask for a checkpoint of this step.
 
         Raises:
             LossError: the loss is not finite.
             Exception: whatever the task or the wire raises. The replica then stands where it
                 stood before the step, unless the update itself had begun: it is then `torn`.
         """
-        replica = self.replica
-        step = Step(replica.training, replica.step, self._compute)
+        replica, exchange = self.replica, self._exchange
+        assert exchange is not None, "begin() comes first"
+        step = Step(replica.training, replica.step, self._parts.losses)
         self._enter_epoch(step)
-        rows = np.zeros((len(self._ranks), LANE_WIDTH))
-        rows[0, PAUSE] = ask_pause
-        rows[0, BUSY_SECONDS] = self._busy_seconds()
+        rows = self._rows(ask_pause, ask_checkpoint)
         replica.model.train()
         self.buffers.snapshot()
         with self._weave.around("step", step):
             try:
-                reduced = self._sum_over_all(step, parts, rows)
+                reduced = self._sum_over_all(exchange, step, parts, rows)
                 lane = tree_sum(reduced.lane)
                 loss = self._checked_loss(reduced.lane, lane)
                 rate_factor = self._task.schedule(self._clock.progress(replica.step))
                 self._enter("update")
             except BaseException:
+                exchange.interrupt()
                 self.buffers.restore()
-                self._drop_gradients()
+                self._parts.drop_gradients()
                 raise
+            exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
             self._update(step, reduced, rate_factor)
         replica.step += 1
@@ -168,89 +191,38 @@ class TrainingLoop:
         replica.torn = False
         if replica.step % self._clock.steps_per_epoch == 0:
             self._leave_epoch()
-        return StepResult(replica.step, loss, bool(lane[PAUSE] > 0), float(lane[BUSY_SECONDS]))
+        return self._result(reduced.lane, loss)
 
     def probe(self, batch: Batch) -> Leaf:
         """Compute one leaf on the present state and leave no trace of it."""
-        replica = self.replica
-        step = Step(replica.training, 0, self._compute)
-        replica.model.train()
+        self.replica.model.train()
         self.buffers.snapshot()
-        self._run_part(step, 0, batch, np.zeros(LANE_WIDTH), partial(self._backward, step))
-        leaf = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
-        leaf += self.buffers.changes()
-        self._drop_gradients()
-        self.buffers.restore()
-        return leaf
+        return self._parts.leaf(Step(self.replica.training, 0, self._parts.losses), 0, batch)
 
-    def _sum_over_all(self, step: Step, parts: Sequence[Batch], rows: Rows) -> Reduced:
+    def _sum_over_all(
+        self, exchange: Exchange, step: Step, parts: Sequence[Batch], rows: Rows
+    ) -> Reduced:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
-        exchange = self._exchange
-        assert exchange is not None
-        exchange.begin()
-        integers = b""
+        salvaged, self._salvaged = self._salvaged, []
+        self._salvaged_at = self.replica.step, self.replica.loads
+        exchange.begin(rows, salvaged)
+        began = ended = time.perf_counter()
 
         def backward(total: Tensor) -> None:
-            nonlocal integers
-            if step.logical_rank == 0:
-                integers = self.buffers.integers()
-            if step.logical_rank == self._ranks[-1]:
-                exchange.open(rows, integers)
-            run = partial(self._backward, step, total)
-            exchange.backward(step.logical_rank, self.buffers.changes(), run)
+            def run() -> None:
+                nonlocal ended
+                self._parts.backward(step, total)
+                ended = time.perf_counter()
+
+            integers = self.buffers.integers() if step.logical_rank == 0 else b""
+            exchange.backward(step.logical_rank, self.buffers.changes(), integers, run)
 
         for row, rank, batch in zip(rows, self._ranks, parts, strict=True):
-            self._run_part(step, rank, batch, row, backward)
+            if not exchange.reuse(rank):
+                self._parts.run(step, rank, batch, row, backward)
+        self._compute_seconds = 0.0 if salvaged else ended - began
         self._enter("exchange")
         return exchange.finish()
-
-    def _run_part(
-        self,
-        step: Step,
-        rank: int,
-        batch: Batch,
-        row: Rows,
-        backward: Callable[[Tensor], None],
-    ) -> None:
-        """Compute the loss of one logical rank's part, and let `backward` take its gradient."""
-        self._enter("forward")
-        self.buffers.restore()
-        self._seed_part(step.number, rank)
-        step.logical_rank, step.batch, step.weights, step.notes = rank, batch, None, {}
-        with self._weave.around("batch", step):
-            self._forward(step)
-            losses, weight, samples = _weighted(step)
-            total = losses.sum()
-            row[LOSS], row[WEIGHT] = total.item(), weight
-            row[SAMPLES], row[TOKENS] = samples, samples * _tokens_per_sample(step)
-            self._enter("backward")
-            backward(total)
-        step.outputs = step.losses = None
-
-    def _forward(self, step: Step) -> None:
-        with self._weave.around("forward", step):
-            step.outputs = self._task.forward(step.model, step.batch)
-        with self._weave.around("loss", step):
-            step.losses = self._task.loss(step.outputs, step.batch)
-
-    def _compute(self, step: Step, batch: Batch) -> Tensor:
-        """Run forward and loss of a batch in the middle of a part, and leave no trace."""
-        before = step.batch, step.outputs, step.losses, step.weights
-        step.batch, step.weights = batch, None
-        try:
-            with self.buffers.lent():
-                self._forward(step)
-            return _weighted(step)[0]
-        finally:
-            step.batch, step.outputs, step.losses, step.weights = before
-            self._seed_part(step.number, step.logical_rank)
-
-    def _seed_part(self, number: int, rank: int) -> None:
-        seed_global_generators(seed_for(self._seed, "step", number, rank))
-
-    def _backward(self, step: Step, total: Tensor) -> None:
-        with self._weave.around("backward", step):
-            total.backward()  # type: ignore[no-untyped-call]
 
     def _update(self, step: Step, reduced: Reduced, rate_factor: float) -> None:
         """Change the replica: the same on every worker."""
@@ -261,12 +233,19 @@ class TrainingLoop:
         step.logical_rank = -1
         with self._weave.around("update", step):
             self.replica.optimizer.step()
-        self._drop_gradients()
+        self._parts.drop_gradients()
 
-    def _drop_gradients(self) -> None:
-        # Not by the optimizer: it may not have all of them, and what it leaves would be added to.
-        for parameter in self._parameters:
-            parameter.grad = None
+    def _result(self, rows: Rows, loss: float) -> StepResult:
+        lane = tree_sum(rows)
+        return StepResult(
+            self.replica.step,
+            loss,
+            pause=bool(lane[PAUSE] > 0),
+            busy_seconds=float(lane[BUSY_SECONDS]),
+            checkpoint=bool(lane[CHECKPOINT] > 0),
+            compute_seconds=tuple(rows[self._firsts, COMPUTE_SECONDS].tolist()),
+            salvaged=int(lane[SALVAGED]),
+        )
 
     def _checked_loss(self, rows: Rows, lane: Rows) -> float:
         loss = float(lane[LOSS] / lane[WEIGHT]) if lane[WEIGHT] else math.nan
@@ -279,6 +258,9 @@ class TrainingLoop:
             )
         return loss
 
+    def _enter_phase(self, phase: str) -> None:
+        self._enter(phase)
+
     def _enter_epoch(self, step: Step) -> None:
         if self._epoch is None:
             epoch = self._weave.around("epoch", step)
@@ -290,28 +272,12 @@ class TrainingLoop:
         if epoch is not None:
             epoch.__exit__(None, None, None)
 
-    def _busy_seconds(self) -> float:
+    def _rows(self, ask_pause: bool, ask_checkpoint: bool) -> Rows:
+        """Return our rows of the control lane, with what is known before the parts are computed."""
         before, self._cpu_before = self._cpu_before, time.process_time()
-        return self._cpu_before - before
-
-
-def _weighted(step: Step) -> tuple[Tensor, float, int]:
-    """Return the weighted losses, the sum of the weights, and how many are not zero."""
-    losses = step.losses
-    n = len(next(iter(step.batch.values())))
-    if not isinstance(losses, Tensor) or losses.shape != (n,):
-        got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses)
-        raise TaskError(
-            f"task.loss() must return one loss per sample, a tensor of shape ({n},), and gave "
-            f"{got}: use reduction='none' and do not average"
-        )
-    if step.weights is None:
-        return losses, float(n), n
-    samples = int(step.weights.count_nonzero().item())
-    return losses * step.weights, float(step.weights.sum().item()), samples
-
-
-def _tokens_per_sample(step: Step) -> int:
-    if step.tokens is None:
-        return 0
-    return math.prod(step.batch[step.tokens].shape[1:])
+        rows = np.zeros((len(self._ranks), LANE_WIDTH))
+        rows[0, PAUSE] = ask_pause
+        rows[0, CHECKPOINT] = ask_checkpoint
+        rows[0, BUSY_SECONDS] = self._cpu_before - before
+        rows[0, COMPUTE_SECONDS] = self._compute_seconds
+        return rows

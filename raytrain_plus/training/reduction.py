@@ -29,9 +29,11 @@ Rows = npt.NDArray[np.float64]
 Leaf = list[Tensor]
 Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
 
-# What a row of the control lane holds, one row per logical rank; everybody sees their sum.
-LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS = range(6)
-LANE_WIDTH = 6
+# What a row of the control lane holds, one row per logical rank; everybody sees all of them. What
+# concerns a worker stands in the row of its first logical rank.
+LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS, CHECKPOINT, COMPUTE_SECONDS, SALVAGED = range(9)
+LANE_WIDTH = 9
+OF_A_PART = [LOSS, WEIGHT, SAMPLES, TOKENS]
 
 _ALIGNMENT = 64  # elements: every tensor starts where vectorised kernels treat it alike
 _SLICED_ABOVE = 1 << 18  # elements; below, one slice has the lower latency

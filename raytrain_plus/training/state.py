@@ -29,6 +29,7 @@ class Replica:
         step: committed steps.
         samples, tokens: how many have been trained on, which may be fewer than have been loaded.
         torn: an update has begun and not ended, so that this is the state of no step.
+        loads: how often another state has been taken over.
     """
 
     def __init__(self, training: Training) -> None:
@@ -40,6 +41,7 @@ class Replica:
         self.samples = 0
         self.tokens = 0
         self.torn = False
+        self.loads = 0
         self._fit: AbstractContextManager[None] = nullcontext()
         self.parameters: dict[str, nn.Parameter] = dict(
             sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
@@ -149,6 +151,7 @@ class Replica:
         differing = sorted(n for n in ours.keys() | given.keys() if ours.get(n) != given.get(n))
         if differing:
             raise ValueError(f"the state belongs to another model; these differ: {differing[:5]}")
+        self.loads += 1
         for name, tensor in own.items():
             tensor.copy_(theirs[name])
         by_name = {self._names[id(p)]: p for p in self._optimized()}

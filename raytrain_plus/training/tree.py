@@ -189,6 +189,17 @@ class Accumulator(Generic[T]):
         self._nodes.append((middle, value))
 
     @property
+    def end(self) -> int:
+        """One past the last leaf pushed."""
+        return self._next
+
+    @property
+    def nodes(self) -> list[tuple[int, int, T]]:
+        """What has been summed so far: nodes of the tree `(start, stop, sum)`, left to right."""
+        ends = [first for first, _ in self._nodes[1:]] + [self._next]
+        return [(first, end, v) for (first, v), end in zip(self._nodes, ends, strict=False)]
+
+    @property
     def partials(self) -> list[T]:
         """The sums of the range's maximal subtrees, left to right.
 

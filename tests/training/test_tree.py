@@ -228,3 +228,18 @@ def test_what_is_not_a_partition_into_nodes_is_refused(nodes, leaves, message):
 def test_an_empty_sum_is_refused():
     with pytest.raises(ValueError, match="at least one leaf"):
         fold([], plus)
+
+
+@given(st.data())
+def test_the_nodes_of_an_unfinished_sum_are_the_subtrees_of_what_was_pushed(data):
+    leaves = data.draw(st.integers(1, 40))
+    start = data.draw(st.integers(0, leaves - 1))
+    stop = data.draw(st.integers(start + 1, leaves))
+    sums = Accumulator(start, stop, leaves, lambda a, b: a + b)
+    assert (sums.nodes, sums.end) == ([], start)
+    for leaf in range(start, stop):
+        sums.push([leaf])
+        nodes = sums.nodes
+        assert [(a, b) for a, b, _ in nodes] == maximal_subtrees(start, leaf + 1, leaves)
+        assert all(value == list(range(a, b)) for a, b, value in nodes)
+        assert sums.end == leaf + 1

@@ -1,0 +1,80 @@
+"""What the workers tell each other beside the gradient."""
+
+import threading
+
+import pytest
+from small_tasks import Plain, make_loop, part
+from wires import Network
+
+RANGES = [range(1), range(1, 3), range(3, 4)]
+
+
+def loops_of(tasks):
+    network = Network(len(RANGES))
+    return network, [make_loop(t, RANGES, network.wire(i)) for i, t in enumerate(tasks)]
+
+
+def step_of(network, loops, **options):
+    """Run one step of all; options are given as functions of the worker's index."""
+
+    def step(wire):
+        batches = [part(loops[wire.index].replica.step, r) for r in RANGES[wire.index]]
+        own = {name: value(wire.index) for name, value in options.items()}
+        return loops[wire.index].run_step(batches, **own)
+
+    return network.run(step)
+
+
+@pytest.mark.parametrize("flag", ["pause", "checkpoint"])
+def test_a_flag_of_one_worker_is_seen_by_all_and_no_other_is(flag):
+    network, loops = loops_of([Plain()] * 3)
+    for asks in ((), (1,), (), (0, 2)):
+        results = step_of(network, loops, **{"ask_" + flag: lambda i, asks=asks: i in asks})
+        assert [getattr(r, flag) for r in results] == [bool(asks)] * 3
+        other = {"pause": "checkpoint", "checkpoint": "pause"}[flag]
+        assert not any(getattr(r, other) for r in results)
+
+
+class Held(Plain):
+    """A forward that does not go on before others have done something, once it is armed."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = None
+
+    def forward(self, model, batch):
+        if self.gate is not None:
+            self.gate.wait(20)
+        return model(batch["x"])
+
+
+def test_seconds_of_computing_are_wall_time_without_the_wait_for_others():
+    """One worker's forward lasts until both others wait for it: theirs must be shorter."""
+    tasks = [Plain(), Held(), Plain()]
+    network, loops = loops_of(tasks)
+    arrived = [threading.Event(), None, threading.Event()]
+
+    class Both:
+        def wait(self, timeout):
+            assert all(event.wait(timeout) for event in arrived if event)
+            threading.Event().wait(0.3)
+
+    for loop, event in zip(loops, arrived, strict=True):
+        if event is not None:
+            loop._enter = lambda phase, event=event: phase == "exchange" and event.set()
+    first = step_of(network, loops)
+    tasks[1].gate = Both()
+    second = step_of(network, loops)
+    tasks[1].gate = None
+    third = step_of(network, loops)
+    for results in (first, second, third):
+        assert len({r.compute_seconds for r in results}) == 1
+    assert first[0].compute_seconds == (0.0, 0.0, 0.0)  # not known yet
+    assert all(seconds > 0 for seconds in second[0].compute_seconds)
+    seconds = third[0].compute_seconds
+    # It slept for 0.6 seconds, which no CPU time shows; the others waited as long or longer.
+    assert seconds[1] >= 0.6
+    assert seconds[1] > max(seconds[0], seconds[2])
+    for loop, wire in zip(loops, map(network.wire, range(3)), strict=True):
+        loop.begin(RANGES, wire)
+    assert step_of(network, loops)[0].compute_seconds == (0.0, 0.0, 0.0)
