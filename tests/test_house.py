@@ -27,7 +27,9 @@ OURS = [
 
 PURE = [
     "elastic.plan",
+    "elastic.checkpoints",
     "elastic.watch",
+    "training.retention",
     "training.tree",
     "streams.order",
     "streams.mixture",
@@ -45,6 +47,7 @@ LAYERS = [
     {"training"},
     {"elastic"},
     {"configure"},
+    {"resuming"},
     {"trainer"},
     {"frontier"},
     {"demo"},
