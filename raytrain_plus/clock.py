@@ -101,7 +101,7 @@ class Lengths:
 
 
 def run_length(text: str, lengths: Lengths, total_steps: int | None = None) -> int:
-    """Return the steps of a run, or of the stretch between two evaluations: at least 1.
+    """Return the steps of a run, or between two evaluations or checkpoints: at least 1.
 
     Raises:
         DurationError: the text is no duration, is zero, or cannot be counted in this run.
@@ -124,10 +124,12 @@ class Clock(Lengths):
     Attributes:
         total_steps: the step after which the run ends.
         evaluate_every: steps between evaluations; also one at the end.
+        checkpoint_every: steps between checkpoints; None has one at the end alone.
     """
 
     total_steps: int
     evaluate_every: int
+    checkpoint_every: int | None = None
 
     def step_of(self, when: str) -> int:
         """Return how many steps are committed at a time such as `0.5dur`, `2ep` or `100ba`.

@@ -1,5 +1,6 @@
 """From a user's words to a run: all that can be checked is checked before a worker starts."""
 
+import dataclasses
 import math
 import os
 import sys
@@ -24,6 +25,7 @@ from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, TaskError
 from raytrain_plus.training.evaluation import check_metrics
+from raytrain_plus.training.retention import Retention
 
 _LEAST_EVALUATION_ROWS = 64
 
@@ -92,16 +94,43 @@ def check_run_config(run: ray.train.RunConfig) -> None:
     Raises:
         ConfigError: it sets something that raytrain_plus does not honour.
     """
-    failure, kept = run.failure_config, run.checkpoint_config
     refused = {
         "storage_filesystem": run.storage_filesystem,
         "callbacks": run.callbacks,
         "logging_config": run.logging_config != ray.train.LoggingConfig(),
-        "failure_config": failure is not None and failure.max_failures > 0,
-        "checkpoint_config": kept is not None
-        and (kept.num_to_keep is not None or kept.checkpoint_score_attribute is not None),
     }
     _refuse("RunConfig", refused)
+    failure = run.failure_config
+    if failure is None:
+        return
+    plain = ray.train.FailureConfig()
+    names = [field.name for field in dataclasses.fields(plain)]
+    changed = {name: getattr(failure, name) != getattr(plain, name) for name in names}
+    # No limit is what there is: lost workers never end a run.
+    _refuse("FailureConfig", {**changed, "max_failures": failure.max_failures not in (0, -1)})
+
+
+def retention_of(run: ray.train.RunConfig, task: Task, *, evaluates: bool) -> Retention:
+    """Return which checkpoints are kept.
+
+    Args:
+        run: its CheckpointConfig says it. Default: all.
+        task: its metrics, and the training loss as `loss`, can be the score.
+        evaluates: there is evaluation data.
+
+    Raises:
+        ConfigError: the score is no metric of the run.
+    """
+    asked = run.checkpoint_config or ray.train.CheckpointConfig()
+    score = asked.checkpoint_score_attribute
+    known = ["loss", *(sorted(task.metrics()) if evaluates else ())]
+    if score is not None and score not in known:
+        raise ConfigError(
+            f"CheckpointConfig sets checkpoint_score_attribute to {score!r}, and the run measures "
+            f"{', '.join(known)}: name one of these"
+            + ("" if evaluates else ", or give data to evaluate on")
+        )
+    return Retention(asked.num_to_keep, score, asked.checkpoint_score_order)
 
 
 def _refuse(what: str, fields: Mapping[str, Any]) -> None:
@@ -233,6 +262,7 @@ def clock(
     evaluate_every: str,
     batch_size: int,
     logical_ranks: int,
+    checkpoint_every: str | None = None,
 ) -> Clock:
     """Return the lengths of a run.
 
@@ -254,6 +284,9 @@ def clock(
         **vars(lengths),
         total_steps=total,
         evaluate_every=run_length(evaluate_every, lengths, total),
+        checkpoint_every=None
+        if checkpoint_every is None
+        else run_length(checkpoint_every, lengths, total),
     )
 
 
@@ -317,35 +350,6 @@ def check_fresh(folder: Path) -> None:
         raise ConfigError(
             f"there is a run in {folder} already: give another --name, or --resume to go on with it"
         )
-
-
-def last_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Path:
-    """Return the newest checkpoint of a run that is to be resumed.
-
-    Raises:
-        ConfigError: there is none, or the run was described differently, naming the differences.
-    """
-    try:
-        described = [e for e in journal.read(folder) if e["event"] == "run"]
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no run to resume in {folder}") from error
-    before = described[0]["identity"] if described else {}
-    changed = [
-        f"{key}: was {before.get(key)!r}, is {value!r}"
-        for key, value in identity.items()
-        if before.get(key) != value
-    ]
-    if changed:
-        raise ConfigError(
-            f"the run in {folder} cannot be resumed differently; {'; '.join(changed)}: say the "
-            "same as before, or start a new run under another name"
-        )
-    found = sorted(folder.glob("checkpoint_*"))
-    if not found:
-        raise ConfigError(
-            f"there is no checkpoint in {folder} to resume from: start a new run under another name"
-        )
-    return found[-1]
 
 
 def import_paths() -> list[str]:

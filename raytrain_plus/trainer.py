@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 import ray.train
 
-from raytrain_plus import configure
+from raytrain_plus import configure, resuming
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.elastic import steering
@@ -105,7 +105,12 @@ class ElasticTrainer:
             held_out.release()
         sizes = {"batch_size": batch_size, "logical_ranks": logical_ranks}
         lengths = configure.clock(
-            source, loaded, duration=duration, evaluate_every=evaluate_every, **sizes
+            source,
+            loaded,
+            duration=duration,
+            evaluate_every=evaluate_every,
+            batch_size=batch_size,
+            logical_ranks=logical_ranks,
         )
         probe = configure.probe(source, batch_size // logical_ranks)
         source.release()
@@ -115,6 +120,7 @@ class ElasticTrainer:
             "seed": seed,
             **sizes,
             "task settings": dict(task_settings or {}),
+            "task code": resuming.task_code(loaded),
             **described,
             "total_steps": lengths.total_steps,
             "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
@@ -141,8 +147,8 @@ class ElasticTrainer:
             runtime_env=dict(run.worker_runtime_env or {}),
         )
         if resume:
-            checkpoint = configure.last_checkpoint(self.spec.folder, self._identity)
-            self.spec = replace(self.spec, resume_from=checkpoint)
+            found = resuming.last_checkpoint(self.spec.folder, self._identity)
+            self.spec = replace(self.spec, resume_from=found.place)
         else:
             configure.check_fresh(self.spec.folder)
 

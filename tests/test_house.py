@@ -27,9 +27,11 @@ OURS = [
 
 PURE = [
     "elastic.plan",
+    "elastic.checkpoints",
     "elastic.watch",
     "elastic.speeds",
     "elastic.trace",
+    "training.retention",
     "training.tree",
     "streams.order",
     "streams.mixture",
@@ -47,6 +49,7 @@ LAYERS = [
     {"training"},
     {"elastic"},
     {"configure"},
+    {"resuming"},
     {"trainer"},
     {"frontier"},
     {"demo"},

@@ -14,8 +14,10 @@ from raytrain_plus.algorithms.weave import in_order
 from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.steering import folder_of
+from raytrain_plus.streams.store import Store
 from raytrain_plus.task import load_task
 from raytrain_plus.training import export as exporting
+from raytrain_plus.training.checkpoint import newest_whole
 
 
 def algorithms(
@@ -59,14 +61,16 @@ def export(
     """Write the plain model of a run's last checkpoint, without what algorithms changed in it."""
 
     def written() -> dict[str, Any]:
-        found = sorted(folder_of(run, storage).glob("checkpoint_*"))
-        if not found:
-            raise ConfigError(f"run {run!r} has no checkpoint yet")
-        model = exporting.export(load_task(task), found[-1])
+        folder = folder_of(run, storage)
+        name, refused = newest_whole(Store(folder))
+        if name is None:
+            why = "".join(f"; {one} is refused: {reason}" for one, reason in refused.items())
+            raise ConfigError(f"run {run!r} has no checkpoint yet{why}")
+        model = exporting.export(load_task(task), folder / name)
         exporting.write(model, to)
         if not as_json:
-            Console().print(f"{to}: the plain model of {found[-1]}", highlight=False)
-        return {"checkpoint": str(found[-1]), "file": str(to)}
+            Console().print(f"{to}: the plain model of {folder / name}", highlight=False)
+        return {"checkpoint": str(folder / name), "file": str(to)}
 
     answer(written, as_json=as_json, debug=debug)
 

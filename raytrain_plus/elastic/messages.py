@@ -81,7 +81,7 @@ class RunSpec:
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
         probe: the first rows of the data, which each worker computes to prove itself.
         algorithms: aspects, as data where a worker can import their class.
-        resume_from: the checkpoint to start from, or None.
+        resume_from: the checkpoint to start from, as a path or a URL, or None.
     """
 
     name: str
@@ -102,7 +102,7 @@ class RunSpec:
     resources: Mapping[str, float]
     elastic: ElasticConfig
     faults: Sequence[Fault] = ()
-    resume_from: Path | None = None
+    resume_from: Path | str | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import threading
 import time
 import uuid
@@ -20,7 +21,10 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from raytrain_plus.streams import on_disk
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.on_disk import Content
+from raytrain_plus.streams.refusals import advice_on, code_of, is_denied, is_failed_precondition
 
 T = TypeVar("T")
 
@@ -28,6 +32,7 @@ _LARGEST_READ = 16 << 20  # bytes asked for at once: what arrives before a fault
 _SMALLEST_READ = 64 << 10
 _FIRST_BREAK, _LONGEST_BREAK = 0.05, 5.0  # seconds
 _WHOLE_TRIES = 4  # of a file whose bytes all came, and were not those that the manifest names
+_SLOWEST_WRITE = 4 << 20  # bytes per second; a write that is slower has stalled
 _LOOK = 0.05  # seconds between two looks at whether the reader has gone away
 
 
@@ -66,7 +71,9 @@ class Store:
     ) -> None:
         self.url = os.fspath(url).rstrip("/")
         if "://" not in self.url:
-            self.url = Path(self.url).absolute().as_uri()
+            self.url = (
+                f"file://{Path(self.url).absolute()}"  # a blank is not quoted: nor is it read
+            )
         self.options = dict(options or {})
         self.deadline, self.stall = deadline, min(stall, deadline)
         protocol = self.url.split("://", maxsplit=1)[0]
@@ -85,6 +92,11 @@ class Store:
     def where(self, name: str) -> str:
         """Return the URL of one object."""
         return f"{self.url}/{name}"
+
+    def inside(self, folder: str) -> "Store":
+        """Return the store of a folder in this one, reached in the same way."""
+        where = self.where(folder)
+        return Store(where, self.options, deadline=self.deadline, stall=self.stall)
 
     def read(
         self,
@@ -129,14 +141,25 @@ class Store:
         Raises:
             StoreError: the folder cannot be listed, or is not there.
         """
+        return sorted(n for n, entry in self._entries().items() if entry["type"] == "file")
 
-        def listed() -> list[str]:
-            entries = self._fs.ls(self._root, detail=True, refresh=True)
-            return sorted(
-                e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "file"
-            )
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of all objects directly in the folder by name; none if it is not there.
 
-        return self._insist(listed, "", None, absent_is_final=True)
+        Raises:
+            StoreError: the folder cannot be listed.
+        """
+        entries = self._entries(absent={})
+        return {n: int(entries[n]["size"]) for n in sorted(entries) if entries[n]["type"] == "file"}
+
+    def folders(self) -> list[str]:
+        """Return the names of the folders directly in this one, sorted; none if it is not there.
+
+        Raises:
+            StoreError: the folder cannot be listed.
+        """
+        entries = self._entries(absent={})
+        return sorted(n for n, entry in entries.items() if entry["type"] == "directory")
 
     def stat(self, name: str) -> tuple[int, str]:
         """Return an object's bytes, and what the store says of it that changes with its content."""
@@ -148,17 +171,30 @@ class Store:
         """Return the bytes from `start` to `end` (exclusive) of an object."""
         return self._insist(lambda: self._cat(name, start, end), name, None)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(
+        self, name: str, content: Content, *, cancelled: threading.Event | None = None
+    ) -> None:
         """Write an object: it is there as a whole or not at all.
+
+        Args:
+            name: its name in the folder, which is made if it is not there.
+            content: bytes, or stretches of memory, which go to a local file without a copy.
+            cancelled: when it is set, no further try is made.
 
         Raises:
             StoreError: it cannot be written within the deadline.
+            InterruptedReadError: `cancelled` was set.
         """
         if self.is_local:
-            with self._local_temporary(name, content) as temporary:
-                temporary.replace(self.local_path / name)
+            self._write_locally(on_disk.write, name, content)
             return
-        self._insist(lambda: self._fs.pipe_file(self._path(name), content), name, None)
+        joined = content if isinstance(content, bytes) else b"".join(content)
+        self._insist(
+            lambda: self._fs.pipe_file(self._path(name), joined),
+            name,
+            cancelled,
+            stall=self.stall + len(joined) / _SLOWEST_WRITE,
+        )
 
     def create(self, name: str, content: bytes) -> None:
         """Write an object that must not be there yet; of two that try at once, one wins.
@@ -168,13 +204,41 @@ class Store:
             StoreError: it cannot be written within the deadline.
         """
         if self.is_local:
-            with self._local_temporary(name, content) as temporary:
-                try:
-                    os.link(temporary, self.local_path / name)
-                except FileExistsError as error:
-                    raise ExistsError(f"{self.where(name)} is there already") from error
+            self._write_locally(on_disk.create, name, content)
             return
         self._insist(lambda: self._put_new(name, content), name, None)
+
+    def delete(self, name: str) -> None:
+        """Delete an object, if it is there.
+
+        Raises:
+            StoreError: it cannot be deleted within the deadline.
+        """
+
+        def gone() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(name))
+
+        self._insist(gone, name, None)
+
+    def clear(self) -> None:
+        """Delete the folder with all that is in it, if it is there.
+
+        Raises:
+            StoreError: something in it cannot be deleted within the deadline.
+        """
+        if self.is_local:
+            try:
+                shutil.rmtree(self.local_path)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise StoreError(f"{self.url} cannot be deleted: {error}") from error
+            return
+        for folder in self.folders():
+            self.inside(folder).clear()
+        for name in self.sizes():
+            self.delete(name)
 
     def creates_conditionally(self) -> bool:
         """Find out whether `create` is kept by the store, by trying; some ignore the condition."""
@@ -188,7 +252,7 @@ class Store:
             return True
         finally:
             with contextlib.suppress(DataError):
-                self._insist(lambda: self._fs.rm_file(self._path(name)), name, None)
+                self.delete(name)
         return False
 
     # -- one request
@@ -200,11 +264,35 @@ class Store:
         content: bytes = self._fs.cat_file(self._path(name), start=start, end=end)
         return content
 
+    def _entries(self, *, absent: Any = None) -> dict[str, dict[str, Any]]:
+        """Return what the store says of each entry; `absent` if the folder is not there."""
+
+        def listed() -> dict[str, dict[str, Any]]:
+            try:
+                entries = self._fs.ls(self._root, detail=True, refresh=True)
+            except FileNotFoundError as error:
+                if absent is None or code_of(error) == "NoSuchBucket":
+                    raise
+                return dict(absent)
+            return {e["name"].rstrip("/").rsplit("/", 1)[-1]: e for e in entries}
+
+        return self._insist(listed, "", None, absent_is_final=True)
+
+    def _write_locally(
+        self, how: Callable[[Path, Content], None], name: str, content: Content
+    ) -> None:
+        try:
+            how(self.local_path / name, content)
+        except FileExistsError as error:
+            raise ExistsError(f"{self.where(name)} is there already") from error
+        except OSError as error:
+            raise StoreError(f"{self.where(name)} cannot be written: {error}") from error
+
     def _put_new(self, name: str, content: bytes) -> None:
         try:
             self._fs.pipe_file(self._path(name), content, mode="create")
         except OSError as error:
-            if isinstance(error, FileExistsError) or _is_failed_precondition(error):
+            if isinstance(error, FileExistsError) or is_failed_precondition(error):
                 raise ExistsError(f"{self.where(name)} is there already") from error
             raise
 
@@ -235,6 +323,7 @@ class Store:
         cancelled: threading.Event | None,
         *,
         absent_is_final: bool = False,
+        stall: float | None = None,
     ) -> T:
         """Make a request again and again, until it succeeds or the deadline has passed.
 
@@ -246,7 +335,7 @@ class Store:
         while True:
             tries += 1
             try:
-                return _within(request, self.stall, cancelled)
+                return _within(request, stall or self.stall, cancelled)
             except (ExistsError, InterruptedReadError):
                 raise
             except Exception as error:
@@ -255,7 +344,7 @@ class Store:
                     told = str(error) or type(error).__name__
                     after = "" if final else f" {tries} times within {self.deadline:g} s"
                     raise StoreError(
-                        f"{self.where(name)} could not be reached{after}: {told}{_advice(error)}"
+                        f"{self.where(name)} could not be reached{after}: {told}{advice_on(error)}"
                     ) from error
             if (cancelled or threading.Event()).wait(pause * random.uniform(0.5, 1.0)):
                 raise InterruptedReadError(name)
@@ -264,24 +353,8 @@ class Store:
     def _is_final(self, error: BaseException) -> bool:
         """Say whether asking again is in vain."""
         if isinstance(error, FileNotFoundError):
-            return self.is_local or _code(error) == "NoSuchBucket"
-        return _is_denied(error) or isinstance(error, NotADirectoryError | IsADirectoryError)
-
-    @contextlib.contextmanager
-    def _local_temporary(self, name: str, content: bytes) -> Any:
-        folder = self.local_path
-        temporary = folder / f".{name}-{uuid.uuid4().hex}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        except OSError as error:
-            raise StoreError(f"{self.where(name)} cannot be written: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            return self.is_local or code_of(error) == "NoSuchBucket"
+        return is_denied(error) or isinstance(error, NotADirectoryError | IsADirectoryError)
 
 
 def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event | None) -> T:
@@ -306,31 +379,3 @@ def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event
                 raise InterruptedReadError from None
             if time.monotonic() >= until:
                 raise OSError(f"no answer within {seconds:g} s") from None
-
-
-def _code(error: BaseException) -> str:
-    """Return what a store calls the error, if it is one of botocore's."""
-    for one in (error, error.__cause__, error.__context__):
-        response = getattr(one, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-def _is_failed_precondition(error: BaseException) -> bool:
-    return _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
-
-
-def _is_denied(error: BaseException) -> bool:
-    return isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
-
-
-def _advice(error: BaseException) -> str:
-    if _is_denied(error):
-        return (
-            ". Check the credentials and their rights, on every node: the environment, the "
-            "store's own configuration files, or `storage_options`."
-        )
-    if isinstance(error, FileNotFoundError):
-        return ". Check the URL: there is no such bucket, folder or object."
-    return ". Check the network and the store."

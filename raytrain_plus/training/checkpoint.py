@@ -1,134 +1,325 @@
-"""A replica's state on disk: plain safetensors and a JSON manifest, visible when it is complete."""
+"""Checkpoints: a replica's state in a store, plain files and a manifest that makes them visible.
 
+Between two steps every worker takes a `Snapshot`; in the background each writes its share of the
+files (`write_share`), and when all are there one writes the manifest (`commit`). Until then there
+is no checkpoint, only leftovers. Whoever reads goes by the manifest and believes no file that has
+not the size and the sha256 that it names.
+
+A checkpoint's place is given as a folder's path or URL, or as the `Store` of it.
+"""
+
+import contextlib
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Sequence
+import re
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors.torch
 from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described, describe
-from raytrain_plus.training.state import Replica
+from raytrain_plus.streams.store import ExistsError, Store, StoreError
+from raytrain_plus.training.manifest import MANIFEST, Manifest
+from raytrain_plus.training.pieces import MODEL, Piece, encode, files_of
+from raytrain_plus.training.retention import Kept
+from raytrain_plus.training.snapshot import CheckpointError, Snapshot
+from raytrain_plus.training.state import Replica, digest_of
 
-_MANIFEST = "manifest.json"
-_MODEL, _REST = "model.safetensors", "rest.safetensors"
+__all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_whole", "save"]
+
+Place: TypeAlias = Store | Path | str
+
+_NAME = re.compile(r"checkpoint_(\d{8,})")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is incomplete, damaged, or of another model."""
+def name_of(step: int) -> str:
+    """Return the name of the folder in which a step's checkpoint is kept."""
+    return f"checkpoint_{step:08d}"
 
 
-def save(folder: Path, replica: Replica, run: str, aspects: Sequence[Aspect] = ()) -> str:
-    """Write a checkpoint; returns the digest of the state.
+# -- writing
 
-    `model.safetensors` is the model's `state_dict()` and, unless an aspect has added parameters
-    (`export.py` takes them away where that is possible), loads into the plain model;
-    `rest.safetensors` and the manifest hold the rest. The folder appears at once, by a rename,
-    when all of it is on disk.
+
+def write_share(
+    place: Place,
+    snapshot: Snapshot,
+    share: int,
+    shares: int,
+    cancelled: threading.Event | None = None,
+) -> list[Piece]:
+    """Write one worker's files of a checkpoint; it stays invisible.
+
+    `model.safetensors`, which the first share holds, is the model's `state_dict()` and, unless an
+    aspect has added parameters (`export.py` takes them away where that is possible), loads into
+    the plain model. The rest is spread over all shares by bytes.
+
+    Args:
+        place: where the checkpoint is to be.
+        snapshot: the state; it must not be reused before this has returned.
+        share: this worker's, from 0.
+        shares: how many workers write.
+        cancelled: when it is set, no further file is begun.
+
+    Raises:
+        StoreError: a file cannot be written within the store's deadline.
+        InterruptedReadError: `cancelled` was set.
+        CheckpointError: a tensor is of a dtype that safetensors does not know.
+    """
+    store, written = _at(place), []
+    for file, tensors in files_of(snapshot, share, shares).items():
+        content, hashed, size = encode(tensors), hashlib.sha256(), 0
+        for part in content:
+            hashed.update(part)
+            size += len(part)
+        store.write(file, content, cancelled=cancelled)
+        written.append(Piece(file, size, hashed.hexdigest()))
+    return written
+
+
+def describe_state(snapshot: Snapshot, aspects: Sequence[Aspect] = ()) -> dict[str, Any]:
+    """Return what one worker adds to a manifest's header: digest, scalars and algorithms."""
+    return {
+        "digest": snapshot.digest(),
+        "scalars": snapshot.scalars,
+        "algorithms": [describe(aspect) for aspect in aspects],
+    }
+
+
+def commit(place: Place, header: Mapping[str, Any], pieces: Sequence[Piece]) -> None:
+    """Make a checkpoint visible whose files are all written; of two that try at once, one wins.
+
+    What has the same name and is damaged, or was written over, is replaced.
+
+    Args:
+        place: where the checkpoint is.
+        header: `run`, what `describe_state` returned, and if known `identity` and `metrics`.
+        pieces: what `write_share` returned on all workers.
+
+    Raises:
+        CheckpointError: another whole checkpoint is there.
+        StoreError: the store cannot be written.
+    """
+    store = _at(place)
+    pieces = sorted(Piece(*piece) for piece in pieces)
+    content = Manifest(**header, pieces=pieces).dump()
+    try:
+        store.create(MANIFEST, content)
+    except ExistsError as error:
+        theirs = _whole(store)
+        if theirs is None:
+            store.write(MANIFEST, content)
+        elif (theirs.run, theirs.digest) != (header["run"], header["digest"]):
+            raise CheckpointError(
+                f"checkpoint {_told(store)} was committed by another writer, with another state: "
+                "is the run going on twice?"
+            ) from error
+        else:  # ours, whose answer was lost, or the same state in other shares
+            pieces = list(theirs.pieces)
+    with contextlib.suppress(StoreError):  # what attempts that were given up have left behind
+        for file in store.sizes().keys() - {MANIFEST, *(piece.file for piece in pieces)}:
+            store.delete(file)
+
+
+def save(place: Place, replica: Replica, run: str, aspects: Sequence[Aspect] = ()) -> str:
+    """Write a checkpoint alone and at once; returns the digest of the state.
 
     Raises:
         CheckpointError: an update failed half-way, so that there is no state to keep.
-        OSError: the folder cannot be written.
+        StoreError: the place cannot be written.
     """
-    if replica.torn:
-        raise CheckpointError(
-            f"the update after step {replica.step} failed half-way; its state is not kept"
-        )
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    plain = {name: t for name, t in replica.model.state_dict().items() if isinstance(t, Tensor)}
-    rest = {n: t for n, t in replica.tensors().items() if n.removeprefix("model/") not in plain}
-    sizes = {}
-    for file, tensors in ((_MODEL, plain), (_REST, rest)):
-        # Each name gets a copy: safetensors refuses tied weights, which share their memory.
-        data = safetensors.torch.save({n: t.cpu().contiguous().clone() for n, t in tensors.items()})
-        sizes[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        _write(temporary / file, data)
-    digest = replica.digest()
-    manifest: dict[str, Any] = {
-        "format": 1,
-        "run": run,
-        "algorithms": [describe(aspect) for aspect in aspects],
-        "digest": digest,
-        "files": sizes,
-        "scalars": replica.scalars(),
-    }
-    manifest["sha256"] = _content_sha256(manifest)
-    _write(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    return digest
+    snapshot = Snapshot.take(replica)
+    pieces = write_share(place, snapshot, 0, 1)
+    state = describe_state(snapshot, aspects)
+    commit(place, {"run": run, **state}, pieces)
+    return str(state["digest"])
 
 
-def load(folder: Path, replica: Replica) -> None:
-    """Fill a replica from a checkpoint.
+# -- reading
+
+
+def read_header(place: Place) -> Manifest:
+    """Return what a checkpoint says of itself; all its files are there, in their size.
+
+    Raises:
+        CheckpointError: there is none, or it is incomplete or damaged.
+        StoreError: the store cannot be read.
+    """
+    store = _at(place)
+    sizes = store.sizes()
+    if MANIFEST not in sizes:
+        raise CheckpointError(f"checkpoint {_told(store)} is incomplete: it has no {MANIFEST}")
+    manifest = Manifest.parse(store.read(MANIFEST), _told(store, MANIFEST))
+    for piece in manifest.pieces:
+        found = sizes.get(piece.file)
+        if found != piece.bytes:
+            has = "is missing" if found is None else f"has {found} of {piece.bytes} bytes"
+            raise CheckpointError(f"checkpoint {_told(store)} is incomplete: {piece.file} {has}")
+    return manifest
+
+
+def load(place: Place, replica: Replica) -> None:
+    """Fill a replica from a checkpoint, which is checked before anything is changed.
 
     Raises:
         CheckpointError: it is incomplete, damaged, or of another model.
+        StoreError: the store cannot be read.
     """
-    manifest = _read_manifest(folder)
+    store = _at(place)
+    manifest = read_header(store)
     tensors: dict[str, Tensor] = {}
-    try:
-        for file, expected in manifest["files"].items():
-            data = (folder / file).read_bytes()
-            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-                raise CheckpointError(
-                    f"checkpoint file {folder / file} is damaged (sha256 differs)"
-                )
-            prefix = "model/" if file == _MODEL else ""
-            tensors |= {f"{prefix}{n}": t for n, t in safetensors.torch.load(data).items()}
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {folder} is incomplete: {error}") from error
+    for piece in manifest.pieces:
+        prefix = "model/" if piece.file == MODEL else ""
+        content = safetensors.torch.load(_content(store, piece))
+        tensors |= {f"{prefix}{name}": tensor for name, tensor in content.items()}
     tied = {f"model/{name}" for name in replica.model.state_dict()} - replica.tensors().keys()
+    state = {name: tensor for name, tensor in tensors.items() if name not in tied}
     try:
-        replica.load({n: t for n, t in tensors.items() if n not in tied}, manifest["scalars"])
+        replica.check(state)
+        if digest_of(state, manifest.scalars) != manifest.digest:
+            raise ValueError("its files hold another state than its manifest names")
+        replica.load(state, manifest.scalars)
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {folder} does not fit: {error}") from error
+        raise CheckpointError(f"checkpoint {_told(store)} does not fit: {error}") from error
 
 
-def algorithms_of(folder: Path) -> list[Described]:
+def newest_whole(store: Store, run: str | None = None) -> tuple[str | None, dict[str, str]]:
+    """Find the newest checkpoint that can be trusted, by reading all of it.
+
+    Args:
+        store: the folder that holds the checkpoints.
+        run: the run that it must be of. Default: any.
+
+    Returns:
+        Its name, None if there is none, and why newer ones were refused, by name.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    refused: dict[str, str] = {}
+    for name in names(store):
+        try:
+            found = verify(store.inside(name))
+            if run is None or found.run == run:
+                return name, refused
+            refused[name] = f"it is of the run {found.run!r}"
+        except CheckpointError as error:
+            refused[name] = str(error)
+        except StoreError as error:
+            if not store.is_local:  # not that checkpoint's fault
+                raise
+            refused[name] = str(error)
+    return None, refused
+
+
+def verify(place: Place) -> Manifest:
+    """Read all of a checkpoint; returns what it says of itself.
+
+    Raises:
+        CheckpointError: it is incomplete or damaged.
+        StoreError: the store cannot be read.
+    """
+    store = _at(place)
+    manifest = read_header(store)
+    for piece in manifest.pieces:
+        _content(store, piece)
+    return manifest
+
+
+def kept(store: Store) -> list[Kept]:
+    """Return the checkpoints that are visible and complete, newest first; content is not read.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    found = []
+    for name in names(store):
+        with contextlib.suppress(CheckpointError):
+            manifest = read_header(store.inside(name))
+            found.append(Kept(name, manifest.step, manifest.metrics))
+    return found
+
+
+def algorithms_of(place: Place) -> list[Described]:
     """Return the aspects with which a checkpoint was trained.
 
     Raises:
         CheckpointError: there is no complete checkpoint.
     """
-    return [Described(*one) for one in _read_manifest(folder)["algorithms"]]
+    return list(read_header(place).algorithms)
 
 
-def step_of(folder: Path) -> int:
+def step_of(place: Place) -> int:
     """Return the committed steps of a checkpoint.
 
     Raises:
         CheckpointError: there is no complete checkpoint.
     """
-    return int(_read_manifest(folder)["scalars"]["step"])
+    return read_header(place).step
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+# -- deleting
+
+
+def names(store: Store) -> list[str]:
+    """Return the folders that are named like checkpoints, visible or not, newest first."""
+    found = [(int(match[1]), match[0]) for f in store.folders() if (match := _NAME.fullmatch(f))]
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def remove(place: Place) -> None:
+    """Delete a checkpoint, the manifest first, so that it is never half visible.
+
+    Raises:
+        StoreError: something cannot be deleted; what is left is invisible, or whole.
+    """
+    store = _at(place)
+    store.delete(MANIFEST)
+    store.clear()
+
+
+def remove_leftovers(store: Store, under_way: Collection[str] = ()) -> list[str]:
+    """Delete what attempts without a manifest have left behind; returns the folders' names.
+
+    Args:
+        store: the folder that holds the checkpoints.
+        under_way: names of checkpoints that are being written.
+
+    Raises:
+        StoreError: something cannot be listed or deleted.
+    """
+    removed = []
+    for name in names(store):
+        place = store.inside(name)
+        if name not in under_way and MANIFEST not in place.sizes():
+            place.clear()
+            removed.append(name)
+    return removed
+
+
+def _at(place: Place) -> Store:
+    return place if isinstance(place, Store) else Store(place)
+
+
+def _told(store: Store, file: str = "") -> str:
+    """Return where something is, in the words of whoever looks for it."""
+    if store.is_local:
+        return str(store.local_path / file)
+    return store.where(file) if file else store.url
+
+
+def _whole(store: Store) -> Manifest | None:
     try:
-        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
-        whole = manifest["sha256"] == _content_sha256(manifest)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder} is incomplete: {error}") from error
-    if not whole:
-        raise CheckpointError(f"checkpoint file {folder / _MANIFEST} is damaged (sha256 differs)")
-    return manifest
+        return verify(store)
+    except CheckpointError:
+        return None
 
 
-def _content_sha256(manifest: dict[str, Any]) -> str:
-    """Return the sha256 over what a manifest says beside it: a learning rate may rot, too."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _content(store: Store, piece: Piece) -> bytes:
+    for _ in range(1 if store.is_local else 2):  # what rots on the way comes whole the next time
+        content = store.read(piece.file, piece.bytes)
+        if hashlib.sha256(content).hexdigest() == piece.sha256:
+            return content
+    raise CheckpointError(f"checkpoint file {_told(store, piece.file)} is damaged (sha256 differs)")

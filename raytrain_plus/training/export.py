@@ -15,7 +15,9 @@ from raytrain_plus.training import checkpoint
 from raytrain_plus.training.state import Replica
 
 
-def export(task: Task, folder: Path, algorithms: Sequence[Aspect] | None = None) -> nn.Module:
+def export(
+    task: Task, folder: checkpoint.Place, algorithms: Sequence[Aspect] | None = None
+) -> nn.Module:
     """Return the model of a checkpoint as the task makes it, on the CPU, in evaluation mode.
 
     Every aspect undoes what it has done to the model: averages take the place of the weights they
@@ -25,7 +27,7 @@ def export(task: Task, folder: Path, algorithms: Sequence[Aspect] | None = None)
 
     Args:
         task: the task of the run.
-        folder: the checkpoint.
+        folder: the checkpoint's folder, as a path or URL or the Store of it.
         algorithms: the run's aspects. Default: those that the checkpoint names.
 
     Raises:

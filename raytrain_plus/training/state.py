@@ -17,6 +17,7 @@ from raytrain_plus.task import Task, TaskError
 Scalars = dict[str, Any]
 
 
+_FILLED = ("model/", "aspects/")  # tensors that are there before a state is loaded
 _ONE_STEP = Clock(total_steps=1, steps_per_epoch=1, batch_size=1, evaluate_every=1)
 
 
@@ -143,17 +144,11 @@ class Replica:
         Raises:
             ValueError: the state belongs to another model, naming the tensors that differ.
         """
-        filled = ("model/", "aspects/")
-        own = {n: t for n, t in self.tensors().items() if n.startswith(filled)}
-        theirs = {n: t for n, t in tensors.items() if n.startswith(filled)}
-        ours = {n: (t.shape, t.dtype) for n, t in own.items()}
-        given = {n: (t.shape, t.dtype) for n, t in theirs.items()}
-        differing = sorted(n for n in ours.keys() | given.keys() if ours.get(n) != given.get(n))
-        if differing:
-            raise ValueError(f"the state belongs to another model; these differ: {differing[:5]}")
+        self.check(tensors)
         self.loads += 1
-        for name, tensor in own.items():
-            tensor.copy_(theirs[name])
+        for name, tensor in self.tensors().items():
+            if name.startswith(_FILLED):
+                tensor.copy_(tensors[name])
         by_name = {self._names[id(p)]: p for p in self._optimized()}
         self.optimizer.state.clear()
         for full, tensor in tensors.items():
@@ -173,18 +168,22 @@ class Replica:
         self.samples, self.tokens = scalars["samples"], scalars["tokens"]
         self.torn = False
 
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Check that a state's tensors can be loaded.
+
+        Raises:
+            ValueError: the state belongs to another model, naming the tensors that differ.
+        """
+        own = self.tensors()
+        ours = {n: (t.shape, t.dtype) for n, t in own.items() if n.startswith(_FILLED)}
+        given = {n: (t.shape, t.dtype) for n, t in tensors.items() if n.startswith(_FILLED)}
+        differing = sorted(n for n in ours.keys() | given.keys() if ours.get(n) != given.get(n))
+        if differing:
+            raise ValueError(f"the state belongs to another model; these differ: {differing[:5]}")
+
     def digest(self) -> str:
         """Return the sha256 over the bytes of model, optimizer and aspects in name order."""
-        hashed = hashlib.sha256()
-        entries: dict[str, Any] = {**self.tensors()}
-        scalars = self.scalars()
-        entries |= {f"optimizer/{n}": v for n, v in scalars["optimizer"].items()}
-        entries |= {f"aspects/{n}": v for n, v in scalars["aspects"].items()}
-        for _, value in sorted(entries.items()):
-            hashed.update(
-                tensor_bytes(value) if isinstance(value, Tensor) else json.dumps(value).encode()
-            )
-        return hashed.hexdigest()
+        return digest_of(self.tensors(), self.scalars())
 
     def _optimized(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -211,9 +210,27 @@ def _laid_out_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
+def digest_of(tensors: Mapping[str, Tensor], scalars: Scalars) -> str:
+    """Return the digest of a state that is given as a replica gives its own."""
+    hashed = hashlib.sha256()
+    entries: dict[str, Any] = {**tensors}
+    entries |= {f"optimizer/{n}": v for n, v in scalars["optimizer"].items()}
+    entries |= {f"aspects/{n}": v for n, v in scalars["aspects"].items()}
+    for _, value in sorted(entries.items()):
+        hashed.update(
+            tensor_memory(value) if isinstance(value, Tensor) else json.dumps(value).encode()
+        )
+    return hashed.hexdigest()
+
+
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Return a tensor's elements as bytes, in row-major order, of any dtype and device."""
+    return bytes(tensor_memory(tensor))
+
+
+def tensor_memory(tensor: Tensor) -> memoryview:
+    """Return a tensor's elements as `tensor_bytes` does; no copy if they lie like that on a CPU."""
     if tensor.numel() == 0:
-        return b""
+        return memoryview(b"")
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return raw.cpu().numpy().tobytes()
+    return raw.cpu().numpy().data

@@ -11,10 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_tasks import OPTIMIZERS, Noisy, Normed, Plain, Tied, loop_alone, run
 
+from raytrain_plus.streams.store import Store, StoreError
 from raytrain_plus.training import checkpoint
-from raytrain_plus.training.checkpoint import CheckpointError, load, save, step_of
+from raytrain_plus.training.checkpoint import CheckpointError, Snapshot, commit, load, save, step_of
 
-FILES = ["manifest.json", "model.safetensors", "rest.safetensors"]
+REST = "rest-00000-of-00001.safetensors"
+FILES = ["manifest.json", "model.safetensors", REST]
 
 
 def trained(task, steps=3):
@@ -132,9 +134,9 @@ def test_a_missing_file_is_refused_by_name(broken, file):
 
 
 def test_a_damaged_file_is_named(broken):
-    file = broken / "rest.safetensors"
+    file = broken / REST
     file.write_bytes(file.read_bytes() + b"\0")
-    with pytest.raises(CheckpointError, match=r"rest\.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=rf"{REST} is damaged|incomplete.*{REST}"):
         load(broken, loop_alone(Normed("AdamW")).replica)
 
 
@@ -163,32 +165,34 @@ def test_the_checkpoint_of_another_model_is_refused(whole):
 
 def test_a_half_written_checkpoint_is_invisible(tmp_path, monkeypatch):
     replica = trained(Normed()).replica
+    store = Store(tmp_path)
     visible = []
 
-    def write(path, data):
-        visible.append([folder.name for folder in tmp_path.glob("checkpoint_*")])
-        if len(visible) == 3:
+    def sync(_):
+        visible.append(checkpoint.kept(store))
+        if len(visible) == 5:  # each file is synced, and its folder
             raise OSError("no space left")
-        path.write_bytes(data)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(StoreError, match=r"manifest\.json cannot be written: no space left"):
         save(tmp_path / "checkpoint_00000003", replica, "run")
-    assert visible == [[], [], []]
-    assert not list(tmp_path.glob("checkpoint_*"))
+    assert visible == [[]] * 5
+    assert checkpoint.names(store) == ["checkpoint_00000003"]
+    assert checkpoint.newest_whole(store)[0] is None
 
     monkeypatch.undo()  # what was left behind does not stand in the way
     save(tmp_path / "checkpoint_00000003", replica, "run")
-    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint_00000003"]
+    assert [one.step for one in checkpoint.kept(store)] == [3]
+    assert sorted(path.name for path in (tmp_path / "checkpoint_00000003").iterdir()) == FILES
 
 
 def test_files_are_on_disk_before_the_checkpoint_is_visible(tmp_path, monkeypatch):
     events = []
-    sync, rename = os.fsync, os.rename
+    sync, link = os.fsync, os.link
     monkeypatch.setattr(os, "fsync", lambda file: (events.append("sync"), sync(file)))
-    monkeypatch.setattr(os, "rename", lambda *path: (events.append("rename"), rename(*path)))
+    monkeypatch.setattr(os, "link", lambda *path: (events.append("visible"), link(*path)))
     save(tmp_path / "checkpoint", trained(Normed()).replica, "run")
-    assert events == ["sync"] * 3 + ["rename"]
+    assert events == ["sync"] * 5 + ["visible", "sync"]
 
 
 def test_saving_twice_replaces(tmp_path):
@@ -197,6 +201,18 @@ def test_saving_twice_replaces(tmp_path):
     run(loop, 1)
     save(tmp_path / "checkpoint", loop.replica, "run")
     assert step_of(tmp_path / "checkpoint") == 4
+    load(tmp_path / "checkpoint", loop_alone(Normed()).replica)
+
+
+def test_a_piece_that_was_forgotten_is_noticed(tmp_path):
+    """An optimizer without its momentum would go on, to other bits."""
+    replica = trained(Plain()).replica
+    snapshot = Snapshot.take(replica)
+    header = {"run": "run", **checkpoint.describe_state(snapshot)}
+    pieces = checkpoint.write_share(tmp_path, snapshot, 0, 1)
+    commit(tmp_path, header, pieces[:1])
+    with pytest.raises(CheckpointError, match="hold another state than its manifest names"):
+        load(tmp_path, loop_alone(Plain()).replica)
 
 
 def test_a_torn_replica_is_not_kept(tmp_path):

@@ -1,0 +1,32 @@
+"""What a store means by the errors that its library raises."""
+
+
+def code_of(error: BaseException) -> str:
+    """Return what a store calls the error, if it is one of botocore's."""
+    for one in (error, error.__cause__, error.__context__):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def is_failed_precondition(error: BaseException) -> bool:
+    """Say whether what was to be created was there already."""
+    return code_of(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
+
+
+def is_denied(error: BaseException) -> bool:
+    """Say whether whoever asks has no right to."""
+    return isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
+
+
+def advice_on(error: BaseException) -> str:
+    """Return what a person can do about an error, as the end of its message."""
+    if is_denied(error):
+        return (
+            ". Check the credentials and their rights, on every node: the environment, the "
+            "store's own configuration files, or `storage_options`."
+        )
+    if isinstance(error, FileNotFoundError):
+        return ". Check the URL: there is no such bucket, folder or object."
+    return ". Check the network and the store."
