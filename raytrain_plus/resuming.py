@@ -21,16 +21,26 @@ class Resumption:
     """From where a run goes on.
 
     Attributes:
-        place: the checkpoint's folder, as a path or a URL.
+        place: the checkpoint's folder, as a path or a URL; None for the beginning.
         step: its committed steps.
         changes: how the run is now described otherwise than before.
         refused: newer checkpoints that are not used, and why.
     """
 
-    place: Path | str
+    place: Path | str | None
     step: int
     changes: Sequence[str]
     refused: Mapping[str, str]
+
+    def told(self) -> dict[str, Any]:
+        """Return what the journal's `run` line tells of it."""
+        place = None if self.place is None else str(self.place)
+        told: dict[str, Any] = {"resumed_from": place, "resumed_step": self.step}
+        if self.changes:
+            told["changes"] = list(self.changes)
+        if self.refused:
+            told["refused"] = dict(self.refused)
+        return told
 
 
 def last_checkpoint(
@@ -61,6 +71,8 @@ def last_checkpoint(
         )
     store = store or Store(folder)
     name, refused = checkpoint.newest_whole(store, folder.name)
+    if name is None and not refused:
+        return Resumption(None, 0, changes, {})
     if name is None:
         why = "".join(f"; {name} is refused: {reason}" for name, reason in refused.items())
         raise ConfigError(

@@ -22,6 +22,7 @@ from raytrain_plus.elastic.leader import check_not_running, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
 
@@ -63,7 +64,15 @@ class ElasticTrainer:
         run_config: name and storage path.
         elastic: how to deal with workers that come, go, or hang.
         faults: disturbances on purpose.
-        resume: go on with the run of that name from its last checkpoint.
+        checkpoint_every: how often to keep the state, in the units of `evaluate_every`; None keeps
+            the last alone. Default `"1ep"`. Training goes on while it is written. How many are kept
+            says `run_config.checkpoint_config`; without one, the newest two.
+        checkpoint_storage: a path or an fsspec URL, such as `s3://bucket/folder`, in which the
+            run's checkpoints are kept, in a folder of its name. Default: the run's folder.
+        checkpoint_options: for that store's filesystem, such as an endpoint.
+        resume: go on with the run of that name from its newest whole checkpoint, or from the
+            beginning if it has none.
+        allow_change: go on even if what the bits depend on has changed since.
 
     Raises:
         ValueError: something is wrong with what was given; its subclasses say what.
@@ -86,7 +95,11 @@ class ElasticTrainer:
         run_config: ray.train.RunConfig | None = None,
         elastic: ElasticConfig | None = None,
         faults: Sequence[Fault] = (),
+        checkpoint_every: str | None = "1ep",
+        checkpoint_storage: str | None = None,
+        checkpoint_options: Mapping[str, Any] | None = None,
         resume: bool = False,
+        allow_change: bool = False,
     ) -> None:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
@@ -109,6 +122,7 @@ class ElasticTrainer:
             loaded,
             duration=duration,
             evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
             batch_size=batch_size,
             logical_ranks=logical_ranks,
         )
@@ -144,11 +158,20 @@ class ElasticTrainer:
             resources=configure.worker_resources(scaling),
             elastic=elastic or ElasticConfig(),
             faults=tuple(faults),
+            checkpoints=f"{checkpoint_storage.rstrip('/')}/{name}" if checkpoint_storage else "",
+            checkpoint_options=dict(checkpoint_options or {}),
+            retention=configure.retention_of(run, loaded, evaluates=evaluation_data is not None),
+            identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
         )
+        self._found: resuming.Resumption | None = None
         if resume:
-            found = resuming.last_checkpoint(self.spec.folder, self._identity)
-            self.spec = replace(self.spec, resume_from=found.place)
+            store = Store(self.spec.checkpoints or self.spec.folder, checkpoint_options)
+            self._found = resuming.last_checkpoint(
+                self.spec.folder, self._identity, allow_change=allow_change, store=store
+            )
+            begin = (str(self._found.place), self._found.step) if self._found.place else None
+            self.spec = replace(self.spec, resume_from=begin)
         else:
             configure.check_fresh(self.spec.folder)
 
@@ -201,6 +224,7 @@ class ElasticTrainer:
             "address": address,
             "resumed": self._resume,
             "identity": self._identity,
+            **(self._found.told() if self._found else {}),
             "total_steps": clock.total_steps,
             "steps_per_epoch": clock.steps_per_epoch,
             "batch_size": self.spec.batch_size,

@@ -79,7 +79,23 @@ def train(  # noqa: PLR0913 - one option each
     ] = None,
     storage: Storage = _DEFAULT_STORAGE,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: a new one.")] = None,
+    checkpoint_every: Annotated[
+        str, typer.Option(help="How often to keep the state, as evaluate-every; or never.")
+    ] = "1ep",
+    checkpoint_storage: Annotated[
+        str | None, typer.Option(help="Path or URL to keep checkpoints in. Default: the run's.")
+    ] = None,
+    keep: Annotated[int, typer.Option(help="How many checkpoints, 0 for all.", min=0)] = 2,
+    keep_best: Annotated[
+        str | None, typer.Option(metavar="METRIC[:min]", help="Keep the best by a metric.")
+    ] = None,
+    max_checkpoint_failures: Annotated[
+        int | None, typer.Option(help="In a row, before the run ends. Default: no limit.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
+    allow_change: Annotated[
+        bool, typer.Option(help="Go on even if seed, data, code or settings have changed.")
+    ] = False,
     faults: Annotated[Path | None, typer.Option(help="YAML list of disturbances.")] = None,
     hang_deadline: Annotated[float | None, typer.Option(help="Seconds without progress.")] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for MIN workers.")] = 120.0,
@@ -106,16 +122,24 @@ def train(  # noqa: PLR0913 - one option each
             logical_ranks=logical_ranks,
             algorithms=[*said.aspects(), *(parse_algorithm(text) for text in algorithm or [])],
             scaling_config=ray.train.ScalingConfig(num_workers=_range(workers), use_gpu=gpu),
-            run_config=ray.train.RunConfig(name=name or _new_name(task), storage_path=storage),
+            run_config=ray.train.RunConfig(
+                name=name or _new_name(task),
+                storage_path=storage,
+                checkpoint_config=_kept(keep, keep_best),
+            ),
+            checkpoint_every=None if checkpoint_every == "never" else checkpoint_every,
+            checkpoint_storage=checkpoint_storage,
             elastic=ElasticConfig(
                 hang_deadline=hang_deadline,
                 start_timeout=start_timeout,
                 threads=threads,
                 spares=spares,
+                max_checkpoint_failures=max_checkpoint_failures,
                 bitwise=bitwise,
             ),
             faults=read_faults(faults) if faults else (),
             resume=resume,
+            allow_change=allow_change,
         )
         progress = ProgressLine(made.spec.name, Console(stderr=True))
         with _without_ray_notices(), progress as line:
@@ -185,6 +209,14 @@ def scale(
 
 
 @app.command()
+def checkpoint(
+    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Let a live run keep its state as soon as it can, and go on."""
+    _steer(lambda: steering.checkpoint(run, storage), as_json=as_json, debug=debug)
+
+
+@app.command()
 def stop(
     run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
 ) -> None:
@@ -235,6 +267,17 @@ def _without_ray_notices() -> Iterator[None]:
     """Keep Ray's paragraphs about dead workers off stdout: the journal tells of each in a line."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def _kept(number: int, best: str | None) -> ray.train.CheckpointConfig:
+    metric, _, order = (best or "").partition(":")
+    if order not in ("", "min", "max"):
+        raise ConfigError(f"keep-best {best!r} is not METRIC, METRIC:max or METRIC:min")
+    return ray.train.CheckpointConfig(
+        num_to_keep=number or None,
+        checkpoint_score_attribute=metric or None,
+        checkpoint_score_order=order or "max",
+    )
 
 
 def _range(text: str) -> int | tuple[int, int]:

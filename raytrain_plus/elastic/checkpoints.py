@@ -131,6 +131,23 @@ class Checkpoints:
         passed = self._every is not None and step // self._every > self._last // self._every
         return self._asked or passed
 
+    def next_step(self, step: int, now: float) -> int | None:
+        """Return after which step to take the next snapshot; None if that is not known yet.
+
+        Args:
+            step: the last committed step.
+            now: monotonic seconds.
+        """
+        if self._attempt is not None or self.fatal:
+            return None
+        if self._retry_at is not None:
+            return step + 1 if now >= self._retry_at else None
+        if self._asked:
+            return step + 1
+        if self._every is None:
+            return None
+        return max(step + 1, (self._last // self._every + 1) * self._every)
+
     def begin(self, step: int, workers: Sequence[str]) -> Attempt:
         """All workers have taken a snapshot; each now owes a share.
 
@@ -198,6 +215,12 @@ class Checkpoints:
         self._attempt, self._retry_at = None, None
         self._failures.clear()
         self._last = attempt.step
+        return surplus(self.kept, self._retention)
+
+    def add(self, name: str, step: int, metrics: Mapping[str, Any]) -> list[str]:
+        """Somebody has written a checkpoint alone; returns those that are to be deleted now."""
+        self._kept[name] = Kept(name, step, dict(metrics))
+        self._last = max(self._last, step)
         return surplus(self.kept, self._retention)
 
     def removed(self, name: str) -> None:

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from raytrain_plus.elastic.messages import Event, Plan
+from raytrain_plus.elastic.messages import Event, Outcome, Plan
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.observe.journal import Journal
 
@@ -67,6 +67,9 @@ class Chronicle:
         kind = event["event"]
         if kind == "run":
             self.generations, self.device_seconds = [], 0.0
+            if event.get("changes"):  # what follows is another run's
+                del self._losses[event["resumed_step"] :]
+                self.evaluated_step = min(self.evaluated_step, event["resumed_step"])
         elif kind == "step":
             self.begin_at(event["step"] - 1)
             if event["step"] == self.step + 1:
@@ -135,6 +138,11 @@ class Chronicle:
         """Write anything else."""
         self._journal.write_all([{"event": event, "time": time.time(), **fields}])
 
+    def end(self, outcome: Outcome) -> None:
+        """Write how the run has ended; its generations are there already."""
+        told = {k: v for k, v in vars(outcome).items() if k not in ("steps", "generations")}
+        self.note("end", **told, step=outcome.steps)
+
     def _committed(self, record: Record, workers: int) -> list[Event]:
         if record.step <= self.step:
             self._compare(record)
@@ -152,6 +160,7 @@ class Chronicle:
                 "busy_seconds": round(record.busy_seconds, 6),
                 "generation": record.generation,
                 "workers": workers,
+                **({"salvaged": record.salvaged} if record.salvaged else {}),
             }
         ]
 

@@ -4,16 +4,15 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from raytrain_plus.elastic.account import Account
 from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
-from raytrain_plus.elastic.faults import Strikes, due_at, not_yet_happened
+from raytrain_plus.elastic.disturbing import Disturbances
 from raytrain_plus.elastic.generation import Generation
+from raytrain_plus.elastic.keeping import Committed, Keeping
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
 from raytrain_plus.elastic.plan import Assignment, Member
 from raytrain_plus.elastic.planning import Situation, make_plan
@@ -24,16 +23,18 @@ from raytrain_plus.elastic.pool import (
     Pool,
     Returned,
     Woken,
+    Written,
     draining_nodes,
 )
 from raytrain_plus.elastic.pool import Event as PoolEvent
 from raytrain_plus.elastic.recruiting import Recruiting, RunError
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.returning import find_again
+from raytrain_plus.elastic.speeds import Speeds
+from raytrain_plus.elastic.uploads import Share
 from raytrain_plus.elastic.watch import Watch
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Journal
-from raytrain_plus.training.checkpoint import CheckpointError, step_of
 
 _DRAIN_POLL = 1.0  # seconds between two looks at what nobody tells
 _FUTILE = 20  # generations in a row without a step, after which something is wrong for good
@@ -69,8 +70,7 @@ class Coordinator:
         self._watch = Watch(spec.elastic)
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
-        self._faults = not_yet_happened(spec.faults, this_time)
-        self._strikes = Strikes(spec.folder)
+        self._faults = Disturbances(spec, self._chronicle, this_time)
         self._generation = 0
         self._cause = "start"
         self._moves = -1
@@ -78,9 +78,15 @@ class Coordinator:
         self._scale_to: int | None = None
         self._stopping = False
         self._failure: str | None = None
-        self._refused: set[str] = set()
         self._drains_at = 0.0
         self._state = "starting"
+        if spec.resume_from is not None:
+            place, step = spec.resume_from
+            events = [*events, {"event": "checkpoint", "folder": place, "step": step}]
+        self._keeping = Keeping(spec, self._chronicle, self._pool.tell, events)
+        self._crew.on_end = lambda worker: self._keeping.lost(worker, time.monotonic())
+        threshold = spec.elastic.rebalance_above
+        self._speeds = Speeds(threshold=threshold) if threshold else None
         targets = [e["workers"] for e in this_time if e["event"] == "target"]
         self._crew.target = targets[-1] if targets else self._crew.target
 
@@ -115,10 +121,10 @@ class Coordinator:
                 self._crew.because("the coordinator came back")
                 return self._learn(reports)
         else:
-            self._strikes.forget()
+            self._faults.forget()
             self._pool.find()
             self._pool.end_strangers(())  # of an earlier run of this name
-        self._apply_planned(self._chronicle.step)
+        self._faults.apply_planned(self._chronicle.step, self._group, self._crew)
         self._crew.await_first(self._handle)
         return None
 
@@ -160,6 +166,18 @@ class Coordinator:
         self._pool.tell(Noticed(worker, why))
 
     @ray.method(concurrency_group="control")
+    def written(self, worker: str, share: Share) -> None:
+        """Take a worker's word on its share of a checkpoint."""
+        self._pool.tell(Written(worker, share))
+
+    @ray.method(concurrency_group="control")
+    def checkpoint(self) -> Event:
+        """Let all workers write a checkpoint as soon as they can."""
+        self._keeping.request()
+        self._pool.tell(Woken())
+        return self._status()
+
+    @ray.method(concurrency_group="control")
     def status(self) -> Event:
         """Say how the run stands."""
         return self._status()
@@ -190,19 +208,21 @@ class Coordinator:
             self._generation += 1
             previous = self._group
             plan = make_plan(
-                [Member(seat.worker) for seat in seats],
+                self._members([seat.worker for seat in seats]),
                 seats,
                 Situation(
                     logical_ranks=self._spec.logical_ranks,
                     generation=self._generation,
                     previous=previous,
-                    faults=self._faults,
+                    faults=self._faults.left,
                     evaluated_step=self._chronicle.evaluated_step,
                     bitwise=self._crew.bitwise,
-                    checkpoint=self._newest_checkpoint(),
+                    checkpoint=self._keeping.newest(),
                 ),
             )
             self._group = plan.assignments
+            if self._speeds is not None:
+                self._speeds.begin(self._group)
             self._chronicle.begin_at(plan.step)
             before = {a.worker for a in previous}
             joined = [f"{a.worker} joined" for a in self._group if a.worker not in before]
@@ -213,19 +233,10 @@ class Coordinator:
             self._state = "training"
         return plan
 
-    def _newest_checkpoint(self) -> tuple[Path, int] | None:
-        """Return the newest checkpoint that is not known to be unusable, and its step."""
-        for folder in sorted(self._spec.folder.glob("checkpoint_*"), reverse=True):
-            if str(folder) not in self._refused:
-                try:
-                    return folder, step_of(folder)
-                except CheckpointError as error:
-                    self._refuse(folder, str(error))
-        return None
-
-    def _refuse(self, folder: Path, why: str) -> None:
-        self._refused.add(str(folder))
-        self._chronicle.note("checkpoint", folder=str(folder), refused=why)
+    def _members(self, workers: Sequence[str]) -> list[Member]:
+        if self._speeds is None:
+            return [Member(worker) for worker in workers]
+        return self._speeds.members(workers)
 
     # -- run a generation
 
@@ -253,6 +264,11 @@ class Coordinator:
             self._crew.lost(event.worker, event.why)
         elif isinstance(event, Noticed):
             self._crew.drain([event.worker], event.why)
+        elif isinstance(event, Written):
+            seats = self._crew.seats
+            self._keeping.written(event.worker, event.share, seats, time.monotonic())
+        elif isinstance(event, Committed):
+            self._keeping.committed(event, time.monotonic())
 
     def _look_around(self) -> None:
         """Ask for a pause if the group is to change; find draining nodes."""
@@ -261,11 +277,17 @@ class Coordinator:
             self._drains_at = now + _DRAIN_POLL
             self._crew.drain_nodes(draining_nodes())
         self._crew.recruit()
-        assert self._running is not None
+        running = self._running
+        assert running is not None
+        self._failure = self._failure or self._keeping.fatal
         if self._failure is not None:
-            self._running.abort(self._failure)
+            running.abort(self._failure)
         if self._stopping or self._crew.wants_change([a.worker for a in self._group]):
-            self._running.pause()
+            running.pause()
+        elif self._speeds is not None and self._speeds.advises():
+            self._crew.because("rebalanced")
+            running.pause()
+        running.ask_checkpoint(self._keeping.next_step(self._chronicle.step, now))
 
     # -- learn who is left
 
@@ -280,10 +302,10 @@ class Coordinator:
         commits = [report.committed_at for report in reports.values() if report.step == top]
         self._last_commit = max(commits, default=self._last_commit)
         self._catch_up(ahead, top)
-        self._mark_struck()
+        self._faults.mark_struck()
         for report in reports.values():
             if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
-                self._refuse(plan.checkpoint, report.reason)
+                self._keeping.refuse(plan.checkpoint, report.reason)
         failed = [report.error for report in reports.values() if report.ending == "failed"]
         finished = {w: r for w, r in reports.items() if r.ending == "finished"}
         if failed or self._failure:
@@ -296,7 +318,8 @@ class Coordinator:
             return self._outcome("finished", sorted(finished), digests[0])
         if self._stopping and ahead:
             return self._outcome("stopped", ahead)
-        self._apply_planned(max(top, self._chronicle.step))
+        step = max(top, self._chronicle.step)
+        self._faults.apply_planned(step, self._group, self._crew)
         self._crew.release_surplus()
         return None
 
@@ -318,30 +341,10 @@ class Coordinator:
             return
         if records:
             self._watch.moved(time.monotonic(), commits)
-
-    def _mark_struck(self) -> None:
-        """Forget faults that have struck, so that they do not strike the step's second try."""
-        for fault, hit in self._strikes.new().items():
-            if fault in self._faults:
-                self._faults.remove(fault)
-            self._chronicle.note(
-                "fault", step=fault.step, action=fault.action, phase=fault.phase, hit=hit
-            )
-
-    def _apply_planned(self, step: int) -> None:
-        for fault in due_at(self._faults, step):
-            self._faults.remove(fault)
-            size = len(self._group)
-            hit: list[str] = []
-            if fault.action == "drain":
-                hit = [self._group[place].worker for place in fault.victims(size)] if size else []
-                self._crew.drain(hit)
-            else:
-                change = fault.workers if fault.action == "add" else -fault.workers
-                least, most = self._spec.workers
-                wanted = min(most, max(least, self._crew.target + change))
-                self._crew.set_target(wanted, f"{fault.action} {fault.workers}")
-            self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
+        for record in records:
+            known = len(record.compute_seconds) == len(self._group) and all(record.compute_seconds)
+            if self._speeds is not None and known and record.generation == self._generation:
+                self._speeds.heard(record.step, record.compute_seconds)
 
     # -- the end
 
@@ -349,17 +352,9 @@ class Coordinator:
         self, state: Any, ahead: Sequence[str], digest: str = "", error: str = ""
     ) -> Outcome:
         """Save the last state, if somebody has it, and sum up."""
-        folder: Path | None = None
-        for worker in ahead:
-            wanted = self._spec.folder / f"checkpoint_{self._crew.seats[worker].step:08d}"
-            try:
-                digest = self._pool.save(worker, wanted)
-            except RayError as reason:
-                self._chronicle.note("checkpoint", step=self._chronicle.step, error=str(reason))
-                continue
-            folder = wanted
-            self._chronicle.note("checkpoint", step=self._chronicle.step, folder=str(folder))
-            break
+        steps = {worker: self._crew.seats[worker].step for worker in ahead}
+        place, saved = self._keeping.save_last(steps, self._pool.save)
+        digest = saved or digest
         return Outcome(
             state=state,
             steps=self._chronicle.step,
@@ -369,21 +364,16 @@ class Coordinator:
             metrics=self._chronicle.metrics,
             generations=self._chronicle.generations,
             device_seconds=self._chronicle.device_seconds,
-            checkpoint=folder,
+            checkpoint=place,
             bitwise=self._crew.bitwise,
-            faults_left=len(self._faults),
+            faults_left=len(self._faults.left),
             samples=self._account.samples,
             tokens=self._account.tokens,
             costs=self._account.costs,
         )
 
     def _ended(self, outcome: Outcome) -> Outcome:
-        told = {k: v for k, v in vars(outcome).items() if k not in ("steps", "generations")}
-        folder = outcome.checkpoint
         with self._lock:
             self._state = "ended"
-            self._chronicle.note(
-                "end",
-                **{**told, "step": outcome.steps, "checkpoint": str(folder) if folder else None},
-            )
+            self._chronicle.end(outcome)
         return outcome

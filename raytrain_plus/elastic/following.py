@@ -95,7 +95,7 @@ def ended(events: Sequence[Event], folder: Path) -> Ended:
         "wall_seconds": round(end["time"] - run["time"], 3),
         "bitwise": outcome.bitwise,
         "faults_left": outcome.faults_left,
-        "checkpoint": str(outcome.checkpoint) if outcome.checkpoint else None,
+        "checkpoint": outcome.checkpoint,
         "folder": str(folder),
     }
     return Ended(outcome, summary)
@@ -108,15 +108,7 @@ def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
         for event in events
         if event["event"] == "generation"
     ]
-    folder = end.get("checkpoint")
-    return Outcome(
-        **{
-            **told,
-            "steps": end["step"],
-            "generations": generations,
-            "checkpoint": Path(folder) if folder else None,
-        }
-    )
+    return Outcome(**{**told, "steps": end["step"], "generations": generations})
 
 
 def _lives(run: str) -> bool:

@@ -40,6 +40,7 @@ class Generation:
         self._reports: dict[str, Report] = {}
         self._pause_asked = False
         self._aborted = False
+        self._checkpoint_at: int | None = None
 
     def run(self, handle: Handle, look: Callable[[], None]) -> dict[str, Report]:
         """Let all members run.
@@ -70,6 +71,17 @@ class Generation:
             self._pause_asked = True
             for worker in sorted(self.running):
                 self._pool.ask_pause(worker, self._plan.generation)
+
+    def ask_checkpoint(self, step: int | None) -> None:
+        """Let all members take a snapshot after a step; None if there is none to take now.
+
+        It is asked for once, or again if it is to be earlier.
+        """
+        if step is None:
+            self._checkpoint_at = None
+        elif (self._checkpoint_at is None or step < self._checkpoint_at) and self.running:
+            self._checkpoint_at = step
+            self._pool.ask_checkpoint(min(self.running), self._plan.generation, step)
 
     def abort(self, reason: str) -> None:
         """Tell all who are still running; only a lost worker's neighbours notice by themselves."""

@@ -11,6 +11,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.task import Task
+from raytrain_plus.training.retention import Retention
 
 NAMESPACE = "raytrain_plus"  # of all named actors
 
@@ -21,6 +22,7 @@ _ABOVE_ZERO = (
     "first_step_deadline",
     "start_timeout",
     "threads",
+    "max_checkpoint_failures",
     "orphan_seconds",
 )
 Ending = Literal["finished", "paused", "aborted", "failed", "refused"]
@@ -41,6 +43,10 @@ class ElasticConfig:
         threads: threads per worker; part of what the bits depend on. Default: the whole CPUs that
             a worker asks Ray for, at least 1.
         spares: workers beyond the group that are kept warm, to take over at once. Default 0.
+        rebalance_above: the share of a step that sharing the work by measured speeds must save
+            before it is done; None never does. Default 0.2.
+        max_checkpoint_failures: checkpoints in a row that cannot be written, after which the run
+            ends. Default: none, it goes on.
         orphan_seconds: how long workers wait for their coordinator to come back before they end
             themselves. Default 120.
         isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
@@ -53,6 +59,8 @@ class ElasticConfig:
     bitwise: bool = True
     threads: int | None = None
     spares: int = 0
+    rebalance_above: float | None = 0.2
+    max_checkpoint_failures: int | None = None
     orphan_seconds: float = 120.0
     isa: Literal["default", "avx2", "avx512"] | None = None
 
@@ -81,7 +89,11 @@ class RunSpec:
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
         probe: the first rows of the data, which each worker computes to prove itself.
         algorithms: aspects, as data where a worker can import their class.
-        resume_from: the checkpoint to start from, as a path or a URL, or None.
+        checkpoints: where checkpoints are kept, a path or a URL. Default: the folder.
+        checkpoint_options: of that store, such as an endpoint.
+        retention: which checkpoints are kept.
+        identity: what the run's bits depend on.
+        resume_from: the checkpoint to start from, as a path or a URL, and its step; or None.
     """
 
     name: str
@@ -102,7 +114,11 @@ class RunSpec:
     resources: Mapping[str, float]
     elastic: ElasticConfig
     faults: Sequence[Fault] = ()
-    resume_from: Path | str | None = None
+    checkpoints: str = ""
+    checkpoint_options: Mapping[str, Any] = field(default_factory=dict)
+    retention: Retention = Retention()  # noqa: RUF009 - it is frozen
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    resume_from: tuple[str, int] | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -185,7 +201,7 @@ class Plan:
     pause_at: int | None
     evaluated: bool
     faults: Sequence[Fault] = ()
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
 
     @property
     def ranges(self) -> list[range]:
@@ -250,7 +266,7 @@ class Outcome:
         metrics: of the last evaluation.
         generations: `{generation, step, workers, cause, pause_seconds}` each.
         device_seconds: summed busy time of the workers.
-        checkpoint: the folder of the last state, or None if no worker was left to write it.
+        checkpoint: where the last state is, or None if no worker was left to write it.
         bitwise: whether all workers proved to compute the same bits.
         faults_left: faults that were asked for and did not happen.
         samples, tokens: trained on, as opposed to loaded.
@@ -265,7 +281,7 @@ class Outcome:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     generations: Sequence[Event] = ()
     device_seconds: float = 0.0
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
     bitwise: bool = True
     faults_left: int = 0
     samples: int = 0

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.messages import Plan
@@ -30,7 +29,7 @@ class Situation:
     faults: Sequence[Fault] = ()
     evaluated_step: int = -1
     bitwise: bool = True
-    checkpoint: tuple[Path, int] | None = field(default=None)
+    checkpoint: tuple[str, int] | None = field(default=None)
 
 
 def make_plan(members: Sequence[Member], seats: Sequence[Seat], situation: Situation) -> Plan:

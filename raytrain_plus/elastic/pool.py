@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from raytrain_plus.elastic import stacks
+from raytrain_plus.elastic.keeping import Committed
 from raytrain_plus.elastic.lifeline import Lifelines
 from raytrain_plus.elastic.messages import (
     NAMESPACE,
@@ -24,6 +25,7 @@ from raytrain_plus.elastic.messages import (
     Unready,
 )
 from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.elastic.uploads import Share
 from raytrain_plus.elastic.worker import Worker
 
 _CALL_SECONDS = 30.0
@@ -99,11 +101,19 @@ class Noticed:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A worker has something to tell of its share of a checkpoint."""
+
+    worker: str
+    share: Share
+
+
+@dataclass(frozen=True)
 class Woken:
     """Somebody wants something of the coordinator."""
 
 
-Event = Came | Returned | Gone | Noticed | Woken
+Event = Came | Returned | Gone | Noticed | Written | Committed | Woken
 
 
 class Pool:
@@ -179,6 +189,10 @@ class Pool:
         """Let a worker raise the flag that pauses the group."""
         self._handles[worker].ask_pause.remote(generation)
 
+    def ask_checkpoint(self, worker: str, generation: int, step: int) -> None:
+        """Let a worker raise the flag that has all take a snapshot after a step."""
+        self._handles[worker].ask_checkpoint.remote(generation, step)
+
     def abort(self, workers: Sequence[str], generation: int, reason: str) -> None:
         """Tell workers that a generation is over."""
         for worker in workers:
@@ -230,13 +244,13 @@ class Pool:
             return []
         return found
 
-    def save(self, worker: str, folder: Any) -> str:
-        """Let a worker write a checkpoint; returns the digest.
+    def save(self, worker: str, step: int) -> str:
+        """Let a worker write the checkpoint of a step; returns the digest.
 
         Raises:
             RayError: the worker has gone, or could not write.
         """
-        digest: str = ray.get(self._handles[worker].save.remote(folder))
+        digest: str = ray.get(self._handles[worker].save.remote(step))
         return digest
 
     def end(self, seat: Seat, neighbours: Sequence[Seat] = (), *, hangs: bool = False) -> None:

@@ -40,6 +40,7 @@ class Progress:
         self._lock = threading.Lock()
         self._aborted: dict[int, str] = {}
         self._pause = 0
+        self._checkpoint = (0, 0)  # generation, step
         self._on_abort: Callable[[str], None] | None = None
 
     def begin(
@@ -98,6 +99,19 @@ class Progress:
     def ask_pause(self, generation: int) -> None:
         """Make this worker raise its flag, so that all pause after the same step."""
         self._pause = generation
+
+    def ask_checkpoint(self, generation: int, step: int) -> None:
+        """Make this worker raise its flag, so that all take a snapshot after a step."""
+        self._checkpoint = (generation, step)
+
+    @property
+    def checkpoint_asked(self) -> bool:
+        """Whether all should take a snapshot after the step that begins. Says so once."""
+        generation, step = self._checkpoint
+        asked = generation == self.generation and self.step + 1 >= step
+        if asked:
+            self._checkpoint = (0, 0)
+        return asked
 
     @property
     def is_aborted(self) -> bool:

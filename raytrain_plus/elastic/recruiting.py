@@ -33,6 +33,7 @@ class Recruiting:
         seats: all workers that live or are coming, by name.
         target: how many there should be.
         bitwise: whether all that were admitted compute the same bits.
+        on_end: called with each worker that is given up.
     """
 
     def __init__(self, spec: RunSpec, pool: Pool, chronicle: Chronicle) -> None:
@@ -42,6 +43,7 @@ class Recruiting:
         self.seats: dict[str, Seat] = {}
         self.target = spec.workers[1]
         self.bitwise = True
+        self.on_end: Callable[[str], None] = lambda _: None
         self._started = 0
         self._reference: Fingerprint | None = None
         self._group_once = False
@@ -255,6 +257,7 @@ class Recruiting:
 
     def _end(self, seat: Seat, *, hangs: bool = False) -> None:
         self.seats.pop(seat.worker, None)
+        self.on_end(seat.worker)
         self._pool.end(seat, list(self.seats.values()), hangs=hangs)
 
     # -- telling

@@ -30,6 +30,8 @@ class Record:
         loss: the step's loss; NaN for an evaluation.
         busy_seconds: summed busy time of all workers since the step before.
         metrics: the evaluation's values, or None for a step.
+        compute_seconds: how long each worker of the group computed in the step before.
+        salvaged: logical ranks that a failed attempt at the step had computed already.
     """
 
     step: int
@@ -38,6 +40,8 @@ class Record:
     loss: float = float("nan")
     busy_seconds: float = 0.0
     metrics: dict[str, Any] | None = None
+    compute_seconds: tuple[float, ...] = ()
+    salvaged: int = 0
 
 
 class Records:
@@ -52,7 +56,17 @@ class Records:
     def add_step(self, generation: int, result: StepResult) -> None:
         """Keep a committed step."""
         self.last_time = time.time()
-        self._add(Record(result.step, generation, self.last_time, result.loss, result.busy_seconds))
+        self._add(
+            Record(
+                result.step,
+                generation,
+                self.last_time,
+                result.loss,
+                result.busy_seconds,
+                compute_seconds=result.compute_seconds,
+                salvaged=result.salvaged,
+            )
+        )
 
     def add_evaluation(self, generation: int, step: int, metrics: dict[str, Any]) -> None:
         """Keep an evaluation."""

@@ -62,6 +62,17 @@ def scale(run: str, workers: int, storage: str) -> Event:
         return answer
 
 
+def checkpoint(run: str, storage: str) -> Event:
+    """Let a live run write a checkpoint; its journal says when it is there.
+
+    Raises:
+        SteeringError: the run does not live.
+    """
+    with _coordinator(journal.read(folder_of(run, storage))) as coordinator:
+        answer: Event = _ask(coordinator.checkpoint.remote())
+        return answer
+
+
 def stop(run: str, storage: str) -> Event:
     """Let a live run end after the step in flight.
 

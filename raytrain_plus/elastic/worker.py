@@ -37,10 +37,12 @@ from raytrain_plus.elastic.messages import (
 from raytrain_plus.elastic.progress import AbortedError, Progress
 from raytrain_plus.elastic.reporter import Record, Records, Reporter
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
+from raytrain_plus.elastic.uploads import Uploads
 from raytrain_plus.streams.loader import Loader, to_device
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source
+from raytrain_plus.streams.store import Store
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.checkpoint import CheckpointError
@@ -103,6 +105,11 @@ class Worker:
         }
         proof = {**identity, **fingerprint(self._loop, batch, self._device)}
         self._weave.spent()  # what the probe cost is not the run's
+        self._uploads = Uploads(
+            Store(spec.checkpoints or spec.folder, spec.checkpoint_options),
+            self._weave.aspects,
+            lambda share: self._coordinator.written.remote(self._name, share),
+        )
         self._host = ray.util.get_node_ip_address()
         self._meeting_point = MeetingPoint(self._host)
         self._anchor = Anchor(self._host, self._on_release)
@@ -152,16 +159,22 @@ class Worker:
         self._report_of = report
         return report
 
-    def save(self, folder: Any) -> str:
-        """Write a checkpoint of the replica; returns its digest."""
+    def save(self, step: int) -> str:
+        """Write the checkpoint of a step alone; returns its digest."""
         replica = self._loop.replica
+        assert replica.step == step
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
-            return checkpoint.save(folder, replica, self._spec.name, self._weave.aspects)
+            return self._uploads.write_alone(replica, self._spec)
 
     @ray.method(concurrency_group="control")
     def ask_pause(self, generation: int) -> None:
         """Raise the flag that lets all workers pause after the same step."""
         self._progress.ask_pause(generation)
+
+    @ray.method(concurrency_group="control")
+    def ask_checkpoint(self, generation: int, step: int) -> None:
+        """Raise the flag that lets all workers take a snapshot after a step."""
+        self._progress.ask_checkpoint(generation, step)
 
     @ray.method(concurrency_group="control")
     def abort(self, generation: int, reason: str) -> None:
@@ -207,7 +220,7 @@ class Worker:
         replica, index = self._loop.replica, transport.index
         self._progress.enter("heal")
         if plan.checkpoint is not None and index not in plan.healed_by:
-            checkpoint.load(plan.checkpoint, replica)
+            checkpoint.load(Store(plan.checkpoint, self._spec.checkpoint_options), replica)
         receivers = [to for to, source in plan.healed_by.items() if source == index]
         if receivers:
             send_state(replica, receivers, transport)
@@ -234,15 +247,28 @@ class Worker:
             parts = self._loader.next(lambda: self._progress.enter("fetch"))
             if self._device.type != "cpu":
                 parts = [to_device(part, self._device) for part in parts]
-            result = self._loop.run_step(parts, ask_pause=self._progress.pause_asked)
+            result = self._loop.run_step(
+                parts,
+                ask_pause=self._progress.pause_asked,
+                ask_checkpoint=self._progress.checkpoint_asked,
+            )
             self._progress.step = result.step
             self._records.add_step(plan.generation, result)
+            if result.checkpoint:
+                self._take_snapshot(plan, transport)
             if clock.evaluation_due(result.step):
                 self._evaluate(plan, transport)
             if result.step == clock.total_steps:
                 return "finished"
             if result.pause or result.step == plan.pause_at:
                 return "paused"
+
+    def _take_snapshot(self, plan: Plan, transport: Transport) -> None:
+        self._progress.enter("snapshot")
+        replica = self._loop.replica
+        with self._weave.around("checkpoint", Step(replica.training, replica.step)):
+            workers = [assignment.worker for assignment in plan.assignments]
+            self._uploads.take(replica, transport.index, workers)
 
     def _evaluate(self, plan: Plan, transport: Transport) -> None:
         if self._evaluation is None:

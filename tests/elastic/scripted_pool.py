@@ -108,7 +108,7 @@ class ScriptedPool:
         self.told = True  # whether steps are told as they are committed
         self.known = []  # all records of the survivors
         self.group = None
-        self.held = []
+        self.held, self.asked = [], []
         self.left = {}  # worker -> how it stands, when a coordinator has come back
 
     # -- what Pool offers
@@ -149,8 +149,12 @@ class ScriptedPool:
     def records(self, worker, after):
         return [r for r in self.known if r.step > after] if worker in self.steps else []
 
-    def save(self, worker, folder):
-        self.saved.append((worker, folder))
+    def ask_checkpoint(self, worker, generation, step):
+        assert worker in self.group.running
+        self.asked.append((generation, step))
+
+    def save(self, worker, step):
+        self.saved.append((worker, step))
         return self.digest_of(worker, self.steps[worker])
 
     def end(self, seat, neighbours=(), *, hangs=False):

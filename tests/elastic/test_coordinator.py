@@ -55,8 +55,8 @@ def test_an_undisturbed_run_is_one_generation(lead, tmp_path):
     assert outcome.digest == "state 10"
     assert groups_in(outcome) == [(1, 0, 3, "start")]
     assert outcome.device_seconds == 10.0
-    assert outcome.checkpoint == tmp_path / "checkpoint_00000010"
-    assert pool.saved == [("w0", outcome.checkpoint)]
+    assert outcome.checkpoint == str(tmp_path / "checkpoint_00000010")
+    assert pool.saved == [("w0", 10)]
     assert sorted(pool.ended) == ["w0", "w1", "w2"]
     check_journal(tmp_path)
 

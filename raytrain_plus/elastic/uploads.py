@@ -1,0 +1,108 @@
+"""A worker's share of a checkpoint, written in the background while training goes on."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.elastic.messages import RunSpec
+from raytrain_plus.streams.store import Store
+from raytrain_plus.training import checkpoint
+from raytrain_plus.training.pieces import Piece
+from raytrain_plus.training.snapshot import Snapshot
+from raytrain_plus.training.state import Replica
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker tells of its share.
+
+    Attributes:
+        step: of the checkpoint.
+        workers: the group that writes it, in its order.
+        pieces: the files that it has written; None if it could not, or has only begun.
+        state: what the first worker adds to the manifest.
+        error: why it could not; empty if it has only begun.
+    """
+
+    step: int
+    workers: Sequence[str]
+    pieces: Sequence[Piece] | None = None
+    state: dict[str, Any] | None = None
+    error: str = ""
+
+
+class Uploads:
+    """Takes snapshots and writes them, one at a time.
+
+    A snapshot takes the memory of the one before, unless that is still being written: a store that
+    stalls holds it, and whoever asks for another checkpoint has given that one up.
+
+    Args:
+        store: where checkpoints are.
+        aspects: the run's, for the manifest.
+        tell: called with the share, from a thread.
+    """
+
+    def __init__(
+        self, store: Store, aspects: Sequence[Aspect], tell: Callable[[Share], None]
+    ) -> None:
+        self._store = store
+        self._aspects = aspects
+        self._tell = tell
+        self._cancelled = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._spare: Snapshot | None = None
+
+    def take(self, replica: Replica, share: int, workers: Sequence[str]) -> None:
+        """Copy the replica's state, which is all that training waits for, and begin to write it.
+
+        Args:
+            replica: between two steps.
+            share: our place among those who write.
+            workers: who writes, in order.
+        """
+        self._cancelled.set()
+        self._cancelled = threading.Event()
+        spare, self._spare = self._spare, None
+        snapshot = Snapshot.take(replica, spare)
+        self._thread = threading.Thread(
+            target=self._write,
+            args=(snapshot, share, workers, self._cancelled),
+            daemon=True,
+            name="raytrain_plus checkpoint",
+        )
+        self._thread.start()
+
+    def write_alone(self, replica: Replica, spec: RunSpec) -> str:
+        """Write a whole checkpoint at once, without the others; returns its digest.
+
+        Raises:
+            CheckpointError: an update failed half-way, so that there is no state to keep.
+            StoreError: it cannot be written.
+        """
+        self._cancelled.set()
+        snapshot = Snapshot.take(replica)
+        place = self._store.inside(checkpoint.name_of(snapshot.step))
+        pieces = checkpoint.write_share(place, snapshot, 0, 1)
+        state = checkpoint.describe_state(snapshot, self._aspects)
+        header = {"run": spec.name, "identity": dict(spec.identity), **state}
+        checkpoint.commit(place, header, pieces)
+        return str(state["digest"])
+
+    def _write(
+        self, snapshot: Snapshot, share: int, workers: Sequence[str], cancelled: threading.Event
+    ) -> None:
+        place = self._store.inside(checkpoint.name_of(snapshot.step))
+        told = Share(snapshot.step, workers)
+        self._tell(told)
+        try:
+            pieces = checkpoint.write_share(place, snapshot, share, len(workers), cancelled)
+            state = checkpoint.describe_state(snapshot, self._aspects) if share == 0 else None
+            told = replace(told, pieces=pieces, state=state)
+        except Exception as error:  # noqa: BLE001 - told to whoever decides; training goes on
+            told = replace(told, error=str(error) or type(error).__name__)
+        if not cancelled.is_set():
+            self._spare = snapshot
+            self._tell(told)
