@@ -116,15 +116,14 @@ class ElasticTrainer:
             held_out = configure.open_for(loaded, evaluation_data, "evaluation data")
             described["evaluation data"] = held_out.identity
             held_out.release()
-        sizes = {"batch_size": batch_size, "logical_ranks": logical_ranks}
+        sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
         lengths = configure.clock(
             source,
             loaded,
             duration=duration,
             evaluate_every=evaluate_every,
             checkpoint_every=checkpoint_every,
-            batch_size=batch_size,
-            logical_ranks=logical_ranks,
+            **sizes,
         )
         probe = configure.probe(source, batch_size // logical_ranks)
         source.release()

@@ -1,5 +1,6 @@
 """What cannot work is refused before a worker starts, with the value and what to do instead."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.task import Task, TaskError
+from raytrain_plus.training.retention import Retention
 
 
 class Fine(Task):
@@ -110,14 +112,53 @@ def test_scaling_that_would_be_ignored_is_refused(field, value):
         ("storage_filesystem", pa.fs.LocalFileSystem()),
         ("callbacks", [ray.train.UserCallback()]),
         ("logging_config", ray.train.LoggingConfig(log_level="DEBUG")),
-        ("failure_config", FailureConfig(max_failures=2)),
-        ("checkpoint_config", CheckpointConfig(num_to_keep=2)),
-        ("checkpoint_config", CheckpointConfig(checkpoint_score_attribute="loss")),
     ],
 )
 def test_run_settings_that_would_be_ignored_are_refused(field, value):
     with says(ConfigError, f"RunConfig sets {field}", "leave it out"):
         configure.check_run_config(RunConfig(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_failures", 2),
+        ("controller_failure_limit", 3),
+        ("max_preemption_failures", 0),
+        ("relax_collectives_on_preemption", True),
+        ("preemption_grace_s", 5.0),
+    ],
+)
+def test_limits_on_failures_that_would_be_ignored_are_refused(field, value):
+    if field not in {one.name for one in dataclasses.fields(FailureConfig)}:
+        pytest.skip(f"this version of Ray has no {field}")
+    with says(ConfigError, f"FailureConfig sets {field}", "leave it out"):
+        configure.check_run_config(RunConfig(failure_config=FailureConfig(**{field: value})))
+
+
+def test_checkpoints_are_kept_as_ray_trains_config_says():
+    measuring = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
+    asked = RunConfig(checkpoint_config=CheckpointConfig(3, "accuracy", "min"))
+    configure.check_run_config(asked)
+    kept = configure.retention_of(asked, measuring, evaluates=True)
+    assert kept == Retention(3, "accuracy", "min")
+    assert configure.retention_of(RunConfig(), measuring, evaluates=False) == Retention()
+    asked = RunConfig(checkpoint_config=CheckpointConfig(2, "loss", "min"))
+    assert configure.retention_of(asked, Fine(), evaluates=False) == Retention(2, "loss", "min")
+
+
+@pytest.mark.parametrize(
+    ("score", "evaluates", "parts"),
+    [
+        ("acuracy", True, ["'acuracy'", "measures loss, accuracy: name one"]),
+        ("accuracy", False, ["'accuracy'", "measures loss:", "or give data to evaluate on"]),
+    ],
+)
+def test_a_score_that_nothing_measures_is_refused(score, evaluates, parts):
+    task = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
+    asked = RunConfig(checkpoint_config=CheckpointConfig(2, score))
+    with says(ConfigError, "checkpoint_score_attribute", *parts):
+        configure.retention_of(asked, task, evaluates=evaluates)
 
 
 def test_plain_settings_are_accepted():
@@ -126,6 +167,7 @@ def test_plain_settings_are_accepted():
     configure.check_run_config(
         RunConfig(failure_config=FailureConfig(), checkpoint_config=CheckpointConfig())
     )
+    configure.check_run_config(RunConfig(failure_config=FailureConfig(max_failures=-1)))
     assert configure.worker_range(ScalingConfig()) == (1, 1)
 
 
@@ -257,6 +299,17 @@ def test_a_clock_counts_whole_batches():
     clock = clock_of(source, "2.5ep", "1ep", 8)
     assert (clock.steps_per_epoch, clock.total_steps, clock.evaluate_every) == (5, 12, 5)
     assert clock.batch_size == 8
+    assert clock.checkpoint_every is None
+
+
+def test_checkpoints_are_as_far_apart_as_is_said():
+    source, sizes = open_source(table(43), None), {"batch_size": 8, "logical_ranks": 4}
+    every = {"duration": "10ep", "evaluate_every": "1ep"}
+    for text, steps in (("2ep", 10), ("0.1dur", 5), ("7ba", 7)):
+        clock = configure.clock(source, Fine(), checkpoint_every=text, **every, **sizes)
+        assert clock.checkpoint_every == steps
+    with says(DurationError, "'now and then'"):
+        configure.clock(source, Fine(), checkpoint_every="now and then", **every, **sizes)
 
 
 @pytest.mark.parametrize(
@@ -315,43 +368,10 @@ def test_a_run_is_never_written_over(tmp_path):
         configure.check_fresh(tmp_path)
 
 
-IDENTITY = {"seed": 17, "logical_ranks": 8}
-
-
-def described(folder, identity=IDENTITY, checkpoints=()):
-    journal = Journal(folder)
-    journal.write("run", identity=identity)
-    journal.write("run", identity={"seed": 5})  # only the first says what the run is
-    journal.close()
-    for name in checkpoints:
-        (folder / name).mkdir()
-
-
-def test_the_newest_checkpoint_is_resumed(tmp_path):
-    names = ["checkpoint_00000009", "checkpoint_00000100", ".checkpoint_00000200.7.tmp"]
-    described(tmp_path, checkpoints=names)
-    assert configure.last_checkpoint(tmp_path, IDENTITY) == tmp_path / "checkpoint_00000100"
-
-
-def test_a_run_cannot_be_resumed_differently(tmp_path):
-    described(tmp_path, checkpoints=["checkpoint_00000009"])
-    with says(
-        ConfigError, "cannot be resumed differently", "seed: was 17, is 18", "same as before"
-    ):
-        configure.last_checkpoint(tmp_path, {**IDENTITY, "seed": 18})
-    with says(ConfigError, "batch_size: was None, is 64"):
-        configure.last_checkpoint(tmp_path, {**IDENTITY, "batch_size": 64})
-
-
-def test_what_is_not_there_cannot_be_resumed(tmp_path):
-    with says(ConfigError, "there is no run to resume in", str(tmp_path)):
-        configure.last_checkpoint(tmp_path, IDENTITY)
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
     with says(ConfigError, "there is no run to resume in", "absent"):
         configure.run_folder(str(tmp_path), "absent", resume=True)
     assert not (tmp_path / "absent").exists()
-    described(tmp_path)
-    with says(ConfigError, f"no checkpoint in {tmp_path}", "start a new run"):
-        configure.last_checkpoint(tmp_path, IDENTITY)
 
 
 def test_workers_import_from_where_the_driver_does(tmp_path, monkeypatch):

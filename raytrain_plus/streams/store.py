@@ -240,6 +240,12 @@ class Store:
         for name in self.sizes():
             self.delete(name)
 
+        def forget() -> None:
+            with contextlib.suppress(OSError):
+                self._fs.rm_file(f"{self._root}/")  # see `_entries`
+
+        self._insist(forget, "", None)
+
     def creates_conditionally(self) -> bool:
         """Find out whether `create` is kept by the store, by trying; some ignore the condition."""
         if self.is_local:
@@ -274,7 +280,9 @@ class Store:
                 if absent is None or code_of(error) == "NoSuchBucket":
                     raise
                 return dict(absent)
-            return {e["name"].rstrip("/").rsplit("/", 1)[-1]: e for e in entries}
+            # Some servers keep an empty folder, or the folder itself, as an object with a slash.
+            real = [e for e in entries if e["type"] != "file" or not e["name"].endswith("/")]
+            return {e["name"].rstrip("/").rsplit("/", 1)[-1]: e for e in real}
 
         return self._insist(listed, "", None, absent_is_final=True)
 

@@ -200,8 +200,11 @@ def newest_whole(store: Store, run: str | None = None) -> tuple[str | None, dict
     """
     refused: dict[str, str] = {}
     for name in names(store):
+        place = store.inside(name)
         try:
-            found = verify(store.inside(name))
+            if not place.sizes():  # some stores keep a folder from which all is deleted
+                continue
+            found = verify(place)
             if run is None or found.run == run:
                 return name, refused
             refused[name] = f"it is of the run {found.run!r}"
@@ -281,7 +284,7 @@ def remove(place: Place) -> None:
 
 
 def remove_leftovers(store: Store, under_way: Collection[str] = ()) -> list[str]:
-    """Delete what attempts without a manifest have left behind; returns the folders' names.
+    """Delete what attempts without a manifest have left behind; returns their names.
 
     Args:
         store: the folder that holds the checkpoints.
@@ -293,9 +296,9 @@ def remove_leftovers(store: Store, under_way: Collection[str] = ()) -> list[str]
     removed = []
     for name in names(store):
         place = store.inside(name)
-        if name not in under_way and MANIFEST not in place.sizes():
+        if name not in under_way and MANIFEST not in (found := place.sizes()):
             place.clear()
-            removed.append(name)
+            removed += [name] if found else []
     return removed
 
 

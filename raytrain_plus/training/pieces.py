@@ -50,7 +50,8 @@ def share_out(model_bytes: int, rest: Mapping[str, int], shares: int) -> list[li
     """Spread the tensors beside the model over the workers. Pure, and the same on every worker.
 
     The first worker writes the model, which is one file, and gets less of the rest, or nothing.
-    Largest first, each to who has least (Graham 1969): no share is above 4/3 of the best one.
+    Largest first, each to who has least: no share is above the mean by more than one tensor, but
+    for a model that is larger than that by itself.
 
     Args:
         model_bytes: size of the model's tensors.

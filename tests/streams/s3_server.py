@@ -138,18 +138,20 @@ class Fault:
         times: how often; None for always.
         status: of a `status`.
         pattern: a regular expression of the path.
+        method: of the requests.
     """
 
     kind: str
     times: int | None = 1
     status: int = 503
     pattern: str = r"\.(arrow|parquet)$"
+    method: str = "GET"
     struck: int = 0
 
-    def strikes(self, path: str) -> bool:
-        if not re.search(self.pattern, path) or (
-            self.times is not None and self.struck >= self.times
-        ):
+    def strikes(self, method: str, path: str) -> bool:
+        if self.method != method or not re.search(self.pattern, path):
+            return False
+        if self.times is not None and self.struck >= self.times:
             return False
         self.struck += 1
         return True
@@ -166,12 +168,13 @@ class Proxy:
     released: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def asked(self, path: str) -> Fault | None:
+    def asked(self, method: str, path: str) -> Fault | None:
         """Count a request; returns what is to go wrong with it."""
-        self.on_get(path)
+        if method == "GET":
+            self.on_get(path)
         with self.lock:
-            self.gets[path] += 1
-            return next((fault for fault in self.faults if fault.strikes(path)), None)
+            self.gets[path] += method == "GET"
+            return next((fault for fault in self.faults if fault.strikes(method, path)), None)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -186,8 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.split("?")[0]
         fault = None
-        if self.command == "GET" and path.count("/") > 1:
-            fault = self.server.proxy.asked(path)
+        if path.count("/") > 1:
+            fault = self.server.proxy.asked(self.command, path)
         if fault is not None and fault.kind == "status":
             self.send_response(fault.status)
             self.send_header("Content-Length", "0")

@@ -1,6 +1,8 @@
 """Whatever a store does, a read gives the right bytes, or one clear error within the deadline."""
 
+import errno
 import hashlib
+import os
 import threading
 import time
 
@@ -133,3 +135,68 @@ def test_a_store_that_ignores_the_condition_is_found_out(server, bucket, monkeyp
 def test_a_url_of_no_known_kind_is_refused():
     with pytest.raises(DataError, match="nokind"):
         Store("nokind://bucket/x")
+
+
+@pytest.fixture(params=["local", "s3"])
+def empty(request, tmp_path):
+    if request.param == "local":
+        return Store(tmp_path / "a folder # 100%20 [x]")
+    server = request.getfixturevalue("server")
+    return Store(f"s3://{server.fresh_bucket()}/folder", server.options())
+
+
+def test_what_is_in_a_folder_is_listed_with_its_size_and_deleted(empty):
+    assert empty.sizes() == {}
+    assert empty.folders() == []
+    empty.clear()  # what is not there is not missed
+    empty.delete("absent")
+    empty.write("b", b"12")
+    empty.write("a", [memoryview(b"123"), memoryview(b""), memoryview(b"45")])
+    inside = empty.inside("deeper")
+    inside.write("c", b"1")
+    inside.inside("still").write("d", b"")
+    assert empty.sizes() == {"a": 5, "b": 2}
+    assert empty.names() == ["a", "b"]
+    assert (empty.folders(), inside.folders()) == (["deeper"], ["still"])
+    assert empty.read("a") == b"12345"
+
+    empty.delete("a")
+    assert empty.names() == ["b"]
+    inside.clear()
+    assert empty.names() == ["b"]
+    assert empty.folders() == []
+    empty.clear()
+    assert empty.sizes() == {}
+    with pytest.raises(StoreError, match="could not be reached"):
+        empty.names()
+
+
+def test_a_local_folder_is_where_its_path_says(tmp_path):
+    folder = tmp_path / "my runs # 100%20 [x]"
+    Store(folder).write("x", b"1")
+    assert (folder / "x").read_bytes() == b"1"
+    assert Store(f"file://{folder}").read("x") == b"1"
+
+
+def test_a_missing_bucket_is_no_empty_folder(server):
+    store = Store("s3://no-such-bucket/folder", server.options(), deadline=2.0)
+    for ask in (store.sizes, store.folders):
+        with pytest.raises(StoreError, match="no such bucket"):
+            ask()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_where_no_links_can_be_made_a_file_is_created_all_the_same(tmp_path, monkeypatch, there):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = Store(tmp_path)
+    if there:
+        store.write("index.json", b"first")
+        with pytest.raises(ExistsError):
+            store.create("index.json", b"second")
+    else:
+        store.create("index.json", b"first")
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+    assert store.read("index.json") == b"first"
