@@ -18,6 +18,7 @@ NAMES = (
     "steady_state",
     "grow",
     "recovery",
+    "goodput",
     "streams",
     "downloads",
 )

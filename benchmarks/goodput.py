@@ -73,7 +73,7 @@ def compare(job: Job, changes: list[Change], until: float) -> list[Row]:
             "system": name,
             "goodput": round(one.goodput, 4),
             **{
-                f"{kind} %": round(100 * getattr(one, kind) / one.offered, 2)
+                f"{kind} %": abs(round(100 * getattr(one, kind) / one.offered, 2))  # no -0.0
                 for kind in ("redone", "imbalance", "paused", "starting")
             },
             "times the peer's": round(one.goodput / peer, 3),
@@ -89,15 +89,16 @@ def replayed(speed: float, *, quick: bool) -> Row:
     start = report.median(starts) if starts else _START
     job = Job(8, found["seconds"] / found["steps"] / 8)
     changes = [Change(**change) for change in found["changes"]]
-    # The run had begun before the trace did.
+    # Who is there at first has started before: the clock begins with a step of theirs. Imbalance
+    # does not show in the journal.
     first, *others = changes
-    costs = replace(OURS, start=start)
-    begun = [Change(-start, first.delta), *others]
-    simulated = simulate(job, begun, costs, found["seconds"]).goodput
+    costs = replace(OURS, start=start, planned=False)
+    spent = simulate(job, [Change(-start, first.delta), *others], costs, found["seconds"])
+    spent.starting -= start * first.delta
     return {
         **{k: v for k, v in found.items() if k not in ("changes", "start_seconds")},
         "starts, median s": round(start, 2),
-        "simulated": round(simulated, 3),
+        "simulated": round(spent.goodput, 3),
     }
 
 

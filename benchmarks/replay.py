@@ -3,8 +3,9 @@
 What the trace takes is killed without a word, and the run scaled down; what it gives, the run is
 scaled up by. The trace's busiest half hour at this size is replayed (its first only gives).
 
-Goodput is read from the journal. A committed step is worth what its group needs for one when
-nothing disturbs it: its workers times the median time between two commits of groups of that size.
+Goodput is read from the journal. Useful is the time between two commits of one group, times its
+workers; the first commit of a group counts as its median step. So a machine that others use as well
+makes steps longer, but takes no goodput; nor does imbalance show.
 What the trace offers is counted from the first step on.
 """
 
@@ -45,15 +46,17 @@ def offered(changes: Sequence[Change], until: float) -> float:
     return sum(c.delta * (until - c.seconds) for c in changes if c.seconds < until)
 
 
-def useful(events: Sequence[Event]) -> float:
+def useful(events: list[Event]) -> float:
     """Return the worker-seconds that the journal's steps are worth."""
-    gaps: dict[int, list[float]] = defaultdict(list)
-    steps = [e for e in events if e["event"] == "step"]
-    for before, after in itertools.pairwise(steps):
-        if before["generation"] == after["generation"]:
-            gaps[after["workers"]].append(after["time"] - before["time"])
-    worth = {workers: workers * statistics.median(times) for workers, times in gaps.items()}
-    return sum(worth.get(step["workers"], 0.0) for step in steps)
+    groups: dict[int, list[Event]] = defaultdict(list)
+    for step in of_kind(events, "step"):
+        groups[step["generation"]].append(step)
+    total = 0.0
+    for steps in groups.values():
+        gaps = [after["time"] - before["time"] for before, after in itertools.pairwise(steps)]
+        if gaps:
+            total += steps[0]["workers"] * (sum(gaps) + statistics.median(gaps))
+    return total
 
 
 @dataclass

@@ -95,13 +95,14 @@ def steps(generation, workers, times):
     return [{**fields, "time": time} for time in times]
 
 
-def test_a_step_is_worth_what_its_group_needs_when_undisturbed():
+def test_time_is_useful_between_the_commits_of_one_group():
     journal = [
-        *steps(1, 2, [0.0, 1.0, 2.0, 3.0, 9.0]),  # one was held up
+        *steps(1, 2, [0.0, 1.0, 2.0, 3.0, 9.0]),
         {"event": "generation", "time": 10.0},
         *steps(2, 1, [20.0, 22.0, 24.0]),
+        *steps(3, 4, [99.0]),  # of one step, nobody knows how long it takes
     ]
-    assert replay.useful(journal) == 5 * 2 * 1.0 + 3 * 1 * 2.0
+    assert replay.useful(journal) == 2 * (9.0 + 1.0) + 1 * (4.0 + 2.0)
 
 
 def test_a_window_begins_with_who_is_there():
