@@ -156,6 +156,7 @@ def train(
     director: Callable[[str, list[Event]], None] | None = None,
     name: str = "",
     resume: bool = False,
+    elsewhere: bool = False,
     **elastic: Any,
 ) -> Run:
     """Train to the end, and wait until every process of the run has gone.
@@ -164,6 +165,7 @@ def train(
         wanted: see `tasks.Pace`; without it nothing is held back.
         patience: likewise.
         director: called again and again with the run's name and its events so far.
+        elsewhere: whether the workers are on other machines, where nobody sees their processes.
         elastic: settings of ElasticConfig.
     """
     name = name or f"run-{uuid.uuid4().hex[:12]}"
@@ -172,7 +174,8 @@ def train(
     run = Run(pids=witness.pids, changed=witness.changed)
 
     def watch(events: list[Event]) -> None:
-        witness(events)
+        if not elsewhere:
+            witness(events)
         run.events += events
         if director is not None:
             director(name, run.events)
