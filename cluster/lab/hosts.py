@@ -1,5 +1,6 @@
 """A lab: its hosts are started, entered, cut off, and removed."""
 
+# ruff: noqa: S603, S607 - the commands are our own
 import contextlib
 import json
 import os
@@ -98,7 +99,9 @@ class Lab:
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, folder: Path, hosts: Sequence[str], visible: Sequence[Path] = ()) -> Iterator["Lab"]:
+    def of(
+        cls, folder: Path, hosts: Sequence[str], visible: Sequence[Path] = ()
+    ) -> Iterator["Lab"]:
         """Have a lab for as long as it is needed; see `up`."""
         lab = cls.up(folder, hosts, visible)
         try:

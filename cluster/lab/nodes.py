@@ -1,5 +1,6 @@
 """Ray on the hosts of a lab."""
 
+# ruff: noqa: S603 - the commands are our own
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -27,8 +27,9 @@ from . import lab_driver
 from .lab_driver import NAME, WORKERS
 from .runs import Event
 
+LAB = "hosts"  # its folder
 HEAD = "head"
-HOSTS = ("w1", "w2", "w3")
+HOSTS = ("n1", "n2", "n3")
 
 _SETTLED = 20  # steps of the whole group before anything happens
 _PATIENCE = 150.0  # seconds for anything
@@ -114,10 +115,12 @@ def _steps(events: Sequence[Event], generation: int | None = None) -> list[Event
 
 def main(storage: Path, powered_off: str = HOSTS[0], cut: str = HOSTS[1]) -> None:
     """Run as a command."""
-    with Lab.of(storage / "hosts", [HEAD, *HOSTS], visible=[storage]) as lab:
+    with Lab.of(storage / LAB, [HEAD, *HOSTS], visible=[storage]) as lab:
         start_head(lab, HEAD)
-        stage = Stage(lab, storage)
         start_nodes(lab, HEAD, HOSTS)
+        # A node that has just come up may not know the head yet, to which Ray should be sending
+        # the coordinator: so the driver, which takes seconds to come up, comes last.
+        stage = Stage(lab, storage)
         told = {
             "power_off": stage.disturb(lab.kill, powered_off, WORKERS),
             "cable_pull": stage.disturb(lab.cut, cut, WORKERS - 1),

@@ -280,7 +280,7 @@ def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
     steps = [event["step"] for event in run.of("step")]
     if steps != list(range(1, len(steps) + 1)):
         found.append(f"steps are missing or there twice: {steps}")
-    found += _lost_steps(run)
+    found += lost_steps(run)
     hit = {worker for event in run.of("fault") for worker in event["hit"]}
     lost = {event["worker"] for event in run.of("worker", state="lost")}
     if lost - hit:
@@ -305,10 +305,11 @@ def _left_out(run: Run, faults: Sequence[Fault]) -> list[str]:
     ]
 
 
-def _lost_steps(run: Run) -> list[str]:
-    """A generation goes on where its survivors stand: after the last step, or the one before.
+def lost_steps(run: Run) -> list[str]:
+    """Say where a generation did not go on where its survivors stood.
 
-    (The one before, if those that had already committed the last step were lost right then.)
+    They stand after the last step, or the one before. (The one before, if those that had already
+    committed the last step were lost right then.)
     Where nobody survives, the next generation begins anew, and known steps are not written again.
     Survivors stay in the group, unless they drain.
     """
