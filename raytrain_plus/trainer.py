@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -14,20 +14,17 @@ import ray.train
 from raytrain_plus import configure
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
-from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.following import LostError, Watcher, follow
+from raytrain_plus.elastic.leader import start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, Outcome, RunSpec
-from raytrain_plus.elastic.pool import NAMESPACE
 from raytrain_plus.observe import journal
-from raytrain_plus.observe.journal import Event, Journal
+from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
 
 Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
-Watcher = Callable[[list[Event]], None]
-
-_POLL = 0.2  # seconds between two looks at the journal
 
 
 class TrainingFailedError(ray.train.TrainingFailedError):  # type: ignore[misc]
@@ -165,16 +162,20 @@ class ElasticTrainer:
         began = time.time()
         spec = self.spec
         with _cluster(spec.workers[1]) as address:
-            self._open_journal(address)
             shared = replace(
                 spec,
                 data=_shared(spec.data),
                 evaluation_data=_shared(spec.evaluation_data),
                 probe=ray.put(spec.probe),
             )
-            coordinator = _start_coordinator(shared)
-            outcome = _follow(coordinator, spec, watcher)
-            ray.kill(coordinator)
+            offset = self._journal_size()
+            self._open_journal(address)
+            leader = start_leader(shared)
+            try:
+                outcome = follow(spec.name, spec.folder, watcher, offset)
+            except LostError as error:
+                raise TrainingFailedError(str(error), {}) from None
+            ray.kill(leader)
         summary = self._summary(outcome, time.time() - began)
         if outcome.state == "failed":
             raise TrainingFailedError(outcome.error, summary)
@@ -190,6 +191,10 @@ class ElasticTrainer:
             path=str(spec.folder),
             return_value=summary,
         )
+
+    def _journal_size(self) -> int:
+        path = self.spec.folder / journal.FILE_NAME
+        return path.stat().st_size if path.exists() else 0
 
     def _open_journal(self, address: str) -> None:
         opened = Journal(self.spec.folder)
@@ -254,44 +259,6 @@ def _cluster(most_workers: int) -> Iterator[str]:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
-
-
-def _start_coordinator(spec: RunSpec) -> Any:
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=True
-    )
-    return (
-        ray.remote(concurrency_groups={"control": 4})(Coordinator)
-        .options(
-            name=spec.name,
-            namespace=NAMESPACE,
-            num_cpus=0,
-            max_restarts=0,
-            scheduling_strategy=here,
-        )
-        .remote(spec)
-    )
-
-
-def _follow(coordinator: Any, spec: RunSpec, watcher: Watcher | None) -> Outcome:
-    path = spec.folder / journal.FILE_NAME
-    offset = path.stat().st_size if path.exists() and spec.resume_from else 0
-    running = coordinator.run.remote()
-    interrupted = False
-    while True:
-        try:
-            done, _ = ray.wait([running], timeout=_POLL)
-            if watcher is not None:
-                events, offset = journal.follow(path, offset)
-                watcher(events)
-            if done:
-                outcome: Outcome = ray.get(running)
-                return outcome
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            interrupted = True  # the first time, end after the step in flight and keep the state
-            coordinator.stop.remote()
 
 
 def _shared(data: Any) -> Any:

@@ -1,5 +1,6 @@
 """What is known of a run: its steps, evaluations and generations, each written down once."""
 
+import math
 import time
 from array import array
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import Any
 from raytrain_plus.elastic.messages import Event, Plan
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.observe.journal import Journal
+
+_GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
 
 
 class DivergenceError(RuntimeError):
@@ -23,28 +26,58 @@ class Chronicle:
 
     Args:
         journal: where to write.
-        first_step: committed steps at the start of the run.
+        events: what the journal holds already: of a run that is resumed, or whose coordinator has
+            come back.
     """
 
-    def __init__(self, journal: Journal, first_step: int) -> None:
+    def __init__(self, journal: Journal, events: Sequence[Event] = ()) -> None:
         self._journal = journal
-        self._first = first_step
-        self._losses = array("d")
+        self._losses = array("d")  # NaN for a step whose line the journal has lost
         self.metrics: dict[str, Any] = {}
         self.evaluated_step = -1
         self.generations: list[Event] = []
         self.device_seconds = 0.0
         self._pending: dict[int, tuple[Plan, str, float | None]] = {}
+        for event in events:
+            self._recall(event)
 
     @property
     def step(self) -> int:
         """The last step that is written."""
-        return self._first + len(self._losses)
+        return len(self._losses)
 
     @property
     def loss(self) -> float | None:
         """The last step's loss."""
-        return self._losses[-1] if self._losses else None
+        return self._losses[-1] if self._losses and not math.isnan(self._losses[-1]) else None
+
+    def begin_at(self, step: int) -> None:
+        """The state has at least so many steps, even if the journal does not tell of them all."""
+        self._losses.extend([math.nan] * (step - self.step))
+
+    def withdraw(self, step: int, why: str) -> None:
+        """Take back the steps after a step: they will be computed again, to other losses."""
+        if self.step > step:
+            del self._losses[step:]
+            self.evaluated_step = min(self.evaluated_step, step)
+            self.note("withdrawn", step=step, reason=why)
+
+    def _recall(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "run":
+            self.generations, self.device_seconds = [], 0.0
+        elif kind == "step":
+            self.begin_at(event["step"] - 1)
+            if event["step"] == self.step + 1:
+                self._losses.append(event["loss"])
+            self.device_seconds += event.get("busy_seconds", 0.0)
+        elif kind == "evaluate":
+            self.evaluated_step, self.metrics = event["step"], event["metrics"]
+        elif kind == "withdrawn":
+            del self._losses[event["step"] :]
+            self.evaluated_step = min(self.evaluated_step, event["step"])
+        elif kind == "generation":
+            self.generations.append({key: event[key] for key in _GENERATION})
 
     def expect(self, plan: Plan, cause: str, last_commit: float | None) -> None:
         """A generation is planned; it is written when it starts.
@@ -115,6 +148,7 @@ class Chronicle:
                 "step": record.step,
                 "loss": record.loss,
                 "loss_hex": record.loss.hex(),
+                "busy_seconds": round(record.busy_seconds, 6),
                 "generation": record.generation,
                 "workers": workers,
             }
@@ -136,10 +170,10 @@ class Chronicle:
         ]
 
     def _compare(self, record: Record) -> None:
-        place = record.step - self._first - 1
-        if place >= 0 and self._losses[place] != record.loss:
+        known = self._losses[record.step - 1]
+        if known != record.loss and not math.isnan(known):
             raise DivergenceError(
                 f"step {record.step} was computed again and gave loss {record.loss.hex()} where it "
-                f"had given {self._losses[place].hex()}: the task is not reproducible. Does it "
+                f"had given {known.hex()}: the task is not reproducible. Does it "
                 "read the time, a file that changes, or a generator of its own?"
             )

@@ -1,5 +1,6 @@
 """The coordinator: plan, run a generation, learn who is left, plan again."""
 
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,30 @@ from ray.exceptions import RayError
 
 from raytrain_plus.elastic.account import Account
 from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
-from raytrain_plus.elastic.faults import Strikes, due_at
+from raytrain_plus.elastic.faults import Strikes, due_at, not_yet_happened
+from raytrain_plus.elastic.generation import Generation
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
-from raytrain_plus.elastic.plan import Assignment, Member, assign
-from raytrain_plus.elastic.pool import Came, Pool, Returned, Woken, draining_nodes
+from raytrain_plus.elastic.plan import Assignment, Member
+from raytrain_plus.elastic.planning import Situation, make_plan
+from raytrain_plus.elastic.pool import (
+    Came,
+    Gone,
+    Noticed,
+    Pool,
+    Returned,
+    Woken,
+    draining_nodes,
+)
+from raytrain_plus.elastic.pool import Event as PoolEvent
 from raytrain_plus.elastic.recruiting import Recruiting, RunError
 from raytrain_plus.elastic.reporter import Record
-from raytrain_plus.elastic.watch import Watch, all_wait, culprits
+from raytrain_plus.elastic.returning import find_again
+from raytrain_plus.elastic.watch import Watch
+from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Journal
-from raytrain_plus.training.checkpoint import step_of
+from raytrain_plus.training.checkpoint import CheckpointError, step_of
 
-_TICK = 0.25  # seconds between two looks at what nobody tells
-_DRAIN_POLL = 1.0
+_DRAIN_POLL = 1.0  # seconds between two looks at what nobody tells
 _FUTILE = 20  # generations in a row without a step, after which something is wrong for good
 
 
@@ -34,23 +47,29 @@ class Coordinator:
     """Leads one run.
 
     `run` is the one thread that decides; all else arrives in the pool's queue. Methods of the
-    concurrency group `control` only leave word.
+    concurrency group `control` only leave word. What must outlive this process is in the journal
+    and on the workers.
 
     Args:
         spec: the run.
+        returns: this run had a coordinator before, whose place this one takes.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, *, returns: bool = False) -> None:
         self._spec = spec
+        self._returns = returns
         self._lock = threading.RLock()
-        first = 0 if spec.resume_from is None else step_of(spec.resume_from)
-        self._chronicle = Chronicle(Journal(spec.folder), first)
+        path = spec.folder / journal.FILE_NAME
+        events = journal.read(path) if path.exists() else []
+        self._chronicle = Chronicle(Journal(spec.folder), events)
+        this_time = journal.since_last_run(events)
         self._account = Account()
         self._pool = Pool(spec, ray.get_runtime_context().current_actor)
         self._crew = Recruiting(spec, self._pool, self._chronicle)
         self._watch = Watch(spec.elastic)
         self._group: tuple[Assignment, ...] = ()
-        self._faults = list(spec.faults)
+        self._running: Generation | None = None
+        self._faults = not_yet_happened(spec.faults, this_time)
         self._strikes = Strikes(spec.folder)
         self._generation = 0
         self._cause = "start"
@@ -59,34 +78,49 @@ class Coordinator:
         self._scale_to: int | None = None
         self._stopping = False
         self._failure: str | None = None
+        self._refused: set[str] = set()
         self._drains_at = 0.0
         self._state = "starting"
+        targets = [e["workers"] for e in this_time if e["event"] == "target"]
+        self._crew.target = targets[-1] if targets else self._crew.target
 
     def run(self) -> Outcome:
         """Train; returns how it ended. Nothing that goes wrong in the run is raised."""
         try:
-            self._apply_planned(self._chronicle.step)
-            self._crew.await_first(self._handle)
+            outcome = self._find_again()
             futile = 0
-            while True:
+            while outcome is None:
                 before = self._chronicle.step
                 plan = self._plan()
-                reports = self._run_generation(plan)
-                outcome = self._learn(reports)
-                if outcome is not None:
-                    return self._ended(outcome)
+                outcome = self._learn(self._run_generation(plan), plan)
                 futile = 0 if self._chronicle.step > before else futile + 1
                 if futile >= _FUTILE:
                     raise RunError(
                         f"{futile} groups in a row ended without a step, the last because "
                         f"{self._cause}: see the `worker` lines of the journal"
                     )
+            return self._ended(outcome)
         except StoppedError:
             return self._ended(self._outcome("stopped", []))
         except (RunError, DivergenceError) as error:
-            return self._ended(self._failed(str(error)))
+            return self._ended(self._outcome("failed", [], error=str(error)))
         finally:
             self._crew.dismiss_all()
+
+    def _find_again(self) -> Outcome | None:
+        """Take up what a coordinator before has left, or begin; returns how it ended if it had."""
+        if self._returns:
+            self._generation, reports = find_again(self._pool, self._crew, self._chronicle)
+            if self._crew.seats:
+                self._crew.because("the coordinator came back")
+                return self._learn(reports)
+        else:
+            self._strikes.forget()
+            self._pool.find()
+            self._pool.end_strangers(())  # of an earlier run of this name
+        self._apply_planned(self._chronicle.step)
+        self._crew.await_first(self._handle)
+        return None
 
     @ray.method(concurrency_group="control")
     def told(
@@ -110,15 +144,20 @@ class Coordinator:
         if not least <= workers <= most:
             raise ValueError(f"the run has between {least} and {most} workers, not {workers}")
         self._scale_to = workers
-        self._pool.wake()
+        self._pool.tell(Woken())
         return {**self._status(), "target": workers}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> Event:
         """End the run after the step in flight, keeping its state."""
         self._stopping = True
-        self._pool.wake()
+        self._pool.tell(Woken())
         return self._status()
+
+    @ray.method(concurrency_group="control")
+    def noticed(self, worker: str, why: str) -> None:
+        """Take a worker's word that it will be ended before long."""
+        self._pool.tell(Noticed(worker, why))
 
     @ray.method(concurrency_group="control")
     def status(self) -> Event:
@@ -138,6 +177,7 @@ class Coordinator:
                 "target": self._crew.target,
                 "workers": [a.worker for a in self._group],
                 "pids": self._crew.pids(),
+                "coordinator_pid": os.getpid(),
                 "folder": str(self._spec.folder),
             }
 
@@ -145,72 +185,60 @@ class Coordinator:
 
     def _plan(self) -> Plan:
         """Decide who is in the next generation: survivors, and newcomers that are ready."""
-        members = self._crew.await_members(self._handle)
+        seats = self._crew.await_members(self._handle)
         with self._lock:
             self._generation += 1
             previous = self._group
-            self._group = assign(
-                self._spec.logical_ranks, [Member(seat.worker) for seat in members], previous
+            plan = make_plan(
+                [Member(seat.worker) for seat in seats],
+                seats,
+                Situation(
+                    logical_ranks=self._spec.logical_ranks,
+                    generation=self._generation,
+                    previous=previous,
+                    faults=self._faults,
+                    evaluated_step=self._chronicle.evaluated_step,
+                    bitwise=self._crew.bitwise,
+                    checkpoint=self._newest_checkpoint(),
+                ),
             )
-            seats = [self._crew.seats[a.worker] for a in self._group]
-            top = max(seat.step for seat in seats)
-            sources = [i for i, seat in enumerate(seats) if seat.step == top]
-            if not self._crew.bitwise:  # equal steps are then no proof of equal states
-                sources = [i for i in sources if seats[i].warm][:1] or sources[:1]
-            receivers = [i for i in range(len(seats)) if i not in sources]
-            planned = [f.step for f in self._faults if not f.strikes and f.step > top]
-            plan = Plan(
-                generation=self._generation,
-                step=top,
-                assignments=self._group,
-                healed_by={to: sources[n % len(sources)] for n, to in enumerate(receivers)},
-                meeting_point=_ready(seats[0]).meeting_point,
-                pause_at=min(planned, default=None),
-                evaluated=self._chronicle.evaluated_step >= top,
-                faults=[f for f in self._faults if f.strikes],
-            )
+            self._group = plan.assignments
+            self._chronicle.begin_at(plan.step)
             before = {a.worker for a in previous}
-            joined = [
-                f"{a.worker} joined" for a in self._group if previous and a.worker not in before
-            ]
-            causes = [*self._crew.take_causes(), *joined] if previous else ["start"]
-            self._cause = ", ".join(causes) or "regrouped"
+            joined = [f"{a.worker} joined" for a in self._group if a.worker not in before]
+            causes = [*self._crew.take_causes(), *(joined if previous else ())]
+            self._cause = "start" if self._generation == 1 else ", ".join(causes) or "regrouped"
             self._chronicle.expect(plan, self._cause, self._last_commit)
             self._moves = -1
             self._state = "training"
         return plan
 
+    def _newest_checkpoint(self) -> tuple[Path, int] | None:
+        """Return the newest checkpoint that is not known to be unusable, and its step."""
+        for folder in sorted(self._spec.folder.glob("checkpoint_*"), reverse=True):
+            if str(folder) not in self._refused:
+                try:
+                    return folder, step_of(folder)
+                except CheckpointError as error:
+                    self._refuse(folder, str(error))
+        return None
+
+    def _refuse(self, folder: Path, why: str) -> None:
+        self._refused.add(str(folder))
+        self._chronicle.note("checkpoint", folder=str(folder), refused=why)
+
     # -- run a generation
 
     def _run_generation(self, plan: Plan) -> dict[str, Report]:
         """Let all members run; returns what the survivors report."""
-        reports: dict[str, Report] = {}
-        self._running = {a.worker for a in plan.assignments}
-        self._pause_asked = False
-        self._aborted = False
-        warm = all(self._crew.seats[worker].warm for worker in self._running)
-        self._watch.begin(time.monotonic(), warm=warm)
-        for worker in sorted(self._running):
-            self._pool.train(worker, plan)
-        while self._running:
-            event = self._crew.next_event(_TICK)
-            if isinstance(event, Returned):
-                if event.worker not in self._running or event.generation != plan.generation:
-                    continue
-                self._running.discard(event.worker)
-                if event.report is not None:
-                    reports[event.worker] = event.report
-                    if event.report.ending in ("aborted", "failed"):
-                        self._abort(f"{event.worker}: {event.report.reason or 'the task failed'}")
-                else:
-                    self._lose(event.worker, event.died)
-            else:
-                self._handle(event)
-            self._look_around()
-        return reports
+        self._running = Generation(plan, self._pool, self._crew, self._chronicle, self._watch)
+        try:
+            return self._running.run(self._handle, self._look_around)
+        finally:
+            self._running = None
 
-    def _handle(self, event: Came | Returned | Woken | None) -> None:
-        """Deal with whatever is not about the running generation."""
+    def _handle(self, event: PoolEvent | None) -> None:
+        """Deal with whatever is not about a member of the running generation."""
         if self._stopping and not self._group:
             raise StoppedError("the run was stopped before it had started")
         if self._scale_to is not None:
@@ -221,60 +249,27 @@ class Coordinator:
                 self._crew.came(event)
         elif isinstance(event, Returned) and event.report is None:
             self._crew.lost(event.worker, event.died)
+        elif isinstance(event, Gone):
+            self._crew.lost(event.worker, event.why)
+        elif isinstance(event, Noticed):
+            self._crew.drain([event.worker], event.why)
 
     def _look_around(self) -> None:
-        """Ask for a pause if the group is to change; find draining nodes and hanging workers."""
+        """Ask for a pause if the group is to change; find draining nodes."""
         now = time.monotonic()
         if now >= self._drains_at:
             self._drains_at = now + _DRAIN_POLL
             self._crew.drain_nodes(draining_nodes())
         self._crew.recruit()
+        assert self._running is not None
         if self._failure is not None:
-            self._abort(self._failure)
-        wants_change = self._stopping or self._crew.wants_change([a.worker for a in self._group])
-        if wants_change and not self._pause_asked and self._running:
-            self._pause_asked = True
-            for worker in sorted(self._running):
-                self._pool.ask_pause(worker, self._generation)
-        if self._watch.overdue(now):
-            self._investigate()
-
-    def _investigate(self) -> None:
-        """The group makes no progress: find out who keeps it waiting, and go on without."""
-        deadline, patience = self._watch.deadline, self._watch.answer_seconds
-        standings = self._pool.standings(sorted(self._running), patience)
-        late = self._watch.asked()
-        # Who hangs entered its phase a moment after the last progress that was heard of.
-        busy = deadline - patience if late else deadline
-        found = culprits(standings, busy)
-        if late and self._aborted:  # there is nothing left to wait for
-            found = {**dict.fromkeys(standings, "it did not let go of its group"), **found}
-        said = {w: s.phase if s is not None else "no answer" for w, s in standings.items()}
-        if found:
-            self._chronicle.note("hang", standings=said, culprits=found, deadline=deadline)
-        for worker, why in found.items():
-            if worker in self._running:
-                self._running.discard(worker)
-                self._lose(worker, f"no progress for {deadline:.1f} s: {why}", hangs=True)
-        if late and not found and all_wait(standings, busy):
-            self._abort("everybody waited for everybody")
-        if found or late:
-            self._watch.moved(time.monotonic())
-
-    def _lose(self, worker: str, why: str, *, hangs: bool = False) -> None:
-        self._crew.lost(worker, why, hangs=hangs)
-        self._abort(f"{worker} was lost")
-
-    def _abort(self, reason: str) -> None:
-        """Tell all who are still running; only a lost worker's neighbours notice by themselves."""
-        if not self._aborted:
-            self._aborted = True
-            self._watch.begin(time.monotonic(), warm=True)
-            self._pool.abort(sorted(self._running), self._generation, reason)
+            self._running.abort(self._failure)
+        if self._stopping or self._crew.wants_change([a.worker for a in self._group]):
+            self._running.pause()
 
     # -- learn who is left
 
-    def _learn(self, reports: Mapping[str, Report]) -> Outcome | None:
+    def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
         """Take in how a generation ended; returns the outcome if the run has ended with it."""
         for worker, report in reports.items():
             seat = self._crew.seats[worker]
@@ -286,10 +281,14 @@ class Coordinator:
         self._last_commit = max(commits, default=self._last_commit)
         self._catch_up(ahead, top)
         self._mark_struck()
+        for report in reports.values():
+            if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
+                self._refuse(plan.checkpoint, report.reason)
         failed = [report.error for report in reports.values() if report.ending == "failed"]
         finished = {w: r for w, r in reports.items() if r.ending == "finished"}
         if failed or self._failure:
-            return self._failed(failed[0] if failed else str(self._failure), ahead)
+            error = failed[0] if failed else str(self._failure)
+            return self._outcome("failed", ahead, error=error)
         if finished:
             digests = sorted({report.digest for report in finished.values()})
             if len(digests) > 1 and self._crew.bitwise:
@@ -346,14 +345,17 @@ class Coordinator:
 
     # -- the end
 
-    def _outcome(self, state: Any, ahead: Sequence[str], digest: str = "") -> Outcome:
+    def _outcome(
+        self, state: Any, ahead: Sequence[str], digest: str = "", error: str = ""
+    ) -> Outcome:
+        """Save the last state, if somebody has it, and sum up."""
         folder: Path | None = None
         for worker in ahead:
             wanted = self._spec.folder / f"checkpoint_{self._crew.seats[worker].step:08d}"
             try:
                 digest = self._pool.save(worker, wanted)
-            except RayError as error:
-                self._chronicle.note("checkpoint", step=self._chronicle.step, error=str(error))
+            except RayError as reason:
+                self._chronicle.note("checkpoint", step=self._chronicle.step, error=str(reason))
                 continue
             folder = wanted
             self._chronicle.note("checkpoint", step=self._chronicle.step, folder=str(folder))
@@ -361,6 +363,7 @@ class Coordinator:
         return Outcome(
             state=state,
             steps=self._chronicle.step,
+            error=error,
             digest=digest,
             loss=self._chronicle.loss,
             metrics=self._chronicle.metrics,
@@ -374,27 +377,13 @@ class Coordinator:
             costs=self._account.costs,
         )
 
-    def _failed(self, error: str, ahead: Sequence[str] = ()) -> Outcome:
-        outcome = self._outcome("failed", ahead)
-        return Outcome(**{**vars(outcome), "error": error})
-
     def _ended(self, outcome: Outcome) -> Outcome:
+        told = {k: v for k, v in vars(outcome).items() if k not in ("steps", "generations")}
+        folder = outcome.checkpoint
         with self._lock:
             self._state = "ended"
             self._chronicle.note(
                 "end",
-                state=outcome.state,
-                step=outcome.steps,
-                digest=outcome.digest,
-                loss=outcome.loss,
-                metrics=outcome.metrics,
-                device_seconds=outcome.device_seconds,
-                bitwise=outcome.bitwise,
-                error=outcome.error,
+                **{**told, "step": outcome.steps, "checkpoint": str(folder) if folder else None},
             )
         return outcome
-
-
-def _ready(seat: Any) -> Any:
-    assert seat.ready is not None
-    return seat.ready

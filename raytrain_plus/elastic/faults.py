@@ -3,9 +3,9 @@
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -62,6 +62,10 @@ class Fault:
         """Whether it strikes workers without notice."""
         return self.action in _SIGNALS
 
+    def pauses_after(self, step: int) -> bool:
+        """Whether the group has to pause for it, at some step after this one."""
+        return not self.strikes and self.step > step
+
     def victims(self, size: int) -> list[int]:
         """Return the places in a group of `size` workers that it hits."""
         first = size - self.workers if self.victim is None else self.victim
@@ -89,7 +93,11 @@ class Strikes:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _STRIKES
-        self._read = len(self._lines())
+        self._read = 0
+
+    def forget(self) -> None:
+        """Forget those of an earlier run in this folder."""
+        self._path.unlink(missing_ok=True)
 
     def hit(self, worker: str, fault: Fault) -> None:
         """Leave word, and hit the calling process, which is a worker's."""
@@ -143,3 +151,17 @@ def parse_faults(content: object, where: str = "faults") -> list[Fault]:
 def due_at(faults: Sequence[Fault], step: int) -> list[Fault]:
     """Return the planned changes (not strikes) that are due when `step` steps are committed."""
     return [fault for fault in faults if not fault.strikes and fault.step <= step]
+
+
+def not_yet_happened(faults: Sequence[Fault], events: Sequence[Mapping[str, Any]]) -> list[Fault]:
+    """Return the faults of which a journal does not tell that they have happened."""
+    left = list(faults)
+    for event in events:
+        if event["event"] != "fault":
+            continue
+        for fault in left:
+            told = (event["step"], event["action"], event.get("phase"))
+            if told == (fault.step, fault.action, fault.phase if fault.strikes else None):
+                left.remove(fault)
+                break
+    return left

@@ -12,9 +12,18 @@ from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.task import Task
 
+NAMESPACE = "raytrain_plus"  # of all named actors
+
 Event = dict[str, Any]
 Fingerprint = Mapping[str, str]
-Ending = Literal["finished", "paused", "aborted", "failed"]
+_ABOVE_ZERO = (
+    "hang_deadline",
+    "first_step_deadline",
+    "start_timeout",
+    "threads",
+    "orphan_seconds",
+)
+Ending = Literal["finished", "paused", "aborted", "failed", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,9 @@ class ElasticConfig:
             admitted, and the run is marked as not bitwise reproducible. Default True.
         threads: threads per worker; part of what the bits depend on. Default: the whole CPUs that
             a worker asks Ray for, at least 1.
+        spares: workers beyond the group that are kept warm, to take over at once. Default 0.
+        orphan_seconds: how long workers wait for their coordinator to come back before they end
+            themselves. Default 120.
         isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
             `avx2` or `avx512`; part of what the bits depend on. Default: none.
     """
@@ -40,13 +52,17 @@ class ElasticConfig:
     start_timeout: float = 120.0
     bitwise: bool = True
     threads: int | None = None
+    spares: int = 0
+    orphan_seconds: float = 120.0
     isa: Literal["default", "avx2", "avx512"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hang_deadline", "first_step_deadline", "start_timeout", "threads"):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above zero")
+        if self.spares < 0:
+            raise ValueError(f"spares is {self.spares}; it must be at least 0")
         if self.isa not in (None, "default", "avx2", "avx512"):
             raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
 
@@ -105,6 +121,8 @@ class Ready:
     """A worker that has come up, loaded the task and computed the probe.
 
     Attributes:
+        lifeline: where the coordinator connects, to know that the worker lives.
+        stacks: the descriptor with which a neighbour reads where the worker stands.
         warnings: of aspects that found nothing to do in the model.
     """
 
@@ -112,6 +130,8 @@ class Ready:
     node: str
     host: str
     meeting_point: tuple[str, int]
+    lifeline: tuple[str, int]
+    stacks: int
     fingerprint: Fingerprint
     step: int
     warnings: Sequence[str] = ()
@@ -122,6 +142,23 @@ class Unready:
     """A worker that has come up and on which the task failed: the user's traceback."""
 
     error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a worker says to a coordinator that has come back.
+
+    Attributes:
+        ready: what it said when it had come up; None if it has not.
+        generation: the last generation that it was in, 0 for none.
+        report: how that ended for it; None while it runs.
+        step: committed steps of its state.
+    """
+
+    ready: Ready | None
+    generation: int
+    report: "Report | None"
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +174,7 @@ class Plan:
         pause_at: the step after which the generation ends by itself, or None.
         evaluated: whether the evaluation that is due at its start has been done.
         faults: strikes that have not struck yet.
+        checkpoint: what the members that heal others load first, or None: somebody has a state.
     """
 
     generation: int
@@ -147,6 +185,7 @@ class Plan:
     pause_at: int | None
     evaluated: bool
     faults: Sequence[Fault] = ()
+    checkpoint: Path | None = None
 
     @property
     def ranges(self) -> list[range]:
@@ -160,11 +199,12 @@ class Report:
 
     Attributes:
         ending: `finished` (the run's last step is done), `paused`, `aborted` (a peer was lost; our
-            state is that of the last committed step), or `failed` (an error of the task).
+            state is that of the last committed step), `failed` (an error of the task), or `refused`
+            (the checkpoint to start from is not whole, or does not fit).
         step: committed steps of our state.
         committed_at: Unix time of the last commit.
         error: the user's traceback, when failed.
-        reason: why it was aborted.
+        reason: why it was aborted, or the checkpoint refused.
         digest: of the final state, when finished.
         samples, tokens: trained on since the run began.
         costs: by aspect, what its advice has cost this worker in the generation.
@@ -189,11 +229,13 @@ class Standing:
         phase: the phase that it is in.
         waiting: whether it waits there for others.
         age: seconds since it entered the phase.
+        stack: where its threads stand.
     """
 
     phase: str
     waiting: bool
     age: float
+    stack: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,20 +4,30 @@ import contextlib
 import os
 import queue
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from raytrain_plus.elastic.messages import Plan, Ready, Report, RunSpec, Standing, Unready
+from raytrain_plus.elastic import stacks
+from raytrain_plus.elastic.lifeline import Lifelines
+from raytrain_plus.elastic.messages import (
+    NAMESPACE,
+    Found,
+    Plan,
+    Ready,
+    Report,
+    RunSpec,
+    Standing,
+    Unready,
+)
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.worker import Worker
 
-NAMESPACE = "raytrain_plus"
-
 _CALL_SECONDS = 30.0
+_STACK_SECONDS = 3.0
 _ISA = {
     "default": {
         "ATEN_CPU_CAPABILITY": "default",
@@ -73,14 +83,34 @@ class Returned:
 
 
 @dataclass(frozen=True)
+class Gone:
+    """A worker's lifeline was cut: its process or its host is gone."""
+
+    worker: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """A worker got notice that it will be ended."""
+
+    worker: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Woken:
     """Somebody wants something of the coordinator."""
+
+
+Event = Came | Returned | Gone | Noticed | Woken
 
 
 class Pool:
     """The workers of one run, as Ray actors, one each, so that none blocks another.
 
-    Everything that happens to them arrives in one queue.
+    Everything that happens to them arrives in one queue. They are detached, under names that begin
+    with the run's: a coordinator that comes back finds them again.
 
     Args:
         spec: the run.
@@ -88,10 +118,11 @@ class Pool:
     """
 
     def __init__(self, spec: RunSpec, coordinator: Any) -> None:
-        self.events: queue.Queue[Came | Returned | Woken] = queue.Queue()
+        self.events: queue.Queue[Event] = queue.Queue()
         self._spec = spec
         self._coordinator = coordinator
         self._handles: dict[str, Any] = {}
+        self._lifelines = Lifelines(lambda worker, why: self.events.put(Gone(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
         self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
 
@@ -102,6 +133,9 @@ class Pool:
             env["env_vars"] = {**env.get("env_vars", {}), **_ISA[self._spec.elastic.isa]}
         wanted = dict(self._spec.resources)
         handle = self._actor.options(
+            name=f"{self._spec.name}/{worker}",
+            namespace=NAMESPACE,
+            lifetime="detached",
             num_cpus=wanted.pop("CPU", 0),
             num_gpus=wanted.pop("GPU", 0),
             resources=wanted,
@@ -113,6 +147,26 @@ class Pool:
         handle.prepare.remote(self._spec).future().add_done_callback(
             lambda future: self.events.put(_came(worker, future))
         )
+
+    def find(self) -> list[str]:
+        """Find the workers that a coordinator of this run has started before; returns their names.
+
+        Those of an earlier run of the same name are among them.
+        """
+        prefix = f"{self._spec.name}/"
+        named = [
+            entry["name"]
+            for entry in ray.util.list_named_actors(all_namespaces=True)
+            if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix)
+        ]
+        for name in named:
+            with contextlib.suppress(ValueError):  # it has died meanwhile
+                self._handles[name.removeprefix(prefix)] = ray.get_actor(name, NAMESPACE)
+        return sorted(self._handles)
+
+    def hold(self, worker: str, ready: Ready) -> None:
+        """Take up a worker's lifeline: from now on its end is told at once."""
+        self._lifelines.hold(worker, ready.lifeline)
 
     def train(self, worker: str, plan: Plan) -> None:
         """Let a worker run a generation."""
@@ -132,14 +186,39 @@ class Pool:
 
     def standings(self, workers: Sequence[str], timeout: float) -> dict[str, Standing | None]:
         """Ask workers what they are doing; None for those that do not answer."""
-        refs = {worker: self._handles[worker].standing.remote() for worker in workers}
+        return self._ask("standing", workers, timeout)
+
+    def found(self, workers: Sequence[str], timeout: float) -> dict[str, Found | None]:
+        """Ask workers how they stand, when they have been found again; None for no answer."""
+        return self._ask("found", workers, timeout)
+
+    def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
+        refs = {worker: getattr(self._handles[worker], method).remote() for worker in workers}
         answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
-        found: dict[str, Standing | None] = dict.fromkeys(workers)
+        answers: dict[str, Any] = dict.fromkeys(workers)
         for worker, ref in refs.items():
             if ref in answered:
                 with contextlib.suppress(RayError):
-                    found[worker] = ray.get(ref)
-        return found
+                    answers[worker] = ray.get(ref)
+        return answers
+
+    def stack_of(self, seat: Seat, neighbours: Sequence[Seat]) -> str:
+        """Return where a worker stands that does not answer: somebody on its node can see it."""
+        ready = seat.ready
+        if ready is None:
+            return ""
+        if ready.node == self._node:
+            return stacks.of_neighbour(ready.pid, ready.stacks)
+        for other in neighbours:
+            if other is not seat and other.ready is not None and other.ready.node == ready.node:
+                handle = self._handles[other.worker]
+                with contextlib.suppress(RayError):
+                    seen: str = ray.get(
+                        handle.stack_of_neighbour.remote(ready.pid, ready.stacks),
+                        timeout=_STACK_SECONDS,
+                    )
+                    return seen
+        return "nobody else is on its node, who could see it"
 
     def records(self, worker: str, after: int) -> list[Record]:
         """Ask a worker what it knows of the steps after a step; nothing if it has gone."""
@@ -166,6 +245,7 @@ class Pool:
         Ray's own kill is a message to the process; one that hangs does not read it, so somebody on
         the same node sends it the signal.
         """
+        self._lifelines.release(seat.worker)
         handle = self._handles.pop(seat.worker, None)
         if handle is None:
             return
@@ -180,15 +260,21 @@ class Pool:
                         break
         ray.kill(handle)
 
-    def next_event(self, timeout: float) -> Came | Returned | Woken | None:
+    def end_strangers(self, seated: Collection[str]) -> None:
+        """End everybody of this run who has no seat."""
+        for worker in list(self._handles):
+            if worker not in seated:
+                self.end(Seat(worker))
+
+    def next_event(self, timeout: float) -> Event | None:
         """Return what happened next, or None after `timeout` seconds."""
         with contextlib.suppress(queue.Empty):
             return self.events.get(timeout=timeout)
         return None
 
-    def wake(self) -> None:
-        """Let the coordinator look around."""
-        self.events.put(Woken())
+    def tell(self, event: Event) -> None:
+        """Let the coordinator know of something."""
+        self.events.put(event)
 
 
 def draining_nodes() -> set[str]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from raytrain_plus.elastic import stacks
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.messages import Plan, Standing
 
@@ -114,4 +115,5 @@ class Progress:
             phase=self._phase,
             waiting=self._phase in _WAITING,
             age=time.monotonic() - self._since,
+            stack=stacks.own(self._thread),
         )

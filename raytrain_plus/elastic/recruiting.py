@@ -6,15 +6,14 @@ from typing import Any
 
 from raytrain_plus.elastic.chronicle import Chronicle
 from raytrain_plus.elastic.fingerprint import difference
-from raytrain_plus.elastic.messages import Fingerprint, RunSpec
-from raytrain_plus.elastic.pool import Came, Pool, Returned, Seat, Woken, missing_resources
+from raytrain_plus.elastic.messages import Fingerprint, Ready, RunSpec
+from raytrain_plus.elastic.pool import Came, Event, Pool, Seat, missing_resources
 
 _LOOK = 0.25
 _GRACE = 2.0
 _FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
 _LONGEST_DELAY = 60.0
 
-Event = Came | Returned | Woken
 Handle = Callable[[Event | None], None]
 
 
@@ -132,7 +131,8 @@ class Recruiting:
         """Ask for as many workers as are missing."""
         if time.monotonic() < self._retry_at:
             return
-        while sum(not seat.draining for seat in self.seats.values()) < self.target:
+        wanted = self.target + self._spec.elastic.spares
+        while sum(not seat.draining for seat in self.seats.values()) < wanted:
             worker = f"w{self._started}"
             self._started += 1
             self.seats[worker] = Seat(worker)
@@ -157,7 +157,7 @@ class Recruiting:
         if reason:
             self.bitwise = False
             self._note(seat, "admitted", f"although it may compute other bits: {reason}")
-        seat.ready, seat.step = ready, ready.step
+        self._admit(seat, ready)
         self._delay, self._trouble = _FIRST_DELAY, ""
         self._chronicle.note(
             "worker", worker=seat.worker, state="ready", pid=ready.pid, node=ready.node
@@ -165,6 +165,21 @@ class Recruiting:
         for said in sorted(set(ready.warnings) - self._warnings):
             self._warnings.add(said)  # once, not once for each worker
             self._chronicle.note("warning", text=said)
+
+    def _admit(self, seat: Seat, ready: Ready) -> None:
+        seat.ready, seat.step = ready, ready.step
+        self._pool.hold(seat.worker, ready)
+
+    def found_again(self, worker: str, ready: Ready, step: int) -> None:
+        """Give a worker its seat back that an earlier coordinator had admitted."""
+        if self._reference is None:
+            self._reference = ready.fingerprint
+        self.bitwise = self.bitwise and not difference(self._reference, ready.fingerprint)
+        self._started = max(self._started, int(worker.removeprefix("w")) + 1)
+        self._group_once = True
+        seat = self.seats[worker] = Seat(worker, warm=True)
+        self._admit(seat, ready)
+        seat.step = step
 
     def _failed_to_come(self, seat: Seat, event: Came) -> None:
         why = event.failed or event.died
@@ -190,19 +205,20 @@ class Recruiting:
         self._note(seat, "lost", why)
         self._end(seat, hangs=hangs)
 
-    def drain(self, workers: Sequence[str]) -> None:
+    def drain(self, workers: Sequence[str], why: str = "") -> None:
         """Let workers leave at the next step boundary; they will be replaced."""
         for worker in workers:
             seat = self.seats.get(worker)
             if seat is not None and not seat.draining:
                 seat.draining = True
                 self._causes.append(f"{worker} drained")
-                self._note(seat, "draining", "")
+                self._note(seat, "draining", why)
 
     def drain_nodes(self, nodes: set[str]) -> None:
         """Let the workers of some nodes leave."""
         self.drain(
-            [w for w, s in self.seats.items() if s.ready is not None and s.ready.node in nodes]
+            [w for w, s in self.seats.items() if s.ready is not None and s.ready.node in nodes],
+            "its node is being drained",
         )
 
     def set_target(self, workers: int, cause: str) -> None:
@@ -211,9 +227,10 @@ class Recruiting:
             return
         self.target = workers
         self._causes.append(cause)
+        self._chronicle.note("target", workers=workers, cause=cause)
         staying = [seat for seat in self.seats.values() if not seat.draining]
         for seat in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
-            if len(staying) <= workers:
+            if len(staying) <= workers + self._spec.elastic.spares:
                 break
             staying.remove(seat)
             if seat.ready is None:
@@ -234,6 +251,7 @@ class Recruiting:
         """End all workers."""
         for seat in list(self.seats.values()):
             self._end(seat)
+        self._pool.end_strangers(())
 
     def _end(self, seat: Seat, *, hangs: bool = False) -> None:
         self.seats.pop(seat.worker, None)
@@ -245,6 +263,10 @@ class Recruiting:
         """Return the process id of each worker that has come up. From any thread."""
         seats = list(self.seats.values())  # workers come and go meanwhile
         return {s.worker: s.ready.pid for s in seats if s.ready is not None}
+
+    def because(self, cause: str) -> None:
+        """Add a cause for the group to change."""
+        self._causes.append(cause)
 
     def take_causes(self) -> list[str]:
         """Return why the group is to change, and forget it."""

@@ -10,8 +10,7 @@ from typing import Any
 
 import ray
 
-from raytrain_plus.elastic.messages import Event
-from raytrain_plus.elastic.pool import NAMESPACE
+from raytrain_plus.elastic.messages import NAMESPACE, Event
 from raytrain_plus.observe import journal
 
 _ANSWER_SECONDS = 30.0

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -18,10 +19,21 @@ import torch
 
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
+from raytrain_plus.elastic import orphan, stacks
 from raytrain_plus.elastic.faults import Strikes
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
-from raytrain_plus.elastic.messages import Ending, Plan, Ready, Report, RunSpec, Standing, Unready
+from raytrain_plus.elastic.lifeline import Anchor
+from raytrain_plus.elastic.messages import (
+    Ending,
+    Found,
+    Plan,
+    Ready,
+    Report,
+    RunSpec,
+    Standing,
+    Unready,
+)
 from raytrain_plus.elastic.progress import AbortedError, Progress
 from raytrain_plus.elastic.reporter import Record, Records, Reporter
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
@@ -31,6 +43,7 @@ from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.training import checkpoint
+from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.evaluation import Evaluation
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
@@ -55,13 +68,17 @@ class Worker:
         self._records = Records()
         self._transport: Transport | None = None
         self._loader: Loader | None = None
+        self._ready: Ready | None = None
+        self._report_of: Report | None = None
+        signal.signal(signal.SIGTERM, self._on_notice)
 
     def prepare(self, spec: RunSpec) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe."""
         try:
-            return self._prepare(spec)
+            self._ready = self._prepare(spec)
         except Exception as error:  # noqa: BLE001 - the user's own; Ray would bury its traceback
             return Unready(users_traceback(error))
+        return self._ready
 
     def _prepare(self, spec: RunSpec) -> Ready:
         sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
@@ -86,16 +103,16 @@ class Worker:
         }
         proof = {**identity, **fingerprint(self._loop, batch, self._device)}
         self._weave.spent()  # what the probe cost is not the run's
-        if spec.resume_from is not None:
-            checkpoint.load(spec.resume_from, replica)
-        self._progress.step = replica.step
         self._host = ray.util.get_node_ip_address()
         self._meeting_point = MeetingPoint(self._host)
+        self._anchor = Anchor(self._host, self._on_release)
         return Ready(
             pid=os.getpid(),
             node=ray.get_runtime_context().get_node_id(),
             host=self._host,
             meeting_point=self._meeting_point.address,
+            lifeline=self._anchor.address,
+            stacks=stacks.offer(),
             fingerprint=proof,
             step=replica.step,
             warnings=[str(w.message) for w in caught if issubclass(w.category, AspectWarning)],
@@ -108,6 +125,7 @@ class Worker:
         transport = self._transport = Transport(index, len(places), self._device)
         faults = [f for f in plan.faults if index in f.victims(len(places))]
         strikes = Strikes(self._spec.folder)
+        self._report_of = None
         self._progress.begin(plan, faults, partial(strikes.hit, self._name), self._interrupt)
         reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
         self._formed_at = 0.0
@@ -119,7 +137,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the coordinator decides what to do about it
             transport.abort("the generation is over")  # the others notice at once
             ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
-            if ours:
+            if isinstance(error, CheckpointError):
+                report = self._report("refused", reason=str(error))
+            elif ours:
                 report = self._report("aborted", reason=str(error))
             else:
                 report = self._report("failed", error=users_traceback(error))
@@ -129,6 +149,7 @@ class Worker:
         reporter.stop()
         self._loop.end()
         self._progress.end()
+        self._report_of = report
         return report
 
     def save(self, folder: Any) -> str:
@@ -158,6 +179,22 @@ class Worker:
         return self._records.after(after)
 
     @ray.method(concurrency_group="control")
+    def found(self) -> Found:
+        """Say how we stand, to a coordinator that has come back."""
+        step = self._loop.replica.step if self._ready is not None else 0
+        return Found(
+            ready=self._ready,
+            generation=self._progress.generation,
+            report=self._report_of,
+            step=step,
+        )
+
+    @ray.method(concurrency_group="control")
+    def stack_of_neighbour(self, pid: int, descriptor: int) -> str:
+        """Say where another worker of this run on this node stands, which does not answer."""
+        return stacks.of_neighbour(pid, descriptor)
+
+    @ray.method(concurrency_group="control")
     def kill_neighbour(self, pid: int) -> None:
         """End another worker of this run on this node, which does not answer any more."""
         with contextlib.suppress(ProcessLookupError):
@@ -169,6 +206,8 @@ class Worker:
         transport.meet(plan.meeting_point, f"{self._spec.name}/{plan.generation}", self._host)
         replica, index = self._loop.replica, transport.index
         self._progress.enter("heal")
+        if plan.checkpoint is not None and index not in plan.healed_by:
+            checkpoint.load(plan.checkpoint, replica)
         receivers = [to for to, source in plan.healed_by.items() if source == index]
         if receivers:
             send_state(replica, receivers, transport)
@@ -237,6 +276,17 @@ class Worker:
             self._transport.abort(reason)
         if self._loader is not None:
             self._loader.close()
+
+    def _on_notice(self, *_: Any) -> None:
+        """SIGTERM: the machine will be taken away. Leave at the next step boundary."""
+        notice = "it got SIGTERM"
+        threading.Thread(
+            target=lambda: self._coordinator.noticed.remote(self._name, notice), daemon=True
+        ).start()
+
+    def _on_release(self) -> None:
+        """The coordinator has let go of us, or has died."""
+        orphan.wait_or_end(self._spec, self._anchor)
 
 
 def prepare_process(threads: int) -> torch.device:

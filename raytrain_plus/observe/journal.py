@@ -68,6 +68,12 @@ def read(path: Path) -> list[Event]:
     return follow(file)[0]
 
 
+def since_last_run(events: list[Event]) -> list[Event]:
+    """Return what follows the last `run`: a run that is resumed writes on in the same journal."""
+    begins = [i for i, event in enumerate(events) if event["event"] == "run"]
+    return events[begins[-1] :] if begins else events
+
+
 def _events(data: bytes) -> Iterator[Event]:
     for line in data.splitlines():
         try:

@@ -58,6 +58,8 @@ def make_ready(worker, *, node="node", step=0, **fingerprint):
         node=node,
         host="127.0.0.1",
         meeting_point=("127.0.0.1", int(worker[1:])),
+        lifeline=("127.0.0.1", 0),
+        stacks=3,
         fingerprint={"torch": "2", "probe gradient": "same", **fingerprint},
         step=step,
     )
@@ -106,6 +108,8 @@ class ScriptedPool:
         self.told = True  # whether steps are told as they are committed
         self.known = []  # all records of the survivors
         self.group = None
+        self.held = []
+        self.left = {}  # worker -> how it stands, when a coordinator has come back
 
     # -- what Pool offers
 
@@ -156,8 +160,25 @@ class ScriptedPool:
         self.steps.pop(seat.worker, None)
         self.answers.pop(seat.worker, None)
 
-    def wake(self):
-        pass
+    def tell(self, event):
+        self.events.append(event)
+
+    def find(self):
+        return sorted(self.steps)
+
+    def found(self, workers, _timeout):
+        return {worker: self.left[worker] for worker in workers}
+
+    def hold(self, worker, _ready):
+        self.held.append(worker)
+
+    def end_strangers(self, seated):
+        for worker in sorted(set(self.steps) - set(seated)):
+            self.ended.append(worker)
+            self.steps.pop(worker)
+
+    def stack_of(self, seat, _neighbours):
+        return f"stack of {seat.worker}"
 
     def next_event(self, timeout):
         if self.events:

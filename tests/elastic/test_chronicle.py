@@ -45,7 +45,9 @@ def folder(tmp_path):
 
 
 def begin(folder, first=0):
-    return Chronicle(Journal(folder), first)
+    chronicle = Chronicle(Journal(folder))
+    chronicle.begin_at(first)
+    return chronicle
 
 
 def steps_in(folder):
@@ -66,6 +68,7 @@ def test_a_step_is_written_with_every_bit_of_its_loss(folder):
         "loss_hex": loss.hex(),
         "generation": 4,
         "workers": 3,
+        "busy_seconds": 0.5,
     }
     assert (chronicle.step, chronicle.loss, chronicle.device_seconds) == (1, loss, 0.5)
 

@@ -7,7 +7,7 @@ import pytest
 from scripted_pool import FakeTime, ScriptedPool, comes, loss_of, make_ready, make_spec
 
 from raytrain_plus.elastic import coordinator as module
-from raytrain_plus.elastic import recruiting
+from raytrain_plus.elastic import generation, recruiting
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.messages import ElasticConfig, Standing
 from raytrain_plus.elastic.pool import Came
@@ -21,6 +21,7 @@ def lead(tmp_path, monkeypatch):
     context = SimpleNamespace(current_actor=None)
     monkeypatch.setattr(module, "time", time)
     monkeypatch.setattr(recruiting, "time", time)
+    monkeypatch.setattr(generation, "time", time)
     monkeypatch.setattr(module, "ray", SimpleNamespace(get_runtime_context=lambda: context))
     monkeypatch.setattr(recruiting, "missing_resources", lambda _, n: f"CPU: {n} needed")
 

@@ -169,6 +169,8 @@ def test_a_strike_kills_the_process_that_it_hits_after_it_has_left_word(tmp_path
     assert done.stdout == b""
     assert strikes.new() == {Fault(step=4, action="kill"): ["w3"]}
     assert strikes.new() == {}  # told once
+    assert len(Strikes(tmp_path).new()) == 1  # but again to a coordinator that comes back
+    strikes.forget()
     assert Strikes(tmp_path).new() == {}  # and not to a run that goes on later
 
 

@@ -25,7 +25,7 @@ def time(monkeypatch):
 def make(tmp_path, time):
     def crew(arrive=comes, **spec):
         pool = ScriptedPool(time, arrive)
-        return Recruiting(make_spec(tmp_path, **spec), pool, Chronicle(Journal(tmp_path), 0)), pool
+        return Recruiting(make_spec(tmp_path, **spec), pool, Chronicle(Journal(tmp_path))), pool
 
     return crew
 

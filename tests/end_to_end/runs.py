@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Task, TrainingFailedError
 from raytrain_plus.algorithms import Aspect, GradientClipping
-from raytrain_plus.elastic.pool import NAMESPACE
+from raytrain_plus.elastic.messages import NAMESPACE
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.verify import compare
 

@@ -1,0 +1,49 @@
+"""The Ray actor around the coordinator: it begins by itself, also when Ray has started it again.
+
+Its class is made for one run and holds that run's description, so that Ray can start it again when
+nobody else is left who knows it.
+"""
+
+import threading
+from typing import Any
+
+import ray
+
+from raytrain_plus.elastic.coordinator import Coordinator
+from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
+
+
+def start_leader(spec: RunSpec) -> Any:
+    """Start a run's coordinator on this node; returns its handle.
+
+    It is detached: whoever started it may go, and find it again by the run's name.
+
+    Raises:
+        ValueError: a run of that name lives on this cluster.
+    """
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    return (
+        ray.remote(concurrency_groups={"control": 4})(_leader_of(spec))
+        .options(
+            name=spec.name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy=here,
+        )
+        .remote()
+    )
+
+
+def _leader_of(spec: RunSpec) -> type[Coordinator]:
+    class Leader(Coordinator):
+        def __init__(self) -> None:
+            context = ray.get_runtime_context()
+            super().__init__(spec, returns=context.was_current_actor_reconstructed)
+            threading.Thread(target=self.run, daemon=True, name="coordinator").start()
+
+    return Leader
