@@ -117,10 +117,8 @@ def main(storage: Path, powered_off: str = HOSTS[0], cut: str = HOSTS[1]) -> Non
     """Run as a command."""
     with Lab.of(storage / LAB, [HEAD, *HOSTS], visible=[storage]) as lab:
         start_head(lab, HEAD)
-        start_nodes(lab, HEAD, HOSTS)
-        # A node that has just come up may not know the head yet, to which Ray should be sending
-        # the coordinator: so the driver, which takes seconds to come up, comes last.
         stage = Stage(lab, storage)
+        start_nodes(lab, HEAD, HOSTS)
         told = {
             "power_off": stage.disturb(lab.kill, powered_off, WORKERS),
             "cable_pull": stage.disturb(lab.cut, cut, WORKERS - 1),

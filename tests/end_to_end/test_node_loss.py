@@ -34,6 +34,8 @@ def test_power_off_and_a_pulled_cable_cost_no_step(folder):
     assert differences(run, undisturbed(Plain, LOGICAL_RANKS, STEPS)) == []
     assert [event["step"] for event in run.of("step")] == list(range(1, STEPS + 1))
     assert lost_steps(run) == []
+    # The coordinator was where the driver is, on the host to which nothing happened.
+    assert run.of("returned") == []
     # Each event took one worker, that of its host; the others went on in the processes they had.
     assert [event["workers"] for event in run.of("generation")] == [3, 2, 1]
     nodes = {event["worker"]: event["node"] for event in run.of("worker", state="ready")}
