@@ -15,6 +15,8 @@ ENVIRONMENT = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"}
 _PORT = 6379
 _STORE_BYTES = 100_000_000
 _SECONDS = 120.0
+_TRIES = 3
+_AT_ONCE = 2
 
 
 def start_head(lab: Lab, host: str) -> None:
@@ -33,19 +35,24 @@ def start_nodes(lab: Lab, head: str, hosts: Sequence[str]) -> None:
         LabError: one does not start.
     """
     address = f"--address={lab.addresses[head]}:{_PORT}"
-    with ThreadPoolExecutor(len(hosts)) as threads:
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
         list(threads.map(lambda host: _start(lab, host, [address, "--num-cpus=1"]), hosts))
 
 
 def _start(lab: Lab, host: str, settings: Sequence[str]) -> None:
     own = [f"--node-ip-address={lab.addresses[host]}", f"--object-store-memory={_STORE_BYTES}"]
     ray = ["ray", "start", *settings, *own, "--disable-usage-stats"]
-    done = subprocess.run(
-        lab.command(host, ray, ENVIRONMENT),
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        raise LabError(f"Ray did not start on {host!r}: {done.stdout}{done.stderr}")
+    for _ in range(_TRIES):
+        done = subprocess.run(
+            lab.command(host, ray, ENVIRONMENT),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if done.returncode == 0:
+            return
+        # Ray gives a node 30 s to come up, for which a machine may be too busy.
+        lab.kill(host)
+        lab.boot(host)
+    raise LabError(f"Ray did not start on {host!r}: {done.stdout}{done.stderr}")

@@ -117,8 +117,8 @@ def main(storage: Path, powered_off: str = HOSTS[0], cut: str = HOSTS[1]) -> Non
     """Run as a command."""
     with Lab.of(storage / LAB, [HEAD, *HOSTS], visible=[storage]) as lab:
         start_head(lab, HEAD)
-        stage = Stage(lab, storage)
         start_nodes(lab, HEAD, HOSTS)
+        stage = Stage(lab, storage)
         told = {
             "power_off": stage.disturb(lab.kill, powered_off, WORKERS),
             "cable_pull": stage.disturb(lab.cut, cut, WORKERS - 1),

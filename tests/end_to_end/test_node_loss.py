@@ -15,6 +15,8 @@ from tests.end_to_end.lab_driver import LOGICAL_RANKS, NAME, STEPS
 from tests.end_to_end.runs import Run, differences, lost_steps, program, undisturbed
 from tests.end_to_end.tasks import Plain
 
+pytestmark = pytest.mark.timeout(400)
+
 POWER_OFF, CABLE_PULL = 10.0, 30.0  # seconds
 
 
