@@ -44,6 +44,7 @@ def start_leader(spec: RunSpec) -> Any:
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
+            memory=1,  # Ray 2.60 puts an actor that needs nothing at all on any node, by chance
             max_restarts=-1,
             max_task_retries=0,
             scheduling_strategy=here,

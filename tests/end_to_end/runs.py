@@ -156,6 +156,7 @@ def train(
     director: Callable[[str, list[Event]], None] | None = None,
     name: str = "",
     resume: bool = False,
+    elsewhere: bool = False,
     **elastic: Any,
 ) -> Run:
     """Train to the end, and wait until every process of the run has gone.
@@ -164,6 +165,7 @@ def train(
         wanted: see `tasks.Pace`; without it nothing is held back.
         patience: likewise.
         director: called again and again with the run's name and its events so far.
+        elsewhere: whether the workers are on other machines, where nobody sees their processes.
         elastic: settings of ElasticConfig.
     """
     name = name or f"run-{uuid.uuid4().hex[:12]}"
@@ -172,7 +174,8 @@ def train(
     run = Run(pids=witness.pids, changed=witness.changed)
 
     def watch(events: list[Event]) -> None:
-        witness(events)
+        if not elsewhere:
+            witness(events)
         run.events += events
         if director is not None:
             director(name, run.events)
@@ -277,7 +280,7 @@ def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
     steps = [event["step"] for event in run.of("step")]
     if steps != list(range(1, len(steps) + 1)):
         found.append(f"steps are missing or there twice: {steps}")
-    found += _lost_steps(run)
+    found += lost_steps(run)
     hit = {worker for event in run.of("fault") for worker in event["hit"]}
     lost = {event["worker"] for event in run.of("worker", state="lost")}
     if lost - hit:
@@ -302,10 +305,11 @@ def _left_out(run: Run, faults: Sequence[Fault]) -> list[str]:
     ]
 
 
-def _lost_steps(run: Run) -> list[str]:
-    """A generation goes on where its survivors stand: after the last step, or the one before.
+def lost_steps(run: Run) -> list[str]:
+    """Say where a generation did not go on where its survivors stood.
 
-    (The one before, if those that had already committed the last step were lost right then.)
+    They stand after the last step, or the one before. (The one before, if those that had already
+    committed the last step were lost right then.)
     Where nobody survives, the next generation begins anew, and known steps are not written again.
     Survivors stay in the group, unless they drain.
     """

@@ -1,0 +1,145 @@
+"""The command lines that a lab consists of: pure.
+
+A host is a set of namespaces (network, mounts, process ids, host name, shared memory) around a
+process 1, which runs nothing. Its cable is a pair of interfaces: `eth0` is the host's end, the
+other hangs on a bridge in a namespace of its own, the switch. Nothing is added to the network of
+the machine itself.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster.lab.names import SWITCH, namespace
+
+Command = list[str]
+
+_BRIDGE = "bridge"
+# What each host has for itself; the other folders are the machine's.
+_DISKS = (Path("/root"), Path("/tmp"))  # noqa: S108 - its name, nothing is put there
+_MEMORY = (Path("/dev/shm"), Path("/run"))  # noqa: S108
+_SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def claim(number: int) -> Command:
+    """Return the command that makes the switch's namespace, and fails if there is one."""
+    return ["ip", "netns", "add", namespace(number, SWITCH)]
+
+
+def start_switch(number: int) -> list[Command]:
+    """Return the commands that make the bridge."""
+    link = ["ip", "-n", namespace(number, SWITCH), "link"]
+    return [
+        [*link, "add", _BRIDGE, "type", "bridge", "forward_delay", "0", "stp_state", "0"],
+        [*link, "set", _BRIDGE, "up"],
+    ]
+
+
+def plug_in(number: int, host: str, address: str) -> list[Command]:
+    """Return the commands that give a host a network and a cable to the switch."""
+    name, switch = namespace(number, host), namespace(number, SWITCH)
+    there = ["ip", "-n", name]
+    cable = ["type", "veth", "peer", "name", "eth0", "netns", name]
+    return [
+        ["ip", "netns", "add", name],
+        ["ip", "-n", switch, "link", "add", "name", host, *cable],
+        ["ip", "-n", switch, "link", "set", "dev", host, "master", _BRIDGE, "up"],
+        [*there, "link", "set", "lo", "up"],
+        [*there, "address", "add", f"{address}/24", "dev", "eth0"],
+        [*there, "link", "set", "eth0", "up"],
+    ]
+
+
+def unplug(number: int, host: str) -> list[Command]:
+    """Return the commands that remove a host's cable and network.
+
+    The cable first: with the network alone it would go too, but only some time later.
+    """
+    ends = ["ip", "-n", namespace(number, SWITCH), "link", "delete", "dev", host]
+    return [ends, ["ip", "netns", "delete", namespace(number, host)]]
+
+
+def remove_switch(number: int) -> Command:
+    """Return the command that gives a lab's number back."""
+    return ["ip", "netns", "delete", namespace(number, SWITCH)]
+
+
+def cable(number: int, host: str, *, joined: bool) -> Command:
+    """Return the command that pulls a host's cable, or plugs it in again: nobody is told."""
+    state = "up" if joined else "down"
+    return ["ip", "-n", namespace(number, SWITCH), "link", "set", "dev", host, state]
+
+
+def power_on(number: int, host: str, script: str) -> Command:
+    """Return the command that starts a host's process 1, which runs a script."""
+    own = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--propagation", "private"]
+    network = f"--net=/run/netns/{namespace(number, host)}"
+    return ["nsenter", network, "unshare", *own, "sh", "-c", script]
+
+
+def boot_script(host: str, folder: Path, visible: Sequence[Path]) -> str:
+    """Return what a host's process 1 does: make folders private, say its number, and sleep.
+
+    The number is the one outside of the host; when it comes, all is there. Children that their
+    parents leave behind are reaped, as SIGCHLD is ignored.
+
+    Args:
+        host: its name.
+        folder: where its disk and its hosts file are.
+        visible: what stays visible at the same path, though it lies in a private folder.
+    """
+    disk = folder / "disk"
+    lines = [
+        "set -e",
+        "read -r number rest </proc/self/stat",
+        "mount -t proc proc /proc",
+        f"echo {host} >/proc/sys/kernel/hostname",
+        f"mount --bind {_quoted(folder / 'hosts')} /etc/hosts",
+        "umount --lazy --recursive /run/netns",
+    ]
+    for private in in_mounting_order(folder):
+        own = disk / private.relative_to("/")
+        if private in _MEMORY:
+            lines.append(f"mount -t tmpfs -o mode=1777 tmpfs {_quoted(own)}")
+        for path in visible:
+            if path.is_relative_to(private):
+                inside = _quoted(disk / path.relative_to("/"))
+                lines += [f"mkdir -p {inside}", f"mount --rbind {_quoted(path)} {inside}"]
+        lines.append(f"mount --rbind {_quoted(own)} {private}")
+    sleep = "exec env --ignore-signal=CHLD sleep infinity >/dev/null 2>&1"
+    return "\n".join([*lines, "cd /", "echo $number", sleep])
+
+
+def in_mounting_order(folder: Path) -> list[Path]:
+    """Return the private folders; the one that hides a lab's own folder comes last."""
+    return sorted((*_DISKS, *_MEMORY), key=folder.is_relative_to)
+
+
+def disk_folders(folder: Path) -> list[Path]:
+    """Return the folders that a host's disk must have before it is started."""
+    return [folder / "disk" / private.relative_to("/") for private in (*_DISKS, *_MEMORY)]
+
+
+def enter(pid: int, command: Sequence[str], environment: Mapping[str, str], path: str) -> Command:
+    """Return the command that runs another inside a host, with an environment of its own.
+
+    Args:
+        pid: of the host's process 1.
+        command: what to run.
+        environment: what it finds beside the usual variables.
+        path: where its programs are looked for, before the system's folders.
+    """
+    usual = {
+        "HOME": "/root",
+        "USER": "root",
+        "LANG": "C.UTF-8",
+        "PATH": f"{path}:{_SYSTEM}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    variables = [f"{name}={value}" for name, value in {**usual, **environment}.items()]
+    spaces = ["--net", "--mount", "--pid", "--uts", "--ipc"]
+    return ["nsenter", f"--target={pid}", *spaces, "env", "-i", *variables, *command]
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

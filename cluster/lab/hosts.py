@@ -1,0 +1,240 @@
+"""A lab: its hosts are started, entered, cut off, and removed."""
+
+# ruff: noqa: S603, S607 - the commands are our own
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cluster.lab import commands
+from cluster.lab.commands import Command
+from cluster.lab.names import LabError, addresses, free_number, hosts_file, namespace
+
+_STATE = "lab.json"
+_NEEDED = ("ip", "unshare", "nsenter", "mount", "sh")
+_TREE = Path(__file__).parents[2]
+
+
+def why_not() -> str:
+    """Say why this machine cannot have a lab; nothing if it can."""
+    if os.geteuid() != 0:
+        return "a lab of several hosts needs root"
+    if missing := [program for program in _NEEDED if shutil.which(program) is None]:
+        return f"a lab of several hosts needs {', '.join(missing)} (iproute2, util-linux, mount)"
+    spaces = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork"]
+    tried = subprocess.run(
+        ["unshare", *spaces, "mount", "-t", "tmpfs", "tmpfs", "/run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"namespaces are not permitted here: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+class Lab:
+    """Hosts on a network of their own. All that is known of them lies in one folder.
+
+    Each host has /tmp, /root, /dev/shm and /run for itself. The virtual environment, this source
+    tree and what the caller names are visible at the same path on all.
+
+    Args:
+        folder: of a lab that was made by `up`.
+
+    Attributes:
+        addresses: of all hosts, on or off.
+
+    Raises:
+        LabError: there is no lab.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        try:
+            state = json.loads((self.folder / _STATE).read_text())
+        except FileNotFoundError:
+            raise LabError(f"there is no lab in {self.folder}: make one with `up`") from None
+        self.number: int = state["number"]
+        self.addresses: dict[str, str] = state["addresses"]
+        self._visible = [Path(path) for path in state["visible"]]
+
+    @classmethod
+    def up(cls, folder: Path, hosts: Sequence[str], visible: Sequence[Path] = ()) -> "Lab":
+        """Make a lab and start its hosts; if that fails, nothing is left of it.
+
+        Args:
+            folder: for the lab's files; new or empty.
+            hosts: their names.
+            visible: folders that all hosts see, wherever they lie.
+
+        Raises:
+            LabError: it cannot be made.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise LabError(f"{folder} is not empty: take down what is there, or choose another")
+        folder.mkdir(parents=True, exist_ok=True)
+        addresses(1, hosts)  # raises where a name is wrong, before anything is made
+        shared = {sys.prefix, sys.base_prefix, str(_TREE), *(str(p.resolve()) for p in visible)}
+        number = _claim_number()
+        state = {
+            "number": number,
+            "addresses": addresses(number, hosts),
+            "visible": sorted(shared),
+        }
+        (folder / _STATE).write_text(json.dumps(state))
+        lab = cls(folder)
+        try:
+            _run_all(commands.start_switch(number))
+            for host in hosts:
+                lab.boot(host)
+        except BaseException:
+            lab.down()
+            raise
+        return lab
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(
+        cls, folder: Path, hosts: Sequence[str], visible: Sequence[Path] = ()
+    ) -> Iterator["Lab"]:
+        """Have a lab for as long as it is needed; see `up`."""
+        lab = cls.up(folder, hosts, visible)
+        try:
+            yield lab
+        finally:
+            lab.down()
+
+    def boot(self, host: str) -> None:
+        """Start a host that is off, with an empty disk.
+
+        Raises:
+            LabError: it is on, or does not start.
+        """
+        if self._pid(host) is not None:
+            raise LabError(f"host {host!r} is on already")
+        self._remove(host)
+        own = self.folder / host
+        for disk in commands.disk_folders(own):
+            disk.mkdir(parents=True)
+        (own / "disk" / "tmp").chmod(0o1777)
+        (own / "hosts").write_text(hosts_file(self.addresses))
+        _run_all(commands.plug_in(self.number, host, self.addresses[host]))
+        script = commands.boot_script(host, own, self._visible)
+        with (own / "console").open("w") as console:
+            process = subprocess.Popen(
+                commands.power_on(self.number, host, script),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=console,
+                text=True,
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        with process.stdout as told:
+            line = told.readline().strip()
+        if not line:
+            raise LabError(f"host {host!r} did not start: {(own / 'console').read_text().strip()}")
+        (own / "pid").write_text(line)
+
+    def command(
+        self, host: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> Command:
+        """Return the command line that runs a command on a host.
+
+        It finds the programs of this virtual environment, and modules of this source tree.
+
+        Raises:
+            LabError: the host is off.
+        """
+        pid = self._pid(host)
+        if pid is None:
+            raise LabError(f"host {host!r} is off: boot it first")
+        variables = {"PYTHONPATH": str(_TREE), **(environment or {})}
+        return commands.enter(pid, command, variables, f"{sys.prefix}/bin")
+
+    def kill(self, host: str) -> None:
+        """Switch a host's power off: all its processes are gone at once.
+
+        Returns when they are. What is on its disk stays until it is booted again.
+        """
+        pid = self._pid(host)
+        if pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            try:
+                # Between the two looks, the number could have gone to another process.
+                if self._pid(host) == pid:
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    select.select([descriptor], [], [])
+            finally:
+                os.close(descriptor)
+
+    def cut(self, host: str) -> None:
+        """Pull a host's cable: from now on nothing is heard of it."""
+        self._known(host)
+        _run_all([commands.cable(self.number, host, joined=False)])
+
+    def join(self, host: str) -> None:
+        """Plug a host's cable in again."""
+        self._known(host)
+        _run_all([commands.cable(self.number, host, joined=True)])
+
+    def down(self) -> None:
+        """Remove all that the lab has made: processes, networks, files. Also half a lab."""
+        for host in self.addresses:
+            self.kill(host)
+            self._remove(host)
+        subprocess.run(commands.remove_switch(self.number), capture_output=True, check=False)
+        (self.folder / _STATE).unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # unless somebody has put something else there
+
+    def _remove(self, host: str) -> None:
+        for line in commands.unplug(self.number, host):
+            subprocess.run(line, capture_output=True, check=False)
+        if (self.folder / host).exists():
+            shutil.rmtree(self.folder / host)
+
+    def _known(self, host: str) -> None:
+        if host not in self.addresses:
+            raise LabError(f"there is no host {host!r}: there are {', '.join(self.addresses)}")
+
+    def _pid(self, host: str) -> int | None:
+        """Return the number of a host's process 1; None if it is off.
+
+        A number alone says little, as the system gives it to another process soon: it must be in
+        the host's network.
+        """
+        self._known(host)
+        with contextlib.suppress(FileNotFoundError):
+            pid = int((self.folder / host / "pid").read_text())
+            network = Path("/run/netns") / namespace(self.number, host)
+            if network.stat().st_ino == Path(f"/proc/{pid}/ns/net").stat().st_ino:
+                return pid
+        return None
+
+
+def _claim_number() -> int:
+    """Take a number that no lab has: whoever makes the switch's namespace has it."""
+    while True:
+        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+        names = {line.split()[0] for line in listed.stdout.splitlines() if line}
+        number = free_number(names)
+        made = subprocess.run(commands.claim(number), capture_output=True, text=True, check=False)
+        if made.returncode == 0:
+            return number
+        if "File exists" not in made.stderr:
+            raise LabError(f"could not make a network namespace: {made.stderr.strip()}")
+
+
+def _run_all(lines: Sequence[Command]) -> None:
+    for line in lines:
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LabError(f"`{' '.join(line)}` failed: {done.stderr.strip()}")
