@@ -7,6 +7,7 @@ fresh generator from a hash of exactly those things:
 - one logical rank's part of a step (dropout, augmentation): `(seed, "step", step, logical rank)`;
 - one logical rank's part of an evaluation: `(seed, "evaluate", step, logical rank)`;
 - the model's initial weights: `(seed, "model")`; the newcomer's probe: `(seed, "probe")`;
+- which logical rank is computed a second time in a step, and by whom: `(seed, "audit", step)`;
 - the order of samples: `(seed, "files")`, `(seed, "lane", epoch, lane)` and so on.
 
 No generator's state is ever carried from one place to the next, so nothing has to move when a

@@ -19,6 +19,7 @@ class Buffers:
     """The buffers of a model during one step.
 
     Attributes:
+        start: all buffers as they were at the last snapshot, the floating ones first.
         floating: tensors like the floating buffers, in name order.
         integer_bytes: the size of all other buffers together, in bytes.
     """
@@ -35,18 +36,18 @@ class Buffers:
         integer = [p for p in places if not (p[2].is_floating_point() or p[2].is_complex())]
         self._places = [*floating, *integer]
         self._n_floating = len(floating)
-        self._start = [value.detach().clone() for _, _, value in self._places]
-        self.floating = self._start[: self._n_floating]
-        self.integer_bytes = sum(t.numel() * t.element_size() for t in self._start[len(floating) :])
+        self.start = [value.detach().clone() for _, _, value in self._places]
+        self.floating = self.start[: self._n_floating]
+        self.integer_bytes = sum(t.numel() * t.element_size() for t in self.start[len(floating) :])
 
     def snapshot(self) -> None:
         """Take the present values as those from which every logical rank starts."""
-        for start, value in zip(self._start, self._values(), strict=True):
+        for start, value in zip(self.start, self.values(), strict=True):
             start.copy_(value.detach())
 
     def restore(self) -> None:
         """Put the values of the last snapshot back, in place."""
-        for (module, key, value), start in zip(self._places, self._start, strict=True):
+        for (module, key, value), start in zip(self._places, self.start, strict=True):
             value.detach().copy_(start)
             module._buffers[key] = value  # noqa: SLF001 - a forward may have put another one here
 
@@ -56,8 +57,8 @@ class Buffers:
 
         A graph may keep what it was lent; the model's own buffers are not touched.
         """
-        own = self._values()
-        for (module, key, _), start in zip(self._places, self._start, strict=True):
+        own = self.values()
+        for (module, key, _), start in zip(self._places, self.start, strict=True):
             module._buffers[key] = start.clone()  # noqa: SLF001
         try:
             yield
@@ -74,18 +75,18 @@ class Buffers:
         """
         return [
             torch.where(value == start, -torch.zeros_like(start), value - start)
-            for value, start in zip(self._values(), self.floating, strict=False)
+            for value, start in zip(self.values(), self.floating, strict=False)
         ]
 
     def integers(self) -> bytes:
         """Return the present values of all buffers that are not floating."""
-        return b"".join(tensor_bytes(value) for value in self._values()[self._n_floating :])
+        return b"".join(tensor_bytes(value) for value in self.values()[self._n_floating :])
 
     @torch.no_grad()
     def commit(self, mean_changes: Sequence[Tensor], integers: bytes) -> None:
         """Set the values that end the step: the same on every worker."""
         self.restore()
-        values = self._values()
+        values = self.values()
         for value, change in zip(values, mean_changes, strict=False):
             value.add_(change)
         offset = 0
@@ -98,5 +99,6 @@ class Buffers:
                 value.copy_(raw.view(value.shape))
             offset += size
 
-    def _values(self) -> list[Tensor]:
+    def values(self) -> list[Tensor]:
+        """Return the model's buffers in the order of `start`; no copies."""
         return [module._buffers[key] for module, key, _ in self._places]  # type: ignore[misc]  # noqa: SLF001

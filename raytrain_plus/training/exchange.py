@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_plus.task import TaskError
+from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.leaves import TWICE, Sibling, Subtree, add, halves
 from raytrain_plus.training.reduction import (
     OF_A_PART,
@@ -30,6 +31,9 @@ _OVERLAP_BYTES = 1 << 20  # below, handing over to a thread takes longer than it
 
 class Exchange:
     """The sums of one generation's steps.
+
+    Attributes:
+        audited_bits: the sum of bits of the audited leaf, once it is computed.
 
     Args:
         reduction: how partial sums become the global mean.
@@ -63,12 +67,15 @@ class Exchange:
         if overlap and size >= _OVERLAP_BYTES:
             self._thread = ThreadPoolExecutor(1, "exchange")
 
-    def begin(self, rows: Rows, salvaged: Sequence[Subtree] = ()) -> None:
+    def begin(
+        self, rows: Rows, salvaged: Sequence[Subtree] = (), audited: int | None = None
+    ) -> None:
         """Begin a step.
 
         Args:
             rows: our rows of the control lane, which are sent before the last backward.
             salvaged: what an attempt at the same step has left; used where it lies in our range.
+            audited: the logical rank whose leaf `audited_bits` is to tell, if it is ours.
         """
         start, stop = self._ranks.start, self._ranks.stop
         buckets = self._reduction.buckets
@@ -82,6 +89,8 @@ class Exchange:
         self._submitted = []
         self._next = 0
         self._whole = False
+        self._audited = audited
+        self.audited_bits: int | None = None
 
     def reuse(self, rank: int) -> bool:
         """Say whether a logical rank need not be computed; its turn is over then.
@@ -126,9 +135,14 @@ class Exchange:
         sibling, self._sibling = self._sibling or Sibling.none(self._parameters), None
         if is_last:
             self._run_last(run, sibling, changes)
+            if rank == self._audited:  # nothing is added to a last leaf where it lies
+                leaf_of = {i: tensor for final in self._final for i, tensor in final.items()}
+                self.audited_bits = bit_sum([leaf_of[i] for i in range(len(leaf_of))])
         else:
             run()
             leaf = [*sibling.settled(), *sibling.with_changes(changes)]
+            if rank == self._audited:
+                self.audited_bits = bit_sum(leaf)
             self._push(leaf, sibling.leaves)
         for parameter in self._parameters:
             parameter.grad = None
@@ -189,7 +203,8 @@ class Exchange:
     def _is_merged(self, rank: int) -> bool:
         """Say whether a leaf waits for its sibling, which is computed next."""
         follows = rank % 2 == 0 and rank + 1 in self._ranks
-        return self._merge and follows and rank + 1 not in self._reused
+        apart = self._audited in (rank, rank + 1) or rank + 1 in self._reused
+        return self._merge and follows and not apart
 
     def _push(self, leaf: Leaf, leaves: int) -> None:
         for sums, bucket in zip(self._sums, self._reduction.buckets, strict=True):

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.task import Batch, Task
+from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.buffers import Buffers
+from raytrain_plus.training.corruption import CorruptionError, Guard
 from raytrain_plus.training.exchange import Exchange
 from raytrain_plus.training.leaves import Subtree
 from raytrain_plus.training.parts import Parts
@@ -75,6 +77,9 @@ class TrainingLoop:
         weave: the run's aspects, which built the replica.
         enter: called with the name of each phase as it begins, the hook of progress and abort;
             what it raises ends the step, whose traces are undone.
+        check_every: compare the replicas' states each time that so many steps are committed; 0:
+            never. In these steps nothing but `update` may change the state.
+        audit_every: likewise, compute the leaf of one logical rank a second time.
     """
 
     def __init__(
@@ -83,6 +88,9 @@ class TrainingLoop:
         replica: Replica,
         weave: Weave,
         enter: Callable[[str], None] = lambda _: None,
+        *,
+        check_every: int = 0,
+        audit_every: int = 0,
     ) -> None:
         self.replica = replica
         self.buffers = Buffers(replica.model)
@@ -95,6 +103,7 @@ class TrainingLoop:
         self._parts = Parts(task, replica, weave, self.buffers, self._enter_phase)
         self._parameters = self._parts.parameters
         self._exchange: Exchange | None = None
+        self._guard = Guard(replica, self.buffers, check_every, audit_every)
         self._cpu_before = time.process_time()
         self._compute_seconds = 0.0
         self._salvaged: list[Subtree] = []
@@ -125,6 +134,8 @@ class TrainingLoop:
             overlap=alone and wire.size > 1 and wire.device.type == "cpu",
         )
         self.buffers.snapshot()
+        self._guard.begin(ranges, wire)
+        self._place = wire.index
 
     def end(self) -> None:
         """End the generation, if there is one."""
@@ -133,8 +144,20 @@ class TrainingLoop:
             self._salvaged += exchange.end()
         self._leave_epoch()
 
+    def audit_of(self, step: int) -> tuple[int, int] | None:
+        """Return which logical rank is audited in a step, and by the worker at which place.
+
+        A step is given by the steps committed before it. None: there is no audit in it.
+        """
+        return self._guard.audit_of(step)
+
     def run_step(
-        self, parts: Sequence[Batch], *, ask_pause: bool = False, ask_checkpoint: bool = False
+        self,
+        parts: Sequence[Batch],
+        *,
+        ask_pause: bool = False,
+        ask_checkpoint: bool = False,
+        audit_part: Batch | None = None,
     ) -> StepResult:
         """Run one step: a part per logical rank of ours, and one update.
 
@@ -157,8 +180,10 @@ class TrainingLoop:
             parts: our logical ranks' batches, in order.
             ask_pause: ask the group to pause after this step.
             ask_checkpoint: ask for a checkpoint of this step.
+            audit_part: the audited logical rank's batch, if we are its auditor (`audit_of`).
 
         Raises:
+            CorruptionError: some replica's memory or arithmetic is wrong.
             LossError: the loss is not finite.
             Exception: whatever the task or the wire raises. The replica then stands where it
                 stood before the step, unless the update itself had begun: it is then `torn`.
@@ -173,6 +198,7 @@ class TrainingLoop:
         with self._weave.around("step", step):
             try:
                 reduced = self._sum_over_all(exchange, step, parts, rows)
+                self._compare(exchange, step, audit_part)
                 lane = tree_sum(reduced.lane)
                 loss = self._checked_loss(reduced.lane, lane)
                 rate_factor = self._task.schedule(self._clock.progress(replica.step))
@@ -191,6 +217,7 @@ class TrainingLoop:
         replica.torn = False
         if replica.step % self._clock.steps_per_epoch == 0:
             self._leave_epoch()
+        self._guard.note()
         return self._result(reduced.lane, loss)
 
     def probe(self, batch: Batch) -> Leaf:
@@ -205,7 +232,8 @@ class TrainingLoop:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
-        exchange.begin(rows, salvaged)
+        audit = self._guard.audit_of(step.number)
+        exchange.begin(rows, salvaged, None if audit is None else audit[0])
         began = ended = time.perf_counter()
 
         def backward(total: Tensor) -> None:
@@ -223,6 +251,20 @@ class TrainingLoop:
         self._compute_seconds = 0.0 if salvaged else ended - began
         self._enter("exchange")
         return exchange.finish()
+
+    def _compare(self, exchange: Exchange, step: Step, audit_part: Batch | None) -> None:
+        """Compare with all workers what must be equal, before the update."""
+        if not self._guard.watches(step.number):
+            return
+        second, audit = None, self._guard.audit_of(step.number)
+        if audit_part is not None and audit is not None and audit[1] == self._place:
+            batch = dict(audit_part)  # it may be a part of ours, too, and advice changes it
+            second = bit_sum(self._parts.leaf(step, audit[0], batch))
+        self._enter("exchange")
+        finding = self._guard.find(exchange.audited_bits, second)
+        if finding is not None:
+            exchange.clear()  # what a wrong worker has computed is not to be salvaged
+            raise CorruptionError(step.number, finding)
 
     def _update(self, step: Step, reduced: Reduced, rate_factor: float) -> None:
         """Change the replica: the same on every worker."""

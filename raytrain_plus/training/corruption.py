@@ -1,0 +1,237 @@
+"""Silent corruption: memory that changes by itself, arithmetic that is wrong without an error.
+
+Two things find it. Replicas must be equal, so every few steps each worker takes a fingerprint of
+its state twice, after an update and before the next, between which nothing may change it, and all
+compare theirs. And now and then one logical rank's leaf is computed by a second worker as well.
+All see the same facts before the update, and so decide alike that it shall not be.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raytrain_plus.seeds import seed_for
+from raytrain_plus.training.bits import BitSum, hash_of
+from raytrain_plus.training.buffers import Buffers
+from raytrain_plus.training.reduction import Message, Wire
+from raytrain_plus.training.state import Replica
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one worker tells the others before an update.
+
+    Attributes:
+        state: the fingerprint of its state; 0 if the step is not checked.
+        changed: its state is not what it was after the last update.
+        leaf: the sum of bits of the audited leaf, if the worker owns that logical rank.
+        second: the same of the leaf that it has computed as the auditor.
+    """
+
+    state: int = 0
+    changed: bool = False
+    leaf: int | None = None
+    second: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the facts of all workers say together.
+
+    Attributes:
+        accused: places in the group of those whose state is wrong.
+        suspects: places of the two of whom one has computed a wrong leaf.
+        tie: states differ, and no majority says whose is wrong.
+        why: the same in words.
+    """
+
+    accused: tuple[int, ...]
+    suspects: tuple[int, ...]
+    tie: bool
+    why: str
+
+
+class CorruptionError(RuntimeError):
+    """A replica's memory or arithmetic is wrong; all workers raise it alike, before the update.
+
+    Attributes:
+        step: the committed steps, to which the state belongs.
+        accused, suspects, tie, why: those of the `Finding`. The state of all who are neither
+            accused nor part of a tie is whole; who of two suspects is wrong must be found by
+            something whose answer is known.
+    """
+
+    def __init__(self, step: int, finding: Finding) -> None:
+        super().__init__(f"after step {step}: {finding.why}")
+        self.step = step
+        self.accused = finding.accused
+        self.suspects = finding.suspects
+        self.tie = finding.tie
+        self.why = finding.why
+
+
+def judge(facts: Sequence[Facts]) -> Finding | None:
+    """Say what is wrong, from the facts of all workers in order; None if nothing is."""
+    changed = [place for place, fact in enumerate(facts) if fact.changed]
+    others = [place for place in range(len(facts)) if place not in changed]
+    states = Counter(facts[place].state for place in others)
+    most, votes = states.most_common(1)[0] if others else (0, 0)
+    tie = len(states) > 1 and 2 * votes <= len(others)
+    differing = [] if tie else [place for place in others if facts[place].state != most]
+    owners = {place: f.leaf for place, f in enumerate(facts) if f.leaf is not None}
+    auditors = {place: f.second for place, f in enumerate(facts) if f.second is not None}
+    suspects: tuple[int, ...] = ()
+    if owners and len({*owners.values(), *auditors.values()}) > 1:
+        suspects = tuple(sorted({*owners, *auditors}))
+    said = [
+        (changed, f"the memory of the workers at places {changed} changed between two steps"),
+        (differing, f"the state of the workers at places {differing} differs from the others'"),
+        (tie, f"the states of the workers at places {others} differ, and none has a majority"),
+        (suspects, f"the workers at places {list(suspects)} got different gradients for one part"),
+    ]
+    why = "; ".join(words for holds, words in said if holds)
+    return Finding((*sorted([*changed, *differing]),), suspects, tie, why) if why else None
+
+
+class Guard:
+    """Watches the steps of one replica.
+
+    Args:
+        replica: whose state is watched.
+        buffers: the model's.
+        check_every: states are compared each time that so many steps are committed; 0: never.
+        audit_every: likewise, a leaf is computed twice.
+
+    Raises:
+        ValueError: one of the two is negative.
+    """
+
+    def __init__(
+        self, replica: Replica, buffers: Buffers, check_every: int, audit_every: int
+    ) -> None:
+        for name, every in (("check_every", check_every), ("audit_every", audit_every)):
+            if every < 0:
+                raise ValueError(f"{name} is {every}; give a number of steps, or 0 for never")
+        self._replica = replica
+        self._fingerprint = Fingerprint(replica, buffers)
+        self._check_every = check_every
+        self._audit_every = audit_every
+        self._noted = (-1, 0, 0)
+
+    def begin(self, ranges: Sequence[range], wire: Wire) -> None:
+        """Prepare for a generation; the state is that from which it starts."""
+        self._ranges = ranges
+        self._wire = wire
+        if self._noted[:2] != (self._replica.step, self._replica.loads):
+            self.note()
+
+    def note(self) -> None:
+        """Note what the state is, after an update."""
+        replica = self._replica
+        if _due(replica.step, self._check_every):
+            self._noted = (replica.step, replica.loads, self._fingerprint.take())
+
+    def audit_of(self, step: int) -> tuple[int, int] | None:
+        """Return which logical rank is audited in a step, and by the worker at which place."""
+        if not _due(step, self._audit_every):
+            return None
+        drawn = seed_for(self._replica.training.seed, "audit", step)
+        auditor, rank = divmod(drawn, self._ranges[-1].stop)
+        owner = next(place for place, ranks in enumerate(self._ranges) if rank in ranks)
+        others = [place for place in range(len(self._ranges)) if place != owner] or [owner]
+        return rank, others[auditor % len(others)]
+
+    def watches(self, step: int) -> bool:
+        """Say whether anything is compared in a step."""
+        return _due(step, self._check_every) or _due(step, self._audit_every)
+
+    def find(self, leaf: int | None, second: int | None) -> Finding | None:
+        """Compare, before an update, with all workers.
+
+        Args:
+            leaf: the sum of bits of the audited leaf, if it is ours.
+            second: the same of what we have computed as the auditor.
+
+        Raises:
+            Exception: whatever the wire raises.
+        """
+        step, loads, before = self._noted
+        state, changed = 0, False
+        if _due(self._replica.step, self._check_every):
+            state = self._fingerprint.take(in_step=True)
+            noted = (step, loads) == (self._replica.step, self._replica.loads)
+            changed = noted and state != before
+        return judge(_tell(self._wire, Facts(state, changed, leaf, second)))
+
+
+class Fingerprint:
+    """A replica's whole state as one number: tensors, optimizer's and aspects' scalars, counts."""
+
+    def __init__(self, replica: Replica, buffers: Buffers) -> None:
+        self._replica = replica
+        self._buffers = buffers
+        self._parameters = dict(replica.model.named_parameters())
+        self._sums: dict[bool, tuple[list[int], BitSum]] = {}
+
+    def take(self, *, in_step: bool = False) -> int:
+        """Return the fingerprint, at least 0 and below 2**64.
+
+        Args:
+            in_step: parts have been computed since, so that the state's buffers are those of the
+                snapshot. Default: between two steps.
+        """
+        buffers = self._buffers.start if in_step else self._buffers.values()
+        memory = [tensor.data_ptr() for tensor in (*self._tensors(), *buffers)]
+        known = self._sums.get(in_step)
+        if known is None or known[0] != memory:
+            known = self._sums[in_step] = memory, BitSum(self._named(buffers))
+        scalars = json.dumps(self._replica.scalars(), sort_keys=True, default=str)
+        return known[1].take() ^ hash_of(scalars)
+
+    def _tensors(self) -> list[Tensor]:
+        states = [
+            *self._replica.optimizer.state.values(),
+            *self._replica.training.states.values(),
+        ]
+        kept = [v for state in states for v in state.values() if isinstance(v, Tensor)]
+        return [*self._parameters.values(), *kept]
+
+    def _named(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
+        kept = ("optimizer/", "aspects/")
+        named = {n: t for n, t in self._replica.tensors().items() if n.startswith(kept)}
+        named |= {f"buffers/{i}": buffer for i, buffer in enumerate(buffers)}
+        return named | {f"model/{n}": p for n, p in self._parameters.items()}
+
+
+def _tell(wire: Wire, facts: Facts) -> list[Facts]:
+    """Give the others our facts; return those of all, in order."""
+    numbers = torch.tensor(_packed(facts), dtype=torch.int64)
+    boxes = [torch.zeros_like(numbers, device=wire.device) for _ in range(wire.size)]
+    boxes[wire.index].copy_(numbers)
+    if wire.size > 1:
+        wire.post(
+            [Message(peer, boxes[wire.index]) for peer in wire.peers],
+            [Message(peer, boxes[peer]) for peer in wire.peers],
+        ).wait()
+    return [_unpacked(box.tolist()) for box in boxes]
+
+
+def _packed(facts: Facts) -> list[int]:
+    """Return the facts as six numbers of 64 bits with a sign."""
+    numbers = [facts.changed, facts.state]
+    for number in (facts.leaf, facts.second):
+        numbers += [number is not None, number or 0]
+    return [int(n) - (1 << 64) if n >> 63 else int(n) for n in numbers]
+
+
+def _unpacked(numbers: list[int]) -> Facts:
+    changed, state, owns, leaf, audits, second = (n & (1 << 64) - 1 for n in numbers)
+    return Facts(state, bool(changed), leaf if owns else None, second if audits else None)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
