@@ -164,7 +164,7 @@ class ElasticTrainer:
         """
         began = time.time()
         spec = self.spec
-        with _cluster(spec.workers[1]) as address:
+        with cluster(spec.workers[1]) as address:
             self._open_journal(address)
             shared = replace(
                 spec,
@@ -235,7 +235,7 @@ class ElasticTrainer:
 
 
 @contextlib.contextmanager
-def _cluster(most_workers: int) -> Iterator[str]:
+def cluster(most_workers: int) -> Iterator[str]:
     """Join the running Ray cluster, or run one of our own for as long as it is needed.
 
     A cluster of our own has a slot for every worker: on one machine more workers than cores are
