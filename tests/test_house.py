@@ -61,6 +61,7 @@ MAY_IMPORT_RAY = {
     "trainer",
     "configure",
     "chaos.campaign",
+    "chaos.replay",
     "cli",
     "demo",
 }
