@@ -4,6 +4,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -49,10 +50,10 @@ def chaos(  # noqa: PLR0913 - one option each
     """
 
     def run() -> dict[str, Any]:
-        folder = storage or Path(tempfile.mkdtemp(prefix="raytrain-plus-chaos-"))
+        passing = Path(tempfile.gettempdir()) / f"raytrain-plus-{uuid.uuid4().hex}"
         campaign = Campaign(
             task=task,
-            storage=folder.expanduser().resolve(),
+            storage=(storage or passing).expanduser().resolve(),
             runs=runs,
             seed=seed,
             kinds=tuple(_kinds(kinds)),
@@ -69,7 +70,7 @@ def chaos(  # noqa: PLR0913 - one option each
         if keep or answered["differs"] or answered["failed"]:
             out.print(f"runs are kept in {campaign.storage}", soft_wrap=True, highlight=False)
         elif storage is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(passing, ignore_errors=True)
         return answered
 
     answered = answer(run, as_json=as_json, debug=debug)

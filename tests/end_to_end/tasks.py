@@ -262,6 +262,14 @@ class Unrepeatable(Plain):
         return outputs * random.SystemRandom().uniform(0.9, 1.1) if model.steps > 1 else outputs
 
 
+class Clocked(Plain):
+    """Reads the time, after its first step."""
+
+    def forward(self, model, batch):
+        outputs = super().forward(model, batch)
+        return outputs * (1 + time.time() % 1) if model.steps > 1 else outputs
+
+
 class Odd(Plain):
     """The workers that come up as numbers 0, 1, 2 and so on are odd in the ways that are given.
 
