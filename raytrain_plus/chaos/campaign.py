@@ -20,6 +20,7 @@ from raytrain_plus.chaos.schedules import (
     later,
     schedule,
 )
+from raytrain_plus.configure import check_sizes
 from raytrain_plus.elastic.faults import Action
 from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.observe import journal
@@ -73,8 +74,7 @@ class Campaign:
             raise ScheduleError(f"steps is {self.steps}; it must be even, such as {self.steps + 1}")
         if self.runs < 1:
             raise ScheduleError(f"runs is {self.runs}; it must be at least 1")
-        if self.workers < 1:
-            raise ScheduleError(f"workers is {self.workers}; it must be at least 1")
+        check_sizes(self.batch_size, self.logical_ranks, (1, self.workers))
         self.schedule(self.seed, evaluates=False)  # so that what is wrong is said at once
 
     @property

@@ -4,7 +4,7 @@ import pytest
 
 from raytrain_plus.chaos.campaign import Campaign, hang_deadline
 from raytrain_plus.chaos.judge import Act, judge
-from raytrain_plus.chaos.schedules import Schedule, ScheduleError
+from raytrain_plus.chaos.schedules import Schedule
 from raytrain_plus.elastic.faults import Fault
 
 STEPS = 10
@@ -90,12 +90,13 @@ def test_who_hangs_is_given_longer_where_steps_are_long():
         ({"steps": 51}, "steps is 51; it must be even, such as 52"),
         ({"steps": 20}, "needs 22"),
         ({"runs": 0}, "runs is 0"),
-        ({"workers": 0}, "workers is 0"),
+        ({"workers": 0}, "workers is 1:0"),
+        ({"workers": 9}, "9 workers cannot share 8 logical ranks"),
         ({"kinds": ("hug",)}, "no kind of fault hug"),
     ],
 )
 def test_a_campaign_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, settings, words):
-    with pytest.raises(ScheduleError, match=words):
+    with pytest.raises(ValueError, match=words):
         Campaign(task="nowhere:Task", storage=tmp_path, **settings)
     assert Campaign(task="nowhere:Task", storage=tmp_path).together == 4
     assert Campaign(task="nowhere:Task", storage=tmp_path, runs=2).together == 2
