@@ -193,18 +193,18 @@ class ElasticTrainer:
             ValueError: a run of that name lives on the cluster.
         """
         spec = self.spec
-        with _cluster(spec.workers[1] + spec.elastic.spares) as cluster:
+        with cluster(spec.workers[1] + spec.elastic.spares) as joined:
             check_not_running(spec.name)
-            keep = _put if cluster.is_ours else partial(_kept, spec.folder)
+            keep = _put if joined.is_ours else partial(_kept, spec.folder)
             shared = replace(
                 spec,
                 data=_shared(spec.data, keep, "train"),
                 evaluation_data=_shared(spec.evaluation_data, keep, "evaluation"),
-                probe=ray.put(spec.probe) if cluster.is_ours else spec.probe,
+                probe=ray.put(spec.probe) if joined.is_ours else spec.probe,
             )
             opened = Journal(spec.folder)
             offset = opened.path.stat().st_size
-            opened.write("run", **self._described(cluster.address))
+            opened.write("run", **self._described(joined.address))
             opened.close()
             leader = start_leader(shared)
             try:
@@ -277,20 +277,27 @@ def result_of(ended: Ended) -> ray.train.Result:
 
 
 @dataclass(frozen=True)
-class _Cluster:
+class Cluster:
+    """A Ray cluster that this process has joined.
+
+    Attributes:
+        address: where it is.
+        is_ours: it ends with this process.
+    """
+
     address: str
     is_ours: bool
 
 
 @contextlib.contextmanager
-def _cluster(most_workers: int) -> Iterator[_Cluster]:
+def cluster(most_workers: int) -> Iterator[Cluster]:
     """Join the running Ray cluster, or run one of our own for as long as it is needed.
 
     A cluster of our own has a slot for every worker: on one machine more workers than cores are
     slow, but they are what somebody wants who tries out elasticity on a laptop.
     """
     if ray.is_initialized():
-        yield _Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
+        yield Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     ours = True
@@ -301,7 +308,7 @@ def _cluster(most_workers: int) -> Iterator[_Cluster]:
         ray.init(**quiet)
         ours = False
     try:
-        yield _Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
+        yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:
         ray.shutdown()
 

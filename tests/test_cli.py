@@ -97,6 +97,30 @@ def test_wrong_input_is_refused_before_any_worker_starts(arguments, words):
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kinds", "kill,hug"], ["no kind of fault hug", "miscompute"]),
+        (["--kinds", ""], ["no kind is given"]),
+        (["--kinds", "add"], ["add and remove go together"]),
+        (["--steps", "51"], ["51", "even"]),
+        (["--steps", "10"], ["10 steps", "22"]),
+        (["--runs", "0"], ["runs is 0"]),
+        (["--workers", "9"], ["9 workers", "8 logical ranks"]),
+        (["--batch-size", "20"], ["20", "16 or 24"]),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_chaos_refuses_what_it_cannot_do_before_any_worker_starts(arguments, words):
+    task = ["chaos", "small.py:Small", "--data", "data.parquet", "--batch-size", "16"]
+    result = CliRunner().invoke(app, [*task, "--storage", "runs", *arguments])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert all(word in result.stderr for word in words)
+    assert "Traceback" not in result.stderr
+    assert not ray.is_initialized()
+
+
 def test_a_run_is_not_written_over(folder):
     (folder / "runs" / "old").mkdir(parents=True)
     (folder / "runs" / "old" / "journal.jsonl").write_text('{"event": "run"}\n')
@@ -148,7 +172,7 @@ def test_verify_names_the_first_step_that_differs(tmp_path, losses, digest, equa
 def test_the_commands_and_options_are_those_of_the_contract():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     contract = {"train", "demo", "status", "scale", "stop", "verify"}
-    assert commands == {*contract, "algorithms", "export"}
+    assert commands == {*contract, "algorithms", "export", "chaos"}
     help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
     needed = (
         "data workers logical-ranks batch-size duration seed algorithm setting recipe storage name "

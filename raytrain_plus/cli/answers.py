@@ -1,8 +1,11 @@
 """How a command answers: what it prints, and its exit status."""
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +37,13 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
         raise typer.Exit(2) from error
     _print_json(answered, as_json=as_json)
     return answered
+
+
+@contextlib.contextmanager
+def without_ray_notices() -> Iterator[None]:
+    """Keep Ray's paragraphs about dead workers off stdout: the journal tells of each in a line."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _print_json(answer: dict[str, Any], *, as_json: bool) -> None:

@@ -1,10 +1,8 @@
 """The commands that train, look at and steer runs."""
 
-import contextlib
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +14,8 @@ from rich.console import Console
 from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.cli.algorithms import algorithms, export
-from raytrain_plus.cli.answers import Debug, Json, answer
+from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
+from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
@@ -36,6 +35,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(algorithms)
 app.command()(export)
+app.command()(chaos)
 
 Storage = Annotated[
     str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
@@ -142,7 +142,7 @@ def train(  # noqa: PLR0913 - one option each
             allow_change=allow_change,
         )
         progress = ProgressLine(made.spec.name, Console(stderr=True))
-        with _without_ray_notices(), progress as line:
+        with without_ray_notices(), progress as line:
             summary: dict[str, Any] = made.fit(line).return_value
         if not as_json:
             Console().print(summary_table({summary["run"]: summary}))
@@ -163,7 +163,7 @@ def demo(
         from raytrain_plus.demo.show import show  # noqa: PLC0415 - what it needs is an extra
 
         out = Console(file=sys.stderr if as_json else sys.stdout)
-        with _without_ray_notices():
+        with without_ray_notices():
             return show(storage, out, Console(stderr=True))
 
     answered = answer(run, as_json=as_json, debug=debug)
@@ -187,7 +187,7 @@ def attach(
 
     def follow() -> dict[str, Any]:
         progress = ProgressLine(run, Console(stderr=True))
-        with _without_ray_notices(), progress as line:
+        with without_ray_notices(), progress as line:
             summary: dict[str, Any] = trainer.attach(run, storage, line).return_value
         if not as_json:
             Console().print(summary_table({summary["run"]: summary}))
@@ -260,13 +260,6 @@ def _steer(call: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) ->
         return answered
 
     answer(run, as_json=as_json, debug=debug)
-
-
-@contextlib.contextmanager
-def _without_ray_notices() -> Iterator[None]:
-    """Keep Ray's paragraphs about dead workers off stdout: the journal tells of each in a line."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 def _kept(number: int, best: str | None) -> ray.train.CheckpointConfig:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from raytrain_plus.elastic.chronicle import Chronicle
-from raytrain_plus.elastic.faults import Fault, Strikes, due_at, not_yet_happened
+from raytrain_plus.elastic.faults import Fault, Strikes, due_at, left
 from raytrain_plus.elastic.messages import Event, RunSpec
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.recruiting import Recruiting
@@ -25,7 +25,7 @@ class Disturbances:
         self._workers = spec.workers
         self._chronicle = chronicle
         self._strikes = Strikes(spec.folder)
-        self.left = not_yet_happened(spec.faults, events)
+        self.left = left(spec.faults, events)
 
     def forget(self) -> None:
         """Forget the strikes of an earlier run in this folder."""

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Task, TrainingFailedError
 from raytrain_plus.algorithms import Aspect, GradientClipping
+from raytrain_plus.chaos.pace import Pace
+from raytrain_plus.chaos.schedules import IN_REGROUPING
 from raytrain_plus.elastic.messages import NAMESPACE
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.verify import compare
-
-from .tasks import Pace
 
 PART_ROWS = 8
 STEPS = 100
@@ -162,7 +162,7 @@ def train(
     """Train to the end, and wait until every process of the run has gone.
 
     Args:
-        wanted: see `tasks.Pace`; without it nothing is held back.
+        wanted: see `Pace`; without it nothing is held back.
         patience: likewise.
         director: called again and again with the run's name and its events so far.
         elsewhere: whether the workers are on other machines, where nobody sees their processes.
@@ -294,15 +294,31 @@ def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
 
 
 def _left_out(run: Run, faults: Sequence[Fault]) -> list[str]:
-    """Every fault happens, but for a strike between slices where one worker alone has none."""
+    """Every fault happens, where somebody gets to where it strikes.
+
+    One worker alone has no slices. Where nobody survived, the steps before are computed again, and
+    the group may be whole by the time of a strike that waits for it to form.
+    """
     left = Counter((f.step, f.action, f.phase if f.strikes else None) for f in faults)
     left.subtract((e["step"], e["action"], e.get("phase")) for e in run.of("fault"))
     alone = {event["step"] for event in run.of("step", workers=1)}
     return [
         f"it did not happen: {action} in {phase} at step {step}"
         for (step, action, phase), count in left.items()
-        if count > 0 and not (phase == "slice" and step in alone)
+        if count > 0
+        and not (phase == "slice" and step in alone)
+        and not (phase in IN_REGROUPING and _began_anew(run, step))
     ]
+
+
+def _began_anew(run: Run, step: int) -> bool:
+    """Say whether the steps before a step were computed again after it had been its turn."""
+    reached = False
+    for event in run.events:
+        reached |= event["event"] == "step" and event["step"] >= step - 1
+        if reached and event["event"] == "generation" and event["step"] < step - 1:
+            return True
+    return False
 
 
 def lost_steps(run: Run) -> list[str]:

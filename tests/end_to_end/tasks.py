@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from raytrain_plus import Task
 from raytrain_plus.algorithms import Aspect
-from raytrain_plus.observe import journal
 from tests.end_to_end.accuracy import Accuracy
 
 ROWS, HELD_OUT = 1003, 317  # divide by nothing
@@ -263,6 +262,14 @@ class Unrepeatable(Plain):
         return outputs * random.SystemRandom().uniform(0.9, 1.1) if model.steps > 1 else outputs
 
 
+class Clocked(Plain):
+    """Reads the time, after its first step."""
+
+    def forward(self, model, batch):
+        outputs = super().forward(model, batch)
+        return outputs * (1 + time.time() % 1) if model.steps > 1 else outputs
+
+
 class Odd(Plain):
     """The workers that come up as numbers 0, 1, 2 and so on are odd in the ways that are given.
 
@@ -309,45 +316,6 @@ class Nudge(Aspect):
         if due and (self.marker is None or is_first(self.marker)):
             weight = next(step.model.parameters()).view(-1)[:1]
             weight.copy_(weight.nextafter(weight + 1))
-
-
-class Pace(Aspect):
-    """Hold each step back for a moment while the group is smaller than wanted.
-
-    So a short run lasts until replacements have come, however slow the machine is. Steps go on,
-    slowly, since newcomers join at their boundaries; when one is ready, nothing is held back, nor
-    is it once there is a file `hurry` in the run's folder.
-
-    Attributes:
-        folder: of the run.
-        wanted: from which step (from 1) how many workers are wanted; below zero: at most so many.
-        patience: seconds per step.
-    """
-
-    folder: Path
-    wanted: dict[int, int]
-    patience: float = 2.0
-
-    def step(self, step):
-        starts = [start for start in self.wanted if start <= step.number + 1]
-        wanted = self.wanted[max(starts)] if starts else 0
-        deadline = time.monotonic() + self.patience
-        while self._waits(wanted) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        yield
-
-    def _waits(self, wanted):
-        if not wanted or (self.folder / "hurry").exists():
-            return False
-        ready, members = set(), set()
-        for event in journal.read(self.folder):
-            if event["event"] == "generation":
-                members = set(event["members"])
-            elif event["event"] == "worker":
-                (ready.add if event["state"] == "ready" else ready.discard)(event["worker"])
-        if wanted < 0:
-            return len(members) > -wanted
-        return len(members) < wanted and not ready - members
 
 
 class Occupant:

@@ -1,6 +1,6 @@
 """Twenty random schedules of faults, in five runs, each held against the undisturbed run.
 
-`python -m tests.end_to_end.chaos` runs as many as one likes.
+`raytrain-plus chaos` runs as many as one likes.
 """
 
 from functools import partial

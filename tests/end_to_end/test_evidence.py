@@ -8,7 +8,6 @@ import pytest
 from raytrain_plus import Fault
 from tests.end_to_end import runs
 from tests.end_to_end.runs import Run, Witness, differences, flaws
-from tests.end_to_end.schedules import IN_STEP, as_data, chain, schedule
 
 KILL = Fault(step=4, action="kill", phase="backward", victim=1)
 
@@ -135,24 +134,12 @@ def test_a_fault_that_did_not_happen_is_noticed():
     assert "did not happen: kill in gather at step 5" in flaws(healthy(), [KILL, never])[0]
 
 
-def test_schedules_follow_from_their_seed_and_reach_every_kind_of_fault():
-    def drawn(seed):
-        return schedule(seed, workers=4, steps=50, scenes=3, evaluations=(20, 40))
-
-    assert [drawn(seed) for seed in range(20)] == [drawn(seed) for seed in range(20)]
-    assert len({drawn(seed).faults for seed in range(20)}) == 20
-    faults = [fault for seed in range(300) for fault in drawn(seed).faults]
-    assert {f.action for f in faults} == {"kill", "stop", "drain", "add", "remove"}
-    phases = {f.phase for f in faults if f.strikes}
-    assert phases == {*IN_STEP, "meet", "heal", "evaluate", "gather"}
-    assert {f.workers for f in faults} == {1, 2, 3, 4}
-    assert all(1 <= f.step <= 40 for f in faults)
-
-
-def test_schedules_in_a_chain_keep_their_distance_and_can_be_replayed():
-    one = schedule(1, workers=3, steps=50, scenes=2)
-    two = schedule(2, workers=3, steps=50, scenes=2)
-    both = chain([one, two], 50)
-    assert both.faults[: len(one.faults)] == one.faults
-    assert [f.step - 50 for f in both.faults[len(one.faults) :]] == [f.step for f in two.faults]
-    assert [Fault(**data) for data in as_data(both.faults)] == list(both.faults)
+def test_a_strike_on_a_group_that_forms_again_may_miss_one_that_began_anew():
+    never = Fault(step=4, action="stop", phase="heal")
+    assert "did not happen: stop in heal at step 4" in flaws(healthy(), [KILL, never])[0]
+    anew = healthy()
+    gone = {"event": "worker", "state": "lost", "reason": ""}
+    everybody = {e["worker"] for e in anew.events if e["event"] == "worker"}
+    anew.events += [{**gone, "worker": name} for name in sorted(everybody)]
+    anew.events.append(generation(9, 0, "w9"))
+    assert not [flaw for flaw in flaws(anew, [KILL, never]) if "did not happen" in flaw]

@@ -1,0 +1,217 @@
+"""Trains a task again and again, disturbed in many ways, and says what changed a bit."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from raytrain_plus.chaos.judge import Act, Verdict, judge
+from raytrain_plus.chaos.pace import Pace
+from raytrain_plus.chaos.schedules import (
+    USUAL_KINDS,
+    Schedule,
+    ScheduleError,
+    join,
+    later,
+    schedule,
+)
+from raytrain_plus.configure import check_sizes
+from raytrain_plus.elastic.faults import Action
+from raytrain_plus.elastic.following import Watcher
+from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.observe import journal
+from raytrain_plus.observe.journal import Event
+from raytrain_plus.task import Task
+from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError, cluster
+
+_TOGETHER = 4  # schedules in a run, since workers take longest to come up
+_SCENES = 2  # in a schedule
+_LEAST_DEADLINE = 6.0  # seconds
+_PACED = 2.0  # seconds that a worker waits in `Pace`
+_TIMES = 4.0  # times the slowest step of the undisturbed run
+
+Show = Callable[[str], AbstractContextManager[Watcher]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """What is trained, and how it is disturbed.
+
+    Attributes:
+        task: a Task, or where to import one.
+        storage: where the runs are kept; those that are equal are removed.
+        runs: schedules.
+        seed: schedule number i follows from `seed + i` and from what stands below.
+        kinds: of faults.
+        workers: the most; a run goes on with whoever is left.
+        logical_ranks: V.
+        steps: of each schedule, an even number: it evaluates in its middle and at its end.
+        batch_size: samples per step.
+        data: the training data. Default: `task.data()`.
+        keep: keep the runs that are equal, too.
+        name: which each run's name begins with.
+    """
+
+    task: Task | str
+    storage: Path
+    runs: int = 20
+    seed: int = 0
+    kinds: tuple[Action, ...] = USUAL_KINDS
+    workers: int = 3
+    logical_ranks: int = 8
+    steps: int = 50
+    batch_size: int = 256
+    data: str | None = None
+    keep: bool = False
+    name: str = "chaos"
+
+    def __post_init__(self) -> None:
+        if self.steps % 2:
+            raise ScheduleError(f"steps is {self.steps}; it must be even, such as {self.steps + 1}")
+        if self.runs < 1:
+            raise ScheduleError(f"runs is {self.runs}; it must be at least 1")
+        check_sizes(self.batch_size, self.logical_ranks, (1, self.workers))
+        self.schedule(self.seed, evaluates=False)  # so that what is wrong is said at once
+
+    @property
+    def together(self) -> int:
+        """How many schedules share a run."""
+        return min(self.runs, _TOGETHER)
+
+    @property
+    def duration(self) -> str:
+        """The length of each run, the undisturbed one included."""
+        return f"{self.together * self.steps}ba"
+
+    @property
+    def evaluate_every(self) -> str:
+        """Likewise, how often it evaluates."""
+        return f"{self.steps // 2}ba"
+
+    def schedule(self, seed: int, *, evaluates: bool) -> Schedule:
+        """Draw the schedule of a seed.
+
+        Raises:
+            ScheduleError: there is none of these kinds, or not in so few steps.
+        """
+        return schedule(
+            seed,
+            workers=self.workers,
+            steps=self.steps,
+            scenes=_SCENES,
+            kinds=self.kinds,
+            evaluations=(self.steps // 2,) if evaluates else (),
+        )
+
+    def trainer(self, name: str, act: Schedule | None = None, **elastic: Any) -> ElasticTrainer:
+        """Configure one run.
+
+        Args:
+            name: what comes after the campaign's own.
+            act: what happens to it. Default: nothing, to one worker.
+            elastic: settings of ElasticConfig.
+        """
+        full = f"{self.name}-{name}"
+        held = Pace(folder=self.storage / full, wanted=dict(act.wanted)) if act else None
+        workers = (1, self.workers) if act else 1
+        return ElasticTrainer(
+            task=self.task,
+            data=self.data,
+            batch_size=self.batch_size,
+            duration=self.duration,
+            evaluate_every=self.evaluate_every,
+            logical_ranks=self.logical_ranks,
+            algorithms=[held] if held else [],
+            scaling_config=ray.train.ScalingConfig(num_workers=workers),
+            run_config=ray.train.RunConfig(name=full, storage_path=str(self.storage)),
+            elastic=ElasticConfig(**elastic),
+            faults=act.faults if act else (),
+        )
+
+    def command(self) -> str:
+        """Return the command that trains as a run of the campaign does, for a file of faults."""
+        data = f" --data {self.data}" if self.data else ""
+        return (
+            f"raytrain-plus train {self.task}{data} --batch-size {self.batch_size} "
+            f"--logical-ranks {self.logical_ranks} --workers 1:{self.workers} "
+            f"--duration {self.duration} --evaluate-every {self.evaluate_every} --faults FILE"
+        )
+
+
+def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
+    """Train, and yield a verdict on each schedule, in order.
+
+    Args:
+        campaign: what is trained, and how it is disturbed.
+        show: what shows the progress of a run, made from its title.
+
+    Raises:
+        ScheduleError: such schedules cannot be drawn.
+        TrainingFailedError: the undisturbed run failed.
+        KeyboardInterrupt: somebody wants it to end.
+    """
+    undisturbed = campaign.trainer("undisturbed")
+    evaluates = undisturbed.spec.evaluation_data is not None
+    seeds = range(campaign.seed, campaign.seed + campaign.runs)
+    drawn = {seed: campaign.schedule(seed, evaluates=evaluates) for seed in seeds}
+    with cluster(2 * campaign.workers):  # those that drain still have their places
+        reference, error = _train(undisturbed, "undisturbed", show)
+        if error:
+            raise TrainingFailedError(error, {"checkpoint": None})
+        deadline = hang_deadline(reference)
+        for first in range(0, campaign.runs, campaign.together):
+            acts = _acts(campaign, seeds[first : first + campaign.together], drawn)
+            while acts:
+                judged = _judge(campaign, acts, reference, deadline, show)
+                yield from judged
+                acts = acts[len(judged) :]
+    if not campaign.keep:
+        shutil.rmtree(undisturbed.spec.folder)
+
+
+def hang_deadline(reference: Sequence[Event]) -> float:
+    """Return after how many seconds without progress a worker of a disturbed run hangs."""
+    times = [event["time"] for event in reference if event["event"] == "step"]
+    slowest = max((b - a for a, b in pairwise(times)), default=0.0)
+    return max(_LEAST_DEADLINE, _PACED + _TIMES * slowest)
+
+
+def _acts(campaign: Campaign, seeds: range, drawn: Mapping[int, Schedule]) -> list[Act]:
+    """Give each schedule its place in a run."""
+    steps = campaign.steps
+    return [
+        Act(seed, i * steps + 1, (i + 1) * steps, later(drawn[seed], i * steps))
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def _judge(
+    campaign: Campaign, acts: list[Act], reference: list[Event], deadline: float, show: Show
+) -> list[Verdict]:
+    """Let some schedules happen to one run."""
+    title = f"{acts[0].seed}-{acts[-1].seed}"
+    joined = join([act.schedule for act in acts])
+    trainer = campaign.trainer(title, joined, hang_deadline=deadline)
+    events, error = _train(trainer, f"seeds {title}", show)
+    judged = judge(acts, reference, events, error)
+    if not campaign.keep and all(verdict.state == "equal" for verdict in judged):
+        shutil.rmtree(trainer.spec.folder)
+    return judged
+
+
+def _train(trainer: ElasticTrainer, title: str, show: Show) -> tuple[list[Event], str]:
+    """Return the journal of a run, and why it failed, empty if it did not."""
+    error = ""
+    try:
+        with show(title) as watcher:
+            summary = trainer.fit(watcher).return_value
+    except TrainingFailedError as failed:
+        error, summary = str(failed), failed.summary
+    if summary.get("state") == "stopped":
+        raise KeyboardInterrupt
+    return journal.read(trainer.spec.folder), error

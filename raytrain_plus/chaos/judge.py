@@ -1,0 +1,86 @@
+"""Which of the schedules that shared a run changed a bit of it. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raytrain_plus.chaos.schedules import Schedule
+from raytrain_plus.elastic.faults import Fault, left
+from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.verify import compare
+
+State = Literal["equal", "differs", "failed"]
+
+
+@dataclass(frozen=True)
+class Act:
+    """One schedule's place in a run.
+
+    Attributes:
+        seed: that it was drawn from.
+        first, last: the steps of the run that are its own.
+        schedule: what happens, and at which steps of the run.
+    """
+
+    seed: int
+    first: int
+    last: int
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a run under one schedule.
+
+    Attributes:
+        act: the schedule.
+        state: `equal` to the undisturbed run in every bit, or `differs` from it, or the run
+            `failed`.
+        reason: where it differs, or why it failed.
+        not_struck: faults that found nobody to strike, which is no failure.
+    """
+
+    act: Act
+    state: State
+    reason: str
+    not_struck: tuple[Fault, ...]
+
+
+def judge(
+    acts: Sequence[Act], reference: list[Event], events: list[Event], error: str = ""
+) -> list[Verdict]:
+    """Hold a run against the undisturbed one.
+
+    A difference is the fault of the schedule in whose steps it begins. Those before it were equal;
+    those after it are not judged, since they could not show anything.
+
+    Args:
+        acts: the schedules that shared the run, in order.
+        reference: the journal of the undisturbed run.
+        events: the journal of the run.
+        error: why it failed, empty if it did not.
+
+    Returns:
+        The verdicts on the first schedules, up to one that differs or failed.
+    """
+    found = compare(reference, events)
+    if found.equal and not error:
+        return [_verdict(act, "equal", "", events) for act in acts]
+    step = (found.first_difference or {}).get("step")
+    guilty = next((i for i, act in enumerate(acts) if step is not None and step <= act.last), -1)
+    verdicts = [_verdict(act, "equal", "", events) for act in acts[:guilty]]
+    reason = error or _first_difference(found.first_difference)
+    state: State = "failed" if error else "differs"
+    return [*verdicts, _verdict(acts[guilty], state, reason, events)]
+
+
+def _verdict(act: Act, state: State, reason: str, events: list[Event]) -> Verdict:
+    return Verdict(act, state, reason, tuple(left(act.schedule.faults, events)))
+
+
+def _first_difference(found: dict[str, object] | None) -> str:
+    assert found is not None
+    values = found["values"]
+    assert isinstance(values, list)
+    place = "at the end" if found["step"] is None else f"at step {found['step']}"
+    return f"{found['what']} {place} is {values[1]}, undisturbed {values[0]}"

@@ -1,0 +1,109 @@
+"""Schedules follow from their seed, keep to what they are made for, and can be replayed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_plus.chaos.schedules import (
+    IN_EVALUATION,
+    IN_REGROUPING,
+    IN_STEP,
+    USUAL_KINDS,
+    ScheduleError,
+    chain,
+    join,
+    later,
+    schedule,
+)
+from raytrain_plus.elastic.faults import ACTIONS, as_data, parse_faults
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "workers": st.integers(1, 6),
+        "steps": st.integers(30, 200),
+        "scenes": st.integers(1, 3),
+        "kinds": st.lists(st.sampled_from(ACTIONS), min_size=1, unique=True).map(
+            lambda kinds: [*kinds, "add", "remove"] if {"add", "remove"} & {*kinds} else kinds
+        ),
+        "evaluations": st.lists(st.integers(1, 200), max_size=3),
+    }
+)
+SEEDS = st.integers(0, 2**32)
+
+
+@given(SEEDS, SETTINGS)
+def test_a_schedule_follows_from_its_seed_and_keeps_to_its_kinds_and_steps(seed, settings):
+    one = schedule(seed, **settings)
+    assert one == schedule(seed, **settings)
+    assert {fault.action for fault in one.faults} <= set(settings["kinds"])
+    assert len(one.faults) >= settings["scenes"]
+    assert all(1 <= fault.step <= settings["steps"] - 5 for fault in one.faults)
+    phases = {fault.phase for fault in one.faults if fault.strikes}
+    assert phases <= {*IN_STEP, *IN_REGROUPING, *IN_EVALUATION}
+    assert all(fault.workers <= settings["workers"] for fault in one.faults)
+    assert parse_faults(as_data(one.faults)) == list(one.faults)
+
+
+@given(SEEDS, st.integers(2, 6))
+def test_who_strikes_a_group_that_forms_again_finds_one(seed, workers):
+    """It was whole before, and does form again: after a loss, or since somebody drains."""
+    one = schedule(seed, workers=workers, steps=60, scenes=3)
+    waited = sorted(one.wanted.items())
+    for fault in one.faults:
+        if fault.phase in IN_REGROUPING:
+            before = [n for step, n in waited if step < fault.step - 1]
+            after = next(n for step, n in waited if step > fault.step)
+            assert before[-1] == after == workers
+            partners = [f for f in one.faults if fault.step - 1 <= f.step <= fault.step]
+            assert {f.action for f in partners} & {*USUAL_KINDS} - {"slow", "add", "remove"}
+
+
+@given(SEEDS)
+def test_nobody_is_struck_while_a_group_of_one_forms_again(seed):
+    one = schedule(seed, workers=1, steps=60, scenes=3)
+    assert not [fault for fault in one.faults if fault.phase in IN_REGROUPING]
+
+
+def test_schedules_reach_everything_that_they_may():
+    drawn = [schedule(s, workers=4, steps=50, scenes=2, evaluations=(25,)) for s in range(600)]
+    faults = [fault for one in drawn for fault in one.faults]
+    assert {f.action for f in faults} == set(USUAL_KINDS)
+    assert {f.phase for f in faults if f.strikes} == {*IN_STEP, *IN_REGROUPING, *IN_EVALUATION}
+    assert {f.workers for f in faults} == {1, 2, 3, 4}
+    assert len({one.faults for one in drawn}) > 590
+    everything = [schedule(s, workers=4, steps=50, scenes=2, kinds=ACTIONS) for s in range(600)]
+    assert {f.action for one in everything for f in one.faults} == set(ACTIONS)
+
+
+def test_what_costs_much_is_rare():
+    faults = [f for s in range(600) for f in schedule(s, workers=4, steps=50, scenes=2).faults]
+    strikes = [f for f in faults if f.strikes]
+    hangs = [f for f in strikes if f.action in ("stop", "spin", "stall")]
+    nobody_left = [f for f in strikes if f.action == "kill_all" or f.workers == 4]
+    assert 0.05 < len(hangs) / len(strikes) < 0.2
+    assert 0.01 < len(nobody_left) / len(strikes) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kinds": ["kill", "hug"]}, ["no kind of fault hug", "miscompute"]),
+        ({"kinds": []}, ["no kind is given", "kill"]),
+        ({"kinds": ["kill", "add"]}, ["add and remove go together"]),
+        ({"steps": 21}, ["2 scenes do not fit into 21 steps", "needs 22"]),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(settings, words):
+    with pytest.raises(ScheduleError) as refused:
+        schedule(0, **{"workers": 3, "steps": 50, "scenes": 2, **settings})
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_schedules_in_a_chain_keep_their_distance():
+    one = schedule(1, workers=3, steps=50, scenes=2)
+    two = schedule(2, workers=3, steps=50, scenes=2)
+    both = chain([one, two], 50)
+    assert both == join([one, later(two, 50)])
+    assert both.faults[: len(one.faults)] == one.faults
+    assert [f.step - 50 for f in both.faults[len(one.faults) :]] == [f.step for f in two.faults]
+    assert {s: n for s, n in both.wanted.items() if s > 50} == later(two, 50).wanted

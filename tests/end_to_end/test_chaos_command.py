@@ -1,0 +1,59 @@
+"""`raytrain-plus chaos` on a task that keeps the promise, and on one that cannot."""
+
+import json
+import re
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from raytrain_plus.cli import app
+from raytrain_plus.elastic.faults import parse_faults
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
+
+
+def chaos(storage, task, *options):
+    """Return the exit status, what was printed for people, and the JSON."""
+    arguments = ["chaos", f"tests.end_to_end.tasks:{task}", "--workers", "2", "--batch-size", "64"]
+    result = CliRunner().invoke(
+        app, [*arguments, "--steps", "24", "--storage", str(storage), *options, "--json"]
+    )
+    assert not isinstance(result.exception, AssertionError), result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    return result.exit_code, result.stderr, answer
+
+
+def test_a_task_that_follows_from_its_seed_survives_with_the_same_bits(storage):
+    kinds = "kill,drain,slow"
+    status, said, answer = chaos(
+        storage, "Plain", "--runs", "2", "--seed", "5", "--kinds", kinds, "--keep"
+    )
+    assert status == 0, said
+    assert (answer["equal"], answer["differs"], answer["failed"]) == (2, 0, 0)
+    assert [one["seed"] for one in answer["schedules"]] == [5, 6]
+    assert len(re.findall(r"^equal +seed \d: ", said, re.MULTILINE)) == 2
+    assert "2 schedules: 2 equal, 0 differs, 0 failed" in said
+    faults = [fault for one in answer["schedules"] for fault in one["faults"]]
+    assert {fault["action"] for fault in faults} <= set(kinds.split(","))
+    # The negative control: something did happen, more often than not.
+    assert answer["not_struck"] < len(faults)
+    journals = {path.parent.name: path.read_text() for path in storage.glob("*/journal.jsonl")}
+    assert len(journals) == 2
+    assert sum('"event": "fault"' in journal for journal in journals.values()) == 1
+
+
+def test_a_task_that_does_not_is_found_out_and_its_schedule_is_printed(storage):
+    status, said, answer = chaos(
+        storage, "Clocked", "--runs", "1", "--kinds", "add,remove", "--seed", "3"
+    )
+    assert status == 1
+    assert (answer["equal"], answer["differs"]) == (0, 1)
+    (schedule,) = answer["schedules"]
+    assert schedule["state"] == "differs"
+    assert "loss at step" in schedule["reason"]
+    printed = "\n".join(line for line in said.splitlines() if line.startswith(("- ", "# ")))
+    assert "raytrain-plus train tests.end_to_end.tasks:Clocked" in printed
+    assert parse_faults(yaml.safe_load(printed)) == parse_faults(schedule["faults"])
+    assert len(list(storage.iterdir())) == 1  # the run that differs is kept
+    assert str(storage) in said
