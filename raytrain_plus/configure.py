@@ -221,6 +221,21 @@ def open_for(
     return source
 
 
+def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str, str]:
+    """Return what the data adds to a run's identity, and let the source's files go.
+
+    Raises:
+        DataError: the evaluation data cannot be read, or does not fit the task.
+    """
+    described = {f"data {key}": value for key, value in source.described().items()}
+    source.release()
+    if evaluation_data is not None:
+        held_out = open_for(task, evaluation_data, "evaluation data")
+        described["evaluation data"] = held_out.identity
+        held_out.release()
+    return described
+
+
 def _need_target(task: Task, columns: Iterable[str], what: str) -> None:
     if task.target not in columns:
         raise DataError(

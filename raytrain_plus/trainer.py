@@ -22,7 +22,6 @@ from raytrain_plus.elastic.leader import check_not_running, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
-from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
 
@@ -61,15 +60,9 @@ class ElasticTrainer:
         algorithms: aspects, in any order.
         scaling_config: `num_workers` as a number or (least, most), and resources per worker. The
             least is what a run needs to start; once started it goes on with whoever is left.
-        run_config: name and storage path.
-        elastic: how to deal with workers that come, go, or hang.
+        run_config: name, storage path, and which checkpoints are kept (by default the newest two).
+        elastic: how to deal with workers that come, go, or hang; when and where to keep the state.
         faults: disturbances on purpose.
-        checkpoint_every: how often to keep the state, in the units of `evaluate_every`; None keeps
-            the last alone. Default `"1ep"`. Training goes on while it is written. How many are kept
-            says `run_config.checkpoint_config`; without one, the newest two.
-        checkpoint_storage: a path or an fsspec URL, such as `s3://bucket/folder`, in which the
-            run's checkpoints are kept, in a folder of its name. Default: the run's folder.
-        checkpoint_options: for that store's filesystem, such as an endpoint.
         resume: go on with the run of that name from its newest whole checkpoint, or from the
             beginning if it has none.
         allow_change: go on even if what the bits depend on has changed since.
@@ -95,14 +88,12 @@ class ElasticTrainer:
         run_config: ray.train.RunConfig | None = None,
         elastic: ElasticConfig | None = None,
         faults: Sequence[Fault] = (),
-        checkpoint_every: str | None = "1ep",
-        checkpoint_storage: str | None = None,
-        checkpoint_options: Mapping[str, Any] | None = None,
         resume: bool = False,
         allow_change: bool = False,
     ) -> None:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
+        elastic = elastic or ElasticConfig()
         workers = configure.worker_range(scaling)
         configure.check_sizes(batch_size, logical_ranks, workers)
         configure.check_run_config(run)
@@ -111,22 +102,16 @@ class ElasticTrainer:
         configure.check_task(loaded)
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
         source = configure.open_for(loaded, data, "training data")
-        described = {f"data {key}": value for key, value in source.described().items()}
-        if evaluation_data is not None:
-            held_out = configure.open_for(loaded, evaluation_data, "evaluation data")
-            described["evaluation data"] = held_out.identity
-            held_out.release()
         sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
         lengths = configure.clock(
             source,
             loaded,
             duration=duration,
             evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=elastic.checkpoint_every,
             **sizes,
         )
         probe = configure.probe(source, batch_size // logical_ranks)
-        source.release()
         name = str(run.name)
         self._resume = resume
         self._identity = {
@@ -134,7 +119,7 @@ class ElasticTrainer:
             **sizes,
             "task settings": dict(task_settings or {}),
             "task code": resuming.task_code(loaded),
-            **described,
+            **configure.describe_data(loaded, source, evaluation_data),
             "total_steps": lengths.total_steps,
             "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
         }
@@ -155,24 +140,26 @@ class ElasticTrainer:
             algorithms=tuple(map(portable, algorithms)),
             workers=workers,
             resources=configure.worker_resources(scaling),
-            elastic=elastic or ElasticConfig(),
+            elastic=elastic,
             faults=tuple(faults),
-            checkpoints=f"{checkpoint_storage.rstrip('/')}/{name}" if checkpoint_storage else "",
-            checkpoint_options=dict(checkpoint_options or {}),
             retention=configure.retention_of(run, loaded, evaluates=evaluation_data is not None),
             identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
         )
-        self._found: resuming.Resumption | None = None
-        if resume:
-            store = Store(self.spec.checkpoints or self.spec.folder, checkpoint_options)
-            self._found = resuming.last_checkpoint(
-                self.spec.folder, self._identity, allow_change=allow_change, store=store
-            )
-            begin = (str(self._found.place), self._found.step) if self._found.place else None
-            self.spec = replace(self.spec, resume_from=begin)
-        else:
+        self._found = self._resumption(allow_change=allow_change) if resume else None
+        if self._found is None:
             configure.check_fresh(self.spec.folder)
+        elif self._found.place is not None:
+            begin = str(self._found.place), self._found.step
+            self.spec = replace(self.spec, resume_from=begin)
+
+    def _resumption(self, *, allow_change: bool) -> resuming.Resumption:
+        return resuming.last_checkpoint(
+            self.spec.folder,
+            self._identity,
+            allow_change=allow_change,
+            store=self.spec.checkpoint_store,
+        )
 
     def fit(self, watcher: Watcher | None = None) -> ray.train.Result:
         """Train to the end.

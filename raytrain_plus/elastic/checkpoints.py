@@ -184,6 +184,11 @@ class Checkpoints:
         self._attempt, self._retry_at = None, now
         return True
 
+    def give_up(self) -> None:
+        """Let the attempt under way come to nothing: its state is wrong."""
+        self._attempt = None
+        self._last = max((one.step for one in self._kept.values()), default=0)
+
     def failed(self, number: int, reason: str, now: float) -> Failure | None:
         """A share or the commit has failed; it is due again after a delay that doubles.
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -11,10 +12,11 @@ import ray
 from raytrain_plus.elastic.account import Account
 from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
 from raytrain_plus.elastic.disturbing import Disturbances
+from raytrain_plus.elastic.expelling import expel
 from raytrain_plus.elastic.generation import Generation
 from raytrain_plus.elastic.keeping import Committed, Keeping
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
-from raytrain_plus.elastic.plan import Assignment, Member
+from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.planning import Situation, make_plan
 from raytrain_plus.elastic.pool import (
     Came,
@@ -27,21 +29,19 @@ from raytrain_plus.elastic.pool import (
     draining_nodes,
 )
 from raytrain_plus.elastic.pool import Event as PoolEvent
-from raytrain_plus.elastic.recruiting import Recruiting, RunError
+from raytrain_plus.elastic.recruiting import Recruiting, RunError, StoppedError
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.returning import find_again
 from raytrain_plus.elastic.speeds import Speeds
+from raytrain_plus.elastic.suspicion import Corruption, History
 from raytrain_plus.elastic.uploads import Share
 from raytrain_plus.elastic.watch import Watch
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Journal
+from raytrain_plus.training.corruption import audit_of
 
 _DRAIN_POLL = 1.0  # seconds between two looks at what nobody tells
 _FUTILE = 20  # generations in a row without a step, after which something is wrong for good
-
-
-class StoppedError(RuntimeError):
-    """Somebody asked the run to stop while it waited for its first workers."""
 
 
 class Coordinator:
@@ -85,8 +85,10 @@ class Coordinator:
             events = [*events, {"event": "checkpoint", "folder": place, "step": step}]
         self._keeping = Keeping(spec, self._chronicle, self._pool.tell, events)
         self._crew.on_end = lambda worker: self._keeping.lost(worker, time.monotonic())
+        every = spec.elastic.check_every, spec.elastic.audit_every
+        self._history = History(*every, partial(audit_of, spec.seed))
         threshold = spec.elastic.rebalance_above
-        self._speeds = Speeds(threshold=threshold) if threshold else None
+        self._speeds = Speeds(threshold=threshold or 0.5, measures=threshold is not None)
         targets = [e["workers"] for e in this_time if e["event"] == "target"]
         self._crew.target = targets[-1] if targets else self._crew.target
 
@@ -154,6 +156,15 @@ class Coordinator:
         return {**self._status(), "target": workers}
 
     @ray.method(concurrency_group="control")
+    def lose(self, workers: int, target: int) -> Event:
+        """Kill members without notice, and want so many workers from then on: a trace says so."""
+        for assignment in self._group[::-1][:workers]:
+            self._pool.kill(assignment.worker)
+        self._scale_to = target
+        self._pool.tell(Woken())
+        return self._status()
+
+    @ray.method(concurrency_group="control")
     def stop(self) -> Event:
         """End the run after the step in flight, keeping its state."""
         self._stopping = True
@@ -208,7 +219,7 @@ class Coordinator:
             self._generation += 1
             previous = self._group
             plan = make_plan(
-                self._members([seat.worker for seat in seats]),
+                self._speeds.members([seat.worker for seat in seats]),
                 seats,
                 Situation(
                     logical_ranks=self._spec.logical_ranks,
@@ -221,9 +232,9 @@ class Coordinator:
                 ),
             )
             self._group = plan.assignments
-            if self._speeds is not None:
-                self._speeds.begin(self._group)
+            self._speeds.begin(self._group)
             self._chronicle.begin_at(plan.step)
+            self._history.begin(plan.step, {a.worker: a.ranks for a in self._group})
             before = {a.worker for a in previous}
             joined = [f"{a.worker} joined" for a in self._group if a.worker not in before]
             causes = [*self._crew.take_causes(), *(joined if previous else ())]
@@ -232,11 +243,6 @@ class Coordinator:
             self._moves = -1
             self._state = "training"
         return plan
-
-    def _members(self, workers: Sequence[str]) -> list[Member]:
-        if self._speeds is None:
-            return [Member(worker) for worker in workers]
-        return self._speeds.members(workers)
 
     # -- run a generation
 
@@ -284,7 +290,7 @@ class Coordinator:
             running.abort(self._failure)
         if self._stopping or self._crew.wants_change([a.worker for a in self._group]):
             running.pause()
-        elif self._speeds is not None and self._speeds.advises():
+        elif self._speeds.advises():
             self._crew.because("rebalanced")
             running.pause()
         running.ask_checkpoint(self._keeping.next_step(self._chronicle.step, now))
@@ -306,6 +312,9 @@ class Coordinator:
         for report in reports.values():
             if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
                 self._keeping.refuse(plan.checkpoint, report.reason)
+            if report.corruption is not None:
+                self._expel(report.corruption)
+                return None
         failed = [report.error for report in reports.values() if report.ending == "failed"]
         finished = {w: r for w, r in reports.items() if r.ending == "finished"}
         if failed or self._failure:
@@ -322,6 +331,16 @@ class Coordinator:
         self._faults.apply_planned(step, self._group, self._crew)
         self._crew.release_surplus()
         return None
+
+    def _expel(self, found: Corruption) -> None:
+        expel(
+            found,
+            self._history,
+            pool=self._pool,
+            crew=self._crew,
+            keeping=self._keeping,
+            chronicle=self._chronicle,
+        )
 
     def _catch_up(self, ahead: Sequence[str], top: int) -> None:
         """Ask a survivor for the steps that a lost worker did not tell any more."""
@@ -343,7 +362,7 @@ class Coordinator:
             self._watch.moved(time.monotonic(), commits)
         for record in records:
             known = len(record.compute_seconds) == len(self._group) and all(record.compute_seconds)
-            if self._speeds is not None and known and record.generation == self._generation:
+            if known and record.generation == self._generation:
                 self._speeds.heard(record.step, record.compute_seconds)
 
     # -- the end

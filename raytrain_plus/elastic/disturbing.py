@@ -45,6 +45,9 @@ class Disturbances:
         for fault in due_at(self.left, step):
             self.left.remove(fault)
             hit: list[str] = []
+            if fault.action == "kill_coordinator":
+                self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
+                fault.strike()
             if fault.action == "drain":
                 hit = [group[place].worker for place in fault.victims(len(group))] if group else []
                 crew.drain(hit)

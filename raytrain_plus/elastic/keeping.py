@@ -12,7 +12,6 @@ from raytrain_plus.elastic.chronicle import Chronicle
 from raytrain_plus.elastic.messages import Event, RunSpec
 from raytrain_plus.elastic.uploads import Share
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.store import Store
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.retention import Kept
 
@@ -50,7 +49,7 @@ class Keeping:
         self._spec = spec
         self._chronicle = chronicle
         self._tell = tell
-        self._store = Store(spec.checkpoints or spec.folder, spec.checkpoint_options)
+        self._store = spec.checkpoint_store
         self._begun = -1
         there = _there(events)
         self._books = Checkpoints(
@@ -75,6 +74,13 @@ class Keeping:
         """Use a checkpoint no more: it is damaged, or does not fit."""
         self._books.removed(_name(place))
         self._chronicle.note("checkpoint", folder=place, refused=why)
+
+    def distrust_after(self, step: int) -> None:
+        """Use no checkpoint from after a step any more: what it holds is wrong."""
+        for one in self._books.kept:
+            if one.step > step:
+                self.refuse(self._place(one.name), "it holds what corruption has made")
+        self._books.give_up()
 
     def request(self) -> None:
         """Ask for a checkpoint as soon as it can be."""

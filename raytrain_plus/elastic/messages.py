@@ -10,6 +10,8 @@ from raytrain_plus.algorithms.naming import Described
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.plan import Assignment
+from raytrain_plus.elastic.suspicion import Corruption
+from raytrain_plus.streams.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.training.retention import Retention
 
@@ -25,7 +27,7 @@ _ABOVE_ZERO = (
     "max_checkpoint_failures",
     "orphan_seconds",
 )
-Ending = Literal["finished", "paused", "aborted", "failed", "refused"]
+Ending = Literal["finished", "paused", "aborted", "failed", "refused", "corrupt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,15 @@ class ElasticConfig:
         spares: workers beyond the group that are kept warm, to take over at once. Default 0.
         rebalance_above: the share of a step that sharing the work by measured speeds must save
             before it is done; None never does. Default 0.2.
+        check_every: steps between comparisons of the replicas' states; 1 lets nothing wrong be
+            committed, 0 never compares. Default 1.
+        audit_every: steps between two gradients that a second worker computes as well; 0: never.
+            Default 100.
+        checkpoint_every: how often to keep the state, in the units of a duration; None keeps the
+            last alone. Training goes on while it is written. Default `"1ep"`.
+        checkpoint_storage: a path or an fsspec URL, such as `s3://bucket/folder`, in which the
+            run's checkpoints are kept, in a folder of its name. Default: the run's folder.
+        checkpoint_options: for that store's filesystem, such as an endpoint.
         max_checkpoint_failures: checkpoints in a row that cannot be written, after which the run
             ends. Default: none, it goes on.
         orphan_seconds: how long workers wait for their coordinator to come back before they end
@@ -60,6 +71,11 @@ class ElasticConfig:
     threads: int | None = None
     spares: int = 0
     rebalance_above: float | None = 0.2
+    check_every: int = 1
+    audit_every: int = 100
+    checkpoint_every: str | None = "1ep"
+    checkpoint_storage: str | None = None
+    checkpoint_options: Mapping[str, Any] = field(default_factory=dict)
     max_checkpoint_failures: int | None = None
     orphan_seconds: float = 120.0
     isa: Literal["default", "avx2", "avx512"] | None = None
@@ -69,8 +85,9 @@ class ElasticConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above zero")
-        if self.spares < 0:
-            raise ValueError(f"spares is {self.spares}; it must be at least 0")
+        for name in ("spares", "check_every", "audit_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.isa not in (None, "default", "avx2", "avx512"):
             raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
 
@@ -89,8 +106,6 @@ class RunSpec:
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
         probe: the first rows of the data, which each worker computes to prove itself.
         algorithms: aspects, as data where a worker can import their class.
-        checkpoints: where checkpoints are kept, a path or a URL. Default: the folder.
-        checkpoint_options: of that store, such as an endpoint.
         retention: which checkpoints are kept.
         identity: what the run's bits depend on.
         resume_from: the checkpoint to start from, as a path or a URL, and its step; or None.
@@ -114,8 +129,6 @@ class RunSpec:
     resources: Mapping[str, float]
     elastic: ElasticConfig
     faults: Sequence[Fault] = ()
-    checkpoints: str = ""
-    checkpoint_options: Mapping[str, Any] = field(default_factory=dict)
     retention: Retention = Retention()  # noqa: RUF009 - it is frozen
     identity: Mapping[str, Any] = field(default_factory=dict)
     resume_from: tuple[str, int] | None = None
@@ -125,6 +138,13 @@ class RunSpec:
     def part_rows(self) -> int:
         """Samples that one logical rank computes in a step."""
         return self.batch_size // self.logical_ranks
+
+    @property
+    def checkpoint_store(self) -> Store:
+        """Where the run's checkpoints are."""
+        storage = self.elastic.checkpoint_storage
+        place = f"{storage.rstrip('/')}/{self.name}" if storage else self.folder
+        return Store(place, self.elastic.checkpoint_options)
 
     @property
     def threads(self) -> int:
@@ -215,8 +235,9 @@ class Report:
 
     Attributes:
         ending: `finished` (the run's last step is done), `paused`, `aborted` (a peer was lost; our
-            state is that of the last committed step), `failed` (an error of the task), or `refused`
-            (the checkpoint to start from is not whole, or does not fit).
+            state is that of the last committed step), `failed` (an error of the task), `refused`
+            (the checkpoint to start from is not whole, or does not fit), or `corrupt` (somebody's
+            memory or arithmetic is wrong).
         step: committed steps of our state.
         committed_at: Unix time of the last commit.
         error: the user's traceback, when failed.
@@ -224,6 +245,7 @@ class Report:
         digest: of the final state, when finished.
         samples, tokens: trained on since the run began.
         costs: by aspect, what its advice has cost this worker in the generation.
+        corruption: what was found before an update, when corrupt.
     """
 
     ending: Ending
@@ -235,6 +257,7 @@ class Report:
     samples: int = 0
     tokens: int = 0
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    corruption: Corruption | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from raytrain_plus.elastic.worker import Worker
 
 _CALL_SECONDS = 30.0
 _STACK_SECONDS = 3.0
+_SELF_TEST_SECONDS = 60.0
 _ISA = {
     "default": {
         "ATEN_CPU_CAPABILITY": "default",
@@ -216,6 +217,16 @@ class Pool:
                     answers[worker] = ray.get(ref)
         return answers
 
+    def computes_right(self, worker: str) -> bool:
+        """Let a worker compute what is known; one that cannot does not compute right."""
+        try:
+            right: bool = ray.get(
+                self._handles[worker].computes_right.remote(), timeout=_SELF_TEST_SECONDS
+            )
+        except RayError:
+            return False
+        return right
+
     def stack_of(self, seat: Seat, neighbours: Sequence[Seat]) -> str:
         """Return where a worker stands that does not answer: somebody on its node can see it."""
         ready = seat.ready
@@ -273,6 +284,12 @@ class Pool:
                         self._handles[other.worker].kill_neighbour.remote(seat.ready.pid)
                         break
         ray.kill(handle)
+
+    def kill(self, worker: str) -> None:
+        """Kill a worker as if its machine had been taken away; that it is lost is then noticed."""
+        handle = self._handles.get(worker)
+        if handle is not None:
+            ray.kill(handle)
 
     def end_strangers(self, seated: Collection[str]) -> None:
         """End everybody of this run who has no seat."""

@@ -21,6 +21,10 @@ class RunError(RuntimeError):
     """The run cannot go on; the message is for people."""
 
 
+class StoppedError(RuntimeError):
+    """Somebody asked the run to stop while it waited for its first workers."""
+
+
 class Recruiting:
     """The seats of a run.
 
@@ -197,6 +201,19 @@ class Recruiting:
         self._end(seat)
 
     # -- leaving
+
+    def expel(self, worker: str, why: str) -> None:
+        """End a worker whose memory or arithmetic is wrong; it will be replaced."""
+        seat = self.seats.get(worker)
+        if seat is not None:
+            self._causes.append(f"{worker} expelled")
+            self._note(seat, "expelled", why)
+            self._end(seat)
+
+    def distrust_all(self) -> None:
+        """Take nobody's state for right any more: the next group starts from a checkpoint."""
+        for seat in self.seats.values():
+            seat.step = -1
 
     def lost(self, worker: str, why: str, *, hangs: bool = False) -> None:
         """A worker has died, or is given up because it hangs."""

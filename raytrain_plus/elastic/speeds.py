@@ -40,13 +40,20 @@ class Speeds:
         window: steps that are looked at together; odd, so that a median is a step. Default 15.
         warmup: first steps of each generation that are ignored. Default 3.
         patience: windows in a row that must speak for a new plan, to begin with. Default 2.
+        measures: else all count as equally fast, for good. Default True.
 
     Raises:
         ValueError: a setting is out of its range.
     """
 
     def __init__(
-        self, *, threshold: float = 0.2, window: int = 15, warmup: int = 3, patience: int = 2
+        self,
+        *,
+        threshold: float = 0.2,
+        window: int = 15,
+        warmup: int = 3,
+        patience: int = 2,
+        measures: bool = True,
     ) -> None:
         if not 0 < threshold < 1:
             raise ValueError(f"threshold is {threshold}; it is a share of a step between 0 and 1")
@@ -57,6 +64,7 @@ class Speeds:
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        self._measures = measures
         self._threshold = threshold
         self._window = window
         self._warmup = warmup
@@ -106,7 +114,7 @@ class Speeds:
                 f"step {step} came with {len(compute_seconds)} compute times for a group of "
                 f"{len(self._group)} workers; give one for each, in the order of the plan"
             )
-        if step <= self._last_step:
+        if step <= self._last_step or not self._measures:
             return
         self._last_step = step
         self._ignored += 1

@@ -43,12 +43,15 @@ class Uploads:
         store: where checkpoints are.
         aspects: the run's, for the manifest.
         tell: called with the share, from a thread.
+
+    Attributes:
+        store: where checkpoints are.
     """
 
     def __init__(
         self, store: Store, aspects: Sequence[Aspect], tell: Callable[[Share], None]
     ) -> None:
-        self._store = store
+        self.store = store
         self._aspects = aspects
         self._tell = tell
         self._cancelled = threading.Event()
@@ -84,7 +87,7 @@ class Uploads:
         """
         self._cancelled.set()
         snapshot = Snapshot.take(replica)
-        place = self._store.inside(checkpoint.name_of(snapshot.step))
+        place = self.store.inside(checkpoint.name_of(snapshot.step))
         pieces = checkpoint.write_share(place, snapshot, 0, 1)
         state = checkpoint.describe_state(snapshot, self._aspects)
         header = {"run": spec.name, "identity": dict(spec.identity), **state}
@@ -94,10 +97,10 @@ class Uploads:
     def _write(
         self, snapshot: Snapshot, share: int, workers: Sequence[str], cancelled: threading.Event
     ) -> None:
-        place = self._store.inside(checkpoint.name_of(snapshot.step))
         told = Share(snapshot.step, workers)
         self._tell(told)
         try:
+            place = self.store.inside(checkpoint.name_of(snapshot.step))
             pieces = checkpoint.write_share(place, snapshot, share, len(workers), cancelled)
             state = checkpoint.describe_state(snapshot, self._aspects) if share == 0 else None
             told = replace(told, pieces=pieces, state=state)

@@ -2,25 +2,20 @@
 
 import contextlib
 import copy
-import ctypes
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 import warnings
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic import orphan, stacks
-from raytrain_plus.elastic.faults import Strikes
+from raytrain_plus.elastic.faults import Fault, Strikes
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
 from raytrain_plus.elastic.lifeline import Anchor
@@ -34,11 +29,14 @@ from raytrain_plus.elastic.messages import (
     Standing,
     Unready,
 )
+from raytrain_plus.elastic.process import prepare_process, users_traceback
 from raytrain_plus.elastic.progress import AbortedError, Progress
 from raytrain_plus.elastic.reporter import Record, Records, Reporter
+from raytrain_plus.elastic.suspicion import named
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
 from raytrain_plus.elastic.uploads import Uploads
-from raytrain_plus.streams.loader import Loader, to_device
+from raytrain_plus.elastic.victim import Victim
+from raytrain_plus.streams.loader import Batch, Loader, load_part, to_device
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source
@@ -46,11 +44,10 @@ from raytrain_plus.streams.store import Store
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.checkpoint import CheckpointError
+from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.evaluation import Evaluation
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Worker:
@@ -95,21 +92,27 @@ class Worker:
             replica = Replica.build(
                 self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
             )
-        self._loop = TrainingLoop(self._task, replica, self._weave, self._progress.enter)
-        batch = to_device(
-            copy.deepcopy(_resolve(spec.probe)), self._device
-        )  # not as it lies in the store
+        self._loop = TrainingLoop(
+            self._task,
+            replica,
+            self._weave,
+            self._progress.enter,
+            check_every=spec.elastic.check_every,
+            audit_every=spec.elastic.audit_every,
+        )
         identity = {
             "data": self._source.identity,
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
         }
-        proof = {**identity, **fingerprint(self._loop, batch, self._device)}
+        proof = {**identity, **fingerprint(self._loop, self._probe(), self._device)}
         self._weave.spent()  # what the probe cost is not the run's
         self._uploads = Uploads(
-            Store(spec.checkpoints or spec.folder, spec.checkpoint_options),
+            spec.checkpoint_store,
             self._weave.aspects,
             lambda share: self._coordinator.written.remote(self._name, share),
         )
+        self._strikes = Strikes(spec.folder)
+        self._victim = Victim(self._task, replica, self._uploads)
         self._host = ray.util.get_node_ip_address()
         self._meeting_point = MeetingPoint(self._host)
         self._anchor = Anchor(self._host, self._on_release)
@@ -131,9 +134,8 @@ class Worker:
         index = places.index(self._name)
         transport = self._transport = Transport(index, len(places), self._device)
         faults = [f for f in plan.faults if index in f.victims(len(places))]
-        strikes = Strikes(self._spec.folder)
         self._report_of = None
-        self._progress.begin(plan, faults, partial(strikes.hit, self._name), self._interrupt)
+        self._progress.begin(plan, faults, self._strike, self._interrupt)
         reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
         self._formed_at = 0.0
         try:
@@ -146,6 +148,8 @@ class Worker:
             ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
             if isinstance(error, CheckpointError):
                 report = self._report("refused", reason=str(error))
+            elif isinstance(error, CorruptionError):
+                report = self._report("corrupt", corruption=named(error, places))
             elif ours:
                 report = self._report("aborted", reason=str(error))
             else:
@@ -158,6 +162,22 @@ class Worker:
         self._progress.end()
         self._report_of = report
         return report
+
+    def computes_right(self) -> bool:
+        """Compute once more what this process computed when it came up; is it the same?"""
+        assert self._ready is not None
+        weave = Weave(unpack(self._spec.algorithms))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AspectWarning)
+            replica = Replica.build(
+                self._task, self._spec.seed, self._device, weave=weave, clock=self._spec.clock
+            )
+        again = fingerprint(TrainingLoop(self._task, replica, weave), self._probe(), self._device)
+        return all(self._ready.fingerprint[key] == value for key, value in again.items())
+
+    def _probe(self) -> Batch:
+        batch = copy.deepcopy(_resolve(self._spec.probe))  # not as it lies in the store
+        return to_device(batch, self._device)
 
     def save(self, step: int) -> str:
         """Write the checkpoint of a step alone; returns its digest."""
@@ -220,7 +240,7 @@ class Worker:
         replica, index = self._loop.replica, transport.index
         self._progress.enter("heal")
         if plan.checkpoint is not None and index not in plan.healed_by:
-            checkpoint.load(Store(plan.checkpoint, self._spec.checkpoint_options), replica)
+            checkpoint.load(Store(plan.checkpoint, self._spec.elastic.checkpoint_options), replica)
         receivers = [to for to, source in plan.healed_by.items() if source == index]
         if receivers:
             send_state(replica, receivers, transport)
@@ -251,6 +271,7 @@ class Worker:
                 parts,
                 ask_pause=self._progress.pause_asked,
                 ask_checkpoint=self._progress.checkpoint_asked,
+                audit_part=self._audit_part(transport.index),
             )
             self._progress.step = result.step
             self._records.add_step(plan.generation, result)
@@ -262,6 +283,19 @@ class Worker:
                 return "finished"
             if result.pause or result.step == plan.pause_at:
                 return "paused"
+
+    def _audit_part(self, place: int) -> Batch | None:
+        """Return the part that this worker is to compute beside its own, to check its owner."""
+        step = self._loop.replica.step
+        audit = self._loop.audit_of(step)
+        if audit is None or audit[1] != place:
+            return None
+        rows, steps = self._spec.part_rows, self._spec.clock.steps_per_epoch
+        epoch, within = divmod(step, steps)
+        part = load_part(
+            self._source, self._order, epoch, audit[0], within * rows, (within + 1) * rows
+        )
+        return to_device(part, self._device)
 
     def _take_snapshot(self, plan: Plan, transport: Transport) -> None:
         self._progress.enter("snapshot")
@@ -284,7 +318,7 @@ class Worker:
             self._loop.buffers.restore()
         self._records.add_evaluation(plan.generation, replica.step, values)
 
-    def _report(self, ending: Ending, **why: str) -> Report:
+    def _report(self, ending: Ending, **why: Any) -> Report:
         replica = self._loop.replica
         return Report(
             samples=replica.samples,
@@ -303,6 +337,9 @@ class Worker:
         if self._loader is not None:
             self._loader.close()
 
+    def _strike(self, fault: Fault) -> None:
+        self._strikes.hit(self._name, fault, self._victim)
+
     def _on_notice(self, *_: Any) -> None:
         """SIGTERM: the machine will be taken away. Leave at the next step boundary."""
         notice = "it got SIGTERM"
@@ -313,45 +350,6 @@ class Worker:
     def _on_release(self) -> None:
         """The coordinator has let go of us, or has died."""
         orphan.wait_or_end(self._spec, self._anchor)
-
-
-def prepare_process(threads: int) -> torch.device:
-    """Set what the bits depend on in this process; returns the device to compute on."""
-    _keep_freed_memory()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    if not ray.get_gpu_ids():
-        return torch.device("cpu")
-    torch.cuda.init()  # type: ignore[no-untyped-call]  # its generators can be seeded only then
-    return torch.device("cuda", 0)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc's malloc keep what a step frees for the next step.
-
-    It would return large blocks to the system and take them again, at the price of a page fault
-    for each 4 KB: a tenth of a step's time for some models.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def users_traceback(error: BaseException) -> str:
-    """Return the traceback of an error from the first line that is neither ours nor Ray's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    below = (str(Path(__file__).parents[1]), str(Path(ray.__file__).parent))
-    skipped = next((i for i, f in enumerate(frames) if not f.filename.startswith(below)), 0)
-    return "".join(
-        [
-            "Traceback (most recent call last):\n",
-            *traceback.format_list(frames[skipped:]),
-            *traceback.format_exception_only(error),
-        ]
-    )
 
 
 def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:

@@ -97,6 +97,14 @@ def judge(facts: Sequence[Facts]) -> Finding | None:
     return Finding((*sorted([*changed, *differing]),), suspects, tie, why) if why else None
 
 
+def audit_of(seed: int, step: int, ranges: Sequence[range]) -> tuple[int, int]:
+    """Draw which logical rank is audited in a step, and the place of the worker that does it."""
+    auditor, rank = divmod(seed_for(seed, "audit", step), ranges[-1].stop)
+    owner = next(place for place, ranks in enumerate(ranges) if rank in ranks)
+    others = [place for place in range(len(ranges)) if place != owner] or [owner]
+    return rank, others[auditor % len(others)]
+
+
 class Guard:
     """Watches the steps of one replica.
 
@@ -139,11 +147,7 @@ class Guard:
         """Return which logical rank is audited in a step, and by the worker at which place."""
         if not _due(step, self._audit_every):
             return None
-        drawn = seed_for(self._replica.training.seed, "audit", step)
-        auditor, rank = divmod(drawn, self._ranges[-1].stop)
-        owner = next(place for place, ranks in enumerate(self._ranges) if rank in ranks)
-        others = [place for place in range(len(self._ranges)) if place != owner] or [owner]
-        return rank, others[auditor % len(others)]
+        return audit_of(self._replica.training.seed, step, self._ranges)
 
     def watches(self, step: int) -> bool:
         """Say whether anything is compared in a step."""
