@@ -13,6 +13,7 @@ from benchmarks import report
 NAMES = (
     "plan",
     "step_cost",
+    "checkpoint_pause",
     "aspects",
     "blurpool",
     "steady_state",

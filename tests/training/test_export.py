@@ -5,6 +5,7 @@ import safetensors.torch
 import torch
 
 from raytrain_plus.algorithms import EMA, BlurPool, Factorize, GatedLinearUnits
+from raytrain_plus.streams.store import Store
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.export import export, write
@@ -40,6 +41,13 @@ def test_the_file_loads_into_the_plain_model(tmp_path):
     with torch.no_grad():
         assert torch.equal(task.forward(plain.eval(), batch), task.forward(model, batch))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_in_any_store_can_be_exported(tmp_path):
+    replica, folder = saved(tmp_path, TinyImages(), [BlurPool()])
+    for place in (Store(folder), str(folder), f"file://{folder}"):
+        weights = export(TinyImages(), place).state_dict()
+        assert all(torch.equal(weights[n], t) for n, t in replica.undo_fit().state_dict().items())
 
 
 def test_without_the_aspects_it_was_trained_with_a_checkpoint_does_not_fit(tmp_path):
