@@ -10,7 +10,7 @@ from test_bits import flip
 from wires import Network, NetworkDownError
 
 from raytrain_plus.algorithms import EMA, Aspect, Weave
-from raytrain_plus.training import corruption
+from raytrain_plus.training import corruption, exchange, reduction
 from raytrain_plus.training.corruption import CorruptionError, Facts, Finding, judge
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
@@ -252,16 +252,22 @@ def test_one_worker_audits_itself():
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("algorithms", [(), (EachLeaf(),)])
-def test_audits_and_checks_leave_no_trace(workers, algorithms):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_audits_and_checks_leave_no_trace(workers, algorithms, overlap, monkeypatch):
+    if overlap:
+        monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)
+        monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
     watched = Group(workers, algorithms=algorithms, check_every=1, audit_every=1)
     plain = Group(workers, algorithms=algorithms)
     audited = set()
-    for step in range(8):
+    for step in range(14):
         audited.add(watched.members[0].loop.audit_of(step)[0])
         assert found(watched.step()) is None
         plain.step()
     assert watched.digests() == plain.digests()
-    assert len(audited) > 1
+    assert audited == set(range(RANKS))
+    for member in (*watched.members, *plain.members):
+        member.loop.end()
 
 
 def test_audits_are_drawn_alike_from_seed_and_step():
