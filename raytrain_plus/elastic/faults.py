@@ -164,7 +164,7 @@ class Fault:
         elif self.action == "slow":
             afflictions.hog(self.lasts)
         elif target is None or not self.strikes:
-            raise FaultError(f"{self.action} cannot strike the process that calls it")
+            raise FaultError(f"{self.action} cannot strike here: this is no worker that can do it")
         elif self.action == "flip":
             target.flip_bit(self.draw)
         elif self.action == "miscompute":
