@@ -67,7 +67,8 @@ def chaos(  # noqa: PLR0913 - one option each
         )
         out = Console(file=sys.stderr if as_json else sys.stdout)
         answered = _run(campaign, out)
-        if keep or answered["differs"] or answered["failed"]:
+        left = storage is not None and answered["interrupted"]
+        if keep or left or answered["differs"] or answered["failed"]:
             out.print(f"runs are kept in {campaign.storage}", soft_wrap=True, highlight=False)
         elif storage is None:
             shutil.rmtree(passing, ignore_errors=True)

@@ -168,7 +168,7 @@ class Fault:
         elif self.action == "slow":
             afflictions.hog(self.lasts)
         elif target is None or not self.strikes:
-            raise FaultError(f"{self.action} cannot strike the process that calls it")
+            raise FaultError(f"{self.action} cannot strike here: this is no worker that can do it")
         elif self.action == "flip":
             target.flip_bit(self.draw)
         elif self.action == "miscompute":
@@ -272,10 +272,16 @@ def due_at(faults: Sequence[Fault], step: int) -> list[Fault]:
 
 
 def left(faults: Sequence[Fault], events: Sequence[Mapping[str, Any]]) -> list[Fault]:
-    """Return the faults that have not happened yet, by the `fault` lines of the run's journal."""
-    happened = Counter(
-        (e["step"], e["action"], e.get("phase")) for e in events if e["event"] == "fault"
-    )
+    """Return the faults that have not happened yet, by the run's journal.
+
+    What happened before its last `run` line does not count: a run that is resumed suffers anew.
+    """
+    happened: Counter[tuple[Any, ...]] = Counter()
+    for event in events:
+        if event["event"] == "run":
+            happened.clear()
+        elif event["event"] == "fault":
+            happened[event["step"], event["action"], event.get("phase")] += 1
     found = []
     for fault in faults:
         key = (fault.step, fault.action, fault.phase if fault.strikes else None)

@@ -225,3 +225,5 @@ def test_what_has_happened_by_the_journal_is_not_left():
     ]
     assert left(faults, events) == [kill, flip, drain]
     assert left(faults, []) == faults
+    resumed = [*events, {"event": "run"}, events[1]]
+    assert left(faults, resumed) == [kill, flip, drain, lost]

@@ -182,7 +182,7 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
 
 @pytest.mark.parametrize("action", ["flip", "miscompute", "lose_store", "drain", "add"])
 def test_a_strike_without_its_target_is_refused(action):
-    with pytest.raises(FaultError, match=f"{action} cannot strike the process"):
+    with pytest.raises(FaultError, match=f"{action} cannot strike here"):
         Fault(step=1, action=action).strike()
 
 

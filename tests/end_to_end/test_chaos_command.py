@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
@@ -9,6 +13,9 @@ from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
 from raytrain_plus.elastic.faults import parse_faults
+from raytrain_plus.observe import journal
+
+PATIENCE = 120.0  # seconds
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
@@ -57,3 +64,31 @@ def test_a_task_that_does_not_is_found_out_and_its_schedule_is_printed(storage):
     assert parse_faults(yaml.safe_load(printed)) == parse_faults(schedule["faults"])
     assert len(list(storage.iterdir())) == 1  # the run that differs is kept
     assert str(storage) in said
+
+
+def test_ctrl_c_ends_it_with_what_is_known(tmp_path):
+    """A process of its own, since the signal goes to its main thread."""
+    arguments = ["chaos", "tests.end_to_end.tasks:Plain", "--workers", "2", "--batch-size", "64"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raytrain_plus", *arguments, "--storage", str(tmp_path), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not (disturbed := [*tmp_path.glob("*-0-3/journal.jsonl")]) or not any(
+            event["event"] == "step" for event in journal.read(disturbed[0])
+        ):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert json.loads(out)["interrupted"] is True
+    assert "Traceback" not in err
+    assert journal.read(disturbed[0])[-1]["state"] == "stopped"
