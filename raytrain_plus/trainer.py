@@ -60,7 +60,7 @@ class ElasticTrainer:
         algorithms: aspects, in any order.
         scaling_config: `num_workers` as a number or (least, most), and resources per worker. The
             least is what a run needs to start; once started it goes on with whoever is left.
-        run_config: name, storage path, and which checkpoints are kept (by default the newest two).
+        run_config: name, storage path, and which checkpoints are kept (by default all).
         elastic: how to deal with workers that come, go, or hang; when and where to keep the state.
         faults: disturbances on purpose.
         resume: go on with the run of that name from its newest whole checkpoint, or from the

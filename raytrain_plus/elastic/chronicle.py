@@ -112,7 +112,8 @@ class Chronicle:
         }
         self.generations.append(entry)
         names = [assignment.worker for assignment in plan.assignments]
-        return [{"event": "generation", "time": at, **entry, "members": names}]
+        ranks = [len(assignment.ranks) for assignment in plan.assignments]
+        return [{"event": "generation", "time": at, **entry, "members": names, "ranks": ranks}]
 
     def add(self, records: Sequence[Record], workers: int) -> list[float]:
         """Write what is new; returns the times at which steps were committed, new or again.
