@@ -14,6 +14,7 @@ NAMES = (
     "plan",
     "step_cost",
     "aspects",
+    "corruption_cost",
     "blurpool",
     "steady_state",
     "grow",
