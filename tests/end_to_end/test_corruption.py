@@ -18,8 +18,7 @@ def disturbed(storage, *faults, **options):
         logical_ranks=RANKS,
         workers=(1, 2),
         faults=faults,
-        wanted={1: 2},
-        **{**UNHURRIED, **options},
+        **{"wanted": {1: 2}, **UNHURRIED, **options},
     )
 
 
@@ -47,7 +46,15 @@ def test_a_flipped_bit_is_found_before_it_is_committed_and_wrong_arithmetic_is_t
 
 def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_again(storage):
     flip = Fault(step=32, action="flip", phase="forward", victim=1)
-    run = disturbed(storage, flip, check_every=5, audit_every=0, checkpoint_every="10ba")
+    run = disturbed(
+        storage,
+        flip,
+        check_every=5,
+        audit_every=0,
+        checkpoint_every="10ba",
+        wanted={1: 2, 10: 5, 40: 1},  # never five: there is time for each checkpoint
+        patience=0.1,
+    )
     assert differences(run, undisturbed(Momentum, RANKS)) == []
     (found,) = run.of("corruption")
     assert found["step"] == 35
@@ -56,6 +63,8 @@ def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_aga
     assert (found["accused"], found["guilty"]) == ([], [])
     assert run.of("worker", state="expelled") == []
     assert [e["step"] for e in run.of("withdrawn")] == [30]
+    assert run.of("generation")[-1]["step"] in (20, 30)
+    assert run.changed == set()
 
 
 def test_without_checks_nobody_notices_and_the_bits_change(storage):
