@@ -18,17 +18,8 @@ from raytrain_plus.elastic.keeping import Committed, Keeping
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.planning import Situation, make_plan
-from raytrain_plus.elastic.pool import (
-    Came,
-    Gone,
-    Noticed,
-    Pool,
-    Returned,
-    Woken,
-    Written,
-    draining_nodes,
-)
 from raytrain_plus.elastic.pool import Event as PoolEvent
+from raytrain_plus.elastic.pool import Noticed, Pool, Wanted, Woken, Written, draining_nodes
 from raytrain_plus.elastic.recruiting import Recruiting, RunError, StoppedError
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.returning import find_again
@@ -75,7 +66,6 @@ class Coordinator:
         self._cause = "start"
         self._moves = -1
         self._last_commit: float | None = None
-        self._scale_to: int | None = None
         self._stopping = False
         self._failure: str | None = None
         self._drains_at = 0.0
@@ -151,18 +141,14 @@ class Coordinator:
         least, most = self._spec.workers
         if not least <= workers <= most:
             raise ValueError(f"the run has between {least} and {most} workers, not {workers}")
-        self._scale_to = workers
-        self._pool.tell(Woken())
+        self._pool.tell(Wanted(workers))
         return {**self._status(), "target": workers}
 
     @ray.method(concurrency_group="control")
     def lose(self, workers: int, target: int) -> Event:
         """Kill members without notice, and want so many workers from then on: a trace says so."""
-        for assignment in self._group[::-1][:workers]:
-            self._pool.kill(assignment.worker)
-        self._scale_to = target
-        self._pool.tell(Woken())
-        return self._status()
+        self._pool.tell(Wanted(target, lost=workers))
+        return {**self._status(), "target": target}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> Event:
@@ -258,23 +244,16 @@ class Coordinator:
         """Deal with whatever is not about a member of the running generation."""
         if self._stopping and not self._group:
             raise StoppedError("the run was stopped before it had started")
-        if self._scale_to is not None:
-            self._crew.set_target(self._scale_to, f"scaled to {self._scale_to}")
-            self._scale_to = None
-        if isinstance(event, Came):
-            with self._lock:
-                self._crew.came(event)
-        elif isinstance(event, Returned) and event.report is None:
-            self._crew.lost(event.worker, event.died)
-        elif isinstance(event, Gone):
-            self._crew.lost(event.worker, event.why)
-        elif isinstance(event, Noticed):
-            self._crew.drain([event.worker], event.why)
-        elif isinstance(event, Written):
+        if isinstance(event, Written):
             seats = self._crew.seats
+            if event.worker in seats:  # no checkpoint is to know more steps than the journal
+                self._catch_up([event.worker], event.share.step)
             self._keeping.written(event.worker, event.share, seats, time.monotonic())
         elif isinstance(event, Committed):
             self._keeping.committed(event, time.monotonic())
+        else:
+            with self._lock:
+                self._crew.handle(event, [assignment.worker for assignment in self._group])
 
     def _look_around(self) -> None:
         """Ask for a pause if the group is to change; find draining nodes."""

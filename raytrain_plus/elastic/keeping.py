@@ -116,7 +116,9 @@ class Keeping:
             self._failed(attempt, f"{worker}: {share.error}", now)
         elif share.pieces is not None:
             shares = self._books.returned(attempt.number, worker, share)
-            if shares is not None:
+            if shares is not None and self._chronicle.step < share.step:
+                self._failed(attempt, "nobody is left who knows all steps before it", now)
+            elif shares is not None:
                 threading.Thread(target=self._commit, args=(shares,), daemon=True).start()
 
     def committed(self, event: Committed, now: float) -> None:
