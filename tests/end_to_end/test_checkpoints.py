@@ -34,38 +34,30 @@ def whole(run):
     return [e["step"] for e in run.of("checkpoint") if e.get("folder") and "metrics" in e]
 
 
+def refused(events):
+    return any(e.get("refused") for e in events)
+
+
+def checkpointed(step):
+    return lambda events: any(
+        e["event"] == "checkpoint" and e.get("step") == step and "metrics" in e for e in events
+    )
+
+
+def damage_and_kill(folder, step):
+    """Flip a bit of a checkpoint, and kill everybody."""
+    path = folder / checkpoint.name_of(step) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    events = journal.read(folder)
+    members = [e for e in events if e["event"] == "generation"][-1]["members"]
+    for event in events:
+        if event.get("state") == "ready" and event["worker"] in members:
+            os.kill(event["pid"], signal.SIGKILL)
+
+
 def test_when_all_workers_are_lost_the_run_goes_on_from_the_newest_whole_checkpoint(storage):
-    name = "all"
-
-    def damage_and_kill(_name):
-        path = storage / name / "checkpoint_00000060" / "model.safetensors"
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
-        for pid in pids().values():
-            os.kill(pid, signal.SIGKILL)
-
-    def pids():
-        events = journal.read(storage / name)
-        members = [e for e in events if e["event"] == "generation"][-1]["members"]
-        return {
-            e["worker"]: e["pid"]
-            for e in events
-            if e.get("state") == "ready"
-            if e["worker"] in members
-        }
-
-    def hurry(_name):
-        (storage / name / "hurry").touch()
-
-    def refused(events):
-        return any(e.get("refused") for e in events)
-
-    def checkpointed(step):
-        return lambda events: any(
-            e["event"] == "checkpoint" and e.get("step") == step and "metrics" in e for e in events
-        )
-
     run = train(
         Momentum(),
         storage,
@@ -74,21 +66,17 @@ def test_when_all_workers_are_lost_the_run_goes_on_from_the_newest_whole_checkpo
         faults=[Fault(step=35, action="kill_all")],
         wanted={1: 2, 64: 5},  # then slowly, until the damage is done
         director=Script(
-            (checkpointed(60), damage_and_kill),
-            (
-                lambda events: events[-1].get("refused"),
-                lambda _: (storage / name / "hurry").touch(),
-            ),
+            (checkpointed(60), lambda name: damage_and_kill(storage / name, 60)),
+            (refused, lambda name: (storage / name / "hurry").touch()),
         ),
-        name=name,
+        name="all",
         patience=0.5,
         hang_deadline=UNHURRIED["hang_deadline"],
         checkpoint_every="20ba",
     )
     assert differences(run, undisturbed(Momentum, 4)) == []
     begun = [event["step"] for event in run.of("generation")]
-    lost = run.of("worker", state="lost")
-    assert len(lost) == 4
+    assert len(run.of("worker", state="lost")) == 4
     assert 20 in begun, "after the first loss it goes on from the checkpoint"
     assert 40 in begun, "the damaged one is refused, and the one before is used"
     (told,) = [e for e in run.of("checkpoint") if e.get("refused")]
@@ -96,7 +84,7 @@ def test_when_all_workers_are_lost_the_run_goes_on_from_the_newest_whole_checkpo
     assert told["folder"].endswith("checkpoint_00000060")
     assert whole(run)[:2] == [20, 40]
     assert whole(run)[-2:] == [80, 100]
-    left = sorted(path.name for path in (storage / name).glob("checkpoint_*"))
+    left = sorted(path.name for path in (storage / "all").glob("checkpoint_*"))
     assert left[-2:] == ["checkpoint_00000080", "checkpoint_00000100"]
     assert "checkpoint_00000020" not in left, "the newest two are kept"
 
