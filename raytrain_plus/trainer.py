@@ -17,7 +17,7 @@ from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import Fault
-from raytrain_plus.elastic.following import ClusterLostError, Ended, LostError, Watcher, follow
+from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
 from raytrain_plus.elastic.leader import check_not_running, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.observe.journal import Journal
@@ -178,21 +178,6 @@ class ElasticTrainer:
             TrainingFailedError: the run failed; journal and last state are kept.
             ValueError: a run of that name lives on the cluster.
         """
-        while True:
-            try:
-                ended = self._fit(watcher)
-            except ClusterLostError:  # ours: it began with this process, which can begin another
-                self._found = self._resumption(allow_change=False)
-                self._resume = True
-            except LostError as error:
-                raise TrainingFailedError(str(error), {}) from None
-            else:
-                break
-        if ended.outcome.state == "failed":
-            raise TrainingFailedError(ended.outcome.error, ended.summary)
-        return result_of(ended)
-
-    def _fit(self, watcher: Watcher | None) -> Ended:
         spec = self.spec
         with cluster(spec.workers[1] + spec.elastic.spares) as joined:
             check_not_running(spec.name)
@@ -210,12 +195,12 @@ class ElasticTrainer:
             leader = start_leader(shared)
             try:
                 ended = follow(spec.name, spec.folder, watcher, offset)
-            except ClusterLostError as error:
-                if joined.is_ours:
-                    raise
-                raise LostError(f"{error}: `train --resume` goes on with it") from None
+            except LostError as error:
+                raise TrainingFailedError(str(error), {}) from None
             ray.kill(leader)
-            return ended
+        if ended.outcome.state == "failed":
+            raise TrainingFailedError(ended.outcome.error, ended.summary)
+        return result_of(ended)
 
     def _described(self, address: str) -> dict[str, Any]:
         clock = self.spec.clock

@@ -23,10 +23,6 @@ class LostError(RuntimeError):
     """The coordinator was ended from outside, so that the run will not go on by itself."""
 
 
-class ClusterLostError(LostError):
-    """No node of the cluster lives any more."""
-
-
 @dataclass(frozen=True)
 class Ended:
     """A run that has ended.
@@ -53,7 +49,6 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
 
     Raises:
         LostError: the coordinator was ended from outside.
-        ClusterLostError: no node of the cluster lives any more.
     """
     seen: list[Event] = []
     look_at = time.monotonic() + _LOOK
@@ -70,8 +65,6 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
                 raise LostError(f"the coordinator of run {run} was ended from outside")
             if time.monotonic() > look_at:
                 look_at = time.monotonic() + _LOOK
-                if not any(node["Alive"] for node in ray.nodes()):
-                    raise ClusterLostError(f"no node of run {run}'s cluster lives any more")
                 gone = not _lives(run)  # then look once more at what it has written last
             time.sleep(0.0 if gone else _POLL)
         except KeyboardInterrupt:
