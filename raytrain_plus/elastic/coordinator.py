@@ -13,6 +13,7 @@ from raytrain_plus.elastic.account import Account
 from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
 from raytrain_plus.elastic.disturbing import Disturbances
 from raytrain_plus.elastic.expelling import expel
+from raytrain_plus.elastic.fencing import Fence
 from raytrain_plus.elastic.generation import Generation
 from raytrain_plus.elastic.keeping import Committed, Keeping
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
@@ -45,16 +46,22 @@ class Coordinator:
     Args:
         spec: the run.
         returns: this run had a coordinator before, whose place this one takes.
+
+    Attributes:
+        is_over: the coordinator before has seen the run's end.
     """
 
     def __init__(self, spec: RunSpec, *, returns: bool = False) -> None:
         self._spec = spec
         self._returns = returns
         self._lock = threading.RLock()
+        self._fence = Fence(spec.folder)
+        self._fence.take()
         path = spec.folder / journal.FILE_NAME
         events = journal.read(path) if path.exists() else []
-        self._chronicle = Chronicle(Journal(spec.folder), events)
+        self._chronicle = Chronicle(Journal(spec.folder), events, self._fence.check)
         this_time = journal.since_last_run(events)
+        self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._account = Account()
         self._pool = Pool(spec, ray.get_runtime_context().current_actor)
         self._crew = Recruiting(spec, self._pool, self._chronicle)
@@ -83,7 +90,11 @@ class Coordinator:
         self._crew.target = targets[-1] if targets else self._crew.target
 
     def run(self) -> Outcome:
-        """Train; returns how it ended. Nothing that goes wrong in the run is raised."""
+        """Train; returns how it ended. Nothing that goes wrong in the run is raised.
+
+        Raises:
+            FencedError: another coordinator leads the run now.
+        """
         try:
             outcome = self._find_again()
             futile = 0
@@ -97,13 +108,15 @@ class Coordinator:
                         f"{futile} groups in a row ended without a step, the last because "
                         f"{self._cause}: see the `worker` lines of the journal"
                     )
-            return self._ended(outcome)
         except StoppedError:
-            return self._ended(self._outcome("stopped", []))
+            outcome = self._outcome("stopped", [])
         except (RunError, DivergenceError) as error:
-            return self._ended(self._outcome("failed", [], error=str(error)))
-        finally:
-            self._crew.dismiss_all()
+            outcome = self._outcome("failed", [], error=str(error))
+        with self._lock:
+            self._state = "ended"
+        self._crew.dismiss_all()
+        self._chronicle.end(outcome)
+        return outcome
 
     def _find_again(self) -> Outcome | None:
         """Take up what a coordinator before has left, or begin; returns how it ended if it had."""
@@ -201,6 +214,7 @@ class Coordinator:
     def _plan(self) -> Plan:
         """Decide who is in the next generation: survivors, and newcomers that are ready."""
         seats = self._crew.await_members(self._handle)
+        self._fence.check()
         with self._lock:
             self._generation += 1
             previous = self._group
@@ -260,6 +274,7 @@ class Coordinator:
         now = time.monotonic()
         if now >= self._drains_at:
             self._drains_at = now + _DRAIN_POLL
+            self._fence.check()
             self._crew.drain_nodes(draining_nodes())
         self._crew.recruit()
         running = self._running
@@ -369,9 +384,3 @@ class Coordinator:
             tokens=self._account.tokens,
             costs=self._account.costs,
         )
-
-    def _ended(self, outcome: Outcome) -> Outcome:
-        with self._lock:
-            self._state = "ended"
-            self._chronicle.end(outcome)
-        return outcome
