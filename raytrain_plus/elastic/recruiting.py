@@ -302,8 +302,9 @@ class Recruiting:
         return {s.worker: s.ready.pid for s in seats if s.ready is not None}
 
     def because(self, cause: str) -> None:
-        """Add a cause for the group to change."""
-        self._causes.append(cause)
+        """Add a cause for the group to change, once."""
+        if cause not in self._causes:
+            self._causes.append(cause)
 
     def take_causes(self) -> list[str]:
         """Return why the group is to change, and forget it."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayError
-from scripted_pool import make_spec
+from scripted_pool import AtOnce, make_spec
 from tiny import train, trained
 
 from raytrain_plus.clock import Clock
@@ -24,13 +24,6 @@ PAIR = ("w0", "w1")
 CLOCK = Clock(
     total_steps=40, steps_per_epoch=10, batch_size=8, evaluate_every=10, checkpoint_every=5
 )
-
-
-class AtOnce:
-    """A thread that has ended when it has been started."""
-
-    def __init__(self, target, args=(), **_):
-        self.start = lambda: target(*args)
 
 
 class Run:
