@@ -362,11 +362,10 @@ class Coordinator:
         if records:
             self._watch.moved(time.monotonic(), commits)
         for record in records:
-            known = len(record.compute_seconds) == len(self._group) > 0 and all(
-                record.compute_seconds
-            )
+            seconds = record.compute_seconds
+            known = len(seconds) == len(self._group) > 0 and all(seconds)
             if known and record.generation == self._generation:
-                self._speeds.heard(record.step, record.compute_seconds)
+                self._speeds.heard(record.step, seconds)
 
     # -- the end
 

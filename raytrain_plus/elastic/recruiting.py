@@ -186,6 +186,7 @@ class Recruiting:
         if self._reference is None:
             self._reference = ready.fingerprint
         self.bitwise = self.bitwise and not difference(self._reference, ready.fingerprint)
+        self.avoid([worker])
         self._group_once = True
         seat = self.seats[worker] = Seat(worker)
         self._admit(seat, ready)

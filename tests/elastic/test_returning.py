@@ -95,7 +95,7 @@ def test_who_does_not_let_go_of_its_group_is_given_up(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_who_has_not_come_up_or_does_not_answer_is_ended_and_its_name_is_not_used_again(
+def test_who_has_not_come_up_or_does_not_answer_is_ended_and_its_name_not_used_again(
     lead, tmp_path
 ):
     unready = Found(ready=None, generation=0, report=None, step=0)
