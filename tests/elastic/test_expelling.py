@@ -138,6 +138,16 @@ def test_who_has_not_come_to_load_it_is_trusted_no_more_than_before(lead, tmp_pa
     check_losses(tmp_path)
 
 
+def test_a_state_that_is_not_trusted_is_not_saved_as_the_last(lead):
+    def prepare(pool):
+        pool.forming[2] = lambda pool: pool.fail("w0", "Traceback: mine")
+
+    script = {6: computes_wrong, 9: finding("w1")}
+    outcome, pool = lead(script, workers=(3, 3), clock=KEEPS, elastic=SELDOM, prepare=prepare)
+    assert (outcome.state, outcome.error) == ("failed", "Traceback: mine")
+    assert (pool.saved, outcome.checkpoint) == ([], None)
+
+
 def test_when_it_is_refused_others_begin_anew(lead, tmp_path):
     def prepare(pool):
         pool.damaged.add(str(tmp_path / checkpoint.name_of(3)))

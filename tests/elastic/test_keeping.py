@@ -251,6 +251,16 @@ def test_an_attempt_under_way_is_given_up_whatever_of_it_comes_late(make):
     assert run.whole() == [5, 10]
 
 
+def test_an_attempt_of_which_nobody_had_heard_does_not_begin_any_more(make):
+    run = make()
+    run.keep(5)
+    run.keeping.distrust_after(8, generation=1)
+    run.snapshot(10)
+    run.write(10)
+    run.settle()
+    assert run.whole() == [5]
+
+
 def test_a_commit_that_ends_late_is_undone(make):
     run = make()
     run.snapshot(10)

@@ -106,8 +106,11 @@ def test_who_has_not_come_up_or_does_not_answer_is_ended_and_its_name_not_used_a
         pool.left["w6"] = None
         pool.steps["w6"] = 6
 
-    outcome, pool = lead(left=left, prepare=prepare, workers=(2, 2))
-    assert {"w5", "w6"} <= set(pool.ended)
+    ended = []
+    outcome, pool = lead(
+        {7: lambda pool: ended.extend(pool.ended)}, left=left, prepare=prepare, workers=(2, 2)
+    )
+    assert {"w5", "w6"} <= set(ended)  # before the others go on
     assert pool.started == ["w7"]
     assert outcome.state == "finished"
     check_journal(tmp_path)
@@ -173,6 +176,16 @@ def test_corruption_that_was_found_meanwhile_is_dealt_with(lead, tmp_path):
     assert pool.plans[0].step == 6
     assert outcome.state == "finished"
     check_journal(tmp_path)
+
+
+def test_it_is_known_who_has_computed_what_was_computed_before(lead, tmp_path):
+    def script(pool):
+        pool.wrong.add("w1")
+        pool.find_corruption(suspects=PAIR)
+
+    lead({8: script}, left=training(6), prepare=knowing, workers=(2, 2))
+    (note,) = notes(tmp_path, "corruption")
+    assert (note["guilty"], note["trusted"]) == (["w1"], 0)  # and not only since step 6
 
 
 @pytest.mark.parametrize(

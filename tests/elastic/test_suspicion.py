@@ -89,6 +89,8 @@ def test_groups_whose_steps_were_withdrawn_are_forgotten():
     assert list(told.group_at(9)) == ["w0", "w2"]
     assert list(told.group_at(4)) == ["w0"]
     assert told.group_at(-1) == {}
+    told.begin(12, PAIR)
+    assert told.trusted(found(14, tie=True), ["w1"]) == 12  # what it did from 7 on is undone
 
 
 def test_of_groups_that_a_journal_tells_of_it_is_known_who_joined_when():
