@@ -46,6 +46,7 @@ class Chronicle:
         self.generations: list[Event] = []
         self.device_seconds = 0.0
         self._pending: dict[int, tuple[Plan, str, float | None]] = {}
+        self._void = (0, 0)  # generation, step
         for event in events:
             self._recall(event)
 
@@ -63,17 +64,30 @@ class Chronicle:
         """The state has at least so many steps, even if the journal does not tell of them all."""
         self._losses.extend([math.nan] * (step - self.step))
 
-    def withdraw(self, step: int, why: str) -> None:
-        """Take back the steps after a step: they will be computed again, to other losses."""
-        if self.step > step:
-            del self._losses[step:]
-            self.evaluated_step = min(self.evaluated_step, step)
-            self.note("withdrawn", step=step, reason=why)
+    def withdraw(self, step: int, why: str, generation: int) -> None:
+        """Take back the steps after a step: they will be computed again, to other losses.
+
+        Args:
+            step: the last that stands.
+            why: for people.
+            generation: the last whose word on later steps does not count any more.
+        """
+        self._take_back(step, generation)
+        self.note("withdrawn", step=step, reason=why, generation=generation)
+
+    def is_void(self, generation: int, step: int) -> bool:
+        """Say whether what a generation has made of a step is withdrawn."""
+        return generation <= self._void[0] and step > self._void[1]
+
+    def _take_back(self, step: int, generation: int) -> None:
+        del self._losses[step:]
+        self.evaluated_step = min(self.evaluated_step, step)
+        self._void = (generation, step)
 
     def _recall(self, event: Event) -> None:
         kind = event["event"]
         if kind == "run":
-            self.generations, self.device_seconds = [], 0.0
+            self.generations, self.device_seconds, self._void = [], 0.0, (0, 0)
             if event.get("changes"):  # what follows is another run's
                 del self._losses[event["resumed_step"] :]
                 self.evaluated_step = min(self.evaluated_step, event["resumed_step"])
@@ -85,8 +99,7 @@ class Chronicle:
         elif kind == "evaluate":
             self.evaluated_step, self.metrics = event["step"], event["metrics"]
         elif kind == "withdrawn":
-            del self._losses[event["step"] :]
-            self.evaluated_step = min(self.evaluated_step, event["step"])
+            self._take_back(event["step"], event["generation"])
         elif kind == "generation":
             self.generations.append({key: event[key] for key in GENERATION})
 
@@ -132,6 +145,8 @@ class Chronicle:
         commits = []
         try:
             for record in records:
+                if self.is_void(record.generation, record.step):
+                    continue
                 events += self._beginning(record.generation, record.time)
                 if record.metrics is not None:
                     events += self._evaluated(record)

@@ -12,7 +12,7 @@ import ray
 from raytrain_plus.elastic.account import Account
 from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
 from raytrain_plus.elastic.disturbing import Disturbances
-from raytrain_plus.elastic.expelling import expel
+from raytrain_plus.elastic.expelling import expel, forsake
 from raytrain_plus.elastic.fencing import Fence
 from raytrain_plus.elastic.generation import Generation
 from raytrain_plus.elastic.keeping import Committed, Keeping
@@ -84,6 +84,7 @@ class Coordinator:
         self._crew.on_end = lambda worker: self._keeping.lost(worker, time.monotonic())
         every = spec.elastic.check_every, spec.elastic.audit_every
         self._history = History(*every, partial(audit_of, spec.seed))
+        self._history.recall(this_time)
         threshold = spec.elastic.rebalance_above
         self._speeds = Speeds(threshold=threshold or 0.5, measures=threshold is not None)
         targets = [e["workers"] for e in this_time if e["event"] == "target"]
@@ -127,7 +128,7 @@ class Coordinator:
                 return self._learn(reports)
         else:
             self._faults.forget()
-            self._pool.find()
+            self._crew.avoid(self._pool.find())
             self._pool.end_strangers(())  # of an earlier run of this name
         self._faults.apply_planned(self._chronicle.step, self._group, self._crew)
         self._crew.await_first(self._handle)
@@ -293,19 +294,18 @@ class Coordinator:
 
     def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
         """Take in how a generation ended; returns the outcome if the run has ended with it."""
-        for worker, report in reports.items():
-            seat = self._crew.seats[worker]
-            seat.step, seat.warm = report.step, True
+        steps = {w: self._crew.reported(w, report) for w, report in reports.items()}
         self._account.add(reports.values())
-        top = max((report.step for report in reports.values()), default=-1)
-        ahead = sorted(worker for worker, report in reports.items() if report.step == top)
-        commits = [report.committed_at for report in reports.values() if report.step == top]
+        top = max(steps.values(), default=-1)
+        ahead = sorted(worker for worker, step in steps.items() if step == top >= 0)
+        commits = [reports[worker].committed_at for worker in ahead]
         self._last_commit = max(commits, default=self._last_commit)
         self._catch_up(ahead, top)
         self._faults.mark_struck()
         for report in reports.values():
             if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
                 self._keeping.refuse(plan.checkpoint, report.reason)
+                forsake(self._crew, self._keeping)
             if report.corruption is not None:
                 self._expel(report.corruption)
                 return None
@@ -330,6 +330,7 @@ class Coordinator:
         expel(
             found,
             self._history,
+            self._generation,
             pool=self._pool,
             crew=self._crew,
             keeping=self._keeping,
@@ -355,9 +356,10 @@ class Coordinator:
         if records:
             self._watch.moved(time.monotonic(), commits)
         for record in records:
-            known = len(record.compute_seconds) == len(self._group) and all(record.compute_seconds)
+            seconds = record.compute_seconds
+            known = len(seconds) == len(self._group) > 0 and all(seconds)
             if known and record.generation == self._generation:
-                self._speeds.heard(record.step, record.compute_seconds)
+                self._speeds.heard(record.step, seconds)
 
     # -- the end
 

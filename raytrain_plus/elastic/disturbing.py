@@ -34,11 +34,11 @@ class Disturbances:
     def mark_struck(self) -> None:
         """Forget faults that have struck, so that they do not strike the step's second try."""
         for fault, hit in self._strikes.new().items():
-            if fault in self.left:
+            if fault in self.left:  # else a coordinator before has noted it
                 self.left.remove(fault)
-            self._chronicle.note(
-                "fault", step=fault.step, action=fault.action, phase=fault.phase, hit=hit
-            )
+                self._chronicle.note(
+                    "fault", step=fault.step, action=fault.action, phase=fault.phase, hit=hit
+                )
 
     def apply_planned(self, step: int, group: Sequence[Assignment], crew: Recruiting) -> None:
         """Bring about what is due when so many steps are committed."""

@@ -10,6 +10,7 @@ from raytrain_plus.elastic.suspicion import Corruption, History
 def expel(
     found: Corruption,
     history: History,
+    generation: int,
     *,
     pool: Pool,
     crew: Recruiting,
@@ -21,9 +22,19 @@ def expel(
     Whether somebody's arithmetic is wrong, computing what is known shows. If steps that were
     committed cannot be trusted, they are withdrawn; all go back to the newest checkpoint from
     before, or, where there is none, to the beginning, with new workers.
+
+    Args:
+        found: what was found.
+        history: who has computed what.
+        generation: in which it was found.
+        pool: reaches the workers.
+        crew: holds their seats.
+        keeping: the checkpoints.
+        chronicle: takes notes.
     """
-    asked = list(crew.seats) if found.tie else [w for w in found.suspects if w in crew.seats]
-    guilty = [worker for worker in asked if not pool.computes_right(worker)]
+    asked = history.group_at(found.step) if found.tie else found.suspects
+    # One that has gone meanwhile cannot prove that it was right.
+    guilty = [w for w in asked if w not in crew.seats or not pool.computes_right(w)]
     trusted = history.trusted(found, guilty)
     chronicle.note(
         "corruption",
@@ -36,12 +47,19 @@ def expel(
     )
     for worker in dict.fromkeys([*found.accused, *guilty]):
         crew.expel(worker, found.why)
-    if trusted == found.step:
-        return
-    chronicle.withdraw(trusted, found.why)
-    keeping.distrust_after(trusted)
-    if keeping.newest() is not None:
-        crew.distrust_all()
-    else:
-        for worker in list(crew.seats):
-            crew.expel(worker, "nobody has a state that can be trusted")
+    # What the accused had in memory may have gone into a checkpoint of that very step.
+    clean = min(trusted, found.step - 1) if found.accused else trusted
+    if clean < found.step:
+        keeping.distrust_after(clean, generation)
+    if trusted < found.step:
+        chronicle.withdraw(trusted, found.why, generation)
+        crew.distrust_after(trusted)
+        forsake(crew, keeping)
+
+
+def forsake(crew: Recruiting, keeping: Keeping) -> None:
+    """End all workers whose state cannot be trusted if there is none that they could go back to."""
+    ready = [seat for seat in crew.seats.values() if seat.ready is not None]
+    if keeping.newest() is None and all(seat.step < 0 for seat in ready):
+        for seat in ready:
+            crew.expel(seat.worker, "nobody has a state that can be trusted")

@@ -59,7 +59,7 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
             seen += (event for event in events if event["event"] in ("run", "generation", "end"))
             if watcher is not None:
                 watcher(events)
-            if any(event["event"] == "end" for event in events):
+            if any(event["event"] == "end" for event in journal.since_last_run(seen)):
                 return ended(seen, folder)
             if gone:
                 raise LostError(f"the coordinator of run {run} was ended from outside")

@@ -50,7 +50,7 @@ class Generation:
             look: called after each event and a few times a second.
 
         Returns:
-            What the survivors report.
+            What the survivors report; one may have been lost after its report.
         """
         warm = all(self._crew.seats[worker].warm for worker in self.running)
         self._watch.begin(time.monotonic(), warm=warm)
@@ -63,7 +63,7 @@ class Generation:
             look()
             if self._watch.overdue(time.monotonic()):
                 self._investigate()
-        return self._reports
+        return {w: r for w, r in self._reports.items() if w in self._crew.seats}
 
     def pause(self) -> None:
         """Let the members stop after the same step."""

@@ -51,7 +51,7 @@ class Keeping:
         self._chronicle = chronicle
         self._tell = tell
         self._store = spec.checkpoint_store
-        self._begun = -1
+        self._begun = self._distrusted = (0, 0)  # generation, step
         there = _there(events)
         self._books = Checkpoints(
             spec.clock.checkpoint_every,
@@ -76,12 +76,19 @@ class Keeping:
         self._books.removed(_name(place))
         self._chronicle.note("checkpoint", folder=place, refused=why)
 
-    def distrust_after(self, step: int) -> None:
-        """Use no checkpoint from after a step any more: what it holds is wrong."""
-        for one in self._books.kept:
-            if one.step > step:
-                self.refuse(self._place(one.name), "it holds what corruption has made")
+    def distrust_after(self, step: int, generation: int) -> None:
+        """Use no checkpoint from after a step any more, and delete it: what it holds is wrong.
+
+        Args:
+            step: the last that can be trusted.
+            generation: the last that has computed what cannot.
+        """
+        wrong = [one.name for one in self._books.kept if one.step > step]
+        for name in wrong:
+            self.refuse(self._place(name), "it holds what corruption has made")
+        self._distrusted = (generation, step)
         self._books.give_up()
+        self._remove(wrong)
 
     def request(self) -> None:
         """Ask for a checkpoint as soon as it can be."""
@@ -104,13 +111,16 @@ class Keeping:
             living: the workers that are there.
             now: monotonic seconds.
         """
-        if self._books.under_way is None and share.step > self._begun:
-            self._begun = share.step
+        taken = (share.generation, share.step)
+        if share.generation <= self._distrusted[0] and share.step > self._distrusted[1]:
+            return
+        if self._books.under_way is None and taken > self._begun:
+            self._begun = taken
             self._books.begin(share.step, share.workers)
             for gone in set(share.workers).difference(living):
                 self._books.lost(gone, now)
         attempt = self._books.under_way
-        if attempt is None or attempt.step != share.step:
+        if attempt is None or taken != self._begun:
             return  # it was given up
         if share.error:
             self._failed(attempt, f"{worker}: {share.error}", now)
@@ -124,12 +134,13 @@ class Keeping:
     def committed(self, event: Committed, now: float) -> None:
         """Take in what has become of an attempt."""
         attempt = event.attempt
+        name = checkpoint.name_of(attempt.step)
         if self._books.under_way != attempt:
+            self._remove([] if event.error else [name])  # distrusted while it was written
             return
         if event.error:
             self._failed(attempt, event.error, now)
             return
-        name = checkpoint.name_of(attempt.step)
         self._note(name, attempt.step)
         self._tidy(self._books.committed(attempt.number, name, self._metrics()), name)
 
@@ -212,6 +223,14 @@ class Keeping:
                 checkpoint.remove_leftovers(self._store, later)
 
         threading.Thread(target=tidy, daemon=True).start()
+
+    def _remove(self, names: Sequence[str]) -> None:
+        def remove() -> None:
+            for name in names:
+                self._remove_one(name)
+
+        if names:
+            threading.Thread(target=remove, daemon=True).start()
 
     def _remove_one(self, name: str) -> None:
         try:

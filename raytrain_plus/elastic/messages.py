@@ -247,6 +247,8 @@ class Report:
         samples, tokens: trained on since the run began.
         costs: by aspect, what its advice has cost this worker in the generation.
         corruption: what was found before an update, when corrupt.
+        formed: the worker has come to the state from which the plan starts; until then it has the
+            one from before.
     """
 
     ending: Ending
@@ -259,6 +261,7 @@ class Report:
     tokens: int = 0
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     corruption: Corruption | None = None
+    formed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

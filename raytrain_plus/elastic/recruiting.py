@@ -6,7 +6,7 @@ from typing import Any
 
 from raytrain_plus.elastic.chronicle import Chronicle
 from raytrain_plus.elastic.fingerprint import difference
-from raytrain_plus.elastic.messages import Fingerprint, Ready, RunSpec
+from raytrain_plus.elastic.messages import Fingerprint, Ready, Report, RunSpec
 from raytrain_plus.elastic.pool import (
     Came,
     Event,
@@ -206,14 +206,19 @@ class Recruiting:
         seat.ready, seat.step = ready, ready.step
         self._pool.hold(seat.worker, ready)
 
+    def avoid(self, names: Sequence[str]) -> None:
+        """Give nobody these names: who has them may not have ended yet."""
+        taken = [int(name.removeprefix("w")) for name in names]
+        self._started = max([self._started, *(number + 1 for number in taken)])
+
     def found_again(self, worker: str, ready: Ready, step: int) -> None:
         """Give a worker its seat back that an earlier coordinator had admitted."""
         if self._reference is None:
             self._reference = ready.fingerprint
         self.bitwise = self.bitwise and not difference(self._reference, ready.fingerprint)
-        self._started = max(self._started, int(worker.removeprefix("w")) + 1)
+        self.avoid([worker])
         self._group_once = True
-        seat = self.seats[worker] = Seat(worker, warm=True)
+        seat = self.seats[worker] = Seat(worker)
         self._admit(seat, ready)
         seat.step = step
 
@@ -240,10 +245,23 @@ class Recruiting:
             self._note(seat, "expelled", why)
             self._end(seat)
 
-    def distrust_all(self) -> None:
-        """Take nobody's state for right any more: the next group starts from a checkpoint."""
+    def distrust_after(self, step: int) -> None:
+        """Take no later state for right any more: who has one must be healed."""
         for seat in self.seats.values():
-            seat.step = -1
+            if seat.step > step:
+                seat.step = -1
+
+    def reported(self, worker: str, report: Report) -> int:
+        """Note how a generation ended for a worker.
+
+        Returns:
+            The committed steps of its state, or -1 if that is not to be trusted.
+        """
+        seat = self.seats[worker]
+        seat.warm = True
+        if seat.step >= 0 or report.formed:
+            seat.step = report.step
+        return seat.step
 
     def lost(self, worker: str, why: str, *, hangs: bool = False) -> None:
         """A worker has died, or is given up because it hangs."""
@@ -321,8 +339,9 @@ class Recruiting:
         return {s.worker: s.ready.pid for s in seats if s.ready is not None}
 
     def because(self, cause: str) -> None:
-        """Add a cause for the group to change."""
-        self._causes.append(cause)
+        """Add a cause for the group to change, once."""
+        if cause not in self._causes:
+            self._causes.append(cause)
 
     def take_causes(self) -> list[str]:
         """Return why the group is to change, and forget it."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from raytrain_plus.elastic.chronicle import Chronicle
 from raytrain_plus.elastic.messages import Found, Report
@@ -24,6 +25,7 @@ def find_again(pool: Pool, crew: Recruiting, chronicle: Chronicle) -> tuple[int,
     """
     workers = pool.find()
     found = pool.found(workers, _ANSWER_SECONDS) if workers else {}
+    crew.avoid(workers)
     generation = max((one.generation for one in found.values() if one is not None), default=0)
     for worker, one in found.items():
         if one is not None and one.ready is not None:
@@ -36,8 +38,11 @@ def find_again(pool: Pool, crew: Recruiting, chronicle: Chronicle) -> tuple[int,
             crew.lost(worker, "it did not let go of its group when the coordinator came back")
     pool.end_strangers(crew.seats)
     chronicle.note("returned", workers=sorted(crew.seats), generation=generation)
-    return generation, {
-        worker: one.report
+    for worker, seat in crew.seats.items():
+        seat.step = _trusted_step(found[worker], chronicle)
+    known = max((one["generation"] for one in chronicle.generations), default=0)
+    return max(generation, known), {
+        worker: replace(one.report, formed=one.report.formed and crew.seats[worker].step >= 0)
         for worker, one in found.items()
         if worker in crew.seats
         and one is not None
@@ -54,6 +59,13 @@ def _settled(pool: Pool, crew: Recruiting) -> Mapping[str, Found | None]:
         if all(_is_idle(one) for one in found.values()) or time.monotonic() > until:
             return found
         time.sleep(_LOOK)
+
+
+def _trusted_step(one: Found | None, chronicle: Chronicle) -> int:
+    """Return which step's state a worker has, or -1 if that is withdrawn."""
+    assert one is not None
+    formed = one.report is None or one.report.formed
+    return -1 if chronicle.is_void(one.generation - (not formed), one.step) else one.step
 
 
 def _is_idle(one: Found | None) -> bool:

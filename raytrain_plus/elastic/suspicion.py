@@ -8,6 +8,7 @@ alike: the run goes back to before that.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from raytrain_plus.training.corruption import CorruptionError
 
@@ -64,6 +65,17 @@ class History:
         self._groups = [one for one in self._groups if one[0] < step]
         self._groups.append((step, dict(group)))
 
+    def recall(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the groups of which a journal tells, but not who computed what in them."""
+        for event in events:
+            if event["event"] == "generation":
+                self.begin(event["step"], dict.fromkeys(event["members"], range(0)))
+
+    def group_at(self, step: int) -> Mapping[str, range]:
+        """Return the group that went on from a step, and who computed what; nobody if unknown."""
+        later = [group for start, group in self._groups if start <= step]
+        return later[-1] if later else {}
+
     def trusted(self, found: Corruption, guilty: Sequence[str]) -> int:
         """Return the last committed step that can be trusted.
 
@@ -86,24 +98,17 @@ class History:
 
     def _audited(self, worker: str, step: int) -> int:
         """Return the last step before this one whose gradient was right on a worker."""
-        if not self.audit_every:
-            return self._joined(worker)
-        before = step - self.audit_every
-        while before > 0:
-            group = self._group_at(before)
-            if worker not in group:
-                return max(before, self._joined(worker))
-            ranges = list(group.values())
-            rank, auditor = self.audit(before, ranges)
-            place = list(group).index(worker)
-            if rank in ranges[place] or auditor == place:
-                return before
-            before -= self.audit_every
-        return 0
+        joined = next((start for start, group in self._groups if worker in group), 0)
+        every = self.audit_every
+        # Other comparisons may find it, so that this step need not be one of those audited.
+        steps = range((step - 1) // every * every, joined, -every) if every else ()
+        return next((before for before in steps if self._passed(worker, before)), joined)
 
-    def _group_at(self, step: int) -> Mapping[str, range]:
-        later = [group for start, group in self._groups if start <= step]
-        return later[-1] if later else {}
-
-    def _joined(self, worker: str) -> int:
-        return next((start for start, group in self._groups if worker in group), 0)
+    def _passed(self, worker: str, step: int) -> bool:
+        """Say whether an audit has compared a worker with another: alone it proves nothing."""
+        group = self.group_at(step)
+        ranges = list(group.values())
+        if worker not in group or len(group) == 1 or not ranges[-1]:
+            return False
+        rank, auditor = self.audit(step, ranges)
+        return rank in group[worker] or auditor == list(group).index(worker)

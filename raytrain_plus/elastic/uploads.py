@@ -24,6 +24,7 @@ class Share:
         pieces: the files that it has written; None if it could not, or has only begun.
         state: what the first worker adds to the manifest.
         error: why it could not; empty if it has only begun.
+        generation: in which the snapshot was taken.
     """
 
     step: int
@@ -31,6 +32,7 @@ class Share:
     pieces: Sequence[Piece] | None = None
     state: dict[str, Any] | None = None
     error: str = ""
+    generation: int = 0
 
 
 class Uploads:
@@ -58,21 +60,23 @@ class Uploads:
         self._thread: threading.Thread | None = None
         self._spare: Snapshot | None = None
 
-    def take(self, replica: Replica, share: int, workers: Sequence[str]) -> None:
+    def take(self, replica: Replica, share: int, workers: Sequence[str], generation: int) -> None:
         """Copy the replica's state, which is all that training waits for, and begin to write it.
 
         Args:
             replica: between two steps.
             share: our place among those who write.
             workers: who writes, in order.
+            generation: the present one.
         """
         self._cancelled.set()
         self._cancelled = threading.Event()
         spare, self._spare = self._spare, None
         snapshot = Snapshot.take(replica, spare)
+        told = Share(snapshot.step, workers, generation=generation)
         self._thread = threading.Thread(
             target=self._write,
-            args=(snapshot, share, workers, self._cancelled),
+            args=(snapshot, share, told, self._cancelled),
             daemon=True,
             name="raytrain_plus checkpoint",
         )
@@ -95,13 +99,12 @@ class Uploads:
         return str(state["digest"])
 
     def _write(
-        self, snapshot: Snapshot, share: int, workers: Sequence[str], cancelled: threading.Event
+        self, snapshot: Snapshot, share: int, told: Share, cancelled: threading.Event
     ) -> None:
-        told = Share(snapshot.step, workers)
         self._tell(told)
         try:
             place = self.store.inside(checkpoint.name_of(snapshot.step))
-            pieces = checkpoint.write_share(place, snapshot, share, len(workers), cancelled)
+            pieces = checkpoint.write_share(place, snapshot, share, len(told.workers), cancelled)
             state = checkpoint.describe_state(snapshot, self._aspects) if share == 0 else None
             told = replace(told, pieces=pieces, state=state)
         except Exception as error:  # noqa: BLE001 - told to whoever decides; training goes on

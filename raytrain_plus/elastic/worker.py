@@ -302,7 +302,7 @@ class Worker:
         replica = self._loop.replica
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
             workers = [assignment.worker for assignment in plan.assignments]
-            self._uploads.take(replica, transport.index, workers)
+            self._uploads.take(replica, transport.index, workers, plan.generation)
 
     def _evaluate(self, plan: Plan, transport: Transport) -> None:
         if self._evaluation is None:
@@ -327,6 +327,7 @@ class Worker:
             ending=ending,
             step=replica.step,
             committed_at=max(self._records.last_time, self._formed_at),
+            formed=self._formed_at > 0,
             digest=replica.digest() if ending == "finished" else "",
             **why,
         )

@@ -4,13 +4,15 @@ Time passes only when the coordinator waits for something, so that no test does.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.messages import ElasticConfig, Ready, Report, RunSpec, Standing
 from raytrain_plus.elastic.pool import Came, Returned
 from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.elastic.suspicion import Corruption
+from raytrain_plus.elastic.uploads import Share
 from raytrain_plus.task import Task
 
 STEP_SECONDS = 1.0
@@ -27,6 +29,16 @@ class FakeTime:
 
     def time(self):
         return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class AtOnce:
+    """A thread that has ended when it has been started."""
+
+    def __init__(self, target, args=(), **_):
+        self.start = lambda: target(*args)
 
 
 def make_spec(folder, **changes):
@@ -80,6 +92,7 @@ class Workers:
     plan: object
     called: set = field(default_factory=set)
     running: set = field(default_factory=set)
+    formed: bool = False  # all have the state from which the plan starts
     stuck: bool = False  # a member is lost or hangs, so that nobody gets on
     pausing: bool = False
 
@@ -108,8 +121,14 @@ class ScriptedPool:
         self.told = True  # whether steps are told as they are committed
         self.known = []  # all records of the survivors
         self.group = None
-        self.held, self.asked = [], []
+        self.held, self.asked, self.tested = [], [], []
+        self.wrong = set()  # workers whose arithmetic is wrong
         self.left = {}  # worker -> how it stands, when a coordinator has come back
+        self.seconds = lambda _, ranks: 0.1 * len(ranks)  # that a worker computes in a step
+        self.forming = {}  # generation -> a function of this pool, called before all have the state
+        self.damaged = set()  # checkpoints
+        self.writes = True  # whether a share of a checkpoint is written as soon as it is begun
+        self.share_error = ""  # why it cannot be
 
     # -- what Pool offers
 
@@ -125,7 +144,6 @@ class ScriptedPool:
             self.group = Workers(plan)
         self.group.called.add(worker)
         if worker in self.steps:
-            self.steps[worker] = plan.step
             self.group.running.add(worker)
         else:
             self.group.stuck = True
@@ -136,6 +154,9 @@ class ScriptedPool:
             self.group.pausing = True
 
     def abort(self, workers, generation, reason):
+        if self.group is None:  # a coordinator has come back
+            self.let_go(workers, reason)
+            return
         assert self.group.plan.generation == generation
         for worker in workers:
             if worker in self.group.running and worker not in self.answers:
@@ -150,8 +171,8 @@ class ScriptedPool:
         return [r for r in self.known if r.step > after] if worker in self.steps else []
 
     def ask_checkpoint(self, worker, generation, step):
-        assert worker in self.group.running
-        self.asked.append((generation, step))
+        if worker in self.group.running:  # else its report is on its way
+            self.asked.append((generation, step))
 
     def save(self, worker, step):
         self.saved.append((worker, step))
@@ -173,6 +194,10 @@ class ScriptedPool:
     def found(self, workers, _timeout):
         return {worker: self.left[worker] for worker in workers}
 
+    def computes_right(self, worker):
+        self.tested.append(worker)
+        return worker not in self.wrong
+
     def hold(self, worker, _ready):
         self.held.append(worker)
 
@@ -189,7 +214,10 @@ class ScriptedPool:
             return self.events.popleft()
         group = self.group
         if group and group.running and group.called == members(group.plan) and not group.stuck:
-            self.run_step()
+            if not group.formed:
+                self.form()
+            if not group.stuck:
+                self.run_step()
             return self.events.popleft() if self.events else None
         self.time.now += timeout
         return None
@@ -213,6 +241,14 @@ class ScriptedPool:
         self.answers[worker] = standing
         self.group.stuck = True
 
+    def find_corruption(self, accused=(), suspects=(), *, tie=False):
+        """Let all find, before the step in flight is committed, that something is wrong."""
+        step = max(self.steps[worker] for worker in self.group.running)
+        found = Corruption(step, tuple(accused), tuple(suspects), tie, "it is wrong")
+        self.group.stuck = True
+        for worker in sorted(self.group.running):
+            self.report(worker, "corrupt", corruption=found)
+
     def fail(self, worker, error):
         self.group.stuck = True
         self.report(worker, "failed", error=error)
@@ -225,6 +261,23 @@ class ScriptedPool:
         self.known.append(self.record(step))
 
     # -- inside
+
+    def form(self):
+        plan = self.group.plan
+        self.forming.pop(plan.generation, lambda _: None)(self)
+        if plan.checkpoint in self.damaged:
+            self.group.stuck = True
+            self.report(plan.assignments[0].worker, "refused", reason="it is damaged")
+        if not self.group.stuck:
+            self.group.formed = True
+            self.steps |= dict.fromkeys(self.group.running, plan.step)
+
+    def let_go(self, workers, reason):
+        for worker in workers:
+            found = self.left[worker]
+            if found.report is None and worker not in self.answers:
+                report = Report(ending="aborted", step=found.step, committed_at=1.0, reason=reason)
+                self.left[worker] = replace(found, report=report)
 
     def run_step(self):
         group = self.group
@@ -242,6 +295,7 @@ class ScriptedPool:
             generation = group.plan.generation
             first = group.plan.assignments[0].worker
             self.coordinator.told(first, generation, self.time.now, step, self.known[-1:])
+        self.take_snapshots(step)
         if step == self.coordinator._spec.clock.total_steps:
             self.report_all("finished")
         elif group.pausing or step == group.plan.pause_at:
@@ -249,7 +303,24 @@ class ScriptedPool:
 
     def record(self, step):
         generation = self.group.plan.generation
-        return Record(step, generation, self.time.now, self.loss_of(step), busy_seconds=1.0)
+        seconds = tuple(self.seconds(a.worker, a.ranks) for a in self.group.plan.assignments)
+        loss = self.loss_of(step)
+        return Record(step, generation, self.time.now, loss, 1.0, compute_seconds=seconds)
+
+    def take_snapshots(self, step):
+        generation = self.group.plan.generation
+        if not any(g == generation and at <= step for g, at in self.asked):
+            return
+        self.asked = [(g, at) for g, at in self.asked if g != generation]
+        names = [assignment.worker for assignment in self.group.plan.assignments]
+        state = {"digest": f"state {step}", "scalars": {"step": step}, "algorithms": []}
+        for worker in names:
+            share = Share(step, names, generation=generation)
+            self.coordinator.written(worker, share)
+            if self.share_error:
+                self.coordinator.written(worker, replace(share, error=self.share_error))
+            elif self.writes:
+                self.coordinator.written(worker, replace(share, pieces=[], state=state))
 
     def report_all(self, ending):
         for worker in sorted(self.group.running):
@@ -259,7 +330,8 @@ class ScriptedPool:
         self.group.running.discard(worker)
         step = self.steps[worker]
         digest = self.digest_of(worker, step) if ending == "finished" else ""
-        report = Report(ending=ending, step=step, committed_at=self.time.now, digest=digest, **why)
+        why = {"formed": self.group.formed, "digest": digest, **why}
+        report = Report(ending=ending, step=step, committed_at=self.time.now, **why)
         self.events.append(Returned(worker, self.group.plan.generation, report))
 
     def returned(self, worker, died):

@@ -229,3 +229,84 @@ def test_anything_else_is_noted_with_the_time(folder):
     (event,) = read(folder)
     assert event.pop("time") > 1.7e9
     assert event == {"event": "worker", "worker": "w3", "state": "lost", "reason": "gone"}
+
+
+# -- a journal that was there before, and what is taken back
+
+
+def again(folder):
+    """Return the chronicle of a coordinator that comes back."""
+    return Chronicle(Journal(folder), read(folder))
+
+
+def wrong(number, generation=1):
+    return step(number, generation, loss=9.0)
+
+
+def test_what_a_journal_tells_is_known_and_not_written_again(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(4), "start", None)
+    chronicle.add([step(1, 4), step(2, 4), evaluation(2, 0.75, 4)], 2)
+    restored = again(folder)
+    assert (restored.step, restored.loss) == (2, loss_of(2))
+    assert (restored.evaluated_step, restored.metrics) == (2, {"accuracy": 0.75})
+    assert restored.generations == chronicle.generations
+    assert restored.device_seconds == 1.0
+    restored.add([step(2, 4), evaluation(2, 0.75, 4), step(3, 4)], 2)
+    assert steps_in(folder) == [1, 2, 3]
+    with pytest.raises(DivergenceError):
+        restored.add([wrong(2, 4)], 2)
+
+
+def test_lines_that_a_journal_has_lost_are_compared_with_nothing(folder):
+    begin(folder, first=3).add([step(4)], 2)
+    restored = again(folder)
+    assert (restored.step, restored.loss) == (4, loss_of(4))
+    restored.add([wrong(2)], 2)
+    with pytest.raises(DivergenceError):
+        restored.add([wrong(4)], 2)
+
+
+def test_a_run_that_goes_on_differently_is_not_compared_with_the_one_before(folder):
+    begin(folder).add([step(1), step(2), step(3), evaluation(3)], 2)
+    Journal(folder).write("run", resumed_step=1, changes=["seed: was 1, is 2"])
+    restored = again(folder)
+    assert (restored.step, restored.evaluated_step, restored.device_seconds) == (1, 1, 0.0)
+    restored.add([wrong(2)], 2)
+
+
+def test_a_run_that_goes_on_the_same_is(folder):
+    begin(folder).add([step(1), step(2)], 2)
+    Journal(folder).write("run", resumed_step=1)
+    with pytest.raises(DivergenceError):
+        again(folder).add([wrong(2)], 2)
+
+
+@pytest.mark.parametrize("restore", [lambda chronicle, _: chronicle, lambda _, f: again(f)])
+def test_steps_that_are_withdrawn_are_computed_again_to_other_losses(folder, restore):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2), wrong(3), wrong(4), evaluation(4)], 2)
+    chronicle.withdraw(2, "corruption", generation=1)
+    chronicle = restore(chronicle, folder)
+    assert (chronicle.step, chronicle.loss, chronicle.evaluated_step) == (2, loss_of(2), 2)
+    chronicle.add([step(3, generation=2)], 2)
+    chronicle = restore(chronicle, folder)
+    assert (chronicle.step, chronicle.loss) == (3, loss_of(3))
+    assert steps_in(folder) == [1, 2, 3, 4, 3]
+    with pytest.raises(DivergenceError):  # what stands is compared as ever
+        chronicle.add([wrong(2, generation=2)], 2)
+
+
+def test_what_is_told_late_of_withdrawn_steps_does_not_count(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2), wrong(3)], 2)
+    chronicle.withdraw(2, "corruption", generation=1)
+    assert chronicle.add([step(2), wrong(3), wrong(4)], 2) == [1002.0]
+    assert chronicle.step == 2
+    chronicle.add([step(3, generation=2), wrong(3)], 2)
+    assert chronicle.loss == loss_of(3)
+    assert [chronicle.is_void(1, 2), chronicle.is_void(1, 3), chronicle.is_void(2, 3)] == [
+        False,
+        True,
+        False,
+    ]

@@ -1,52 +1,16 @@
 """The coordinator leads a run through whatever a script does to its workers."""
 
 import contextlib
-from types import SimpleNamespace
 
 import pytest
-from scripted_pool import FakeTime, ScriptedPool, comes, loss_of, make_ready, make_spec
+from scripted_pool import comes, loss_of, make_ready
+from told import check_journal, groups_in
 
-from raytrain_plus.elastic import coordinator as module
-from raytrain_plus.elastic import generation, recruiting
+from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.messages import ElasticConfig, Standing
-from raytrain_plus.elastic.pool import Came
+from raytrain_plus.elastic.pool import Came, Gone
 from raytrain_plus.observe.journal import read
-
-
-@pytest.fixture
-def lead(tmp_path, monkeypatch):
-    """Return a function that leads a run through a script; it returns the outcome and the pool."""
-    time = FakeTime()
-    context = SimpleNamespace(current_actor=None)
-    monkeypatch.setattr(module, "time", time)
-    monkeypatch.setattr(recruiting, "time", time)
-    monkeypatch.setattr(generation, "time", time)
-    monkeypatch.setattr(module, "ray", SimpleNamespace(get_runtime_context=lambda: context))
-    monkeypatch.setattr(recruiting, "missing_resources", lambda _, n: f"CPU: {n} needed")
-
-    def run(script=(), arrive=comes, **spec):
-        pool = ScriptedPool(time, arrive, script)
-        monkeypatch.setattr(module, "Pool", lambda *_: pool)
-        monkeypatch.setattr(module, "draining_nodes", lambda: pool.draining)
-        pool.coordinator = module.Coordinator(make_spec(tmp_path, **spec))
-        return pool.coordinator.run(), pool
-
-    return run
-
-
-def groups_in(outcome):
-    return [(g["generation"], g["step"], g["workers"], g["cause"]) for g in outcome.generations]
-
-
-def check_journal(folder, total=10):
-    """The journal has every step once, and an end."""
-    events = read(folder)
-    steps = [event for event in events if event["event"] == "step"]
-    assert [event["step"] for event in steps] == list(range(1, total + 1))
-    assert [event["loss"] for event in steps] == [loss_of(step) for step in range(1, total + 1)]
-    assert [event["event"] for event in events].count("end") == 1
-    return events
 
 
 def test_an_undisturbed_run_is_one_generation(lead, tmp_path):
@@ -159,6 +123,20 @@ def test_a_newcomer_joins_at_a_step_boundary(lead, tmp_path):
     assert groups_in(outcome)[1][2:] == (2, "w1 joined")
     assert pool.plans[1].step in (4, 5)
     assert outcome.generations[1]["pause_seconds"] < 5
+    check_journal(tmp_path)
+
+
+def test_a_worker_may_die_after_its_report(lead, tmp_path):
+    def script(pool):
+        pool.group.stuck = True
+        pool.report("w2", "aborted", reason="w1 was gone for a moment")
+        pool.report("w1", "aborted", reason="the same")
+        pool.steps.pop("w1")
+        pool.events.append(Gone("w1", "its connection was cut"))
+
+    outcome, _ = lead({4: script}, workers=(3, 3))
+    assert groups_in(outcome)[1] == (2, 3, 2, "w1 lost")
+    assert outcome.state == "finished"
     check_journal(tmp_path)
 
 
@@ -320,3 +298,51 @@ def test_the_status_says_how_the_run_stands(lead):
     assert status["pids"] == {"w0": 1000, "w1": 1001}
     assert outcome.state == "finished"
     assert pool.coordinator.status()["state"] == "ended"
+
+
+# -- spares, and speeds
+
+
+def test_a_spare_takes_over_at_once(lead, tmp_path):
+    def script(pool):
+        assert pool.started == ["w0", "w1", "w2"]  # one more than there should be
+        pool.arrive = lambda _: None  # whoever is asked for from now on never comes
+        pool.die("w1")
+
+    outcome, pool = lead({4: script}, workers=(2, 2), elastic=ElasticConfig(spares=1))
+    assert groups_in(outcome) == [(1, 0, 2, "start"), (2, 3, 2, "w1 lost, w2 joined")]
+    places = [a.worker for a in pool.plans[1].assignments]
+    assert pool.plans[1].healed_by == {places.index("w2"): places.index("w0")}
+    assert pool.started == ["w0", "w1", "w2", "w3"]  # the next spare is asked for
+    check_journal(tmp_path)
+
+
+def test_a_slow_worker_gets_less_to_do(lead, tmp_path):
+    def seconds(worker, ranks):
+        return len(ranks) * (0.4 if worker == "w1" else 0.1)
+
+    def prepare(pool):
+        pool.seconds = seconds
+
+    clock = Clock(total_steps=100, steps_per_epoch=50, batch_size=8, evaluate_every=50)
+    outcome, pool = lead(workers=(2, 2), clock=clock, prepare=prepare)
+    assert groups_in(outcome)[1][2:] == (2, "rebalanced")
+    shares = [{a.worker: len(a.ranks) for a in plan.assignments} for plan in pool.plans]
+    assert shares[0] == {"w0": 4, "w1": 4}
+    assert shares[1]["w1"] < 3
+    assert len(shares) == 2  # and that is that
+    check_journal(tmp_path, total=100)
+
+
+@pytest.mark.parametrize(
+    ("slowness", "above"),
+    [(0.4, None), (0.1, 0.2), (0.0, 0.2)],  # not wanted; nobody is slow; not known
+)
+def test_work_is_not_shared_anew_without_need(lead, slowness, above):
+    def prepare(pool):
+        pool.seconds = lambda worker, ranks: len(ranks) * (slowness if worker == "w1" else 0.1)
+
+    clock = Clock(total_steps=100, steps_per_epoch=50, batch_size=8, evaluate_every=50)
+    elastic = ElasticConfig(rebalance_above=above)
+    outcome, _ = lead(workers=(2, 2), clock=clock, prepare=prepare, elastic=elastic)
+    assert len(outcome.generations) == 1

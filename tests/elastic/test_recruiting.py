@@ -7,7 +7,7 @@ from scripted_pool import FakeTime, ScriptedPool, comes, make_ready, make_spec
 
 from raytrain_plus.elastic import recruiting
 from raytrain_plus.elastic.chronicle import Chronicle
-from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.elastic.messages import ElasticConfig, Report
 from raytrain_plus.elastic.pool import Came
 from raytrain_plus.elastic.recruiting import Recruiting, RunError
 from raytrain_plus.observe.journal import Journal, read
@@ -301,3 +301,82 @@ def test_at_the_end_all_go(make):
     assert crew.seats == {}
     crew.came(comes("w0"))  # a word that comes late
     assert crew.seats == {}
+
+
+# -- spares, those found again, and those that are trusted no more
+
+
+def test_spares_are_kept_beside_the_group(make):
+    crew, pool = make(workers=(1, 2), elastic=ElasticConfig(spares=2))
+    gathered(crew)
+    while (event := pool.next_event(0)) is not None:
+        crew.came(event)
+    crew.recruit()
+    assert pool.started == ["w0", "w1", "w2", "w3"]
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    assert not crew.wants_change(["w0", "w1"])
+    crew.lost("w0", "killed")
+    assert names(crew.await_members(handler(crew))) == ["w1", "w2"]
+    crew.recruit()
+    assert pool.started[4:] == ["w4"]
+
+
+def test_whoever_is_found_again_has_its_seat_and_its_number(make):
+    crew, pool = make(workers=(1, 3))
+    crew.found_again("w4", make_ready("w4"), 7)
+    crew.found_again("w2", make_ready("w2"), 6)
+    crew.avoid(["w1", "w5"])
+    assert pool.held == ["w4", "w2"]
+    assert {w: seat.step for w, seat in crew.seats.items()} == {"w4": 7, "w2": 6}
+    assert crew.bitwise
+    crew.recruit()
+    assert pool.started == ["w6"]
+
+
+def test_whoever_is_found_again_is_what_newcomers_are_compared_with(make):
+    crew, pool = make(lambda w: Came(w, make_ready(w, torch="3")), workers=(1, 2))
+    crew.found_again("w0", make_ready("w0"), 7)
+    crew.recruit()
+    crew.came(pool.next_event(0))
+    assert pool.ended == ["w1"]
+
+
+def test_a_task_that_fails_on_a_newcomer_does_not_end_a_run_that_was_found_again(make):
+    crew, pool = make(lambda w: Came(w, None, failed="Traceback: disk full"), workers=(1, 2))
+    crew.found_again("w0", make_ready("w0"), 7)
+    crew.recruit()
+    crew.came(pool.next_event(0))
+    assert names(crew.await_members(handler(crew))) == ["w0"]
+
+
+def test_whoever_is_expelled_is_ended_and_replaced(make, tmp_path):
+    crew, pool = make(workers=(1, 2))
+    ended = []
+    crew.on_end = ended.append
+    gathered(crew)
+    crew.expel("w1", "its memory changed")
+    crew.expel("w1", "its memory changed")  # said twice
+    crew.recruit()
+    assert (pool.ended, ended, pool.started) == (["w1"], ["w1"], ["w0", "w1", "w2"])
+    assert crew.take_causes() == ["w1 expelled"]
+    assert states_in(tmp_path)[-1] == ("w1", "expelled")
+
+
+def test_whoever_is_distrusted_must_form_a_group_to_be_trusted(make):
+    crew, _ = make(workers=(1, 3))
+    gathered(crew, w0={"step": 9}, w1={"step": 4}, w2={"step": 0})
+    crew.distrust_after(4)
+    assert [seat.step for seat in crew.seats.values()] == [-1, 4, 0]
+    aborted = Report(ending="aborted", step=9, committed_at=1.0, formed=False)
+    assert crew.reported("w0", aborted) == -1
+    paused = Report(ending="paused", step=5, committed_at=1.0)
+    assert crew.reported("w0", paused) == 5
+    assert crew.reported("w0", Report(ending="aborted", step=5, committed_at=1, formed=False)) == 5
+    assert crew.seats["w0"].warm
+
+
+def test_a_cause_is_named_once(make):
+    crew, _ = make()
+    crew.because("rebalanced")
+    crew.because("rebalanced")
+    assert crew.take_causes() == ["rebalanced"]

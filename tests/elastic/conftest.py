@@ -1,0 +1,38 @@
+"""A coordinator that leads scripted workers."""
+
+from types import SimpleNamespace
+
+import pytest
+from scripted_pool import AtOnce, FakeTime, ScriptedPool, comes, make_spec
+
+from raytrain_plus.elastic import coordinator as module
+from raytrain_plus.elastic import generation, keeping, recruiting, returning
+
+
+@pytest.fixture
+def lead(tmp_path, monkeypatch):
+    """Return a function that leads a run through a script; it returns the outcome and the pool.
+
+    `left` is how the workers stand that a coordinator before has left, by name; `prepare` is
+    called with the pool before all else.
+    """
+    time = FakeTime()
+    context = SimpleNamespace(current_actor=None)
+    for one in (module, recruiting, generation, returning):
+        monkeypatch.setattr(one, "time", time)
+    monkeypatch.setattr(module, "ray", SimpleNamespace(get_runtime_context=lambda: context))
+    monkeypatch.setattr(recruiting, "missing_resources", lambda _, n: f"CPU: {n} needed")
+    monkeypatch.setattr(keeping, "threading", SimpleNamespace(Thread=AtOnce))
+
+    def run(script=(), arrive=comes, *, left=None, prepare=lambda _: None, **spec):
+        pool = ScriptedPool(time, arrive, script)
+        pool.left = dict(left or {})
+        pool.steps = {worker: found.step for worker, found in pool.left.items() if found}
+        prepare(pool)
+        monkeypatch.setattr(module, "Pool", lambda *_: pool)
+        monkeypatch.setattr(module, "draining_nodes", lambda: pool.draining)
+        described = make_spec(tmp_path, **spec)
+        pool.coordinator = module.Coordinator(described, returns=left is not None)
+        return pool.coordinator.run(), pool
+
+    return run
