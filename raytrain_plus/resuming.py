@@ -59,7 +59,8 @@ def last_checkpoint(
         store: where the checkpoints are. Default: the run's folder.
 
     Raises:
-        ConfigError: there is none, or the run was described differently, naming the differences.
+        ConfigError: there is none, though there was one; or the run was described differently,
+            naming the differences.
         StoreError: the store cannot be read.
     """
     changes = _changes(_identity_before(folder), identity)
@@ -71,17 +72,23 @@ def last_checkpoint(
         )
     store = store or Store(folder)
     name, refused = checkpoint.newest_whole(store, folder.name)
-    if name is None and not refused:
+    if name is None and not refused and not _has_checkpoints(folder):
         return Resumption(None, 0, changes, {})
     if name is None:
         why = "".join(f"; {name} is refused: {reason}" for name, reason in refused.items())
         raise ConfigError(
             f"there is no checkpoint in {store.local_path if store.is_local else store.url} to "
-            f"resume from: start a new run under another name{why}"
+            "resume from, and the journal tells of some: name the storage that they are in "
+            f"(--checkpoint-storage), or start a new run under another name{why}"
         )
     found = store.inside(name)
     place = found.local_path if found.is_local else found.url
     return Resumption(place, checkpoint.step_of(found), changes, refused)
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Say whether the journal tells of checkpoints: then there must be some."""
+    return any(e["event"] == "checkpoint" and "metrics" in e for e in journal.read(folder))
 
 
 def _identity_before(folder: Path) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ def described(folder, *, checkpoints=(), **more):
     journal = Journal(folder)
     journal.write("run", identity=IDENTITY)
     journal.write("run", identity={"seed": 5}, **more)
+    journal.write("checkpoint", step=1, folder="gone", metrics={})
     journal.close()
     write(Store(folder), folder.name, checkpoints)
 
@@ -101,6 +102,14 @@ def test_an_identity_is_compared_as_the_journal_holds_it(tmp_path):
     journal.close()
     write(Store(tmp_path), tmp_path.name, [9])
     assert resuming.last_checkpoint(tmp_path, {"betas": (1, 2)}).changes == []
+
+
+def test_a_run_that_was_lost_before_its_first_checkpoint_begins_anew(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("run", identity=IDENTITY)
+    journal.close()
+    found = resuming.last_checkpoint(tmp_path, IDENTITY)
+    assert (found.place, found.step, found.refused) == (None, 0, {})
 
 
 def test_what_is_not_there_cannot_be_resumed(tmp_path):

@@ -43,6 +43,7 @@ class Run:
         self.keeping = Keeping(self.spec, self.chronicle, self.told.append, events)
 
     def share(self, step, place, generation=1, workers=PAIR):
+        self.chronicle.begin_at(step)  # no checkpoint is to know more steps than the journal
         replica = trained(step, seed=generation)
         snapshot = Snapshot.take(replica)
         folder = self.folder / checkpoint.name_of(step)
