@@ -48,7 +48,7 @@ class ElasticConfig:
         rebalance_above: the share of a step that sharing the work by measured speeds must save
             before it is done; None never does. Default 0.2.
         check_every: steps between comparisons of the replicas' states; 1 lets nothing wrong be
-            committed, 0 never compares. Default 1.
+            committed, 0 compares only with an audit. Default 1.
         audit_every: steps between two gradients that a second worker computes as well; 0: never.
             Default 100.
         checkpoint_every: how often to keep the state, in the units of a duration; None keeps the
