@@ -25,7 +25,7 @@ import ray
 
 from benchmarks.elastic import RUN, Event, of_kind, train
 from benchmarks.tasks import COMPUTE_BOUND
-from raytrain_plus.elastic.pool import NAMESPACE
+from raytrain_plus.elastic.messages import NAMESPACE
 from raytrain_plus.elastic.trace import Change, at_speed, read_trace, scaled
 
 TRACE = Path(__file__).parent / "data" / "bamboo-p3.csv"

@@ -28,7 +28,6 @@ from raytrain_plus.training.evaluation import check_metrics
 from raytrain_plus.training.retention import Retention
 
 _LEAST_EVALUATION_ROWS = 64
-_KEPT = 2  # checkpoints: should the newest be damaged, there is one more
 
 
 class ConfigError(ValueError):
@@ -115,14 +114,14 @@ def retention_of(run: ray.train.RunConfig, task: Task, *, evaluates: bool) -> Re
     """Return which checkpoints are kept.
 
     Args:
-        run: its CheckpointConfig says it. Default: the newest two.
+        run: its CheckpointConfig says it. Default: all, as Ray Train does it.
         task: its metrics, and the training loss as `loss`, can be the score.
         evaluates: there is evaluation data.
 
     Raises:
         ConfigError: the score is no metric of the run.
     """
-    asked = run.checkpoint_config or ray.train.CheckpointConfig(num_to_keep=_KEPT)
+    asked = run.checkpoint_config or ray.train.CheckpointConfig()
     score = asked.checkpoint_score_attribute
     known = ["loss", *(sorted(task.metrics()) if evaluates else ())]
     if score is not None and score not in known:

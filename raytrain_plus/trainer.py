@@ -60,7 +60,7 @@ class ElasticTrainer:
         algorithms: aspects, in any order.
         scaling_config: `num_workers` as a number or (least, most), and resources per worker. The
             least is what a run needs to start; once started it goes on with whoever is left.
-        run_config: name, storage path, and which checkpoints are kept (by default the newest two).
+        run_config: name, storage path, and which checkpoints are kept (by default all).
         elastic: how to deal with workers that come, go, or hang; when and where to keep the state.
         faults: disturbances on purpose.
         resume: go on with the run of that name from its newest whole checkpoint, or from the
@@ -149,17 +149,16 @@ class ElasticTrainer:
         self._found = self._resumption(allow_change=allow_change) if resume else None
         if self._found is None:
             configure.check_fresh(self.spec.folder)
-        elif self._found.place is not None:
-            begin = str(self._found.place), self._found.step
-            self.spec = replace(self.spec, resume_from=begin)
 
     def _resumption(self, *, allow_change: bool) -> resuming.Resumption:
-        return resuming.last_checkpoint(
-            self.spec.folder,
-            self._identity,
-            allow_change=allow_change,
-            store=self.spec.checkpoint_store,
+        """Find from where the run goes on, and have it begin there."""
+        folder, store = self.spec.folder, self.spec.checkpoint_store
+        found = resuming.last_checkpoint(
+            folder, self._identity, allow_change=allow_change, store=store
         )
+        if found.place is not None:
+            self.spec = replace(self.spec, resume_from=(str(found.place), found.step))
+        return found
 
     def fit(self, watcher: Watcher | None = None) -> ray.train.Result:
         """Train to the end.

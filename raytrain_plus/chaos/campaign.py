@@ -129,7 +129,12 @@ class Campaign:
             algorithms=[held] if held else [],
             scaling_config=ray.train.ScalingConfig(num_workers=workers),
             run_config=ray.train.RunConfig(name=full, storage_path=str(self.storage)),
-            elastic=ElasticConfig(**elastic),
+            elastic=ElasticConfig(
+                checkpoint_every=f"{max(1, self.steps // 5)}ba",
+                check_every=1,
+                audit_every=1 if "miscompute" in self.kinds else 100,
+                **elastic,
+            ),
             faults=act.faults if act else (),
         )
 

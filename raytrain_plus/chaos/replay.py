@@ -8,19 +8,8 @@ from typing import Any, Protocol
 import ray
 
 from raytrain_plus.elastic.messages import NAMESPACE
+from raytrain_plus.elastic.trace import Change
 from raytrain_plus.observe.journal import Event
-
-
-class Change(Protocol):
-    """Some workers come or go at once."""
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-
-    @property
-    def delta(self) -> int:
-        """How many come; below zero, how many go."""
 
 
 class Live(Protocol):

@@ -14,9 +14,10 @@ IN_STEP: tuple[Phase, ...] = ("fetch", "forward", "backward", "exchange", "finis
 IN_EVALUATION: tuple[Phase, ...] = ("evaluate", "gather")
 IN_REGROUPING: tuple[Phase, ...] = ("meet", "heal")
 
-# What every run survives; the others want something switched on that notices or undoes them.
+# All but wrong arithmetic, which takes audits of every step to be found before a short run's end.
 USUAL_KINDS: tuple[Action, ...] = (
-    "kill", "stop", "terminate", "spin", "stall", "slow", "kill_all", "drain", "add", "remove",
+    "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "kill_all", "kill_coordinator",
+    "lose_store", "drain", "add", "remove",
 )  # fmt: skip
 
 # How often each kind strikes, where several may. Each that hangs costs a deadline.

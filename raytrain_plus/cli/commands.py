@@ -13,6 +13,7 @@ from rich.console import Console
 
 from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
+from raytrain_plus.chaos.replay import NamedRun, Replay
 from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.cli.chaos import chaos
@@ -20,9 +21,12 @@ from raytrain_plus.cli.data import data_app
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
-from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.elastic.following import Watcher
+from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
+from raytrain_plus.elastic.trace import changes, read_trace
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
 
@@ -97,6 +101,10 @@ def train(  # noqa: PLR0913 - one option each
         bool, typer.Option(help="Go on even if seed, data, code or settings have changed.")
     ] = False,
     faults: Annotated[Path | None, typer.Option(help="YAML list of disturbances.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV of who came and went: milliseconds,add|remove,node.")
+    ] = None,
+    speed: Annotated[float, typer.Option(help="How many times as fast to replay it.")] = 1.0,
     hang_deadline: Annotated[float | None, typer.Option(help="Seconds without progress.")] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for MIN workers.")] = 120.0,
     spares: Annotated[int, typer.Option(help="Workers kept warm beside the group.")] = 0,
@@ -143,7 +151,8 @@ def train(  # noqa: PLR0913 - one option each
         )
         progress = ProgressLine(made.spec.name, Console(stderr=True))
         with without_ray_notices(), progress as line:
-            summary: dict[str, Any] = made.fit(line).return_value
+            watcher = _replaying(line, trace, speed, made.spec) if trace else line
+            summary: dict[str, Any] = made.fit(watcher).return_value
         if not as_json:
             Console().print(summary_table({summary["run"]: summary}))
         return summary
@@ -260,6 +269,17 @@ def _steer(call: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) ->
         return answered
 
     answer(run, as_json=as_json, debug=debug)
+
+
+def _replaying(line: Watcher, trace: Path, speed: float, spec: RunSpec) -> Watcher:
+    due = changes(read_trace(trace), most=spec.workers[1], speed=speed)
+    replay = Replay(due, NamedRun(spec.name), spec.workers)
+
+    def watch(events: list[Event]) -> None:
+        line(events)
+        replay(events)
+
+    return watch
 
 
 def _kept(number: int, best: str | None) -> ray.train.CheckpointConfig:

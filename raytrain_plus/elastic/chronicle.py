@@ -3,7 +3,7 @@
 import math
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raytrain_plus.elastic.messages import Event, Outcome, Plan
@@ -29,10 +29,17 @@ class Chronicle:
         journal: where to write.
         events: what the journal holds already: of a run that is resumed, or whose coordinator has
             come back.
+        allowed: called before each line; raises if we are not to write any more.
     """
 
-    def __init__(self, journal: Journal, events: Sequence[Event] = ()) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        events: Sequence[Event] = (),
+        allowed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._journal = journal
+        self._allowed = allowed
         self._losses = array("d")  # NaN for a step whose line the journal has lost
         self.metrics: dict[str, Any] = {}
         self.evaluated_step = -1
@@ -108,7 +115,7 @@ class Chronicle:
 
     def started(self, generation: int, at: float) -> None:
         """A generation runs its first step from Unix time `at`."""
-        self._journal.write_all(self._beginning(generation, at))
+        self._write(self._beginning(generation, at))
 
     def _beginning(self, generation: int, at: float) -> list[Event]:
         found = self._pending.pop(generation, None)
@@ -125,7 +132,8 @@ class Chronicle:
         }
         self.generations.append(entry)
         names = [assignment.worker for assignment in plan.assignments]
-        return [{"event": "generation", "time": at, **entry, "members": names}]
+        ranks = [len(assignment.ranks) for assignment in plan.assignments]
+        return [{"event": "generation", "time": at, **entry, "members": names, "ranks": ranks}]
 
     def add(self, records: Sequence[Record], workers: int) -> list[float]:
         """Write what is new; returns the times at which steps were committed, new or again.
@@ -146,17 +154,22 @@ class Chronicle:
                 commits.append(record.time)
                 events += self._committed(record, workers)
         finally:  # what was new before a divergence is known, so it is written, too
-            self._journal.write_all(events)
+            self._write(events)
         return commits
 
     def note(self, event: str, **fields: Any) -> None:
         """Write anything else."""
-        self._journal.write_all([{"event": event, "time": time.time(), **fields}])
+        self._write([{"event": event, "time": time.time(), **fields}])
 
     def end(self, outcome: Outcome) -> None:
         """Write how the run has ended; its generations are there already."""
         told = {k: v for k, v in vars(outcome).items() if k not in ("steps", "generations")}
         self.note("end", **told, step=outcome.steps)
+
+    def _write(self, events: list[Event]) -> None:
+        if events:
+            self._allowed()
+            self._journal.write_all(events)
 
     def _committed(self, record: Record, workers: int) -> list[Event]:
         if record.step <= self.step:

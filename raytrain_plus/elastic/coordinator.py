@@ -13,22 +13,14 @@ from raytrain_plus.elastic.account import Account
 from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
 from raytrain_plus.elastic.disturbing import Disturbances
 from raytrain_plus.elastic.expelling import expel, forsake
+from raytrain_plus.elastic.fencing import Fence
 from raytrain_plus.elastic.generation import Generation
 from raytrain_plus.elastic.keeping import Committed, Keeping
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.planning import Situation, make_plan
-from raytrain_plus.elastic.pool import (
-    Came,
-    Gone,
-    Noticed,
-    Pool,
-    Returned,
-    Woken,
-    Written,
-    draining_nodes,
-)
 from raytrain_plus.elastic.pool import Event as PoolEvent
+from raytrain_plus.elastic.pool import Noticed, Pool, Wanted, Woken, Written, draining_nodes
 from raytrain_plus.elastic.recruiting import Recruiting, RunError, StoppedError
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.returning import find_again
@@ -54,16 +46,22 @@ class Coordinator:
     Args:
         spec: the run.
         returns: this run had a coordinator before, whose place this one takes.
+
+    Attributes:
+        is_over: the coordinator before has seen the run's end.
     """
 
     def __init__(self, spec: RunSpec, *, returns: bool = False) -> None:
         self._spec = spec
         self._returns = returns
         self._lock = threading.RLock()
+        self._fence = Fence(spec.folder)
+        self._fence.take()
         path = spec.folder / journal.FILE_NAME
         events = journal.read(path) if path.exists() else []
-        self._chronicle = Chronicle(Journal(spec.folder), events)
+        self._chronicle = Chronicle(Journal(spec.folder), events, self._fence.check)
         this_time = journal.since_last_run(events)
+        self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._account = Account()
         self._pool = Pool(spec, ray.get_runtime_context().current_actor)
         self._crew = Recruiting(spec, self._pool, self._chronicle)
@@ -75,7 +73,6 @@ class Coordinator:
         self._cause = "start"
         self._moves = -1
         self._last_commit: float | None = None
-        self._scale_to: int | None = None
         self._stopping = False
         self._failure: str | None = None
         self._drains_at = 0.0
@@ -94,7 +91,11 @@ class Coordinator:
         self._crew.target = targets[-1] if targets else self._crew.target
 
     def run(self) -> Outcome:
-        """Train; returns how it ended. Nothing that goes wrong in the run is raised."""
+        """Train; returns how it ended. Nothing that goes wrong in the run is raised.
+
+        Raises:
+            FencedError: another coordinator leads the run now.
+        """
         try:
             outcome = self._find_again()
             futile = 0
@@ -108,13 +109,15 @@ class Coordinator:
                         f"{futile} groups in a row ended without a step, the last because "
                         f"{self._cause}: see the `worker` lines of the journal"
                     )
-            return self._ended(outcome)
         except StoppedError:
-            return self._ended(self._outcome("stopped", []))
+            outcome = self._outcome("stopped", [])
         except (RunError, DivergenceError) as error:
-            return self._ended(self._outcome("failed", [], error=str(error)))
-        finally:
-            self._crew.dismiss_all()
+            outcome = self._outcome("failed", [], error=str(error))
+        with self._lock:
+            self._state = "ended"
+        self._crew.dismiss_all()
+        self._chronicle.end(outcome)
+        return outcome
 
     def _find_again(self) -> Outcome | None:
         """Take up what a coordinator before has left, or begin; returns how it ended if it had."""
@@ -152,18 +155,14 @@ class Coordinator:
         least, most = self._spec.workers
         if not least <= workers <= most:
             raise ValueError(f"the run has between {least} and {most} workers, not {workers}")
-        self._scale_to = workers
-        self._pool.tell(Woken())
+        self._pool.tell(Wanted(workers))
         return {**self._status(), "target": workers}
 
     @ray.method(concurrency_group="control")
     def lose(self, workers: int, target: int) -> Event:
         """Kill members without notice, and want so many workers from then on: a trace says so."""
-        for assignment in self._group[::-1][:workers]:
-            self._pool.kill(assignment.worker)
-        self._scale_to = target
-        self._pool.tell(Woken())
-        return self._status()
+        self._pool.tell(Wanted(target, lost=workers))
+        return {**self._status(), "target": target}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> Event:
@@ -216,6 +215,7 @@ class Coordinator:
     def _plan(self) -> Plan:
         """Decide who is in the next generation: survivors, and newcomers that are ready."""
         seats = self._crew.await_members(self._handle)
+        self._fence.check()
         with self._lock:
             self._generation += 1
             previous = self._group
@@ -259,29 +259,23 @@ class Coordinator:
         """Deal with whatever is not about a member of the running generation."""
         if self._stopping and not self._group:
             raise StoppedError("the run was stopped before it had started")
-        if self._scale_to is not None:
-            self._crew.set_target(self._scale_to, f"scaled to {self._scale_to}")
-            self._scale_to = None
-        if isinstance(event, Came):
-            with self._lock:
-                self._crew.came(event)
-        elif isinstance(event, Returned) and event.report is None:
-            self._crew.lost(event.worker, event.died)
-        elif isinstance(event, Gone):
-            self._crew.lost(event.worker, event.why)
-        elif isinstance(event, Noticed):
-            self._crew.drain([event.worker], event.why)
-        elif isinstance(event, Written):
+        if isinstance(event, Written):
             seats = self._crew.seats
+            if event.worker in seats:  # no checkpoint is to know more steps than the journal
+                self._catch_up([event.worker], event.share.step)
             self._keeping.written(event.worker, event.share, seats, time.monotonic())
         elif isinstance(event, Committed):
             self._keeping.committed(event, time.monotonic())
+        else:
+            with self._lock:
+                self._crew.handle(event, [assignment.worker for assignment in self._group])
 
     def _look_around(self) -> None:
         """Ask for a pause if the group is to change; find draining nodes."""
         now = time.monotonic()
         if now >= self._drains_at:
             self._drains_at = now + _DRAIN_POLL
+            self._fence.check()
             self._crew.drain_nodes(draining_nodes())
         self._crew.recruit()
         running = self._running
@@ -392,9 +386,3 @@ class Coordinator:
             tokens=self._account.tokens,
             costs=self._account.costs,
         )
-
-    def _ended(self, outcome: Outcome) -> Outcome:
-        with self._lock:
-            self._state = "ended"
-            self._chronicle.end(outcome)
-        return outcome

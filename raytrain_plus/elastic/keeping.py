@@ -1,5 +1,6 @@
 """The coordinator's side of checkpoints: asking for them, committing them, keeping some."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,9 @@ class Keeping:
             self._failed(attempt, f"{worker}: {share.error}", now)
         elif share.pieces is not None:
             shares = self._books.returned(attempt.number, worker, share)
-            if shares is not None:
+            if shares is not None and self._chronicle.step < share.step:
+                self._failed(attempt, "nobody is left who knows all steps before it", now)
+            elif shares is not None:
                 threading.Thread(target=self._commit, args=(shares,), daemon=True).start()
 
     def committed(self, event: Committed, now: float) -> None:
@@ -139,12 +142,14 @@ class Keeping:
             self._failed(attempt, event.error, now)
             return
         self._note(name, attempt.step)
-        self._remove(self._books.committed(attempt.number, name, self._metrics()))
+        self._tidy(self._books.committed(attempt.number, name, self._metrics()), name)
 
     def save_last(
         self, steps: Mapping[str, int], save: Callable[[str, int], str]
     ) -> tuple[str | None, str]:
         """Let somebody write the last state alone; returns where it is, and its digest.
+
+        If nobody can, that is where the newest checkpoint is, without a digest.
 
         Args:
             steps: who has it, and of which step it is.
@@ -161,7 +166,8 @@ class Keeping:
             for one in self._books.add(name, step, self._metrics()):
                 self._remove_one(one)
             return self._place(name), digest
-        return None, ""
+        newest = self.newest()
+        return newest[0] if newest else None, ""
 
     def lost(self, worker: str, now: float) -> None:
         """A worker has gone, and its share with it."""
@@ -205,6 +211,18 @@ class Keeping:
             self._tell(Committed(shares.attempt, str(error)))
         else:
             self._tell(Committed(shares.attempt))
+
+    def _tidy(self, surplus: Sequence[str], newest: str) -> None:
+        """Delete what is not to be kept, and what attempts before the newest have left behind."""
+
+        def tidy() -> None:
+            for name in surplus:
+                self._remove_one(name)
+            with contextlib.suppress(DataError, OSError):
+                later = [name for name in checkpoint.names(self._store) if name >= newest]
+                checkpoint.remove_leftovers(self._store, later)
+
+        threading.Thread(target=tidy, daemon=True).start()
 
     def _remove(self, names: Sequence[str]) -> None:
         def remove() -> None:

@@ -4,12 +4,15 @@ Its class is made for one run and holds that run's description, so that Ray can 
 nobody else is left who knows it.
 """
 
+import os
 import threading
+import traceback
 from typing import Any
 
 import ray
 
 from raytrain_plus.elastic.coordinator import Coordinator
+from raytrain_plus.elastic.fencing import FencedError
 from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
 
 
@@ -56,8 +59,20 @@ def start_leader(spec: RunSpec) -> Any:
 def _leader_of(spec: RunSpec) -> type[Coordinator]:
     class Leader(Coordinator):
         def __init__(self) -> None:
-            context = ray.get_runtime_context()
-            super().__init__(spec, returns=context.was_current_actor_reconstructed)
-            threading.Thread(target=self.run, daemon=True, name="coordinator").start()
+            returns = ray.get_runtime_context().was_current_actor_reconstructed
+            super().__init__(spec, returns=returns)
+            threading.Thread(target=self._lead, daemon=True, name="coordinator").start()
+
+        def _lead(self) -> None:
+            try:
+                if not self.is_over:
+                    self.run()
+            except FencedError:
+                os._exit(0)  # Ray has started another in our place
+            except BaseException:  # noqa: BLE001 - whatever it is, it is not the end of the run
+                traceback.print_exc()
+                os._exit(1)  # Ray starts another
+            # All is in the journal; a driver that waits for it may have gone.
+            ray.kill(ray.get_actor(spec.name, namespace=NAMESPACE))
 
     return Leader

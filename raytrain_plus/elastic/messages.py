@@ -48,7 +48,8 @@ class ElasticConfig:
         rebalance_above: the share of a step that sharing the work by measured speeds must save
             before it is done; None never does. Default 0.2.
         check_every: steps between comparisons of the replicas' states; 1 lets nothing wrong be
-            committed, 0 compares only with an audit. Default 1.
+            committed, at about 1 % of a small model's step; a longer interval goes back to a
+            checkpoint when something is found; 0 compares only with an audit. Default 10.
         audit_every: steps between two gradients that a second worker computes as well; 0: never.
             Default 100.
         checkpoint_every: how often to keep the state, in the units of a duration; None keeps the
@@ -71,7 +72,7 @@ class ElasticConfig:
     threads: int | None = None
     spares: int = 0
     rebalance_above: float | None = 0.2
-    check_every: int = 1
+    check_every: int = 10
     audit_every: int = 100
     checkpoint_every: str | None = "1ep"
     checkpoint_storage: str | None = None

@@ -110,11 +110,19 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Somebody wants another number of workers; `lost` of the group are taken away for it."""
+
+    workers: int
+    lost: int = 0
+
+
+@dataclass(frozen=True)
 class Woken:
     """Somebody wants something of the coordinator."""
 
 
-Event = Came | Returned | Gone | Noticed | Written | Committed | Woken
+Event = Came | Returned | Gone | Noticed | Written | Committed | Wanted | Woken
 
 
 class Pool:

@@ -7,7 +7,17 @@ from typing import Any
 from raytrain_plus.elastic.chronicle import Chronicle
 from raytrain_plus.elastic.fingerprint import difference
 from raytrain_plus.elastic.messages import Fingerprint, Ready, Report, RunSpec
-from raytrain_plus.elastic.pool import Came, Event, Pool, Seat, missing_resources
+from raytrain_plus.elastic.pool import (
+    Came,
+    Event,
+    Gone,
+    Noticed,
+    Pool,
+    Returned,
+    Seat,
+    Wanted,
+    missing_resources,
+)
 
 _LOOK = 0.25
 _GRACE = 2.0
@@ -132,6 +142,26 @@ class Recruiting:
         return [s for s in self.seats.values() if s.ready is not None and s.draining]
 
     # -- coming
+
+    def handle(self, event: Event | None, group: Sequence[str]) -> None:
+        """Deal with what happens to workers that are not in a running generation, or to come.
+
+        Args:
+            event: what has happened; what is of no concern here is left alone.
+            group: the members of the last generation, in order.
+        """
+        if isinstance(event, Came):
+            self.came(event)
+        elif isinstance(event, Returned) and event.report is None:
+            self.lost(event.worker, event.died)
+        elif isinstance(event, Gone):
+            self.lost(event.worker, event.why)
+        elif isinstance(event, Noticed):
+            self.drain([event.worker], event.why)
+        elif isinstance(event, Wanted) and event.lost:
+            self.take_away(group[-event.lost :], event.workers)
+        elif isinstance(event, Wanted):
+            self.set_target(event.workers, f"scaled to {event.workers}")
 
     def recruit(self) -> None:
         """Ask for as many workers as are missing."""
@@ -258,14 +288,20 @@ class Recruiting:
             "its node is being drained",
         )
 
-    def set_target(self, workers: int, cause: str) -> None:
-        """Change how many workers there should be."""
+    def take_away(self, workers: Sequence[str], target: int) -> None:
+        """Kill workers as a cluster does that takes their machines, and want `target` from then."""
+        for worker in workers:
+            self._pool.kill(worker)
+        self.set_target(target, f"{len(workers)} taken away", gone=workers)
+
+    def set_target(self, workers: int, cause: str, gone: Sequence[str] = ()) -> None:
+        """Change how many workers there should be; those who are `gone` count no more."""
         if workers == self.target:
             return
         self.target = workers
         self._causes.append(cause)
         self._chronicle.note("target", workers=workers, cause=cause)
-        staying = [seat for seat in self.seats.values() if not seat.draining]
+        staying = [s for s in self.seats.values() if not s.draining and s.worker not in gone]
         for seat in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
             if len(staying) <= workers + self._spec.elastic.spares:
                 break

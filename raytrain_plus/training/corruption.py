@@ -215,14 +215,15 @@ class Fingerprint:
 
 def _tell(wire: Wire, facts: Facts) -> list[Facts]:
     """Give the others our facts; return those of all, in order."""
+    if wire.size == 1:
+        return [facts]
     numbers = torch.tensor(_packed(facts), dtype=torch.int64)
     boxes = [torch.zeros_like(numbers, device=wire.device) for _ in range(wire.size)]
     boxes[wire.index].copy_(numbers)
-    if wire.size > 1:
-        wire.post(
-            [Message(peer, boxes[wire.index]) for peer in wire.peers],
-            [Message(peer, boxes[peer]) for peer in wire.peers],
-        ).wait()
+    wire.post(
+        [Message(peer, boxes[wire.index]) for peer in wire.peers],
+        [Message(peer, boxes[peer]) for peer in wire.peers],
+    ).wait()
     return [_unpacked(box.tolist()) for box in boxes]
 
 

@@ -59,7 +59,7 @@ def make_spec(folder, **changes):
         "algorithms": (),
         "workers": (1, 3),
         "resources": {"CPU": 1.0},
-        "elastic": ElasticConfig(start_timeout=60.0),
+        "elastic": ElasticConfig(start_timeout=60.0, check_every=1),
     }
     return RunSpec(**{**described, **changes})
 

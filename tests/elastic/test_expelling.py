@@ -145,7 +145,8 @@ def test_a_state_that_is_not_trusted_is_not_saved_as_the_last(lead):
     script = {6: computes_wrong, 9: finding("w1")}
     outcome, pool = lead(script, workers=(3, 3), clock=KEEPS, elastic=SELDOM, prepare=prepare)
     assert (outcome.state, outcome.error) == ("failed", "Traceback: mine")
-    assert (pool.saved, outcome.checkpoint) == ([], None)
+    assert pool.saved == []
+    assert outcome.checkpoint.endswith("checkpoint_00000003")  # the last that can be trusted
 
 
 def test_when_it_is_refused_others_begin_anew(lead, tmp_path):
@@ -182,7 +183,7 @@ def test_what_survivors_know_of_withdrawn_steps_is_not_asked_for_again(lead, tmp
 
 @pytest.mark.parametrize(("wrong", "gone"), [((), []), (("w1",), ["w1"])])
 def test_in_a_tie_the_group_is_asked_and_nobody_else(lead, tmp_path, wrong, gone):
-    elastic = ElasticConfig(spares=1)
+    elastic = ElasticConfig(spares=1, check_every=1)
     script = {5: finding(tie=True, wrong=[*wrong, "w2"])}  # the spare has done nothing yet
     outcome, pool = lead(script, workers=(2, 2), clock=KEEPS, elastic=elastic)
     assert pool.tested == ["w0", "w1"]

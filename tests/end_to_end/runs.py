@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.train import RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from raytrain_plus.observe.verify import compare
 
 PART_ROWS = 8
 STEPS = 100
+KEPT = 2  # checkpoints
 PATIENCE = 20.0  # seconds for what takes milliseconds on an idle machine
 # For runs in which nobody hangs: each step may wait for newcomers as long as they take.
 UNHURRIED: dict[str, float] = {"patience": 60.0, "hang_deadline": 180.0}
@@ -188,7 +189,11 @@ def train(
         logical_ranks=logical_ranks,
         algorithms=[GradientClipping(norm=0.5), *held, *aspects],
         scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
-        run_config=RunConfig(name=name, storage_path=str(storage)),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+        ),
         elastic=ElasticConfig(**elastic),
         faults=faults,
         resume=resume,
@@ -256,6 +261,16 @@ def program(module: str, *arguments: Any) -> dict[str, Any]:
 def coordinator(name: str) -> Any:
     """Return the handle of a live run's coordinator."""
     return ray.get_actor(name, namespace=NAMESPACE)
+
+
+def await_events(
+    folder: Path, cue: Callable[[list[Event]], bool], process: subprocess.Popen[Any]
+) -> None:
+    """Wait until a journal gives a cue; the process that writes it must live."""
+    path = folder / journal.FILE_NAME
+    while not cue(journal.read(path) if path.exists() else []):
+        assert process.poll() is None
+        time.sleep(0.1)
 
 
 def end(name: str) -> None:

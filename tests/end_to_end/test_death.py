@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 
 from raytrain_plus import Fault
+from raytrain_plus.chaos.schedules import IN_EVALUATION, IN_REGROUPING, IN_STEP
 from tests.end_to_end.runs import UNHURRIED, at_once, differences, flaws, train, undisturbed
-from tests.end_to_end.schedules import IN_EVALUATION, IN_REGROUPING, IN_STEP
 from tests.end_to_end.tasks import Momentum, Plain, Wide
 
 V = 6

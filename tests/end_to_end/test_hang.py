@@ -7,7 +7,7 @@ import time
 
 from raytrain_plus import Fault
 from tests.end_to_end.runs import Script, at_step, differences, flaws, train, undisturbed
-from tests.end_to_end.tasks import Plain, Stuck, StuckBackward
+from tests.end_to_end.tasks import Momentum, Plain, Stuck, StuckBackward
 
 DEADLINE = 4.0
 SLACK = 4.0  # seconds, for a machine that has other things to do
@@ -61,6 +61,16 @@ def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_
         (True, False),  # spins
         (True, False),  # stopped
     ]
+    # Each is told of with who waited for it, and with where it stood.
+    hangs = run.of("hang")
+    assert [list(e["culprits"]) for e in hangs] == [[e["worker"]] for e in lost]
+    assert all(e["waited"] and not set(e["waited"]) & e["culprits"].keys() for e in hangs)
+    told = [e["stacks"][event["worker"]] for e, event in zip(hangs, lost, strict=True)]
+    assert "tasks.py" in told[0]
+    assert "in forward" in told[0]
+    assert "tasks.py" in told[1]
+    assert "in forward" in told[1]
+    assert "stopped" in told[2]
     for event in lost:
         before = [e for e in run.of("step") if e["time"] < event["time"]][-1]
         assert DEADLINE - 1 < event["time"] - before["time"] < DEADLINE + SLACK
@@ -87,3 +97,27 @@ def test_whoever_is_stuck_in_a_backward_is_found_though_its_exchange_goes_on(sto
     (lost,) = run.of("worker", state="lost")
     assert "in backward" in lost["reason"]
     assert [event["step"] for event in run.of("step")] == list(range(1, 11))
+
+
+def test_a_data_source_that_never_answers_and_an_evaluation_that_stalls_are_found(storage):
+    faults = [
+        Fault(step=20, action="stall", phase="evaluate", victim=0),
+        Fault(step=50, action="stall", phase="fetch", victim=1),
+    ]
+    run = train(
+        Momentum(),
+        storage,
+        logical_ranks=4,
+        workers=(1, 2),
+        faults=faults,
+        wanted={1: 2},
+        patience=1.0,
+        hang_deadline=DEADLINE,
+    )
+    assert differences(run, undisturbed(Momentum, 4)) == []
+    assert flaws(run, faults) == []
+    reasons = [event["reason"] for event in run.of("worker", state="lost")]
+    assert ["in evaluate" in reason for reason in reasons] == [True, False]
+    assert ["in fetch" in reason for reason in reasons] == [False, True]
+    stacks = ["".join(event["stacks"].values()) for event in run.of("hang")]
+    assert all("in stall" in stack for stack in stacks)

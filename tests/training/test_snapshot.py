@@ -31,6 +31,15 @@ def test_it_keeps_the_state_while_training_goes_on(optimizer):
     assert all(torch.equal(taken.tensors[name], tensor) for name, tensor in expected.items())
 
 
+def test_numbers_that_are_changed_in_place_are_copied_too():
+    replica = trained(Plain()).replica
+    replica.training.states["Mine"] = {"seen": [1, 2]}
+    taken = Snapshot.take(replica)
+    replica.training.states["Mine"]["seen"].append(3)
+    assert taken.scalars["aspects"] == {"Mine/seen": [1, 2]}
+    assert replica.scalars()["aspects"] == {"Mine/seen": [1, 2, 3]}
+
+
 def test_no_memory_is_shared_with_the_replica():
     replica = trained(Normed("AdamW")).replica
     theirs = {t.untyped_storage().data_ptr() for t in replica.tensors().values()}

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import ray
@@ -17,6 +16,7 @@ from tests.end_to_end.runs import (
     UNHURRIED,
     Script,
     at_step,
+    await_events,
     coordinator,
     differences,
     flaws,
@@ -86,10 +86,3 @@ def test_a_run_goes_on_without_its_driver_and_a_newcomer_finds_the_data(storage)
     assert result.metrics["digest"] == reference.summary["digest"]
     assert [e["step"] for e in seen if e["event"] == "step"] == list(range(1, driver.STEPS + 1))
     assert attach(str(run), "").return_value == result.return_value  # and again, from its journal
-
-
-def await_events(folder, cue, process):
-    path = folder / journal.FILE_NAME
-    while not cue(journal.read(path) if path.exists() else []):
-        assert process.poll() is None
-        time.sleep(0.1)

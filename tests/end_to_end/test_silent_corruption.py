@@ -1,0 +1,74 @@
+"""Memory that flips and arithmetic that is wrong are found, and change no bit of the result."""
+
+import pytest
+
+from raytrain_plus import Fault
+from tests.end_to_end.runs import UNHURRIED, differences, train, undisturbed
+from tests.end_to_end.tasks import Momentum
+
+RANKS = 4
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def disturbed(storage, *faults, **options):
+    return train(
+        Momentum(),
+        storage,
+        logical_ranks=RANKS,
+        workers=(1, 2),
+        faults=faults,
+        **{"wanted": {1: 2}, **UNHURRIED, **options},
+    )
+
+
+def test_a_flipped_bit_is_found_before_it_is_committed_and_wrong_arithmetic_is_taken_back(storage):
+    flip = Fault(step=15, action="flip", phase="forward", victim=1)
+    wrong = Fault(step=50, action="miscompute", phase="forward", victim=0)
+    run = disturbed(storage, flip, wrong, check_every=1, audit_every=4, checkpoint_every="20ba")
+    assert differences(run, undisturbed(Momentum, RANKS)) == []
+    flipped, computed = run.of("corruption")
+    struck = {e["action"]: e["hit"] for e in run.of("fault")}
+    assert flipped["accused"] == struck["flip"]
+    assert flipped["step"] == flipped["trusted"] == 14  # nothing of it was committed
+    assert computed["accused"] == []
+    assert computed["guilty"] == struck["miscompute"]
+    assert len(computed["suspects"]) == 2
+    assert computed["step"] <= 49 + 4
+    assert 49 - 4 <= computed["trusted"] <= 49
+    (withdrawn,) = run.of("withdrawn")
+    assert withdrawn["step"] == computed["trusted"]
+    assert {e["worker"] for e in run.of("worker", state="expelled")} == {
+        *struck["flip"],
+        *struck["miscompute"],
+    }
+
+
+def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_again(storage):
+    flip = Fault(step=32, action="flip", phase="forward", victim=1)
+    run = disturbed(
+        storage,
+        flip,
+        check_every=5,
+        audit_every=0,
+        checkpoint_every="10ba",
+        wanted={1: 2, 10: 5, 40: 1},  # never five: there is time for each checkpoint
+        patience=0.1,
+    )
+    assert differences(run, undisturbed(Momentum, RANKS)) == []
+    (found,) = run.of("corruption")
+    assert found["step"] == 35
+    assert found["trusted"] == 30
+    # Of two workers nobody can say whose state is wrong: both go back, and nobody is expelled.
+    assert (found["accused"], found["guilty"]) == ([], [])
+    assert run.of("worker", state="expelled") == []
+    assert [e["step"] for e in run.of("withdrawn")] == [30]
+    assert run.of("generation")[-1]["step"] in (20, 30)
+    assert run.changed == set()
+
+
+def test_without_checks_nobody_notices_and_the_bits_change(storage):
+    flip = Fault(step=15, action="flip", phase="forward", victim=1)
+    run = disturbed(storage, flip, check_every=0, audit_every=0, steps=40)
+    assert run.of("corruption") == []
+    assert run.error or differences(run, undisturbed(Momentum, RANKS, steps=40)) != []
