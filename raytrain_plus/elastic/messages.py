@@ -49,7 +49,7 @@ class ElasticConfig:
             before it is done; None never does. Default 0.2.
         check_every: steps between comparisons of the replicas' states; 1 lets nothing wrong be
             committed, at about 1 % of a small model's step; a longer interval goes back to a
-            checkpoint when something is found; 0 never compares. Default 10.
+            checkpoint when something is found; 0 compares only with an audit. Default 10.
         audit_every: steps between two gradients that a second worker computes as well; 0: never.
             Default 100.
         checkpoint_every: how often to keep the state, in the units of a duration; None keeps the

@@ -85,16 +85,16 @@ class History:
         """
         step = found.step
         bounds = [step]
-        if found.accused and self.check_every > 1:
-            bounds.append(self._checked(step))
-        if found.tie:
-            bounds.append(self._checked(step))
+        compared = self._compared(step)
+        if found.tie or (found.accused and compared < step - 1):
+            bounds.append(compared)
         bounds += [self._audited(worker, step) for worker in guilty]
         return max(0, min(bounds))
 
-    def _checked(self, step: int) -> int:
-        """Return the step of the comparison before this one."""
-        return step - self.check_every
+    def _compared(self, step: int) -> int:
+        """Return the step of the comparison of states before this one; audits compare them, too."""
+        intervals = [every for every in (self.check_every, self.audit_every) if every]
+        return max(((step - 1) // every * every for every in intervals), default=0)
 
     def _audited(self, worker: str, step: int) -> int:
         """Return the last step before this one whose gradient was right on a worker."""

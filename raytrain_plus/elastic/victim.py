@@ -30,7 +30,8 @@ class Victim:
 
     def flip_bit(self, draw: int) -> None:
         """Flip one bit of one weight; which one follows from a 64-bit number."""
-        weights = [p.detach() for p in self._replica.parameters.values() if p.numel()]
+        # Autograd must not notice, as it would not notice a broken memory chip.
+        weights = [p.data for p in self._replica.parameters.values() if p.numel()]
         weight = weights[draw % len(weights)]
         raw = weight.reshape(-1).view(torch.uint8)
         assert raw.data_ptr() == weight.data_ptr(), "a copy of the weight would be flipped"

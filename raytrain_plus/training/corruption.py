@@ -111,8 +111,9 @@ class Guard:
     Args:
         replica: whose state is watched.
         buffers: the model's.
-        check_every: states are compared each time that so many steps are committed; 0: never.
-        audit_every: likewise, a leaf is computed twice.
+        check_every: states are compared each time that so many steps are committed; 0: only with
+            an audit.
+        audit_every: likewise, a leaf is computed twice, and states are compared; 0: never.
 
     Raises:
         ValueError: one of the two is negative.
@@ -140,7 +141,7 @@ class Guard:
     def note(self) -> None:
         """Note what the state is, after an update."""
         replica = self._replica
-        if _due(replica.step, self._check_every):
+        if self.watches(replica.step):
             self._noted = (replica.step, replica.loads, self._fingerprint.take())
 
     def audit_of(self, step: int) -> tuple[int, int] | None:
@@ -165,7 +166,8 @@ class Guard:
         """
         step, loads, before = self._noted
         state, changed = 0, False
-        if _due(self._replica.step, self._check_every):
+        # With an audit, too: a wrong state gives a wrong leaf, and nobody's arithmetic is to blame.
+        if self.watches(self._replica.step):
             state = self._fingerprint.take(in_step=True)
             noted = (step, loads) == (self._replica.step, self._replica.loads)
             changed = noted and state != before

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayError
 from scripted_pool import AtOnce, make_spec
-from tiny import train, trained
+from small_replica import train, trained
 
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic import keeping as module

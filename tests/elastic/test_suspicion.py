@@ -41,6 +41,13 @@ def test_states_are_trusted_up_to_the_comparison_that_they_passed(check, what, t
     assert history(check=check).trusted(what, []) == trusted
 
 
+def test_states_are_compared_with_every_audit_too():
+    assert history(check=7, audit=10).trusted(found(42, ["w1"]), []) == 40
+    assert history(check=0, audit=10).trusted(found(40, ["w1"]), []) == 30
+    assert history(check=10, audit=1).trusted(found(40, ["w1"]), []) == 40
+    assert history(check=10, audit=1).trusted(found(40, tie=True), []) == 39
+
+
 def test_who_computes_wrong_is_trusted_up_to_the_last_audit_that_it_passed():
     told = history(audit=10)
     assert told.trusted(found(40, suspects=["w0", "w1"]), ["w1"]) == 30
@@ -146,10 +153,17 @@ def test_trust_ends_at_the_step_found_and_before_any_comparison_that_failed(case
     told, what, guilty, _ = case
     trusted = told.trusted(what, guilty)
     assert 0 <= trusted <= what.step
-    if what.tie and what.step:
-        assert trusted <= what.step - told.check_every
-    if what.accused and told.check_every > 1:
-        assert trusted <= max(0, what.step - told.check_every)
+    compared = [
+        step
+        for step in range(what.step)
+        for every in (told.check_every, told.audit_every)
+        if every and step % every == 0
+    ]
+    before = max(compared, default=0)
+    if what.tie:
+        assert trusted <= before
+    if what.accused and before < what.step - 1:
+        assert trusted <= before
 
 
 @given(cases())

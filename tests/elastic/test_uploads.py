@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from scripted_pool import make_spec
-from tiny import train, trained
+from small_replica import train, trained
 
 from raytrain_plus.elastic import uploads as module
 from raytrain_plus.elastic.uploads import Share, Uploads

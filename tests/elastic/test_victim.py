@@ -68,6 +68,16 @@ def test_one_bit_of_one_weight_flips_and_flips_back(draw):
     assert bits_in(replica) == before
 
 
+def test_a_bit_that_flips_in_the_middle_of_a_step_is_not_noticed_by_autograd():
+    replica = replica_of(Frozen())
+    (weight,) = (p for p in replica.parameters.values() if p.shape == (3, 2))
+    loss = sum(p.square().sum() for p in replica.parameters.values())
+    for draw in range(8):
+        Victim(Frozen(), replica, uploads=None).flip_bit(draw)
+    loss.backward()
+    assert not torch.equal(weight.grad, torch.full((3, 2), 2.0))  # but it counts
+
+
 def test_every_bit_of_every_weight_can_be_hit():
     replica = replica_of(Frozen())
     victim, before, hit = Victim(Frozen(), replica, uploads=None), bits_in(replica), set()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tasks import CLOCK, SEED, Noisy, Normed, everything
 from small_tasks import part as batch_of
-from test_bits import flip
+from test_bit_sums import flip
 from wires import Network, NetworkDownError
 
 from raytrain_plus.algorithms import EMA, Aspect, Weave
