@@ -153,7 +153,7 @@ def test_a_worker_that_comes_and_goes_causes_few_rebalances(size, period, seed):
         group.run(period, {"w0": 0.25}).run(period)
     assert len(group.rebalances) <= log_bound(period)(steps)
     late = sum(step > steps / 2 for step in group.rebalances)
-    assert late <= 6  # doubling the length adds a few
+    assert late <= 10  # doubling the length adds a few; without patience it would be hundreds
 
 
 def test_without_growing_patience_every_phase_is_followed(monkeypatch):
