@@ -73,7 +73,7 @@ class Coordinator:
         self._cause = "start"
         self._moves = -1
         self._last_commit: float | None = None
-        self._stopping = False
+        self._stopping = any(event["event"] == "stop" for event in this_time)
         self._failure: str | None = None
         self._drains_at = 0.0
         self._state = "starting"
@@ -168,6 +168,8 @@ class Coordinator:
     def stop(self) -> Event:
         """End the run after the step in flight, keeping its state."""
         self._stopping = True
+        with self._lock:
+            self._chronicle.note("stop")  # for a coordinator that comes back
         self._pool.tell(Woken())
         return self._status()
 

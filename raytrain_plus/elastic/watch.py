@@ -26,6 +26,7 @@ class Watch:
         self._warm = False
         self._begun = self._last = 0.0
         self._asked = False
+        self._heard = False
         self._slowest_first = 0.0
 
     def begin(self, now: float, *, warm: bool) -> None:
@@ -43,6 +44,7 @@ class Watch:
         """The group has got on; `commits` are the times at which steps in sequence ended."""
         self._last = now
         self._asked = False
+        self._heard = self._heard or bool(commits)
         if commits and not self._warm:
             self._slowest_first = max(self._slowest_first, now - self._begun)
             self._warm = True
@@ -53,6 +55,8 @@ class Watch:
         """Seconds without progress after which somebody hangs."""
         if not self._warm and not self._slowest_first:
             return max(self._config.first_step_deadline, self._config.hang_deadline or 0.0)
+        if self._config.hang_deadline is None and not self._heard:
+            return self._config.first_step_deadline  # a coordinator that has just come back
         usual = statistics.median(self._steps) if self._steps else 0.0
         deadline = self._config.hang_deadline or max(_LEAST, _TIMES * usual)
         if self._warm:

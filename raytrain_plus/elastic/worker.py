@@ -40,7 +40,7 @@ from raytrain_plus.streams.loader import Batch, Loader, load_part, to_device
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source
-from raytrain_plus.streams.store import Store
+from raytrain_plus.streams.store import Store, StoreError
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.checkpoint import CheckpointError
@@ -240,7 +240,7 @@ class Worker:
         replica, index = self._loop.replica, transport.index
         self._progress.enter("heal")
         if plan.checkpoint is not None and index not in plan.healed_by:
-            checkpoint.load(Store(plan.checkpoint, self._spec.elastic.checkpoint_options), replica)
+            self._load(plan.checkpoint)
         receivers = [to for to, source in plan.healed_by.items() if source == index]
         if receivers:
             send_state(replica, receivers, transport)
@@ -248,6 +248,12 @@ class Worker:
             receive_state(replica, plan.healed_by[index], transport)
         self._progress.step = replica.step
         self._loop.begin(plan.ranges, transport)
+
+    def _load(self, place: str) -> None:
+        try:
+            checkpoint.load(Store(place, self._spec.elastic.checkpoint_options), self._loop.replica)
+        except StoreError as error:  # not the checkpoint's fault: it is tried again
+            raise AbortedError(str(error)) from error
 
     def _run(self, plan: Plan, transport: Transport) -> Ending:
         replica, clock = self._loop.replica, self._spec.clock

@@ -46,6 +46,14 @@ def test_later_steps_have_four_times_the_usual_step(durations, deadline):
     assert made.deadline == pytest.approx(deadline)
 
 
+def test_a_coordinator_that_has_just_come_back_knows_no_usual_step_yet():
+    made = Watch(ElasticConfig(first_step_deadline=60.0))
+    made.begin(100.0, warm=True)
+    assert made.deadline == 60.0
+    committed(made, 110.0, [0.1] * 20)
+    assert made.deadline == 5.0
+
+
 def test_a_deadline_that_was_asked_for_is_kept():
     made = watch(hang_deadline=2.5)
     now = committed(made, 110.0, [30.0] * 20)
