@@ -13,6 +13,8 @@ from raytrain_plus import Fault, Mixture, Stream, StreamWriter
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.check import inspect_stream
+from raytrain_plus.streams.store import Store
+from raytrain_plus.training import checkpoint
 from tests.end_to_end import fetching
 from tests.end_to_end.runs import UNHURRIED, Run, at_once, differences, flaws, program, train
 from tests.end_to_end.tasks import HELD_OUT, ROWS, Streamed, pictures
@@ -237,7 +239,7 @@ def test_a_mixture_whose_shares_change_keeps_its_bits_through_a_kill(streamed, s
     assert steps[0][30:] != steps[1][30:]
 
 
-def test_the_command_line_trains_from_s3(bucket, server, tmp_path):
+def test_the_command_line_trains_from_s3_and_keeps_its_state_there(bucket, server, tmp_path):
     (tmp_path / "task.py").write_text(
         "from tests.end_to_end.tasks import Momentum\n"
         "class Plain(Momentum):\n"
@@ -248,7 +250,8 @@ def test_the_command_line_trains_from_s3(bucket, server, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "raytrain_plus", "train", "task.py:Plain", "--json",
          "--data", f"s3://{bucket}/train", "--logical-ranks", "4", "--batch-size", "32",
-         "--duration", "20ba", "--storage", "runs", "--workers", "2"],
+         "--duration", "20ba", "--storage", "runs", "--workers", "2",
+         "--checkpoint-storage", f"s3://{bucket}/kept", "--checkpoint-every", "8ba"],
         cwd=tmp_path,
         env={
             **os.environ,
@@ -266,6 +269,10 @@ def test_the_command_line_trains_from_s3(bucket, server, tmp_path):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 20
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["steps"] == 20
+    assert told["checkpoint"] == f"s3://{bucket}/kept/{told['run']}/checkpoint_00000020"
+    last = checkpoint.verify(Store(told["checkpoint"], server.options()))
+    assert (last.step, last.digest) == (20, told["digest"])
     assert HELD_OUT  # nothing of it was read
     assert list((tmp_path / "cache" / "raytrain_plus" / "streams").glob("*.cached"))
