@@ -20,6 +20,7 @@ from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
 from raytrain_plus.elastic.leader import check_not_running, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
+from raytrain_plus.elastic.uploads import store_of
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
 from raytrain_plus.streams.stream import Stream
@@ -152,7 +153,7 @@ class ElasticTrainer:
 
     def _resumption(self, *, allow_change: bool) -> resuming.Resumption:
         """Find from where the run goes on, and have it begin there."""
-        folder, store = self.spec.folder, self.spec.checkpoint_store
+        folder, store = self.spec.folder, store_of(self.spec)
         found = resuming.last_checkpoint(
             folder, self._identity, allow_change=allow_change, store=store
         )

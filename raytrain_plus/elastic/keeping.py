@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from raytrain_plus.elastic.checkpoints import Attempt, Checkpoints, Shares
 from raytrain_plus.elastic.chronicle import Chronicle
 from raytrain_plus.elastic.messages import Event, RunSpec
-from raytrain_plus.elastic.uploads import Share
+from raytrain_plus.elastic.uploads import Share, store_of
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.retention import Kept
@@ -50,7 +50,7 @@ class Keeping:
         self._spec = spec
         self._chronicle = chronicle
         self._tell = tell
-        self._store = spec.checkpoint_store
+        self._store = store_of(spec)
         self._begun = self._distrusted = (0, 0)  # generation, step
         there = _there(events)
         self._books = Checkpoints(

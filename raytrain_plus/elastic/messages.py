@@ -11,7 +11,6 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.suspicion import Corruption
-from raytrain_plus.streams.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.training.retention import Retention
 
@@ -139,13 +138,6 @@ class RunSpec:
     def part_rows(self) -> int:
         """Samples that one logical rank computes in a step."""
         return self.batch_size // self.logical_ranks
-
-    @property
-    def checkpoint_store(self) -> Store:
-        """Where the run's checkpoints are."""
-        storage = self.elastic.checkpoint_storage
-        place = f"{storage.rstrip('/')}/{self.name}" if storage else self.folder
-        return Store(place, self.elastic.checkpoint_options)
 
     @property
     def threads(self) -> int:

@@ -14,6 +14,13 @@ from raytrain_plus.training.snapshot import Snapshot
 from raytrain_plus.training.state import Replica
 
 
+def store_of(spec: RunSpec) -> Store:
+    """Return where a run's checkpoints are."""
+    storage = spec.elastic.checkpoint_storage
+    place = f"{storage.rstrip('/')}/{spec.name}" if storage else spec.folder
+    return Store(place, spec.elastic.checkpoint_options)
+
+
 @dataclass(frozen=True)
 class Share:
     """What a worker tells of its share.

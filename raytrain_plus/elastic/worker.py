@@ -34,7 +34,7 @@ from raytrain_plus.elastic.progress import AbortedError, Progress
 from raytrain_plus.elastic.reporter import Record, Records, Reporter
 from raytrain_plus.elastic.suspicion import named
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
-from raytrain_plus.elastic.uploads import Uploads
+from raytrain_plus.elastic.uploads import Uploads, store_of
 from raytrain_plus.elastic.victim import Victim
 from raytrain_plus.streams.loader import Batch, Loader, load_part, to_device
 from raytrain_plus.streams.opening import open_source
@@ -107,7 +107,7 @@ class Worker:
         proof = {**identity, **fingerprint(self._loop, self._probe(), self._device)}
         self._weave.spent()  # what the probe cost is not the run's
         self._uploads = Uploads(
-            spec.checkpoint_store,
+            store_of(spec),
             self._weave.aspects,
             lambda share: self._coordinator.written.remote(self._name, share),
         )

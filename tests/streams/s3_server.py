@@ -173,7 +173,8 @@ class Proxy:
         if method == "GET":
             self.on_get(path)
         with self.lock:
-            self.gets[path] += method == "GET"
+            if method == "GET":
+                self.gets[path] += 1
             return next((fault for fault in self.faults if fault.strikes(method, path)), None)
 
 
