@@ -69,6 +69,8 @@ def disturbed(case: Case, seeds: Sequence[int], storage: Path, name: str = "") -
         wanted=drawn.wanted,
         name=name,
         hang_deadline=HANG_DEADLINE,
+        check_every=1,
+        checkpoint_every="10ba",
     )
 
 

@@ -94,7 +94,7 @@ class Witness:
             if event["event"] == "worker" and event["state"] == "ready":
                 self.pids[event["worker"]] = event["pid"]
                 self._began[event["worker"]] = _began(event["pid"])
-            elif event["event"] == "worker" and event["state"] in ("lost", "left"):
+            elif event["event"] == "worker" and event["state"] in ("lost", "left", "expelled"):
                 self._gone.add(event["worker"])
             elif event["event"] == "end":
                 self._gone |= self.pids.keys()
@@ -292,7 +292,12 @@ def differences(run: Run, reference: Run) -> list[str]:
 def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
     """Say what is wrong with a disturbed run, whatever its bits."""
     found = []
-    steps = [event["step"] for event in run.of("step")]
+    steps: list[int] = []
+    for event in run.events:
+        if event["event"] == "withdrawn":  # they are computed again
+            steps = [step for step in steps if step <= event["step"]]
+        elif event["event"] == "step":
+            steps.append(event["step"])
     if steps != list(range(1, len(steps) + 1)):
         found.append(f"steps are missing or there twice: {steps}")
     found += lost_steps(run)
@@ -350,7 +355,9 @@ def lost_steps(run: Run) -> list[str]:
     for event in run.events:
         if event["event"] == "step":
             last = event["step"]
-        elif event["event"] == "worker" and event["state"] in ("lost", "left"):
+        elif event["event"] == "withdrawn":
+            last = 0  # they go back to a checkpoint
+        elif event["event"] == "worker" and event["state"] in ("lost", "left", "expelled"):
             gone.add(event["worker"])
         elif event["event"] == "worker" and event["state"] == "draining":
             draining.add(event["worker"])
