@@ -127,7 +127,7 @@ def group(workload: Workload, settings: Settings) -> Iterator[Group]:
 
 def measure(
     workload: Workload, settings: Settings, sent: signal.Signals, times: int, patience: float
-) -> list[float | None]:
+) -> list[dict[str, Any] | None]:
     """Send a signal to one of two replicas, again and again.
 
     Args:
@@ -138,7 +138,8 @@ def measure(
         patience: seconds to wait for each recovery.
 
     Returns:
-        Seconds until the next commit, None where there was none in time.
+        For each the `seconds` until the next commit and the steps `lost`; None where there was no
+        commit in time.
     """
     found = []
     with group(workload, settings) as running:
@@ -156,11 +157,14 @@ def measure(
     return found
 
 
-def _next_commit(running: Group, struck: float, patience: float) -> float | None:
+def _next_commit(running: Group, struck: float, patience: float) -> dict[str, Any] | None:
     while time.time() < struck + patience:
         # A step of both that was nearly done is no recovery.
+        last = 0
         for commit in running.commits():
             if commit["time"] > struck and (commit["began"] > struck or commit["replicas"] == 1):
-                return float(commit["time"] - struck)
+                lost = max(0, last - commit["step"] + 1)
+                return {"seconds": commit["time"] - struck, "lost": lost}
+            last = commit["step"]
         time.sleep(_POLL)
     return None
