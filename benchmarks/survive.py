@@ -33,8 +33,8 @@ _FIRE = "under fire"
 _PATIENCE = 75.0  # seconds for a recovery of torchft, whose collectives give up after 60
 _MEDIAN, _WORST = 0.5, 1.5  # seconds after a worker's SIGKILL
 _TIMES, _QUICK_TIMES = 10, 3
-_PEER_TIMES, _QUICK_PEER_TIMES = 5, 1
-_QUICK_FIRE = Fire(kills=2, rest=10.0)
+_PEER_TIMES, _QUICK_PEER_TIMES = 3, 1
+_QUICK_FIRE = Fire(kills=2, rest=5.0)
 _SHARE, _SHARE_WITH_SPARE = 0.75, 0.9
 _TORCHFT = {"torchft": torchft_group.DEFAULT, "torchft, tuned": torchft_group.TUNED}
 
@@ -82,13 +82,13 @@ def _peer_row(fault: str, system: str, found: Sequence[dict[str, Any]], times: i
     return row(fault, system, [one["seconds"] for one in found], times, redone)
 
 
-def fire_rows(fire: Fire) -> list[Row]:
+def fire_rows(fire: Fire, *, with_peers: bool) -> list[Row]:
     """Measure samples/s under fire."""
     found: dict[str, dict[str, Any]] = {
         "raytrain_plus": under_fire.ours(COMPUTE_BOUND, fire, 0),
         "raytrain_plus, spares=1": under_fire.ours(COMPUTE_BOUND, fire, 1),
     }
-    if torchft_group.ENVIRONMENT.exists():
+    if with_peers and torchft_group.ENVIRONMENT.exists():
         for name, settings in _TORCHFT.items():
             found[name] = under_fire.torchft(COMPUTE_BOUND, fire, settings)
     return [
@@ -122,20 +122,21 @@ def main() -> None:
     parser = report.parser("from faults to the next committed step, and samples/s under fire")
     names = (*strikes.STRIKES, _FIRE)
     parser.add_argument("--only", help=f"some of: {', '.join(names)}", default=",".join(names))
+    parser.add_argument("--peers", type=int, help="how often a fault strikes each peer; 0: none")
     options = parser.parse_args()
     chosen = options.only.split(",")
     if unknown := set(chosen) - set(names):
         parser.error(f"--only knows {', '.join(names)}; not {', '.join(sorted(unknown))}")
     random.seed(0)
-    times, peer_times = (
-        (_QUICK_TIMES, _QUICK_PEER_TIMES) if options.quick else (_TIMES, _PEER_TIMES)
-    )
+    times = _QUICK_TIMES if options.quick else _TIMES
+    peer_times = _QUICK_PEER_TIMES if options.quick else _PEER_TIMES
+    peer_times = peer_times if options.peers is None else options.peers
     rows: list[Row] = []
     aims: list[Aim] = []
     outages: dict[str, list[dict[str, Any]]] = {}
     for fault in (name for name in strikes.STRIKES if name in chosen):
         mine, outages[fault] = ours(fault, times)
-        rows += [mine, *peers(fault, peer_times)]
+        rows += [mine, *(peers(fault, peer_times) if peer_times else ())]
         aims += aims_of(mine, outages[fault])
         report.show(
             f"{fault}: to the next committed step", [r for r in rows if r["fault"] == fault]
@@ -145,7 +146,7 @@ def main() -> None:
         report.show("raytrain_plus: median seconds from the fault until", [medians])
     fire: list[Row] = []
     if _FIRE in chosen:
-        fire = fire_rows(_QUICK_FIRE if options.quick else Fire())
+        fire = fire_rows(_QUICK_FIRE if options.quick else Fire(), with_peers=peer_times > 0)
         report.show("samples/s while a worker is killed every 15 s", fire)
         aims += [
             Aim("share of samples/s under fire", fire[0]["share"], least=_SHARE),

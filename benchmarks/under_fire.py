@@ -36,7 +36,7 @@ class Fire:
 
     every: float = 15.0
     kills: int = 8
-    rest: float = 30.0
+    rest: float = 15.0
 
 
 @dataclass
