@@ -94,8 +94,9 @@ def fire_rows(fire: Fire, *, with_peers: bool) -> list[Row]:
     return [
         {
             "system": system,
-            "samples/s at rest": round(one["rest"]),
-            "samples/s under fire": round(one["fire"]),
+            "samples/s before": round(one["before"]),
+            "under fire": round(one["fire"]),
+            "after": round(one["after"]),
             "share": round(one["share"], 3),
             "of the time alone": round(one["alone"], 3) if "alone" in one else "",
         }

@@ -1,8 +1,8 @@
 """Samples per second while a worker is killed every so often, as a share of the undisturbed rate.
 
 One run, in this order: a time of rest, the kills, the group whole again, a second time of rest.
-The undisturbed rate is that of both rests, so that a machine that gets slower or faster in between
-does not count for or against the kills.
+The undisturbed rate is the mean of both rests: a machine that gets slower or faster in between is
+to count neither for nor against the kills, and shows.
 """
 
 import os
@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from benchmarks import torchft_group
 from benchmarks.elastic import Event, of_kind, train
@@ -53,17 +52,19 @@ class Timeline:
 
 
 def share(commits: Commits, timeline: Timeline) -> dict[str, float]:
-    """Return the rates at rest and under fire, in samples/s, and the one as share of the other."""
-    rest = sum(_samples(commits, span) for span in timeline.rests)
-    rest /= sum(end - begin for begin, end in timeline.rests)
-    begin, end = timeline.fire
-    fire = _samples(commits, timeline.fire) / (end - begin)
-    return {"rest": rest, "fire": fire, "share": fire / rest}
+    """Return the rates before, under and after the fire, in samples/s.
+
+    Returns:
+        `before`, `fire`, `after`; and `share`, of the mean of the rests.
+    """
+    before, after = (_rate(commits, span) for span in timeline.rests)
+    fire = _rate(commits, timeline.fire)
+    return {"before": before, "fire": fire, "after": after, "share": 2 * fire / (before + after)}
 
 
-def _samples(commits: Commits, span: Span) -> int:
+def _rate(commits: Commits, span: Span) -> float:
     begin, end = span
-    return sum(samples for at, samples in commits if begin < at <= end)
+    return sum(samples for at, samples in commits if begin < at <= end) / (end - begin)
 
 
 @dataclass
@@ -148,16 +149,12 @@ def torchft(workload: Workload, fire: Fire, settings: torchft_group.Settings) ->
         running.settle(time.time())
         timeline.rests.append(_rest(fire))
         commits = running.commits()
-    return share(_samples_of(commits, workload.batch_size // WORKERS), timeline)
+    # Each replica notes its own commits; steps that it lost again with its state count, too.
+    batch = workload.batch_size // WORKERS
+    return share([(commit["time"], batch) for commit in commits], timeline)
 
 
 def _rest(fire: Fire) -> Span:
     begin = time.time()
     time.sleep(fire.rest)
     return begin, time.time()
-
-
-def _samples_of(commits: Sequence[dict[str, Any]], batch: int) -> list[tuple[float, int]]:
-    """Count each step once, though every replica notes it."""
-    by_step = {commit["step"]: commit for commit in commits}
-    return [(commit["time"], commit["replicas"] * batch) for commit in by_step.values()]

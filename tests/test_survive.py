@@ -87,10 +87,13 @@ def test_a_crew_is_settled_when_all_have_trained_together():
     assert not crew.is_settled
 
 
-def test_share_is_the_rate_under_fire_by_the_rate_of_both_rests():
-    commits = [(float(second), 10 if second <= 100 else 4) for second in range(1, 151)]
-    timeline = Timeline(rests=[(0.0, 50.0), (80.0, 100.0)], fire=(100.0, 150.0))
-    assert share(commits, timeline) == {"rest": 10.0, "fire": 4.0, "share": 0.4}
+def test_share_is_the_rate_under_fire_by_that_of_the_rests():
+    commits = [(second / 2, 10) for second in range(100)]  # 20 a second until 50
+    commits += [(50.0 + second, 4) for second in range(1, 51)]
+    commits += [(100.0 + second, 12) for second in range(1, 51)]
+    timeline = Timeline(rests=[(10.0, 30.0), (110.0, 120.0)], fire=(60.0, 100.0))
+    found = share(commits, timeline)
+    assert found == {"before": 20.0, "fire": 4.0, "after": 12.0, "share": 0.25}
 
 
 def test_alone_is_the_part_of_a_time_without_the_whole_group():
