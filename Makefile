@@ -47,9 +47,9 @@ chaos: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# Environments for the libraries that `python -m benchmarks.streams` compares with.
+# Environments for the libraries that `benchmarks.streams` and `benchmarks.survive` compare with.
 bench-peers: install
-	for peer in streaming:mosaicml-streaming litdata:litdata; do \
+	for peer in streaming:mosaicml-streaming litdata:litdata torchft:torchft==0.2.0; do \
 		$(PYTHON) -m venv benchmarks/.venv-$${peer%%:*} && \
 		benchmarks/.venv-$${peer%%:*}/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)" $${peer##*:}; \
 	done

@@ -10,7 +10,7 @@ import ray
 import ray.train
 
 from benchmarks.tasks import Workload
-from raytrain_plus import ElasticTrainer
+from raytrain_plus import ElasticConfig, ElasticTrainer
 from raytrain_plus.observe import journal
 
 Event = journal.Event
@@ -40,10 +40,12 @@ def train(
     workers: int | tuple[int, int],
     steps: int,
     watcher: Watcher | None = None,
+    **elastic: Any,
 ) -> list[Event]:
-    """Train for a number of steps; returns the journal."""
+    """Train for a number of steps, with settings of ElasticConfig; returns the journal."""
+    config = ElasticConfig(**elastic)
     most = workers if isinstance(workers, int) else workers[1]
-    with tempfile.TemporaryDirectory() as storage, cluster(most):
+    with tempfile.TemporaryDirectory() as storage, cluster(most + config.spares):
         trainer = ElasticTrainer(
             task=workload.task,
             batch_size=workload.batch_size,
@@ -51,6 +53,7 @@ def train(
             duration=f"{steps}ba",
             scaling_config=ray.train.ScalingConfig(num_workers=workers),
             run_config=ray.train.RunConfig(name=RUN, storage_path=storage),
+            elastic=config,
         )
         trainer.fit(watcher)
         return journal.read(Path(storage) / RUN)

@@ -1,4 +1,4 @@
-"""The peer of recovery: `ray.train.torch.TorchTrainer`, whose workers are killed.
+"""The peer of recovery and survival: `ray.train.torch.TorchTrainer`, whose workers are struck.
 
 `measure` runs it in a process of its own: this module is its program.
 """
@@ -28,20 +28,31 @@ from benchmarks.tasks import Workload
 
 _CHECKPOINT_EVERY = 20  # steps
 _SETTLED = 2.0  # checkpoint intervals between a start and the next kill
-_PATIENCE = 180.0  # seconds for one recovery
+_PATIENCE = 60.0  # seconds for one recovery
+_TO_SETTLE = 180.0
 _POLL = 0.1
+FAULTS = ("worker SIGKILL", "worker SIGSTOP", "all workers SIGKILL")
+
 _TUNED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "5",
 }
 
 Log = list[dict[str, Any]]
 
 
-def measure(workload: Workload, workers: int, kills: int, *, tuned: bool) -> list[dict[str, Any]]:
-    """Kill a worker several times; returns `seconds` until the next step and steps `lost` each."""
-    command = [sys.executable, "-m", "benchmarks.ray_train", workload.task]
-    command += [str(n) for n in (workload.batch_size, workload.logical_ranks, workers, kills)]
+def measure(
+    workload: Workload, workers: int, times: int, *, tuned: bool, fault: str = FAULTS[0]
+) -> list[dict[str, Any]]:
+    """Let one of the `FAULTS` strike several times.
+
+    Returns:
+        For each the `seconds` until the next step and the steps `lost`; nothing for one after
+        which there was no step within a minute, which is the last.
+    """
+    command = [sys.executable, "-m", "benchmarks.ray_train", workload.task, fault]
+    command += [str(n) for n in (workload.batch_size, workload.logical_ranks, workers, times)]
     environment = {**os.environ, **(_TUNED if tuned else {})}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -102,23 +113,32 @@ def read(path: Path) -> Log:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def kill_one(path: Path, victim: int) -> dict[str, Any]:
-    """Kill a worker when the group has settled; returns the recovery."""
-    _wait(lambda: _is_settled(read(path)))
+def strike(path: Path, fault: str, victim: int) -> dict[str, Any] | None:
+    """Strike when the group has settled; returns the recovery, None if there is none in time."""
+    _wait(lambda: _is_settled(read(path)), _TO_SETTLE)
     time.sleep(random.uniform(0.0, 1.0))  # any point between two checkpoints
-    starts = [entry for entry in read(path) if "start" in entry and entry["rank"] == victim]
-    killed = time.time()
-    os.kill(starts[-1]["pid"], signal.SIGKILL)
+    starts = {entry["rank"]: entry["pid"] for entry in read(path) if "start" in entry}
+    victims = list(starts.values()) if fault == "all workers SIGKILL" else [starts[victim]]
+    struck = time.time()
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP if fault == "worker SIGSTOP" else signal.SIGKILL)
 
     def next_step() -> dict[str, Any] | None:
         log = read(path)
-        again = [i for i, e in enumerate(log) if "start" in e and e["time"] > killed]
+        again = [i for i, e in enumerate(log) if "start" in e and e["time"] > struck]
         steps = [e for e in log[again[0] :] if "step" in e] if again else []
         return steps[0] if steps else None
 
-    after = _wait(next_step)
-    before = [e for e in read(path) if "step" in e and e["time"] <= killed][-1]
-    return {"seconds": after["time"] - killed, "lost": before["step"] - after["step"] + 1}
+    try:
+        after = _wait(next_step, _PATIENCE)
+    except TimeoutError:
+        return None
+    finally:
+        for pid in victims:  # nobody else may ever end a process that is stopped
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    before = [e for e in read(path) if "step" in e and e["time"] <= struck][-1]
+    return {"seconds": after["time"] - struck, "lost": before["step"] - after["step"] + 1}
 
 
 def _is_settled(log: Log) -> bool:
@@ -129,14 +149,14 @@ def _is_settled(log: Log) -> bool:
     return bool(steps[-1]["step"] - starts[-1]["start"] >= _SETTLED * _CHECKPOINT_EVERY)
 
 
-def _wait(found: Any) -> Any:
-    deadline = time.monotonic() + _PATIENCE
+def _wait(found: Any, patience: float) -> Any:
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         value = found()
         if value:
             return value
         time.sleep(_POLL)
-    raise TimeoutError(f"Ray Train did not get on within {_PATIENCE:g} s")
+    raise TimeoutError(f"Ray Train did not get on within {patience:g} s")
 
 
 def _fit(trainer: TorchTrainer) -> None:
@@ -145,12 +165,13 @@ def _fit(trainer: TorchTrainer) -> None:
 
 
 def main() -> None:
-    """Train in the background, kill workers, and print the recoveries."""
+    """Train in the background, strike, and print the recoveries."""
     parser = argparse.ArgumentParser()
     parser.add_argument("task")
+    parser.add_argument("fault", choices=FAULTS)
     parser.add_argument("numbers", type=int, nargs=4)
     given = parser.parse_args()
-    batch_size, logical_ranks, workers, kills = given.numbers
+    batch_size, logical_ranks, workers, times = given.numbers
     random.seed(0)
     with tempfile.TemporaryDirectory() as storage, cluster(workers):
         log = Path(storage, "log")
@@ -164,7 +185,12 @@ def main() -> None:
             ),
         )
         threading.Thread(target=_fit, args=(trainer,), daemon=True).start()
-        found = [kill_one(log, number % workers) for number in range(kills)]
+        found = []
+        for number in range(times):
+            recovery = strike(log, given.fault, number % workers)
+            if recovery is None:
+                break
+            found.append(recovery)
     print(json.dumps(found), flush=True)
     os._exit(0)  # the training goes on in its thread, without a cluster
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from benchmarks.networks import CLASSES, IMAGE, convolutions
 from raytrain_plus import Task
 from raytrain_plus.task import Batch, load_task
-
-_CLASSES = 10
 
 
 class Classification(Task):
@@ -34,7 +33,7 @@ class Classification(Task):
         """Return inputs and labels."""
         draw = np.random.default_rng(0)
         inputs = draw.standard_normal((self.rows, *self.shape), np.float32)
-        return inputs, draw.integers(0, _CLASSES, self.rows)
+        return inputs, draw.integers(0, CLASSES, self.rows)
 
     def data(self) -> pa.Table:
         """Return the arrays as a table."""
@@ -46,17 +45,11 @@ class Classification(Task):
 class Convolutions(Classification):
     """Compute-bound: three convolutions with BatchNorm on 32x32 images, 0.1 MB of gradients."""
 
-    shape = (3, 32, 32)
+    shape = IMAGE
 
     def model(self) -> nn.Module:
         """Build the network."""
-        layers: list[nn.Module] = []
-        for before, after, stride in ((3, 16, 1), (16, 32, 2), (32, 64, 2)):
-            convolution = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
-        return nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, _CLASSES)
-        )
+        return convolutions()
 
 
 class Perceptron(Classification):
@@ -71,7 +64,7 @@ class Perceptron(Classification):
             nn.ReLU(),
             nn.Linear(2048, 2048),
             nn.ReLU(),
-            nn.Linear(2048, _CLASSES),
+            nn.Linear(2048, CLASSES),
         )
 
 
@@ -82,7 +75,7 @@ class Tiny(Classification):
 
     def model(self) -> nn.Module:
         """Build the network."""
-        return nn.Linear(32, _CLASSES)
+        return nn.Linear(32, CLASSES)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""What faults cost: the time to the next committed step, and samples/s under fire, beside peers.
+
+Run as `python -m benchmarks.survive [--quick] [--json] [--only NAME,...]`; the names are those of
+the faults in the first column, and `under fire`. The loss of a host's power or cable is measured
+by `benchmarks.node_loss`, which needs root.
+
+raytrain_plus: one run for each kind of fault (`strikes.py`), two workers, default settings, but
+for a checkpoint every 20 steps where all workers are killed. The time ends with the first step that
+was not committed before, so that there it holds all that is computed again; after a coordinator's
+death, since training goes on without it, it is the longest time between two commits.
+
+Peers on the same model: Ray Train (`ray_train.py`), with a checkpoint every 20 steps, until its
+next step, which is one that it had done before; and torchft (`torchft_group.py`, `make
+bench-peers`), whose replicas this program starts again. Tuned: with a heartbeat of 1 s and
+collectives that give up after 5 s. Nobody starts torchft's lighthouse or Ray Train's controller
+again, so that there is no peer for the coordinator's death.
+
+Under fire (`under_fire.py`): a worker is killed every 15 s for two minutes. A replacement takes
+seconds of CPU to come up, on two cores from the training that goes on: that is part of it.
+"""
+
+import random
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import ray_train, report, strikes, torchft_group, under_fire
+from benchmarks.report import Aim, Row
+from benchmarks.tasks import COMPUTE_BOUND
+from benchmarks.under_fire import Fire
+
+_FIRE = "under fire"
+_PATIENCE = 75.0  # seconds for a recovery of torchft, whose collectives give up after 60
+_MEDIAN, _WORST = 0.5, 1.5  # seconds after a worker's SIGKILL
+_TIMES, _QUICK_TIMES = 10, 3
+_PEER_TIMES, _QUICK_PEER_TIMES = 3, 1
+_QUICK_FIRE = Fire(kills=2, rest=5.0)
+_SHARE, _SHARE_WITH_SPARE = 0.75, 0.9
+_TORCHFT = {"torchft": torchft_group.DEFAULT, "torchft, tuned": torchft_group.TUNED}
+
+
+def row(fault: str, system: str, seconds: Sequence[float], times: int, redone: Any) -> Row:
+    """Sum up what one system did after one kind of fault."""
+    return {
+        "fault": fault,
+        "system": system,
+        "recovered": f"{len(seconds)} of {times}",
+        "median s": report.median(seconds, 2) if seconds else "",
+        "worst s": round(max(seconds), 2) if seconds else "",
+        "steps redone, median": redone,
+    }
+
+
+def ours(fault: str, times: int) -> tuple[Row, list[dict[str, Any]]]:
+    """Measure raytrain_plus; returns its row, and every outage."""
+    found = strikes.measure(COMPUTE_BOUND, fault, times)
+    redone = report.median([outage.redone for outage in found])
+    made = row(fault, "raytrain_plus", [outage.seconds for outage in found], times, redone)
+    return made, [vars(outage) for outage in found]
+
+
+def peers(fault: str, times: int) -> list[Row]:
+    """Measure the peers that know this fault."""
+    rows = []
+    if fault in ray_train.FAULTS:
+        for name, tuned in (("Ray Train", False), ("Ray Train, tuned", True)):
+            found = ray_train.measure(
+                COMPUTE_BOUND, strikes.WORKERS, times, tuned=tuned, fault=fault
+            )
+            rows.append(_peer_row(fault, name, found, min(times, len(found) + 1)))
+    sent = {"worker SIGKILL": signal.SIGKILL, "worker SIGSTOP": signal.SIGSTOP}.get(fault)
+    if sent is not None and torchft_group.ENVIRONMENT.exists():
+        for name, settings in _TORCHFT.items():
+            tries = torchft_group.measure(COMPUTE_BOUND, settings, sent, times, _PATIENCE)
+            found = [one for one in tries if one is not None]
+            rows.append(_peer_row(fault, name, found, len(tries)))
+    return rows
+
+
+def _peer_row(fault: str, system: str, found: Sequence[dict[str, Any]], times: int) -> Row:
+    redone = report.median([one["lost"] for one in found]) if found else ""
+    return row(fault, system, [one["seconds"] for one in found], times, redone)
+
+
+def fire_rows(fire: Fire, *, with_peers: bool) -> list[Row]:
+    """Measure samples/s under fire."""
+    found: dict[str, dict[str, Any]] = {
+        "raytrain_plus": under_fire.ours(COMPUTE_BOUND, fire, 0),
+        "raytrain_plus, spares=1": under_fire.ours(COMPUTE_BOUND, fire, 1),
+    }
+    if with_peers and torchft_group.ENVIRONMENT.exists():
+        for name, settings in _TORCHFT.items():
+            found[name] = under_fire.torchft(COMPUTE_BOUND, fire, settings)
+    return [
+        {
+            "system": system,
+            "samples/s before": round(one["before"]),
+            "under fire": round(one["fire"]),
+            "after": round(one["after"]),
+            "share": round(one["share"], 3),
+            "of the time alone": round(one["alone"], 3) if "alone" in one else "",
+        }
+        for system, one in found.items()
+    ]
+
+
+def aims_of(row: Row, every: Sequence[dict[str, Any]]) -> list[Aim]:
+    """Return what raytrain_plus aims at after a fault."""
+    fault = row["fault"]
+    if fault == "all workers SIGKILL":
+        return []
+    aims = [Aim(f"committed steps lost, {fault}", max(e["redone"] for e in every), most=0)]
+    if fault == "worker SIGKILL":
+        aims += [
+            Aim(f"seconds after {fault}, median", row["median s"], most=_MEDIAN),
+            Aim(f"seconds after {fault}, worst", row["worst s"], most=_WORST),
+        ]
+    return aims
+
+
+def main() -> None:
+    """Measure."""
+    parser = report.parser("from faults to the next committed step, and samples/s under fire")
+    names = (*strikes.STRIKES, _FIRE)
+    parser.add_argument("--only", help=f"some of: {', '.join(names)}", default=",".join(names))
+    parser.add_argument("--peers", type=int, help="how often a fault strikes each peer; 0: none")
+    options = parser.parse_args()
+    chosen = options.only.split(",")
+    if unknown := set(chosen) - set(names):
+        parser.error(f"--only knows {', '.join(names)}; not {', '.join(sorted(unknown))}")
+    random.seed(0)
+    times = _QUICK_TIMES if options.quick else _TIMES
+    peer_times = _QUICK_PEER_TIMES if options.quick else _PEER_TIMES
+    peer_times = peer_times if options.peers is None else options.peers
+    rows: list[Row] = []
+    aims: list[Aim] = []
+    outages: dict[str, list[dict[str, Any]]] = {}
+    for fault in (name for name in strikes.STRIKES if name in chosen):
+        mine, outages[fault] = ours(fault, times)
+        rows += [mine, *(peers(fault, peer_times) if peer_times else ())]
+        aims += aims_of(mine, outages[fault])
+        report.show(
+            f"{fault}: to the next committed step", [r for r in rows if r["fault"] == fault]
+        )
+        phases = ("noticed", "formed", "seconds")
+        medians = {p: report.median([one[p] for one in outages[fault]]) for p in phases}
+        report.show("raytrain_plus: median seconds from the fault until", [medians])
+    fire: list[Row] = []
+    if _FIRE in chosen:
+        fire = fire_rows(_QUICK_FIRE if options.quick else Fire(), with_peers=peer_times > 0)
+        report.show("samples/s while a worker is killed every 15 s", fire)
+        aims += [
+            Aim("share of samples/s under fire", fire[0]["share"], least=_SHARE),
+            Aim("the same with a spare", fire[1]["share"], least=_SHARE_WITH_SPARE),
+        ]
+    results = {"survive": rows, "outages": outages, "under_fire": fire}
+    report.finish(aims, results, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Samples per second while a worker is killed every so often, as a share of the undisturbed rate.
+
+One run, in this order: a time of rest, the kills, the group whole again, a second time of rest.
+The undisturbed rate is the mean of both rests: a machine that gets slower or faster in between is
+to count neither for nor against the kills, and shows.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from benchmarks import torchft_group
+from benchmarks.elastic import Event, of_kind, train
+from benchmarks.strikes import WORKERS, Crew, stop
+from benchmarks.tasks import Workload
+
+Commits = Sequence[tuple[float, int]]  # Unix time, samples
+Span = tuple[float, float]
+
+_ENDLESS = 1_000_000  # steps
+
+
+@dataclass(frozen=True)
+class Fire:
+    """When workers are killed.
+
+    Attributes:
+        every: seconds between two kills; the last is followed by as many.
+        kills: how many.
+        rest: seconds without, before and after.
+    """
+
+    every: float = 15.0
+    kills: int = 8
+    rest: float = 15.0
+
+
+@dataclass
+class Timeline:
+    """How a run went.
+
+    Attributes:
+        rests: the spans without kills.
+        fire: the span with kills.
+    """
+
+    rests: list[Span] = field(default_factory=list)
+    fire: Span = (0.0, 0.0)
+
+
+def share(commits: Commits, timeline: Timeline) -> dict[str, float]:
+    """Return the rates before, under and after the fire, in samples/s.
+
+    Returns:
+        `before`, `fire`, `after`; and `share`, of the mean of the rests.
+    """
+    before, after = (_rate(commits, span) for span in timeline.rests)
+    fire = _rate(commits, timeline.fire)
+    return {"before": before, "fire": fire, "after": after, "share": 2 * fire / (before + after)}
+
+
+def _rate(commits: Commits, span: Span) -> float:
+    begin, end = span
+    return sum(samples for at, samples in commits if begin < at <= end) / (end - begin)
+
+
+@dataclass
+class Gunner:
+    """Watches a run of raytrain_plus, lets it rest, kills, lets it rest, and stops it.
+
+    Attributes:
+        fire: when.
+        timeline: how it went.
+        killed: how many kills there were.
+    """
+
+    fire: Fire
+    timeline: Timeline = field(default_factory=Timeline)
+    killed: int = 0
+    _crew: Crew = field(default_factory=Crew)
+    _rests_since: float = 0.0
+
+    def __call__(self, events: list[Event]) -> None:
+        """Take in new events of the journal."""
+        self._crew.take(events)
+        now = time.time()
+        begin = self.timeline.fire[0]
+        if self.killed and self.killed < self.fire.kills:
+            if now >= begin + self.killed * self.fire.every:
+                self._kill()
+        elif self.killed and now < begin + self.fire.kills * self.fire.every:
+            return
+        elif not self._rests_since:
+            self._rests_since = now if self._crew.is_settled else 0.0
+        elif now >= self._rests_since + self.fire.rest:
+            self.timeline.rests.append((self._rests_since, now))
+            self._rests_since = 0.0
+            if self.killed:
+                stop()
+                return
+            self.timeline.fire = (now, now + self.fire.kills * self.fire.every)
+            self._kill()
+
+    def _kill(self) -> None:
+        self.killed += 1
+        victim = random.choice(self._crew.members)
+        os.kill(victim, signal.SIGKILL)
+
+
+def ours(workload: Workload, fire: Fire, spares: int) -> dict[str, float]:
+    """Measure raytrain_plus.
+
+    Returns:
+        As `share`; and the part of the time under fire in which one worker trained `alone`.
+    """
+    gunner = Gunner(fire)
+    events = train(workload, WORKERS, _ENDLESS, gunner, spares=spares)
+    steps = of_kind(events, "step")
+    commits = [(step["time"], workload.batch_size) for step in steps]
+    return {**share(commits, gunner.timeline), "alone": alone(events, gunner.timeline.fire)}
+
+
+def alone(events: Sequence[Event], span: Span) -> float:
+    """Return in which part of a time the group was not whole."""
+    begin, end = span
+    generations = of_kind(list(events), "generation")
+    ends = [generation["time"] for generation in generations[1:]] + [end]
+    lacking = [
+        max(0.0, min(end, until) - max(begin, generation["time"]))
+        for generation, until in zip(generations, ends, strict=True)
+        if generation["workers"] < WORKERS
+    ]
+    return sum(lacking) / (end - begin)
+
+
+def torchft(workload: Workload, fire: Fire, settings: torchft_group.Settings) -> dict[str, float]:
+    """Measure torchft. Its replicas have batches of their own, so that one alone has half of it."""
+    timeline = Timeline()
+    with torchft_group.group(workload, settings) as running:
+        timeline.rests.append(_rest(fire))
+        begin = time.time()
+        for number in range(fire.kills):
+            running.replace(random.randrange(WORKERS))
+            time.sleep(max(0.0, begin + (number + 1) * fire.every - time.time()))
+        timeline.fire = (begin, begin + fire.kills * fire.every)
+        running.settle(time.time())
+        timeline.rests.append(_rest(fire))
+        commits = running.commits()
+    # Each replica notes its own commits; steps that it lost again with its state count, too.
+    batch = workload.batch_size // WORKERS
+    return share([(commit["time"], batch) for commit in commits], timeline)
+
+
+def _rest(fire: Fire) -> Span:
+    begin = time.time()
+    time.sleep(fire.rest)
+    return begin, time.time()
