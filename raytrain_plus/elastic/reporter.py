@@ -17,6 +17,9 @@ from raytrain_plus.training.loop import StepResult
 _KEPT = 100_000
 _INTERVAL = 0.2  # seconds between two messages
 _PATIENCE = 30.0
+# Seconds to tell the rest, for which the whole group waits. A call to a coordinator that is being
+# started again hangs until Ray's next look, every 2 s; what is not told is asked for.
+_PARTING = 0.1
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,10 @@ class Reporter:
             self._thread.start()
 
     def stop(self) -> None:
-        """Tell the rest and end."""
+        """Tell the rest, as far as the coordinator listens, and end."""
         self._stopped.set()
         if self._thread is not None:
-            self._thread.join(_PATIENCE)
+            self._thread.join(_PARTING)
 
     def _tell(self) -> None:
         last = False

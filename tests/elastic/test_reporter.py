@@ -1,6 +1,11 @@
 """What a worker knows of recent steps, so that nothing is lost with the one that tells."""
 
-from raytrain_plus.elastic.reporter import Records
+import threading
+
+import pytest
+
+from raytrain_plus.elastic.progress import Progress
+from raytrain_plus.elastic.reporter import Records, Reporter
 from raytrain_plus.training.loop import StepResult
 
 
@@ -46,3 +51,47 @@ def test_a_long_run_keeps_the_latest(monkeypatch):
     new, count = records.since(2)
     assert [record.step for record in new] == [8, 9, 10, 11, 12]  # what is gone is gone
     assert count == 12
+
+
+class Coordinator:
+    """Stands for the handle: takes in what it is told when it listens."""
+
+    def __init__(self):
+        self.listens = threading.Event()
+        self.steps = []
+        self.told = self
+
+    def remote(self, *told):
+        return [record.step for record in told[-1]]
+
+    def get(self, steps, timeout):
+        assert self.listens.wait(timeout)
+        self.steps += steps
+
+
+@pytest.mark.timeout(20)
+def test_a_group_does_not_wait_for_a_coordinator_that_does_not_listen(monkeypatch):
+    coordinator = Coordinator()
+    monkeypatch.setattr("raytrain_plus.elastic.reporter.ray.get", coordinator.get)
+    records = Records()
+    reporter = Reporter(coordinator, "w0", Progress(), records)
+    records.add_step(1, StepResult(1, loss=1.0, pause=False, busy_seconds=0.5))
+    reporter.start(1, sends=True)
+    reporter.stop()
+    assert coordinator.steps == []
+    coordinator.listens.set()
+    reporter._thread.join()
+    assert coordinator.steps == [1]  # told late is better than never
+
+
+def test_the_rest_is_told_before_a_generation_ends(monkeypatch):
+    coordinator = Coordinator()
+    coordinator.listens.set()
+    monkeypatch.setattr("raytrain_plus.elastic.reporter.ray.get", coordinator.get)
+    monkeypatch.setattr("raytrain_plus.elastic.reporter._PARTING", 20.0)
+    records = Records()
+    reporter = Reporter(coordinator, "w0", Progress(), records)
+    reporter.start(1, sends=True)
+    records.add_step(1, StepResult(1, loss=1.0, pause=False, busy_seconds=0.5))
+    reporter.stop()
+    assert coordinator.steps == [1]
