@@ -33,7 +33,7 @@ test-algorithms: install
 test-parts: install
 	$(BIN)/pytest --ignore tests/algorithms --ignore tests/end_to_end
 
-# What takes minutes and seldom breaks: every algorithm together with torch.compile.
+# What takes minutes and seldom breaks: every algorithm together with torch.compile, more chaos.
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 600
 
@@ -42,7 +42,8 @@ demo: install
 
 # Many random schedules of faults, each held against the undisturbed run.
 chaos: install
-	$(BIN)/python -m tests.end_to_end.chaos --runs $(N) --seed $(SEED)
+	$(BIN)/raytrain-plus chaos tests/end_to_end/tasks.py:Momentum --runs $(N) --seed $(SEED) \
+		--logical-ranks 6 --batch-size 48
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -56,6 +56,7 @@ class Generation:
         self._watch.begin(time.monotonic(), warm=warm)
         for worker in sorted(self.running):
             self._pool.train(worker, self._plan)
+        look()  # at once: a checkpoint may be due after the first steps
         while self.running:
             event = self._crew.next_event(_TICK)
             if not self._is_about_a_member(event):

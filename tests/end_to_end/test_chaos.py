@@ -12,8 +12,9 @@ from tests.end_to_end.chaos import STEPS, Case, verdict
 from tests.end_to_end.runs import at_once, undisturbed
 from tests.end_to_end.tasks import AdamW, Momentum, Wide
 
+USUAL = Case(Momentum, 6, 3)
 CASES = {
-    Case(Momentum, 6, 3): range(836, 840),
+    USUAL: range(836, 840),
     Case(AdamW, 8, 2): range(8, 12),
     Case(Wide, 4, 3): range(992, 996),
 }
@@ -29,6 +30,11 @@ def verdicts(storage_of_module):
     return dict(zip(CASES, judged, strict=True))
 
 
+def test_four_schedules_change_no_bit_and_lose_nothing(storage_of_module):
+    assert verdict(USUAL, CASES[USUAL], storage_of_module) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_whatever_happens_the_bits_are_the_same_and_nothing_is_lost(case, verdicts):
     assert verdicts[case] == []

@@ -66,6 +66,7 @@ def test_a_task_that_does_not_is_found_out_and_its_schedule_is_printed(storage):
     assert str(storage) in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_what_is_known(tmp_path):
     """A process of its own, since the signal goes to its main thread."""
     arguments = ["chaos", "tests.end_to_end.tasks:Plain", "--workers", "2", "--batch-size", "64"]

@@ -119,5 +119,6 @@ def test_two_at_once_all_but_one_and_everybody(disturbed):
     assert [len(event["hit"]) for event in run.of("fault")] == [2, 3, 4]
     assert generations_after(run, two)[0]["step"] == 9
     assert generations_after(run, all_but_one)[0]["workers"] == 1
-    # Nobody had the state any more: it was computed again, to the same bits.
-    assert generations_after(run, everybody)[0]["step"] == 0
+    # Nobody had the state any more: it was computed again from a checkpoint, to the same bits.
+    kept = {event["step"] for event in run.of("checkpoint") if "metrics" in event}
+    assert generations_after(run, everybody)[0]["step"] in {0, *kept}

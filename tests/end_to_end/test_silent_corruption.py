@@ -44,6 +44,7 @@ def test_a_flipped_bit_is_found_before_it_is_committed_and_wrong_arithmetic_is_t
     }
 
 
+@pytest.mark.slow
 def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_again(storage):
     flip = Fault(step=32, action="flip", phase="forward", victim=1)
     run = disturbed(

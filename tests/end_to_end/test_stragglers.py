@@ -78,6 +78,7 @@ def test_a_slow_worker_gets_fewer_ranks_and_gets_them_back(storage, tmp_path):
     assert run.changed == set()
 
 
+@pytest.mark.slow
 def test_without_the_threshold_nothing_is_moved(storage, tmp_path):
     (tmp_path / "slow").touch()
     run = train(
