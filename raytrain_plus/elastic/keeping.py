@@ -88,7 +88,8 @@ class Keeping:
             self.refuse(self._place(name), "it holds what corruption has made")
         self._distrusted = (generation, step)
         self._books.give_up()
-        self._remove(wrong)
+        for name in wrong:  # at once: steps that are computed again are kept under the same names
+            self._remove_one(name)
 
     def request(self) -> None:
         """Ask for a checkpoint as soon as it can be."""
@@ -136,7 +137,8 @@ class Keeping:
         attempt = event.attempt
         name = checkpoint.name_of(attempt.step)
         if self._books.under_way != attempt:
-            self._remove([] if event.error else [name])  # distrusted while it was written
+            if not event.error:  # distrusted while it was written
+                self._remove_one(name)
             return
         if event.error:
             self._failed(attempt, event.error, now)
@@ -223,14 +225,6 @@ class Keeping:
                 checkpoint.remove_leftovers(self._store, later)
 
         threading.Thread(target=tidy, daemon=True).start()
-
-    def _remove(self, names: Sequence[str]) -> None:
-        def remove() -> None:
-            for name in names:
-                self._remove_one(name)
-
-        if names:
-            threading.Thread(target=remove, daemon=True).start()
 
     def _remove_one(self, name: str) -> None:
         try:

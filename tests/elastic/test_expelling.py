@@ -120,9 +120,11 @@ def test_all_go_back_to_a_checkpoint_that_can_be_trusted(lead, tmp_path):
     assert again.healed_by == {1: 0}
     assert expelled(tmp_path) == ["w1"]
     check_losses(tmp_path)
-    kept = checkpoint.names(Store(tmp_path))
-    assert checkpoint.name_of(6) not in kept  # it held what was wrong
-    assert len(kept) > 1  # others were written since
+    six = str(tmp_path / checkpoint.name_of(6))
+    told = [e for e in notes(tmp_path, "checkpoint") if e["folder"] == six]
+    assert ["refused" in e for e in told[:2]] == [False, True]  # it held what was wrong
+    assert told[2]["removed"]
+    assert len(checkpoint.names(Store(tmp_path))) > 1  # others were written since
     assert outcome.state == "finished"
 
 
