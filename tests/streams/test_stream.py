@@ -113,7 +113,7 @@ def test_after_a_resize_only_the_windows_of_lanes_that_moved_are_fetched(stream,
     """Two workers on a node each become three; the third lane moves, the others stay."""
     before, after = {"a": range(2), "b": range(2, 4)}, {"a": range(2), "b": range(3, 4)}
     for node, lanes in before.items():
-        read(stream(cache=node), lanes, 0, 10)
+        read(stream(cache=node), lanes, 0, 11)
 
     def fetched(node, lanes):
         proxy.gets.clear()
