@@ -20,7 +20,8 @@ _SIGNAL = signal.SIGUSR1
 _DUMP_SECONDS = 1.0
 _LOOK = 0.01
 _THREAD = re.compile(r"^(?=(?:Current t|T)hread 0x)", re.MULTILINE)
-_MOST_LINES = 40
+_MOST_LINES = 60
+_TRAINING = " in train\n"
 
 
 def offer() -> int:
@@ -78,5 +79,6 @@ def _in_training(text: str) -> str:
     package = str(Path(__file__).parents[1])
     parts = _THREAD.split(text)[1:]
     ours = [part for part in parts if package in part]
+    ours.sort(key=lambda part: _TRAINING not in part)  # that one first
     lines = "".join(ours or parts).splitlines()
     return "\n".join(lines[:_MOST_LINES])

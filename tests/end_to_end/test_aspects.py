@@ -62,7 +62,10 @@ def test_a_summary_says_what_was_trained_on_and_what_aspects_cost(storage):
 
 @pytest.mark.parametrize(
     ("task", "recipe", "steps"),
-    [(ClutteredDigits, "cluttered_digits/hot", 40), (ByteGPT, "byte_gpt/hot", 40)],
+    [
+        (ClutteredDigits, "cluttered_digits/hot", 40),
+        pytest.param(ByteGPT, "byte_gpt/hot", 40, marks=pytest.mark.slow),
+    ],
 )
 def test_a_recipe_through_a_kill_and_a_grow_has_the_bits_of_one_worker(
     task, recipe, steps, storage

@@ -30,6 +30,7 @@ def verdicts(storage_of_module):
     return dict(zip(CASES, judged, strict=True))
 
 
+@pytest.mark.slow
 def test_four_schedules_change_no_bit_and_lose_nothing(storage_of_module):
     assert verdict(USUAL, CASES[USUAL], storage_of_module) == []
 

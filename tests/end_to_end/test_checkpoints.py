@@ -90,6 +90,7 @@ def test_when_all_workers_are_lost_the_run_goes_on_from_the_newest_whole_checkpo
     assert "checkpoint_00000020" not in left, "the newest two are kept"
 
 
+@pytest.mark.slow
 def test_when_the_whole_cluster_is_lost_the_run_is_resumed_by_other_workers(storage):
     command = [sys.executable, "-m", "tests.end_to_end.driver", "local", str(storage)]
     folder = storage / driver.NAME

@@ -45,28 +45,27 @@ MANY = [
 ]
 
 
+def trained(storage, faults, wanted, task=Plain, logical_ranks=V):
+    return train(
+        task(),
+        storage,
+        logical_ranks=logical_ranks,
+        workers=(1, max(wanted.values())),
+        faults=faults,
+        wanted=wanted,
+        **UNHURRIED,
+    )
+
+
 @pytest.fixture(scope="module")
 def disturbed(storage_of_module):
     """Return the run of each list of faults."""
-
-    def run(faults, wanted, task=Plain, logical_ranks=V):
-        workers = max(wanted.values())
-        return train(
-            task(),
-            storage_of_module,
-            logical_ranks=logical_ranks,
-            workers=(1, workers),
-            faults=faults,
-            wanted=wanted,
-            **UNHURRIED,
-        )
-
+    run = partial(trained, storage_of_module)
     at_once(*[partial(undisturbed, *of) for of in ((Momentum, V), (Plain, V), (Wide, 4))])
     return at_once(
         partial(run, ANYWHERE, {1: 3, 6: 2}, Momentum),
         partial(run, IN_SLICES, {1: 3, 10: 1}, Wide, 4),
         partial(run, REGROUPING, {1: 3, 10: 1, 12: 3, 70: 1}),
-        partial(run, MANY, {1: 4, 10: 1, 12: 4, 40: 1, 42: 4, 70: 1}),
     )
 
 
@@ -112,8 +111,9 @@ def test_while_the_group_forms_again_or_heals_a_newcomer(disturbed):
     assert all(e["step"] > 0 for e in run.of("generation")[1:])  # somebody always survived
 
 
-def test_two_at_once_all_but_one_and_everybody(disturbed):
-    run = disturbed[3]
+@pytest.mark.slow
+def test_two_at_once_all_but_one_and_everybody(storage):
+    run = trained(storage, MANY, {1: 4, 10: 1, 12: 4, 40: 1, 42: 4, 70: 1})
     two, all_but_one, everybody = MANY
     assert_kept(run, MANY)
     assert [len(event["hit"]) for event in run.of("fault")] == [2, 3, 4]

@@ -5,6 +5,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from raytrain_plus import Fault
 from tests.end_to_end.runs import Script, at_step, differences, flaws, train, undisturbed
 from tests.end_to_end.tasks import Momentum, Plain, Stuck, StuckBackward
@@ -99,6 +101,7 @@ def test_whoever_is_stuck_in_a_backward_is_found_though_its_exchange_goes_on(sto
     assert [event["step"] for event in run.of("step")] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_data_source_that_never_answers_and_an_evaluation_that_stalls_are_found(storage):
     faults = [
         Fault(step=20, action="stall", phase="evaluate", victim=0),

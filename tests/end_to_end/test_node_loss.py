@@ -30,6 +30,7 @@ def folder(request):
         Lab(storage / lab_run.LAB).down()
 
 
+@pytest.mark.slow
 def test_power_off_and_a_pulled_cable_cost_no_step(folder):
     told = program(lab_run.__name__, folder)
     run = Run(journal.read(folder / NAME), told["summary"], told["error"])

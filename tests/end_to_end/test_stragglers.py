@@ -52,6 +52,7 @@ def rebalanced(times):
     return lambda events: sum("rebalanced" in e.get("cause", "") for e in events) >= times
 
 
+@pytest.mark.slow
 def test_a_slow_worker_gets_fewer_ranks_and_gets_them_back(storage, tmp_path):
     (tmp_path / "slow").touch()
     run = train(

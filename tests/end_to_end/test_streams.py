@@ -139,6 +139,7 @@ def test_a_slow_store_is_no_hang(streamed, undisturbed, server, storage):
     assert not run.of("worker", state="lost")
 
 
+@pytest.mark.slow
 def test_ten_epochs_with_resizes_and_a_cache_of_a_tenth(streamed, bucket, server, storage):
     raw = inspect_stream(f"s3://{bucket}/train", server.options())["raw_bytes"]
     steps = EPOCHS * STEPS_PER_EPOCH
