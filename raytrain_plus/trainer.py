@@ -199,8 +199,6 @@ class ElasticTrainer:
             except LostError as error:
                 raise TrainingFailedError(str(error), {}) from None
             ray.kill(leader)
-        if ended.outcome.state == "failed":
-            raise TrainingFailedError(ended.outcome.error, ended.summary)
         return result_of(ended)
 
     def _described(self, address: str) -> dict[str, Any]:
@@ -241,14 +239,18 @@ def attach(run: str, storage: str, watcher: Watcher | None = None) -> ray.train.
             raise steering.SteeringError(
                 f"{error}: `raytrain-plus train --resume --name {name}` goes on with it"
             ) from None
-    if ended.outcome.state == "failed":
-        raise TrainingFailedError(ended.outcome.error, ended.summary)
     return result_of(ended)
 
 
 def result_of(ended: Ended) -> ray.train.Result:
-    """Return what Ray Train returns."""
+    """Return what Ray Train returns.
+
+    Raises:
+        TrainingFailedError: the run failed.
+    """
     outcome = ended.outcome
+    if outcome.state == "failed":
+        raise TrainingFailedError(outcome.error, ended.summary)
     return ray.train.Result(
         metrics={
             "loss": outcome.loss,

@@ -117,20 +117,6 @@ class Checkpoints:
         """Ask for a checkpoint of a step that is still to come."""
         self._asked = True
 
-    def due(self, step: int, now: float) -> bool:
-        """Say whether all workers should take a snapshot now.
-
-        Args:
-            step: the last committed step.
-            now: monotonic seconds.
-        """
-        if self._attempt is not None or self.fatal or step <= self._last:
-            return False
-        if self._retry_at is not None:
-            return now >= self._retry_at
-        passed = self._every is not None and step // self._every > self._last // self._every
-        return self._asked or passed
-
     def next_step(self, step: int, now: float) -> int | None:
         """Return after which step to take the next snapshot; None if that is not known yet.
 

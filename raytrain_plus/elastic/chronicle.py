@@ -89,8 +89,7 @@ class Chronicle:
         if kind == "run":
             self.generations, self.device_seconds, self._void = [], 0.0, (0, 0)
             if event.get("changes"):  # what follows is another run's
-                del self._losses[event["resumed_step"] :]
-                self.evaluated_step = min(self.evaluated_step, event["resumed_step"])
+                self._take_back(event["resumed_step"], 0)
         elif kind == "step":
             self.begin_at(event["step"] - 1)
             if event["step"] == self.step + 1:

@@ -242,16 +242,22 @@ class Pool:
             return ""
         if ready.node == self._node:
             return stacks.of_neighbour(ready.pid, ready.stacks)
-        for other in neighbours:
-            if other is not seat and other.ready is not None and other.ready.node == ready.node:
-                handle = self._handles[other.worker]
-                with contextlib.suppress(RayError):
-                    seen: str = ray.get(
-                        handle.stack_of_neighbour.remote(ready.pid, ready.stacks),
-                        timeout=_STACK_SECONDS,
-                    )
-                    return seen
+        for handle in self._on_node_of(seat, ready, neighbours):
+            with contextlib.suppress(RayError):
+                seen: str = ray.get(
+                    handle.stack_of_neighbour.remote(ready.pid, ready.stacks),
+                    timeout=_STACK_SECONDS,
+                )
+                return seen
         return "nobody else is on its node, who could see it"
+
+    def _on_node_of(self, seat: Seat, ready: Ready, seats: Sequence[Seat]) -> list[Any]:
+        """Return the handles of the other workers on a worker's node."""
+        return [
+            self._handles[other.worker]
+            for other in seats
+            if other is not seat and other.ready is not None and other.ready.node == ready.node
+        ]
 
     def records(self, worker: str, after: int) -> list[Record]:
         """Ask a worker what it knows of the steps after a step; nothing if it has gone."""
@@ -287,10 +293,8 @@ class Pool:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(seat.ready.pid, signal.SIGKILL)
             else:
-                for other in neighbours:
-                    if other.ready is not None and other.ready.node == seat.ready.node:
-                        self._handles[other.worker].kill_neighbour.remote(seat.ready.pid)
-                        break
+                for other in self._on_node_of(seat, seat.ready, neighbours)[:1]:
+                    other.kill_neighbour.remote(seat.ready.pid)
         ray.kill(handle)
 
     def kill(self, worker: str) -> None:

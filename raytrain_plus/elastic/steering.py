@@ -57,9 +57,7 @@ def scale(run: str, workers: int, storage: str) -> Event:
         ValueError: the run does not allow that many.
         SteeringError: the run does not live.
     """
-    with _coordinator(journal.read(folder_of(run, storage))) as coordinator:
-        answer: Event = _ask(coordinator.scale.remote(workers))
-        return answer
+    return _tell(run, storage, "scale", workers)
 
 
 def checkpoint(run: str, storage: str) -> Event:
@@ -68,9 +66,7 @@ def checkpoint(run: str, storage: str) -> Event:
     Raises:
         SteeringError: the run does not live.
     """
-    with _coordinator(journal.read(folder_of(run, storage))) as coordinator:
-        answer: Event = _ask(coordinator.checkpoint.remote())
-        return answer
+    return _tell(run, storage, "checkpoint")
 
 
 def stop(run: str, storage: str) -> Event:
@@ -79,8 +75,12 @@ def stop(run: str, storage: str) -> Event:
     Raises:
         SteeringError: the run does not live.
     """
+    return _tell(run, storage, "stop")
+
+
+def _tell(run: str, storage: str, what: str, *given: int) -> Event:
     with _coordinator(journal.read(folder_of(run, storage))) as coordinator:
-        answer: Event = _ask(coordinator.stop.remote())
+        answer: Event = _ask(getattr(coordinator, what).remote(*given))
         return answer
 
 

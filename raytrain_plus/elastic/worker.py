@@ -36,7 +36,7 @@ from raytrain_plus.elastic.suspicion import named
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
 from raytrain_plus.elastic.uploads import Uploads, store_of
 from raytrain_plus.elastic.victim import Victim
-from raytrain_plus.streams.loader import Batch, Loader, load_part, to_device
+from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source
@@ -296,10 +296,13 @@ class Worker:
         audit = self._loop.audit_of(step)
         if audit is None or audit[1] != place:
             return None
-        rows, steps = self._spec.part_rows, self._spec.clock.steps_per_epoch
-        epoch, within = divmod(step, steps)
-        part = load_part(
-            self._source, self._order, epoch, audit[0], within * rows, (within + 1) * rows
+        part = load_step_part(
+            self._source,
+            self._order,
+            step,
+            audit[0],
+            part_rows=self._spec.part_rows,
+            steps=self._spec.clock.steps_per_epoch,
         )
         return to_device(part, self._device)
 

@@ -114,6 +114,23 @@ def evaluation_parts(
         yield _load(source, plain, 0, lane, *padded), len(rows)
 
 
+def load_step_part(
+    source: Source, order: Ordering, step: int, lane: int, *, part_rows: int, steps: int
+) -> Batch:
+    """Return what one lane reads in one step, as the `Loader` does.
+
+    Args:
+        source: Where the rows are.
+        order: Which rows these are.
+        step: The step, counted from 0 over the whole run.
+        lane: The lane.
+        part_rows: Samples per logical rank and step.
+        steps: Steps of an epoch.
+    """
+    epoch, t = divmod(step, steps)
+    return load_part(source, order, epoch, lane, t * part_rows, (t + 1) * part_rows)
+
+
 class Loader:
     """Produces the parts of consecutive steps for some lanes, in a background thread.
 
@@ -237,16 +254,15 @@ class Loader:
 
     def _load_step(self, step: int) -> list[Batch]:
         """Return one batch per lane; fewer when the loader was closed meanwhile."""
-        epoch, t = divmod(step, self._steps)
-        start = t * self._part_rows
-        stop = start + self._part_rows
         if self._source.lookahead is not None:
-            self._source.lookahead.moved(self._order, epoch, start)
+            epoch, t = divmod(step, self._steps)
+            self._source.lookahead.moved(self._order, epoch, t * self._part_rows)
+        sizes = {"part_rows": self._part_rows, "steps": self._steps}
         parts = []
         for lane in self._lanes:
             if self._closed:
                 break
-            parts.append(load_part(self._source, self._order, epoch, lane, start, stop))
+            parts.append(load_step_part(self._source, self._order, step, lane, **sizes))
         return parts
 
 

@@ -52,22 +52,32 @@ def rebalanced(times):
     return lambda events: sum("rebalanced" in e.get("cause", "") for e in events) >= times
 
 
-@pytest.mark.slow
-def test_a_slow_worker_gets_fewer_ranks_and_gets_them_back(storage, tmp_path):
-    (tmp_path / "slow").touch()
-    run = train(
+def slowed(storage, folder, seconds, **options):
+    """Return a run of two workers, one of which is slow."""
+    (folder / "slow").touch()
+    return train(
         Plain(),
         storage,
         logical_ranks=RANKS,
         workers=(2, 2),
         wanted={1: 2},
-        aspects=[Slow(folder=tmp_path, seconds=0.01)],
+        aspects=[Slow(folder=folder, seconds=seconds)],
+        **UNHURRIED,
+        **options,
+    )
+
+
+@pytest.mark.slow
+def test_a_slow_worker_gets_fewer_ranks_and_gets_them_back(storage, tmp_path):
+    run = slowed(
+        storage,
+        tmp_path,
+        0.01,
         director=Script(
             (rebalanced(1), lambda _: (tmp_path / "slow").unlink()),
             (rebalanced(2), lambda name: (storage / name / "hurry").touch()),
         ),
         steps=STEPS,
-        **UNHURRIED,
     )
     assert differences(run, undisturbed(Plain, RANKS, steps=STEPS)) == []
     first, *others = run.of("generation")
@@ -81,17 +91,6 @@ def test_a_slow_worker_gets_fewer_ranks_and_gets_them_back(storage, tmp_path):
 
 @pytest.mark.slow
 def test_without_the_threshold_nothing_is_moved(storage, tmp_path):
-    (tmp_path / "slow").touch()
-    run = train(
-        Plain(),
-        storage,
-        logical_ranks=RANKS,
-        workers=(2, 2),
-        wanted={1: 2},
-        aspects=[Slow(folder=tmp_path, seconds=0.005)],
-        steps=100,
-        rebalance_above=None,
-        **UNHURRIED,
-    )
+    run = slowed(storage, tmp_path, 0.005, steps=100, rebalance_above=None)
     assert not at_step(101)(run.events)
     assert len(run.of("generation")) == 1
