@@ -33,6 +33,8 @@ from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import audit_of
 
 _DRAIN_POLL = 1.0  # seconds between two looks at what nobody tells
+_CALL_SECONDS = 30.0  # to wait for whoever alone knows what has been computed
+_GLANCE = 1.0  # seconds to wait for what may be had later
 _FUTILE = 20  # generations in a row without a step, after which something is wrong for good
 
 
@@ -263,8 +265,11 @@ class Coordinator:
             raise StoppedError("the run was stopped before it had started")
         if isinstance(event, Written):
             seats = self._crew.seats
-            if event.worker in seats:  # no checkpoint is to know more steps than the journal
-                self._catch_up([event.worker], event.share.step)
+            behind = self._chronicle.step < event.share.step
+            if behind and event.share.pieces is not None and event.worker in seats:
+                # No checkpoint is to know more steps than the journal; nor is a worker that hangs
+                # by now to keep anybody waiting.
+                self._take_after(event.worker, _GLANCE)
             self._keeping.written(event.worker, event.share, seats, time.monotonic())
         elif isinstance(event, Committed):
             self._keeping.committed(event, time.monotonic())
@@ -345,9 +350,13 @@ class Coordinator:
         for worker in ahead:
             if self._chronicle.step >= top and (not due or self._chronicle.evaluated_step >= top):
                 return
-            records = self._pool.records(worker, self._chronicle.step)
-            with self._lock:
-                self._take(records)
+            self._take_after(worker, _CALL_SECONDS)
+
+    def _take_after(self, worker: str, timeout: float) -> None:
+        """Ask a worker for the steps that it has not told yet."""
+        records = self._pool.records(worker, self._chronicle.step, timeout)
+        with self._lock:
+            self._take(records)
 
     def _take(self, records: Sequence[Record]) -> None:
         try:

@@ -28,7 +28,6 @@ from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.uploads import Share
 from raytrain_plus.elastic.worker import Worker
 
-_CALL_SECONDS = 30.0
 _STACK_SECONDS = 3.0
 _SELF_TEST_SECONDS = 60.0
 _ISA = {
@@ -259,11 +258,11 @@ class Pool:
             if other is not seat and other.ready is not None and other.ready.node == ready.node
         ]
 
-    def records(self, worker: str, after: int) -> list[Record]:
-        """Ask a worker what it knows of the steps after a step; nothing if it has gone."""
+    def records(self, worker: str, after: int, timeout: float) -> list[Record]:
+        """Ask a worker what it knows of the steps after a step; nothing if it does not answer."""
         try:
             found: list[Record] = ray.get(
-                self._handles[worker].records.remote(after), timeout=_CALL_SECONDS
+                self._handles[worker].records.remote(after), timeout=timeout
             )
         except (RayActorError, GetTimeoutError):
             return []

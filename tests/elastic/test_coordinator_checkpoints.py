@@ -54,6 +54,26 @@ def test_a_lost_worker_voids_a_checkpoint_and_the_next_is_due_at_once(lead, tmp_
     check_journal(tmp_path)
 
 
+def test_who_hangs_after_a_snapshot_keeps_nobody_waiting(lead, tmp_path):
+    asked = []
+
+    def snapshot_and_hang(pool):
+        pool.told, pool.writes = False, False
+        pool.commit(["w0", "w1"])
+        pool.hang("w0")  # the first to tell that it has a snapshot
+        pool.take_snapshots(3)
+
+    def prepare(pool):
+        ask = pool.records
+        pool.records = lambda worker, *how: asked.append(worker) or ask(worker, *how)
+
+    outcome, pool = lead({3: snapshot_and_hang}, workers=(1, 2), clock=CLOCK, prepare=prepare)
+    assert outcome.state == "finished"
+    assert pool.hung == ["w0"]
+    assert set(asked) == {"w1"}
+    check_journal(tmp_path)
+
+
 def test_when_all_die_others_go_on_from_the_newest(lead, tmp_path):
     outcome, pool = lead({8: all_die}, workers=(2, 2), clock=CLOCK)
     again = pool.plans[1]

@@ -13,8 +13,8 @@ from raytrain_plus.elastic import stacks
 CHILD = """
 import itertools
 from raytrain_plus.elastic import stacks
-print(stacks.offer(), flush=True)
 def spinning():
+    print(stacks.offer(), flush=True)
     sum(itertools.repeat(0))  # never lets go of the interpreter
 spinning()
 """
