@@ -1,6 +1,7 @@
 """ElasticTrainer: configure, fit, get a result."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -180,7 +181,8 @@ class ElasticTrainer:
             ValueError: a run of that name lives on the cluster.
         """
         spec = self.spec
-        with cluster(spec.workers[1] + spec.elastic.spares) as joined:
+        most = spec.workers[1] + spec.elastic.spares
+        with cluster(math.ceil(most * spec.resources.get("CPU", 1))) as joined:
             check_not_running(spec.name)
             keep = _put if joined.is_ours else partial(_kept, spec.folder)
             shared = replace(
@@ -279,11 +281,14 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(most_workers: int) -> Iterator[Cluster]:
+def cluster(slots: int) -> Iterator[Cluster]:
     """Join the running Ray cluster, or run one of our own for as long as it is needed.
 
     A cluster of our own has a slot for every worker: on one machine more workers than cores are
     slow, but they are what somebody wants who tries out elasticity on a laptop.
+
+    Args:
+        slots: CPUs that all workers hold together.
     """
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
@@ -291,8 +296,7 @@ def cluster(most_workers: int) -> Iterator[Cluster]:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     ours = True
     try:
-        slots = max(os.cpu_count() or 1, most_workers)
-        ray.init(num_cpus=slots, include_dashboard=False, **quiet)
+        ray.init(num_cpus=max(os.cpu_count() or 1, slots), include_dashboard=False, **quiet)
     except ValueError:  # there is a cluster already: Ray refuses to be told its size
         ray.init(**quiet)
         ours = False

@@ -109,6 +109,9 @@ def train(  # noqa: PLR0913 - one option each
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for MIN workers.")] = 120.0,
     spares: Annotated[int, typer.Option(help="Workers kept warm beside the group.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads per worker.")] = None,
+    cpus: Annotated[
+        float | None, typer.Option(help="CPUs that each worker holds. Default: one per thread.")
+    ] = None,
     gpu: Annotated[bool, typer.Option(help="One GPU per worker.")] = False,
     bitwise: Annotated[bool, typer.Option(help="Refuse workers that compute other bits.")] = True,
     as_json: Json = False,
@@ -129,7 +132,11 @@ def train(  # noqa: PLR0913 - one option each
             seed=seed,
             logical_ranks=logical_ranks,
             algorithms=[*said.aspects(), *(parse_algorithm(text) for text in algorithm or [])],
-            scaling_config=ray.train.ScalingConfig(num_workers=_range(workers), use_gpu=gpu),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=_range(workers),
+                use_gpu=gpu,
+                resources_per_worker={"CPU": threads or 1 if cpus is None else cpus},
+            ),
             run_config=ray.train.RunConfig(
                 name=name or _new_name(task),
                 storage_path=storage,
