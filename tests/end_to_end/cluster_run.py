@@ -34,6 +34,7 @@ _JOB = Path(__file__).with_name("job")
 _SETTLED = 20  # steps of a whole group before anything happens to it
 _PATIENCE = 150.0  # seconds for anything
 _POLL = 0.05
+_JOBS = "http://127.0.0.1:8265"  # the laptop's end of the tunnel
 _TRAIN = (
     "raytrain-plus train digits.py:Digits --data s3://data/digits --evaluation-data s3://data/held "
     "--logical-ranks 4 --batch-size 64 --duration 20ep --evaluate-every 5ep --storage /root/runs "
@@ -82,17 +83,20 @@ class Cluster:
         """Fill in the launch file and bring the cluster up, twice, as users do."""
         text = filled((_ROOT / "cluster.yaml").read_text(), self._lab.addresses)
         self._home(LAPTOP).joinpath("cluster.yaml").write_text(text)
+        self.on(LAPTOP, "umask 077; ray get-auth-token --generate")
+        up = f"cd {shlex.quote(str(_ROOT))}; ray up --yes ~/cluster.yaml"
         began = time.monotonic()
-        self.on(LAPTOP, "ray up --yes cluster.yaml")
+        self.on(LAPTOP, up)
         self.took["ray up"] = time.monotonic() - began
+        self.on(LAPTOP, f"ssh -f -N -L 8265:127.0.0.1:8265 {HEAD}")
         self.await_nodes(1 + len(LAUNCHED))
         self.took["all nodes joined"] = time.monotonic() - began
-        self.on(LAPTOP, "ray up --yes cluster.yaml --no-restart")
+        self.on(LAPTOP, f"{up} --no-restart")
         self.await_nodes(1 + len(LAUNCHED))
 
     def await_nodes(self, number: int) -> None:
         """Wait until the doctor finds so many nodes, and nothing wrong with them."""
-        line = f"raytrain-plus doctor --address http://{HEAD}:8265 --expect {number} --json"
+        line = f"raytrain-plus doctor --address {_JOBS} --expect {number} --json"
         _await(lambda: not self.json_of(line, fails=True)["complaints"] or None, line)
 
     def write_data(self) -> None:
@@ -128,7 +132,7 @@ class Cluster:
         began = time.time()
         said = self.on(
             LAPTOP,
-            f"cd job; ray job submit --no-wait --address http://{HEAD}:8265 --working-dir . "
+            f"cd job; ray job submit --no-wait --address {_JOBS} --working-dir . "
             f"-- {_TRAIN} --name {name} {more}",
         )
         self.await_events(name, lambda events: _steps(events)[:1] or None)
@@ -178,7 +182,7 @@ class Cluster:
     def drain(self, host: str) -> None:
         """Tell Ray that a host will be taken away, and wait until its worker has left."""
         nodes = self.json_of(
-            f"raytrain-plus doctor --address http://{HEAD}:8265 --json", fails=True
+            f"raytrain-plus doctor --address {_JOBS} --json", fails=True
         )
         node = next(n["node"] for n in nodes["nodes"] if n["address"] == self._lab.addresses[host])
         self.on(
@@ -196,7 +200,7 @@ class Cluster:
 
     def finish(self, job: str) -> None:
         """Wait until a job has ended."""
-        line = f"ray job logs --address http://{HEAD}:8265 --follow {job}"
+        line = f"ray job logs --address {_JOBS} --follow {job}"
         said = self.on(LAPTOP, line, fails=True)
         if "succeeded" not in said:
             raise RuntimeError(f"the job did not succeed:\n{said[-4000:]}")
@@ -265,14 +269,14 @@ def main(folder: Path) -> None:
         cluster.launch()
         cluster.write_data()
         cluster.finish(cluster.submit(ALONE, "--workers 1"))
-        job = cluster.submit(NAME, "--workers 1:2 --setting pace=0.05")
-        cluster.settle(2)
+        job = cluster.submit(NAME, "--workers 1:3 --setting pace=0.05")
+        cluster.settle(3)
         cluster.lose(LAUNCHED[0])
         cluster.start_by_hand(LATE)
-        cluster.settle(2)
+        cluster.settle(3)
         cluster.drain(LAUNCHED[1])
         status = cluster.json_of(
-            f"raytrain-plus status {NAME} --storage runs --address http://{HEAD}:8265 --json"
+            f"raytrain-plus status {NAME} --storage runs --address {_JOBS} --json"
         )
         cluster.finish(job)
         told = {
