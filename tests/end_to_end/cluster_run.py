@@ -63,7 +63,7 @@ class Cluster:
         Args:
             fails: it may.
         """
-        login = ["bash", "--login", "-c", f"source ~/.bashrc; {line}"]
+        login = ["bash", "--login", "-c", f"cd; source .bashrc; {line}"]
         done = subprocess.run(
             self._lab.command(host, login, {"RAY_AUTH_MODE": "token"}),
             capture_output=True,
@@ -181,9 +181,7 @@ class Cluster:
 
     def drain(self, host: str) -> None:
         """Tell Ray that a host will be taken away, and wait until its worker has left."""
-        nodes = self.json_of(
-            f"raytrain-plus doctor --address {_JOBS} --json", fails=True
-        )
+        nodes = self.json_of(f"raytrain-plus doctor --address {_JOBS} --json", fails=True)
         node = next(n["node"] for n in nodes["nodes"] if n["address"] == self._lab.addresses[host])
         self.on(
             HEAD,
