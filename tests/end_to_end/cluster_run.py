@@ -33,6 +33,7 @@ _ROOT = Path(__file__).parents[2]
 _JOB = Path(__file__).with_name("job")
 _SETTLED = 20  # steps of a whole group before anything happens to it
 _PATIENCE = 150.0  # seconds for anything
+_DOWN = 60.0  # seconds until nothing may be left of a cluster
 _POLL = 0.05
 _JOBS = "http://127.0.0.1:8265"  # the laptop's end of the tunnel
 _TRAIN = (
@@ -203,17 +204,28 @@ class Cluster:
         if "succeeded" not in said:
             raise RuntimeError(f"the job did not succeed:\n{said[-4000:]}")
 
-    def down(self) -> dict[str, list[str]]:
-        """Take the cluster down; returns the processes of Ray and ours that are left, by host."""
-        self.on(LAPTOP, "ray down --yes cluster.yaml")
-        hosts = [host for host in self._lab.addresses if host != LAUNCHED[0]]
-        return {host: found for host in hosts if (found := self._processes(host))}
+    def down(self, lost: str) -> dict[str, dict[str, list[str]]]:
+        """Take the cluster down; returns the processes of Ray and ours, before and after.
 
-    def _processes(self, host: str) -> list[str]:
-        listed = self.on(
-            host, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0\\n' '  '", fails=True
-        )
-        return re.findall(r"raylet|gcs_server|dashboard|ray::\S+|node-agent", listed)
+        Args:
+            lost: a host without power.
+        """
+        before = self._processes(lost)
+        self.on(LAPTOP, "ray down --yes cluster.yaml")
+        deadline = time.monotonic() + _DOWN
+        while (left := self._processes(lost)) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        return {"before": before, "after": left}
+
+    def _processes(self, lost: str) -> dict[str, list[str]]:
+        """Return what runs, by host, where there is anything."""
+        listing = r"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' '"
+        listed = {
+            host: set(re.findall(r"raylet|gcs_server|ray::|node-agent", self.on(host, listing)))
+            for host in self._lab.addresses
+            if host != lost
+        }
+        return {host: sorted(found) for host, found in listed.items() if found}
 
     def _generation(self) -> int:
         known = [e for e in self.events(NAME) if e["event"] == "generation"]
@@ -280,7 +292,7 @@ def main(folder: Path) -> None:
         told = {
             "events": {name: cluster.events(name) for name in (NAME, ALONE)},
             "status": status,
-            "left": cluster.down(),
+            "processes": cluster.down(LAUNCHED[0]),
             "took": {what: round(seconds, 2) for what, seconds in cluster.took.items()},
         }
     print(json.dumps(told))

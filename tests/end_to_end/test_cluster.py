@@ -47,7 +47,8 @@ def test_the_laptop_sees_how_the_run_stands(told):
 
 
 def test_nothing_is_left_when_the_cluster_is_taken_down(told):
-    assert told["left"] == {}
+    assert set(told["processes"]["before"]) == {"head", "n2", "n3"}  # the control
+    assert told["processes"]["after"] == {}
 
 
 def test_the_launch_file_is_filled_in_on_three_lines():
