@@ -40,6 +40,9 @@ PURE = [
     "seeds",
     "clock",
     "observe.journal",
+    "observe.causes",
+    "observe.throughput",
+    "observe.gauges",
     "chaos.schedules",
     "chaos.judge",
 ]
