@@ -26,6 +26,9 @@ OURS = [
 ]
 
 PURE = [
+    "observe.causes",
+    "observe.throughput",
+    "observe.gauges",
     "elastic.plan",
     "elastic.checkpoints",
     "elastic.watch",
@@ -40,9 +43,6 @@ PURE = [
     "seeds",
     "clock",
     "observe.journal",
-    "observe.causes",
-    "observe.throughput",
-    "observe.gauges",
     "chaos.schedules",
     "chaos.judge",
 ]
