@@ -111,12 +111,13 @@ def test_a_run_whose_end_was_missed_by_a_moment_is_not_called_unreachable(tmp_pa
     assert states == ["training", "finished"]
     live(LIVE, SteeringError("it was killed"))
     told(BEGUN[0])  # it was resumed
-    states = [one["state"] for one in steering.watch("demo", str(tmp_path), every=0.0)]
-    assert states == ["training", "unreachable"]
+    seen = list(steering.watch("demo", str(tmp_path), every=0.0))
+    assert [one["state"] for one in seen] == ["training", "unreachable"]
+    assert seen[-1]["reason"] == "it was killed"
 
 
 def test_who_watches_may_leave_when_he_likes(status, live, monkeypatch):
-    monkeypatch.setattr(steering.time, "sleep", lambda _: None)
+    monkeypatch.setattr(steering, "sleep", lambda _: None)
     live(LIVE, {**LIVE, "step": 21}, KeyboardInterrupt())
     result = status("--watch")
     assert result.exit_code == 0
@@ -124,7 +125,7 @@ def test_who_watches_may_leave_when_he_likes(status, live, monkeypatch):
 
 
 def test_on_a_terminal_it_follows_and_in_a_pipe_it_looks_once(status, live, monkeypatch):
-    monkeypatch.setattr(steering.time, "sleep", lambda _: None)
+    monkeypatch.setattr(steering, "sleep", lambda _: None)
     monkeypatch.setattr(steering, "status", lambda *_: LIVE)
     assert "20 of 30" in status().stdout
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal, to rich

@@ -200,7 +200,7 @@ class Coordinator:
     @ray.method(concurrency_group="control")
     def status(self) -> Event:
         """Say how the run stands, and what each worker is doing."""
-        return {**self._status(), "members": self._overview.members(self._group)}
+        return {**self._status(), **self._overview.more(self._group)}
 
     def _status(self) -> Event:
         with self._lock:

@@ -63,7 +63,6 @@ class Overview:
             generation: the last that was planned.
             group: its members.
         """
-        now = time.time()
         return {
             "run": self._spec.name,
             "state": state,
@@ -71,22 +70,29 @@ class Overview:
             "total_steps": self._spec.clock.total_steps,
             "loss": self._chronicle.loss,
             "metrics": self._chronicle.metrics,
-            "samples_per_second": round(self._live.samples_per_second(now), 3),
             "generation": generation,
             "target": self._crew.target,
             "workers": [one.worker for one in group],
             "pids": self._crew.pids(),
             "coordinator_pid": os.getpid(),
-            "checkpoint": self._live.checkpoint(now),
-            "generations": self._chronicle.generations[-_GENERATIONS:],
             "folder": str(self._spec.folder),
         }
 
-    def members(self, group: Sequence[Assignment]) -> list[Event]:
-        """Return how each worker stands; asks them, but waits for none that does not answer.
+    def more(self, group: Sequence[Assignment]) -> Event:
+        """Return how fast the run is, why the group has changed, and how each worker stands.
 
-        Never called by the thread that decides, nor while anything is locked.
+        Workers are asked, but none that does not answer is waited for. Never called by the thread
+        that decides, nor while anything is locked.
         """
+        now = time.time()
+        return {
+            "samples_per_second": round(self._live.samples_per_second(now), 3),
+            "checkpoint": self._live.checkpoint(now),
+            "generations": self._chronicle.generations[-_GENERATIONS:],
+            "members": self._members(group),
+        }
+
+    def _members(self, group: Sequence[Assignment]) -> list[Event]:
         seats = list(self._crew.seats.values())  # workers come and go meanwhile
         standings = self._ask([seat.worker for seat in seats if seat.ready is not None])
         ranks = {one.worker: list(one.ranks) for one in group}

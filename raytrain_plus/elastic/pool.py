@@ -220,7 +220,8 @@ class Pool:
         refs = {w: getattr(handles[w], method).remote() for w in workers if w in handles}
         if not refs:
             return answers
-        answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
+        there, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
+        answered = set(there)
         for worker, ref in refs.items():
             if ref in answered:
                 with contextlib.suppress(RayError):

@@ -41,6 +41,8 @@ def _summary(status: Mapping[str, Any]) -> Table:
     grid.add_column(overflow="fold")
     grid.add_row("run", status["run"])
     grid.add_row("state", _styled(status["state"]))
+    if status.get("reason"):
+        grid.add_row("", status["reason"])
     grid.add_row("step", _steps(status["step"], status["total_steps"]))
     if status["loss"] is not None:
         grid.add_row("loss", f"{status['loss']:.6f}")

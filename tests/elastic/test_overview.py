@@ -9,7 +9,7 @@ from scripted_pool import loss_of, make_ready, make_spec
 from raytrain_plus.elastic.messages import Standing
 from raytrain_plus.elastic.overview import Overview, phase_of
 from raytrain_plus.elastic.plan import Assignment
-from raytrain_plus.elastic.pool import Seat
+from raytrain_plus.elastic.pool import Pool, Seat
 
 
 def at(phase):
@@ -69,7 +69,7 @@ def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
     made = overview(tmp_path, pool, seat("w0"), seat("w1"), Seat("w2"))
     for slow in (0.6, 60.0, 0.6):  # one hiccup is no speed
         made.heard(group, (slow, 0.1))
-    first, second, third = made.members(group)
+    first, second, third = made._members(group)
     assert first == {
         "worker": "w0",
         "node": "127.0.0.1",
@@ -87,7 +87,7 @@ def test_a_speed_of_before_is_forgotten_with_the_worker(tmp_path):
     made = overview(tmp_path, Answers(w0=at("idle"), w1=at("idle")), seat("w0"), seat("w1"))
     made.heard((Assignment("w0", 0, 4), Assignment("w1", 4, 8)), (0.4, 0.8))
     made.heard((Assignment("w0", 0, 8),), (0.8,))
-    assert [one["seconds_per_rank"] for one in made.members(())] == [0.1, None]
+    assert [one["seconds_per_rank"] for one in made._members(())] == [0.1, None]
 
 
 def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
@@ -102,13 +102,20 @@ def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
     group = (Assignment("w0", 0, 8),)
     made = overview(tmp_path, Slow(w0=at("forward")), seat())
     first = []
-    thread = threading.Thread(target=lambda: first.extend(made.members(group)))
+    thread = threading.Thread(target=lambda: first.extend(made._members(group)))
     thread.start()
     assert asking.wait(10)
-    assert made.members(group)[0]["phase"] == "no answer"  # yet, and at once
+    assert made._members(group)[0]["phase"] == "no answer"  # yet, and at once
     answered.set()
     thread.join(10)
     assert first[0]["phase"] == "computing"
+
+
+def test_who_has_gone_meanwhile_does_not_answer():
+    """The thread that decides may end a worker at any moment."""
+    pool = object.__new__(Pool)
+    pool._handles = {}
+    assert pool.standings(["w0"], 0.1) == {"w0": None}
 
 
 def test_the_coordinator_tells_it_while_a_worker_hangs(lead):

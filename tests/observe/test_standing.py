@@ -91,6 +91,11 @@ def test_a_run_that_has_ended_shows_what_its_journal_tells():
     assert not any("worker" in line or "checkpoint" in line for line in shown)
 
 
+def test_why_a_run_cannot_be_reached_stands_beside_its_state():
+    shown = lines({**ENDED, "state": "unreachable", "reason": "its cluster has gone"})
+    assert shown[shown.index("state unreachable") + 1] == "its cluster has gone"
+
+
 def test_a_run_before_its_first_step_shows_no_loss():
     shown = lines({**LIVE, "step": 0, "loss": None, "checkpoint": None, "generations": []})
     assert not any(line.startswith("loss") for line in shown)
