@@ -128,7 +128,7 @@ def test_a_live_run_shows_its_metrics_and_its_status(task, storage, tmp_path):
     assert values["loss"] == run.of("step", step=HELD)[0]["loss"]
     assert values["cache_misses_total"] >= 1
     assert values["fetched_bytes_total"] > 10_000
-    assert 0 < values["checkpoint_age_seconds"] < SLOW
+    assert 0 < values["checkpoint_age_seconds"] < 10 * SLOW  # not a point in time
 
     # The status tells of each worker, also while one does not answer.
     workers = {one["worker"]: one for one in watcher.told["members"]}
