@@ -26,6 +26,9 @@ OURS = [
 ]
 
 PURE = [
+    "observe.causes",
+    "observe.throughput",
+    "observe.gauges",
     "elastic.plan",
     "elastic.checkpoints",
     "elastic.watch",

@@ -18,6 +18,7 @@ from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
+from raytrain_plus.cli.status import Watch, show_status
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
@@ -189,10 +190,14 @@ def demo(
 
 @app.command()
 def status(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+    run: RunName,
+    storage: Storage = _DEFAULT_STORAGE,
+    watch: Watch = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Say how a run stands, live or ended."""
-    _steer(lambda: steering.status(run, storage), as_json=as_json, debug=debug)
+    """Show how a run stands, live or ended: on a terminal a table that follows it."""
+    show_status(run, storage, watch=watch, as_json=as_json, debug=debug)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import ray
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic import orphan, stacks
+from raytrain_plus.elastic.exporting import Exporter
 from raytrain_plus.elastic.faults import Fault, Strikes
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
@@ -36,11 +37,13 @@ from raytrain_plus.elastic.suspicion import named
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
 from raytrain_plus.elastic.uploads import Uploads, store_of
 from raytrain_plus.elastic.victim import Victim
+from raytrain_plus.observe.gauges import traffic
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.store import Store, StoreError
+from raytrain_plus.streams.traffic import TRAFFIC
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.checkpoint import CheckpointError
@@ -83,6 +86,7 @@ class Worker:
         sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
         self._device = prepare_process(spec.threads)
         self._spec = spec
+        Exporter(spec.name, lambda: traffic(TRAFFIC.counts())).start()
         self._task = load_task(spec.task, spec.task_settings)
         self._source, self._order = open_data(spec, self._task)
         self._evaluation = open_evaluation(spec, self._task)
