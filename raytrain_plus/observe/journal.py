@@ -68,6 +68,20 @@ def read(path: Path) -> list[Event]:
     return follow(file)[0]
 
 
+def each(path: Path) -> Iterator[Event]:
+    """Yield the whole events of a journal file one by one, for journals that are long.
+
+    A line that is being written is left out.
+
+    Raises:
+        FileNotFoundError: there is no journal.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield from _events(line)
+
+
 def since_last_run(events: list[Event]) -> list[Event]:
     """Return what follows the last `run`: a run that is resumed writes on in the same journal."""
     begins = [i for i, event in enumerate(events) if event["event"] == "run"]
