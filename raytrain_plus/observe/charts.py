@@ -24,6 +24,7 @@ Kind = Literal["line", "faint", "steps", "dots", "line and dots"]
 Tone = Literal["bad", "warn", "good", "plain"]
 
 _WIDTH, _HEIGHT = 1000, 300  # units of the drawing
+_ROOM = 0.05  # of the height, above and below the values
 _MOST_POINTS = 1200  # of a curve: about one for each pixel of its width
 
 
@@ -115,7 +116,8 @@ def chart(
     shown = [(one, _finite(one.points)) for one in series]
     shown = [(one, points) for one, points in shown if points]
     across = scale_of([p[0] for _, points in shown for p in points], x.low, x.high, log=x.log)
-    up = scale_of([p[1] for _, points in shown for p in points], y.low, y.high, log=y.log)
+    heights = [p[1] for _, points in shown for p in points]
+    up = scale_of(heights, y.low, y.high, log=y.log, room=_ROOM)
     curves = [(one, thinned(points, _MOST_POINTS)) for one, points in shown]
     pins = [mark for mark in marks if across.low <= mark.at <= across.high]
     told = _told(title, shown, x, y)
@@ -281,7 +283,6 @@ def _values(
                 "points": [[_short(px), _short(py)] for px, py in points],
             }
             for one, points in curves
-            if one.kind != "faint"
         ],
     }
     data = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")

@@ -40,15 +40,28 @@ def scale_of(
     high: float | None = None,
     *,
     log: bool = False,
+    room: float = 0.0,
 ) -> Scale:
-    """Return the scale on which all values lie; logarithmic only if all are above zero."""
+    """Return the scale on which all values lie.
+
+    Args:
+        values: what it is for.
+        low: its lower end. Default: the least value.
+        high: its upper end. Default: the greatest value.
+        log: whether it is logarithmic, if all values are above zero.
+        room: what part of it is left free at each end that is not given.
+    """
     least = min(values, default=0.0) if low is None else low
     most = max(values, default=1.0) if high is None else high
     log = log and least > 0
     if most <= least:
-        room = abs(least) * 0.1 or 1.0
-        return Scale(least * 0.9 if log else least - room, least + room, log)
-    return Scale(least, most, log)
+        around = abs(least) * 0.1 or 1.0
+        return Scale(least * 0.9 if log else least - around, least + around, log)
+    if log:
+        free = (most / least) ** room
+        return Scale(least if low else least / free, most if high else most * free, log)
+    free = (most - least) * room
+    return Scale(least - free * (low is None), most + free * (high is None))
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:

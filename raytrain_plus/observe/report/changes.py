@@ -11,6 +11,7 @@ from raytrain_plus.observe.report.spending import spans
 
 _MOST_PINS = 40  # with numbers; more would hide each other
 _MOST_WORDS = 400  # characters of one note
+_NO_MARKS = ("start", "finished", "no end is written")
 _TONES: tuple[tuple[Tone, tuple[str, ...]], ...] = (
     ("bad", ("lost", "hung", "expelled", "taken away", "failed")),
     ("warn", ("drained", "coordinator", "scaled", "remove", "stopped")),
@@ -67,7 +68,7 @@ def marks_of(changes: list[Change]) -> list[Mark]:
             anchor=f"change-{i}",
         )
         for i, change in enumerate(changes, 1)
-        if change.what != "start"
+        if change.what not in _NO_MARKS
     ]
 
 

@@ -87,9 +87,10 @@ def cause_of(generation: Generation) -> str:
 
 def spans(session: Session) -> Iterator[tuple[Generation, float, float]]:
     """Yield each generation with its start and end; they follow each other within the session."""
-    after = [g.start for g in session.generations[1:]] + [session.end]
     at = session.start
-    for generation, most in zip(session.generations, after, strict=True):
+    for i, generation in enumerate(session.generations):
+        after = session.generations[i + 1 : i + 2]
+        most = after[0].start if after else session.end
         start = min(max(at, generation.start), session.end)
         told = (generation.account or {}).get("until", 0.0)
         until = max(start, min(max(told, generation.last_commit), max(start, most)))
