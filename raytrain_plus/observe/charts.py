@@ -25,7 +25,7 @@ Tone = Literal["bad", "warn", "good", "plain"]
 
 _WIDTH, _HEIGHT = 1000, 300  # units of the drawing
 _ROOM = 0.05  # of the height, above and below the values
-_MOST_POINTS = 1200  # of a curve: about one for each pixel of its width
+MOST_POINTS = 1200  # of a curve: about one for each pixel of its width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def chart(
     across = scale_of([p[0] for _, points in shown for p in points], x.low, x.high, log=x.log)
     heights = [p[1] for _, points in shown for p in points]
     up = scale_of(heights, y.low, y.high, log=y.log, room=_ROOM)
-    curves = [(one, thinned(points, _MOST_POINTS)) for one, points in shown]
+    curves = [(one, thinned(points, MOST_POINTS)) for one, points in shown]
     pins = [mark for mark in marks if across.low <= mark.at <= across.high]
     told = _told(title, shown, x, y)
     drawn = "".join(
@@ -168,19 +168,6 @@ def stacked_bar(title: str, parts: Sequence[Part], *, unit: str = "") -> str:
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="{_escaped(f"{title}: {told}")}">{"".join(drawn)}</svg></figure>'
     )
-
-
-def smoothed(points: Sequence[Point], window: int) -> list[Point]:
-    """Return the mean of each point and those around it, `window` in all, fewer at the ends."""
-    sums = [0.0]
-    for _, y in points:
-        sums.append(sums[-1] + y)
-    half = window // 2
-    means = []
-    for i, (x, _) in enumerate(points):
-        start, stop = max(0, i - half), min(len(points), i + half + 1)
-        means.append((x, (sums[stop] - sums[start]) / (stop - start)))
-    return means
 
 
 def _finite(points: Iterable[Point]) -> list[Point]:

@@ -1,6 +1,8 @@
 """From values to places on an axis, and to the round numbers beside it; and thinning of curves."""
 
+import itertools
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,27 +67,44 @@ def scale_of(
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """Return at most about `most` points of a curve that keep its look.
+    """Return at most about `most` points of a curve that keep its look, by `telling_places`."""
+    if len(points) <= most:
+        return list(points)
+    return [points[i] for i in telling_places([y for _, y in points], most)]
 
-    Of each of many stretches of equal length the lowest and the highest point stay, and the first
+
+def telling_places(values: Sequence[float], most: int) -> Sequence[int]:
+    """Return the places of at most `most` values that keep the look of a curve, growing.
+
+    Of each of many stretches of equal length the lowest and the highest value stay, and the first
     and last of all.
 
     Args:
-        points: (x, y) in any order.
+        values: by growing x.
         most: at least 4.
     """
-    if len(points) <= most:
-        return list(points)
+    if len(values) <= most:
+        return range(len(values))
     stretches = (most - 2) // 2
-    kept = [points[0]]
-    inner = len(points) - 2
+    kept = [0]
+    inner = len(values) - 2
     for i in range(stretches):
-        start, stop = 1 + inner * i // stretches, 1 + inner * (i + 1) // stretches
-        stretch = range(start, stop)
-        lowest = min(stretch, key=lambda j: points[j][1])
-        highest = max(stretch, key=lambda j: points[j][1])
-        kept += [points[j] for j in sorted({lowest, highest})]
-    return [*kept, points[-1]]
+        stretch = range(1 + inner * i // stretches, 1 + inner * (i + 1) // stretches)
+        lowest = min(stretch, key=values.__getitem__)
+        highest = max(stretch, key=values.__getitem__)
+        kept += sorted({lowest, highest})
+    return [*kept, len(values) - 1]
+
+
+def smoothed(values: Sequence[float], window: int, places: Sequence[int]) -> list[float]:
+    """Return at some places the mean of `window` values around each, fewer at the ends."""
+    sums = array("d", itertools.accumulate(values, initial=0.0))
+    half = window // 2
+    means = []
+    for i in places:
+        start, stop = max(0, i - half), min(len(values), i + half + 1)
+        means.append((sums[stop] - sums[start]) / (stop - start))
+    return means
 
 
 def _step(span: float, most: int, *, seconds: bool) -> float:

@@ -4,16 +4,12 @@ import json
 import re
 from html.parser import HTMLParser
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from raytrain_plus.observe.charts import (
     Axis,
     Mark,
     Part,
     Series,
     chart,
-    smoothed,
     stacked_bar,
 )
 
@@ -103,12 +99,3 @@ def test_no_text_becomes_markup():
     assert "script" not in {t for t, _ in Tags(bar).found}
     # The control: text that is not escaped is found.
     assert "b" in {t for t, _ in Tags(f"<p>{HOSTILE}").found}
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(1, 20))
-def test_smoothing_stays_between_the_extremes(values, window):
-    points = list(enumerate(values))
-    smooth = smoothed(points, window)
-    assert [x for x, _ in smooth] == [x for x, _ in points]
-    slack = 1e-6 * max(1.0, *map(abs, values)) * len(values)
-    assert all(min(values) - slack <= y <= max(values) + slack for _, y in smooth)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain_plus.observe.quantities import bytes_of, duration, number, share
-from raytrain_plus.observe.scales import Scale, scale_of, thinned
+from raytrain_plus.observe.scales import Scale, scale_of, smoothed, thinned
 
 VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
@@ -93,3 +93,13 @@ def test_taking_every_tenth_point_would_lose_a_peak():
 )
 def test_quantities_are_told_as_people_do(said, words):
     assert said == words
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(1, 20), st.data())
+def test_a_mean_is_that_of_the_values_around_it(values, window, data):
+    place = data.draw(st.integers(0, len(values) - 1))
+    half = window // 2
+    around = values[max(0, place - half) : place + half + 1]
+    (mean,) = smoothed(values, window, [place])
+    slack = 1e-9 * max(1.0, *map(abs, values)) * len(values)
+    assert mean == pytest.approx(sum(around) / len(around), abs=slack)

@@ -1,16 +1,16 @@
 """The charts of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raytrain_plus.observe.charts import (
+    MOST_POINTS,
     Axis,
     Mark,
     Part,
     Point,
     Series,
     chart,
-    smoothed,
     stacked_bar,
 )
 from raytrain_plus.observe.report.changes import Change
@@ -23,6 +23,7 @@ from raytrain_plus.observe.report.spending import (
     Spending,
     spans,
 )
+from raytrain_plus.observe.scales import smoothed, telling_places
 
 NAMES = {
     "compute": "compute",
@@ -47,6 +48,7 @@ COLOURS = {
     ENDING: 7,
 }
 _SMOOTH_ABOVE = 200  # steps
+_SMOOTH_POINTS = 500
 _LOG_ABOVE = 20  # largest loss over smallest
 
 Scalar = int | float
@@ -63,8 +65,7 @@ def loss_charts(history: History) -> list[str]:
         ("Loss over time", history.active, Axis(label="time", seconds=True, low=0.0)),
     )
     for title, places, x in across:
-        points = list(zip(places, losses, strict=True))
-        charts.append(chart(title, _loss_series(points), x, y))
+        charts.append(chart(title, _loss_series(places, losses), x, y))
     return charts
 
 
@@ -153,13 +154,19 @@ def workers_between(changes: list[Change]) -> tuple[int, int]:
     return min(counts), max(counts)
 
 
-def _loss_series(points: list[Point]) -> list[Series]:
-    if len(points) <= _SMOOTH_ABOVE:
+def _loss_series(places: Sequence[float], losses: Sequence[float]) -> list[Series]:
+    """Return the loss of each step, and its mean; made for runs of millions of steps."""
+    told = telling_places(losses, MOST_POINTS)
+    points = [(places[i], losses[i]) for i in told]
+    if len(losses) <= _SMOOTH_ABOVE:
         return [Series(label="", points=points, colour=0)]
-    window = max(5, len(points) // 50)
+    window = max(5, len(losses) // 50)
+    at = sorted({*range(0, len(losses), max(1, len(losses) // _SMOOTH_POINTS)), len(losses) - 1})
+    means = smoothed(losses, window, at)
+    mean = [(places[i], y) for i, y in zip(at, means, strict=True)]
     return [
         Series(label="each step", points=points, kind="faint", colour=0),
-        Series(label=f"mean of {window} steps", points=smoothed(points, window), colour=0),
+        Series(label=f"mean of {window:,} steps", points=mean, colour=0),
     ]
 
 
