@@ -72,7 +72,7 @@ class Mark:
 
     Attributes:
         at: where.
-        label: a few characters in the pin; empty for a line alone.
+        label: a few characters in a pin on a line; empty for a small tick at the top.
         title: what it was, shown under the pointer and told to screen readers.
         tone: how it is coloured.
         anchor: the id of the element that tells more; empty for none.
@@ -209,9 +209,9 @@ def _curve(series: Series, points: Sequence[Point], across: Scale, up: Scale) ->
 def _pin(mark: Mark, across: Scale) -> str:
     place = f'style="left:{100 * across.place(mark.at):.2f}%"'
     words = f'title="{_escaped(mark.title)}"'
-    line = f'<i class="rule {mark.tone}" {place}></i>'
     if not mark.label:
-        return line
+        return f'<i class="tick {mark.tone}" {place}></i>'
+    line = f'<i class="rule {mark.tone}" {place}></i>'
     href = f' href="#{_escaped(mark.anchor)}"' if mark.anchor else ""
     return (
         f'{line}<a class="pin {mark.tone}" {place} {words}{href} '

@@ -1,8 +1,10 @@
 """The journal: one JSON object per line, the only thing that reports and tests read.
 
 `run` opens it, `end` closes it; between them stand `generation`, `step`, `worker`, `evaluate`,
-`checkpoint` and `fault`. Every line has `event` and `time` (Unix seconds). A line is written whole
-or, when the writer is killed in it, is the torn last line, which readers leave out.
+`checkpoint`, `fault`, `environment` (how the workers compute, by the first that came) and `account`
+(where the workers' time went in a generation, and what they fetched, in sums over all who could
+report). Every line has `event` and `time` (Unix seconds). A line is written whole or, when the
+writer is killed in it, is the torn last line, which readers leave out.
 """
 
 import json

@@ -38,8 +38,8 @@ def page(events, now=1e9):
     return page_of(read_history(events), now)
 
 
-def words(events):
-    return " | ".join(Words(page(events)).found)
+def words(events, now=1e9):
+    return " | ".join(Words(page(events, now)).found)
 
 
 def test_a_disturbed_run_is_told_whole():
@@ -73,6 +73,7 @@ def test_a_run_that_lives_has_a_page():
     assert "a run | running" in said
     assert "The group that trains now gives account when it ends." in said
     assert "same bits: so far" in said
+    assert "last written 30.0 s before this page" in words(events, events[-1]["time"] + 30)
 
 
 @pytest.mark.parametrize("count", range(1, len(journals.disturbed()) + 1))
@@ -197,4 +198,4 @@ def test_many_changes_are_told_without_hiding_each_other():
     text = page(events)
     assert "181 more in between are left out" in " ".join(Words(text).found)
     assert '<a class="pin' not in text
-    assert text.count('class="rule good"') == 299
+    assert text.count('class="tick good"') == 299
