@@ -139,6 +139,7 @@ def test_a_run_that_was_resumed_goes_on_where_it_was():
     changed = [{**later[0], "changes": ["seed: was 1, is 2"]}, *later[1:]]
     assert list(read_history([*crashed, *changed]).steps) == [*range(1, 9), 11]
     assert "same bits: no" in words([*crashed, *changed])
+    assert "it was resumed once." in words([*crashed, *later])
 
 
 def test_no_text_of_a_journal_becomes_markup():

@@ -24,6 +24,11 @@ from raytrain_plus.observe.report.spending import (
 _MOST_ROWS = 120  # of a table; of a longer one the first and last stand
 _HASHES = ("initial model", "probe gradient")
 _PROOF = ("device", "instruction set", "torch", "numpy", "python", "raytrain_plus", *_HASHES)
+_UNITS = {
+    **dict.fromkeys(("checkpoint_every", "check_every", "audit_every"), " steps"),
+    **dict.fromkeys(("hang_deadline", "first_step_deadline", "start_timeout"), " s"),
+    "orphan_seconds": " s",
+}
 _DATA = ("data content", "data window", "data shuffle", "data transform", "evaluation data")
 
 
@@ -103,7 +108,8 @@ def _sentence(history: History, spent: Spending, workers: tuple[int, int]) -> st
             f"{duration(spent.paused)} for it ({share(spent.paused, spent.wall)} of the time)"
         )
     if len(history.sessions) > 1:
-        parts.append(f"it was resumed {len(history.sessions) - 1} times")
+        again = len(history.sessions) - 1
+        parts.append(f"it was resumed {'once' if again == 1 else f'{again} times'}")
     if history.withdrawn:
         parts.append(f"{history.withdrawn:,} steps were withdrawn and computed again")
     return "; ".join(parts) + "."
@@ -275,9 +281,8 @@ def _configuration_rows(run: Event) -> list[Row]:
         if run.get(key)
     ]
     options = {**run.get("elastic", {}), "checkpoint_every": run.get("checkpoint_every")}
-    units = {"checkpoint_every": " steps"}
     rows += [
-        Row(key.replace("_", " "), f"{_plain(value)}{units.get(key, '')}")
+        Row(key.replace("_", " "), f"{_plain(value)}{_UNITS.get(key, '')}")
         for key, value in options.items()
         if value is not None
     ]
