@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from raytrain_plus.observe.causes import class_of
 from raytrain_plus.observe.charts import Mark, Tone
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.quantities import duration, number
@@ -12,11 +13,15 @@ from raytrain_plus.observe.report.spending import spans
 _MOST_PINS = 40  # with numbers; more would hide each other
 _MOST_WORDS = 400  # characters of one note
 _NO_MARKS = ("start", "finished", "no end is written")
-_TONES: tuple[tuple[Tone, tuple[str, ...]], ...] = (
-    ("bad", ("lost", "hung", "expelled", "taken away", "failed")),
-    ("warn", ("drained", "coordinator", "scaled", "remove", "stopped")),
-    ("good", ("joined", "finished")),
-)
+_TONES: dict[str, Tone] = {
+    "corruption": "bad",
+    "lost": "bad",
+    "coordinator": "warn",
+    "drained": "warn",
+    "scaled": "warn",
+    "joined": "good",
+}
+_ENDS: dict[str, Tone] = {"finished": "good", "stopped": "warn", "failed": "bad"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,7 @@ def _of_session(session: Session, history: History) -> Iterator[Change]:
             after=generation.workers,
             pause=paused,
             salvaged=generation.salvaged,
-            tone=_tone(generation.cause),
+            tone=_TONES.get(class_of(generation.cause), "plain"),
             notes=tuple(map(words_of, generation.notes)),
         )
         before = generation, until
@@ -146,10 +151,6 @@ def _last(session: Session, workers: int, step: int) -> Change:
         what=what,
         before=workers,
         after=workers,
-        tone=_tone(what),
+        tone=_ENDS.get(what, "plain"),
         notes=tuple(map(words_of, session.notes)),
     )
-
-
-def _tone(words: str) -> Tone:
-    return next((tone for tone, some in _TONES if any(one in words for one in some)), "plain")

@@ -12,25 +12,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from raytrain_plus.observe.causes import class_of
 from raytrain_plus.observe.report.history import Generation, History, Session
 
 TRAINING = ("compute", "exchange", "data", "evaluation", "snapshot")
 UNKNOWN = "not accounted"
 STARTUP, ENDING = "starting up", "ending"
-# The first that is found in a generation's cause says what the pause before it is put down to.
-_CAUSES = (
-    ("expelled", "a worker computed wrong"),
-    ("hung", "a worker hung"),
-    ("lost", "a worker was lost"),
-    ("taken away", "a worker was lost"),
-    ("coordinator", "the coordinator came back"),
-    ("drained", "a worker was drained"),
-    ("scaled", "the run was scaled"),
-    ("remove", "the run was scaled"),
-    ("add", "the run was scaled"),
-    ("joined", "a worker joined"),
-    ("rebalanced", "the work was spread anew"),
-)
+_HUNG = "a worker hung"
+_SAID = {
+    "corruption": "a worker computed wrong",
+    "coordinator": "the coordinator came back",
+    "lost": "a worker was lost",
+    "drained": "a worker was drained",
+    "scaled": "the run was scaled",
+    "rebalanced": "the work was spread anew",
+    "joined": "a worker joined",
+}
 _OTHER = "the group formed anew"
 
 
@@ -82,7 +79,9 @@ def spending_of(history: History) -> Spending:
 
 def cause_of(generation: Generation) -> str:
     """Return what the pause before a generation is put down to."""
-    return next((said for word, said in _CAUSES if word in generation.cause), _OTHER)
+    found = class_of(generation.cause)
+    # Noticing a hang takes seconds, a death milliseconds: they are not one kind of pause.
+    return _HUNG if found == "lost" and " hung" in generation.cause else _SAID.get(found, _OTHER)
 
 
 def spans(session: Session) -> Iterator[tuple[Generation, float, float]]:
