@@ -1,9 +1,10 @@
 """What was trained is what the furthest worker says; what advice cost adds up."""
 
+import json
 from dataclasses import replace
 
 from raytrain_plus.elastic.account import Account
-from raytrain_plus.elastic.messages import Report
+from raytrain_plus.elastic.messages import ElasticConfig, Report
 
 
 def report(samples, **costs):
@@ -39,3 +40,11 @@ def test_the_journal_is_told_of_the_time_and_traffic_of_those_who_reported():
         "traffic": {"hits": 3},
     }
     assert account.add({}) == {"workers": [], "until": 0.0, "seconds": {}, "traffic": {}}
+
+
+def test_what_the_journal_tells_of_a_configuration_holds_no_secrets():
+    elastic = ElasticConfig(checkpoint_options={"secret": "s3cr3t"}, hang_deadline=3.0)
+    told = elastic.told()
+    assert "s3cr3t" not in json.dumps(told)
+    assert (told["hang_deadline"], told["check_every"]) == (3.0, 10)
+    assert "s3cr3t" in str(elastic)  # the control
