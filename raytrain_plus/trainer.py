@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -217,6 +218,12 @@ class ElasticTrainer:
             "batch_tokens": clock.batch_tokens,
             "workers": list(self.spec.workers),
             "threads": self.spec.threads,
+            "task": self.spec.task if isinstance(self.spec.task, str) else _name(self.spec.task),
+            "evaluate_every": clock.evaluate_every,
+            "checkpoint_every": clock.checkpoint_every,
+            "elastic": self.spec.elastic.told(),
+            "ray": ray.__version__,
+            "platform": platform.platform(),
         }
 
 
@@ -304,6 +311,10 @@ def cluster(slots: int) -> Iterator[Cluster]:
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:
         ray.shutdown()
+
+
+def _name(task: Task) -> str:
+    return f"{type(task).__module__}:{type(task).__qualname__}"
 
 
 def _shared(data: Any, keep: Callable[..., Any], name: str) -> Any:

@@ -295,7 +295,7 @@ class Coordinator:
     def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
         """Take in how a generation ended; returns the outcome if the run has ended with it."""
         steps = {w: self._crew.reported(w, report) for w, report in reports.items()}
-        self._account.add(reports.values())
+        self._chronicle.note("account", generation=self._generation, **self._account.add(reports))
         top = max(steps.values(), default=-1)
         ahead = sorted(worker for worker, step in steps.items() if step == top >= 0)
         commits = [reports[worker].committed_at for worker in ahead]

@@ -145,6 +145,7 @@ class Worker:
         try:
             self._form(plan, transport)
             self._formed_at = time.time()
+            self._progress.timesheet.settle()
             reporter.start(plan.generation, sends=index == 0)
             report = self._report(self._run(plan, transport))
         except Exception as error:  # noqa: BLE001 - the coordinator decides what to do about it
@@ -277,12 +278,15 @@ class Worker:
             parts = self._loader.next(lambda: self._progress.enter("fetch"))
             if self._device.type != "cpu":
                 parts = [to_device(part, self._device) for part in parts]
+            audit_part = self._audit_part(transport.index)
+            self._progress.enter("step")
             result = self._loop.run_step(
                 parts,
                 ask_pause=self._progress.pause_asked,
                 ask_checkpoint=self._progress.checkpoint_asked,
-                audit_part=self._audit_part(transport.index),
+                audit_part=audit_part,
             )
+            self._progress.timesheet.settle()
             self._progress.step = result.step
             self._records.add_step(plan.generation, result)
             if result.checkpoint:
@@ -332,11 +336,16 @@ class Worker:
         self._records.add_evaluation(plan.generation, replica.step, values)
 
     def _report(self, ending: Ending, **why: Any) -> Report:
-        replica = self._loop.replica
+        replica, timesheet = self._loop.replica, self._progress.timesheet
+        if ending in ("finished", "paused"):
+            timesheet.settle()
         return Report(
             samples=replica.samples,
             tokens=replica.tokens,
             costs=self._weave.spent(),
+            seconds=timesheet.parts(),
+            settled_at=timesheet.settled_at,
+            traffic=TRAFFIC.news(),
             ending=ending,
             step=replica.step,
             committed_at=max(self._records.last_time, self._formed_at),

@@ -20,6 +20,7 @@ class Traffic:
     fetched_files: int = 0
     fetched_bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _told: dict[str, int] = field(default_factory=dict, repr=False)
 
     def looked(self, *, found: bool) -> None:
         """A file was to be read."""
@@ -39,6 +40,11 @@ class Traffic:
         """Return all counts by name."""
         with self._lock:
             return {name: n for name, n in vars(self).items() if not name.startswith("_")}
+
+    def news(self) -> dict[str, int]:
+        """Return what has been counted since this was last asked; there is one who asks."""
+        before, self._told = self._told, self.counts()
+        return {name: n - before.get(name, 0) for name, n in self._told.items()}
 
 
 TRAFFIC = Traffic()
