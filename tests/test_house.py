@@ -42,6 +42,9 @@ PURE = [
     "observe.journal",
     "chaos.schedules",
     "chaos.judge",
+    "frontier.domain",
+    "frontier.space",
+    "frontier.switches",
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
@@ -63,6 +66,7 @@ LAYERS = [
 MAY_IMPORT_RAY = {
     "elastic",
     "frontier.sweep",
+    "frontier.tune_space",
     "trainer",
     "configure",
     "chaos.campaign",
