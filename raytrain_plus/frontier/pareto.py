@@ -50,11 +50,12 @@ class Tolerance:
     """How much worse is as good as equal.
 
     Attributes:
-        cost: as a part of the cost. Default 0.03.
+        cost: as a part of the cost. Default 0.1, about the noise of CPU time on a shared machine; a
+            point whose mean cost is lower is never dominated, however little.
         quality: in the metric's own units. Default 0.
     """
 
-    cost: float = 0.03
+    cost: float = 0.1
     quality: float = 0.0
 
     def __post_init__(self) -> None:

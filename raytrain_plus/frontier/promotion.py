@@ -51,7 +51,7 @@ class PromotionRule:
             )
         counts = self.wanted
         rising = all(a <= b for a, b in pairwise(counts))
-        inside = 1 <= min(counts) and max(counts) <= len(self.seeds)
+        inside = min(counts) >= 1 and max(counts) <= len(self.seeds)
         if not (rising and inside and len(counts) == len(self.durations)):
             raise PointError(
                 f"seeds_at={self.seeds_at} must hold one number for each of "
