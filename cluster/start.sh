@@ -21,7 +21,7 @@ flock --timeout 120 9 || {
 }
 [ -z "${POWER_OFF_AFTER:-}" ] || sudo shutdown -c || true
 
-# What goes on in the background must not hold the lock: it would be held for ever.
+# What Ray starts must not hold the lock, should it outlive `ray stop`.
 "$@" 9>&-
 RAYLET=$(pgrep --newest --full "raylet_socket_name=$(readlink -f "$session")/")
 LOGS=$(readlink -f "$session")/logs

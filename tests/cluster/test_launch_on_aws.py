@@ -3,6 +3,7 @@
 moto knows what EC2 has been asked for, not what comes of it: no machine boots.
 """
 
+import copy
 from pathlib import Path
 
 import boto3
@@ -23,21 +24,23 @@ FILE = Path(__file__).parents[2] / "cluster" / "aws.yaml"
 REGION = "us-east-1"
 
 
-@pytest.fixture
-def ec2(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def ec2(tmp_path_factory):
     """A played AWS account, and a home folder for the key pair that Ray makes."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".ssh").mkdir()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "played")
-    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    with mock_aws():
-        yield boto3.client("ec2", REGION)
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ssh").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "played")
+        for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+            patch.delenv(name, raising=False)
+        with mock_aws():
+            yield boto3.client("ec2", REGION)
 
 
-@pytest.fixture
-def launched(ec2):
+@pytest.fixture(scope="module")
+def config(ec2):
     """What `ray up` makes of the file, once its five lines are filled in."""
     config = yaml.safe_load(FILE.read_text())
     group = ec2.create_security_group(GroupName="ours", Description="ours")["GroupId"]
@@ -54,8 +57,16 @@ def launched(ec2):
 
 
 @pytest.fixture
+def launched(config):
+    return copy.deepcopy(config)
+
+
+@pytest.fixture
 def provider(launched):
-    return AWSNodeProvider(launched["provider"], launched["cluster_name"])
+    provider = AWSNodeProvider(launched["provider"], launched["cluster_name"])
+    yield provider
+    if left := provider.non_terminated_nodes({}):
+        provider.terminate_nodes(left)
 
 
 def create(provider, config, kind, node_type, **changes):
@@ -75,7 +86,8 @@ def test_ray_learns_what_the_machines_have(launched):
     assert (types["worker"]["min_workers"], types["worker"]["max_workers"]) == (0, 8)
 
 
-def test_ray_makes_no_rights_of_its_own(launched, ec2):
+@pytest.mark.usefixtures("launched")
+def test_ray_makes_no_rights_of_its_own(ec2):
     """Neither a role that may do everything with EC2 and S3, nor ssh from everywhere."""
     assert boto3.client("iam").list_roles()["Roles"] == []
     groups = ec2.describe_security_groups()["SecurityGroups"]
@@ -89,9 +101,15 @@ def test_without_lines_of_ours_ray_would_make_rights(launched, ec2):
     for node_type in launched["available_node_types"].values():
         del node_type["node_config"]["SecurityGroupIds"]
     AWSNodeProvider.bootstrap_config(launched)
-    groups = ec2.describe_security_groups()["SecurityGroups"]
-    ranges = [r for g in groups for rule in g["IpPermissions"] for r in rule["IpRanges"]]
+    made = [
+        group
+        for group in ec2.describe_security_groups()["SecurityGroups"]
+        if group["GroupName"] not in ("default", "ours")
+    ]
+    ranges = [each for rule in made[0]["IpPermissions"] for each in rule["IpRanges"]]
     assert {"CidrIp": "0.0.0.0/0"} in ranges
+    for group in made:
+        ec2.delete_security_group(GroupId=group["GroupId"])
 
 
 def test_the_head_is_on_demand_and_workers_are_spot(launched, provider):
