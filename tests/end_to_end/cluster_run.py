@@ -33,7 +33,9 @@ _ROOT = Path(__file__).parents[2]
 _JOB = Path(__file__).with_name("job")
 _SETTLED = 20  # steps of a whole group before anything happens to it
 _PATIENCE = 150.0  # seconds for anything
+_DOWN = 60.0  # seconds until nothing may be left of a cluster
 _POLL = 0.05
+_JOBS = "http://127.0.0.1:8265"  # the laptop's end of the tunnel
 _TRAIN = (
     "raytrain-plus train digits.py:Digits --data s3://data/digits --evaluation-data s3://data/held "
     "--logical-ranks 4 --batch-size 64 --duration 20ep --evaluate-every 5ep --storage /root/runs "
@@ -62,7 +64,7 @@ class Cluster:
         Args:
             fails: it may.
         """
-        login = ["bash", "--login", "-c", f"source ~/.bashrc; {line}"]
+        login = ["bash", "--login", "-c", f"cd; source .bashrc; {line}"]
         done = subprocess.run(
             self._lab.command(host, login, {"RAY_AUTH_MODE": "token"}),
             capture_output=True,
@@ -82,17 +84,20 @@ class Cluster:
         """Fill in the launch file and bring the cluster up, twice, as users do."""
         text = filled((_ROOT / "cluster.yaml").read_text(), self._lab.addresses)
         self._home(LAPTOP).joinpath("cluster.yaml").write_text(text)
+        self.on(LAPTOP, "umask 077; ray get-auth-token --generate")
+        up = f"cd {shlex.quote(str(_ROOT))}; ray up --yes ~/cluster.yaml"
         began = time.monotonic()
-        self.on(LAPTOP, "ray up --yes cluster.yaml")
+        self.on(LAPTOP, up)
         self.took["ray up"] = time.monotonic() - began
+        self.on(LAPTOP, f"ssh -f -N -L 8265:127.0.0.1:8265 {HEAD}")
         self.await_nodes(1 + len(LAUNCHED))
         self.took["all nodes joined"] = time.monotonic() - began
-        self.on(LAPTOP, "ray up --yes cluster.yaml --no-restart")
+        self.on(LAPTOP, f"{up} --no-restart")
         self.await_nodes(1 + len(LAUNCHED))
 
     def await_nodes(self, number: int) -> None:
         """Wait until the doctor finds so many nodes, and nothing wrong with them."""
-        line = f"raytrain-plus doctor --address http://{HEAD}:8265 --expect {number} --json"
+        line = f"raytrain-plus doctor --address {_JOBS} --expect {number} --json"
         _await(lambda: not self.json_of(line, fails=True)["complaints"] or None, line)
 
     def write_data(self) -> None:
@@ -128,7 +133,7 @@ class Cluster:
         began = time.time()
         said = self.on(
             LAPTOP,
-            f"cd job; ray job submit --no-wait --address http://{HEAD}:8265 --working-dir . "
+            f"cd job; ray job submit --no-wait --address {_JOBS} --working-dir . "
             f"-- {_TRAIN} --name {name} {more}",
         )
         self.await_events(name, lambda events: _steps(events)[:1] or None)
@@ -177,9 +182,7 @@ class Cluster:
 
     def drain(self, host: str) -> None:
         """Tell Ray that a host will be taken away, and wait until its worker has left."""
-        nodes = self.json_of(
-            f"raytrain-plus doctor --address http://{HEAD}:8265 --json", fails=True
-        )
+        nodes = self.json_of(f"raytrain-plus doctor --address {_JOBS} --json", fails=True)
         node = next(n["node"] for n in nodes["nodes"] if n["address"] == self._lab.addresses[host])
         self.on(
             HEAD,
@@ -196,22 +199,33 @@ class Cluster:
 
     def finish(self, job: str) -> None:
         """Wait until a job has ended."""
-        line = f"ray job logs --address http://{HEAD}:8265 --follow {job}"
+        line = f"ray job logs --address {_JOBS} --follow {job}"
         said = self.on(LAPTOP, line, fails=True)
         if "succeeded" not in said:
             raise RuntimeError(f"the job did not succeed:\n{said[-4000:]}")
 
-    def down(self) -> dict[str, list[str]]:
-        """Take the cluster down; returns the processes of Ray and ours that are left, by host."""
-        self.on(LAPTOP, "ray down --yes cluster.yaml")
-        hosts = [host for host in self._lab.addresses if host != LAUNCHED[0]]
-        return {host: found for host in hosts if (found := self._processes(host))}
+    def down(self, lost: str) -> dict[str, dict[str, list[str]]]:
+        """Take the cluster down; returns the processes of Ray and ours, before and after.
 
-    def _processes(self, host: str) -> list[str]:
-        listed = self.on(
-            host, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0\\n' '  '", fails=True
-        )
-        return re.findall(r"raylet|gcs_server|dashboard|ray::\S+|node-agent", listed)
+        Args:
+            lost: a host without power.
+        """
+        before = self._processes(lost)
+        self.on(LAPTOP, "ray down --yes cluster.yaml")
+        deadline = time.monotonic() + _DOWN
+        while (left := self._processes(lost)) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        return {"before": before, "after": left}
+
+    def _processes(self, lost: str) -> dict[str, list[str]]:
+        """Return what runs, by host, where there is anything."""
+        listing = r"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' '"
+        listed = {
+            host: set(re.findall(r"raylet|gcs_server|ray::|node-agent", self.on(host, listing)))
+            for host in self._lab.addresses
+            if host != lost
+        }
+        return {host: sorted(found) for host, found in listed.items() if found}
 
     def _generation(self) -> int:
         known = [e for e in self.events(NAME) if e["event"] == "generation"]
@@ -265,20 +279,20 @@ def main(folder: Path) -> None:
         cluster.launch()
         cluster.write_data()
         cluster.finish(cluster.submit(ALONE, "--workers 1"))
-        job = cluster.submit(NAME, "--workers 1:2 --setting pace=0.05")
-        cluster.settle(2)
+        job = cluster.submit(NAME, "--workers 1:3 --setting pace=0.05")
+        cluster.settle(3)
         cluster.lose(LAUNCHED[0])
         cluster.start_by_hand(LATE)
-        cluster.settle(2)
+        cluster.settle(3)
         cluster.drain(LAUNCHED[1])
         status = cluster.json_of(
-            f"raytrain-plus status {NAME} --storage runs --address http://{HEAD}:8265 --json"
+            f"raytrain-plus status {NAME} --storage runs --address {_JOBS} --json"
         )
         cluster.finish(job)
         told = {
             "events": {name: cluster.events(name) for name in (NAME, ALONE)},
             "status": status,
-            "left": cluster.down(),
+            "processes": cluster.down(LAUNCHED[0]),
             "took": {what: round(seconds, 2) for what, seconds in cluster.took.items()},
         }
     print(json.dumps(told))
