@@ -15,7 +15,7 @@ import ray.train
 from raytrain_plus import configure, resuming
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
-from raytrain_plus.elastic import steering
+from raytrain_plus.elastic import joining, steering
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
 from raytrain_plus.elastic.leader import check_not_running, start_leader
@@ -218,13 +218,16 @@ class ElasticTrainer:
         }
 
 
-def attach(run: str, storage: str, watcher: Watcher | None = None) -> ray.train.Result:
+def attach(
+    run: str, storage: str, watcher: Watcher | None = None, address: str | None = None
+) -> ray.train.Result:
     """Follow a run to its end that another process has started.
 
     Args:
         run: its name or folder.
         storage: where runs are kept.
         watcher: called now and then with the journal's events, from the run's beginning.
+        address: of its cluster; None for the one that its journal names.
 
     Raises:
         FileNotFoundError: there is no such run.
@@ -232,7 +235,7 @@ def attach(run: str, storage: str, watcher: Watcher | None = None) -> ray.train.
         TrainingFailedError: it failed.
     """
     folder = steering.folder_of(run, storage)
-    with steering.reached(folder) as name:
+    with steering.reached(folder, address) as name:
         try:
             ended = follow(name, folder, watcher)
         except LostError as error:
@@ -288,13 +291,14 @@ def cluster(most_workers: int) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
         return
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     ours = True
     try:
         slots = max(os.cpu_count() or 1, most_workers)
-        ray.init(num_cpus=slots, include_dashboard=False, **quiet)
+        ray.init(
+            num_cpus=slots, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+        )
     except ValueError:  # there is a cluster already: Ray refuses to be told its size
-        ray.init(**quiet)
+        joining.join()
         ours = False
     try:
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)

@@ -1,4 +1,22 @@
 """The command line: `raytrain-plus`, also `python -m raytrain_plus`."""
 
-from raytrain_plus.cli.commands import app as app
-from raytrain_plus.cli.commands import main as main
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raytrain_plus.cli.commands import app as app
+
+
+def main() -> None:
+    """Run the command line."""
+    # The agent runs on every node for as long as there is one: without torch, it is small.
+    alone = sys.argv[1:2] == ["node-agent"]
+    module = f"raytrain_plus.cli.{'node_agent' if alone else 'commands'}"
+    importlib.import_module(module).app()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("raytrain_plus.cli.commands").app

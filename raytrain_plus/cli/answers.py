@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raytrain_plus.elastic.gcs import ClusterError
 from raytrain_plus.elastic.steering import SteeringError
 from raytrain_plus.trainer import TrainingFailedError
 
@@ -27,7 +28,9 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
             sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
         _print_json({**error.summary, "error": str(error)}, as_json=as_json)
         raise typer.Exit(1) from error
-    except SteeringError as error:
+    except (SteeringError, ClusterError) as error:
+        if debug:
+            raise
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(1) from error
     except (ValueError, FileNotFoundError) as error:
