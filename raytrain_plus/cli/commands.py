@@ -15,10 +15,12 @@ from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.chaos.replay import NamedRun, Replay
 from raytrain_plus.cli.algorithms import algorithms, export
-from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
+from raytrain_plus.cli.answers import Address, Debug, Json, answer, without_ray_notices
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
 from raytrain_plus.cli.node_agent import node_agent
+from raytrain_plus.cli.nodes import doctor
+from raytrain_plus.cli.remote import here_or_there
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
@@ -42,6 +44,7 @@ app.command()(algorithms)
 app.command()(export)
 app.command()(chaos)
 app.command()(node_agent)
+app.command()(doctor)
 
 Storage = Annotated[
     str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
@@ -184,22 +187,39 @@ def demo(
 
 @app.command()
 def status(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+    run: RunName,
+    storage: Storage = _DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Say how a run stands, live or ended."""
-    _steer(lambda: steering.status(run, storage), as_json=as_json, debug=debug)
+    there = ["status", run, "--storage", storage]
+    _steer(
+        lambda: here_or_there(address, there, lambda: steering.status(run, storage, address)),
+        as_json=as_json,
+        debug=debug,
+    )
 
 
 @app.command()
 def attach(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+    run: RunName,
+    storage: Storage = _DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Follow a run to its end that another process has started."""
 
     def follow() -> dict[str, Any]:
         progress = ProgressLine(run, Console(stderr=True))
         with without_ray_notices(), progress as line:
-            summary: dict[str, Any] = trainer.attach(run, storage, line).return_value
+            summary = here_or_there(
+                address,
+                ["attach", run, "--storage", storage],
+                lambda: trainer.attach(run, storage, line, address).return_value,
+            )
         if not as_json:
             Console().print(summary_table({summary["run"]: summary}))
         return summary
@@ -212,27 +232,53 @@ def scale(
     run: RunName,
     workers: Annotated[int, typer.Argument(min=1, help="How many there should be.")],
     storage: Storage = _DEFAULT_STORAGE,
+    address: Address = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Change the number of workers of a live run."""
-    _steer(lambda: steering.scale(run, workers, storage), as_json=as_json, debug=debug)
+    there = ["scale", run, str(workers), "--storage", storage]
+    _steer(
+        lambda: here_or_there(
+            address, there, lambda: steering.scale(run, workers, storage, address)
+        ),
+        as_json=as_json,
+        debug=debug,
+    )
 
 
 @app.command()
 def checkpoint(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+    run: RunName,
+    storage: Storage = _DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Let a live run keep its state as soon as it can, and go on."""
-    _steer(lambda: steering.checkpoint(run, storage), as_json=as_json, debug=debug)
+    there = ["checkpoint", run, "--storage", storage]
+    _steer(
+        lambda: here_or_there(address, there, lambda: steering.checkpoint(run, storage, address)),
+        as_json=as_json,
+        debug=debug,
+    )
 
 
 @app.command()
 def stop(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+    run: RunName,
+    storage: Storage = _DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """End a live run after the step in flight, keeping its state."""
-    _steer(lambda: steering.stop(run, storage), as_json=as_json, debug=debug)
+    there = ["stop", run, "--storage", storage]
+    _steer(
+        lambda: here_or_there(address, there, lambda: steering.stop(run, storage, address)),
+        as_json=as_json,
+        debug=debug,
+    )
 
 
 @app.command()

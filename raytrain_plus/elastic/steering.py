@@ -137,7 +137,8 @@ def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
     connected = ray.is_initialized()
     try:
         if not connected:
-            join(address or run["address"], namespace=NAMESPACE)
+            known = run["address"] if address in (None, "local") else address
+            join(known, namespace=NAMESPACE)
         yield ray.get_actor(run["run"], namespace=NAMESPACE)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         if isinstance(error, SteeringError):
