@@ -3,10 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Beside the environment, not in it: see tests/algorithms/side.py.
 SIDE := .venv/transformers/site-packages
+LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check test test-algorithms test-parts test-slow demo chaos bench bench-peers clean
+.PHONY: install check test test-algorithms test-parts test-slow demo chaos lab lab-down bench bench-peers clean
 
 install: .venv/installed
 
@@ -44,6 +45,13 @@ demo: install
 chaos: install
 	$(BIN)/raytrain-plus chaos tests/end_to_end/tasks.py:Momentum --runs $(N) --seed $(SEED) \
 		--logical-ranks 6 --batch-size 48
+
+# Hosts on this machine that reach each other by ssh, to play with: cluster/lab/README.md.
+lab: install
+	$(BIN)/python -m cluster.lab up $(LAB) --ssh laptop head n1 n2
+
+lab-down: install
+	$(BIN)/python -m cluster.lab down $(LAB)
 
 bench: install
 	$(BIN)/python -m benchmarks

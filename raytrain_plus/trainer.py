@@ -1,7 +1,9 @@
 """ElasticTrainer: configure, fit, get a result."""
 
 import contextlib
+import math
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +22,7 @@ from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
 from raytrain_plus.elastic.leader import check_not_running, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
+from raytrain_plus.elastic.steering import RunFailedError
 from raytrain_plus.elastic.uploads import store_of
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
@@ -29,16 +32,8 @@ from raytrain_plus.task import Task, load_task
 Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
 
 
-class TrainingFailedError(ray.train.TrainingFailedError):  # type: ignore[misc]
-    """The run failed; its text is the user's own traceback where there is one.
-
-    Attributes:
-        summary: what is known of the run.
-    """
-
-    def __init__(self, message: str, summary: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.summary = summary
+class TrainingFailedError(RunFailedError, ray.train.TrainingFailedError):  # type: ignore[misc]
+    """The run failed, as Ray Train says it."""
 
 
 class ElasticTrainer:
@@ -180,7 +175,8 @@ class ElasticTrainer:
             ValueError: a run of that name lives on the cluster.
         """
         spec = self.spec
-        with cluster(spec.workers[1] + spec.elastic.spares) as joined:
+        most = spec.workers[1] + spec.elastic.spares
+        with cluster(math.ceil(most * spec.resources.get("CPU", 1))) as joined:
             check_not_running(spec.name)
             keep = _put if joined.is_ours else partial(_kept, spec.folder)
             shared = replace(
@@ -215,6 +211,12 @@ class ElasticTrainer:
             "batch_tokens": clock.batch_tokens,
             "workers": list(self.spec.workers),
             "threads": self.spec.threads,
+            "task": self.spec.task if isinstance(self.spec.task, str) else _name(self.spec.task),
+            "evaluate_every": clock.evaluate_every,
+            "checkpoint_every": clock.checkpoint_every,
+            "elastic": self.spec.elastic.told(),
+            "ray": ray.__version__,
+            "platform": platform.platform(),
         }
 
 
@@ -282,20 +284,25 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(most_workers: int) -> Iterator[Cluster]:
+def cluster(slots: int) -> Iterator[Cluster]:
     """Join the running Ray cluster, or run one of our own for as long as it is needed.
 
     A cluster of our own has a slot for every worker: on one machine more workers than cores are
     slow, but they are what somebody wants who tries out elasticity on a laptop.
+
+    Args:
+        slots: CPUs that all workers hold together.
     """
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
         return
     ours = True
     try:
-        slots = max(os.cpu_count() or 1, most_workers)
         ray.init(
-            num_cpus=slots, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+            num_cpus=max(os.cpu_count() or 1, slots),
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
         )
     except ValueError:  # there is a cluster already: Ray refuses to be told its size
         joining.join()
@@ -304,6 +311,10 @@ def cluster(most_workers: int) -> Iterator[Cluster]:
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:
         ray.shutdown()
+
+
+def _name(task: Task) -> str:
+    return f"{type(task).__module__}:{type(task).__qualname__}"
 
 
 def _shared(data: Any, keep: Callable[..., Any], name: str) -> Any:

@@ -26,11 +26,15 @@ OURS = [
 ]
 
 PURE = [
+    "observe.causes",
+    "observe.throughput",
+    "observe.gauges",
     "elastic.plan",
     "elastic.checkpoints",
     "elastic.watch",
     "elastic.speeds",
     "elastic.trace",
+    "elastic.timesheet",
     "training.retention",
     "training.tree",
     "streams.order",
@@ -41,6 +45,13 @@ PURE = [
     "clock",
     "observe.journal",
     "nodes.notices",
+    "nodes.complaints",
+    "observe.quantities",
+    "observe.scales",
+    "observe.charts",
+    "observe.report.history",
+    "observe.report.spending",
+    "observe.report.changes",
     "chaos.schedules",
     "chaos.judge",
 ]
@@ -64,6 +75,7 @@ LAYERS = [
 ]
 MAY_IMPORT_RAY = {
     "elastic",
+    "nodes",
     "frontier.sweep",
     "trainer",
     "configure",

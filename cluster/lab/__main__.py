@@ -26,6 +26,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     up.add_argument("folder", type=Path, help="for the lab's files; new or empty")
     up.add_argument("hosts", nargs="+", metavar="HOST")
     up.add_argument("--visible", type=Path, action="append", default=[], metavar="PATH")
+    up.add_argument("--ssh", action="store_true", help="let the hosts reach each other by ssh")
     execute = acts.add_parser("exec", help="run a command on a host")
     execute.add_argument("folder", type=Path)
     execute.add_argument("host")
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         if reason := why_not():
             raise LabError(reason)
         if chosen.act == "up":
-            lab = Lab.up(chosen.folder, chosen.hosts, chosen.visible)
+            lab = Lab.up(chosen.folder, chosen.hosts, chosen.visible, with_ssh=chosen.ssh)
             for host, address in lab.addresses.items():
                 print(host, address)
             return 0

@@ -39,7 +39,9 @@ def plug_in(number: int, host: str, address: str) -> list[Command]:
     """Return the commands that give a host a network and a cable to the switch."""
     name, switch = namespace(number, host), namespace(number, SWITCH)
     there = ["ip", "-n", name]
-    cable = ["type", "veth", "peer", "name", "eth0", "netns", name]
+    # A host that comes back has the card that it had, so that its neighbours find it at once.
+    card = "02:00:" + ":".join(f"{int(octet):02x}" for octet in address.split("."))
+    cable = ["type", "veth", "peer", "name", "eth0", "address", card, "netns", name]
     return [
         ["ip", "netns", "add", name],
         ["ip", "-n", switch, "link", "add", "name", host, *cable],

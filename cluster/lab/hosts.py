@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cluster.lab import commands
+from cluster.lab import commands, ssh
 from cluster.lab.commands import Command
 from cluster.lab.names import LabError, addresses, free_number, hosts_file, namespace
 
@@ -62,30 +62,44 @@ class Lab:
         self.number: int = state["number"]
         self.addresses: dict[str, str] = state["addresses"]
         self._visible = [Path(path) for path in state["visible"]]
+        self._keys: dict[str, str] = state["keys"]
 
     @classmethod
-    def up(cls, folder: Path, hosts: Sequence[str], visible: Sequence[Path] = ()) -> "Lab":
+    def up(
+        cls,
+        folder: Path,
+        hosts: Sequence[str],
+        visible: Sequence[Path] = (),
+        *,
+        with_ssh: bool = False,
+    ) -> "Lab":
         """Make a lab and start its hosts; if that fails, nothing is left of it.
 
         Args:
             folder: for the lab's files; new or empty.
             hosts: their names.
             visible: folders that all hosts see, wherever they lie.
+            with_ssh: each host has a server, and root on it a key that all let in.
 
         Raises:
             LabError: it cannot be made.
         """
         if folder.exists() and any(folder.iterdir()):
             raise LabError(f"{folder} is not empty: take down what is there, or choose another")
+        if with_ssh and (reason := ssh.why_not()):
+            raise LabError(reason)
         folder.mkdir(parents=True, exist_ok=True)
         addresses(1, hosts)  # raises where a name is wrong, before anything is made
         shared = {sys.prefix, sys.base_prefix, str(_TREE), *(str(p.resolve()) for p in visible)}
+        keys = ssh.make_keys() if with_ssh else {}
         number = _claim_number()
         state = {
             "number": number,
             "addresses": addresses(number, hosts),
             "visible": sorted(shared),
+            "keys": keys,
         }
+        (folder / _STATE).touch(0o600)
         (folder / _STATE).write_text(json.dumps(state))
         lab = cls(folder)
         try:
@@ -100,10 +114,15 @@ class Lab:
     @classmethod
     @contextlib.contextmanager
     def of(
-        cls, folder: Path, hosts: Sequence[str], visible: Sequence[Path] = ()
+        cls,
+        folder: Path,
+        hosts: Sequence[str],
+        visible: Sequence[Path] = (),
+        *,
+        with_ssh: bool = False,
     ) -> Iterator["Lab"]:
         """Have a lab for as long as it is needed; see `up`."""
-        lab = cls.up(folder, hosts, visible)
+        lab = cls.up(folder, hosts, visible, with_ssh=with_ssh)
         try:
             yield lab
         finally:
@@ -123,6 +142,8 @@ class Lab:
             disk.mkdir(parents=True)
         (own / "disk" / "tmp").chmod(0o1777)
         (own / "hosts").write_text(hosts_file(self.addresses))
+        if self._keys:
+            ssh.prepare(own / "disk", self._keys, self.addresses[host], _TREE)
         _run_all(commands.plug_in(self.number, host, self.addresses[host]))
         script = commands.boot_script(host, own, self._visible)
         with (own / "console").open("w") as console:
@@ -140,6 +161,8 @@ class Lab:
         if not line:
             raise LabError(f"host {host!r} did not start: {(own / 'console').read_text().strip()}")
         (own / "pid").write_text(line)
+        if self._keys:
+            _run_all([self.command(host, ssh.server())])
 
     def command(
         self, host: str, command: Sequence[str], environment: Mapping[str, str] | None = None

@@ -6,8 +6,21 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 if TYPE_CHECKING:
     from raytrain_plus.cli.commands import app as app
+
+# Commands that are started without the others: without torch they come up in a third of the time,
+# and the agent, which stays for as long as its node, is small.
+_ALONE = {
+    "node-agent": "node_agent",
+    "doctor": "nodes",
+    "status": "steer",
+    "scale": "steer",
+    "checkpoint": "steer",
+    "stop": "steer",
+}
 
 
 def main() -> None:
@@ -18,10 +31,19 @@ def main() -> None:
             f"note: raytrain_plus is {caller} where the command was given, {own} on the cluster: "
             "install the same on both\n"
         )
-    # The agent runs on every node for as long as there is one: without torch, it is small.
-    alone = sys.argv[1:2] == ["node-agent"]
-    module = f"raytrain_plus.cli.{'node_agent' if alone else 'commands'}"
-    importlib.import_module(module).app()
+    command = "".join(sys.argv[1:2])
+    if command in _ALONE:
+        _alone(command)()
+    else:
+        importlib.import_module("raytrain_plus.cli.commands").app()
+
+
+def _alone(command: str) -> typer.Typer:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(lambda: None)  # so that its name stays on the command line
+    module = importlib.import_module(f"raytrain_plus.cli.{_ALONE[command]}")
+    app.command()(getattr(module, command.replace("-", "_")))
+    return app
 
 
 def __getattr__(name: str) -> Any:

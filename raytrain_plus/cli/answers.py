@@ -12,9 +12,13 @@ import typer
 
 from raytrain_plus.cli.remote import RemoteError
 from raytrain_plus.elastic.gcs import ClusterError
-from raytrain_plus.elastic.steering import SteeringError
-from raytrain_plus.trainer import TrainingFailedError
+from raytrain_plus.elastic.steering import RunFailedError, SteeringError
 
+DEFAULT_STORAGE = "~/ray_results"
+Storage = Annotated[
+    str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Address = Annotated[
     str | None,
@@ -32,7 +36,7 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
     """Run a command; wrong input ends with status 2, a failed run with 1, both told on stderr."""
     try:
         answered = run()
-    except TrainingFailedError as error:
+    except RunFailedError as error:
         sys.stderr.write(f"{error}\n")
         if error.summary["checkpoint"]:
             sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +14,23 @@ from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.chaos.replay import NamedRun, Replay
 from raytrain_plus.cli.algorithms import algorithms, export
-from raytrain_plus.cli.answers import Address, Debug, Json, answer, without_ray_notices
+from raytrain_plus.cli.answers import (
+    DEFAULT_STORAGE,
+    Address,
+    Debug,
+    Json,
+    RunName,
+    Storage,
+    answer,
+    without_ray_notices,
+)
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
 from raytrain_plus.cli.node_agent import node_agent
 from raytrain_plus.cli.nodes import doctor
 from raytrain_plus.cli.remote import here_or_there
+from raytrain_plus.cli.report import report
+from raytrain_plus.cli.steer import checkpoint, scale, status, stop
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
@@ -45,13 +55,11 @@ app.command()(export)
 app.command()(chaos)
 app.command()(node_agent)
 app.command()(doctor)
-
-Storage = Annotated[
-    str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
-]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
-
-_DEFAULT_STORAGE = "~/ray_results"
+app.command()(status)
+app.command()(scale)
+app.command()(checkpoint)
+app.command()(stop)
+app.command()(report)
 
 
 @app.command()
@@ -86,7 +94,7 @@ def train(  # noqa: PLR0913 - one option each
         str | None,
         typer.Option(help="A YAML file, or one that comes along, as cluttered_digits/medium."),
     ] = None,
-    storage: Storage = _DEFAULT_STORAGE,
+    storage: Storage = DEFAULT_STORAGE,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: a new one.")] = None,
     checkpoint_every: Annotated[
         str, typer.Option(help="How often to keep the state, as evaluate-every; or never.")
@@ -114,6 +122,9 @@ def train(  # noqa: PLR0913 - one option each
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for MIN workers.")] = 120.0,
     spares: Annotated[int, typer.Option(help="Workers kept warm beside the group.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads per worker.")] = None,
+    cpus: Annotated[
+        float | None, typer.Option(help="CPUs that each worker holds. Default: one per thread.")
+    ] = None,
     gpu: Annotated[bool, typer.Option(help="One GPU per worker.")] = False,
     bitwise: Annotated[bool, typer.Option(help="Refuse workers that compute other bits.")] = True,
     as_json: Json = False,
@@ -134,7 +145,11 @@ def train(  # noqa: PLR0913 - one option each
             seed=seed,
             logical_ranks=logical_ranks,
             algorithms=[*said.aspects(), *(parse_algorithm(text) for text in algorithm or [])],
-            scaling_config=ray.train.ScalingConfig(num_workers=_range(workers), use_gpu=gpu),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=_range(workers),
+                use_gpu=gpu,
+                resources_per_worker={"CPU": threads or 1 if cpus is None else cpus},
+            ),
             run_config=ray.train.RunConfig(
                 name=name or _new_name(task),
                 storage_path=storage,
@@ -186,26 +201,9 @@ def demo(
 
 
 @app.command()
-def status(
-    run: RunName,
-    storage: Storage = _DEFAULT_STORAGE,
-    address: Address = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say how a run stands, live or ended."""
-    there = ["status", run, "--storage", storage]
-    _steer(
-        lambda: here_or_there(address, there, lambda: steering.status(run, storage, address)),
-        as_json=as_json,
-        debug=debug,
-    )
-
-
-@app.command()
 def attach(
     run: RunName,
-    storage: Storage = _DEFAULT_STORAGE,
+    storage: Storage = DEFAULT_STORAGE,
     address: Address = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -228,64 +226,10 @@ def attach(
 
 
 @app.command()
-def scale(
-    run: RunName,
-    workers: Annotated[int, typer.Argument(min=1, help="How many there should be.")],
-    storage: Storage = _DEFAULT_STORAGE,
-    address: Address = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Change the number of workers of a live run."""
-    there = ["scale", run, str(workers), "--storage", storage]
-    _steer(
-        lambda: here_or_there(
-            address, there, lambda: steering.scale(run, workers, storage, address)
-        ),
-        as_json=as_json,
-        debug=debug,
-    )
-
-
-@app.command()
-def checkpoint(
-    run: RunName,
-    storage: Storage = _DEFAULT_STORAGE,
-    address: Address = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Let a live run keep its state as soon as it can, and go on."""
-    there = ["checkpoint", run, "--storage", storage]
-    _steer(
-        lambda: here_or_there(address, there, lambda: steering.checkpoint(run, storage, address)),
-        as_json=as_json,
-        debug=debug,
-    )
-
-
-@app.command()
-def stop(
-    run: RunName,
-    storage: Storage = _DEFAULT_STORAGE,
-    address: Address = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """End a live run after the step in flight, keeping its state."""
-    there = ["stop", run, "--storage", storage]
-    _steer(
-        lambda: here_or_there(address, there, lambda: steering.stop(run, storage, address)),
-        as_json=as_json,
-        debug=debug,
-    )
-
-
-@app.command()
 def verify(
     one: RunName,
     other: RunName,
-    storage: Storage = _DEFAULT_STORAGE,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -306,17 +250,6 @@ def verify(
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _steer(call: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
-    def run() -> dict[str, Any]:
-        answered = call()
-        if not as_json:
-            for key, value in answered.items():
-                Console().print(f"{key:12} {value}", highlight=False)
-        return answered
-
-    answer(run, as_json=as_json, debug=debug)
 
 
 def _replaying(line: Watcher, trace: Path, speed: float, spec: RunSpec) -> Watcher:

@@ -12,15 +12,7 @@ from raytrain_plus.elastic.joining import head_address
 from raytrain_plus.nodes.agent import Agent
 from raytrain_plus.nodes.metadata import NoticeFile, Source, source_of
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.callback()
-def _alone() -> None:
-    """Keep the command's name on the command line, as beside the others."""
-
-
-@app.command()
 def node_agent(  # noqa: PLR0913 - one option each
     *,
     address: Annotated[

@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 
 from raytrain_plus.elastic.gcs import ClusterError, Gcs, present_token
 
+NAMESPACE = "raytrain_plus"  # of all named actors
 RAY_CLIENT = "ray://"
 
 _SECONDS = 5.0
@@ -71,6 +72,14 @@ def join(address: str | None = None, **settings: Any) -> None:
         ray.init(address=address, **quiet)
     except (RuntimeError, OSError, RayError) as error:
         raise ClusterError(_told(address, error)) from error
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of nodes that Ray is draining.
+
+    Ray pushes this to nobody and has no public call for it; this is the one place that knows.
+    """
+    return set(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
 
 
 def _checked_head(address: str | None) -> str:

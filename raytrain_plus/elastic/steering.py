@@ -3,19 +3,32 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import ray
 
-from raytrain_plus.elastic.joining import join
-from raytrain_plus.elastic.messages import NAMESPACE, Event
+from raytrain_plus.elastic.joining import NAMESPACE, join
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.journal import Event
 
 _ANSWER_SECONDS = 30.0
 
 
 class SteeringError(RuntimeError):
     """A run that cannot be reached, or does not do what it was asked for."""
+
+
+class RunFailedError(RuntimeError):
+    """A run that failed; its text is the user's own traceback where there is one.
+
+    Attributes:
+        summary: what is known of the run.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 def folder_of(run: str, storage: str) -> Path:
@@ -110,6 +123,55 @@ def reached(folder: Path, address: str | None = None) -> Iterator[str]:
 def _ended(events: list[Event]) -> bool:
     kinds = [e["event"] for e in events if e["event"] in ("run", "end")]
     return bool(kinds) and kinds[-1] == "end"
+
+
+def watch(
+    run: str, storage: str, every: float = 1.0, address: str | None = None
+) -> Iterator[Event]:
+    """Say again and again how a run stands, until it has ended or cannot be reached.
+
+    Args:
+        run: its name or folder.
+        storage: where runs are kept.
+        every: seconds between two answers. Default 1.
+        address: of its cluster; None for the one that its journal names.
+
+    Raises:
+        FileNotFoundError: there is no journal of that run.
+    """
+    folder = folder_of(run, storage)
+    known, offset = journal.follow(folder / journal.FILE_NAME)
+    try:
+        with reached(folder, address) as name:
+            while not _ended(known):
+                yield _live(name) or {**_from_journal(folder, known), "state": "no answer"}
+                sleep(every)
+                events, offset = journal.follow(folder / journal.FILE_NAME, offset)
+                known = [*_latest(known), *events]
+        yield _from_journal(folder, known)
+    except SteeringError as error:
+        known = journal.read(folder)
+        told = _from_journal(folder, known)
+        gone = {"state": "unreachable", "reason": str(error)}
+        yield told if _ended(known) else {**told, **gone}  # it may have ended a moment ago
+
+
+def _live(name: str) -> Event | None:
+    """Ask a run's coordinator; None if it does not answer, as when Ray is starting it again."""
+    try:
+        answer: Event = _ask(ray.get_actor(name, namespace=NAMESPACE).status.remote())
+    except ray.exceptions.RayError:
+        return None
+    return answer
+
+
+def _latest(events: list[Event]) -> list[Event]:
+    """Return the last event of each kind: all that a status is made of."""
+    last: dict[str, Event] = {}
+    for event in events:
+        last.pop(event["event"], None)
+        last[event["event"]] = event
+    return list(last.values())
 
 
 def _from_journal(folder: Path, events: list[Event]) -> Event:

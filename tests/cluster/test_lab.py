@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.lab import commands
+from cluster.lab import commands, ssh
 from cluster.lab.__main__ import main
 from cluster.lab.hosts import Lab, why_not
 from cluster.lab.names import LabError, namespace
@@ -160,6 +160,30 @@ def test_labs_side_by_side_do_not_meet(lab, tmp_path):
         on(other, "left", "true")
     on(lab, "left", "true")
     assert traces(other.number) == []
+
+
+def test_hosts_let_each_other_in_by_ssh(tmp_path):
+    if reason := ssh.why_not():
+        pytest.skip(reason)
+    with Lab.of(tmp_path / "lab", ["one", "two"], with_ssh=True) as lab:
+        asked = "hostname; command -v ray; pwd"
+        assert on(lab, "one", "ssh", "two", asked) == f"two\n{sys.prefix}/bin/ray\n/root\n"
+        on(lab, "one", "sh", "-c", "echo mark >here && rsync here two:there")
+        assert on(lab, "two", "cat", "/root/there") == "mark\n"
+        # It is the same host when it comes back: known, and found at once.
+        lab.kill("two")
+        lab.boot("two")
+        assert on(lab, "one", "ssh", "two", "hostname") == "two\n"
+        # The control: who does not have the key stays outside.
+        on(lab, "one", "mv", "/root/.ssh/id_ed25519", "/root/.ssh/elsewhere")
+        with pytest.raises(subprocess.CalledProcessError):
+            on(lab, "one", "ssh", "-o", "BatchMode=yes", "two", "true")
+    assert traces(lab.number) == []
+
+
+def test_a_host_has_no_server_unless_it_is_wanted(lab):
+    with pytest.raises(subprocess.CalledProcessError):
+        on(lab, "left", "ssh", "-o", "BatchMode=yes", lab.addresses["right"], "true")
 
 
 def test_nothing_is_left_of_a_lab_that_did_not_come_up(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from raytrain_plus.elastic import speeds as speeds_module
@@ -95,10 +95,13 @@ def test_noise_does_change_plans_without_threshold_and_window():
 
 @settings(max_examples=40, deadline=None)
 @given(sizes(), st.sampled_from([2.0, 4.0]), st.integers(0, 60), SEEDS)
+@example((16, 2), 4.0, 0, 4)
 def test_a_slow_worker_gets_less_to_do_and_gets_it_back(size, times, healthy, seed):
     group = Group(*size, seed=seed).run(healthy)
     before = group.ranks(), group.seconds()
     slow = {"w0": 1 / times}
+    # Few ranks can only be shared in coarse steps: what gains a fifth, the threshold, may be left.
+    assume(1.15 * group.best(slow) < 0.75 * group.seconds(slow))
     group.run(PROMPT, slow)
     assert group.ranks() < before[0]
     assert group.seconds(slow) <= 1.15 * group.best(slow)

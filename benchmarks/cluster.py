@@ -1,0 +1,45 @@
+"""How long a cluster takes: to come up, to begin with a job, to go on without a host and with one.
+
+Run as `python -m benchmarks.cluster [--quick] [--json]`, as root: see `cluster/lab/README.md`.
+
+Each round launches `cluster.yaml` on the hosts of a new lab, submits jobs from another host, cuts
+one host's power and adds one by hand. All hosts share this machine's cores, so that what is mostly
+the start of processes takes longer than on machines of their own.
+"""
+
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks import report
+from cluster.lab import ssh
+from cluster.lab.hosts import why_not
+from tests.end_to_end import cluster_run
+from tests.end_to_end.runs import program
+
+_ROUNDS, _QUICK_ROUNDS = 3, 1
+
+
+def main() -> None:
+    """Measure."""
+    options = report.options("how long a cluster takes")
+    if reason := why_not() or ssh.why_not():
+        sys.exit(f"error: {reason}")
+    rounds: list[dict[str, Any]] = []
+    for _ in range(_QUICK_ROUNDS if options.quick else _ROUNDS):
+        with tempfile.TemporaryDirectory() as folder:
+            rounds.append(program(cluster_run.__name__, folder)["took"])
+    rows = [
+        {
+            "what": what,
+            "median s": report.median([took[what] for took in rounds]),
+            "worst s": max(took[what] for took in rounds),
+        }
+        for what in rounds[0]
+    ]
+    report.show("how long a cluster takes", rows)
+    report.finish([], {"cluster": rows}, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

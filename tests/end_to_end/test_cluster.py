@@ -1,0 +1,60 @@
+"""From `ray up` to `ray down`, from a laptop, while hosts come and go: nothing changes a bit."""
+
+import contextlib
+import re
+
+import pytest
+
+from cluster.lab import ssh
+from cluster.lab.hosts import Lab, why_not
+from cluster.lab.names import LabError
+from raytrain_plus.observe.verify import compare
+from tests.end_to_end import cluster_run
+from tests.end_to_end.cluster_run import ALONE, NAME
+from tests.end_to_end.runs import Run, lost_steps, program
+from tests.expected import require
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    require("lab", why_not())
+    require("ssh", ssh.why_not())
+    folder = tmp_path_factory.mktemp("cluster")
+    yield program(cluster_run.__name__, folder)
+    with contextlib.suppress(LabError):  # there is one only if the program was killed
+        Lab(folder / cluster_run.LAB).down()
+
+
+def test_a_run_on_hosts_that_come_and_go_has_the_bits_of_one_on_a_single_worker(told):
+    disturbed, alone = (told["events"][name] for name in (NAME, ALONE))
+    found = compare(alone, disturbed)
+    assert found.equal, found.first_difference
+    assert found.steps == len([e for e in alone if e["event"] == "step"]) > 500
+    run = Run(disturbed)
+    assert lost_steps(run) == []
+    # One worker alone; one on each host, one host without power, a late one, one that drained.
+    assert {event["workers"] for event in alone if event["event"] == "generation"} == {1}
+    assert [event["workers"] for event in run.of("generation")] == [3, 2, 3, 2]
+    assert [e["worker"] for e in run.of("worker", state="lost")] != []
+    assert [e["worker"] for e in run.of("worker", state="left")] != []
+
+
+def test_the_laptop_sees_how_the_run_stands(told):
+    assert told["status"]["run"] == NAME
+    assert 0 < told["status"]["step"] < told["status"]["total_steps"]
+
+
+def test_nothing_is_left_when_the_cluster_is_taken_down(told):
+    assert set(told["processes"]["before"]) == {"head", "n2", "n3"}  # the control
+    assert told["processes"]["after"] == {}
+
+
+def test_the_launch_file_is_filled_in_on_three_lines():
+    text = "head_ip: a\nworker_ips: [b]\nssh_user: c\nother: d\n"
+    known = {"head": "1", "n1": "2", "n2": "3"}
+    filled = cluster_run.filled(text, known)
+    assert filled == 'head_ip: 1\nworker_ips: ["2", "3"]\nssh_user: root\nother: d\n'
+    with pytest.raises(RuntimeError, match=re.escape("0 lines of ssh_user")):
+        cluster_run.filled(text.replace("ssh_user", "user"), known)
