@@ -47,7 +47,7 @@ def live(monkeypatch):
     """Return a function that gives what a coordinator answers, one after the other."""
 
     @contextlib.contextmanager
-    def reached(_):
+    def reached(*_):
         yield "demo"
 
     def answer(*answers):

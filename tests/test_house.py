@@ -44,6 +44,8 @@ PURE = [
     "seeds",
     "clock",
     "observe.journal",
+    "nodes.notices",
+    "nodes.complaints",
     "observe.quantities",
     "observe.scales",
     "observe.charts",
@@ -71,6 +73,7 @@ LAYERS = [
     {"algorithms", "streams", "observe"},
     {"training"},
     {"elastic"},
+    {"nodes"},
     {"configure"},
     {"resuming"},
     {"trainer"},
@@ -83,6 +86,7 @@ LAYERS = [
 ]
 MAY_IMPORT_RAY = {
     "elastic",
+    "nodes",
     "frontier.sweep",
     "frontier.tune_space",
     "trainer",
@@ -306,7 +310,11 @@ def test_importing_starts_nothing(tmp_path):
 def test_importing_leaves_out_what_takes_seconds():
     """Each worker imports the package when it comes up, and that is what recovery waits for."""
     slow = {"torch._dynamo", "torch._inductor", "torchmetrics", "transformers", "sympy", "mlxtend"}
-    code = "import sys, json, raytrain_plus; print(json.dumps(sorted(sys.modules)))"
+    code = (
+        "import sys, json, raytrain_plus\n"
+        "raytrain_plus.Task, raytrain_plus.algorithms\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = set(json.loads(done.stdout))
     assert {"torch", "raytrain_plus"} <= imported

@@ -14,13 +14,14 @@ from raytrain_plus.elastic.disturbing import Disturbances
 from raytrain_plus.elastic.expelling import expel, forsake
 from raytrain_plus.elastic.fencing import Fence
 from raytrain_plus.elastic.generation import Generation
+from raytrain_plus.elastic.joining import draining_nodes
 from raytrain_plus.elastic.keeping import Committed, Keeping
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
 from raytrain_plus.elastic.overview import Overview
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.planning import Situation, make_plan
 from raytrain_plus.elastic.pool import Event as PoolEvent
-from raytrain_plus.elastic.pool import Noticed, Pool, Wanted, Woken, Written, draining_nodes
+from raytrain_plus.elastic.pool import Noticed, Pool, Wanted, Woken, Written
 from raytrain_plus.elastic.recruiting import Recruiting, RunError, StoppedError
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.returning import find_again

@@ -323,14 +323,6 @@ class Pool:
         self.events.put(event)
 
 
-def draining_nodes() -> set[str]:
-    """Return the ids of nodes that Ray is draining.
-
-    Ray pushes this to nobody and has no public call for it; this is the one place that knows.
-    """
-    return set(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
-
-
 def missing_resources(resources: Mapping[str, float], workers: int) -> str:
     """Say what a cluster lacks for some workers."""
     total = ray.cluster_resources()
