@@ -216,7 +216,8 @@ class Pool:
 
     def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
         refs = {worker: getattr(self._handles[worker], method).remote() for worker in workers}
-        answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
+        there, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
+        answered = set(there)
         answers: dict[str, Any] = dict.fromkeys(workers)
         for worker, ref in refs.items():
             if ref in answered:
