@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import report, scale_model
 from benchmarks.report import Aim, Row
 from benchmarks.scale_model import AtSize, Calls, Case, Wire
-from benchmarks.traffic import Traffic, ranges_of
+from benchmarks.traffic import Traffic
 
 DATA = Path(__file__).parent / "data" / "scale.json"
 SIZES = (10, 30, 100, 300, 1_000, 3_000, 10_000)
@@ -31,8 +31,7 @@ TENSORS = 600
 CASE = Case()
 
 _LEAVES = 64  # logical ranks of the groups that are measured
-_SMALL, _LARGE = 1 << 12, 1 << 23  # elements: all messages, and all bytes
-_FIT, _CHECKED = (2, 8), (3, 4, 6, 16)
+_FEW_WORKERS, _MANY_WORKERS = 2, 8
 _MEETINGS = (2, 8, 16, 24)
 
 
@@ -74,66 +73,85 @@ class Constants:
 def measure(*, quick: bool) -> Constants:
     """Measure everything: some minutes."""
     from benchmarks import scale_measure, scale_wire  # Ray, and torch's process groups
+    from benchmarks.scale_wire import Load
 
-    times = 1 if quick else 5
     machine = scale_measure.machine()
+    times = 1 if quick else 3
+    nothing = Load(_LEAVES, tensors=1, elements=1 << 12, steps=30)
+    large = Load(_LEAVES, tensors=32, elements=1 << 18, steps=5)
+    # Chunks of 4 KB, as a thousand workers would have them.
+    some, many = (
+        Load(_LEAVES, tensors=n, elements=1 << 13, steps=8, bucket_bytes=4) for n in (20, 100)
+    )
 
-    def exchange(workers: int, elements: int) -> tuple[Traffic, float]:
-        found = [
-            scale_wire.run(workers, _LEAVES, elements, 30 if elements == _SMALL else 5)
-            for _ in range(times)
-        ]
-        traffic = Traffic(ranges_of(workers, _LEAVES), 4 * elements, found[0][0].buckets)
-        return traffic, statistics.median(scale_wire.mean_step_cpu(group) for group in found)
+    def exchange(workers: int, load: Load) -> tuple[Traffic, float]:
+        cpu = [scale_wire.mean_step_cpu(scale_wire.run(workers, load)) for _ in range(times)]
+        return load.traffic(workers), statistics.median(cpu)
 
-    rows = scale_wire.row_seconds()
-    small = [exchange(workers, _SMALL) for workers in _FIT]
-    large = exchange(_FIT[0], _LARGE)
     meetings = {
-        workers: [scale_wire.run(workers, _LEAVES, _SMALL, 1) for _ in range(times)]
+        workers: statistics.median(
+            _meeting_cpu(scale_wire.run(workers, nothing)) for _ in range(times)
+        )
         for workers in _MEETINGS
     }
-    wire = fitted(small, large, rows, meetings)
+    wire = fitted(
+        fixed=exchange(_FEW_WORKERS, nothing),
+        large=exchange(_FEW_WORKERS, large),
+        some=exchange(_MANY_WORKERS, some),
+        many=exchange(_MANY_WORKERS, many),
+        row_seconds=scale_wire.row_seconds(),
+        meetings=meetings,
+    )
     checks = []
-    for workers in _CHECKED:
-        for elements in (_SMALL, _LARGE):
-            traffic, seconds = exchange(workers, elements)
-            checks.append(_checked("exchange", traffic, wire.exchange_seconds(traffic), seconds))
-    for workers, found in meetings.items():
-        seconds = statistics.median(_meeting_cpu(group) for group in found)
-        traffic = Traffic(ranges_of(workers, _LEAVES), 4 * _SMALL, 1)
-        checks.append(_checked("meeting", traffic, wire.meeting_seconds(workers), seconds))
+    for workers, load in ((3, large), (4, large), (6, large), (8, large), (4, many), (16, some)):
+        traffic, seconds = exchange(workers, load)
+        checks.append(_checked("exchange", traffic, wire.exchange_seconds(traffic), seconds))
+    for workers, seconds in meetings.items():
+        traffic = nothing.traffic(workers)
+        checks.append(_checked("meeting", traffic, wire.meeting_cpu(workers), seconds))
     at = [scale_measure.at_size(workers) for workers in SIZES]
     return Constants(at, scale_measure.calls(), wire, checks, machine)
 
 
 def fitted(
-    small: Sequence[tuple[Traffic, float]],
+    *,
+    fixed: tuple[Traffic, float],
     large: tuple[Traffic, float],
+    some: tuple[Traffic, float],
+    many: tuple[Traffic, float],
     row_seconds: float,
-    meetings: dict[int, list[list[Any]]],
+    meetings: dict[int, float],
 ) -> Wire:
     """Fit the wire's constants to the CPU seconds of a few groups.
 
     Args:
-        small: exchanges of next to no bytes, of a small and a larger group.
-        large: one of many bytes, of the small group.
+        fixed: an exchange of next to nothing.
+        large: one of many bytes in few messages.
+        some: one of few bytes in some messages.
+        many: one of few bytes in many, of the same group.
         row_seconds: of the control lane.
-        meetings: by number of workers.
+        meetings: CPU seconds of each worker, by number of workers.
     """
-    (few, few_seconds), (many, many_seconds) = small
-    counts = [sum(traffic.messages) / traffic.workers for traffic in (few, many)]
-    message = (many_seconds - few_seconds) / (counts[1] - counts[0])
-    fixed = max(0.0, few_seconds - counts[0] * message)
-    traffic, seconds = large
-    messages = sum(traffic.messages) / traffic.workers
-    sent = sum(traffic.sent_bytes) / traffic.workers
-    byte = (seconds - fixed - messages * message) / sent
-    cpu = {w: statistics.median(_meeting_cpu(group) for group in g) for w, g in meetings.items()}
-    least, most = min(cpu), max(cpu)
-    slope = (cpu[most] - cpu[least]) / (most - least)
-    ends = json.dumps([["('10.123.123.123', 12345)", "('10.123.123.124', 54321)"]])
-    return Wire(fixed, message, byte, row_seconds, slope, len(ends))
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    more = [mean(many[0].messages) - mean(some[0].messages), many[1] - some[1]]
+    message = more[1] / more[0]
+    step = max(0.0, fixed[1] - mean(fixed[0].messages) * message)
+    rest = large[1] - step - mean(large[0].messages) * message
+    least, most = min(meetings), max(meetings)
+    # As the transport writes them: both ends of one connection.
+    ends = json.dumps(["('10.123.123.123', 12345)", "('10.123.123.124', 54321)"]) + ", "
+    return Wire(
+        step_seconds=step,
+        message_seconds=message,
+        byte_seconds=max(0.0, rest) / mean(large[0].sent_bytes),
+        row_seconds=row_seconds,
+        meeting_seconds=meetings[least],
+        connection_seconds=(meetings[most] - meetings[least]) / (most - least),
+        connection_bytes=len(ends),
+    )
 
 
 def _meeting_cpu(group: Sequence[Any]) -> float:
@@ -161,15 +179,20 @@ def tables(known: Constants) -> dict[str, list[Row]]:
         "the coordinator, while a group trains": [
             scale_model.steady(case, one, calls) for one in at.values()
         ],
-        "a new generation": [scale_model.regroup(case, one, calls, wire) for one in at.values()],
+        "a new generation: the coordinator": [
+            scale_model.regroup(one, calls) for one in at.values()
+        ],
+        "a new generation: the workers meet": [
+            scale_model.meeting(case, wire, one) for one in at.values()
+        ],
         f"a checkpoint of {TENSORS} tensors": [
             scale_model.checkpoint(case, one, calls, TENSORS) for one in at.values()
         ],
-        "healing a group from one source, and half of it from the other half": [
+        "healing: seconds until all have the state": [
             {
                 "workers": n,
-                "from one s": scale_model.healing(case, n, 1),
-                "half from half s": scale_model.healing(case, n, n // 2),
+                "from one": scale_model.healing(case, n, 1),
+                "half from half": scale_model.healing(case, n, n // 2),
             }
             for n in at
         ],
@@ -178,17 +201,19 @@ def tables(known: Constants) -> dict[str, list[Row]]:
 
 # What is first to be too much, and how much that is.
 BOUNDS = (
-    ("a step's exchange, per worker", "of it messages", 0.1),
-    ("a step's exchange, per worker", "CPU s", 0.5),
+    ("a step's exchange, per worker", "messages s", 0.1),
+    ("a step's exchange, per worker", "messages s", 1.0),
     ("a step's exchange, per worker", "connections", 1024),
     ("the coordinator, while a group trains", "CPU %", 20),
-    ("a new generation", "calls s", 1.0),
-    ("a new generation", "looks s", 1.0),
-    ("a new generation", "at the link's speed s", 1.0),
-    ("a new generation", "at the link's speed s", 60.0),
-    ("a new generation", "asking all s", 1.0),
-    ("a checkpoint of 600 tensors", "told CPU s", 10.0),
-    ("healing a group from one source, and half of it from the other half", "from one s", 60.0),
+    ("a new generation: the coordinator", "plan s", 1.0),
+    ("a new generation: the coordinator", "calls s", 1.0),
+    ("a new generation: the coordinator", "looks s", 1.0),
+    ("a new generation: the coordinator", "asking all s", 1.0),
+    ("a new generation: the workers meet", "CPU s", 1.0),
+    ("a new generation: the workers meet", "at link speed s", 1.0),
+    ("a new generation: the workers meet", "at link speed s", 60.0),
+    (f"a checkpoint of {TENSORS} tensors", "told CPU s", 10.0),
+    ("healing: seconds until all have the state", "from one", 60.0),
 )
 
 

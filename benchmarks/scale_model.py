@@ -37,7 +37,7 @@ class AtSize:
         step_line_bytes, generation_line_bytes: of the journal.
         share_seconds: of finding a worker's share of a checkpoint.
         share_bytes: of what a worker tells of it.
-        manifest_bytes, manifest_seconds: of a manifest that names a file of each worker that writes.
+        manifest_bytes, manifest_seconds: of a manifest, with a file of each worker that writes.
         judge_seconds: of comparing all states, once in 10 steps.
         lifeline_seconds: of taking up one lifeline.
     """
@@ -86,7 +86,8 @@ class Wire:
         message_seconds: of each message that is sent, with one that is received and added.
         byte_seconds: of each byte that is sent, likewise.
         row_seconds: of each row of the control lane, in each bucket.
-        connection_seconds: of each connection, when a group meets.
+        meeting_seconds: of a meeting of two.
+        connection_seconds: of each further connection.
         connection_bytes: that a worker writes to the meeting point of each of its connections.
     """
 
@@ -94,6 +95,7 @@ class Wire:
     message_seconds: float
     byte_seconds: float
     row_seconds: float
+    meeting_seconds: float
     connection_seconds: float
     connection_bytes: float
 
@@ -109,9 +111,9 @@ class Wire:
             + rows * self.row_seconds
         )
 
-    def meeting_seconds(self, workers: int) -> float:
+    def meeting_cpu(self, workers: int) -> float:
         """Return the CPU seconds that a meeting costs each worker."""
-        return (workers - 1) * self.connection_seconds
+        return self.meeting_seconds + (workers - 2) * self.connection_seconds
 
     def meeting_bytes(self, workers: int) -> float:
         """Return the bytes that pass through the meeting point, which is one worker.
@@ -155,11 +157,11 @@ def exchange(case: Case, wire: Wire, workers: int) -> Row:
         "workers": workers,
         "MB sent": sent / 1e6,
         "ring MB": traffic.ring_bytes / 1e6,
-        "control lane KB": traffic.leaves * ROW_BYTES / 1e3,
+        "lane KB": traffic.leaves * ROW_BYTES / 1e3,
         "messages": max(traffic.messages),
         "KB each": sent / max(traffic.messages) / 1e3,
         "CPU s": wire.exchange_seconds(traffic),
-        "of it messages": max(traffic.messages) * wire.message_seconds,
+        "messages s": max(traffic.messages) * wire.message_seconds,
         "link s": sent / case.link,
         "buffers MB": traffic.buffer_bytes / 1e6,
         "connections": workers - 1,
@@ -180,23 +182,32 @@ def steady(case: Case, at: AtSize, calls: Calls) -> Row:
     }
 
 
-def regroup(case: Case, at: AtSize, calls: Calls, wire: Wire) -> Row:
-    """Predict a new generation: from the first report of the last to the next step."""
+def regroup(at: AtSize, calls: Calls) -> Row:
+    """Predict what the coordinator does for a new generation."""
     workers = at.workers
-    train = workers * (calls.train_seconds + at.plan_bytes * calls.byte_seconds)
-    meeting = wire.meeting_bytes(workers)
     return {
         "workers": workers,
         "plan s": at.plan_seconds,
         "plans MB": workers * at.plan_bytes / 1e6,
-        "calls s": train,
+        "calls s": workers * (calls.train_seconds + at.plan_bytes * calls.byte_seconds),
         "looks s": workers * at.look_seconds,
         "asking all s": workers * calls.told_seconds,
-        "meeting CPU s, each": wire.meeting_seconds(workers),
-        "through one worker MB": meeting / 1e6,
-        "at the link's speed s": meeting / case.link,
-        "look-ups of names": workers,
         "journal KB": at.generation_line_bytes / 1e3,
+    }
+
+
+def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
+    """Predict how the workers of a new generation meet."""
+    workers = at.workers
+    through = wire.meeting_bytes(workers)
+    return {
+        "workers": workers,
+        "connections in all": workers * (workers - 1) // 2,
+        "CPU s": wire.meeting_cpu(workers),
+        "MB through one": through / 1e6,
+        "at link speed s": through / case.link,
+        "names looked up": workers,
+        "order of additions ms": at.additions_seconds * 1e3,
         "subtrees": at.subtrees,
         "after a loss": at.subtrees_after_loss,
     }

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.traffic import Traffic, ranges_of
+from benchmarks.traffic import BUCKET_BYTES, Traffic, ranges_of
 from raytrain_plus.elastic.transport import MeetingPoint, Transport
+from raytrain_plus.training import reduction as reduction_of
 from raytrain_plus.training.reduction import LANE_WIDTH, Reduction, tree_sum
 
 _HOST = "127.0.0.1"
-_TENSOR = 1 << 18  # elements of float32: a quarter of a bucket
+_WARM_UP = 3  # steps
 _SECONDS = 120.0
 
 
@@ -35,7 +36,6 @@ class Found:
         descriptors: that the meeting has opened.
         step_cpu: CPU seconds of an exchange.
         step_seconds: likewise by the wall clock.
-        buckets: that an exchange had.
     """
 
     meet_seconds: float
@@ -43,17 +43,41 @@ class Found:
     descriptors: int
     step_cpu: float
     step_seconds: float
-    buckets: int
 
 
-def run(workers: int, logical_ranks: int, elements: int, steps: int) -> list[Found]:
-    """Let some processes meet, and exchange gradients of so many elements."""
+@dataclass(frozen=True)
+class Load:
+    """What a group exchanges.
+
+    Attributes:
+        logical_ranks: V.
+        tensors: of gradients.
+        elements: of each, float32.
+        steps: how often, after three to warm up.
+        bucket_bytes: after which a bucket is full; small ones make many messages of few bytes, as
+            many workers do.
+    """
+
+    logical_ranks: int
+    tensors: int
+    elements: int
+    steps: int
+    bucket_bytes: int = BUCKET_BYTES
+
+    def traffic(self, workers: int) -> Traffic:
+        """Return what the plan says of it."""
+        size = 4 * self.elements
+        buckets = max(1, -(-self.tensors * size // max(size, self.bucket_bytes)))
+        return Traffic(ranges_of(workers, self.logical_ranks), self.tensors * size, buckets)
+
+
+def run(workers: int, load: Load) -> list[Found]:
+    """Let some processes meet, and exchange gradients."""
     context = multiprocessing.get_context("fork")  # what is imported, all have
     port, found = context.SimpleQueue(), context.SimpleQueue()
     together = context.Barrier(workers)
-    ranges = ranges_of(workers, logical_ranks)
     processes: list[BaseProcess] = [
-        context.Process(target=_work, args=(i, ranges, elements, steps, (port, found, together)))
+        context.Process(target=_work, args=(i, workers, load, (port, found, together)))
         for i in range(workers)
     ]
     try:
@@ -68,12 +92,9 @@ def run(workers: int, logical_ranks: int, elements: int, steps: int) -> list[Fou
     return results
 
 
-def _work(
-    index: int, ranges: Sequence[range], elements: int, steps: int, shared: tuple[Any, Any, Any]
-) -> None:
+def _work(index: int, workers: int, load: Load, shared: tuple[Any, Any, Any]) -> None:
     port, found, together = shared
     torch.set_num_threads(1)
-    workers = len(ranges)
     point = None
     if index == 0:
         point = MeetingPoint(_HOST)
@@ -87,17 +108,23 @@ def _work(
     transport.meet(address, "scale", _HOST)
     met = time.perf_counter() - wall, time.process_time() - cpu, _descriptors() - descriptors
 
-    like = [torch.zeros(min(_TENSOR, elements)) for _ in range(max(1, elements // _TENSOR))]
+    traffic = load.traffic(workers)
+    ranges, mine = traffic.ranges, traffic.partials[index]
+    like = [torch.zeros(load.elements) for _ in range(load.tensors)]
+    reduction_of._BUCKET_BYTES = load.bucket_bytes  # noqa: SLF001 - of this process alone
     reduction = Reduction(like, [], ranges, transport)
-    mine = Traffic(ranges, 1.0, 1).partials[index]
+    assert len(reduction.buckets) == traffic.buckets
     rows = torch.ones(len(ranges[index]), LANE_WIDTH, dtype=torch.float64).numpy()
     for warm in (True, False):
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(3 if warm else steps):
+        for _ in range(_WARM_UP if warm else load.steps):
             reduction.run([like] * mine, rows, b"")
-    step_cpu, step = (time.process_time() - cpu) / steps, (time.perf_counter() - wall) / steps
+    step_cpu, step = (
+        (time.process_time() - cpu) / load.steps,
+        (time.perf_counter() - wall) / load.steps,
+    )
     transport.all_gather_bytes(b"over")  # nobody hangs up while others still wait
-    found.put(Found(*met, step_cpu, step, len(reduction.buckets)))
+    found.put(Found(*met, cpu / load.steps, wall / load.steps))
     os._exit(0)
 
 
