@@ -137,8 +137,8 @@ def _lines(plan: Plan) -> tuple[int, int]:
         return kinds["step"], kinds["generation"]
 
 
-def look_seconds(names: list[str]) -> float:
-    """Return the CPU seconds of what the coordinator looks at after each event."""
+def seat_of(name: str) -> Seat:
+    """Return the seat of a worker that trains."""
     ready = Ready(
         pid=1,
         node="node",
@@ -149,9 +149,14 @@ def look_seconds(names: list[str]) -> float:
         fingerprint={},
         step=1,
     )
+    return Seat(name, ready, warm=True)
+
+
+def look_seconds(names: list[str]) -> float:
+    """Return the CPU seconds of what the coordinator looks at after each event."""
     nobody: Any = None  # nothing is asked of Ray, and nothing is noted
     crew = Recruiting(spec_for(len(names)), nobody, nobody)
-    crew.seats = {name: Seat(name, ready, warm=True) for name in names}
+    crew.seats = {name: seat_of(name) for name in names}
 
     def look() -> None:
         crew.recruit()
