@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,11 +17,12 @@ import ray.train
 from raytrain_plus import configure, resuming
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
-from raytrain_plus.elastic import steering
+from raytrain_plus.elastic import joining, steering
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
 from raytrain_plus.elastic.leader import check_not_running, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
+from raytrain_plus.elastic.steering import RunFailedError
 from raytrain_plus.elastic.uploads import store_of
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
@@ -30,16 +32,8 @@ from raytrain_plus.task import Task, load_task
 Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
 
 
-class TrainingFailedError(ray.train.TrainingFailedError):  # type: ignore[misc]
-    """The run failed; its text is the user's own traceback where there is one.
-
-    Attributes:
-        summary: what is known of the run.
-    """
-
-    def __init__(self, message: str, summary: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.summary = summary
+class TrainingFailedError(RunFailedError, ray.train.TrainingFailedError):  # type: ignore[misc]
+    """The run failed, as Ray Train says it."""
 
 
 class ElasticTrainer:
@@ -217,16 +211,25 @@ class ElasticTrainer:
             "batch_tokens": clock.batch_tokens,
             "workers": list(self.spec.workers),
             "threads": self.spec.threads,
+            "task": self.spec.task if isinstance(self.spec.task, str) else _name(self.spec.task),
+            "evaluate_every": clock.evaluate_every,
+            "checkpoint_every": clock.checkpoint_every,
+            "elastic": self.spec.elastic.told(),
+            "ray": ray.__version__,
+            "platform": platform.platform(),
         }
 
 
-def attach(run: str, storage: str, watcher: Watcher | None = None) -> ray.train.Result:
+def attach(
+    run: str, storage: str, watcher: Watcher | None = None, address: str | None = None
+) -> ray.train.Result:
     """Follow a run to its end that another process has started.
 
     Args:
         run: its name or folder.
         storage: where runs are kept.
         watcher: called now and then with the journal's events, from the run's beginning.
+        address: of its cluster; None for the one that its journal names.
 
     Raises:
         FileNotFoundError: there is no such run.
@@ -234,7 +237,7 @@ def attach(run: str, storage: str, watcher: Watcher | None = None) -> ray.train.
         TrainingFailedError: it failed.
     """
     folder = steering.folder_of(run, storage)
-    with steering.reached(folder) as name:
+    with steering.reached(folder, address) as name:
         try:
             ended = follow(name, folder, watcher)
         except LostError as error:
@@ -293,17 +296,25 @@ def cluster(slots: int) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
         return
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     ours = True
     try:
-        ray.init(num_cpus=max(os.cpu_count() or 1, slots), include_dashboard=False, **quiet)
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, slots),
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
     except ValueError:  # there is a cluster already: Ray refuses to be told its size
-        ray.init(**quiet)
+        joining.join()
         ours = False
     try:
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:
         ray.shutdown()
+
+
+def _name(task: Task) -> str:
+    return f"{type(task).__module__}:{type(task).__qualname__}"
 
 
 def _shared(data: Any, keep: Callable[..., Any], name: str) -> Any:

@@ -26,11 +26,15 @@ OURS = [
 ]
 
 PURE = [
+    "observe.causes",
+    "observe.throughput",
+    "observe.gauges",
     "elastic.plan",
     "elastic.checkpoints",
     "elastic.watch",
     "elastic.speeds",
     "elastic.trace",
+    "elastic.timesheet",
     "training.retention",
     "training.tree",
     "streams.order",
@@ -40,8 +44,27 @@ PURE = [
     "seeds",
     "clock",
     "observe.journal",
+    "nodes.notices",
+    "nodes.complaints",
+    "observe.quantities",
+    "observe.scales",
+    "observe.charts",
+    "observe.report.history",
+    "observe.report.spending",
+    "observe.report.changes",
     "chaos.schedules",
     "chaos.judge",
+    "frontier.domain",
+    "frontier.space",
+    "frontier.switches",
+    "frontier.designs",
+    "frontier.points",
+    "frontier.estimates",
+    "frontier.pareto",
+    "frontier.curve",
+    "frontier.synergy",
+    "frontier.promotion",
+    "frontier.calibration",
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
@@ -50,6 +73,7 @@ LAYERS = [
     {"algorithms", "streams", "observe"},
     {"training"},
     {"elastic"},
+    {"nodes"},
     {"configure"},
     {"resuming"},
     {"trainer"},
@@ -62,7 +86,9 @@ LAYERS = [
 ]
 MAY_IMPORT_RAY = {
     "elastic",
+    "nodes",
     "frontier.sweep",
+    "frontier.tune_space",
     "trainer",
     "configure",
     "chaos.campaign",
@@ -284,7 +310,11 @@ def test_importing_starts_nothing(tmp_path):
 def test_importing_leaves_out_what_takes_seconds():
     """Each worker imports the package when it comes up, and that is what recovery waits for."""
     slow = {"torch._dynamo", "torch._inductor", "torchmetrics", "transformers", "sympy", "mlxtend"}
-    code = "import sys, json, raytrain_plus; print(json.dumps(sorted(sys.modules)))"
+    code = (
+        "import sys, json, raytrain_plus\n"
+        "raytrain_plus.Task, raytrain_plus.algorithms\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = set(json.loads(done.stdout))
     assert {"torch", "raytrain_plus"} <= imported

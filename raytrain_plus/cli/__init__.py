@@ -1,4 +1,52 @@
 """The command line: `raytrain-plus`, also `python -m raytrain_plus`."""
 
-from raytrain_plus.cli.commands import app as app
-from raytrain_plus.cli.commands import main as main
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from raytrain_plus.cli.commands import app as app
+
+# Commands that are started without the others: without torch they come up in a third of the time,
+# and the agent, which stays for as long as its node, is small.
+_ALONE = {
+    "node-agent": "node_agent",
+    "doctor": "nodes",
+    "status": "steer",
+    "scale": "steer",
+    "checkpoint": "steer",
+    "stop": "steer",
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    caller, own = os.environ.pop("RAYTRAIN_PLUS_CALLER", None), version("raytrain-plus")
+    if caller not in (None, own):
+        sys.stderr.write(
+            f"note: raytrain_plus is {caller} where the command was given, {own} on the cluster: "
+            "install the same on both\n"
+        )
+    command = "".join(sys.argv[1:2])
+    if command in _ALONE:
+        _alone(command)()
+    else:
+        importlib.import_module("raytrain_plus.cli.commands").app()
+
+
+def _alone(command: str) -> typer.Typer:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(lambda: None)  # so that its name stays on the command line
+    module = importlib.import_module(f"raytrain_plus.cli.{_ALONE[command]}")
+    app.command()(getattr(module, command.replace("-", "_")))
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("raytrain_plus.cli.commands").app

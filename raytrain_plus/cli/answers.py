@@ -10,10 +10,25 @@ from typing import Annotated, Any
 
 import typer
 
-from raytrain_plus.elastic.steering import SteeringError
-from raytrain_plus.trainer import TrainingFailedError
+from raytrain_plus.cli.remote import RemoteError
+from raytrain_plus.elastic.gcs import ClusterError
+from raytrain_plus.elastic.steering import RunFailedError, SteeringError
 
+DEFAULT_STORAGE = "~/ray_results"
+Storage = Annotated[
+    str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAY_ADDRESS",
+        metavar="ADDRESS",
+        help="Of the cluster: http://HEAD:8265 from outside, HOST:PORT or auto on one of its nodes,"
+        " or ray://HEAD:10001. Default: what is known here.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of wrong input, too.")]
 
 
@@ -21,13 +36,20 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
     """Run a command; wrong input ends with status 2, a failed run with 1, both told on stderr."""
     try:
         answered = run()
-    except TrainingFailedError as error:
+    except RunFailedError as error:
         sys.stderr.write(f"{error}\n")
         if error.summary["checkpoint"]:
             sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
         _print_json({**error.summary, "error": str(error)}, as_json=as_json)
         raise typer.Exit(1) from error
-    except SteeringError as error:
+    except RemoteError as error:
+        sys.stderr.write(f"error: {error}\n")
+        if error.said is not None:
+            _print_json(error.said, as_json=as_json)
+        raise typer.Exit(error.status) from error
+    except (SteeringError, ClusterError) as error:
+        if debug:
+            raise
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(1) from error
     except (ValueError, FileNotFoundError) as error:

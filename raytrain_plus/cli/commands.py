@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +14,23 @@ from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.chaos.replay import NamedRun, Replay
 from raytrain_plus.cli.algorithms import algorithms, export
-from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
+from raytrain_plus.cli.answers import (
+    DEFAULT_STORAGE,
+    Address,
+    Debug,
+    Json,
+    RunName,
+    Storage,
+    answer,
+    without_ray_notices,
+)
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
+from raytrain_plus.cli.node_agent import node_agent
+from raytrain_plus.cli.nodes import doctor
+from raytrain_plus.cli.remote import here_or_there
+from raytrain_plus.cli.report import report
+from raytrain_plus.cli.steer import checkpoint, scale, status, stop
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
@@ -40,13 +53,13 @@ app.add_typer(data_app, name="data")
 app.command()(algorithms)
 app.command()(export)
 app.command()(chaos)
-
-Storage = Annotated[
-    str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
-]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
-
-_DEFAULT_STORAGE = "~/ray_results"
+app.command()(node_agent)
+app.command()(doctor)
+app.command()(status)
+app.command()(scale)
+app.command()(checkpoint)
+app.command()(stop)
+app.command()(report)
 
 
 @app.command()
@@ -81,7 +94,7 @@ def train(  # noqa: PLR0913 - one option each
         str | None,
         typer.Option(help="A YAML file, or one that comes along, as cluttered_digits/medium."),
     ] = None,
-    storage: Storage = _DEFAULT_STORAGE,
+    storage: Storage = DEFAULT_STORAGE,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: a new one.")] = None,
     checkpoint_every: Annotated[
         str, typer.Option(help="How often to keep the state, as evaluate-every; or never.")
@@ -188,23 +201,23 @@ def demo(
 
 
 @app.command()
-def status(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
-) -> None:
-    """Say how a run stands, live or ended."""
-    _steer(lambda: steering.status(run, storage), as_json=as_json, debug=debug)
-
-
-@app.command()
 def attach(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
+    run: RunName,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Follow a run to its end that another process has started."""
 
     def follow() -> dict[str, Any]:
         progress = ProgressLine(run, Console(stderr=True))
         with without_ray_notices(), progress as line:
-            summary: dict[str, Any] = trainer.attach(run, storage, line).return_value
+            summary = here_or_there(
+                address,
+                ["attach", run, "--storage", storage],
+                lambda: trainer.attach(run, storage, line, address).return_value,
+            )
         if not as_json:
             Console().print(summary_table({summary["run"]: summary}))
         return summary
@@ -213,38 +226,10 @@ def attach(
 
 
 @app.command()
-def scale(
-    run: RunName,
-    workers: Annotated[int, typer.Argument(min=1, help="How many there should be.")],
-    storage: Storage = _DEFAULT_STORAGE,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Change the number of workers of a live run."""
-    _steer(lambda: steering.scale(run, workers, storage), as_json=as_json, debug=debug)
-
-
-@app.command()
-def checkpoint(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
-) -> None:
-    """Let a live run keep its state as soon as it can, and go on."""
-    _steer(lambda: steering.checkpoint(run, storage), as_json=as_json, debug=debug)
-
-
-@app.command()
-def stop(
-    run: RunName, storage: Storage = _DEFAULT_STORAGE, as_json: Json = False, debug: Debug = False
-) -> None:
-    """End a live run after the step in flight, keeping its state."""
-    _steer(lambda: steering.stop(run, storage), as_json=as_json, debug=debug)
-
-
-@app.command()
 def verify(
     one: RunName,
     other: RunName,
-    storage: Storage = _DEFAULT_STORAGE,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -265,17 +250,6 @@ def verify(
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _steer(call: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
-    def run() -> dict[str, Any]:
-        answered = call()
-        if not as_json:
-            for key, value in answered.items():
-                Console().print(f"{key:12} {value}", highlight=False)
-        return answered
-
-    answer(run, as_json=as_json, debug=debug)
 
 
 def _replaying(line: Watcher, trace: Path, speed: float, spec: RunSpec) -> Watcher:

@@ -30,6 +30,7 @@ class Chronicle:
         events: what the journal holds already: of a run that is resumed, or whose coordinator has
             come back.
         allowed: called before each line; raises if we are not to write any more.
+        listener: called with what has been written.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class Chronicle:
         journal: Journal,
         events: Sequence[Event] = (),
         allowed: Callable[[], None] = lambda: None,
+        listener: Callable[[Sequence[Event]], None] = lambda _: None,
     ) -> None:
         self._journal = journal
         self._allowed = allowed
+        self._listener = listener
         self._losses = array("d")  # NaN for a step whose line the journal has lost
         self.metrics: dict[str, Any] = {}
         self.evaluated_step = -1
@@ -168,7 +171,7 @@ class Chronicle:
     def _write(self, events: list[Event]) -> None:
         if events:
             self._allowed()
-            self._journal.write_all(events)
+            self._listener(self._journal.write_all(events))
 
     def _committed(self, record: Record, workers: int) -> list[Event]:
         if record.step <= self.step:

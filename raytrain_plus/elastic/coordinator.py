@@ -1,6 +1,5 @@
 """The coordinator: plan, run a generation, learn who is left, plan again."""
 
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,14 @@ from raytrain_plus.elastic.disturbing import Disturbances
 from raytrain_plus.elastic.expelling import expel, forsake
 from raytrain_plus.elastic.fencing import Fence
 from raytrain_plus.elastic.generation import Generation
+from raytrain_plus.elastic.joining import draining_nodes
 from raytrain_plus.elastic.keeping import Committed, Keeping
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
+from raytrain_plus.elastic.overview import Overview
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.planning import Situation, make_plan
 from raytrain_plus.elastic.pool import Event as PoolEvent
-from raytrain_plus.elastic.pool import Noticed, Pool, Wanted, Woken, Written, draining_nodes
+from raytrain_plus.elastic.pool import Noticed, Pool, Wanted, Woken, Written
 from raytrain_plus.elastic.recruiting import Recruiting, RunError, StoppedError
 from raytrain_plus.elastic.reporter import Record
 from raytrain_plus.elastic.returning import find_again
@@ -29,6 +30,7 @@ from raytrain_plus.elastic.suspicion import Corruption, History
 from raytrain_plus.elastic.uploads import Share
 from raytrain_plus.elastic.watch import Watch
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import audit_of
 
@@ -51,6 +53,7 @@ class Coordinator:
 
     Attributes:
         is_over: the coordinator before has seen the run's end.
+        live: the run in numbers.
     """
 
     def __init__(self, spec: RunSpec, *, returns: bool = False) -> None:
@@ -61,12 +64,15 @@ class Coordinator:
         self._fence.take()
         path = spec.folder / journal.FILE_NAME
         events = journal.read(path) if path.exists() else []
-        self._chronicle = Chronicle(Journal(spec.folder), events, self._fence.check)
         this_time = journal.since_last_run(events)
+        steps = spec.clock.total_steps
+        self.live = LiveRun(spec.batch_size, steps, time.time(), this_time)
+        self._chronicle = Chronicle(Journal(spec.folder), events, self._fence.check, self.live.add)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._account = Account()
         self._pool = Pool(spec, ray.get_runtime_context().current_actor)
         self._crew = Recruiting(spec, self._pool, self._chronicle)
+        self._overview = Overview(spec, self._chronicle, self.live, self._crew, self._pool)
         self._watch = Watch(spec.elastic)
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
@@ -194,25 +200,13 @@ class Coordinator:
 
     @ray.method(concurrency_group="control")
     def status(self) -> Event:
-        """Say how the run stands."""
-        return self._status()
+        """Say how the run stands, and what each worker is doing."""
+        return {**self._status(), **self._overview.more(self._group)}
 
     def _status(self) -> Event:
         with self._lock:
-            return {
-                "run": self._spec.name,
-                "state": "stopping" if self._stopping and self._state != "ended" else self._state,
-                "step": self._chronicle.step,
-                "total_steps": self._spec.clock.total_steps,
-                "loss": self._chronicle.loss,
-                "metrics": self._chronicle.metrics,
-                "generation": self._generation,
-                "target": self._crew.target,
-                "workers": [a.worker for a in self._group],
-                "pids": self._crew.pids(),
-                "coordinator_pid": os.getpid(),
-                "folder": str(self._spec.folder),
-            }
+            state = "stopping" if self._stopping and self._state != "ended" else self._state
+            return self._overview.of(state, self._generation, self._group)
 
     # -- plan
 
@@ -302,7 +296,7 @@ class Coordinator:
     def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
         """Take in how a generation ended; returns the outcome if the run has ended with it."""
         steps = {w: self._crew.reported(w, report) for w, report in reports.items()}
-        self._account.add(reports.values())
+        self._chronicle.note("account", generation=self._generation, **self._account.add(reports))
         top = max(steps.values(), default=-1)
         ahead = sorted(worker for worker, step in steps.items() if step == top >= 0)
         commits = [reports[worker].committed_at for worker in ahead]
@@ -371,6 +365,7 @@ class Coordinator:
             known = len(seconds) == len(self._group) > 0 and all(seconds)
             if known and record.generation == self._generation:
                 self._speeds.heard(record.step, seconds)
+                self._overview.heard(self._group, seconds)
 
     # -- the end
 

@@ -6,12 +6,14 @@ nobody else is left who knows it.
 
 import os
 import threading
+import time
 import traceback
 from typing import Any
 
 import ray
 
 from raytrain_plus.elastic.coordinator import Coordinator
+from raytrain_plus.elastic.exporting import Exporter
 from raytrain_plus.elastic.fencing import FencedError
 from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
 
@@ -61,6 +63,7 @@ def _leader_of(spec: RunSpec) -> type[Coordinator]:
         def __init__(self) -> None:
             returns = ray.get_runtime_context().was_current_actor_reconstructed
             super().__init__(spec, returns=returns)
+            Exporter(spec.name, lambda: self.live.readings(time.time())).start()
             threading.Thread(target=self._lead, daemon=True, name="coordinator").start()
 
         def _lead(self) -> None:

@@ -9,14 +9,13 @@ from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.joining import NAMESPACE as NAMESPACE  # noqa: PLC0414 - part of these
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.suspicion import Corruption
+from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
 from raytrain_plus.task import Task
 from raytrain_plus.training.retention import Retention
 
-NAMESPACE = "raytrain_plus"  # of all named actors
-
-Event = dict[str, Any]
 Fingerprint = Mapping[str, str]
 _ABOVE_ZERO = (
     "hang_deadline",
@@ -90,6 +89,10 @@ class ElasticConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.isa not in (None, "default", "avx2", "avx512"):
             raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
+
+    def told(self) -> dict[str, Any]:
+        """Return what the journal tells of it: all but a store's options, which may be secret."""
+        return {name: value for name, value in vars(self).items() if name != "checkpoint_options"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +242,11 @@ class Report:
         samples, tokens: trained on since the run began.
         costs: by aspect, what its advice has cost this worker in the generation.
         corruption: what was found before an update, when corrupt.
+        seconds: where the time of this worker's training thread went in the generation, up to its
+            last commit, by part (`timesheet.py`).
+        settled_at: Unix time up to which `seconds` tells; 0.0 if it does not.
+        traffic: files and bytes that its process has fetched, or found in the cache, since its last
+            report.
         formed: the worker has come to the state from which the plan starts; until then it has the
             one from before.
     """
@@ -253,6 +261,9 @@ class Report:
     tokens: int = 0
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     corruption: Corruption | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    settled_at: float = 0.0
+    traffic: Mapping[str, int] = field(default_factory=dict)
     formed: bool = True
 
 

@@ -207,7 +207,7 @@ class Pool:
             self._handles[worker].abort.remote(generation, reason)
 
     def standings(self, workers: Sequence[str], timeout: float) -> dict[str, Standing | None]:
-        """Ask workers what they are doing; None for those that do not answer."""
+        """Ask workers what they are doing; None for those that do not answer. From any thread."""
         return self._ask("standing", workers, timeout)
 
     def found(self, workers: Sequence[str], timeout: float) -> dict[str, Found | None]:
@@ -215,9 +215,13 @@ class Pool:
         return self._ask("found", workers, timeout)
 
     def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
-        refs = {worker: getattr(self._handles[worker], method).remote() for worker in workers}
-        answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
         answers: dict[str, Any] = dict.fromkeys(workers)
+        handles = self._handles.copy()  # another thread may end somebody meanwhile
+        refs = {w: getattr(handles[w], method).remote() for w in workers if w in handles}
+        if not refs:
+            return answers
+        there, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
+        answered = set(there)
         for worker, ref in refs.items():
             if ref in answered:
                 with contextlib.suppress(RayError):
@@ -317,14 +321,6 @@ class Pool:
     def tell(self, event: Event) -> None:
         """Let the coordinator know of something."""
         self.events.put(event)
-
-
-def draining_nodes() -> set[str]:
-    """Return the ids of nodes that Ray is draining.
-
-    Ray pushes this to nobody and has no public call for it; this is the one place that knows.
-    """
-    return set(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
 
 
 def missing_resources(resources: Mapping[str, float], workers: int) -> str:

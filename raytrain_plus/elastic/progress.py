@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from raytrain_plus.elastic import stacks
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.messages import Plan, Standing
+from raytrain_plus.elastic.timesheet import Timesheet
 
 _WAITING = frozenset({"idle", "meet", "heal", "exchange", "finish", "slice", "gather"})
 
@@ -26,12 +27,14 @@ class Progress:
         generation: the generation that is running, or ran last.
         step: committed steps.
         moves: how many phases have been entered: what the heartbeat carries.
+        timesheet: where the training thread's time went.
     """
 
     def __init__(self) -> None:
         self.generation = 0
         self.step = 0
         self.moves = 0
+        self.timesheet = Timesheet()
         self._phase = "idle"
         self._since = time.monotonic()
         self._thread = threading.get_ident()
@@ -56,6 +59,7 @@ class Progress:
             self.step = plan.step  # a newcomer, too, is struck as a member of the group it joins
             self._faults = faults
             self._thread = threading.get_ident()
+            self.timesheet.begin()
             self._on_fault = on_fault
             self._on_abort = on_abort
             reason = self._aborted.get(plan.generation)
@@ -78,7 +82,8 @@ class Progress:
             AbortedError: the generation has been aborted.
         """
         if threading.get_ident() == self._thread:
-            self._phase, self._since = phase, time.monotonic()
+            self._since = self.timesheet.enter(phase)
+            self._phase = phase
         self.moves += 1
         for fault in self._faults:
             if fault.due(phase, self.step):

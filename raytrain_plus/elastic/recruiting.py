@@ -185,6 +185,7 @@ class Recruiting:
             return
         if self._reference is None:
             self._reference = ready.fingerprint
+            self._chronicle.note("environment", fingerprint=dict(ready.fingerprint))
         reason = difference(self._reference, ready.fingerprint)
         if reason and self._spec.elastic.bitwise:
             self._note(seat, "refused", f"it computes other bits than the group: {reason}")

@@ -1,24 +1,34 @@
 """Looking at and steering a live run from another process, by its name."""
 
-import importlib
-import logging
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import ray
 
-from raytrain_plus.elastic.messages import NAMESPACE, Event
+from raytrain_plus.elastic.joining import NAMESPACE, join
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.journal import Event
 
 _ANSWER_SECONDS = 30.0
-_CONNECT_SECONDS = 5.0
 
 
 class SteeringError(RuntimeError):
     """A run that cannot be reached, or does not do what it was asked for."""
+
+
+class RunFailedError(RuntimeError):
+    """A run that failed; its text is the user's own traceback where there is one.
+
+    Attributes:
+        summary: what is known of the run.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 def folder_of(run: str, storage: str) -> Path:
@@ -36,57 +46,67 @@ def folder_of(run: str, storage: str) -> Path:
     )
 
 
-def status(run: str, storage: str) -> Event:
-    """Say how a run stands: by its coordinator if it lives, else by its journal."""
+def status(run: str, storage: str, address: str | None = None) -> Event:
+    """Say how a run stands: by its coordinator if it lives, else by its journal.
+
+    Args:
+        run: its name or folder.
+        storage: where runs are kept.
+        address: of its cluster; None for the one that its journal names.
+    """
     folder = folder_of(run, storage)
     events = journal.read(folder)
     if _ended(events):
         return _from_journal(folder, events)
     try:
-        with _coordinator(events) as coordinator:
+        with _coordinator(events, address) as coordinator:
             answer: Event = _ask(coordinator.status.remote())
             return answer
-    except SteeringError:
-        return {**_from_journal(folder, events), "state": "unreachable"}
+    except SteeringError as error:
+        return {**_from_journal(folder, events), "state": "unreachable", "reason": str(error)}
 
 
-def scale(run: str, workers: int, storage: str) -> Event:
+def scale(run: str, workers: int, storage: str, address: str | None = None) -> Event:
     """Change the number of workers of a live run.
 
     Raises:
         ValueError: the run does not allow that many.
         SteeringError: the run does not live.
     """
-    return _tell(run, storage, "scale", workers)
+    return _tell(run, storage, address, "scale", workers)
 
 
-def checkpoint(run: str, storage: str) -> Event:
+def checkpoint(run: str, storage: str, address: str | None = None) -> Event:
     """Let a live run write a checkpoint; its journal says when it is there.
 
     Raises:
         SteeringError: the run does not live.
     """
-    return _tell(run, storage, "checkpoint")
+    return _tell(run, storage, address, "checkpoint")
 
 
-def stop(run: str, storage: str) -> Event:
+def stop(run: str, storage: str, address: str | None = None) -> Event:
     """Let a live run end after the step in flight.
 
     Raises:
         SteeringError: the run does not live.
     """
-    return _tell(run, storage, "stop")
+    return _tell(run, storage, address, "stop")
 
 
-def _tell(run: str, storage: str, what: str, *given: int) -> Event:
-    with _coordinator(journal.read(folder_of(run, storage))) as coordinator:
+def _tell(run: str, storage: str, address: str | None, what: str, *given: int) -> Event:
+    with _coordinator(journal.read(folder_of(run, storage)), address) as coordinator:
         answer: Event = _ask(getattr(coordinator, what).remote(*given))
         return answer
 
 
 @contextmanager
-def reached(folder: Path) -> Iterator[str]:
+def reached(folder: Path, address: str | None = None) -> Iterator[str]:
     """Be connected to the cluster of a run, if it has not ended; gives the run's name.
+
+    Args:
+        folder: the run's.
+        address: of its cluster; None for the one that its journal names.
 
     Raises:
         SteeringError: the run does not live.
@@ -96,13 +116,62 @@ def reached(folder: Path) -> Iterator[str]:
     if _ended(events):
         yield name
         return
-    with _coordinator(events):
+    with _coordinator(events, address):
         yield name
 
 
 def _ended(events: list[Event]) -> bool:
     kinds = [e["event"] for e in events if e["event"] in ("run", "end")]
     return bool(kinds) and kinds[-1] == "end"
+
+
+def watch(
+    run: str, storage: str, every: float = 1.0, address: str | None = None
+) -> Iterator[Event]:
+    """Say again and again how a run stands, until it has ended or cannot be reached.
+
+    Args:
+        run: its name or folder.
+        storage: where runs are kept.
+        every: seconds between two answers. Default 1.
+        address: of its cluster; None for the one that its journal names.
+
+    Raises:
+        FileNotFoundError: there is no journal of that run.
+    """
+    folder = folder_of(run, storage)
+    known, offset = journal.follow(folder / journal.FILE_NAME)
+    try:
+        with reached(folder, address) as name:
+            while not _ended(known):
+                yield _live(name) or {**_from_journal(folder, known), "state": "no answer"}
+                sleep(every)
+                events, offset = journal.follow(folder / journal.FILE_NAME, offset)
+                known = [*_latest(known), *events]
+        yield _from_journal(folder, known)
+    except SteeringError as error:
+        known = journal.read(folder)
+        told = _from_journal(folder, known)
+        gone = {"state": "unreachable", "reason": str(error)}
+        yield told if _ended(known) else {**told, **gone}  # it may have ended a moment ago
+
+
+def _live(name: str) -> Event | None:
+    """Ask a run's coordinator; None if it does not answer, as when Ray is starting it again."""
+    try:
+        answer: Event = _ask(ray.get_actor(name, namespace=NAMESPACE).status.remote())
+    except ray.exceptions.RayError:
+        return None
+    return answer
+
+
+def _latest(events: list[Event]) -> list[Event]:
+    """Return the last event of each kind: all that a status is made of."""
+    last: dict[str, Event] = {}
+    for event in events:
+        last.pop(event["event"], None)
+        last[event["event"]] = event
+    return list(last.values())
 
 
 def _from_journal(folder: Path, events: list[Event]) -> Event:
@@ -123,21 +192,20 @@ def _from_journal(folder: Path, events: list[Event]) -> Event:
 
 
 @contextmanager
-def _coordinator(events: list[Event]) -> Iterator[Any]:
+def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
     run = [e for e in events if e["event"] == "run"][-1]
     if _ended(events):
         raise SteeringError(f"run {run['run']} has ended")
     connected = ray.is_initialized()
     try:
         if not connected:
-            _connect(run["address"])
+            known = run["address"] if address in (None, "local") else address
+            join(known, namespace=NAMESPACE)
         yield ray.get_actor(run["run"], namespace=NAMESPACE)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         if isinstance(error, SteeringError):
             raise
-        raise SteeringError(
-            f"run {run['run']} cannot be reached at Ray cluster {run['address']}: {error}"
-        ) from error
+        raise SteeringError(f"run {run['run']} cannot be reached: {error}") from error
     except ValueError as error:
         if "Failed to look up actor" not in str(error):
             raise
@@ -145,25 +213,6 @@ def _coordinator(events: list[Event]) -> Iterator[Any]:
     finally:
         if not connected:
             ray.shutdown()
-
-
-def _connect(address: str) -> None:
-    present_token()
-    host, _, port = address.rpartition(":")
-    # Ray tries for half a minute where a refused connection says it at once.
-    socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    ray.init(address=address, namespace=NAMESPACE, logging_level="ERROR", log_to_driver=False)
-
-
-def present_token() -> None:
-    """Make this process show the token of `~/.ray`, if there is one.
-
-    A cluster that `ray.init` starts asks for it, but a process that joins by address does not show
-    it unless RAY_AUTH_MODE says so from the start.
-    """
-    module = importlib.import_module("ray._private.authentication.authentication_token_setup")
-    logging.getLogger(module.__name__).setLevel(logging.ERROR)
-    module.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _ask(ref: Any) -> Any:

@@ -15,6 +15,7 @@ import ray
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic import orphan, stacks
+from raytrain_plus.elastic.exporting import Exporter
 from raytrain_plus.elastic.faults import Fault, Strikes
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
@@ -36,11 +37,13 @@ from raytrain_plus.elastic.suspicion import named
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
 from raytrain_plus.elastic.uploads import Uploads, store_of
 from raytrain_plus.elastic.victim import Victim
+from raytrain_plus.observe.gauges import traffic
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.store import Store, StoreError
+from raytrain_plus.streams.traffic import TRAFFIC
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.checkpoint import CheckpointError
@@ -83,6 +86,7 @@ class Worker:
         sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
         self._device = prepare_process(spec.threads)
         self._spec = spec
+        Exporter(spec.name, lambda: traffic(TRAFFIC.counts())).start()
         self._task = load_task(spec.task, spec.task_settings)
         self._source, self._order = open_data(spec, self._task)
         self._evaluation = open_evaluation(spec, self._task)
@@ -141,6 +145,7 @@ class Worker:
         try:
             self._form(plan, transport)
             self._formed_at = time.time()
+            self._progress.timesheet.settle()
             reporter.start(plan.generation, sends=index == 0)
             report = self._report(self._run(plan, transport))
         except Exception as error:  # noqa: BLE001 - the coordinator decides what to do about it
@@ -273,12 +278,15 @@ class Worker:
             parts = self._loader.next(lambda: self._progress.enter("fetch"))
             if self._device.type != "cpu":
                 parts = [to_device(part, self._device) for part in parts]
+            audit_part = self._audit_part(transport.index)
+            self._progress.enter("step")
             result = self._loop.run_step(
                 parts,
                 ask_pause=self._progress.pause_asked,
                 ask_checkpoint=self._progress.checkpoint_asked,
-                audit_part=self._audit_part(transport.index),
+                audit_part=audit_part,
             )
+            self._progress.timesheet.settle()
             self._progress.step = result.step
             self._records.add_step(plan.generation, result)
             if result.checkpoint:
@@ -328,11 +336,16 @@ class Worker:
         self._records.add_evaluation(plan.generation, replica.step, values)
 
     def _report(self, ending: Ending, **why: Any) -> Report:
-        replica = self._loop.replica
+        replica, timesheet = self._loop.replica, self._progress.timesheet
+        if ending in ("finished", "paused"):
+            timesheet.settle()
         return Report(
             samples=replica.samples,
             tokens=replica.tokens,
             costs=self._weave.spent(),
+            seconds=timesheet.parts(),
+            settled_at=timesheet.settled_at,
+            traffic=TRAFFIC.news(),
             ending=ending,
             step=replica.step,
             committed_at=max(self._records.last_time, self._formed_at),

@@ -1,8 +1,10 @@
 """The journal: one JSON object per line, the only thing that reports and tests read.
 
 `run` opens it, `end` closes it; between them stand `generation`, `step`, `worker`, `evaluate`,
-`checkpoint` and `fault`. Every line has `event` and `time` (Unix seconds). A line is written whole
-or, when the writer is killed in it, is the torn last line, which readers leave out.
+`checkpoint`, `fault`, `environment` (how the workers compute, by the first that came) and `account`
+(where the workers' time went in a generation, and what they fetched, in sums over all who could
+report). Every line has `event` and `time` (Unix seconds). A line is written whole or, when the
+writer is killed in it, is the torn last line, which readers leave out.
 """
 
 import json
@@ -66,6 +68,20 @@ def read(path: Path) -> list[Event]:
     if not file.exists():
         raise FileNotFoundError(f"no journal at {file}: is it the folder of a run?")
     return follow(file)[0]
+
+
+def each(path: Path) -> Iterator[Event]:
+    """Yield the whole events of a journal file one by one, for journals that are long.
+
+    A line that is being written is left out.
+
+    Raises:
+        FileNotFoundError: there is no journal.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield from _events(line)
 
 
 def since_last_run(events: list[Event]) -> list[Event]:

@@ -15,8 +15,7 @@ from rich.progress import (
 from rich.table import Table
 
 from raytrain_plus.observe.journal import Event
-
-_SMOOTHED_SECONDS = 5.0
+from raytrain_plus.observe.throughput import Throughput
 
 
 class ProgressLine:
@@ -41,7 +40,7 @@ class ProgressLine:
         )
         self._task: TaskID | None = None
         self._batch_size = 0
-        self._recent: list[tuple[float, int]] = []
+        self._throughput = Throughput()
         self._generation = 0
         self._workers = 0
 
@@ -70,7 +69,7 @@ class ProgressLine:
             elif event["event"] == "warning":
                 self._progress.console.print(f"warning: {event['text']}", highlight=False)
             elif event["event"] == "step":
-                self._recent.append((event["time"], event["step"]))
+                self._throughput.add(event["time"], event["step"])
         steps = [event for event in events if event["event"] == "step"]
         if steps and self._task is not None:
             self._progress.update(
@@ -78,11 +77,7 @@ class ProgressLine:
             )
 
     def _state(self, step: Event) -> str:
-        horizon = step["time"] - _SMOOTHED_SECONDS
-        self._recent = [item for item in self._recent if item[0] >= horizon]
-        (first_time, first_step), (last_time, last_step) = self._recent[0], self._recent[-1]
-        elapsed = last_time - first_time
-        rate = (last_step - first_step) * self._batch_size / elapsed if elapsed else 0.0
+        rate = self._throughput.rate(step["time"]) * self._batch_size
         return (
             f"loss {step['loss']:.4f}  {rate:,.0f} samples/s  "
             f"{self._workers} workers  generation {self._generation}"

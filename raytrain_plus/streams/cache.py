@@ -33,6 +33,7 @@ import pyarrow as pa
 
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.store import InterruptedReadError
+from raytrain_plus.streams.traffic import TRAFFIC
 
 ENTRY_OVERHEAD = 32  # bytes at the end of an entry: its digest
 _LOOK = 0.02  # seconds between two tries for a lock that somebody else holds
@@ -146,6 +147,31 @@ class Cache:
             InterruptedReadError: `cancelled` was set.
             Exception: whatever `make` raises.
         """
+        found = self.find(key)
+        entry = found or self._await_or_make(key, expected, make, cancelled, ahead=ahead)
+        if not ahead:
+            TRAFFIC.looked(found=found is not None)
+        return entry
+
+    def bytes_used(self) -> int:
+        """Return the bytes that all entries take, those that are being filled with them."""
+        with self._counting():
+            return self._sum()
+
+    def _sum(self) -> int:
+        return sum(size for _, size, _ in self._files())
+
+    # -- filling
+
+    def _await_or_make(
+        self,
+        key: str,
+        expected: int,
+        make: Callable[[], bytes | memoryview],
+        cancelled: threading.Event | None,
+        *,
+        ahead: bool,
+    ) -> Entry:
         part = self.folder / f"{key}.part"
         while True:
             if (entry := self.find(key)) is not None:
@@ -163,16 +189,6 @@ class Cache:
                 raise DataError(f"the cache {self.folder} failed: {error}") from error
             finally:
                 os.close(handle)
-
-    def bytes_used(self) -> int:
-        """Return the bytes that all entries take, those that are being filled with them."""
-        with self._counting():
-            return self._sum()
-
-    def _sum(self) -> int:
-        return sum(size for _, size, _ in self._files())
-
-    # -- filling
 
     def _fill(
         self,

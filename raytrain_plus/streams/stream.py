@@ -19,6 +19,7 @@ from raytrain_plus.streams.format import MANIFEST, FileEntry, Manifest, order_di
 from raytrain_plus.streams.prefetch import Prefetcher
 from raytrain_plus.streams.source import Function, Opened, Source, Transform
 from raytrain_plus.streams.store import Store
+from raytrain_plus.streams.traffic import TRAFFIC
 
 DEFAULT_CACHE_LIMIT = 16 << 30
 _RAW_FORMAT = "1"  # of the cache's entries: part of their names
@@ -185,6 +186,7 @@ class StreamFile:
             entry.sha256 if self.is_hashed else None,
             cancelled=cancelled,
         )
+        TRAFFIC.fetched(entry.stored_bytes)
         return as_raw(content, self.store.where(entry.name), is_parquet=self.is_parquet)
 
     def _values(self, raw: Any) -> Any:

@@ -35,6 +35,18 @@ def test_a_lost_worker_costs_no_committed_step(lead, tmp_path):
     check_journal(tmp_path)
 
 
+def test_the_journal_says_how_workers_compute_and_who_gave_account_of_each_generation(
+    lead, tmp_path
+):
+    outcome, _ = lead({4: lambda pool: pool.die("w1")}, workers=(1, 3))
+    events = read(tmp_path)
+    (environment,) = [e for e in events if e["event"] == "environment"]
+    assert environment["fingerprint"] == dict(make_ready("w0").fingerprint)
+    accounts = [(e["generation"], e["workers"]) for e in events if e["event"] == "account"]
+    assert accounts[0] == (1, ["w0", "w2"])  # the lost one could give none
+    assert [number for number, _ in accounts] == [g["generation"] for g in outcome.generations]
+
+
 def test_a_newcomer_is_healed_by_who_has_the_state(lead):
     outcome, pool = lead({4: lambda pool: pool.die("w0")}, workers=(1, 2))
     joined = pool.plans[-1]

@@ -318,6 +318,23 @@ class Nudge(Aspect):
             weight.copy_(weight.nextafter(weight + 1))
 
 
+class Hold(Aspect):
+    """Wait in the forward of a step until there is a file.
+
+    Attributes:
+        step_number: the step, from 1.
+        file: it.
+    """
+
+    step_number: int
+    file: Path
+
+    def forward(self, step):
+        while step.number + 1 == self.step_number and not self.file.exists():
+            time.sleep(0.02)
+        yield
+
+
 class Occupant:
     """An actor that takes up room in a cluster."""
 

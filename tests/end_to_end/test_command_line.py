@@ -90,6 +90,24 @@ def await_step(run, step):
     raise AssertionError(f"{run} did not reach step {step}: {events[-3:]}")
 
 
+def check_report(folder, told, digest):
+    """A kill, a worker that joined, a stop and a resumption: the page must tell where time went."""
+    assert (told["state"], told["steps"]) == ("finished", 300)
+    assert told["pause_seconds"].keys() >= {"a worker was lost"}
+    worked, training = told["worker_seconds"], told["training_seconds"]
+    known = sum(worked[part] for part in ("compute", "exchange", "data", "evaluation", "snapshot"))
+    assert min(worked["compute"], worked["exchange"], worked["data"], worked["evaluation"]) > 0
+    # Whoever was killed could not say what it had done in its twenty steps.
+    assert 0 < worked["not accounted"] < 0.5 * known
+    assert training <= known + worked["not accounted"] <= 2 * training
+    told_seconds = [told["startup_seconds"], training, *told["pause_seconds"].values()]
+    assert sum(told_seconds) <= told["wall_seconds"] + 0.1
+    page = (folder / "runs" / "live" / "report.html").read_text()
+    assert told["page"].endswith("runs/live/report.html")
+    for words in ("on purpose: kill of w", "resumed", "stopped", digest, "probe gradient", "torch"):
+        assert words in page
+
+
 @pytest.mark.timeout(400)  # seven processes, one after the other, each with its imports
 def test_a_disturbed_run_is_watched_scaled_stopped_and_resumed_to_the_bits_of_an_undisturbed_one(
     folder,
@@ -131,6 +149,7 @@ def test_a_disturbed_run_is_watched_scaled_stopped_and_resumed_to_the_bits_of_an
     for key in ("digest", "loss", "metrics", "steps"):
         assert resumed[key] == whole[key]
     assert ask(folder, "verify", "live", "whole")["equal"] is True
+    check_report(folder, ask(folder, "report", "live"), whole["digest"])
     ended = ask(folder, "status", "live")
     assert (ended["state"], ended["step"], ended["digest"]) == ("finished", 300, whole["digest"])
     assert "has ended" in ask(folder, "scale", "live", "1", status=1)

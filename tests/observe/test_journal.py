@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.observe.journal import FILE_NAME, Journal, follow, read
+from raytrain_plus.observe.journal import FILE_NAME, Journal, each, follow, read
 
 EVENTS = [
     {"event": "run", "time": 1.5, "run": "é\n\r\u2028 name"},
@@ -107,6 +107,15 @@ def test_following_gives_every_event_once_whatever_has_arrived(tmp_path_factory,
     assert seen == EVENTS
     assert offset == len(content)
     assert follow(path, offset) == ([], offset)
+
+
+def test_a_long_journal_is_read_line_by_line_and_without_a_torn_end(journal, tmp_path):
+    journal.write_all(EVENTS)
+    with journal.path.open("a") as file:
+        file.write('{"event": "torn')
+    assert list(each(journal.path)) == EVENTS
+    with pytest.raises(FileNotFoundError):
+        next(each(tmp_path / "none"))
 
 
 def test_lines_that_are_no_events_are_left_out(tmp_path):

@@ -1,0 +1,98 @@
+"""The command that says what is wrong with a cluster's nodes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raytrain_plus.cli.answers import Address, Debug, Json, answer
+from raytrain_plus.cli.remote import RemoteError, here_or_there
+from raytrain_plus.elastic.joining import join
+from raytrain_plus.nodes.complaints import Expected
+from raytrain_plus.nodes.doctor import diagnosis_of, examine, read_cluster_file
+
+
+def doctor(
+    *,
+    address: Address = None,
+    expect: Annotated[
+        int | None, typer.Option(help="How many nodes there should be, with the head.", min=1)
+    ] = None,
+    cluster_file: Annotated[
+        Path | None, typer.Option(help="The launch file: says which nodes there should be.")
+    ] = None,
+    deadline: Annotated[float, typer.Option(help="Seconds for a node to answer.", min=1.0)] = 60.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Look at every node of a cluster; exit status 1 if something is wrong."""
+
+    def looked() -> dict[str, Any]:
+        with joined(address):
+            return {"nodes": [asdict(node) for node in examine(deadline)]}
+
+    def run() -> dict[str, Any]:
+        expected = read_cluster_file(cluster_file) if cluster_file else Expected()
+        if expect is not None:
+            expected = Expected(expect, expected.addresses, expected.pitfalls)
+        try:
+            found = here_or_there(address, ["doctor", "--deadline", str(deadline)], looked)
+        except RemoteError as error:
+            if not (error.said and "nodes" in error.said):
+                raise
+            found = error.said
+        # What there should be is known here, wherever the nodes were looked at.
+        found = diagnosis_of(found["nodes"], expected).as_data()
+        if not as_json:
+            show(found, Console())
+        return found
+
+    if not answer(run, as_json=as_json, debug=debug)["well"]:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Be connected to a cluster for as long as it is needed."""
+    connected = ray.is_initialized()
+    if not connected:
+        join(address)
+    try:
+        yield
+    finally:
+        if not connected:
+            ray.shutdown()
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print what was found as a table, and below it what is wrong."""
+    table = Table("node", "address", "cores", "instructions", "clock", "disk free", "agent", "says")
+    for node in found["nodes"]:
+        table.add_row(
+            node["host"] + (" (head)" if node["is_head"] else ""),
+            node["address"],
+            str(node["cores"]),
+            node["hardware"].get("instruction set", ""),
+            f"{1000 * node['clock_offset']:+.0f} ms",
+            f"{node['disk'][0] / 1e9:.0f} GB",
+            "yes" if node["agent"] else "no",
+            node["trouble"] or node["computed"][:12],
+        )
+    console.print(table)
+    versions = [node["versions"] for node in found["nodes"] if node["versions"]]
+    if versions:
+        told = ", ".join(f"{name} {version}" for name, version in versions[0].items())
+        console.print(told, highlight=False)
+    for complaint in found["complaints"]:
+        mark = "WRONG" if complaint["grave"] else "note"
+        line = f"{mark}: {complaint['where']}: {complaint['what']}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"       {complaint['do']}", highlight=False, markup=False, soft_wrap=True)
+    if found["well"]:
+        console.print(f"{len(found['nodes'])} nodes, nothing wrong", highlight=False)

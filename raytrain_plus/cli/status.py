@@ -1,0 +1,65 @@
+"""What `raytrain-plus status` does: one look at a run, or a table that follows it."""
+
+import contextlib
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from raytrain_plus.cli.answers import answer
+from raytrain_plus.cli.remote import here_or_there
+from raytrain_plus.elastic import steering
+from raytrain_plus.elastic.joining import is_web
+from raytrain_plus.observe.standing import standing_of
+
+Watch = Annotated[
+    bool | None,
+    typer.Option(
+        "--watch/--once",
+        help="Follow it until it ends or Ctrl-C, or look once. Default: follow on a terminal.",
+    ),
+]
+
+
+def show_status(
+    run: str,
+    storage: str,
+    address: str | None,
+    *,
+    watch: bool | None,
+    as_json: bool,
+    debug: bool,
+) -> dict[str, Any]:
+    """Show how a run stands; returns what was shown last.
+
+    Args:
+        run: its name or folder.
+        storage: where runs are kept.
+        address: of its cluster; of a cluster's dashboard, there is one look.
+        watch: go on until it ends; None does so on a terminal. JSON is one look, always.
+        as_json: print data, and nothing for people.
+        debug: show tracebacks of wrong input.
+    """
+    console = Console()
+    follows = (console.is_terminal if watch is None else watch) and not is_web(address)
+
+    def once() -> dict[str, Any]:
+        told = here_or_there(
+            address,
+            ["status", run, "--storage", storage],
+            lambda: steering.status(run, storage, address),
+        )
+        if not as_json:
+            console.print(standing_of(told))
+        return told
+
+    def follow() -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        table = Live(console=console, auto_refresh=False)
+        with table, contextlib.suppress(KeyboardInterrupt):
+            for told in steering.watch(run, storage, address=address):
+                table.update(standing_of(told), refresh=True)
+        return told
+
+    return answer(follow if follows and not as_json else once, as_json=as_json, debug=debug)

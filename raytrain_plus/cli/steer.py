@@ -1,0 +1,94 @@
+"""The commands that look at and steer a live run; they import neither torch nor the trainer."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from raytrain_plus.cli.answers import (
+    DEFAULT_STORAGE,
+    Address,
+    Debug,
+    Json,
+    RunName,
+    Storage,
+    answer,
+)
+from raytrain_plus.cli.remote import here_or_there
+from raytrain_plus.cli.status import Watch, show_status
+from raytrain_plus.elastic import steering
+
+
+def status(
+    run: RunName,
+    storage: Storage = DEFAULT_STORAGE,
+    watch: Watch = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show how a run stands, live or ended: on a terminal a table that follows it."""
+    show_status(run, storage, address, watch=watch, as_json=as_json, debug=debug)
+
+
+def scale(
+    run: RunName,
+    workers: Annotated[int, typer.Argument(min=1, help="How many there should be.")],
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Change the number of workers of a live run."""
+    there = ["scale", run, str(workers), "--storage", storage]
+    _steer(
+        lambda: here_or_there(
+            address, there, lambda: steering.scale(run, workers, storage, address)
+        ),
+        as_json=as_json,
+        debug=debug,
+    )
+
+
+def checkpoint(
+    run: RunName,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let a live run keep its state as soon as it can, and go on."""
+    there = ["checkpoint", run, "--storage", storage]
+    _steer(
+        lambda: here_or_there(address, there, lambda: steering.checkpoint(run, storage, address)),
+        as_json=as_json,
+        debug=debug,
+    )
+
+
+def stop(
+    run: RunName,
+    storage: Storage = DEFAULT_STORAGE,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """End a live run after the step in flight, keeping its state."""
+    there = ["stop", run, "--storage", storage]
+    _steer(
+        lambda: here_or_there(address, there, lambda: steering.stop(run, storage, address)),
+        as_json=as_json,
+        debug=debug,
+    )
+
+
+def _steer(call: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
+    def run() -> dict[str, Any]:
+        answered = call()
+        if not as_json:
+            for key, value in answered.items():
+                Console().print(f"{key:12} {value}", highlight=False)
+        return answered
+
+    answer(run, as_json=as_json, debug=debug)

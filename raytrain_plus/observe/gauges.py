@@ -1,0 +1,170 @@
+"""A live run in numbers: which metrics there are, and how the journal's events make their values.
+
+Pure: time is given, and whoever exports the values is elsewhere (`elastic/exporting.py`).
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raytrain_plus.observe.causes import CAUSES, class_of
+from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.throughput import Throughput
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric; its values have the run's name as a label.
+
+    Attributes:
+        name: as Ray is told; Prometheus sees `seen_as`.
+        text: what it is, for people.
+        kind: a counter only grows, for as long as its process lives.
+        label: a second label, or none.
+    """
+
+    name: str
+    text: str
+    kind: Literal["gauge", "counter"] = "gauge"
+    label: str = ""
+
+    @property
+    def seen_as(self) -> str:
+        """Its name in Prometheus: Ray puts its own before it, and says that a counter is one."""
+        return f"ray_{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A metric's value now.
+
+    Attributes:
+        metric: which.
+        value: the number; of a counter, how much there has been in all.
+        of: the value of the second label, if the metric has one.
+    """
+
+    metric: Metric
+    value: float
+    of: str = ""
+
+
+_STEP = Metric("raytrain_plus_step", "Committed steps.")
+_TOTAL = Metric("raytrain_plus_total_steps", "Steps that the run will have in all.")
+_LOSS = Metric("raytrain_plus_loss", "Loss of the last step.")
+_RATE = Metric("raytrain_plus_samples_per_second", "Samples trained on per second, just now.")
+_WORKERS = Metric("raytrain_plus_workers", "Workers of the running generation.")
+_GENERATION = Metric("raytrain_plus_generation", "The running generation's number.")
+_PAUSES = Metric(
+    "raytrain_plus_pause_seconds",
+    "Seconds in which nobody trained, since the run began, by what forced the pause.",
+    label="cause",
+)
+_CHECKPOINT_AGE = Metric(
+    "raytrain_plus_checkpoint_age_seconds",
+    "Seconds since the newest checkpoint was committed, or since the run began.",
+)
+_FETCHED = Metric("raytrain_plus_fetched_bytes", "Bytes fetched from stores.", "counter")
+_HITS = Metric(
+    "raytrain_plus_cache_hits", "Files that were in the cache when they were to be read.", "counter"
+)
+_MISSES = Metric(
+    "raytrain_plus_cache_misses", "Files that had to be waited for to be read.", "counter"
+)
+
+METRICS = (
+    *(_STEP, _TOTAL, _LOSS, _RATE, _WORKERS, _GENERATION, _PAUSES, _CHECKPOINT_AGE),
+    *(_FETCHED, _HITS, _MISSES),
+)
+
+
+class LiveRun:
+    """What the events of a run add up to. From any thread.
+
+    Args:
+        batch_size: samples per step.
+        total_steps: that the run will have.
+        began: Unix time; the run's own, if its events tell.
+        events: of the run so far; those of runs before it, in the same journal, count no more.
+    """
+
+    def __init__(
+        self, batch_size: int, total_steps: int, began: float, events: Sequence[Event] = ()
+    ) -> None:
+        self._batch_size, self._total = batch_size, total_steps
+        self._lock = threading.Lock()
+        self._begin(began)
+        self.add(events)
+
+    def _begin(self, at: float) -> None:
+        self._began = at
+        self._throughput = Throughput()
+        self._step = self._generation = self._workers = 0
+        self._loss: float | None = None
+        self._pauses = dict.fromkeys(CAUSES, 0.0)
+        self._checkpoints: dict[str, tuple[int, float]] = {}  # folder -> step, Unix time
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take in new events of the journal."""
+        with self._lock:
+            for event in events:
+                self._add(event)
+
+    def samples_per_second(self, now: float) -> float:
+        """Return how fast the run gets on, at Unix time `now`."""
+        with self._lock:
+            return self._throughput.rate(now) * self._batch_size
+
+    def checkpoint(self, now: float) -> dict[str, Any] | None:
+        """Return the newest checkpoint's `step` and `age_seconds` at Unix time `now`, if any."""
+        with self._lock:
+            if not self._checkpoints:
+                return None
+            step, at = max(self._checkpoints.values())
+            return {"step": step, "age_seconds": round(max(0.0, now - at), 3)}
+
+    def readings(self, now: float) -> list[Reading]:
+        """Return the metrics' values at Unix time `now`."""
+        newest = self.checkpoint(now)
+        rate = self.samples_per_second(now)
+        with self._lock:
+            age = newest["age_seconds"] if newest else max(0.0, now - self._began)
+            found = [
+                Reading(_STEP, self._step),
+                Reading(_TOTAL, self._total),
+                Reading(_RATE, rate),
+                Reading(_WORKERS, self._workers),
+                Reading(_GENERATION, self._generation),
+                Reading(_CHECKPOINT_AGE, age),
+                *(Reading(_PAUSES, seconds, cause) for cause, seconds in self._pauses.items()),
+            ]
+            return found if self._loss is None else [*found, Reading(_LOSS, self._loss)]
+
+    def _add(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "run":
+            self._begin(event["time"])
+        elif kind == "step":
+            self._step, self._loss = event["step"], event["loss"]
+            self._throughput.add(event["time"], event["step"])
+        elif kind == "withdrawn":
+            self._step = event["step"]
+        elif kind == "generation":
+            self._generation, self._workers = event["generation"], event["workers"]
+            self._pauses[class_of(event["cause"])] += event["pause_seconds"]
+        elif kind == "checkpoint" and event.get("folder"):
+            if "refused" in event or "removed" in event:
+                self._checkpoints.pop(event["folder"], None)
+            else:
+                self._checkpoints[event["folder"]] = (event["step"], event["time"])
+
+
+def traffic(counts: Mapping[str, int]) -> list[Reading]:
+    """Return what a process has fetched and found in its cache, as metrics.
+
+    Args:
+        counts: `Traffic.counts()`.
+    """
+    of = {"fetched_bytes": _FETCHED, "hits": _HITS, "misses": _MISSES}
+    return [Reading(metric, counts[name]) for name, metric in of.items()]

@@ -1,0 +1,230 @@
+"""What happened in a run, read from the events of its journal in one pass.
+
+Nothing here interprets: this is the journal by sessions, generations and steps. A run that is
+resumed has one session for each `run` line. Times are Unix seconds; `active` seconds count from the
+beginning of the run and leave out what lies between two sessions.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain_plus.observe.journal import Event
+
+_NOTED = ("worker", "fault", "hang", "corruption", "returned", "target", "warning", "stop")
+_USUAL = ("ready", "left")  # states of workers that need no words
+
+
+@dataclass
+class Generation:
+    """A stretch of training with one fixed set of workers.
+
+    Attributes:
+        number, step, workers, cause, pause_seconds, members: as the journal has them.
+        start: when its first step began.
+        last_commit: when its last step was committed; `start` if there was none.
+        last_step: committed steps at its end.
+        account: what the journal tells of its time and traffic; None if it does not.
+        salvaged: logical ranks that need not be computed again in its first step.
+        notes: what happened from the generation before until it began.
+    """
+
+    number: int
+    start: float
+    step: int
+    workers: int
+    cause: str
+    pause_seconds: float
+    members: tuple[str, ...]
+    last_commit: float
+    last_step: int
+    account: Event | None = None
+    salvaged: int = 0
+    notes: list[Event] = field(default_factory=list)
+
+
+@dataclass
+class Session:
+    """What follows a `run` line.
+
+    Attributes:
+        run: that line.
+        start, end: when it began, and the last time that anything was written.
+        ended: its `end` line, or None: it lives, or was ended from outside.
+        offset: active seconds before it.
+        generations: in order.
+        notes: what happened after the last generation had begun.
+    """
+
+    run: Event
+    start: float
+    end: float
+    offset: float
+    ended: Event | None = None
+    generations: list[Generation] = field(default_factory=list)
+    notes: list[Event] = field(default_factory=list)
+
+    def active(self, time: float) -> float:
+        """Return active seconds from Unix time."""
+        return self.offset + max(0.0, time - self.start)
+
+
+@dataclass
+class History:
+    """A run, as its journal tells of it.
+
+    Attributes:
+        sessions: at least one.
+        steps, losses, active: of each step that stands: its number, loss and active seconds.
+        evaluations: (step, active seconds, metrics) of each evaluation that stands.
+        checkpoints: all `checkpoint` events.
+        fingerprint: how the workers compute.
+        withdrawn: steps that were taken back because of corruption.
+        busy_seconds: CPU time of all workers in steps.
+        events: how many lines the journal has.
+    """
+
+    sessions: list[Session] = field(default_factory=list)
+    steps: "array[int]" = field(default_factory=lambda: array("q"))
+    losses: "array[float]" = field(default_factory=lambda: array("d"))
+    active: "array[float]" = field(default_factory=lambda: array("d"))
+    evaluations: list[tuple[int, float, Mapping[str, Any]]] = field(default_factory=list)
+    checkpoints: list[Event] = field(default_factory=list)
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    withdrawn: int = 0
+    busy_seconds: float = 0.0
+    events: int = 0
+
+    @property
+    def last(self) -> Session:
+        """The session that was written last."""
+        return self.sessions[-1]
+
+    @property
+    def run(self) -> Event:
+        """How the run is described now."""
+        return self.last.run
+
+
+class JournalError(ValueError):
+    """A journal that tells of no run."""
+
+
+def read_history(events: Iterable[Event]) -> History:
+    """Return what happened in a run.
+
+    Raises:
+        JournalError: there is no `run` line.
+    """
+    history = History()
+    reading: dict[str, Callable[[History, Event], None]] = {
+        "generation": _generation,
+        "step": _step,
+        "evaluate": _evaluate,
+        "account": _account,
+        "withdrawn": _withdrawn,
+        "end": _end,
+        **dict.fromkeys(_NOTED, _note),
+    }
+    for event in events:
+        kind = event["event"]
+        history.events += 1
+        if kind == "run":
+            _begin(history, event)
+            continue
+        if not history.sessions:
+            continue
+        history.last.end = max(history.last.end, event.get("time", 0.0))
+        if kind == "checkpoint":
+            history.checkpoints.append(event)
+        elif kind == "environment":
+            history.fingerprint = event.get("fingerprint", {})
+        elif kind in reading:
+            reading[kind](history, event)
+    if not history.sessions:
+        raise JournalError("the journal has no `run` line: it tells of no run, or has just begun")
+    return history
+
+
+def _begin(history: History, event: Event) -> None:
+    before = history.sessions[-1] if history.sessions else None
+    offset = before.active(before.end) if before else 0.0
+    start = event["time"]
+    history.sessions.append(Session(event, start, start, offset))
+    if event.get("changes"):  # what follows is another run's
+        _take_back(history, event.get("resumed_step", 0))
+
+
+def _generation(history: History, event: Event) -> None:
+    session = history.last
+    before = session.generations[-1] if session.generations else None
+    start = max(event["time"], before.last_commit if before else session.start)
+    session.generations.append(
+        Generation(
+            number=event["generation"],
+            start=start,
+            step=event["step"],
+            workers=event["workers"],
+            cause=event["cause"],
+            pause_seconds=event["pause_seconds"],
+            members=tuple(event.get("members", ())),
+            last_commit=start,
+            last_step=event["step"],
+            notes=session.notes,
+        )
+    )
+    session.notes = []
+
+
+def _step(history: History, event: Event) -> None:
+    _take_back(history, event["step"] - 1)  # of a journal that has lost lines, too
+    session = history.last
+    history.steps.append(event["step"])
+    history.losses.append(event["loss"])
+    at = session.active(event["time"])
+    history.active.append(max(at, history.active[-1]) if history.active else at)
+    history.busy_seconds += event.get("busy_seconds", 0.0)
+    if session.generations:
+        generation = session.generations[-1]
+        if event.get("generation", generation.number) == generation.number:
+            generation.last_commit = max(generation.last_commit, event["time"])
+            generation.last_step = event["step"]
+            generation.salvaged += event.get("salvaged", 0)
+
+
+def _evaluate(history: History, event: Event) -> None:
+    at = history.last.active(event["time"])
+    history.evaluations.append((event["step"], at, event["metrics"]))
+
+
+def _account(history: History, event: Event) -> None:
+    for generation in reversed(history.last.generations):
+        if generation.number == event["generation"]:
+            generation.account = event
+            return
+
+
+def _withdrawn(history: History, event: Event) -> None:
+    before = len(history.steps)
+    _take_back(history, event["step"])
+    history.withdrawn += before - len(history.steps)
+    _note(history, event)
+
+
+def _end(history: History, event: Event) -> None:
+    history.last.ended = event
+
+
+def _note(history: History, event: Event) -> None:
+    if event["event"] != "worker" or event.get("state") not in _USUAL:
+        history.last.notes.append(event)
+
+
+def _take_back(history: History, step: int) -> None:
+    """Drop the steps after a step; evaluations after it, too."""
+    while history.steps and history.steps[-1] > step:
+        for kept in (history.steps, history.losses, history.active):
+            kept.pop()
+    while history.evaluations and history.evaluations[-1][0] > step:
+        history.evaluations.pop()

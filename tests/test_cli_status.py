@@ -1,0 +1,133 @@
+"""The status command: one look or many, and what is told of a run that cannot be asked."""
+
+import contextlib
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from raytrain_plus.cli import app
+from raytrain_plus.elastic import steering
+from raytrain_plus.elastic.steering import SteeringError
+
+BEGUN = [
+    {"event": "run", "time": 1.0, "run": "demo", "total_steps": 30, "address": "127.0.0.1:1"},
+    {"event": "step", "time": 2.0, "step": 1, "loss": 0.5, "generation": 1},
+]
+END = {"event": "end", "time": 3.0, "state": "finished", "digest": "abc"}
+LIVE = {
+    "run": "demo", "state": "training", "step": 20, "total_steps": 30, "loss": 0.25, "metrics": {},
+    "generation": 1, "folder": "here",
+}  # fmt: skip
+
+
+@pytest.fixture
+def told(tmp_path):
+    """Return a function that adds to the journal of a run."""
+    (tmp_path / "demo").mkdir()
+
+    def tell(*events):
+        with (tmp_path / "demo" / "journal.jsonl").open("a") as file:
+            file.writelines(json.dumps(event) + "\n" for event in events)
+
+    tell(*BEGUN)
+    return tell
+
+
+@pytest.fixture
+def status(tmp_path, told):  # noqa: ARG001 - whose run it is
+    """Return a function that runs the command."""
+    return lambda *options: CliRunner().invoke(
+        app, ["status", "demo", "--storage", str(tmp_path), *options]
+    )
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """Return a function that gives what a coordinator answers, one after the other."""
+
+    @contextlib.contextmanager
+    def reached(*_):
+        yield "demo"
+
+    def answer(*answers):
+        left = list(answers)
+
+        def ask(_):
+            said = left.pop(0)
+            if isinstance(said, BaseException):
+                raise said
+            return said() if callable(said) else said
+
+        monkeypatch.setattr(steering, "reached", reached)
+        monkeypatch.setattr(steering, "_live", ask)
+
+    return answer
+
+
+@pytest.mark.parametrize("option", [(), ("--once",), ("--watch",)])
+def test_a_run_that_has_ended_is_shown_once_from_its_journal(status, told, option):
+    told(END)
+    result = status(*option)
+    assert result.exit_code == 0
+    assert "finished" in result.stdout
+    assert "abc" in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines()].count("run") == 1
+
+
+def test_json_is_one_look_and_one_line(status, told):
+    told(END)
+    for option in ((), ("--watch",)):
+        (line,) = status("--json", *option).stdout.splitlines()
+        answered = json.loads(line)
+        assert (answered["state"], answered["step"], answered["digest"]) == ("finished", 1, "abc")
+
+
+@pytest.mark.parametrize("option", ["--once", "--watch"])
+def test_a_run_that_cannot_be_reached_says_so(status, option):
+    result = status(option)
+    assert result.exit_code == 0
+    assert "unreachable" in result.stdout
+
+
+def test_watching_follows_a_run_to_its_end(tmp_path, told, live):
+    def end():
+        told(END)
+        return {**LIVE, "state": "ended"}
+
+    live(LIVE, None, end)
+    seen = list(steering.watch("demo", str(tmp_path), every=0.0))
+    assert [one["state"] for one in seen] == ["training", "no answer", "ended", "finished"]
+    assert seen[-1]["digest"] == "abc"
+
+
+def test_a_run_whose_end_was_missed_by_a_moment_is_not_called_unreachable(tmp_path, told, live):
+    def end_and_go():
+        told(END)
+        raise SteeringError("run demo does not live any more")
+
+    live(LIVE, end_and_go)
+    states = [one["state"] for one in steering.watch("demo", str(tmp_path), every=0.0)]
+    assert states == ["training", "finished"]
+    live(LIVE, SteeringError("it was killed"))
+    told(BEGUN[0])  # it was resumed
+    seen = list(steering.watch("demo", str(tmp_path), every=0.0))
+    assert [one["state"] for one in seen] == ["training", "unreachable"]
+    assert seen[-1]["reason"] == "it was killed"
+
+
+def test_who_watches_may_leave_when_he_likes(status, live, monkeypatch):
+    monkeypatch.setattr(steering, "sleep", lambda _: None)
+    live(LIVE, {**LIVE, "step": 21}, KeyboardInterrupt())
+    result = status("--watch")
+    assert result.exit_code == 0
+    assert "21 of 30" in result.stdout
+
+
+def test_on_a_terminal_it_follows_and_in_a_pipe_it_looks_once(status, live, monkeypatch):
+    monkeypatch.setattr(steering, "sleep", lambda _: None)
+    monkeypatch.setattr(steering, "status", lambda *_: LIVE)
+    assert "20 of 30" in status().stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal, to rich
+    live({**LIVE, "step": 25}, KeyboardInterrupt())
+    assert "25 of 30" in status().stdout
