@@ -6,8 +6,11 @@ there is a spot machine, all of Google's interface (its client is not installed 
 
 import copy
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import kubernetes_validate
@@ -123,6 +126,28 @@ def test_version_2_of_the_autoscaler_still_forgets_the_head_of_a_local_cluster()
     records = "record_local_head_state_if_needed("
     assert records in (folder / "_private" / "autoscaler.py").read_text()  # version 1, the control
     assert not [path for path in (folder / "v2").rglob("*.py") if records in path.read_text()]
+
+
+def test_the_head_hears_of_workers_that_are_new_in_the_file(tmp_path):
+    config = prepare_config(read(LOCAL))
+    (line,) = read(LOCAL)["head_setup_commands"]
+    ours = {"HOME": str(tmp_path), "RAY_TMPDIR": str(tmp_path)}
+    known = {**os.environ, **ours, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    state = tmp_path / "ray" / f"cluster-{config['cluster_name']}.state"
+
+    def hear(workers):
+        config["provider"]["worker_ips"] = workers
+        (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(config))
+        subprocess.run(["bash", "-c", line], env=known, check=True, capture_output=True)
+        return json.loads(state.read_text())
+
+    # As an autoscaler leaves it that has started Ray on the one worker.
+    told = hear(["192.0.2.11"])
+    assert "192.0.2.12" not in told
+    told["192.0.2.11"]["state"] = "running"
+    state.write_text(json.dumps(told))
+    told = hear(["192.0.2.11", "192.0.2.12"])
+    assert (told["192.0.2.11"]["state"], told["192.0.2.12"]["state"]) == ("running", "terminated")
 
 
 def cluster_of(manifest):
