@@ -183,7 +183,9 @@ class Cluster:
     def drain(self, host: str) -> None:
         """Tell Ray that a host will be taken away, and wait until its worker has left."""
         nodes = self.json_of(f"raytrain-plus doctor --address {_JOBS} --json", fails=True)
-        node = next(n["node"] for n in nodes["nodes"] if n["address"] == self._lab.addresses[host])
+        node = next(
+            n["node_id"] for n in nodes["nodes"] if n["address"] == self._lab.addresses[host]
+        )
         self.on(
             HEAD,
             f"ray drain-node --address {self._lab.addresses[HEAD]}:6379 --node-id {node} "
