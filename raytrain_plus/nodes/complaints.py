@@ -18,7 +18,7 @@ class NodeFacts:
         host: its host's name.
         address: its host's address.
         is_head: it is the head.
-        draining: Ray takes it for one that will go.
+        draining: Ray takes it for one that will go, and lets nobody in to look at it.
         trouble: why it has said nothing of itself; empty if it has.
         versions: of Python and the libraries that the bits depend on.
         hardware: kind of processor and instruction set, by name.
@@ -93,14 +93,16 @@ def complaints(nodes: Sequence[NodeFacts], expected: Expected) -> list[Complaint
         nodes: that have joined and not gone.
         expected: which there should be.
     """
-    known = [node for node in nodes if not node.trouble]
+    staying = [node for node in nodes if not node.draining]
+    known = [node for node in staying if not node.trouble]
     found = [
         *_missing(nodes, expected),
         *(Complaint("cluster", what, do) for what, do in expected.pitfalls),
-        *(_silent(node) for node in nodes if node.trouble),
+        *(_silent(node) for node in staying if node.trouble),
         *_differing(known),
         *(complaint for node in known for complaint in _of(node)),
         *_of_all(known),
+        *(_leaving(node) for node in nodes if node.draining),
     ]
     return sorted(found, key=lambda complaint: not complaint.grave)
 
@@ -127,6 +129,11 @@ def _silent(node: NodeFacts) -> Complaint:
             "see whether its host is up and not out of memory; `ray list nodes` says what Ray knows"
         )
     return Complaint(_name(node), node.trouble, do)
+
+
+def _leaving(node: NodeFacts) -> Complaint:
+    do = "nothing: it will go, and Ray places nothing there any more"
+    return Complaint(_name(node), "it is being drained", do, grave=False)
 
 
 def _differing(nodes: Sequence[NodeFacts]) -> list[Complaint]:
@@ -189,11 +196,6 @@ def _of(node: NodeFacts) -> list[Complaint]:
         what = f"Ray gives out {node.cpus:g} CPUs of {node.cores} cores"
         do = "unless that is meant, start Ray with --num-cpus of the cores that there are"
         found.append(Complaint(name, what, do, grave=False))
-    if node.draining:
-        what = "it is being drained"
-        found.append(
-            Complaint(name, what, "nothing: it will go, and no worker is placed there", False)
-        )
     return found
 
 

@@ -64,10 +64,16 @@ def examine(deadline: float) -> list[NodeFacts]:
     """
     draining = draining_nodes()
     nodes = [_of_ray(node, draining) for node in ray.nodes() if node["Alive"]]
-    visitors = {node.node_id: _send(node.node_id) for node in nodes}
+    # Ray lets nobody onto a node that it drains.
+    visitors = {node.node_id: _send(node.node_id) for node in nodes if not node.draining}
     looks = {node_id: visitor.look.remote() for node_id, visitor in visitors.items()}
     ray.wait(list(looks.values()), num_returns=len(looks), timeout=deadline)
-    seen = [_seen(node, visitors[node.node_id], looks[node.node_id], deadline) for node in nodes]
+    seen = [
+        node
+        if node.draining
+        else _seen(node, visitors[node.node_id], looks[node.node_id], deadline)
+        for node in nodes
+    ]
     for visitor in visitors.values():
         ray.kill(visitor)
     return sorted(seen, key=lambda node: (not node.is_head, node.host, node.node_id))
