@@ -82,7 +82,7 @@ def show(found: dict[str, Any], console: Console) -> None:
             f"{1000 * node['clock_offset']:+.0f} ms",
             f"{node['disk'][0] / 1e9:.0f} GB",
             "yes" if node["agent"] else "no",
-            node["trouble"] or node["computed"][:12],
+            "draining" if node["draining"] else node["trouble"] or node["computed"][:12],
         )
     console.print(table)
     versions = [node["versions"] for node in found["nodes"] if node["versions"]]

@@ -1,7 +1,10 @@
 """Following a run from the process that started it, or from another one, by its journal."""
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,8 @@ class Ended:
 def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int = 0) -> Ended:
     """Wait for the end of a run.
 
-    The first interrupt asks the run to stop after the step in flight, the second leaves it alone.
+    The first interrupt (Ctrl-C, or SIGTERM, as `ray job stop` sends it) asks the run to stop after
+    the step in flight, the second leaves it alone.
 
     Args:
         run: its name.
@@ -50,6 +54,11 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
     Raises:
         LostError: the coordinator was ended from outside.
     """
+    with _interrupted_by_sigterm():
+        return _follow(run, folder, watcher, offset)
+
+
+def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> Ended:
     seen: list[Event] = []
     look_at = time.monotonic() + _LOOK
     interrupted = gone = False
@@ -72,6 +81,23 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
                 raise
             interrupted = True
             ray.get_actor(run, namespace=NAMESPACE).stop.remote()
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: Ray's own handler would end this process and leave the run alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python lets nobody handle signals
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def ended(events: Sequence[Event], folder: Path) -> Ended:

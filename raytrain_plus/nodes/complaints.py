@@ -14,11 +14,11 @@ class NodeFacts:
     """A node, as Ray knows it and as it says of itself.
 
     Attributes:
-        node_id: Ray's id of it, in hexadecimal.
+        node: Ray's id of it, in hexadecimal.
         host: its host's name.
         address: its host's address.
         is_head: it is the head.
-        draining: Ray takes it for one that will go.
+        draining: Ray takes it for one that will go, and lets nobody in to look at it.
         trouble: why it has said nothing of itself; empty if it has.
         versions: of Python and the libraries that the bits depend on.
         hardware: kind of processor and instruction set, by name.
@@ -34,7 +34,7 @@ class NodeFacts:
         agent: an agent waits there for the cloud's notice.
     """
 
-    node_id: str
+    node: str
     host: str = ""
     address: str = ""
     is_head: bool = False
@@ -93,14 +93,16 @@ def complaints(nodes: Sequence[NodeFacts], expected: Expected) -> list[Complaint
         nodes: that have joined and not gone.
         expected: which there should be.
     """
-    known = [node for node in nodes if not node.trouble]
+    staying = [node for node in nodes if not node.draining]
+    known = [node for node in staying if not node.trouble]
     found = [
         *_missing(nodes, expected),
         *(Complaint("cluster", what, do) for what, do in expected.pitfalls),
-        *(_silent(node) for node in nodes if node.trouble),
+        *(_silent(node) for node in staying if node.trouble),
         *_differing(known),
         *(complaint for node in known for complaint in _of(node)),
         *_of_all(known),
+        *(_leaving(node) for node in nodes if node.draining),
     ]
     return sorted(found, key=lambda complaint: not complaint.grave)
 
@@ -129,18 +131,23 @@ def _silent(node: NodeFacts) -> Complaint:
     return Complaint(_name(node), node.trouble, do)
 
 
+def _leaving(node: NodeFacts) -> Complaint:
+    do = "nothing: it will go, and Ray places nothing there any more"
+    return Complaint(_name(node), "it is being drained", do, grave=False)
+
+
 def _differing(nodes: Sequence[NodeFacts]) -> list[Complaint]:
     found = []
     for key in _keys(nodes, "versions"):
         do = f"install the same {key} on all: a worker with another is refused"
-        found += _unlike(nodes, {n.node_id: n.versions.get(key, "missing") for n in nodes}, key, do)
+        found += _unlike(nodes, {n.node: n.versions.get(key, "missing") for n in nodes}, key, do)
     for key in _keys(nodes, "hardware"):
         do = "run with ElasticConfig(isa='avx2'), or with --no-bitwise, or on like machines"
-        told = {n.node_id: n.hardware.get(key, "unknown") for n in nodes}
+        told = {n.node: n.hardware.get(key, "unknown") for n in nodes}
         found += _unlike(nodes, told, key, do)
     if not found:  # else it is no wonder
         do = "its processor or memory may be broken: take it out and test it"
-        told = {n.node_id: n.computed for n in nodes}
+        told = {n.node: n.computed for n in nodes}
         found += _unlike(nodes, told, "the same computation", do)
     return found
 
@@ -154,11 +161,11 @@ def _unlike(
 ) -> list[Complaint]:
     """Complain of the nodes that say something else than most; than the head, if none are most."""
     counts = Counter(told.values())
-    head = next((told[node.node_id] for node in nodes if node.is_head), "")
+    head = next((told[node.node] for node in nodes if node.is_head), "")
     usual = max(counts, key=lambda value: (counts[value], value == head), default="")
     return [
         Complaint(
-            ", ".join(_name(node) for node in nodes if told[node.node_id] == value),
+            ", ".join(_name(node) for node in nodes if told[node.node] == value),
             f"{key} is {_short(value)}, elsewhere {_short(usual)}",
             do,
         )
@@ -189,11 +196,6 @@ def _of(node: NodeFacts) -> list[Complaint]:
         what = f"Ray gives out {node.cpus:g} CPUs of {node.cores} cores"
         do = "unless that is meant, start Ray with --num-cpus of the cores that there are"
         found.append(Complaint(name, what, do, grave=False))
-    if node.draining:
-        what = "it is being drained"
-        found.append(
-            Complaint(name, what, "nothing: it will go, and no worker is placed there", False)
-        )
     return found
 
 
@@ -214,7 +216,7 @@ def _of_all(nodes: Sequence[NodeFacts]) -> list[Complaint]:
 
 
 def _name(node: NodeFacts) -> str:
-    return node.host or node.address or node.node_id[:12]
+    return node.host or node.address or node.node[:12]
 
 
 def _short(value: str) -> str:

@@ -1,5 +1,7 @@
 """A run is followed to its own end, by nothing but its journal."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +71,10 @@ def end(folder, outcome=OUTCOME):
 
 def interrupt():
     raise KeyboardInterrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def nobody():
@@ -178,3 +184,18 @@ def test_an_interrupt_stops_the_run_and_a_second_one_leaves_it_alone(tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         follow("run", other)
     assert script.stops == 1
+
+
+def test_sigterm_stops_the_run_too_and_is_as_before_afterwards(tmp_path, monkeypatch):
+    begin(tmp_path)
+    taken = []
+    before = signal.signal(signal.SIGTERM, lambda *_: taken.append(True))
+    try:
+        script = Script(monkeypatch, terminate, lambda: end(tmp_path))
+        assert follow("run", tmp_path).outcome.state == "finished"
+        assert script.stops == 1
+        assert taken == []
+        terminate()  # the control: nobody follows any more
+        assert taken == [True]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -3,29 +3,36 @@
     python -m tests.end_to_end.nodes STORAGE
 
 Each node has room for one worker. The run's journal is left in STORAGE/nodes; what is printed is
-its summary, and which node was which.
+its summary, which node was which, what its agent said of the drained one, until when Ray drains it,
+and what the doctor finds meanwhile.
 """
 
 # ruff: noqa: T201 - a command
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raytrain_plus.nodes.complaints import Expected
+from raytrain_plus.nodes.doctor import diagnosis_of, examine
+from tests.nodes.metadata_server import ACTION, metadata_server
 
 from .runs import Event, Script, train, with_workers
-from .tasks import Plain
+from .tasks import Occupant, Plain
 
 NAME = "nodes"
 STEPS = 300
 LOGICAL_RANKS = 4
 DEADLINE = 5.0
+END = "2040-01-01T00:00:00Z"  # of the drained node, says its cloud
 
 _SLOWLY = 0.3  # seconds per step, until all has happened
 
@@ -35,8 +42,13 @@ class Stage:
 
     def __init__(self, storage: Path) -> None:
         self.nodes: dict[str, str] = {}
+        self.agent: list[str] = []
+        self.deadline = 0
+        self.found: dict[str, Any] = {}
+        self._open = contextlib.ExitStack()
         self._storage = storage
         self._raylets = {}
+        self._notices = self._open.enter_context(metadata_server())
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         ray.init(self._cluster.address, log_to_driver=False, logging_level="ERROR")
 
@@ -45,13 +57,24 @@ class Stage:
         self.nodes[name] = raylet.node_id
 
     def drain(self, name: str) -> None:
-        accepted, why_not = GcsClient(address=self._cluster.address).drain_node(
-            self.nodes[name],
-            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-            "the price went up",
-            int(1000 * (time.time() + 600)),
-        )
-        assert accepted, why_not
+        """Let the cloud take a node away, whose agent tells Ray."""
+        node = self.nodes[name]
+        # Somebody who stays there keeps Ray from ending the node before it is looked at.
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        lodger = ray.remote(num_cpus=0)(Occupant).options(scheduling_strategy=there).remote()
+        ray.get(lodger.is_there.remote())
+        line = [sys.executable, "-m", "raytrain_plus", "node-agent", "--node-id", node]
+        told = ["--address", self._cluster.address, "--metadata-url", self._notices.url]
+        agent = subprocess.Popen([*line, *told], stdout=subprocess.PIPE, text=True)
+        self._open.callback(agent.wait)
+        self._open.callback(agent.kill)
+        assert agent.stdout is not None
+        self.agent.append(agent.stdout.readline())
+        self._notices.said[ACTION] = json.dumps({"action": "terminate", "time": END})
+        self.agent.append(agent.stdout.readline())
+        self.deadline = ray._private.state.state.get_draining_nodes().get(node, 0)
+        self.found = diagnosis_of([vars(n) for n in examine(60.0)], Expected(4)).as_data()
+        self._lodger = lodger
 
     def kill(self, name: str) -> None:
         self._cluster.remove_node(self._raylets[name], allow_graceful=False)
@@ -65,6 +88,7 @@ class Stage:
         (self._storage / NAME / "hurry").touch()
 
     def close(self) -> None:
+        self._open.close()
         ray.shutdown()
         self._cluster.shutdown()
 
@@ -103,7 +127,9 @@ def main(storage: Path) -> None:
         )
     finally:
         stage.close()
-    print(json.dumps({"over": acts.is_over, "nodes": stage.nodes, "summary": run.summary}))
+    seen_of_node = {"agent": stage.agent, "deadline": stage.deadline, "found": stage.found}
+    told = {"over": acts.is_over, "nodes": stage.nodes, "summary": run.summary}
+    print(json.dumps({**told, **seen_of_node}))
 
 
 if __name__ == "__main__":

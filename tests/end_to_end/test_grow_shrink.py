@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import datetime
 from functools import partial
 
 import pytest
@@ -143,9 +144,20 @@ def test_when_nodes_come_drain_hang_or_die(storage):
     assert drained["node"] == told["nodes"]["drained"]
     assert stopped["node"] == killed["node"] == told["nodes"]["killed"]
     assert first["node"] not in told["nodes"].values()
-    # Whoever is on a draining node leaves between two steps.
+    # Whoever is on a draining node leaves between two steps: its agent has passed the notice on.
     (left,) = run.of("worker", state="left")
     assert left["worker"] == drained["worker"]
+    assert "watches node " + told["nodes"]["drained"] in told["agent"][0]
+    assert "drains the node" in told["agent"][1]
+    assert "EC2 will terminate it" in told["agent"][1]
+    assert told["deadline"] == 1000 * datetime.fromisoformat(nodes.END).timestamp()
+    # The doctor saw all that was wrong then, and nothing else.
+    complaints = told["found"]["complaints"]
+    assert [one["what"] for one in complaints if one["grave"]] == ["2 of 4 nodes have joined"]
+    assert "it is being drained" in [one["what"] for one in complaints]
+    looked = [node for node in told["found"]["nodes"] if not node["draining"]]
+    assert all(node["computed"] and abs(node["clock_offset"]) < 1 for node in looked)
+    assert len(looked) == 1
     # Whoever hangs, alone on its node, is ended, so that its place is free for another.
     hung, died = run.of("worker", state="lost")
     assert hung["worker"] == stopped["worker"]
