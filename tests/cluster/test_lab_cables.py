@@ -14,6 +14,7 @@ from cluster.lab.__main__ import main
 from cluster.lab.delay import Delay
 from cluster.lab.hosts import Lab, why_not
 from cluster.lab.names import LabError
+from tests.expected import require
 
 # Answers whatever ends with a full stop, in a thread for each who asks: what the end of an earlier
 # one has lost on a cable that was cut keeps nobody waiting.
@@ -59,8 +60,7 @@ print(min(times))
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    if reason := why_not():
-        pytest.skip(reason)
+    require("lab", why_not())
     with Lab.of(tmp_path_factory.mktemp("cables") / "lab", ["left", "right"]) as lab:
         address = lab.addresses["right"]
         line = lab.command("right", [sys.executable, "-c", ANSWERING, address])
@@ -134,8 +134,7 @@ def test_amounts_that_cannot_be(lab):
 
 
 def test_nothing_is_left_of_a_long_cable(tmp_path):
-    if reason := why_not():
-        pytest.skip(reason)
+    require("lab", why_not())
     folder = str(tmp_path / "lab")
     assert main(["up", folder, "one"]) == 0
     try:
