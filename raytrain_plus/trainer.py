@@ -19,7 +19,7 @@ from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
-from raytrain_plus.elastic.leader import check_not_running, start_leader
+from raytrain_plus.elastic.leader import check_not_running, end_leader, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.elastic.uploads import store_of
 from raytrain_plus.observe.journal import Journal
@@ -197,10 +197,10 @@ class ElasticTrainer:
             opened.close()
             leader = start_leader(shared)
             try:
-                ended = follow(spec.name, spec.folder, watcher, offset)
+                ended = follow(spec.name, spec.folder, watcher, offset, spec.lender)
             except LostError as error:
                 raise TrainingFailedError(str(error), {}) from None
-            ray.kill(leader)
+            end_leader(spec, leader)
         return result_of(ended)
 
     def _described(self, address: str) -> dict[str, Any]:
@@ -217,6 +217,7 @@ class ElasticTrainer:
             "batch_tokens": clock.batch_tokens,
             "workers": list(self.spec.workers),
             "threads": self.spec.threads,
+            "lender": self.spec.lender,
         }
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError
 
 from raytrain_plus.elastic.chronicle import GENERATION
-from raytrain_plus.elastic.messages import NAMESPACE, Event, Outcome
+from raytrain_plus.elastic.leader import find_leader
+from raytrain_plus.elastic.messages import Event, Outcome
 from raytrain_plus.observe import journal
 
 Watcher = Callable[[list[Event]], None]
@@ -36,7 +36,13 @@ class Ended:
     summary: dict[str, Any]
 
 
-def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int = 0) -> Ended:
+def follow(
+    run: str,
+    folder: Path,
+    watcher: Watcher | None = None,
+    offset: int = 0,
+    lender: str | None = None,
+) -> Ended:
     """Wait for the end of a run.
 
     The first interrupt asks the run to stop after the step in flight, the second leaves it alone.
@@ -46,6 +52,7 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
         folder: its folder.
         watcher: called now and then with the journal's new events.
         offset: of the journal, from which on events are new.
+        lender: who lends the run its processes, if somebody does.
 
     Raises:
         LostError: the coordinator was ended from outside.
@@ -65,13 +72,13 @@ def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int =
                 raise LostError(f"the coordinator of run {run} was ended from outside")
             if time.monotonic() > look_at:
                 look_at = time.monotonic() + _LOOK
-                gone = not _lives(run)  # then look once more at what it has written last
+                gone = not _lives(run, lender)  # then look once more at what it has written last
             time.sleep(0.0 if gone else _POLL)
         except KeyboardInterrupt:
             if interrupted:
                 raise
             interrupted = True
-            ray.get_actor(run, namespace=NAMESPACE).stop.remote()
+            find_leader(run, lender).stop.remote()
 
 
 def ended(events: Sequence[Event], folder: Path) -> Ended:
@@ -111,10 +118,10 @@ def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
     return Outcome(**{**told, "steps": end["step"], "generations": generations})
 
 
-def _lives(run: str) -> bool:
+def _lives(run: str, lender: str | None) -> bool:
     """Say whether the coordinator lives, or is being started again."""
     try:
-        ray.get_actor(run, namespace=NAMESPACE)
+        find_leader(run, lender)
     except ValueError:
         return False
     except RayActorError:

@@ -32,11 +32,38 @@ def check_not_running(run: str) -> None:
     )
 
 
+def find_leader(run: str, lender: str | None = None) -> Any:
+    """Return the handle of a run's coordinator.
+
+    Args:
+        run: its name.
+        lender: who lends it its processes, if somebody does.
+
+    Raises:
+        ValueError: there is none.
+        RayActorError: it is being started again.
+    """
+    if lender is None:
+        return ray.get_actor(run, namespace=NAMESPACE)
+    handle = ray.get(ray.get_actor(lender, namespace=NAMESPACE).leader_of.remote(run))
+    if handle is None:
+        raise ValueError(f"Failed to look up actor: lender {lender} has lent nothing to run {run}")
+    return handle
+
+
+def end_leader(spec: RunSpec, leader: Any) -> None:
+    """End a run's coordinator, which has nothing more to do."""
+    if spec.lender is None:
+        ray.kill(leader)  # one that is lent leads another run
+
+
 def start_leader(spec: RunSpec) -> Any:
     """Start a run's coordinator on this node; returns its handle.
 
     It is detached: whoever started it may go, and find it again by the run's name.
     """
+    if spec.lender is not None:
+        return ray.get(ray.get_actor(spec.lender, namespace=NAMESPACE).lead.remote(spec))
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from raytrain_plus.elastic.leader import find_leader
 from raytrain_plus.elastic.messages import NAMESPACE, Event
 from raytrain_plus.observe import journal
 
@@ -131,7 +132,7 @@ def _coordinator(events: list[Event]) -> Iterator[Any]:
     try:
         if not connected:
             _connect(run["address"])
-        yield ray.get_actor(run["run"], namespace=NAMESPACE)
+        yield find_leader(run["run"], run.get("lender"))
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         if isinstance(error, SteeringError):
             raise

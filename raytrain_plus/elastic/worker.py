@@ -61,6 +61,10 @@ class Worker:
     """
 
     def __init__(self, name: str, coordinator: Any) -> None:
+        signal.signal(signal.SIGTERM, self._on_notice)
+        self._begin(name, coordinator)
+
+    def _begin(self, name: str, coordinator: Any) -> None:
         self._name = name
         self._coordinator = coordinator
         self._progress = Progress()
@@ -69,7 +73,6 @@ class Worker:
         self._loader: Loader | None = None
         self._ready: Ready | None = None
         self._report_of: Report | None = None
-        signal.signal(signal.SIGTERM, self._on_notice)
 
     def prepare(self, spec: RunSpec) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe."""
