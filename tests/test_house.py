@@ -43,6 +43,9 @@ PURE = [
     "chaos.schedules",
     "chaos.judge",
     "frontier.leases",
+    "frontier.domain",
+    "frontier.space",
+    "frontier.switches",
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
@@ -65,6 +68,7 @@ MAY_IMPORT_RAY = {
     "elastic",
     "frontier.lender",
     "frontier.sweep",
+    "frontier.tune_space",
     "trainer",
     "configure",
     "chaos.campaign",
