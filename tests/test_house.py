@@ -42,6 +42,8 @@ PURE = [
     "observe.journal",
     "chaos.schedules",
     "chaos.judge",
+    "frontier.agenda",
+    "frontier.hopeless",
     "frontier.leases",
     "frontier.domain",
     "frontier.space",
@@ -67,6 +69,9 @@ LAYERS = [
 MAY_IMPORT_RAY = {
     "elastic",
     "frontier.lender",
+    "frontier.searching",
+    "frontier.stopping",
+    "frontier.trials",
     "frontier.sweep",
     "frontier.tune_space",
     "trainer",

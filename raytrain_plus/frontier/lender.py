@@ -161,6 +161,12 @@ class Lender:
             self._idle_places.put_nowait(lease.place)
             self._balance()
 
+    async def stop(self, run: str) -> None:
+        """Let a run end after the step in flight."""
+        lease = self._leases.get(run)
+        if lease is not None:
+            self._coordinators[lease.place].hear.remote(run, "stop")
+
     async def abandon(self, run: str) -> None:
         """Give up a run that does not end by itself: its coordinator and workers are ended."""
         lease = self._leases.get(run)
@@ -350,3 +356,13 @@ def start_lender(
     )
     ray.get(lender.open.remote())
     return lender
+
+
+def stop(lender: str, run: str) -> None:
+    """Let a run end after the step in flight."""
+    ray.get(ray.get_actor(lender, namespace=NAMESPACE).stop.remote(run))
+
+
+def abandon(lender: str, run: str) -> None:
+    """Give up a run that does not end by itself."""
+    ray.get(ray.get_actor(lender, namespace=NAMESPACE).abandon.remote(run))
