@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raytrain_plus.elastic.steering import SteeringError
+from raytrain_plus.frontier.definition import FailedSweepError
 from raytrain_plus.trainer import TrainingFailedError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -27,7 +28,7 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
             sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
         _print_json({**error.summary, "error": str(error)}, as_json=as_json)
         raise typer.Exit(1) from error
-    except SteeringError as error:
+    except (SteeringError, FailedSweepError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(1) from error
     except (ValueError, FileNotFoundError) as error:

@@ -18,6 +18,7 @@ from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
+from raytrain_plus.cli.sweep import sweep
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
@@ -40,6 +41,7 @@ app.add_typer(data_app, name="data")
 app.command()(algorithms)
 app.command()(export)
 app.command()(chaos)
+app.command()(sweep)
 
 Storage = Annotated[
     str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")

@@ -13,6 +13,10 @@ class SweepError(ValueError):
     """A sweep that cannot be run as it is defined, or cannot go on; the message says what to do."""
 
 
+class FailedSweepError(RuntimeError):
+    """A sweep that could not go on; what it has finished is kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Which recipes to try, on what, and what is to be good.

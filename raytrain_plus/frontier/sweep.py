@@ -20,7 +20,7 @@ import ray
 import ray.tune
 
 from raytrain_plus.frontier.agenda import Agenda, Promote
-from raytrain_plus.frontier.definition import Sweep, SweepError
+from raytrain_plus.frontier.definition import FailedSweepError, Sweep, SweepError
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.lender import start_lender
 from raytrain_plus.frontier.searching import RecipeSearch
@@ -32,10 +32,6 @@ from raytrain_plus.trainer import cluster
 Watcher = Callable[[SweepFolder], None]
 
 _LOOK = 1.0  # seconds between two looks of a watcher
-
-
-class FailedSweepError(RuntimeError):
-    """A sweep that could not go on; what it has finished is kept."""
 
 
 def run_sweep(
