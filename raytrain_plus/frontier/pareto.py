@@ -50,11 +50,12 @@ class Tolerance:
     """How much worse is as good as equal.
 
     Attributes:
-        cost: as a part of the cost. Default 0.03.
+        cost: as a part of the cost. Default 0.1, about the noise of CPU time on a shared machine; a
+            point whose mean cost is lower is never dominated, however little.
         quality: in the metric's own units. Default 0.
     """
 
-    cost: float = 0.03
+    cost: float = 0.1
     quality: float = 0.0
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ def frontier(found: Sequence[Point], objective: Objective) -> list[Point]:
     """Return the points whose means none dominates, from cheap to dear, without regard to noise."""
     if not found:
         return []
-    kept = moocore.is_nondominated(_plane(found, objective), maximise=[False, True])
+    kept = moocore.is_nondominated(plane(found, objective), maximise=[False, True])
     return sorted(
         (p for p, on in zip(found, kept, strict=True) if on), key=lambda point: point.cost
     )
@@ -146,7 +147,7 @@ def hypervolume(
         return 0.0
     cost, quality = reference
     corner = [math.log2(cost), objective.sign * quality]
-    area = moocore.hypervolume(_plane(found, objective), ref=corner, maximise=[False, True])
+    area = moocore.hypervolume(plane(found, objective), ref=corner, maximise=[False, True])
     return float(area)
 
 
@@ -223,6 +224,7 @@ def _coordinates(found: Sequence[Point], objective: Objective) -> tuple[Array, A
     return costs, np.array([objective.sign * point.quality for point in found], dtype=np.float64)
 
 
-def _plane(found: Sequence[Point], objective: Objective) -> Array:
+def plane(found: Sequence[Point], objective: Objective) -> Array:
+    """Return the binary logarithm of cost, and quality of which more is better, shape (n, 2)."""
     costs, qualities = _coordinates(found, objective)
     return np.stack([np.log2(costs), qualities], axis=1)
