@@ -1,8 +1,9 @@
 """What a sweep is to run next, from what it has run: a pure function of its table of trials.
 
-In this order: the baseline at every duration; a calibration where one is due; what is promoted; the
-factorial design; what the sampler proposes. And whatever it is: no set of aspects is tried more
-often at a duration than the baseline itself, which is tuned there first.
+In this order: the baseline at every duration, and at the shortest with several seeds, which show
+what chance does; a calibration where one is due; the factorial design; what is promoted; what the
+sampler proposes. And whatever it is: no set of aspects is tried more often at a duration than the
+baseline itself, which is tuned there first.
 """
 
 import random
@@ -103,14 +104,17 @@ class Agenda:
         for duration in self.space.rungs:
             recipe = self.space.recipe_with((), duration)
             yield Proposal(purpose=BASELINE, recipe=recipe, seed=first)
+        for seed in self.seeds[:_SEEDS_OF_BASELINE]:
+            recipe = self.space.recipe_with((), shortest)
+            yield Proposal(purpose=BASELINE, recipe=recipe, seed=seed)
         if self._calibration_due(finished, pending):
             recipe = self.space.recipe_with((), shortest)
             yield Proposal(purpose=CALIBRATION, recipe=recipe, seed=first)
-        for recipe, seed in self.promote(finished):
-            yield Proposal(purpose=PROMOTION, recipe=recipe, seed=seed)
         for on in self.design.runs if self.design is not None else ():
             recipe = self.space.recipe_with(on, shortest)
             yield Proposal(purpose=FACTORIAL, recipe=recipe, seed=first)
+        for recipe, seed in self.promote(finished):
+            yield Proposal(purpose=PROMOTION, recipe=recipe, seed=seed)
         drawn = draw()
         if drawn is not None:
             yield Proposal(purpose=SEARCH, recipe=drawn, seed=first)
@@ -163,6 +167,7 @@ class Agenda:
         return frozenset(recipe.algorithms.keys() - self.space.baseline.algorithms.keys())
 
 
+_SEEDS_OF_BASELINE = 4  # at the shortest duration
 _MOST_TUNINGS = 1000
 
 

@@ -30,6 +30,7 @@ class Sweep:
         factors: aspects, by class name, of a factorial design at the shortest duration. Default:
             none is run.
         resolution: of that design; None is full. Default None.
+        most_promoted: recipes that may rise from each duration. Default 8.
         most_drawn: trials that the sampler may propose. Default: as many as the budget allows.
         logical_ranks: V of every run, and the most workers that a trial can have. Default 4.
         least_workers: that a trial needs. Default 1.
@@ -47,6 +48,7 @@ class Sweep:
     seeds: tuple[int, ...] = (17, 18, 19, 20, 21)
     factors: tuple[str, ...] = ()
     resolution: int | None = None
+    most_promoted: int = 8
     most_drawn: int | None = None
     logical_ranks: int = 4
     least_workers: int = 1
@@ -58,7 +60,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise SweepError(f"seeds are {self.seeds}: give at least one, and none twice")
-        for name in ("logical_ranks", "least_workers", "most_failures"):
+        for name in ("logical_ranks", "least_workers", "most_promoted", "most_failures"):
             if getattr(self, name) < 1:
                 raise SweepError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.least_workers > self.logical_ranks:

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ import pyarrow as pa
 import ray
 import ray.tune
 
-from raytrain_plus.frontier.agenda import Agenda, Promote
+from raytrain_plus.frontier.agenda import CALIBRATION, Agenda, Promote, Promoted
+from raytrain_plus.frontier.calibration import Calibration
 from raytrain_plus.frontier.definition import FailedSweepError, Sweep, SweepError
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.lender import start_lender
+from raytrain_plus.frontier.points import FinishedTrial, points
+from raytrain_plus.frontier.promotion import PromotionRule, propose
 from raytrain_plus.frontier.searching import RecipeSearch
 from raytrain_plus.frontier.stopping import EarlyEnd
 from raytrain_plus.frontier.trials import RecipeTrial, Setting
@@ -124,8 +127,17 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
 
 def promotions(sweep: Sweep) -> Promote:
     """Return what promotes recipes to longer durations and to more seeds."""
-    del sweep
-    return lambda _: ()
+    rule = PromotionRule(
+        durations=sweep.space.rungs, seeds=sweep.seeds, at_most=sweep.most_promoted
+    )
+
+    def promote(finished: Sequence[FinishedTrial]) -> list[Promoted]:
+        same = [t for t in finished if t.purpose == CALIBRATION and t.outcome == "complete"]
+        calibration = Calibration.of(same)
+        found = points(calibration.correct(trial) for trial in finished)
+        return [(one.recipe, one.seed) for one in propose(found, rule, sweep.objective)]
+
+    return promote
 
 
 class _Watching(ray.tune.Callback):  # type: ignore[misc]
