@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray
+from ray import cloudpickle
 
 from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.fencing import FencedError
@@ -111,19 +112,20 @@ class LentCoordinator(Coordinator):
         self._leading: threading.Thread | None = None
         self._name = ""
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            spec = ray.get(lender.led_by.remote(place))
-            if spec is not None:
-                self._take_up(spec, returns=True)
+            packed = ray.get(lender.led_by.remote(place))
+            if packed is not None:
+                self._take_up(cloudpickle.loads(packed), returns=True)
 
-    def lead(self, spec: RunSpec, target: int) -> None:
+    def lead(self, packed: bytes, target: int) -> None:
         """Begin to lead a run.
 
         Args:
-            spec: the run.
+            packed: the run's RunSpec, as our own `start_leader` has packed it.
             target: how many workers it should have at first.
         """
         if self._leading is not None:
             self._leading.join()
+        spec: RunSpec = cloudpickle.loads(packed)
         journal = Journal(spec.folder)  # as if somebody had asked for that many
         journal.write("target", workers=target, cause="so many were free")
         journal.close()

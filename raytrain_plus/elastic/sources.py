@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
@@ -130,6 +131,36 @@ class FromLender:
         """Ask the lender what it has lent to this run."""
         found: dict[str, Any] = ray.get(self._lender.lent_to.remote(self._run))
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a lender is to know of a run.
+
+    Attributes:
+        run: its name.
+        least, most: workers that it can run with.
+        samples: that it will train on.
+        options: what its workers' processes ask Ray for.
+    """
+
+    run: str
+    least: int
+    most: int
+    samples: int
+    options: Mapping[str, Any]
+
+
+def wish_of(spec: RunSpec) -> Wish:
+    """Return what a lender is to know of a run."""
+    least, most = spec.workers
+    return Wish(
+        run=spec.name,
+        least=least,
+        most=most,
+        samples=spec.clock.total_steps * spec.batch_size,
+        options=worker_options(spec),
+    )
 
 
 def worker_options(spec: RunSpec) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import RayError
 
 from raytrain_plus.elastic.lent import LentCoordinator, LentWorker
-from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
-from raytrain_plus.elastic.sources import process_options, worker_options
+from raytrain_plus.elastic.messages import NAMESPACE
+from raytrain_plus.elastic.sources import Wish, process_options
 from raytrain_plus.frontier.leases import Claim, shares
 
 _LOOK = 0.5  # seconds between two looks at how far the runs are
@@ -49,14 +49,16 @@ class Lease:
     """A live run.
 
     Attributes:
-        spec: the run.
+        wish: what it asks for.
+        packed: the run, for its coordinator.
         place: which coordinator leads it.
         target: workers that it was told it should have.
         done: the part of its work that is behind it.
         waiting: workers that it has asked for, in order, and which are to come.
     """
 
-    spec: RunSpec
+    wish: Wish
+    packed: bytes
     place: int
     target: int
     done: float = 0.0
@@ -65,9 +67,8 @@ class Lease:
     @property
     def claim(self) -> Claim:
         """What it asks for; its work is counted in samples."""
-        clock = self.spec.clock
-        work = (1.0 - self.done) * clock.total_steps * clock.batch_size
-        return Claim(least=self.spec.workers[0], most=self.spec.workers[1], work=work)
+        work = (1.0 - self.done) * self.wish.samples
+        return Claim(least=self.wish.least, most=self.wish.most, work=work)
 
 
 class Lender:
@@ -111,19 +112,23 @@ class Lender:
 
     # -- what a run says
 
-    async def lead(self, spec: RunSpec) -> Any:
+    async def lead(self, wish: Wish, packed: bytes) -> Any:
         """Begin a run, as soon as there is a coordinator for it; returns that one's handle.
+
+        Args:
+            wish: what the run asks for.
+            packed: the run, for its coordinator.
 
         Raises:
             LendingError: a run of that name lives, or this one asks for other processes than there
                 are.
         """
-        self._check(spec)
+        self._check(wish)
         place = await self._idle_places.get()
-        lease = self._leases[spec.name] = Lease(spec, place, target=0)
-        lease.target = max(spec.workers[0], min(self._shares()[spec.name], self._unpromised()))
+        lease = self._leases[wish.run] = Lease(wish, packed, place, target=0)
+        lease.target = max(wish.least, min(self._shares()[wish.run], self._unpromised()))
         leader = self._coordinators[place]
-        await leader.lead.remote(spec, lease.target)
+        await leader.lead.remote(packed, lease.target)
         self._balance()
         return leader
 
@@ -187,9 +192,9 @@ class Lender:
         lease = self._leases.get(run)
         return None if lease is None else self._coordinators[lease.place]
 
-    async def led_by(self, place: int) -> RunSpec | None:
+    async def led_by(self, place: int) -> bytes | None:
         """Return the run that a coordinator leads: it has come back and does not know."""
-        return next((one.spec for one in self._leases.values() if one.place == place), None)
+        return next((one.packed for one in self._leases.values() if one.place == place), None)
 
     async def status(self) -> dict[str, Any]:
         """Say who has how many workers."""
@@ -303,21 +308,19 @@ class Lender:
         self._tasks.add(task)  # the loop itself keeps no reference
         task.add_done_callback(self._tasks.discard)
 
-    def _check(self, spec: RunSpec) -> None:
-        if spec.name in self._leases:
-            raise LendingError(f"run {spec.name!r} lives: give another name")
-        asked = worker_options(spec)
-        other = [key for key, value in asked.items() if value != self._options[key]]
+    def _check(self, wish: Wish) -> None:
+        if wish.run in self._leases:
+            raise LendingError(f"run {wish.run!r} lives: give another name")
+        other = [key for key, value in wish.options.items() if value != self._options[key]]
         if other:
             raise LendingError(
-                f"run {spec.name!r} asks for workers with other "
-                + ", ".join(f"{key} ({asked[key]}, not {self._options[key]})" for key in other)
+                f"run {wish.run!r} asks for workers with other "
+                + ", ".join(f"{k} ({wish.options[k]}, not {self._options[k]})" for k in other)
                 + " than the lender has"
             )
-        if spec.workers[0] > self._workers:
+        if wish.least > self._workers:
             raise LendingError(
-                f"run {spec.name!r} needs {spec.workers[0]} workers, and the lender has "
-                f"{self._workers}"
+                f"run {wish.run!r} needs {wish.least} workers, and the lender has {self._workers}"
             )
 
 

@@ -18,7 +18,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.tune
+from ray import cloudpickle
 
+from raytrain_plus.configure import import_paths
 from raytrain_plus.frontier.agenda import CALIBRATION, Agenda, Promote, Promoted
 from raytrain_plus.frontier.calibration import Calibration
 from raytrain_plus.frontier.definition import FailedSweepError, Sweep, SweepError
@@ -99,7 +101,9 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
     )
     sittings = sum(event["event"] == "sitting" for event in folder.events())
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(RecipeTrial, setting=setting),
+        ray.tune.with_parameters(
+            RecipeTrial, paths=import_paths(), packed=cloudpickle.dumps(setting)
+        ),
         # Its workers are the lender's; Ray wants a trial to ask for something.
         ray.tune.PlacementGroupFactory([{"memory": 1}]),
     )
@@ -145,6 +149,10 @@ class _Watching(ray.tune.Callback):  # type: ignore[misc]
         self._folder = folder
         self._watcher = watcher
         self._next = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune keeps a copy of us, which a terminal cannot be part of."""
+        return {}
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if time.monotonic() >= self._next:

@@ -2,15 +2,17 @@
 
 import math
 import queue
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.tune
+from ray import cloudpickle
 
 from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.frontier.agenda import Proposal
@@ -51,10 +53,17 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
     Its process may serve one trial after another. Whatever the task raises is a result, too.
     """
 
-    def setup(self, config: Mapping[str, Any], setting: Setting) -> None:
-        """Begin the first trial."""
-        self._setting = setting
-        self._folder = SweepFolder(setting.folder)
+    def setup(self, config: Mapping[str, Any], paths: Sequence[str], packed: bytes) -> None:
+        """Begin the first trial.
+
+        Args:
+            config: of the trial.
+            paths: folders from which the task is imported.
+            packed: the Setting, which may hold what can be imported only then.
+        """
+        sys.path[:0] = [path for path in paths if path not in sys.path]
+        self._setting: Setting = cloudpickle.loads(packed)
+        self._folder = SweepFolder(self._setting.folder)
         self._begin(config)
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
