@@ -100,10 +100,10 @@ def _run(
         with SweepLine(defined, given["budget"], terminal) as line, without_ray_notices():
             summary = run_sweep(defined, storage=storage, watcher=line, **given)
     except KeyboardInterrupt:
-        terminal.print(f"interrupted; to go on: {again}", highlight=False)
+        terminal.print(f"interrupted; to go on: {again}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if summary["state"] == "interrupted":
-        terminal.print(f"interrupted; to go on: {again}", highlight=False)
+        terminal.print(f"interrupted; to go on: {again}", highlight=False, soft_wrap=True)
     if not as_json:
         for key, value in summary.items():
             Console().print(f"{key:15} {value}", highlight=False)
