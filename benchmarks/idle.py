@@ -35,6 +35,7 @@ from raytrain_plus.frontier.sweep import run_sweep
 from raytrain_plus.observe import journal
 
 _RANKS, _ROWS = 4, 16  # logical ranks, samples in a batch
+_WAITS = ("run", "target")  # between these two a trial waits for the end of another
 _SECONDS = 0.02  # that one logical rank's part takes
 
 
@@ -112,7 +113,8 @@ def measured(folder: SweepFolder, workers: int) -> dict[str, Any]:
         )
         begins.append(marks[0]["time"])
         ends.append(marks[-1]["time"])
-        overheads.append(steps[0]["time"] - proposed[name])
+        asked, room = (next(e["time"] for e in events if e["event"] == w) for w in _WAITS)
+        overheads.append(steps[0]["time"] - proposed[name] - (room - asked))
     seconds = max(ends) - min(begins)
     warm = sorted(overheads)[: len(overheads) - workers]  # the first of each process imports
     return {
@@ -143,7 +145,11 @@ def main() -> None:
     aims = [
         Aim("idle part of the pool, elastic", elastic_idle, most=0.05),
         Aim("of the fixed one's", round(elastic_idle / fixed_idle, 3), most=0.5),
-        Aim("from proposed to first step, median s", rows[0]["to first step"], most=1.0),
+        Aim(
+            "from proposed to first step, less waiting for room, median s",
+            rows[0]["to first step"],
+            most=1.0,
+        ),
     ]
     report.finish(aims, {"idle": rows}, as_json=given.json)
 

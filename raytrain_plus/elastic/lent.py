@@ -5,6 +5,7 @@ lender (`frontier/lender.py`) keeps some of both kinds ready.
 """
 
 import contextlib
+import importlib
 import os
 import threading
 import traceback
@@ -62,7 +63,8 @@ class LentWorker(Worker):
         self._own = {"_own", *vars(self)}
 
     def warm(self) -> None:
-        """Return: whoever waits for it knows that this process has come up."""
+        """Return when this process has come up, with what most tasks import."""
+        importlib.import_module("torchmetrics")
 
     def serve(self, worker: str, run: str, coordinator: Any) -> None:
         """Be a worker of a run from now on."""

@@ -52,7 +52,7 @@ class Lease:
         wish: what it asks for.
         packed: the run, for its coordinator.
         place: which coordinator leads it.
-        target: workers that it was told it should have.
+        target: workers that it was told it should have; 0 until it has begun.
         done: the part of its work that is behind it.
         waiting: workers that it has asked for, in order, and which are to come.
     """
@@ -94,6 +94,7 @@ class Lender:
         self._idle_places: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._replaced: list[str] = []
+        self._changed = asyncio.Event()
         self._actor = ray.remote(concurrency_groups={"control": 2, "life": 1})(LentWorker)
         self._me = ray.get_runtime_context().current_actor
         self._leading = ray.remote(concurrency_groups={"control": 4})(LentCoordinator)
@@ -113,7 +114,7 @@ class Lender:
     # -- what a run says
 
     async def lead(self, wish: Wish, packed: bytes) -> Any:
-        """Begin a run, as soon as there is a coordinator for it; returns that one's handle.
+        """Begin a run, as soon as there is room for it; returns its coordinator's handle.
 
         Args:
             wish: what the run asks for.
@@ -126,7 +127,10 @@ class Lender:
         self._check(wish)
         place = await self._idle_places.get()
         lease = self._leases[wish.run] = Lease(wish, packed, place, target=0)
-        lease.target = max(wish.least, min(self._shares()[wish.run], self._unpromised()))
+        self._balance()  # others make room
+        while not (can_have := min(self._shares()[wish.run], self._unpromised())) >= wish.least:
+            await self._changed.wait()
+        lease.target = can_have
         leader = self._coordinators[place]
         await leader.lead.remote(packed, lease.target)
         self._balance()
@@ -215,9 +219,11 @@ class Lender:
                 self._tell(run, wanted[run])
         for run, lease in self._leases.items():
             more = min(wanted[run] - lease.target, self._unpromised())
-            if more > 0:
+            if lease.target and more > 0:
                 self._tell(run, lease.target + more)
         self._hand_out()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _shares(self) -> dict[str, int]:
         claims = {run: lease.claim for run, lease in self._leases.items()}

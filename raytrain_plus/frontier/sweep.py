@@ -113,7 +113,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
             search_alg=RecipeSearch(sweep, folder, agenda, budget, setting.workers),
             scheduler=EarlyEnd(folder, sweep.objective, setting.lender),
             num_samples=-1,
-            max_concurrent_trials=max(1, setting.workers // sweep.least_workers),
+            max_concurrent_trials=at_once(sweep, setting.workers),
             reuse_actors=True,
         ),
         run_config=ray.tune.RunConfig(
@@ -127,6 +127,11 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with _without_loggers():
         tuner.fit()
+
+
+def at_once(sweep: Sweep, workers: int) -> int:
+    """Return how many trials there are at a time: one more than have room, to begin at once."""
+    return workers // sweep.least_workers + 1
 
 
 def promotions(sweep: Sweep) -> Promote:
@@ -166,7 +171,7 @@ def _lent(sweep: Sweep, workers: int, *, elastic: bool) -> Iterator[str]:
     lender = start_lender(
         name,
         workers=workers,
-        coordinators=max(1, workers // sweep.least_workers),
+        coordinators=at_once(sweep, workers),
         resources=sweep.resources,
         elastic=elastic,
     )
