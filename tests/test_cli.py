@@ -172,7 +172,15 @@ def test_verify_names_the_first_step_that_differs(tmp_path, losses, digest, equa
 def test_the_commands_and_options_are_those_of_the_contract():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     contract = {"train", "demo", "status", "scale", "stop", "verify"}
-    assert commands == {*contract, "algorithms", "export", "chaos", "attach", "checkpoint"}
+    assert commands == {
+        *contract,
+        "algorithms",
+        "export",
+        "chaos",
+        "attach",
+        "checkpoint",
+        "sweep",
+    }
     help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
     needed = (
         "data workers logical-ranks batch-size duration seed algorithm setting recipe storage name "
