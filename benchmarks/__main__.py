@@ -23,6 +23,7 @@ NAMES = (
     "goodput",
     "streams",
     "downloads",
+    "idle",
 )
 
 

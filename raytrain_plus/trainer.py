@@ -20,7 +20,7 @@ from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.elastic import joining, steering
 from raytrain_plus.elastic.faults import Fault
 from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
-from raytrain_plus.elastic.leader import check_not_running, start_leader
+from raytrain_plus.elastic.leader import check_not_running, end_leader, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.elastic.steering import RunFailedError
 from raytrain_plus.elastic.uploads import store_of
@@ -195,7 +195,7 @@ class ElasticTrainer:
                 ended = follow(spec.name, spec.folder, watcher, offset)
             except LostError as error:
                 raise TrainingFailedError(str(error), {}) from None
-            ray.kill(leader)
+            end_leader(spec, leader)
         return result_of(ended, spec.elastic.checkpoint_options)
 
     def _described(self, address: str) -> dict[str, Any]:
@@ -218,6 +218,7 @@ class ElasticTrainer:
             "elastic": self.spec.elastic.told(),
             "ray": ray.__version__,
             "platform": platform.platform(),
+            "lender": self.spec.lender,
         }
 
 

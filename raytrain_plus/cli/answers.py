@@ -13,6 +13,7 @@ import typer
 from raytrain_plus.cli.remote import RemoteError
 from raytrain_plus.elastic.gcs import ClusterError
 from raytrain_plus.elastic.steering import RunFailedError, SteeringError
+from raytrain_plus.frontier.errors import FailedSweepError
 
 DEFAULT_STORAGE = "~/ray_results"
 Storage = Annotated[
@@ -47,7 +48,7 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
         if error.said is not None:
             _print_json(error.said, as_json=as_json)
         raise typer.Exit(error.status) from error
-    except (SteeringError, ClusterError) as error:
+    except (SteeringError, ClusterError, FailedSweepError) as error:
         if debug:
             raise
         sys.stderr.write(f"error: {error}\n")

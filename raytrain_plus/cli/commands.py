@@ -31,6 +31,7 @@ from raytrain_plus.cli.nodes import doctor
 from raytrain_plus.cli.remote import here_or_there
 from raytrain_plus.cli.report import report
 from raytrain_plus.cli.steer import checkpoint, scale, status, stop
+from raytrain_plus.cli.sweep import sweep
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic import steering
 from raytrain_plus.elastic.faults import read_faults
@@ -60,6 +61,7 @@ app.command()(scale)
 app.command()(checkpoint)
 app.command()(stop)
 app.command()(report)
+app.command()(sweep)
 
 
 @app.command()

@@ -7,7 +7,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from raytrain_plus.observe.gauges import Reading
+from raytrain_plus.observe.gauges import Reading, traffic
+from raytrain_plus.streams.traffic import TRAFFIC
 
 _INTERVAL = 1.0  # seconds between two looks
 
@@ -70,3 +71,10 @@ class Exporter:
         if added > 0:
             counter.inc(added, labels)
             self._told[key] = reading.value
+
+
+def export_traffic(run: str) -> Exporter:
+    """Begin to give Ray what this process fetches, and finds in its node's cache."""
+    exporter = Exporter(run, lambda: traffic(TRAFFIC.counts()))
+    exporter.start()
+    return exporter

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError
 
 from raytrain_plus.elastic.chronicle import GENERATION
-from raytrain_plus.elastic.messages import NAMESPACE, Event, Outcome
+from raytrain_plus.elastic.joining import find_leader
+from raytrain_plus.elastic.messages import Event, Outcome
 from raytrain_plus.observe import journal
 
 Watcher = Callable[[list[Event]], None]
@@ -39,7 +39,12 @@ class Ended:
     summary: dict[str, Any]
 
 
-def follow(run: str, folder: Path, watcher: Watcher | None = None, offset: int = 0) -> Ended:
+def follow(
+    run: str,
+    folder: Path,
+    watcher: Watcher | None = None,
+    offset: int = 0,
+) -> Ended:
     """Wait for the end of a run.
 
     The first interrupt (Ctrl-C, or SIGTERM, as `ray job stop` sends it) asks the run to stop after
@@ -74,13 +79,13 @@ def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> End
                 raise LostError(f"the coordinator of run {run} was ended from outside")
             if time.monotonic() > look_at:
                 look_at = time.monotonic() + _LOOK
-                gone = not _lives(run)  # then look once more at what it has written last
+                gone = not _lives(run, seen)  # then look once more at what it has written last
             time.sleep(0.0 if gone else _POLL)
         except KeyboardInterrupt:
             if interrupted:
                 raise
             interrupted = True
-            ray.get_actor(run, namespace=NAMESPACE).stop.remote()
+            find_leader(run, seen).stop.remote()
 
 
 @contextlib.contextmanager
@@ -137,10 +142,10 @@ def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
     return Outcome(**{**told, "steps": end["step"], "generations": generations})
 
 
-def _lives(run: str) -> bool:
+def _lives(run: str, events: Sequence[Event]) -> bool:
     """Say whether the coordinator lives, or is being started again."""
     try:
-        ray.get_actor(run, namespace=NAMESPACE)
+        find_leader(run, events)
     except ValueError:
         return False
     except RayActorError:

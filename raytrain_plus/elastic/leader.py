@@ -11,11 +11,13 @@ import traceback
 from typing import Any
 
 import ray
+from ray import cloudpickle
 
 from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.exporting import Exporter
 from raytrain_plus.elastic.fencing import FencedError
 from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
+from raytrain_plus.elastic.sources import wish_of
 
 
 def check_not_running(run: str) -> None:
@@ -34,11 +36,21 @@ def check_not_running(run: str) -> None:
     )
 
 
+def end_leader(spec: RunSpec, leader: Any) -> None:
+    """End a run's coordinator, which has nothing more to do."""
+    if spec.lender is None:
+        ray.kill(leader)  # one that is lent leads another run
+
+
 def start_leader(spec: RunSpec) -> Any:
     """Start a run's coordinator on this node; returns its handle.
 
     It is detached: whoever started it may go, and find it again by the run's name.
     """
+    if spec.lender is not None:
+        lender = ray.get_actor(spec.lender, namespace=NAMESPACE)
+        # Packed: the lender need not be able to import what is the user's.
+        return ray.get(lender.lead.remote(wish_of(spec), cloudpickle.dumps(spec)))
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )

@@ -49,6 +49,8 @@ class Anchor:
 
     def close(self) -> None:
         """Accept nobody any more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # which ends a wait for somebody
         self._socket.close()
 
     def _accept(self) -> None:
@@ -81,6 +83,7 @@ class Lifelines:
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def hold(self, worker: str, address: Address) -> None:
         """Connect to a worker; if it cannot be reached, that is its end."""
@@ -105,8 +108,14 @@ class Lifelines:
                 self._selector.unregister(line)
                 line.close()
 
+    def close(self) -> None:
+        """Let go of all, for good."""
+        for worker in list(self._lines):
+            self.release(worker)
+        self._closed = True
+
     def _watch(self) -> None:
-        while True:
+        while not self._closed:
             ready = self._selector.select(_LOOK)
             for worker, why in self._ended([key.data for key, _ in ready]):
                 self._gone(worker, why)

@@ -59,6 +59,8 @@ class ElasticConfig:
             ends. Default: none, it goes on.
         orphan_seconds: how long workers wait for their coordinator to come back before they end
             themselves. Default 120.
+        lender: the name of an actor that lends the run its workers, whose processes live on when
+            the run has ended; a sweep has one. Default: none, each worker is a new process.
         isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
             `avx2` or `avx512`; part of what the bits depend on. Default: none.
     """
@@ -77,6 +79,7 @@ class ElasticConfig:
     checkpoint_options: Mapping[str, Any] = field(default_factory=dict)
     max_checkpoint_failures: int | None = None
     orphan_seconds: float = 120.0
+    lender: str | None = None
     isa: Literal["default", "avx2", "avx512"] | None = None
 
     def __post_init__(self) -> None:
@@ -141,6 +144,11 @@ class RunSpec:
     def part_rows(self) -> int:
         """Samples that one logical rank computes in a step."""
         return self.batch_size // self.logical_ranks
+
+    @property
+    def lender(self) -> str | None:
+        """The name of the actor that lends the run its workers, or None."""
+        return self.elastic.lender
 
     @property
     def threads(self) -> int:

@@ -1,4 +1,4 @@
-"""Asking Ray for workers; what Ray knows of their deaths and of draining nodes."""
+"""A run's workers; what Ray knows of their deaths and of draining nodes."""
 
 import contextlib
 import os
@@ -15,7 +15,6 @@ from raytrain_plus.elastic import stacks
 from raytrain_plus.elastic.keeping import Committed
 from raytrain_plus.elastic.lifeline import Lifelines
 from raytrain_plus.elastic.messages import (
-    NAMESPACE,
     Found,
     Plan,
     Ready,
@@ -25,24 +24,11 @@ from raytrain_plus.elastic.messages import (
     Unready,
 )
 from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.elastic.sources import source_of
 from raytrain_plus.elastic.uploads import Share
-from raytrain_plus.elastic.worker import Worker
 
 _STACK_SECONDS = 3.0
 _SELF_TEST_SECONDS = 60.0
-_ISA = {
-    "default": {
-        "ATEN_CPU_CAPABILITY": "default",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "MKL_CBWR": "COMPATIBLE",
-    },
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
-    "avx512": {
-        "ATEN_CPU_CAPABILITY": "avx512",
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-        "MKL_CBWR": "AVX512",
-    },
-}
 
 
 @dataclass
@@ -121,14 +107,22 @@ class Woken:
     """Somebody wants something of the coordinator."""
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A worker that was asked for is there, or none will come."""
+
+    worker: str
+    handle: Any
+    error: BaseException | None
+
+
 Event = Came | Returned | Gone | Noticed | Written | Committed | Wanted | Woken
 
 
 class Pool:
     """The workers of one run, as Ray actors, one each, so that none blocks another.
 
-    Everything that happens to them arrives in one queue. They are detached, under names that begin
-    with the run's: a coordinator that comes back finds them again.
+    Everything that happens to them arrives in one queue.
 
     Args:
         spec: the run.
@@ -136,31 +130,31 @@ class Pool:
     """
 
     def __init__(self, spec: RunSpec, coordinator: Any) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
+        self.events: queue.Queue[Event | _Taken] = queue.Queue()
         self._spec = spec
-        self._coordinator = coordinator
+        self._source = source_of(spec, coordinator)
+        self._awaited: set[str] = set()
         self._handles: dict[str, Any] = {}
         self._lifelines = Lifelines(lambda worker, why: self.events.put(Gone(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
-        self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
 
     def start(self, worker: str) -> None:
-        """Ask Ray for a worker; while Ray cannot place it, it is demand that an autoscaler sees."""
-        env = dict(self._spec.runtime_env)
-        if self._spec.elastic.isa is not None:
-            env["env_vars"] = {**env.get("env_vars", {}), **_ISA[self._spec.elastic.isa]}
-        wanted = dict(self._spec.resources)
-        handle = self._actor.options(
-            name=f"{self._spec.name}/{worker}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=wanted.pop("CPU", 0),
-            num_gpus=wanted.pop("GPU", 0),
-            resources=wanted,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env=env or None,
-        ).remote(worker, self._coordinator)
+        """Ask for a worker, and let it prepare itself as soon as it is there."""
+        self._awaited.add(worker)
+        taken = self._source.take(worker)
+        if taken.done():
+            self._taken(_told_of(worker, taken))
+        else:
+            taken.add_done_callback(lambda future: self.events.put(_told_of(worker, future)))
+
+    def _taken(self, event: _Taken) -> None:
+        worker, handle = event.worker, event.handle
+        if worker not in self._awaited:
+            return  # it was given back before it had come
+        self._awaited.remove(worker)
+        if event.error is not None:
+            self.events.put(Came(worker, None, died=_first_line(event.error)))
+            return
         self._handles[worker] = handle
         handle.prepare.remote(self._spec).future().add_done_callback(
             lambda future: self.events.put(_came(worker, future))
@@ -171,15 +165,7 @@ class Pool:
 
         Those of an earlier run of the same name are among them.
         """
-        prefix = f"{self._spec.name}/"
-        named = [
-            entry["name"]
-            for entry in ray.util.list_named_actors(all_namespaces=True)
-            if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix)
-        ]
-        for name in named:
-            with contextlib.suppress(ValueError):  # it has died meanwhile
-                self._handles[name.removeprefix(prefix)] = ray.get_actor(name, NAMESPACE)
+        self._handles |= self._source.find()
         return sorted(self._handles)
 
     def hold(self, worker: str, ready: Ready) -> None:
@@ -287,8 +273,7 @@ class Pool:
         Ray's own kill is a message to the process; one that hangs does not read it, so somebody on
         the same node sends it the signal.
         """
-        self._lifelines.release(seat.worker)
-        handle = self._handles.pop(seat.worker, None)
+        handle = self._let_go(seat.worker)
         if handle is None:
             return
         if hangs and seat.ready is not None:
@@ -298,7 +283,25 @@ class Pool:
             else:
                 for other in self._on_node_of(seat, seat.ready, neighbours)[:1]:
                     other.kill_neighbour.remote(seat.ready.pid)
-        ray.kill(handle)
+        self._source.end(seat.worker, handle)
+
+    def release(self, seat: Seat) -> None:
+        """Let a worker go that did nothing wrong: another run may use its process."""
+        handle = self._let_go(seat.worker)
+        if handle is not None:
+            self._source.give_back(seat.worker, handle)
+
+    def _let_go(self, worker: str) -> Any | None:
+        """Return the worker's handle for the last time, or None if it has not come."""
+        self._lifelines.release(worker)
+        if worker in self._awaited:
+            self._awaited.remove(worker)
+            self._source.give_back(worker, None)
+        return self._handles.pop(worker, None)
+
+    def close(self) -> None:
+        """Watch nobody any more."""
+        self._lifelines.close()
 
     def kill(self, worker: str) -> None:
         """Kill a worker as if its machine had been taken away; that it is lost is then noticed."""
@@ -315,7 +318,10 @@ class Pool:
     def next_event(self, timeout: float) -> Event | None:
         """Return what happened next, or None after `timeout` seconds."""
         with contextlib.suppress(queue.Empty):
-            return self.events.get(timeout=timeout)
+            event = self.events.get(timeout=timeout)
+            if not isinstance(event, _Taken):
+                return event
+            self._taken(event)
         return None
 
     def tell(self, event: Event) -> None:
@@ -333,6 +339,11 @@ def missing_resources(resources: Mapping[str, float], workers: int) -> str:
         for name, amount in resources.items()
     ]
     return "; ".join(lines)
+
+
+def _told_of(worker: str, taken: Any) -> _Taken:
+    error = taken.exception()
+    return _Taken(worker, None if error else taken.result(), error)
 
 
 def _came(worker: str, future: Any) -> Came:

@@ -309,7 +309,7 @@ class Recruiting:
                 break
             staying.remove(seat)
             if seat.ready is None:
-                self._end(seat)
+                self._release(seat)
             else:
                 seat.draining = True
                 self._note(seat, "draining", cause)
@@ -320,13 +320,19 @@ class Recruiting:
         for seat in self._leaving():
             if seat.step <= held:
                 self._note(seat, "left", "")
-                self._end(seat)
+                self._release(seat)
 
     def dismiss_all(self) -> None:
-        """End all workers."""
+        """Let all workers go."""
         for seat in list(self.seats.values()):
-            self._end(seat)
+            self._release(seat)
         self._pool.end_strangers(())
+        self._pool.close()
+
+    def _release(self, seat: Seat) -> None:
+        self.seats.pop(seat.worker, None)
+        self.on_end(seat.worker)
+        self._pool.release(seat)
 
     def _end(self, seat: Seat, *, hangs: bool = False) -> None:
         self.seats.pop(seat.worker, None)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import cache
 from pathlib import Path
 
 _OURS = "raytrain_plus "  # how the names of our background threads begin
@@ -24,11 +25,9 @@ _MOST_LINES = 60
 _TRAINING = " in train\n"
 
 
+@cache
 def offer() -> int:
-    """Let others read where this process stands; returns the descriptor that they need.
-
-    To be called once in a process's life.
-    """
+    """Let others read where this process stands; returns the descriptor that they need."""
     descriptor = os.memfd_create("stacks")
     faulthandler.register(_SIGNAL, file=descriptor, all_threads=True)
     return descriptor

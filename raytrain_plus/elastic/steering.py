@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from raytrain_plus.elastic.joining import NAMESPACE, join
+from raytrain_plus.elastic.joining import NAMESPACE, find_leader, join
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 
@@ -144,7 +144,7 @@ def watch(
     try:
         with reached(folder, address) as name:
             while not _ended(known):
-                yield _live(name) or {**_from_journal(folder, known), "state": "no answer"}
+                yield _live(name, known) or {**_from_journal(folder, known), "state": "no answer"}
                 sleep(every)
                 events, offset = journal.follow(folder / journal.FILE_NAME, offset)
                 known = [*_latest(known), *events]
@@ -156,10 +156,10 @@ def watch(
         yield told if _ended(known) else {**told, **gone}  # it may have ended a moment ago
 
 
-def _live(name: str) -> Event | None:
+def _live(name: str, events: list[Event]) -> Event | None:
     """Ask a run's coordinator; None if it does not answer, as when Ray is starting it again."""
     try:
-        answer: Event = _ask(ray.get_actor(name, namespace=NAMESPACE).status.remote())
+        answer: Event = _ask(find_leader(name, events).status.remote())
     except ray.exceptions.RayError:
         return None
     return answer
@@ -201,7 +201,7 @@ def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
         if not connected:
             known = run["address"] if address in (None, "local") else address
             join(known, namespace=NAMESPACE)
-        yield ray.get_actor(run["run"], namespace=NAMESPACE)
+        yield find_leader(run["run"], events)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         if isinstance(error, SteeringError):
             raise

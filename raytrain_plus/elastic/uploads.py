@@ -105,6 +105,12 @@ class Uploads:
         checkpoint.commit(place, header, pieces)
         return str(state["digest"])
 
+    def finish(self, seconds: float) -> None:
+        """Wait until nothing is being written any more, for so long at most."""
+        self._cancelled.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
     def _write(
         self, snapshot: Snapshot, share: int, told: Share, cancelled: threading.Event
     ) -> None:

@@ -15,7 +15,7 @@ import ray
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic import orphan, stacks
-from raytrain_plus.elastic.exporting import Exporter
+from raytrain_plus.elastic.exporting import export_traffic
 from raytrain_plus.elastic.faults import Fault, Strikes
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
@@ -37,7 +37,6 @@ from raytrain_plus.elastic.suspicion import named
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
 from raytrain_plus.elastic.uploads import Uploads, store_of
 from raytrain_plus.elastic.victim import Victim
-from raytrain_plus.observe.gauges import traffic
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
@@ -64,6 +63,10 @@ class Worker:
     """
 
     def __init__(self, name: str, coordinator: Any) -> None:
+        signal.signal(signal.SIGTERM, self._on_notice)
+        self._begin(name, coordinator)
+
+    def _begin(self, name: str, coordinator: Any) -> None:
         self._name = name
         self._coordinator = coordinator
         self._progress = Progress()
@@ -72,7 +75,6 @@ class Worker:
         self._loader: Loader | None = None
         self._ready: Ready | None = None
         self._report_of: Report | None = None
-        signal.signal(signal.SIGTERM, self._on_notice)
 
     def prepare(self, spec: RunSpec) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe."""
@@ -86,7 +88,7 @@ class Worker:
         sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
         self._device = prepare_process(spec.threads)
         self._spec = spec
-        Exporter(spec.name, lambda: traffic(TRAFFIC.counts())).start()
+        self._exporter = export_traffic(spec.name)
         self._task = load_task(spec.task, spec.task_settings)
         self._source, self._order = open_data(spec, self._task)
         self._evaluation = open_evaluation(spec, self._task)

@@ -188,6 +188,12 @@ class ScriptedPool:
         self.steps.pop(seat.worker, None)
         self.answers.pop(seat.worker, None)
 
+    def release(self, seat):
+        self.end(seat)
+
+    def close(self):
+        self.closed = True
+
     def tell(self, event):
         self.events.append(event)
 

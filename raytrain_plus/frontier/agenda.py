@@ -1,0 +1,228 @@
+"""What a sweep is to run next, from what it has run: a pure function of its table of trials.
+
+In this order: the baseline at every duration, and at the shortest with several seeds, which show
+what chance does; a calibration where one is due; the factorial design; what is promoted; what the
+sampler proposes. And whatever it is: no set of aspects is tried more often at a duration than the
+baseline itself, which is tuned there first.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain_plus.clock import Duration
+from raytrain_plus.frontier.designs import Design
+from raytrain_plus.frontier.domain import Choice, Domain
+from raytrain_plus.frontier.points import FinishedTrial, key_of
+from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.frontier.space import RecipeSpace
+from raytrain_plus.seeds import seed_for
+
+BASELINE, TUNING, CALIBRATION = "baseline", "tuning", "calibration"
+PROMOTION, FACTORIAL, SEARCH = "promotion", "factorial", "search"
+
+Promoted = tuple[Recipe, int]
+"""A recipe at some duration, and a seed to run it with."""
+Promote = Callable[[Sequence[FinishedTrial]], Iterable[Promoted]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A trial that is to be run.
+
+    Attributes:
+        purpose: why, one of the words at the head of this module.
+        recipe: what to train.
+        seed: of the run.
+    """
+
+    purpose: str
+    recipe: Recipe
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from all trials that would compute something else."""
+        return key_of(self.recipe), self.seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agenda:
+    """The order of a sweep's trials.
+
+    Attributes:
+        space: what may be proposed.
+        seeds: of the runs; the first is that of all trials but promotions.
+        promote: says what is promoted.
+        design: what is run besides, or None.
+        calibrate_every: trials between two calibrations; 0 for none.
+    """
+
+    space: RecipeSpace
+    seeds: tuple[int, ...]
+    promote: Promote
+    design: Design | None = None
+    calibrate_every: int = 10
+
+    def next(
+        self,
+        finished: Sequence[FinishedTrial],
+        pending: Sequence[Proposal],
+        draw: Callable[[], Recipe | None],
+        fits: Callable[[Recipe], bool] = lambda _: True,
+    ) -> Proposal | None:
+        """Return what to run now, or None if nothing can be run before something ends.
+
+        Args:
+            finished: all trials that have ended.
+            pending: proposals whose trials have not ended.
+            draw: returns the sampler's recipe, at the shortest duration; None for no more. It
+                returns the same until that has been proposed.
+            fits: says whether the budget allows for a recipe.
+            fits: says whether the budget allows for a recipe.
+        """
+        known = {(key_of(t.recipe), t.seed) for t in finished} | {p.key for p in pending}
+        tried = [
+            *((t.recipe, t.purpose) for t in finished),
+            *((p.recipe, p.purpose) for p in pending),
+        ]
+        for wish in self._wishes(finished, pending, draw):
+            if (wish.purpose != CALIBRATION and wish.key in known) or not fits(wish.recipe):
+                continue
+            return self._tuned_first(wish, tried, known)
+        return None
+
+    def _wishes(
+        self,
+        finished: Sequence[FinishedTrial],
+        pending: Sequence[Proposal],
+        draw: Callable[[], Recipe | None],
+    ) -> Iterator[Proposal]:
+        first, shortest = self.seeds[0], self.space.rungs[0]
+        for duration in self.space.rungs:
+            recipe = self.space.recipe_with((), duration)
+            yield Proposal(purpose=BASELINE, recipe=recipe, seed=first)
+        for seed in self.seeds[:_SEEDS_OF_BASELINE]:
+            recipe = self.space.recipe_with((), shortest)
+            yield Proposal(purpose=BASELINE, recipe=recipe, seed=seed)
+        if self._calibration_due(finished, pending):
+            recipe = self.space.recipe_with((), shortest)
+            yield Proposal(purpose=CALIBRATION, recipe=recipe, seed=first)
+        for on in self.design.runs if self.design is not None else ():
+            recipe = self.space.recipe_with(on, shortest)
+            yield Proposal(purpose=FACTORIAL, recipe=recipe, seed=first)
+        for recipe, seed in self.promote(finished):
+            yield Proposal(purpose=PROMOTION, recipe=recipe, seed=seed)
+        drawn = draw()
+        if drawn is not None:
+            yield Proposal(purpose=SEARCH, recipe=drawn, seed=first)
+
+    def _calibration_due(
+        self, finished: Sequence[FinishedTrial], pending: Sequence[Proposal]
+    ) -> bool:
+        if not self.calibrate_every:
+            return False
+        done = sum(t.purpose == CALIBRATION for t in finished)
+        done += sum(p.purpose == CALIBRATION for p in pending)
+        others = len(finished) - sum(t.purpose == CALIBRATION for t in finished)
+        return others >= (done + 1) * self.calibrate_every
+
+    def _tuned_first(
+        self, wish: Proposal, tried: Sequence[tuple[Recipe, str]], known: set[tuple[str, int]]
+    ) -> Proposal:
+        """Return the wish, or a trial that tunes the baseline at the same duration."""
+        on = self.aspects_of(wish.recipe)
+        if not on:
+            return wish
+        counts = Counter(
+            self.aspects_of(recipe)
+            for recipe, purpose in tried
+            if recipe.duration == wish.recipe.duration and purpose != CALIBRATION
+        )
+        if counts[on] < counts[frozenset()]:
+            return wish
+        for recipe, seed in self._tunings(wish.recipe.duration):
+            proposal = Proposal(purpose=TUNING, recipe=recipe, seed=seed)
+            if proposal.key not in known:
+                return proposal
+        return wish  # there is nothing left to tune
+
+    def _tunings(self, duration: str) -> Iterator[Promoted]:
+        """Yield baselines with other settings of the task; other seeds where nothing varies."""
+        varied = {key: self.space.entries[key] for key in self.space.settings_of("task")}
+        varied["batch_size"] = self.space.entries["batch_size"]
+        if all(isinstance(d, Choice) and len(d.values) == 1 for d in varied.values()):
+            baseline = self.space.recipe_with((), duration)
+            yield from ((baseline, seed) for seed in self.seeds)
+            return
+        for number in range(_MOST_TUNINGS):
+            chance = random.Random(seed_for(self.seeds[0], "tuning", number))
+            config = {key: _drawn(domain, chance) for key, domain in varied.items()}
+            yield self.space.recipe(config | {"duration": duration}), self.seeds[0]
+
+    def aspects_of(self, recipe: Recipe) -> frozenset[str]:
+        """Return the aspects that a recipe adds to the baseline."""
+        return frozenset(recipe.algorithms.keys() - self.space.baseline.algorithms.keys())
+
+
+_SEEDS_OF_BASELINE = 4  # at the shortest duration
+_MOST_TUNINGS = 1000
+
+
+def _drawn(domain: Domain, chance: random.Random) -> Any:
+    if isinstance(domain, Choice):
+        return chance.choice(domain.values)
+    if domain.log:
+        value = domain.low * (domain.high / domain.low) ** chance.random()
+    else:
+        value = chance.uniform(domain.low, domain.high)
+    value = min(max(value, domain.low), domain.high)
+    return round(value) if domain.whole else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """How much of a budget is spent, and whether another trial still fits.
+
+    Attributes:
+        budget: seconds of the whole pool.
+        spent: of them, so far.
+        workers: in the pool.
+        overhead: seconds of the pool that a device-second of training has taken so far, times its
+            workers; at least 1.
+    """
+
+    budget: float
+    spent: float
+    workers: int
+    overhead: float = 1.0
+
+    def fits(self, proposal: Recipe, pending: Sequence[Recipe], rate: float | None) -> bool:
+        """Say whether a trial would end within the budget, beside those that are running.
+
+        Args:
+            proposal: of the trial.
+            pending: of those that are running.
+            rate: device-seconds per unit of duration, None if nobody knows yet.
+        """
+        if rate is None:
+            return self.spent < self.budget
+        return self.spent + self.seconds([proposal, *pending], rate) <= self.budget
+
+    def seconds(self, recipes: Sequence[Recipe], rate: float) -> float:
+        """Return how long the pool takes for some recipes."""
+        return sum(map(length_of, recipes)) * rate * self.overhead / self.workers
+
+
+def length_of(recipe: Recipe) -> float:
+    """Return a recipe's duration in its own unit."""
+    return float(Duration.parse(recipe.duration).value)
+
+
+def rate_of(finished: Sequence[FinishedTrial]) -> float | None:
+    """Return what a unit of duration has cost so far in complete trials, None before the first."""
+    complete = [t for t in finished if t.outcome == "complete"]
+    lengths = sum(length_of(t.recipe) for t in complete)
+    return sum(t.cost for t in complete) / lengths if lengths else None

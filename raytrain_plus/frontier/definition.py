@@ -1,0 +1,109 @@
+"""A sweep as its user defines it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain_plus.frontier.designs import Design, factorial
+from raytrain_plus.frontier.errors import SweepError
+from raytrain_plus.frontier.points import Objective
+from raytrain_plus.frontier.space import RecipeSpace
+from raytrain_plus.task import Task, load_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Which recipes to try, on what, and what is to be good.
+
+    Attributes:
+        name: of the sweep's folder.
+        task: a Task, or where to import one; its data and evaluation data are used.
+        space: the recipes, with the baseline and the durations.
+        objective: one of the task's metrics, and its direction.
+        seeds: the first is that of all trials; promoted recipes get the others. Default five.
+        factors: aspects, by class name, of a factorial design at the shortest duration. Default:
+            none is run.
+        resolution: of that design; None is full. Default None.
+        most_promoted: recipes that may rise from each duration. Default 8.
+        most_drawn: trials that the sampler may propose. Default: as many as the budget allows.
+        logical_ranks: V of every run, and the most workers that a trial can have. Default 4.
+        least_workers: that a trial needs. Default 1.
+        resources: of each worker. Default `{"CPU": 1}`.
+        evaluate_every: in parts of a run such as `"0.25dur"`. The default, `"1dur"`, evaluates at
+            the end alone; more often lets hopeless trials be stopped, at the evaluations' price.
+        calibrate_every: trials between two calibrations; 0 for none. Default 10.
+        most_failures: failed trials in a row after which the sweep ends. Default 4.
+    """
+
+    name: str
+    task: Task | str
+    space: RecipeSpace
+    objective: Objective
+    seeds: tuple[int, ...] = (17, 18, 19, 20, 21)
+    factors: tuple[str, ...] = ()
+    resolution: int | None = None
+    most_promoted: int = 8
+    most_drawn: int | None = None
+    logical_ranks: int = 4
+    least_workers: int = 1
+    resources: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
+    evaluate_every: str = "1dur"
+    calibrate_every: int = 10
+    most_failures: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise SweepError(f"seeds are {self.seeds}: give at least one, and none twice")
+        for name in ("logical_ranks", "least_workers", "most_promoted", "most_failures"):
+            if getattr(self, name) < 1:
+                raise SweepError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.least_workers > self.logical_ranks:
+            raise SweepError(
+                f"least_workers is {self.least_workers}, and a run of {self.logical_ranks} "
+                "logical_ranks has no use for so many: raise logical_ranks"
+            )
+        unknown = sorted(set(self.factors) - self.space.names.keys())
+        if unknown:
+            raise SweepError(
+                f"factors name {', '.join(unknown)}, which the space does not have; it has "
+                f"{', '.join(self.space.names) or 'none'}"
+            )
+
+    @property
+    def design(self) -> Design | None:
+        """The factorial design, if there is one."""
+        if not self.factors:
+            return None
+        return factorial(self.factors, self.resolution, self.space.refusal)
+
+    def loaded_task(self) -> Task:
+        """Return the task, and check that it reports the objective.
+
+        Raises:
+            SweepError: it does not.
+            TaskError: it cannot be loaded.
+        """
+        task = load_task(self.task, dict(self.space.baseline.task))
+        known = sorted(task.metrics())
+        if self.objective.metric not in known:
+            raise SweepError(
+                f"the objective is {self.objective.metric!r}, and the task reports "
+                f"{', '.join(known) or 'no metric'}: name one of these, or define it in metrics()"
+            )
+        if task.evaluation_data() is None:
+            raise SweepError(
+                "the task has no evaluation data, so no recipe has a quality: define its "
+                "evaluation_data()"
+            )
+        return task
+
+    def described(self) -> dict[str, Any]:
+        """Return what a sweep that goes on must have in common with the one before, as JSON."""
+        task = self.task if isinstance(self.task, str) else type(self.task).__qualname__
+        return {
+            "name": self.name,
+            "task": task,
+            "space": self.space.model_dump(mode="json"),
+            "metric": self.objective.metric,
+            "mode": self.objective.mode,
+            "logical_ranks": self.logical_ranks,
+        }

@@ -1,0 +1,9 @@
+"""What may go wrong with a sweep. Light: commands that never sweep name these, too."""
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be run as it is defined, or cannot go on; the message says what to do."""
+
+
+class FailedSweepError(RuntimeError):
+    """A sweep that could not go on; what it has finished is kept."""

@@ -1,0 +1,263 @@
+"""Running a sweep: Ray Tune runs elastic trials on a pool of workers that is warm.
+
+Each sitting is one experiment of Tune's. What carries over from one to the next is the sweep's
+folder: its table of finished trials, and its proposals.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.tune
+from ray import cloudpickle
+
+from raytrain_plus.configure import import_paths
+from raytrain_plus.frontier.agenda import CALIBRATION, Agenda, Promote, Promoted
+from raytrain_plus.frontier.calibration import Calibration
+from raytrain_plus.frontier.definition import Sweep
+from raytrain_plus.frontier.errors import FailedSweepError, SweepError
+from raytrain_plus.frontier.folder import SweepFolder
+from raytrain_plus.frontier.lender import start_lender
+from raytrain_plus.frontier.points import FinishedTrial, points
+from raytrain_plus.frontier.promotion import PromotionRule, propose
+from raytrain_plus.frontier.searching import RecipeSearch
+from raytrain_plus.frontier.stopping import EarlyEnd
+from raytrain_plus.frontier.trials import RecipeTrial, Setting
+from raytrain_plus.task import Task
+from raytrain_plus.trainer import cluster
+
+Watcher = Callable[[SweepFolder], None]
+
+_LOOK = 1.0  # seconds between two looks of a watcher
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    storage: str,
+    budget: float,
+    workers: int | None = None,
+    resume: bool = False,
+    elastic: bool = True,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Run trials until the budget is used up, or nothing is left to try.
+
+    Args:
+        sweep: the sweep.
+        storage: where sweeps are kept, one folder each.
+        budget: seconds of the whole pool, over all sittings.
+        workers: in the pool. Default: as many as this machine has cores.
+        resume: go on with the sweep that is there.
+        elastic: move workers to trials that can use more. Default True.
+        watcher: called about once a second.
+
+    Returns:
+        `sweep`, `folder`, `state` (`finished`, `interrupted`), `trials` by outcome, `seconds`,
+        `device_seconds`.
+
+    Raises:
+        SweepError: the sweep cannot be run as it is defined, or here.
+        FailedSweepError: too many trials failed, or the budget is too small for the baseline.
+    """
+    workers = workers or os.cpu_count() or 1
+    _check(sweep, budget, workers)
+    task = sweep.loaded_task()
+    folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
+    with folder.held():
+        _check_place(sweep, folder, resume=resume)
+        cpus = math.ceil(workers * sweep.resources.get("CPU", 1))
+        with cluster(cpus), _lent(sweep, workers, elastic=elastic) as lender:
+            described = sweep.described()
+            folder.write("sitting", sweep=described, workers=workers, budget=budget)
+            setting = Setting(
+                sweep=sweep,
+                folder=folder.path,
+                lender=lender,
+                workers=workers,
+                data=_kept(task, folder.path / "data"),
+            )
+            _tune(setting, folder, budget, watcher)
+            folder.write("rest")
+    return _summary(sweep, folder)
+
+
+def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher | None) -> None:
+    sweep = setting.sweep
+    agenda = Agenda(
+        space=sweep.space,
+        seeds=sweep.seeds,
+        promote=promotions(sweep),
+        design=sweep.design,
+        calibrate_every=sweep.calibrate_every,
+    )
+    sittings = sum(event["event"] == "sitting" for event in folder.events())
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(
+            RecipeTrial, paths=import_paths(), packed=cloudpickle.dumps(setting)
+        ),
+        # Its workers are the lender's; Ray wants a trial to ask for something.
+        ray.tune.PlacementGroupFactory([{"memory": 1}]),
+    )
+    tuner = ray.tune.Tuner(
+        trainable,
+        tune_config=ray.tune.TuneConfig(
+            search_alg=RecipeSearch(sweep, folder, agenda, budget, setting.workers),
+            scheduler=EarlyEnd(folder, sweep.objective, setting.lender),
+            num_samples=-1,
+            max_concurrent_trials=at_once(sweep, setting.workers),
+            reuse_actors=True,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"sitting-{sittings}",
+            storage_path=str(folder.path / "tune"),
+            verbose=0,
+            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_Watching(folder, watcher)] if watcher else [],
+        ),
+    )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    with _without_loggers():
+        tuner.fit()
+
+
+def at_once(sweep: Sweep, workers: int) -> int:
+    """Return how many trials there are at a time: one more than have room, to begin at once."""
+    return workers // sweep.least_workers + 1
+
+
+def promotions(sweep: Sweep) -> Promote:
+    """Return what promotes recipes to longer durations and to more seeds."""
+    rule = PromotionRule(
+        durations=sweep.space.rungs, seeds=sweep.seeds, at_most=sweep.most_promoted
+    )
+
+    def promote(finished: Sequence[FinishedTrial]) -> list[Promoted]:
+        same = [t for t in finished if t.purpose == CALIBRATION and t.outcome == "complete"]
+        calibration = Calibration.of(same)
+        found = points(calibration.correct(trial) for trial in finished)
+        return [(one.recipe, one.seed) for one in propose(found, rule, sweep.objective)]
+
+    return promote
+
+
+class _Watching(ray.tune.Callback):  # type: ignore[misc]
+    def __init__(self, folder: SweepFolder, watcher: Watcher) -> None:
+        self._folder = folder
+        self._watcher = watcher
+        self._next = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune keeps a copy of us, which a terminal cannot be part of."""
+        return {}
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LOOK
+            self._watcher(self._folder)
+
+
+@contextlib.contextmanager
+def _lent(sweep: Sweep, workers: int, *, elastic: bool) -> Iterator[str]:
+    name = f"lender-{uuid.uuid4().hex[:12]}"
+    lender = start_lender(
+        name,
+        workers=workers,
+        coordinators=at_once(sweep, workers),
+        resources=sweep.resources,
+        elastic=elastic,
+    )
+    try:
+        yield name
+    finally:
+        ray.kill(lender)
+
+
+@contextlib.contextmanager
+def _without_loggers() -> Iterator[None]:
+    """Keep Tune from writing each result in three more formats: the trials have journals."""
+    name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _check(sweep: Sweep, budget: float, workers: int) -> None:
+    if not budget > 0:
+        raise SweepError(f"the budget is {budget} s; it must be above zero")
+    if workers < sweep.least_workers:
+        raise SweepError(
+            f"the pool has {workers} workers and a trial needs {sweep.least_workers}: give more "
+            "--workers, or lower least_workers"
+        )
+
+
+def _check_place(sweep: Sweep, folder: SweepFolder, *, resume: bool) -> None:
+    if not resume:
+        if folder.exists:
+            raise SweepError(
+                f"there is a sweep in {folder.path} already: --resume goes on with it; or give "
+                "another --storage"
+            )
+        return
+    sittings = [event for event in folder.events() if event["event"] == "sitting"]
+    if not sittings:
+        raise SweepError(f"there is no sweep to resume in {folder.path}")
+    before, now = sittings[-1]["sweep"], sweep.described()
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        raise SweepError(
+            f"the sweep in {folder.path} was begun with another {', '.join(changed)}: its trials "
+            "cannot be compared with new ones. Change it back, or begin another sweep"
+        )
+
+
+def _kept(task: Task, folder: Path) -> tuple[Any, Any]:
+    """Return the data; tables are written once, where all trials find them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, data in (("train", task.data()), ("evaluation", task.evaluation_data())):
+        path = folder / f"{name}.arrow"
+        if not isinstance(data, pa.Table):
+            found.append(data)
+            continue
+        if not path.exists():
+            unfinished = folder / f".{name}.{os.getpid()}"
+            with pa.ipc.new_file(unfinished, data.schema) as file:
+                file.write_table(data.combine_chunks())
+            unfinished.replace(path)
+        found.append(str(path))
+    return found[0], found[1]
+
+
+def _summary(sweep: Sweep, folder: SweepFolder) -> dict[str, Any]:
+    events = folder.events()
+    begun = max(i for i, event in enumerate(events) if event["event"] == "sitting")
+    ends = [event for event in events[begun:] if event["event"] in ("over", "problem")]
+    finished = folder.finished()
+    for event in ends:
+        if event["event"] == "problem":
+            raise FailedSweepError(event["text"])
+    return {
+        "sweep": sweep.name,
+        "folder": str(folder.path),
+        "state": "finished" if ends else "interrupted",
+        "trials": dict(Counter(trial.outcome for trial in finished)),
+        "seconds": round(folder.spent(), 3),
+        "device_seconds": round(sum(trial.cost for trial in finished), 3),
+    }

@@ -1,0 +1,200 @@
+"""A trial, as Ray Tune runs it: one complete elastic run of a recipe, with lent workers."""
+
+import math
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.tune
+from ray import cloudpickle
+
+from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.frontier.agenda import Proposal
+from raytrain_plus.frontier.definition import Sweep
+from raytrain_plus.frontier.folder import SweepFolder
+from raytrain_plus.frontier.hopeless import Glimpse
+from raytrain_plus.frontier.lender import abandon, stop
+from raytrain_plus.frontier.points import FinishedTrial
+from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.observe.journal import Event
+from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
+
+_PARTING = 30.0  # seconds for a run that is told to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all trials of a sweep have in common.
+
+    Attributes:
+        sweep: as its user defines it.
+        folder: of the sweep.
+        lender: the name of who lends the workers.
+        workers: of the pool.
+        data: the training data and the evaluation data.
+    """
+
+    sweep: Sweep
+    folder: Path
+    lender: str
+    workers: int
+    data: tuple[Any, Any]
+
+
+class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
+    """Trains one recipe to its end; a result at each evaluation on the way, the last at the end.
+
+    Its process may serve one trial after another. Whatever the task raises is a result, too.
+    """
+
+    def setup(self, config: Mapping[str, Any], paths: Sequence[str], packed: bytes) -> None:
+        """Begin the first trial.
+
+        Args:
+            config: of the trial.
+            paths: folders from which the task is imported.
+            packed: the Setting, which may hold what can be imported only then.
+        """
+        sys.path[:0] = [path for path in paths if path not in sys.path]
+        self._setting: Setting = cloudpickle.loads(packed)
+        self._folder = SweepFolder(self._setting.folder)
+        self._begin(config)
+
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+        """Begin another trial in this process."""
+        self._leave()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Return how the trial stands at its next evaluation, or how it has ended."""
+        told: dict[str, Any] = self._told.get()
+        return told
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save nothing: what is worth it is in the sweep's folder."""
+
+    def cleanup(self) -> None:
+        """Let nothing of the trial live on."""
+        self._leave()
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self._name: str = config["name"]
+        self._proposal = Proposal(
+            purpose=config["purpose"],
+            recipe=Recipe.model_validate(config["recipe"]),
+            seed=config["seed"],
+        )
+        self._run = self._folder.new_run(self._name)
+        self._told: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._started = time.time()
+        self._cost, self._loss, self._steps = 0.0, 0.0, 1
+        self._thread = threading.Thread(target=self._train, daemon=True, name="trial")
+        self._thread.start()
+
+    def _leave(self) -> None:
+        if not self._thread.is_alive():
+            return
+        stop(self._setting.lender, self._run)
+        self._thread.join(_PARTING)
+        if self._thread.is_alive():
+            abandon(self._setting.lender, self._run)
+
+    def _train(self) -> None:
+        summary: Mapping[str, Any] = {}
+        error = ""
+        try:
+            summary = self._trainer().fit(self._watch).return_value
+        except TrainingFailedError as failure:
+            summary, error = failure.summary, str(failure)
+            if not summary:  # its coordinator was ended from outside
+                abandon(self._setting.lender, self._run)
+        except Exception as failure:  # noqa: BLE001 - a recipe that cannot be run is a result
+            error = f"{type(failure).__name__}: {failure}"
+        if summary.get("state") == "stopped":
+            return  # whoever stopped it keeps it
+        finished = self._finished(summary, error)
+        self._folder.finish(finished)
+        self._told.put(
+            {
+                **self._stand(1.0, finished.quality),
+                "outcome": finished.outcome,
+                "cost": finished.cost,
+                "error": error,
+                "done": True,
+            }
+        )
+
+    def _trainer(self) -> ElasticTrainer:
+        setting, recipe = self._setting, self._proposal.recipe
+        sweep = setting.sweep
+        data, evaluation_data = setting.data
+        most = min(setting.workers, sweep.logical_ranks)
+        return ElasticTrainer(
+            task=sweep.task,
+            task_settings=dict(recipe.task),
+            data=data,
+            evaluation_data=evaluation_data,
+            batch_size=recipe.batch_size,
+            duration=recipe.duration,
+            evaluate_every=sweep.evaluate_every,
+            seed=self._proposal.seed,
+            logical_ranks=sweep.logical_ranks,
+            algorithms=recipe.aspects(),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=(sweep.least_workers, most),
+                resources_per_worker=dict(sweep.resources),
+            ),
+            run_config=ray.train.RunConfig(name=self._run, storage_path=str(self._folder.runs)),
+            elastic=ElasticConfig(lender=setting.lender, checkpoint_every=None),
+        )
+
+    def _watch(self, events: list[Event]) -> None:
+        for event in events:
+            if event["event"] == "run":
+                self._steps = event["total_steps"]
+            elif event["event"] == "step":
+                diverges = math.isfinite(self._loss) and not math.isfinite(event["loss"])
+                self._cost += event["busy_seconds"]
+                self._loss = event["loss"]
+                if diverges:
+                    self._told.put(self._stand(event["step"] / self._steps))
+            elif event["event"] == "evaluate" and 0 < event["step"] < self._steps:
+                quality = event["metrics"][self._setting.sweep.objective.metric]
+                self._told.put(self._stand(event["step"] / self._steps, quality))
+
+    def _stand(self, progress: float, quality: float = math.nan) -> dict[str, Any]:
+        glimpse = Glimpse(progress=progress, cost=self._cost, quality=quality, loss=self._loss)
+        return {
+            **vars(glimpse),
+            "name": self._name,
+            "run": self._run,
+            "started": self._started,
+            "done": False,
+        }
+
+    def _finished(self, summary: Mapping[str, Any], error: str) -> FinishedTrial:
+        metric = self._setting.sweep.objective.metric
+        quality = float(summary.get("metrics", {}).get(metric, math.nan))
+        complete = not error and math.isfinite(quality)
+        return FinishedTrial(
+            name=self._name,
+            purpose=self._proposal.purpose,
+            outcome="failed" if error else "complete" if complete else "dominated",
+            recipe=self._proposal.recipe,
+            seed=self._proposal.seed,
+            cost=summary.get("device_seconds", self._cost),
+            quality=quality if complete else math.nan,
+            started=self._started,
+            ended=time.time(),
+            aspect_costs={
+                name: cost["seconds"] for name, cost in summary.get("algorithms", {}).items()
+            },
+            error=error,
+        )

@@ -1,0 +1,153 @@
+"""A sweep on real processes: killed and resumed, it loses no trial; its bits are those of runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from ray.train import RunConfig, ScalingConfig
+
+from raytrain_plus import ElasticConfig, ElasticTrainer, TrainingFailedError
+from raytrain_plus.algorithms import LabelSmoothing
+from raytrain_plus.frontier.folder import SweepFolder
+from raytrain_plus.frontier.lender import LendingError, start_lender
+from raytrain_plus.frontier.points import key_of
+from raytrain_plus.observe import journal
+from tests.end_to_end.runs import await_events, cluster
+from tests.end_to_end.small_sweep import SWEEP, Rings
+from tests.end_to_end.spoiling import Raises, Spoils
+from tests.end_to_end.tasks import Momentum
+
+FILE = Path(__file__).with_name("small_sweep.py")
+ROOT = Path(__file__).parents[2]
+
+
+def train(storage, name, *, lender, task, seed=17, aspects=(), watcher=None, steps=20):
+    trainer = ElasticTrainer(
+        task=task,
+        batch_size=64,
+        duration=f"{steps}ba",
+        evaluate_every="10ba",
+        seed=seed,
+        logical_ranks=4,
+        algorithms=aspects,
+        scaling_config=ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 0.25}),
+        run_config=RunConfig(name=name, storage_path=str(storage)),
+        elastic=ElasticConfig(lender=lender, checkpoint_every=None),
+    )
+    return trainer.fit(watcher).return_value
+
+
+def kill_one(events):
+    """Return a watcher that kills a worker at the first step."""
+    killed = []
+
+    def watch(new):
+        events.extend(new)
+        if not killed and any(event["event"] == "step" for event in new):
+            ready = [e for e in events if e["event"] == "worker" and e["state"] == "ready"]
+            killed.append(ready[0]["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    return watch
+
+
+@pytest.mark.timeout(300)
+def test_lent_workers_compute_what_new_ones_compute(tmp_path):
+    """After another task, seed and aspects; after a kill; and whatever was left behind is ended."""
+    with cluster():
+        lender = start_lender("pool", workers=2, coordinators=1, resources={"CPU": 0.25})
+
+        def lent(name, task, **more):
+            return train(tmp_path, name, lender="pool", task=task, **more)
+
+        first = lent("first", Momentum())
+        between = lent("between", Rings(), seed=3, aspects=[LabelSmoothing(smoothing=0.1)])
+        again = lent("again", Momentum())
+        assert not ray.get(lender.status.remote())["replaced"]
+        with pytest.raises(TrainingFailedError, match="a user's own error"):
+            lent("raises", Raises())
+        events = []
+        killed = lent("killed", Momentum(), watcher=kill_one(events), steps=20)
+        spoilt = lent("spoilt", Spoils())
+        after = lent("after", Momentum())
+        status = ray.get(lender.status.remote())
+        with pytest.raises(LendingError, match="num_cpus"):
+            ElasticTrainer(
+                task=Momentum(),
+                batch_size=64,
+                scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+                run_config=RunConfig(name="other", storage_path=str(tmp_path)),
+                elastic=ElasticConfig(lender="pool"),
+            ).fit()
+        new = train(tmp_path, "new", lender=None, task=Momentum())
+    digests = [run["digest"] for run in (first, again, killed, after, new)]
+    assert len(set(digests)) == 1
+    assert between["digest"] != first["digest"]  # the control
+    assert any(e["event"] == "worker" and e["state"] == "lost" for e in events)
+    assert spoilt["digest"] == first["digest"]
+    assert all("spoilt/" in why and "other bits" in why for why in status["replaced"])
+    assert status["replaced"]
+
+
+def sweep(storage, *more):
+    """Start the command; its Ray is its own."""
+    command = [sys.executable, "-m", "raytrain_plus", "sweep", str(FILE), "--storage", str(storage)]
+    return subprocess.Popen(
+        [*command, "--budget", "10m", "--workers", "2", "--json", *more],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.timeout(300)
+def test_a_sweep_that_is_killed_goes_on_and_loses_nothing(tmp_path):
+    folder = SweepFolder(tmp_path / SWEEP.name)
+    killed = sweep(tmp_path)
+    try:
+        await_events(
+            folder.path / "sweep",
+            lambda events: sum(event["event"] == "trial" for event in events) >= 3,
+            killed,
+        )
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    before = folder.finished()
+    resumed = sweep(tmp_path, "--resume")
+    out, error = resumed.communicate()
+    assert resumed.returncode == 0, error
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["state"] == "finished"
+    assert_whole(SweepFolder(folder.path), before)
+
+
+def assert_whole(folder, before):
+    """Every proposal has ended once, the finished trials are as they were, and each is a run."""
+    finished = folder.finished()
+    proposals = folder.proposals()
+    assert {trial.name for trial in finished} == set(proposals)
+    assert set(before_of(before)) <= set(before_of(finished))
+    assert {"baseline", "factorial", "search", "tuning"} <= {t.purpose for t in finished}
+    for trial in finished:
+        assert trial.outcome in ("complete", "dominated"), trial.error
+        if trial.outcome != "complete":
+            continue
+        run = max(folder.runs.glob(f"{trial.name}.*"))  # the last, where one was cut off
+        events = journal.read(run)
+        end = events[-1]
+        assert end["event"] == "end"
+        assert end["state"] == "finished"
+        assert trial.quality == pytest.approx(end["metrics"]["accuracy"])
+        assert trial.cost == pytest.approx(end["device_seconds"], abs=1e-3)
+
+
+def before_of(trials):
+    return [(t.name, key_of(t.recipe), t.seed, t.cost, repr(t.quality)) for t in trials]

@@ -1,0 +1,197 @@
+"""The order of a sweep's trials: the baseline first, and never less well treated than a recipe."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raytrain_plus.frontier.agenda import (
+    BASELINE,
+    CALIBRATION,
+    FACTORIAL,
+    PROMOTION,
+    SEARCH,
+    TUNING,
+    Agenda,
+    Proposal,
+    Spending,
+    rate_of,
+)
+from raytrain_plus.frontier.designs import factorial
+from raytrain_plus.frontier.domain import Range
+from raytrain_plus.frontier.points import FinishedTrial
+from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.frontier.space import RecipeSpace
+
+SPACE = RecipeSpace(
+    baseline=Recipe(duration="100sp", batch_size=8, task={"learning_rate": 0.1}),
+    aspects={"EMA": {}, "LabelSmoothing": {"smoothing": Range(low=0.01, high=0.2)}},
+    task={"learning_rate": Range(low=0.01, high=1.0, log=True)},
+    durations=("100sp", "200sp"),
+)
+SEEDS = (17, 18, 19, 20, 21)
+
+
+def agenda(**changes):
+    given_ = {
+        "space": SPACE,
+        "seeds": SEEDS,
+        "promote": lambda _: (),
+        "design": factorial(("EMA", "LabelSmoothing")),
+        "calibrate_every": 5,
+    }
+    return Agenda(**{**given_, **changes})
+
+
+def ended(number, proposal, outcome="complete"):
+    return FinishedTrial(
+        name=f"{number:05d}",
+        purpose=proposal.purpose,
+        outcome=outcome,
+        recipe=proposal.recipe,
+        seed=proposal.seed,
+        cost=1.0,
+        quality=0.5 if outcome == "complete" else float("nan"),
+        started=float(number),
+        ended=number + 1.0,
+    )
+
+
+def recipes(chance):
+    """Return a sampler over the aspects of the space."""
+
+    def draw():
+        return SPACE.recipe_with(chance[draw.at % len(chance)], "100sp").model_copy(
+            update={"task": {"learning_rate": 0.01 + draw.at / 1000}}
+        )
+
+    draw.at = 0
+    return draw
+
+
+def play(plan, trials, *, at_once=1, draw=lambda: None, outcomes=lambda _: "complete"):
+    """Run a sweep of trials that all end in the order in which they began."""
+    finished, pending, order = [], [], []
+    while len(order) < trials:
+        proposal = plan.next(finished, pending, draw)
+        if proposal is not None:
+            order.append(proposal)
+            pending.append(proposal)
+            if proposal.purpose == SEARCH:
+                draw.at += 1
+        if proposal is None or len(pending) == at_once:
+            if not pending:
+                break
+            first = pending.pop(0)
+            finished.append(ended(len(finished), first, outcomes(first)))
+    return order
+
+
+def test_the_baseline_comes_first_at_every_duration():
+    order = play(agenda(), 30)
+    assert [p.recipe.duration for p in order[:2]] == ["100sp", "200sp"]
+    assert {p.purpose for p in order[:5]} == {BASELINE}
+    assert [p.seed for p in order[2:5]] == [18, 19, 20]
+    assert all(not p.recipe.algorithms for p in order[:5])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([(), ("EMA",), ("LabelSmoothing",), ("EMA", "LabelSmoothing")]),
+             min_size=1, max_size=5),
+    st.integers(1, 4),
+)  # fmt: skip
+def test_no_aspects_are_tried_more_often_than_the_baseline(chance, at_once):
+    """Whatever the sampler draws."""
+    plan = agenda(seeds=(17,))
+    order = play(plan, 40, at_once=at_once, draw=recipes(chance))
+    tried = Counter()
+    for proposal in order:
+        if proposal.purpose == CALIBRATION:
+            continue
+        tried[proposal.recipe.duration, plan.aspects_of(proposal.recipe)] += 1
+        for (duration, _), count in tried.items():
+            assert count <= tried[duration, frozenset()]
+
+
+def test_an_agenda_that_does_not_tune_would_be_found(monkeypatch):
+    """The negative control."""
+    monkeypatch.setattr(Agenda, "_tuned_first", lambda _, wish, *__: wish)
+    plan = agenda(seeds=(17,))
+    order = play(plan, 20, draw=recipes([("EMA",)]))
+    tried = Counter((p.recipe.duration, plan.aspects_of(p.recipe)) for p in order)
+    assert any(count > tried[duration, frozenset()] for (duration, _), count in tried.items())
+
+
+def test_the_baseline_is_tuned_within_the_space_and_never_twice_alike():
+    order = play(agenda(seeds=(17,)), 60, draw=recipes([("EMA",)]))
+    tunings = [p for p in order if p.purpose == TUNING]
+    assert len({p.key for p in order if p.purpose != CALIBRATION}) == len(
+        [p for p in order if p.purpose != CALIBRATION]
+    )
+    assert tunings
+    for proposal in tunings:
+        assert SPACE.config(proposal.recipe)["task.learning_rate"] != 0.1
+
+
+def test_what_nothing_can_tune_gets_more_seeds():
+    space = RecipeSpace(
+        baseline=Recipe(duration="100sp", batch_size=8), aspects={"EMA": {}, "LabelSmoothing": {}}
+    )
+    plan = agenda(space=space, design=factorial(("EMA", "LabelSmoothing")), calibrate_every=0)
+    assert {p.purpose for p in play(plan, 30)} == {BASELINE, FACTORIAL}
+
+
+def test_calibrations_come_every_so_often():
+    order = play(agenda(), 40, draw=recipes([("EMA",), ("LabelSmoothing",)]))
+    calibrations = [p for p in order if p.purpose == CALIBRATION]
+    assert 5 <= len(calibrations) <= 7
+    assert len({p.key for p in calibrations}) == 1
+    assert not any(p.purpose == CALIBRATION for p in play(agenda(calibrate_every=0), 40))
+
+
+def test_promotions_come_before_what_is_drawn_and_only_once():
+    risen = SPACE.recipe_with(("EMA",), "200sp")
+    plan = agenda(promote=lambda finished: [(risen, 17)] if len(finished) > 7 else [])
+    order = play(plan, 40, draw=recipes([("EMA",)]))
+    purposes = [p.purpose for p in order]
+    assert purposes.count(PROMOTION) == 1
+    assert purposes.index(PROMOTION) < purposes.index(SEARCH)
+
+
+def test_a_trial_that_failed_is_not_proposed_again():
+    order = play(agenda(), 12, outcomes=lambda _: "failed")
+    keys = [p.key for p in order if p.purpose != CALIBRATION]
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_does_not_fit_is_left_out_and_what_fits_is_run():
+    plan = agenda()
+    only_short = plan.next([], [], lambda: None, lambda recipe: recipe.duration == "100sp")
+    assert only_short.recipe.duration == "100sp"
+    begun = [only_short]
+    while (
+        found := plan.next([], begun, lambda: None, lambda r: r.duration == "100sp")
+    ) is not None:
+        assert found.recipe.duration == "100sp"
+        begun.append(found)
+    assert plan.next([], begun, lambda: None, lambda _: False) is None
+
+
+def test_a_trial_fits_if_the_pool_can_finish_it_beside_what_runs():
+    short, long = SPACE.recipe_with((), "100sp"), SPACE.recipe_with((), "200sp")
+    spending = Spending(budget=100.0, spent=50.0, workers=2)
+    assert spending.seconds([short, long], rate=0.3) == pytest.approx(45.0)
+    assert spending.fits(short, [long], 0.3)
+    assert not spending.fits(long, [long], 0.3)
+    assert spending.fits(long, [], None)  # nobody knows yet
+    slow = Spending(budget=100.0, spent=50.0, workers=2, overhead=2.0)
+    assert not slow.fits(short, [long], 0.3)
+
+
+def test_the_rate_is_that_of_complete_trials():
+    proposal = Proposal(purpose=SEARCH, recipe=SPACE.recipe_with((), "200sp"), seed=1)
+    assert rate_of([]) is None
+    assert rate_of([ended(0, proposal, "failed")]) is None
+    assert rate_of([ended(0, proposal), ended(1, proposal, "failed")]) == pytest.approx(1 / 200)
