@@ -1,29 +1,36 @@
 #!/usr/bin/env bash
-# Start Ray on this machine, and the node agent beside it; once Ray's raylet has ended, end the rest.
+# Start Ray on this machine, and the node agent beside it; when its raylet has ended, end the rest.
 #
 #     start.sh ray start ...
 #
-# `ray down` stops Ray on the head alone. On the other machines the raylet ends by itself when it
-# has not reached the head for a while, but what it has started would stay.
+# `ray down` stops Ray on the head alone. On the others the raylet ends by itself when it has not
+# reached the head for a while, but what it has started would stay.
+#
+# POWER_OFF_AFTER: minutes after Ray's end at which this machine is switched off, unless Ray has
+# been started again. Default: never. So that no machine of a cloud is paid for once its head has
+# gone.
 set -euo pipefail
 
+temporary=${RAY_TMPDIR:-/tmp}
+session=$temporary/ray/session_latest
 # Held for as long as anything is left of the Ray that was here before.
-exec 9>"${TMPDIR:-/tmp}/raytrain_plus-$(id -u).lock"
+exec 9>"$temporary/raytrain_plus-$(id -u).lock"
 flock --timeout 120 9 || {
-    echo "error: the Ray that was started here before does not end: run \`ray stop --force\`" >&2
+    echo "error: the Ray that ran on $(uname -n) does not end: run \`ray stop --force\` there" >&2
     exit 1
 }
+[ -z "${POWER_OFF_AFTER:-}" ] || sudo shutdown -c || true
 
+# What Ray starts must not hold the lock, should it outlive `ray stop`.
 "$@" 9>&-
-RAYLET=$(pgrep -n -u "$(id -u)" -x raylet)
-LOGS=$(readlink -f /tmp/ray/session_latest)/logs
-export RAYLET LOGS
+RAYLET=$(pgrep --newest --full "raylet_socket_name=$(readlink -f "$session")/")
+LOGS=$(readlink -f "$session")/logs
+export RAYLET
 
-# shellcheck disable=SC2016 - the variables are the other shell's
+# shellcheck disable=SC2016 # the variables are the other shell's
 setsid bash -c '
     raytrain-plus node-agent 9>&- &
-    agent=$!
     tail --pid="$RAYLET" --follow /dev/null 9>&-
-    kill "$agent"
     ray stop 9>&-
+    [ -z "${POWER_OFF_AFTER:-}" ] || sudo shutdown -h "+$POWER_OFF_AFTER"
 ' </dev/null >>"$LOGS/node-agent.log" 2>&1 &

@@ -26,6 +26,7 @@ from raytrain_plus.elastic.steering import RunFailedError
 from raytrain_plus.elastic.uploads import store_of
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
 
@@ -195,7 +196,7 @@ class ElasticTrainer:
             except LostError as error:
                 raise TrainingFailedError(str(error), {}) from None
             ray.kill(leader)
-        return result_of(ended)
+        return result_of(ended, spec.elastic.checkpoint_options)
 
     def _described(self, address: str) -> dict[str, Any]:
         clock = self.spec.clock
@@ -247,8 +248,12 @@ def attach(
     return result_of(ended)
 
 
-def result_of(ended: Ended) -> ray.train.Result:
+def result_of(ended: Ended, options: Mapping[str, Any] | None = None) -> ray.train.Result:
     """Return what Ray Train returns.
+
+    Args:
+        ended: how the run ended.
+        options: for the file system that its checkpoints are in. Default: what is configured.
 
     Raises:
         TrainingFailedError: the run failed.
@@ -263,11 +268,19 @@ def result_of(ended: Ended) -> ray.train.Result:
             "digest": outcome.digest,
             **outcome.metrics,
         },
-        checkpoint=ray.train.Checkpoint(outcome.checkpoint) if outcome.checkpoint else None,
+        checkpoint=_checkpoint(outcome.checkpoint, options) if outcome.checkpoint else None,
         error=None,
         path=ended.summary["folder"],
         return_value=ended.summary,
     )
+
+
+def _checkpoint(place: str, options: Mapping[str, Any] | None) -> ray.train.Checkpoint:
+    if "://" not in place:
+        return ray.train.Checkpoint(place)
+    # Left to itself it would look with pyarrow's own clients, which know other configurations.
+    files, path = Store(place, options).for_arrow()
+    return ray.train.Checkpoint(path, filesystem=files)
 
 
 @dataclass(frozen=True)

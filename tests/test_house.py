@@ -54,6 +54,17 @@ PURE = [
     "observe.report.changes",
     "chaos.schedules",
     "chaos.judge",
+    "frontier.domain",
+    "frontier.space",
+    "frontier.switches",
+    "frontier.designs",
+    "frontier.points",
+    "frontier.estimates",
+    "frontier.pareto",
+    "frontier.curve",
+    "frontier.synergy",
+    "frontier.promotion",
+    "frontier.calibration",
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
@@ -77,6 +88,7 @@ MAY_IMPORT_RAY = {
     "elastic",
     "nodes",
     "frontier.sweep",
+    "frontier.tune_space",
     "trainer",
     "configure",
     "chaos.campaign",

@@ -1,4 +1,7 @@
-"""The lab as a command: `python -m cluster.lab up|exec|kill|boot|cut|join|down FOLDER ...`."""
+"""The lab as a command: `python -m cluster.lab ACT FOLDER ...`.
+
+Acts: up, exec, kill, boot, cut, join, slow, delay, down.
+"""
 
 # ruff: noqa: T201, S603 - a command, whose caller is root and says what to run
 import argparse
@@ -15,6 +18,10 @@ _ACTS = {
     "boot": "start a host that is off, with an empty disk",
     "cut": "pull a host's cable",
     "join": "plug a host's cable in again",
+}
+_CABLES = {
+    "slow": ("mbit", "limit what a host's cable carries, in Mbit/s; without a number: no more"),
+    "delay": ("ms", "let a host's frames take so many ms longer each way; without: no more"),
 }
 
 
@@ -35,6 +42,11 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         one = acts.add_parser(act, help=does)
         one.add_argument("folder", type=Path)
         one.add_argument("host")
+    for act, (unit, does) in _CABLES.items():
+        one = acts.add_parser(act, help=does)
+        one.add_argument("folder", type=Path)
+        one.add_argument("host")
+        one.add_argument("amount", type=float, nargs="?", metavar=unit.upper())
     acts.add_parser("down", help="remove the lab").add_argument("folder", type=Path)
     return parser.parse_args(arguments)
 
@@ -56,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
             return subprocess.run(line, check=False).returncode
         if chosen.act == "down":
             lab.down()
+        elif chosen.act in _CABLES:
+            getattr(lab, chosen.act)(chosen.host, chosen.amount)
         else:
             getattr(lab, chosen.act)(chosen.host)
     except LabError as error:

@@ -15,6 +15,9 @@ from cluster.lab.names import SWITCH, namespace
 Command = list[str]
 
 _BRIDGE = "bridge"
+# What may be sent at once (some milliseconds' worth), and how long the rest may wait before it is
+# dropped: as long as in a switch with deep buffers, so that TCP finds the rate without many losses.
+_BUCKET = ("burst", "64kb", "latency", "100ms")
 # What each host has for itself; the other folders are the machine's.
 _DISKS = (Path("/root"), Path("/tmp"))  # noqa: S108 - its name, nothing is put there
 _MEMORY = (Path("/dev/shm"), Path("/run"))  # noqa: S108
@@ -70,6 +73,43 @@ def cable(number: int, host: str, *, joined: bool) -> Command:
     """Return the command that pulls a host's cable, or plugs it in again: nobody is told."""
     state = "up" if joined else "down"
     return ["ip", "-n", namespace(number, SWITCH), "link", "set", "dev", host, state]
+
+
+def throttle(number: int, host: str, mbit: float | None) -> list[Command]:
+    """Return the commands that let a host's cable carry so much in each direction, or all it can.
+
+    A token bucket at either end; what a sender is ahead waits there, and is not lost.
+
+    Args:
+        number: of the lab.
+        host: its name.
+        mbit: millions of bits per second; None removes the limit.
+    """
+    limit = ["noqueue"] if mbit is None else ["tbf", "rate", f"{mbit:g}mbit", *_BUCKET]
+    return [
+        ["tc", "-n", namespace(number, where), "qdisc", "replace", "dev", end, "root", *limit]
+        for where, end in ((SWITCH, host), (host, "eth0"))
+    ]
+
+
+def tap(host: str) -> str:
+    """Return what the switch's end of a long cable is called."""
+    return f"{host}-tap"
+
+
+def lengthen(number: int, host: str, milliseconds: float, python: str) -> Command:
+    """Return the command that carries frames over a long cable; see `delay.py`."""
+    network = f"--net=/run/netns/{namespace(number, SWITCH)}"
+    program = [python, "-m", "cluster.lab.delay", host, tap(host), f"{milliseconds:g}"]
+    return ["nsenter", network, *program]
+
+
+def plug_long(number: int, host: str, *, long: bool) -> list[Command]:
+    """Return the commands that put a host's long cable in the place of its own, or take it out."""
+    link = ["ip", "-n", namespace(number, SWITCH), "link", "set", "dev"]
+    if not long:  # the other has gone with its process
+        return [[*link, host, "master", _BRIDGE]]
+    return [[*link, host, "nomaster"], [*link, tap(host), "master", _BRIDGE, "up"]]
 
 
 def power_on(number: int, host: str, script: str) -> Command:

@@ -9,15 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster.lab import commands, ssh
 from cluster.lab.commands import Command
-from cluster.lab.names import LabError, addresses, free_number, hosts_file, namespace
+from cluster.lab.names import SWITCH, LabError, addresses, free_number, hosts_file, namespace
 
 _STATE = "lab.json"
-_NEEDED = ("ip", "unshare", "nsenter", "mount", "sh")
+_NEEDED = ("ip", "tc", "unshare", "nsenter", "mount", "sh")
 _TREE = Path(__file__).parents[2]
 
 
@@ -185,18 +185,7 @@ class Lab:
 
         Returns when they are. What is on its disk stays until it is booted again.
         """
-        pid = self._pid(host)
-        if pid is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(pid)
-            try:
-                # Between the two looks, the number could have gone to another process.
-                if self._pid(host) == pid:
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    select.select([descriptor], [], [])
-            finally:
-                os.close(descriptor)
+        _kill(lambda: self._pid(host))
 
     def cut(self, host: str) -> None:
         """Pull a host's cable: from now on nothing is heard of it."""
@@ -208,6 +197,49 @@ class Lab:
         self._known(host)
         _run_all([commands.cable(self.number, host, joined=True)])
 
+    def slow(self, host: str, mbit: float | None = None) -> None:
+        """Let a host's cable carry so many millions of bits a second, in each direction.
+
+        None: as many as it can. A host that is booted has a new cable.
+        """
+        self._known(host)
+        if mbit is not None and not mbit > 0:
+            raise LabError(f"a cable of {mbit:g} Mbit/s carries nothing: cut it, or give more")
+        _run_all(commands.throttle(self.number, host, mbit))
+
+    def delay(self, host: str, milliseconds: float | None = None) -> None:
+        """Let whatever a host sends, and is sent, take so much longer: a round trip twice that.
+
+        None: its own short cable again. A host that is booted has one, too. A process carries the
+        frames (`delay.py`), which costs some CPU, and some throughput even at 0 ms.
+        """
+        self._known(host)
+        if milliseconds is not None and not milliseconds >= 0:
+            raise LabError(f"a delay of {milliseconds:g} ms cannot be: give 0 or more")
+        self._shorten(host)
+        if milliseconds is None:
+            _run_all(commands.plug_long(self.number, host, long=False))
+            return
+        line = commands.lengthen(self.number, host, milliseconds, sys.executable)
+        own = self.folder / host
+        with (own / "cable").open("w") as console:
+            process = subprocess.Popen(
+                line,
+                env={**os.environ, "PYTHONPATH": str(_TREE)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=console,
+                text=True,
+                start_new_session=True,
+            )
+        (own / "delay").write_text(str(process.pid))
+        assert process.stdout is not None
+        with process.stdout as told:
+            if told.readline().strip() != "ready":
+                why = (own / "cable").read_text().strip()
+                raise LabError(f"the cable of {host!r} cannot be made longer: {why}")
+        _run_all(commands.plug_long(self.number, host, long=True))
+
     def down(self) -> None:
         """Remove all that the lab has made: processes, networks, files. Also half a lab."""
         for host in self.addresses:
@@ -218,7 +250,12 @@ class Lab:
         with contextlib.suppress(OSError):
             self.folder.rmdir()  # unless somebody has put something else there
 
+    def _shorten(self, host: str) -> None:
+        """End the process that carries a host's frames, if there is one."""
+        _kill(lambda: _process(self.folder / host / "delay", namespace(self.number, SWITCH)))
+
     def _remove(self, host: str) -> None:
+        self._shorten(host)
         for line in commands.unplug(self.number, host):
             subprocess.run(line, capture_output=True, check=False)
         if (self.folder / host).exists():
@@ -229,18 +266,39 @@ class Lab:
             raise LabError(f"there is no host {host!r}: there are {', '.join(self.addresses)}")
 
     def _pid(self, host: str) -> int | None:
-        """Return the number of a host's process 1; None if it is off.
-
-        A number alone says little, as the system gives it to another process soon: it must be in
-        the host's network.
-        """
+        """Return the number of a host's process 1; None if it is off."""
         self._known(host)
-        with contextlib.suppress(FileNotFoundError):
-            pid = int((self.folder / host / "pid").read_text())
-            network = Path("/run/netns") / namespace(self.number, host)
-            if network.stat().st_ino == Path(f"/proc/{pid}/ns/net").stat().st_ino:
-                return pid
-        return None
+        return _process(self.folder / host / "pid", namespace(self.number, host))
+
+
+def _process(written: Path, network: str) -> int | None:
+    """Return the number of a process that a file holds; None if it has ended.
+
+    A number alone says little, as the system gives it to another process soon: it must be in the
+    network of that name.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        pid = int(written.read_text())
+        there = Path("/run/netns") / network
+        if there.stat().st_ino == Path(f"/proc/{pid}/ns/net").stat().st_ino:
+            return pid
+    return None
+
+
+def _kill(find: Callable[[], int | None]) -> None:
+    """Kill a process, and wait until it has gone."""
+    pid = find()
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            # Between the two looks, the number could have gone to another process.
+            if find() == pid:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                select.select([descriptor], [], [])
+        finally:
+            os.close(descriptor)
 
 
 def _claim_number() -> int:

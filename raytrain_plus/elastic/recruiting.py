@@ -107,7 +107,8 @@ class Recruiting:
         """Say whether a pause of the group would let somebody join or leave."""
         staying = [w for w in group if w in self.seats and not self.seats[w].draining]
         leaving = [w for w in group if w in self.seats and self.seats[w].draining]
-        newcomers = [seat for seat in self._available() if seat.worker not in group]
+        members = set(group)
+        newcomers = [seat for seat in self._available() if seat.worker not in members]
         if newcomers and len(staying) < self.target:
             return True
         return bool(leaving and staying)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import pyarrow.fs
 
 from raytrain_plus.streams import on_disk
 from raytrain_plus.streams.columns import DataError
@@ -88,6 +89,10 @@ class Store:
     def local_path(self) -> Path:
         """Where a local store is."""
         return Path(self._root)
+
+    def for_arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """Return the file system and the path by which pyarrow reads this folder."""
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._root
 
     def where(self, name: str) -> str:
         """Return the URL of one object."""

@@ -12,6 +12,7 @@ from cluster.lab import commands, ssh
 from cluster.lab.__main__ import main
 from cluster.lab.hosts import Lab, why_not
 from cluster.lab.names import LabError, namespace
+from tests.expected import require
 
 SECONDS = 20.0  # for what takes milliseconds on an idle machine
 
@@ -45,8 +46,7 @@ except TimeoutError:
 
 @pytest.fixture(scope="module", autouse=True)
 def possible():
-    if reason := why_not():
-        pytest.skip(reason)
+    require("lab", why_not())
 
 
 @pytest.fixture
@@ -163,8 +163,7 @@ def test_labs_side_by_side_do_not_meet(lab, tmp_path):
 
 
 def test_hosts_let_each_other_in_by_ssh(tmp_path):
-    if reason := ssh.why_not():
-        pytest.skip(reason)
+    require("ssh", ssh.why_not())
     with Lab.of(tmp_path / "lab", ["one", "two"], with_ssh=True) as lab:
         asked = "hostname; command -v ray; pwd"
         assert on(lab, "one", "ssh", "two", asked) == f"two\n{sys.prefix}/bin/ray\n/root\n"

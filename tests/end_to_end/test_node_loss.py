@@ -14,6 +14,7 @@ from tests.end_to_end import lab_run
 from tests.end_to_end.lab_driver import LOGICAL_RANKS, NAME, STEPS
 from tests.end_to_end.runs import Run, differences, lost_steps, program, undisturbed
 from tests.end_to_end.tasks import Plain
+from tests.expected import require
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -22,8 +23,7 @@ POWER_OFF, CABLE_PULL = 10.0, 30.0  # seconds
 
 @pytest.fixture
 def folder(request):
-    if reason := why_not():
-        pytest.skip(reason)
+    require("lab", why_not())
     storage = request.getfixturevalue("storage")
     yield storage
     with contextlib.suppress(LabError):  # there is one only if the program was killed

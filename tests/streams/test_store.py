@@ -171,6 +171,12 @@ def test_what_is_in_a_folder_is_listed_with_its_size_and_deleted(empty):
         empty.names()
 
 
+def test_pyarrow_reads_it_with_the_options_that_we_have(empty):
+    empty.write("inside/x", b"words")
+    files, root = empty.for_arrow()
+    assert files.open_input_stream(f"{root}/inside/x").read() == b"words"
+
+
 def test_a_local_folder_is_where_its_path_says(tmp_path):
     folder = tmp_path / "my runs # 100%20 [x]"
     Store(folder).write("x", b"1")

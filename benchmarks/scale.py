@@ -1,0 +1,264 @@
+"""What coordinator, exchange, meetings and checkpoints cost at 10 to 10,000 workers.
+
+Run as `python -m benchmarks.scale [--measure] [--quick] [--json]`.
+
+Prints the tables of `docs/scale.md` from the constants in `benchmarks/data/scale.json`. `--measure`
+measures the constants anew, beside what the model predicts of groups that fit on this machine, and
+writes them there; with `--quick` it writes nothing. The sizes in a table's rows up to which a
+figure was measured are said in the document.
+
+The case: 100 MB of gradients and Adam's two moments, 8 logical ranks per worker, links of
+10 Gbit/s, 2 steps a second.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report, scale_model
+from benchmarks.report import Aim, Row
+from benchmarks.scale_model import AtSize, Calls, Case, Wire
+from benchmarks.traffic import Traffic
+
+DATA = Path(__file__).parent / "data" / "scale.json"
+SIZES = (10, 30, 100, 300, 1_000, 3_000, 10_000)
+SHOWN = (10, 100, 1_000, 10_000)
+TENSORS = 600
+CASE = Case()
+
+_LEAVES = 64  # logical ranks of the groups that are measured
+_FEW_WORKERS, _MANY_WORKERS = 2, 8
+_MEETINGS = (2, 8, 16, 24)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """All that was measured.
+
+    Attributes:
+        at: costs at each of `SIZES`.
+        calls: of Ray.
+        wire: of exchange and meeting.
+        checks: what was predicted and measured of small groups.
+        machine: cores and load.
+    """
+
+    at: Sequence[AtSize]
+    calls: Calls
+    wire: Wire
+    checks: Sequence[Row]
+    machine: dict[str, Any]
+
+    @classmethod
+    def read(cls) -> "Constants":
+        """Read the last that were measured."""
+        said = json.loads(DATA.read_text())
+        return cls(
+            [AtSize(**one) for one in said["at"]],
+            Calls(**said["calls"]),
+            Wire(**said["wire"]),
+            said["checks"],
+            said["machine"],
+        )
+
+    def write(self) -> None:
+        """Keep them."""
+        DATA.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def measure(*, quick: bool) -> Constants:
+    """Measure everything: some minutes."""
+    from benchmarks import scale_measure, scale_wire  # Ray, and torch's process groups
+    from benchmarks.scale_wire import Load
+
+    machine = scale_measure.machine()
+    times = 1 if quick else 3
+    nothing = Load(_LEAVES, tensors=1, elements=1 << 12, steps=30)
+    large = Load(_LEAVES, tensors=32, elements=1 << 18, steps=5)
+    # Chunks of 4 KB, as a thousand workers would have them.
+    some, many = (
+        Load(_LEAVES, tensors=n, elements=1 << 13, steps=8, bucket_bytes=4) for n in (20, 100)
+    )
+
+    def exchange(workers: int, load: Load) -> tuple[Traffic, float]:
+        cpu = [scale_wire.mean_step_cpu(scale_wire.run(workers, load)) for _ in range(times)]
+        return load.traffic(workers), statistics.median(cpu)
+
+    meetings = {
+        workers: statistics.median(
+            _meeting_cpu(scale_wire.run(workers, nothing)) for _ in range(times)
+        )
+        for workers in _MEETINGS
+    }
+    wire = fitted(
+        fixed=exchange(_FEW_WORKERS, nothing),
+        large=exchange(_FEW_WORKERS, large),
+        some=exchange(_MANY_WORKERS, some),
+        many=exchange(_MANY_WORKERS, many),
+        row_seconds=scale_wire.row_seconds(),
+        meetings=meetings,
+    )
+    checks = []
+    for workers, load in ((3, large), (4, large), (6, large), (8, large), (4, many), (16, some)):
+        traffic, seconds = exchange(workers, load)
+        checks.append(_checked("exchange", traffic, wire.exchange_seconds(traffic), seconds))
+    for workers, seconds in meetings.items():
+        traffic = nothing.traffic(workers)
+        checks.append(_checked("meeting", traffic, wire.meeting_cpu(workers), seconds))
+    at = [scale_measure.at_size(workers) for workers in SIZES]
+    return Constants(at, scale_measure.calls(), wire, checks, machine)
+
+
+def fitted(
+    *,
+    fixed: tuple[Traffic, float],
+    large: tuple[Traffic, float],
+    some: tuple[Traffic, float],
+    many: tuple[Traffic, float],
+    row_seconds: float,
+    meetings: dict[int, float],
+) -> Wire:
+    """Fit the wire's constants to the CPU seconds of a few groups.
+
+    Args:
+        fixed: an exchange of next to nothing.
+        large: one of many bytes in few messages.
+        some: one of few bytes in some messages.
+        many: one of few bytes in many, of the same group.
+        row_seconds: of the control lane.
+        meetings: CPU seconds of each worker, by number of workers.
+    """
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    more = [mean(many[0].messages) - mean(some[0].messages), many[1] - some[1]]
+    message = more[1] / more[0]
+    step = max(0.0, fixed[1] - mean(fixed[0].messages) * message)
+    rest = large[1] - step - mean(large[0].messages) * message
+    least, most = min(meetings), max(meetings)
+    # As the transport writes them: both ends of one connection.
+    ends = json.dumps(["('10.123.123.123', 12345)", "('10.123.123.124', 54321)"]) + ", "
+    return Wire(
+        step_seconds=step,
+        message_seconds=message,
+        byte_seconds=max(0.0, rest) / mean(large[0].sent_bytes),
+        row_seconds=row_seconds,
+        meeting_seconds=meetings[least],
+        connection_seconds=(meetings[most] - meetings[least]) / (most - least),
+        connection_bytes=len(ends),
+    )
+
+
+def _meeting_cpu(group: Sequence[Any]) -> float:
+    return statistics.mean(one.meet_cpu for one in group)
+
+
+def _checked(what: str, traffic: Traffic, predicted: float, measured: float) -> Row:
+    return {
+        "CPU of": what,
+        "workers": traffic.workers,
+        "MB": round(traffic.gradient_bytes / 1e6, 2),
+        "messages": round(sum(traffic.messages) / traffic.workers),
+        "predicted ms": round(1e3 * predicted, 2),
+        "measured ms": round(1e3 * measured, 2),
+        "ratio": round(predicted / measured, 2),
+    }
+
+
+def tables(known: Constants) -> dict[str, list[Row]]:
+    """Predict everything, at all sizes."""
+    case, calls, wire = CASE, known.calls, known.wire
+    at = {one.workers: one for one in known.at}
+    return {
+        "a step's exchange, per worker": [scale_model.exchange(case, wire, n) for n in at],
+        "the coordinator, while a group trains": [
+            scale_model.steady(case, one, calls) for one in at.values()
+        ],
+        "a new generation: the coordinator": [
+            scale_model.regroup(one, calls) for one in at.values()
+        ],
+        "a new generation: the workers meet": [
+            scale_model.meeting(case, wire, one) for one in at.values()
+        ],
+        f"a checkpoint of {TENSORS} tensors": [
+            scale_model.checkpoint(case, one, calls, TENSORS) for one in at.values()
+        ],
+        "healing: seconds until all have the state": [
+            {
+                "workers": n,
+                "from one": scale_model.healing(case, n, 1),
+                "half from half": scale_model.healing(case, n, n // 2),
+            }
+            for n in at
+        ],
+    }
+
+
+# What is first to be too much, and how much that is.
+BOUNDS = (
+    ("a step's exchange, per worker", "messages s", 0.1),
+    ("a step's exchange, per worker", "messages s", 1.0),
+    ("a step's exchange, per worker", "connections", 1024),
+    ("the coordinator, while a group trains", "CPU %", 20),
+    ("a new generation: the coordinator", "plan s", 1.0),
+    ("a new generation: the coordinator", "calls s", 1.0),
+    ("a new generation: the coordinator", "looks s", 1.0),
+    ("a new generation: the coordinator", "asking all s", 1.0),
+    ("a new generation: the workers meet", "CPU s", 1.0),
+    ("a new generation: the workers meet", "at link speed s", 1.0),
+    ("a new generation: the workers meet", "at link speed s", 60.0),
+    (f"a checkpoint of {TENSORS} tensors", "told CPU s", 10.0),
+    ("healing: seconds until all have the state", "from one", 60.0),
+)
+
+
+def breaking(found: dict[str, list[Row]]) -> list[Row]:
+    """Say at which of the sizes each cost passes its bound, the earliest first."""
+    rows = [
+        {"what": key, "of": title, "above": bound, "workers": first}
+        for title, key, bound in BOUNDS
+        if (first := scale_model.first_above(found[title], key, bound)) is not None
+    ]
+    return sorted(rows, key=lambda row: row["workers"])
+
+
+def readable(row: Row) -> Row:
+    """Round what is to be read to three figures."""
+    return {
+        key: f"{value:.3g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, int | float)
+        else value
+        for key, value in row.items()
+    }
+
+
+def main() -> None:
+    """Print the tables."""
+    options: argparse.ArgumentParser = report.parser("what 10 to 10,000 workers cost")
+    options.add_argument("--measure", action="store_true", help="measure the constants anew")
+    chosen = options.parse_args()
+    known = measure(quick=chosen.quick) if chosen.measure else Constants.read()
+    if chosen.measure and not chosen.quick:
+        known.write()
+    report.show(f"predicted and measured; measured at {known.machine}", known.checks)
+    found = tables(known)
+    for title, rows in found.items():
+        report.show(title, [readable(row) for row in rows if row["workers"] in SHOWN])
+    breaks = breaking(found)
+    report.show("what breaks first", [readable(row) for row in breaks])
+    ratios = [row["ratio"] for row in known.checks if row["CPU of"] == "exchange"]
+    off = statistics.median(max(ratio, 1 / ratio) for ratio in ratios)
+    aims = [Aim("exchange, predicted against measured: off by", round(off, 2), most=1.5)]
+    results: dict[str, Any] = {**found, "checks": list(known.checks), "breaks": breaks}
+    report.finish(aims, results, as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""What scaling costs the coordinator and one worker, measured with as many members as are said.
+
+`at_size` calls the real code, in this process. What would take thousands of processes is measured
+with few (`calls`, and `scale_wire.py`), and extrapolated by `scale_model.py`.
+"""
+
+import json
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Calls
+from benchmarks.traffic import ranges_of
+from raytrain_plus.elastic.chronicle import Chronicle
+from raytrain_plus.elastic.lifeline import Anchor, Lifelines
+from raytrain_plus.elastic.messages import ElasticConfig, Plan, Ready, Report, RunSpec
+from raytrain_plus.elastic.plan import Assignment, Member, assign
+from raytrain_plus.elastic.pool import Seat
+from raytrain_plus.elastic.recruiting import Recruiting
+from raytrain_plus.elastic.reporter import Record
+from raytrain_plus.elastic.speeds import Speeds
+from raytrain_plus.elastic.uploads import Share
+from raytrain_plus.observe.journal import Journal
+from raytrain_plus.training.corruption import Facts, judge
+from raytrain_plus.training.manifest import Manifest
+from raytrain_plus.training.pieces import Piece, share_out
+from raytrain_plus.training.tree import additions, maximal_subtrees
+
+TENSORS = 600  # of an optimizer with two moments for 300 parameters
+_WINDOW = 15  # steps between two questions whether to plan anew
+
+
+def seconds(action: Callable[[], Any], times: int = 3) -> float:
+    """Return the CPU seconds that something takes: the least of some times."""
+    found = []
+    for _ in range(times):
+        begun = time.process_time()
+        action()
+        found.append(time.process_time() - begun)
+    return min(found)
+
+
+def at_size(workers: int) -> AtSize:
+    """Measure everything that needs no network."""
+    names = [f"w{i}" for i in range(workers)]
+    ranks = workers * RANKS_PER_WORKER
+    members = [Member(name) for name in names]
+    first = assign(ranks, members)
+    one_less = assign(ranks, members[1:] or members, first)
+    replaced = [*members[1:], Member("new")]
+    plan_seconds = max(
+        seconds(lambda: assign(ranks, members)), seconds(lambda: assign(ranks, replaced, first))
+    )
+    plan = _plan(first)
+    nodes = _nodes(first)
+    # One file for each worker, as far as there are tensors for them.
+    pieces = [Piece(f"rest-{i:05d}.safetensors", 1, "0" * 64) for i in range(min(workers, TENSORS))]
+    manifest = Manifest(run="run", digest="", scalars={"step": 1}, algorithms=(), pieces=pieces)
+    sizes = {f"optimizer/layers.{i}.weight/exp_avg": 4 * i for i in range(TENSORS)}
+    told = Share(1, names, [Piece("rest", 1, "0" * 64)])
+    facts = [Facts(state=17)] * workers
+    lines = _lines(plan)
+    return AtSize(
+        workers=workers,
+        plan_seconds=plan_seconds,
+        plan_bytes=len(pickle.dumps(plan)),
+        pickle_seconds=seconds(lambda: pickle.dumps(plan)),
+        additions_seconds=seconds(lambda: additions(nodes, ranks)),
+        subtrees=len(nodes) / len(first),
+        subtrees_after_loss=len(_nodes(one_less)) / len(one_less),
+        look_seconds=look_seconds(names),
+        record_bytes=len(pickle.dumps(_record(1, workers))),
+        record_seconds=record_seconds(first),
+        step_line_bytes=lines[0],
+        generation_line_bytes=lines[1],
+        share_seconds=seconds(lambda: share_out(1 << 20, sizes, workers)),
+        share_bytes=len(pickle.dumps(told)),
+        manifest_bytes=len(manifest.dump()),
+        manifest_seconds=seconds(manifest.dump),
+        judge_seconds=seconds(lambda: judge(facts)),
+        lifeline_seconds=lifeline_seconds(),
+    )
+
+
+def _plan(assignments: tuple[Assignment, ...]) -> Plan:
+    return Plan(
+        generation=1,
+        step=0,
+        assignments=assignments,
+        healed_by={},
+        meeting_point=("10.0.0.1", 40000),
+        pause_at=None,
+        evaluated=False,
+    )
+
+
+def _nodes(plan: tuple[Assignment, ...]) -> list[tuple[int, int]]:
+    return [node for a in plan for node in maximal_subtrees(a.start, a.stop, plan[-1].stop)]
+
+
+def _record(step: int, workers: int) -> Record:
+    times = tuple(0.1 + i * 1e-9 for i in range(workers))
+    return Record(step, 1, 1.0, 0.5, 1.0, compute_seconds=times)
+
+
+def record_seconds(plan: tuple[Assignment, ...]) -> float:
+    """Return the CPU seconds of taking in one step's record, with the speeds and the journal."""
+    with tempfile.TemporaryDirectory() as folder:
+        chronicle = Chronicle(Journal(Path(folder)))
+        speeds = Speeds()
+        speeds.begin(plan)
+        messages = [pickle.dumps(_record(step, len(plan))) for step in range(1, 2 * _WINDOW + 4)]
+        begun = time.process_time()
+        for message in messages:
+            record = pickle.loads(message)  # noqa: S301 - our own, of a moment ago
+            chronicle.add([record], len(plan))
+            speeds.heard(record.step, record.compute_seconds)
+        return (time.process_time() - begun) / len(messages)
+
+
+def _lines(plan: Plan) -> tuple[int, int]:
+    """Return the bytes of a step's line in the journal, and of a generation's."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        chronicle = Chronicle(Journal(folder))
+        chronicle.expect(plan, "start", None)
+        chronicle.started(1, 1.0)
+        chronicle.add([_record(1, len(plan.assignments))], len(plan.assignments))
+        lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+        kinds = {json.loads(line)["event"]: len(line) for line in lines}
+        return kinds["step"], kinds["generation"]
+
+
+def seat_of(name: str) -> Seat:
+    """Return the seat of a worker that trains."""
+    ready = Ready(
+        pid=1,
+        node="node",
+        host="10.0.0.1",
+        meeting_point=("10.0.0.1", 1),
+        lifeline=("10.0.0.1", 1),
+        stacks=3,
+        fingerprint={},
+        step=1,
+    )
+    return Seat(name, ready, warm=True)
+
+
+def look_seconds(names: list[str]) -> float:
+    """Return the CPU seconds of what the coordinator looks at after each event."""
+    nobody: Any = None  # nothing is asked of Ray, and nothing is noted
+    crew = Recruiting(spec_for(len(names)), nobody, nobody)
+    crew.seats = {name: seat_of(name) for name in names}
+
+    def look() -> None:
+        crew.recruit()
+        crew.wants_change(names)
+
+    return seconds(look)
+
+
+def spec_for(workers: int) -> RunSpec:
+    """Return a run of so many workers, of which nothing else matters here."""
+    nothing: Any = None
+    return RunSpec(
+        name="scale",
+        folder=Path(),
+        task="",
+        task_settings={},
+        import_paths=(),
+        data=None,
+        evaluation_data=None,
+        batch_size=workers,
+        logical_ranks=workers,
+        evaluation_rows=1,
+        probe=None,
+        clock=nothing,
+        seed=0,
+        algorithms=(),
+        workers=(1, workers),
+        resources={},
+        elastic=ElasticConfig(),
+    )
+
+
+def lifeline_seconds(times: int = 200) -> float:
+    """Return the CPU seconds of taking up one lifeline, both of its ends counted."""
+    lines = Lifelines(lambda *_: None)
+    anchor = Anchor("127.0.0.1", lambda: None)
+    begun = time.process_time()
+    for number in range(times):
+        lines.hold(str(number), anchor.address)
+    spent = (time.process_time() - begun) / times
+    for number in range(times):
+        lines.release(str(number))
+    anchor.close()
+    return spent
+
+
+def calls(times: int = 400) -> Calls:
+    """Measure calls between actors of a cluster of our own."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        actor = ray.remote(num_cpus=0)(_Coordinator).remote()
+        small, large = (_plan(_assignments(n)) for n in (10, 10_000))
+        costs = [ray.get(actor.train.remote(plan, times)) for plan in (small, large)]
+        told = ray.get(actor.told_by.remote(times))
+    finally:
+        ray.shutdown()
+    more = len(pickle.dumps(large)) - len(pickle.dumps(small))
+    return Calls(costs[0], max(0.0, costs[1] - costs[0]) / more, told)
+
+
+def _assignments(workers: int) -> tuple[Assignment, ...]:
+    return tuple(
+        Assignment(f"w{i}", ranks.start, ranks.stop)
+        for i, ranks in enumerate(ranges_of(workers, workers))
+    )
+
+
+class _Worker:
+    """Does nothing, as a worker does it."""
+
+    def train(self, _plan: Plan) -> Report:
+        return Report(ending="paused", step=1, committed_at=1.0)
+
+    def tell(self, coordinator: Any, times: int) -> None:
+        for _ in range(times):
+            ray.get(coordinator.told.remote("w0", 1, 1.0, 1, []))
+
+
+class _Coordinator:
+    """Calls and is called as the coordinator."""
+
+    def __init__(self) -> None:
+        self._worker: Any = ray.remote(num_cpus=0)(_Worker).remote()
+
+    async def told_by(self, times: int) -> float:
+        me = ray.get_runtime_context().current_actor
+        begun = time.process_time()
+        await self._worker.tell.remote(me, times)
+        return (time.process_time() - begun) / times
+
+    async def told(self, *_: Any) -> None:
+        """Take a word."""
+
+    async def train(self, plan: Plan, times: int) -> float:
+        answered = []
+        await self._worker.train.remote(plan)
+        begun = time.process_time()
+        for _ in range(times):
+            future = self._worker.train.remote(plan).future()
+            future.add_done_callback(answered.append)
+            future.result()
+        return (time.process_time() - begun) / times
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {"cores": os.cpu_count(), "load": [round(one, 1) for one in os.getloadavg()]}

@@ -1,0 +1,242 @@
+"""What scaling costs, from measured constants: pure.
+
+What one process can do with any number of members (planning, taking in what is told) is measured
+at each size itself. What takes processes, connections and messages is measured with few, and
+extrapolated here by what the code does: each worker holds a connection to each other, and sends
+each a piece of each bucket, twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.traffic import BUCKET_BYTES, ROW_BYTES, Traffic, ranges_of
+
+Row = dict[str, Any]
+
+RANKS_PER_WORKER = 8
+TELLS = 5  # messages a second from the one worker that tells of steps
+OPTIMIZER_STATES = 3  # the model and two moments, in sizes of the model
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """Costs at a number of workers with 8 logical ranks each; seconds are of CPU.
+
+    Attributes:
+        workers: how many.
+        plan_seconds: of the slower of a first plan and one that replaces a worker.
+        plan_bytes: of a plan on its way to a worker.
+        pickle_seconds: of making these bytes.
+        additions_seconds: of ordering the tree's additions, once per generation.
+        subtrees: per worker, in a plan of all workers.
+        subtrees_after_loss: per worker, when one of them is lost.
+        look_seconds: of the coordinator's look around, after each event.
+        record_bytes: of what is told of one step.
+        record_seconds: of taking that in, once per step; the plan after each 15 steps included.
+        step_line_bytes, generation_line_bytes: of the journal.
+        share_seconds: of finding a worker's share of a checkpoint.
+        share_bytes: of what a worker tells of it.
+        manifest_bytes, manifest_seconds: of a manifest, with a file of each worker that writes.
+        judge_seconds: of comparing all states, once in 10 steps.
+        lifeline_seconds: of taking up one lifeline.
+    """
+
+    workers: int
+    plan_seconds: float
+    plan_bytes: int
+    pickle_seconds: float
+    additions_seconds: float
+    subtrees: float
+    subtrees_after_loss: float
+    look_seconds: float
+    record_bytes: int
+    record_seconds: float
+    step_line_bytes: int
+    generation_line_bytes: int
+    share_seconds: float
+    share_bytes: int
+    manifest_bytes: int
+    manifest_seconds: float
+    judge_seconds: float
+    lifeline_seconds: float
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What Ray's calls cost the coordinator's process, in CPU seconds.
+
+    Attributes:
+        train_seconds: of a call that brings a plan and is told its report, for a small plan.
+        byte_seconds: of each byte of the plan beyond that.
+        told_seconds: of being called, as by `told`.
+    """
+
+    train_seconds: float
+    byte_seconds: float
+    told_seconds: float
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What the exchange and the meeting cost each worker, in CPU seconds.
+
+    Attributes:
+        step_seconds: of an exchange beside its messages and bytes.
+        message_seconds: of each message that is sent, with one that is received and added.
+        byte_seconds: of each byte that is sent, likewise.
+        row_seconds: of each row of the control lane, in each bucket.
+        meeting_seconds: of a meeting of two.
+        connection_seconds: of each further connection.
+        connection_bytes: that a worker writes to the meeting point of each of its connections.
+    """
+
+    step_seconds: float
+    message_seconds: float
+    byte_seconds: float
+    row_seconds: float
+    meeting_seconds: float
+    connection_seconds: float
+    connection_bytes: float
+
+    def exchange_seconds(self, traffic: Traffic) -> float:
+        """Return the CPU seconds of one worker's exchange, on average."""
+        n = traffic.workers
+        messages, sent = sum(traffic.messages) / n, sum(traffic.sent_bytes) / n
+        rows = traffic.leaves * traffic.buckets
+        return (
+            self.step_seconds
+            + messages * self.message_seconds
+            + sent * self.byte_seconds
+            + rows * self.row_seconds
+        )
+
+    def meeting_cpu(self, workers: int) -> float:
+        """Return the CPU seconds that a meeting costs each worker."""
+        return self.meeting_seconds + (workers - 2) * self.connection_seconds
+
+    def meeting_bytes(self, workers: int) -> float:
+        """Return the bytes that pass through the meeting point, which is one worker.
+
+        Each reads from there what each other has written of all its connections.
+        """
+        return workers * (workers - 1) ** 2 * self.connection_bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run to be predicted.
+
+    Attributes:
+        gradient_bytes: of one replica.
+        link: bytes per second of each worker's network.
+        steps: per second, of which the coordinator is told.
+    """
+
+    gradient_bytes: float = 100e6
+    link: float = 1.25e9
+    steps: float = 2.0
+
+    def traffic(self, workers: int) -> Traffic:
+        """Return a step's exchange."""
+        ranges = ranges_of(workers, workers * RANKS_PER_WORKER)
+        buckets = max(1, round(self.gradient_bytes / BUCKET_BYTES))
+        return Traffic(ranges, self.gradient_bytes, buckets)
+
+    @property
+    def state_bytes(self) -> float:
+        """Of one replica, with its optimizer."""
+        return OPTIMIZER_STATES * self.gradient_bytes
+
+
+def exchange(case: Case, wire: Wire, workers: int) -> Row:
+    """Predict a step's exchange, for one worker."""
+    traffic = case.traffic(workers)
+    sent = max(traffic.sent_bytes)
+    return {
+        "workers": workers,
+        "MB sent": sent / 1e6,
+        "ring MB": traffic.ring_bytes / 1e6,
+        "lane KB": traffic.leaves * ROW_BYTES / 1e3,
+        "messages": max(traffic.messages),
+        "KB each": sent / max(traffic.messages) / 1e3,
+        "CPU s": wire.exchange_seconds(traffic),
+        "messages s": max(traffic.messages) * wire.message_seconds,
+        "link s": sent / case.link,
+        "buffers MB": traffic.buffer_bytes / 1e6,
+        "connections": workers - 1,
+    }
+
+
+def steady(case: Case, at: AtSize, calls: Calls) -> Row:
+    """Predict what the coordinator does while a group trains."""
+    busy = TELLS * calls.told_seconds + case.steps * at.record_seconds
+    return {
+        "workers": at.workers,
+        "messages/s": TELLS,
+        "KB/s told": case.steps * at.record_bytes / 1e3,
+        "ms of CPU per step": at.record_seconds * 1e3,
+        "CPU %": 100 * busy,
+        "journal KB/s": case.steps * at.step_line_bytes / 1e3,
+        "lifelines": at.workers,
+    }
+
+
+def regroup(at: AtSize, calls: Calls) -> Row:
+    """Predict what the coordinator does for a new generation."""
+    workers = at.workers
+    return {
+        "workers": workers,
+        "plan s": at.plan_seconds,
+        "plans MB": workers * at.plan_bytes / 1e6,
+        "calls s": workers * (calls.train_seconds + at.plan_bytes * calls.byte_seconds),
+        "looks s": workers * at.look_seconds,
+        "asking all s": workers * calls.told_seconds,
+        "journal KB": at.generation_line_bytes / 1e3,
+    }
+
+
+def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
+    """Predict how the workers of a new generation meet."""
+    workers = at.workers
+    through = wire.meeting_bytes(workers)
+    return {
+        "workers": workers,
+        "connections in all": workers * (workers - 1) // 2,
+        "CPU s": wire.meeting_cpu(workers),
+        "MB through one": through / 1e6,
+        "at link speed s": through / case.link,
+        "names looked up": workers,
+        "order of additions ms": at.additions_seconds * 1e3,
+        "subtrees": at.subtrees,
+        "after a loss": at.subtrees_after_loss,
+    }
+
+
+def checkpoint(case: Case, at: AtSize, calls: Calls, tensors: int) -> Row:
+    """Predict a checkpoint; `tensors` are those beside the model, which is the first's share."""
+    writers = min(at.workers, 1 + tensors)
+    even = case.state_bytes / writers  # the model, one file, is a third of the state
+    words = 2 * at.workers  # each tells that it has begun, and that it has ended
+    return {
+        "workers": at.workers,
+        "writers": writers,
+        "MB of the first": max(even, case.gradient_bytes) / 1e6,
+        "MB of others": min(even, 2 * case.gradient_bytes / max(1, writers - 1)) / 1e6,
+        "share ms": at.share_seconds * 1e3,
+        "told MB": words * at.share_bytes / 1e6,
+        "told CPU s": words * (calls.told_seconds + at.share_bytes * calls.byte_seconds),
+        "manifest KB": at.manifest_bytes / 1e3,
+    }
+
+
+def healing(case: Case, workers: int, sources: int) -> float:
+    """Return the seconds until all have the state of those that have it, by their links."""
+    receivers = workers - sources
+    return -(-receivers // sources) * case.state_bytes / case.link
+
+
+def first_above(rows: Sequence[Row], key: str, bound: float) -> int | None:
+    """Return the least number of workers at which a cost is above a bound, None if nowhere."""
+    found = [row["workers"] for row in rows if row[key] > bound]
+    return min(found, default=None)

@@ -1,0 +1,145 @@
+"""What messages, bytes and connections cost a worker, measured between processes of this machine.
+
+The figures are CPU seconds of one worker's process with all its threads: that, unlike the time, can
+be measured with more workers than cores.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.traffic import BUCKET_BYTES, Traffic, ranges_of
+from raytrain_plus.elastic.transport import MeetingPoint, Transport
+from raytrain_plus.training import reduction as reduction_of
+from raytrain_plus.training.reduction import LANE_WIDTH, Reduction, tree_sum
+
+_HOST = "127.0.0.1"
+_WARM_UP = 3  # steps
+_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one worker has measured.
+
+    Attributes:
+        meet_seconds: from the first to the last of the meeting, by the wall clock.
+        meet_cpu: CPU seconds of it.
+        descriptors: that the meeting has opened.
+        step_cpu: CPU seconds of an exchange.
+        step_seconds: likewise by the wall clock.
+    """
+
+    meet_seconds: float
+    meet_cpu: float
+    descriptors: int
+    step_cpu: float
+    step_seconds: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a group exchanges.
+
+    Attributes:
+        logical_ranks: V.
+        tensors: of gradients.
+        elements: of each, float32.
+        steps: how often, after three to warm up.
+        bucket_bytes: after which a bucket is full; small ones make many messages of few bytes, as
+            many workers do.
+    """
+
+    logical_ranks: int
+    tensors: int
+    elements: int
+    steps: int
+    bucket_bytes: int = BUCKET_BYTES
+
+    def traffic(self, workers: int) -> Traffic:
+        """Return what the plan says of it."""
+        size = 4 * self.elements
+        buckets = max(1, -(-self.tensors * size // max(size, self.bucket_bytes)))
+        return Traffic(ranges_of(workers, self.logical_ranks), self.tensors * size, buckets)
+
+
+def run(workers: int, load: Load) -> list[Found]:
+    """Let some processes meet, and exchange gradients."""
+    context = multiprocessing.get_context("fork")  # what is imported, all have
+    port, found = context.SimpleQueue(), context.SimpleQueue()
+    together = context.Barrier(workers)
+    processes: list[BaseProcess] = [
+        context.Process(target=_work, args=(i, workers, load, (port, found, together)))
+        for i in range(workers)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        results: list[Found] = [found.get() for _ in processes]
+        for process in processes:
+            process.join(_SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+    return results
+
+
+def _work(index: int, workers: int, load: Load, shared: tuple[Any, Any, Any]) -> None:
+    port, found, together = shared
+    torch.set_num_threads(1)
+    point = None
+    if index == 0:
+        point = MeetingPoint(_HOST)
+        for _ in range(workers - 1):
+            port.put(point.address)
+    address = point.address if point is not None else port.get()
+    transport = Transport(index, workers, torch.device("cpu"))
+    descriptors = _descriptors()
+    together.wait(_SECONDS)
+    wall, cpu = time.perf_counter(), time.process_time()
+    transport.meet(address, "scale", _HOST)
+    met = time.perf_counter() - wall, time.process_time() - cpu, _descriptors() - descriptors
+
+    traffic = load.traffic(workers)
+    ranges, mine = traffic.ranges, traffic.partials[index]
+    like = [torch.zeros(load.elements) for _ in range(load.tensors)]
+    reduction_of._BUCKET_BYTES = load.bucket_bytes  # noqa: SLF001 - of this process alone
+    reduction = Reduction(like, [], ranges, transport)
+    assert len(reduction.buckets) == traffic.buckets
+    rows = torch.ones(len(ranges[index]), LANE_WIDTH, dtype=torch.float64).numpy()
+    for warm in (True, False):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(_WARM_UP if warm else load.steps):
+            reduction.run([like] * mine, rows, b"")
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    transport.all_gather_bytes(b"over")  # nobody hangs up while others still wait
+    found.put(Found(*met, cpu / load.steps, wall / load.steps))
+    os._exit(0)
+
+
+def _descriptors() -> int:
+    with suppress(FileNotFoundError):
+        return len(list(Path("/proc/self/fd").iterdir()))
+    return 0
+
+
+def mean_step_cpu(found: Sequence[Found]) -> float:
+    """Return the CPU seconds of one worker's exchange, on average."""
+    return sum(one.step_cpu for one in found) / len(found)
+
+
+def row_seconds() -> float:
+    """Return the CPU seconds that the control lane's sum takes for each of many rows."""
+    rows = torch.ones(1 << 17, LANE_WIDTH, dtype=torch.float64).numpy()
+    begun = time.process_time()
+    for _ in range(5):
+        tree_sum(rows)
+    return (time.process_time() - begun) / 5 / len(rows)

@@ -1,0 +1,103 @@
+"""What one step sends, from the plan alone: pure.
+
+The exchange is that of `raytrain_plus/training/reduction.py`: a worker with k maximal subtrees in
+its range sends each of these partial sums, chunk by chunk, to the chunks' owners, and its own
+finished chunk to everybody. A ring all-reduce sends 2 (W - 1) / W times the gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raytrain_plus.elastic.plan import Member, assign
+from raytrain_plus.training.reduction import LANE_WIDTH
+from raytrain_plus.training.tree import maximal_subtrees
+
+ROW_BYTES = LANE_WIDTH * 8  # of the control lane
+BUCKET_BYTES = 4 << 20
+SLICES = 4
+SLICED_ABOVE = 4 * (1 << 17)  # bytes of a chunk of float32
+
+
+def ranges_of(workers: int, logical_ranks: int) -> list[range]:
+    """Return the logical ranks of each of some equally fast workers, as they are planned."""
+    members = [Member(f"w{i:06}") for i in range(workers)]
+    return [assignment.ranks for assignment in assign(logical_ranks, members)]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The exchange of one step, for the busiest worker and on average.
+
+    Attributes:
+        ranges: the logical ranks of each worker.
+        gradient_bytes: of one replica.
+        buckets: in which they are sent.
+    """
+
+    ranges: Sequence[range]
+    gradient_bytes: float
+    buckets: int
+
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+        return len(self.ranges)
+
+    @property
+    def leaves(self) -> int:
+        """Logical ranks, V."""
+        return self.ranges[-1].stop
+
+    @property
+    def partials(self) -> list[int]:
+        """The partial sums of each worker, k: its maximal subtrees."""
+        return [len(maximal_subtrees(r.start, r.stop, self.leaves)) for r in self.ranges]
+
+    @property
+    def ring_bytes(self) -> float:
+        """Bytes that each worker sends in a ring all-reduce."""
+        return 2 * self._share_of_others * self.gradient_bytes
+
+    @property
+    def sent_bytes(self) -> list[float]:
+        """Bytes of gradients that each worker sends."""
+        return [(1 + k) * self._share_of_others * self.gradient_bytes for k in self.partials]
+
+    @property
+    def lane_bytes(self) -> list[int]:
+        """Bytes of the control lane that each worker sends."""
+        return [(self.workers - 1) * len(r) * ROW_BYTES for r in self.ranges]
+
+    @property
+    def ratio(self) -> float:
+        """All bytes that a step sends, relative to a ring; 1 for one worker, which sends none."""
+        if self.workers == 1:
+            return 1.0
+        return (sum(self.sent_bytes) + sum(self.lane_bytes)) / self.workers / self.ring_bytes
+
+    @property
+    def slices(self) -> int:
+        """In how many pieces a worker's chunk of a bucket travels."""
+        chunk = self.gradient_bytes / self.buckets / self.workers
+        return SLICES if chunk > SLICED_ABOVE else 1
+
+    @property
+    def messages(self) -> list[int]:
+        """Messages that each worker sends: partial sums, its finished chunk, the control lane."""
+        pieces = self.buckets * self.slices
+        return [(self.workers - 1) * (pieces * (k + 1) + 1) for k in self.partials]
+
+    @property
+    def additions(self) -> int:
+        """Additions of one slice with another that each worker does."""
+        return self.buckets * self.slices * (sum(self.partials) - 1)
+
+    @property
+    def buffer_bytes(self) -> float:
+        """Memory of the busiest worker's exchange: its sums, the totals, and what arrives."""
+        incoming = sum(self.partials) / self.workers
+        return (max(self.partials) + 1 + incoming) * self.gradient_bytes
+
+    @property
+    def _share_of_others(self) -> float:
+        return (self.workers - 1) / self.workers

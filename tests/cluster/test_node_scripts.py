@@ -1,0 +1,244 @@
+"""What the launch files run on each machine, with programs that only play Ray, pip and Python."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+SYSTEM = "/usr/bin:/bin"
+SECONDS = 30
+
+# Makes an environment in which pip installs a raytrain-plus, or fails if there is a file `broken`.
+PYTHON = """#!/bin/sh
+[ "$1" = -c ] && exec {python} "$@"
+mkdir -p "$3/bin"
+cat >"$3/bin/pip" <<END
+#!/bin/sh
+echo pip "\\$@" constraint="\\$PIP_CONSTRAINT" >>{log}
+[ ! -e {home}/broken ] || exit 1
+touch "$3/bin/raytrain-plus"
+chmod +x "$3/bin/raytrain-plus"
+END
+chmod +x "$3/bin/pip"
+"""
+
+
+def program(folder, name, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+class Machine:
+    """A home folder, and programs that say in a log what they were asked for."""
+
+    def __init__(self, home):
+        self.home = home
+        self.log = home / "log"
+        self.programs = home / "programs"
+        self.environment = home / "environment"
+        source = home / "source"
+        (source / "cluster").mkdir(parents=True)
+        for script in ("install.sh", "start.sh"):
+            shutil.copy(CLUSTER / script, source / "cluster")
+        (source / "constraints.txt").write_text("ray==2.60.0\n")
+        self.source = source
+
+    def run(self, script, *words, check=True, **variables):
+        known = {"HOME": str(self.home), "PATH": f"{self.programs}:{SYSTEM}", **variables}
+        return subprocess.run(
+            [self.source / "cluster" / script, *words],
+            env=known,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=SECONDS,
+        )
+
+    def install(self, *packages, **settings):
+        return self.run("install.sh", str(self.environment), *packages, **settings)
+
+    def done(self):
+        """Return what was asked for since the last time."""
+        told = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.write_text("")
+        return told
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path)
+    text = PYTHON.format(python=sys.executable, log=machine.log, home=tmp_path)
+    program(machine.programs, "python3.11", text)
+    return machine
+
+
+def test_what_is_missing_is_installed_once(machine):
+    assert "is installed" in machine.install("gcsfs").stdout
+    (asked,) = machine.done()
+    assert f"{machine.source}[s3] gcsfs" in asked
+    assert asked.endswith(f"constraint={machine.source}/constraints.txt")
+    assert "is up to date" in machine.install("gcsfs").stdout
+    assert machine.done() == []
+    # A login shell finds it, and says so once.
+    login = (machine.home / ".bashrc").read_text()
+    assert login == f'export PATH="{machine.environment}/bin:$PATH"  # raytrain_plus\n'
+
+
+@pytest.mark.parametrize("change", ["constraints.txt", "a package", "a module"])
+def test_what_has_changed_is_installed_again(machine, change):
+    machine.install()
+    machine.done()
+    if change == "constraints.txt":
+        (machine.source / change).write_text("ray==2.61.0\n")
+    elif change == "a module":
+        (machine.source / "module.py").write_text("")
+    machine.install(*(["boto3"] if change == "a package" else []))
+    assert len(machine.done()) == 1
+
+
+def test_what_python_compiles_is_no_change(machine):
+    machine.install()
+    machine.done()
+    (machine.source / "__pycache__").mkdir()
+    (machine.source / "__pycache__" / "module.pyc").write_text("")
+    machine.install()
+    assert machine.done() == []
+
+
+def test_an_installation_that_failed_is_begun_again(machine):
+    (machine.home / "broken").touch()
+    assert machine.install(check=False).returncode != 0
+    assert not (machine.home / ".bashrc").exists()
+    (machine.home / "broken").unlink()
+    machine.install()
+    assert len(machine.done()) == 2
+    # Also one that had succeeded before.
+    (machine.source / "module.py").write_text("")
+    (machine.home / "broken").touch()
+    assert machine.install(check=False).returncode != 0
+    (machine.home / "broken").unlink()
+    machine.install()
+    assert len(machine.done()) == 2
+
+
+def test_an_environment_that_is_there_is_taken_as_it_is(machine):
+    program(machine.environment / "bin", "raytrain-plus", "")
+    assert "Nothing is installed" in machine.install().stdout
+    assert machine.done() == []
+    assert str(machine.environment) in (machine.home / ".bashrc").read_text()
+
+
+def test_what_login_shells_find_is_taken_as_it_is(machine):
+    program(machine.programs, "raytrain-plus", "")
+    assert "is here already" in machine.install().stdout
+    assert machine.done() == []
+    assert not (machine.home / ".bashrc").exists()
+
+
+def test_a_machine_without_python_is_told_so(machine):
+    program(machine.programs, "python3.11", "#!/bin/sh\nexit 1\n")
+    for name in ("python3", "python3.12", "python3.13"):
+        program(machine.programs, name, "#!/bin/sh\nexit 1\n")
+    failed = machine.install(check=False)
+    assert failed.returncode == 1
+    assert "no Python 3.11 or later" in failed.stderr
+
+
+def test_nobody_else_reads_the_token(machine):
+    token = machine.home / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    machine.install()
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+# Plays `ray start`: a session of its own each time, and a raylet, which ends when it is told to.
+RAY = """#!/bin/sh
+echo ray "$@" >>{log}
+[ "$1" = start ] || exit 0
+[ ! -e {home}/broken ] || exit 1
+session={home}/ray/session_$$
+mkdir -p "$session/logs"
+ln -sfn "$session" {home}/ray/session_latest
+mkfifo "$session/begun" "$session/end"
+sh -c 'echo begun >"$1/begun"; read told <"$1/end"' raylet "$session" \\
+    --raylet_socket_name="$session/sockets" >/dev/null 2>&1 &
+read begun <"$session/begun"
+"""
+
+
+@pytest.fixture
+def started(machine):
+    """A machine on which Ray can be started; what was started is ended."""
+    fill = {"log": machine.log, "home": machine.home}
+    program(machine.programs, "ray", RAY.format(**fill))
+    for name in ("raytrain-plus", "sudo"):
+        program(machine.programs, name, f'#!/bin/sh\necho {name} "$@" >>{machine.log}\n')
+    yield machine
+    for end in machine.home.glob("ray/session_*/end"):
+        with contextlib.suppress(OSError):  # nobody reads: it has ended
+            os.close(os.open(end, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def start(machine, **settings):
+    return machine.run(
+        "start.sh", "ray", "start", "--head", RAY_TMPDIR=str(machine.home), **settings
+    )
+
+
+def end_raylet(machine):
+    """Let the raylet that was started last end; returns at once."""
+    (machine.home / "ray" / "session_latest" / "end").write_text("end\n")
+
+
+def await_lock(machine):
+    """Wait until nothing is left of the Ray that was started."""
+    lock = machine.home / f"raytrain_plus-{os.getuid()}.lock"
+    subprocess.run(["flock", "--timeout", str(SECONDS), lock, "true"], check=True)
+
+
+def test_all_ends_with_the_raylet(started):
+    start(started)
+    # The control: it does not end by itself.
+    lock = started.home / f"raytrain_plus-{os.getuid()}.lock"
+    assert subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode == 1
+    end_raylet(started)
+    await_lock(started)
+    told = started.done()
+    assert told[0] == "ray start --head"
+    assert told[-1] == "ray stop"
+    assert sorted(told[1:-1]) == ["raytrain-plus node-agent"]
+
+
+def test_ray_is_started_again_only_when_all_has_ended(started):
+    """Else the end of the old Ray would be that of the new one."""
+    start(started)
+    end_raylet(started)
+    start(started)
+    told = [line for line in started.done() if line.startswith("ray ")]
+    assert told == ["ray start --head", "ray stop", "ray start --head"]
+
+
+def test_a_start_that_fails_says_so(started):
+    (started.home / "broken").touch()
+    assert start(started, check=False).returncode != 0
+    await_lock(started)  # and holds up nobody
+    assert started.done() == ["ray start --head"]
+
+
+def test_a_machine_of_a_cloud_is_switched_off_in_the_end(started):
+    start(started, POWER_OFF_AFTER="10")
+    end_raylet(started)
+    await_lock(started)
+    told = [line for line in started.done() if line.startswith("sudo")]
+    # First what the Ray before may have left is called off.
+    assert told == ["sudo shutdown -c", "sudo shutdown -h +10"]

@@ -1,0 +1,161 @@
+"""The model of what scaling costs: its bytes are those of the real exchange, its fit is a fit."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import scale, scale_measure, scale_model
+from benchmarks.scale_model import Case, Wire
+from benchmarks.traffic import Traffic, ranges_of
+from raytrain_plus.elastic.recruiting import Recruiting
+from raytrain_plus.training.reduction import LANE_WIDTH, Reduction
+from tests.training.wires import Network
+
+WIRE = Wire(
+    step_seconds=1e-3,
+    message_seconds=8e-5,
+    byte_seconds=1e-9,
+    row_seconds=1e-8,
+    meeting_seconds=4e-3,
+    connection_seconds=3e-4,
+    connection_bytes=60,
+)
+
+
+class Counting:
+    """A wire that counts what is sent."""
+
+    def __init__(self, wire):
+        self.wire, self.bytes, self.messages = wire, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.wire, name)
+
+    def post(self, sends, receives):
+        self.bytes += sum(message.tensor.nbytes for message in sends)
+        self.messages += len(sends)
+        return self.wire.post(sends, receives)
+
+
+def counted(workers, logical_ranks, elements):
+    """Return the bytes and the messages that each worker sends in a real exchange."""
+    ranges = ranges_of(workers, logical_ranks)
+
+    def exchange(wire):
+        counting = Counting(wire)
+        like = [torch.ones(elements)]
+        reduction = Reduction(like, [], ranges, counting)
+        mine = Traffic(ranges, 1, 1).partials[wire.index]
+        rows = np.ones((len(ranges[wire.index]), LANE_WIDTH))
+        reduction.run([like] * mine, rows, b"")
+        return counting.bytes, counting.messages
+
+    return Network(workers).run(exchange)
+
+
+# A multiple of all chunks' alignment, small and so large that it travels in slices.
+@pytest.mark.parametrize("elements", [64 * 60, 64 * 60 * 200])
+@pytest.mark.parametrize(("workers", "logical_ranks"), [(2, 8), (3, 8), (4, 8), (5, 13), (3, 64)])
+def test_the_plan_says_what_is_sent(workers, logical_ranks, elements):
+    traffic = Traffic(ranges_of(workers, logical_ranks), 4 * elements, 1)
+    found = counted(workers, logical_ranks, elements)
+    told = [sum(both) for both in zip(traffic.sent_bytes, traffic.lane_bytes, strict=True)]
+    assert [sent for sent, _ in found] == pytest.approx(told)
+    assert [messages for _, messages in found] == traffic.messages
+    # The control: another plan's bytes are others.
+    other = Traffic(ranges_of(workers, logical_ranks + 5), 4 * elements, 1)
+    assert [sent for sent, _ in found] != pytest.approx(other.sent_bytes)
+
+
+@given(st.integers(2, 64), st.integers(0, 4))
+def test_no_group_sends_less_than_a_ring_and_aligned_ones_no_more(workers, doublings):
+    traffic = Traffic(ranges_of(workers, workers << doublings), 1e9, 1)
+    assert traffic.partials == [1] * workers
+    assert sum(traffic.sent_bytes) == pytest.approx(workers * traffic.ring_bytes)
+    uneven = Traffic(ranges_of(workers, workers * 7 + 3), 1e9, 1)
+    assert uneven.ratio > 1
+    assert sum(uneven.sent_bytes) >= workers * uneven.ring_bytes
+
+
+def test_one_worker_sends_nothing():
+    alone = Traffic(ranges_of(1, 8), 1e9, 4)
+    assert (alone.sent_bytes, alone.messages, alone.lane_bytes) == ([0], [0], [0])
+    assert alone.ratio == 1
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 1e-3), st.floats(1e-10, 1e-8), st.floats(1e-5, 1e-2))
+def test_the_fit_finds_the_constants_that_there_are(message, byte, connection):
+    true = replace(WIRE, message_seconds=message, byte_seconds=byte, connection_seconds=connection)
+    ranges = ranges_of(2, 64), ranges_of(8, 64)
+    cases = {
+        "fixed": Traffic(ranges[0], 4096.0, 1),
+        "large": Traffic(ranges[0], 1e8, 8),
+        "some": Traffic(ranges[1], 1e4, 20),
+        "many": Traffic(ranges[1], 1e4, 100),
+    }
+    found = scale.fitted(
+        **{name: (traffic, true.exchange_seconds(traffic)) for name, traffic in cases.items()},
+        row_seconds=true.row_seconds,
+        meetings={workers: true.meeting_cpu(workers) for workers in (2, 8, 24)},
+    )
+    # What rows and the few bytes of many messages cost is not taken apart.
+    assert found.message_seconds == pytest.approx(message, rel=0.1, abs=2e-6)
+    assert found.byte_seconds == pytest.approx(byte, rel=0.1, abs=1e-11)
+    assert found.connection_seconds == pytest.approx(connection)
+    assert found.meeting_seconds == pytest.approx(true.meeting_seconds)
+
+
+def test_messages_grow_with_the_group_and_bytes_do_not():
+    few, many = (scale_model.exchange(Case(), WIRE, workers) for workers in (100, 1000))
+    assert many["messages"] / few["messages"] == pytest.approx(999 / 99, rel=0.01)
+    assert many["MB sent"] / few["MB sent"] == pytest.approx(1, rel=0.01)
+    assert many["messages s"] == pytest.approx(many["messages"] * WIRE.message_seconds)
+
+
+def test_a_source_feeds_one_after_the_other():
+    case = Case(gradient_bytes=1e9 / 3, link=1e9)  # a state takes a second
+    assert scale_model.healing(case, 10, 1) == pytest.approx(9)
+    assert scale_model.healing(case, 10, 5) == pytest.approx(1)
+    assert scale_model.healing(case, 10, 4) == pytest.approx(2)
+    assert scale_model.healing(case, 10, 10) == 0
+
+
+def test_what_breaks_first_comes_first():
+    rows = [{"workers": n, "cost": n * 2.0} for n in (1, 10, 100)]
+    assert scale_model.first_above(rows, "cost", 15) == 10
+    assert scale_model.first_above(rows, "cost", 200) is None
+    found = scale.breaking(scale.tables(scale.Constants.read()))
+    sizes = [row["workers"] for row in found]
+    assert sizes
+    assert sizes == sorted(sizes)
+
+
+def test_the_constants_that_are_kept_are_those_of_this_code():
+    """What does not depend on the machine is measured again."""
+    kept = {one.workers: one for one in scale.Constants.read().at}
+    assert tuple(kept) == scale.SIZES
+    now = scale_measure.at_size(30)
+    for name in ("plan_bytes", "record_bytes", "share_bytes", "manifest_bytes", "subtrees"):
+        assert getattr(now, name) == pytest.approx(getattr(kept[30], name), rel=0.1), name
+    for smaller, larger in itertools.pairwise(kept.values()):
+        assert smaller.plan_bytes < larger.plan_bytes
+
+
+def test_looking_around_does_not_search_the_group_for_each_worker():
+    class Listed(list):
+        def __contains__(self, _):
+            raise AssertionError("ten thousand workers would be searched ten thousand times")
+
+    names = [f"w{i}" for i in range(3)]
+    crew = Recruiting(scale_measure.spec_for(3), None, None)
+    crew.seats = {name: scale_measure.seat_of(name) for name in names}
+    assert not crew.wants_change(Listed(names))
+    assert crew.wants_change(Listed(names[:2]))  # the control: who is not in the group is seen
+    with pytest.raises(AssertionError):
+        "w0" in Listed(names)  # noqa: B015
