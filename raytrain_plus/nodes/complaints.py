@@ -14,7 +14,7 @@ class NodeFacts:
     """A node, as Ray knows it and as it says of itself.
 
     Attributes:
-        node: Ray's id of it, in hexadecimal.
+        node_id: Ray's id of it, in hexadecimal.
         host: its host's name.
         address: its host's address.
         is_head: it is the head.
@@ -34,7 +34,7 @@ class NodeFacts:
         agent: an agent waits there for the cloud's notice.
     """
 
-    node: str
+    node_id: str
     host: str = ""
     address: str = ""
     is_head: bool = False
@@ -140,14 +140,14 @@ def _differing(nodes: Sequence[NodeFacts]) -> list[Complaint]:
     found = []
     for key in _keys(nodes, "versions"):
         do = f"install the same {key} on all: a worker with another is refused"
-        found += _unlike(nodes, {n.node: n.versions.get(key, "missing") for n in nodes}, key, do)
+        found += _unlike(nodes, {n.node_id: n.versions.get(key, "missing") for n in nodes}, key, do)
     for key in _keys(nodes, "hardware"):
         do = "run with ElasticConfig(isa='avx2'), or with --no-bitwise, or on like machines"
-        told = {n.node: n.hardware.get(key, "unknown") for n in nodes}
+        told = {n.node_id: n.hardware.get(key, "unknown") for n in nodes}
         found += _unlike(nodes, told, key, do)
     if not found:  # else it is no wonder
         do = "its processor or memory may be broken: take it out and test it"
-        told = {n.node: n.computed for n in nodes}
+        told = {n.node_id: n.computed for n in nodes}
         found += _unlike(nodes, told, "the same computation", do)
     return found
 
@@ -161,11 +161,11 @@ def _unlike(
 ) -> list[Complaint]:
     """Complain of the nodes that say something else than most; than the head, if none are most."""
     counts = Counter(told.values())
-    head = next((told[node.node] for node in nodes if node.is_head), "")
+    head = next((told[node.node_id] for node in nodes if node.is_head), "")
     usual = max(counts, key=lambda value: (counts[value], value == head), default="")
     return [
         Complaint(
-            ", ".join(_name(node) for node in nodes if told[node.node] == value),
+            ", ".join(_name(node) for node in nodes if told[node.node_id] == value),
             f"{key} is {_short(value)}, elsewhere {_short(usual)}",
             do,
         )
@@ -216,7 +216,7 @@ def _of_all(nodes: Sequence[NodeFacts]) -> list[Complaint]:
 
 
 def _name(node: NodeFacts) -> str:
-    return node.host or node.address or node.node[:12]
+    return node.host or node.address or node.node_id[:12]
 
 
 def _short(value: str) -> str:

@@ -65,16 +65,18 @@ def examine(deadline: float) -> list[NodeFacts]:
     draining = draining_nodes()
     nodes = [_of_ray(node, draining) for node in ray.nodes() if node["Alive"]]
     # Ray lets nobody onto a node that it drains.
-    visitors = {node.node: _send(node.node) for node in nodes if not node.draining}
+    visitors = {node.node_id: _send(node.node_id) for node in nodes if not node.draining}
     looks = {node_id: visitor.look.remote() for node_id, visitor in visitors.items()}
     ray.wait(list(looks.values()), num_returns=len(looks), timeout=deadline)
     seen = [
-        node if node.draining else _seen(node, visitors[node.node], looks[node.node], deadline)
+        node
+        if node.draining
+        else _seen(node, visitors[node.node_id], looks[node.node_id], deadline)
         for node in nodes
     ]
     for visitor in visitors.values():
         ray.kill(visitor)
-    return sorted(seen, key=lambda node: (not node.is_head, node.host, node.node))
+    return sorted(seen, key=lambda node: (not node.is_head, node.host, node.node_id))
 
 
 def read_cluster_file(path: Path) -> Expected:
@@ -109,7 +111,7 @@ def read_cluster_file(path: Path) -> Expected:
 def _of_ray(node: dict[str, Any], draining: set[str]) -> NodeFacts:
     resources = node["Resources"]
     return NodeFacts(
-        node=node["NodeID"],
+        node_id=node["NodeID"],
         host=node["NodeManagerHostname"],
         address=node["NodeManagerAddress"],
         is_head=_HEAD in resources,

@@ -14,7 +14,7 @@ GB = 10**9
 
 def node(number, **changes):
     well = NodeFacts(
-        node=f"{number:056x}",
+        node_id=f"{number:056x}",
         host=f"n{number}",
         address=f"10.0.0.{number}",
         is_head=number == 0,
