@@ -57,6 +57,7 @@ PURE = [
     "frontier.switches",
     "frontier.designs",
     "frontier.points",
+    "frontier.estimates",
     "frontier.pareto",
     "frontier.curve",
     "frontier.synergy",

@@ -166,7 +166,8 @@ def hypervolume_over_budget(
         steps: at most so many pairs.
 
     Returns:
-        Device-seconds spent, and the hypervolume of the complete trials' points.
+        Device-seconds spent, and the hypervolume of the points so far; it falls where further seeds
+        take back what one was lucky with.
     """
     ended = sorted(trials, key=lambda trial: (trial.ended, trial.name))
     spent = np.cumsum([trial.cost for trial in ended])

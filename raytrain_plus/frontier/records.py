@@ -50,15 +50,21 @@ def record(trial: FinishedTrial, folder: Path) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{trial.name}.parquet"
     unfinished = folder / f".{trial.name}.{os.getpid()}"
-    with unfinished.open("wb") as file:
-        pq.write_table(to_table([trial]), file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            pq.write_table(to_table([trial]), file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 

@@ -23,6 +23,7 @@ SAID = {
         "MixUp": {"alpha": Range(low=0.1, high=0.4)},
         "CutMix": {},
         "CutOut": {},
+        "AugMix": {"width": Range(low=2, high=4)},
     },
     "excludes": [["MixUp", "CutMix"], ["CutMix", "CutOut"]],
     "task": {"learning_rate": Range(low=0.01, high=1.0, log=True)},

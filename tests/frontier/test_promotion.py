@@ -155,6 +155,12 @@ def test_few_may_rise():
     assert set(runs(propose(found, few, UP))) <= set(runs(all_of_them))
 
 
+def test_those_rise_first_that_cover_most():
+    front = [point(0.1, 10.0, 0.8), point(0.2, 20.0, 0.9), point(0.5, 21.0, 0.901)]
+    behind = point(0.05, 10.0, 0.7)  # not clearly, as no noise is known
+    assert risers([behind, *front[::-1]], RULE, UP, 0) == [*front, behind]
+
+
 def test_less_can_be_better():
     found = [KNOWN, point(0.1, 12.0, 0.9), point(0.5, 10.0, 0.6)]
     lower = propose(found, RULE, Objective(metric="loss", mode="min"))

@@ -85,6 +85,19 @@ def test_a_kill_leaves_whole_trials_alone(tmp_path):
         read_trials(tmp_path / "trials")
 
 
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    path = record(finished("a", cost=1.0), tmp_path)
+
+    def full(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        record(finished("a", cost=2.0), tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert [trial.cost for trial in read_trials(tmp_path)] == [1.0]
+
+
 def test_what_is_no_table_of_trials_is_refused(tmp_path):
     with pytest.raises(PointError, match="there are no trials at"):
         read_trials(tmp_path / "nothing")

@@ -1,5 +1,6 @@
 """The space as Ray Tune and Optuna draw from it."""
 
+import numpy as np
 import optuna
 import pytest
 from ray.tune.search.optuna import OptunaSearch
@@ -59,13 +60,16 @@ def test_optuna_proposes_through_tunes_own_searcher():
 def test_what_tune_draws_is_valid():
     drawn = tune_space(SPACE, {"BlurPool": True})
     assert drawn.keys() == SPACE.entries.keys()
+    chance = np.random.default_rng(1)
     recipes = [
-        SPACE.recipe(next(iter(generate_variants(drawn, random_state=seed)))[1])
-        for seed in range(DRAWS)
+        SPACE.recipe(next(iter(generate_variants(drawn, random_state=chance)))[1])
+        for _ in range(DRAWS)
     ]
     assert all("BlurPool" in recipe.algorithms for recipe in recipes)
     assert {recipe.batch_size for recipe in recipes} == {32, 64}
     assert {recipe.duration for recipe in recipes} == set(SPACE.rungs)
+    augmented = [r.algorithms["AugMix"] for r in recipes if "AugMix" in r.algorithms]
+    assert {settings["width"] for settings in augmented} == {2, 3, 4}
 
 
 @pytest.mark.parametrize("make", [tune_space, optuna_space])
