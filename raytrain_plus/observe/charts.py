@@ -3,7 +3,7 @@
 A drawing stretches with the page, the words beside it do not: curves are drawn in an SVG that
 takes whatever room there is, with strokes of fixed width, and labels are HTML at places in percent.
 So one chart reads well on a wide screen and on a phone. The style sheet and the script that shows
-values under the pointer are those of the page (`report/page.css`, `report/page.js`); without the
+values under the pointer are those of the page (`pages/style.css`, `pages/script.js`); without the
 script a chart loses nothing but that.
 
 All functions are pure; all text that they are given is escaped.
