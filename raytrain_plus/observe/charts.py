@@ -23,7 +23,7 @@ Point = tuple[float, float]
 Kind = Literal[
     "line", "faint", "steps", "stairs", "band", "whiskers", "dots", "specks", "line and dots"
 ]
-Tone = Literal["bad", "warn", "good", "plain"]
+Tone = Literal["bad", "warn", "good", "plain", "accent"]
 
 _WIDTH, _HEIGHT = 1000, 300  # units of the drawing
 _ROOM = 0.05  # of the height, above and below the values
