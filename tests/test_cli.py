@@ -172,7 +172,7 @@ def test_verify_names_the_first_step_that_differs(tmp_path, losses, digest, equa
 def test_the_commands_and_options_are_those_of_the_contract():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     contract = {"train", "demo", "status", "scale", "stop", "verify"}
-    others = {"algorithms", "export", "chaos", "attach", "checkpoint", "report"}
+    others = {"algorithms", "export", "chaos", "attach", "checkpoint", "report", "frontier"}
     assert commands == contract | others
     help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
     needed = (

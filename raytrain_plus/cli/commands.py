@@ -18,6 +18,7 @@ from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
+from raytrain_plus.cli.frontier import frontier
 from raytrain_plus.cli.report import report
 from raytrain_plus.cli.status import Watch, show_status
 from raytrain_plus.configure import ConfigError
@@ -43,6 +44,7 @@ app.command()(algorithms)
 app.command()(export)
 app.command()(chaos)
 app.command()(report)
+app.command()(frontier)
 
 Storage = Annotated[
     str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")

@@ -27,6 +27,7 @@ Tone = Literal["bad", "warn", "good", "plain", "accent"]
 
 _WIDTH, _HEIGHT = 1000, 300  # units of the drawing
 _ROOM = 0.05  # of the height, above and below the values
+_PALE = ("faint", "specks", "band")
 MOST_POINTS = 1200  # of a curve: about one for each pixel of its width
 
 
@@ -261,7 +262,10 @@ def _said(value: float, axis: Axis) -> str:
 
 def _legend(series: Sequence[Series]) -> str:
     keys = "".join(
-        f'<li class="c{one.colour}">{_escaped(one.label)}</li>' for one in series if one.label
+        f'<li class="{"pale " if one.kind in _PALE else ""}c{one.colour}">'
+        f"{_escaped(one.label)}</li>"
+        for one in series
+        if one.label
     )
     return f'<ul class="legend">{keys}</ul>' if keys else ""
 

@@ -19,10 +19,10 @@ def sentence(found: Findings) -> str:
     if winner is None:
         return begun + "nothing stands out."
     if winner.is_baseline or winner.speed_up is None:
-        best = f"the best is {label_of(winner.point.recipe)} at {winner.point.recipe.duration}"
+        best = f"the best is {wording.label(winner)} at {winner.point.recipe.duration}"
         told = "" if winner.is_baseline else ", which no curve of the baseline can be compared with"
         if winner.is_baseline and any(not row.is_baseline for row in found.frontier):
-            told = ", the baseline; no recipe is faster to the same quality so far"
+            told = "; no recipe is faster to the same quality so far"
         return f"{begun}{best}{told}."
     label, speed_up = label_of(winner.point.recipe), winner.speed_up
     known = wording.factor_interval(speed_up)
@@ -75,8 +75,8 @@ def contribution_notes(found: Findings) -> list[str]:
         )
         said.append(
             f"Measured in {measure}; above zero is better. From "
-            f"{wording.count(told.trials, 'trial')} that can be compared with others of the same duration, seed and settings. p is "
-            "corrected for how many were looked at (Holm)."
+            f"{wording.count(told.trials, 'trial')} that can be compared with others of the same "
+            "duration, seed and settings. p is corrected for how many were looked at (Holm)."
         )
     hurting = [
         " + ".join(one.aspects)

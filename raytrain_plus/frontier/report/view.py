@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raytrain_plus.frontier.estimates import Estimate
-from raytrain_plus.frontier.points import key_of, label_of
+from raytrain_plus.frontier.points import key_of
 from raytrain_plus.frontier.report import drawings, sentences, wording
 from raytrain_plus.frontier.report.contributions import Contribution
 from raytrain_plus.frontier.report.findings import Findings, Standing, costs_by_aspect
@@ -52,10 +52,12 @@ def view_of(found: Findings, command: str, now: float) -> dict[str, Any]:
         "aspects": _contribution_rows(found.contributions.alone),
         "pairs": _contribution_rows(found.contributions.pairs)[:_MOST_ROWS],
         "contributions": sentences.contribution_notes(found),
-        "budget": drawings.hypervolume_drawing(found).html() if found.hypervolume else "",
+        "budget": drawings.hypervolume_drawing(found).html()
+        if any(area for _, area in found.hypervolume)
+        else "",
         "reference": sentences.reference_words(found),
         "machine": drawings.calibration_drawing(found).html() if found.calibration.times else "",
-        "calibration": f"{found.calibration}.",
+        "calibration": _sentence(str(found.calibration)),
         "costs": cost_rows(found),
         "bar": _cost_bar(found, found.winner) if found.winner else "",
         "trials": trial_rows(found),
@@ -102,6 +104,10 @@ def reasons(found: Findings, outcome: str) -> list[tuple[str, int]]:
     return lines.most_common(_MOST_ERRORS)
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _tiles(found: Findings) -> list[Row]:
     outcomes = Counter[str](trial.outcome for trial in found.trials)
     others = f"{outcomes['dominated']:,} stopped early, {outcomes['failed']:,} failed"
@@ -138,7 +144,7 @@ def _frontier_rows(found: Findings) -> list[dict[str, Any]]:
     return [
         {
             "number": i,
-            "label": "baseline" if row.is_baseline else label_of(row.point.recipe),
+            "label": wording.label(row),
             "settings": wording.settings(row.point.recipe, varying),
             "duration": row.point.recipe.duration,
             "seeds": len(row.point.seeds),
@@ -150,7 +156,7 @@ def _frontier_rows(found: Findings) -> list[dict[str, Any]]:
             "gain": wording.signed(row.gain),
             "gain_interval": wording.signed_interval(row.gain),
             "gain_bar": _drawn(row.gain, gains, 0.0, wording.signed),
-            "wins": found.winner is row,
+            "wins": ("best so far" if row.is_baseline else "winner") if found.winner is row else "",
         }
         for i, row in enumerate(rows, 1)
     ]
@@ -164,10 +170,11 @@ def _winner(found: Findings, command: str) -> dict[str, Any] | None:
     number_of = [key_of(one.point.recipe) for one in found.frontier].index(key_of(recipe)) + 1
     return {
         "number": number_of,
-        "label": label_of(recipe),
+        "label": wording.label(row),
+        "title": "Train the best so far" if row.is_baseline else "Train the winner",
         "command": command,
         "remark": wording.remark_on_command(found.account),
-        "recipe": wording.recipe_text(recipe, found.account),
+        "recipe": wording.recipe_text(row, found.account),
         "picked": sentences.picked(row),
     }
 

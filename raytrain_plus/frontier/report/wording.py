@@ -13,6 +13,7 @@ from raytrain_plus.frontier.estimates import Estimate
 from raytrain_plus.frontier.points import Point, label_of
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.report.account import SweepAccount
+from raytrain_plus.frontier.report.findings import Standing
 
 FEWER = "one seed, no interval"
 
@@ -49,6 +50,11 @@ def percent_more(estimate: Estimate | None) -> str:
 def chance(p: float) -> str:
     """Return a chance as `0.012` or `below 0.001`."""
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def label(row: Standing) -> str:
+    """Return the names of a recipe's algorithms, or that it is the baseline."""
+    return "the baseline" if row.is_baseline else label_of(row.point.recipe)
 
 
 def count(number: int, what: str) -> str:
@@ -90,9 +96,10 @@ def name_of(point: Point) -> str:
     return f"{label_of(point.recipe)}, {point.recipe.duration}, {count(len(point.seeds), 'seed')}"
 
 
-def recipe_text(recipe: Recipe, account: SweepAccount) -> str:
+def recipe_text(row: Standing, account: SweepAccount) -> str:
     """Return a recipe as the YAML that `train --recipe` reads."""
-    about = recipe.about or f"{label_of(recipe)}: found by the sweep {account.name}."
+    recipe = row.point.recipe
+    about = recipe.about or f"{label(row)}, of the sweep {account.name}."
     said = {**recipe.model_dump(mode="json"), "about": about}
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
 
