@@ -34,6 +34,7 @@ def view_of(found: Findings, command: str, now: float) -> dict[str, Any]:
     """
     account = found.account
     picture = drawings.frontier_drawing(found)
+    covered = any(area for _, area in found.hypervolume)
     return {
         "name": account.name,
         "state": account.state,
@@ -52,9 +53,7 @@ def view_of(found: Findings, command: str, now: float) -> dict[str, Any]:
         "aspects": _contribution_rows(found.contributions.alone),
         "pairs": _contribution_rows(found.contributions.pairs)[:_MOST_ROWS],
         "contributions": sentences.contribution_notes(found),
-        "budget": drawings.hypervolume_drawing(found).html()
-        if any(area for _, area in found.hypervolume)
-        else "",
+        "budget": drawings.hypervolume_drawing(found).html() if covered else "",
         "reference": sentences.reference_words(found),
         "machine": drawings.calibration_drawing(found).html() if found.calibration.times else "",
         "calibration": _sentence(str(found.calibration)),
