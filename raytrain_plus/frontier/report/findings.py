@@ -144,7 +144,7 @@ def findings_of(account: SweepAccount) -> Findings:
         winner=winner_of(rows, baseline, objective),
         reference=reference,
         hypervolume=hypervolume_over_budget(trials, objective, reference) if reference else [],
-        surfaces=_surfaces(found, objective),
+        surfaces=_surfaces(found, listed, objective),
         contributions=contributions_of(
             [trial for trial in trials if trial.purpose != CALIBRATION], baseline, objective
         ),
@@ -246,12 +246,18 @@ def _reference(
     return 2 * max(point.cost for point in measured), worst
 
 
-def _surfaces(found: Sequence[Point], objective: Objective) -> Surfaces | None:
-    most = max((len(point.seeds) for point in found), default=0)
-    if most < 2:
+def _surfaces(
+    found: Sequence[Point], listed: Sequence[Point], objective: Objective
+) -> Surfaces | None:
+    """Return the surfaces over the seeds that all repeated recipes of the frontier have."""
+    repeated = [set(point.seeds) for point in listed if len(point.seeds) > 1]
+    seeds = set.intersection(*repeated) if repeated else set()
+    if len(seeds) < 2:  # no two are common to all: those of the most repeated recipes
+        most = max((len(point.seeds) for point in found), default=0)
+        sets = Counter(point.seeds for point in found if len(point.seeds) == most)
+        seeds = set(sets.most_common(1)[0][0]) if most > 1 else set()
+    if len(seeds) < 2:
         return None
-    sets = Counter(point.seeds for point in found if len(point.seeds) == most)
-    seeds = set(sets.most_common(1)[0][0])
     shared = [
         Point(
             recipe=point.recipe,

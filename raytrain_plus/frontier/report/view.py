@@ -12,6 +12,7 @@ from raytrain_plus.frontier.points import key_of
 from raytrain_plus.frontier.report import drawings, sentences, wording
 from raytrain_plus.frontier.report.contributions import Contribution
 from raytrain_plus.frontier.report.findings import Findings, Standing, costs_by_aspect
+from raytrain_plus.frontier.synergy import Effect, Verdict
 from raytrain_plus.observe.charts import Part, Tone, stacked_bar
 from raytrain_plus.observe.intervals import interval
 from raytrain_plus.observe.pages.rows import Row
@@ -21,6 +22,7 @@ from raytrain_plus.observe.scales import Scale, scale_of
 REFRESH = 20  # seconds
 _MOST_ROWS = 60
 _MOST_ERRORS = 8
+_TONES: dict[Verdict, Tone] = {"shown": "good", "hurts": "bad", "not shown": "plain"}
 _OUTCOMES = ("complete", "dominated", "failed")
 
 
@@ -121,11 +123,11 @@ def _tiles(found: Findings) -> list[Row]:
         proven = sum(len(row.point.seeds) > 1 for row in found.frontier)
         tiles.append(Row("on the frontier", f"{len(found.frontier)}", f"{proven} with more seeds"))
     sure = [r.speed_up for r in found.frontier if r.speed_up and r.is_faster]
-    if sure:
-        most = max(sure, key=lambda speed_up: speed_up.low)
+    winner = found.winner
+    most = max(sure, key=lambda speed_up: speed_up.low, default=None)
+    if most is not None and (winner is None or most is not winner.speed_up):
         known = wording.factor_interval(most)
         tiles.append(Row("surest speed-up", wording.factor(most), known))
-    winner = found.winner
     if winner and winner.speed_up:
         known = wording.factor_interval(winner.speed_up)
         tiles.append(Row("speed-up of the winner", wording.factor(winner.speed_up), known))
@@ -180,24 +182,28 @@ def _winner(found: Findings, command: str) -> dict[str, Any] | None:
 
 def _contribution_rows(found: Sequence[Contribution]) -> list[dict[str, Any]]:
     scale = _scale([one.effect.estimate if one.effect else None for one in found], 0.0)
-    return [
-        {
-            "label": " + ".join(one.aspects),
-            "value": wording.signed(one.effect.estimate) if one.effect else "",
-            "interval": wording.signed_interval(one.effect.estimate) if one.effect else "",
-            "bar": _drawn(one.effect.estimate if one.effect else None, scale, 0.0, wording.signed),
-            "p": wording.chance(one.effect.p) if one.effect and one.effect.seeds > 1 else "",
-            "verdict": _verdict(one),
-            "seeds": one.effect.seeds if one.effect else "",
-            "quality": wording.signed(one.quality),
-            "cost": wording.percent_more(one.cost),
-        }
-        for one in found
-    ]
+    return [_contribution_row(one, one.effect, scale) for one in found]
 
 
-def _verdict(one: Contribution) -> str:
-    return one.effect.verdict if one.effect else "unknown"
+def _contribution_row(one: Contribution, effect: Effect | None, scale: Scale) -> dict[str, Any]:
+    row = {
+        "label": " + ".join(one.aspects),
+        "quality": wording.signed(one.quality),
+        "cost": wording.percent_more(one.cost),
+    }
+    if effect is None:
+        unknown = dict.fromkeys(("value", "interval", "bar", "p", "seeds"), "")
+        return {**row, **unknown, "verdict": "unknown"}
+    estimate = effect.estimate
+    return {
+        **row,
+        "value": wording.signed(estimate),
+        "interval": wording.signed_interval(estimate),
+        "bar": _drawn(estimate, scale, 0.0, wording.signed, _TONES[effect.verdict]),
+        "p": wording.chance(effect.p) if effect.seeds > 1 else "",
+        "seeds": effect.seeds,
+        "verdict": effect.verdict,
+    }
 
 
 def _scale(estimates: Sequence[Estimate | None], none: float, *, log: bool = False) -> Scale:
@@ -211,11 +217,17 @@ def _scale(estimates: Sequence[Estimate | None], none: float, *, log: bool = Fal
 
 
 def _drawn(
-    estimate: Estimate | None, scale: Scale, none: float, told: Callable[[Estimate], str]
+    estimate: Estimate | None,
+    scale: Scale,
+    none: float,
+    told: Callable[[Estimate], str],
+    tone: Tone | None = None,
 ) -> str:
+    """Return an interval as a drawing; green or red where it does not hold the zero by default."""
     if estimate is None or not (math.isfinite(estimate.low) or math.isfinite(estimate.high)):
         return ""
-    tone: Tone = "good" if estimate.low > none else "bad" if estimate.high < none else "plain"
+    if tone is None:
+        tone = "good" if estimate.low > none else "bad" if estimate.high < none else "plain"
     ends = estimate.low, estimate.high
     return interval(ends, estimate.value, scale, none, told(estimate), tone)
 
