@@ -33,10 +33,10 @@ from benchmarks.baselines import DATA, REFERENCES, Row
 from benchmarks.one_process import train
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
 
-_RECIPES = {"digits": "cluttered_digits", "text": "byte_gpt"}
+RECIPES = {"digits": "cluttered_digits", "text": "byte_gpt"}
 _DURATIONS = (0.4, 0.7, 1.0, 1.5, 2.2)  # of the baseline, in reference durations
-_BASELINE = "baseline"
-_FOUND = ("mild", "medium", "hot")
+BASELINE = "baseline"
+FOUND = ("mild", "medium", "hot")
 
 Algorithms = dict[str, dict[str, Any]]
 
@@ -88,9 +88,9 @@ def jobs(name: str, seeds: int) -> Iterator[tuple[str, Algorithms, int, int]]:
     for place, seed in enumerate(range(101, 101 + seeds)):
         # Three seeds draw the baseline's curve; all of them stand beside the algorithms.
         for factor in _DURATIONS if place < 3 else (1.0,):
-            yield _BASELINE, {}, int(reference.samples * factor), seed
-        for recipe in _FOUND:
-            found = read_recipe(f"{_RECIPES[name]}/{recipe}")
+            yield BASELINE, {}, int(reference.samples * factor), seed
+        for recipe in FOUND:
+            found = read_recipe(f"{RECIPES[name]}/{recipe}")
             yield recipe, dict(found.algorithms), int(found.duration.removesuffix("sp")), seed
         for label, algorithms in ALONE[name].items():
             yield label, algorithms, reference.samples, seed
@@ -99,7 +99,7 @@ def jobs(name: str, seeds: int) -> Iterator[tuple[str, Algorithms, int, int]]:
 def run(name: str, label: str, algorithms: Algorithms, samples: int, seed: int) -> Row:
     """Train once."""
     reference = REFERENCES[name]
-    said = read_recipe(f"{_RECIPES[name]}/{_BASELINE if label in ALONE[name] else label}")
+    said = read_recipe(f"{RECIPES[name]}/{BASELINE if label in ALONE[name] else label}")
     recipe = Recipe(
         duration=f"{samples}sp",
         batch_size=said.batch_size,
@@ -161,7 +161,7 @@ def compare(name: str, rows: Sequence[Row]) -> list[Row]:
     curve = sorted(
         (samples, _mean(found, "seconds"), _mean(found, "quality"))
         for (label, samples), found in seeds.items()
-        if label == _BASELINE
+        if label == BASELINE
     )
     costs = np.log([point[1] for point in curve])
     signed = reference.sign * np.array([point[2] for point in curve])
@@ -188,7 +188,7 @@ def compare(name: str, rows: Sequence[Row]) -> list[Row]:
                 "advice s": round(_mean(found, "advice_seconds"), 2),
             }
         )
-    return sorted(result, key=lambda row: (row["algorithm"] != _BASELINE, row["algorithm"]))
+    return sorted(result, key=lambda row: (row["algorithm"] != BASELINE, row["algorithm"]))
 
 
 _T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # Student's t, 95 %

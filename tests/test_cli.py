@@ -173,7 +173,7 @@ def test_the_commands_and_options_are_those_of_the_contract():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     contract = {"train", "demo", "status", "scale", "stop", "verify"}
     others = {"algorithms", "export", "chaos", "attach", "checkpoint", "report"}
-    assert commands == contract | others | {"doctor", "node_agent", "sweep"}
+    assert commands == contract | others | {"doctor", "node_agent", "sweep", "frontier"}
     help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
     needed = (
         "data workers logical-ranks batch-size duration seed algorithm setting recipe storage name "

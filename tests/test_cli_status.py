@@ -53,7 +53,7 @@ def live(monkeypatch):
     def answer(*answers):
         left = list(answers)
 
-        def ask(_):
+        def ask(_, _events):
             said = left.pop(0)
             if isinstance(said, BaseException):
                 raise said

@@ -49,6 +49,7 @@ PURE = [
     "observe.quantities",
     "observe.scales",
     "observe.charts",
+    "observe.intervals",
     "observe.report.history",
     "observe.report.spending",
     "observe.report.changes",
@@ -68,6 +69,15 @@ PURE = [
     "frontier.synergy",
     "frontier.promotion",
     "frontier.calibration",
+    "frontier.report.findings",
+    "frontier.report.contributions",
+    "frontier.report.wording",
+    "frontier.report.sentences",
+    "frontier.report.drawings",
+    "frontier.report.view",
+    "frontier.report.table",
+    "frontier.report.document",
+    "frontier.report.summary",
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [

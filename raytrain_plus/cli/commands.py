@@ -26,6 +26,7 @@ from raytrain_plus.cli.answers import (
 )
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
+from raytrain_plus.cli.frontier import frontier
 from raytrain_plus.cli.node_agent import node_agent
 from raytrain_plus.cli.nodes import doctor
 from raytrain_plus.cli.remote import here_or_there
@@ -62,6 +63,7 @@ app.command()(checkpoint)
 app.command()(stop)
 app.command()(report)
 app.command()(sweep)
+app.command()(frontier)
 
 
 @app.command()

@@ -6,6 +6,7 @@ one does so by more than what seeds alone explain.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytrain_plus.frontier.estimates import CONFIDENCE, Array, t_quantile
-from raytrain_plus.frontier.points import FinishedTrial, Objective, Point, PointError, points
+from raytrain_plus.frontier.points import (
+    FinishedTrial,
+    Objective,
+    Point,
+    PointError,
+    key_of,
+    points,
+)
+
+_BLOCK = 256  # points looked at at once: thousands fit into memory then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +79,7 @@ def dominance(
     noise: Noise,
     tolerance: Tolerance | None = None,
     confidence: float = CONFIDENCE,
+    columns: slice = slice(None),
 ) -> NDArray[np.bool_]:
     """Say which points clearly dominate which.
 
@@ -83,16 +94,17 @@ def dominance(
         noise: what seeds alone do.
         tolerance: default `Tolerance()`.
         confidence: of each comparison by itself.
+        columns: of which points it is asked whether they are dominated. Default all.
 
     Returns:
-        Shape (n, n): whether the point of the row dominates that of the column.
+        Shape (n, number of columns): whether the point of the row dominates that of the column.
     """
     tolerance = tolerance or Tolerance()
     costs, qualities = _coordinates(found, objective)
     counts = np.array([1 / len(point.seeds) for point in found])
-    error = np.sqrt(counts[:, None] + counts) * t_quantile(noise.freedom, confidence)
-    cheaper = np.log(costs)[None, :] - np.log(costs)[:, None]
-    better = qualities[:, None] - qualities[None, :]
+    error = np.sqrt(counts[:, None] + counts[columns]) * t_quantile(noise.freedom, confidence)
+    cheaper = np.log(costs)[None, columns] - np.log(costs)[:, None]
+    better = qualities[:, None] - qualities[None, columns]
     no_worse = (cheaper >= 0) & (better >= 0)
     with np.errstate(invalid="ignore"):  # no noise known, and none seen: 0 times infinity
         unsure = np.nan_to_num(error * noise.cost, nan=math.inf, posinf=math.inf)
@@ -114,7 +126,10 @@ def non_dominated(
     """Return the points that none clearly dominates (see `dominance`), from cheap to dear."""
     if not found:
         return []
-    dominated = dominance(found, objective, noise, tolerance, confidence).any(axis=0)
+    blocks = [slice(at, at + _BLOCK) for at in range(0, len(found), _BLOCK)]
+    dominated = np.concatenate(
+        [dominance(found, objective, noise, tolerance, confidence, b).any(axis=0) for b in blocks]
+    )
     return sorted(
         (found[i] for i in np.flatnonzero(~dominated).tolist()), key=lambda point: point.cost
     )
@@ -170,11 +185,22 @@ def hypervolume_over_budget(
         take back what one was lucky with.
     """
     ended = sorted(trials, key=lambda trial: (trial.ended, trial.name))
-    spent = np.cumsum([trial.cost for trial in ended])
-    places = np.unique(np.linspace(1, len(ended), min(steps, len(ended))).round().astype(int))
-    return [
-        (float(spent[n - 1]), hypervolume(points(ended[:n]), objective, reference)) for n in places
-    ]
+    places = set(np.linspace(1, len(ended), min(steps, len(ended))).round().astype(int).tolist())
+    told: list[tuple[float, float]] = []
+    spent, by_recipe = 0.0, defaultdict[str, list[FinishedTrial]](list)
+    known: dict[str, Point] = {}
+    changed: set[str] = set()
+    for count, trial in enumerate(ended, 1):
+        spent += trial.cost
+        if trial.outcome == "complete":
+            key = key_of(trial.recipe)
+            by_recipe[key].append(trial)
+            changed.add(key)
+        if count in places:
+            known |= {key: points(by_recipe[key])[0] for key in changed}
+            changed.clear()
+            told.append((spent, hypervolume(list(known.values()), objective, reference)))
+    return told
 
 
 def attainment(

@@ -1,9 +1,9 @@
-"""Charts as HTML and SVG, without a library: lines, steps, dots, and stacked bars.
+"""Charts as HTML and SVG, without a library: lines, steps, dots, bands, and stacked bars.
 
 A drawing stretches with the page, the words beside it do not: curves are drawn in an SVG that
 takes whatever room there is, with strokes of fixed width, and labels are HTML at places in percent.
 So one chart reads well on a wide screen and on a phone. The style sheet and the script that shows
-values under the pointer are those of the page (`report/page.css`, `report/page.js`); without the
+values under the pointer are those of the page (`pages/style.css`, `pages/script.js`); without the
 script a chart loses nothing but that.
 
 All functions are pure; all text that they are given is escaped.
@@ -20,11 +20,14 @@ from raytrain_plus.observe.quantities import duration, number
 from raytrain_plus.observe.scales import Scale, scale_of, thinned
 
 Point = tuple[float, float]
-Kind = Literal["line", "faint", "steps", "dots", "line and dots"]
-Tone = Literal["bad", "warn", "good", "plain"]
+Kind = Literal[
+    "line", "faint", "steps", "stairs", "band", "whiskers", "dots", "specks", "line and dots"
+]
+Tone = Literal["bad", "warn", "good", "plain", "accent"]
 
 _WIDTH, _HEIGHT = 1000, 300  # units of the drawing
 _ROOM = 0.05  # of the height, above and below the values
+_PALE = ("faint", "specks", "band")
 MOST_POINTS = 1200  # of a curve: about one for each pixel of its width
 
 
@@ -56,22 +59,28 @@ class Series:
         label: its name in the legend; empty for none.
         points: (x, y), by growing x unless they are dots. What is not finite is left out.
         kind: how it is drawn: `faint` is a line behind another, `steps` keeps each value until the
-            next and is filled.
+            next and is filled, `stairs` does so and is not; `band` fills what its points go round;
+            `whiskers` are lines between the first and second point, third and fourth, and so on;
+            `specks` are small dots of which there may be many.
         colour: from 0 to 7, of the page's palette.
+        names: of each point, for clouds of dots, which must be finite: the name of the nearest is
+            shown under the pointer. Where no series has any, values at the pointer's x are.
     """
 
     label: str
     points: Sequence[Point]
     kind: Kind = "line"
     colour: int = 0
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Something that happened, at one place of the x axis.
+    """Something that happened, at one place of the x axis, or a point that has a number.
 
     Attributes:
         at: where.
+        height: where on the y axis its pin is. Default: above, with a line across.
         label: a few characters in a pin on a line; empty for a small tick at the top.
         title: what it was, shown under the pointer and told to screen readers.
         tone: how it is coloured.
@@ -79,6 +88,7 @@ class Mark:
     """
 
     at: float
+    height: float | None = None
     label: str = ""
     title: str = ""
     tone: Tone = "plain"
@@ -118,7 +128,7 @@ def chart(
     across = scale_of([p[0] for _, points in shown for p in points], x.low, x.high, log=x.log)
     heights = [p[1] for _, points in shown for p in points]
     up = scale_of(heights, y.low, y.high, log=y.log, room=_ROOM)
-    curves = [(one, thinned(points, MOST_POINTS)) for one, points in shown]
+    curves = [(one, _thinned(one, points)) for one, points in shown]
     pins = [mark for mark in marks if across.low <= mark.at <= across.high]
     told = _told(title, shown, x, y)
     drawn = "".join(
@@ -133,10 +143,10 @@ def chart(
         f'<div class="plot"><div class="y" aria-hidden="true">{_labels(up, y, "bottom", 5)}</div>'
         f'<div class="area"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '
         f'role="img" aria-label="{_escaped(told)}">{drawn}</svg>'
-        f"{''.join(_pin(mark, across) for mark in pins)}</div>"
+        f"{''.join(_pin(mark, across, up) for mark in pins)}</div>"
         f'<div class="x" aria-hidden="true">{_labels(across, x, "left", 6)}</div></div>'
         f'<p class="axis" aria-hidden="true">{_escaped(x.label)}</p>'
-        f"{_values(curves, across, x, y)}</figure>"
+        f"{_values(curves, across, up, x, y)}</figure>"
     )
 
 
@@ -183,16 +193,30 @@ def _grid(up: float) -> str:
     return f'<path class="grid" d="M0 {height:.1f}H{_WIDTH}"/>'
 
 
+def _thinned(series: Series, points: Sequence[Point]) -> Sequence[Point]:
+    whole = bool(series.names) or series.kind in ("band", "whiskers", "specks")
+    return points if whole else thinned(points, MOST_POINTS)
+
+
 def _curve(series: Series, points: Sequence[Point], across: Scale, up: Scale) -> str:
     places = [(_WIDTH * across.place(x), _HEIGHT * (1 - up.place(y))) for x, y in points]
     colour = f"c{series.colour}"
     dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
-    if series.kind == "dots":
-        return f'<path class="dots {colour}" d="{dots}"/>'
-    if series.kind == "steps":
+    if series.kind in ("dots", "specks"):
+        return f'<path class="{series.kind} {colour}" d="{dots}"/>'
+    if series.kind == "whiskers":
+        ends = zip(places[::2], places[1::2], strict=False)
+        lines = "".join(f"M{x:.1f} {y:.1f}L{to:.1f} {up:.1f}" for (x, y), (to, up) in ends)
+        return f'<path class="whiskers {colour}" d="{lines}"/>'
+    if series.kind == "band":
+        outline = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) + "Z"
+        return f'<path class="band {colour}" d="{outline}"/>'
+    if series.kind in ("steps", "stairs"):
         line = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(
             f"H{x:.1f}V{y:.1f}" for x, y in places[1:]
         )
+        if series.kind == "stairs":
+            return f'<path class="line {colour}" d="{line}"/>'
         filled = f"{line}V{_HEIGHT}H{places[0][0]:.1f}Z"
         return (
             f'<path class="under {colour}" d="{filled}"/><path class="line {colour}" d="{line}"/>'
@@ -206,15 +230,19 @@ def _curve(series: Series, points: Sequence[Point], across: Scale, up: Scale) ->
     return drawn
 
 
-def _pin(mark: Mark, across: Scale) -> str:
+def _pin(mark: Mark, across: Scale, up: Scale) -> str:
     place = f'style="left:{100 * across.place(mark.at):.2f}%"'
+    kind = "pin"
+    if mark.height is not None:
+        place = f'{place[:-1]};top:{100 * (1 - up.place(mark.height)):.2f}%"'
+        kind = "pin point"
     words = f'title="{_escaped(mark.title)}"'
     if not mark.label:
         return f'<i class="tick {mark.tone}" {place}></i>'
-    line = f'<i class="rule {mark.tone}" {place}></i>'
+    line = f'<i class="rule {mark.tone}" {place}></i>' if mark.height is None else ""
     href = f' href="#{_escaped(mark.anchor)}"' if mark.anchor else ""
     return (
-        f'{line}<a class="pin {mark.tone}" {place} {words}{href} '
+        f'{line}<a class="{kind} {mark.tone}" {place} {words}{href} '
         f'aria-label="{_escaped(mark.title)}">{_escaped(mark.label)}</a>'
     )
 
@@ -234,7 +262,10 @@ def _said(value: float, axis: Axis) -> str:
 
 def _legend(series: Sequence[Series]) -> str:
     keys = "".join(
-        f'<li class="c{one.colour}">{_escaped(one.label)}</li>' for one in series if one.label
+        f'<li class="{"pale " if one.kind in _PALE else ""}c{one.colour}">'
+        f"{_escaped(one.label)}</li>"
+        for one in series
+        if one.label
     )
     return f'<ul class="legend">{keys}</ul>' if keys else ""
 
@@ -256,24 +287,31 @@ def _told(title: str, shown: Sequence[tuple[Series, list[Point]]], x: Axis, y: A
 
 
 def _values(
-    curves: Sequence[tuple[Series, Sequence[Point]]], across: Scale, x: Axis, y: Axis
+    curves: Sequence[tuple[Series, Sequence[Point]]], across: Scale, up: Scale, x: Axis, y: Axis
 ) -> str:
     """Return what the page's script shows under the pointer."""
+    clouds = any(one.names for one, _ in curves)
     told = {
-        "x": {"label": x.label, "low": across.low, "high": across.high, "log": across.log}
-        | ({"seconds": True} if x.seconds else {}),
-        "seconds": y.seconds,
+        "x": _axis(across, x),
+        "y": _axis(up, y),
         "series": [
             {
                 "label": one.label or y.label,
-                "steps": one.kind == "steps",
+                "steps": one.kind in ("steps", "stairs"),
                 "points": [[_short(px), _short(py)] for px, py in points],
             }
+            | ({"names": list(one.names)} if one.names else {})
             for one, points in curves
+            if (one.names if clouds else one.kind not in ("band", "whiskers"))
         ],
     }
     data = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json">{data}</script>'
+
+
+def _axis(scale: Scale, axis: Axis) -> dict[str, object]:
+    ends = {"low": scale.low, "high": scale.high, "log": scale.log}
+    return {"label": axis.label, **ends, "seconds": axis.seconds}
 
 
 def _short(value: float) -> float:

@@ -1,12 +1,17 @@
 """The command line on real runs, as a user types it: each command is a process of its own."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 
 import pytest
+import yaml
 
+from raytrain_plus.frontier.points import FinishedTrial
+from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.frontier.records import write_trials
 from raytrain_plus.observe import journal
 
 TASK = """
@@ -153,3 +158,35 @@ def test_a_disturbed_run_is_watched_scaled_stopped_and_resumed_to_the_bits_of_an
     ended = ask(folder, "status", "live")
     assert (ended["state"], ended["step"], ended["digest"]) == ("finished", 300, whole["digest"])
     assert "has ended" in ask(folder, "scale", "live", "1", status=1)
+
+
+def finished(name, quality, algorithms, duration):
+    recipe = Recipe(duration=duration, batch_size=64, algorithms=algorithms)
+    return FinishedTrial(
+        name=name, purpose="search" if algorithms else "baseline", recipe=recipe, seed=23,
+        cost=float(duration[:-2]), quality=quality, started=0.0, ended=1.0,
+    )  # fmt: skip
+
+
+def test_the_command_that_a_sweeps_report_names_trains_the_winner(folder):
+    trials = [
+        finished("short", 0.5, {}, "20ba"),
+        finished("long", 0.6, {}, "40ba"),
+        finished("winner", 0.7, {"GradientClipping": {"norm": 0.5}}, "30ba"),
+    ]
+    write_trials(trials, folder / "trials.parquet")
+    done = subprocess.run(
+        [sys.executable, "-m", "raytrain_plus", "frontier", "trials.parquet", "--json",
+         "--metric", "accuracy", "--task", "small.py:Small"],
+        cwd=folder, capture_output=True, text=True, check=True, timeout=PATIENCE,
+    )  # fmt: skip
+    named = shlex.split(json.loads(done.stdout.splitlines()[-1])["command"])
+    assert named[0] == "raytrain-plus"
+    trained = ask(folder, *named[1:], "--name", "winner")
+    assert trained["steps"] == 30
+    run = journal.read(folder / "runs" / "winner")[0]
+    assert run["identity"]["seed"] == 23
+    assert run["identity"]["algorithms"]["GradientClipping"]["norm"] == 0.5
+    assert "accuracy" in trained["metrics"]
+    said = yaml.safe_load((folder / "report" / "winner.yaml").read_text())
+    assert said["duration"] == "30ba"

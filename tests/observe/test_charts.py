@@ -12,6 +12,8 @@ from raytrain_plus.observe.charts import (
     chart,
     stacked_bar,
 )
+from raytrain_plus.observe.intervals import interval
+from raytrain_plus.observe.scales import Scale
 
 X, Y = Axis(label="step"), Axis(label="loss")
 HOSTILE = "</script><script>alert(1)</script>\"'<b>&"
@@ -99,3 +101,58 @@ def test_no_text_becomes_markup():
     assert "script" not in {t for t, _ in Tags(bar).found}
     # The control: text that is not escaped is found.
     assert "b" in {t for t, _ in Tags(f"<p>{HOSTILE}").found}
+
+
+SQUARE = {"x": Axis(label="x", low=0, high=10), "y": Axis(label="y", low=0, high=10)}
+
+
+def test_a_band_goes_round_what_it_fills_and_says_nothing():
+    band = Series(label="b", points=[(0, 2), (10, 2), (10, 8), (0, 8)], kind="band")
+    line = Series(label="l", points=[(0, 5), (10, 5)])
+    text = chart("B", [band, line], **SQUARE)
+    assert drawn(text, "band") == ["M0.0 240.0L1000.0 240.0L1000.0 60.0L0.0 60.0Z"]
+    assert [one["label"] for one in told(text)["series"]] == ["l"]
+
+
+def test_stairs_are_steps_that_are_not_filled():
+    text = chart("S", [Series(label="", points=[(0, 2), (5, 8)], kind="stairs")], **SQUARE)
+    assert drawn(text, "line") == ["M0.0 240.0H500.0V60.0"]
+    assert drawn(text, "under") == []
+    assert told(text)["series"][0]["steps"] is True
+
+
+def test_whiskers_join_two_points_each():
+    points = [(1, 2), (1, 4), (5, 6), (5, 8)]
+    text = chart("W", [Series(label="", points=points, kind="whiskers")], **SQUARE)
+    assert drawn(text, "whiskers") == ["M100.0 240.0L100.0 180.0M500.0 120.0L500.0 60.0"]
+
+
+def test_of_a_cloud_all_points_stay_with_their_names():
+    points = [(i / 500, i % 7) for i in range(5000)]
+    names = [f"n{i}" for i in range(5000)]
+    cloud = Series(label="", points=points, kind="specks", names=names)
+    text = chart("C", [cloud, Series(label="l", points=[(0, 5), (10, 5)])], **SQUARE)
+    assert [one["names"] for one in told(text)["series"]] == [names]
+    assert len(told(text)["series"][0]["points"]) == 5000
+    line = chart("L", [Series(label="", points=points)], **SQUARE)
+    assert len(told(line)["series"][0]["points"]) <= 1200  # the control
+
+
+def test_a_numbered_point_stands_where_it_is():
+    mark = Mark(at=5, height=2.5, label="7", title="it", anchor="r-7")
+    text = chart("P", [Series(label="", points=[(0, 1), (10, 2)])], marks=[mark], **SQUARE)
+    assert 'class="pin point plain" style="left:50.00%;top:75.00%" title="it" href="#r-7"' in text
+    assert "rule" not in text
+
+
+def test_an_interval_is_cut_off_at_the_ends_of_its_scale():
+    scale = Scale(0.0, 10.0)
+    text = interval((2.0, float("inf")), 5.0, scale, 1.0, HOSTILE, "good")
+    assert 'd="M100.0 0V40"' in text
+    assert 'd="M200.0 20.0H1000.0"' in text
+    assert 'd="M500.0 20.0h0"' in text
+    assert {tag for tag, _ in Tags(text).found} == {"svg", "path"}
+
+
+def told(text):
+    return json.loads(re.search(r'<script type="application/json">(.*)</script>', text).group(1))

@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.pages.rows import Row
 from raytrain_plus.observe.quantities import bytes_of, duration, number, share
 from raytrain_plus.observe.report import curves
 from raytrain_plus.observe.report.changes import changes_of, marks_of
@@ -30,17 +30,6 @@ _UNITS = {
     "orphan_seconds": " s",
 }
 _DATA = ("data content", "data window", "data shuffle", "data transform", "evaluation data")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: what, how much, and a remark; with a colour where a bar has it."""
-
-    what: str
-    value: str
-    remark: str = ""
-    colour: int | None = None
-    mono: bool = False
 
 
 def view_of(history: History, now: float) -> dict[str, Any]:

@@ -25,6 +25,19 @@ function pointAt(points, x, steps) {
   return !steps && Math.abs(next[0] - x) < Math.abs(points[low][0] - x) ? next : points[low];
 }
 
+// Of clouds of named points the one nearest to a place, in parts of the drawing.
+function nearest(told, x, y, room) {
+  const place = (axis, value) => axis.log
+    ? Math.log(value / axis.low) / Math.log(axis.high / axis.low)
+    : (value - axis.low) / (axis.high - axis.low);
+  let best = Infinity, found = null;
+  for (const one of told.series) one.points.forEach(([px, py], i) => {
+    const away = Math.hypot((place(told.x, px) - x) * room.width, (place(told.y, py) - y) * room.height);
+    if (away < best) { best = away; found = [one.names[i], px, py, place(told.x, px)]; }
+  });
+  return found;
+}
+
 function watch(figure) {
   const told = JSON.parse(figure.querySelector("script").textContent);
   const area = figure.querySelector(".area");
@@ -32,20 +45,29 @@ function watch(figure) {
   cursor.className = "cursor";
   tip.className = "tip";
   const { low, high, log, label, seconds } = told.x;
-  const sayX = seconds ? duration : number, sayY = told.seconds ? duration : number;
+  const sayX = seconds ? duration : number, sayY = told.y.seconds ? duration : number;
+  const clouds = told.series.some(one => one.names);
 
   function show(event) {
     const room = area.getBoundingClientRect();
     const share = Math.min(1, Math.max(0, (event.clientX - room.left) / room.width));
-    const x = log ? low * (high / low) ** share : low + (high - low) * share;
-    const found = told.series.map(one => [one.label, pointAt(one.points, x, one.steps)]);
-    const at = told.series.length && !told.series[0].steps ? found[0][1][0] : x;
-    tip.textContent = [label + " " + sayX(seconds ? at : Math.round(at * 1e6) / 1e6),
-      ...found.map(([name, point]) => name + " " + sayY(point[1]))].join("\n");
-    cursor.style.left = 100 * share + "%";
-    tip.style.left = share < 0.5 ? "calc(" + 100 * share + "% + .6rem)" : "";
-    tip.style.right = share < 0.5 ? "" : "calc(" + 100 * (1 - share) + "% + .6rem)";
-    if (found.length) area.append(cursor, tip);
+    let words, place = share;
+    if (clouds) {
+      const [name, x, y, at] = nearest(told, share, (room.bottom - event.clientY) / room.height, room);
+      words = [name, label + " " + sayX(x), told.y.label + " " + sayY(y)];
+      place = at;
+    } else {
+      const x = log ? low * (high / low) ** share : low + (high - low) * share;
+      const found = told.series.map(one => [one.label, pointAt(one.points, x, one.steps)]);
+      const at = found.length && !told.series[0].steps ? found[0][1][0] : x;
+      words = [label + " " + sayX(seconds ? at : Math.round(at * 1e6) / 1e6),
+        ...found.map(([name, point]) => name + " " + sayY(point[1]))];
+    }
+    tip.textContent = words.join("\n");
+    cursor.style.left = 100 * place + "%";
+    tip.style.left = place < 0.5 ? "calc(" + 100 * place + "% + .6rem)" : "";
+    tip.style.right = place < 0.5 ? "" : "calc(" + 100 * (1 - place) + "% + .6rem)";
+    if (told.series.length) area.append(cursor, tip);
   }
   area.addEventListener("pointermove", show);
   area.addEventListener("pointerdown", show);

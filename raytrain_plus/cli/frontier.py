@@ -1,0 +1,84 @@
+"""The command that writes a sweep's report."""
+
+import time
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from raytrain_plus.cli.answers import Debug, Json, answer
+
+_FOLDER = "report"
+_EVERY = 15.0  # seconds
+
+
+def frontier(  # noqa: PLR0913 - one option each
+    sweep: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A sweep's folder, or a table of its trials.")
+    ],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write. Default: report/ in the sweep's folder.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="METRIC[:min]", help="What is good, where there is only a table."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="Likewise, as module:attribute.")] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch/--once", help="Write it anew until the sweep has ended.")
+    ] = False,
+    open_it: Annotated[
+        bool, typer.Option("--open/--no-open", help="Show the page in a browser.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Report which recipes are on the frontier, how sure that is, and how to train the winner."""
+
+    def run() -> dict[str, Any]:
+        folder = output or (sweep if sweep.is_dir() else sweep.parent) / _FOLDER
+        shown = not open_it
+        while True:
+            told = _write(sweep, folder, metric, task)
+            if not shown:
+                webbrowser.open(Path(told["page"]).resolve().as_uri())
+                shown = True
+            if not watch or told["state"] != "running":
+                break
+            time.sleep(_EVERY)
+        if not as_json:
+            _say(told)
+        return told
+
+    answer(run, as_json=as_json, debug=debug)
+
+
+def _write(sweep: Path, folder: Path, metric: str | None, task: str) -> dict[str, Any]:
+    try:
+        from raytrain_plus.frontier.report import account, writing  # noqa: PLC0415 - an extra
+        from raytrain_plus.frontier.report.findings import findings_of  # noqa: PLC0415
+        from raytrain_plus.frontier.report.summary import summary_of  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed, which the frontier needs: "
+            "pip install 'raytrain-plus[frontier]'"
+        ) from error
+    objective = account.objective_of(metric) if metric else None
+    found = findings_of(account.read_sweep(sweep, objective, task))
+    try:
+        command = writing.write_report(found, folder)
+    except OSError as error:
+        raise ValueError(
+            f"the report cannot be written to {folder}: {error}. Name another place with --output"
+        ) from error
+    return {"page": str(folder / writing.PAGE), **summary_of(found), "command": command}
+
+
+def _say(told: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"The report is {told['page']}", soft_wrap=True, highlight=False)
+    if told["command"]:
+        console.print(told["command"], soft_wrap=True, highlight=False, markup=False)

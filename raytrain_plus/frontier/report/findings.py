@@ -1,0 +1,270 @@
+"""What the trials of a sweep show: pure, from a table of trials to values."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raytrain_plus.frontier.calibration import Calibration
+from raytrain_plus.frontier.curve import best_per_duration, compare
+from raytrain_plus.frontier.estimates import Estimate
+from raytrain_plus.frontier.pareto import (
+    Noise,
+    attainment,
+    frontier,
+    hypervolume_over_budget,
+    non_dominated,
+)
+from raytrain_plus.frontier.points import FinishedTrial, Objective, Point, key_of, points
+from raytrain_plus.frontier.report.account import SweepAccount
+from raytrain_plus.frontier.report.contributions import Contributions, contributions_of
+
+CALIBRATION, BASELINE = "calibration", "baseline"
+MOST_ON_FRONTIER = 40  # recipes that are compared; what a page can show, too
+
+Corners = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A recipe on the frontier, beside the baseline.
+
+    Attributes:
+        point: its trials.
+        is_baseline: whether it adds no algorithm to the baseline.
+        speed_up: at equal quality; None where there is no curve to compare with.
+        gain: at equal cost, likewise.
+    """
+
+    point: Point
+    is_baseline: bool
+    speed_up: Estimate | None = None
+    gain: Estimate | None = None
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is surely faster than the baseline to the same quality."""
+        return self.speed_up is not None and self.speed_up.low > 1
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it is surely better than the baseline at the same cost."""
+        return self.gain is not None and self.gain.low > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surfaces:
+    """Attainment surfaces: what is reached by how many seeds at least.
+
+    Attributes:
+        by_seeds: number of seeds -> corners, from cheap to dear.
+        recipes: how many took part: all that were run with each of the seeds.
+    """
+
+    by_seeds: dict[int, Corners]
+    recipes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that a report tells; costs are corrected for drift.
+
+    Attributes:
+        account: the sweep.
+        trials: with corrected costs, in the order in which they ended.
+        calibration: how fast the machine was, and when.
+        points: of all complete trials.
+        noise: what seeds alone do.
+        baseline: at each duration the best of the baselines, from cheap to dear; of one seed only
+            where there are no others.
+        frontier: from cheap to dear: what none clearly dominates and has two seeds or more, and
+            what none dominates by its mean.
+        unproven: recipes of one seed besides, that none clearly dominates either.
+        dominated: recipes that another one clearly dominates.
+        winner: the recipe to train; None as long as there is none.
+        reference: cost and quality beyond which the hypervolume is counted.
+        hypervolume: device-seconds spent, and what was covered then.
+        surfaces: None where fewer than two recipes share two seeds.
+        contributions: of aspects and of pairs.
+    """
+
+    account: SweepAccount
+    trials: Sequence[FinishedTrial]
+    calibration: Calibration
+    points: Sequence[Point]
+    noise: Noise
+    baseline: Sequence[Point]
+    frontier: Sequence[Standing]
+    unproven: int
+    dominated: int
+    winner: Standing | None
+    reference: tuple[float, float] | None
+    hypervolume: Corners
+    surfaces: Surfaces | None
+    contributions: Contributions
+
+    @property
+    def objective(self) -> Objective:
+        """What is to be good."""
+        return self.account.objective
+
+    def is_baseline(self, point: Point) -> bool:
+        """Say whether a point adds no algorithm to the baseline."""
+        return set(point.recipe.algorithms) <= base_algorithms(self.trials)
+
+
+def findings_of(account: SweepAccount) -> Findings:
+    """Say what the trials of a sweep show.
+
+    Args:
+        account: the sweep; with no finished trial, what is found is empty.
+    """
+    objective = account.objective
+    calibration = Calibration.of(calibration_runs(account.trials))
+    trials = [calibration.correct(trial) for trial in account.trials]
+    found = points(trials)
+    noise = Noise.of(found)
+    base = base_algorithms(trials)
+    plain = [point for point in found if set(point.recipe.algorithms) <= base]
+    baseline = _curve(best_per_duration(plain, objective))
+    standing = non_dominated(found, objective, noise)
+    listed = _listed(found, standing, objective)
+    rows = [_beside(point, baseline, objective, base) for point in listed]
+    reference = _reference(found, baseline, objective)
+    return Findings(
+        account=account,
+        trials=trials,
+        calibration=calibration,
+        points=found,
+        noise=noise,
+        baseline=baseline,
+        frontier=rows,
+        unproven=len({key_of(p.recipe) for p in standing} - {key_of(p.recipe) for p in listed}),
+        dominated=len(found) - len(standing),
+        winner=winner_of(rows, baseline, objective),
+        reference=reference,
+        hypervolume=hypervolume_over_budget(trials, objective, reference) if reference else [],
+        surfaces=_surfaces(found, listed, objective),
+        contributions=contributions_of(
+            [trial for trial in trials if trial.purpose != CALIBRATION], baseline, objective
+        ),
+    )
+
+
+def calibration_runs(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """Return the complete runs of the recipe and seed that calibrations have repeated most."""
+    complete = [trial for trial in trials if trial.outcome == "complete"]
+    keys = Counter((key_of(t.recipe), t.seed) for t in complete if t.purpose == CALIBRATION)
+    if not keys:
+        return []
+    usual = keys.most_common(1)[0][0]
+    return [trial for trial in complete if (key_of(trial.recipe), trial.seed) == usual]
+
+
+def base_algorithms(trials: Sequence[FinishedTrial]) -> set[str]:
+    """Return the names of the algorithms that the baseline itself has."""
+    said = [set(trial.recipe.algorithms) for trial in trials if trial.purpose == BASELINE]
+    return said[0] if said else set()
+
+
+def winner_of(
+    rows: Sequence[Standing], baseline: Sequence[Point], objective: Objective
+) -> Standing | None:
+    """Return the recipe to train.
+
+    That is, of those with two seeds or more if there are any: the one that is surely fastest to the
+    quality of the longest baseline or better; where none gets there, the one that is surely fastest
+    to its own quality. Where no recipe is faster by its mean, or there is no curve to compare with,
+    it is the best in quality.
+    """
+    proven = [row for row in rows if len(row.point.seeds) > 1] or list(rows)
+    faster = [r for r in proven if not r.is_baseline and r.speed_up and r.speed_up.value > 1]
+    faster = [row for row in faster if row.speed_up and row.speed_up.bound != "less than"]
+    if baseline and faster:
+        goal = max(objective.sign * point.quality for point in baseline)
+        there = [row for row in faster if objective.sign * row.point.quality >= goal]
+        return max(there or faster, key=_surely)
+    return max(proven, key=lambda row: objective.sign * row.point.quality, default=None)
+
+
+def costs_by_aspect(trials: Sequence[FinishedTrial]) -> dict[str, tuple[float, float, int]]:
+    """Return for each aspect its mean device-seconds, mean share of a trial's cost, and trials."""
+    told: dict[str, list[tuple[float, float]]] = {}
+    for trial in trials:
+        if trial.outcome == "complete":
+            for name, seconds in trial.aspect_costs.items():
+                told.setdefault(name, []).append((seconds, seconds / trial.cost))
+    return {
+        name: (
+            statistics.fmean(seconds for seconds, _ in pairs),
+            statistics.fmean(share for _, share in pairs),
+            len(pairs),
+        )
+        for name, pairs in sorted(told.items())
+    }
+
+
+def _surely(row: Standing) -> tuple[float, float]:
+    speed_up = row.speed_up or Estimate(value=0.0)
+    return speed_up.low, speed_up.value
+
+
+def _curve(best: list[Point]) -> list[Point]:
+    # One duration without repeats would leave every comparison without an interval.
+    proven = [point for point in best if len(point.seeds) > 1]
+    return proven if len(proven) > 1 else best
+
+
+def _listed(found: Sequence[Point], standing: Sequence[Point], objective: Objective) -> list[Point]:
+    """Return what the report lists as the frontier, from cheap to dear."""
+    by_mean = {key_of(point.recipe) for point in frontier(found, objective)}
+    proven = [p for p in standing if len(p.seeds) > 1 or key_of(p.recipe) in by_mean]
+    if len(proven) > MOST_ON_FRONTIER:  # those of most seeds stay, of these the best
+        ranked = sorted(proven, key=lambda p: (-len(p.seeds), -objective.sign * p.quality))
+        proven = ranked[:MOST_ON_FRONTIER]
+    return sorted(proven, key=lambda point: point.cost)
+
+
+def _beside(
+    point: Point, baseline: Sequence[Point], objective: Objective, base: set[str]
+) -> Standing:
+    is_baseline = set(point.recipe.algorithms) <= base
+    if is_baseline or len({p.cost for p in baseline}) < 2:
+        return Standing(point=point, is_baseline=is_baseline)
+    found = compare(point, baseline, objective)
+    return Standing(point=point, is_baseline=is_baseline, speed_up=found.speed_up, gain=found.gain)
+
+
+def _reference(
+    found: Sequence[Point], baseline: Sequence[Point], objective: Objective
+) -> tuple[float, float] | None:
+    """Return twice the dearest baseline's cost, and the worst one's quality."""
+    measured = baseline or found
+    if not measured:
+        return None
+    worst = min(measured, key=lambda point: objective.sign * point.quality).quality
+    return 2 * max(point.cost for point in measured), worst
+
+
+def _surfaces(
+    found: Sequence[Point], listed: Sequence[Point], objective: Objective
+) -> Surfaces | None:
+    """Return the surfaces over the seeds that all repeated recipes of the frontier have."""
+    repeated = [set(point.seeds) for point in listed if len(point.seeds) > 1]
+    seeds = set.intersection(*repeated) if repeated else set()
+    if len(seeds) < 2:  # no two are common to all: those of the most repeated recipes
+        most = max((len(point.seeds) for point in found), default=0)
+        sets = Counter(point.seeds for point in found if len(point.seeds) == most)
+        seeds = set(sets.most_common(1)[0][0]) if most > 1 else set()
+    if len(seeds) < 2:
+        return None
+    shared = [
+        Point(
+            recipe=point.recipe,
+            costs={seed: point.costs[seed] for seed in seeds},
+            qualities={seed: point.qualities[seed] for seed in seeds},
+        )
+        for point in found
+        if seeds <= set(point.seeds)
+    ]
+    return Surfaces(by_seeds=attainment(shared, objective), recipes=len(shared))

@@ -1,0 +1,65 @@
+"""Writing a sweep's report into a folder."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from raytrain_plus.frontier.report.document import document_of
+from raytrain_plus.frontier.report.drawings import frontier_drawing
+from raytrain_plus.frontier.report.findings import Findings
+from raytrain_plus.frontier.report.page import page_of
+from raytrain_plus.frontier.report.picture import write_picture
+from raytrain_plus.frontier.report.table import recipes_csv, trials_csv
+from raytrain_plus.frontier.report.wording import command_of, recipe_text
+
+PAGE, PICTURE, DOCUMENT = "frontier.html", "frontier.png", "frontier.md"
+RECIPES, TRIALS, WINNER = "recipes.csv", "trials.csv", "winner.yaml"
+
+
+def write_report(found: Findings, folder: Path) -> str:
+    """Write the page, the picture, the tables, the document, and the winner's recipe.
+
+    Each file replaces the one before at once: whoever reads it sees a whole one.
+
+    Args:
+        found: of the sweep.
+        folder: is made if it does not exist. The command names the recipe's file in it as it is
+            given here.
+
+    Returns:
+        The command that trains the winner; empty as long as there is none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ""
+    if found.winner is not None:
+        seed = found.winner.point.seeds[0]
+        command = command_of(found.account, seed, folder / WINNER)
+        _write(folder / WINNER, recipe_text(found.winner, found.account))
+    _write(folder / RECIPES, recipes_csv(found))
+    _write(folder / TRIALS, trials_csv(found))
+    _write(folder / DOCUMENT, document_of(found, command, PICTURE))
+    if found.points:
+        picture = frontier_drawing(found)
+        _replace(folder / PICTURE, lambda path: write_picture(picture, path))
+    _write(folder / PAGE, page_of(found, command, time.time()))
+    return command
+
+
+def _write(path: Path, text: str) -> None:
+    def write(unfinished: Path) -> None:
+        unfinished.write_text(text, encoding="utf-8", newline="")
+
+    _replace(path, write)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

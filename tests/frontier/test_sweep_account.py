@@ -1,0 +1,83 @@
+"""What is read of a sweep's folder, and whether the sweep is running."""
+
+import fcntl
+import json
+
+import pytest
+
+from raytrain_plus.frontier.points import Objective, PointError
+from raytrain_plus.frontier.records import write_trials
+from raytrain_plus.frontier.report.account import objective_of, read_sweep
+from tests.frontier import synthetic
+from tests.frontier.synthetic import World
+
+
+@pytest.fixture
+def sweep():
+    return synthetic.baseline_alone(World(less_is_better=True), (12000, 24000), (17, 18))
+
+
+@pytest.mark.parametrize(
+    ("ends", "state"),
+    [
+        (("over", "rest"), "finished"),
+        (("rest",), "interrupted"),
+        ((), "interrupted"),
+        (("problem", "rest"), "failed"),
+    ],
+)
+def test_a_folder_tells_how_its_sweep_has_ended(tmp_path, sweep, ends, state):
+    account = read_sweep(sweep.write(tmp_path / "s", *ends, under_way=2))
+    assert account.state == state
+    assert account.objective == Objective(metric=synthetic.METRIC, mode="min")
+    assert account.trials == sweep.trials
+    assert (account.name, account.task) == ("synthetic", "tasks:Synthetic")
+    assert (account.logical_ranks, account.workers, account.budget) == (4, 2, 3600)
+    assert account.under_way == 0
+    assert account.problem == ("no more" if state == "failed" else "")
+
+
+@pytest.mark.parametrize(("held", "state"), [(True, "running"), (False, "interrupted")])
+def test_a_sweep_runs_while_a_process_holds_its_lock(tmp_path, sweep, held, state):
+    folder = sweep.write(tmp_path / "s", under_way=2)
+    with (folder / "sweep" / "lock").open("a") as lock:
+        if held:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        account = read_sweep(folder)
+        assert (account.state, account.under_way) == (state, 2 if held else 0)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # looking has kept nobody out
+
+
+def test_a_sweep_that_has_just_begun_has_no_trials(tmp_path):
+    account = read_sweep(synthetic.Sweep(World()).write(tmp_path / "s"))
+    assert account.trials == []
+
+
+def test_the_last_sitting_counts(tmp_path, sweep):
+    folder = sweep.write(tmp_path / "s", "problem", "rest")
+    path = folder / "sweep" / "journal.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    later = [{**first, "workers": 8}, {"event": "over", "time": 9e9}]
+    path.write_text(path.read_text() + "".join(json.dumps(event) + "\n" for event in later))
+    account = read_sweep(folder)
+    assert (account.state, account.workers, account.problem) == ("finished", 8, "")
+
+
+def test_a_bare_table_needs_an_objective(tmp_path, sweep):
+    path = tmp_path / "trials.parquet"
+    write_trials(sweep.trials, path)
+    with pytest.raises(PointError, match="--metric"):
+        read_sweep(path)
+    account = read_sweep(path, objective_of("accuracy:min"), "tasks:Synthetic")
+    assert account.objective.mode == "min"
+    assert {t.name for t in account.trials} == {t.name for t in sweep.trials}
+
+
+def test_what_is_no_sweep_is_refused(tmp_path):
+    with pytest.raises(PointError, match="there is no sweep at"):
+        read_sweep(tmp_path / "gone")
+    with pytest.raises(PointError, match="holds neither a sweep nor trials"):
+        read_sweep(tmp_path, objective_of("accuracy"))
+    for text in ("", ":min", "accuracy:most"):
+        with pytest.raises(PointError, match="is not METRIC"):
+            objective_of(text)

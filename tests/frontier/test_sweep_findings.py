@@ -1,0 +1,170 @@
+"""The report says what is true of a sweep of which all is known."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from raytrain_plus.frontier.points import label_of
+from raytrain_plus.frontier.report.contributions import contributions_of
+from raytrain_plus.frontier.report.findings import findings_of
+from tests.frontier import synthetic
+from tests.frontier.synthetic import World
+
+SYNERGY = ("BlurPool", "ProgressiveResizing")
+QUIET = dict.fromkeys(("BlurPool", "EMA", "LabelSmoothing"), (0.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def found():
+    return findings_of(synthetic.whole().account())
+
+
+def shuffled(sweep, seed=0):
+    """Return a sweep in which what a trial reached has nothing to do with its recipe."""
+    complete = [trial for trial in sweep.trials if trial.outcome == "complete"]
+    others = random.Random(seed).sample(complete, len(complete))
+    swapped = dict(zip((trial.name for trial in complete), others, strict=True))
+    return [
+        replace(t, quality=swapped[t.name].quality) if t.name in swapped else t
+        for t in sweep.trials
+    ]
+
+
+def shown(found, verdict="shown"):
+    both = [*found.contributions.alone, *found.contributions.pairs]
+    return {one.aspects for one in both if one.effect and one.effect.verdict == verdict}
+
+
+def test_the_known_winner_is_found_and_surely_faster(found):
+    winner = found.winner
+    assert label_of(winner.point.recipe) == "BlurPool + EMA + ProgressiveResizing"
+    assert winner.point.recipe.duration == "48000sp"
+    world = synthetic.World()
+    on = tuple(winner.point.recipe.algorithms)
+    truth = world.cost((), 48000) / world.cost(on, 48000)  # it is better than any baseline
+    assert winner.speed_up.bound == "more than"
+    assert winner.speed_up.value == pytest.approx(truth, rel=0.02)
+    assert winner.is_faster
+    assert winner.is_better
+
+
+def test_gains_and_speed_ups_are_the_true_ones(found):
+    world = synthetic.World()
+    told = [r for r in found.frontier if len(r.point.seeds) > 1 and not r.speed_up.bound]
+    assert len(told) >= 5
+    for row in told:
+        on, samples = tuple(row.point.recipe.algorithms), int(row.point.recipe.duration[:-2])
+        quality, cost = world.quality(on, samples), world.cost(on, samples)
+        # The baseline gains three points for each doubling of what it costs.
+        needed = 12 * 2 ** ((quality - 0.8) / 0.03)
+        assert row.speed_up.value == pytest.approx(needed / cost, rel=0.08)
+        assert row.speed_up.low < row.speed_up.value < row.speed_up.high
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_known_synergy_is_shown_and_no_other(seed):
+    world = World(seed=seed)
+    found = findings_of(synthetic.whole(world).account())
+    pairs = {aspects for aspects in shown(found) if len(aspects) == 2}
+    assert pairs == {SYNERGY}
+    effect = next(one.effect for one in found.contributions.pairs if one.aspects == SYNERGY)
+    assert effect.estimate.value == pytest.approx(0.012, abs=0.005)
+    assert shown(found, "hurts") == {("SAM",)}
+
+
+def test_where_nothing_has_an_effect_none_is_shown():
+    wrong = 0
+    for seed in range(6):
+        sweep = synthetic.whole(World(effects=QUIET, synergies={}, seed=seed))
+        found = findings_of(sweep.account())
+        wrong += bool(shown(found) | shown(found, "hurts"))
+    assert wrong <= 1  # what 95 % confidence allows
+
+
+def test_qualities_that_belong_to_other_recipes_show_nothing():
+    """The negative control."""
+    sweep = synthetic.whole()
+    found = findings_of(sweep.account(trials=shuffled(sweep)))
+    assert SYNERGY not in shown(found)
+    assert not [row for row in found.frontier if row.is_faster and len(row.point.seeds) > 1]
+
+
+def test_a_badly_tuned_baseline_is_no_effect_of_an_aspect(found):
+    """Trials with other learning rates stand in other blocks; without them all is the same."""
+    account = found.account
+    trials = [t for t in found.trials if t.purpose not in ("tuning", "search", "calibration")]
+    without = contributions_of(trials, found.baseline, account.objective)
+    told = {one.aspects: one.effect.estimate.value for one in found.contributions.alone}
+    for one in without.alone:
+        assert told[one.aspects] == pytest.approx(one.effect.estimate.value, abs=1e-12)
+    ema = next(one for one in found.contributions.alone if one.aspects == ("EMA",))
+    assert ema.quality.low < 0.012 < ema.quality.high
+    assert ema.cost.value == pytest.approx(1.02, abs=0.02)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_drift_is_taken_out_of_costs(calibrated):
+    sweep = synthetic.whole(World(drift=0.3))
+    kept = [t for t in sweep.trials if calibrated or t.purpose != "calibration"]
+    found = findings_of(sweep.account(trials=kept))
+    costs = [
+        trial.cost
+        for trial in found.trials
+        if trial.recipe.duration == "12000sp"
+        and not trial.recipe.algorithms
+        and trial.purpose != "search"  # after the last calibration nothing is known
+    ]
+    if not calibrated:
+        costs += [t.cost for t in sweep.trials if t.purpose == "calibration"]
+    spread = max(costs) / min(costs) - 1
+    assert (spread < 0.08) is calibrated
+    assert bool(found.calibration.speeds) is calibrated
+
+
+def test_a_loss_is_the_mirror_of_a_score():
+    high = findings_of(synthetic.whole(World()).account())
+    low = findings_of(synthetic.whole(World(less_is_better=True)).account())
+    assert label_of(low.winner.point.recipe) == label_of(high.winner.point.recipe)
+    # Noise is not mirrored: what is known of one is only about what is known of the other.
+    assert low.winner.gain.value == pytest.approx(high.winner.gain.value, abs=0.01)
+    assert ("SAM",) in shown(low, "hurts")
+    assert low.hypervolume[-1][1] == pytest.approx(high.hypervolume[-1][1], rel=0.15)
+
+
+def test_what_is_dominated_is_counted_and_not_listed(found):
+    assert found.dominated > 20
+    assert found.dominated + len(found.frontier) + found.unproven == len(found.points)
+    assert not any("SAM" in row.point.recipe.algorithms for row in found.frontier)
+
+
+def test_a_baseline_alone_is_the_best_so_far():
+    sweep = synthetic.baseline_alone(World())
+    found = findings_of(sweep.account())
+    assert found.winner.is_baseline
+    assert found.winner.point.recipe.duration == "48000sp"
+    assert found.winner.speed_up is None
+    assert len(found.baseline) == 3
+    assert found.contributions.alone == []
+
+
+def test_one_trial_and_none_are_enough():
+    one = findings_of(synthetic.baseline_alone(World(), (12000,), (17,)).account())
+    assert one.winner.point.seeds == (17,)
+    assert one.surfaces is None
+    none = findings_of(synthetic.Sweep(World()).account())
+    assert (none.winner, none.frontier, none.hypervolume) == (None, [], [])
+
+
+def test_one_duration_of_the_baseline_without_repeats_does_not_take_all_intervals():
+    sweep = synthetic.whole()
+    kept = [
+        t for t in sweep.trials
+        if not (t.purpose == "baseline" and t.recipe.duration == "48000sp" and t.seed > 17)
+    ]  # fmt: skip
+    found = findings_of(sweep.account(trials=kept))
+    assert [point.recipe.duration for point in found.baseline] == ["12000sp", "24000sp"]
+    assert any(row.is_faster for row in found.frontier)
+    alone = [t for t in kept if t.purpose != "baseline" or t.seed == 17]
+    found = findings_of(sweep.account(trials=alone))
+    assert not any(row.is_faster for row in found.frontier)  # the control
