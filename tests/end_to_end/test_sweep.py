@@ -56,6 +56,7 @@ def kill_one(events):
     return watch
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_lent_workers_compute_what_new_ones_compute(tmp_path):
     """After another task, seed and aspects; after a kill; and whatever was left behind is ended."""
@@ -107,6 +108,7 @@ def sweep(storage, *more):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_sweep_that_is_killed_goes_on_and_loses_nothing(tmp_path):
     folder = SweepFolder(tmp_path / SWEEP.name)
