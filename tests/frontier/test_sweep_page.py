@@ -70,6 +70,16 @@ def test_a_sweep_that_is_running_says_so_and_loads_itself_anew():
     assert "The frontier" not in said
 
 
+def test_where_no_recipe_is_faster_there_is_no_winner():
+    sweep = synthetic.whole(World(effects={"SAM": (-0.01, 2.0), "EMA": (-0.02, 1.1)}))
+    found = findings_of(sweep.account())
+    said = words(page_of(found, COMMAND, 1e9))
+    assert "the best is the baseline at 48000sp." in said
+    assert "Train the best so far" in said
+    assert "winner" not in said.replace("winner.yaml", "")
+    assert "winner" not in document_of(found, "command", "p.png")
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16, 30, 60, 120])
 def test_however_far_a_sweep_is_there_is_a_page(count):
     sweep = synthetic.whole(World(less_is_better=True))

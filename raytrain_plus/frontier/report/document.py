@@ -26,8 +26,7 @@ def document_of(found: Findings, command: str, picture: str) -> str:
     if found.points:
         parts += [f"![Quality over cost]({picture})", *_frontier(found)]
     if found.winner:
-        verb = "the best so far" if found.winner.is_baseline else "the winner"
-        parts += [f"## Train {verb}", _code(command, "sh")]
+        parts += [f"## Train {wording.title(found.winner)}", _code(command, "sh")]
         parts += [_escaped(wording.remark_on_command(found.account))]
         parts += [_code(wording.recipe_text(found.winner, found.account), "yaml")]
     parts += _contributions(found)
@@ -48,7 +47,7 @@ def _frontier(found: Findings) -> list[str]:
         rows.append(
             [
                 str(i),
-                name + (" **winner**" if row is found.winner and not row.is_baseline else ""),
+                name + (" **winner**" if row is found.winner and row.beats_baseline else ""),
                 row.point.recipe.duration,
                 str(len(row.point.seeds)),
                 number(row.point.cost),

@@ -42,6 +42,12 @@ class Standing:
     gain: Estimate | None = None
 
     @property
+    def beats_baseline(self) -> bool:
+        """Whether its mean is reached faster than by the baseline, however sure that is."""
+        speed_up = self.speed_up
+        return speed_up is not None and speed_up.bound != "less than" and speed_up.value > 1
+
+    @property
     def is_faster(self) -> bool:
         """Whether it is surely faster than the baseline to the same quality."""
         return self.speed_up is not None and self.speed_up.low > 1
@@ -178,8 +184,7 @@ def winner_of(
     it is the best in quality.
     """
     proven = [row for row in rows if len(row.point.seeds) > 1] or list(rows)
-    faster = [r for r in proven if not r.is_baseline and r.speed_up and r.speed_up.value > 1]
-    faster = [row for row in faster if row.speed_up and row.speed_up.bound != "less than"]
+    faster = [row for row in proven if row.beats_baseline]
     if baseline and faster:
         goal = max(objective.sign * point.quality for point in baseline)
         there = [row for row in faster if objective.sign * row.point.quality >= goal]

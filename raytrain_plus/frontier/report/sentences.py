@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-from raytrain_plus.frontier.points import label_of
 from raytrain_plus.frontier.report import wording
 from raytrain_plus.frontier.report.findings import Findings, Standing
 from raytrain_plus.observe.quantities import number
@@ -18,21 +17,17 @@ def sentence(found: Findings) -> str:
     begun = f"{wording.count(complete, 'complete trial')} of {_recipes(found)}: "
     if winner is None:
         return begun + "nothing stands out."
-    if winner.is_baseline or winner.speed_up is None:
-        best = f"the best is {wording.label(winner)} at {winner.point.recipe.duration}"
-        told = "" if winner.is_baseline else ", which no curve of the baseline can be compared with"
-        if winner.is_baseline and any(not row.is_baseline for row in found.frontier):
-            told = "; no recipe is faster to the same quality so far"
-        return f"{begun}{best}{told}."
-    label, speed_up = label_of(winner.point.recipe), winner.speed_up
-    known = wording.factor_interval(speed_up)
-    told = f"{label} reaches the baseline's quality {wording.factor(speed_up)[:-2]} times as fast"
+    label, speed_up = wording.label(winner), winner.speed_up
+    if speed_up is None or not winner.beats_baseline:
+        told = f"the best is {label} at {winner.point.recipe.duration}"
+        if any(row.speed_up is not None for row in found.frontier):
+            told += "; no recipe is faster than the baseline to the same quality so far"
+        return f"{begun}{told}."
+    known = f"({wording.factor_interval(speed_up)})"
+    times = f"{wording.factor(speed_up).removesuffix(' x')} times as fast"
     if speed_up.bound == "more than":
-        told = (
-            f"{label} is better than the longest baseline, and {wording.factor(speed_up)[:-2]} "
-            "times as fast"
-        )
-    return f"{begun}{told} ({known})."
+        return f"{begun}{label} is better than the longest baseline, and {times} {known}."
+    return f"{begun}{label} reaches the baseline's quality {times} {known}."
 
 
 def remarks(found: Findings) -> list[str]:

@@ -130,9 +130,11 @@ def _tiles(found: Findings) -> list[Row]:
         tiles.append(Row("surest speed-up", wording.factor(most), known))
     if winner and winner.speed_up:
         known = wording.factor_interval(winner.speed_up)
-        tiles.append(Row("speed-up of the winner", wording.factor(winner.speed_up), known))
+        tiles.append(
+            Row(f"speed-up of {wording.title(winner)}", wording.factor(winner.speed_up), known)
+        )
     if winner:
-        what = f"{found.objective.metric} of the winner"
+        what = f"{found.objective.metric} of {wording.title(winner)}"
         tiles.append(Row(what, number(winner.point.quality), wording.name_of(winner.point)))
     return tiles
 
@@ -157,7 +159,7 @@ def _frontier_rows(found: Findings) -> list[dict[str, Any]]:
             "gain": wording.signed(row.gain),
             "gain_interval": wording.signed_interval(row.gain),
             "gain_bar": _drawn(row.gain, gains, 0.0, wording.signed),
-            "wins": ("best so far" if row.is_baseline else "winner") if found.winner is row else "",
+            "wins": wording.title(row).removeprefix("the ") if found.winner is row else "",
         }
         for i, row in enumerate(rows, 1)
     ]
@@ -172,7 +174,7 @@ def _winner(found: Findings, command: str) -> dict[str, Any] | None:
     return {
         "number": number_of,
         "label": wording.label(row),
-        "title": "Train the best so far" if row.is_baseline else "Train the winner",
+        "title": f"Train {wording.title(row)}",
         "command": command,
         "remark": wording.remark_on_command(found.account),
         "recipe": wording.recipe_text(row, found.account),
@@ -245,5 +247,5 @@ def _cost_bar(found: Findings, row: Standing) -> str:
         Part(label=name.rpartition(":")[2], value=seconds, colour=(1, 2, 3, 4, 5, 7)[i % 6])
         for i, (name, (seconds, _, _)) in enumerate(advice.items())
     ]
-    title = f"Device-seconds of the winner, mean of {wording.count(seeds, 'seed')}"
+    title = f"Device-seconds of {wording.title(row)}, mean of {wording.count(seeds, 'seed')}"
     return stacked_bar(title, parts)

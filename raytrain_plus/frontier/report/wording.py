@@ -57,6 +57,11 @@ def label(row: Standing) -> str:
     return "the baseline" if row.is_baseline else label_of(row.point.recipe)
 
 
+def title(row: Standing) -> str:
+    """Return what the recipe to train is called."""
+    return "the winner" if row.beats_baseline else "the best so far"
+
+
 def count(number: int, what: str) -> str:
     """Return a number of things, such as `1 trial` or `3,000 trials`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
