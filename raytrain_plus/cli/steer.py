@@ -1,6 +1,7 @@
 """The commands that look at and steer a live run; they import neither torch nor the trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -42,13 +43,8 @@ def scale(
 ) -> None:
     """Change the number of workers of a live run."""
     there = ["scale", run, str(workers), "--storage", storage]
-    _steer(
-        lambda: here_or_there(
-            address, there, lambda: steering.scale(run, workers, storage, address)
-        ),
-        as_json=as_json,
-        debug=debug,
-    )
+    here = partial(steering.scale, run, workers, storage, address)
+    _steer(address, there, here, as_json=as_json, debug=debug)
 
 
 def checkpoint(
@@ -60,11 +56,8 @@ def checkpoint(
 ) -> None:
     """Let a live run keep its state as soon as it can, and go on."""
     there = ["checkpoint", run, "--storage", storage]
-    _steer(
-        lambda: here_or_there(address, there, lambda: steering.checkpoint(run, storage, address)),
-        as_json=as_json,
-        debug=debug,
-    )
+    here = partial(steering.checkpoint, run, storage, address)
+    _steer(address, there, here, as_json=as_json, debug=debug)
 
 
 def stop(
@@ -76,16 +69,20 @@ def stop(
 ) -> None:
     """End a live run after the step in flight, keeping its state."""
     there = ["stop", run, "--storage", storage]
-    _steer(
-        lambda: here_or_there(address, there, lambda: steering.stop(run, storage, address)),
-        as_json=as_json,
-        debug=debug,
-    )
+    here = partial(steering.stop, run, storage, address)
+    _steer(address, there, here, as_json=as_json, debug=debug)
 
 
-def _steer(call: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
+def _steer(
+    address: str | None,
+    there: Sequence[str],
+    here: Callable[[], dict[str, Any]],
+    *,
+    as_json: bool,
+    debug: bool,
+) -> None:
     def run() -> dict[str, Any]:
-        answered = call()
+        answered = here_or_there(address, there, here)
         if not as_json:
             for key, value in answered.items():
                 Console().print(f"{key:12} {value}", highlight=False)

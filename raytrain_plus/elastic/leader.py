@@ -70,23 +70,33 @@ def start_leader(spec: RunSpec) -> Any:
     )
 
 
+def lead(coordinator: Coordinator, run: str) -> None:
+    """Let a coordinator lead its run to the end, while Ray's metrics see it.
+
+    What goes wrong in the coordinator itself ends the process, and Ray starts another.
+    """
+    exporter = Exporter(run, lambda: coordinator.live.readings(time.time()))
+    exporter.start()
+    try:
+        if not coordinator.is_over:
+            coordinator.run()
+    except FencedError:
+        os._exit(0)  # Ray has started another in our place
+    except BaseException:  # noqa: BLE001 - whatever it is, it is not the end of the run
+        traceback.print_exc()
+        os._exit(1)
+    exporter.stop()
+
+
 def _leader_of(spec: RunSpec) -> type[Coordinator]:
     class Leader(Coordinator):
         def __init__(self) -> None:
             returns = ray.get_runtime_context().was_current_actor_reconstructed
             super().__init__(spec, returns=returns)
-            Exporter(spec.name, lambda: self.live.readings(time.time())).start()
             threading.Thread(target=self._lead, daemon=True, name="coordinator").start()
 
         def _lead(self) -> None:
-            try:
-                if not self.is_over:
-                    self.run()
-            except FencedError:
-                os._exit(0)  # Ray has started another in our place
-            except BaseException:  # noqa: BLE001 - whatever it is, it is not the end of the run
-                traceback.print_exc()
-                os._exit(1)  # Ray starts another
+            lead(self, spec.name)
             # All is in the journal; a driver that waits for it may have gone.
             ray.kill(ray.get_actor(spec.name, namespace=NAMESPACE))
 

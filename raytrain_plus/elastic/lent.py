@@ -6,10 +6,7 @@ lender (`frontier/lender.py`) keeps some of both kinds ready.
 
 import contextlib
 import importlib
-import os
 import threading
-import time
-import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +14,7 @@ import ray
 from ray import cloudpickle
 
 from raytrain_plus.elastic.coordinator import Coordinator
-from raytrain_plus.elastic.exporting import Exporter
-from raytrain_plus.elastic.fencing import FencedError
+from raytrain_plus.elastic.leader import lead
 from raytrain_plus.elastic.messages import RunSpec
 from raytrain_plus.elastic.residue import Youth
 from raytrain_plus.elastic.worker import Worker
@@ -140,8 +136,6 @@ class LentCoordinator(Coordinator):
     def _take_up(self, spec: RunSpec, *, returns: bool) -> None:
         super().__init__(spec, returns=returns)
         self._name = spec.name
-        self._exporter = Exporter(spec.name, lambda: self.live.readings(time.time()))
-        self._exporter.start()
         self._leading = threading.Thread(target=self._lead, daemon=True, name="coordinator")
         self._leading.start()
 
@@ -151,14 +145,6 @@ class LentCoordinator(Coordinator):
         return getattr(self, method)(*given) if run == self._name else None
 
     def _lead(self) -> None:
-        try:
-            if not self.is_over:
-                self.run()
-        except FencedError:
-            os._exit(0)  # Ray has started another in our place
-        except BaseException:  # noqa: BLE001 - whatever it is, it is not the end of the run
-            traceback.print_exc()
-            os._exit(1)  # Ray starts another
-        self._exporter.stop()
+        lead(self, self._name)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._lender.ended.remote(self._name))
