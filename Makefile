@@ -3,11 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Beside the environment, not in it: see tests/algorithms/side.py.
 SIDE := .venv/transformers/site-packages
+HALF := tests/algorithms tests/frontier tests/observe
 LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check test test-algorithms test-parts test-slow demo chaos lab lab-down bench bench-peers clean
+.PHONY: install check test test-one-half test-other-half test-slow demo chaos lab lab-down bench bench-peers clean
 
 install: .venv/installed
 
@@ -23,16 +24,16 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Quick tests in two processes side by side; then those that start clusters and fill the machine.
+# Quick tests in two processes side by side, about as long; then those that start clusters and fill the machine.
 test: check
-	$(MAKE) -j2 test-algorithms test-parts
+	$(MAKE) -j2 test-one-half test-other-half
 	$(BIN)/pytest tests/end_to_end
 
-test-algorithms: install
-	$(BIN)/pytest tests/algorithms
+test-one-half: install
+	$(BIN)/pytest $(HALF)
 
-test-parts: install
-	$(BIN)/pytest --ignore tests/algorithms --ignore tests/end_to_end
+test-other-half: install
+	$(BIN)/pytest $(HALF:%=--ignore=%) --ignore tests/end_to_end
 
 # What takes minutes and seldom breaks: every algorithm together with torch.compile, more chaos.
 test-slow: install
