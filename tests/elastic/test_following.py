@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayActorError
 
-from raytrain_plus.elastic import following, leader
+from raytrain_plus.elastic import following, joining
 from raytrain_plus.elastic.chronicle import Chronicle
 from raytrain_plus.elastic.following import LostError, ended, follow
 from raytrain_plus.elastic.messages import Outcome, Plan
@@ -36,7 +36,7 @@ class Script:
         self.acts, self.now, self.stops = list(acts), 0.0, 0
         self.actor = lambda: SimpleNamespace(stop=SimpleNamespace(remote=self.stop))
         monkeypatch.setattr(following, "time", self)
-        monkeypatch.setattr(leader, "ray", self)
+        monkeypatch.setattr(joining, "ray", self)
 
     def monotonic(self):
         return self.now
