@@ -78,7 +78,7 @@ class Calibration:
         speeds = np.interp(grid, self.times, self.speeds)
         if ended <= started:
             return float(speeds[0])
-        return float(np.trapezoid(speeds, grid) / (ended - started))
+        return float(np.trapezoid(speeds, (grid - started) / (ended - started)))
 
     def correct(self, trial: FinishedTrial) -> FinishedTrial:
         """Return a trial with what it would have cost at the usual speed, all parts alike."""

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raytrain_plus.frontier.calibration import Calibration
@@ -28,6 +28,7 @@ def calibrations(*pairs, length=2.0):
 
 
 @given(RUNS, st.floats(-100, 1100), st.floats(0, 500))
+@example([(0.0, 2.0), (1.0, 1.0), (2.0, 1.0)], 0.0, 5e-324)
 def test_the_factor_lies_between_the_speeds(pairs, started, length):
     calibration = Calibration.of(calibrations(*pairs))
     factor = calibration.factor(started, started + length)
