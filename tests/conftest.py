@@ -1,5 +1,6 @@
 """What tests share: where their modules are, one Ray cluster, and one S3 server."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# How long an example takes says how busy the machine is, and nothing about the code.
-hypothesis.settings.register_profile("untimed", deadline=None)
+# How long an example takes says how busy the machine is, and nothing about the code. Developers
+# draw new examples each time; CI, which is to say whether a change is sound, the same ones.
+hypothesis.settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
