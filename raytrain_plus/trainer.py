@@ -299,7 +299,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(slots: int) -> Iterator[Cluster]:
-    """Join the running Ray cluster, or run one of our own for as long as it is needed.
+    """Join the Ray cluster that is known here, or run one of our own for as long as it is needed.
 
     A cluster of our own has a slot for every worker: on one machine more workers than cores are
     slow, but they are what somebody wants who tries out elasticity on a laptop.
@@ -310,17 +310,17 @@ def cluster(slots: int) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
         return
-    ours = True
-    try:
+    ours = joining.head_address() is None
+    if ours:
         ray.init(
+            address="local",  # else Ray would join one that is another process's own, if it sees it
             num_cpus=max(os.cpu_count() or 1, slots),
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
         )
-    except ValueError:  # there is a cluster already: Ray refuses to be told its size
+    else:
         joining.join()
-        ours = False
     try:
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:

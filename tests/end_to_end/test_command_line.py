@@ -104,7 +104,7 @@ def check_report(folder, told, digest):
     assert min(worked["compute"], worked["exchange"], worked["data"], worked["evaluation"]) > 0
     # Whoever was killed could not say what it had done in its twenty steps.
     assert 0 < worked["not accounted"] < 0.5 * known
-    assert training <= known + worked["not accounted"] <= 2 * training
+    assert training - 0.01 <= known + worked["not accounted"] <= 2 * training
     told_seconds = [told["startup_seconds"], training, *told["pause_seconds"].values()]
     assert sum(told_seconds) <= told["wall_seconds"] + 0.1
     page = (folder / "runs" / "live" / "report.html").read_text()
