@@ -33,8 +33,7 @@ _ROOT = Path(__file__).parents[2]
 _JOB = Path(__file__).with_name("job")
 _SETTLED = 20  # steps of a whole group before anything happens to it
 _PATIENCE = 150.0  # seconds for anything
-# Seconds until nothing may be left of a cluster: Ray that was started by hand waits for a minute.
-_DOWN = 150.0
+_DOWN = 90.0  # seconds until nothing may be left of a cluster
 _POLL = 0.05
 _HURRY = "s3://data/hurry"  # what lets the run go on at full speed
 _JOBS = "http://127.0.0.1:8265"  # the laptop's end of the tunnel
@@ -178,7 +177,12 @@ class Cluster:
         (self._home(host, ".ray") / "auth_token").write_text(token.read_text())
         before = self._generation()
         at = time.time()
-        self.on(host, f"ray start --address={HEAD}:6379 --disable-usage-stats")
+        start = shlex.quote(str(_ROOT / "cluster" / "start.sh"))
+        self.on(
+            host,
+            f"RAY_gcs_rpc_server_reconnect_timeout_s=20 {start} "
+            f"ray start --address={HEAD}:6379 --disable-usage-stats",
+        )
         step = self.await_events(NAME, lambda events: _steps_after(events, before) or None)[0]
         self.took["new host to first contribution"] = step["time"] - at
 
