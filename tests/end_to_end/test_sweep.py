@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.train import RunConfig, ScalingConfig
 
-from raytrain_plus import ElasticConfig, ElasticTrainer, TrainingFailedError
+from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, TrainingFailedError
 from raytrain_plus.algorithms import LabelSmoothing
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.lender import LendingError, start_lender
@@ -26,7 +26,7 @@ FILE = Path(__file__).with_name("small_sweep.py")
 ROOT = Path(__file__).parents[2]
 
 
-def train(storage, name, *, lender, task, seed=17, aspects=(), watcher=None, steps=20):
+def train(storage, name, *, lender, task, seed=17, aspects=(), faults=(), steps=20):
     trainer = ElasticTrainer(
         task=task,
         batch_size=64,
@@ -35,25 +35,12 @@ def train(storage, name, *, lender, task, seed=17, aspects=(), watcher=None, ste
         seed=seed,
         logical_ranks=4,
         algorithms=aspects,
+        faults=faults,
         scaling_config=ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 0.25}),
         run_config=RunConfig(name=name, storage_path=str(storage)),
         elastic=ElasticConfig(lender=lender, checkpoint_every=None),
     )
-    return trainer.fit(watcher).return_value
-
-
-def kill_one(events):
-    """Return a watcher that kills a worker at the first step."""
-    killed = []
-
-    def watch(new):
-        events.extend(new)
-        if not killed and any(event["event"] == "step" for event in new):
-            ready = [e for e in events if e["event"] == "worker" and e["state"] == "ready"]
-            killed.append(ready[0]["pid"])
-            os.kill(killed[0], signal.SIGKILL)
-
-    return watch
+    return trainer.fit().return_value
 
 
 @pytest.mark.slow
@@ -72,8 +59,7 @@ def test_lent_workers_compute_what_new_ones_compute(tmp_path):
         assert not ray.get(lender.status.remote())["replaced"]
         with pytest.raises(TrainingFailedError, match="a user's own error"):
             lent("raises", Raises())
-        events = []
-        killed = lent("killed", Momentum(), watcher=kill_one(events), steps=20)
+        killed = lent("killed", Momentum(), faults=[Fault(step=5, action="kill")])
         spoilt = lent("spoilt", Spoils())
         after = lent("after", Momentum())
         status = ray.get(lender.status.remote())
@@ -89,6 +75,7 @@ def test_lent_workers_compute_what_new_ones_compute(tmp_path):
     digests = [run["digest"] for run in (first, again, killed, after, new)]
     assert len(set(digests)) == 1
     assert between["digest"] != first["digest"]  # the control
+    events = journal.read(tmp_path / "killed")
     assert any(e["event"] == "worker" and e["state"] == "lost" for e in events)
     assert spoilt["digest"] == first["digest"]
     assert all("spoilt/" in why and "other bits" in why for why in status["replaced"])
