@@ -34,7 +34,8 @@ SWEEP = Sweep(
             "LabelSmoothing": {"smoothing": Range(low=0.01, high=0.15)},
             "ProgressiveResizing": {},
             "SelectiveBackprop": {},
-            "ChannelsLast": {},
+            "GradientClipping": {},
+            "LowPrecision": {},
             "GhostBatchNorm": {"size": Choice(values=(8, 16))},
             "SqueezeExcite": {"min_channels": 32},
         },
@@ -43,9 +44,13 @@ SWEEP = Sweep(
             "weight_decay": Range(low=5e-4, high=1e-2, log=True),
         },
         batch_sizes=(64, 32, 128),
-        durations=("12000sp", "24000sp", "48000sp"),
+        durations=("12000sp", "24000sp", "48000sp", "96000sp"),
     ),
     objective=Objective(metric="accuracy", mode="max"),
+    design_at="24000sp",
+    design_seeds=3,
+    most_promoted=5,
+    logical_ranks=2,  # more parts of a batch of 64 would only cost time on two cores
     factors=("BlurPool", "EMA", "LabelSmoothing", "ProgressiveResizing"),
 )
 

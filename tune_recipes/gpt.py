@@ -30,19 +30,21 @@ SWEEP = Sweep(
             "ALiBi": {},
             "GatedLinearUnits": {},
             "GradientClipping": {"norm": Range(low=0.3, high=3.0, log=True)},
-            "SeqLengthWarmup": {},
             "EMA": {"half_life": Choice(values=("0.02dur", "0.05dur"))},
-            "LowPrecisionLayerNorm": {},
         },
         task={
             "learning_rate": Range(low=1.5e-3, high=2e-2, log=True),
             "weight_decay": Range(low=0.01, high=0.5, log=True),
         },
         batch_sizes=(8, 4, 16),
-        durations=("2000sp", "4000sp", "8000sp"),
+        durations=("2000sp", "4000sp", "8000sp", "16000sp"),
     ),
     objective=Objective(metric="bits_per_byte", mode="min"),
-    factors=("ALiBi", "GatedLinearUnits", "GradientClipping", "SeqLengthWarmup"),
+    design_at="4000sp",
+    design_seeds=3,
+    most_promoted=4,
+    logical_ranks=2,
+    factors=("ALiBi", "GatedLinearUnits", "GradientClipping"),
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from raytrain_plus.cli.answers import Debug, Json, answer
 
-_FOLDER = "report"
+FOLDER = "report"
+"""Of the report, in a sweep's."""
 _EVERY = 15.0  # seconds
 
 
@@ -39,10 +40,10 @@ def frontier(  # noqa: PLR0913 - one option each
     """Report which recipes are on the frontier, how sure that is, and how to train the winner."""
 
     def run() -> dict[str, Any]:
-        folder = output or (sweep if sweep.is_dir() else sweep.parent) / _FOLDER
+        folder = output or (sweep if sweep.is_dir() else sweep.parent) / FOLDER
         shown = not open_it
         while True:
-            told = _write(sweep, folder, metric, task)
+            told = write(sweep, folder, metric, task)
             if not shown:
                 webbrowser.open(Path(told["page"]).resolve().as_uri())
                 shown = True
@@ -56,7 +57,19 @@ def frontier(  # noqa: PLR0913 - one option each
     answer(run, as_json=as_json, debug=debug)
 
 
-def _write(sweep: Path, folder: Path, metric: str | None, task: str) -> dict[str, Any]:
+def write(sweep: Path, folder: Path, metric: str | None = None, task: str = "") -> dict[str, Any]:
+    """Write the report; returns where it is, and its main figures.
+
+    Args:
+        sweep: the sweep's folder, or a table of its trials.
+        folder: where to write.
+        metric: what is good, where there is only a table.
+        task: likewise, what was trained.
+
+    Raises:
+        ValueError: what it needs is not installed, the sweep cannot be read, or the report cannot
+            be written.
+    """
     try:
         from raytrain_plus.frontier.report import account, writing  # noqa: PLC0415 - an extra
         from raytrain_plus.frontier.report.findings import findings_of  # noqa: PLC0415

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
+from raytrain_plus.cli import frontier
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.errors import SweepError
@@ -23,10 +24,13 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 Budget = Annotated[str, typer.Option(help="Time of the whole pool: 90s, 30m, 2h or 1h30m.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="In the pool. Default: as many as there are cores.")
+    int | None,
+    typer.Option(min=1, help="In the pool. Default: as many as the cluster has room for."),
 ]
 Resume = Annotated[bool, typer.Option(help="Go on with the sweep that is there.")]
-Storage = Annotated[str, typer.Option(help="Where sweeps are kept, one folder each.")]
+Storage = Annotated[
+    str, typer.Option(help="Where sweeps are kept, one folder each; all nodes must see it.")
+]
 
 
 def sweep(
@@ -39,7 +43,10 @@ def sweep(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Try recipes on a pool of workers, and keep what each costs and how good it is."""
+    """Try recipes on a pool of workers, and keep what each costs and how good it is.
+
+    At its end it writes the report; while it runs, `raytrain-plus frontier DIR --watch` does.
+    """
 
     def run() -> dict[str, Any]:
         found = import_named(f"{file}:{_ATTRIBUTE}", "sweep")
@@ -105,10 +112,21 @@ def _run(
         raise typer.Exit(1) from None
     if summary["state"] == "interrupted":
         terminal.print(f"interrupted; to go on: {again}", highlight=False, soft_wrap=True)
+    summary["report"] = _reported(Path(summary["folder"]), terminal)
     if not as_json:
         for key, value in summary.items():
             Console().print(f"{key:15} {value}", highlight=False)
     return summary
+
+
+def _reported(folder: Path, terminal: Console) -> str | None:
+    """Write the report of what there is; the sweep itself needs nothing of what that needs."""
+    try:
+        page: str = frontier.write(folder, folder / frontier.FOLDER)["page"]
+    except ValueError as error:
+        terminal.print(f"no report: {error}", highlight=False, soft_wrap=True)
+        return None
+    return page
 
 
 class SweepLine:

@@ -1,9 +1,10 @@
 """What a sweep is to run next, from what it has run: a pure function of its table of trials.
 
 In this order: the baseline at every duration, and at the shortest with several seeds, which show
-what chance does; a calibration where one is due; the factorial design; what is promoted; what the
-sampler proposes. And whatever it is: no set of aspects is tried more often at a duration than the
-baseline itself, which is tuned there first.
+what chance does; a calibration where one is due; the factorial design; all seeds for the best of
+the baselines at each duration, which bear every comparison; the design with further seeds; and
+then, in turns, what is promoted and what the sampler proposes. And whatever it is: no set of
+aspects is tried more often at a duration than the baseline itself, which is tuned there first.
 """
 
 import random
@@ -15,7 +16,7 @@ from typing import Any
 from raytrain_plus.clock import Duration
 from raytrain_plus.frontier.designs import Design
 from raytrain_plus.frontier.domain import Choice, Domain
-from raytrain_plus.frontier.points import FinishedTrial, key_of
+from raytrain_plus.frontier.points import FinishedTrial, key_of, points
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.space import RecipeSpace
 from raytrain_plus.seeds import seed_for
@@ -57,14 +58,22 @@ class Agenda:
         seeds: of the runs; the first is that of all trials but promotions.
         promote: says what is promoted.
         design: what is run besides, or None.
+        design_at: its duration. Default the shortest.
+        design_seeds: with how many seeds.
         calibrate_every: trials between two calibrations; 0 for none.
+        sign: 1 where more quality is better, -1 where less is.
+        explore: the sampler's part of what is trained for promotions and for the sampler together.
     """
 
     space: RecipeSpace
     seeds: tuple[int, ...]
     promote: Promote
     design: Design | None = None
+    design_at: str | None = None
+    design_seeds: int = 1
     calibrate_every: int = 10
+    sign: int = 1
+    explore: float = 0.3
 
     def next(
         self,
@@ -81,13 +90,9 @@ class Agenda:
             draw: returns the sampler's recipe, at the shortest duration; None for no more. It
                 returns the same until that has been proposed.
             fits: says whether the budget allows for a recipe.
-            fits: says whether the budget allows for a recipe.
         """
         known = {(key_of(t.recipe), t.seed) for t in finished} | {p.key for p in pending}
-        tried = [
-            *((t.recipe, t.purpose) for t in finished),
-            *((p.recipe, p.purpose) for p in pending),
-        ]
+        tried = _run(finished, pending)
         for wish in self._wishes(finished, pending, draw):
             if (wish.purpose != CALIBRATION and wish.key in known) or not fits(wish.recipe):
                 continue
@@ -110,14 +115,45 @@ class Agenda:
         if self._calibration_due(finished, pending):
             recipe = self.space.recipe_with((), shortest)
             yield Proposal(purpose=CALIBRATION, recipe=recipe, seed=first)
-        for on in self.design.runs if self.design is not None else ():
-            recipe = self.space.recipe_with(on, shortest)
-            yield Proposal(purpose=FACTORIAL, recipe=recipe, seed=first)
+        yield from self._designed(self.seeds[:1])
+        yield from self._repeats_of_the_best(finished)
+        yield from self._designed(self.seeds[1 : self.design_seeds])
+        explores = self._explores(finished, pending)
+        if explores and (drawn := draw()) is not None:
+            yield Proposal(purpose=SEARCH, recipe=drawn, seed=first)
         for recipe, seed in self.promote(finished):
             yield Proposal(purpose=PROMOTION, recipe=recipe, seed=seed)
-        drawn = draw()
-        if drawn is not None:
+        if not explores and (drawn := draw()) is not None:
             yield Proposal(purpose=SEARCH, recipe=drawn, seed=first)
+
+    def _designed(self, seeds: Sequence[int]) -> Iterator[Proposal]:
+        for seed in seeds:
+            for on in self.design.runs if self.design is not None else ():
+                recipe = self.space.recipe_with(on, self.design_at or self.space.rungs[0])
+                yield Proposal(purpose=FACTORIAL, recipe=recipe, seed=seed)
+
+    def _explores(self, finished: Sequence[FinishedTrial], pending: Sequence[Proposal]) -> bool:
+        """Say whether it is the sampler's turn."""
+        lengths: Counter[str] = Counter()
+        for purpose, recipe in _run(finished, pending):
+            lengths[purpose] += round(length_of(recipe))
+        both = lengths[SEARCH] + lengths[PROMOTION]
+        return both > 0 and lengths[SEARCH] < self.explore * both
+
+    def _repeats_of_the_best(self, finished: Sequence[FinishedTrial]) -> Iterator[Proposal]:
+        """Yield what the best baseline of each duration lacks, a seed at a time.
+
+        Whoever was best by luck falls behind with a further seed, and another one's turn comes.
+        """
+        plain = [point for point in points(finished) if not self.aspects_of(point.recipe)]
+        for duration in self.space.rungs:
+            there = [point for point in plain if point.recipe.duration == duration]
+            if not there:
+                continue
+            best = max(there, key=lambda point: self.sign * point.quality)
+            lacking = [seed for seed in self.seeds if seed not in best.seeds]
+            if lacking:
+                yield Proposal(purpose=BASELINE, recipe=best.recipe, seed=lacking[0])
 
     def _calibration_due(
         self, finished: Sequence[FinishedTrial], pending: Sequence[Proposal]
@@ -130,7 +166,7 @@ class Agenda:
         return others >= (done + 1) * self.calibrate_every
 
     def _tuned_first(
-        self, wish: Proposal, tried: Sequence[tuple[Recipe, str]], known: set[tuple[str, int]]
+        self, wish: Proposal, tried: Sequence[tuple[str, Recipe]], known: set[tuple[str, int]]
     ) -> Proposal:
         """Return the wish, or a trial that tunes the baseline at the same duration."""
         on = self.aspects_of(wish.recipe)
@@ -138,7 +174,7 @@ class Agenda:
             return wish
         counts = Counter(
             self.aspects_of(recipe)
-            for recipe, purpose in tried
+            for purpose, recipe in tried
             if recipe.duration == wish.recipe.duration and purpose != CALIBRATION
         )
         if counts[on] < counts[frozenset()]:
@@ -165,6 +201,13 @@ class Agenda:
     def aspects_of(self, recipe: Recipe) -> frozenset[str]:
         """Return the aspects that a recipe adds to the baseline."""
         return frozenset(recipe.algorithms.keys() - self.space.baseline.algorithms.keys())
+
+
+def _run(
+    finished: Sequence[FinishedTrial], pending: Sequence[Proposal]
+) -> list[tuple[str, Recipe]]:
+    """Return the purpose and the recipe of all trials so far."""
+    return [(t.purpose, t.recipe) for t in finished] + [(p.purpose, p.recipe) for p in pending]
 
 
 _SEEDS_OF_BASELINE = 4  # at the shortest duration

@@ -20,10 +20,15 @@ class Sweep:
         space: the recipes, with the baseline and the durations.
         objective: one of the task's metrics, and its direction.
         seeds: the first is that of all trials; promoted recipes get the others. Default five.
-        factors: aspects, by class name, of a factorial design at the shortest duration. Default:
-            none is run.
+        factors: aspects, by class name, of a factorial design. Default: none is run.
+        design_at: the design's duration, one of the space's. Default the shortest; at a longer one
+            aspects that save time still find baselines of their cost.
+        design_seeds: with how many of the seeds it is run. Default 1; what an aspect or a pair
+            contributes has an interval only with two or more.
         resolution: of that design; None is full. Default None.
         most_promoted: recipes that may rise from each duration. Default 8.
+        explore: the sampler's part of what is trained for promotions and for the sampler together,
+            while there is something to promote. Default 0.3.
         most_drawn: trials that the sampler may propose. Default: as many as the budget allows.
         logical_ranks: V of every run, and the most workers that a trial can have. Default 4.
         least_workers: that a trial needs. Default 1.
@@ -41,7 +46,10 @@ class Sweep:
     seeds: tuple[int, ...] = (17, 18, 19, 20, 21)
     factors: tuple[str, ...] = ()
     resolution: int | None = None
+    design_at: str | None = None
+    design_seeds: int = 1
     most_promoted: int = 8
+    explore: float = 0.3
     most_drawn: int | None = None
     logical_ranks: int = 4
     least_workers: int = 1
@@ -53,9 +61,21 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise SweepError(f"seeds are {self.seeds}: give at least one, and none twice")
+        if self.design_at is not None and self.design_at not in self.space.rungs:
+            raise SweepError(
+                f"design_at is {self.design_at!r}, and the space's durations are "
+                f"{', '.join(self.space.rungs)}: take one of these"
+            )
+        if not 1 <= self.design_seeds <= len(self.seeds):
+            raise SweepError(
+                f"design_seeds is {self.design_seeds}; it must be from 1 to {len(self.seeds)}, the "
+                "number of seeds"
+            )
         for name in ("logical_ranks", "least_workers", "most_promoted", "most_failures"):
             if getattr(self, name) < 1:
                 raise SweepError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.explore <= 1:
+            raise SweepError(f"explore is {self.explore}; it is a part, from 0 to 1")
         if self.least_workers > self.logical_ranks:
             raise SweepError(
                 f"least_workers is {self.least_workers}, and a run of {self.logical_ranks} "

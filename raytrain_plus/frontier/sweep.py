@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,10 @@ def run_sweep(
 
     Args:
         sweep: the sweep.
-        storage: where sweeps are kept, one folder each.
+        storage: where sweeps are kept, one folder each; on a cluster, where all nodes see it.
         budget: seconds of the whole pool, over all sittings.
-        workers: in the pool. Default: as many as this machine has cores.
+        workers: in the pool. Default: as many as the cluster has room for that this process joins,
+            or where there is none, as this machine has cores.
         resume: go on with the sweep that is there.
         elastic: move workers to trials that can use more. Default True.
         watcher: called about once a second.
@@ -69,14 +70,18 @@ def run_sweep(
         SweepError: the sweep cannot be run as it is defined, or here.
         FailedSweepError: too many trials failed, or the budget is too small for the baseline.
     """
-    workers = workers or os.cpu_count() or 1
-    _check(sweep, budget, workers)
+    guessed = workers or os.cpu_count() or 1
+    _check(sweep, budget, guessed)
     task = sweep.loaded_task()
     folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
     with folder.held():
         _check_place(sweep, folder, resume=resume)
-        cpus = math.ceil(workers * sweep.resources.get("CPU", 1))
-        with cluster(cpus), _lent(sweep, workers, elastic=elastic) as lender:
+        cpus = math.ceil(guessed * sweep.resources.get("CPU", 1))
+        with contextlib.ExitStack() as stack:
+            joined = stack.enter_context(cluster(cpus))
+            workers = workers or (guessed if joined.is_ours else _room(sweep.resources))
+            _check(sweep, budget, workers)
+            lender = stack.enter_context(_lent(sweep, workers, elastic=elastic))
             described = sweep.described()
             folder.write("sitting", sweep=described, workers=workers, budget=budget)
             setting = Setting(
@@ -98,7 +103,11 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
         seeds=sweep.seeds,
         promote=promotions(sweep),
         design=sweep.design,
+        design_at=sweep.design_at,
+        design_seeds=sweep.design_seeds,
         calibrate_every=sweep.calibrate_every,
+        sign=sweep.objective.sign,
+        explore=sweep.explore,
     )
     sittings = sum(event["event"] == "sitting" for event in folder.events())
     trainable = ray.tune.with_resources(
@@ -195,6 +204,13 @@ def _without_loggers() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def _room(resources: Mapping[str, float]) -> int:
+    """Return how many workers the cluster has room for."""
+    there = ray.cluster_resources()
+    room = (there.get(name, 0.0) / wanted for name, wanted in resources.items() if wanted)
+    return int(min(room, default=1.0))
 
 
 def _check(sweep: Sweep, budget: float, workers: int) -> None:

@@ -3,14 +3,15 @@
     python -m tests.end_to_end.outside FOLDER
 
 A cluster that asks for a token has its dashboard on loopback; a run is submitted there as a job,
-looked at through it, and stopped by stopping the job. Then come the mistakes: a wrong token, wrong
-addresses, other versions. The run's journal is left in FOLDER/runs/submitted; printed as JSON is
-what each command said.
+looked at through it, and stopped by stopping the job; then a sweep. Then come the mistakes: a wrong
+token, wrong addresses, other versions. The run's journal is left in FOLDER/runs/submitted, the
+sweep in FOLDER/sweeps/mine; printed as JSON is what each command said.
 """
 
 # ruff: noqa: T201 - a command
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def main(folder: Path) -> None:
     """Run as a command."""
     site = Site(folder)
     try:
-        told = {**_submitted(site), **_mistaken(site)}
+        told = {**_submitted(site), "sweep": _swept(site), **_mistaken(site)}
     finally:
         site.close()
     print(json.dumps(told))
@@ -131,6 +132,20 @@ def _submitted(site: Site) -> dict[str, Any]:
     jobs.stop_job(job)
     _await(lambda: '"event": "end"' in _journal(site), jobs, job)
     return told
+
+
+def _swept(site: Site) -> dict[str, Any]:
+    """Submit a sweep as its file says that it is submitted; returns what it said at its end."""
+    from ray.job_submission import JobSubmissionClient
+
+    jobs = JobSubmissionClient(site.jobs)
+    file = site.folder / "template.py"
+    shutil.copy(ROOT / "tune_recipes" / "template.py", file)
+    swept = f"--budget 60s --storage {site.folder / 'sweeps'} --json"
+    job = jobs.submit_job(entrypoint=f"{sys.executable} {file} {swept}")
+    _await(lambda: jobs.get_job_status(job).is_terminal(), jobs, job)
+    told = [line for line in jobs.get_job_logs(job).splitlines() if line.startswith("{")]
+    return {"status": str(jobs.get_job_status(job)), "said": json.loads(told[-1]) if told else {}}
 
 
 def _mistaken(site: Site) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """From outside of a cluster: a run is steered and stopped there; a mistake is said in one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.observe import journal
 from tests.end_to_end import outside
 from tests.end_to_end.runs import program
@@ -43,6 +45,17 @@ def test_stopping_the_job_stops_the_run_after_the_step_in_flight(told, folder):
     assert end["state"] == "stopped"
     assert 0 < end["step"] < 9000
     assert end["checkpoint"]
+
+
+def test_a_sweep_is_run_as_a_job_by_as_many_workers_as_the_cluster_has_room_for(told, folder):
+    said = told["sweep"]
+    assert said["status"] == "SUCCEEDED"
+    assert said["said"]["state"] == "finished"
+    assert set(said["said"]["trials"]) == {"complete"}
+    assert Path(said["said"]["report"]).is_relative_to(folder)
+    swept = SweepFolder(folder / "sweeps" / "mine")
+    assert [e["workers"] for e in swept.events() if e["event"] == "sitting"] == [2]
+    assert len(swept.finished()) == said["said"]["trials"]["complete"]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_lent_workers_compute_what_new_ones_compute(tmp_path):
         with pytest.raises(TrainingFailedError, match="a user's own error"):
             lent("raises", Raises())
         killed = lent("killed", Momentum(), faults=[Fault(step=5, action="kill")])
+        led = lent("led", Momentum(), faults=[Fault(step=5, action="kill_coordinator")])
         spoilt = lent("spoilt", Spoils())
         after = lent("after", Momentum())
         status = ray.get(lender.status.remote())
@@ -72,11 +73,12 @@ def test_lent_workers_compute_what_new_ones_compute(tmp_path):
                 elastic=ElasticConfig(lender="pool"),
             ).fit()
         new = train(tmp_path, "new", lender=None, task=Momentum())
-    digests = [run["digest"] for run in (first, again, killed, after, new)]
+    digests = [run["digest"] for run in (first, again, killed, led, after, new)]
     assert len(set(digests)) == 1
     assert between["digest"] != first["digest"]  # the control
     events = journal.read(tmp_path / "killed")
     assert any(e["event"] == "worker" and e["state"] == "lost" for e in events)
+    assert any(e["event"] == "returned" for e in journal.read(tmp_path / "led"))
     assert spoilt["digest"] == first["digest"]
     assert all("spoilt/" in why and "other bits" in why for why in status["replaced"])
     assert status["replaced"]
@@ -98,14 +100,13 @@ def sweep(storage, *more):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_sweep_that_is_killed_goes_on_and_loses_nothing(tmp_path):
+    """Neither to the kill of a worker nor to its own."""
     folder = SweepFolder(tmp_path / SWEEP.name)
     killed = sweep(tmp_path)
     try:
-        await_events(
-            folder.path / "sweep",
-            lambda events: sum(event["event"] == "trial" for event in events) >= 3,
-            killed,
-        )
+        await_trials(folder, 1, killed)
+        struck = kill_a_worker(folder)
+        await_trials(folder, 4, killed)
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
@@ -115,7 +116,28 @@ def test_a_sweep_that_is_killed_goes_on_and_loses_nothing(tmp_path):
     assert resumed.returncode == 0, error
     summary = json.loads(out.splitlines()[-1])
     assert summary["state"] == "finished"
+    assert any(event.get("state") == "lost" for event in journal.read(struck))
     assert_whole(SweepFolder(folder.path), before)
+
+
+def await_trials(folder, count, process):
+    """Wait until so many trials have ended."""
+    await_events(
+        folder.path / "sweep",
+        lambda events: sum(event["event"] == "trial" for event in events) >= count,
+        process,
+    )
+
+
+def kill_a_worker(folder):
+    """Kill a worker of a run that has begun and not ended; returns the run's folder."""
+    while True:
+        for run in folder.runs.iterdir():
+            events = journal.read(run) if (run / journal.FILE_NAME).exists() else []
+            pids = [e["pid"] for e in events if e["event"] == "worker" and e["state"] == "ready"]
+            if pids and events[-1]["event"] == "step":
+                os.kill(pids[0], signal.SIGKILL)
+                return run
 
 
 def assert_whole(folder, before):

@@ -1,5 +1,6 @@
 """The order of a sweep's trials: the baseline first, and never less well treated than a recipe."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -20,7 +21,7 @@ from raytrain_plus.frontier.agenda import (
 )
 from raytrain_plus.frontier.designs import factorial
 from raytrain_plus.frontier.domain import Range
-from raytrain_plus.frontier.points import FinishedTrial
+from raytrain_plus.frontier.points import FinishedTrial, points
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.space import RecipeSpace
 
@@ -44,7 +45,7 @@ def agenda(**changes):
     return Agenda(**{**given_, **changes})
 
 
-def ended(number, proposal, outcome="complete"):
+def ended(number, proposal, outcome="complete", quality=0.5):
     return FinishedTrial(
         name=f"{number:05d}",
         purpose=proposal.purpose,
@@ -52,7 +53,7 @@ def ended(number, proposal, outcome="complete"):
         recipe=proposal.recipe,
         seed=proposal.seed,
         cost=1.0,
-        quality=0.5 if outcome == "complete" else float("nan"),
+        quality=quality if outcome == "complete" else float("nan"),
         started=float(number),
         ended=number + 1.0,
     )
@@ -70,9 +71,19 @@ def recipes(chance):
     return draw
 
 
-def play(plan, trials, *, at_once=1, draw=lambda: None, outcomes=lambda _: "complete"):
+def play(
+    plan,
+    trials,
+    *,
+    at_once=1,
+    draw=lambda: None,
+    outcomes=lambda _: "complete",
+    quality=lambda _: 0.5,
+    finished=None,
+):
     """Run a sweep of trials that all end in the order in which they began."""
-    finished, pending, order = [], [], []
+    finished = [] if finished is None else finished
+    pending, order = [], []
     while len(order) < trials:
         proposal = plan.next(finished, pending, draw)
         if proposal is not None:
@@ -84,7 +95,7 @@ def play(plan, trials, *, at_once=1, draw=lambda: None, outcomes=lambda _: "comp
             if not pending:
                 break
             first = pending.pop(0)
-            finished.append(ended(len(finished), first, outcomes(first)))
+            finished.append(ended(len(finished), first, outcomes(first), quality(first)))
     return order
 
 
@@ -135,12 +146,50 @@ def test_the_baseline_is_tuned_within_the_space_and_never_twice_alike():
         assert SPACE.config(proposal.recipe)["task.learning_rate"] != 0.1
 
 
+def test_the_design_is_run_at_its_duration_with_its_seeds():
+    order = play(agenda(design_at="200sp", design_seeds=3, promote=lambda _: ()), 60)
+    runs = [p for p in order if p.purpose == FACTORIAL]
+    assert {p.recipe.duration for p in runs} == {"200sp"}
+    assert [p.seed for p in runs] == [17] * 3 + [18] * 3 + [19] * 3
+    assert len({p.key for p in runs}) == 9
+
+
 def test_what_nothing_can_tune_gets_more_seeds():
     space = RecipeSpace(
         baseline=Recipe(duration="100sp", batch_size=8), aspects={"EMA": {}, "LabelSmoothing": {}}
     )
     plan = agenda(space=space, design=factorial(("EMA", "LabelSmoothing")), calibrate_every=0)
     assert {p.purpose for p in play(plan, 30)} == {BASELINE, FACTORIAL}
+
+
+def lucky(proposal):
+    """The quality of a run: a tenth of it is chance."""
+    chance = random.Random(repr(proposal.key)).random()
+    return proposal.recipe.task["learning_rate"] + 0.1 * chance
+
+
+def lacking(sign):
+    """Play a sweep that tunes its baseline; return what seeds the best at each duration lacks."""
+    finished = []
+    plan = agenda(sign=sign)
+    play(plan, 60, draw=recipes([("EMA",)]), quality=lucky, finished=finished)
+    plain = [point for point in points(finished) if not point.recipe.algorithms]
+    best = {}
+    for point in sorted(plain, key=lambda point: sign * point.quality):
+        best[point.recipe.duration] = point
+    assert len(plain) > 10
+    return {duration: set(SEEDS) - set(point.seeds) for duration, point in best.items()}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_best_baseline_of_each_duration_gets_all_seeds(sign):
+    assert lacking(sign) == {"100sp": set(), "200sp": set()}
+
+
+def test_a_best_baseline_of_one_seed_would_be_found(monkeypatch):
+    """The negative control."""
+    monkeypatch.setattr(Agenda, "_repeats_of_the_best", lambda *_: ())
+    assert lacking(1)["200sp"]
 
 
 def test_calibrations_come_every_so_often():
@@ -158,6 +207,19 @@ def test_promotions_come_before_what_is_drawn_and_only_once():
     purposes = [p.purpose for p in order]
     assert purposes.count(PROMOTION) == 1
     assert purposes.index(PROMOTION) < purposes.index(SEARCH)
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.3, 1.0])
+def test_the_sampler_gets_its_part_while_there_is_something_to_promote(explore):
+    rising = [SPACE.recipe_with(("EMA",), "200sp").model_copy(update={"batch_size": 8 + i})
+              for i in range(500)]  # fmt: skip
+    plan = agenda(promote=lambda _: [(r, 17) for r in rising], explore=explore, design=None)
+    order = play(plan, 200, draw=recipes([("LabelSmoothing",)]))
+    lengths = Counter()
+    for proposal in order:
+        lengths[proposal.purpose] += int(proposal.recipe.duration.removesuffix("sp"))
+    part = lengths[SEARCH] / (lengths[SEARCH] + lengths[PROMOTION])
+    assert part == pytest.approx(explore, abs=0.1)
 
 
 def test_a_trial_that_failed_is_not_proposed_again():

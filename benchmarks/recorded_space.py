@@ -1,0 +1,118 @@
+"""A small space of recipes for the digits, and what every recipe of it costs and reaches.
+
+Run as `python -m benchmarks.recorded_space [--processes P]`: each recipe once with each seed, in a
+process of its own, a run's cost its CPU time. Every run is appended to
+`benchmarks/data/digits_space.jsonl`, and at the end all are written as Parquet; what is on record
+is not run again. `benchmarks.searches` lets searches look their trials up here.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.baselines import DATA, REFERENCES
+from benchmarks.one_process import train
+from raytrain_plus.frontier.domain import Choice
+from raytrain_plus.frontier.points import Objective, key_of
+from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.frontier.space import RecipeSpace
+
+TABLE, LINES = DATA / "digits_space.parquet", DATA / "digits_space.jsonl"
+SEEDS = (17, 18)
+OBJECTIVE = Objective(metric="accuracy", mode="max")
+SPACE = RecipeSpace(
+    baseline=Recipe(
+        duration="24000sp",
+        batch_size=64,
+        task={
+            "learning_rate": 0.15,
+            "weight_decay": 2.5e-3,
+            "schedule_name": "linear",
+            "warmup": 0.2,
+        },
+    ),
+    aspects={
+        "BlurPool": {},
+        "EMA": {"half_life": "0.02dur"},
+        "LabelSmoothing": {"smoothing": 0.05},
+        "ProgressiveResizing": {},
+    },
+    task={"learning_rate": Choice(values=(0.15, 0.06, 0.4))},
+    durations=("6000sp", "12000sp", "24000sp"),
+)
+
+Row = dict[str, Any]
+Known = Mapping[str, list[tuple[float, float]]]
+"""The key of a recipe -> its cost in device-seconds and its quality, by seed."""
+
+
+def recipes() -> Iterator[Recipe]:
+    """Yield every recipe of the space."""
+    domains = {key: domain for key, domain in SPACE.entries.items() if isinstance(domain, Choice)}
+    for values in product(*(domain.values for domain in domains.values())):
+        yield SPACE.recipe(dict(zip(domains, values, strict=True)))
+
+
+def run(recipe: Recipe, seed: int) -> Row:
+    """Train once."""
+    result = train(REFERENCES["digits"].task, recipe, seed=seed)
+    return {
+        "recipe": json.dumps(recipe.model_dump(mode="json"), sort_keys=True),
+        "seed": seed,
+        "cost": result.seconds,
+        "quality": float(result.metrics[OBJECTIVE.metric]),
+    }
+
+
+def rows() -> list[Row]:
+    """Return all that is on record."""
+    found = pq.read_table(TABLE).to_pylist() if TABLE.exists() else []
+    if LINES.exists():
+        found += [json.loads(line) for line in LINES.read_text().splitlines()]
+    return list({(row["recipe"], row["seed"]): row for row in found}.values())
+
+
+def known() -> Known:
+    """Return what every recipe costs and reaches.
+
+    Raises:
+        SystemExit: some of it has not been recorded.
+    """
+    found: dict[str, dict[int, tuple[float, float]]] = {}
+    for row in rows():
+        key = key_of(Recipe.model_validate_json(row["recipe"]))
+        found.setdefault(key, {})[row["seed"]] = row["cost"], row["quality"]
+    missing = [r for r in recipes() if len(found.get(key_of(r), ())) < len(SEEDS)]
+    if missing:
+        raise SystemExit(f"{len(missing)} recipes are not recorded: {__doc__}")
+    return {key: [of_seed[seed] for seed in SEEDS] for key, of_seed in found.items()}
+
+
+def main() -> None:
+    """Record what has not been recorded."""
+    parser = argparse.ArgumentParser(description="Record a space of recipes")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    done = {(key_of(Recipe.model_validate_json(row["recipe"])), row["seed"]) for row in rows()}
+    todo = [(r, s) for s in SEEDS for r in recipes() if (key_of(r), s) not in done]
+    with (
+        ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool,
+        LINES.open("a") as file,
+    ):
+        for future in [pool.submit(partial(run, *one)) for one in todo]:
+            file.write(json.dumps(future.result()) + "\n")
+            file.flush()
+    pq.write_table(pa.Table.from_pylist(rows()), TABLE)
+    print(f"{len(rows())} runs in {TABLE}")
+
+
+if __name__ == "__main__":
+    main()
