@@ -149,8 +149,9 @@ class Ours:
             design=sweep.design,
             calibrate_every=0,
         )
-        self._kept: Any = _Kept()
-        self._search = RecipeSearch(sweep, self._kept, agenda, budget=1e9, workers=1)
+        self._kept = _Kept()
+        kept: Any = self._kept
+        self._search = RecipeSearch(sweep, kept, agenda, budget=1e9, workers=1)
         self._proposed: dict[str, Row] = {}
 
     def suggest(self, ticket: str) -> tuple[Recipe, int] | None:
@@ -187,7 +188,8 @@ def play(search: Search, table: Known, slots: int, budget: float) -> list[Ended]
         slots: trials at a time.
         budget: device-seconds of all slots together.
     """
-    clock, asked, ended = 0.0, 0, []
+    clock, asked = 0.0, 0
+    ended: list[Ended] = []
     live: list[tuple[float, str, Ended]] = []
     while True:
         while len(live) < slots and (found := search.suggest(str(asked))) is not None:
@@ -276,17 +278,15 @@ def main() -> None:
         row: Row = {"search": name}
         for mark in _MARKS:
             parts = [at(curve, mark) for curve in found]
-            row[f"covered at {mark:g} s"] = round(statistics.fmean(parts), 3)
+            row[f"at {mark:g} s"] = round(statistics.fmean(parts), 3)
         for goal in _GOALS:
             row[f"s to {goal:.0%}"] = round(statistics.median(until(c, goal) for c in found), 1)
         rows.append(row)
-    report.show(f"the frontier of the digits, {given.repetitions} repetitions", rows)
+    report.show(f"part of the hypervolume that is covered, {given.repetitions} repetitions", rows)
     ours, *others = rows
-    goal = f"s to {_AIMED:.0%}"
+    to = f"s to {_AIMED:.0%}"
     aims = [
-        Aim(
-            f"{row['search']}: its {goal}, over the sweep's", _ratio(row[goal], ours[goal]), least=1
-        )
+        Aim(f"{row['search']}: its {to}, over the sweep's", _ratio(row[to], ours[to]), least=1)
         for row in others
     ]
     report.finish(aims, {"searches": rows}, as_json=given.json)
