@@ -11,7 +11,6 @@ import traceback
 from typing import Any
 
 import ray
-from ray import cloudpickle
 
 from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.exporting import Exporter
@@ -49,8 +48,8 @@ def start_leader(spec: RunSpec) -> Any:
     """
     if spec.lender is not None:
         lender = ray.get_actor(spec.lender, namespace=NAMESPACE)
-        # Packed: the lender need not be able to import what is the user's.
-        return ray.get(lender.lead.remote(wish_of(spec), cloudpickle.dumps(spec)))
+        # By reference: the lender need not be able to import what is the user's.
+        return ray.get(lender.lead.remote(wish_of(spec), [ray.put(spec)]))
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )

@@ -7,11 +7,11 @@ lender (`frontier/lender.py`) keeps some of both kinds ready.
 import contextlib
 import importlib
 import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import ray
-from ray import cloudpickle
 
 from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.leader import lead
@@ -114,24 +114,26 @@ class LentCoordinator(Coordinator):
         self._leading: threading.Thread | None = None
         self._name = ""
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            packed = ray.get(lender.led_by.remote(place))
-            if packed is not None:
-                self._take_up(cloudpickle.loads(packed), returns=True)
+            for spec in ray.get(lender.led_by.remote(place)):
+                try:
+                    self._take_up(ray.get(spec), returns=True)
+                except ray.exceptions.RayError:  # who asked for the run is gone, and it with them
+                    lender.abandon_led_by.remote(place)
 
-    def lead(self, packed: bytes, target: int) -> None:
+    def lead(self, spec: "Sequence[ray.ObjectRef[RunSpec]]", target: int) -> None:
         """Begin to lead a run.
 
         Args:
-            packed: the run's RunSpec, as our own `start_leader` has packed it.
+            spec: the run; one, as a reference.
             target: how many workers it should have at first.
         """
         if self._leading is not None:
             self._leading.join()
-        spec: RunSpec = cloudpickle.loads(packed)
-        journal = Journal(spec.folder)  # as if somebody had asked for that many
+        (run,) = ray.get(list(spec))
+        journal = Journal(run.folder)  # as if somebody had asked for that many
         journal.write("target", workers=target, cause="so many were free")
         journal.close()
-        self._take_up(spec, returns=False)
+        self._take_up(run, returns=False)
 
     def _take_up(self, spec: RunSpec, *, returns: bool) -> None:
         super().__init__(spec, returns=returns)

@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.tune
-from ray import cloudpickle
 
 from raytrain_plus.configure import import_paths
 from raytrain_plus.frontier.agenda import CALIBRATION, Agenda, Promote, Promoted
@@ -111,9 +110,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
     )
     sittings = sum(event["event"] == "sitting" for event in folder.events())
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(
-            RecipeTrial, paths=import_paths(), packed=cloudpickle.dumps(setting)
-        ),
+        ray.tune.with_parameters(RecipeTrial, paths=import_paths(), setting=[ray.put(setting)]),
         # Its workers are the lender's; Ray wants a trial to ask for something.
         ray.tune.PlacementGroupFactory([{"memory": 1}]),
     )
