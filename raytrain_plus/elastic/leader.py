@@ -13,10 +13,10 @@ from typing import Any
 import ray
 
 from raytrain_plus.elastic.coordinator import Coordinator
-from raytrain_plus.elastic.exporting import Exporter
-from raytrain_plus.elastic.fencing import FencedError
+from raytrain_plus.elastic.membership.fencing import FencedError
+from raytrain_plus.elastic.membership.sources import wish_of
 from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
-from raytrain_plus.elastic.sources import wish_of
+from raytrain_plus.elastic.records.exporting import Exporter
 
 
 def check_not_running(run: str) -> None:

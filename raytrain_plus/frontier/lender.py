@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raytrain_plus.elastic.lent import LentCoordinator, LentWorker
+from raytrain_plus.elastic.membership.lent import LentCoordinator, LentWorker
+from raytrain_plus.elastic.membership.sources import Wish, process_options
 from raytrain_plus.elastic.messages import NAMESPACE
-from raytrain_plus.elastic.sources import Wish, process_options
 from raytrain_plus.frontier.leases import Claim, shares
 
 _LOOK = 0.5  # seconds between two looks at how far the runs are
