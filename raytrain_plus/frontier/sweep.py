@@ -101,6 +101,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
         space=sweep.space,
         seeds=sweep.seeds,
         promote=promotions(sweep),
+        beyond=sweep.beyond,
         design=sweep.design,
         design_at=sweep.design_at,
         design_seeds=sweep.design_seeds,
