@@ -68,6 +68,8 @@ ALONE: dict[str, dict[str, Algorithms]] = {
     "text": {
         "ALiBi": {"ALiBi": {}},
         "SeqLengthWarmup": {"SeqLengthWarmup": {}},
+        "AttentionConvolution": {"AttentionConvolution": {}},
+        "SquaredReLU": {"SquaredReLU": {}},
         "GatedLinearUnits": {"GatedLinearUnits": {}},
         "LowPrecisionLayerNorm": {"LowPrecisionLayerNorm": {}},
         "SelectiveBackprop": {"SelectiveBackprop": {}},

@@ -28,7 +28,7 @@ from benchmarks.replay import MOST, TRACE
 from benchmarks.replay import replay as replay_trace
 from benchmarks.report import Aim, Row
 from benchmarks.simulator import Costs, Job, simulate
-from raytrain_plus.elastic.trace import Change, read_trace, scaled
+from raytrain_plus.elastic.faults.trace import Change, read_trace, scaled
 
 _WORKERS, _LOGICAL_RANKS = 32, 1024
 _MANY, _MANY_LOGICAL_RANKS = 1000, 32_768

@@ -17,15 +17,15 @@ import ray
 
 from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Calls
 from benchmarks.traffic import ranges_of
-from raytrain_plus.elastic.chronicle import Chronicle
-from raytrain_plus.elastic.lifeline import Anchor, Lifelines
+from raytrain_plus.elastic.health.lifeline import Anchor, Lifelines
+from raytrain_plus.elastic.health.speeds import Speeds
+from raytrain_plus.elastic.membership.pool import Seat
+from raytrain_plus.elastic.membership.recruiting import Recruiting
 from raytrain_plus.elastic.messages import ElasticConfig, Plan, Ready, Report, RunSpec
 from raytrain_plus.elastic.plan import Assignment, Member, assign
-from raytrain_plus.elastic.pool import Seat
-from raytrain_plus.elastic.recruiting import Recruiting
-from raytrain_plus.elastic.reporter import Record
-from raytrain_plus.elastic.speeds import Speeds
-from raytrain_plus.elastic.uploads import Share
+from raytrain_plus.elastic.records.chronicle import Chronicle
+from raytrain_plus.elastic.records.reporter import Record
+from raytrain_plus.elastic.records.uploads import Share
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import Facts, judge
 from raytrain_plus.training.manifest import Manifest

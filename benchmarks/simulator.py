@@ -16,8 +16,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from raytrain_plus.elastic.faults.trace import Change
 from raytrain_plus.elastic.plan import Assignment, Member, assign
-from raytrain_plus.elastic.trace import Change
 
 _ROUNDING = 1e-9  # steps
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raytrain_plus import algorithms as algorithms
-    from raytrain_plus.elastic.faults import Fault as Fault
+    from raytrain_plus.elastic.faults.fault import Fault as Fault
     from raytrain_plus.elastic.messages import ElasticConfig as ElasticConfig
     from raytrain_plus.streams.mixing import Mixture as Mixture
     from raytrain_plus.streams.stream import Stream as Stream
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "ElasticConfig": "raytrain_plus.elastic.messages",
     "ElasticTrainer": "raytrain_plus.trainer",
-    "Fault": "raytrain_plus.elastic.faults",
+    "Fault": "raytrain_plus.elastic.faults.fault",
     "Mixture": "raytrain_plus.streams.mixing",
     "Stream": "raytrain_plus.streams.stream",
     "StreamWriter": "raytrain_plus.streams.writer",

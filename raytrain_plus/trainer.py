@@ -17,13 +17,13 @@ import ray.train
 from raytrain_plus import configure, resuming
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
-from raytrain_plus.elastic import joining, steering
-from raytrain_plus.elastic.faults import Fault
-from raytrain_plus.elastic.following import Ended, LostError, Watcher, follow
+from raytrain_plus.elastic.faults.fault import Fault
 from raytrain_plus.elastic.leader import check_not_running, end_leader, start_leader
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
-from raytrain_plus.elastic.steering import RunFailedError
-from raytrain_plus.elastic.uploads import store_of
+from raytrain_plus.elastic.outside import joining, steering
+from raytrain_plus.elastic.outside.following import Ended, LostError, Watcher, follow
+from raytrain_plus.elastic.outside.steering import RunFailedError
+from raytrain_plus.elastic.records.uploads import store_of
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
 from raytrain_plus.streams.store import Store

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
-from raytrain_plus.elastic import steering
-from raytrain_plus.elastic.steering import SteeringError
+from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.outside.steering import SteeringError
 
 BEGUN = [
     {"event": "run", "time": 1.0, "run": "demo", "total_steps": 30, "address": "127.0.0.1:1"},

@@ -30,11 +30,11 @@ PURE = [
     "observe.throughput",
     "observe.gauges",
     "elastic.plan",
-    "elastic.checkpoints",
-    "elastic.watch",
-    "elastic.speeds",
-    "elastic.trace",
-    "elastic.timesheet",
+    "elastic.records.checkpoints",
+    "elastic.health.watch",
+    "elastic.health.speeds",
+    "elastic.faults.trace",
+    "elastic.records.timesheet",
     "training.retention",
     "training.tree",
     "streams.order",
@@ -220,7 +220,7 @@ def test_only_those_who_must_import_ray_or_torch_distributed():
         return {n for n in names if n in members or n.split(".")[0] in members}
 
     ray, distributed = importing("ray"), importing("torch.distributed")
-    assert {"elastic.pool", "trainer"} <= ray  # the control: imports are found
+    assert {"elastic.membership.pool", "trainer"} <= ray  # the control: imports are found
     assert ray == allowed(ray, MAY_IMPORT_RAY)
     assert distributed == MAY_IMPORT_DISTRIBUTED
 

@@ -47,6 +47,7 @@ SWEEP = Sweep(
         durations=("12000sp", "24000sp", "48000sp", "96000sp"),
     ),
     objective=Objective(metric="accuracy", mode="max"),
+    beyond=("192000sp",),
     design_at="24000sp",
     design_seeds=3,
     most_promoted=5,

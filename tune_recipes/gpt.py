@@ -28,6 +28,8 @@ SWEEP = Sweep(
         ),
         aspects={
             "ALiBi": {},
+            "AttentionConvolution": {"width": Choice(values=(3, 4))},
+            "SquaredReLU": {},
             "GatedLinearUnits": {},
             "GradientClipping": {"norm": Range(low=0.3, high=3.0, log=True)},
             "EMA": {"half_life": Choice(values=("0.02dur", "0.05dur"))},
@@ -40,11 +42,12 @@ SWEEP = Sweep(
         durations=("2000sp", "4000sp", "8000sp", "16000sp"),
     ),
     objective=Objective(metric="bits_per_byte", mode="min"),
+    beyond=("32000sp",),
     design_at="4000sp",
     design_seeds=3,
     most_promoted=4,
     logical_ranks=2,
-    factors=("ALiBi", "GatedLinearUnits", "GradientClipping"),
+    factors=("ALiBi", "AttentionConvolution", "SquaredReLU", "GradientClipping"),
 )
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from raytrain_plus.algorithms.aspect import AspectError as AspectError
 from raytrain_plus.algorithms.aspect import AspectWarning as AspectWarning
 from raytrain_plus.algorithms.aspect import Step as Step
 from raytrain_plus.algorithms.aspect import Training as Training
+from raytrain_plus.algorithms.attention_convolution import (
+    AttentionConvolution as AttentionConvolution,
+)
 from raytrain_plus.algorithms.aug_mix import AugMix as AugMix
 from raytrain_plus.algorithms.blur_pool import BlurPool as BlurPool
 from raytrain_plus.algorithms.channels_last import ChannelsLast as ChannelsLast
@@ -38,6 +41,7 @@ from raytrain_plus.algorithms.registry import ALGORITHMS as ALGORITHMS
 from raytrain_plus.algorithms.sam import SAM as SAM
 from raytrain_plus.algorithms.selective_backprop import SelectiveBackprop as SelectiveBackprop
 from raytrain_plus.algorithms.seq_length_warmup import SeqLengthWarmup as SeqLengthWarmup
+from raytrain_plus.algorithms.squared_relu import SquaredReLU as SquaredReLU
 from raytrain_plus.algorithms.squeeze_excite import SqueezeExcite as SqueezeExcite
 from raytrain_plus.algorithms.stochastic_depth import StochasticDepth as StochasticDepth
 from raytrain_plus.algorithms.surgery import Surgery as Surgery

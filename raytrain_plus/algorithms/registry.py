@@ -2,6 +2,7 @@
 
 from raytrain_plus.algorithms.alibi import ALiBi
 from raytrain_plus.algorithms.aspect import Aspect
+from raytrain_plus.algorithms.attention_convolution import AttentionConvolution
 from raytrain_plus.algorithms.aug_mix import AugMix
 from raytrain_plus.algorithms.blur_pool import BlurPool
 from raytrain_plus.algorithms.channels_last import ChannelsLast
@@ -26,6 +27,7 @@ from raytrain_plus.algorithms.rand_augment import RandAugment
 from raytrain_plus.algorithms.sam import SAM
 from raytrain_plus.algorithms.selective_backprop import SelectiveBackprop
 from raytrain_plus.algorithms.seq_length_warmup import SeqLengthWarmup
+from raytrain_plus.algorithms.squared_relu import SquaredReLU
 from raytrain_plus.algorithms.squeeze_excite import SqueezeExcite
 from raytrain_plus.algorithms.stochastic_depth import StochasticDepth
 from raytrain_plus.algorithms.swa import SWA
@@ -35,6 +37,7 @@ ALGORITHMS: dict[str, type[Aspect]] = {
     kind.__name__: kind
     for kind in (
         ALiBi,
+        AttentionConvolution,
         AugMix,
         BlurPool,
         ChannelsLast,
@@ -59,6 +62,7 @@ ALGORITHMS: dict[str, type[Aspect]] = {
         SAM,
         SelectiveBackprop,
         SeqLengthWarmup,
+        SquaredReLU,
         SqueezeExcite,
         StochasticDepth,
         SWA,

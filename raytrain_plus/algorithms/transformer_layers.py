@@ -32,6 +32,13 @@ POSITIONS: Mapping[str, str] = {
 }
 """Class of a module -> its attribute that is the embedding of positions."""
 
+PROJECTIONS: Mapping[str, tuple[str, ...]] = {
+    f"{_OURS}.Attention": ("qkv",),
+    f"{_GPT2}.GPT2Attention": ("c_attn",),
+    f"{_BERT}.BertSelfAttention": ("query", "key", "value"),
+}
+"""Class of a self-attention -> its attributes that make queries, keys and values."""
+
 FEED_FORWARD: Mapping[str, str] = {
     f"{_OURS}.FeedForward": "up",
     f"{_GPT2}.GPT2MLP": "c_fc",

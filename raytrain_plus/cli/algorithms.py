@@ -13,7 +13,7 @@ from raytrain_plus.algorithms.weave import explain as explained
 from raytrain_plus.algorithms.weave import in_order
 from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.configure import ConfigError
-from raytrain_plus.elastic.steering import folder_of
+from raytrain_plus.elastic.outside.steering import folder_of
 from raytrain_plus.streams.store import Store
 from raytrain_plus.task import load_task
 from raytrain_plus.training import export as exporting

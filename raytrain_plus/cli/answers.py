@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from raytrain_plus.cli.remote import RemoteError
-from raytrain_plus.elastic.gcs import ClusterError
-from raytrain_plus.elastic.steering import RunFailedError, SteeringError
+from raytrain_plus.elastic.outside.gcs import ClusterError
+from raytrain_plus.elastic.outside.steering import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
 
 DEFAULT_STORAGE = "~/ray_results"

@@ -17,7 +17,7 @@ from raytrain_plus.chaos.campaign import Campaign, verdicts
 from raytrain_plus.chaos.judge import State, Verdict
 from raytrain_plus.chaos.schedules import USUAL_KINDS
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
-from raytrain_plus.elastic.faults import ACTIONS, Action, Fault, as_data
+from raytrain_plus.elastic.faults.fault import ACTIONS, Action, Fault, as_data
 from raytrain_plus.observe.progress import ProgressLine
 
 _INTERRUPTED = 130  # as a shell reports it

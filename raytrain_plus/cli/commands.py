@@ -34,11 +34,11 @@ from raytrain_plus.cli.report import report
 from raytrain_plus.cli.steer import checkpoint, scale, status, stop
 from raytrain_plus.cli.sweep import sweep
 from raytrain_plus.configure import ConfigError
-from raytrain_plus.elastic import steering
-from raytrain_plus.elastic.faults import read_faults
-from raytrain_plus.elastic.following import Watcher
+from raytrain_plus.elastic.faults.fault import read_faults
+from raytrain_plus.elastic.faults.trace import changes, read_trace
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
-from raytrain_plus.elastic.trace import changes, read_trace
+from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.outside.following import Watcher
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event

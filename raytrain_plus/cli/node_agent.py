@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from raytrain_plus.elastic.gcs import ClusterError, Gcs
-from raytrain_plus.elastic.joining import head_address
+from raytrain_plus.elastic.outside.gcs import ClusterError, Gcs
+from raytrain_plus.elastic.outside.joining import head_address
 from raytrain_plus.nodes.agent import Agent
 from raytrain_plus.nodes.metadata import NoticeFile, Source, source_of
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from raytrain_plus.cli.answers import Debug, Json, answer
-from raytrain_plus.elastic import steering
+from raytrain_plus.elastic.outside import steering
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.report.page import page_of

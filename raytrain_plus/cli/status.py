@@ -9,8 +9,8 @@ from rich.live import Live
 
 from raytrain_plus.cli.answers import answer
 from raytrain_plus.cli.remote import here_or_there
-from raytrain_plus.elastic import steering
-from raytrain_plus.elastic.joining import is_web
+from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.outside.joining import is_web
 from raytrain_plus.observe.standing import standing_of
 
 Watch = Annotated[

@@ -18,7 +18,7 @@ from raytrain_plus.cli.answers import (
 )
 from raytrain_plus.cli.remote import here_or_there
 from raytrain_plus.cli.status import Watch, show_status
-from raytrain_plus.elastic import steering
+from raytrain_plus.elastic.outside import steering
 
 
 def status(

@@ -8,27 +8,27 @@ from typing import Any
 
 import ray
 
-from raytrain_plus.elastic.account import Account
-from raytrain_plus.elastic.chronicle import Chronicle, DivergenceError
-from raytrain_plus.elastic.disturbing import Disturbances
-from raytrain_plus.elastic.expelling import expel, forsake
-from raytrain_plus.elastic.fencing import Fence
+from raytrain_plus.elastic.faults.disturbing import Disturbances
 from raytrain_plus.elastic.generation import Generation
-from raytrain_plus.elastic.joining import draining_nodes
-from raytrain_plus.elastic.keeping import Committed, Keeping
+from raytrain_plus.elastic.health.expelling import expel, forsake
+from raytrain_plus.elastic.health.speeds import Speeds
+from raytrain_plus.elastic.health.suspicion import Corruption, History
+from raytrain_plus.elastic.health.watch import Watch
+from raytrain_plus.elastic.membership.fencing import Fence
+from raytrain_plus.elastic.membership.pool import Event as PoolEvent
+from raytrain_plus.elastic.membership.pool import Noticed, Pool, Wanted, Woken, Written
+from raytrain_plus.elastic.membership.recruiting import Recruiting, RunError, StoppedError
+from raytrain_plus.elastic.membership.returning import find_again
 from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
-from raytrain_plus.elastic.overview import Overview
+from raytrain_plus.elastic.outside.joining import draining_nodes
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.planning import Situation, make_plan
-from raytrain_plus.elastic.pool import Event as PoolEvent
-from raytrain_plus.elastic.pool import Noticed, Pool, Wanted, Woken, Written
-from raytrain_plus.elastic.recruiting import Recruiting, RunError, StoppedError
-from raytrain_plus.elastic.reporter import Record
-from raytrain_plus.elastic.returning import find_again
-from raytrain_plus.elastic.speeds import Speeds
-from raytrain_plus.elastic.suspicion import Corruption, History
-from raytrain_plus.elastic.uploads import Share
-from raytrain_plus.elastic.watch import Watch
+from raytrain_plus.elastic.records.account import Account
+from raytrain_plus.elastic.records.chronicle import Chronicle, DivergenceError
+from raytrain_plus.elastic.records.keeping import Committed, Keeping
+from raytrain_plus.elastic.records.overview import Overview
+from raytrain_plus.elastic.records.reporter import Record
+from raytrain_plus.elastic.records.uploads import Share
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Journal

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable
 
-from raytrain_plus.elastic.chronicle import Chronicle
+from raytrain_plus.elastic.health.watch import Watch, all_wait, culprits
+from raytrain_plus.elastic.membership.pool import Event, Gone, Pool, Returned
+from raytrain_plus.elastic.membership.recruiting import Recruiting
 from raytrain_plus.elastic.messages import Plan, Report, Standing
-from raytrain_plus.elastic.pool import Event, Gone, Pool, Returned
-from raytrain_plus.elastic.recruiting import Recruiting
-from raytrain_plus.elastic.watch import Watch, all_wait, culprits
+from raytrain_plus.elastic.records.chronicle import Chronicle
 
 _TICK = 0.25  # seconds between two looks at what nobody tells
 

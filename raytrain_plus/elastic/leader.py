@@ -11,13 +11,12 @@ import traceback
 from typing import Any
 
 import ray
-from ray import cloudpickle
 
 from raytrain_plus.elastic.coordinator import Coordinator
-from raytrain_plus.elastic.exporting import Exporter
-from raytrain_plus.elastic.fencing import FencedError
+from raytrain_plus.elastic.membership.fencing import FencedError
+from raytrain_plus.elastic.membership.sources import wish_of
 from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
-from raytrain_plus.elastic.sources import wish_of
+from raytrain_plus.elastic.records.exporting import Exporter
 
 
 def check_not_running(run: str) -> None:
@@ -49,8 +48,8 @@ def start_leader(spec: RunSpec) -> Any:
     """
     if spec.lender is not None:
         lender = ray.get_actor(spec.lender, namespace=NAMESPACE)
-        # Packed: the lender need not be able to import what is the user's.
-        return ray.get(lender.lead.remote(wish_of(spec), cloudpickle.dumps(spec)))
+        # By reference: the lender need not be able to import what is the user's.
+        return ray.get(lender.lead.remote(wish_of(spec), [ray.put(spec)]))
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.faults import Fault
-from raytrain_plus.elastic.joining import NAMESPACE as NAMESPACE  # noqa: PLC0414 - part of these
+from raytrain_plus.elastic.faults.fault import Fault
+from raytrain_plus.elastic.health.suspicion import Corruption
+from raytrain_plus.elastic.outside.joining import NAMESPACE as NAMESPACE  # noqa: PLC0414 - part of these
 from raytrain_plus.elastic.plan import Assignment
-from raytrain_plus.elastic.suspicion import Corruption
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
 from raytrain_plus.task import Task
 from raytrain_plus.training.retention import Retention

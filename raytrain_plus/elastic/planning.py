@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.faults.fault import Fault
+from raytrain_plus.elastic.membership.pool import Seat
 from raytrain_plus.elastic.messages import Plan
 from raytrain_plus.elastic.plan import Assignment, Member, assign
-from raytrain_plus.elastic.pool import Seat
 
 
 @dataclass(frozen=True, kw_only=True)

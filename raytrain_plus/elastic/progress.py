@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from raytrain_plus.elastic import stacks
-from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.faults.fault import Fault
+from raytrain_plus.elastic.health import stacks
 from raytrain_plus.elastic.messages import Plan, Standing
-from raytrain_plus.elastic.timesheet import Timesheet
+from raytrain_plus.elastic.records.timesheet import Timesheet
 
 _WAITING = frozenset({"idle", "meet", "heal", "exchange", "finish", "slice", "gather"})
 

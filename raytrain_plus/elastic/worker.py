@@ -14,12 +14,15 @@ import ray
 
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
-from raytrain_plus.elastic import orphan, stacks
-from raytrain_plus.elastic.exporting import export_traffic
-from raytrain_plus.elastic.faults import Fault, Strikes
+from raytrain_plus.elastic.data import open_data, open_evaluation, resolve
+from raytrain_plus.elastic.faults.fault import Fault, Strikes
+from raytrain_plus.elastic.faults.victim import Victim
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
-from raytrain_plus.elastic.lifeline import Anchor
+from raytrain_plus.elastic.health import stacks
+from raytrain_plus.elastic.health.lifeline import Anchor
+from raytrain_plus.elastic.health.suspicion import named
+from raytrain_plus.elastic.membership import orphan
 from raytrain_plus.elastic.messages import (
     Ending,
     Found,
@@ -32,22 +35,17 @@ from raytrain_plus.elastic.messages import (
 )
 from raytrain_plus.elastic.process import prepare_process, users_traceback
 from raytrain_plus.elastic.progress import AbortedError, Progress
-from raytrain_plus.elastic.reporter import Record, Records, Reporter
-from raytrain_plus.elastic.suspicion import named
+from raytrain_plus.elastic.records.exporting import export_traffic
+from raytrain_plus.elastic.records.reporter import Record, Records, Reporter
+from raytrain_plus.elastic.records.uploads import Uploads, store_of
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
-from raytrain_plus.elastic.uploads import Uploads, store_of
-from raytrain_plus.elastic.victim import Victim
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
-from raytrain_plus.streams.opening import open_source
-from raytrain_plus.streams.order import Ordering
-from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.store import Store, StoreError
 from raytrain_plus.streams.traffic import TRAFFIC
-from raytrain_plus.task import Task, load_task
+from raytrain_plus.task import load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.corruption import CorruptionError
-from raytrain_plus.training.evaluation import Evaluation
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
 
@@ -183,7 +181,7 @@ class Worker:
         return all(self._ready.fingerprint[key] == value for key, value in again.items())
 
     def _probe(self) -> Batch:
-        batch = copy.deepcopy(_resolve(self._spec.probe))  # not as it lies in the store
+        batch = copy.deepcopy(resolve(self._spec.probe))  # not as it lies in the store
         return to_device(batch, self._device)
 
     def save(self, step: int) -> str:
@@ -375,26 +373,3 @@ class Worker:
     def _on_release(self) -> None:
         """The coordinator has let go of us, or has died."""
         orphan.wait_or_end(self._spec, self._anchor)
-
-
-def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
-    """Open the training data and its order."""
-    source = open_source(_resolve(spec.data), _columns(task))
-    return source, source.order(spec.logical_ranks, spec.seed, spec.part_rows)
-
-
-def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
-    """Open the evaluation data, if there is any."""
-    if spec.evaluation_data is None:
-        return None
-    source = open_source(_resolve(spec.evaluation_data), _columns(task))
-    order = source.plain_order(spec.logical_ranks)
-    return Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
-
-
-def _resolve(data: Any) -> Any:
-    return ray.get(data) if isinstance(data, ray.ObjectRef) else data
-
-
-def _columns(task: Task) -> list[str] | None:
-    return None if task.columns is None else list(task.columns)

@@ -2,9 +2,10 @@
 
 In this order: the baseline at every duration, and at the shortest with several seeds, which show
 what chance does; a calibration where one is due; the factorial design; all seeds for the best of
-the baselines at each duration, which bear every comparison; the design with further seeds; and
-then, in turns, what is promoted and what the sampler proposes. And whatever it is: no set of
-aspects is tried more often at a duration than the baseline itself, which is tuned there first.
+the baselines at each duration, which bear every comparison, also at durations that are longer than
+any recipe's; the design with further seeds; and then, in turns, what is promoted and what the
+sampler proposes. And whatever it is: no set of aspects is tried more often at a duration than the
+baseline itself, which is tuned there first.
 """
 
 import random
@@ -57,6 +58,7 @@ class Agenda:
         space: what may be proposed.
         seeds: of the runs; the first is that of all trials but promotions.
         promote: says what is promoted.
+        beyond: longer durations, of the baseline alone.
         design: what is run besides, or None.
         design_at: its duration. Default the shortest.
         design_seeds: with how many seeds.
@@ -68,6 +70,7 @@ class Agenda:
     space: RecipeSpace
     seeds: tuple[int, ...]
     promote: Promote
+    beyond: tuple[str, ...] = ()
     design: Design | None = None
     design_at: str | None = None
     design_seeds: int = 1
@@ -116,6 +119,9 @@ class Agenda:
             recipe = self.space.recipe_with((), shortest)
             yield Proposal(purpose=CALIBRATION, recipe=recipe, seed=first)
         yield from self._designed(self.seeds[:1])
+        for duration in self.beyond:
+            recipe = self.space.recipe_with(()).model_copy(update={"duration": duration})
+            yield Proposal(purpose=BASELINE, recipe=recipe, seed=first)
         yield from self._repeats_of_the_best(finished)
         yield from self._designed(self.seeds[1 : self.design_seeds])
         explores = self._explores(finished, pending)
@@ -146,7 +152,7 @@ class Agenda:
         Whoever was best by luck falls behind with a further seed, and another one's turn comes.
         """
         plain = [point for point in points(finished) if not self.aspects_of(point.recipe)]
-        for duration in self.space.rungs:
+        for duration in (*self.space.rungs, *self.beyond):
             there = [point for point in plain if point.recipe.duration == duration]
             if not there:
                 continue

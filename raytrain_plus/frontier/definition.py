@@ -6,7 +6,7 @@ from typing import Any
 from raytrain_plus.frontier.designs import Design, factorial
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.points import Objective
-from raytrain_plus.frontier.space import RecipeSpace
+from raytrain_plus.frontier.space import RecipeSpace, check_durations
 from raytrain_plus.task import Task, load_task
 
 
@@ -20,6 +20,8 @@ class Sweep:
         space: the recipes, with the baseline and the durations.
         objective: one of the task's metrics, and its direction.
         seeds: the first is that of all trials; promoted recipes get the others. Default five.
+        beyond: durations longer than the space's, of the baseline alone: with them also what is
+            better than the baseline at the space's longest has a speed-up. Default none.
         factors: aspects, by class name, of a factorial design. Default: none is run.
         design_at: the design's duration, one of the space's. Default the shortest; at a longer one
             aspects that save time still find baselines of their cost.
@@ -44,6 +46,7 @@ class Sweep:
     space: RecipeSpace
     objective: Objective
     seeds: tuple[int, ...] = (17, 18, 19, 20, 21)
+    beyond: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
     resolution: int | None = None
     design_at: str | None = None
@@ -61,6 +64,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise SweepError(f"seeds are {self.seeds}: give at least one, and none twice")
+        check_durations((*self.space.rungs, *self.beyond))
         if self.design_at is not None and self.design_at not in self.space.rungs:
             raise SweepError(
                 f"design_at is {self.design_at!r}, and the space's durations are "

@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raytrain_plus.elastic.lent import LentCoordinator, LentWorker
+from raytrain_plus.elastic.membership.lent import LentCoordinator, LentWorker
+from raytrain_plus.elastic.membership.sources import Wish, process_options
 from raytrain_plus.elastic.messages import NAMESPACE
-from raytrain_plus.elastic.sources import Wish, process_options
 from raytrain_plus.frontier.leases import Claim, shares
 
 _LOOK = 0.5  # seconds between two looks at how far the runs are
@@ -50,7 +50,7 @@ class Lease:
 
     Attributes:
         wish: what it asks for.
-        packed: the run, for its coordinator.
+        spec: the run, for its coordinator; one, as a reference.
         place: which coordinator leads it.
         target: workers that it was told it should have; 0 until it has begun.
         done: the part of its work that is behind it.
@@ -58,7 +58,7 @@ class Lease:
     """
 
     wish: Wish
-    packed: bytes
+    spec: "Sequence[ray.ObjectRef[Any]]"
     place: int
     target: int
     done: float = 0.0
@@ -113,12 +113,12 @@ class Lender:
 
     # -- what a run says
 
-    async def lead(self, wish: Wish, packed: bytes) -> Any:
+    async def lead(self, wish: Wish, spec: "Sequence[ray.ObjectRef[Any]]") -> Any:
         """Begin a run, as soon as there is room for it; returns its coordinator's handle.
 
         Args:
             wish: what the run asks for.
-            packed: the run, for its coordinator.
+            spec: the run, for its coordinator; one, as a reference, which is not resolved here.
 
         Raises:
             LendingError: a run of that name lives, or this one asks for other processes than there
@@ -126,13 +126,13 @@ class Lender:
         """
         self._check(wish)
         place = await self._idle_places.get()
-        lease = self._leases[wish.run] = Lease(wish, packed, place, target=0)
+        lease = self._leases[wish.run] = Lease(wish, spec, place, target=0)
         self._balance()  # others make room
         while not (can_have := min(self._shares()[wish.run], self._unpromised())) >= wish.least:
             await self._changed.wait()
         lease.target = can_have
         leader = self._coordinators[place]
-        await leader.lead.remote(packed, lease.target)
+        await leader.lead.remote(spec, lease.target)
         self._balance()
         return leader
 
@@ -196,9 +196,19 @@ class Lender:
         lease = self._leases.get(run)
         return None if lease is None else self._coordinators[lease.place]
 
-    async def led_by(self, place: int) -> bytes | None:
-        """Return the run that a coordinator leads: it has come back and does not know."""
-        return next((one.packed for one in self._leases.values() if one.place == place), None)
+    async def led_by(self, place: int) -> "Sequence[ray.ObjectRef[Any]]":
+        """Return the run that a coordinator leads, if any: it has come back and does not know."""
+        led = self._led_by(place)
+        return () if led is None else self._leases[led].spec
+
+    async def abandon_led_by(self, place: int) -> None:
+        """Give up the run that a coordinator leads: nobody knows any more what it is."""
+        led = self._led_by(place)
+        if led is not None:
+            await self.abandon(led)
+
+    def _led_by(self, place: int) -> str | None:
+        return next((run for run, one in self._leases.items() if one.place == place), None)
 
     async def status(self) -> dict[str, Any]:
         """Say who has how many workers."""

@@ -62,7 +62,7 @@ class RecipeSpace(BaseModel):
                 "the space is empty, it holds the baseline alone: name aspects that may be on, or "
                 "settings of the task that vary"
             )
-        _check_durations(self.rungs)
+        check_durations(self.rungs)
         self._check_aspects()
         self._check_names()
         missing = sorted(self.task.keys() - self.baseline.task.keys())
@@ -290,7 +290,12 @@ def _extremes(domain: Domain | Scalar) -> Sequence[Any]:
     return domain.extremes if isinstance(domain, Range | Choice) else (domain,)
 
 
-def _check_durations(texts: Sequence[str]) -> None:
+def check_durations(texts: Sequence[str]) -> None:
+    """Refuse durations that do not rise.
+
+    Raises:
+        SpaceError: they do not, or are of several units.
+    """
     durations = [Duration.parse(text) for text in texts]
     if len({duration.unit for duration in durations}) > 1:
         raise SpaceError(f"durations {', '.join(texts)} have several units: write all in one")

@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.tune
-from ray import cloudpickle
 
 from raytrain_plus.configure import import_paths
 from raytrain_plus.frontier.agenda import CALIBRATION, Agenda, Promote, Promoted
@@ -102,6 +101,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
         space=sweep.space,
         seeds=sweep.seeds,
         promote=promotions(sweep),
+        beyond=sweep.beyond,
         design=sweep.design,
         design_at=sweep.design_at,
         design_seeds=sweep.design_seeds,
@@ -111,9 +111,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
     )
     sittings = sum(event["event"] == "sitting" for event in folder.events())
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(
-            RecipeTrial, paths=import_paths(), packed=cloudpickle.dumps(setting)
-        ),
+        ray.tune.with_parameters(RecipeTrial, paths=import_paths(), setting=[ray.put(setting)]),
         # Its workers are the lender's; Ray wants a trial to ask for something.
         ray.tune.PlacementGroupFactory([{"memory": 1}]),
     )

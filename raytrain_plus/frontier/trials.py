@@ -12,7 +12,6 @@ from typing import Any
 
 import ray.train
 import ray.tune
-from ray import cloudpickle
 
 from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.frontier.agenda import Proposal
@@ -53,16 +52,21 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
     Its process may serve one trial after another. Whatever the task raises is a result, too.
     """
 
-    def setup(self, config: Mapping[str, Any], paths: Sequence[str], packed: bytes) -> None:
+    def setup(
+        self,
+        config: Mapping[str, Any],
+        paths: Sequence[str],
+        setting: "Sequence[ray.ObjectRef[Setting]]",
+    ) -> None:
         """Begin the first trial.
 
         Args:
             config: of the trial.
             paths: folders from which the task is imported.
-            packed: the Setting, which may hold what can be imported only then.
+            setting: one, as a reference, since it may hold what can be imported only then.
         """
         sys.path[:0] = [path for path in paths if path not in sys.path]
-        self._setting: Setting = cloudpickle.loads(packed)
+        (self._setting,) = ray.get(list(setting))
         self._folder = SweepFolder(self._setting.folder)
         self._begin(config)
 

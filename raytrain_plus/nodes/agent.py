@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from raytrain_plus.elastic.gcs import ClusterError, Gcs, Node, UnreachableError
+from raytrain_plus.elastic.outside.gcs import ClusterError, Gcs, Node, UnreachableError
 from raytrain_plus.nodes import presence
 from raytrain_plus.nodes.metadata import Source
 from raytrain_plus.nodes.notices import Notice, is_news

@@ -11,7 +11,7 @@ import yaml
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain_plus.elastic.joining import draining_nodes
+from raytrain_plus.elastic.outside.joining import draining_nodes
 from raytrain_plus.nodes.complaints import Complaint, Expected, NodeFacts, complaints
 from raytrain_plus.nodes.visit import Visitor
 

@@ -8,7 +8,7 @@ container of the same pod.
 import socket
 from collections.abc import Sequence
 
-from raytrain_plus.elastic.gcs import ClusterError, Node
+from raytrain_plus.elastic.outside.gcs import ClusterError, Node
 
 _SECONDS = 2.0
 

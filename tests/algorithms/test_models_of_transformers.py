@@ -8,8 +8,10 @@ from torch import nn
 
 from raytrain_plus.algorithms import AspectError
 from raytrain_plus.algorithms.alibi import apply_alibi, slopes
+from raytrain_plus.algorithms.attention_convolution import Taps, apply_attention_convolution
 from raytrain_plus.algorithms.gated_linear_units import apply_gated_linear_units
 from raytrain_plus.algorithms.low_precision_layer_norm import apply_low_precision_layer_norm
+from raytrain_plus.algorithms.squared_relu import apply_squared_relu
 from tests.algorithms.side import import_transformers
 
 transformers = import_transformers()
@@ -253,9 +255,71 @@ def test_gates_without_spread_begin_as_nothing_and_are_taken_away_again(build):
     assert list(model.state_dict()) == names
 
 
+def test_squared_relu_in_gpt2_and_bert_is_the_formula_of_the_paper():
+    x = torch.randn(2, 4, WIDTH)
+    model = gpt2()
+    apply_squared_relu(model)
+    mlp = model.transformer.h[0].mlp
+    hidden = (x @ mlp.c_fc.weight + mlp.c_fc.bias).clamp(min=0) ** 2
+    torch.testing.assert_close(mlp(x), hidden @ mlp.c_proj.weight + mlp.c_proj.bias)
+    model = bert()
+    apply_squared_relu(model)
+    layer = model.bert.encoder.layer[0].intermediate
+    torch.testing.assert_close(layer(x), layer.dense(x).clamp(min=0) ** 2)
+
+
+def convolved(build):
+    """Return a model with convolutions that have left the identity."""
+    model = build()
+    apply_attention_convolution(model)
+    for module in model.modules():
+        if isinstance(module, Taps):
+            nn.init.normal_(module.weight, generator=torch.Generator().manual_seed(2))
+    return model
+
+
+@pytest.mark.parametrize(("build", "looks_ahead"), [(gpt2, False), (bert, True)])
+def test_convolutions_begin_as_nothing_and_look_where_attention_looks(build, looks_ahead):
+    plain = build()(tokens()).logits
+    begun = build()
+    surgery = apply_attention_convolution(begun)
+    assert len(surgery.changed) == (8 if looks_ahead else 4)
+    assert not apply_attention_convolution(begun).changed
+    assert torch.equal(begun(tokens()).logits, plain)
+    surgery.undo()
+    assert list(begun.state_dict()) == list(build().state_dict())
+    model = convolved(build)
+    assert not torch.allclose(model(tokens()).logits, plain, atol=1e-3)
+    x = torch.randn(1, 6, WIDTH)
+    other = x.clone()
+    other[:, 4:] += 1
+    attention = first_attention(model)
+    projection = attention.query if looks_ahead else attention.c_attn
+    before, after = projection(x)[0], projection(other)[0]
+    assert torch.equal(before[:3], after[:3])
+    assert torch.equal(before[3], after[3]) is not looks_ahead
+
+
+def test_convolutions_and_a_cache_that_holds_tokens_are_an_error():
+    model = convolved(gpt2)
+    begun = model(tokens(4), use_cache=True)
+    with pytest.raises(AspectError, match="use_cache=False"):
+        model(tokens(1), past_key_values=begun.past_key_values)
+
+
+def test_attention_to_another_sequence_is_not_convolved():
+    changed = apply_attention_convolution(gpt2(add_cross_attention=True)).changed
+    assert not [name for name in changed if "crossattention" in name]
+
+
 @pytest.mark.parametrize("build", BUILDERS)
 def test_all_methods_go_together_in_any_order(build):
-    methods = [apply_alibi, apply_gated_linear_units, apply_low_precision_layer_norm]
+    methods = [
+        apply_alibi,
+        apply_attention_convolution,
+        apply_gated_linear_units,
+        apply_low_precision_layer_norm,
+    ]
     plain = build()(tokens()).logits
     found = []
     for order in (methods, methods[::-1]):

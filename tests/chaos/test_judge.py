@@ -5,7 +5,7 @@ import pytest
 from raytrain_plus.chaos.campaign import Campaign, hang_deadline
 from raytrain_plus.chaos.judge import Act, judge
 from raytrain_plus.chaos.schedules import Schedule
-from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.faults.fault import Fault
 
 STEPS = 10
 

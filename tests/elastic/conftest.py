@@ -6,7 +6,9 @@ import pytest
 from scripted_pool import AtOnce, FakeTime, ScriptedPool, comes, make_spec
 
 from raytrain_plus.elastic import coordinator as module
-from raytrain_plus.elastic import generation, keeping, recruiting, returning
+from raytrain_plus.elastic import generation
+from raytrain_plus.elastic.membership import recruiting, returning
+from raytrain_plus.elastic.records import keeping
 
 
 @pytest.fixture

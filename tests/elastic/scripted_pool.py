@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from raytrain_plus.clock import Clock
+from raytrain_plus.elastic.health.suspicion import Corruption
+from raytrain_plus.elastic.membership.pool import Came, Returned
 from raytrain_plus.elastic.messages import ElasticConfig, Ready, Report, RunSpec, Standing
-from raytrain_plus.elastic.pool import Came, Returned
-from raytrain_plus.elastic.reporter import Record
-from raytrain_plus.elastic.suspicion import Corruption
-from raytrain_plus.elastic.uploads import Share
+from raytrain_plus.elastic.records.reporter import Record
+from raytrain_plus.elastic.records.uploads import Share
 from raytrain_plus.task import Task
 
 STEP_SECONDS = 1.0

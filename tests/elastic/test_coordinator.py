@@ -7,9 +7,9 @@ from scripted_pool import comes, loss_of, make_ready
 from told import check_journal, groups_in
 
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.faults.fault import Fault
+from raytrain_plus.elastic.membership.pool import Came, Gone
 from raytrain_plus.elastic.messages import ElasticConfig, Standing
-from raytrain_plus.elastic.pool import Came, Gone
 from raytrain_plus.observe.journal import read
 
 

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_pool import make_ready
 
-from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.faults.fault import Fault
+from raytrain_plus.elastic.membership.pool import Seat
 from raytrain_plus.elastic.plan import Member
 from raytrain_plus.elastic.planning import Situation, make_plan
-from raytrain_plus.elastic.pool import Seat
 
 PLACE = "/runs/run/checkpoint_00000007"
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from raytrain_plus.elastic.faults import Fault
+from raytrain_plus.elastic.faults.fault import Fault
 from raytrain_plus.elastic.messages import Plan
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.progress import AbortedError, Progress

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from raytrain_plus.elastic import steering
+from raytrain_plus.elastic.outside import steering
 from raytrain_plus.observe import journal
 from raytrain_plus.trainer import attach
 from tests.end_to_end import driver

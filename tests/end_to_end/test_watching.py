@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from raytrain_plus import Stream, StreamWriter
 from raytrain_plus.cli.commands import app
-from raytrain_plus.elastic import steering
+from raytrain_plus.elastic.outside import steering
 from raytrain_plus.observe.gauges import METRICS
 from tests.cluster.dashboard import DASHBOARD, named
 from tests.end_to_end.runs import PATIENCE, UNHURRIED, Script, at_step, train

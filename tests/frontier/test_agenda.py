@@ -186,6 +186,13 @@ def test_the_best_baseline_of_each_duration_gets_all_seeds(sign):
     assert lacking(sign) == {"100sp": set(), "200sp": set()}
 
 
+def test_the_baseline_alone_is_run_beyond_the_durations_of_the_space():
+    order = play(agenda(beyond=("400sp",)), 40, draw=recipes([("EMA",)]))
+    further = [p for p in order if p.recipe.duration == "400sp"]
+    assert [p.seed for p in further] == list(SEEDS)
+    assert {p.purpose for p in further} == {BASELINE}
+
+
 def test_a_best_baseline_of_one_seed_would_be_found(monkeypatch):
     """The negative control."""
     monkeypatch.setattr(Agenda, "_repeats_of_the_best", lambda *_: ())

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from raytrain_plus.elastic.gcs import ClusterError, Node, UnreachableError
+from raytrain_plus.elastic.outside.gcs import ClusterError, Node, UnreachableError
 from raytrain_plus.nodes import agent, presence
 from raytrain_plus.nodes.agent import Agent
 from raytrain_plus.nodes.notices import Notice

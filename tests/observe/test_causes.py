@@ -95,7 +95,7 @@ def _sentence(node):
 def test_every_cause_that_the_coordinator_gives_has_a_class_of_its_own():
     """Whoever words a cause anew finds it here, not in a graph that says `other`."""
     folder = Path(raytrain_plus.elastic.__file__).parent
-    found = set().union(*(causes_in(path.read_text()) for path in folder.glob("*.py")))
+    found = set().union(*(causes_in(path.read_text()) for path in folder.rglob("*.py")))
     assert {"1 lost", "1 hung", "rebalanced", "scaled to 1", "add 1"} <= found  # they are seen
     assert [cause for cause in found if class_of(cause) == "other"] == []
 

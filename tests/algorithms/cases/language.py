@@ -1,10 +1,12 @@
 """Methods for models of language, and for normalisations in low precision."""
 
 from raytrain_plus.algorithms.alibi import ALiBi
+from raytrain_plus.algorithms.attention_convolution import AttentionConvolution
 from raytrain_plus.algorithms.gated_linear_units import GatedLinearUnits
 from raytrain_plus.algorithms.low_precision_group_norm import LowPrecisionGroupNorm
 from raytrain_plus.algorithms.low_precision_layer_norm import LowPrecisionLayerNorm
 from raytrain_plus.algorithms.seq_length_warmup import SeqLengthWarmup
+from raytrain_plus.algorithms.squared_relu import SquaredReLU
 from tests.algorithms.cases import Case
 from tests.algorithms.tiny import TinyImages, TinyTokens
 
@@ -18,6 +20,8 @@ CASES = [
         same_function=True,
     ),
     Case(aspect=GatedLinearUnits(std=0.1), tasks=(TinyTokens,), acts=None),
+    Case(aspect=SquaredReLU(), tasks=(TinyTokens,), acts=None),
+    Case(aspect=AttentionConvolution(width=2), tasks=(TinyTokens,), acts=None),
     Case(aspect=LowPrecisionLayerNorm(), tasks=(TinyTokens,), acts=None),
     Case(aspect=LowPrecisionGroupNorm(), tasks=(TinyImages,), acts=None),
 ]

@@ -1,0 +1,138 @@
+"""Short convolutions along the sequence, before attention (So et al. 2021, arXiv 2109.08668).
+
+"Primer" found them in a search over programs: a convolution of each channel by itself, three tokens
+wide, after each projection to queries, keys and values. What tokens beside each other say together
+need not be learnt by attention then.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from raytrain_plus.algorithms.aspect import Advice, Aspect, AspectError, Step
+from raytrain_plus.algorithms.surgery import Surgery
+from raytrain_plus.algorithms.transformer_layers import PROJECTIONS, layers
+
+
+class AttentionConvolution(Aspect):
+    """Mix each channel of queries, keys and values with the same channel of tokens beside it.
+
+    Where attention looks back only, so does the convolution. It begins as the identity, and the
+    model as the one without it.
+
+    Attributes:
+        width: tokens that are mixed, the token itself among them. Default 3.
+    """
+
+    runs_before = ("Factorize",)  # which leaves alone what is computed in another way
+
+    width: int = Field(default=3, ge=2, le=32)
+
+    def fit(self, step: Step) -> Advice:
+        """Add the convolutions; they are lost in the plain model."""
+        surgery = apply_attention_convolution(
+            step.model, width=self.width, optimizer=step.optimizer
+        )
+        surgery.warn_if_unchanged("AttentionConvolution", f"modules of {', '.join(PROJECTIONS)}")
+        yield
+        surgery.undo()
+
+
+def apply_attention_convolution(
+    model: nn.Module, *, width: int = 3, optimizer: Optimizer | None = None
+) -> Surgery:
+    """Let a convolution follow every projection to queries, keys and values of a model.
+
+    Args:
+        model: GPT of this package, or GPT-2 or BERT of `transformers`. GPT-2 cannot generate with a
+            cache then: what was before would be missing.
+        width: tokens that are mixed, the token itself among them. Default 3.
+        optimizer: is given the convolutions, in the parameter group of their projection's bias:
+            weight decay is often kept away from it, as it should be from an identity.
+
+    Raises:
+        AspectError: the optimizer does not train the bias of a projection.
+    """
+    surgery = Surgery(model, optimizer)
+    for name, attention, path, keys in list(layers(surgery, PROJECTIONS, _Convolved)):
+        if getattr(attention, "is_cross_attention", False):
+            continue  # tokens of another sequence stand beside none of this one
+        looks_both_ways = path.endswith("BertSelfAttention")
+        if path.endswith("GPT2Attention"):
+            surgery.mix_in(name, attention, _ConvolvedWithoutCache)
+        else:
+            surgery.mix_in(name, attention, _Convolved)
+        for key in keys:
+            projection: Any = getattr(attention, key)
+            channels = projection.bias.numel()
+            taps = Taps(width, channels, first=-(width // 2) if looks_both_ways else 0)
+            surgery.mix_in(f"{name}.{key}", projection, _ThenTaps)
+            surgery.add_module(projection, "taps", taps, like=projection.bias)
+    return surgery
+
+
+class Taps(nn.Module):
+    """A convolution of each channel by itself, along the sequence.
+
+    Args:
+        width: tokens that are mixed.
+        channels: D.
+        first: how far back the nearest of them stands: 0 is the token itself, -1 the one after it.
+
+    Attributes:
+        weight: shape (width, D); row i is for the token that stands `first + i` back.
+    """
+
+    def __init__(self, width: int, channels: int, first: int = 0) -> None:
+        super().__init__()
+        self.first = first
+        identity = torch.zeros(width, channels)
+        identity[-first] = 1.0
+        self.weight = nn.Parameter(identity)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D); beyond the ends stand zeros."""
+        t = x_btd.shape[1]
+        mixed: Tensor | None = None
+        for i, row in enumerate(self.weight.to(x_btd.dtype)):
+            back = self.first + i
+            if abs(back) >= t:
+                continue
+            kept = x_btd[:, max(-back, 0) : t - max(back, 0)] * row
+            part = functional.pad(kept, (0, 0, max(back, 0), max(-back, 0)))
+            mixed = part if mixed is None else mixed + part
+        assert mixed is not None, "the token itself is always among them"
+        return mixed
+
+
+class _Convolved:
+    """Marks attention whose projections are convolved."""
+
+
+class _ConvolvedWithoutCache(_Convolved):
+    """For attention of GPT-2, which may be given the keys and values of tokens before."""
+
+    layer_idx: int
+
+    def forward(self, hidden_states: Tensor, **given: Any) -> Any:
+        cache = given.get("cache", given.get("past_key_values"))  # the older name
+        if cache is not None and cache.get_seq_length(self.layer_idx):
+            raise AspectError(
+                "AttentionConvolution cannot go on from a cache, which does not hold the tokens "
+                "that it mixes: generate with use_cache=False"
+            )
+        return super().forward(hidden_states, **given)  # type: ignore[misc]
+
+
+class _ThenTaps:
+    """For a projection: its output is convolved."""
+
+    taps: Taps
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        mixed: Tensor = self.taps(super().forward(x_btd))  # type: ignore[misc]
+        return mixed

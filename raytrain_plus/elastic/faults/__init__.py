@@ -1,0 +1,1 @@
+"""Disturbances on purpose."""

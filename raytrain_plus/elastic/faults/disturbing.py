@@ -1,0 +1,62 @@
+"""Faults on purpose, as the coordinator deals with them: those that it brings about, and notes."""
+
+from collections.abc import Sequence
+
+from raytrain_plus.elastic.faults.fault import Fault, Strikes, due_at, left
+from raytrain_plus.elastic.membership.recruiting import Recruiting
+from raytrain_plus.elastic.messages import Event, RunSpec
+from raytrain_plus.elastic.plan import Assignment
+from raytrain_plus.elastic.records.chronicle import Chronicle
+
+
+class Disturbances:
+    """The faults of a run that have not happened yet.
+
+    Args:
+        spec: the run.
+        chronicle: takes notes.
+        events: what the journal tells of this run so far.
+
+    Attributes:
+        left: what has not happened.
+    """
+
+    def __init__(self, spec: RunSpec, chronicle: Chronicle, events: Sequence[Event]) -> None:
+        self._workers = spec.workers
+        self._chronicle = chronicle
+        self._strikes = Strikes(spec.folder)
+        self.left = left(spec.faults, events)
+
+    def forget(self) -> None:
+        """Forget the strikes of an earlier run in this folder."""
+        self._strikes.forget()
+
+    def mark_struck(self) -> None:
+        """Forget faults that have struck, so that they do not strike the step's second try."""
+        for fault, hit in self._strikes.new().items():
+            if fault in self.left:  # else a coordinator before has noted it
+                self.left.remove(fault)
+                self._chronicle.note(
+                    "fault", step=fault.step, action=fault.action, phase=fault.phase, hit=hit
+                )
+
+    def apply_planned(self, step: int, group: Sequence[Assignment], crew: Recruiting) -> None:
+        """Bring about what is due when so many steps are committed."""
+        for fault in due_at(self.left, step):
+            self.left.remove(fault)
+            hit: list[str] = []
+            if fault.action == "kill_coordinator":
+                self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
+                fault.strike()
+            if fault.action == "drain":
+                hit = [group[place].worker for place in fault.victims(len(group))] if group else []
+                crew.drain(hit)
+            else:
+                self._resize(fault, crew)
+            self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
+
+    def _resize(self, fault: Fault, crew: Recruiting) -> None:
+        change = fault.workers if fault.action == "add" else -fault.workers
+        least, most = self._workers
+        wanted = min(most, max(least, crew.target + change))
+        crew.set_target(wanted, f"{fault.action} {fault.workers}")

@@ -1,0 +1,363 @@
+"""Who works for a run: asking for workers, admitting them, letting them go."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raytrain_plus.elastic.fingerprint import difference
+from raytrain_plus.elastic.membership.pool import (
+    Came,
+    Event,
+    Gone,
+    Noticed,
+    Pool,
+    Returned,
+    Seat,
+    Wanted,
+    missing_resources,
+)
+from raytrain_plus.elastic.messages import Fingerprint, Ready, Report, RunSpec
+from raytrain_plus.elastic.records.chronicle import Chronicle
+
+_LOOK = 0.25
+_GRACE = 2.0
+_FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
+_LONGEST_DELAY = 60.0
+
+Handle = Callable[[Event | None], None]
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message is for people."""
+
+
+class StoppedError(RuntimeError):
+    """Somebody asked the run to stop while it waited for its first workers."""
+
+
+class Recruiting:
+    """The seats of a run.
+
+    Args:
+        spec: the run.
+        pool: asks Ray.
+        chronicle: takes notes.
+
+    Attributes:
+        seats: all workers that live or are coming, by name.
+        target: how many there should be.
+        bitwise: whether all that were admitted compute the same bits.
+        on_end: called with each worker that is given up.
+    """
+
+    def __init__(self, spec: RunSpec, pool: Pool, chronicle: Chronicle) -> None:
+        self._spec = spec
+        self._pool = pool
+        self._chronicle = chronicle
+        self.seats: dict[str, Seat] = {}
+        self.target = spec.workers[1]
+        self.bitwise = True
+        self.on_end: Callable[[str], None] = lambda _: None
+        self._started = 0
+        self._reference: Fingerprint | None = None
+        self._group_once = False
+        self._error = ""
+        self._trouble = ""
+        self._warnings: set[str] = set()
+        self._delay = _FIRST_DELAY
+        self._retry_at = 0.0
+        self._causes: list[str] = []
+
+    # -- waiting
+
+    def next_event(self, timeout: float) -> Event | None:
+        """Return what happened next, or None after `timeout` seconds."""
+        return self._pool.next_event(timeout)
+
+    def await_first(self, handle: Handle) -> None:
+        """Wait for the least number of workers that the run may start with.
+
+        Raises:
+            RunError: they did not come, or the task failed on them.
+        """
+        began = time.monotonic()
+        self._await(handle, lambda: len(self._available()) >= self._least())
+        # Others that were asked for at the same time are about to come, if they come at all.
+        until = time.monotonic() + max(_GRACE, (time.monotonic() - began) / 2)
+        while len(self._available()) < self.target and time.monotonic() < until:
+            handle(self.next_event(_LOOK))
+
+    def await_members(self, handle: Handle) -> list[Seat]:
+        """Return who is to be in the next generation; waits for somebody if nobody is left.
+
+        Raises:
+            RunError: nobody came.
+        """
+        self._await(handle, lambda: bool(self._available() or self._leaving()))
+        self._group_once = True
+        chosen = self._available()[: self.target]
+        top = max(seat.step for seat in [*self._available(), *self._leaving()])
+        if not any(seat.step == top for seat in chosen):
+            # Whoever holds the latest state stays until somebody else has it, even if it drains.
+            holder = [s for s in [*self._available(), *self._leaving()] if s.step == top][:1]
+            chosen = [*holder, *chosen][: self._spec.logical_ranks]
+        return chosen
+
+    def wants_change(self, group: Sequence[str]) -> bool:
+        """Say whether a pause of the group would let somebody join or leave."""
+        staying = [w for w in group if w in self.seats and not self.seats[w].draining]
+        leaving = [w for w in group if w in self.seats and self.seats[w].draining]
+        members = set(group)
+        newcomers = [seat for seat in self._available() if seat.worker not in members]
+        if newcomers and len(staying) < self.target:
+            return True
+        return bool(leaving and staying)
+
+    def _await(self, handle: Handle, enough: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self._spec.elastic.start_timeout
+        while not enough():
+            self.recruit()
+            if self._error:
+                raise RunError(self._error)
+            if time.monotonic() > deadline:
+                least = self._least()
+                why = self._trouble or (
+                    f"Resources: {missing_resources(self._spec.resources, least)}. "
+                    "Ask for fewer workers or less for each, add nodes, or raise start_timeout."
+                )
+                raise RunError(
+                    f"{len(self._available())} of at least {least} workers came up within "
+                    f"{self._spec.elastic.start_timeout:g} s. {why}"
+                )
+            handle(self.next_event(_LOOK))
+
+    def _least(self) -> int:
+        return min(self._spec.workers[0], self.target)
+
+    def _available(self) -> list[Seat]:
+        """Those that can work: who has run steps first, then in the order in which they came."""
+        seats = [s for s in self.seats.values() if s.ready is not None and not s.draining]
+        return sorted(seats, key=lambda seat: not seat.warm)
+
+    def _leaving(self) -> list[Seat]:
+        return [s for s in self.seats.values() if s.ready is not None and s.draining]
+
+    # -- coming
+
+    def handle(self, event: Event | None, group: Sequence[str]) -> None:
+        """Deal with what happens to workers that are not in a running generation, or to come.
+
+        Args:
+            event: what has happened; what is of no concern here is left alone.
+            group: the members of the last generation, in order.
+        """
+        if isinstance(event, Came):
+            self.came(event)
+        elif isinstance(event, Returned) and event.report is None:
+            self.lost(event.worker, event.died)
+        elif isinstance(event, Gone):
+            self.lost(event.worker, event.why)
+        elif isinstance(event, Noticed):
+            self.drain([event.worker], event.why)
+        elif isinstance(event, Wanted) and event.lost:
+            self.take_away(group[-event.lost :], event.workers)
+        elif isinstance(event, Wanted):
+            self.set_target(event.workers, f"scaled to {event.workers}")
+
+    def recruit(self) -> None:
+        """Ask for as many workers as are missing."""
+        if time.monotonic() < self._retry_at:
+            return
+        wanted = self.target + self._spec.elastic.spares
+        while sum(not seat.draining for seat in self.seats.values()) < wanted:
+            worker = f"w{self._started}"
+            self._started += 1
+            self.seats[worker] = Seat(worker)
+            self._pool.start(worker)
+
+    def came(self, event: Came) -> None:
+        """A worker has come up, or failed to: admit it or not."""
+        seat = self.seats.get(event.worker)
+        if seat is None:
+            return
+        ready = event.ready
+        if ready is None:
+            self._failed_to_come(seat, event)
+            return
+        if self._reference is None:
+            self._reference = ready.fingerprint
+            self._chronicle.note("environment", fingerprint=dict(ready.fingerprint))
+        reason = difference(self._reference, ready.fingerprint)
+        if reason and self._spec.elastic.bitwise:
+            self._note(seat, "refused", f"it computes other bits than the group: {reason}")
+            self._give_up(seat, f"The last that came computes other bits than the group: {reason}.")
+            return
+        if reason:
+            self.bitwise = False
+            self._note(seat, "admitted", f"although it may compute other bits: {reason}")
+        self._admit(seat, ready)
+        self._delay, self._trouble = _FIRST_DELAY, ""
+        self._chronicle.note(
+            "worker", worker=seat.worker, state="ready", pid=ready.pid, node=ready.node
+        )
+        for said in sorted(set(ready.warnings) - self._warnings):
+            self._warnings.add(said)  # once, not once for each worker
+            self._chronicle.note("warning", text=said)
+
+    def _admit(self, seat: Seat, ready: Ready) -> None:
+        seat.ready, seat.step = ready, ready.step
+        self._pool.hold(seat.worker, ready)
+
+    def avoid(self, names: Sequence[str]) -> None:
+        """Give nobody these names: who has them may not have ended yet."""
+        taken = [int(name.removeprefix("w")) for name in names]
+        self._started = max([self._started, *(number + 1 for number in taken)])
+
+    def found_again(self, worker: str, ready: Ready, step: int) -> None:
+        """Give a worker its seat back that an earlier coordinator had admitted."""
+        if self._reference is None:
+            self._reference = ready.fingerprint
+        self.bitwise = self.bitwise and not difference(self._reference, ready.fingerprint)
+        self.avoid([worker])
+        self._group_once = True
+        seat = self.seats[worker] = Seat(worker)
+        self._admit(seat, ready)
+        seat.step = step
+
+    def _failed_to_come(self, seat: Seat, event: Came) -> None:
+        why = event.failed or event.died
+        self._note(seat, "failed", why)
+        if event.failed and not self._group_once:
+            self._error = event.failed
+        self._give_up(seat, f"The last that came failed: {why}")
+
+    def _give_up(self, seat: Seat, why: str) -> None:
+        self._trouble = why
+        self._retry_at = time.monotonic() + self._delay
+        self._delay = min(_LONGEST_DELAY, 2 * self._delay)
+        self._end(seat)
+
+    # -- leaving
+
+    def expel(self, worker: str, why: str) -> None:
+        """End a worker whose memory or arithmetic is wrong; it will be replaced."""
+        seat = self.seats.get(worker)
+        if seat is not None:
+            self._causes.append(f"{worker} expelled")
+            self._note(seat, "expelled", why)
+            self._end(seat)
+
+    def distrust_after(self, step: int) -> None:
+        """Take no later state for right any more: who has one must be healed."""
+        for seat in self.seats.values():
+            if seat.step > step:
+                seat.step = -1
+
+    def reported(self, worker: str, report: Report) -> int:
+        """Note how a generation ended for a worker.
+
+        Returns:
+            The committed steps of its state, or -1 if that is not to be trusted.
+        """
+        seat = self.seats[worker]
+        seat.warm = True
+        if seat.step >= 0 or report.formed:
+            seat.step = report.step
+        return seat.step
+
+    def lost(self, worker: str, why: str, *, hangs: bool = False) -> None:
+        """A worker has died, or is given up because it hangs."""
+        seat = self.seats.get(worker)
+        if seat is None:
+            return
+        self._causes.append(f"{worker} {'hung' if hangs else 'lost'}")
+        self._note(seat, "lost", why)
+        self._end(seat, hangs=hangs)
+
+    def drain(self, workers: Sequence[str], why: str = "") -> None:
+        """Let workers leave at the next step boundary; they will be replaced."""
+        for worker in workers:
+            seat = self.seats.get(worker)
+            if seat is not None and not seat.draining:
+                seat.draining = True
+                self._causes.append(f"{worker} drained")
+                self._note(seat, "draining", why)
+
+    def drain_nodes(self, nodes: set[str]) -> None:
+        """Let the workers of some nodes leave."""
+        self.drain(
+            [w for w, s in self.seats.items() if s.ready is not None and s.ready.node in nodes],
+            "its node is being drained",
+        )
+
+    def take_away(self, workers: Sequence[str], target: int) -> None:
+        """Kill workers as a cluster does that takes their machines, and want `target` from then."""
+        for worker in workers:
+            self._pool.kill(worker)
+        self.set_target(target, f"{len(workers)} taken away", gone=workers)
+
+    def set_target(self, workers: int, cause: str, gone: Sequence[str] = ()) -> None:
+        """Change how many workers there should be; those who are `gone` count no more."""
+        if workers == self.target:
+            return
+        self.target = workers
+        self._causes.append(cause)
+        self._chronicle.note("target", workers=workers, cause=cause)
+        staying = [s for s in self.seats.values() if not s.draining and s.worker not in gone]
+        for seat in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
+            if len(staying) <= workers + self._spec.elastic.spares:
+                break
+            staying.remove(seat)
+            if seat.ready is None:
+                self._release(seat)
+            else:
+                seat.draining = True
+                self._note(seat, "draining", cause)
+
+    def release_surplus(self) -> None:
+        """End those that drain, unless they alone hold the latest state."""
+        held = max((seat.step for seat in self._available()), default=-1)
+        for seat in self._leaving():
+            if seat.step <= held:
+                self._note(seat, "left", "")
+                self._release(seat)
+
+    def dismiss_all(self) -> None:
+        """Let all workers go."""
+        for seat in list(self.seats.values()):
+            self._release(seat)
+        self._pool.end_strangers(())
+        self._pool.close()
+
+    def _release(self, seat: Seat) -> None:
+        self.seats.pop(seat.worker, None)
+        self.on_end(seat.worker)
+        self._pool.release(seat)
+
+    def _end(self, seat: Seat, *, hangs: bool = False) -> None:
+        self.seats.pop(seat.worker, None)
+        self.on_end(seat.worker)
+        self._pool.end(seat, list(self.seats.values()), hangs=hangs)
+
+    # -- telling
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each worker that has come up. From any thread."""
+        seats = list(self.seats.values())  # workers come and go meanwhile
+        return {s.worker: s.ready.pid for s in seats if s.ready is not None}
+
+    def because(self, cause: str) -> None:
+        """Add a cause for the group to change, once."""
+        if cause not in self._causes:
+            self._causes.append(cause)
+
+    def take_causes(self) -> list[str]:
+        """Return why the group is to change, and forget it."""
+        causes, self._causes = self._causes, []
+        return causes
+
+    def _note(self, seat: Seat, state: str, reason: str) -> None:
+        fields: dict[str, Any] = {"worker": seat.worker, "state": state}
+        if seat.ready is not None:
+            fields["pid"] = seat.ready.pid
+        self._chronicle.note("worker", **fields, reason=reason)

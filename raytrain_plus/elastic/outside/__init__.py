@@ -1,0 +1,1 @@
+"""What is not of the run itself: who follows it, steers it, or joins its cluster."""

@@ -1,0 +1,153 @@
+"""Following a run from the process that started it, or from another one, by its journal."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from raytrain_plus.elastic.messages import Event, Outcome
+from raytrain_plus.elastic.outside.joining import find_leader
+from raytrain_plus.elastic.records.chronicle import GENERATION
+from raytrain_plus.observe import journal
+
+Watcher = Callable[[list[Event]], None]
+
+_POLL = 0.2  # seconds between two looks at the journal
+_LOOK = 2.0  # seconds between two looks at whether the coordinator lives
+
+
+class LostError(RuntimeError):
+    """The coordinator was ended from outside, so that the run will not go on by itself."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended.
+
+    Attributes:
+        outcome: how.
+        summary: the same as data, as the command line prints it.
+    """
+
+    outcome: Outcome
+    summary: dict[str, Any]
+
+
+def follow(
+    run: str,
+    folder: Path,
+    watcher: Watcher | None = None,
+    offset: int = 0,
+) -> Ended:
+    """Wait for the end of a run.
+
+    The first interrupt (Ctrl-C, or SIGTERM, as `ray job stop` sends it) asks the run to stop after
+    the step in flight, the second leaves it alone.
+
+    Args:
+        run: its name.
+        folder: its folder.
+        watcher: called now and then with the journal's new events.
+        offset: of the journal, from which on events are new.
+
+    Raises:
+        LostError: the coordinator was ended from outside.
+    """
+    with _interrupted_by_sigterm():
+        return _follow(run, folder, watcher, offset)
+
+
+def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> Ended:
+    seen: list[Event] = []
+    look_at = time.monotonic() + _LOOK
+    interrupted = gone = False
+    while True:
+        try:
+            events, offset = journal.follow(folder / journal.FILE_NAME, offset)
+            seen += (event for event in events if event["event"] in ("run", "generation", "end"))
+            if watcher is not None:
+                watcher(events)
+            if any(event["event"] == "end" for event in journal.since_last_run(seen)):
+                return ended(seen, folder)
+            if gone:
+                raise LostError(f"the coordinator of run {run} was ended from outside")
+            if time.monotonic() > look_at:
+                look_at = time.monotonic() + _LOOK
+                gone = not _lives(run, seen)  # then look once more at what it has written last
+            time.sleep(0.0 if gone else _POLL)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            find_leader(run, seen).stop.remote()
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: Ray's own handler would end this process and leave the run alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Python lets nobody handle signals
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ended(events: Sequence[Event], folder: Path) -> Ended:
+    """Read from a journal how its last run ended; it must have."""
+    events = journal.since_last_run(list(events))
+    run = next(event for event in events if event["event"] == "run")
+    end = next(event for event in reversed(events) if event["event"] == "end")
+    outcome = _outcome_of(events, end)
+    summary = {
+        "run": run["run"],
+        "state": outcome.state,
+        "steps": outcome.steps,
+        "digest": outcome.digest,
+        "loss": outcome.loss,
+        "metrics": dict(outcome.metrics),
+        "generations": list(outcome.generations),
+        "samples": {"loaded": outcome.steps * run["batch_size"], "trained": outcome.samples},
+        "tokens": {"loaded": outcome.steps * run["batch_tokens"], "trained": outcome.tokens},
+        "algorithms": dict(outcome.costs),
+        "device_seconds": round(outcome.device_seconds, 3),
+        "wall_seconds": round(end["time"] - run["time"], 3),
+        "bitwise": outcome.bitwise,
+        "faults_left": outcome.faults_left,
+        "checkpoint": outcome.checkpoint,
+        "folder": str(folder),
+    }
+    return Ended(outcome, summary)
+
+
+def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
+    told: dict[str, Any] = {key: end[key] for key in Outcome.__dataclass_fields__ if key in end}
+    generations = [
+        {key: event[key] for key in GENERATION}
+        for event in events
+        if event["event"] == "generation"
+    ]
+    return Outcome(**{**told, "steps": end["step"], "generations": generations})
+
+
+def _lives(run: str, events: Sequence[Event]) -> bool:
+    """Say whether the coordinator lives, or is being started again."""
+    try:
+        find_leader(run, events)
+    except ValueError:
+        return False
+    except RayActorError:
+        return True
+    return True

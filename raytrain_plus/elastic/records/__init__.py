@@ -1,0 +1,1 @@
+"""What is kept of a run: its checkpoints, its journal, its accounts and its numbers."""
