@@ -99,7 +99,7 @@ class Agenda:
         for wish in self._wishes(finished, pending, draw):
             if (wish.purpose != CALIBRATION and wish.key in known) or not fits(wish.recipe):
                 continue
-            return self._tuned_first(wish, tried, known)
+            return self._tuned_first(wish, tried, known, finished)
         return None
 
     def _wishes(
@@ -172,7 +172,11 @@ class Agenda:
         return others >= (done + 1) * self.calibrate_every
 
     def _tuned_first(
-        self, wish: Proposal, tried: Sequence[tuple[str, Recipe]], known: set[tuple[str, int]]
+        self,
+        wish: Proposal,
+        tried: Sequence[tuple[str, Recipe]],
+        known: set[tuple[str, int]],
+        finished: Sequence[FinishedTrial],
     ) -> Proposal:
         """Return the wish, or a trial that tunes the baseline at the same duration."""
         on = self.aspects_of(wish.recipe)
@@ -185,20 +189,29 @@ class Agenda:
         )
         if counts[on] < counts[frozenset()]:
             return wish
-        for recipe, seed in self._tunings(wish.recipe.duration):
+        for recipe, seed in self._tunings(wish.recipe.duration, finished):
             proposal = Proposal(purpose=TUNING, recipe=recipe, seed=seed)
             if proposal.key not in known:
                 return proposal
         return wish  # there is nothing left to tune
 
-    def _tunings(self, duration: str) -> Iterator[Promoted]:
-        """Yield baselines with other settings of the task; other seeds where nothing varies."""
+    def _tunings(self, duration: str, finished: Sequence[FinishedTrial]) -> Iterator[Promoted]:
+        """Yield baselines with other settings of the task; other seeds where nothing varies.
+
+        First those that were best at the next shorter duration, and then what chance draws.
+        """
         varied = {key: self.space.entries[key] for key in self.space.settings_of("task")}
         varied["batch_size"] = self.space.entries["batch_size"]
         if all(isinstance(d, Choice) and len(d.values) == 1 for d in varied.values()):
             baseline = self.space.recipe_with((), duration)
             yield from ((baseline, seed) for seed in self.seeds)
             return
+        place = self.space.rungs.index(duration)
+        shorter = self.space.rungs[place - 1] if place else ""
+        plain = [p for p in points(finished) if not self.aspects_of(p.recipe)]
+        there = [point for point in plain if point.recipe.duration == shorter]
+        for point in sorted(there, key=lambda point: -self.sign * point.quality):
+            yield point.recipe.model_copy(update={"duration": duration}), self.seeds[0]
         for number in range(_MOST_TUNINGS):
             chance = random.Random(seed_for(self.seeds[0], "tuning", number))
             config = {key: _drawn(domain, chance) for key, domain in varied.items()}

@@ -146,6 +146,30 @@ def test_the_baseline_is_tuned_within_the_space_and_never_twice_alike():
         assert SPACE.config(proposal.recipe)["task.learning_rate"] != 0.1
 
 
+def test_what_tunes_a_longer_baseline_was_best_at_the_shorter_duration():
+    risen = [SPACE.recipe_with(("EMA",), "200sp").model_copy(update={"batch_size": 8 + i})
+             for i in range(8)]  # fmt: skip
+    finished = []
+    play(
+        agenda(
+            seeds=(17,),
+            promote=lambda found: [(r, 17) for r in risen if len(found) > 30],
+            sign=-1,
+        ),
+        60,
+        draw=recipes([("EMA",)]),
+        quality=lucky,
+        finished=finished,
+    )
+    first = next(i for i, t in enumerate(finished)
+                 if t.purpose == TUNING and t.recipe.duration == "200sp")  # fmt: skip
+    before = [t for t in finished[:first] if not t.recipe.algorithms and t.purpose == TUNING]
+    assert len(before) > 5
+    best = min(before, key=lambda trial: trial.quality)
+    assert best is not before[0]  # which chance would take
+    assert finished[first].recipe.task == best.recipe.task
+
+
 def test_the_design_is_run_at_its_duration_with_its_seeds():
     order = play(agenda(design_at="200sp", design_seeds=3, promote=lambda _: ()), 60)
     runs = [p for p in order if p.purpose == FACTORIAL]
