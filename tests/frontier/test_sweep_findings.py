@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from raytrain_plus.frontier.points import label_of
+from raytrain_plus.frontier.points import FinishedTrial, Objective, label_of
+from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.report.contributions import contributions_of
 from raytrain_plus.frontier.report.findings import findings_of
 from tests.frontier import synthetic
@@ -101,6 +102,49 @@ def test_a_badly_tuned_baseline_is_no_effect_of_an_aspect(found):
     ema = next(one for one in found.contributions.alone if one.aspects == ("EMA",))
     assert ema.quality.low < 0.012 < ema.quality.high
     assert ema.cost.value == pytest.approx(1.02, abs=0.02)
+
+
+def run(on, seed, quality, duration="2000sp"):
+    return FinishedTrial(
+        name=f"{'-'.join(on)}-{duration}-{seed}-{quality:.6f}",
+        purpose="factorial",
+        recipe=Recipe(duration=duration, batch_size=8, algorithms={name: {} for name in on}),
+        seed=seed,
+        cost=1.0,
+        quality=quality,
+        started=0.0,
+        ended=1.0,
+    )
+
+
+SETS = [(), ("EMA",), ("SWA",), ("EMA", "SWA")]
+
+
+def designed():
+    """A design that was run with four seeds; EMA gives 0.1, seeds differ by chance."""
+    return [
+        run(on, seed, 0.5 + 0.1 * ("EMA" in on) + 0.02 * seed + 0.001 * ((seed * 7 + len(on)) % 3))
+        for on in SETS
+        for seed in range(4)
+    ]
+
+
+def test_recipes_that_one_seed_alone_has_run_blur_no_contribution_of_the_others():
+    """At another duration, where EMA gives nothing, only one seed has run it."""
+    stray = [run(on, 0, 0.9, "8000sp") for on in SETS] + [run(("SAM",), 0, 0.3)]
+    told = contributions_of([*designed(), *stray], [], Objective(metric="m", mode="max"))
+    (ema,) = [one for one in told.alone if one.aspects == ("EMA",)]
+    assert ema.effect.verdict == "shown"
+    assert ema.effect.estimate.value == pytest.approx(0.1, abs=0.005)
+    assert (told.duration, told.trials) == ("2000sp", 16)
+    assert told.unknown["SAM",] == "not run beside the others with several seeds"
+
+
+def test_what_was_run_with_one_seed_is_all_there_is_to_tell_from():
+    once = [trial for trial in designed() if trial.seed == 0]
+    told = contributions_of(once, [], Objective(metric="m", mode="max"))
+    assert told.trials == 4
+    assert {one.effect.verdict for one in told.alone} == {"not shown"}
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

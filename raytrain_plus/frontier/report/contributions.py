@@ -1,18 +1,20 @@
 """What aspects contribute, in three measures: quality at equal cost, quality, and cost.
 
 Trials are compared only with those that have the same duration, seed, batch size and settings of
-the task: a learning rate that was tried beside others must not count as what an aspect does.
+the task: a learning rate that was tried beside others must not count as what an aspect does. And
+doubt comes from seeds: where some recipes were run with several, those alone count, each with all
+of the same seeds and at the same duration, so that seeds differ by nothing but chance.
 """
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from raytrain_plus.frontier.curve import Curve
 from raytrain_plus.frontier.estimates import Estimate
-from raytrain_plus.frontier.points import FinishedTrial, Objective, Point
+from raytrain_plus.frontier.points import FinishedTrial, Objective, Point, key_of
 from raytrain_plus.frontier.synergy import (
     Effect,
     Effects,
@@ -53,6 +55,7 @@ class Contributions:
         alone: of each aspect without any other.
         pairs: beyond the sum of both.
         unknown: what the trials cannot tell, with the reason.
+        duration: at which they were measured; empty for several.
         trials: how many took part.
         beyond: how many besides cost less or more than any baseline, and have no gain.
     """
@@ -61,6 +64,7 @@ class Contributions:
     alone: Sequence[Contribution] = ()
     pairs: Sequence[Contribution] = ()
     unknown: Mapping[Aspects, str] = field(default_factory=dict)
+    duration: str = ""
     trials: int = 0
     beyond: int = 0
 
@@ -75,7 +79,9 @@ def contributions_of(
         baseline: its curve; with fewer than two costs, quality decides.
         objective: what is good.
     """
-    groups = _alike(trials)
+    alike = _alike(trials)
+    groups = _repeated(alike)
+    durations = {trial.recipe.duration for group in groups.values() for trial in group}
     at_equal_cost = len({point.cost for point in baseline}) > 1
     quality = _effects(groups, by_quality(objective))
     cost = _effects(groups, lambda trial: -math.log(trial.cost))
@@ -98,9 +104,18 @@ def contributions_of(
         alone=kinds[0],
         pairs=kinds[1],
         unknown={
-            aspects: why if aspects in dict(quality.unknown) else "not run at any baseline's cost"
-            for aspects, why in main.unknown
+            **{
+                aspects: why
+                if aspects in dict(quality.unknown)
+                else "not run at any baseline's cost"
+                for aspects, why in main.unknown
+            },
+            **{
+                (name,): "not run beside the others with several seeds"
+                for name in sorted(_names(alike) - _names(groups))
+            },
         },
+        duration=durations.pop() if len(durations) == 1 else "",
         trials=counted - beyond,
         beyond=beyond,
     )
@@ -122,6 +137,49 @@ def _alike(trials: Iterable[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
         if len({frozenset(trial.recipe.algorithms) for trial in block}) > 1:
             alike[said] += block
     return alike
+
+
+def _names(groups: Mapping[str, Sequence[FinishedTrial]]) -> set[str]:
+    """Return the class names of all aspects of some trials."""
+    return {
+        name.rpartition(":")[2]
+        for group in groups.values()
+        for trial in group
+        for name in trial.recipe.algorithms
+    }
+
+
+def _repeated(groups: Mapping[str, list[FinishedTrial]]) -> Mapping[str, list[FinishedTrial]]:
+    """Return the largest set of recipes that were run alike and with the same seeds.
+
+    Where nothing was run with two seeds, it is all trials.
+    """
+    best: tuple[int, int, str, list[FinishedTrial]] = (0, 0, "", [])
+    for said, trials in sorted(groups.items()):
+        for duration in sorted({trial.recipe.duration for trial in trials}):
+            there = {
+                (key_of(trial.recipe), trial.seed): trial
+                for trial in trials
+                if trial.recipe.duration == duration
+            }
+            for recipes, seeds in _complete(set(there)):
+                size = len(recipes) * len(seeds)
+                if (size, len(seeds)) > best[:2]:
+                    kept = [there[recipe, seed] for recipe in recipes for seed in seeds]
+                    best = (size, len(seeds), said, kept)
+    return {best[2]: best[3]} if best[3] else groups
+
+
+def _complete(runs: set[tuple[str, int]]) -> Iterator[tuple[list[str], list[int]]]:
+    """Yield sets of recipes that were run with the same seeds, two or more of each."""
+    counts = Counter(seed for _, seed in runs)
+    often = sorted(counts, key=lambda seed: (-counts[seed], seed))
+    recipes = sorted({recipe for recipe, _ in runs})
+    for count in range(2, len(often) + 1):
+        seeds = often[:count]
+        shared = [one for one in recipes if all((one, seed) in runs for seed in seeds)]
+        if len(shared) > 1:
+            yield shared, seeds
 
 
 def _effects(

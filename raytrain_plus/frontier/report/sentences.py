@@ -3,6 +3,7 @@
 from collections import Counter
 
 from raytrain_plus.frontier.report import wording
+from raytrain_plus.frontier.report.contributions import Contributions
 from raytrain_plus.frontier.report.findings import Findings, Standing
 from raytrain_plus.observe.quantities import number
 
@@ -70,8 +71,9 @@ def contribution_notes(found: Findings) -> list[str]:
         )
         said.append(
             f"Measured in {measure}; above zero is better. From "
-            f"{wording.count(told.trials, 'trial')} that can be compared with others of the same "
-            "duration, seed and settings. p is corrected for how many were looked at (Holm)."
+            f"{wording.count(told.trials, 'trial')}{_at(told)} that can be compared with others of "
+            "the same duration, seed and settings. p is corrected for how many were looked at "
+            "(Holm)."
         )
     hurting = [
         " + ".join(one.aspects)
@@ -88,6 +90,10 @@ def contribution_notes(found: Findings) -> list[str]:
     reasons_why = Counter(told.unknown.values())
     said += [f"{wording.count(n, 'effect')} unknown: {why}." for why, n in reasons_why.items()]
     return said
+
+
+def _at(told: Contributions) -> str:
+    return f" at {told.duration}" if told.duration else ""
 
 
 def reference_words(found: Findings) -> str:
