@@ -49,7 +49,7 @@ SWEEP = Sweep(
     objective=Objective(metric="accuracy", mode="max"),
     beyond=("192000sp",),
     design_at="24000sp",
-    design_seeds=3,
+    design_seeds=5,
     most_promoted=5,
     logical_ranks=2,  # more parts of a batch of 64 would only cost time on two cores
     factors=("BlurPool", "EMA", "LabelSmoothing", "ProgressiveResizing"),
