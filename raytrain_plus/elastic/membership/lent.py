@@ -5,6 +5,7 @@ lender (`frontier/lender.py`) keeps some of both kinds ready.
 """
 
 import contextlib
+import gc
 import importlib
 import threading
 from collections.abc import Sequence
@@ -62,7 +63,11 @@ class LentWorker(Worker):
 
     def warm(self) -> None:
         """Return when this process has come up, with what most tasks import."""
-        importlib.import_module("torchmetrics")
+        for module in ("torchmetrics", "torch._dynamo"):
+            importlib.import_module(module)
+        # Between two runs garbage is looked for, and a million objects of libraries are none.
+        gc.collect()
+        gc.freeze()
 
     def serve(self, worker: str, run: str, coordinator: Any) -> None:
         """Be a worker of a run from now on."""
