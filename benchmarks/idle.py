@@ -116,7 +116,7 @@ def measured(folder: SweepFolder, workers: int) -> dict[str, Any]:
         asked, room = (next(e["time"] for e in events if e["event"] == w) for w in _WAITS)
         overheads.append(steps[0]["time"] - proposed[name] - (room - asked))
     seconds = max(ends) - min(begins)
-    warm = sorted(overheads)[: len(overheads) - workers]  # the first of each process imports
+    warm = sorted(overheads)[: len(overheads) - workers - 1]  # the first of each process imports
     return {
         "trials": len(runs),
         "seconds": round(seconds, 2),
