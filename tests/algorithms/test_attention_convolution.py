@@ -37,6 +37,16 @@ def test_it_is_the_depthwise_convolution_of_torch(width, ahead, length):
     torch.testing.assert_close(taps(x), expected)
 
 
+@pytest.mark.parametrize(("width", "first", "length"), [(3, 0, 6), (4, -2, 5), (3, -1, 1)])
+def test_its_gradient_is_the_true_one(width, first, length):
+    taps = drawn(Taps(width, 3, first)).double()
+    x = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(
+        lambda x, weight: torch.func.functional_call(taps, {"weight": weight}, x),
+        (x, taps.weight),
+    )
+
+
 def test_it_begins_as_the_plain_model_and_does_not_stay_it():
     model = TinyTokens().model()
     plain = model(tokens())
