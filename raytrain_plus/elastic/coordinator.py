@@ -177,7 +177,8 @@ class Coordinator:
         """End the run after the step in flight, keeping its state."""
         self._stopping = True
         with self._lock:
-            self._chronicle.note("stop")  # for a coordinator that comes back
+            if self._state != "ended":  # nothing is said of a run after its end
+                self._chronicle.note("stop")  # for a coordinator that comes back
         self._pool.tell(Woken())
         return self._status()
 

@@ -81,8 +81,8 @@ class Findings:
         calibration: how fast the machine was, and when.
         points: of all complete trials.
         noise: what seeds alone do.
-        baseline: at each duration the best of the baselines, from cheap to dear; of one seed only
-            where there are no others.
+        baseline: all baselines that were run with the most seeds, and at other durations the best,
+            from cheap to dear; of one seed only where there are no others.
         frontier: from cheap to dear: what none clearly dominates and has two seeds or more, and
             what none dominates by its mean.
         unproven: recipes of one seed besides, that none clearly dominates either.
@@ -132,7 +132,7 @@ def findings_of(account: SweepAccount) -> Findings:
     noise = Noise.of(found)
     base = base_algorithms(trials)
     plain = [point for point in found if set(point.recipe.algorithms) <= base]
-    baseline = _curve(best_per_duration(plain, objective))
+    baseline = _curve(plain, objective)
     standing = non_dominated(found, objective, noise)
     listed = _listed(found, standing, objective)
     rows = [_beside(point, baseline, objective, base) for point in listed]
@@ -214,10 +214,17 @@ def _surely(row: Standing) -> tuple[float, float]:
     return speed_up.low, speed_up.value
 
 
-def _curve(best: list[Point]) -> list[Point]:
+def _curve(plain: Sequence[Point], objective: Objective) -> list[Point]:
+    """Return the baselines between which the curve is drawn: the more, the stronger it is."""
+    best = best_per_duration(plain, objective)
+    most = max((len(point.seeds) for point in plain), default=0)
+    full = [point for point in plain if len(point.seeds) == most]
+    there = {point.recipe.duration for point in full}
+    chosen = [*full, *(point for point in best if point.recipe.duration not in there)]
     # One duration without repeats would leave every comparison without an interval.
-    proven = [point for point in best if len(point.seeds) > 1]
-    return proven if len(proven) > 1 else best
+    proven = [point for point in chosen if len(point.seeds) > 1]
+    kept = proven if len({point.recipe.duration for point in proven}) > 1 else best
+    return sorted(kept, key=lambda point: point.cost)
 
 
 def _listed(found: Sequence[Point], standing: Sequence[Point], objective: Objective) -> list[Point]:
