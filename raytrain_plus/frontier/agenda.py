@@ -90,8 +90,8 @@ class Agenda:
         Args:
             finished: all trials that have ended.
             pending: proposals whose trials have not ended.
-            draw: returns the sampler's recipe, at the shortest duration; None for no more. It
-                returns the same until that has been proposed.
+            draw: returns the sampler's recipe, at the shortest duration as long as there is a new
+                one; None for no more. It returns the same until that has been proposed.
             fits: says whether the budget allows for a recipe.
         """
         known = {(key_of(t.recipe), t.seed) for t in finished} | {p.key for p in pending}

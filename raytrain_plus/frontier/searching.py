@@ -35,17 +35,18 @@ _MOST_OVERHEAD = 10.0
 
 
 class Sampler:
-    """Optuna's multi-objective sampler, as Ray Tune wraps it, at the shortest duration.
+    """Optuna's multi-objective sampler, as Ray Tune wraps it, at one duration.
 
     Args:
         sweep: the sweep.
+        duration: of all that is drawn.
         seed: of the draws.
     """
 
-    def __init__(self, sweep: Sweep, seed: int) -> None:
+    def __init__(self, sweep: Sweep, duration: str, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = sweep.space
-        self._define = optuna_space(sweep.space, {"duration": sweep.space.rungs[0]})
+        self._define = optuna_space(sweep.space, {"duration": duration})
         storage = optuna.storages.InMemoryStorage()
         self._search = OptunaSearch(
             space=self._define,
@@ -103,7 +104,8 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
         self._proposals = folder.proposals()
         self._live: dict[str, str] = {}
         self._crashes: Counter[str] = Counter()
-        self._sampler: Sampler | None = None  # made when it is needed: Tune pickles us before
+        self._samplers: dict[str, Sampler] = {}  # made when needed: Tune pickles us before
+        self._exhausted: set[str] = set()
         self._taught: set[str] = set()
         self._drawn: tuple[str, Recipe] | None = None
         self._tickets: dict[str, str] = {}
@@ -218,34 +220,42 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
         drawn = sum(p.purpose == SEARCH for p in self._proposals.values())
         if most is not None and drawn >= most:
             return None
-        if self._sampler is None:
-            self._sampler = Sampler(self._sweep, self._sweep.seeds[0])
-        self._teach(self._sampler, finished)
-        seed = self._sweep.seeds[0]
         known = {(key_of(t.recipe), t.seed) for t in finished} | {p.key for p in pending}
+        for duration in self._sweep.space.rungs:
+            if duration not in self._exhausted:
+                found = self._drawn_at(duration, finished, known)
+                if found is not None:
+                    return found
+                self._exhausted.add(duration)  # there is more to find at the next
+        return None
+
+    def _drawn_at(
+        self, duration: str, finished: list[FinishedTrial], known: set[tuple[str, int]]
+    ) -> Recipe | None:
+        """Return a recipe of that duration that nobody has tried, if the sampler finds one."""
+        seed = self._sweep.seeds[0]
+        if duration not in self._samplers:
+            self._samplers[duration] = Sampler(self._sweep, duration, seed)
+        sampler = self._samplers[duration]
+        self._teach(sampler, duration, finished)
         for _ in range(_DRAWS):
             if self._drawn is None:
-                self._drawn = self._sampler.draw()
+                self._drawn = sampler.draw()
             ticket, recipe = self._drawn
             if (key_of(recipe), seed) not in known:
                 return recipe
-            self._sampler.tell(ticket, None)
+            sampler.tell(ticket, None)
             self._drawn = None
         return None
 
-    def _teach(self, sampler: Sampler, finished: list[FinishedTrial]) -> None:
-        shortest = self._sweep.space.rungs[0]
+    def _teach(self, sampler: Sampler, duration: str, finished: list[FinishedTrial]) -> None:
         for trial in finished:
-            if trial.name in self._taught:
+            if trial.recipe.duration != duration or trial.name in self._taught:
                 continue
             self._taught.add(trial.name)
             if trial.name in self._tickets:
                 sampler.tell(self._tickets.pop(trial.name), trial)
-            elif (
-                trial.outcome == "complete"
-                and trial.recipe.duration == shortest
-                and trial.purpose != CALIBRATION
-            ):
+            elif trial.outcome == "complete" and trial.purpose != CALIBRATION:
                 sampler.teach(trial)
 
     # -- what must not go on

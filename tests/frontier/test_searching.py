@@ -7,7 +7,7 @@ from ray.tune.search import Searcher
 
 from raytrain_plus.frontier.agenda import Agenda
 from raytrain_plus.frontier.definition import Sweep
-from raytrain_plus.frontier.domain import Range
+from raytrain_plus.frontier.domain import Choice, Range
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.points import FinishedTrial, Objective
 from raytrain_plus.frontier.recipe import Recipe
@@ -34,8 +34,8 @@ SWEEP = Sweep(
 class Tune:
     """Asks a searcher for trials, and ends them."""
 
-    def __init__(self, path, *, budget=1000.0, cost=1.0, most_drawn=None):
-        changed = {**vars(SWEEP), "most_drawn": most_drawn}
+    def __init__(self, path, *, budget=1000.0, cost=1.0, **changes):
+        changed = {**vars(SWEEP), **changes}
         sweep = Sweep(**changed)
         self.folder = SweepFolder(path)
         with self.folder.held():
@@ -94,6 +94,23 @@ def test_trials_come_until_nothing_is_left_to_try(tmp_path):
     assert tune.ask()[1] == Searcher.FINISHED
     assert [e for e in tune.folder.events() if e["event"] == "over"]
     assert not tune.problem
+
+
+def test_where_the_shortest_duration_has_nothing_new_the_sampler_goes_on_at_the_next(tmp_path):
+    small = RecipeSpace(
+        baseline=SWEEP.space.baseline,
+        aspects={"EMA": {}},
+        task={"learning_rate": Choice(values=(0.1, 0.2))},
+        durations=("100sp", "200sp"),
+    )
+    tune = Tune(tmp_path, space=small)
+    configs = tune.run(40)
+    tried = {(c["recipe"]["duration"], repr(c["recipe"])) for c in configs}
+    assert {duration: sum(d == duration for d, _ in tried) for duration in small.rungs} == {
+        "100sp": 4,
+        "200sp": 4,
+    }
+    assert tune.ask()[1] == Searcher.FINISHED
 
 
 def test_what_was_cut_off_is_proposed_again_and_what_has_ended_is_not(tmp_path):
@@ -160,7 +177,7 @@ def test_the_budget_ends_a_sweep(tmp_path, monkeypatch):
 
 
 def test_the_sampler_draws_recipes_of_the_space_and_learns(tmp_path):
-    sampler = Sampler(SWEEP, seed=1)
+    sampler = Sampler(SWEEP, SWEEP.space.rungs[0], seed=1)
     tune = Tune(tmp_path, most_drawn=0)
     tune.run(5)
     for trial in tune.folder.finished():
