@@ -17,21 +17,17 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import report
 from benchmarks.one_process import train
+from benchmarks.record import DATA, Row
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.reference.byte_gpt import ByteGPT
 from raytrain_plus.reference.cluttered_digits import ClutteredDigits
 from raytrain_plus.task import Task
-
-DATA = Path(__file__).parent / "data"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

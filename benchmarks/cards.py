@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.baselines import DATA, REFERENCES, Row
+from benchmarks.baselines import REFERENCES
 from benchmarks.effects import compare
+from benchmarks.record import DATA, Row
 from raytrain_plus.algorithms import ALGORITHMS
 
 DOCS = Path(__file__).parents[1] / "docs"

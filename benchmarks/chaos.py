@@ -18,19 +18,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks import report
-from benchmarks.baselines import DATA
+from benchmarks.record import Record, Row
 
-TABLE, LINES = DATA / "chaos.parquet", DATA / "chaos.jsonl"
+RECORD = Record("chaos", lambda row: int(row["seed"]))
 _PIECE = 12  # seeds
 _TASKS = "tests/end_to_end/tasks.py"
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,18 +61,9 @@ def pieces(runs: int, done: set[int]) -> Iterator[tuple[Case, int, int]]:
             yield CASES[number % len(CASES)], left[0], left[-1] + 1 - left[0]
 
 
-def recorded() -> list[Row]:
-    """Return the verdicts on record, in the order of their seeds."""
-    rows = pq.read_table(TABLE).to_pylist() if TABLE.exists() else []
-    if LINES.exists():
-        rows += [json.loads(line) for line in LINES.read_text().splitlines()]
-    by_seed = {int(row["seed"]): row for row in rows}
-    return [by_seed[seed] for seed in sorted(by_seed)]
-
-
 def campaign(runs: int, at_once: int, minutes: float) -> None:
     """Disturb what has not been disturbed yet; begin nothing new after some minutes."""
-    done = {row["seed"] for row in recorded()}
+    done = {row["seed"] for row in RECORD.rows()}
     until, writing, interrupted = time.monotonic() + 60 * minutes, Lock(), Event()
 
     def run(case: Case, seed: int, seeds: int) -> None:
@@ -91,8 +76,8 @@ def campaign(runs: int, at_once: int, minutes: float) -> None:
             print(f"{case} from seed {seed} said nothing:\n{ended.stderr}", flush=True)
             return
         rows = [_row(case, verdict) for verdict in json.loads(ended.stdout)["schedules"]]
-        with writing, LINES.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        with writing:
+            RECORD.append(rows)
         if any(row["state"] != "equal" for row in rows):
             print(ended.stderr, flush=True)  # with the schedules, to be run again
 
@@ -145,8 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.report:
         campaign(options.runs, options.at_once, options.minutes)
-    rows = recorded()
-    pq.write_table(pa.Table.from_pylist(rows), TABLE)
+    rows = RECORD.collect()
     report.show("schedules of faults", summary(rows))
     kinds = Counter(fault.split()[0] for row in rows for fault in row["faults"])
     report.show("faults", [{"kind": kind, "times": times} for kind, times in kinds.most_common()])

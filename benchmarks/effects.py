@@ -25,12 +25,12 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import report
-from benchmarks.baselines import DATA, REFERENCES, Row
+from benchmarks.baselines import REFERENCES
 from benchmarks.one_process import train
+from benchmarks.record import Record, Row
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
 
 RECIPES = {"digits": "cluttered_digits", "text": "byte_gpt"}
@@ -116,33 +116,23 @@ def run(name: str, label: str, algorithms: Algorithms, samples: int, seed: int) 
     return {**row, "quality": quality, "seconds": result.seconds, "advice_seconds": advice}
 
 
-def sweep(name: str, seeds: int, processes: int) -> list[Row]:
-    """Run what has not been run yet; returns all runs."""
-    rows = recorded(name)
-    done = {_key(row) for row in rows}
+def sweep(name: str, seeds: int, processes: int) -> None:
+    """Run what has not been run yet."""
+    record = record_of(name)
+    done = {_key(row) for row in record.rows()}
     todo = [
         job
         for job in jobs(name, seeds)
         if (job[0], json.dumps(job[1], sort_keys=True), *job[2:]) not in done
     ]
-    with (
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        (DATA / f"effects_{name}.jsonl").open("a") as file,
-    ):
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(partial(run, name, *job)) for job in todo]:
-            rows.append(future.result())
-            file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
-    return rows
+            record.append([future.result()])
 
 
-def recorded(name: str) -> list[Row]:
-    """Return the runs on record: what has been collected, and what was appended since."""
-    table, lines = DATA / f"effects_{name}.parquet", DATA / f"effects_{name}.jsonl"
-    rows = pq.read_table(table).to_pylist() if table.exists() else []
-    if lines.exists():
-        rows += [json.loads(line) for line in lines.read_text().splitlines()]
-    return list({_key(row): row for row in rows}.values())
+def record_of(name: str) -> Record:
+    """Return where the runs of a task are kept."""
+    return Record(f"effects_{name}", _key)
 
 
 def _key(row: Row) -> tuple[str, str, int, int]:
@@ -216,17 +206,10 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="end early, with what there is")
     parser.add_argument("--report", action="store_true", help="only show what is on record")
     options = parser.parse_args()
-    DATA.mkdir(exist_ok=True)
-    path = DATA / f"effects_{options.task}.parquet"
-    if options.report:
-        rows = pq.read_table(path).to_pylist()
-    else:
-        rows = (
-            recorded(options.task)
-            if options.collect
-            else sweep(options.task, options.seeds, options.processes)
-        )
-        pq.write_table(pa.Table.from_pylist(rows), path)
+    record = record_of(options.task)
+    if not (options.report or options.collect):
+        sweep(options.task, options.seeds, options.processes)
+    rows = pq.read_table(record.table).to_pylist() if options.report else record.collect()
     report.show(f"{options.task}, beside the tuned baseline", compare(options.task, rows))
 
 

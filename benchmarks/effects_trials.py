@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.baselines import DATA, REFERENCES, Row
+from benchmarks.baselines import REFERENCES
 from benchmarks.effects import BASELINE, FOUND, RECIPES
+from benchmarks.record import DATA, Row
 from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
 from raytrain_plus.frontier.records import write_trials

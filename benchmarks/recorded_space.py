@@ -13,32 +13,20 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from benchmarks.baselines import DATA, REFERENCES
+from benchmarks.baselines import REFERENCES
 from benchmarks.one_process import train
+from benchmarks.record import Record, Row
 from raytrain_plus.frontier.domain import Choice
 from raytrain_plus.frontier.points import Objective, key_of
-from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.frontier.recipe import Recipe, read_recipe
 from raytrain_plus.frontier.space import RecipeSpace
 
-TABLE, LINES = DATA / "digits_space.parquet", DATA / "digits_space.jsonl"
+RECORD = Record("digits_space", lambda row: (row["recipe"], row["seed"]))
 SEEDS = (17, 18)
 OBJECTIVE = Objective(metric="accuracy", mode="max")
 SPACE = RecipeSpace(
-    baseline=Recipe(
-        duration="24000sp",
-        batch_size=64,
-        task={
-            "learning_rate": 0.15,
-            "weight_decay": 2.5e-3,
-            "schedule_name": "linear",
-            "warmup": 0.2,
-        },
-    ),
+    baseline=read_recipe("cluttered_digits/baseline").model_copy(update={"duration": "24000sp"}),
     aspects={
         "BlurPool": {},
         "EMA": {"half_life": "0.02dur"},
@@ -49,7 +37,6 @@ SPACE = RecipeSpace(
     durations=("6000sp", "12000sp", "24000sp"),
 )
 
-Row = dict[str, Any]
 Known = Mapping[str, list[tuple[float, float]]]
 """The key of a recipe -> its cost in device-seconds and its quality, by seed."""
 
@@ -72,14 +59,6 @@ def run(recipe: Recipe, seed: int) -> Row:
     }
 
 
-def rows() -> list[Row]:
-    """Return all that is on record."""
-    found = pq.read_table(TABLE).to_pylist() if TABLE.exists() else []
-    if LINES.exists():
-        found += [json.loads(line) for line in LINES.read_text().splitlines()]
-    return list({(row["recipe"], row["seed"]): row for row in found}.values())
-
-
 def known() -> Known:
     """Return what every recipe costs and reaches.
 
@@ -87,7 +66,7 @@ def known() -> Known:
         SystemExit: some of it has not been recorded.
     """
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    for row in rows():
+    for row in RECORD.rows():
         key = key_of(Recipe.model_validate_json(row["recipe"]))
         found.setdefault(key, {})[row["seed"]] = row["cost"], row["quality"]
     missing = [r for r in recipes() if len(found.get(key_of(r), ())) < len(SEEDS)]
@@ -101,17 +80,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record a space of recipes")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    done = {(key_of(Recipe.model_validate_json(row["recipe"])), row["seed"]) for row in rows()}
+    rows = RECORD.rows()
+    done = {(key_of(Recipe.model_validate_json(row["recipe"])), row["seed"]) for row in rows}
     todo = [(r, s) for s in SEEDS for r in recipes() if (key_of(r), s) not in done]
-    with (
-        ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool,
-        LINES.open("a") as file,
-    ):
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(partial(run, *one)) for one in todo]:
-            file.write(json.dumps(future.result()) + "\n")
-            file.flush()
-    pq.write_table(pa.Table.from_pylist(rows()), TABLE)
-    print(f"{len(rows())} runs in {TABLE}")
+            RECORD.append([future.result()])
+    print(f"{len(RECORD.collect())} runs in {RECORD.table}")
 
 
 if __name__ == "__main__":

@@ -27,22 +27,21 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from benchmarks import report
+from benchmarks.record import Row
 from benchmarks.recorded_space import OBJECTIVE, SPACE, Known, known, recipes
 from benchmarks.report import Aim
-from raytrain_plus.frontier.agenda import Agenda, Proposal
+from raytrain_plus.frontier.agenda import Proposal
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.pareto import hypervolume
 from raytrain_plus.frontier.points import FinishedTrial, Point, key_of
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.searching import RecipeSearch
-from raytrain_plus.frontier.sweep import promotions
+from raytrain_plus.frontier.sweep import agenda_of
 from raytrain_plus.frontier.tune_space import optuna_space, tune_space
 
 _MARKS = (100.0, 200.0, 400.0, 800.0)  # device-seconds
 _GOALS = (0.9, 0.95, 0.99)  # parts of what can be covered
 _AIMED = 0.95
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -151,16 +150,9 @@ class Ours:
             factors=factors,
             calibrate_every=0,
         )
-        agenda = Agenda(
-            space=SPACE,
-            seeds=sweep.seeds,
-            promote=promotions(sweep),
-            design=sweep.design,
-            calibrate_every=0,
-        )
         self._kept = _Kept()
         kept: Any = self._kept
-        self._search = RecipeSearch(sweep, kept, agenda, budget=1e9, workers=1)
+        self._search = RecipeSearch(sweep, kept, agenda_of(sweep), budget=1e9, workers=1)
         self._proposed: dict[str, Row] = {}
 
     def suggest(self, ticket: str) -> tuple[Recipe, int] | None:

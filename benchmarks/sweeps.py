@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.baselines import DATA
+from benchmarks.record import DATA
 from raytrain_plus.cli import frontier
 from raytrain_plus.frontier.records import read_trials, to_table
 

@@ -62,10 +62,8 @@ def apply_attention_convolution(
         if getattr(attention, "is_cross_attention", False):
             continue  # tokens of another sequence stand beside none of this one
         looks_both_ways = path.endswith("BertSelfAttention")
-        if path.endswith("GPT2Attention"):
-            surgery.mix_in(name, attention, _ConvolvedWithoutCache)
-        else:
-            surgery.mix_in(name, attention, _Convolved)
+        may_have_cache = path.endswith("GPT2Attention")
+        surgery.mix_in(name, attention, _ConvolvedWithoutCache if may_have_cache else _Convolved)
         for key in keys:
             projection: Any = getattr(attention, key)
             channels = projection.bias.numel()

@@ -17,7 +17,7 @@ from typing import Any
 from raytrain_plus.clock import Duration
 from raytrain_plus.frontier.designs import Design
 from raytrain_plus.frontier.domain import Choice, Domain
-from raytrain_plus.frontier.points import FinishedTrial, key_of, points
+from raytrain_plus.frontier.points import FinishedTrial, Point, key_of, points
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.space import RecipeSpace
 from raytrain_plus.seeds import seed_for
@@ -151,7 +151,7 @@ class Agenda:
 
         Whoever was best by luck falls behind with a further seed, and another one's turn comes.
         """
-        plain = [point for point in points(finished) if not self.aspects_of(point.recipe)]
+        plain = self._baselines(finished)
         for duration in (*self.space.rungs, *self.beyond):
             there = [point for point in plain if point.recipe.duration == duration]
             if not there:
@@ -208,14 +208,17 @@ class Agenda:
             return
         place = self.space.rungs.index(duration)
         shorter = self.space.rungs[place - 1] if place else ""
-        plain = [p for p in points(finished) if not self.aspects_of(p.recipe)]
-        there = [point for point in plain if point.recipe.duration == shorter]
+        there = [p for p in self._baselines(finished) if p.recipe.duration == shorter]
         for point in sorted(there, key=lambda point: -self.sign * point.quality):
             yield point.recipe.model_copy(update={"duration": duration}), self.seeds[0]
         for number in range(_MOST_TUNINGS):
             chance = random.Random(seed_for(self.seeds[0], "tuning", number))
             config = {key: _drawn(domain, chance) for key, domain in varied.items()}
             yield self.space.recipe(config | {"duration": duration}), self.seeds[0]
+
+    def _baselines(self, finished: Sequence[FinishedTrial]) -> list[Point]:
+        """Return what the baseline has shown, at all durations and settings."""
+        return [point for point in points(finished) if not self.aspects_of(point.recipe)]
 
     def aspects_of(self, recipe: Recipe) -> frozenset[str]:
         """Return the aspects that a recipe adds to the baseline."""

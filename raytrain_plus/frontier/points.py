@@ -170,8 +170,12 @@ def family_of(recipe: Recipe) -> str:
 
 def label_of(recipe: Recipe) -> str:
     """Return the names of a recipe's algorithms, for people; several recipes may share it."""
-    names = sorted(name.rpartition(":")[2] for name in recipe.algorithms)
-    return " + ".join(names) or "no algorithms"
+    return " + ".join(sorted(aspects_of(recipe))) or "no algorithms"
+
+
+def aspects_of(recipe: Recipe) -> frozenset[str]:
+    """Return the class names of a recipe's algorithms."""
+    return frozenset(name.rpartition(":")[2] for name in recipe.algorithms)
 
 
 def _said(recipe: Recipe) -> dict[str, object]:

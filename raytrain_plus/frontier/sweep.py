@@ -97,18 +97,6 @@ def run_sweep(
 
 def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher | None) -> None:
     sweep = setting.sweep
-    agenda = Agenda(
-        space=sweep.space,
-        seeds=sweep.seeds,
-        promote=promotions(sweep),
-        beyond=sweep.beyond,
-        design=sweep.design,
-        design_at=sweep.design_at,
-        design_seeds=sweep.design_seeds,
-        calibrate_every=sweep.calibrate_every,
-        sign=sweep.objective.sign,
-        explore=sweep.explore,
-    )
     sittings = sum(event["event"] == "sitting" for event in folder.events())
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(RecipeTrial, paths=import_paths(), setting=[ray.put(setting)]),
@@ -118,7 +106,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
-            search_alg=RecipeSearch(sweep, folder, agenda, budget, setting.workers),
+            search_alg=RecipeSearch(sweep, folder, agenda_of(sweep), budget, setting.workers),
             scheduler=EarlyEnd(folder, sweep.objective, setting.lender),
             num_samples=-1,
             max_concurrent_trials=at_once(sweep, setting.workers),
@@ -140,6 +128,22 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
 def at_once(sweep: Sweep, workers: int) -> int:
     """Return how many trials there are at a time: one more than have room, to begin at once."""
     return workers // sweep.least_workers + 1
+
+
+def agenda_of(sweep: Sweep) -> Agenda:
+    """Return the order of a sweep's trials."""
+    return Agenda(
+        space=sweep.space,
+        seeds=sweep.seeds,
+        promote=promotions(sweep),
+        beyond=sweep.beyond,
+        design=sweep.design,
+        design_at=sweep.design_at,
+        design_seeds=sweep.design_seeds,
+        calibrate_every=sweep.calibrate_every,
+        sign=sweep.objective.sign,
+        explore=sweep.explore,
+    )
 
 
 def promotions(sweep: Sweep) -> Promote:

@@ -21,7 +21,7 @@ from scipy.special import stdtr
 
 from raytrain_plus.frontier.curve import Curve
 from raytrain_plus.frontier.estimates import CONFIDENCE, Array, Estimate, t_quantile
-from raytrain_plus.frontier.points import FinishedTrial, Objective
+from raytrain_plus.frontier.points import FinishedTrial, Objective, aspects_of
 
 Verdict = Literal["shown", "not shown", "hurts"]
 
@@ -91,7 +91,7 @@ def observe(
     for trial in trials:
         measured = value(trial) if trial.outcome == "complete" else None
         if measured is not None:
-            on = frozenset(name.rpartition(":")[2] for name in trial.recipe.algorithms)
+            on = aspects_of(trial.recipe)
             found.append(
                 Observation(on=on, duration=trial.recipe.duration, seed=trial.seed, value=measured)
             )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from raytrain_plus.frontier.curve import Curve
 from raytrain_plus.frontier.estimates import Estimate
-from raytrain_plus.frontier.points import FinishedTrial, Objective, Point, key_of
+from raytrain_plus.frontier.points import FinishedTrial, Objective, Point, aspects_of, key_of
 from raytrain_plus.frontier.synergy import (
     Effect,
     Effects,
@@ -141,12 +141,8 @@ def _alike(trials: Iterable[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
 
 def _names(groups: Mapping[str, Sequence[FinishedTrial]]) -> set[str]:
     """Return the class names of all aspects of some trials."""
-    return {
-        name.rpartition(":")[2]
-        for group in groups.values()
-        for trial in group
-        for name in trial.recipe.algorithms
-    }
+    trials = [trial for group in groups.values() for trial in group]
+    return {name for trial in trials for name in aspects_of(trial.recipe)}
 
 
 def _repeated(groups: Mapping[str, list[FinishedTrial]]) -> Mapping[str, list[FinishedTrial]]:
