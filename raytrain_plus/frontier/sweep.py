@@ -69,16 +69,16 @@ def run_sweep(
         SweepError: the sweep cannot be run as it is defined, or here.
         FailedSweepError: too many trials failed, or the budget is too small for the baseline.
     """
-    guessed = workers or os.cpu_count() or 1
-    _check(sweep, budget, guessed)
+    most = workers or os.cpu_count() or 1  # where there is no cluster to say it
+    _check(sweep, budget, workers)
     task = sweep.loaded_task()
     folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
     with folder.held():
         _check_place(sweep, folder, resume=resume)
-        cpus = math.ceil(guessed * sweep.resources.get("CPU", 1))
+        cpus = math.ceil(most * sweep.resources.get("CPU", 1))
         with contextlib.ExitStack() as stack:
             joined = stack.enter_context(cluster(cpus))
-            workers = workers or (guessed if joined.is_ours else _room(sweep.resources))
+            workers = workers or (most if joined.is_ours else _room(sweep.resources))
             _check(sweep, budget, workers)
             lender = stack.enter_context(_lent(sweep, workers, elastic=elastic))
             described = sweep.described()
@@ -215,10 +215,10 @@ def _room(resources: Mapping[str, float]) -> int:
     return int(min(room, default=1.0))
 
 
-def _check(sweep: Sweep, budget: float, workers: int) -> None:
+def _check(sweep: Sweep, budget: float, workers: int | None) -> None:
     if not budget > 0:
         raise SweepError(f"the budget is {budget} s; it must be above zero")
-    if workers < sweep.least_workers:
+    if workers is not None and workers < sweep.least_workers:
         raise SweepError(
             f"the pool has {workers} workers and a trial needs {sweep.least_workers}: give more "
             "--workers, or lower least_workers"
