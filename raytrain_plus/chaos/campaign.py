@@ -29,7 +29,7 @@ from raytrain_plus.observe.journal import Event
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError, cluster
 
-_TOGETHER = 4  # schedules in a run, since workers take longest to come up
+_TOGETHER = 12  # schedules in a run, since workers take longest to come up
 _SCENES = 2  # in a schedule
 _LEAST_DEADLINE = 6.0  # seconds
 _PACED = 2.0  # seconds that a worker waits in `Pace`

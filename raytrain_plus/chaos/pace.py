@@ -31,19 +31,33 @@ class Pace(Aspect):
         starts = [start for start in self.wanted if start <= step.number + 1]
         wanted = self.wanted[max(starts)] if starts else 0
         deadline = time.monotonic() + self.patience
-        while self._waits(wanted) and time.monotonic() < deadline:
+        group = _Group(self.folder)
+        while self._waits(wanted, group) and time.monotonic() < deadline:
             time.sleep(_LOOK)
         yield
 
-    def _waits(self, wanted: int) -> bool:
+    def _waits(self, wanted: int, group: "_Group") -> bool:
         if not wanted or (self.folder / "hurry").exists():
             return False
-        ready, members = set[str](), set[str]()
-        for event in journal.read(self.folder):
-            if event["event"] == "generation":
-                members = set(event["members"])
-            elif event["event"] == "worker":
-                (ready.add if event["state"] == "ready" else ready.discard)(event["worker"])
+        group.look()
         if wanted < 0:
-            return len(members) > -wanted
-        return len(members) < wanted and not ready - members
+            return len(group.members) > -wanted
+        return len(group.members) < wanted and not group.ready - group.members
+
+
+class _Group:
+    """Who trains and who is ready to, by the journal, of which each line is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ready, self.members = set[str](), set[str]()
+        self._path, self._offset = folder / journal.FILE_NAME, 0
+
+    def look(self) -> None:
+        """Read what is new."""
+        events, self._offset = journal.follow(self._path, self._offset)
+        for event in events:
+            if event["event"] == "generation":
+                self.members = set(event["members"])
+            elif event["event"] == "worker":
+                of = self.ready.add if event["state"] == "ready" else self.ready.discard
+                of(event["worker"])

@@ -14,14 +14,23 @@ from raytrain_plus.training.state import Replica
 _DTYPES = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
 
 
-def send_state(replica: Replica, receivers: Sequence[int], transport: Transport) -> None:
+def send_state(
+    replica: Replica, receivers: Sequence[int], transport: Transport, noted: int | None = None
+) -> None:
     """Send the whole state to some members: a header in JSON, then tensor by tensor.
+
+    Args:
+        replica: has the state.
+        receivers: the members' places.
+        transport: reaches them.
+        noted: the fingerprint that the state should have, if it is known.
 
     Raises:
         TransportError: a member was lost.
     """
     tensors = replica.tensors()
     header = {
+        "noted": noted,
         "scalars": replica.scalars(),
         "tensors": [
             [name, str(t.dtype), list(t.shape), t.device.type == "cpu"]
@@ -35,8 +44,11 @@ def send_state(replica: Replica, receivers: Sequence[int], transport: Transport)
     transport.exchange([Message(peer, t) for peer in receivers for t in contents], [])
 
 
-def receive_state(replica: Replica, source: int, transport: Transport) -> None:
+def receive_state(replica: Replica, source: int, transport: Transport) -> int | None:
     """Take over the state that a member sends. Until all has arrived, ours is untouched.
+
+    Returns:
+        The fingerprint that the state should have, if it is known.
 
     Raises:
         TransportError: the member was lost.
@@ -56,3 +68,5 @@ def receive_state(replica: Replica, source: int, transport: Transport) -> None:
         {name: t.cpu() if name in on_cpu else t for name, t in received.items()},
         header["scalars"],
     )
+    noted: int | None = header["noted"]
+    return noted

@@ -248,9 +248,11 @@ class Worker:
             self._load(plan.checkpoint)
         receivers = [to for to, source in plan.healed_by.items() if source == index]
         if receivers:
-            send_state(replica, receivers, transport)
+            send_state(replica, receivers, transport, self._loop.guard.noted)
         if index in plan.healed_by:
-            receive_state(replica, plan.healed_by[index], transport)
+            noted = receive_state(replica, plan.healed_by[index], transport)
+            if noted is not None:
+                self._loop.guard.expect(noted)
         self._progress.step = replica.step
         self._loop.begin(plan.ranges, transport)
 
@@ -326,13 +328,14 @@ class Worker:
             return
         replica = self._loop.replica
         step = Step(replica.training, replica.step)
-        self._loop.buffers.snapshot()
-        try:
-            values = self._evaluation.run(
-                step, self._weave, plan.ranges, transport, self._progress.enter
-            )
-        finally:
-            self._loop.buffers.restore()
+        with self._loop.guard.unchanged():
+            self._loop.buffers.snapshot()
+            try:
+                values = self._evaluation.run(
+                    step, self._weave, plan.ranges, transport, self._progress.enter
+                )
+            finally:
+                self._loop.buffers.restore()
         self._records.add_evaluation(plan.generation, replica.step, values)
 
     def _report(self, ending: Ending, **why: Any) -> Report:

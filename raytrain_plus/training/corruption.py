@@ -2,13 +2,17 @@
 
 Two things find it. Replicas must be equal, so every few steps each worker takes a fingerprint of
 its state twice, after an update and before the next, between which nothing may change it, and all
-compare theirs. And now and then one logical rank's leaf is computed by a second worker as well.
+compare theirs. An evaluation is followed by the same, before its results count; and who is given
+another's state is given the fingerprint that this should have, too, so that it takes over no state
+that has changed since. And now and then one logical rank's leaf is computed by a second worker as
+well.
 All see the same facts before the update, and so decide alike that it shall not be.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -135,14 +139,27 @@ class Guard:
         """Prepare for a generation; the state is that from which it starts."""
         self._ranges = ranges
         self._wire = wire
-        if self._noted[:2] != (self._replica.step, self._replica.loads):
+        if self.noted is None:
             self.note()
 
-    def note(self) -> None:
-        """Note what the state is, after an update."""
-        replica = self._replica
-        if self.watches(replica.step):
-            self._noted = (replica.step, replica.loads, self._fingerprint.take())
+    def note(self, *, always: bool = False) -> None:
+        """Note what the state is, after an update.
+
+        Args:
+            always: even if the step that begins is not checked.
+        """
+        if always or self.watches(self._replica.step):
+            self.expect(self._fingerprint.take())
+
+    @property
+    def noted(self) -> int | None:
+        """The fingerprint that the present state should have; None if it was not noted."""
+        at, fingerprint = self._noted[:2], self._noted[2]
+        return fingerprint if at == (self._replica.step, self._replica.loads) else None
+
+    def expect(self, fingerprint: int) -> None:
+        """Note the fingerprint that the present state should have."""
+        self._noted = (self._replica.step, self._replica.loads, fingerprint)
 
     def audit_of(self, step: int) -> tuple[int, int] | None:
         """Return which logical rank is audited in a step, and by the worker at which place."""
@@ -164,14 +181,34 @@ class Guard:
         Raises:
             Exception: whatever the wire raises.
         """
-        step, loads, before = self._noted
         state, changed = 0, False
         # With an audit, too: a wrong state gives a wrong leaf, and nobody's arithmetic is to blame.
         if self.watches(self._replica.step):
-            state = self._fingerprint.take(in_step=True)
-            noted = (step, loads) == (self._replica.step, self._replica.loads)
-            changed = noted and state != before
+            state, changed = self._state(in_step=True)
         return judge(_tell(self._wire, Facts(state, changed, leaf, second)))
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Compare, after what must change no state, with all workers whether it did.
+
+        Raises:
+            CorruptionError: it did, or the states differed before.
+            Exception: whatever the wire raises.
+        """
+        if not (self._check_every or self._audit_every):
+            yield
+            return
+        if self.noted is None:
+            self.note(always=True)
+        yield
+        finding = judge(_tell(self._wire, Facts(*self._state(in_step=False))))
+        if finding is not None:
+            raise CorruptionError(self._replica.step, finding)
+
+    def _state(self, *, in_step: bool) -> tuple[int, bool]:
+        """Return the state's fingerprint, and whether it is another than was noted."""
+        state = self._fingerprint.take(in_step=in_step)
+        return state, self.noted is not None and state != self.noted
 
 
 class Fingerprint:

@@ -103,7 +103,7 @@ class TrainingLoop:
         self._parts = Parts(task, replica, weave, self.buffers, self._enter_phase)
         self._parameters = self._parts.parameters
         self._exchange: Exchange | None = None
-        self._guard = Guard(replica, self.buffers, check_every, audit_every)
+        self.guard = Guard(replica, self.buffers, check_every, audit_every)
         self._cpu_before = time.process_time()
         self._compute_seconds = 0.0
         self._salvaged: list[Subtree] = []
@@ -134,7 +134,7 @@ class TrainingLoop:
             overlap=alone and wire.size > 1 and wire.device.type == "cpu",
         )
         self.buffers.snapshot()
-        self._guard.begin(ranges, wire)
+        self.guard.begin(ranges, wire)
         self._place = wire.index
 
     def end(self) -> None:
@@ -149,7 +149,7 @@ class TrainingLoop:
 
         A step is given by the steps committed before it. None: there is no audit in it.
         """
-        return self._guard.audit_of(step)
+        return self.guard.audit_of(step)
 
     def run_step(
         self,
@@ -217,7 +217,7 @@ class TrainingLoop:
         replica.torn = False
         if replica.step % self._clock.steps_per_epoch == 0:
             self._leave_epoch()
-        self._guard.note()
+        self.guard.note()
         return self._result(reduced.lane, loss)
 
     def probe(self, batch: Batch) -> Leaf:
@@ -232,7 +232,7 @@ class TrainingLoop:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
-        audit = self._guard.audit_of(step.number)
+        audit = self.guard.audit_of(step.number)
         exchange.begin(rows, salvaged, None if audit is None else audit[0])
         began = ended = time.perf_counter()
 
@@ -254,14 +254,14 @@ class TrainingLoop:
 
     def _compare(self, exchange: Exchange, step: Step, audit_part: Batch | None) -> None:
         """Compare with all workers what must be equal, before the update."""
-        if not self._guard.watches(step.number):
+        if not self.guard.watches(step.number):
             return
-        second, audit = None, self._guard.audit_of(step.number)
+        second, audit = None, self.guard.audit_of(step.number)
         if audit_part is not None and audit is not None and audit[1] == self._place:
             batch = dict(audit_part)  # it may be a part of ours, too, and advice changes it
             second = bit_sum(self._parts.leaf(step, audit[0], batch))
         self._enter("exchange")
-        finding = self._guard.find(exchange.audited_bits, second)
+        finding = self.guard.find(exchange.audited_bits, second)
         if finding is not None:
             exchange.clear()  # what a wrong worker has computed is not to be salvaged
             raise CorruptionError(step.number, finding)

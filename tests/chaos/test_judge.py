@@ -98,5 +98,5 @@ def test_who_hangs_is_given_longer_where_steps_are_long():
 def test_a_campaign_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, settings, words):
     with pytest.raises(ValueError, match=words):
         Campaign(task="nowhere:Task", storage=tmp_path, **settings)
-    assert Campaign(task="nowhere:Task", storage=tmp_path).together == 4
+    assert Campaign(task="nowhere:Task", storage=tmp_path).together == 12
     assert Campaign(task="nowhere:Task", storage=tmp_path, runs=2).together == 2

@@ -112,6 +112,17 @@ def test_newcomers_take_over_the_whole_state(group, optimizer):
     assert len({ahead.digest(), *(replica.digest() for replica in behind)}) == 1
 
 
+@pytest.mark.parametrize("noted", [None, 0, 2**64 - 1])
+def test_what_the_state_should_be_comes_with_it(group, noted):
+    one, other = group(2)
+    told = []
+    together(
+        lambda: send_state(trained(Small(), 3), [1], one, noted),
+        lambda: told.append(receive_state(trained(Small(), 2), 0, other)),
+    )
+    assert told == [noted]
+
+
 def test_two_pairs_heal_at_once(group):
     sources = [trained(Small(), 3), trained(Small(), 3)]
     receivers = [trained(Small(), 1), trained(Small(), 0)]
@@ -137,6 +148,7 @@ def test_a_torn_replica_is_whole_again(group):
 def header_of(replica):
     tensors = replica.tensors()
     header = {
+        "noted": None,
         "scalars": replica.scalars(),
         "tensors": [[n, str(t.dtype), list(t.shape), True] for n, t in tensors.items()],
     }

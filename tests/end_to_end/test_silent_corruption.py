@@ -68,6 +68,33 @@ def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_aga
     assert run.changed == set()
 
 
+@pytest.mark.slow
+def test_a_bit_that_flips_in_an_evaluation_or_at_who_heals_the_others_spoils_neither(storage):
+    evaluates = Fault(step=30, action="flip", phase="evaluate", victim=1)
+    killed = Fault(step=50, action="kill", victim=1)
+    heals = Fault(step=51, action="flip", phase="heal", victim=0)
+    updates = Fault(step=70, action="flip", phase="update", workers=2)
+    run = disturbed(
+        storage,
+        evaluates,
+        killed,
+        heals,
+        updates,
+        check_every=1,
+        audit_every=0,
+        checkpoint_every="10ba",
+        wanted={1: 2, 50: 1, 52: 2},
+    )
+    assert differences(run, undisturbed(Momentum, RANKS)) == []
+    evaluating, healing, updating = run.of("corruption")
+    struck = {e["phase"]: e["hit"] for e in run.of("fault", action="flip")}
+    assert evaluating["accused"] == struck["evaluate"]
+    assert set(struck["heal"]) < set(healing["accused"])  # and who had its state from it
+    assert len(struck["update"]) == 2
+    assert updating["accused"] == []
+    assert updating["trusted"] == updating["step"] - 1
+
+
 def test_without_checks_nobody_notices_and_the_bits_change(storage):
     flip = Fault(step=15, action="flip", phase="forward", victim=1)
     run = disturbed(storage, flip, check_every=0, audit_every=0, steps=40)

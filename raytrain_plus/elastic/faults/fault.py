@@ -78,7 +78,9 @@ class Fault:
     - `spin`: the training thread computes for ever and never lets go of the interpreter;
     - `stall`: the training thread waits for ever, while the process answers whoever asks;
     - `slow`: another process competes for the worker's CPU for `seconds`;
-    - `flip`: one bit of one weight flips; `miscompute`: all arithmetic is wrong from then on;
+    - `flip`: one bit of one weight flips, at each victim another one. A lone worker's `update` is
+      spared: no other replica is there to tell its outcome from the right one;
+    - `miscompute`: all arithmetic is wrong from then on;
     - `lose_store`: nobody reaches the checkpoint store for `seconds`;
     - `kill_all`: `kill`, for everybody at once.
 
@@ -127,10 +129,12 @@ class Fault:
         """How many seconds it lasts, where it passes."""
         return DEFAULT_SECONDS if self.seconds is None else self.seconds
 
-    @property
-    def draw(self) -> int:
-        """A number of 64 bits that follows from the fault alone: whatever it leaves to chance."""
-        text = json.dumps(as_data([self]), sort_keys=True)
+    def draw(self, worker: str) -> int:
+        """Return a number of 64 bits: whatever the fault leaves to chance at one of its victims.
+
+        No two victims share it: replicas that break alike could not be told from whole ones.
+        """
+        text = json.dumps([*as_data([self]), worker], sort_keys=True)
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
     def pauses_after(self, step: int) -> bool:
@@ -141,6 +145,8 @@ class Fault:
         """Return the places in a group of `size` workers that it hits."""
         if self.action in _EVERYBODY:
             return list(range(size))
+        if self.action == "flip" and self.phase == "update" and size == 1:
+            return []
         first = size - self.workers if self.victim is None else self.victim
         return sorted({(first + i) % size for i in range(min(self.workers, size))})
 
@@ -150,11 +156,12 @@ class Fault:
             return False
         return step >= self.step - 1 if phase in _OCCASIONAL else step == self.step - 1
 
-    def strike(self, target: Struck | None = None) -> None:
+    def strike(self, target: Struck | None = None, worker: str = "") -> None:
         """Hit the calling process, in the calling thread; some do not return.
 
         Args:
             target: the worker, for what only it knows how to do.
+            worker: its name.
 
         Raises:
             FaultError: the fault needs a target, or hits nobody's process.
@@ -170,7 +177,7 @@ class Fault:
         elif target is None or not self.strikes:
             raise FaultError(f"{self.action} cannot strike here: this is no worker that can do it")
         elif self.action == "flip":
-            target.flip_bit(self.draw)
+            target.flip_bit(self.draw(worker))
         elif self.action == "miscompute":
             target.miscompute()
         else:
@@ -205,7 +212,7 @@ class Strikes:
         self._done.add(fault)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([worker, TypeAdapter(Fault).dump_python(fault)]) + "\n")
-        fault.strike(target)
+        fault.strike(target, worker)
 
     def new(self) -> dict[Fault, list[str]]:
         """Return the faults that have struck since the last call, and whom."""

@@ -136,6 +136,7 @@ def _takes(action, name):
     return True
 
 
+DRAWN = 2934010202564854771
 NAMED = ("kill", "stop", "terminate", "spin", "stall", "slow", "flip", "miscompute", "drain")
 
 
@@ -160,12 +161,19 @@ def test_some_faults_hit_everybody(action, size):
     assert Fault(step=1, action=action).victims(size) == list(range(size))
 
 
-def test_what_a_fault_leaves_to_chance_follows_from_the_fault():
+def test_what_a_fault_leaves_to_chance_follows_from_the_fault_and_its_victim():
     fault = Fault(step=7, action="flip", victim=0)
-    assert fault.draw == 12215916415921276892  # for good: a schedule is to mean the same later
-    assert fault.draw == Fault(step=7, action="flip", victim=0, phase="backward").draw
+    drawn = fault.draw("w1")
+    assert drawn == DRAWN  # for good: a schedule is to mean the same later
+    assert drawn == Fault(step=7, action="flip", victim=0, phase="backward").draw("w1")
     others = [Fault(step=8, action="flip", victim=0), Fault(step=7, action="flip", victim=1)]
-    assert len({fault.draw, *(other.draw for other in others)}) == 3
+    assert len({drawn, fault.draw("w2"), *(other.draw("w1") for other in others)}) == 4
+
+
+def test_a_lone_worker_is_spared_a_flip_in_its_update_which_nobody_could_notice():
+    flips = {phase: Fault(step=1, action="flip", phase=phase) for phase in get_args(Phase)}
+    assert [phase for phase, flip in flips.items() if flip.victims(1) == []] == ["update"]
+    assert flips["update"].victims(2) == [1]
 
 
 @given(faults(NAMED), st.integers(1, 12))

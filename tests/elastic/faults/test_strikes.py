@@ -177,7 +177,7 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
         flip,  # a phase that a step enters twice: to flip the bit back would hide it
     ):
         strikes.hit("w0", fault, target)
-    assert target.suffered == [("flip_bit", flip.draw), ("miscompute",), ("lose_store", 3.0)]
+    assert target.suffered == [("flip_bit", flip.draw("w0")), ("miscompute",), ("lose_store", 3.0)]
 
 
 @pytest.mark.parametrize("action", ["flip", "miscompute", "lose_store", "drain", "add"])
