@@ -70,6 +70,7 @@ ALONE: dict[str, dict[str, Algorithms]] = {
         "SeqLengthWarmup": {"SeqLengthWarmup": {}},
         "AttentionConvolution": {"AttentionConvolution": {}},
         "SquaredReLU": {"SquaredReLU": {}},
+        "NGramEmbeddings": {"NGramEmbeddings": {}},
         "GatedLinearUnits": {"GatedLinearUnits": {}},
         "LowPrecisionLayerNorm": {"LowPrecisionLayerNorm": {}},
         "SelectiveBackprop": {"SelectiveBackprop": {}},

@@ -34,6 +34,7 @@ from raytrain_plus.algorithms.low_precision_layer_norm import (
     LowPrecisionLayerNorm as LowPrecisionLayerNorm,
 )
 from raytrain_plus.algorithms.mix_up import MixUp as MixUp
+from raytrain_plus.algorithms.n_gram_embeddings import NGramEmbeddings as NGramEmbeddings
 from raytrain_plus.algorithms.naming import parse_algorithm as parse_algorithm
 from raytrain_plus.algorithms.progressive_resizing import ProgressiveResizing as ProgressiveResizing
 from raytrain_plus.algorithms.rand_augment import RandAugment as RandAugment

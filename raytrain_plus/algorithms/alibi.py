@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from raytrain_plus.algorithms.aspect import Advice, Aspect, AspectError, Step
 from raytrain_plus.algorithms.surgery import Surgery
 from raytrain_plus.algorithms.transformer_layers import (
+    POSITIONS,
     SELF_ATTENTION,
+    embeddings,
     known,
     layers,
-    position_embeddings,
 )
 
 _MASKED_BY_ADDING = ("sdpa", "eager", None)  # None stands for eager where nobody has chosen
@@ -61,7 +62,7 @@ def apply_alibi(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery
             surgery.mix_in(name, module, _MaskWithDistance, alibi_heads=count)
         else:
             surgery.mix_in(name, module, _AttendWithDistance)
-    for name, embedding in position_embeddings(model):
+    for name, _, _, embedding in embeddings(model, POSITIONS):
         if not isinstance(embedding, _NoPosition):
             surgery.mix_in(name, embedding, _NoPosition)
             _freeze(surgery, embedding)

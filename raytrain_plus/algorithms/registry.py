@@ -22,6 +22,7 @@ from raytrain_plus.algorithms.low_precision import LowPrecision
 from raytrain_plus.algorithms.low_precision_group_norm import LowPrecisionGroupNorm
 from raytrain_plus.algorithms.low_precision_layer_norm import LowPrecisionLayerNorm
 from raytrain_plus.algorithms.mix_up import MixUp
+from raytrain_plus.algorithms.n_gram_embeddings import NGramEmbeddings
 from raytrain_plus.algorithms.progressive_resizing import ProgressiveResizing
 from raytrain_plus.algorithms.rand_augment import RandAugment
 from raytrain_plus.algorithms.sam import SAM
@@ -57,6 +58,7 @@ ALGORITHMS: dict[str, type[Aspect]] = {
         LowPrecisionGroupNorm,
         LowPrecisionLayerNorm,
         MixUp,
+        NGramEmbeddings,
         ProgressiveResizing,
         RandAugment,
         SAM,

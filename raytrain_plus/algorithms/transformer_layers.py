@@ -1,4 +1,4 @@
-"""Where transformers of known families keep attention, position embeddings and feed-forwards.
+"""Where transformers of known families keep attention, embeddings and feed-forwards.
 
 Classes are known by their path, so that no library of models is imported, and by the path of any
 class that they inherit from, so that a subclass, or a layer that another method has changed, is
@@ -31,6 +31,13 @@ POSITIONS: Mapping[str, str] = {
     f"{_BERT}.BertEmbeddings": "position_embeddings",
 }
 """Class of a module -> its attribute that is the embedding of positions."""
+
+WORDS: Mapping[str, str] = {
+    f"{_OURS}.GPT": "words",
+    f"{_GPT2}.GPT2Model": "wte",
+    f"{_BERT}.BertEmbeddings": "word_embeddings",
+}
+"""Class of a module -> its attribute that is the embedding of tokens."""
 
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {
     f"{_OURS}.Attention": ("qkv",),
@@ -66,10 +73,12 @@ def layers(
             yield name, module, *found
 
 
-def position_embeddings(model: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
-    """Yield the embeddings of positions of a model, with their names."""
+def embeddings(
+    model: nn.Module, table: Mapping[str, str]
+) -> Iterator[tuple[str, nn.Module, str, nn.Embedding]]:
+    """Yield (name, owner, path of its class, embedding) of a model's embeddings in a table."""
     for name, owner in list(model.named_modules()):
-        found = known(owner, POSITIONS)
+        found = known(owner, table)
         embedding: Any = None if found is None else getattr(owner, found[1])
         if found is not None and isinstance(embedding, nn.Embedding):
-            yield f"{name}.{found[1]}".lstrip("."), embedding
+            yield f"{name}.{found[1]}".lstrip("."), owner, found[0], embedding

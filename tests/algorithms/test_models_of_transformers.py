@@ -11,6 +11,7 @@ from raytrain_plus.algorithms.alibi import apply_alibi, slopes
 from raytrain_plus.algorithms.attention_convolution import Taps, apply_attention_convolution
 from raytrain_plus.algorithms.gated_linear_units import apply_gated_linear_units
 from raytrain_plus.algorithms.low_precision_layer_norm import apply_low_precision_layer_norm
+from raytrain_plus.algorithms.n_gram_embeddings import apply_n_gram_embeddings, n_gram_buckets
 from raytrain_plus.algorithms.squared_relu import apply_squared_relu
 from tests.algorithms.side import import_transformers
 
@@ -312,6 +313,39 @@ def test_attention_to_another_sequence_is_not_convolved():
     assert not [name for name in changed if "crossattention" in name]
 
 
+def words_of(model):
+    return (
+        model.transformer.wte
+        if hasattr(model, "transformer")
+        else model.bert.embeddings.word_embeddings
+    )
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_n_grams_begin_as_nothing_and_are_added_to_the_words(build):
+    plain = build()(tokens()).logits
+    model = build()
+    surgery = apply_n_gram_embeddings(model, longest=2, buckets=32)
+    assert torch.equal(model(tokens()).logits, plain)
+    words = words_of(model)
+    embedded = words(tokens())
+    nn.init.normal_(words.n_grams[0].weight, generator=torch.Generator().manual_seed(2))
+    added = words.n_grams[0].weight[n_gram_buckets(tokens(), 2, 32)]
+    torch.testing.assert_close(words(tokens()), embedded + added)
+    assert not torch.allclose(model(tokens()).logits, plain, atol=1e-3)
+    surgery.undo()
+    assert torch.equal(model(tokens()).logits, plain)
+    assert list(model.state_dict()) == list(build().state_dict())
+
+
+def test_n_grams_and_a_cache_that_holds_tokens_are_an_error():
+    model = gpt2()
+    apply_n_gram_embeddings(model)
+    begun = model(tokens(4), use_cache=True)
+    with pytest.raises(AspectError, match="use_cache=False"):
+        model(tokens(1), past_key_values=begun.past_key_values)
+
+
 @pytest.mark.parametrize("build", BUILDERS)
 def test_all_methods_go_together_in_any_order(build):
     methods = [
@@ -319,6 +353,7 @@ def test_all_methods_go_together_in_any_order(build):
         apply_attention_convolution,
         apply_gated_linear_units,
         apply_low_precision_layer_norm,
+        apply_n_gram_embeddings,
     ]
     plain = build()(tokens()).logits
     found = []
