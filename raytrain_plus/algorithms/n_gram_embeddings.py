@@ -68,9 +68,10 @@ def apply_n_gram_embeddings(
             continue
         if path.endswith("GPT2Model"):
             surgery.mix_in(name.rpartition(".")[0], owner, _WithoutCache)
+        weight: Any = embedding.weight
         tables = [_zeros(buckets, embedding.embedding_dim) for _ in range(1, longest)]
         surgery.mix_in(name, embedding, _WithNGrams)
-        surgery.add_module(embedding, "n_grams", nn.ModuleList(tables), like=embedding.weight)
+        surgery.add_module(embedding, "n_grams", nn.ModuleList(tables), like=weight)
     return surgery
 
 
@@ -97,8 +98,10 @@ def n_gram_buckets(tokens_bt: Tensor, n: int, buckets: int) -> Tensor:
 
 
 def _zeros(rows: int, width: int) -> nn.Embedding:
-    # From zeros, not drawn and then set to zero: that would move the generator of the model's own.
-    return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+    # Not drawn and then set to zero: that would move the generator that others draw from.
+    table = nn.Embedding(rows, width, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(table.weight)
+    return table
 
 
 class _WithNGrams:

@@ -29,7 +29,8 @@ from raytrain_plus.frontier.points import FinishedTrial, key_of
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.tune_space import optuna_space
 
-_DRAWS = 50  # tries for a recipe that is new, after which the space counts as exhausted
+_DRAWS = 20  # tries of the sampler for a recipe that is new
+_CHANCES = 1000  # further tries by chance, after which a duration counts as exhausted
 _CRASHES = 2  # of a trial's process, after which the trial counts as failed
 _MOST_OVERHEAD = 10.0
 
@@ -41,9 +42,10 @@ class Sampler:
         sweep: the sweep.
         duration: of all that is drawn.
         seed: of the draws.
+        learns: draws by what it was told; otherwise by chance alone.
     """
 
-    def __init__(self, sweep: Sweep, duration: str, seed: int) -> None:
+    def __init__(self, sweep: Sweep, duration: str, seed: int, *, learns: bool = True) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = sweep.space
         self._define = optuna_space(sweep.space, {"duration": duration})
@@ -53,7 +55,9 @@ class Sampler:
             metric=["cost", "quality"],
             mode=["min", sweep.objective.mode],
             storage=storage,
-            sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+            sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            if learns
+            else optuna.samplers.RandomSampler(seed=seed),
         )
         self._study = optuna.load_study(study_name="optuna", storage=storage)
         self._numbers = itertools.count()
@@ -105,6 +109,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
         self._live: dict[str, str] = {}
         self._crashes: Counter[str] = Counter()
         self._samplers: dict[str, Sampler] = {}  # made when needed: Tune pickles us before
+        self._chance: dict[str, Sampler] = {}
         self._exhausted: set[str] = set()
         self._taught: set[str] = set()
         self._drawn: tuple[str, Recipe] | None = None
@@ -232,7 +237,10 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
     def _drawn_at(
         self, duration: str, finished: list[FinishedTrial], known: set[tuple[str, int]]
     ) -> Recipe | None:
-        """Return a recipe of that duration that nobody has tried, if the sampler finds one."""
+        """Return a recipe of that duration that nobody has tried, if one is found.
+
+        Where there are few, the sampler soon proposes only what is known.
+        """
         seed = self._sweep.seeds[0]
         if duration not in self._samplers:
             self._samplers[duration] = Sampler(self._sweep, duration, seed)
@@ -246,6 +254,13 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
                 return recipe
             sampler.tell(ticket, None)
             self._drawn = None
+        if duration not in self._chance:
+            self._chance[duration] = Sampler(self._sweep, duration, seed, learns=False)
+        for _ in range(_CHANCES):
+            ticket, recipe = self._chance[duration].draw()
+            self._chance[duration].tell(ticket, None)
+            if (key_of(recipe), seed) not in known:
+                return recipe
         return None
 
     def _teach(self, sampler: Sampler, duration: str, finished: list[FinishedTrial]) -> None:

@@ -5,6 +5,7 @@ import time
 
 from ray.tune.search import Searcher
 
+from raytrain_plus.frontier import searching
 from raytrain_plus.frontier.agenda import Agenda
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.domain import Choice, Range
@@ -111,6 +112,30 @@ def test_where_the_shortest_duration_has_nothing_new_the_sampler_goes_on_at_the_
         "200sp": 4,
     }
     assert tune.ask()[1] == Searcher.FINISHED
+
+
+def medium_space():
+    return RecipeSpace(
+        baseline=SWEEP.space.baseline,
+        aspects={"EMA": {}, "LabelSmoothing": {}},
+        task={"learning_rate": Choice(values=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5))},
+        durations=("100sp", "200sp"),
+    )
+
+
+def test_a_space_that_is_not_large_is_tried_whole(tmp_path):
+    """The sampler proposes again what it knows to be good; chance finds the rest."""
+    tune = Tune(tmp_path, space=medium_space())
+    configs = tune.run(60)
+    assert len({repr(config["recipe"]) for config in configs}) == 2 * 4 * 6
+    assert tune.ask()[1] == Searcher.FINISHED
+
+
+def test_the_sampler_alone_would_not_try_it_whole(tmp_path, monkeypatch):
+    """The negative control."""
+    monkeypatch.setattr(searching, "_CHANCES", 0)
+    configs = Tune(tmp_path, space=medium_space()).run(60)
+    assert len({repr(config["recipe"]) for config in configs}) < 2 * 4 * 6
 
 
 def test_what_was_cut_off_is_proposed_again_and_what_has_ended_is_not(tmp_path):
