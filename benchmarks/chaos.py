@@ -10,6 +10,7 @@ interrupt ends it after the pieces under way.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only show what is on record")
     options = parser.parse_args()
     if not options.report:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell ignored it, too
         campaign(options.runs, options.at_once, options.minutes)
     rows = RECORD.collect()
     report.show("schedules of faults", summary(rows))

@@ -29,25 +29,28 @@ SWEEP = Sweep(
         aspects={
             "ALiBi": {},
             "AttentionConvolution": {"width": Choice(values=(3, 4))},
+            "NGramEmbeddings": {
+                "longest": Choice(values=(3, 2, 4)),
+                "buckets": Choice(values=(4096, 2048, 8192)),
+            },
             "SquaredReLU": {},
             "GatedLinearUnits": {},
             "GradientClipping": {"norm": Range(low=0.3, high=3.0, log=True)},
-            "EMA": {"half_life": Choice(values=("0.02dur", "0.05dur"))},
         },
         task={
             "learning_rate": Range(low=1.5e-3, high=2e-2, log=True),
             "weight_decay": Range(low=0.01, high=0.5, log=True),
         },
         batch_sizes=(8, 4, 16),
-        durations=("2000sp", "4000sp", "8000sp", "16000sp"),
+        durations=("2000sp", "4000sp", "8000sp"),
     ),
     objective=Objective(metric="bits_per_byte", mode="min"),
-    beyond=("32000sp",),
+    beyond=("16000sp", "32000sp"),
     design_at="4000sp",
     design_seeds=3,
     most_promoted=4,
     logical_ranks=2,
-    factors=("ALiBi", "AttentionConvolution", "SquaredReLU", "GradientClipping"),
+    factors=("ALiBi", "AttentionConvolution", "NGramEmbeddings", "SquaredReLU"),
 )
 
 if __name__ == "__main__":

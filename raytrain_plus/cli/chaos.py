@@ -1,6 +1,7 @@
 """The command that disturbs a task in many ways and checks that no bit changes."""
 
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -85,6 +86,7 @@ def _run(campaign: Campaign, out: Console) -> dict[str, Any]:
     judged: list[Verdict] = []
     err = Console(stderr=True)
     interrupted = False
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     try:
         with without_ray_notices():
             for verdict in verdicts(campaign, lambda title: ProgressLine(title, err)):
