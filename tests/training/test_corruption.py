@@ -1,129 +1,15 @@
 """Flipped bits and wrong arithmetic are found before they are committed."""
 
 import pytest
-import torch
+from corrupted import FLIPS, RANKS, Group, flip_parameter, found
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tasks import CLOCK, SEED, Noisy, Normed, everything
-from small_tasks import part as batch_of
-from test_bit_sums import flip
-from wires import Network, NetworkDownError
+from small_tasks import Noisy, Normed, everything
+from wires import NetworkDownError
 
-from raytrain_plus.algorithms import EMA, Aspect, Weave
+from raytrain_plus.algorithms import EMA, Aspect
 from raytrain_plus.training import corruption, exchange, reduction
 from raytrain_plus.training.corruption import CorruptionError, Facts, Finding, judge
-from raytrain_plus.training.loop import TrainingLoop
-from raytrain_plus.training.state import Replica
-
-RANKS = 4
-CUTS = {
-    1: [range(4)],
-    2: [range(2), range(2, 4)],
-    3: [range(1), range(1, 2), range(2, 4)],
-}
-
-
-class Worker:
-    """A loop whose bits can be flipped as it enters its n-th phase."""
-
-    def __init__(self, task, algorithms=(), **watch):
-        weave = Weave(algorithms)
-        replica = Replica.build(task, SEED, torch.device("cpu"), weave=weave, clock=CLOCK)
-        self.task = task
-        self.phases = []
-        self.strike = None
-        self.loop = TrainingLoop(task, replica, weave, self.enter, **watch)
-
-    def enter(self, phase):
-        self.phases.append(phase)
-        if self.strike is not None and len(self.phases) == self.strike[0]:
-            self.strike[1](self.loop)
-            self.strike = None
-
-
-class Group:
-    """Workers that train together and give audited parts to their auditors."""
-
-    def __init__(self, workers, make_task=Normed, algorithms=(), **watch):
-        self.cuts = CUTS[workers]
-        self.members = [Worker(make_task(), algorithms, **watch) for _ in range(workers)]
-        self.begin()
-
-    def begin(self):
-        self.network = Network(len(self.members))
-        for i, member in enumerate(self.members):
-            member.loop.begin(self.cuts, self.network.wire(i))
-
-    def step(self):
-        """Run one step; returns each worker's result or CorruptionError."""
-
-        def one(wire):
-            loop = self.members[wire.index].loop
-            number = loop.replica.step
-            parts = [batch_of(number, r) for r in self.cuts[wire.index]]
-            audit = loop.audit_of(number)
-            mine = audit is not None and audit[1] == wire.index
-            try:
-                return loop.run_step(parts, audit_part=batch_of(number, audit[0]) if mine else None)
-            except CorruptionError as error:
-                return error
-
-        return self.network.run(one)
-
-    def measure(self, happens):
-        """Let something happen between two steps that must change no state."""
-
-        def one(wire):
-            loop = self.members[wire.index].loop
-            try:
-                with loop.guard.unchanged():
-                    loop.buffers.snapshot()
-                    happens(loop)
-                    loop.buffers.restore()
-            except CorruptionError as error:
-                return error
-            return None
-
-        return self.network.run(one)
-
-    def digests(self):
-        return [member.loop.replica.digest() for member in self.members]
-
-
-def flip_parameter(loop):
-    flip(next(iter(loop.replica.parameters.values())), 2, 4)
-
-
-def flip_momentum(loop):
-    flip(loop.replica.tensors()["optimizer/0.weight/momentum_buffer"], 1, 0)
-
-
-def flip_buffer(loop):
-    """In what the buffers are put back to, and so in what they will be."""
-    flip(loop.buffers.start[0], 0, 7)
-    flip(loop.buffers.values()[0], 0, 7)
-
-
-def flip_counter(loop):
-    flip(loop.buffers.start[-1], 0, 3)
-    flip(loop.buffers.values()[-1], 0, 3)
-
-
-def flip_average(loop):
-    tensors = loop.replica.tensors()
-    flip(tensors[next(name for name in tensors if name.startswith("aspects/EMA"))], 0, 1)
-
-
-def found(results):
-    """Return what all found alike, or None."""
-    findings = {
-        (r.accused, r.tie, r.suspects) if isinstance(r, CorruptionError) else None for r in results
-    }
-    assert len(findings) == 1
-    return findings.pop()
-
-
-FLIPS = [flip_parameter, flip_momentum, flip_buffer, flip_counter, flip_average]
 
 
 @pytest.mark.parametrize("flipped", FLIPS)
@@ -161,53 +47,6 @@ def test_a_bit_flipped_between_two_steps_is_found_too(workers, flipped):
     assert found(group.step()) == ((0,), False, ())
     group.begin()  # nobody healed it
     assert found(group.step()) == ((0,), False, ())
-
-
-@pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("flipped", FLIPS)
-def test_who_takes_over_a_state_that_has_changed_is_found_with_who_gave_it(flipped, told):
-    """But not if it is not told what the state should be: the negative control."""
-    group = Group(2, algorithms=(EMA(),), check_every=1)
-    group.step()
-    giver, taker = (member.loop for member in group.members)
-    flipped(giver)
-    taker.replica.load(
-        {name: tensor.clone() for name, tensor in giver.replica.tensors().items()},
-        giver.replica.scalars(),
-    )
-    if told:
-        taker.guard.expect(giver.guard.noted)
-    group.begin()
-    assert found(group.step()) == ((0, 1) if told else (0,), False, ())
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_state_that_is_taken_over_whole_is_what_it_should_be(workers):
-    group = Group(workers, algorithms=(EMA(),), check_every=1)
-    group.step()
-    giver, taker = group.members[0].loop, group.members[-1].loop
-    noted = giver.guard.noted
-    tensors = {name: tensor.clone() for name, tensor in giver.replica.tensors().items()}
-    taker.replica.load(tensors, giver.replica.scalars())
-    assert taker.guard.noted is None
-    taker.guard.expect(noted)
-    group.begin()
-    assert found(group.step()) is None
-
-
-@pytest.mark.parametrize("check_every", [1, 5, 0])
-@pytest.mark.parametrize("flipped", FLIPS)
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_what_changes_while_it_should_not_is_found_after_it(workers, flipped, check_every):
-    """As in an evaluation, whatever the step; and where nothing is checked it is not."""
-    group = Group(workers, algorithms=(EMA(),), check_every=check_every)
-    group.step()
-    assert found(group.measure(lambda _: None)) is None
-    victim = group.members[-1].loop
-    accused = (workers - 1,), False, ()
-    wanted = accused if check_every else None
-    assert found(group.measure(lambda loop: flipped(loop) if loop is victim else None)) == wanted
-    assert found(group.measure(lambda _: None)) == wanted  # nobody has healed it
 
 
 def test_without_checks_a_flipped_bit_is_committed():

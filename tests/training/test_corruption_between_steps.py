@@ -1,0 +1,53 @@
+"""A state that changes where no step looks: at who heals others, and in an evaluation."""
+
+import pytest
+from corrupted import FLIPS, Group, found
+
+from raytrain_plus.algorithms import EMA
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("flipped", FLIPS)
+def test_who_takes_over_a_state_that_has_changed_is_found_with_who_gave_it(flipped, told):
+    """But not if it is not told what the state should be: the negative control."""
+    group = Group(2, algorithms=(EMA(),), check_every=1)
+    group.step()
+    giver, taker = (member.loop for member in group.members)
+    flipped(giver)
+    taker.replica.load(
+        {name: tensor.clone() for name, tensor in giver.replica.tensors().items()},
+        giver.replica.scalars(),
+    )
+    if told:
+        taker.guard.expect(giver.guard.noted)
+    group.begin()
+    assert found(group.step()) == ((0, 1) if told else (0,), False, ())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_state_that_is_taken_over_whole_is_what_it_should_be(workers):
+    group = Group(workers, algorithms=(EMA(),), check_every=1)
+    group.step()
+    giver, taker = group.members[0].loop, group.members[-1].loop
+    noted = giver.guard.noted
+    tensors = {name: tensor.clone() for name, tensor in giver.replica.tensors().items()}
+    taker.replica.load(tensors, giver.replica.scalars())
+    assert taker.guard.noted is None
+    taker.guard.expect(noted)
+    group.begin()
+    assert found(group.step()) is None
+
+
+@pytest.mark.parametrize("check_every", [1, 5, 0])
+@pytest.mark.parametrize("flipped", FLIPS)
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_what_changes_while_it_should_not_is_found_after_it(workers, flipped, check_every):
+    """As in an evaluation, whatever the step; and where nothing is checked it is not."""
+    group = Group(workers, algorithms=(EMA(),), check_every=check_every)
+    group.step()
+    assert found(group.measure(lambda _: None)) is None
+    victim = group.members[-1].loop
+    accused = (workers - 1,), False, ()
+    wanted = accused if check_every else None
+    assert found(group.measure(lambda loop: flipped(loop) if loop is victim else None)) == wanted
+    assert found(group.measure(lambda _: None)) == wanted  # nobody has healed it
