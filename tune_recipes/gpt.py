@@ -47,7 +47,7 @@ SWEEP = Sweep(
     objective=Objective(metric="bits_per_byte", mode="min"),
     beyond=("16000sp", "32000sp"),
     design_at="4000sp",
-    design_seeds=3,
+    design_seeds=5,
     most_promoted=4,
     logical_ranks=2,
     factors=("ALiBi", "AttentionConvolution", "NGramEmbeddings", "SquaredReLU"),
