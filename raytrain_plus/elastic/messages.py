@@ -215,6 +215,7 @@ class Plan:
         evaluated: whether the evaluation that is due at its start has been done.
         faults: strikes that have not struck yet.
         checkpoint: what the members that heal others load first, or None: somebody has a state.
+        bitwise: all members compute the same bits.
     """
 
     generation: int
@@ -226,6 +227,7 @@ class Plan:
     evaluated: bool
     faults: Sequence[Fault] = ()
     checkpoint: str | None = None
+    bitwise: bool = True
 
     @property
     def ranges(self) -> list[range]:

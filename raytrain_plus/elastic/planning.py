@@ -67,4 +67,5 @@ def make_plan(members: Sequence[Member], seats: Sequence[Seat], situation: Situa
         evaluated=situation.evaluated_step >= top,
         faults=[f for f in situation.faults if f.strikes],
         checkpoint=load,
+        bitwise=situation.bitwise,
     )

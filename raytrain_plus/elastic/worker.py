@@ -254,7 +254,7 @@ class Worker:
             if noted is not None:
                 self._loop.guard.expect(noted)
         self._progress.step = replica.step
-        self._loop.begin(plan.ranges, transport)
+        self._loop.begin(plan.ranges, transport, alike=plan.bitwise)
 
     def _load(self, place: str) -> None:
         try:

@@ -134,11 +134,19 @@ class Guard:
         self._check_every = check_every
         self._audit_every = audit_every
         self._noted = (-1, 0, 0)
+        self._alike = True
 
-    def begin(self, ranges: Sequence[range], wire: Wire) -> None:
-        """Prepare for a generation; the state is that from which it starts."""
+    def begin(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
+        """Prepare for a generation; the state is that from which it starts.
+
+        Args:
+            ranges: which logical ranks each worker computes.
+            wire: to the other workers.
+            alike: all compute the same bits. If not, each only watches its own memory.
+        """
         self._ranges = ranges
         self._wire = wire
+        self._alike = alike
         if self.noted is None:
             self.note()
 
@@ -163,7 +171,7 @@ class Guard:
 
     def audit_of(self, step: int) -> tuple[int, int] | None:
         """Return which logical rank is audited in a step, and by the worker at which place."""
-        if not _due(step, self._audit_every):
+        if not self._alike or not _due(step, self._audit_every):
             return None
         return audit_of(self._replica.training.seed, step, self._ranges)
 
@@ -206,9 +214,9 @@ class Guard:
             raise CorruptionError(self._replica.step, finding)
 
     def _state(self, *, in_step: bool) -> tuple[int, bool]:
-        """Return the state's fingerprint, and whether it is another than was noted."""
+        """Return the fingerprint to compare, and whether it is another than was noted."""
         state = self._fingerprint.take(in_step=in_step)
-        return state, self.noted is not None and state != self.noted
+        return state if self._alike else 0, self.noted is not None and state != self.noted
 
 
 class Fingerprint:

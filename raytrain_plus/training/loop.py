@@ -109,8 +109,14 @@ class TrainingLoop:
         self._salvaged: list[Subtree] = []
         self._salvaged_at = (0, 0)
 
-    def begin(self, ranges: Sequence[range], wire: Wire) -> None:
-        """Prepare for a generation in which worker i computes the logical ranks `ranges[i]`."""
+    def begin(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
+        """Prepare for a generation in which worker i computes the logical ranks `ranges[i]`.
+
+        Args:
+            ranges: of all workers.
+            wire: to the others.
+            alike: all compute the same bits, so that what differs is wrong.
+        """
         self.end()
         self._ranks = ranges[wire.index]
         self._firsts = [r.start for r in ranges]
@@ -134,7 +140,7 @@ class TrainingLoop:
             overlap=alone and wire.size > 1 and wire.device.type == "cpu",
         )
         self.buffers.snapshot()
-        self.guard.begin(ranges, wire)
+        self.guard.begin(ranges, wire, alike=alike)
         self._place = wire.index
 
     def end(self) -> None:

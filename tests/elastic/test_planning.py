@@ -59,6 +59,7 @@ def test_whoever_is_distrusted_is_healed_even_by_a_newcomer():
 def test_where_steps_do_not_prove_equal_states_one_heals_all():
     plan = plan_of(seat("w0", 5, warm=False), seat("w1", 5), seat("w2", 5), bitwise=False)
     assert healing(plan) == {"w0": "w1", "w2": "w1"}
+    assert not plan.bitwise
     cold = plan_of(seat("w0", warm=False), seat("w1", warm=False), bitwise=False)
     assert healing(cold) == {"w1": "w0"}
 

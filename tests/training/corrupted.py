@@ -40,7 +40,8 @@ class Worker:
 class Group:
     """Workers that train together and give audited parts to their auditors."""
 
-    def __init__(self, workers, make_task=Normed, algorithms=(), **watch):
+    def __init__(self, workers, make_task=Normed, algorithms=(), *, alike=True, **watch):
+        self.alike = alike
         self.cuts = CUTS[workers]
         self.members = [Worker(make_task(), algorithms, **watch) for _ in range(workers)]
         self.begin()
@@ -48,7 +49,7 @@ class Group:
     def begin(self):
         self.network = Network(len(self.members))
         for i, member in enumerate(self.members):
-            member.loop.begin(self.cuts, self.network.wire(i))
+            member.loop.begin(self.cuts, self.network.wire(i), alike=self.alike)
 
     def step(self):
         """Run one step; returns each worker's result or CorruptionError."""

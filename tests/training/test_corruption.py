@@ -139,6 +139,21 @@ def test_without_audits_wrong_arithmetic_is_not_found():
         assert found(group.step()) is None
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_need_not_compute_the_same_are_not_compared(workers):
+    """But each still watches its own memory."""
+    group = Group(workers, Wrong, alike=False, check_every=1, audit_every=1)
+    group.members[-1].task.error = 1e-3
+    flip_parameter(group.members[0].loop)
+    group.members[0].loop.guard.note()  # its state is another one, and meant to be
+    for step in range(4):
+        assert group.members[0].loop.audit_of(step) is None
+        assert found(group.step()) is None
+    assert len(set(group.digests())) == 2
+    flip_parameter(group.members[1].loop)
+    assert found(group.step()) == ((1,), False, ())
+
+
 def test_one_worker_audits_itself():
     group = Group(1, Wrong, audit_every=1)
     assert group.members[0].loop.audit_of(0)[1] == 0
