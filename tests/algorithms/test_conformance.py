@@ -121,8 +121,7 @@ def test_it_trains_the_same_bits_on_any_workers_through_a_kill_a_grow_and_a_resu
 
 def entry(one, other, task):
     name = f"{one.aspect.name}-{other.aspect.name}-{task.__name__}"
-    marks = [pytest.mark.slow] if one.slow or other.slow else []
-    return pytest.param(one, other, task, id=name, marks=marks)
+    return pytest.param(one, other, task, id=name)
 
 
 @pytest.mark.parametrize(("one", "other", "task"), itertools.starmap(entry, PAIRS))
