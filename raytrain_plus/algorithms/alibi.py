@@ -14,6 +14,7 @@ from raytrain_plus.algorithms.surgery import Surgery
 from raytrain_plus.algorithms.transformer_layers import (
     POSITIONS,
     SELF_ATTENTION,
+    cached_tokens,
     embeddings,
     known,
     layers,
@@ -150,8 +151,7 @@ class _MaskWithDistance(_BiasedByDistance):
     def forward(
         self, hidden_states: Tensor, *, attention_mask: Tensor | None = None, **given: Any
     ) -> Any:
-        cache = given.get("cache", given.get("past_key_values"))  # the older name
-        first = 0 if cache is None else int(cache.get_seq_length(self.layer_idx))
+        first = cached_tokens(given, self.layer_idx)
         queries = hidden_states.shape[1]
         bias = distance_bias(
             self.alibi_heads,

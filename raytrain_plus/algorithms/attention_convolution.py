@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from raytrain_plus.algorithms.aspect import Advice, Aspect, AspectError, Step
 from raytrain_plus.algorithms.surgery import Surgery
-from raytrain_plus.algorithms.transformer_layers import PROJECTIONS, layers
+from raytrain_plus.algorithms.transformer_layers import PROJECTIONS, cached_tokens, layers
 
 
 class AttentionConvolution(Aspect):
@@ -142,8 +142,7 @@ class _ConvolvedWithoutCache(_Convolved):
     layer_idx: int
 
     def forward(self, hidden_states: Tensor, **given: Any) -> Any:
-        cache = given.get("cache", given.get("past_key_values"))  # the older name
-        if cache is not None and cache.get_seq_length(self.layer_idx):
+        if cached_tokens(given, self.layer_idx):
             raise AspectError(
                 "AttentionConvolution cannot go on from a cache, which does not hold the tokens "
                 "that it mixes: generate with use_cache=False"

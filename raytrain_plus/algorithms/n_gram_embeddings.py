@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from raytrain_plus.algorithms.aspect import Advice, Aspect, AspectError, Step
 from raytrain_plus.algorithms.surgery import Surgery
-from raytrain_plus.algorithms.transformer_layers import WORDS, embeddings
+from raytrain_plus.algorithms.transformer_layers import WORDS, cached_tokens, embeddings
 
 # Odd constants of 64 bits, as signed numbers: Knuth's for a polynomial, and splitmix64's to mix it.
 _BASE = 6364136223846793005
@@ -122,8 +122,7 @@ class _WithoutCache:
     """For GPT-2, which may be given the keys and values of tokens before, but not the tokens."""
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        cache = named.get("cache", named.get("past_key_values"))  # the older name
-        if cache is not None and cache.get_seq_length():
+        if cached_tokens(named):
             raise AspectError(
                 "NGramEmbeddings cannot go on from a cache, which does not hold the tokens before: "
                 "generate with use_cache=False"

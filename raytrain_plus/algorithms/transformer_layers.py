@@ -73,6 +73,12 @@ def layers(
             yield name, module, *found
 
 
+def cached_tokens(given: Mapping[str, Any], layer: int = 0) -> int:
+    """Return how many tokens are in the cache that a module of `transformers` is given by name."""
+    cache = given.get("cache", given.get("past_key_values"))  # the older name
+    return 0 if cache is None else int(cache.get_seq_length(layer))
+
+
 def embeddings(
     model: nn.Module, table: Mapping[str, str]
 ) -> Iterator[tuple[str, nn.Module, str, nn.Embedding]]:

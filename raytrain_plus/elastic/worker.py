@@ -303,7 +303,7 @@ class Worker:
     def _audit_part(self, place: int) -> Batch | None:
         """Return the part that this worker is to compute beside its own, to check its owner."""
         step = self._loop.replica.step
-        audit = self._loop.audit_of(step)
+        audit = self._loop.guard.audit_of(step)
         if audit is None or audit[1] != place:
             return None
         part = load_step_part(

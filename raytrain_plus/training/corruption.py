@@ -5,8 +5,7 @@ its state twice, after an update and before the next, between which nothing may 
 compare theirs. An evaluation is followed by the same, before its results count; and who is given
 another's state is given the fingerprint that this should have, too, so that it takes over no state
 that has changed since. And now and then one logical rank's leaf is computed by a second worker as
-well.
-All see the same facts before the update, and so decide alike that it shall not be.
+well. All see the same facts before the update, and so decide alike that it shall not be.
 """
 
 import json
@@ -162,15 +161,19 @@ class Guard:
     @property
     def noted(self) -> int | None:
         """The fingerprint that the present state should have; None if it was not noted."""
-        at, fingerprint = self._noted[:2], self._noted[2]
-        return fingerprint if at == (self._replica.step, self._replica.loads) else None
+        step, loads, fingerprint = self._noted
+        present = (step, loads) == (self._replica.step, self._replica.loads)
+        return fingerprint if present else None
 
     def expect(self, fingerprint: int) -> None:
         """Note the fingerprint that the present state should have."""
         self._noted = (self._replica.step, self._replica.loads, fingerprint)
 
     def audit_of(self, step: int) -> tuple[int, int] | None:
-        """Return which logical rank is audited in a step, and by the worker at which place."""
+        """Return which logical rank is audited in a step, and by the worker at which place.
+
+        A step is given by the steps committed before it. None: there is no audit in it.
+        """
         if not self._alike or not _due(step, self._audit_every):
             return None
         return audit_of(self._replica.training.seed, step, self._ranges)

@@ -150,13 +150,6 @@ class TrainingLoop:
             self._salvaged += exchange.end()
         self._leave_epoch()
 
-    def audit_of(self, step: int) -> tuple[int, int] | None:
-        """Return which logical rank is audited in a step, and by the worker at which place.
-
-        A step is given by the steps committed before it. None: there is no audit in it.
-        """
-        return self.guard.audit_of(step)
-
     def run_step(
         self,
         parts: Sequence[Batch],
@@ -186,7 +179,7 @@ class TrainingLoop:
             parts: our logical ranks' batches, in order.
             ask_pause: ask the group to pause after this step.
             ask_checkpoint: ask for a checkpoint of this step.
-            audit_part: the audited logical rank's batch, if we are its auditor (`audit_of`).
+            audit_part: the audited logical rank's batch, if we are its auditor (`Guard.audit_of`).
 
         Raises:
             CorruptionError: some replica's memory or arithmetic is wrong.

@@ -58,7 +58,7 @@ class Group:
             loop = self.members[wire.index].loop
             number = loop.replica.step
             parts = [batch_of(number, r) for r in self.cuts[wire.index]]
-            audit = loop.audit_of(number)
+            audit = loop.guard.audit_of(number)
             mine = audit is not None and audit[1] == wire.index
             try:
                 return loop.run_step(parts, audit_part=batch_of(number, audit[0]) if mine else None)

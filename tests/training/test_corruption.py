@@ -117,7 +117,7 @@ def test_an_audit_finds_wrong_arithmetic_when_it_meets_it(workers, algorithms):
     group.step()
     group.members[wrong].task.error = 1e-3
     for step in range(1, 30):
-        rank, auditor = group.members[0].loop.audit_of(step)
+        rank, auditor = group.members[0].loop.guard.audit_of(step)
         owner = next(i for i, ranks in enumerate(group.cuts) if rank in ranks)
         assert auditor != owner
         before = group.digests()
@@ -147,7 +147,7 @@ def test_workers_that_need_not_compute_the_same_are_not_compared(workers):
     flip_parameter(group.members[0].loop)
     group.members[0].loop.guard.note()  # its state is another one, and meant to be
     for step in range(4):
-        assert group.members[0].loop.audit_of(step) is None
+        assert group.members[0].loop.guard.audit_of(step) is None
         assert found(group.step()) is None
     assert len(set(group.digests())) == 2
     flip_parameter(group.members[1].loop)
@@ -156,7 +156,7 @@ def test_workers_that_need_not_compute_the_same_are_not_compared(workers):
 
 def test_one_worker_audits_itself():
     group = Group(1, Wrong, audit_every=1)
-    assert group.members[0].loop.audit_of(0)[1] == 0
+    assert group.members[0].loop.guard.audit_of(0)[1] == 0
     assert found(group.step()) is None
 
     def once(loop):
@@ -178,7 +178,7 @@ def test_audits_and_checks_leave_no_trace(workers, algorithms, overlap, monkeypa
     plain = Group(workers, algorithms=algorithms)
     audited = set()
     for step in range(14):
-        audited.add(watched.members[0].loop.audit_of(step)[0])
+        audited.add(watched.members[0].loop.guard.audit_of(step)[0])
         assert found(watched.step()) is None
         plain.step()
     assert watched.digests() == plain.digests()
@@ -189,7 +189,7 @@ def test_audits_and_checks_leave_no_trace(workers, algorithms, overlap, monkeypa
 
 def test_audits_are_drawn_alike_from_seed_and_step():
     loops = [m.loop for m in Group(3, audit_every=5).members]
-    drawn = [[loop.audit_of(step) for step in range(200)] for loop in loops]
+    drawn = [[loop.guard.audit_of(step) for step in range(200)] for loop in loops]
     assert drawn[0] == drawn[1] == drawn[2]
     assert all((audit is None) == bool(step % 5) for step, audit in enumerate(drawn[0]))
     assert {audit[0] for audit in drawn[0] if audit} == set(range(RANKS))
