@@ -19,6 +19,7 @@ NAMES = (
     "blurpool",
     "steady_state",
     "grow",
+    "balance",
     "recovery",
     "goodput",
     "streams",

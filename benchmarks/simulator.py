@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from raytrain_plus.elastic.faults.trace import Change
+from raytrain_plus.elastic.health.slack import Slack
 from raytrain_plus.elastic.plan import Assignment, Member, assign
 
 _ROUNDING = 1e-9  # steps
@@ -34,6 +35,8 @@ class Costs:
         salvage: whether a lost worker's part of the step in flight is all that is computed again.
         noticed: whether losses are announced, so that no step is in flight when they happen.
         planned: whether ranges are those of `assign`; otherwise all are exactly equal.
+        follows: whether the slack of the plans follows what the exchange takes, which is nothing
+            here. A real group does so once it has looked for some 30 steps, this one at once.
     """
 
     loss: float
@@ -43,6 +46,7 @@ class Costs:
     salvage: bool = False
     noticed: bool = False
     planned: bool = True
+    follows: bool = True
 
 
 @dataclass
@@ -135,6 +139,7 @@ class _Run:
         self._coming: list[str] = []
         self._group: list[str] = []
         self._plan: tuple[Assignment, ...] = ()
+        self._slack = Slack()
 
     def advance(self, to: float) -> None:
         """Let time pass."""
@@ -188,7 +193,19 @@ class _Run:
         self._group = group
         if self._costs.planned and group:
             members = [Member(worker) for worker in group]
-            self._plan = assign(self._job.logical_ranks, members, self._plan)
+            self._share_out(members)
+            while self._wants_other(members):
+                self._share_out(members)
+
+    def _share_out(self, members: Sequence[Member]) -> None:
+        ranks = self._job.logical_ranks
+        self._plan = assign(ranks, members, self._plan, self._slack.follow())
+
+    def _wants_other(self, members: Sequence[Member]) -> bool:
+        speeds = {member.worker: 1 / self._job.rank_seconds for member in members}
+        for _ in range(2 if self._costs.follows else 0):
+            self._slack.judge(self._plan, members, speeds, 0.0, 0.0)
+        return self._slack.advises()
 
     def _again(self, steps: float) -> None:
         self._steps -= steps

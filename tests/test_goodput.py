@@ -26,6 +26,15 @@ def test_one_loss_costs_the_pause_the_step_in_flight_and_balance():
     assert spent.offered == 4 * 11.0 + 3 * 7.0
 
 
+def test_no_balance_is_given_away_for_bytes_that_cost_nothing():
+    # 11, 11, 10; and 12, 10, 10 if nobody looks.
+    job = Job(logical_ranks=32, rank_seconds=1.0)
+    for follows, step in ((True, 11), (False, 12)):
+        costs = Costs(loss=0.0, change=0.0, start=0.0, follows=follows)
+        spent = simulate(job, [Change(0.0, 3)], costs, until=1.0 * 11 * 12)
+        assert spent.useful == pytest.approx(32 * 11 * 12 / step)
+
+
 def test_salvage_keeps_what_survivors_have_done():
     costs = Costs(loss=0.0, change=0.0, start=0.0, salvage=True)
     spent = simulate(JOB, [Change(0.0, 4), Change(11.0, -1)], costs, until=11.0)
@@ -70,6 +79,7 @@ COSTS = st.builds(
     salvage=st.booleans(),
     noticed=st.booleans(),
     planned=st.booleans(),
+    follows=st.booleans(),
 )
 
 

@@ -227,6 +227,7 @@ class Coordinator:
                     previous=previous,
                     faults=self._faults.left,
                     evaluated_step=self._chronicle.evaluated_step,
+                    slack=self._speeds.slack.follow(),
                     bitwise=self._crew.bitwise,
                     checkpoint=self._keeping.newest(),
                 ),
@@ -365,7 +366,7 @@ class Coordinator:
             seconds = record.compute_seconds
             known = len(seconds) == len(self._group) > 0 and all(seconds)
             if known and record.generation == self._generation:
-                self._speeds.heard(record.step, seconds)
+                self._speeds.heard(record.step, seconds, record.exchange_seconds)
                 self._overview.heard(self._group, seconds)
 
     # -- the end

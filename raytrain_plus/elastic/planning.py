@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from raytrain_plus.elastic.faults.fault import Fault
 from raytrain_plus.elastic.membership.pool import Seat
 from raytrain_plus.elastic.messages import Plan
-from raytrain_plus.elastic.plan import Assignment, Member, assign
+from raytrain_plus.elastic.plan import SLACK, Assignment, Member, assign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Situation:
         previous: the assignment before.
         faults: those that have not happened yet.
         evaluated_step: the last step whose evaluation is known.
+        slack: how much imbalance to plan with. Default an eighth.
         bitwise: whether equal steps are proof of equal states.
         checkpoint: the newest that may be used, and its step; or None.
     """
@@ -28,6 +29,7 @@ class Situation:
     previous: Sequence[Assignment]
     faults: Sequence[Fault] = ()
     evaluated_step: int = -1
+    slack: float = SLACK
     bitwise: bool = True
     checkpoint: tuple[str, int] | None = field(default=None)
 
@@ -43,7 +45,7 @@ def make_plan(members: Sequence[Member], seats: Sequence[Seat], situation: Situa
         seats: their seats, in any order.
         situation: everything else.
     """
-    assignments = assign(situation.logical_ranks, members, situation.previous)
+    assignments = assign(situation.logical_ranks, members, situation.previous, situation.slack)
     by_name = {seat.worker: seat for seat in seats}
     placed = [by_name[a.worker] for a in assignments]
     top = max(seat.step for seat in placed)

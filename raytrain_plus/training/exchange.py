@@ -5,6 +5,7 @@ itself, in one go with the backward. And while the last leaf's backward still ru
 buckets are on their way already, by a thread of their own.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -34,6 +35,7 @@ class Exchange:
 
     Attributes:
         audited_bits: the sum of bits of the audited leaf, once it is computed.
+        beside_seconds: how long the thread was busy that sends beside the last backward.
 
     Args:
         reduction: how partial sums become the global mean.
@@ -63,6 +65,7 @@ class Exchange:
         size = sum(p.numel() * p.element_size() for p in parameters)
         self._sums: list[Accumulator[Partial]] = []
         self._submitted: list[Future[None]] = []
+        self.beside_seconds = 0.0
         self._thread: ThreadPoolExecutor | None = None
         if overlap and size >= _OVERLAP_BYTES:
             self._thread = ThreadPoolExecutor(1, "exchange")
@@ -89,6 +92,7 @@ class Exchange:
         self._submitted = []
         self._next = 0
         self._whole = False
+        self.beside_seconds = 0.0
         self._audited = audited
         self.audited_bits: int | None = None
 
@@ -249,10 +253,15 @@ class Exchange:
             buckets[self._next]
         ):
             if self._thread is not None:
-                self._submitted.append(self._thread.submit(self._send, self._next, leaves))
+                self._submitted.append(self._thread.submit(self._send_beside, self._next, leaves))
             else:
                 self._send(self._next, leaves)
             self._next += 1
+
+    def _send_beside(self, b: int, leaves: int) -> None:
+        began = time.perf_counter()
+        self._send(b, leaves)
+        self.beside_seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def _send(self, b: int, leaves: int) -> None:

@@ -26,7 +26,9 @@ from raytrain_plus.training.reduction import (
     PAUSE,
     SALVAGED,
     SAMPLES,
+    SEEN_SECONDS,
     TOKENS,
+    UNSEEN_SECONDS,
     WEIGHT,
     Leaf,
     Reduced,
@@ -55,6 +57,9 @@ class StepResult:
         compute_seconds: for each worker of the group, how long it computed in the step before, in
             seconds of wall time, waiting for others left out. 0.0 where it is not known: in a
             generation's first step, and after one of which something was salvaged.
+        exchange_seconds: of the exchange of the step before, as the worker saw it that had computed
+            last: how long it waited for the sums of all, and how long, at most, the exchange had
+            run beside its computing, in seconds; (0.0, 0.0) where it is not known.
         salvaged: logical ranks that were not computed again, as an attempt at this step that had
             failed had left their sums behind.
     """
@@ -65,6 +70,7 @@ class StepResult:
     busy_seconds: float
     checkpoint: bool = False
     compute_seconds: tuple[float, ...] = ()
+    exchange_seconds: tuple[float, float] = (0.0, 0.0)
     salvaged: int = 0
 
 
@@ -105,7 +111,7 @@ class TrainingLoop:
         self._exchange: Exchange | None = None
         self.guard = Guard(replica, self.buffers, check_every, audit_every)
         self._cpu_before = time.process_time()
-        self._compute_seconds = 0.0
+        self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         self._salvaged: list[Subtree] = []
         self._salvaged_at = (0, 0)
 
@@ -120,7 +126,7 @@ class TrainingLoop:
         self.end()
         self._ranks = ranges[wire.index]
         self._firsts = [r.start for r in ranges]
-        self._compute_seconds = 0.0
+        self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         if self._salvaged_at != (self.replica.step, self.replica.loads):
             self._salvaged = []
         alone = not self._weave.advises("backward")
@@ -249,7 +255,9 @@ class TrainingLoop:
                 self._parts.run(step, rank, batch, row, backward)
         self._compute_seconds = 0.0 if salvaged else ended - began
         self._enter("exchange")
-        return exchange.finish()
+        reduced = exchange.finish()
+        self._exchange_seconds = time.perf_counter() - ended, exchange.beside_seconds
+        return reduced
 
     def _compare(self, exchange: Exchange, step: Step, audit_part: Batch | None) -> None:
         """Compare with all workers what must be equal, before the update."""
@@ -278,13 +286,17 @@ class TrainingLoop:
 
     def _result(self, rows: Rows, loss: float) -> StepResult:
         lane = tree_sum(rows)
+        of_workers = rows[self._firsts]
+        # Who waited least had computed last: the others waited for it as well.
+        last = of_workers[of_workers[:, SEEN_SECONDS].argmin()]
         return StepResult(
             self.replica.step,
             loss,
             pause=bool(lane[PAUSE] > 0),
             busy_seconds=float(lane[BUSY_SECONDS]),
             checkpoint=bool(lane[CHECKPOINT] > 0),
-            compute_seconds=tuple(rows[self._firsts, COMPUTE_SECONDS].tolist()),
+            compute_seconds=tuple(of_workers[:, COMPUTE_SECONDS].tolist()),
+            exchange_seconds=(float(last[SEEN_SECONDS]), float(last[UNSEEN_SECONDS])),
             salvaged=int(lane[SALVAGED]),
         )
 
@@ -321,4 +333,5 @@ class TrainingLoop:
         rows[0, CHECKPOINT] = ask_checkpoint
         rows[0, BUSY_SECONDS] = self._cpu_before - before
         rows[0, COMPUTE_SECONDS] = self._compute_seconds
+        rows[0, [SEEN_SECONDS, UNSEEN_SECONDS]] = self._exchange_seconds
         return rows

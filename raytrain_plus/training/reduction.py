@@ -31,8 +31,9 @@ Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is th
 
 # What a row of the control lane holds, one row per logical rank; everybody sees all of them. What
 # concerns a worker stands in the row of its first logical rank.
-LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS, CHECKPOINT, COMPUTE_SECONDS, SALVAGED = range(9)
-LANE_WIDTH = 9
+LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS, CHECKPOINT, COMPUTE_SECONDS = range(8)
+SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED = range(8, 11)
+LANE_WIDTH = 11
 OF_A_PART = [LOSS, WEIGHT, SAMPLES, TOKENS]
 
 _ALIGNMENT = 64  # elements: every tensor starts where vectorised kernels treat it alike

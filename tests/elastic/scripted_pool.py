@@ -125,6 +125,7 @@ class ScriptedPool:
         self.wrong = set()  # workers whose arithmetic is wrong
         self.left = {}  # worker -> how it stands, when a coordinator has come back
         self.seconds = lambda _, ranks: 0.1 * len(ranks)  # that a worker computes in a step
+        self.exchange = 10.0, 0.0  # seconds, seen and unseen: the fewer bytes the better
         self.forming = {}  # generation -> a function of this pool, called before all have the state
         self.damaged = set()  # checkpoints
         self.writes = True  # whether a share of a checkpoint is written as soon as it is begun
@@ -314,7 +315,15 @@ class ScriptedPool:
         generation = self.group.plan.generation
         seconds = tuple(self.seconds(a.worker, a.ranks) for a in self.group.plan.assignments)
         loss = self.loss_of(step)
-        return Record(step, generation, self.time.now, loss, 1.0, compute_seconds=seconds)
+        return Record(
+            step,
+            generation,
+            self.time.now,
+            loss,
+            1.0,
+            compute_seconds=seconds,
+            exchange_seconds=self.exchange,
+        )
 
     def take_snapshots(self, step):
         generation = self.group.plan.generation

@@ -347,6 +347,28 @@ def test_a_slow_worker_gets_less_to_do(lead, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("exchange", "above", "shares"),
+    [
+        ((0.0, 0.0), 0.2, [[10, 10, 12], [10, 11, 11]]),
+        ((2.0, 0.0), 0.2, [[10, 10, 12]]),  # bytes count
+        ((0.0, 0.0), None, [[10, 10, 12]]),  # not wanted
+    ],
+)
+def test_where_the_exchange_is_short_all_get_as_much_to_do(lead, tmp_path, exchange, above, shares):
+    def prepare(pool):
+        pool.exchange = exchange
+
+    clock = Clock(total_steps=100, steps_per_epoch=50, batch_size=64, evaluate_every=50)
+    elastic = ElasticConfig(rebalance_above=above)
+    outcome, pool = lead(
+        workers=(3, 3), logical_ranks=32, clock=clock, prepare=prepare, elastic=elastic
+    )
+    assert [cause for *_, cause in groups_in(outcome)] == ["start", "rebalanced"][: len(shares)]
+    assert [sorted(len(a.ranks) for a in plan.assignments) for plan in pool.plans] == shares
+    check_journal(tmp_path, total=100)
+
+
+@pytest.mark.parametrize(
     ("slowness", "above"),
     [(0.4, None), (0.1, 0.2), (0.0, 0.2)],  # not wanted; nobody is slow; not known
 )

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.plan import Assignment, Member, PlanError, assign, moved
+from raytrain_plus.elastic.plan import SLACK, Assignment, Member, PlanError, assign, moved
 from raytrain_plus.training.tree import maximal_subtrees
 
+SLACKS = st.sampled_from([SLACK, SLACK / 4, 0.0, 0.5])
 SPEEDS = st.sampled_from([0.25, 0.5, 1.0, 1.0, 1.25, 1.5, 2.0, 3.0])
 
 
@@ -47,9 +48,9 @@ def subtrees(plan):
     return sum(len(maximal_subtrees(a.start, a.stop, leaves)) for a in plan)
 
 
-def limits(logical_ranks, speeds):
+def limits(logical_ranks, speeds, slack):
     """Return the least and most loads, in exact arithmetic and by search: the oracle of balance."""
-    speeds = [Fraction(speed) for speed in speeds]
+    speeds, slack = [Fraction(speed) for speed in speeds], Fraction(slack)
 
     pinned = set()
     while True:
@@ -59,11 +60,11 @@ def limits(logical_ranks, speeds):
         if not slow:
             break
         pinned |= slow
-    least = [max(1, math.floor(Fraction(7, 8) * level * s)) for s in speeds]
+    least = [max(1, math.floor((1 - slack) * level * s)) for s in speeds]
 
     paces = sorted({n / s for s in speeds for n in range(1, logical_ranks + 1)})
     pace = next(p for p in paces if sum(max(1, math.floor(p * s)) for s in speeds) >= logical_ranks)
-    most = [max(1, math.floor(p * s)) for p in [Fraction(9, 8) * pace] for s in speeds]
+    most = [max(1, math.floor(p * s)) for p in [(1 + slack) * pace] for s in speeds]
     return least, most, pace
 
 
@@ -77,20 +78,20 @@ def test_a_plan_covers_all_ranks_with_one_range_per_member(case):
         assert [r for a in plan for r in a.ranks] == list(range(logical_ranks))
 
 
-@given(successions(most_ranks=60))
-def test_loads_stay_within_an_eighth_of_balance(case):
+@given(successions(most_ranks=60), SLACKS)
+def test_loads_stay_within_the_slack_of_balance(case, slack):
     logical_ranks, members, later = case
     for plan in (
-        assign(logical_ranks, later),
-        assign(logical_ranks, later, assign(logical_ranks, members)),
+        assign(logical_ranks, later, slack=slack),
+        assign(logical_ranks, later, assign(logical_ranks, members), slack),
     ):
         speed = {m.worker: m.speed for m in later}
-        least, most, pace = limits(logical_ranks, [speed[a.worker] for a in plan])
+        least, most, pace = limits(logical_ranks, [speed[a.worker] for a in plan], slack)
         for load, low, high in zip(sizes(plan), least, most, strict=True):
             assert low <= load <= high
         makespan = max(len(a.ranks) / speed[a.worker] for a in plan)
         slowest = 1 / min(speed.values())  # whoever computes one rank takes this long, at best
-        assert makespan <= max(1.125 * float(pace), slowest) + 1e-9
+        assert makespan <= max((1 + slack) * float(pace), slowest) + 1e-9
 
 
 @given(successions(), st.randoms())
@@ -104,13 +105,13 @@ def test_a_plan_does_not_depend_on_the_order_of_listing(case, chance):
     assert assign(logical_ranks, later, first) == second
 
 
-@given(successions())
-def test_planning_again_changes_nothing(case):
+@given(successions(), SLACKS)
+def test_planning_again_changes_nothing(case, slack):
     logical_ranks, members, later = case
-    first = assign(logical_ranks, members)
-    second = assign(logical_ranks, later, first)
-    assert assign(logical_ranks, members, first) == first
-    assert assign(logical_ranks, later, second) == second
+    first = assign(logical_ranks, members, slack=slack)
+    second = assign(logical_ranks, later, first, slack)
+    assert assign(logical_ranks, members, first, slack) == first
+    assert assign(logical_ranks, later, second, slack) == second
 
 
 def test_newcomers_take_the_places_of_the_departed():
@@ -179,9 +180,9 @@ def test_as_many_workers_as_ranks_get_one_each(speeds):
     assert sizes(plan) == [1] * len(speeds)
 
 
-def best_by_search(logical_ranks, names, speeds, previous):
+def best_by_search(logical_ranks, names, speeds, previous, slack):
     """Return the best plan of all compositions of V into ranges for these workers, in order."""
-    least, most, _ = limits(logical_ranks, speeds)
+    least, most, _ = limits(logical_ranks, speeds, slack)
     candidates = []
     for inner in itertools.combinations(range(1, logical_ranks), len(names) - 1):
         cuts = [0, *inner, logical_ranks]
@@ -193,18 +194,18 @@ def best_by_search(logical_ranks, names, speeds, previous):
 
 
 @settings(deadline=None)
-@given(successions(most_ranks=10, most_workers=10))
-def test_no_balanced_plan_is_better(case):
+@given(successions(most_ranks=10, most_workers=10), SLACKS)
+def test_no_balanced_plan_is_better(case, slack):
     logical_ranks, members, later = case
-    first = assign(logical_ranks, members)
+    first = assign(logical_ranks, members, slack=slack)
     for plan, group, previous in (
         (first, members, ()),
-        (assign(logical_ranks, later, first), later, first),
+        (assign(logical_ranks, later, first, slack), later, first),
     ):
         names = [a.worker for a in plan]
         speed = {m.worker: m.speed for m in group}
         speeds = [speed[name] for name in names]
-        assert plan == best_by_search(logical_ranks, names, speeds, previous)
+        assert plan == best_by_search(logical_ranks, names, speeds, previous, slack)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_no_balanced_plan_is_better_when_equal_workers_come_or_go(logical_ranks,
     for group in nexts:
         plan = assign(logical_ranks, group, first)
         names = [a.worker for a in plan]
-        assert plan == best_by_search(logical_ranks, names, [1] * len(names), first)
+        assert plan == best_by_search(logical_ranks, names, [1] * len(names), first, SLACK)
 
 
 def test_moved_counts_ranks_with_another_owner():
@@ -261,6 +262,12 @@ def test_extreme_speeds_are_only_ratios():
 def test_what_cannot_be_planned_is_refused_in_words(logical_ranks, members, message):
     with pytest.raises(PlanError, match=message):
         assign(logical_ranks, members)
+
+
+@pytest.mark.parametrize("slack", [-0.1, 1.0, math.nan])
+def test_a_slack_that_is_no_share_is_refused(slack):
+    with pytest.raises(PlanError, match=f"the slack is {slack}; it is a share"):
+        assign(4, equal("a"), slack=slack)
 
 
 def test_a_plan_of_another_run_is_refused():

@@ -78,3 +78,31 @@ def test_seconds_of_computing_are_wall_time_without_the_wait_for_others():
     for loop, wire in zip(loops, map(network.wire, range(3)), strict=True):
         loop.begin(RANGES, wire)
     assert step_of(network, loops)[0].compute_seconds == (0.0, 0.0, 0.0)
+
+
+def test_seconds_of_the_exchange_are_those_of_who_computed_last():
+    """Two workers wait for the third, which computes for long, and then hardly waits at all."""
+    tasks = [Plain(), Plain(), Held()]
+    network, loops = loops_of(tasks)
+    assert step_of(network, loops)[0].exchange_seconds == (0.0, 0.0)  # not known yet
+    arrived = [threading.Event(), threading.Event()]
+    for loop, event in zip(loops, arrived, strict=False):
+        loop._enter = lambda phase, event=event: phase == "exchange" and event.set()
+
+    class Both:
+        def wait(self, timeout):
+            assert all(event.wait(timeout) for event in arrived)
+            threading.Event().wait(0.6)
+
+    tasks[2].gate = Both()
+    step_of(network, loops)
+    others = [loop._exchange_seconds[0] for loop in loops[:2]]
+    tasks[2].gate = None
+    results = step_of(network, loops)
+    assert len({r.exchange_seconds for r in results}) == 1
+    seen, _ = results[0].exchange_seconds
+    assert 0 < seen < 0.3
+    assert all(waited >= 0.6 for waited in others)  # the negative control
+    for loop, wire in zip(loops, map(network.wire, range(3)), strict=True):
+        loop.begin(RANGES, wire)
+    assert step_of(network, loops)[0].exchange_seconds == (0.0, 0.0)

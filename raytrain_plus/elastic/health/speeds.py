@@ -15,6 +15,8 @@ the question is asked once: would a new plan pay? Four things keep the answer ca
   length of the run, until its phases are so long that following them pays.
 - *Warm-up.* The first steps of a generation do not count.
 
+How much balance the plan gives away for fewer bytes is asked at the same times, see `slack.py`.
+
 Limit: what a worker spends once per step, whatever its number of ranks, counts as time of its
 ranks. So who has few of them seems slower than it is, and gets its ranks back in several rebalances
 (each shows it more truly), the last few not at all where this cost exceeds what a rank takes.
@@ -24,6 +26,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from raytrain_plus.elastic.health.slack import Slack
 from raytrain_plus.elastic.plan import Assignment, Member, assign
 
 _LEVEL = math.log(1.25)  # from one level of speed to the next
@@ -40,7 +43,10 @@ class Speeds:
         window: steps that are looked at together; odd, so that a median is a step. Default 15.
         warmup: first steps of each generation that are ignored. Default 3.
         patience: windows in a row that must speak for a new plan, to begin with. Default 2.
-        measures: else all count as equally fast, for good. Default True.
+        measures: else all count as equally fast, and the slack stays, for good. Default True.
+
+    Attributes:
+        slack: how much imbalance to plan with.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -76,7 +82,9 @@ class Speeds:
         self._directions: dict[str, int] = {}  # of the last rebalance
         self._windows = 0  # in all
         self._rebalanced = self._calm_since = 0  # windows
+        self.slack = Slack()
         self._times: list[list[float]] = []
+        self._exchange: list[tuple[float, float]] = []
         self._ignored = self._votes = 0
         self._last_step = -1
 
@@ -89,22 +97,30 @@ class Speeds:
         workers = [assignment.worker for assignment in group]
         same = {assignment.worker for assignment in self._group} == set(workers)
         planned = {worker: self._levels.get(worker, 0) for worker in workers}
-        if same and tuple(group) != self._group:
+        if same and tuple(group) != self._group and planned != self._planned:
             self._note_rebalance(planned)
         self._group = tuple(group)
         self._planned = planned
         self._levels = dict(planned)
         self._measured = {w: s for w, s in self._measured.items() if w in planned}
         self._times = [[] for _ in group]
+        self._exchange = []
         self._ignored = self._votes = 0
         self._last_step = -1
 
-    def heard(self, step: int, compute_seconds: Sequence[float]) -> None:
+    def heard(
+        self,
+        step: int,
+        compute_seconds: Sequence[float],
+        exchange: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         """The running generation has committed a step. A step that is told again is ignored.
 
         Args:
             step: its number.
             compute_seconds: seconds that each worker computed, in the group's order.
+            exchange: seconds that the group waited for the exchange, and seconds that it ran, at
+                most, beside their computing. Default 0 and 0.
 
         Raises:
             ValueError: there are more or fewer times than workers.
@@ -124,6 +140,7 @@ class Speeds:
             self._times, compute_seconds, self._group, strict=True
         ):
             times.append(max(seconds / len(assignment.ranks), _INSTANT))
+        self._exchange.append(exchange)
         if len(self._times[0]) == self._window:
             self._judge()
 
@@ -136,11 +153,7 @@ class Speeds:
         Returns:
             One member each; a speed of 1.0 is the group's median, and that of who is not known.
         """
-        levels = (self._levels.get(worker, 0) for worker in workers)
-        return [
-            Member(worker, math.exp(level * _LEVEL))
-            for worker, level in zip(workers, levels, strict=True)
-        ]
+        return _members({worker: self._levels.get(worker, 0) for worker in workers})
 
     @property
     def measured(self) -> Mapping[str, float]:
@@ -148,8 +161,8 @@ class Speeds:
         return dict(self._measured)
 
     def advises(self) -> bool:
-        """Say whether planning anew would pay now: pause the group, and plan with `members`."""
-        return self._votes >= self._patience
+        """Say whether planning anew would pay: pause the group, plan with `members` and `slack`."""
+        return self._votes >= self._patience or self.slack.advises()
 
     def _judge(self) -> None:
         """A window is full: measure, and ask once whether a new plan would pay."""
@@ -163,9 +176,16 @@ class Speeds:
             self._levels[worker] = _level(self._levels[worker], speed / usual)
         logical_ranks = self._group[-1].stop
         members = self.members([assignment.worker for assignment in self._group])
-        better = assign(logical_ranks, members, self._group)
+        better = assign(logical_ranks, members, self._group, self.slack.value)
         pays = self._seconds(better) < (1 - self._threshold) * self._seconds(self._group)
         self._votes = self._votes + 1 if pays or self._gives_back(better) else 0
+        seen, unseen = map(statistics.median, zip(*self._exchange, strict=True))
+        self._exchange.clear()
+        if not self._votes:  # who is slow comes first
+            planned = _members(self._planned)
+            self.slack.judge(self._group, planned, self._measured, seen, unseen)
+            if self.slack.advises():
+                self._levels = dict(self._planned)  # the slack is all that is to change
 
     def _seconds(self, plan: Sequence[Assignment]) -> float:
         """Return how long a step takes, by what was measured."""
@@ -193,6 +213,10 @@ class Speeds:
         if self._patience > self._least_patience and self._windows >= 2 * self._calm_since:
             self._patience = max(self._least_patience, self._patience // 2)
             self._calm_since = self._windows
+
+
+def _members(levels: Mapping[str, int]) -> list[Member]:
+    return [Member(worker, math.exp(level * _LEVEL)) for worker, level in levels.items()]
 
 
 def _level(before: int, relative: float) -> int:

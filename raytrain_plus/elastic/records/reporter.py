@@ -34,6 +34,8 @@ class Record:
         busy_seconds: summed busy time of all workers since the step before.
         metrics: the evaluation's values, or None for a step.
         compute_seconds: how long each worker of the group computed in the step before.
+        exchange_seconds: how long its exchange kept all of them, and how long, at most, it had run
+            beside their computing.
         salvaged: logical ranks that a failed attempt at the step had computed already.
     """
 
@@ -44,6 +46,7 @@ class Record:
     busy_seconds: float = 0.0
     metrics: dict[str, Any] | None = None
     compute_seconds: tuple[float, ...] = ()
+    exchange_seconds: tuple[float, float] = (0.0, 0.0)
     salvaged: int = 0
 
 
@@ -67,6 +70,7 @@ class Records:
                 result.loss,
                 result.busy_seconds,
                 compute_seconds=result.compute_seconds,
+                exchange_seconds=result.exchange_seconds,
                 salvaged=result.salvaged,
             )
         )

@@ -1,0 +1,74 @@
+"""What it gains that the balance given away for bytes follows what the exchange takes.
+
+Run as `python -m benchmarks.balance [--quick] [--json]`.
+
+Three workers train twice by turns: as they do by default, and with `rebalance_above=None`, so that
+the slack stays at an eighth (`raytrain_plus/elastic/health/slack.py`). One task waits for each
+logical rank, as for a device that computes: its exchange takes next to nothing. The other sends
+23 MB of gradients, and has little to compute. Rates are those of the last half of the steps.
+"""
+
+import time
+
+from torch import Tensor, nn
+
+from benchmarks import report
+from benchmarks.elastic import of_kind, train
+from benchmarks.report import Aim, Row
+from benchmarks.tasks import Tiny, Workload
+from raytrain_plus.task import Batch
+
+_WORKERS = 3
+_STEPS = 160
+_SECONDS = 0.002  # that a device takes for a logical rank
+
+
+class Device(Tiny):
+    """Computes elsewhere."""
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Wait as for a device."""
+        time.sleep(_SECONDS)
+        outputs: Tensor = super().forward(model, batch)
+        return outputs
+
+
+WORKLOADS = {
+    "compute-bound": Workload("benchmarks.balance:Device", 512, 128),
+    "communication-bound": Workload("benchmarks.tasks:Perceptron", 128, 32),
+}
+
+
+def measure(name: str, above: float | None) -> Row:
+    """Train once; returns how the ranks were shared at last, and steps per second."""
+    events = train(WORKLOADS[name], _WORKERS, _STEPS, rebalance_above=above)
+    begin, end = (of_kind(events, "step", step=step)[0]["time"] for step in (_STEPS // 2, _STEPS))
+    return {
+        "task": name,
+        "slack": "follows" if above else "stays",
+        "ranks": sorted(of_kind(events, "generation")[-1]["ranks"]),
+        "changed at": [g["step"] for g in of_kind(events, "generation")[1:]],
+        "steps/s": round(_STEPS / 2 / (end - begin), 2),
+    }
+
+
+def main() -> None:
+    """Measure both tasks, by turns."""
+    options = report.options("what it gains that balance follows what the exchange takes")
+    rows: list[Row] = []
+    ratios: dict[str, list[float]] = {name: [] for name in WORKLOADS}
+    for _ in range(1 if options.quick else 3):
+        for name, found in ratios.items():
+            follows, stays = measure(name, 0.2), measure(name, None)
+            rows += [follows, stays]
+            found.append(follows["steps/s"] / stays["steps/s"])
+    report.show(f"{_WORKERS} workers", rows)
+    aims = [
+        Aim(f"rate over that of an eighth: {name}", report.median(found), least=least)
+        for (name, found), least in zip(ratios.items(), (1.05, 0.97), strict=True)
+    ]
+    report.finish(aims, {"balance": rows}, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
