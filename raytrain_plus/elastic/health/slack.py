@@ -9,7 +9,7 @@ the exchange, which is seen. Under another plan the exchange follows the bytes o
 sends most. But a part of it ran unseen, beside the backward of the last logical rank, and with more
 bytes as much again could come to light. So a plan with more bytes must pay although it does, a plan
 with fewer by what was seen alone: as far as the model holds, each change shortens the step, and
-none is undone. Where it does not hold, patience doubles with each that is.
+none is undone. Where it does not hold, patience doubles with each return to what was left.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class Slack:
 
     def __init__(self) -> None:
         self.value = self._wanted = CHOICES[0]
-        self._before: float | None = None
+        self._left: set[float] = set()
         self._votes = 0
         self._patience = _PATIENCE
         self._plans_for: tuple[object, ...] = ()
@@ -69,9 +69,10 @@ class Slack:
     def follow(self) -> float:
         """A plan is made: return the slack for it, which is `value` from now on."""
         if self.advises():
-            if self._wanted == self._before:
+            if self._wanted in self._left:
                 self._patience *= 2
-            self._before, self.value = self.value, self._wanted
+            self._left.add(self.value)
+            self.value = self._wanted
         self._votes = 0
         return self.value
 
