@@ -192,6 +192,7 @@ def test_a_resume_that_would_read_in_another_order_is_refused_and_names_what_cha
     assert [event["event"] for event in before].count("run") == 1
 
 
+@pytest.mark.slow
 def test_a_node_dies_while_it_fetches_and_the_bits_stay(bucket, server, storage, tmp_path):
     limit = inspect_stream(f"s3://{bucket}/train", server.options())["raw_bytes"] // 10
     told = program(fetching.__name__, storage, server.url, bucket, limit)
