@@ -9,6 +9,7 @@ logical rank, as for a device that computes: its exchange takes next to nothing.
 """
 
 import time
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,13 +40,18 @@ WORKLOADS = {
 }
 
 
-def measure(name: str, above: float | None) -> Row:
-    """Train once; returns how the ranks were shared at last, and steps per second."""
-    events = train(WORKLOADS[name], _WORKERS, _STEPS, rebalance_above=above)
+def measure(name: str, **elastic: Any) -> Row:
+    """Train once; returns how the ranks were shared at last, and steps per second.
+
+    Args:
+        name: of the workload.
+        elastic: settings of ElasticConfig; with any, the slack stays.
+    """
+    events = train(WORKLOADS[name], _WORKERS, _STEPS, **elastic)
     begin, end = (of_kind(events, "step", step=step)[0]["time"] for step in (_STEPS // 2, _STEPS))
     return {
         "task": name,
-        "slack": "follows" if above else "stays",
+        "slack": "stays" if elastic else "follows",
         "ranks": sorted(of_kind(events, "generation")[-1]["ranks"]),
         "changed at": [g["step"] for g in of_kind(events, "generation")[1:]],
         "steps/s": round(_STEPS / 2 / (end - begin), 2),
@@ -59,7 +65,7 @@ def main() -> None:
     ratios: dict[str, list[float]] = {name: [] for name in WORKLOADS}
     for _ in range(1 if options.quick else 3):
         for name, found in ratios.items():
-            follows, stays = measure(name, 0.2), measure(name, None)
+            follows, stays = measure(name), measure(name, rebalance_above=None)
             rows += [follows, stays]
             found.append(follows["steps/s"] / stays["steps/s"])
     report.show(f"{_WORKERS} workers", rows)

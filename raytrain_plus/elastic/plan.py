@@ -17,7 +17,7 @@ these, an exact dynamic programme over the cut positions finds the best for the 
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +119,16 @@ def moved(previous: Sequence[Assignment], current: Sequence[Assignment]) -> int:
         overlap = min(assignment.stop, before.stop) - max(assignment.start, before.start)
         kept += max(0, overlap)
     return sum(len(assignment.ranks) for assignment in current) - kept
+
+
+def makespan(plan: Sequence[Assignment], speeds: Mapping[str, float]) -> float:
+    """Return how long a step's slowest worker computes, in seconds.
+
+    Args:
+        plan: who computes what.
+        speeds: logical ranks per second of each of its workers.
+    """
+    return max(len(a.ranks) / speeds[a.worker] for a in plan)
 
 
 def _check(logical_ranks: int, members: Sequence[Member], previous: Sequence[Assignment]) -> None:

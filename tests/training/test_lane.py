@@ -48,22 +48,27 @@ class Held(Plain):
         return model(batch["x"])
 
 
+def gate_behind(loops, seconds):
+    """Return a gate that opens so long after all these loops have begun to wait for the others."""
+    arrived = [threading.Event() for _ in loops]
+    for loop, event in zip(loops, arrived, strict=True):
+        loop._enter = lambda phase, event=event: phase == "exchange" and event.set()
+
+    class Gate:
+        def wait(self, timeout):
+            assert all(event.wait(timeout) for event in arrived)
+            threading.Event().wait(seconds)
+
+    return Gate()
+
+
 def test_seconds_of_computing_are_wall_time_without_the_wait_for_others():
     """One worker's forward lasts until both others wait for it: theirs must be shorter."""
     tasks = [Plain(), Held(), Plain()]
     network, loops = loops_of(tasks)
-    arrived = [threading.Event(), None, threading.Event()]
-
-    class Both:
-        def wait(self, timeout):
-            assert all(event.wait(timeout) for event in arrived if event)
-            threading.Event().wait(0.3)
-
-    for loop, event in zip(loops, arrived, strict=True):
-        if event is not None:
-            loop._enter = lambda phase, event=event: phase == "exchange" and event.set()
+    gate = gate_behind([loops[0], loops[2]], 0.3)
     first = step_of(network, loops)
-    tasks[1].gate = Both()
+    tasks[1].gate = gate
     second = step_of(network, loops)
     tasks[1].gate = None
     third = step_of(network, loops)
@@ -85,16 +90,7 @@ def test_seconds_of_the_exchange_are_those_of_who_computed_last():
     tasks = [Plain(), Plain(), Held()]
     network, loops = loops_of(tasks)
     assert step_of(network, loops)[0].exchange_seconds == (0.0, 0.0)  # not known yet
-    arrived = [threading.Event(), threading.Event()]
-    for loop, event in zip(loops, arrived, strict=False):
-        loop._enter = lambda phase, event=event: phase == "exchange" and event.set()
-
-    class Both:
-        def wait(self, timeout):
-            assert all(event.wait(timeout) for event in arrived)
-            threading.Event().wait(0.6)
-
-    tasks[2].gate = Both()
+    tasks[2].gate = gate_behind(loops[:2], 0.6)
     step_of(network, loops)
     others = [loop._exchange_seconds[0] for loop in loops[:2]]
     tasks[2].gate = None

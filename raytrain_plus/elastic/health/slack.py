@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from raytrain_plus.elastic.plan import SLACK, Assignment, Member, assign
+from raytrain_plus.elastic.plan import SLACK, Assignment, Member, assign, makespan
 from raytrain_plus.training.tree import subtree_count
 
 CHOICES = (SLACK, SLACK / 2, SLACK / 4, SLACK / 8, 0.0)
@@ -57,10 +57,21 @@ class Slack:
             seen: seconds per step that the group waits for the exchange.
             unseen: seconds per step that the exchange runs, at most, beside the computing.
         """
-        wanted = self._best(plan, members, measured, seen, unseen)
-        same = wanted == self._wanted
-        self._wanted = wanted
-        self._votes = 0 if wanted == self.value else self._votes * same + 1
+        compute = makespan(plan, measured)
+        fair = plan[-1].stop / sum(measured.values())
+        goal = (1 - _PAYS) * (compute + seen)
+        wanted = self.value
+        if fair + seen < goal or compute < goal:  # perfect balance or a free exchange would pay
+            hidden, bytes_now = min(unseen, 1 / min(measured.values())), _bytes(plan)
+            for slack, other in self._alternatives(plan, members):
+                more = _bytes(other) / bytes_now
+                seconds = makespan(other, measured) + seen * more
+                seconds += hidden * max(0.0, more - 1)
+                if seconds < goal:
+                    wanted, goal = slack, seconds
+        if wanted != self._wanted:
+            self._wanted, self._votes = wanted, 0
+        self._votes = self._votes + 1 if wanted != self.value else 0
 
     def advises(self) -> bool:
         """Say whether planning with another slack would pay: `follow`, and plan anew."""
@@ -76,29 +87,6 @@ class Slack:
         self._votes = 0
         return self.value
 
-    def _best(
-        self,
-        plan: Sequence[Assignment],
-        members: Sequence[Member],
-        measured: Mapping[str, float],
-        seen: float,
-        unseen: float,
-    ) -> float:
-        compute = _compute(plan, measured)
-        goal = (1 - _PAYS) * (compute + seen)
-        fair = plan[-1].stop / sum(measured.values())
-        if fair + seen > goal and compute > goal:
-            return self.value  # neither perfect balance nor a free exchange would pay
-        hidden = min(unseen, 1 / min(measured.values()))
-        bytes_now = _bytes(plan)
-        best = self.value
-        for slack, other in self._alternatives(plan, members):
-            more = _bytes(other) / bytes_now
-            seconds = _compute(other, measured) + seen * more + hidden * max(0.0, more - 1)
-            if seconds < goal:
-                best, goal = slack, seconds
-        return best
-
     def _alternatives(
         self, plan: Sequence[Assignment], members: Sequence[Member]
     ) -> list[tuple[float, Sequence[Assignment]]]:
@@ -109,11 +97,6 @@ class Slack:
             self._plans = [(slack, assign(leaves, members, plan, slack)) for slack in others]
             self._plans_for = key
         return self._plans
-
-
-def _compute(plan: Sequence[Assignment], measured: Mapping[str, float]) -> float:
-    """Return the seconds that the slowest worker computes."""
-    return max(len(a.ranks) / measured[a.worker] for a in plan)
 
 
 def _bytes(plan: Sequence[Assignment]) -> float:

@@ -27,7 +27,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from raytrain_plus.elastic.health.slack import Slack
-from raytrain_plus.elastic.plan import Assignment, Member, assign
+from raytrain_plus.elastic.plan import Assignment, Member, assign, makespan
 
 _LEVEL = math.log(1.25)  # from one level of speed to the next
 _STICKS = 0.75  # levels that a worker must be off its own before it gets another
@@ -177,19 +177,16 @@ class Speeds:
         logical_ranks = self._group[-1].stop
         members = self.members([assignment.worker for assignment in self._group])
         better = assign(logical_ranks, members, self._group, self.slack.value)
-        pays = self._seconds(better) < (1 - self._threshold) * self._seconds(self._group)
+        present, planned = (makespan(p, self._measured) for p in (self._group, better))
+        pays = planned < (1 - self._threshold) * present
         self._votes = self._votes + 1 if pays or self._gives_back(better) else 0
         seen, unseen = map(statistics.median, zip(*self._exchange, strict=True))
         self._exchange.clear()
         if not self._votes:  # who is slow comes first
-            planned = _members(self._planned)
-            self.slack.judge(self._group, planned, self._measured, seen, unseen)
+            members = _members(self._planned)
+            self.slack.judge(self._group, members, self._measured, seen, unseen)
             if self.slack.advises():
                 self._levels = dict(self._planned)  # the slack is all that is to change
-
-    def _seconds(self, plan: Sequence[Assignment]) -> float:
-        """Return how long a step takes, by what was measured."""
-        return max(len(a.ranks) / self._measured[a.worker] for a in plan)
 
     def _gives_back(self, plan: Sequence[Assignment]) -> bool:
         """Say whether a plan gives more ranks to somebody who was slow and is faster now."""
