@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
 from raytrain_plus.clock import Clock, Lengths, run_length
+from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
@@ -326,18 +327,18 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     """Make a run's folder and check that it can be written.
 
     Raises:
-        ConfigError: the storage is not local, or cannot be written; or there is nothing to resume.
+        ConfigError: the name cannot be used; the storage is not local, or cannot be written; or
+            there is nothing to resume.
     """
+    try:
+        check_name(name)
+    except InvalidNameError as error:
+        raise ConfigError(str(error)) from error
     text = storage or "~/ray_results"
     url = urlparse(text)
     if url.scheme not in ("", "file"):
         raise ConfigError(
             f"storage path {text} is not a local or shared folder; others are not supported yet"
-        )
-    if not name or "/" in name or name.startswith("."):
-        raise ConfigError(
-            f"run name {name!r} cannot be a folder's name: give one without a slash and without a "
-            "dot at its start"
         )
     folder = Path(url.path if url.scheme else text).expanduser().resolve() / name
     if resume and not folder.is_dir():

@@ -43,6 +43,7 @@ PURE = [
     "schedules",
     "seeds",
     "clock",
+    "names",
     "observe.journal",
     "nodes.notices",
     "nodes.complaints",
@@ -81,7 +82,7 @@ PURE = [
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
-    {"seeds", "clock", "task", "observe.journal"},
+    {"seeds", "clock", "task", "names", "observe.journal"},
     {"schedules", "models"},
     {"algorithms", "streams", "observe"},
     {"training"},

@@ -11,7 +11,7 @@ from rich.table import Table
 from raytrain_plus.algorithms import ALGORITHMS, Aspect, parse_algorithm
 from raytrain_plus.algorithms.weave import explain as explained
 from raytrain_plus.algorithms.weave import in_order
-from raytrain_plus.cli.answers import Debug, Json, answer
+from raytrain_plus.cli.answers import Debug, Json, RunName, answer
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.outside.steering import folder_of
 from raytrain_plus.streams.store import Store
@@ -52,7 +52,7 @@ def algorithms(
 
 def export(
     task: Annotated[str, typer.Argument(help="module:attribute or file.py:attribute")],
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
+    run: RunName,
     to: Annotated[Path, typer.Argument(metavar="FILE", help="The safetensors file to write.")],
     storage: Annotated[str, typer.Option(help="Where runs are kept.")] = "~/ray_results",
     as_json: Json = False,

@@ -14,12 +14,26 @@ from raytrain_plus.cli.remote import RemoteError
 from raytrain_plus.elastic.outside.gcs import ClusterError
 from raytrain_plus.elastic.outside.steering import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
+from raytrain_plus.names import InvalidNameError, check_reference
 
 DEFAULT_STORAGE = "~/ray_results"
 Storage = Annotated[
     str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
 ]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
+
+
+def _checked_run(run: str) -> str:
+    """Refuse what can mean no run before anything is touched, here or on a cluster."""
+    try:
+        return check_reference(run)
+    except InvalidNameError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(2) from error
+
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's name or folder.", callback=_checked_run)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Address = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raytrain_plus.cli.answers import Debug, Json, answer
+from raytrain_plus.cli.answers import Debug, Json, RunName, answer
 from raytrain_plus.elastic.outside import steering
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.report.history import read_history
@@ -20,7 +20,7 @@ _PAGE = "report.html"
 
 
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
+    run: RunName,
     *,
     output: Annotated[
         Path | None, typer.Option(help="The page's file. Default: report.html in the run's folder.")

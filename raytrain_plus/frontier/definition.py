@@ -7,6 +7,7 @@ from raytrain_plus.frontier.designs import Design, factorial
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.points import Objective
 from raytrain_plus.frontier.space import RecipeSpace, check_durations
+from raytrain_plus.names import check_name
 from raytrain_plus.task import Task, load_task
 
 
@@ -62,6 +63,7 @@ class Sweep:
     most_failures: int = 4
 
     def __post_init__(self) -> None:
+        check_name(self.name, "sweep name")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise SweepError(f"seeds are {self.seeds}: give at least one, and none twice")
         check_durations((*self.space.rungs, *self.beyond))

@@ -6,6 +6,7 @@ of its own that is left behind when it stalls: the libraries' own timeouts multi
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 import random
@@ -80,7 +81,10 @@ class Store:
         protocol = self.url.split("://", maxsplit=1)[0]
         defaults: dict[str, Any] = {"use_listings_cache": False} if protocol == "s3" else {}
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, **{**defaults, **self.options})
+            # fsspec reads `::` in a URL as a chain of file systems; a path may hold it.
+            url_to_fs: Callable[..., tuple[Any, Any]]
+            url_to_fs = _local_fs if protocol == "file" else fsspec.core.url_to_fs
+            self._fs, self._root = url_to_fs(self.url, **{**defaults, **self.options})
         except (ImportError, ValueError) as error:
             raise DataError(f"{self.url} cannot be read: {error}") from error
         self.is_local = protocol in ("file", "local")
@@ -99,9 +103,19 @@ class Store:
         return f"{self.url}/{name}"
 
     def inside(self, folder: str) -> "Store":
-        """Return the store of a folder in this one, reached in the same way."""
-        where = self.where(folder)
-        return Store(where, self.options, deadline=self.deadline, stall=self.stall)
+        """Return the store of a folder directly in this one, reached in the same way.
+
+        The name is joined as it stands; nothing of it is read as a part of a URL.
+
+        Raises:
+            StoreError: the name leads elsewhere than into this folder.
+        """
+        if folder in ("", ".", "..") or "/" in folder or "\0" in folder:
+            raise StoreError(f"{folder!r} is no name of a folder in {self.url}")
+        found = copy.copy(self)
+        found.url = self.where(folder)
+        found._root = self._path(folder)  # noqa: SLF001 - our own class
+        return found
 
     def read(
         self,
@@ -368,6 +382,12 @@ class Store:
         if isinstance(error, FileNotFoundError):
             return self.is_local or code_of(error) == "NoSuchBucket"
         return is_denied(error) or isinstance(error, NotADirectoryError | IsADirectoryError)
+
+
+def _local_fs(url: str, **options: Any) -> tuple[Any, Any]:
+    """Return the local file system and the path in a `file://` URL, every character as it is."""
+    files = fsspec.filesystem("file", **options)
+    return files, files._strip_protocol(url)  # noqa: SLF001 - as url_to_fs does
 
 
 def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event | None) -> T:

@@ -32,12 +32,17 @@ __all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_who
 
 Place: TypeAlias = Store | Path | str
 
-_NAME = re.compile(r"checkpoint_(\d{8,})")
+_NAME = re.compile(r"checkpoint_([0-9]{8,18})")
 
 
 def name_of(step: int) -> str:
     """Return the name of the folder in which a step's checkpoint is kept."""
     return f"checkpoint_{step:08d}"
+
+
+def is_named(folder: str) -> bool:
+    """Say whether a folder is named like a checkpoint."""
+    return _NAME.fullmatch(folder) is not None
 
 
 # -- writing

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from raytrain_plus.elastic.outside.joining import NAMESPACE, find_leader, join
+from raytrain_plus.names import folders_meant
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 
@@ -35,9 +36,10 @@ def folder_of(run: str, storage: str) -> Path:
     """Return a run's folder from its name or its folder.
 
     Raises:
+        InvalidNameError: it is neither a usable name nor a folder.
         FileNotFoundError: there is no journal in either place.
     """
-    candidates = [Path(run).expanduser(), Path(storage).expanduser() / run]
+    candidates = folders_meant(run, storage)
     for folder in candidates:
         if (folder / journal.FILE_NAME).exists():
             return folder.resolve()

@@ -242,6 +242,8 @@ def _there(events: Sequence[Event]) -> list[Kept]:
         if event["event"] != "checkpoint" or event.get("folder") is None:
             continue
         name = _name(event["folder"])
+        if not checkpoint.is_named(name):
+            continue  # what is no checkpoint's name is never joined to a path, nor deleted
         if "refused" in event or "removed" in event:
             found.pop(name, None)
         else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.elastic.messages import RunSpec
+from raytrain_plus.names import check_name
 from raytrain_plus.streams.store import Store
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.pieces import Piece
@@ -17,8 +18,9 @@ from raytrain_plus.training.state import Replica
 def store_of(spec: RunSpec) -> Store:
     """Return where a run's checkpoints are."""
     storage = spec.elastic.checkpoint_storage
-    place = f"{storage.rstrip('/')}/{spec.name}" if storage else spec.folder
-    return Store(place, spec.elastic.checkpoint_options)
+    if not storage:
+        return Store(spec.folder, spec.elastic.checkpoint_options)
+    return Store(storage, spec.elastic.checkpoint_options).inside(check_name(spec.name))
 
 
 @dataclass(frozen=True)
