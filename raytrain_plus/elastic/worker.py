@@ -44,6 +44,7 @@ from raytrain_plus.streams.store import Store, StoreError
 from raytrain_plus.streams.traffic import TRAFFIC
 from raytrain_plus.task import load_task
 from raytrain_plus.training import checkpoint
+from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.loop import TrainingLoop
@@ -104,6 +105,7 @@ class Worker:
             check_every=spec.elastic.check_every,
             audit_every=spec.elastic.audit_every,
         )
+        check_start(replica)
         identity = {
             "data": self._source.identity,
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",

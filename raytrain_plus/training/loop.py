@@ -10,7 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
+from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Batch, Task
+from raytrain_plus.training.admission import check_first_update
 from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.corruption import CorruptionError, Guard
@@ -110,6 +112,7 @@ class TrainingLoop:
         self._parameters = self._parts.parameters
         self._exchange: Exchange | None = None
         self.guard = Guard(replica, self.buffers, check_every, audit_every)
+        self._admitted = False
         self._cpu_before = time.process_time()
         self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         self._salvaged: list[Subtree] = []
@@ -220,6 +223,9 @@ class TrainingLoop:
         replica.samples += int(lane[SAMPLES])
         replica.tokens += int(lane[TOKENS])
         replica.torn = False
+        if not self._admitted:
+            check_first_update(replica)
+            self._admitted = True
         if replica.step % self._clock.steps_per_epoch == 0:
             self._leave_epoch()
         self.guard.note()
@@ -280,6 +286,8 @@ class TrainingLoop:
         for parameter, gradient in zip(self._parameters, reduced.gradients, strict=True):
             parameter.grad = gradient
         step.logical_rank = -1
+        # The parts have left the generators where they stand, and each worker had other parts.
+        seed_global_generators(seed_for(self._seed, "update", step.number))
         with self._weave.around("update", step):
             self.replica.optimizer.step()
         self._parts.drop_gradients()

@@ -1,8 +1,10 @@
 """The step is right, and has the same bits every time and on every number of workers."""
 
+import random
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 from small_tasks import (
@@ -29,6 +31,7 @@ from raytrain_plus.algorithms.gradient_clipping import clip_by_global_norm
 from raytrain_plus.elastic.plan import Member, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.training import exchange, reduction
+from raytrain_plus.training import loop as loop_module
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.tree import fold
 
@@ -312,3 +315,40 @@ def test_a_step_starts_no_thread():
     before = threading.active_count()
     run(loop_alone(Normed()), 2)
     assert threading.active_count() == before
+
+
+class Langevin(torch.optim.SGD):
+    """Adds noise of torch's, Python's and NumPy's global generators in each step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                scale = random.random() + np.random.random()  # noqa: NPY002
+                p.add_(torch.randn_like(p), alpha=1e-2 * scale)
+
+
+class Thermal(Plain):
+    """A task whose optimizer draws."""
+
+    def optimizer(self, model):
+        return Langevin(model.parameters(), lr=0.1)
+
+
+def drawn_before_updates(draws):
+    """Return the digest of a run on a worker whose last part has left the generators elsewhere."""
+
+    def enter(phase):
+        if phase == "update":
+            torch.rand(draws), np.random.random(draws), random.random()  # noqa: NPY002
+
+    loop = loop_alone(Thermal(), enter=enter)
+    run(loop, 3)
+    return loop.replica.digest()
+
+
+def test_what_an_update_draws_does_not_depend_on_the_parts_before_it(monkeypatch):
+    assert drawn_before_updates(1) == drawn_before_updates(5)
+    monkeypatch.setattr(loop_module, "seed_global_generators", lambda _: None)  # the control
+    assert drawn_before_updates(1) != drawn_before_updates(5)

