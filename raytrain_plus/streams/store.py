@@ -20,8 +20,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 import pyarrow.fs
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from raytrain_plus.streams import on_disk
 from raytrain_plus.streams.columns import DataError
@@ -72,19 +73,17 @@ class Store:
         stall: float = 10.0,
     ) -> None:
         self.url = os.fspath(url).rstrip("/")
-        if "://" not in self.url:
-            self.url = (
-                f"file://{Path(self.url).absolute()}"  # a blank is not quoted: nor is it read
-            )
+        if "://" not in self.url:  # a blank is not quoted: nor is it read
+            self.url = f"file://{Path(self.url).absolute()}"
         self.options = dict(options or {})
         self.deadline, self.stall = deadline, min(stall, deadline)
         protocol = self.url.split("://", maxsplit=1)[0]
         defaults: dict[str, Any] = {"use_listings_cache": False} if protocol == "s3" else {}
         try:
-            # fsspec reads `::` in a URL as a chain of file systems; a path may hold it.
-            url_to_fs: Callable[..., tuple[Any, Any]]
-            url_to_fs = _local_fs if protocol == "file" else fsspec.core.url_to_fs
-            self._fs, self._root = url_to_fs(self.url, **{**defaults, **self.options})
+            if protocol == "file":  # a path may hold `::`, which fsspec reads as a chain of URLs
+                self._fs, self._root = LocalFileSystem(), self.url.removeprefix("file://")
+            else:
+                self._fs, self._root = url_to_fs(self.url, **{**defaults, **self.options})
         except (ImportError, ValueError) as error:
             raise DataError(f"{self.url} cannot be read: {error}") from error
         self.is_local = protocol in ("file", "local")
@@ -103,18 +102,11 @@ class Store:
         return f"{self.url}/{name}"
 
     def inside(self, folder: str) -> "Store":
-        """Return the store of a folder directly in this one, reached in the same way.
-
-        The name is joined as it stands; nothing of it is read as a part of a URL.
-
-        Raises:
-            StoreError: the name leads elsewhere than into this folder.
-        """
+        """Return the store of a folder directly in this one; StoreError if it leads elsewhere."""
         if folder in ("", ".", "..") or "/" in folder or "\0" in folder:
             raise StoreError(f"{folder!r} is no name of a folder in {self.url}")
         found = copy.copy(self)
-        found.url = self.where(folder)
-        found._root = self._path(folder)  # noqa: SLF001 - our own class
+        found.url, found._root = self.where(folder), self._path(folder)  # noqa: SLF001
         return found
 
     def read(
@@ -382,12 +374,6 @@ class Store:
         if isinstance(error, FileNotFoundError):
             return self.is_local or code_of(error) == "NoSuchBucket"
         return is_denied(error) or isinstance(error, NotADirectoryError | IsADirectoryError)
-
-
-def _local_fs(url: str, **options: Any) -> tuple[Any, Any]:
-    """Return the local file system and the path in a `file://` URL, every character as it is."""
-    files = fsspec.filesystem("file", **options)
-    return files, files._strip_protocol(url)  # noqa: SLF001 - as url_to_fs does
 
 
 def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event | None) -> T:
