@@ -2,7 +2,8 @@
 
 Integers, floats and booleans, fixed-size lists of them (nested too) and fixed shape tensors have
 rows of one shape and become one tensor. Variable-length lists of numbers, strings and binary values
-become lists: one tensor, `str` or `bytes` for each row.
+become lists: one tensor, `str` or `bytes` for each row. Encoded columns (dictionaries, views, runs)
+count as their plain form.
 """
 
 from collections import Counter
@@ -13,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from raytrain_plus.streams.plain import plain, plain_type
 
 Kind = Literal["tensor", "list", "string", "binary"]
 Values: TypeAlias = dict[str, "npt.NDArray[Any] | pa.Array"]
@@ -52,22 +55,25 @@ def columns_of(schema: pa.Schema, selection: Sequence[str] | None, where: str) -
     Raises:
         DataError: A column is absent, there twice or of an unsupported type, or none is selected.
     """
-    names = schema.names if selection is None else selection
-    missing = [name for name in names if name not in schema.names]
+    present = schema.names  # a list that is built at each access
+    counts = Counter(present)
+    names = present if selection is None else selection
+    missing = [name for name in names if name not in counts]
     if missing:
         raise DataError(
-            f"{where} has no column {listed(missing)}; it has {listed(schema.names)}: select from "
-            "those."
+            f"{where} has no column {listed(missing)}; it has {listed(present)}: select from those."
         )
     if not names:
-        raise DataError(f"no column of {where} is selected; it has {listed(schema.names)}.")
-    twice = [name for name, count in Counter(schema.names).items() if count > 1 and name in names]
+        raise DataError(f"no column of {where} is selected; it has {listed(present)}.")
+    twice = [name for name in dict.fromkeys(names) if counts[name] > 1]
     if twice:
         raise DataError(f"{where} has more than one column {listed(twice)}: rename one of them.")
-    return {name: _column(name, schema.field(name).type, where) for name in names}
+    types = dict(zip(present, schema.types, strict=True))
+    return {name: _column(name, types[name], where) for name in names}
 
 
-def _column(name: str, arrow_type: pa.DataType, where: str) -> Column:
+def _column(name: str, stored: pa.DataType, where: str) -> Column:
+    arrow_type = plain_type(stored)
     if pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type):
         return Column(np.dtype(object), kind="string")
     if pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type):
@@ -91,10 +97,10 @@ def _column(name: str, arrow_type: pa.DataType, where: str) -> Column:
     if _is_number(inner):
         return Column(np.dtype(inner.to_pandas_dtype()), shape)
     raise DataError(
-        f"column {name!r} of {where} is of type {arrow_type}. Integers, floats and booleans are "
+        f"column {name!r} of {where} is of type {stored}. Integers, floats and booleans are "
         "supported, lists of them (nested ones if they are of fixed size), fixed shape tensors "
         "whose dimensions are stored in order, strings and binary values. Convert the column, or "
-        "select the others with `columns`."
+        "select the others with `columns` (`--columns` of `data write`)."
     )
 
 
@@ -119,21 +125,36 @@ def values_of(table: pa.Table, columns: Mapping[str, Column], where: str) -> Val
             values[name] = _one_chunk(table.column(name), name, where)
             continue
         shape = (table.num_rows, *column.shape)
-        chunks = [_flat(chunk, name, where) for chunk in table.column(name).chunks if len(chunk)]
+        stored = [chunk for chunk in table.column(name).chunks if len(chunk)]
+        chunks = [_flat(chunk, name, where) for chunk in _plain_chunks(stored, name, where)]
         if len(chunks) != 1:
             chunks = [np.concatenate([np.empty(0, column.dtype), *chunks])]
         values[name] = chunks[0].reshape(shape)
     return values
 
 
+def _plain_chunks(chunks: Iterable[pa.Array], name: str, where: str) -> list[pa.Array]:
+    try:
+        return [plain(chunk) for chunk in chunks]
+    except pa.ArrowException as error:
+        raise DataError(
+            f"column {name!r} of {where} cannot be decoded: {error}. If it holds more than 2 GB, "
+            "write it as several files."
+        ) from error
+
+
 def _one_chunk(column: pa.ChunkedArray, name: str, where: str) -> pa.Array:
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    chunks = _plain_chunks(column.chunks, name, where)
+    if len(chunks) == 1:
+        array = chunks[0]
+    else:
+        array = pa.chunked_array(chunks, plain_type(column.type)).combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # more than Arrow's 32-bit offsets reach
         raise DataError(
             f"column {name!r} of {where} holds more than 2 GB: write it as several files."
         )
-    listed_nulls = array.values.null_count if hasattr(array, "values") else 0
-    if array.null_count or listed_nulls:
+    is_listed = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+    if array.null_count or (is_listed and array.flatten().null_count):
         raise null_error(name, where)
     return array
 

@@ -172,12 +172,17 @@ def _dataset() -> Any:
 def _check_statistics(parquet: Any, columns: Mapping[str, Column], path: Path) -> None:
     """Refuse nulls that a Parquet file's statistics admit; others show when values are read."""
     metadata = parquet.metadata
+    # A list's count has its empty lists, too: only what is repeated in no way can be judged.
+    judged = {
+        leaf: parquet.schema.column(leaf).path
+        for leaf in range(metadata.num_columns)
+        if parquet.schema.column(leaf).max_repetition_level == 0
+        and parquet.schema.column(leaf).path in columns
+    }
     for group in range(metadata.num_row_groups):
-        for leaf in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(leaf)
-            name = chunk.path_in_schema
-            name = name if name in columns else name.split(".")[0]
-            statistics = chunk.statistics
+        row_group = metadata.row_group(group)
+        for leaf, name in judged.items():
+            statistics = row_group.column(leaf).statistics
             known = statistics is not None and statistics.has_null_count
-            if name in columns and known and statistics.null_count:
+            if known and statistics.null_count:
                 raise null_error(name, str(path))

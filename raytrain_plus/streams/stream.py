@@ -16,6 +16,7 @@ from raytrain_plus.streams.cache import Cache, Entry, node_cache
 from raytrain_plus.streams.columns import Column, DataError, columns_of, values_of
 from raytrain_plus.streams.footers import parquet_files
 from raytrain_plus.streams.format import MANIFEST, FileEntry, Manifest, order_digest
+from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.prefetch import Prefetcher
 from raytrain_plus.streams.source import Function, Opened, Source, Transform
 from raytrain_plus.streams.store import Store
@@ -217,7 +218,7 @@ def as_raw(content: bytes, where: str, *, is_parquet: bool) -> memoryview:
         else:
             table = pa.ipc.open_file(content).read_all()
         table.validate()
-        return write_raw(table)
+        return write_raw(plain_table(table))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{where} cannot be read; it may be damaged or cut short, so write it again. The "

@@ -20,6 +20,7 @@ import torch
 
 from raytrain_plus.streams.columns import DataError, columns_of, values_of
 from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, Manifest
+from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.store import ExistsError, Store
 from raytrain_plus.streams.stream import parse_bytes, write_raw
 
@@ -145,7 +146,7 @@ class StreamWriter:
             self._add(table_of(chunk, self._schema))
 
     def _add(self, table: pa.Table) -> None:
-        table = _plain(table)
+        table = plain_table(table)
         if self._schema is None:
             columns_of(table.schema, None, "the data")
             self._schema = table.schema
@@ -247,15 +248,6 @@ def _array(values: list[Any], name: str, schema: pa.Schema | None) -> pa.Array:
     if schema is not None and name in schema.names:
         return pa.array(arrays, schema.field(name).type)
     return pa.array(arrays)
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """Return a table without dictionaries, and without metadata that says nothing of the values."""
-    fields = [
-        pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
-        for f in table.schema
-    ]
-    return table.cast(pa.schema(fields)) if fields else table
 
 
 def _types(schema: pa.Schema) -> Iterable[tuple[str, str]]:

@@ -25,7 +25,6 @@ UNSUPPORTED = {
     "nothing": pa.nulls(1),
     "dates": pa.array([0], pa.date32()),
     "times": pa.array([0], pa.timestamp("s")),
-    "categories": pa.array(["a"]).dictionary_encode(),
     "decimals": pa.array([1], pa.decimal128(5)),
     "records": pa.array([{"a": 1}]),
     "string lists": pa.array([["a"]], pa.list_(pa.string(), 1)),
