@@ -299,15 +299,17 @@ class Odd(Plain):
 
 
 class Nudge(Aspect):
-    """Change one weight by the smallest amount there is, after one step.
+    """Change one weight by the smallest amount there is, or double it, after one step.
 
     Attributes:
         step_number: the step, from 1.
         marker: a file that only one worker can make; only that one is changed. Default: all are.
+        doubles: double the weight, so that the loss of the next step differs on every kernel.
     """
 
     step_number: int
     marker: Path | None = None
+    doubles: bool = False
 
     @torch.no_grad()
     def update(self, step):
@@ -315,7 +317,7 @@ class Nudge(Aspect):
         due = step.number == self.step_number - 1
         if due and (self.marker is None or is_first(self.marker)):
             weight = next(step.model.parameters()).view(-1)[:1]
-            weight.copy_(weight.nextafter(weight + 1))
+            weight.copy_(2 * weight if self.doubles else weight.nextafter(weight + 1))
 
 
 class Hold(Aspect):
