@@ -39,6 +39,9 @@ class Alone:
         """There is nobody to send to."""
         raise AssertionError
 
+    def fence(self) -> None:
+        """There is nothing to wait for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:

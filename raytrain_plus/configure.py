@@ -29,6 +29,7 @@ from raytrain_plus.training.evaluation import check_metrics
 from raytrain_plus.training.retention import Retention
 
 _LEAST_EVALUATION_ROWS = 64
+_SOME_OF_A_KIND = 0.001  # of Ray's resource `accelerator_type:X`, of which each such node has 1
 
 
 class ConfigError(ValueError):
@@ -69,7 +70,6 @@ def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
     """
     refused = {
         "trainer_resources": scaling.trainer_resources,
-        "accelerator_type": scaling.accelerator_type,
         "label_selector": scaling.label_selector,
         "use_tpu": scaling.use_tpu,
         "topology": scaling.topology,
@@ -82,10 +82,32 @@ def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
 
 
 def worker_resources(scaling: ray.train.ScalingConfig) -> dict[str, float]:
-    """Return what each worker asks Ray for. Default: one CPU, and one GPU if `use_gpu`."""
+    """Return what each worker asks Ray for. Default: one CPU, and one GPU if `use_gpu`.
+
+    An `accelerator_type` becomes a small amount of Ray's resource of that name, as Ray Train has
+    it: a worker then runs on nodes with that kind of GPU only.
+
+    Raises:
+        ConfigError: a worker would hold another number of GPUs than one.
+    """
     resources = dict(scaling.resources_per_worker or {"CPU": 1})
     if scaling.use_gpu:
         resources.setdefault("GPU", 1)
+    gpus = resources.get("GPU", 0)
+    if gpus not in (0, 1):
+        raise ConfigError(
+            f"resources_per_worker asks for {gpus:g} GPUs, and a worker computes on one: NCCL "
+            "refuses two workers on one GPU, and a second GPU would lie idle. Ask for "
+            '{"GPU": 1}, and set the number of workers by num_workers'
+        )
+    kind = scaling.accelerator_type
+    if kind and not gpus:
+        raise ConfigError(
+            f"accelerator_type is {kind!r}, and the workers hold no GPU: set use_gpu=True (--gpu), "
+            "or leave the type out"
+        )
+    if kind:
+        resources[f"accelerator_type:{kind}"] = _SOME_OF_A_KIND
     return {name: float(amount) for name, amount in resources.items() if amount}
 
 

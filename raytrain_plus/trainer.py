@@ -119,6 +119,7 @@ class ElasticTrainer:
             **configure.describe_data(loaded, source, evaluation_data),
             "total_steps": lengths.total_steps,
             "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
+            **({"accelerator": scaling.accelerator_type} if scaling.accelerator_type else {}),
         }
         self.spec = RunSpec(
             name=name,

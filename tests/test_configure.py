@@ -94,7 +94,6 @@ def test_what_is_proposed_instead_is_accepted(batch_size, ranks):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("accelerator_type", "A100"),
         ("label_selector", {"zone": "a"}),
         ("use_tpu", True),
         ("topology", "2x2"),
@@ -181,12 +180,27 @@ def test_workers_are_a_number_or_a_range():
     [
         ({}, {"CPU": 1.0}),
         ({"use_gpu": True}, {"CPU": 1.0, "GPU": 1.0}),
-        ({"use_gpu": True, "resources_per_worker": {"GPU": 0.5}}, {"GPU": 0.5}),
+        (
+            {"use_gpu": True, "accelerator_type": "A100"},
+            {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001},
+        ),
         ({"resources_per_worker": {"CPU": 2, "disk": 0}}, {"CPU": 2.0}),
     ],
 )
 def test_each_worker_asks_for_one_cpu_unless_told_otherwise(settings, resources):
     assert configure.worker_resources(ScalingConfig(**settings)) == resources
+
+
+@pytest.mark.parametrize("gpus", [0.5, 2])
+def test_a_worker_holds_one_gpu_or_none(gpus):
+    scaling = ScalingConfig(use_gpu=True, resources_per_worker={"GPU": gpus})
+    with says(ConfigError, f"asks for {gpus:g} GPUs", "a worker computes on one", '{"GPU": 1}'):
+        configure.worker_resources(scaling)
+
+
+def test_a_kind_of_gpu_needs_a_gpu():
+    with says(ConfigError, "accelerator_type is 'A100'", "--gpu"):
+        configure.worker_resources(ScalingConfig(accelerator_type="A100"))
 
 
 # -- task and algorithms

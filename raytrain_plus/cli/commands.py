@@ -130,6 +130,9 @@ def train(  # noqa: PLR0913 - one option each
         float | None, typer.Option(help="CPUs that each worker holds. Default: one per thread.")
     ] = None,
     gpu: Annotated[bool, typer.Option(help="One GPU per worker.")] = False,
+    accelerator_type: Annotated[
+        str | None, typer.Option(help="Ray's name of the GPUs to run on, as A100 or H100.")
+    ] = None,
     bitwise: Annotated[bool, typer.Option(help="Refuse workers that compute other bits.")] = True,
     as_json: Json = False,
     debug: Debug = False,
@@ -152,6 +155,7 @@ def train(  # noqa: PLR0913 - one option each
             scaling_config=ray.train.ScalingConfig(
                 num_workers=_range(workers),
                 use_gpu=gpu,
+                accelerator_type=accelerator_type,
                 resources_per_worker={"CPU": threads or 1 if cpus is None else cpus},
             ),
             run_config=ray.train.RunConfig(

@@ -1,11 +1,14 @@
 """A worker's process: what its bits depend on, and how it tells of the user's errors."""
 
 import ctypes
+import os
 import traceback
 from pathlib import Path
 
 import ray
 import torch
+
+from raytrain_plus.elastic import nccl
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -19,6 +22,7 @@ def prepare_process(threads: int) -> torch.device:
     torch.backends.cudnn.benchmark = False
     if not ray.get_gpu_ids():
         return torch.device("cpu")
+    os.environ.update(nccl.environment(os.environ))  # read when CUDA and NCCL start
     torch.cuda.init()  # type: ignore[no-untyped-call]  # its generators can be seeded only then
     return torch.device("cuda", 0)
 

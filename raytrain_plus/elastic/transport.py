@@ -20,6 +20,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from raytrain_plus.elastic import nccl
 from raytrain_plus.training.reduction import Message, Pending
 
 # Much of what is used here is not declared in torch's type stubs.
@@ -81,13 +82,14 @@ class Transport:
         def connect() -> None:
             try:
                 group, sockets = _connect(self, store, generation, host)
-            except Exception as error:  # noqa: BLE001 - handed to the waiting thread
-                failure.append(error)
-            else:
                 with self._changed:
                     self._group, self._sockets = group, sockets
                     if self._reason is not None:
                         self._shut()
+                if isinstance(group, nccl.NcclGroup):  # an abort can reach it from here on
+                    group.greet(self.peers)
+            except Exception as error:  # noqa: BLE001 - handed to the waiting thread
+                failure.append(error)
             with self._changed:
                 done.set()
                 self._changed.notify_all()
@@ -102,23 +104,32 @@ class Transport:
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
         """Start sending and receiving, all at once."""
         self.check()
-        grouped = self.device.type != "cpu"
-        works = []
         try:
-            if grouped:
-                self._group._start_coalescing(self.device)  # noqa: SLF001 - nccl's group call
-            works += [
-                self._group.recv([m.tensor], m.peer, self._tag(m.peer, sending=False))
-                for m in receives
-            ]
-            works += [
-                self._group.send([m.tensor], m.peer, self._tag(m.peer, sending=True)) for m in sends
-            ]
-            if grouped:
-                works = [self._group._end_coalescing(self.device)]  # noqa: SLF001
+            if isinstance(self._group, nccl.NcclGroup):
+                works = self._group.post(sends, receives, self._tag)
+            else:
+                works = [
+                    self._group.recv([m.tensor], m.peer, self._tag(m.peer, False)) for m in receives
+                ]
+                works += [
+                    self._group.send([m.tensor], m.peer, self._tag(m.peer, True)) for m in sends
+                ]
         except RuntimeError as error:
             raise self._lost(error) from error
         return _Works(self, works)
+
+    def fence(self) -> None:
+        """Return when what has been received is really there, on the device and for good.
+
+        On a CPU a wait says so already. On a GPU a wait only orders streams, and after an abort
+        the stream goes on with rubbish.
+
+        Raises:
+            TransportError: the generation was aborted.
+        """
+        if isinstance(self._group, nccl.NcclGroup):
+            self._group.fence(self.check)
+        self.check()
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
         """Send and receive, and wait for both.
@@ -159,13 +170,13 @@ class Transport:
         if self._reason is not None:
             raise TransportError(self._reason)
 
-    def _tag(self, peer: int, *, sending: bool) -> int:
+    def _tag(self, peer: int, sending: bool) -> int:
         tag = self._next_tag.get((peer, sending), 0)
         self._next_tag[peer, sending] = (tag + 1) % _TAGS
         return tag
 
     def _shut(self) -> None:
-        if self._group is not None and self.device.type != "cpu":
+        if isinstance(self._group, nccl.NcclGroup):
             self._group.abort()
         for descriptor, ends in self._sockets.items():
             try:
@@ -193,7 +204,7 @@ class _Works:
                 work.wait(_EXCHANGE_TIMEOUT)
         except RuntimeError as error:
             raise self._transport._lost(error) from error  # noqa: SLF001 - one module
-        self._transport.check()
+        self._transport.fence()
 
 
 class MeetingPoint:
@@ -218,8 +229,7 @@ def _connect(
     )
     index, size = transport.index, transport.size
     if transport.device.type != "cpu":
-        options = dist.ProcessGroupNCCL.Options()
-        return dist.ProcessGroupNCCL(store, index, size, options), {}
+        return nccl.connect(store, index, size, transport.device), {}
     before = _connections()
     options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to choose the address
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001

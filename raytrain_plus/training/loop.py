@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
@@ -15,6 +16,7 @@ from raytrain_plus.task import Batch, Task
 from raytrain_plus.training.admission import check_first_update
 from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.buffers import Buffers
+from raytrain_plus.training.busy_time import BusyTime
 from raytrain_plus.training.corruption import CorruptionError, Guard
 from raytrain_plus.training.exchange import Exchange
 from raytrain_plus.training.leaves import Subtree
@@ -54,7 +56,7 @@ class StepResult:
         step: committed steps, this one included.
         loss: mean loss over everything that counted in the step.
         pause: whether any worker asks the group to pause.
-        busy_seconds: summed busy time of all workers in the step before: CPU time.
+        busy_seconds: summed busy time of all workers in the step before (`BusyTime`).
         checkpoint: whether any worker asks for a checkpoint of this step.
         compute_seconds: for each worker of the group, how long it computed in the step before, in
             seconds of wall time, waiting for others left out. 0.0 where it is not known: in a
@@ -113,7 +115,8 @@ class TrainingLoop:
         self._exchange: Exchange | None = None
         self.guard = Guard(replica, self.buffers, check_every, audit_every)
         self._admitted = False
-        self._cpu_before = time.process_time()
+        self._device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        self._busy = BusyTime(self._device)
         self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         self._salvaged: list[Subtree] = []
         self._salvaged_at = (0, 0)
@@ -127,6 +130,7 @@ class TrainingLoop:
             alike: all compute the same bits, so that what differs is wrong.
         """
         self.end()
+        self._wire = wire
         self._ranks = ranges[wire.index]
         self._firsts = [r.start for r in ranges]
         self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
@@ -151,6 +155,7 @@ class TrainingLoop:
         self.buffers.snapshot()
         self.guard.begin(ranges, wire, alike=alike)
         self._place = wire.index
+        self._busy.resume()
 
     def end(self) -> None:
         """End the generation, if there is one."""
@@ -158,6 +163,7 @@ class TrainingLoop:
         if exchange is not None:
             self._salvaged += exchange.end()
         self._leave_epoch()
+        self._busy.pause()
 
     def run_step(
         self,
@@ -211,6 +217,7 @@ class TrainingLoop:
                 loss = self._checked_loss(reduced.lane, lane)
                 rate_factor = self._task.schedule(self._clock.progress(replica.step))
                 self._enter("update")
+                self._wire.fence()
             except BaseException:
                 exchange.interrupt()
                 self.buffers.restore()
@@ -259,10 +266,17 @@ class TrainingLoop:
         for row, rank, batch in zip(rows, self._ranks, parts, strict=True):
             if not exchange.reuse(rank):
                 self._parts.run(step, rank, batch, row, backward)
+        if self._device.type != "cpu":  # it computes while the host goes on
+            torch.accelerator.synchronize(self._device)
+            ended = time.perf_counter()
         self._compute_seconds = 0.0 if salvaged else ended - began
         self._enter("exchange")
-        reduced = exchange.finish()
-        self._exchange_seconds = time.perf_counter() - ended, exchange.beside_seconds
+        try:
+            reduced = exchange.finish()
+        finally:
+            waited = time.perf_counter() - ended
+            self._busy.waited(waited)
+        self._exchange_seconds = waited, exchange.beside_seconds
         return reduced
 
     def _compare(self, exchange: Exchange, step: Step, audit_part: Batch | None) -> None:
@@ -335,11 +349,10 @@ class TrainingLoop:
 
     def _rows(self, ask_pause: bool, ask_checkpoint: bool) -> Rows:
         """Return our rows of the control lane, with what is known before the parts are computed."""
-        before, self._cpu_before = self._cpu_before, time.process_time()
         rows = np.zeros((len(self._ranks), LANE_WIDTH))
         rows[0, PAUSE] = ask_pause
         rows[0, CHECKPOINT] = ask_checkpoint
-        rows[0, BUSY_SECONDS] = self._cpu_before - before
+        rows[0, BUSY_SECONDS] = self._busy.take()
         rows[0, COMPUTE_SECONDS] = self._compute_seconds
         rows[0, [SEEN_SECONDS, UNSEEN_SECONDS]] = self._exchange_seconds
         return rows

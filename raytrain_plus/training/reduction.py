@@ -68,6 +68,12 @@ class Wire(Protocol):
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
         """Start sending and receiving, all at once."""
 
+    def fence(self) -> None:
+        """Return when all that was waited for is there for good, or raise what the wire raises.
+
+        A wait may return before: on a GPU it only orders streams, also after an abort.
+        """
+
 
 @dataclass(frozen=True)
 class Reduced:

@@ -103,9 +103,7 @@ def test_the_judge_notices_one_weight_that_is_off_by_one_bit(storage):
 
 
 def test_the_judge_names_the_step_after_a_weight_was_doubled(storage):
-    run = train(
-        Momentum(), storage, logical_ranks=4, aspects=[Nudge(step_number=30, doubles=True)]
-    )
+    run = train(Momentum(), storage, logical_ranks=4, aspects=[Nudge(step_number=30, doubles=True)])
     (found,) = differences(run, undisturbed(Momentum, 4))
     assert "'step': 31" in found
 

@@ -76,6 +76,9 @@ class QueueWire:
             self.network.queues[self.index, message.peer].put(copy)
         return Pending(self, list(zip(sends, copies, strict=True)), receives)
 
+    def fence(self):
+        """Nothing is left to wait for after `wait`."""
+
     def take(self, peer):
         """Receive the next message from a peer, into the tensor that was posted first."""
         with contextlib.suppress(queue.Empty):

@@ -117,7 +117,7 @@ def _tiles(history: History, spent: Spending) -> list[Row]:
         rate = steps * history.run["batch_size"] / spent.training
         tiles.append(Row("samples per second", f"{rate:,.0f}", "while it trained"))
     tiles.append(Row("wall time", duration(spent.wall), f"{duration(spent.training)} training"))
-    tiles.append(Row("device time", duration(history.busy_seconds), "CPU time of all workers"))
+    tiles.append(Row("device time", duration(history.busy_seconds), "busy time of all workers"))
     if spent.pause_counts:
         count = sum(spent.pause_counts.values())
         tiles.append(

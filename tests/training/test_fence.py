@@ -1,0 +1,73 @@
+"""What a stream of a GPU hands over after an abort is rubbish, and is never committed."""
+
+from functools import partial
+
+import pytest
+from small_tasks import Plain, everything, make_loop, run
+from wires import Network, NetworkDownError, QueueWire
+
+RANGES = [range(2), range(2, 4)]
+
+
+class Returned:
+    """A wait of a stream: it returns at once, and nothing says that nothing came."""
+
+    def wait(self):
+        pass
+
+
+class StreamWire(QueueWire):
+    """A wire as on a GPU: after an abort waits return, and only the fence tells of the abort."""
+
+    aborted = False
+
+    def post(self, sends, receives):
+        pending = super().post(sends, receives)
+        return Returned() if self.aborted else pending
+
+    def fence(self):
+        if self.aborted:
+            raise NetworkDownError("the generation was aborted")
+
+
+class Unfenced(StreamWire):
+    def fence(self):
+        pass
+
+
+def survivor(kind):
+    """Return the loop of a worker whose generation was aborted after its first step."""
+    network = Network(2)
+    wires = [kind(network, index) for index in range(2)]
+    loops = [make_loop(Plain(), RANGES, wire) for wire in wires]
+    network.run(lambda wire: run(loops[wire.index], 1, RANGES[wire.index]))
+    wires[0].aborted = True
+    return loops[0]
+
+
+def test_after_an_abort_the_update_is_not_committed():
+    loop = survivor(StreamWire)
+    before = everything(loop)
+    with pytest.raises(NetworkDownError):
+        run(loop, 1, RANGES[0])
+    assert everything(loop) == before
+    assert not loop.replica.torn
+
+
+def test_without_the_fence_rubbish_would_be_committed():
+    loop = survivor(Unfenced)
+    run(loop, 1, RANGES[0])
+    undisturbed = make_loop(Plain(), [range(4)], Network(1).wire(0))
+    run(undisturbed, 2)
+    assert loop.replica.step == 2
+    assert loop.replica.digest() != undisturbed.replica.digest()
+
+
+def test_an_undisturbed_generation_passes_the_fence():
+    network = Network(2)
+    make = partial(make_loop, Plain(), RANGES)
+    loops = [make(StreamWire(network, index)) for index in range(2)]
+    network.run(lambda wire: run(loops[wire.index], 2, RANGES[wire.index]))
+    undisturbed = make_loop(Plain(), [range(4)], Network(1).wire(0))
+    run(undisturbed, 2)
+    assert {loop.replica.digest() for loop in loops} == {undisturbed.replica.digest()}
