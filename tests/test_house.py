@@ -114,7 +114,7 @@ MAY_IMPORT_RAY = {
     "cli",
     "demo",
 }
-MAY_IMPORT_DISTRIBUTED = {"elastic.transport"}
+MAY_IMPORT_DISTRIBUTED = {"elastic.nccl", "elastic.transport"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 EXPORTED = {
