@@ -226,15 +226,7 @@ class TrainingLoop:
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
             self._update(step, reduced, rate_factor)
-        replica.step += 1
-        replica.samples += int(lane[SAMPLES])
-        replica.tokens += int(lane[TOKENS])
-        replica.torn = False
-        if not self._admitted:
-            check_first_update(replica)
-            self._admitted = True
-        if replica.step % self._clock.steps_per_epoch == 0:
-            self._leave_epoch()
+        self._commit(lane)
         self.guard.note()
         return self._result(reduced.lane, loss)
 
@@ -305,6 +297,19 @@ class TrainingLoop:
         with self._weave.around("update", step):
             self.replica.optimizer.step()
         self._parts.drop_gradients()
+
+    def _commit(self, lane: Rows) -> None:
+        """Count the step: the replica is whole again, one step further."""
+        replica = self.replica
+        replica.step += 1
+        replica.samples += int(lane[SAMPLES])
+        replica.tokens += int(lane[TOKENS])
+        replica.torn = False
+        if not self._admitted:
+            check_first_update(replica)
+            self._admitted = True
+        if replica.step % self._clock.steps_per_epoch == 0:
+            self._leave_epoch()
 
     def _result(self, rows: Rows, loss: float) -> StepResult:
         lane = tree_sum(rows)
