@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import ray.train
@@ -20,6 +19,7 @@ from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
+from raytrain_plus.streams.locations import local_path
 from raytrain_plus.streams.mixing import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source
@@ -203,6 +203,26 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
     return data, evaluation_data if evaluation_data is not None else task.evaluation_data()
 
 
+def with_options(options: Mapping[str, Any], *named: str | None) -> list[Any]:
+    """Return data that URLs name, with the options of their store; what is local as it is.
+
+    Raises:
+        ConfigError: there are options, and no URL of a store that they could be for.
+    """
+    if not options:
+        return list(named)
+    remote = [name is not None and local_path(name) is None for name in named]
+    if not any(remote):
+        raise ConfigError(
+            f"the storage options {', '.join(options)} are for a store, and no data is given by "
+            "the URL of one: leave them out, or give --data s3://bucket/folder"
+        )
+    return [
+        Stream(name, storage_options=options) if name is not None and elsewhere else name
+        for name, elsewhere in zip(named, remote, strict=True)
+    ]
+
+
 def open_for(
     task: Task, data: pa.Table | Stream | Mixture | str | os.PathLike[str], what: str
 ) -> Source:
@@ -357,12 +377,14 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     except InvalidNameError as error:
         raise ConfigError(str(error)) from error
     text = storage or "~/ray_results"
-    url = urlparse(text)
-    if url.scheme not in ("", "file"):
+    root = local_path(text)
+    if root is None:
         raise ConfigError(
             f"storage path {text} is not a local or shared folder; others are not supported yet"
         )
-    folder = Path(url.path if url.scheme else text).expanduser().resolve() / name
+    if text.startswith("~"):
+        root = Path(text).expanduser()
+    folder = root.resolve() / name
     if resume and not folder.is_dir():
         raise ConfigError(f"there is no run to resume in {folder}")
     probe = folder / f".writable-{uuid.uuid4().hex}"

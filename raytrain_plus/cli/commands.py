@@ -33,7 +33,7 @@ from raytrain_plus.cli.remote import here_or_there
 from raytrain_plus.cli.report import report
 from raytrain_plus.cli.steer import checkpoint, scale, status, stop
 from raytrain_plus.cli.sweep import sweep
-from raytrain_plus.configure import ConfigError
+from raytrain_plus.configure import ConfigError, with_options
 from raytrain_plus.elastic.faults.fault import read_faults
 from raytrain_plus.elastic.faults.trace import changes, read_trace
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
@@ -44,6 +44,7 @@ from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
+from raytrain_plus.streams.locations import parse_options
 
 app = typer.Typer(
     help="Elastic, bit-for-bit reproducible PyTorch training on Ray.",
@@ -74,6 +75,10 @@ def train(  # noqa: PLR0913 - one option each
         str | None, typer.Option(help="URL of a stream, or an Arrow or Parquet file or folder.")
     ] = None,
     evaluation_data: Annotated[str | None, typer.Option(help="Likewise, to evaluate on.")] = None,
+    storage_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For the data's store; VALUE may be JSON."),
+    ] = None,
     workers: Annotated[str, typer.Option(metavar="MIN:MAX or N")] = "1",
     logical_ranks: Annotated[int, typer.Option(help="Parts of a batch, V.")] = 8,
     batch_size: Annotated[
@@ -105,6 +110,10 @@ def train(  # noqa: PLR0913 - one option each
     ] = "1ep",
     checkpoint_storage: Annotated[
         str | None, typer.Option(help="Path or URL to keep checkpoints in. Default: the run's.")
+    ] = None,
+    checkpoint_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For that store; VALUE may be JSON."),
     ] = None,
     keep: Annotated[int, typer.Option(help="How many checkpoints, 0 for all.", min=0)] = 2,
     keep_best: Annotated[
@@ -141,11 +150,13 @@ def train(  # noqa: PLR0913 - one option each
 
     def run() -> dict[str, Any]:
         said = read_recipe(recipe) if recipe else Recipe(duration="1ep", batch_size=256)
+        options = parse_options(storage_option or [])
+        train_on, evaluate_on = with_options(options, data, evaluation_data)
         made = trainer.ElasticTrainer(
             task=task,
             task_settings={**said.task, **parse_settings(setting or [], "the task")},
-            data=data,
-            evaluation_data=evaluation_data,
+            data=train_on,
+            evaluation_data=evaluate_on,
             batch_size=batch_size or said.batch_size,
             duration=duration or said.duration,
             evaluate_every=evaluate_every,
@@ -170,6 +181,7 @@ def train(  # noqa: PLR0913 - one option each
                 spares=spares,
                 checkpoint_every=None if checkpoint_every == "never" else checkpoint_every,
                 checkpoint_storage=checkpoint_storage,
+                checkpoint_options=parse_options(checkpoint_option or [], "checkpoint option"),
                 max_checkpoint_failures=max_checkpoint_failures,
                 bitwise=bitwise,
             ),

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.streams.check import inspect_stream, verify_stream
-from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import read_any, write_parquet
 from raytrain_plus.streams.format import Compression
+from raytrain_plus.streams.locations import parse_options
 from raytrain_plus.streams.writer import StreamWriter
 
 data_app = typer.Typer(help="Make and check streams.", no_args_is_help=True)
@@ -21,7 +21,11 @@ data_app = typer.Typer(help="Make and check streams.", no_args_is_help=True)
 Source = Annotated[str, typer.Argument(help="A path or any URL that fsspec knows.")]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--storage-option", metavar="KEY=VALUE", help="For fsspec. May be repeated."),
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        help="For fsspec; VALUE may be JSON, as in anon=false. May be repeated.",
+    ),
 ]
 
 
@@ -124,7 +128,7 @@ def verify(
 
 
 def _write_stream(
-    source: str, destination: str, options: dict[str, str], **settings: Any
+    source: str, destination: str, options: dict[str, Any], **settings: Any
 ) -> dict[str, Any]:
     """Write a stream of whatever can be read; returns what it holds then."""
     with (
@@ -137,21 +141,15 @@ def _write_stream(
 
 
 @contextlib.contextmanager
-def _read(source: str, options: dict[str, str]) -> Iterator[Iterator[pa.RecordBatch]]:
+def _read(source: str, options: dict[str, Any]) -> Iterator[Iterator[pa.RecordBatch]]:
     """Open something to read, and show how far it has been read."""
     batches, rows = read_any(source, options)
     with _bar(rows) as advance:
         yield _watched(batches, advance)
 
 
-def _options(given: list[str] | None) -> dict[str, str]:
-    options = {}
-    for text in given or []:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise DataError(f"storage option {text!r} is not of the form KEY=VALUE")
-        options[key] = value
-    return options
+def _options(given: list[str] | None) -> dict[str, Any]:
+    return parse_options(given or [])
 
 
 def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:

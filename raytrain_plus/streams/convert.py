@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.format import MANIFEST
+from raytrain_plus.streams.locations import file_system
 from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import read_manifest
 
@@ -49,12 +49,12 @@ def read_any(
     """
     url = os.fspath(source)
     try:
-        fs, root = fsspec.core.url_to_fs(url, **(options or {}))
+        fs, root = file_system(source, options)
         paths = [root] if fs.isfile(root) else sorted(fs.find(root))
-    except (ImportError, OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(f"{url} cannot be read: {error}") from error
     if any(PurePosixPath(p).name == MANIFEST for p in paths):
-        return _stream_batches(Store(url, options))
+        return _stream_batches(Store(source, options))
     visible = [p for p in paths if not PurePosixPath(p).name.startswith((".", "_"))]
     suffixes = {PurePosixPath(p).suffix.lower() for p in visible}
     images = [p for p in visible if p.lower().endswith(_IMAGES)]

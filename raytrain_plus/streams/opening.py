@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ import pyarrow as pa
 from raytrain_plus.streams.columns import Column, DataError, Values, columns_of, values_of
 from raytrain_plus.streams.files import inspect_file
 from raytrain_plus.streams.format import MANIFEST
+from raytrain_plus.streams.locations import local_path
 from raytrain_plus.streams.mixing import Mixture, open_mixture
 from raytrain_plus.streams.source import Opened, Source
 from raytrain_plus.streams.stream import Stream, open_stream
@@ -80,10 +80,12 @@ def open_source(
         source = open_stream(data, selection)
     elif isinstance(data, Mixture):
         source = open_mixture(data, selection)
-    elif isinstance(data, str) and _is_remote(data):
-        source = open_stream(Stream(data), selection)
     elif isinstance(data, str | os.PathLike):
-        source = _open_path(_local_path(os.fspath(data)), selection)
+        path = local_path(data)
+        if path is None:
+            source = open_stream(Stream(data), selection)
+        else:
+            source = _open_path(path, selection)
     else:
         raise DataError(
             f"data is a {type(data).__name__}, but must be a pyarrow.Table, a Stream, or the path "
@@ -100,11 +102,6 @@ def _called(data: Any) -> str:
     if isinstance(data, Mixture):
         return "the mixture"
     return str(data.url if isinstance(data, Stream) else data)
-
-
-def _is_remote(location: str) -> bool:
-    scheme = urlsplit(location).scheme if "://" in location else ""
-    return scheme not in ("", "file")
 
 
 def _open_table(table: pa.Table, selection: Sequence[str] | None) -> Source:
@@ -141,15 +138,6 @@ def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
                 "the same ones; select those that agree, or write the files again."
             )
     return Source(files, (open_source, (path, selection)), window=_FOLDER_WINDOW)
-
-
-def _local_path(location: str) -> Path:
-    if "://" not in location:
-        return Path(location).absolute()
-    parts = urlsplit(location)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise DataError(f"{location} is not on this machine: give a path or a file:/// URL.")
-    return Path(unquote(parts.path))
 
 
 def _difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:

@@ -1,5 +1,7 @@
 """What a store means by the errors that its library raises."""
 
+from collections.abc import Iterable
+
 
 def code_of(error: BaseException) -> str:
     """Return what a store calls the error, if it is one of botocore's."""
@@ -20,8 +22,20 @@ def is_denied(error: BaseException) -> bool:
     return isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
 
 
-def advice_on(error: BaseException) -> str:
-    """Return what a person can do about an error, as the end of its message."""
+def is_mistyped(error: BaseException) -> bool:
+    """Say whether an option is of a type that the store's library cannot use."""
+    return isinstance(error, TypeError | AttributeError)
+
+
+def advice_on(error: BaseException, options: Iterable[str] = ()) -> str:
+    """Return what a person can do about an error, as the end of its message.
+
+    Args:
+        error: what the store's library has raised.
+        options: the names of the storage options that were given.
+    """
+    if is_mistyped(error) and (names := ", ".join(options)):
+        return f". Check the types of the storage options {names}."
     if is_denied(error):
         return (
             ". Check the credentials and their rights, on every node: the environment, the "

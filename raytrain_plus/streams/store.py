@@ -21,13 +21,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow.fs
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
 from raytrain_plus.streams import on_disk
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.locations import file_system, local_path
 from raytrain_plus.streams.on_disk import Content
-from raytrain_plus.streams.refusals import advice_on, code_of, is_denied, is_failed_precondition
+from raytrain_plus.streams.refusals import (
+    advice_on,
+    code_of,
+    is_denied,
+    is_failed_precondition,
+    is_mistyped,
+)
 
 T = TypeVar("T")
 
@@ -72,21 +77,12 @@ class Store:
         deadline: float = 60.0,
         stall: float = 10.0,
     ) -> None:
-        self.url = os.fspath(url).rstrip("/")
-        if "://" not in self.url:  # a blank is not quoted: nor is it read
-            self.url = f"file://{Path(self.url).absolute()}"
         self.options = dict(options or {})
         self.deadline, self.stall = deadline, min(stall, deadline)
-        protocol = self.url.split("://", maxsplit=1)[0]
-        defaults: dict[str, Any] = {"use_listings_cache": False} if protocol == "s3" else {}
-        try:
-            if protocol == "file":  # a path may hold `::`, which fsspec reads as a chain of URLs
-                self._fs, self._root = LocalFileSystem(), self.url.removeprefix("file://")
-            else:
-                self._fs, self._root = url_to_fs(self.url, **{**defaults, **self.options})
-        except (ImportError, ValueError) as error:
-            raise DataError(f"{self.url} cannot be read: {error}") from error
-        self.is_local = protocol in ("file", "local")
+        path = local_path(url)
+        self.is_local = path is not None
+        self.url = path.as_uri() if path is not None else os.fspath(url).rstrip("/")
+        self._fs, self._root = file_system(self.url, self.options)
 
     @property
     def local_path(self) -> Path:
@@ -98,15 +94,16 @@ class Store:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._root
 
     def where(self, name: str) -> str:
-        """Return the URL of one object."""
-        return f"{self.url}/{name}"
+        """Return the path or URL of one object, for people."""
+        return str(self.local_path / name) if self.is_local else f"{self.url}/{name}"
 
     def inside(self, folder: str) -> "Store":
         """Return the store of a folder directly in this one; StoreError if it leads elsewhere."""
         if folder in ("", ".", "..") or "/" in folder or "\0" in folder:
             raise StoreError(f"{folder!r} is no name of a folder in {self.url}")
         found = copy.copy(self)
-        found.url, found._root = self.where(folder), self._path(folder)  # noqa: SLF001
+        root = found._root = self._path(folder)  # noqa: SLF001
+        found.url = Path(root).as_uri() if self.is_local else f"{self.url}/{folder}"
         return found
 
     def read(
@@ -363,7 +360,8 @@ class Store:
                     told = str(error) or type(error).__name__
                     after = "" if final else f" {tries} times within {self.deadline:g} s"
                     raise StoreError(
-                        f"{self.where(name)} could not be reached{after}: {told}{advice_on(error)}"
+                        f"{self.where(name)} could not be reached{after}: {told}"
+                        f"{advice_on(error, self.options)}"
                     ) from error
             if (cancelled or threading.Event()).wait(pause * random.uniform(0.5, 1.0)):
                 raise InterruptedReadError(name)
@@ -373,7 +371,8 @@ class Store:
         """Say whether asking again is in vain."""
         if isinstance(error, FileNotFoundError):
             return self.is_local or code_of(error) == "NoSuchBucket"
-        return is_denied(error) or isinstance(error, NotADirectoryError | IsADirectoryError)
+        hopeless = isinstance(error, NotADirectoryError | IsADirectoryError)
+        return hopeless or is_denied(error) or is_mistyped(error)
 
 
 def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event | None) -> T:

@@ -181,7 +181,7 @@ def test_a_local_folder_is_where_its_path_says(tmp_path):
     folder = tmp_path / "my runs # 100%20 [x]"
     Store(folder).write("x", b"1")
     assert (folder / "x").read_bytes() == b"1"
-    assert Store(f"file://{folder}").read("x") == b"1"
+    assert Store(folder.as_uri()).read("x") == b"1"
 
 
 def test_a_missing_bucket_is_no_empty_folder(server):

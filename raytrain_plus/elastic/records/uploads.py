@@ -19,7 +19,7 @@ def store_of(spec: RunSpec) -> Store:
     """Return where a run's checkpoints are."""
     storage = spec.elastic.checkpoint_storage
     if not storage:
-        return Store(spec.folder, spec.elastic.checkpoint_options)
+        return Store(spec.folder)
     return Store(storage, spec.elastic.checkpoint_options).inside(check_name(spec.name))
 
 

@@ -1,0 +1,117 @@
+"""What a user names as a place: a path or a URL, and the options of its store.
+
+One rule for every command. A `file://` URL is percent-decoded, as `Path.as_uri()` encodes it; "#"
+and "?" have no meaning in it and are part of the path. A path is taken as it is. Any other URL goes
+to fsspec as it is.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from raytrain_plus.streams.columns import DataError
+
+_URL = re.compile(r"[A-Za-z][\w+.:-]*://")
+_LOCAL = re.compile(
+    r"(?:file|local):(?://(?P<host>[^/]*))?(?P<path>/.*|$)", re.IGNORECASE | re.DOTALL
+)
+# What is text even if it looks like a number: names of accounts, and secrets.
+_TEXT = re.compile(r"(^|_)(key|secret|token|password|passwd|user|username|name|id|string)$")
+_CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
+
+
+def local_path(location: str | os.PathLike[str]) -> Path | None:
+    """Return the absolute path of a place on this machine; None if it is elsewhere.
+
+    Args:
+        location: a path, or a URL; an `os.PathLike` is always a path.
+
+    Raises:
+        DataError: a `file://` URL names another host.
+    """
+    if not isinstance(location, str):
+        return Path(location).absolute()
+    url = _LOCAL.match(location)
+    if url is None:
+        return None if _URL.match(location) else Path(location).absolute()
+    if (url["host"] or "") not in ("", "localhost") or not url["path"]:
+        raise DataError(f"{location} is not on this machine: give a path or a file:/// URL.")
+    return Path(unquote(url["path"])).absolute()
+
+
+def file_system(
+    location: str | os.PathLike[str], options: Mapping[str, Any] | None = None
+) -> tuple[Any, str]:
+    """Return the fsspec file system of a place, and the path in it.
+
+    Args:
+        location: a path or a URL.
+        options: for the file system; a local one needs none and is given none.
+
+    Raises:
+        DataError: the URL is of a kind that is not known, its library is not installed, or an
+            option does not fit.
+    """
+    if (path := local_path(location)) is not None:
+        return LocalFileSystem(), str(path)
+    url = os.fspath(location)
+    defaults = {"use_listings_cache": False} if url.startswith(("s3://", "s3a://")) else {}
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, **{**defaults, **(options or {})})
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
+        given = f" with the storage options {', '.join(options)}" if options else ""
+        raise DataError(f"{url} cannot be read{given}: {error}") from error
+    return found
+
+
+def parse_options(given: Iterable[str], what: str = "storage option") -> dict[str, Any]:
+    """Return the options that a command line gives as KEY=VALUE.
+
+    A value that is JSON is what it says: `anon=false`, `max_concurrency=4`,
+    `client_kwargs={"region_name": "eu"}`. Any other value is text, and so are the values of
+    `key`, `secret`, `token`, `password` and the like.
+
+    Args:
+        given: the texts.
+        what: to call one in an error.
+
+    Raises:
+        DataError: one has another form, is given twice, or begins as JSON and is none.
+    """
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise DataError(f"{what} {text!r} is not of the form KEY=VALUE")
+        if name in options:
+            raise DataError(f"{what} {name!r} is given twice: give it once")
+        options[name] = _value(name, value, what)
+    return options
+
+
+def _value(name: str, text: str, what: str) -> Any:
+    plain = text.strip()
+    if _TEXT.search(name.lower()) and plain[:1] not in ("{", '"'):
+        return text
+    if plain.lower() in _CONSTANTS:
+        return _CONSTANTS[plain.lower()]
+    try:
+        return json.loads(plain, parse_constant=_refused)
+    except ValueError as error:
+        if plain[:1] in ("{", "[", '"'):
+            raise DataError(
+                f"{what} {name!r} begins like JSON and cannot be read as such: {error}"
+            ) from None
+        return text
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(constant)
