@@ -25,7 +25,7 @@ from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, TaskError
-from raytrain_plus.training.evaluation import check_metrics
+from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.training.retention import Retention
 
 _LEAST_EVALUATION_ROWS = 64
@@ -146,7 +146,7 @@ def retention_of(run: ray.train.RunConfig, task: Task, *, evaluates: bool) -> Re
     """
     asked = run.checkpoint_config or ray.train.CheckpointConfig()
     score = asked.checkpoint_score_attribute
-    known = ["loss", *(sorted(task.metrics()) if evaluates else ())]
+    known = ["loss", *(sorted(metrics_of(task)) if evaluates else ())]
     if score is not None and score not in known:
         raise ConfigError(
             f"CheckpointConfig sets checkpoint_score_attribute to {score!r}, and the run measures "
@@ -258,7 +258,7 @@ def open_for(
             "the task's default forward() needs one: set the task's `columns` or `target`, or "
             "define forward(model, batch)"
         )
-    if type(task).update_metric is Task.update_metric and task.metrics():
+    if type(task).update_metric is Task.update_metric and metrics_of(task):
         _need_target(task, shapes, what)
     return source
 

@@ -6,7 +6,8 @@ fresh generator from a hash of exactly those things:
 
 - one logical rank's part of a step (dropout, augmentation): `(seed, "step", step, logical rank)`;
 - an update (noise in an optimizer, an aspect's `update` advice): `(seed, "update", step)`;
-- one logical rank's part of an evaluation: `(seed, "evaluate", step, logical rank)`;
+- one logical rank's part of an evaluation: `(seed, "evaluate", step, logical rank)`; what a metric
+  draws when it is computed: `(seed, "metrics", step)`;
 - the model's initial weights: `(seed, "model")`; the newcomer's probe: `(seed, "probe")`;
 - which logical rank is computed a second time in a step, and by whom: `(seed, "audit", step)`;
 - the order of samples: `(seed, "files")`, `(seed, "lane", epoch, lane)` and so on.

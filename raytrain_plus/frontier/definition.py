@@ -9,6 +9,7 @@ from raytrain_plus.frontier.points import Objective
 from raytrain_plus.frontier.space import RecipeSpace, check_durations
 from raytrain_plus.names import check_name
 from raytrain_plus.task import Task, load_task
+from raytrain_plus.training.metrics import metrics_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ class Sweep:
             TaskError: it cannot be loaded.
         """
         task = load_task(self.task, dict(self.space.baseline.task))
-        known = sorted(task.metrics())
+        known = sorted(metrics_of(task))
         if self.objective.metric not in known:
             raise SweepError(
                 f"the objective is {self.objective.metric!r}, and the task reports "

@@ -80,22 +80,23 @@ def load_part(
     return _load(source, order, epoch, lane, np.arange(start, stop), *places)
 
 
-def evaluation_parts(
-    source: Source, order: Order, part_rows: int, lane: int
-) -> Iterator[tuple[Batch, int]]:
+def evaluation_parts(source: Source, order: Order, part_rows: int, lane: int) -> Iterator[Batch]:
     """Yield every sample of one lane exactly once, in the order in which it is stored.
 
-    Every batch has the same size, since another size may run other kernels and give other bits:
-    the last one is filled up with copies of its first row.
+    Which rows make a batch follows from the data and the number of lanes alone. The last batch of a
+    lane has the rows that are left: nothing is padded, since a model may see what it is padded
+    with. A single row that would be left joins the batch before it: many a model cannot compute
+    one row alone (batch norm by the batch's own statistics, `squeeze()`).
 
     Args:
         source: Where the rows are.
         order: How rows are cut into lanes; it is read without shuffling.
-        part_rows: Rows of every batch, at least 1.
+        part_rows: Rows of every batch but the last, at least 1.
         lane: The lane, in 0..V-1; one without rows yields nothing.
 
     Yields:
-        A batch of `part_rows` rows, and how many of them, from the first, count.
+        A batch of `part_rows` rows, the last of 2 to `part_rows + 1`, or of 1 if the lane has no
+        other row or `part_rows` is 1.
 
     Raises:
         ValueError: `part_rows` is below 1, or there is no such lane.
@@ -105,13 +106,11 @@ def evaluation_parts(
     plain = replace(order, shuffle=False) if order.shuffle else order
     length = plain.lane_rows(lane)
     for start in range(0, length, part_rows):
-        positions = np.arange(start, min(start + part_rows, length))
-        files, rows = plain.locate(0, lane, start, start + len(positions))
-        padded = [
-            np.append(each, each[:1].repeat(part_rows - len(each)))
-            for each in (positions, files, rows)
-        ]
-        yield _load(source, plain, 0, lane, *padded), len(rows)
+        left = length - start
+        if left == 1 and start > 0 and part_rows > 1:
+            return  # it has joined the one before
+        rows = left if left == part_rows + 1 and part_rows > 1 else min(left, part_rows)
+        yield load_part(source, plain, 0, lane, start, start + rows)
 
 
 def load_step_part(

@@ -1,13 +1,12 @@
 """An evaluation counts every sample exactly once, and says the same on every number of workers."""
 
 import itertools
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,7 +18,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Order
 from raytrain_plus.task import Task, TaskError
-from raytrain_plus.training.evaluation import Evaluation, _plain, check_metrics
+from raytrain_plus.training.evaluation import Evaluation, _plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `.*` will save all")
 
@@ -123,19 +122,16 @@ def test_every_sample_is_seen_once_and_in_order(ranges, rows):
         assert np.atleast_1d(values["seen"]).tolist() == expected
 
 
-def test_padding_that_is_counted_shows():
-    """The negative control: with 31 rows in lanes of 8, the check above would notice padding."""
-    table = numbers(31)
+def test_a_row_that_is_counted_twice_shows():
+    """The negative control of the check above."""
 
-    class Padded(Summing):
+    class Repeating(Summing):
         def update_metric(self, metric, outputs, batch):
-            short = ROWS - len(outputs)
+            short = ROWS - len(batch["x"])
             metric.update(torch.cat([outputs, outputs[:1].expand(short)]))
-            assert len(batch["x"]) == len(outputs)
 
-    values = evaluate(Padded(seen=CatMetric), table, cut(4))[0]
+    values = evaluate(Repeating(seen=CatMetric), numbers(31), cut(4))[0]
     assert len(values["seen"]) == 32
-    assert sum(values["seen"]) != sum(evaluate(Summing(seen=CatMetric), table, cut(4))[0]["seen"])
 
 
 class Classes(Summing):
@@ -241,47 +237,51 @@ def test_curves_are_nested_lists():
     assert precision[-1] == 1.0
 
 
-class Outputs(NamedTuple):
+@dataclass
+class Outputs:
     rows: torch.Tensor
-    extra: torch.Tensor
+    codes: torch.Tensor
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        lambda rows: {"rows": rows, "extra": torch.ones(3), 0: [rows]},
-        lambda rows: Outputs(rows, torch.tensor(1.0)),
-        lambda rows: [rows, (rows, "text"), None],
-    ],
-)
-def test_padding_is_cut_off_outputs_of_any_structure(shape):
-    lengths = []
+SHAPES = {
+    "a list for each row": lambda x: [torch.zeros(ROWS, 4) + one for one in x],
+    "a mapping": lambda x: {"rows": x, "codes": torch.arange(float(ROWS))},
+    "a dataclass": lambda x: Outputs(x, torch.arange(float(ROWS))),
+    "two tokens a row, flat": lambda x: x.repeat_interleave(2, 0),
+    "time first": lambda x: x.expand(ROWS, 3, len(x)),
+}
+
+
+def described(outputs):
+    """Return the structure of outputs, with the shapes of all tensors."""
+    if isinstance(outputs, torch.Tensor):
+        return tuple(outputs.shape)
+    if isinstance(outputs, Outputs):
+        return described(vars(outputs))
+    if isinstance(outputs, dict):
+        return {key: described(value) for key, value in outputs.items()}
+    return [described(one) for one in outputs]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_metric_is_given_what_the_forward_made_of_any_structure(shape):
+    """19 rows: two parts of 8 and one of 3, in which other tensors happen to have 8 rows."""
+    seen = []
 
     class Structured(Summing):
         def forward(self, model, batch):
-            return shape(model(batch["x"]))
+            return SHAPES[shape](model(batch["x"]))
 
         def update_metric(self, metric, outputs, batch):
-            outputs = shape_of(outputs)
-            lengths.append({len(rows) for rows in outputs})
-            metric.update(outputs[0])
-            assert len(batch["label"]) == len(outputs[0])
-
-    def shape_of(outputs):
-        if isinstance(outputs, dict):
-            assert len(outputs["extra"]) == 3
-            return [outputs["rows"], outputs[0][0]]
-        if isinstance(outputs, Outputs):
-            return [outputs.rows]
-        assert outputs[1][1:] == ("text",)
-        return [outputs[0], outputs[1][0]]
+            seen.append((described(outputs), len(batch["label"])))
+            metric.update(batch["x"])
 
     values = evaluate(Structured(seen=CatMetric), numbers(19), cut(1))[0]
     assert len(values["seen"]) == 19
-    assert lengths[:3] == [{8}, {8}, {3}]
+    assert seen[:3] == [(described(SHAPES[shape](torch.zeros(n))), n) for n in (8, 8, 3)]
 
 
-def test_every_forward_has_the_same_size_and_is_made_by_one_worker():
+def test_every_part_is_made_by_one_worker_and_has_the_same_size_on_any_number_of_them():
     sizes = []
 
     class Watching(Summing):
@@ -291,8 +291,56 @@ def test_every_forward_has_the_same_size_and_is_made_by_one_worker():
 
     for ranges in (cut(3), cut(3, 1), cut(3, 1, 2)):
         sizes.clear()
-        evaluate(Watching(seen=CatMetric), numbers(27), ranges)
-        assert sizes == [ROWS] * (2 * 3 * 2)  # two passes over three lanes of nine rows
+        evaluate(Watching(seen=CatMetric), numbers(30), ranges)
+        assert sizes == [ROWS, 2] * (3 * 2)  # two passes over three lanes of ten rows
+
+
+class Across(Summing):
+    """Each row's output depends on all rows of its part."""
+
+    def model(self):
+        return nn.BatchNorm1d(1, track_running_stats=False)
+
+    def forward(self, model, batch):
+        return model(batch["x"][:, None])[:, 0]
+
+
+def test_a_model_that_computes_across_rows_gives_what_plain_pytorch_does():
+    """Five rows in one lane, of which none may be joined by another."""
+    table = numbers(5)
+    x = torch.tensor(table["x"].to_pylist())
+    task = Across(seen=CatMetric)
+    expected = task.forward(task.model().eval(), {"x": x})
+    values = evaluate(task, table, cut(1))[0]["seen"]
+    assert values == expected.tolist()
+    padded = torch.cat([x, x[:1].expand(ROWS - 5)])
+    assert values != task.forward(task.model().eval(), {"x": padded})[:5].tolist()  # the control
+
+
+@pytest.mark.parametrize("rows", [21, 64, 66])
+def test_a_model_that_computes_across_rows_gives_the_same_on_any_number_of_workers(rows):
+    task = Across(seen=CatMetric)
+    alone = evaluate(task, numbers(rows), cut(4))[0]
+    for ranges in (cut(4, 1), cut(4, 1, 2, 3), cut(4, 3)):
+        assert evaluate(task, numbers(rows), ranges) == [alone] * len(ranges)
+
+
+def test_what_a_forward_leaves_in_a_buffer_does_not_reach_the_next_logical_rank():
+    class Counting(Summing):
+        def model(self):
+            model = nn.Identity()
+            model.register_buffer("calls", torch.tensor(0.0))
+            return model
+
+        def forward(self, model, batch):
+            model.calls += 1
+            return batch["x"] * 0 + model.calls
+
+    task = Counting(seen=CatMetric)
+    alone = evaluate(task, numbers(50), cut(4))[0]
+    assert max(alone["seen"]) == 2  # of its own lane's parts
+    for ranges in (cut(4, 1), cut(4, 1, 2, 3)):
+        assert evaluate(task, numbers(50), ranges) == [alone] * len(ranges)
 
 
 def test_chance_in_an_evaluation_does_not_depend_on_who_evaluates():
@@ -323,8 +371,8 @@ def test_the_model_is_in_evaluation_mode_within_advice_and_without_gradients():
             return model(batch["x"])
 
     entered = []
-    values = evaluate(Modes(seen=CatMetric), numbers(9), cut(1), [Noting()], entered)
-    assert len(values[0]["seen"]) == 9
+    values = evaluate(Modes(seen=CatMetric), numbers(10), cut(1), [Noting()], entered)
+    assert len(values[0]["seen"]) == 10
     assert log == 2 * ["before", (False, False), (False, False), "after"]
     assert entered == 2 * ["evaluate", "evaluate", "gather"]
 
@@ -339,57 +387,11 @@ def test_a_task_without_metrics_evaluates_nothing():
     assert Evaluation(task, source, order, ROWS, SEED).run(None, nobody, cut(2), Collect(0)) == {}
 
 
-class Mean(Metric):
-    full_state_update = False
-
-    def __init__(self):
-        super().__init__()
-        self.add_state("mean", torch.tensor(0.0), dist_reduce_fx="mean")
-
-    def update(self, outputs, target):
-        self.mean = outputs.mean() * target.numel() / target.numel()
-
-    def compute(self):
-        return self.mean
-
-
-class Stacked(Mean):
-    def __init__(self):
-        super().__init__()
-        self.add_state("mean", torch.tensor(0.0), dist_reduce_fx=None)
-
-
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("pearson", torchmetrics.PearsonCorrCoef),  # keeps means and variances of its own
-        ("mean", Mean),  # a mean of means forgets how many each one stands for
-        ("stacked", Stacked),
-        ("several", lambda: torchmetrics.MetricCollection([MulticlassAccuracy(3)])),
-        ("a/b", SumMetric),
-        ("function", lambda: torch.nn.functional.cross_entropy),
-    ],
-)
-def test_metrics_that_cannot_be_merged_exactly_are_refused_by_name(name, make):
-    task = Summing()
-    task.made = {"fine": CatMetric, name: make}
-    with pytest.raises(TaskError, match=f"metric '{name}'"):
-        check_metrics(task)
-
-
-def test_metrics_that_can_be_merged_are_taken():
-    check_metrics(
-        Summing(
-            accuracy=lambda: MulticlassAccuracy(3),
-            seen=CatMetric,
-            total=SumMetric,
-            average=torchmetrics.MeanMetric,
-            extremes=Tolerant,
-            correlation=SpearmanCorrCoef,
-        )
-    )
-
-
 def test_what_is_no_number_becomes_what_json_has_a_word_for():
-    value = {"a": torch.tensor([1.0, float("nan")]), "b": (float("inf"), 2)}
-    assert _plain(value) == {"a": [1.0, None], "b": [None, 2]}
+    value = {"a": torch.tensor([1.0, float("nan")]), "b": (float("inf"), 2), 3: np.float32(0.5)}
+    assert _plain("m", value) == {"a": [1.0, None], "b": [None, 2], "3": 0.5}
+
+
+def test_a_value_that_json_cannot_hold_is_refused_by_name():
+    with pytest.raises(TaskError, match="metric 'm' returned a Order"):
+        _plain("m", {"a": Order(rows=np.array([1]), lanes=1, seed=1)})
