@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from torch import nn
 from torchmetrics import SumMetric
-from torchmetrics.wrappers import Running
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.wrappers import Running
 
 from raytrain_plus import configure
 from raytrain_plus.algorithms import Aspect, AspectError, GradientClipping, LabelSmoothing
