@@ -1,14 +1,14 @@
-# Two commands: `make demo` and `make test`. Both set up what they need, once.
+# `make demo`, `make test` and `make test-all` set up what they need, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Beside the environment, not in it: see tests/algorithms/side.py.
 SIDE := .venv/transformers/site-packages
-HALF := tests/algorithms tests/frontier tests/observe
+WORKERS ?= 2
 LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check test test-one-half test-other-half test-slow demo chaos lab lab-down bench bench-peers clean
+.PHONY: install check test test-all test-slow demo chaos lab lab-down bench bench-peers clean
 
 install: .venv/installed
 
@@ -24,16 +24,16 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Quick tests in two processes side by side, about as long; then those that start clusters and fill the machine.
+# What to run before each commit: quick tests, as many at a time as there are cores.
 test: check
-	$(MAKE) -j2 test-one-half test-other-half
+	$(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/end_to_end
+
+# Everything but what is marked as slow: also whole runs, which start clusters and fill the machine,
+# and what bits depend on, as a processor without vector instructions computes it.
+test-all: test
 	$(BIN)/pytest tests/end_to_end
-
-test-one-half: install
-	$(BIN)/pytest $(HALF)
-
-test-other-half: install
-	$(BIN)/pytest $(HALF:%=--ignore=%) --ignore tests/end_to_end
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+		$(BIN)/pytest --numprocesses $(WORKERS) tests/training tests/chaos tests/end_to_end/test_bits.py
 
 # What takes minutes and seldom breaks: every algorithm together with torch.compile, more chaos.
 test-slow: install
