@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raytrain_plus.streams.plain import plain, plain_type
 
@@ -170,6 +171,33 @@ def _flat(array: pa.Array, name: str, where: str) -> npt.NDArray[Any]:
         else:
             flat: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
             return flat
+
+
+def first_null(column: pa.ChunkedArray) -> int | None:
+    """Return the first row of a column of plain type that is null or holds one; None for none."""
+    before = 0
+    for chunk in column.chunks:
+        found = _first_null(chunk)
+        if found is not None:
+            return before + found
+        before += len(chunk)
+    return None
+
+
+def _first_null(array: pa.Array) -> int | None:
+    if isinstance(array, pa.ExtensionArray):
+        return _first_null(array.storage)
+    if array.null_count:
+        return int(array.is_null().index(True).as_py())
+    types = pa.types
+    is_fixed = types.is_fixed_size_list(array.type)
+    if not (is_fixed or types.is_list(array.type) or types.is_large_list(array.type)):
+        return None
+    item = _first_null(array.flatten())
+    if item is None or is_fixed:
+        return item and item // array.type.list_size
+    ends = np.cumsum(pc.list_value_length(array).to_numpy(), dtype=np.int64)
+    return int(np.searchsorted(ends, item, side="right"))
 
 
 def null_error(name: str, where: str) -> DataError:

@@ -172,13 +172,17 @@ def _dataset() -> Any:
 def _check_statistics(parquet: Any, columns: Mapping[str, Column], path: Path) -> None:
     """Refuse nulls that a Parquet file's statistics admit; others show when values are read."""
     metadata = parquet.metadata
-    # A list's count has its empty lists, too: only what is repeated in no way can be judged.
-    judged = {
-        leaf: parquet.schema.column(leaf).path
-        for leaf in range(metadata.num_columns)
-        if parquet.schema.column(leaf).max_repetition_level == 0
-        and parquet.schema.column(leaf).path in columns
-    }
+    judged = {}
+    for leaf in range(metadata.num_columns):
+        described = parquet.schema.column(leaf)
+        name = described.path if described.path in columns else described.path.split(".")[0]
+        column = columns.get(name)
+        if column is None:
+            continue
+        # A list's count includes its empty lists, and the path of an image may be null.
+        is_fixed = column.kind == "tensor" and 0 not in column.shape
+        if is_fixed or (described.path == name and described.max_repetition_level == 0):
+            judged[leaf] = name
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for leaf, name in judged.items():

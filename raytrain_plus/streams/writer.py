@@ -1,5 +1,8 @@
 """Writing a stream: files first, in parallel, and the manifest last and at once.
 
+A column's type grows with its rows: whole numbers become floats when the first fraction comes, if
+that changes none of them. Files that were stored before are then stored again, before the manifest.
+
 Until the manifest stands there is no data set, whatever happened to its writer; and of two writers
 to one place, one publishes and the other fails. File names hold a hash of their contents, so that
 neither can write over the other's files.
@@ -9,22 +12,23 @@ import hashlib
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias, get_args
 
-import numpy as np
 import pyarrow as pa
-import torch
 
-from raytrain_plus.streams.columns import DataError, columns_of, values_of
+from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed
 from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, Manifest
 from raytrain_plus.streams.plain import plain_table
+from raytrain_plus.streams.rows import Row, RowError, chunks, table_of
 from raytrain_plus.streams.store import ExistsError, Store
 from raytrain_plus.streams.stream import parse_bytes, write_raw
+from raytrain_plus.streams.widening import InexactError, cast_exactly, leaf_type, settled, wider
 
-Row = Mapping[str, Any]
+Place: TypeAlias = Callable[[int], str]
 Rows: TypeAlias = pa.RecordBatch | pa.Table | Iterable[Row]
 
 DEFAULT_FILE_SIZE = 64 << 20
@@ -45,7 +49,7 @@ class StreamWriter:
         url: the folder to write to: a path or any URL that fsspec knows.
         file_size: the raw bytes of a file, as a number or like "64MB"; one row is never cut.
         compression: of the files at rest: zstd, lz4 or none.
-        schema: of the rows; by default that of the first that are written.
+        schema: of the rows. Default: the narrowest types that hold every value exactly.
         parallel: how many files are compressed and stored at once.
         storage_options: passed to fsspec's filesystem.
         only_writer: the store need not keep two writers apart: nobody else writes to this place.
@@ -80,15 +84,18 @@ class StreamWriter:
         self._store = Store(url, storage_options, deadline=deadline)
         self._file_size = parse_bytes(file_size)
         self._compression: Compression = compression
-        self._schema = schema
+        self._schema = schema if schema is None else plain_table(schema.empty_table()).schema
+        self._is_declared = schema is not None
+        self._latest: pa.Schema | None = None
+        self._rows = 0
         self._parallel = parallel
         self._on_file = on_file
         self._only_writer = only_writer
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        self._storing: deque[Future[FileEntry]] = deque()
-        self._stored: list[FileEntry] = []
-        self._begun = 0
+        self._storing: deque[Future[_Stored]] = deque()
+        self._stored: list[_Stored] = []
+        self._begun = self._rows_begun = 0
         self._threads = ThreadPoolExecutor(parallel, "raytrain_plus writer")
         if self._store.exists(MANIFEST):
             raise DataError(
@@ -117,13 +124,15 @@ class StreamWriter:
         finally:
             self._threads.shutdown(cancel_futures=True)
 
-    def write(self, rows: Rows | Row) -> None:
+    def write(self, rows: Rows | Row, place: Place | None = None) -> None:
         """Add rows after those that were written before.
 
         Args:
-            rows: a table or record batch; a dictionary, which is one row, or many of them. Values
-                of a row may be numbers, strings, bytes, lists, and NumPy arrays and tensors, whose
-                shape all rows must share.
+            rows: a table or record batch, also of pandas or polars; a dictionary, which is one
+                row, or many of them. Values of a row may be numbers, strings, bytes, lists, and
+                NumPy arrays and tensors, whose shape all rows must share.
+            place: says in an error where one of these rows, counted from 0, comes from. Default:
+                its number among all rows that were written, counted from 1.
 
         Raises:
             DataError: they do not go together with the rows before, or hold nulls or a type that
@@ -133,34 +142,89 @@ class StreamWriter:
             rows = [rows]
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
+        elif not isinstance(rows, pa.Table) and hasattr(rows, "__arrow_c_stream__"):
+            rows = pa.table(rows)
+        first = self._rows
+        place = place or _numbered(first)
         if isinstance(rows, pa.Table):
-            self._add(rows)
+            self._add(rows, place)
             return
-        chunk: list[Row] = []
-        for row in rows:
-            chunk.append(row)
-            if len(chunk) == _ROWS_AT_ONCE:
-                self._add(table_of(chunk, self._schema))
-                chunk = []
-        if chunk:
-            self._add(table_of(chunk, self._schema))
+        for chunk in chunks(rows, _ROWS_AT_ONCE):
+            where = _later(place, self._rows - first)
+            try:
+                table = table_of(chunk, self._schema if self._is_declared else None)
+            except RowError as error:
+                raise DataError(f"{where(error.row)}: {error}.") from error
+            self._add(table, where)
 
-    def _add(self, table: pa.Table) -> None:
+    def _add(self, table: pa.Table, place: Place) -> None:
+        if not table.num_rows:
+            return
         table = plain_table(table)
-        if self._schema is None:
-            columns_of(table.schema, None, "the data")
-            self._schema = table.schema
-        schema = self._schema
-        try:
-            table = table.select(schema.names).cast(schema)
-        except (KeyError, pa.ArrowException) as error:
-            raise DataError(
-                f"rows {dict(_types(table.schema))} do not go together with the ones before, which "
-                f"are {dict(_types(schema))}: {error}"
-            ) from error
-        values_of(table, columns_of(schema, None, "the data"), "the data")  # refuses nulls
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            row = first_null(column)
+            if row is not None:
+                raise DataError(
+                    f"{place(row)}: column {name!r} holds nulls, which a tensor cannot: fill them, "
+                    "drop the row, or leave the column out."
+                )
+        if self._latest is None or not table.schema.equals(self._latest):
+            columns_of(settled(table.schema), None, "the data")
+            self._schema = self._grown(table.schema, place)
+            self._latest = table.schema
+        table = self._widened(table, place)
+        self._rows += table.num_rows
         for batch in table.to_batches():
             self._take(batch)
+
+    def _grown(self, schema: pa.Schema, place: Place) -> pa.Schema:
+        """Return the types that hold what was written and rows of another schema, too."""
+        if self._schema is None:
+            return schema
+        before = dict(zip(self._schema.names, self._schema.types, strict=True))
+        now = dict(zip(schema.names, schema.types, strict=True))
+        if before.keys() != now.keys():
+            raise DataError(
+                f"{place(0)}: its columns do not go together with those of the rows before: "
+                f"{_difference(before, now)}. Give all rows the same columns, and fill in what is "
+                "absent; or leave the column out of all."
+            )
+        if self._is_declared:
+            return self._schema
+        grown = {name: wider(kind, now[name]) for name, kind in before.items()}
+        for name, kind in grown.items():
+            if kind is None:
+                raise DataError(
+                    f"{place(0)}: column {name!r} does not go together with the rows before: it is "
+                    f"{now[name]} here and {before[name]} there. Give all rows values of one kind."
+                )
+        return pa.schema(list(grown.items()))
+
+    def _widened(self, table: pa.Table, place: Place) -> pa.Table:
+        """Return rows with the types of all that was written so far.
+
+        Raises:
+            DataError: a value has no equal there.
+        """
+        assert self._schema is not None
+        if table.schema.equals(self._schema):
+            return table
+        own = dict(zip(table.column_names, table.columns, strict=True))
+        columns = []
+        for name, kind in zip(self._schema.names, self._schema.types, strict=True):
+            chunks, before = [], 0
+            for chunk in own[name].chunks:
+                try:
+                    chunks.append(cast_exactly(chunk, kind))
+                except InexactError as error:
+                    raise DataError(
+                        f"{place(before + error.row)}: column {name!r} does not go together with "
+                        f"other rows: {error.value!r:.80} is {chunk.type}, which {kind} does not "
+                        "hold exactly. Give all rows values of one type, or a `schema`."
+                    ) from error
+                before += len(chunk)
+            columns.append(pa.chunked_array(chunks, kind))
+        return pa.Table.from_arrays(columns, schema=self._schema)
 
     def _take(self, batch: pa.RecordBatch) -> None:
         """Cut rows into files of the wanted size."""
@@ -176,12 +240,20 @@ class StreamWriter:
     def _flush(self) -> None:
         while len(self._storing) > self._parallel:
             self._stored.append(self._storing.popleft().result())
-        table = pa.Table.from_batches(self._pending)
+        first = self._rows_begun
+        tables = []
+        for batch in self._pending:
+            place = _numbered(self._rows_begun)
+            tables.append(self._widened(pa.Table.from_batches([batch]), place))
+            self._rows_begun += batch.num_rows
         self._pending, self._pending_bytes = [], 0
-        self._storing.append(self._threads.submit(self._store_file, self._begun, table))
+        future = self._threads.submit(
+            self._store_file, self._begun, first, pa.concat_tables(tables)
+        )
+        self._storing.append(future)
         self._begun += 1
 
-    def _store_file(self, number: int, table: pa.Table) -> FileEntry:
+    def _store_file(self, number: int, first_row: int, table: pa.Table) -> "_Stored":
         raw = write_raw(table)
         content = _compressed(raw, self._compression)
         digest = hashlib.sha256(content).hexdigest()
@@ -194,7 +266,15 @@ class StreamWriter:
         )
         self._store.write(entry.name, content)
         self._on_file(entry)
-        return entry
+        return _Stored(number, first_row, entry, table.schema)
+
+    def _store_again(self, stored: "_Stored") -> "_Stored":
+        """Store a file's rows in the types that the rows after them needed."""
+        entry = stored.entry
+        content = self._store.read(entry.name, entry.stored_bytes, entry.sha256)
+        table = pa.ipc.open_file(content).read_all()
+        table = self._widened(table, _numbered(stored.first_row))
+        return self._store_file(stored.number, stored.first_row, table)
 
     def _publish(self) -> None:
         if self._pending:
@@ -202,7 +282,11 @@ class StreamWriter:
         self._stored += [future.result() for future in self._storing]
         if not self._stored or self._schema is None:
             raise DataError("nothing was written: a data set has at least one row.")
-        manifest = Manifest.of(self._schema, tuple(self._stored), self._compression)
+        _check_settled(self._schema)
+        narrow = [one for one in self._stored if not one.schema.equals(self._schema)]
+        again = dict(zip(narrow, self._threads.map(self._store_again, narrow), strict=True))
+        files = tuple(again.get(one, one).entry for one in self._stored)
+        manifest = Manifest.of(self._schema, files, self._compression)
         try:
             if self._only_writer:
                 self._store.write(MANIFEST, manifest.dump())
@@ -213,45 +297,49 @@ class StreamWriter:
                 f"another writer has published a data set in {self._store.url} meanwhile, and this "
                 "one was not: write to another place."
             ) from error
+        for one in narrow:  # not before: another writer of the same rows may have named it
+            self._store.delete(one.entry.name)
 
 
-def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
-    """Return rows as a table; arrays and tensors become fixed shape tensors.
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """A file that stands in the folder, its first row among all, and the types of its columns."""
+
+    number: int
+    first_row: int
+    entry: FileEntry
+    schema: pa.Schema
+
+
+def _numbered(first: int) -> Place:
+    return lambda row: f"row {first + row + 1:,}"
+
+
+def _later(place: Place, skipped: int) -> Place:
+    return lambda row: place(skipped + row)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    found = []
+    if absent := before.keys() - now.keys():
+        found.append(f"it lacks {listed(sorted(absent))}")
+    if added := now.keys() - before.keys():
+        found.append(f"it has {listed(sorted(added))} more")
+    return " and ".join(found)
+
+
+def _check_settled(schema: pa.Schema) -> None:
+    """Refuse columns of nothing but empty lists.
 
     Raises:
-        DataError: the rows differ in their columns, shapes or types.
+        DataError: there is one.
     """
-    names = list(rows[0])
-    for row in rows:
-        if row.keys() != rows[0].keys():
-            raise DataError(f"rows differ in their columns: {names} and {list(row)}.")
-    try:
-        columns = {name: _array([row[name] for row in rows], name, schema) for name in names}
-    except (pa.ArrowException, TypeError) as error:
-        raise DataError(f"rows cannot be stored: {error}") from error
-    return pa.table(columns)
-
-
-def _array(values: list[Any], name: str, schema: pa.Schema | None) -> pa.Array:
-    arrays = [v.numpy(force=True) if isinstance(v, torch.Tensor) else v for v in values]
-    if isinstance(arrays[0], np.ndarray) and arrays[0].ndim:
-        if len({(a.shape, a.dtype) for a in arrays}) > 1:
-            shapes = sorted({f"{a.dtype}{list(a.shape)}" for a in arrays})
+    for field in schema:
+        if pa.types.is_null(leaf_type(field.type)):
             raise DataError(
-                f"column {name!r} holds arrays of different shapes: {', '.join(shapes)}. Make them "
-                "equal, or give lists, which may be of any length."
+                f"column {field.name!r} holds nothing but empty lists, which have no type: give a "
+                "`schema`, or leave the column out."
             )
-        stacked = np.ascontiguousarray(np.stack(arrays))
-        return pa.FixedShapeTensorArray.from_numpy_ndarray(stacked)
-    if isinstance(arrays[0], np.ndarray | np.generic):
-        return pa.array(np.array(arrays))
-    if schema is not None and name in schema.names:
-        return pa.array(arrays, schema.field(name).type)
-    return pa.array(arrays)
-
-
-def _types(schema: pa.Schema) -> Iterable[tuple[str, str]]:
-    return ((field.name, str(field.type)) for field in schema)
 
 
 def _compressed(raw: memoryview, compression: Compression) -> bytes:

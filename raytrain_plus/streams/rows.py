@@ -1,0 +1,236 @@
+"""Rows of Python values as Arrow tables: every value as it was given, or an error that names it."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from raytrain_plus.streams.widening import InexactError, cast_exactly, wider
+
+Row = Mapping[str, Any]
+
+_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("null", (type(None),)),
+    ("bool", (bool, np.bool_)),
+    ("number", (int, float, np.integer, np.floating)),
+    ("text", (str,)),
+    ("bytes", (bytes, bytearray, memoryview)),
+    ("list", (list, tuple, np.ndarray)),
+)
+
+
+class RowError(ValueError):
+    """A row cannot be stored; the message says why.
+
+    Attributes:
+        row: which of the rows, from 0.
+    """
+
+    def __init__(self, row: int, told: str) -> None:
+        super().__init__(told)
+        self.row = row
+
+
+def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
+    """Return rows as a table.
+
+    Numbers of several types become the narrowest type that holds all of them exactly. Arrays and
+    tensors of one shape become fixed shape tensors; lists may be of any length.
+
+    Args:
+        rows: at least one, all with the same columns.
+        schema: types that are wanted for some of the columns.
+
+    Raises:
+        RowError: the rows differ in their columns, shapes or kinds, or one has no equal in Arrow.
+    """
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise RowError(number, f"it is a {type(row).__name__}, but must be a dictionary")
+        if row.keys() != rows[0].keys():
+            raise RowError(number, f"its columns differ: {list(row)} after {list(rows[0])}")
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        try:
+            columns[name] = _array(values)
+            if schema is not None and name in schema.names:
+                columns[name] = cast_exactly(columns[name], schema.field(name).type)
+        except (RowError, InexactError) as error:
+            raise RowError(error.row, f"column {name!r}: {error}") from error
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise RowError(0, f"column {name!r} cannot be stored: {error}") from error
+    return pa.table(columns)
+
+
+def _array(values: list[Any]) -> pa.Array:
+    arrays = [_without_torch(value) for value in values]
+    shaped = [isinstance(value, np.ndarray) for value in arrays]
+    if all(shaped):
+        return _tensors(arrays)
+    if any(shaped):
+        arrays = [v.tolist() if isinstance(v, np.ndarray) else v for v in arrays]
+    kinds = _kinds(arrays)
+    if len(kinds) > 1:
+        raise _mixed_kinds(arrays)
+    types = _leaf_types(arrays)
+    if len(types) > 1 and any(issubclass(one, np.generic) for one in types):
+        # Of NumPy's numbers of several types pyarrow (26) wraps those that are too large.
+        arrays = [_as_python(value) for value in arrays]
+    depth = next(iter(kinds), "").count("list of")
+    try:
+        return pa.array(arrays)
+    except OverflowError:
+        return _large_whole_numbers(arrays, depth)
+    except pa.ArrowInvalid:
+        if not kinds or not next(iter(kinds)).endswith("number"):
+            raise
+        return pa.array(_as_floats(arrays))
+
+
+def _without_torch(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.dtype == torch.bfloat16:  # which NumPy does not have: each is a float32, too
+            value = value.float()
+        value = value.numpy(force=True)
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return value[()]
+    return value
+
+
+def _tensors(arrays: list[npt.NDArray[Any]]) -> pa.Array:
+    first = arrays[0]
+    target = pa.from_numpy_dtype(_native(first).dtype)
+    for row, array in enumerate(arrays):
+        own = pa.from_numpy_dtype(_native(array).dtype)
+        widened = wider(target, own)
+        if array.shape != first.shape or widened is None:
+            here, before = (f"{a.dtype}{list(a.shape)}" for a in (array, first))
+            raise RowError(
+                row,
+                f"arrays of different shapes or kinds: {here} after {before}. Make them equal, or "
+                "give lists, which may be of any length",
+            )
+        target = widened
+    if len({array.dtype for array in arrays}) == 1:
+        stacked = np.stack([_native(array) for array in arrays])
+    else:
+        stacked = np.stack([_cast(array, target, row) for row, array in enumerate(arrays)])
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(stacked))
+
+
+def _cast(array: npt.NDArray[Any], target: pa.DataType, row: int) -> npt.NDArray[Any]:
+    try:
+        flat = cast_exactly(pa.array(_native(array).ravel()), target)
+    except InexactError as error:
+        raise RowError(row, str(error)) from error
+    values: npt.NDArray[Any] = flat.to_numpy(zero_copy_only=False)
+    return values.reshape(array.shape)
+
+
+def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _kinds(values: Sequence[Any]) -> set[str]:
+    """Return what values are, as in `number` or `list of list of text`; nulls are of any kind."""
+    kinds = {_kind(one) for one in set(map(type, values))}
+    if "list" in kinds:
+        items = list(itertools.chain.from_iterable(v for v in values if _is_list(v)))
+        inner = _kinds(items)
+        if inner:
+            kinds = kinds - {"list"} | {f"list of {kind}" for kind in inner}
+    return kinds - {"null"}
+
+
+def _leaf_types(values: Sequence[Any]) -> set[type]:
+    types = set(map(type, values))
+    if any(_kind(one) == "list" for one in types):
+        types |= _leaf_types(list(itertools.chain.from_iterable(v for v in values if _is_list(v))))
+    return {one for one in types if _kind(one) not in ("list", "null")}
+
+
+def _as_python(value: Any) -> Any:
+    if _is_list(value):
+        return [_as_python(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _kind(one: type) -> str:
+    return next((name for name, types in _KINDS if issubclass(one, types)), one.__name__)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def _mixed_kinds(values: list[Any]) -> RowError:
+    """Return the error for the first row of another kind than the rows before."""
+    known: set[str] = set()
+    for row, value in enumerate(values):
+        kinds = _kinds([value])
+        if known and kinds and len(_without_empty(known | kinds)) > 1:
+            here, before = (" and ".join(sorted(some)) for some in (kinds, known))
+            return RowError(
+                row, f"{value!r:.80} ({here}) does not go together with {before} before"
+            )
+        known |= kinds
+    return RowError(0, "values of several kinds do not go together")
+
+
+def _without_empty(kinds: set[str]) -> set[str]:
+    return kinds - {"list"} if any(kind.startswith("list of") for kind in kinds) else kinds
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if _is_list(value):
+        for item in value:
+            yield from _numbers(item)
+    elif value is not None:
+        yield value
+
+
+def _large_whole_numbers(values: list[Any], depth: int) -> pa.Array:
+    """Return whole numbers above int64 as uint64.
+
+    Raises:
+        RowError: a number is outside of both, or there are numbers below 0, too.
+    """
+    kind: pa.DataType = pa.uint64()
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    try:
+        return pa.array(values, kind)
+    except (OverflowError, pa.ArrowException):
+        pass
+    limits = range(-(2**63), 2**63)
+    for row, value in enumerate(values):
+        for number in _numbers(value):
+            if isinstance(number, int | np.integer) and int(number) not in limits:
+                told = f"{number!r} is outside of int64, and the rows do not all fit uint64"
+                raise RowError(row, told)
+    raise RowError(0, "the whole numbers fit neither int64 nor uint64")
+
+
+def _as_floats(values: list[Any]) -> list[Any]:
+    """Return whole numbers and floats as floats; each whole number must be one exactly."""
+
+    def as_float(value: Any, row: int) -> Any:
+        if _is_list(value):
+            return [as_float(item, row) for item in value]
+        if isinstance(value, int | np.integer) and int(float(value)) != value:
+            raise RowError(row, f"{value!r} is not a value of type double, as the fractions are")
+        return None if value is None else float(value)
+
+    return [as_float(value, row) for row, value in enumerate(values)]
+
+
+def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Yield consecutive rows, `size` at a time."""
+    whole = iter(rows)
+    while chunk := list(itertools.islice(whole, size)):
+        yield chunk
