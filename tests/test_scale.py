@@ -42,13 +42,21 @@ class Counting:
         return self.wire.post(sends, receives)
 
 
+_MARKS = 64  # elements that a bucket's marks take, one aligned block
+
+
 def counted(workers, logical_ranks, elements):
-    """Return the bytes and the messages that each worker sends in a real exchange."""
+    """Return the bytes and the messages that each worker sends in a real exchange.
+
+    Args:
+        workers, logical_ranks: who computes what.
+        elements: of the gradient and its marks.
+    """
     ranges = ranges_of(workers, logical_ranks)
 
     def exchange(wire):
         counting = Counting(wire)
-        like = [torch.ones(elements)]
+        like = [torch.ones(elements - _MARKS)]
         reduction = Reduction(like, [], ranges, counting)
         mine = Traffic(ranges, 1, 1).partials[wire.index]
         rows = np.ones((len(ranges[wire.index]), LANE_WIDTH))

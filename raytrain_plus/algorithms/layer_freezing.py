@@ -13,7 +13,7 @@ class LayerFreezing(Aspect):
     """Stop training layers one after the other, from the front, as training proceeds.
 
     No gradient is computed for a frozen layer, and the backward ends where the frozen ones begin.
-    Neither momentum nor weight decay moves it any more. Its BatchNorm statistics still move.
+    It has no gradient in the update, so neither momentum nor weight decay moves it. Its BatchNorm statistics still move.
 
     Attributes:
         fraction: of the layers, how many are frozen in the end, in [0, 1). Default 0.5.
@@ -41,15 +41,6 @@ class LayerFreezing(Aspect):
         finally:
             for parameter in frozen:
                 parameter.requires_grad_()
-
-    def update(self, step: Step) -> Advice:
-        """Hide what is frozen from the optimizer, which moves it even at zero gradient."""
-        still = [p for p in step.model.parameters() if not p.requires_grad and p.grad is not None]
-        if not still:
-            return
-        for parameter in still:
-            parameter.grad = None
-        yield
 
     def _share(self, step: Step) -> float:
         start, finish = (step.clock.step_of(time) for time in (self.start, self.finish))

@@ -92,6 +92,7 @@ class Exchange:
         self._submitted = []
         self._next = 0
         self._whole = False
+        self._broken = False
         self.beside_seconds = 0.0
         self._audited = audited
         self.audited_bits: int | None = None
@@ -141,13 +142,15 @@ class Exchange:
             self._run_last(run, sibling, changes)
             if rank == self._audited:  # nothing is added to a last leaf where it lies
                 leaf_of = {i: tensor for final in self._final for i, tensor in final.items()}
-                self.audited_bits = bit_sum([leaf_of[i] for i in range(len(leaf_of))])
+                size = len(self._parameters) + len(changes)
+                self.audited_bits = bit_sum([leaf_of[i] for i in range(size)])
         else:
             run()
+            marks = self._reduction.marks(sibling.marks())
             leaf = [*sibling.settled(), *sibling.with_changes(changes)]
             if rank == self._audited:
                 self.audited_bits = bit_sum(leaf)
-            self._push(leaf, sibling.leaves)
+            self._push([*leaf, *marks], sibling.leaves)
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -171,7 +174,8 @@ class Exchange:
         """Keep a leaf that waits for its sibling: the step has failed, gradients are dropped."""
         sibling, self._sibling = self._sibling, None
         if sibling is not None:
-            self._push(sibling.leaf(), 1)
+            marks = self._reduction.marks(sibling.marks())
+            self._push([*sibling.leaf(), *marks], 1)
 
     def end(self) -> list[Subtree]:
         """End the generation; returns what a step has left that began and was not committed."""
@@ -220,6 +224,8 @@ class Exchange:
             if i in bucket:
                 raise TaskError(TWICE)
             bucket[i] = sibling.settle(i)
+            if len(bucket) == len(self._reduction.gradients_of[self._bucket_of[i]]):
+                self._mark(self._bucket_of[i], sibling)
             self._submit_complete(sibling.leaves)
 
         hooks = []
@@ -241,10 +247,20 @@ class Exchange:
             bucket = self._final[self._bucket_of[i]]
             if i not in bucket:
                 bucket[i] = sibling.settle(i)
+        for b in range(len(self._final)):
+            self._mark(b, sibling)
         for i, change in enumerate(sibling.with_changes(changes)):
             self._final[self._bucket_of[n + i]][n + i] = change
         self._whole = True
         self._submit_complete(sibling.leaves)
+
+    def _mark(self, b: int, sibling: "Sibling") -> None:
+        """Add a bucket's marks to the last leaf, whose gradients of it are all there."""
+        place = self._reduction.marks_of[b]
+        if place is not None and place not in self._final[b]:
+            mine = self._reduction.gradients_of[b]
+            present = [float(sibling.present(i)) for i in mine]
+            self._final[b][place] = self._final[b][mine[0]].new_tensor(present)
 
     def _submit_complete(self, leaves: int) -> None:
         """Send complete buckets: in their order, which must be the same on every worker."""
@@ -259,8 +275,14 @@ class Exchange:
             self._next += 1
 
     def _send_beside(self, b: int, leaves: int) -> None:
+        if self._broken:  # peers take messages in their order: none may follow one that is missing
+            raise RuntimeError(f"bucket {b} is not sent: one before it has failed")
         began = time.perf_counter()
-        self._send(b, leaves)
+        try:
+            self._send(b, leaves)
+        except BaseException:
+            self._broken = True
+            raise
         self.beside_seconds += time.perf_counter() - began
 
     @torch.no_grad()

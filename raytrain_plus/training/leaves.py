@@ -80,6 +80,10 @@ class Sibling:
             raise TaskError(TWICE)
         return gradient
 
+    def present(self, i: int) -> bool:
+        """Say whether parameter i has a gradient in any leaf, when its backward is over."""
+        return self._parameters[i].grad is not None
+
     def settled(self) -> Leaf:
         """Return the sums for all parameters."""
         return [self.settle(i) for i in range(len(self._parameters))]
@@ -87,6 +91,10 @@ class Sibling:
     def leaf(self) -> Leaf:
         """Return the first leaf alone, while nothing has been added to it."""
         return [*Sibling.none(self._parameters).settled(), *self._changes]
+
+    def marks(self) -> list[bool]:
+        """Return for all parameters whether they have a gradient in any leaf."""
+        return [self.present(i) for i in range(len(self._parameters))]
 
     def with_changes(self, changes: Leaf) -> Leaf:
         """Return both leaves' changes of the buffers."""

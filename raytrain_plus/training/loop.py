@@ -48,6 +48,10 @@ class LossError(ArithmeticError):
     """The loss of a step is not a finite number; the state before that step is whole."""
 
 
+class GradientError(ArithmeticError):
+    """A step's gradient is not a finite number; the state before that step is whole."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What every worker knows after a step.
@@ -199,6 +203,7 @@ class TrainingLoop:
         Raises:
             CorruptionError: some replica's memory or arithmetic is wrong.
             LossError: the loss is not finite.
+            GradientError: a gradient is not finite.
             Exception: whatever the task or the wire raises. The replica then stands where it
                 stood before the step, unless the update itself had begun: it is then `torn`.
         """
@@ -215,6 +220,7 @@ class TrainingLoop:
                 self._compare(exchange, step, audit_part)
                 lane = tree_sum(reduced.lane)
                 loss = self._checked_loss(reduced.lane, lane)
+                self._check_gradients(reduced)
                 rate_factor = self._task.schedule(self._clock.progress(replica.step))
                 self._enter("update")
                 self._wire.fence()
@@ -289,8 +295,11 @@ class TrainingLoop:
         """Change the replica: the same on every worker."""
         self.buffers.commit(reduced.buffers, reduced.attachment)
         self.replica.set_learning_rate(rate_factor)
-        for parameter, gradient in zip(self._parameters, reduced.gradients, strict=True):
-            parameter.grad = gradient
+        for parameter, gradient, present in zip(
+            self._parameters, reduced.gradients, reduced.present, strict=True
+        ):
+            # What no logical rank has used is left alone by an optimizer, also by decay.
+            parameter.grad = gradient if present else None
         step.logical_rank = -1
         # The parts have left the generators where they stand, and each worker had other parts.
         seed_global_generators(seed_for(self._seed, "update", step.number))
@@ -337,6 +346,21 @@ class TrainingLoop:
                 f"The state after step {self.replica.step} is kept."
             )
         return loss
+
+    def _check_gradients(self, reduced: Reduced) -> None:
+        if reduced.finite:
+            return
+        for parameter, gradient in zip(self._parameters, reduced.gradients, strict=True):
+            bad = int((~torch.isfinite(gradient)).sum())
+            if bad:
+                name = self.replica.name_of(parameter)
+                raise GradientError(
+                    f"the gradient of parameter {name!r} is not finite at step "
+                    f"{self.replica.step + 1}, though the loss is: {bad} of "
+                    f"{gradient.numel()} values are NaN or infinite. Look for a root, logarithm "
+                    "or quotient at zero, or an overflow in low precision. "
+                    f"The state after step {self.replica.step} is kept."
+                )
 
     def _enter_phase(self, phase: str) -> None:
         self._enter(phase)

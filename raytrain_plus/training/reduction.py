@@ -36,6 +36,7 @@ SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED = range(8, 11)
 LANE_WIDTH = 11
 OF_A_PART = [LOSS, WEIGHT, SAMPLES, TOKENS]
 
+_HALVES = (torch.float16, torch.bfloat16)
 _ALIGNMENT = 64  # elements: every tensor starts where vectorised kernels treat it alike
 _SLICED_ABOVE = 1 << 18  # elements; below, one slice has the lower latency
 _SLICES = 4
@@ -81,12 +82,16 @@ class Reduced:
 
     Attributes:
         gradients: per parameter, the sum over logical ranks divided by the total weight.
+        present: per parameter, whether any logical rank has a gradient for it.
+        finite: all gradients are finite for sure; if not, at least one may hold NaN or infinity.
         buffers: per floating buffer, the mean over logical ranks.
         lane: float64 (logical ranks, LANE_WIDTH), every logical rank's row.
         attachment: the bytes that the worker of logical rank 0 attached.
     """
 
     gradients: list[Tensor]
+    present: list[bool]
+    finite: bool
     buffers: list[Tensor]
     lane: Rows
     attachment: bytes
@@ -94,6 +99,14 @@ class Reduced:
 
 class Reduction:
     """The reduction of one generation; buffers are allocated once.
+
+    Each bucket with gradients carries a tensor of marks, one per gradient: the number of leaves
+    that have it. A leaf lists its gradients, its buffers, and then the marks of each bucket.
+
+    Attributes:
+        buckets: which tensors of a leaf travel together: gradients, buffers, and last the marks.
+        gradients_of: for each bucket, which of these are gradients.
+        marks_of: for each bucket, which of these are its marks; None if it has no gradient.
 
     Args:
         gradients: tensors like the gradients, in the order of the forward; the backward, and so
@@ -126,6 +139,15 @@ class Reduction:
         self._n_gradients = len(gradients)
         tensors = [*gradients, *buffers]
         self.buckets = _buckets(tensors, len(gradients))
+        self.gradients_of = [[i for i in b if i < len(gradients)] for b in self.buckets]
+        self.marks_of: list[int | None] = []
+        for bucket, mine in zip(self.buckets, self.gradients_of, strict=True):
+            self.marks_of.append(len(tensors) if mine else None)
+            if mine:
+                first = gradients[mine[0]]
+                bucket.append(len(tensors))
+                tensors.append(torch.ones(len(mine), dtype=first.dtype, device=first.device))
+        self._ones = tensors[len(gradients) + len(buffers) :]
         self._vectors = [
             _Vector(
                 [tensors[i] for i in bucket],
@@ -140,16 +162,31 @@ class Reduction:
         """Sum over all workers.
 
         Args:
-            partials: for each maximal subtree of our range, its sum: gradients, then buffers.
+            partials: for each maximal subtree of our range, its sum: gradients, then buffers; all
+                gradients are present.
             rows: float64 (our logical ranks, LANE_WIDTH), our rows of the control lane.
             attachment: bytes for everybody; taken from the worker of logical rank 0 only.
         """
         self.open(rows, attachment)
+        partials = [[*partial, *self.marks()] for partial in partials]
         for b, bucket in enumerate(self.buckets):
             self.send(b, [[partial[i] for i in bucket] for partial in partials])
         for b in range(len(self.buckets)):
             self.finish(b)
         return self.close()
+
+    def marks(self, present: Sequence[bool] | None = None) -> Leaf:
+        """Return the marks of one leaf.
+
+        Args:
+            present: per gradient, whether the leaf has it. Default: all.
+        """
+        if present is None or all(present):
+            return [ones.clone() for ones in self._ones]
+        return [
+            ones.new_tensor([float(present[i]) for i in mine])
+            for ones, mine in zip(self._ones, filter(None, self.gradients_of), strict=True)
+        ]
 
     def open(self, rows: Rows, attachment: bytes) -> None:
         """Begin a sum: send the control lane."""
@@ -202,8 +239,21 @@ class Reduction:
             for i, total in zip(bucket, vector.totals, strict=True)
         }
         ordered = [totals[i] for i in range(len(totals))]
-        n = self._n_gradients
-        return Reduced(ordered[:n], ordered[n:], rows, self._attached)
+        n, n_marks = self._n_gradients, len(self._ones)
+        present = [True] * n
+        for mine, marks in zip(
+            filter(None, self.gradients_of), ordered[len(ordered) - n_marks :], strict=True
+        ):
+            for i, mark in zip(mine, marks.tolist(), strict=True):
+                present[i] = mark != 0
+        return Reduced(
+            ordered[:n],
+            present,
+            all(vector.is_finite() for vector in self._vectors),
+            ordered[n : len(ordered) - n_marks],
+            rows,
+            self._attached,
+        )
 
     def _rows(self) -> Rows:
         if self._all_rows is None:
@@ -250,7 +300,7 @@ def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:
 
 
 class _Vector:
-    """A bucket, laid out as one vector of n elements: gradients first, then buffers.
+    """A bucket, laid out as one vector of n elements: gradients, buffers, marks.
 
     Attributes:
         n_gradients: how many of its tensors are gradients.
@@ -289,6 +339,15 @@ class _Vector:
         self._incoming = {
             peer: allocate(partials[peer], mine_stop - mine_start) for peer in wire.peers
         }
+
+    def is_finite(self) -> bool:
+        """Say whether all finished gradients are finite; False may be a false alarm.
+
+        One pass over memory: a sum hides no NaN and no infinity, but may overflow by itself.
+        """
+        gradients = self._total[: self._gradient_end]
+        wide = torch.float32 if gradients.dtype in _HALVES else gradients.dtype
+        return bool(torch.isfinite(gradients.sum(dtype=wide)))
 
     def post_partials(self, wire: Wire) -> list[Pending]:
         """Start sending our partial sums to the owner of each chunk: one pending per slice."""

@@ -92,6 +92,10 @@ class Replica:
         replica._fit = fit
         return replica
 
+    def name_of(self, parameter: nn.Parameter) -> str:
+        """Return a parameter's name in the model."""
+        return self._names[id(parameter)]
+
     def undo_fit(self) -> nn.Module:
         """Change the model back to what the task made; returns it. Nothing can be trained then."""
         self._fit.__exit__(None, None, None)
