@@ -159,6 +159,29 @@ def import_named(name: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
+def loaded(name: str) -> Any:
+    """Return what `"module:attribute"` names if its module is imported already; None if not.
+
+    Nothing is imported and no code is run, so the name may come from a file.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    path = Path(module_name).absolute() if module_name.endswith(".py") else None
+    module = sys.modules.get(module_name if path is None else path.stem)
+    found = getattr(module, "__file__", None)
+    if path is not None and (found is None or Path(found).resolve() != path.resolve()):
+        return None
+    return vars(module).get(attribute) if module is not None else None
+
+
+def import_code(name: str) -> None:
+    """Import a module, or a `.py` file, that the command line names.
+
+    Raises:
+        TaskError: it cannot be imported.
+    """
+    _import(name, "code")
+
+
 def _import(name: str, what: str) -> Any:
     path: Path | None = None
     if name.endswith(".py"):

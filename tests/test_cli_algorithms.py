@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from raytrain_plus.algorithms import ALGORITHMS
 from raytrain_plus.cli import app
 from raytrain_plus.frontier.recipe import Recipe, RecipeError, bundled_names, read_recipe
+from raytrain_plus.task import import_code
 
 OWN = """
 from raytrain_plus.algorithms import Aspect
@@ -113,10 +114,27 @@ def test_a_recipe_that_does_not_exist_is_refused_with_those_that_do():
 
 
 def test_a_recipe_holds_a_users_own_algorithm(folder):  # noqa: ARG001
+    import_code("own_methods.py")
     recipe = Recipe(
         duration="1ep", batch_size=8, algorithms={"own_methods:Halve": {}, "LabelSmoothing": {}}
     )
     assert [aspect.name for aspect in recipe.aspects()] == ["LabelSmoothing", "Halve"]
+
+
+def test_code_that_a_recipe_names_is_never_imported_unless_the_command_line_names_it(folder):
+    """The second command is the control: there the file is run, as its user wants it."""
+    (folder / "stranger.py").write_text(
+        "import pathlib\npathlib.Path('was-run').touch()\nfrom own_methods import Halve as X\n"
+    )
+    recipe = {"duration": "1ep", "batch_size": 8, "algorithms": {"stranger.py:X": {}}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["train", DIGITS, "--recipe", "mine.yaml", "--data", "none.arrow"]
+    said = refused(*command)
+    assert "stranger.py:X" in said
+    assert "--code stranger.py" in said
+    assert not (folder / "was-run").exists()
+    assert "none.arrow" in refused(*command, "--code", "stranger.py")
+    assert (folder / "was-run").exists()
 
 
 DIGITS = "raytrain_plus.reference.cluttered_digits:ClutteredDigits"

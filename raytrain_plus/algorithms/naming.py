@@ -1,6 +1,7 @@
 """From what a user writes to an aspect, and from an aspect to what another process can read."""
 
 import ast
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import pydantic
 
 from raytrain_plus.algorithms.aspect import Aspect, AspectError
 from raytrain_plus.algorithms.registry import ALGORITHMS
-from raytrain_plus.task import TaskError, import_named
+from raytrain_plus.task import TaskError, import_named, loaded
 
 
 class Described(NamedTuple):
@@ -34,6 +35,7 @@ def parse_algorithm(text: str) -> Aspect:
     of_a_user = parts[0] not in ALGORITHMS and len(parts) > 1 and "=" not in parts[1]
     name = ":".join(parts[:2]) if of_a_user else parts[0]
     settings = ":".join(parts[2 if of_a_user else 1 :])
+    import_class(name)
     return make(Described(name, parse_settings(_split(settings), name)))
 
 
@@ -53,10 +55,14 @@ def parse_settings(items: Iterable[str], owner: str) -> dict[str, Any]:
 
 
 def make(described: Described) -> Aspect:
-    """Make an aspect from its description.
+    """Make an aspect from its description, which may have been read from a file.
+
+    Nothing is imported for it: `module:Class` must be in a module that this process has imported
+    already, since the command line or Python code named it.
 
     Raises:
-        AspectError: there is no such algorithm or setting, or a value is not allowed.
+        AspectError: there is no such algorithm or setting, a value is not allowed, or the class is
+            in a module that has not been imported.
     """
     name, settings = described
     kind = _kind(name)
@@ -91,8 +97,30 @@ def portable(aspect: Aspect) -> Aspect | Described:
 
 
 def unpack(aspects: Sequence[Aspect | Described]) -> list[Aspect]:
-    """Return the aspects that were made portable."""
+    """Return the aspects that the driver made portable; imports what they are derived from."""
+    for one in aspects:
+        if isinstance(one, tuple):
+            import_class(one[0])
     return [make(one) if isinstance(one, tuple) else one for one in aspects]
+
+
+def import_class(name: str) -> None:
+    """Import the module of an algorithm of a user's own; one of the library needs no import.
+
+    Args:
+        name: as given on the command line, in Python code, or by the driver to its workers; never
+            what was read from a file or came over the network.
+
+    Raises:
+        AspectError: it cannot be imported, or is no class of an aspect.
+    """
+    if ":" not in name:
+        return
+    try:
+        found = import_named(name, "algorithm")
+    except TaskError as error:
+        raise AspectError(str(error)) from error
+    _checked(found, name)
 
 
 def _kind(name: str) -> type[Aspect]:
@@ -103,13 +131,20 @@ def _kind(name: str) -> type[Aspect]:
                 "own is named module:Class or file.py:Class"
             )
         return ALGORITHMS[name]
-    try:
-        kind = import_named(name, "algorithm")
-    except TaskError as error:
-        raise AspectError(str(error)) from error
-    if not (isinstance(kind, type) and issubclass(kind, Aspect)):
+    found = loaded(name)
+    if found is None:
+        raise AspectError(
+            f"the algorithm {name!r} is in code that is not imported here. Code is never run "
+            "because a file names it: if you trust it, name it on the command line "
+            f"(--code {shlex.quote(name.rpartition(':')[0])}), or import it in your Python code"
+        )
+    return _checked(found, name)
+
+
+def _checked(found: object, name: str) -> type[Aspect]:
+    if not (isinstance(found, type) and issubclass(found, Aspect)):
         raise AspectError(f"{name} is no class derived from raytrain_plus.algorithms.Aspect")
-    return kind
+    return found
 
 
 def _known(kind: type[Aspect]) -> str:

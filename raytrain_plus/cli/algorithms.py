@@ -11,11 +11,11 @@ from rich.table import Table
 from raytrain_plus.algorithms import ALGORITHMS, Aspect, parse_algorithm
 from raytrain_plus.algorithms.weave import explain as explained
 from raytrain_plus.algorithms.weave import in_order
-from raytrain_plus.cli.answers import Debug, Json, RunName, answer
+from raytrain_plus.cli.answers import Code, Debug, Json, RunName, answer
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.outside.steering import folder_of
 from raytrain_plus.streams.store import Store
-from raytrain_plus.task import load_task
+from raytrain_plus.task import import_code, load_task
 from raytrain_plus.training import export as exporting
 from raytrain_plus.training.checkpoint import newest_whole
 
@@ -55,6 +55,7 @@ def export(
     run: RunName,
     to: Annotated[Path, typer.Argument(metavar="FILE", help="The safetensors file to write.")],
     storage: Annotated[str, typer.Option(help="Where runs are kept.")] = "~/ray_results",
+    code: Code = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -66,7 +67,10 @@ def export(
         if name is None:
             why = "".join(f"; {one} is refused: {reason}" for one, reason in refused.items())
             raise ConfigError(f"run {run!r} has no checkpoint yet{why}")
-        model = exporting.export(load_task(task), folder / name)
+        loaded = load_task(task)
+        for module in code or []:
+            import_code(module)
+        model = exporting.export(loaded, folder / name)
         exporting.write(model, to)
         if not as_json:
             Console().print(f"{to}: the plain model of {folder / name}", highlight=False)

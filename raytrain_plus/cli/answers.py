@@ -34,6 +34,14 @@ def _checked_run(run: str) -> str:
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name or folder.", callback=_checked_run)
 ]
+Code = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE",
+        help="Module or file.py to import: the code of algorithms of your own that a recipe or a "
+        "checkpoint names. May be repeated.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Address = Annotated[
     str | None,

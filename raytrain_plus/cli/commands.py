@@ -17,6 +17,7 @@ from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import (
     DEFAULT_STORAGE,
     Address,
+    Code,
     Debug,
     Json,
     RunName,
@@ -45,6 +46,7 @@ from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
 from raytrain_plus.streams.locations import parse_options
+from raytrain_plus.task import import_code, import_named
 
 app = typer.Typer(
     help="Elastic, bit-for-bit reproducible PyTorch training on Ray.",
@@ -103,6 +105,7 @@ def train(  # noqa: PLR0913 - one option each
         str | None,
         typer.Option(help="A YAML file, or one that comes along, as cluttered_digits/medium."),
     ] = None,
+    code: Code = None,
     storage: Storage = DEFAULT_STORAGE,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: a new one.")] = None,
     checkpoint_every: Annotated[
@@ -149,6 +152,9 @@ def train(  # noqa: PLR0913 - one option each
     """Train a task with workers that may come and go."""
 
     def run() -> dict[str, Any]:
+        import_named(task, "task")  # its module may hold algorithms that the recipe names
+        for module in code or []:
+            import_code(module)
         said = read_recipe(recipe) if recipe else Recipe(duration="1ep", batch_size=256)
         options = parse_options(storage_option or [])
         train_on, evaluate_on = with_options(options, data, evaluation_data)

@@ -42,8 +42,11 @@ class Recipe(BaseModel):
     def aspects(self) -> list[Aspect]:
         """Return the algorithms, as they nest.
 
+        Nothing is imported: the module of `module:Class` must be imported already.
+
         Raises:
-            AspectError: one does not exist or is set wrongly, or they do not go together.
+            AspectError: one does not exist, is not imported or is set wrongly, or they do not go
+                together.
         """
         return in_order([make(Described(n, dict(s or {}))) for n, s in self.algorithms.items()])
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from raytrain_plus.algorithms import Aspect, AspectError
-from raytrain_plus.algorithms.naming import Described, make
+from raytrain_plus.algorithms.naming import Described, import_class, make
 from raytrain_plus.algorithms.times import Time
 from raytrain_plus.clock import Duration
 from raytrain_plus.frontier.domain import Choice, Domain, Range, Scalar
@@ -86,6 +86,7 @@ class RecipeSpace(BaseModel):
                 "baseline or out of the space's aspects"
             )
         try:
+            self.import_aspects()
             for name, settings in self.aspects.items():
                 for key, domain in settings.items():
                     for value in _extremes(domain):
@@ -94,6 +95,15 @@ class RecipeSpace(BaseModel):
                 self.baseline.model_copy(update={"algorithms": algorithms}).aspects()
         except AspectError as error:
             raise SpaceError(str(error)) from error
+
+    def import_aspects(self) -> None:
+        """Import the modules of a user's own aspects: a space is Python code, never read from disk.
+
+        Raises:
+            AspectError: one cannot be imported.
+        """
+        for name in self.aspects:
+            import_class(name)
 
     def _check_names(self) -> None:
         if len(self.names) < len(self.aspects):

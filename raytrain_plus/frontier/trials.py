@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 import ray.tune
 
+from raytrain_plus.algorithms.naming import import_class
 from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.frontier.agenda import Proposal
 from raytrain_plus.frontier.definition import Sweep
@@ -67,6 +68,10 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
         """
         sys.path[:0] = [path for path in paths if path not in sys.path]
         (self._setting,) = ray.get(list(setting))
+        space = self._setting.sweep.space
+        space.import_aspects()
+        for name in space.baseline.algorithms:  # which the driver had imported
+            import_class(name)
         self._folder = SweepFolder(self._setting.folder)
         self._begin(config)
 

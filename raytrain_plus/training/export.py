@@ -32,7 +32,8 @@ def export(
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged, or of another model.
-        AspectError: an aspect of the checkpoint cannot be imported.
+        AspectError: an aspect that the checkpoint names is not of this library, and its module has
+            not been imported: what a checkpoint names is never imported.
     """
     if algorithms is None:
         algorithms = [make(described) for described in checkpoint.algorithms_of(folder)]

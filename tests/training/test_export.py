@@ -1,14 +1,18 @@
 """A checkpoint becomes the plain model again, whatever aspects have made of it."""
 
+import json
+
 import pytest
 import safetensors.torch
 import torch
 
-from raytrain_plus.algorithms import EMA, BlurPool, Factorize, GatedLinearUnits
+from raytrain_plus.algorithms import EMA, AspectError, BlurPool, Factorize, GatedLinearUnits
 from raytrain_plus.streams.store import Store
-from raytrain_plus.training import checkpoint
+from raytrain_plus.task import import_code
+from raytrain_plus.training import checkpoint, manifest
 from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.export import export, write
+from raytrain_plus.training.manifest import MANIFEST
 from tests.algorithms.tiny import TinyImages, TinyTokens, trained
 
 
@@ -55,3 +59,22 @@ def test_without_the_aspects_it_was_trained_with_a_checkpoint_does_not_fit(tmp_p
     _, folder = saved(tmp_path, TinyTokens(), [GatedLinearUnits()])
     with pytest.raises(CheckpointError, match=r"another model.*gate"):
         export(TinyTokens(), folder, algorithms=[])
+
+
+def test_code_that_a_manifest_names_is_never_run(tmp_path, monkeypatch):
+    """Nor is it imported from beside the weights: a manifest can be anybody's."""
+    _, folder = saved(tmp_path, TinyImages(), [])
+    (folder / "weights_helper.py").write_text("import pathlib\npathlib.Path('was-run').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    for kind in ("weights_helper:X", "checkpoint/weights_helper.py:X", "os:system", "Path:x"):
+        content = json.loads((folder / MANIFEST).read_text())
+        del content["sha256"]
+        content["algorithms"] = [[kind, {}]]
+        content["sha256"] = manifest._hash(content)
+        (folder / MANIFEST).write_text(json.dumps(content))
+        assert checkpoint.algorithms_of(folder)[0].kind == kind  # the manifest itself is whole
+        with pytest.raises(AspectError):
+            export(TinyImages(), folder)
+    assert not (tmp_path / "was-run").exists()
+    import_code("checkpoint/weights_helper.py")  # the control: a user names it
+    assert (tmp_path / "was-run").exists()
