@@ -1,7 +1,9 @@
 """The command line on wrong input: status 2, one clear line on stderr, no worker started."""
 
 import json
+import subprocess
 import sys
+from importlib.metadata import version
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -182,3 +184,13 @@ def test_the_commands_and_options_are_those_of_the_contract():
     )
     for option in needed.split():
         assert f"--{option}" in help_text
+
+
+def test_the_version_is_that_of_the_package():
+    told = subprocess.run(
+        [sys.executable, "-m", "raytrain_plus", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == f"raytrain-plus {version('raytrain-plus')}\n"

@@ -32,7 +32,9 @@ def main() -> None:
             "install the same on both\n"
         )
     command = "".join(sys.argv[1:2])
-    if command in _ALONE:
+    if command == "--version":
+        sys.stdout.write(f"raytrain-plus {own}\n")
+    elif command in _ALONE:
         _alone(command)()
     else:
         importlib.import_module("raytrain_plus.cli.commands").app()
