@@ -13,7 +13,8 @@ class LayerFreezing(Aspect):
     """Stop training layers one after the other, from the front, as training proceeds.
 
     No gradient is computed for a frozen layer, and the backward ends where the frozen ones begin.
-    It has no gradient in the update, so neither momentum nor weight decay moves it. Its BatchNorm statistics still move.
+    It has no gradient in the update, so neither momentum nor weight decay moves it. Its BatchNorm
+    statistics still move.
 
     Attributes:
         fraction: of the layers, how many are frozen in the end, in [0, 1). Default 0.5.
