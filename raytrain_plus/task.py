@@ -38,11 +38,14 @@ class Task:
         target: the column that holds the labels, left out of what the default `forward` looks at
             and given to the default `update_metric`. Default `"label"`.
         tokens: the column whose values are tokens; a duration in tokens counts them. Default: none.
+        ignore_index: the label that stands for none, as `torch.nn.functional.cross_entropy` has it.
+            Algorithms that smooth or mix labels leave such samples without one. Default -100.
     """
 
     columns: Sequence[str] | Mapping[str, tuple[int, ...]] | None = None
     target: str = "label"
     tokens: str | None = None
+    ignore_index: int = -100
 
     def model(self) -> nn.Module:
         """Build the model. Called on every worker, from the run's seed."""
@@ -72,8 +75,18 @@ class Task:
             )
         return model(batch[inputs[0]])
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:  # noqa: ARG002
-        """Return one loss per sample, shape (n,), not averaged."""
+    def loss(self, outputs: Any, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return one loss per sample, not averaged; or those and one weight per sample.
+
+        With weights the mean over a step is `sum(weights * losses) / sum(weights)`, over all
+        samples of the batch; without any, each sample counts once. For a mean over tokens return
+        each sample's mean over its tokens, and how many they are.
+
+        Returns:
+            Losses, floating, shape (n,); or losses and weights, each of shape (n,). Weights are of
+            any real type, not negative, and depend on no parameter. A sample of weight zero counts
+            nothing, but its loss must be a number.
+        """
         raise TaskError(f"{type(self).__name__} does not define loss(outputs, batch)")
 
     def metrics(self) -> "dict[str, torchmetrics.Metric]":

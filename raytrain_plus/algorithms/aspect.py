@@ -61,6 +61,7 @@ class Training:
         seed: the run's seed.
         target: the batch's column that holds the labels.
         tokens: the batch's column that holds the tokens, or None.
+        ignore_index: the label that stands for none.
         states: what each aspect, by name, keeps from step to step; part of the replica's state.
     """
 
@@ -70,6 +71,7 @@ class Training:
     seed: int
     target: str = "label"
     tokens: str | None = None
+    ignore_index: int = -100
     states: dict[str, State] = field(default_factory=dict)
 
 
@@ -77,14 +79,15 @@ class Step:
     """What advice sees and may change: one step, and in it the part of one logical rank.
 
     Attributes:
-        model, optimizer, clock, target, tokens: those of the `Training`.
+        model, optimizer, clock, target, tokens, ignore_index: those of the `Training`.
         number: the step, from 0; the number of committed steps.
         logical_rank: whose part is being computed; -1 outside of a part.
         batch: the part's tensors by column name.
         outputs: what the forward returned.
         losses: one loss per sample, shape (n,).
-        weights: one weight per sample, shape (n,), or None for all ones. The step's gradient is
-            that of the sum of all weighted losses divided by the sum of all weights.
+        weights: one weight per sample, shape (n,), or None for all ones: the task's, times those
+            of aspects. The step's gradient is that of the sum of all weighted losses divided by
+            the sum of all weights.
         notes: what the advice of one aspect leaves for its other advice in the same part.
     """
 
@@ -92,13 +95,14 @@ class Step:
         self,
         training: Training,
         number: int,
-        compute: Callable[["Step", Batch], Tensor] | None = None,
+        compute: Callable[["Step", Batch], tuple[Tensor, Tensor | None]] | None = None,
     ) -> None:
         self.model = training.model
         self.optimizer = training.optimizer
         self.clock = training.clock
         self.target = training.target
         self.tokens = training.tokens
+        self.ignore_index = training.ignore_index
         self.number = number
         self.logical_rank = -1
         self.batch: Batch = {}
@@ -136,6 +140,15 @@ class Step:
 
         Returns:
             One weighted loss per sample, shape (n,), with its graph unless gradients are off.
+        """
+        return self.compute_weighted(batch)[0]
+
+    def compute_weighted(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Run forward and loss of another batch as `compute` does.
+
+        Returns:
+            One weighted loss per sample, shape (n,), and the weights that are in them, shape (n,),
+            or None for all ones.
         """
         assert self._compute is not None, "outside of a part there is nothing to compute"
         return self._compute(self, batch)

@@ -1,6 +1,7 @@
 """Labels as class probabilities, and their mixing (Zhang et al. 2017, arXiv 1710.09412)."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,26 +22,23 @@ class Mixing(NamedTuple):
     own: Tensor
 
 
-def soft_labels(labels: Tensor, logits: Tensor) -> Tensor:
+def soft_labels(labels: Tensor, logits: Tensor, ignore_index: int = -100) -> Tensor:
     """Return labels as class probabilities; those that are soft already pass through.
 
     Args:
         labels: class indices of shape (n,) and any integer type, or probabilities of shape
             (n, classes).
         logits: shape (n, classes); gives the number of classes and the dtype.
+        ignore_index: the index that stands for no label.
 
     Returns:
-        Probabilities of shape (n, classes).
+        Probabilities of shape (n, classes). Those of a sample without a label are all zero, so
+        that its cross entropy is zero, as it is with the index to ignore.
 
     Raises:
-        AspectError: the labels or the logits have another shape or type.
+        AspectError: the labels or the logits have another shape or type, or a label is no class.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise AspectError(
-            f"soft labels need outputs of shape (n, classes), and the model's are {got}: "
-            "leave out the algorithms that mix or smooth labels"
-        )
+    _check_logits(logits, logits)
     soft = labels.is_floating_point()
     if labels.shape != (logits.shape if soft else logits.shape[:1]):
         raise AspectError(
@@ -50,16 +48,46 @@ def soft_labels(labels: Tensor, logits: Tensor) -> Tensor:
         )
     if soft:
         return labels.to(logits.dtype)
-    return functional.one_hot(labels.to(torch.int64), logits.shape[1]).to(logits.dtype)
+    classes = logits.shape[1]
+    indices = labels.to(torch.int64)
+    known = indices != ignore_index
+    wrong = known & ((indices < 0) | (indices >= classes))
+    if bool(wrong.any()):
+        raise AspectError(
+            f"label {int(indices[wrong][0])} is no class: the outputs are of {classes} classes, so "
+            f"labels are 0 to {classes - 1}, or {ignore_index} (the task's `ignore_index`) for none"
+        )
+    if bool(known.all()):
+        return functional.one_hot(indices, classes).to(logits.dtype)
+    return (functional.one_hot(indices.where(known, 0), classes) * known[:, None]).to(logits.dtype)
 
 
-def mix_labels(labels: Tensor, mixing: Mixing, logits: Tensor) -> Tensor:
+def labels_that_count(labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Return which samples have a label, also where an algorithm has made the labels soft.
+
+    What a task returns as weights beside its losses, so that samples without a label are not
+    averaged over.
+
+    Args:
+        labels: class indices of any shape, or class probabilities of shape (n, classes).
+        ignore_index: the index that stands for no label.
+
+    Returns:
+        Whether there is a label: bool, of the indices' shape, or (n,) for probabilities.
+    """
+    if labels.is_floating_point():
+        return (labels != 0).any(dim=-1)
+    return labels.to(torch.int64) != ignore_index
+
+
+def mix_labels(labels: Tensor, mixing: Mixing, logits: Tensor, ignore_index: int = -100) -> Tensor:
     """Return the class probabilities of mixed samples.
 
     Args:
         labels: of the samples before mixing, as `soft_labels` takes them.
         mixing: how they were mixed.
         logits: shape (n, classes); gives the number of classes and the dtype.
+        ignore_index: the index that stands for no label; such a sample adds nothing to a mixture.
 
     Returns:
         Probabilities of shape (n, classes).
@@ -73,8 +101,8 @@ def mix_labels(labels: Tensor, mixing: Mixing, logits: Tensor) -> Tensor:
             "labels: an algorithm that drops samples must do so before they are mixed; name it in "
             "`runs_after` of the one that mixes"
         )
+    soft = soft_labels(labels, logits, ignore_index)
     own = mixing.own.to(logits.device, logits.dtype)[:, None]
-    soft = soft_labels(labels, logits)
     return own * soft + (1 - own) * soft[mixing.partners]
 
 
@@ -82,7 +110,70 @@ def loss_of_mixed(step: Step, mixing: Mixing | None) -> Advice:
     """Advise around a loss: mix its labels as the samples were mixed, if they were."""
     if mixing is None:
         return
-    labels = step.batch[step.target]
-    step.batch[step.target] = mix_labels(labels, mixing, step.outputs)
+    labels, logits = labels_of(step), logits_of(step)
+    mixed = mix_labels(labels, mixing, logits, step.ignore_index)
+    known, before = known_share(step, labels), step.notes.get(_KNOWN)
+    if known is not None:
+        own = mixing.own.to(known.device, known.dtype)
+        known = own * known + (1 - own) * known[mixing.partners]
+    step.batch[step.target], step.notes[_KNOWN] = mixed, known
     yield
-    step.batch[step.target] = labels
+    step.batch[step.target], step.notes[_KNOWN] = labels, before
+
+
+_KNOWN = "known labels"
+
+
+def known_share(step: Step, labels: Tensor) -> Tensor | None:
+    """Return how much of each sample's label is known: less than 1 if one to ignore is in it.
+
+    Args:
+        step: the step, whose notes tell it of labels that were mixed.
+        labels: of the step.
+
+    Returns:
+        Shares in [0, 1], shape (n,), or None if all are known.
+    """
+    noted: Tensor | None = step.notes.get(_KNOWN)
+    if noted is not None or labels.is_floating_point():
+        return noted
+    known = labels.to(torch.int64) != step.ignore_index
+    return None if bool(known.all()) else known.to(torch.float32)
+
+
+def labels_of(step: Step) -> Tensor:
+    """Return the labels of a step's batch.
+
+    Raises:
+        AspectError: the batch has no such column, or it is no tensor.
+    """
+    labels = step.batch.get(step.target)
+    if not isinstance(labels, Tensor):
+        got = "no such column" if labels is None else f"a {type(labels).__name__} there"
+        raise AspectError(
+            f"labels are in the column {step.target!r}, and the batch has {got}: set the task's "
+            "`target`, or leave out the algorithms that mix or smooth labels"
+        )
+    return labels
+
+
+def logits_of(step: Step) -> Tensor:
+    """Return the logits among a step's outputs: these, or what they call `logits`.
+
+    Raises:
+        AspectError: there are none of shape (n, classes).
+    """
+    outputs = step.outputs
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    found = found if isinstance(found, Tensor) else getattr(found, "logits", found)
+    return _check_logits(found, outputs)
+
+
+def _check_logits(logits: Any, outputs: Any) -> Tensor:
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        return logits
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(outputs).__name__}"
+    raise AspectError(
+        "soft labels need outputs of shape (n, classes), or a mapping or an object that calls them "
+        f"`logits`, and the model's are {got}: leave out the algorithms that mix or smooth labels"
+    )

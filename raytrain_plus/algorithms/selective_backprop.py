@@ -21,6 +21,7 @@ class SelectiveBackprop(Aspect):
     The paper keeps a sample with a probability that is a power of its loss's percentile. Here the
     number kept of each logical rank's part is fixed, so that parts cost the same, and the samples
     are drawn without replacement by that power. The step's gradient is the mean over what is kept.
+    Samples to which the task gives no weight are kept only if there are not enough others.
 
     Attributes:
         keep: the share of samples that is kept, in (0, 1]; 1 keeps everything. Default 0.5.
@@ -72,8 +73,8 @@ class SelectiveBackprop(Aspect):
         """Score the batch and cut it."""
         if self.reuses or not self._selects(step):
             return
-        losses = self._scores(step)
-        kept = select_by_loss(losses, self.keep, step.generator(self), self.beta)
+        losses, weights = self._scores(step)
+        kept = select_by_loss(losses, self.keep, step.generator(self), self.beta, weights)
         step.batch = rows_of(step.batch, kept)
         yield
 
@@ -85,7 +86,8 @@ class SelectiveBackprop(Aspect):
         assert step.losses is not None
         weights = torch.ones_like(step.losses) if step.weights is None else step.weights
         losses = (step.losses * weights).detach()
-        kept = select_by_loss(losses, self.keep, step.generator(self), self.beta)
+        generator = step.generator(self)
+        kept = select_by_loss(losses, self.keep, generator, self.beta, step.weights)
         chosen = torch.zeros_like(weights).index_fill_(0, kept.to(weights.device), 1.0)
         step.weights = weights * chosen
 
@@ -95,7 +97,7 @@ class SelectiveBackprop(Aspect):
         return self.keep < 1 and within and (step.number - start) % self.interval == 0
 
     @torch.no_grad()
-    def _scores(self, step: Step) -> Tensor:
+    def _scores(self, step: Step) -> tuple[Tensor, Tensor | None]:
         batch = dict(step.batch)
         if self.scale != 1:
             name = image_column(step, self.column)
@@ -103,11 +105,17 @@ class SelectiveBackprop(Aspect):
         n = len(next(iter(batch.values())))
         parts = torch.split(torch.arange(n), self.chunk or n)
         with evaluating(step.model):
-            return torch.cat([step.compute(rows_of(batch, rows)) for rows in parts])
+            found = [step.compute_weighted(rows_of(batch, rows)) for rows in parts]
+        weights = [one for _, one in found if one is not None]
+        return torch.cat([losses for losses, _ in found]), torch.cat(weights) if weights else None
 
 
 def select_by_loss(
-    losses: Tensor, keep: float, generator: torch.Generator, beta: float = 1.0
+    losses: Tensor,
+    keep: float,
+    generator: torch.Generator,
+    beta: float = 1.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Draw samples without replacement, with probability proportional to a power of their rank.
 
@@ -117,6 +125,8 @@ def select_by_loss(
         keep: how many are drawn, as a share of n, rounded, at least one.
         generator: of the CPU.
         beta: the power.
+        weights: one per sample, shape (n,), or None for all ones. Samples of weight zero, which
+            count nothing, are drawn only if no others are left.
 
     Returns:
         The samples' indices in ascending order, shape (kept,), on the CPU.
@@ -127,6 +137,8 @@ def select_by_loss(
     # The largest of log(u) / weight are a draw without replacement (Efraimidis and Spirakis 2006).
     chance = torch.rand(n, dtype=torch.float64, generator=generator)
     keys = chance.log() / (ranks / n) ** beta
+    if weights is not None:
+        keys = torch.where(weights.cpu() != 0, keys, -torch.inf)
     return keys.topk(max(1, round(keep * n))).indices.sort().values
 
 

@@ -337,7 +337,14 @@ class TrainingLoop:
         )
 
     def _checked_loss(self, rows: Rows, lane: Rows) -> float:
-        loss = float(lane[LOSS] / lane[WEIGHT]) if lane[WEIGHT] else math.nan
+        if not lane[WEIGHT]:
+            raise LossError(
+                f"no sample counts in step {self.replica.step + 1}: the weights of all are zero, "
+                "so that their mean is no number. Are all labels of this batch to be ignored? "
+                "Leave samples without a label out of the data, or mix them with others, or use "
+                f"larger batches. The state after step {self.replica.step} is kept."
+            )
+        loss = float(lane[LOSS] / lane[WEIGHT])
         if not math.isfinite(loss):
             worst = [rank for rank, row in enumerate(rows) if not math.isfinite(row[LOSS])]
             raise LossError(

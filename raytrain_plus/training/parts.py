@@ -10,8 +10,9 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from raytrain_plus.task import Batch, Task, TaskError
+from raytrain_plus.task import Batch, Task
 from raytrain_plus.training.buffers import Buffers
+from raytrain_plus.training.losses import take_losses, weighted
 from raytrain_plus.training.reduction import (
     LANE_WIDTH,
     LOSS,
@@ -74,7 +75,7 @@ class Parts:
         step.logical_rank, step.batch, step.weights, step.notes = rank, batch, None, {}
         with self._weave.around("batch", step):
             self._forward(step)
-            losses, weight, samples = _weighted(step)
+            losses, weight, samples = weighted(step)
             total = losses.sum()
             row[LOSS], row[WEIGHT] = total.item(), weight
             row[SAMPLES], row[TOKENS] = samples, samples * _tokens_per_sample(step)
@@ -105,14 +106,18 @@ class Parts:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def losses(self, step: Step, batch: Batch) -> Tensor:
-        """Run forward and loss of a batch in the middle of a part, and leave no trace."""
+    def losses(self, step: Step, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Run forward and loss of a batch in the middle of a part, and leave no trace.
+
+        Returns:
+            The weighted losses, and the weights that are in them, or None for all ones.
+        """
         before = step.batch, step.outputs, step.losses, step.weights
         step.batch, step.weights = batch, None
         try:
             with self._buffers.lent():
                 self._forward(step)
-            return _weighted(step)[0]
+            return weighted(step)[0], step.weights
         finally:
             step.batch, step.outputs, step.losses, step.weights = before
             self._seed_part(step.number, step.logical_rank)
@@ -121,26 +126,10 @@ class Parts:
         with self._weave.around("forward", step):
             step.outputs = self._task.forward(step.model, step.batch)
         with self._weave.around("loss", step):
-            step.losses = self._task.loss(step.outputs, step.batch)
+            take_losses(step, self._task.loss(step.outputs, step.batch))
 
     def _seed_part(self, number: int, rank: int) -> None:
         seed_global_generators(seed_for(self._seed, "step", number, rank))
-
-
-def _weighted(step: Step) -> tuple[Tensor, float, int]:
-    """Return the weighted losses, the sum of the weights, and how many are not zero."""
-    losses = step.losses
-    n = len(next(iter(step.batch.values())))
-    if not isinstance(losses, Tensor) or losses.shape != (n,):
-        got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses)
-        raise TaskError(
-            f"task.loss() must return one loss per sample, a tensor of shape ({n},), and gave "
-            f"{got}: use reduction='none' and do not average"
-        )
-    if step.weights is None:
-        return losses, float(n), n
-    samples = int(step.weights.count_nonzero().item())
-    return losses * step.weights, float(step.weights.sum().item()), samples
 
 
 def _tokens_per_sample(step: Step) -> int:

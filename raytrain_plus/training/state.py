@@ -84,6 +84,7 @@ class Replica:
             seed=seed,
             target=task.target,
             tokens=task.tokens,
+            ignore_index=task.ignore_index,
         )
         fit = (weave or Weave(())).around("fit", Step(training, 0))
         seed_global_generators(seed_for(seed, "fit"))

@@ -34,8 +34,10 @@ def test_soft_labels_pass_through_as_the_type_of_the_logits():
         (torch.zeros((4, 3), dtype=torch.int64), LOGITS, "shape \\(4, 3\\) and type torch.int64"),
         (torch.zeros((4, 2)), LOGITS, "\\(4, 2\\)"),
         (torch.zeros(3, dtype=torch.int64), LOGITS, "\\(3,\\)"),
+        (HARD + 1, LOGITS, "label 3 is no class: the outputs are of 3 classes.*0 to 2, or -100"),
+        (HARD - 1, LOGITS, "label -1 is no class"),
         (HARD, torch.zeros((4, 3, 5)), "outputs of shape \\(n, classes\\).*\\(4, 3, 5\\)"),
-        (HARD, {"logits": LOGITS}, "are dict"),
+        (HARD, {"logits": LOGITS}, "are a dict"),
     ],
 )
 def test_what_cannot_be_made_soft_is_refused(labels, logits, says):

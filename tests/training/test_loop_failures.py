@@ -197,19 +197,37 @@ def test_a_loss_that_is_not_finite_names_step_and_ranks():
 
 
 @pytest.mark.parametrize(
-    ("losses", "got"),
+    ("losses", "said"),
     [
-        (lambda losses: losses.mean(), r"shape \(\)"),
-        (lambda losses: losses[:, None], rf"shape \({PART}, 1\)"),
-        (lambda losses: losses[1:], rf"shape \({PART - 1},\)"),
-        (lambda losses: losses.tolist(), "list"),
+        (lambda losses: losses.mean(), r"shape \(\) .*use reduction='none' and do not average"),
+        (lambda losses: losses[:, None], rf"shape \({PART}, 1\).*take losses.squeeze\(1\)"),
+        (lambda losses: losses[:, None].expand(-1, 4), r"take losses.mean\(1\), or the weighted"),
+        (lambda losses: losses[:, None, None].expand(-1, 4, 2), r"take losses.mean\(\(1, 2\)\)"),
+        (lambda losses: losses.repeat(3), rf"shape \({3 * PART},\).*losses.view\({PART}, -1\)"),
+        (lambda losses: losses[1:], rf"shape \({PART - 1},\).*keep one number for each"),
+        (lambda losses: losses.tolist(), rf"gave a list of {PART}.*torch.stack"),
+        (lambda losses: {"loss": losses}, "gave a dict of 1"),
+        (lambda losses: losses.sum().item(), "gave a float: .*do not take item"),
+        (lambda _: None, "gave None: does it end with `return`"),
+        (lambda losses: losses.long(), "type torch.int64: losses are floating-point"),
+        (lambda losses: losses.detach(), "do not depend on any trainable parameter"),
+        (lambda losses: (losses,) * 3, "gave a tuple of 3"),
+        (lambda losses: (losses.mean(), losses), r"gave a tensor of shape \(\)"),
+        (lambda losses: (losses, 3.0), rf"weights a tensor of shape \({PART},\), and gave a float"),
+        (lambda losses: (losses, losses[1:]), rf"one of shape \({PART - 1},\) and type"),
+        (lambda losses: (losses, losses), "depend on no parameter.*detach"),
+        (lambda losses: (losses, torch.arange(PART) - 1), "not negative, and weight 0 is -1"),
+        (lambda losses: (losses, losses.detach() * torch.nan), "weight 0 is nan"),
+        (lambda losses: (losses, torch.ones(PART, device="meta")), "on cpu as the losses.*on meta"),
     ],
 )
-def test_a_loss_of_another_shape_is_refused(losses, got):
+def test_a_loss_of_another_form_is_refused(losses, said):
     class Wrong(Plain):
         def loss(self, outputs, batch):
             return losses(super().loss(outputs, batch))
 
-    message = rf"shape \({PART},\), and gave.*{got}.*reduction='none'"
-    with pytest.raises(TaskError, match=message):
-        run(loop_alone(Wrong()), 1)
+    loop = loop_alone(Wrong())
+    before = everything(loop)
+    with pytest.raises(TaskError, match=rf"task.loss\(\).*{said}"):
+        run(loop, 1)
+    assert everything(loop) == before

@@ -42,8 +42,11 @@ class Victim:
         """Let all arithmetic be wrong from now on."""
         right = self._task.loss
 
-        def wrong(outputs: Any, batch: Any) -> Tensor:
-            return right(outputs, batch) * (1 + _ERROR)
+        def wrong(outputs: Any, batch: Any) -> Tensor | tuple[Tensor, Tensor]:
+            losses = right(outputs, batch)
+            if isinstance(losses, tuple):
+                return losses[0] * (1 + _ERROR), losses[1]
+            return losses * (1 + _ERROR)
 
         object.__setattr__(self._task, "loss", wrong)  # a task may be a frozen dataclass
 
