@@ -10,10 +10,12 @@ from raytrain_plus.cli.commands import app
 
 PAGE = Path(__file__).parent / "reference" / "command-line.md"
 
-_HEAD = """# Command line
-
-`raytrain-plus COMMAND`, also `python -m raytrain_plus COMMAND`. Every command takes `--json` and then prints one JSON object as its last line. Errors go to stderr with exit status 2 (wrong input) or 1 (the run failed). This page is made by `python docs/generate.py`.
-"""
+_HEAD = (
+    "# Command line\n\n"
+    "`raytrain-plus COMMAND`, also `python -m raytrain_plus COMMAND`. Every command takes `--json` "
+    "and then prints one JSON object as its last line. Errors go to stderr with exit status 2 "
+    "(wrong input) or 1 (the run failed). This page is made by `python docs/generate.py`.\n"
+)
 
 
 def command_line() -> str:
