@@ -4,17 +4,14 @@ A format is recognized by a file's first bytes, never by its name; the last byte
 format's end, so that a file that was cut short is refused rather than read as a shorter one.
 """
 
-import importlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
 
 from raytrain_plus.streams.columns import (
     Column,
@@ -22,8 +19,17 @@ from raytrain_plus.streams.columns import (
     Values,
     columns_of,
     null_error,
-    values_of,
 )
+from raytrain_plus.streams.decoding import (
+    check_declared,
+    check_values,
+    decode,
+    explained,
+    footer_of,
+    parquet_file,
+    values_in,
+)
+from raytrain_plus.streams.parquet_footer import Footer
 from raytrain_plus.streams.source import Opened
 
 # First bytes -> the format, and the last bytes of a file that was written to its end.
@@ -52,6 +58,11 @@ class DataFile:
     rows: int
     columns: dict[str, Column]
 
+    @property
+    def where(self) -> str:
+        """What to call it in an error."""
+        return str(self.path)
+
     def open(self, cancelled: threading.Event) -> Opened:
         """Return the values of the selected columns.
 
@@ -67,20 +78,21 @@ class DataFile:
         Raises:
             DataError: The file is damaged or has changed, or a column holds nulls.
         """
-        with _explained(self.path):
-            if self.format == "Parquet":
-                with _parquet_file(self.path) as parquet:
-                    table = parquet.read(columns=list(self.columns))
-            else:
+        where = self.where
+        if self.format == "Parquet":
+            table = decode(self.path, where, is_parquet=True, columns=list(self.columns))
+        else:
+            with explained(where):
+                _declared_rows(self.path, self.format)
                 # Naming the columns would make Arrow copy them out of the mapped file.
                 table = _open_ipc(self.path, self.format).read_all()
-            table.validate()
+                check_values(table, self.columns, where, in_place=True)
         if table.num_rows != self.rows:
             raise DataError(
                 f"{self.path} had {self.rows} rows when it was opened and has {table.num_rows} "
                 "now: data must not change during a run. Start the run again."
             )
-        return values_of(table, self.columns, str(self.path))
+        return values_in(table, self.columns, where)
 
     def identify(self) -> list[Any]:
         """Return what tells this file from others, as data: its name and size."""
@@ -98,37 +110,16 @@ def inspect_file(path: Path, selection: Sequence[str] | None) -> DataFile:
         DataError: The file is of another format, damaged or cut short, a selected column is absent
             or of an unsupported type, or the footer says that one holds nulls.
     """
-    with _explained(path):
+    with explained(str(path)):
         kind, size = _recognize(path)
         if kind == "Parquet":
-            with _parquet_file(path) as parquet:
+            footer = footer_of(path, str(path))
+            with parquet_file(path) as parquet:
                 columns = columns_of(parquet.schema_arrow, selection, str(path))
-                _check_statistics(parquet, columns, path)
-                return DataFile(path, kind, size, parquet.metadata.num_rows, columns)
-        schema = _open_ipc(path, kind).schema
-        columns = columns_of(schema, selection, str(path))
-        if kind == "Arrow IPC":
-            local = pyarrow.fs.LocalFileSystem()
-            fragment = _dataset().IpcFileFormat().make_fragment(str(path), filesystem=local)
-            rows = fragment.count_rows()
-        else:
-            # A stream has no footer: its batches have to be walked, for which one column is enough.
-            field = schema.get_field_index(next(iter(columns)))
-            options = pa.ipc.IpcReadOptions(included_fields=[field])
-            rows = sum(batch.num_rows for batch in _open_ipc(path, kind, options))
-        return DataFile(path, kind, size, rows, columns)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the errors of reading a file into one that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read; it may be damaged or cut short, so write or copy it again. "
-            f"The reader said: {error}"
-        ) from error
+            check_nulls(footer, columns, str(path))
+            return DataFile(path, kind, size, footer.rows, columns)
+        columns = columns_of(_open_ipc(path, kind).schema, selection, str(path))
+        return DataFile(path, kind, size, _declared_rows(path, kind), columns)
 
 
 def _recognize(path: Path) -> tuple[str, int]:
@@ -152,41 +143,31 @@ def _recognize(path: Path) -> tuple[str, int]:
     )
 
 
-def _open_ipc(path: Path, kind: str, options: pa.ipc.IpcReadOptions | None = None) -> Any:
+def _open_ipc(path: Path, kind: str) -> Any:
     """Map an Arrow file into memory and open it."""
     opener = pa.ipc.open_file if kind == "Arrow IPC" else pa.ipc.open_stream
-    return opener(pa.memory_map(str(path)), options=options)
+    return opener(pa.memory_map(str(path)))
 
 
-# These parts of Arrow import pandas: a third of a second that workers start without if they can.
+def _declared_rows(path: Path, kind: str) -> int:
+    """Return the rows that an Arrow file declares, once it is clear that they can be in it."""
+    schema = _open_ipc(path, kind).schema
+    content = pa.memory_map(str(path)).read_buffer()
+    return check_declared(content, schema, str(path), is_stream=kind != "Arrow IPC")
 
 
-def _parquet_file(path: Path) -> Any:
-    return importlib.import_module("pyarrow.parquet").ParquetFile(path)
+def check_nulls(footer: Footer, columns: Mapping[str, Column], where: str) -> None:
+    """Refuse nulls that a Parquet file's statistics admit; others show when values are read.
 
-
-def _dataset() -> Any:
-    return importlib.import_module("pyarrow.dataset")
-
-
-def _check_statistics(parquet: Any, columns: Mapping[str, Column], path: Path) -> None:
-    """Refuse nulls that a Parquet file's statistics admit; others show when values are read."""
-    metadata = parquet.metadata
-    judged = {}
-    for leaf in range(metadata.num_columns):
-        described = parquet.schema.column(leaf)
-        name = described.path if described.path in columns else described.path.split(".")[0]
+    Raises:
+        DataError: a column holds nulls.
+    """
+    for chunk in footer.chunks:
+        name = chunk.leaf.path[0]
         column = columns.get(name)
-        if column is None:
+        if column is None or not chunk.nulls:
             continue
         # A list's count includes its empty lists, and the path of an image may be null.
         is_fixed = column.kind == "tensor" and 0 not in column.shape
-        if is_fixed or (described.path == name and described.max_repetition_level == 0):
-            judged[leaf] = name
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for leaf, name in judged.items():
-            statistics = row_group.column(leaf).statistics
-            known = statistics is not None and statistics.has_null_count
-            if known and statistics.null_count:
-                raise null_error(name, str(path))
+        if is_fixed or (len(chunk.leaf.path) == 1 and not chunk.leaf.repeated):
+            raise null_error(name, where)

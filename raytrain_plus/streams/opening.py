@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain_plus.streams.columns import Column, DataError, Values, columns_of, values_of
+from raytrain_plus.streams.columns import Column, DataError, Values, columns_of
+from raytrain_plus.streams.decoding import check_values, explained, values_in
 from raytrain_plus.streams.files import inspect_file
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.locations import local_path
@@ -35,6 +36,7 @@ class _Memory:
     rows: int
     columns: dict[str, Column]
     values: Values
+    where: str = "the table"
 
     def open(self, cancelled: threading.Event) -> Opened:
         del cancelled
@@ -106,7 +108,9 @@ def _called(data: Any) -> str:
 
 def _open_table(table: pa.Table, selection: Sequence[str] | None) -> Source:
     columns = columns_of(table.schema, selection, "the table")
-    values = values_of(table, columns, "the table")
+    with explained("the table"):
+        check_values(table, columns, "the table", in_place=True)
+    values = values_in(table, columns, "the table")
     shard = _Memory(table.num_rows, columns, values)
     return Source([shard], (open_source, (table, selection)), window=None, in_pieces=True)
 

@@ -22,6 +22,7 @@ import torch
 
 from raytrain_plus.streams.cache import CacheFullError
 from raytrain_plus.streams.columns import Column, Values, listed
+from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.order import Order, Ordering
 from raytrain_plus.streams.store import InterruptedReadError
 
@@ -64,6 +65,10 @@ class Shard(Protocol):
     @property
     def rows(self) -> int:
         """How many rows it has."""
+
+    @property
+    def where(self) -> str:
+        """What to call it in an error."""
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -278,12 +283,13 @@ class Source:
         found: list[Any] = [None] * len(rows)
         for file, places, inside in self._by_file(files, rows):
             values = self._open(file)[column]
-            taken = values.take(pa.array(inside))
-            if kind == "list":
-                listed_rows = (scalar.values for scalar in taken)
-                items: list[Any] = [v.to_numpy(zero_copy_only=False) for v in listed_rows]
-            else:
-                items = taken.to_pylist()
+            with explained(self.shards[file].where):  # text that is not UTF-8 shows here
+                taken = values.take(pa.array(inside))
+                if kind == "list":
+                    listed_rows = (scalar.values for scalar in taken)
+                    items: list[Any] = [v.to_numpy(zero_copy_only=False) for v in listed_rows]
+                else:
+                    items = taken.to_pylist()
             for place, item in zip(range(len(rows)) if places is None else places, items):  # noqa: B905
                 found[place] = item
         return found

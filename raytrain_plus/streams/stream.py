@@ -1,7 +1,6 @@
 """A stream: a data set at any fsspec URL, as a user names it, and opened for reading."""
 
 import hashlib
-import io
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
-from raytrain_plus.streams.columns import Column, DataError, columns_of, values_of
+from raytrain_plus.streams.columns import Column, DataError, columns_of
+from raytrain_plus.streams.decoding import check_values, decode, explained, values_in
 from raytrain_plus.streams.footers import parquet_files
 from raytrain_plus.streams.format import MANIFEST, FileEntry, Manifest, order_digest
 from raytrain_plus.streams.plain import plain_table
@@ -23,7 +23,8 @@ from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.traffic import TRAFFIC
 
 DEFAULT_CACHE_LIMIT = 16 << 30
-_RAW_FORMAT = "1"  # of the cache's entries: part of their names
+_SLACK = 1 << 20  # bytes that a file may have beyond what is declared
+_RAW_FORMAT = "2"  # of the cache's entries: part of their names
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
@@ -134,6 +135,11 @@ class StreamFile:
         """Its rows."""
         return self.entry.rows
 
+    @property
+    def where(self) -> str:
+        """What to call it in an error."""
+        return self.store.where(self.entry.name)
+
     @cached_property
     def key(self) -> str:
         """Its name in the cache: equal for equal contents."""
@@ -188,42 +194,40 @@ class StreamFile:
             cancelled=cancelled,
         )
         TRAFFIC.fetched(entry.stored_bytes)
-        return as_raw(content, self.store.where(entry.name), is_parquet=self.is_parquet)
+        most = self.cache.limit
+        if self.is_hashed:  # what it declares is exact, but for what lies between the values
+            most = min(most, 2 * entry.raw_bytes + _SLACK)
+        where = self.store.where(entry.name)
+        return as_raw(content, where, is_parquet=self.is_parquet, most=most)
 
     def _values(self, raw: Any) -> Any:
         where = self.store.where(self.entry.name)
-        try:
+        with explained(where):
             table = pa.ipc.open_file(raw).read_all()
-        except pa.ArrowException as error:
-            raise DataError(f"{where} cannot be read: {error}") from error
+            check_values(table, self.columns, where, in_place=True)
         if table.num_rows != self.rows:
             raise DataError(
                 f"{where} has {table.num_rows} rows, but its manifest says {self.rows}: write the "
                 "data set again."
             )
-        return values_of(table, self.columns, where)
+        return values_in(table, self.columns, where)
 
 
-def as_raw(content: bytes, where: str, *, is_parquet: bool) -> memoryview:
+def as_raw(content: bytes, where: str, *, is_parquet: bool, most: int) -> memoryview:
     """Return a file as an Arrow IPC file of one record batch, not compressed: it can be mapped.
 
-    Raises:
-        DataError: it is damaged.
-    """
-    try:
-        if is_parquet:
-            from pyarrow import parquet  # noqa: PLC0415 - imports pandas, which few need
+    Args:
+        content: the file.
+        where: to call it in an error.
+        is_parquet: else it is an Arrow IPC file.
+        most: bytes that its values may take.
 
-            table = parquet.ParquetFile(io.BytesIO(content)).read()
-        else:
-            table = pa.ipc.open_file(content).read_all()
-        table.validate()
+    Raises:
+        DataError: it is damaged, or larger than it may be.
+    """
+    table = decode(content, where, is_parquet=is_parquet, most=most)
+    with explained(where):
         return write_raw(plain_table(table))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{where} cannot be read; it may be damaged or cut short, so write it again. The "
-            f"reader said: {error}"
-        ) from error
 
 
 def write_raw(table: pa.Table) -> memoryview:

@@ -1,0 +1,58 @@
+"""How much memory this process may still take: what data declares is checked before it is taken."""
+
+import math
+import resource
+from pathlib import Path
+
+from raytrain_plus.streams.columns import DataError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def memory_left() -> float:
+    """Return the bytes of memory that this process may still take; infinite where nobody says."""
+    return max(0.0, min(_of_machine(), _of_container(), _of_process()))
+
+
+def check_memory(needed: float, what: str) -> None:
+    """Refuse what does not fit into memory.
+
+    Args:
+        needed: bytes.
+        what: takes them, as the beginning of a sentence.
+
+    Raises:
+        DataError: there is less.
+    """
+    if needed > (left := memory_left()):
+        raise DataError(
+            f"{what} takes {needed:,.0f} bytes of memory, and this process may take {left:,.0f} "
+            "more: the data is damaged or made to do harm; or else use smaller files, or a machine "
+            "with more memory."
+        )
+
+
+def _of_machine() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return float(next(n for n in lines if n.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return math.inf
+
+
+def _of_container() -> float:
+    try:
+        limit = float((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        used = float((_CGROUP / "memory.current").read_text())
+        counts = dict(n.split() for n in (_CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + float(counts.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _of_process() -> float:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return float(limit - pages * resource.getpagesize())
