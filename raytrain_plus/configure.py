@@ -24,7 +24,8 @@ from raytrain_plus.streams.mixing import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.stream import Stream
-from raytrain_plus.task import Task, TaskError
+from raytrain_plus.task import Task
+from raytrain_plus.task_check import asked, check_form
 from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.training.retention import Retention
 
@@ -168,14 +169,9 @@ def check_task(task: Task) -> None:
     """Check that a task defines what it must.
 
     Raises:
-        TaskError: it does not, or its metrics cannot be merged over workers.
+        TaskError: it does not, it has another form, or its metrics cannot be merged over workers.
     """
-    needed = ("model", "optimizer", "loss")
-    missing = [n for n in needed if getattr(type(task), n) is getattr(Task, n)]
-    if missing:
-        raise TaskError(
-            f"task {type(task).__name__} does not define {', '.join(f'{n}()' for n in missing)}"
-        )
+    check_form(task)
     check_metrics(task)
 
 
@@ -197,10 +193,10 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
     Raises:
         ConfigError: there is nothing to train on.
     """
-    data = data if data is not None else task.data()
+    data = data if data is not None else asked(task, "data")
     if data is None:
         raise ConfigError("no training data: give `data`, or define the task's data()")
-    return data, evaluation_data if evaluation_data is not None else task.evaluation_data()
+    return data, evaluation_data if evaluation_data is not None else asked(task, "evaluation_data")
 
 
 def with_options(options: Mapping[str, Any], *named: str | None) -> list[Any]:

@@ -24,6 +24,10 @@ class TaskError(ValueError):
     """A task that cannot be imported or lacks what training needs."""
 
 
+class TaskWarning(UserWarning):
+    """Something in a task that probably does not do what was meant."""
+
+
 class Task:
     """A training task: plain PyTorch inside, nothing about workers.
 
@@ -73,7 +77,13 @@ class Task:
                 f"({', '.join(inputs) or 'none'}) and the default forward() needs one: "
                 "set `columns` or `target`, or override forward(model, batch)"
             )
-        return model(batch[inputs[0]])
+        values = batch[inputs[0]]
+        if not isinstance(values, Tensor):
+            raise TaskError(
+                f"column {inputs[0]!r} holds a list, of values that have no fixed shape or are no "
+                "numbers, and the default forward() needs a tensor: override forward(model, batch)"
+            )
+        return model(values)
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return one loss per sample, not averaged; or those and one weight per sample.
@@ -144,13 +154,25 @@ def _named(task: str) -> Task:
     if not isinstance(task, str):
         raise TaskError(f"a task is a raytrain_plus.Task or 'module:attribute', not {task!r}")
     found = import_named(task, "task")
-    made = found() if inspect.isclass(found) or inspect.isfunction(found) else found
+    made = _made(found, task) if inspect.isclass(found) or inspect.isfunction(found) else found
     if not isinstance(made, Task):
         raise TaskError(
             f"task {task!r} is a {type(made).__name__}, not a raytrain_plus.Task: derive the "
             "class from Task, or name a function that returns one"
         )
     return made
+
+
+def _made(found: Any, name: str) -> Any:
+    try:
+        return found()
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"task {name!r} cannot be made, as {found.__name__}() fails:\n"
+            + traceback.format_exc().rstrip()
+        ) from error
 
 
 def import_named(name: str, what: str) -> Any:

@@ -42,13 +42,15 @@ from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportEr
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
 from raytrain_plus.streams.store import Store, StoreError
 from raytrain_plus.streams.traffic import TRAFFIC
-from raytrain_plus.task import load_task
+from raytrain_plus.task import TaskWarning, load_task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
+
+_TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
 
 
 class Worker:
@@ -93,10 +95,14 @@ class Worker:
         self._evaluation = open_evaluation(spec, self._task)
         self._weave = Weave(unpack(spec.algorithms))
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", AspectWarning)
+            for told in _TOLD:
+                warnings.simplefilter("always", told)
             replica = Replica.build(
                 self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
             )
+        for one in caught:
+            if not issubclass(one.category, _TOLD):
+                warnings.showwarning(one.message, one.category, one.filename, one.lineno)
         self._loop = TrainingLoop(
             self._task,
             replica,
@@ -131,7 +137,7 @@ class Worker:
             stacks=stacks.offer(),
             fingerprint=proof,
             step=replica.step,
-            warnings=[str(w.message) for w in caught if issubclass(w.category, AspectWarning)],
+            warnings=[str(w.message) for w in caught if issubclass(w.category, _TOLD)],
         )
 
     def train(self, plan: Plan) -> Report:
@@ -175,7 +181,8 @@ class Worker:
         assert self._ready is not None
         weave = Weave(unpack(self._spec.algorithms))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AspectWarning)
+            for told in _TOLD:
+                warnings.simplefilter("ignore", told)
             replica = Replica.build(
                 self._task, self._spec.seed, self._device, weave=weave, clock=self._spec.clock
             )

@@ -16,6 +16,7 @@ from raytrain_plus.task import Batch, Task
 from raytrain_plus.training.admission import check_first_update
 from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.buffers import Buffers
+from raytrain_plus.training.building import learning_rate_factor
 from raytrain_plus.training.busy_time import BusyTime
 from raytrain_plus.training.corruption import CorruptionError, Guard
 from raytrain_plus.training.exchange import Exchange
@@ -221,7 +222,8 @@ class TrainingLoop:
                 lane = tree_sum(reduced.lane)
                 loss = self._checked_loss(reduced.lane, lane)
                 self._check_gradients(reduced)
-                rate_factor = self._task.schedule(self._clock.progress(replica.step))
+                progress = self._clock.progress(replica.step)
+                rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
                 self._wire.fence()
             except BaseException:

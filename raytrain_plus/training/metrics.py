@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_plus.task import Task, TaskError
+from raytrain_plus.task_check import asked
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
@@ -41,7 +42,7 @@ def metrics_of(task: Task) -> dict[str, Measure]:
         TaskError: `task.metrics()` returned anything else, or a name or a metric that cannot be
             used.
     """
-    given = task.metrics()
+    given = asked(task, "metrics")
     if _is_collection(given):
         given = dict(given.items())
     if not isinstance(given, Mapping):

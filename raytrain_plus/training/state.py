@@ -13,6 +13,7 @@ from raytrain_plus.algorithms import Step, Training, Weave
 from raytrain_plus.clock import Clock
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Task, TaskError
+from raytrain_plus.training.building import build_model, build_optimizer
 
 Scalars = dict[str, Any]
 
@@ -73,13 +74,10 @@ class Replica:
         The `fit` advice of the weave changes them; `undo_fit` changes them back.
         """
         seed_global_generators(seed_for(seed, "model"))
-        model = task.model()
-        if not isinstance(model, nn.Module):
-            raise TaskError(f"task.model() returned a {type(model).__name__}, not an nn.Module")
-        model = model.to(device)
+        model = build_model(task).to(device)
         training = Training(
             model=model,
-            optimizer=task.optimizer(model),
+            optimizer=build_optimizer(task, model),
             clock=clock,
             seed=seed,
             target=task.target,

@@ -1,0 +1,129 @@
+# ruff: noqa: SLF001 - PyTorch has no public way to ask for hooks
+"""What a task builds: its model and its optimizer, checked before anything is trained."""
+
+import inspect
+import math
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from raytrain_plus.task import Task, TaskError, TaskWarning
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+_NAMED = 3  # of many, in a warning
+
+
+def build_model(task: Task) -> nn.Module:
+    """Return the task's model.
+
+    Raises:
+        TaskError: it is no module, or has a parameter without a value.
+    """
+    model = task.model()
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"task.model() returned {described(model)}, not an nn.Module")
+    if type(model).__name__ in _WRAPPERS:
+        raise TaskError(
+            f"task.model() returned a {type(model).__name__}: return the module inside, as the "
+            "workers exchange the gradients themselves"
+        )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise TaskError(
+                f"task.model() returned a model whose {name!r} has no shape yet, as modules such "
+                "as nn.LazyLinear have it: call the model once on an example in model()"
+            )
+        if tensor.is_meta:
+            raise TaskError(
+                f"task.model() returned a model whose {name!r} is on the device 'meta' and has no "
+                "values: build the model on the CPU"
+            )
+    return model
+
+
+def build_optimizer(task: Task, model: nn.Module) -> Optimizer:
+    """Return the task's optimizer of a model, and warn of hooks that see other gradients.
+
+    Raises:
+        TaskError: it is no optimizer, or not of this model.
+    """
+    optimizer = task.optimizer(model)
+    if not isinstance(optimizer, Optimizer):
+        raise TaskError(
+            f"task.optimizer() returned {described(optimizer)}, not a torch.optim.Optimizer: "
+            "return the optimizer alone; its schedule belongs into schedule(progress)"
+        )
+    known = {id(parameter) for parameter in model.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in known:
+                raise TaskError(
+                    "the optimizer holds a tensor that is no parameter of the model, of shape "
+                    f"{tuple(parameter.shape)}: build it from the parameters of the model that "
+                    "optimizer(model) is given"
+                )
+    _warn_of_hooks(model)
+    return optimizer
+
+
+def learning_rate_factor(task: Task, progress: float) -> float:
+    """Return the task's factor on the learning rate.
+
+    Raises:
+        TaskError: it is no number, not finite, or negative.
+    """
+    given = task.schedule(progress)
+    try:
+        factor = float(given)
+    except (TypeError, ValueError):
+        raise TaskError(
+            f"task.schedule({progress:g}) returned {described(given)}, and must return a number: "
+            "the factor on the learning rate"
+        ) from None
+    if not (math.isfinite(factor) and factor >= 0):
+        raise TaskError(
+            f"task.schedule({progress:g}) returned {factor}, and must return a finite number that "
+            "is not negative: the factor on the learning rate"
+        )
+    return factor
+
+
+def described(value: Any) -> str:
+    """Say what a task has returned instead of what it should, for an error."""
+    if value is None:
+        return "None (does it end with `return`?)"
+    if inspect.isclass(value):
+        return f"the class {value.__name__} (call it)"
+    return f"a {type(value).__name__}"
+
+
+def gradient_hooks(model: nn.Module) -> list[str]:
+    """Return the names of parameters and modules that have hooks on their gradients."""
+    of_parameters = [
+        f"parameter {name!r}"
+        for name, parameter in model.named_parameters()
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    ]
+    of_modules = [
+        f"module {name!r}" if name else "the model"
+        for name, module in model.named_modules()
+        if module._backward_hooks or module._backward_pre_hooks
+    ]
+    return of_parameters + of_modules
+
+
+def _warn_of_hooks(model: nn.Module) -> None:
+    found = gradient_hooks(model)
+    if not found:
+        return
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    warnings.warn(
+        f"{', '.join(found[:_NAMED])}{more}: a gradient hook sees the gradient of the sum of the "
+        "losses of one logical rank's part, not that of the batch's mean. Multiply its bounds by "
+        "the samples of a batch, or change gradients in the optimizer or by an aspect",
+        TaskWarning,
+        stacklevel=2,
+    )
