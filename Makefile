@@ -8,7 +8,7 @@ LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check test test-all test-slow demo chaos lab lab-down bench bench-peers clean
+.PHONY: install check docs test test-all test-slow demo chaos lab lab-down bench bench-peers clean
 
 install: .venv/installed
 
@@ -23,6 +23,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
+
+# The site, in runs/site; a broken link is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # What to run before each commit: quick tests, as many at a time as there are cores.
 test: check

@@ -14,7 +14,7 @@ import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
@@ -115,7 +115,7 @@ class Transport:
                     self._group.send([m.tensor], m.peer, self._tag(m.peer, True)) for m in sends
                 ]
         except RuntimeError as error:
-            raise self._lost(error) from error
+            self._raise_lost(error)
         return _Works(self, works)
 
     def fence(self) -> None:
@@ -189,8 +189,13 @@ class Transport:
                 continue  # that peer has gone already
         self._sockets = {}
 
-    def _lost(self, error: BaseException) -> TransportError:
-        return TransportError(self._reason or f"a peer was lost: {str(error).splitlines()[0]}")
+    def _raise_lost(self, error: RuntimeError) -> NoReturn:
+        """Raise what an error of the backend means: a peer was lost, or this device is broken."""
+        if isinstance(error, torch.AcceleratorError) and self._reason is None:
+            raise error  # this worker's own device: it is replaced
+        raise TransportError(
+            self._reason or f"a peer was lost: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class _Works:
@@ -203,7 +208,7 @@ class _Works:
             for work in self._works:
                 work.wait(_EXCHANGE_TIMEOUT)
         except RuntimeError as error:
-            raise self._transport._lost(error) from error  # noqa: SLF001 - one module
+            self._transport._raise_lost(error)  # noqa: SLF001 - one module
         self._transport.fence()
 
 

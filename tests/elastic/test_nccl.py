@@ -123,6 +123,19 @@ def test_a_post_that_fails_is_a_lost_peer_and_leaves_no_group_call_open(failing)
     assert not backend.open
 
 
+def test_an_error_of_this_workers_own_device_is_not_taken_for_a_lost_peer():
+    class Broken(Backend):
+        def send(self, _tensors, _peer, _tag):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    transport = joined(group_of(Broken()))
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        transport.post(*messages())
+    transport.abort("w2 was lost")  # what follows from an abort is no fault of the device
+    with pytest.raises(TransportError, match="w2 was lost"):
+        transport.post(*messages())
+
+
 def test_a_wait_returns_when_the_device_has_received_and_not_before():
     mark = Mark()
     ended = in_thread(lambda: joined(group_of(Backend(), mark)).exchange(*messages()))
