@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -11,7 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.streams.check import inspect_stream, verify_stream
-from raytrain_plus.streams.convert import read_any, write_parquet
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.convert import (
+    Choice,
+    Data,
+    Piece,
+    check_apart,
+    names_in,
+    read_any,
+    write_parquet,
+)
 from raytrain_plus.streams.format import Compression
 from raytrain_plus.streams.locations import parse_options
 from raytrain_plus.streams.writer import StreamWriter
@@ -33,12 +43,29 @@ Options = Annotated[
 def write(  # noqa: PLR0913 - one option each
     source: Annotated[
         str,
-        typer.Argument(help="Parquet, Arrow, CSV, JSON lines, or a folder of images per label."),
+        typer.Argument(
+            help="A file, folder or pattern: Parquet, Arrow, CSV, JSON lines; or a folder with a "
+            "folder of images for each label."
+        ),
     ],
     destination: Annotated[str, typer.Argument(help="The stream: a path or URL.")],
     *,
     file_size: Annotated[str, typer.Option(help="Raw bytes of a file.")] = "64MiB",
     compression: Annotated[Compression, typer.Option(help="Of the files at rest.")] = "zstd",
+    columns: Annotated[
+        str | None, typer.Option(metavar="A,B", help="The columns to keep. Default: all.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation or test, by the files' names; or all.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="A column of text that becomes numbers, by name."),
+    ] = None,
+    labels_from: Annotated[
+        str | None,
+        typer.Option(metavar="STREAM", help="Give labels the numbers that they have there."),
+    ] = None,
     parallel: Annotated[int, typer.Option(help="Files stored at once.")] = 4,
     only_writer: Annotated[
         bool, typer.Option("--only-writer", help="Nobody else writes there: need no condition.")
@@ -50,10 +77,14 @@ def write(  # noqa: PLR0913 - one option each
     """Make a stream of data in other forms."""
 
     def run() -> dict[str, Any]:
+        options = _options(storage_option)
+        chosen = Choice(columns=columns.split(",") if columns else None, split=split)
+        chosen = replace(chosen, labels=_labels(source, options, chosen, label, labels_from))
         written = _write_stream(
             source,
             destination,
-            _options(storage_option),
+            options,
+            chosen,
             file_size=file_size,
             compression=compression,
             parallel=parallel,
@@ -81,11 +112,11 @@ def convert(  # noqa: PLR0913 - one option each
     def run() -> dict[str, Any]:
         options = _options(storage_option)
         if to == "parquet":
-            with _read(source, options) as batches:
-                rows = write_parquet(batches, destination, options)
+            with _read(source, options, Choice()) as data:
+                rows = write_parquet(data.pieces, destination, options)
             return _said({"url": destination, "rows": rows}, as_json=as_json)
         written = _write_stream(
-            source, destination, options, file_size=file_size, compression=compression
+            source, destination, options, Choice(), file_size=file_size, compression=compression
         )
         return _said(written, as_json=as_json)
 
@@ -127,25 +158,47 @@ def verify(
         raise typer.Exit(1)
 
 
+def _labels(
+    source: str,
+    options: dict[str, Any],
+    choice: Choice,
+    columns: list[str] | None,
+    stream: str | None,
+) -> dict[str, Any]:
+    """Return the names of labels: those of another stream, and those that columns of text hold."""
+    found: dict[str, Any] = {}
+    if stream is not None:
+        found = inspect_stream(stream, options).get("labels", {})
+        if not found:
+            raise DataError(f"{stream} has no names of labels.")
+    missing = [name for name in columns or [] if name not in found]
+    if missing:
+        found |= names_in(read_any(source, options, choice), missing)
+    return found
+
+
 def _write_stream(
-    source: str, destination: str, options: dict[str, Any], **settings: Any
+    source: str, destination: str, options: dict[str, Any], choice: Choice, **settings: Any
 ) -> dict[str, Any]:
     """Write a stream of whatever can be read; returns what it holds then."""
+    check_apart(source, destination)
     with (
-        _read(source, options) as batches,
-        StreamWriter(destination, storage_options=options, **settings) as writer,
+        _read(source, options, choice) as data,
+        StreamWriter(
+            destination, storage_options=options, labels=data.labels, **settings
+        ) as writer,
     ):
-        for batch in batches:
-            writer.write(batch)
+        for piece in data.pieces:
+            writer.write(piece.table, piece.place)
     return inspect_stream(destination, options)
 
 
 @contextlib.contextmanager
-def _read(source: str, options: dict[str, Any]) -> Iterator[Iterator[pa.RecordBatch]]:
+def _read(source: str, options: dict[str, Any], choice: Choice) -> Iterator[Data]:
     """Open something to read, and show how far it has been read."""
-    batches, rows = read_any(source, options)
-    with _bar(rows) as advance:
-        yield _watched(batches, advance)
+    data = read_any(source, options, choice)
+    with _bar(data.rows) as advance:
+        yield replace(data, pieces=_watched(data.pieces, advance))
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
@@ -157,7 +210,7 @@ def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
         for key, value in answered.items():
             shown = value
             if isinstance(value, dict):
-                shown = ", ".join(f"{name}: {kind}" for name, kind in value.items())
+                shown = ", ".join(f"{name}: {_short(kind)}" for name, kind in value.items())
             elif isinstance(value, list):
                 shown = "\n             ".join(value) or "none"
             elif isinstance(value, int):
@@ -166,12 +219,18 @@ def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
     return answered
 
 
-def _watched(
-    batches: Iterator[pa.RecordBatch], advance: Callable[[pa.RecordBatch], None]
-) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield batch
-        advance(batch)
+def _short(value: Any) -> str:
+    """Return a column's type, or the first of its labels."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    shown = ", ".join(f"{number} = {name}" for number, name in enumerate(value[:10]))
+    return f"{shown}, ..." if len(value) > 10 else shown
+
+
+def _watched(pieces: Iterator[Piece], advance: Callable[[pa.Table], None]) -> Iterator[Piece]:
+    for piece in pieces:
+        yield piece
+        advance(piece.table)
 
 
 @contextlib.contextmanager

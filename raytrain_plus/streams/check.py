@@ -68,4 +68,5 @@ def _described(store: Store, manifest: Manifest) -> dict[str, Any]:
         "largest_file": max(file.raw_bytes for file in manifest.files),
         "compression": manifest.compression,
         "columns": manifest.columns,
+        **({"labels": manifest.labels} if manifest.labels else {}),
     }

@@ -73,6 +73,16 @@ def columns_of(schema: pa.Schema, selection: Sequence[str] | None, where: str) -
     return {name: _column(name, types[name], where) for name in names}
 
 
+def with_constants(schema: pa.Schema, constants: Mapping[str, int | str]) -> pa.Schema:
+    """Return a file's schema with the columns that its folders' names give, unless it has them."""
+    present = set(schema.names)
+    for name, value in constants.items():
+        if name not in present:
+            kind = pa.int64() if isinstance(value, int) else pa.string()
+            schema = schema.append(pa.field(name, kind))
+    return schema
+
+
 def _column(name: str, stored: pa.DataType, where: str) -> Column:
     arrow_type = plain_type(stored)
     if pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type):
@@ -111,17 +121,33 @@ def _is_number(kind: pa.DataType) -> bool:
     )
 
 
-def values_of(table: pa.Table, columns: Mapping[str, Column], where: str) -> Values:
+def values_of(
+    table: pa.Table,
+    columns: Mapping[str, Column],
+    where: str,
+    constants: Mapping[str, int | str] | None = None,
+) -> Values:
     """Return the rows of columns.
 
     A column in one chunk is viewed in place; booleans of tensors, which Arrow packs into bits, and
     several chunks are copied.
 
+    Args:
+        table: has the columns that are no constants.
+        columns: the ones that are wanted.
+        where: what to call the table in an error.
+        constants: values of columns that are the same in all rows; the table's own go before.
+
     Raises:
         DataError: A column holds nulls.
     """
     values: Values = {}
+    constants = constants or {}
+    own = set(table.column_names)
     for name, column in columns.items():
+        if name in constants and name not in own:
+            values[name] = _constant(constants[name], table.num_rows)
+            continue
         if column.kind != "tensor":
             values[name] = _one_chunk(table.column(name), name, where)
             continue
@@ -132,6 +158,12 @@ def values_of(table: pa.Table, columns: Mapping[str, Column], where: str) -> Val
             chunks = [np.concatenate([np.empty(0, column.dtype), *chunks])]
         values[name] = chunks[0].reshape(shape)
     return values
+
+
+def _constant(value: int | str, rows: int) -> "npt.NDArray[Any] | pa.Array":
+    if isinstance(value, str):
+        return pa.repeat(pa.scalar(value, pa.string()), rows)
+    return np.broadcast_to(np.int64(value), (rows,))
 
 
 def _plain_chunks(chunks: Iterable[pa.Array], name: str, where: str) -> list[pa.Array]:

@@ -116,14 +116,19 @@ def footer_of(content: Any, where: str) -> Footer:
         return read_footer(file.read(), where)
 
 
-def values_in(table: pa.Table, columns: Mapping[str, Column], where: str) -> Values:
+def values_in(
+    table: pa.Table,
+    columns: Mapping[str, Column],
+    where: str,
+    constants: Mapping[str, int | str] | None = None,
+) -> Values:
     """Return the values of columns, as `values_of`; whatever does not fit is an error of the file.
 
     Raises:
         DataError: a column holds nulls, or is damaged.
     """
     with explained(where):
-        return values_of(table, columns, where)
+        return values_of(table, columns, where, constants)
 
 
 def check_values(

@@ -7,9 +7,9 @@ format's end, so that a file that was cut short is refused rather than read as a
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -19,6 +19,7 @@ from raytrain_plus.streams.columns import (
     Values,
     columns_of,
     null_error,
+    with_constants,
 )
 from raytrain_plus.streams.decoding import (
     check_declared,
@@ -29,6 +30,8 @@ from raytrain_plus.streams.decoding import (
     parquet_file,
     values_in,
 )
+from raytrain_plus.streams.folders import DataPath, form_of
+from raytrain_plus.streams.foreign import format_of_files, told
 from raytrain_plus.streams.parquet_footer import Footer
 from raytrain_plus.streams.source import Opened
 
@@ -50,6 +53,8 @@ class DataFile:
         size: Its size in bytes.
         rows: Its number of rows.
         columns: The selected columns.
+        name: Its path in the folder that was named; None for a file that was named itself.
+        constants: Values of columns that the names of its folders give, and it has not.
     """
 
     path: Path
@@ -57,6 +62,8 @@ class DataFile:
     size: int
     rows: int
     columns: dict[str, Column]
+    name: str | None = None
+    constants: Mapping[str, int | str] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -79,32 +86,36 @@ class DataFile:
             DataError: The file is damaged or has changed, or a column holds nulls.
         """
         where = self.where
+        own = [name for name in self.columns if name not in self.constants]
         if self.format == "Parquet":
-            table = decode(self.path, where, is_parquet=True, columns=list(self.columns))
+            table = decode(self.path, where, is_parquet=True, columns=own)
         else:
             with explained(where):
                 _declared_rows(self.path, self.format)
                 # Naming the columns would make Arrow copy them out of the mapped file.
                 table = _open_ipc(self.path, self.format).read_all()
-                check_values(table, self.columns, where, in_place=True)
+                check_values(table, own, where, in_place=True)
         if table.num_rows != self.rows:
             raise DataError(
                 f"{self.path} had {self.rows} rows when it was opened and has {table.num_rows} "
                 "now: data must not change during a run. Start the run again."
             )
-        return values_in(table, self.columns, where)
+        return values_in(table, self.columns, where, self.constants)
 
     def identify(self) -> list[Any]:
         """Return what tells this file from others, as data: its name and size."""
-        return [self.path.name, self.size]
+        return [self.name or self.path.name, self.size, *sorted(self.constants.items())]
 
 
-def inspect_file(path: Path, selection: Sequence[str] | None) -> DataFile:
+def inspect_file(
+    path: Path, selection: Sequence[str] | None, found: DataPath | None = None
+) -> DataFile:
     """Read what a file's footer says, and check it.
 
     Args:
         path: The file.
         selection: Names of columns; None selects all.
+        found: Where it lies in the folder that was named, if one was.
 
     Raises:
         DataError: The file is of another format, damaged or cut short, a selected column is absent
@@ -115,20 +126,37 @@ def inspect_file(path: Path, selection: Sequence[str] | None) -> DataFile:
         if kind == "Parquet":
             footer = footer_of(path, str(path))
             with parquet_file(path) as parquet:
-                columns = columns_of(parquet.schema_arrow, selection, str(path))
+                schema = parquet.schema_arrow
+            rows = footer.rows
+        else:
+            schema, rows = _open_ipc(path, kind).schema, _declared_rows(path, kind)
+        name, constants = (found.path, found.partitions) if found else (None, {})
+        constants = {key: v for key, v in constants.items() if key not in schema.names}
+        columns = columns_of(with_constants(schema, constants), selection, str(path))
+        if kind == "Parquet":
             check_nulls(footer, columns, str(path))
-            return DataFile(path, kind, size, footer.rows, columns)
-        columns = columns_of(_open_ipc(path, kind).schema, selection, str(path))
-        return DataFile(path, kind, size, _declared_rows(path, kind), columns)
+        return DataFile(path, kind, size, rows, columns, name, constants)
 
 
 def _recognize(path: Path) -> tuple[str, int]:
-    """Return a file's format, by its first and last bytes, and its size in bytes."""
     with path.open("rb") as file:
-        head = file.read(8)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 8))
-        tail = file.read()
+        return recognized(file, str(path))
+
+
+def recognized(file: IO[bytes], path: str) -> tuple[str, int]:
+    """Return a file's format, by its first and last bytes, and its size in bytes.
+
+    Args:
+        file: the file, opened.
+        path: what to call it in an error.
+
+    Raises:
+        DataError: it is of another format, or cut short.
+    """
+    head = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    tail = file.read()
     for magic, (kind, end) in _FORMATS.items():
         if head.startswith(magic):
             if size < len(magic) + len(end) or not tail.endswith(end):
@@ -137,6 +165,14 @@ def _recognize(path: Path) -> tuple[str, int]:
                     "copy it again."
                 )
             return kind, size
+    if form_of(path) not in (None, "table"):
+        raise DataError(
+            f"{path} is not trained on as it is: make a stream of it with `raytrain-plus data "
+            f"write {path} NEW_PLACE`, and train on that."
+        )
+    foreign = format_of_files([path])
+    if foreign is not None:
+        raise DataError(told(path, foreign))
     raise DataError(
         f"{path} is neither an Arrow IPC file nor a Parquet file: write it with pyarrow, or "
         "convert it."

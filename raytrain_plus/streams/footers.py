@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.format import MANIFEST, FileEntry, decode_schema, encode_schema
+from raytrain_plus.streams.folders import suffix_of
+from raytrain_plus.streams.format import FileEntry, FoundFile, decode_schema, encode_schema
 from raytrain_plus.streams.store import Store
 
 _READERS = 16
@@ -19,14 +20,14 @@ _TAIL = 64 << 10  # bytes: most footers are shorter
 
 
 def parquet_files(
-    store: Store, folder: Path, names: Sequence[str]
-) -> tuple[pa.Schema, list[FileEntry]]:
+    store: Store, folder: Path, chosen: Sequence[str]
+) -> tuple[pa.Schema, Sequence[FileEntry]]:
     """Return the schema and the files of a folder of Parquet files.
 
     Args:
         store: the folder.
         folder: where the node keeps what it has read of footers.
-        names: of the objects in it.
+        chosen: the paths of the files in it.
 
     Returns:
         The schema of all, and the files by name. Their `sha256` is a hash of what the store says
@@ -35,12 +36,13 @@ def parquet_files(
     Raises:
         DataError: there are none, one is damaged, or they differ in their columns.
     """
-    chosen = [n for n in names if n.endswith(".parquet") and not n.startswith((".", "_"))]
-    if not chosen:
-        raise DataError(
-            f"{store.url} has neither a manifest ({MANIFEST}) nor a file ending in .parquet: write "
-            "it with `raytrain-plus data write`, or check the URL."
-        )
+    for name in chosen:
+        if suffix_of(name) not in (".parquet", ".pq"):
+            raise DataError(
+                f"{store.where(name)} is an Arrow file: a stream without a manifest is a folder of "
+                "Parquet files. Make a stream of it with `raytrain-plus data write`, or train on "
+                "the folder by its path."
+            )
     with ThreadPoolExecutor(_READERS) as readers:
         sizes, stamps = zip(*readers.map(store.stat, chosen), strict=True)
         listing = json.dumps([store.url, chosen, stamps])
@@ -64,7 +66,7 @@ def parquet_files(
                 ],
             }
             Store(folder).write(kept.name, json.dumps(described).encode())
-    return decode_schema(described["schema"]), [FileEntry(**file) for file in described["files"]]
+    return decode_schema(described["schema"]), [FoundFile(**file) for file in described["files"]]
 
 
 def _kept(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ no part of the data.
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.foreign import format_of_index, told
 from raytrain_plus.streams.order import Order
 
 MANIFEST = "index.json"
@@ -50,6 +52,12 @@ class FileEntry(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class FoundFile(FileEntry):
+    """A file that no manifest names: found in a folder, at a path below it."""
+
+    name: str
+
+
 class Manifest(_Strict):
     """What a data set is.
 
@@ -63,6 +71,7 @@ class Manifest(_Strict):
             that computes another one would read the data in another order than the writer's
             version does.
         files: in their order.
+        labels: column -> the name that each of its numbers stands for, from 0.
     """
 
     version: Literal[1] = 1
@@ -72,6 +81,7 @@ class Manifest(_Strict):
     rows: Count
     order: str
     files: tuple[FileEntry, ...]
+    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @field_validator("files")
     @classmethod
@@ -82,7 +92,11 @@ class Manifest(_Strict):
 
     @classmethod
     def of(
-        cls, schema: pa.Schema, files: tuple[FileEntry, ...], compression: Compression
+        cls,
+        schema: pa.Schema,
+        files: tuple[FileEntry, ...],
+        compression: Compression,
+        labels: Mapping[str, tuple[str, ...]] | None = None,
     ) -> "Manifest":
         """Return the manifest of files that have been written."""
         return cls(
@@ -92,6 +106,7 @@ class Manifest(_Strict):
             rows=sum(file.rows for file in files),
             order=order_digest([file.rows for file in files]),
             files=files,
+            labels=dict(labels or {}),
         )
 
     @classmethod
@@ -104,6 +119,9 @@ class Manifest(_Strict):
         try:
             manifest = cls.model_validate_json(text)
         except ValidationError as error:
+            foreign = format_of_index(text)
+            if foreign is not None:
+                raise DataError(told(where, foreign)) from None
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the file"
             raise DataError(
@@ -119,7 +137,8 @@ class Manifest(_Strict):
 
     def dump(self) -> bytes:
         """Return the manifest as JSON."""
-        return json.dumps(self.model_dump(mode="json"), indent=1).encode()
+        described = self.model_dump(mode="json", exclude=None if self.labels else {"labels"})
+        return json.dumps(described, indent=1).encode()
 
     @property
     def schema(self) -> pa.Schema:

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
 from raytrain_plus.streams.columns import Column, DataError, Values, columns_of
 from raytrain_plus.streams.decoding import check_values, explained, values_in
 from raytrain_plus.streams.files import inspect_file
+from raytrain_plus.streams.folders import paths_below, select, tables_of, without_pattern
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.locations import local_path
 from raytrain_plus.streams.mixing import Mixture, open_mixture
 from raytrain_plus.streams.source import Opened, Source
 from raytrain_plus.streams.stream import Stream, open_stream
 
-_SUFFIXES = (".arrow", ".feather", ".ipc", ".parquet")
 _FOLDER_WINDOW = 8
 
 
@@ -62,8 +63,8 @@ def open_source(
 
     Args:
         data: A pyarrow.Table; a Stream, the URL of one, or a Mixture; or a path or file:// URL of
-            one Arrow IPC or Parquet file, or of a folder of them: its files ending in .arrow,
-            .feather, .ipc or .parquet, by name, without those whose names begin with "." or "_".
+            one Arrow IPC or Parquet file, or of a folder of them (see `folders.py`), or a pattern
+            such as `data/train-*.parquet`.
         columns: The columns to read, default all.
 
     Returns:
@@ -116,24 +117,19 @@ def _open_table(table: pa.Table, selection: Sequence[str] | None) -> Source:
 
 
 def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
+    folder, pattern = without_pattern(str(path))
+    path = Path(folder)
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path, on the machine of every worker.")
     if not path.is_dir():
         file = inspect_file(path, selection)
         return Source([file], (open_source, (path, selection)), window=None, in_pieces=True)
-    if (path / MANIFEST).exists():
+    if pattern is None and (path / MANIFEST).exists():
         return open_stream(Stream(path), selection)
-    paths = sorted(
-        entry
-        for entry in path.iterdir()
-        if entry.suffix.lower() in _SUFFIXES and not entry.name.startswith((".", "_"))
-    )
-    if not paths:
-        raise DataError(
-            f"the folder {path} has no data file: files ending in {', '.join(_SUFFIXES)} are read, "
-            "without those whose names begin with '.' or '_'."
-        )
-    files = [inspect_file(each, selection) for each in paths]
+    named = path if pattern is None else path / pattern
+    paths = paths_below(LocalFileSystem(), str(path), pattern)
+    found = tables_of(select(paths, str(named)), str(named))
+    files = [inspect_file(path / each.path, selection, each) for each in found]
     for file in files[1:]:
         if file.columns != files[0].columns:
             raise DataError(
@@ -141,7 +137,8 @@ def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
                 f"{_difference(files[0].columns, file.columns)}. All files of a folder must have "
                 "the same ones; select those that agree, or write the files again."
             )
-    return Source(files, (open_source, (path, selection)), window=_FOLDER_WINDOW)
+    reopen = (open_source, (str(named), selection))
+    return Source(files, reopen, window=_FOLDER_WINDOW)
 
 
 def _difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:

@@ -63,8 +63,17 @@ def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
         except (RowError, InexactError) as error:
             raise RowError(error.row, f"column {name!r}: {error}") from error
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise RowError(0, f"column {name!r} cannot be stored: {error}") from error
+            first = next((i for i, value in enumerate(values) if not _storable(value)), 0)
+            raise RowError(first, f"column {name!r} cannot be stored: {error}") from error
     return pa.table(columns)
+
+
+def _storable(value: Any) -> bool:
+    try:
+        _array([value])
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _array(values: list[Any]) -> pa.Array:

@@ -24,6 +24,7 @@ import pyarrow.fs
 
 from raytrain_plus.streams import on_disk
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.folders import paths_below
 from raytrain_plus.streams.locations import file_system, local_path
 from raytrain_plus.streams.on_disk import Content
 from raytrain_plus.streams.refusals import (
@@ -150,6 +151,18 @@ class Store:
             StoreError: the folder cannot be listed, or is not there.
         """
         return sorted(n for n, entry in self._entries().items() if entry["type"] == "file")
+
+    def paths(self, pattern: str | None = None) -> list[str]:
+        """Return the paths of all objects in the folder and below, sorted; see `paths_below`.
+
+        Raises:
+            DataError: the folder cannot be listed, or links in it lead to the same file.
+        """
+
+        def listed() -> list[str]:
+            return sorted(paths_below(self._fs, self._root, pattern))
+
+        return self._insist(listed, "", None, absent_is_final=True)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of all objects directly in the folder by name; none if it is not there.
@@ -352,7 +365,7 @@ class Store:
             tries += 1
             try:
                 return _within(request, stall or self.stall, cancelled)
-            except (ExistsError, InterruptedReadError):
+            except (DataError, InterruptedReadError):
                 raise
             except Exception as error:
                 absent = absent_is_final and isinstance(error, FileNotFoundError)

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
-from raytrain_plus.streams.columns import Column, DataError, columns_of
+from raytrain_plus.streams.columns import Column, DataError, columns_of, with_constants
 from raytrain_plus.streams.decoding import check_values, decode, explained, values_in
+from raytrain_plus.streams.folders import DataPath, select, tables_of, without_pattern
 from raytrain_plus.streams.footers import parquet_files
 from raytrain_plus.streams.format import MANIFEST, FileEntry, Manifest, order_digest
 from raytrain_plus.streams.plain import plain_table
@@ -42,6 +43,8 @@ class Stream:
             to train on. It must be a function that can be imported or pickled.
         per: "batch" calls the transform with whole parts instead, and a generator for each.
         columns: the columns to read. Default: those that the task asks for, else all.
+        split: of a folder of Parquet files: "train", "validation" or "test", as the names of its
+            files and folders say; "all" reads all of them. Default: there must be one only.
         shuffle: whether to mix; default True.
         window: K, how many files a lane mixes at a time: it is part of the order. Default 8.
         cache: the folder of the cache on each node. Default: `raytrain_plus/streams` below
@@ -59,6 +62,7 @@ class Stream:
     transform: Function | None = None
     per: Literal["sample", "batch"] = "sample"
     columns: Sequence[str] | None = None
+    split: str | None = None
     shuffle: bool = True
     window: int = 8
     cache: str | os.PathLike[str] | None = None
@@ -118,6 +122,7 @@ class StreamFile:
         columns: the selected ones.
         is_parquet: as it is stored; else an Arrow IPC file.
         in_place: it lies on this machine, and raw: nothing is gained by the cache.
+        constants: values of columns that the names of its folders give.
         is_hashed: the entry's `sha256` is that of its bytes; else a hash of what the store says
             of it.
     """
@@ -129,6 +134,7 @@ class StreamFile:
     is_parquet: bool = False
     in_place: bool = False
     is_hashed: bool = True
+    constants: Mapping[str, int | str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -183,7 +189,7 @@ class StreamFile:
         """Return what tells it from others: its hash, or where there is none its name and size."""
         if self.is_hashed:
             return [self.entry.sha256]
-        return [self.entry.name, self.entry.stored_bytes]
+        return [self.entry.name, self.entry.stored_bytes, *sorted(self.constants.items())]
 
     def _download(self, cancelled: threading.Event) -> memoryview:
         entry = self.entry
@@ -204,13 +210,14 @@ class StreamFile:
         where = self.store.where(self.entry.name)
         with explained(where):
             table = pa.ipc.open_file(raw).read_all()
-            check_values(table, self.columns, where, in_place=True)
+            own = [name for name in self.columns if name not in self.constants]
+            check_values(table, own, where, in_place=True)
         if table.num_rows != self.rows:
             raise DataError(
                 f"{where} has {table.num_rows} rows, but its manifest says {self.rows}: write the "
                 "data set again."
             )
-        return values_in(table, self.columns, where)
+        return values_in(table, self.columns, where, self.constants)
 
 
 def as_raw(content: bytes, where: str, *, is_parquet: bool, most: int) -> memoryview:
@@ -249,16 +256,18 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     Raises:
         DataError: there is no such data, or not of the right columns; or the store failed.
     """
-    store = Store(stream.url, stream.storage_options, deadline=stream.deadline)
+    place, pattern = without_pattern(stream.url)
+    store = Store(place, stream.storage_options, deadline=stream.deadline)
     cache = node_cache(stream.cache_folder, parse_bytes(stream.cache_limit))
     wanted = stream.columns
     if stream.transform is None and selection is not None:
         wanted = selection  # else the transform decides what the task gets
-    names = store.names()
-    if MANIFEST in names:
+    if pattern is None and MANIFEST in store.names():
         files = _from_manifest(store, cache, wanted)
     else:
-        files = _from_footers(store, cache, wanted, names)
+        named = store.where(pattern) if pattern else store.url
+        contents = select(store.paths(pattern), named, stream.split)
+        files = _from_footers(store, cache, wanted, tables_of(contents, named))
     if not files:
         raise DataError(f"{store.url} has no rows: there is nothing to train on.")
     lookahead = None if files[0].in_place else Prefetcher(files, cache)
@@ -299,12 +308,26 @@ def _from_manifest(store: Store, cache: Cache, selection: Sequence[str] | None) 
 
 
 def _from_footers(
-    store: Store, cache: Cache, selection: Sequence[str] | None, names: Sequence[str]
+    store: Store, cache: Cache, selection: Sequence[str] | None, found: Sequence[DataPath]
 ) -> list[StreamFile]:
-    schema, entries = parquet_files(store, cache.folder, names)
+    schema, entries = parquet_files(store, cache.folder, [each.path for each in found])
+    present = set(schema.names)
+    constants = {
+        each.path: {name: v for name, v in each.partitions.items() if name not in present}
+        for each in found
+    }
+    schema = with_constants(schema, found[0].partitions)
     columns = columns_of(schema, selection, store.url)
     return [
-        StreamFile(store, cache, entry, columns, is_parquet=True, is_hashed=False)
+        StreamFile(
+            store,
+            cache,
+            entry,
+            columns,
+            is_parquet=True,
+            is_hashed=False,
+            constants=constants[entry.name],
+        )
         for entry in entries
         if entry.rows
     ]

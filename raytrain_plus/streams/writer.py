@@ -19,9 +19,11 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed
 from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, Manifest
+from raytrain_plus.streams.labels import Labels, check_names
 from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.rows import Row, RowError, chunks, table_of
 from raytrain_plus.streams.store import ExistsError, Store
@@ -50,6 +52,8 @@ class StreamWriter:
         file_size: the raw bytes of a file, as a number or like "64MB"; one row is never cut.
         compression: of the files at rest: zstd, lz4 or none.
         schema: of the rows. Default: the narrowest types that hold every value exactly.
+        labels: column -> the names that its numbers stand for, from 0; kept in the manifest, and
+            compared where data is used together.
         parallel: how many files are compressed and stored at once.
         storage_options: passed to fsspec's filesystem.
         only_writer: the store need not keep two writers apart: nobody else writes to this place.
@@ -68,6 +72,7 @@ class StreamWriter:
         file_size: int | str = DEFAULT_FILE_SIZE,
         compression: Compression = "zstd",
         schema: pa.Schema | None = None,
+        labels: Labels | None = None,
         parallel: int = 4,
         storage_options: Mapping[str, Any] | None = None,
         only_writer: bool = False,
@@ -86,6 +91,7 @@ class StreamWriter:
         self._compression: Compression = compression
         self._schema = schema if schema is None else plain_table(schema.empty_table()).schema
         self._is_declared = schema is not None
+        self._labels = {name: check_names(names, name) for name, names in (labels or {}).items()}
         self._latest: pa.Schema | None = None
         self._rows = 0
         self._parallel = parallel
@@ -173,9 +179,28 @@ class StreamWriter:
             self._schema = self._grown(table.schema, place)
             self._latest = table.schema
         table = self._widened(table, place)
+        self._check_labels(table, place)
         self._rows += table.num_rows
         for batch in table.to_batches():
             self._take(batch)
+
+    def _check_labels(self, table: pa.Table, place: Place) -> None:
+        for name, names in self._labels.items():
+            if name not in table.column_names:
+                raise DataError(f"there are labels for column {name!r}, but no such column.")
+            column = table.column(name)
+            if not pa.types.is_integer(column.type):
+                raise DataError(
+                    f"{place(0)}: column {name!r} has labels, so that it must hold whole numbers, "
+                    f"but is {column.type}."
+                )
+            outside = pc.or_(pc.less(column, 0), pc.greater_equal(column, len(names)))
+            if pc.any(outside).as_py():
+                row = outside.combine_chunks().index(True).as_py()
+                raise DataError(
+                    f"{place(row)}: column {name!r} is {column[row]}, but its {len(names)} labels "
+                    f"have the numbers 0 to {len(names) - 1}."
+                )
 
     def _grown(self, schema: pa.Schema, place: Place) -> pa.Schema:
         """Return the types that hold what was written and rows of another schema, too."""
@@ -286,7 +311,7 @@ class StreamWriter:
         narrow = [one for one in self._stored if not one.schema.equals(self._schema)]
         again = dict(zip(narrow, self._threads.map(self._store_again, narrow), strict=True))
         files = tuple(again.get(one, one).entry for one in self._stored)
-        manifest = Manifest.of(self._schema, files, self._compression)
+        manifest = Manifest.of(self._schema, files, self._compression, self._labels)
         try:
             if self._only_writer:
                 self._store.write(MANIFEST, manifest.dump())

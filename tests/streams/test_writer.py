@@ -103,7 +103,7 @@ def test_an_error_in_the_block_publishes_nothing(tmp_path):
     with pytest.raises(KeyError):
         fail()
     assert not (tmp_path / "s" / MANIFEST).exists()
-    with pytest.raises(DataError, match="neither a manifest"):
+    with pytest.raises(DataError, match="not a whole stream"):
         open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
     with StreamWriter(tmp_path / "s") as writer:  # and is in nobody's way
         writer.write(ROWS)

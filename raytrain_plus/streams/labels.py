@@ -1,0 +1,92 @@
+"""Names of labels: which number of a column stands for which class.
+
+A number says nothing by itself: `owls` is 2 where there are cats and dogs, and 1 where there are
+only cats. So a stream keeps the names with its columns, and data with other names is refused.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raytrain_plus.streams.columns import DataError, listed
+
+Labels = Mapping[str, Sequence[str]]
+"""Column -> the name of each number, from 0."""
+
+_MOST_NAMES = 100_000
+
+
+def labels_of(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Return the names that Hugging Face's `ClassLabel` columns have in a file's metadata."""
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = told["info"]["features"]
+        return {
+            str(name): tuple(map(str, feature["names"]))
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def check_same(one: Labels, other: Labels, first: str, second: str) -> None:
+    """Hold the names of two data sets against each other, in the columns that both have.
+
+    Args:
+        one: of one data set.
+        other: of the other.
+        first: what to call the one in an error.
+        second: what to call the other.
+
+    Raises:
+        DataError: a number stands for different names.
+    """
+    for column in sorted(one.keys() & other.keys()):
+        here, there = tuple(one[column]), tuple(other[column])
+        if here == there:
+            continue
+        raise DataError(
+            f"column {column!r} has other labels in {second} than in {first}: "
+            f"{_first_difference(here, there)}. Write both with the same names: `raytrain-plus "
+            "data write SOURCE PLACE --labels-from STREAM`."
+        )
+
+
+def numbers_of(
+    texts: pa.ChunkedArray, names: Sequence[str]
+) -> tuple[pa.ChunkedArray | None, int, str]:
+    """Return names as their numbers; or None, and the first row whose name is not known with it."""
+    numbers = pc.index_in(texts, pa.array(names, pa.string()))
+    if numbers.null_count:
+        row = pc.is_null(numbers).combine_chunks().index(True).as_py()
+        return None, row, str(texts[row].as_py())
+    return numbers.cast(pa.int64()), 0, ""
+
+
+def check_names(names: Sequence[str], column: str) -> tuple[str, ...]:
+    """Return the names of a column's labels.
+
+    Raises:
+        DataError: there are none, too many, or one is there twice.
+    """
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise DataError(
+            f"the labels of column {column!r} are {listed(names)}, but must be a list of different "
+            "names."
+        )
+    if len(names) > _MOST_NAMES:
+        raise DataError(
+            f"column {column!r} has {len(names):,} labels; at most {_MOST_NAMES:,} are kept: is it "
+            "a column of labels?"
+        )
+    return tuple(map(str, names))
+
+
+def _first_difference(here: Sequence[str], there: Sequence[str]) -> str:
+    for number, (one, other) in enumerate(zip(here, there, strict=False)):
+        if one != other:
+            return f"{number} is {other!r} there and {one!r} here"
+    return f"it has {len(there)} names there and {len(here)} here"

@@ -1,0 +1,374 @@
+"""Rows of CSV and of JSON lines: every value as the whole file means it.
+
+The type of a column follows from all rows of all files, never from the first block. A value of CSV
+becomes a number only if the number says all that the text says: `007` is text, and so are dates. An
+empty field among numbers is an error, since a tensor has no place for it.
+"""
+
+import itertools
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raytrain_plus.streams.columns import DataError, listed
+from raytrain_plus.streams.rows import RowError, chunks, table_of
+
+_ROWS_AT_ONCE = 1024
+_BLOCK, _LARGEST_BLOCK = 1 << 23, (1 << 31) - 1  # bytes; a row must fit into a block
+_WHOLE = r"^(0|-?[1-9][0-9]*)$"
+_NUMBER = r"^(-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?|-?\.[0-9]+([eE][+-]?[0-9]+)?)$"
+_SPECIAL = r"^(?i:nan|[+-]?inf|[+-]?infinity)$"
+_TRUTH = r"^(true|false|True|False|TRUE|FALSE)$"
+_MISSING = ("", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "None", "none", "<NA>", "-", "?")
+
+_MARK = b"\xef\xbb\xbf"  # of UTF-8, which some editors write first
+
+
+@dataclass
+class _Guess:
+    """What the values of a CSV column are, by those that have been seen.
+
+    Attributes:
+        whole, number, truth: whether all values that are there are such.
+        seen: whether any value is there.
+        largest, smallest: of the whole numbers.
+        missing: the first row without a value, and what stands there.
+        odd: the first row that is no number after numbers, and what stands there.
+    """
+
+    whole: bool = True
+    number: bool = True
+    truth: bool = True
+    seen: bool = False
+    largest: int = 0
+    smallest: int = 0
+    missing: tuple[str, str] | None = None
+    odd: tuple[str, str] | None = None
+
+    def see(self, where: str, first_row: int, texts: pa.Array) -> None:
+        """Take a block of a column's values into account."""
+        if not (self.number or self.truth):
+            return
+        absent = pc.is_in(texts, pa.array(_MISSING))
+        if self.missing is None and pc.any(absent).as_py():
+            row = absent.index(True).as_py()
+            self.missing = f"{where}, row {first_row + row + 1:,}", texts[row].as_py()
+        there = texts.filter(pc.invert(absent))
+        if not len(there):
+            return
+        whole = pc.match_substring_regex(there, _WHOLE)
+        number = pc.or_(
+            pc.match_substring_regex(there, _NUMBER), pc.match_substring_regex(there, _SPECIAL)
+        )
+        if self.number and not pc.all(number).as_py():
+            if self.seen or pc.any(number).as_py():
+                text = there[pc.invert(number).index(True).as_py()]
+                row = texts.index(text).as_py()
+                self.odd = f"{where}, row {first_row + row + 1:,}", text.as_py()
+            self.number = self.whole = False
+        if self.whole:
+            self.whole = pc.all(whole).as_py()
+        if self.whole:
+            self._measure(there)
+        self.truth = self.truth and pc.all(pc.match_substring_regex(there, _TRUTH)).as_py()
+        self.seen = True
+
+    def _measure(self, texts: pa.Array) -> None:
+        long = pc.greater(pc.utf8_length(texts), 18)
+        ends = [0]
+        short = texts.filter(pc.invert(long))
+        if len(short):
+            found = pc.min_max(short.cast(pa.int64())).as_py()
+            ends += [found["min"], found["max"]]
+        ends += [int(text) for text in texts.filter(long).to_pylist()]
+        self.smallest = min(self.smallest, *ends)
+        self.largest = max(self.largest, *ends)
+
+    @property
+    def type(self) -> pa.DataType:
+        """The type that holds every value as it is."""
+        if self.seen and self.whole:
+            if self.smallest >= -(2**63) and self.largest < 2**63:
+                return pa.int64()
+            return pa.uint64() if self.smallest >= 0 and self.largest < 2**64 else pa.string()
+        if self.seen and self.number:
+            return pa.float64()
+        return pa.bool_() if self.seen and self.truth else pa.string()
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of text.
+
+    Attributes:
+        open: opens it at its beginning.
+        where: what to call it in an error.
+        delimiter: between the fields of CSV.
+    """
+
+    open: Callable[[], IO[bytes]]
+    where: str
+    delimiter: str = ","
+
+
+def csv_types(
+    files: Sequence[TextFile], columns: Sequence[str] | None = None
+) -> dict[str, pa.DataType]:
+    """Return the types that hold every value of some CSV files; reads all of them.
+
+    Args:
+        files: at least one.
+        columns: the ones that are wanted; default all.
+
+    Raises:
+        DataError: one is no CSV, or they do not go together.
+    """
+    guesses: dict[str, _Guess] = {}
+    for file in files:
+        with file.open() as opened:
+            names = _header(opened, file)
+        if columns is not None and (missing := [name for name in columns if name not in names]):
+            raise DataError(f"{file.where} has no column {listed(missing)}; it has {listed(names)}")
+        for name in columns or names:
+            if file is files[0]:
+                guesses[name] = _Guess()
+        if columns is None and set(names) != set(guesses):
+            raise DataError(
+                f"{files[0].where} and {file.where} differ in their columns, by "
+                f"{listed(sorted(set(names) ^ set(guesses)))}: all must have the same ones. "
+                "Choose columns that agree, or write the files again."
+            )
+        for first, table in _texts(file, columns or names):
+            for name, column in zip(table.column_names, table.columns, strict=True):
+                guesses[name].see(file.where, first, column.combine_chunks())
+    for name, guess in guesses.items():
+        _check(name, guess)
+    return {name: guess.type for name, guess in guesses.items()}
+
+
+def csv_tables(file: TextFile, types: Mapping[str, pa.DataType]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of a CSV file, with the number of the first of each table, from 0.
+
+    Args:
+        file: what to read.
+        types: of the columns that are wanted, as `csv_types` gives them.
+
+    Raises:
+        DataError: it is no CSV, or a number has no equal in its column's type.
+    """
+    for first, table in _texts(file, list(types)):
+        yield (
+            first,
+            pa.table(
+                {
+                    name: _typed(column.combine_chunks(), types[name], name, file.where, first)
+                    for name, column in zip(table.column_names, table.columns, strict=True)
+                }
+            ),
+        )
+
+
+def _check(name: str, guess: _Guess) -> None:
+    if guess.missing is not None and guess.type != pa.string():
+        where, text = guess.missing
+        raise DataError(
+            f"{where}: column {name!r} has no value ({text!r}), and the others are of type "
+            f"{guess.type}: fill it in, drop the row, or leave the column out."
+        )
+    if guess.odd is not None and guess.type == pa.string():
+        where, text = guess.odd
+        warnings.warn(
+            f"column {name!r} is kept as text, since {where} has {text!r:.80} where others have "
+            "numbers",
+            stacklevel=3,
+        )
+
+
+def _typed(texts: pa.Array, kind: pa.DataType, name: str, where: str, first: int) -> pa.Array:
+    if kind == pa.string():
+        return texts
+    if kind == pa.bool_():
+        return pc.equal(pc.utf8_lower(texts), "true")
+    values = texts.cast(kind)
+    if kind == pa.float64():
+        held = values.to_numpy(zero_copy_only=False)
+        suspects = np.flatnonzero(~(np.abs(held) < 2**53))  # infinity and NaN, too
+        for row in suspects.tolist():
+            text = texts[row].as_py()
+            is_whole = re.match(_WHOLE, text) is not None
+            finite = re.match(_NUMBER, text) is not None
+            value = float(held[row])
+            if (finite and not np.isfinite(value)) or (is_whole and int(value) != int(text)):
+                raise DataError(
+                    f"{where}, row {first + row + 1:,}: column {name!r} holds {text}, which "
+                    "float64 does not hold exactly, and fractions elsewhere: leave the column out."
+                )
+    return values
+
+
+def _texts(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the fields of a CSV file as they are, each block as a table of strings."""
+    first, block = 0, _BLOCK
+    while True:
+        try:
+            done = 0
+            for batch in _blocks(file, columns, block):
+                # After a row that did not fit into a block, all is read again in larger ones.
+                fresh = batch.slice(max(0, first - done))
+                done += batch.num_rows
+                if fresh.num_rows:
+                    yield first, pa.Table.from_batches([fresh])
+                    first += fresh.num_rows
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error) or block >= _LARGEST_BLOCK:
+                raise DataError(f"{file.where} cannot be read: {error}") from error
+            block = min(_LARGEST_BLOCK, 4 * block)
+        else:
+            return
+
+
+def _blocks(file: TextFile, columns: Sequence[str], block: int) -> Iterator[pa.RecordBatch]:
+    from pyarrow import csv  # noqa: PLC0415 - imports pandas, which few need
+
+    with file.open() as opened:
+        yield from csv.open_csv(
+            opened,
+            read_options=csv.ReadOptions(block_size=block),
+            parse_options=csv.ParseOptions(newlines_in_values=True, delimiter=file.delimiter),
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()),
+                include_columns=list(columns),
+                strings_can_be_null=False,
+            ),
+        )
+
+
+def _header(opened: IO[bytes], file: TextFile) -> list[str]:
+    from pyarrow import csv  # noqa: PLC0415 - imports pandas, which few need
+
+    head = b""
+    while (line := opened.readline()) and (not head.strip() or head.count(b'"') % 2):
+        head += line
+        if head.strip() and not head.count(b'"') % 2:
+            break
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(head),
+            read_options=csv.ReadOptions(autogenerate_column_names=True, block_size=len(head) + 1),
+            parse_options=csv.ParseOptions(newlines_in_values=True, delimiter=file.delimiter),
+            convert_options=csv.ConvertOptions(strings_can_be_null=False, null_values=[]),
+        )
+    except pa.ArrowInvalid as error:
+        told = f"{file.where} has no line with the names of its columns: {error}"
+        raise DataError(told) from error
+    names = [str(column[0].as_py()) for column in table.columns]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        told = f"{file.where} has more than one column {listed(twice)}: rename one of them."
+        raise DataError(told)
+    if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+        raise DataError(
+            f"the first line of {file.where} is {names[0]!r:.80}: its fields are not separated by "
+            "commas (.csv) or tabs (.tsv). Write it with either."
+        )
+    if all(re.match(_NUMBER, name) for name in names):
+        raise DataError(
+            f"the first line of {file.where} holds numbers ({', '.join(names):.80}), but must name "
+            "the columns: add such a line, or the first row would be lost."
+        )
+    return names
+
+
+# -- JSON
+
+
+def json_tables(
+    file: TextFile, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of JSON lines, or of one JSON list of objects, as `csv_tables` does.
+
+    Args:
+        file: what to read.
+        columns: the ones that are wanted; default all.
+
+    Raises:
+        DataError: a row is no JSON object, or does not go together with the others.
+    """
+    first = 0
+    for rows in chunks(_objects(file, columns), _ROWS_AT_ONCE):
+        try:
+            yield first, table_of(rows)
+        except RowError as error:
+            raise DataError(f"{file.where}, row {first + error.row + 1:,}: {error}.") from error
+        first += len(rows)
+
+
+def _objects(file: TextFile, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    with file.open() as opened:
+        start = opened.read(64).removeprefix(_MARK).lstrip()
+    with file.open() as opened:
+        is_list = start[:1] == b"["
+        found = _listed(opened, file.where) if is_list else _lines(opened, file.where)
+        for row, value in enumerate(found):
+            where = f"{file.where}, row {row + 1:,}"
+            if not isinstance(value, dict):
+                raise DataError(
+                    f'{where}: it is {value!r:.60}, but must be an object, as in {{"x": 1}}.'
+                )
+            if columns is None:
+                yield value
+                continue
+            if missing := [name for name in columns if name not in value]:
+                raise DataError(f"{where}: it has no column {listed(missing)}.")
+            yield {name: value[name] for name in columns}
+
+
+def _lines(file: IO[bytes], where: str) -> Iterator[Any]:
+    decoder = _decoder()
+    for number in itertools.count(1):
+        line = file.readline()
+        if not line:
+            return
+        if text := line.removeprefix(_MARK).strip():
+            yield _decoded(decoder, text, f"{where}, line {number:,}")
+
+
+def _listed(file: IO[bytes], where: str) -> list[Any]:
+    decoded = _decoded(_decoder(), file.read().removeprefix(_MARK), where)
+    return list(decoded)
+
+
+def _decoded(decoder: json.JSONDecoder, text: bytes, where: str) -> Any:
+    try:
+        return decoder.decode(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{where} is not JSON: {error}. Each line must be one object, as in "
+            '{"x": 1}; or the file one list of them.'
+        ) from error
+
+
+def _decoder() -> json.JSONDecoder:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        whole = dict(found)
+        if len(whole) < len(found):
+            names = [name for name, _ in found]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"an object has more than one {listed(twice)}")
+        return whole
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not np.isfinite(value):
+            raise ValueError(f"{text} is outside of float64")
+        return value
+
+    return json.JSONDecoder(object_pairs_hook=pairs, parse_float=number)
