@@ -4,6 +4,10 @@ Every logical rank's forward starts from the buffers as they stood at the start 
 from what the logical rank before it on the same worker left behind. Afterwards a floating buffer
 (a BatchNorm statistic) moves by the mean of its changes over all logical ranks, summed in the same
 tree as the gradient; an integer buffer (a counter) takes the value that logical rank 0 gave it.
+
+A module may also keep a buffer as a cache that an attribute of its own tells to be valid: a table
+that is made for a length. Such buffers and attributes are put back together (`attributes.py`), and
+the table never becomes part of the state.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,22 +16,38 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from raytrain_plus.task import TaskError
+from raytrain_plus.training.attributes import Attributes
 from raytrain_plus.training.state import tensor_bytes
 
 
 class Buffers:
     """The buffers of a model during one step.
 
+    Args:
+        model: the model.
+        task: the user's task, whose attributes are put back like those of the model's modules.
+
     Attributes:
         start: all buffers as they were at the last snapshot, the floating ones first.
         floating: tensors like the floating buffers, in name order.
         integer_bytes: the size of all other buffers together, in bytes.
+        attributes: what the model and the task hold beside them.
+        cached: the places, in `start`, of buffers that are caches.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, task: object | None = None) -> None:
         places: list[tuple[nn.Module, str, Tensor]] = []
         seen: set[int] = set()
-        for _, module in sorted(model.named_modules()):
+        self.names: list[str] = []
+        self._modules = [(module, name, {*module._buffers}) for name, module in _modules(model)]  # noqa: SLF001
+        self._empty = [
+            (module, key)
+            for _, module in _modules(model)
+            for key, value in module._buffers.items()  # noqa: SLF001
+            if value is None
+        ]
+        for _, module in _modules(model):
             for key, value in sorted(module.named_buffers(recurse=False)):
                 if id(value) not in seen:
                     seen.add(id(value))
@@ -35,10 +55,14 @@ class Buffers:
         floating = [p for p in places if p[2].is_floating_point() or p[2].is_complex()]
         integer = [p for p in places if not (p[2].is_floating_point() or p[2].is_complex())]
         self._places = [*floating, *integer]
+        names = {id(module): name for name, module in _modules(model)}
+        self.names = [f"{names[id(m)]}.{key}".lstrip(".") for m, key, _ in self._places]
         self._n_floating = len(floating)
         self.start = [value.detach().clone() for _, _, value in self._places]
         self.floating = self.start[: self._n_floating]
         self.integer_bytes = sum(t.numel() * t.element_size() for t in self.start[len(floating) :])
+        self.attributes = Attributes(model, task)
+        self.cached: set[int] = set()
 
     def snapshot(self) -> None:
         """Take the present values as those from which every logical rank starts."""
@@ -46,10 +70,47 @@ class Buffers:
             start.copy_(value.detach())
 
     def restore(self) -> None:
-        """Put the values of the last snapshot back, in place."""
+        """Put the values of the last snapshot back, in place, and the attributes as well.
+
+        Raises:
+            TaskError: an attribute was changed in place and cannot be put back.
+        """
         for (module, key, value), start in zip(self._places, self.start, strict=True):
             value.detach().copy_(start)
             module._buffers[key] = value  # noqa: SLF001 - a forward may have put another one here
+        for module, key in self.appeared():
+            if (module, key) in self._empty:
+                module._buffers[key] = None  # noqa: SLF001
+            else:
+                del module._buffers[key]  # noqa: SLF001
+                module._non_persistent_buffers_set.discard(key)  # noqa: SLF001
+        for slot in self.attributes.put_back():
+            raise TaskError(
+                f"{slot.name} is changed in place by the model's forward, from some step on: make "
+                "it a buffer (self.register_buffer), which every worker and checkpoint holds"
+            )
+
+    def appeared(self) -> list[tuple[nn.Module, str]]:
+        """Return the buffers that a forward has added, or put where there was None."""
+        found = [(m, k) for m, k in self._empty if m._buffers.get(k) is not None]  # noqa: SLF001
+        for module, _, keys in self._modules:
+            if len(module._buffers) != len(keys):  # noqa: SLF001
+                found += [(module, key) for key in module._buffers if key not in keys]  # noqa: SLF001
+        return found
+
+    def moved(self) -> list[int]:
+        """Return the places, in `start`, of the buffers that differ from the last snapshot."""
+        return [
+            place
+            for place, (value, start) in enumerate(zip(self.values(), self.start, strict=True))
+            if value.shape != start.shape
+            or value.dtype != start.dtype
+            or tensor_bytes(value) != tensor_bytes(start)
+        ]
+
+    def module_of(self, place: int) -> nn.Module:
+        """Return the module that holds a buffer, by its place in `start`."""
+        return self._places[place][0]
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -60,11 +121,18 @@ class Buffers:
         own = self.values()
         for (module, key, _), start in zip(self._places, self.start, strict=True):
             module._buffers[key] = start.clone()  # noqa: SLF001
+        before = self.appeared()
         try:
-            yield
+            with self.attributes.suspended():
+                yield
         finally:
             for (module, key, _), value in zip(self._places, own, strict=True):
                 module._buffers[key] = value  # noqa: SLF001
+            for module, key in self.appeared():
+                if (module, key) not in before:
+                    module._buffers[key] = None  # noqa: SLF001
+                    if (module, key) not in self._empty:
+                        del module._buffers[key]  # noqa: SLF001
 
     @torch.no_grad()
     def changes(self) -> list[Tensor]:
@@ -72,15 +140,27 @@ class Buffers:
 
         What has not moved gives exactly zero, infinite masks and tables included. That zero is
         negative, since adding a positive one would turn the buffer's own negative zeros over.
+
+        Raises:
+            TaskError: a buffer has another shape or dtype now, or a new one has appeared.
         """
+        values = self.values()
+        self._check(values)
         return [
-            torch.where(value == start, -torch.zeros_like(start), value - start)
-            for value, start in zip(self.values(), self.floating, strict=False)
+            -torch.zeros_like(start)
+            if place in self.cached
+            else torch.where(value == start, -torch.zeros_like(start), value - start)
+            for place, (value, start) in enumerate(zip(values, self.floating, strict=False))
         ]
 
     def integers(self) -> bytes:
         """Return the present values of all buffers that are not floating."""
-        return b"".join(tensor_bytes(value) for value in self.values()[self._n_floating :])
+        values = enumerate(self.values())
+        return b"".join(
+            tensor_bytes(self.start[place] if place in self.cached else value)
+            for place, value in values
+            if place >= self._n_floating
+        )
 
     @torch.no_grad()
     def commit(self, mean_changes: Sequence[Tensor], integers: bytes) -> None:
@@ -102,3 +182,19 @@ class Buffers:
     def values(self) -> list[Tensor]:
         """Return the model's buffers in the order of `start`; no copies."""
         return [module._buffers[key] for module, key, _ in self._places]  # type: ignore[misc]  # noqa: SLF001
+
+    def _check(self, values: Sequence[Tensor]) -> None:
+        for place, (value, start) in enumerate(zip(values, self.start, strict=True)):
+            if place not in self.cached and (
+                value.shape != start.shape or value.dtype != start.dtype
+            ):
+                raise TaskError(
+                    f"the forward makes buffer {self.names[place]!r} another tensor, of shape "
+                    f"{tuple(value.shape)} and {value.dtype} instead of {tuple(start.shape)} and "
+                    f"{start.dtype}: buffers are state and must keep both; compute what depends "
+                    "on the input without a buffer, or register it at its largest size"
+                )
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return sorted(model.named_modules(), key=lambda named: named[0])

@@ -1,0 +1,472 @@
+"""Python-side state: what a task and its model hold beside parameters and buffers.
+
+Checkpoints and other workers do not have it, and which parts a worker computes decides what it
+holds. So whatever a forward changes there is put back after each part. That is right for caches and
+last values, which are functions of the input; `admission.py` refuses everything else by its name.
+
+Watched are the attributes of all modules and of the task, those of plain objects that they hold,
+class attributes and globals of the user's own modules, and the content of lists, dictionaries,
+sets, tensors, arrays and generators. A look compares identities, a few hundredths of a microsecond
+per attribute; content is compared cheaply in each look, and whole at the start.
+"""
+
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import is_
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_MACHINERY = {*vars(nn.Module()), "_compiled_call_impl", "_forward_hooks_always_called"}
+_ABSENT: Any = object()
+_FEW = 64  # entries of a container up to which each is looked at
+_SMALL = 1 << 12  # bytes of an array up to which a look compares them
+_DEEPEST = 4
+_MOST = 50_000  # attributes that are watched; more would cost too much
+_PLAIN = (int, float, complex, str, bytes, type(None))
+_NUMPY = (np.random.Generator, np.random.RandomState)
+_CONTAINERS = (list, dict, set, deque)
+_CONTENT = (*_CONTAINERS, Tensor, np.ndarray, random.Random, torch.Generator, *_NUMPY)
+_IGNORED = (
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    nn.Parameter,
+    torch.optim.Optimizer,
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One attribute.
+
+    Attributes:
+        where: of what it is an attribute, for people.
+        module: the module that it belongs to, or None.
+        owner: the mapping that holds it; a class for class attributes.
+        key: its name.
+    """
+
+    where: str
+    module: nn.Module | None
+    owner: Any
+    key: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in an error."""
+        return f"{self.key!r} of {self.where}"
+
+    def get(self) -> Any:
+        """Return its value."""
+        held = self.owner if isinstance(self.owner, dict) else vars(self.owner)
+        return held.get(self.key, _ABSENT)
+
+    def put(self, value: Any) -> None:
+        """Set its value, or take it away."""
+        if isinstance(self.owner, dict):
+            if value is _ABSENT:
+                self.owner.pop(self.key, None)
+            else:
+                self.owner[self.key] = value
+        elif value is _ABSENT:
+            delattr(self.owner, self.key)
+        else:
+            setattr(self.owner, self.key, value)
+
+
+class Content:
+    """Something that can change in place, and the attribute in which it was found."""
+
+    def __init__(self, slot: Slot, value: Any) -> None:
+        self.slot = slot
+        self.value = value
+        self.look = self.token()
+        self.saved = copy_of(value)
+
+    def token(self) -> Any:
+        """Return what differs after most changes, at little cost."""
+        return _token(self.value)
+
+    def put_back(self) -> bool:
+        """Put the saved content back; says whether that is possible."""
+        value, saved = self.value, self.saved
+        if isinstance(value, Tensor):
+            if saved is None or saved.shape != value.shape:
+                return False
+            value.detach().copy_(saved)
+        elif isinstance(value, np.ndarray):
+            value[...] = saved
+        elif isinstance(value, dict):
+            value.clear()
+            value.update(saved)
+        elif isinstance(value, set):
+            value.clear()
+            value |= saved
+        elif isinstance(value, (list, deque)):
+            value.clear()
+            value.extend(saved)
+        else:
+            _set_state(value, saved)
+        self.look = self.token()
+        return True
+
+
+class Attributes:
+    """Watches the Python-side state of some objects, and puts it back.
+
+    Args:
+        model: whose modules are watched.
+        task: the user's task, if there is one.
+
+    Attributes:
+        fresh: the attributes found to change since this was last emptied, that did not before.
+    """
+
+    def __init__(self, model: nn.Module, task: object | None = None) -> None:
+        self._slots: list[Slot] = []
+        self._contents: list[Content] = []
+        self._owners: list[tuple[str, nn.Module | None, dict[str, Any]]] = []
+        self._seen: set[int] = set()
+        self.fresh: list[Slot] = []
+        self._known: set[tuple[int, str]] = set()
+        self._undo: dict[int, Any] = {}
+        self._added: list[Slot] = []
+        self._touched: list[Content] = []
+        self._held = False
+        self._find(model, task)
+        self._places = [(slot.owner, slot.key) for slot in self._slots if _fast(slot)]
+        self._slow = [(i, s) for i, s in enumerate(self._slots) if not _fast(s)]
+        self._fast = [i for i, slot in enumerate(self._slots) if _fast(slot)]
+        self._values = [slot.get() for slot in self._slots]
+        self._fast_values = [self._values[i] for i in self._fast]
+        self._sizes = [len(owner) for _, _, owner in self._owners]
+
+    # -- what a part does
+
+    def begin(self) -> None:
+        """Take the present values as those to which a forward's changes are put back.
+
+        Advice of an aspect may have set attributes since the last part.
+        """
+        now = [owner.get(key, _ABSENT) for owner, key in self._places]
+        if not all(map(is_, now, self._fast_values)):
+            for i, value in zip(self._fast, now, strict=True):
+                if i not in self._undo:
+                    self._values[i] = value
+            self._fast_values = [self._values[i] for i in self._fast]
+        for content in self._contents:
+            token = content.token()
+            if token != content.look and content not in self._touched:
+                content.look, content.saved = token, copy_of(content.value)
+        self._sizes = [len(owner) for _, _, owner in self._owners]
+
+    def note(self) -> None:
+        """Note what has changed since; each change is noted once, with the value before it."""
+        now = [owner.get(key, _ABSENT) for owner, key in self._places]
+        if not all(map(is_, now, self._fast_values)):
+            for i, value in zip(self._fast, now, strict=True):
+                self._note_slot(i, value)
+        for i, slot in self._slow:
+            self._note_slot(i, slot.get())
+        for content in self._contents:
+            if content not in self._touched and content.token() != content.look:
+                self._touched.append(content)
+                self._is_fresh(content.slot)
+        for place, size in enumerate(self._sizes):
+            if len(self._owners[place][2]) != size:
+                self._note_added(place)
+
+    def put_back(self) -> list[Slot]:
+        """Put back what was noted; returns what cannot be."""
+        if self._held:
+            return []
+        for i, value in self._undo.items():
+            self._slots[i].put(value)
+        for slot in self._added:
+            slot.put(_ABSENT)
+        failed = [content.slot for content in self._touched if not content.put_back()]
+        self._undo, self._added, self._touched = {}, [], []
+        return failed
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put nothing back for a while."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let a forward in between start from the values before this part, and leave no trace."""
+        noted = [(self._slots[i], self._slots[i].get()) for i in self._undo]
+        noted += [(slot, slot.get()) for slot in self._added]
+        self.put_back()
+        try:
+            yield
+        finally:
+            self.note()
+            self.put_back()
+            for slot, value in noted:
+                slot.put(value)
+            self.note()
+
+    # -- what a check asks
+
+    @property
+    def changed(self) -> list[Slot]:
+        """The attributes that are noted as changed."""
+        found = [self._slots[i] for i in self._undo] + self._added
+        return found + [content.slot for content in self._touched if content.slot not in found]
+
+    def look_closely(self) -> None:
+        """Note what has changed, comparing all content."""
+        self.note()
+        for content in self._contents:
+            if content not in self._touched and not same(content.saved, copy_of(content.value)):
+                self._touched.append(content)
+                self._is_fresh(content.slot)
+
+    def describe(self) -> dict[tuple[int, str], Any]:
+        """Return a copy of everything that is noted as changed, by its place."""
+        found: dict[tuple[int, str], Any] = {}
+        for slot in [*(self._slots[i] for i in self._undo), *self._added]:
+            found[id(slot.owner), slot.key] = deep_copy_of(slot.get())
+        for content in self._touched:
+            found[id(content.value), ""] = deep_copy_of(content.value)
+        return found
+
+    def slot_of(self, place: tuple[int, str]) -> Slot:
+        """Return the attribute at a place that `describe` named."""
+        for slot in [*(self._slots[i] for i in self._undo), *self._added]:
+            if (id(slot.owner), slot.key) == place:
+                return slot
+        return next(c.slot for c in self._touched if id(c.value) == place[0])
+
+    def drop_copies(self) -> None:
+        """Forget the copies of large content that nothing has changed; later it is refused."""
+        for content in self._contents:
+            large = isinstance(content.value, (Tensor, np.ndarray))
+            if large and content not in self._touched:
+                content.saved = None
+
+    # -- inside
+
+    def _note_slot(self, i: int, value: Any) -> None:
+        before = self._values[i]
+        if value is not before and i not in self._undo and not _equal(before, value):
+            self._undo[i] = before
+            self._is_fresh(self._slots[i])
+
+    def _note_added(self, place: int) -> None:
+        where, module, owner = self._owners[place]
+        known = {key for _, key in self._places if _ is owner}
+        noted = {slot.key for slot in self._added if slot.owner is owner}
+        for key in [*owner]:
+            if key not in known and key not in noted and key not in _MACHINERY:
+                slot = Slot(where, module, owner, key)
+                self._added.append(slot)
+                self._is_fresh(slot)
+
+    def _is_fresh(self, slot: Slot) -> None:
+        place = (id(slot.owner), slot.key)
+        if place not in self._known:
+            self._known.add(place)
+            self.fresh.append(slot)
+
+    def _find(self, model: nn.Module, task: object | None) -> None:
+        for name, module in model.named_modules():
+            kind = type(module).__name__
+            where = f"module {name!r} ({kind})" if name else f"the model ({kind})"
+            self._add_owner(where, module, vars(module), 0)
+        things: list[object] = [*model.modules()]
+        if task is not None:
+            self._add_owner(f"the task ({type(task).__name__})", None, vars(task), 0)
+            things.append(task)
+        for kind_ in dict.fromkeys(base for thing in things for base in type(thing).__mro__):
+            if is_users(kind_.__module__):
+                self._add_class(kind_)
+        modules = dict.fromkeys(type(thing).__module__ for thing in things)
+        for name in modules:
+            if is_users(name) and name in sys.modules:
+                self._add_globals(name)
+
+    def _add_owner(
+        self, where: str, module: nn.Module | None, owner: dict[str, Any], depth: int
+    ) -> None:
+        if id(owner) in self._seen or len(self._slots) > _MOST:
+            return
+        self._seen.add(id(owner))
+        self._owners.append((where, module, owner))
+        machinery = _MACHINERY if module is not None and depth == 0 else ()
+        for key, value in [*owner.items()]:
+            if key not in machinery and not isinstance(value, (nn.Module, nn.Parameter)):
+                slot = Slot(where, module, owner, key)
+                self._slots.append(slot)
+                self._look_into(slot, value, depth)
+
+    def _add_class(self, kind: type) -> None:
+        for key, value in [*vars(kind).items()]:
+            watched = isinstance(value, (*_PLAIN, *_CONTENT, tuple))
+            if watched and not key.startswith("__") and not key.startswith("_abc"):
+                slot = Slot(f"class {kind.__name__}", None, kind, key)
+                self._slots.append(slot)
+                self._look_into(slot, value, 0)
+
+    def _add_globals(self, name: str) -> None:
+        owner = vars(sys.modules[name])
+        for key, value in [*owner.items()]:
+            if isinstance(value, (*_PLAIN, *_CONTENT, tuple)) and not key.startswith("__"):
+                slot = Slot(f"Python module {name!r}", None, owner, key)
+                self._slots.append(slot)
+                self._look_into(slot, value, 0)
+
+    def _look_into(self, slot: Slot, value: Any, depth: int) -> None:
+        """Watch the content of what an attribute holds."""
+        if isinstance(value, (*_PLAIN, *_IGNORED, nn.Module)) or id(value) in self._seen:
+            return
+        if depth > _DEEPEST or len(self._contents) > _MOST:
+            return
+        if isinstance(value, _CONTENT):
+            self._seen.add(id(value))
+            self._contents.append(Content(slot, value))
+        if isinstance(value, (*_CONTAINERS, tuple)):
+            inside = value.values() if isinstance(value, dict) else value
+            for item in [*inside][: _FEW * _FEW]:
+                self._look_into(slot, item, depth + 1)
+        elif not isinstance(value, _CONTENT) and _is_plain_object(value):
+            where = f"{type(value).__name__} in {slot.key!r} of {slot.where}"
+            self._add_owner(where, slot.module, vars(value), depth + 1)
+
+
+def is_users(module: str) -> bool:
+    """Say whether a Python module is the user's own: neither a library's nor ours."""
+    if module == "__main__":
+        return True
+    found = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
+    if file is None:
+        return False
+    path = Path(file)
+    libraries = (Path(__file__).parents[1], Path(types.__file__).parent)
+    return "site-packages" not in path.parts and not any(
+        path.is_relative_to(library) for library in libraries
+    )
+
+
+def copy_of(value: Any) -> Any:
+    """Return what can be put back: a copy of content, one level deep; or a generator's state."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (np.ndarray, *_CONTAINERS)):
+        return value.copy()
+    return _state_of(value)
+
+
+def deep_copy_of(value: Any, depth: int = 0) -> Any:
+    """Return a copy that can be compared with `same`, as deep as content is watched."""
+    if isinstance(value, _PLAIN) or value is _ABSENT:
+        return value
+    if depth > _DEEPEST:
+        return repr(type(value))
+    if isinstance(value, dict):
+        return {key: deep_copy_of(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [deep_copy_of(item, depth + 1) for item in value]
+    if isinstance(value, _CONTENT):
+        return copy_of(value)
+    if not _is_plain_object(value):
+        return repr(type(value))
+    return {key: deep_copy_of(item, depth + 1) for key, item in vars(value).items()}
+
+
+def same(left: Any, right: Any) -> bool:
+    """Say whether two copies are equal to the bit."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, Tensor):
+        return left.dtype == right.dtype and left.shape == right.shape and _bits_equal(left, right)
+    if isinstance(left, np.ndarray):
+        return left.dtype == right.dtype and left.tobytes() == right.tobytes()
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(v, right[k]) for k, v in left.items())
+    if isinstance(left, (list, tuple, deque)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left is right or _equal(left, right)
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Say whether an object is one whose attributes are looked at: a configuration, say."""
+    if isinstance(value, (*_IGNORED, nn.Module)) or type(value).__module__.startswith("torch."):
+        return False
+    return isinstance(getattr(value, "__dict__", None), dict)
+
+
+def _fast(slot: Slot) -> bool:
+    return isinstance(slot.owner, dict)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    """Say whether two values that cannot change in place are equal."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, (int, float, complex, str, bytes, frozenset, set, torch.Size, torch.dtype)):
+        return bool(left == right or (left != left and right != right))  # noqa: PLR0124 - NaN
+    if isinstance(left, tuple):
+        return len(left) == len(right) and all(a is b or _equal(a, b) for a, b in zip(left, right))  # noqa: B905
+    return False
+
+
+def _bits_equal(left: Tensor, right: Tensor) -> bool:
+    if left.layout != torch.strided or not left.numel():
+        return True
+    views = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (left, right))
+    return torch.equal(*views)
+
+
+def _token(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value._version, value.data_ptr() if value.layout == torch.strided else 0  # noqa: SLF001
+    if isinstance(value, np.ndarray):
+        return value.tobytes() if value.nbytes <= _SMALL else value.shape
+    if isinstance(value, dict):
+        return (len(value), *map(id, value.values())) if len(value) <= _FEW else len(value)
+    if isinstance(value, set):
+        return frozenset(value) if len(value) <= _FEW else len(value)
+    if isinstance(value, (list, deque)):
+        return (*map(id, value),) if len(value) <= _FEW else len(value)
+    return _state_of(value)
+
+
+def _state_of(generator: Any) -> Any:
+    """Return a generator's state in a form that can be compared."""
+    if isinstance(generator, torch.Generator):
+        return bytes(generator.get_state().numpy().data)
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return repr(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return repr(generator.get_state(legacy=False)["state"])
+    return None
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, torch.Generator):
+        generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
