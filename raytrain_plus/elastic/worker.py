@@ -48,6 +48,7 @@ from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 
 _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
@@ -110,8 +111,10 @@ class Worker:
             self._progress.enter,
             check_every=spec.elastic.check_every,
             audit_every=spec.elastic.audit_every,
+            watch_task=True,
         )
         check_start(replica)
+        check_function(self._loop, self._probe)
         identity = {
             "data": self._source.identity,
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",

@@ -2,7 +2,8 @@
 
 Checkpoints and other workers do not have it, and which parts a worker computes decides what it
 holds. So whatever a forward changes there is put back after each part. That is right for caches and
-last values, which are functions of the input; `admission.py` refuses everything else by its name.
+last values, which are functions of the input; `purity.py` refuses everything else by its name.
+What is set up at first use, whatever the input, stays.
 
 Watched are the attributes of all modules and of the task, those of plain objects that they hold,
 class attributes and globals of the user's own modules, and the content of lists, dictionaries,
@@ -14,7 +15,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Place = tuple[int, str]  # of an attribute: which mapping holds it, and its name
 
 _MACHINERY = {*vars(nn.Module()), "_compiled_call_impl", "_forward_hooks_always_called"}
 _ABSENT: Any = object()
@@ -127,7 +130,7 @@ class Attributes:
 
     Args:
         model: whose modules are watched.
-        task: the user's task, if there is one.
+        task: the user's task, to watch it too, and classes and globals of the user's modules.
 
     Attributes:
         fresh: the attributes found to change since this was last emptied, that did not before.
@@ -139,11 +142,12 @@ class Attributes:
         self._owners: list[tuple[str, nn.Module | None, dict[str, Any]]] = []
         self._seen: set[int] = set()
         self.fresh: list[Slot] = []
-        self._known: set[tuple[int, str]] = set()
+        self._known: set[Place] = set()
         self._undo: dict[int, Any] = {}
         self._added: list[Slot] = []
         self._touched: list[Content] = []
         self._held = False
+        self._adopted: set[Place] = set()
         self._find(model, task)
         self._places = [(slot.owner, slot.key) for slot in self._slots if _fast(slot)]
         self._slow = [(i, s) for i, s in enumerate(self._slots) if not _fast(s)]
@@ -192,12 +196,30 @@ class Attributes:
         if self._held:
             return []
         for i, value in self._undo.items():
-            self._slots[i].put(value)
+            slot = self._slots[i]
+            if self._is_adopted(slot):
+                self._values[i] = slot.get()
+            else:
+                slot.put(value)
         for slot in self._added:
-            slot.put(_ABSENT)
+            if self._is_adopted(slot):
+                self._watch(slot)
+            else:
+                slot.put(_ABSENT)
+        self._fast_values = [self._values[i] for i in self._fast]
         failed = [content.slot for content in self._touched if not content.put_back()]
         self._undo, self._added, self._touched = {}, [], []
         return failed
+
+    def adopt(self, places: Iterable[Place]) -> None:
+        """Let some attributes stay what they are when they are next put back.
+
+        They were set up at first use, and the input does not matter for them.
+
+        Args:
+            places: among those that `describe` names.
+        """
+        self._adopted = {*places}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -226,6 +248,11 @@ class Attributes:
     # -- what a check asks
 
     @property
+    def is_held(self) -> bool:
+        """Whether nothing is put back at present."""
+        return self._held
+
+    @property
     def changed(self) -> list[Slot]:
         """The attributes that are noted as changed."""
         found = [self._slots[i] for i in self._undo] + self._added
@@ -239,16 +266,16 @@ class Attributes:
                 self._touched.append(content)
                 self._is_fresh(content.slot)
 
-    def describe(self) -> dict[tuple[int, str], Any]:
+    def describe(self) -> dict[Place, Any]:
         """Return a copy of everything that is noted as changed, by its place."""
-        found: dict[tuple[int, str], Any] = {}
+        found: dict[Place, Any] = {}
         for slot in [*(self._slots[i] for i in self._undo), *self._added]:
             found[id(slot.owner), slot.key] = deep_copy_of(slot.get())
         for content in self._touched:
             found[id(content.value), ""] = deep_copy_of(content.value)
         return found
 
-    def slot_of(self, place: tuple[int, str]) -> Slot:
+    def slot_of(self, place: Place) -> Slot:
         """Return the attribute at a place that `describe` named."""
         for slot in [*(self._slots[i] for i in self._undo), *self._added]:
             if (id(slot.owner), slot.key) == place:
@@ -264,8 +291,29 @@ class Attributes:
 
     # -- inside
 
+    def _is_adopted(self, slot: Slot) -> bool:
+        place = (id(slot.owner), slot.key)
+        if place not in self._adopted:
+            return False
+        self._adopted.remove(place)
+        return True
+
+    def _watch(self, slot: Slot) -> None:
+        """Watch an attribute that was not there at the start, from its present value on."""
+        self._slots.append(slot)
+        self._values.append(slot.get())
+        self._fast.append(len(self._slots) - 1)
+        self._places.append((slot.owner, slot.key))
+        self._fast_values.append(self._values[-1])
+        self._look_into(slot, self._values[-1], 0)
+        self._sizes = [len(owner) for _, _, owner in self._owners]
+
     def _note_slot(self, i: int, value: Any) -> None:
         before = self._values[i]
+        if (before is None or before is _ABSENT) and _is_opaque(value):
+            self._values[i] = value
+            self._fast_values = [self._values[j] for j in self._fast]
+            return
         if value is not before and i not in self._undo and not _equal(before, value):
             self._undo[i] = before
             self._is_fresh(self._slots[i])
@@ -277,8 +325,11 @@ class Attributes:
         for key in [*owner]:
             if key not in known and key not in noted and key not in _MACHINERY:
                 slot = Slot(where, module, owner, key)
-                self._added.append(slot)
-                self._is_fresh(slot)
+                if _is_opaque(owner[key]):
+                    self._watch(slot)
+                else:
+                    self._added.append(slot)
+                    self._is_fresh(slot)
 
     def _is_fresh(self, slot: Slot) -> None:
         place = (id(slot.owner), slot.key)
@@ -291,10 +342,10 @@ class Attributes:
             kind = type(module).__name__
             where = f"module {name!r} ({kind})" if name else f"the model ({kind})"
             self._add_owner(where, module, vars(module), 0)
-        things: list[object] = [*model.modules()]
-        if task is not None:
-            self._add_owner(f"the task ({type(task).__name__})", None, vars(task), 0)
-            things.append(task)
+        if task is None:
+            return
+        self._add_owner(f"the task ({type(task).__name__})", None, vars(task), 0)
+        things: list[object] = [*model.modules(), task]
         for kind_ in dict.fromkeys(base for thing in things for base in type(thing).__mro__):
             if is_users(kind_.__module__):
                 self._add_class(kind_)
@@ -397,14 +448,20 @@ def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
     if isinstance(left, Tensor):
-        return left.dtype == right.dtype and left.shape == right.shape and _bits_equal(left, right)
+        alike = left.dtype == right.dtype and left.shape == right.shape
+        return alike and _bits_equal(left, right)
     if isinstance(left, np.ndarray):
-        return left.dtype == right.dtype and left.tobytes() == right.tobytes()
+        return bool(left.dtype == right.dtype and left.tobytes() == right.tobytes())
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same(v, right[k]) for k, v in left.items())
     if isinstance(left, (list, tuple, deque)):
         return len(left) == len(right) and all(map(same, left, right))
     return left is right or _equal(left, right)
+
+
+def _is_opaque(value: Any) -> bool:
+    """Say whether an object is none whose content is watched: a tokenizer, say."""
+    return value is not _ABSENT and not isinstance(value, (*_PLAIN, *_CONTENT, tuple, frozenset))
 
 
 def _is_plain_object(value: Any) -> bool:
@@ -433,7 +490,7 @@ def _bits_equal(left: Tensor, right: Tensor) -> bool:
     if left.layout != torch.strided or not left.numel():
         return True
     views = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (left, right))
-    return torch.equal(*views)
+    return bool(torch.equal(*views))
 
 
 def _token(value: Any) -> Any:
@@ -455,7 +512,8 @@ def _state_of(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
         return bytes(generator.get_state().numpy().data)
     if isinstance(generator, random.Random):
-        return generator.getstate()
+        has_state = not isinstance(generator, random.SystemRandom)
+        return generator.getstate() if has_state else None
     if isinstance(generator, np.random.Generator):
         return repr(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
@@ -468,5 +526,3 @@ def _set_state(generator: Any, state: Any) -> None:
         generator.setstate(state)
     elif isinstance(generator, torch.Generator):
         generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-
-

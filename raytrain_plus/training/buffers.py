@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_plus.task import TaskError
-from raytrain_plus.training.attributes import Attributes
+from raytrain_plus.training.attributes import Attributes, Slot, same
 from raytrain_plus.training.state import tensor_bytes
 
 
@@ -26,7 +26,7 @@ class Buffers:
 
     Args:
         model: the model.
-        task: the user's task, whose attributes are put back like those of the model's modules.
+        task: the user's task, to put its attributes back like those of the model's modules.
 
     Attributes:
         start: all buffers as they were at the last snapshot, the floating ones first.
@@ -40,7 +40,10 @@ class Buffers:
         places: list[tuple[nn.Module, str, Tensor]] = []
         seen: set[int] = set()
         self.names: list[str] = []
-        self._modules = [(module, name, {*module._buffers}) for name, module in _modules(model)]  # noqa: SLF001
+        self._modules = [
+            (module, name, {key for key, _ in module._buffers.items()})  # noqa: SLF001
+            for name, module in _modules(model)
+        ]
         self._empty = [
             (module, key)
             for _, module in _modules(model)
@@ -63,9 +66,12 @@ class Buffers:
         self.integer_bytes = sum(t.numel() * t.element_size() for t in self.start[len(floating) :])
         self.attributes = Attributes(model, task)
         self.cached: set[int] = set()
+        self._known: set[tuple[int, str]] = set()
 
     def snapshot(self) -> None:
         """Take the present values as those from which every logical rank starts."""
+        if self.attributes.is_held:  # caches are where the last part has left them
+            return
         for start, value in zip(self.start, self.values(), strict=True):
             start.copy_(value.detach())
 
@@ -75,10 +81,13 @@ class Buffers:
         Raises:
             TaskError: an attribute was changed in place and cannot be put back.
         """
-        for (module, key, value), start in zip(self._places, self.start, strict=True):
-            value.detach().copy_(start)
-            module._buffers[key] = value  # noqa: SLF001 - a forward may have put another one here
-        for module, key in self.appeared():
+        held = self.attributes.is_held
+        for place, (module, key, value) in enumerate(self._places):
+            if not (held and place in self.cached):
+                value.detach().copy_(self.start[place])
+                # A forward may have put another one here.
+                module._buffers[key] = value  # noqa: SLF001
+        for module, key in [] if held else self.appeared():
             if (module, key) in self._empty:
                 module._buffers[key] = None  # noqa: SLF001
             else:
@@ -92,25 +101,70 @@ class Buffers:
 
     def appeared(self) -> list[tuple[nn.Module, str]]:
         """Return the buffers that a forward has added, or put where there was None."""
-        found = [(m, k) for m, k in self._empty if m._buffers.get(k) is not None]  # noqa: SLF001
+        found = [(m, k) for m, k in self._empty if _buffer(m, k) is not None]
         for module, _, keys in self._modules:
             if len(module._buffers) != len(keys):  # noqa: SLF001
-                found += [(module, key) for key in module._buffers if key not in keys]  # noqa: SLF001
+                found += [(module, key) for key, _ in module._buffers.items() if key not in keys]  # noqa: SLF001
         return found
 
-    def moved(self) -> list[int]:
-        """Return the places, in `start`, of the buffers that differ from the last snapshot."""
-        return [
-            place
-            for place, (value, start) in enumerate(zip(self.values(), self.start, strict=True))
-            if value.shape != start.shape
-            or value.dtype != start.dtype
-            or tensor_bytes(value) != tensor_bytes(start)
-        ]
+    def has_new(self) -> bool:
+        """Say whether a buffer has appeared that had not before."""
+        found = {(id(module), key) for module, key in self.appeared()}
+        new = found - self._known
+        self._known |= found
+        return bool(new)
 
     def module_of(self, place: int) -> nn.Module:
         """Return the module that holds a buffer, by its place in `start`."""
         return self._places[place][0]
+
+    def rebound(self) -> set[int]:
+        """Return the places, in `start`, where a forward has put another tensor."""
+        return {
+            place
+            for place, (module, key, value) in enumerate(self._places)
+            if _buffer(module, key) is not value
+        }
+
+    def moved_in(self, slots: Sequence[Slot]) -> set[int]:
+        """Return the places of buffers that differ from the snapshot, beside some attributes."""
+        modules = [slot.module for slot in slots]
+        return {
+            place
+            for place, (value, start) in enumerate(zip(self.values(), self.start, strict=True))
+            if any(self._places[place][0] is module for module in modules)
+            and not same(value.detach(), start)
+        }
+
+    def describe(self, places: set[int]) -> dict[tuple[int, str], Tensor | None]:
+        """Return copies of the buffers at some places, and of all that have appeared."""
+        here = [(self._places[place][0], self._places[place][1]) for place in places]
+        here += self.appeared()
+        return {(id(m), f"buffer {k}"): _copy_of(_buffer(m, k)) for m, k in here}
+
+    def names_of(self, places: Sequence[tuple[nn.Module, str]]) -> list[str]:
+        """Return what some buffers are called in an error."""
+        names = {id(module): name for module, name, _ in self._modules}
+        return [f"buffer {f'{names[id(m)]}.{key}'.lstrip('.')!r}" for m, key in places]
+
+    @contextmanager
+    def replayed(self, keep: set[int]) -> Iterator[None]:
+        """Let the model compute a part again, from what the first time has left in Python.
+
+        Args:
+            keep: places of the buffers that it finds as the first time has left them. All others
+                are those of the snapshot. Afterwards all are what the first time has left.
+        """
+        left = [_buffer(module, key) for module, key, _ in self._places]
+        for place, (module, key, _) in enumerate(self._places):
+            now = _buffer(module, key)
+            stays = place in keep and now is not None
+            module._buffers[key] = now.detach().clone() if stays else self.start[place].clone()  # type: ignore[union-attr]  # noqa: SLF001
+        try:
+            yield
+        finally:
+            for (module, key, _), value in zip(self._places, left, strict=True):
+                module._buffers[key] = value  # noqa: SLF001
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -180,8 +234,18 @@ class Buffers:
             offset += size
 
     def values(self) -> list[Tensor]:
-        """Return the model's buffers in the order of `start`; no copies."""
-        return [module._buffers[key] for module, key, _ in self._places]  # type: ignore[misc]  # noqa: SLF001
+        """Return the model's buffers in the order of `start`; no copies.
+
+        Raises:
+            TaskError: one is not there any more.
+        """
+        found = [_buffer(module, key) for module, key, _ in self._places]
+        if any(value is None for value in found):
+            name = next(n for n, v in zip(self.names, found, strict=True) if v is None)
+            raise TaskError(
+                f"the forward takes buffer {name!r} away: buffers are state and must stay"
+            )
+        return found  # type: ignore[return-value]
 
     def _check(self, values: Sequence[Tensor]) -> None:
         for place, (value, start) in enumerate(zip(values, self.start, strict=True)):
@@ -194,6 +258,15 @@ class Buffers:
                     f"{start.dtype}: buffers are state and must keep both; compute what depends "
                     "on the input without a buffer, or register it at its largest size"
                 )
+
+
+def _buffer(module: nn.Module, key: str) -> Tensor | None:
+    held = module._buffers  # noqa: SLF001 - in a ScriptModule it is no dict
+    return held[key] if key in held else None  # noqa: SIM401
+
+
+def _copy_of(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None else buffer.detach().clone()
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

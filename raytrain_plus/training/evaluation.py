@@ -86,12 +86,13 @@ class Evaluation:
         states: dict[str, Tensor] = {}
         try:
             with weave.around("evaluate", step), torch.no_grad():
-                buffers = Buffers(step.model)
+                buffers = Buffers(step.model, self._task)
                 for rank in ranges[wire.index]:
                     step.model.eval()
                     try:
                         states |= self._measure(step, rank, wire.device, enter)
                     finally:  # what a forward changes must not reach the next logical rank
+                        buffers.attributes.note()
                         buffers.restore()
         finally:
             self.source.release()

@@ -73,6 +73,7 @@ class Sibling:
         gradient, before = self._parameters[i].grad, self._versions[i]
         if gradient is None:
             return torch.zeros_like(self._parameters[i])
+        check_dense(gradient)
         after = gradient._version  # noqa: SLF001 - how often it was added to
         if before < 0 or after == before:
             return gradient.add_(0.0)  # minus zero and zero are zero
@@ -106,10 +107,26 @@ class _Alone(Sibling):
 
     def settle(self, i: int) -> Tensor:
         gradient = self._parameters[i].grad
-        return torch.zeros_like(self._parameters[i]) if gradient is None else gradient
+        if gradient is None:
+            return torch.zeros_like(self._parameters[i])
+        check_dense(gradient)
+        return gradient
 
     def with_changes(self, changes: Leaf) -> Leaf:
         return changes
+
+
+def check_dense(gradient: Tensor) -> None:
+    """Refuse a sparse gradient.
+
+    Raises:
+        TaskError: it is one.
+    """
+    if gradient.layout != torch.strided:
+        raise TaskError(
+            f"a parameter of shape {tuple(gradient.shape)} has a sparse gradient, and sums over "
+            "workers are of dense ones: use nn.Embedding(sparse=False)"
+        )
 
 
 TWICE = (

@@ -95,6 +95,8 @@ class TrainingLoop:
         check_every: compare the replicas' states each time that so many steps are committed; 0:
             never. In these steps nothing but `update` may change the state.
         audit_every: likewise, compute the leaf of one logical rank a second time.
+        watch_task: put back what a part changes in the task's attributes and in its module, or
+            refuse it; the process then has one loop at a time. Default: only in the model's.
     """
 
     def __init__(
@@ -106,9 +108,10 @@ class TrainingLoop:
         *,
         check_every: int = 0,
         audit_every: int = 0,
+        watch_task: bool = False,
     ) -> None:
         self.replica = replica
-        self.buffers = Buffers(replica.model)
+        self.buffers = Buffers(replica.model, task if watch_task else None)
         self._task = task
         self._weave = weave
         self._clock = replica.training.clock
@@ -117,6 +120,7 @@ class TrainingLoop:
         self._enter = enter
         self._parts = Parts(task, replica, weave, self.buffers, self._enter_phase)
         self._parameters = self._parts.parameters
+        self.weights = self._parts.weights
         self._exchange: Exchange | None = None
         self.guard = Guard(replica, self.buffers, check_every, audit_every)
         self._admitted = False
@@ -211,6 +215,7 @@ class TrainingLoop:
         replica, exchange = self.replica, self._exchange
         assert exchange is not None, "begin() comes first"
         step = Step(replica.training, replica.step, self._parts.losses)
+        self.weights.check_frozen()
         self._enter_epoch(step)
         rows = self._rows(ask_pause, ask_checkpoint)
         replica.model.train()
@@ -222,6 +227,7 @@ class TrainingLoop:
                 lane = tree_sum(reduced.lane)
                 loss = self._checked_loss(reduced.lane, lane)
                 self._check_gradients(reduced)
+                self.weights.check()
                 progress = self._clock.progress(replica.step)
                 rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
@@ -307,6 +313,7 @@ class TrainingLoop:
         seed_global_generators(seed_for(self._seed, "update", step.number))
         with self._weave.around("update", step):
             self.replica.optimizer.step()
+        self.weights.check_kinds()
         self._parts.drop_gradients()
 
     def _commit(self, lane: Rows) -> None:

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from raytrain_plus.task import Batch, Task
+from raytrain_plus.task import Batch, Task, TaskError
+from raytrain_plus.training.attributes import same
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.losses import take_losses, weighted
 from raytrain_plus.training.reduction import (
@@ -23,6 +25,12 @@ from raytrain_plus.training.reduction import (
     Rows,
 )
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.weights import Weights
+
+_INSTEAD = (
+    "no checkpoint and no other worker has it. Make it a buffer (self.register_buffer), draw from "
+    "the global generators of torch, NumPy or Python, or compute it from the batch"
+)
 
 
 class Parts:
@@ -48,6 +56,10 @@ class Parts:
         self._weave = weave
         self._seed = replica.training.seed
         self._buffers = buffers
+        self._attributes = buffers.attributes
+        self._advised = bool(weave.aspects)
+        self.weights = Weights(replica.model)
+        self._names = {id(p): name for name, p in replica.parameters.items()}
         self._enter = enter
         in_forward = {id(p): place for place, p in enumerate(replica.model.parameters())}
         self.parameters = sorted(replica.parameters.values(), key=lambda p: in_forward[id(p)])
@@ -76,6 +88,8 @@ class Parts:
         with self._weave.around("batch", step):
             self._forward(step)
             losses, weight, samples = weighted(step)
+            if self._attributes.fresh or self._buffers.has_new():
+                self._settle(step, losses)
             total = losses.sum()
             row[LOSS], row[WEIGHT] = total.item(), weight
             row[SAMPLES], row[TOKENS] = samples, samples * _tokens_per_sample(step)
@@ -85,7 +99,7 @@ class Parts:
 
     def backward(self, step: Step, total: Tensor) -> None:
         """Add the gradient of a part to those of the parameters."""
-        with self._weave.around("backward", step):
+        with self._weave.around("backward", step), self.weights.unchanged("the backward"):
             total.backward()  # type: ignore[no-untyped-call]
 
     def leaf(self, step: Step, rank: int, batch: Batch) -> Leaf:
@@ -94,7 +108,7 @@ class Parts:
         No gradients may be pending. The buffers must be at a snapshot, and are so afterwards.
         """
         self.run(step, rank, batch, np.zeros(LANE_WIDTH), partial(self.backward, step))
-        leaf = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        leaf = [self._gradient(p) for p in self.parameters]
         leaf += self._buffers.changes()
         self.drop_gradients()
         self._buffers.restore()
@@ -123,10 +137,71 @@ class Parts:
             self._seed_part(step.number, step.logical_rank)
 
     def _forward(self, step: Step) -> None:
+        attributes, advised = self._attributes, self._advised
         with self._weave.around("forward", step):
-            step.outputs = self._task.forward(step.model, step.batch)
+            if advised:  # advice may have set attributes, and takes care of them itself
+                attributes.begin()
+            with self.weights.unchanged("the forward"):
+                step.outputs = self._task.forward(step.model, step.batch)
+            if advised:
+                attributes.note()
         with self._weave.around("loss", step):
+            if advised:
+                attributes.begin()
             take_losses(step, self._task.loss(step.outputs, step.batch))
+            attributes.note()
+
+    def _settle(self, step: Step, losses: Tensor) -> None:
+        """Find out whether what the forward has left in Python for the first time is a cache.
+
+        The part is computed once more, from what it has left behind. A cache and a last value are
+        then what they were, and so are the losses. They are put back after each part from now on.
+
+        Raises:
+            TaskError: they are not.
+        """
+        attributes, buffers = self._attributes, self._buffers
+        fresh, attributes.fresh = attributes.fresh, []
+        changed: list[tuple[int, str]] = []
+        for keep in (buffers.rebound(), buffers.rebound() | buffers.moved_in(fresh)):
+            left = attributes.describe() | buffers.describe(keep)
+            again, now = self._again(step, keep)
+            changed = [place for place in now if not same(left.get(place), now[place])]
+            if not changed and same(losses.detach(), again):
+                buffers.cached |= keep if fresh else set()
+                attributes.fresh = []
+                return
+        names = [slot.name for slot in fresh] or buffers.names_of(buffers.appeared())
+        if changed and changed[0] in attributes.describe():
+            names = [attributes.slot_of(changed[0]).name]
+        does = "changes each time that the model computes" if changed else "changes later results"
+        raise TaskError(f"{names[0]} is set in the forward and {does}: {_INSTEAD}")
+
+    def _again(self, step: Step, keep: set[int]) -> tuple[Tensor, dict[tuple[int, str], Any]]:
+        """Compute the present part from what the first time has left: losses, and what that left.
+
+        Args:
+            step: the step, in the middle of a part.
+            keep: places of the buffers that are left as well.
+        """
+        before = step.outputs, step.losses, step.weights, step.notes
+        try:
+            with self._buffers.replayed(keep):
+                self._seed_part(step.number, step.logical_rank)
+                step.weights, step.notes = None, {}
+                self._forward(step)
+                losses = weighted(step)[0].detach()
+                return losses, self._attributes.describe() | self._buffers.describe(keep)
+        finally:
+            step.outputs, step.losses, step.weights, step.notes = before
+
+    def _gradient(self, parameter: nn.Parameter) -> Tensor:
+        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+            raise TaskError(
+                f"parameter {self._names[id(parameter)]!r} has a sparse gradient, and sums over "
+                "workers are of dense ones: use nn.Embedding(sparse=False)"
+            )
+        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
     def _seed_part(self, number: int, rank: int) -> None:
         seed_global_generators(seed_for(self._seed, "step", number, rank))

@@ -11,6 +11,7 @@ from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.layer_freezing import LayerFreezing, freeze_layers, layers
 from raytrain_plus.models.gpt import GPT
 from raytrain_plus.training.reduction import Reduction
+from raytrain_plus.training.weights import Weights
 from tests.algorithms.tiny import RANKS, TinyImages, TinyTokens, alone, build, trained
 
 LAYERS = 15  # of the tiny network, each normalisation included
@@ -75,6 +76,7 @@ def test_the_layers_that_are_left_are_trained_as_ever():
     constant, _ = begun(task)
     run_step(constant, task)
     freeze_layers(constant.replica.model, 0.5)
+    constant.weights = Weights(constant.replica.model)  # frozen for good, which is else refused
     parts = [task.part(1, r) for r in range(RANKS)]
     assert constant.run_step(parts).loss == losses[1]
     head = "head.weight"

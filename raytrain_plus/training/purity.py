@@ -1,0 +1,127 @@
+"""Whether a part is a function of its data, the state and its seeds, and of nothing else.
+
+It is tried for real, on one part, before the first step: the part is computed, everything is put
+back, and it is computed again. Caches are tried with other data as well: what an earlier part has
+left must not show in a later one. `parts.py` does the same, in less depth, for what first changes
+in a later step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raytrain_plus.task import Batch, TaskError
+from raytrain_plus.training.attributes import Place, Slot, same
+
+if TYPE_CHECKING:
+    from raytrain_plus.training.loop import TrainingLoop
+
+_LOOK_FOR = (
+    "look for a random generator of the task's own (the global ones are seeded for each part), a "
+    "counter or a cache outside of the model's buffers, the time, or a seed from the system"
+)
+
+
+def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> None:
+    """Compute one part several times, and check that it gives the same and leaves no trace.
+
+    Args:
+        loop: of a replica that has not been trained; it is left as it was.
+        make_batch: returns the part's batch; each time a new copy.
+
+    Raises:
+        TaskError: the forward or the backward changes a parameter, a gradient is sparse, or the
+            part depends on something else; the error names it where it can be found.
+    """
+    attributes, buffers = loop.buffers.attributes, loop.buffers
+    weights = loop.weights.copies()
+    with attributes.held():
+        first = loop.probe(make_batch())
+        attributes.look_closely()
+    in_place, attributes.fresh = attributes.fresh, []
+    changed, left = attributes.changed, attributes.describe()
+    buffers.restore()
+    moved = loop.weights.differing(weights)
+    if moved:
+        raise TaskError(loop.weights.explain("the forward or the backward", moved[0]))
+    if in_place:
+        raise TaskError(
+            f"{in_place[0].name} is changed, in place or by the backward, and cannot be put back: "
+            "make it a buffer (self.register_buffer), which every worker and checkpoint holds"
+        )
+    attributes.drop_copies()
+    if not _equal(first, loop.probe(make_batch())):
+        raise TaskError(
+            "the task is not a function of its inputs: one part of the data, computed twice from "
+            f"the same weights, buffers and seeds, gave different gradients; {_LOOK_FOR}"
+        )
+    if changed or buffers.cached:
+        _check_caches(loop, make_batch, changed, left)
+
+
+def _check_caches(
+    loop: "TrainingLoop",
+    make_batch: Callable[[], Batch],
+    changed: Sequence[Slot],
+    left: Mapping[Place, Any],
+) -> None:
+    """Compute a part of other data, alone and after the first one, which must not show in it.
+
+    Args:
+        loop: the loop.
+        make_batch: returns the first part's batch.
+        changed: the attributes that the first part has changed.
+        left: what it has left there.
+    """
+    attributes, buffers = loop.buffers.attributes, loop.buffers
+    try:
+        with attributes.held():
+            alone = loop.probe(_varied(make_batch()))
+            now = attributes.describe()
+    except Exception:  # noqa: BLE001 - data that nobody has written may be refused by the task
+        return
+    finally:
+        attributes.fresh = []
+        buffers.restore()
+    with attributes.held():
+        loop.probe(make_batch())
+        after = loop.probe(_varied(make_batch()))
+    attributes.fresh = []
+    tables = [buffers.module_of(place) for place in buffers.cached]
+    tables += [module for module, _ in buffers.appeared()]
+    attributes.adopt(
+        place
+        for place, value in left.items()
+        if place in now
+        and same(value, now[place])
+        and not any(attributes.slot_of(place).module is module for module in tables)
+    )
+    buffers.restore()
+    if not _equal(alone, after):
+        names = [slot.name for slot in changed] or ["a buffer that the forward replaces"]
+        raise TaskError(
+            f"what the model computes depends on data that it has seen before, through {names[0]}: "
+            "no checkpoint and no other worker has that. Make it a buffer (self.register_buffer), "
+            "or compute it from the batch"
+        )
+
+
+def _varied(batch: Batch) -> Batch:
+    """Return a batch of the same form with other values."""
+
+    def other(value: object) -> object:
+        if not isinstance(value, Tensor) or not value.numel():
+            return value
+        if value.is_floating_point() or value.is_complex():
+            return value * 1.25
+        changed = value.clone()
+        changed.reshape(-1)[: max(1, value.numel() // 2)] = torch.zeros((), dtype=value.dtype)
+        return changed
+
+    return {name: other(value) for name, value in batch.items()}
+
+
+def _equal(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return all(map(same, left, right))

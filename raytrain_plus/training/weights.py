@@ -1,0 +1,175 @@
+"""What the loop relies on of a model's parameters, and by name what breaks it.
+
+Between two updates parameters stay what they are: the same objects in the same modules, of the same
+shape and dtype, frozen or not as at the start, with the same values. PyTorch counts the changes of
+each tensor, so that looking costs less than a tenth of a microsecond per parameter. What changes
+values without being counted (`parameter.data`) is found by their bits, at the start, and when the
+replicas are compared.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from raytrain_plus.task import TaskError
+
+_INSTEAD = (
+    "a forward may read parameters and not change them, since each logical rank must start from "
+    "the same ones: compute the changed weight without storing it (a parametrization, "
+    "torch.nn.functional), or change it in an aspect's `update` advice, after its yield"
+)
+
+
+class Weights:
+    """Watches the parameters of a model.
+
+    Args:
+        model: the model, as it is trained.
+
+    Raises:
+        TaskError: a parameter has no shape yet.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._places = [
+            (module, key, parameter, f"{path}.{key}".lstrip("."))
+            for path, module in model.named_modules()
+            for key, parameter in module._parameters.items()  # noqa: SLF001
+            if parameter is not None
+        ]
+        named: dict[int, tuple[str, nn.Parameter]] = {}
+        for _, _, parameter, name in self._places:
+            named.setdefault(id(parameter), (name, parameter))
+        self._names = [name for name, _ in named.values()]
+        self._all = [p for _, p in named.values()]
+        for name, parameter in zip(self._names, self._all, strict=True):
+            if isinstance(parameter, UninitializedParameter):
+                raise TaskError(
+                    f"parameter {name!r} has no shape yet, as its layer is lazy: run one forward "
+                    "on an example in task.model(), before it returns"
+                )
+        self._count = sum(len(m._parameters) for m in model.modules())  # noqa: SLF001
+        self._trained = [p.requires_grad for p in self._all]
+        self._kinds = [(p.shape, p.dtype, p.device) for p in self._all]
+        self._memory = [p.data_ptr() for p in self._all]
+
+    @contextmanager
+    def unchanged(self, what: str) -> Iterator[None]:
+        """Let the user's code run, and check that it has left all parameters alone.
+
+        Args:
+            what: is run, for the error.
+
+        Raises:
+            TaskError: a parameter was changed, replaced, frozen or unfrozen.
+        """
+        versions = [p._version for p in self._all]  # noqa: SLF001
+        trained = [p.requires_grad for p in self._all]
+        yield
+        if [p._version for p in self._all] != versions:  # noqa: SLF001
+            now = [p._version for p in self._all]  # noqa: SLF001
+            place = next(i for i, version in enumerate(versions) if now[i] != version)
+            raise TaskError(self.explain(what, self._names[place]))
+        if [p.requires_grad for p in self._all] != trained:
+            place = next(i for i, p in enumerate(self._all) if p.requires_grad != trained[i])
+            raise TaskError(self._toggled(place, what))
+
+    def check(self) -> None:
+        """Check, before an update, that the model has the parameters that it began with.
+
+        Raises:
+            TaskError: one was replaced, resized, retyped, unfrozen, added or taken away.
+        """
+        for module, key, parameter, name in self._places:
+            held = module._parameters  # noqa: SLF001 - in a ScriptModule it is no dict
+            now = held[key] if key in held else None  # noqa: SIM401
+            if now is not parameter:
+                raise TaskError(
+                    f"parameter {name!r} was replaced after the start, and the optimizer has the "
+                    "one from before: change its values, in an aspect's `update` advice"
+                )
+        for place, parameter in enumerate(self._all):
+            if parameter.requires_grad and not self._trained[place]:
+                raise TaskError(self._toggled(place, "something"))
+        if sum(len(m._parameters) for m in self._model.modules()) != self._count:  # noqa: SLF001
+            known = {name for *_, name in self._places}
+            now_named = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+            raise TaskError(
+                f"the model has other parameters than at its start: {sorted(now_named ^ known)}; "
+                "make all of them in task.model(), or in an aspect's `fit` advice"
+            )
+
+    def check_frozen(self) -> None:
+        """Check, at the start of a step, that frozen is what was frozen at the start.
+
+        Raises:
+            TaskError: a parameter was frozen or unfrozen for good.
+        """
+        if [p.requires_grad for p in self._all] != self._trained:
+            place = next(i for i, p in enumerate(self._all) if p.requires_grad != self._trained[i])
+            raise TaskError(self._toggled(place, "something between two steps"))
+
+    def check_kinds(self) -> None:
+        """Check, after an update, that each parameter has its shape and dtype.
+
+        Raises:
+            TaskError: one has another.
+        """
+        memory = [p.data_ptr() for p in self._all]
+        if memory == self._memory:
+            return
+        self._memory = memory
+        for name, parameter, kind in zip(self._names, self._all, self._kinds, strict=True):
+            now = (parameter.shape, parameter.dtype, parameter.device)
+            if now != kind:
+                raise TaskError(
+                    f"the update makes parameter {name!r} one of shape {tuple(now[0])}, {now[1]}, "
+                    f"on {now[2]}, from {tuple(kind[0])}, {kind[1]}, on {kind[2]}: an update must "
+                    "keep all three"
+                )
+
+    def copies(self) -> list[Tensor]:
+        """Return copies of all values."""
+        return [p.detach().clone() for p in self._all]
+
+    def differing(self, copies: list[Tensor]) -> list[str]:
+        """Return the names of the parameters whose bits are not those of the copies."""
+        return [
+            name
+            for name, parameter, copy in zip(self._names, self._all, copies, strict=True)
+            if not _same_bits(parameter, copy)
+        ]
+
+    def explain(self, what: str, name: str) -> str:
+        """Return the sentence that says that something changes a parameter."""
+        return f"{what} changes parameter {name!r}: {_INSTEAD}"
+
+    def _toggled(self, place: int, what: str) -> str:
+        to = "switches on" if self._all[place].requires_grad else "switches off"
+        return (
+            f"{what} {to} requires_grad of parameter {self._names[place]!r}, which no other worker "
+            "and no checkpoint knows of: give every parameter that is ever trained requires_grad "
+            "in task.model(), and keep it from being trained by an aspect that freezes it in its "
+            "`step` advice and undoes that after its yield (LayerFreezing is one)"
+        )
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.detach()).all():
+            return name
+    return None
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not left.numel():
+        return True
+    views = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (left, right))
+    return torch.equal(*views)

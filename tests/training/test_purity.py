@@ -1,0 +1,713 @@
+"""A part is a function of its data, the state and its seeds; all else is put back or refused.
+
+Each task here would give one worker another result than two, or another than plain PyTorch.
+"""
+
+import functools
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from small_tasks import CLASSES, CLOCK, FEATURES, PART, SEED, Plain, everything
+from small_tasks import part as batch_of
+from torch import nn
+from torch.nn.utils import prune
+from wires import Network, bits
+
+from raytrain_plus.algorithms import Weave
+from raytrain_plus.elastic.plan import Member, assign
+from raytrain_plus.seeds import seed_for
+from raytrain_plus.task import TaskError
+from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.purity import check_function
+from raytrain_plus.training.state import Replica
+
+RANKS = 6
+
+
+def loop_of(task, *, watch_task=True):
+    replica = Replica.build(task, SEED, torch.device("cpu"), weave=Weave(()), clock=CLOCK)
+    return TrainingLoop(task, replica, Weave(()), watch_task=watch_task)
+
+
+def admitted(task):
+    """Return a loop whose task has been tried, as a worker does it at its start."""
+    loop = loop_of(task)
+    check_function(loop, lambda: batch_of(0, 0))
+    return loop
+
+
+def train(make_task, workers, steps=3):
+    """Train some workers one after the other within each step; return their loops and losses."""
+    ranges = [a.ranks for a in assign(RANKS, [Member(f"w{i}") for i in range(workers)])]
+    network = Network(workers)
+    loops = [admitted(make_task()) for _ in range(workers)]
+    for i, loop in enumerate(loops):
+        loop.begin(ranges, network.wire(i))
+
+    def one(wire):
+        torch.set_num_threads(1)
+        loop, mine = loops[wire.index], ranges[wire.index]
+        return [loop.run_step([batch_of(step, r) for r in mine]).loss for step in range(steps)]
+
+    losses = network.run(one)[0]
+    for loop in loops:
+        loop.end()
+    return loops, losses
+
+
+def plain(task, steps):
+    """Train with plain PyTorch, one forward for each part; returns the model and the losses."""
+    torch.manual_seed(seed_for(SEED, "model"))
+    model = task.model()
+    optimizer = task.optimizer(model)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        total = 0.0
+        for rank in range(RANKS):
+            batch = batch_of(step, rank)
+            loss = task.loss(task.forward(model, batch), batch).sum() / (RANKS * PART)
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        losses.append(total)
+    return model, losses
+
+
+def length_of(batch):
+    """A number that is now the same as in the part before, now another, like a length."""
+    return 2 + int(batch["label"][0])
+
+
+class Base(Plain):
+    """A task whose model is given a length."""
+
+    kind: type
+
+    def model(self):
+        return self.kind()
+
+    def forward(self, model, batch):
+        return model(batch["x"], length_of(batch))
+
+
+class Layered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+
+class Rebound(Layered):
+    """A table that is registered again when the length changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.made_for = 0
+        self.register_buffer("table", torch.ones(FEATURES), persistent=False)
+
+    def forward(self, x, length):
+        if length != self.made_for:
+            self.register_buffer("table", torch.full((FEATURES,), length / 4), persistent=False)
+            self.made_for = length
+        return self.layer(x * self.table)
+
+
+class Resized(Layered):
+    """A table whose size is the length."""
+
+    def __init__(self):
+        super().__init__()
+        self.made_for = 1
+        self.register_buffer("table", torch.ones(1))
+
+    def forward(self, x, length):
+        if length != self.made_for:
+            self.table = torch.linspace(0, 1, length)
+            self.made_for = length
+        return self.layer(x) * self.table.sum()
+
+
+class InPlace(Layered):
+    """A table that is filled again when the length changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.made_for = 0
+        self.register_buffer("table", torch.ones(FEATURES))
+
+    def forward(self, x, length):
+        if length != self.made_for:
+            self.table.fill_(length / 4)
+            self.made_for = length
+        return self.layer(x * self.table)
+
+
+class Appearing(Layered):
+    """A buffer that is None until the first forward, and then a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", None)
+
+    def forward(self, x, _):
+        if self.mask is None:
+            self.mask = torch.linspace(0, 1, FEATURES)
+        return self.layer(x * self.mask)
+
+
+class Added(Layered):
+    """A buffer that is registered in the first forward."""
+
+    def forward(self, x, _):
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.linspace(0, 1, FEATURES))
+        return self.layer(x * self.mask)
+
+
+class Attribute(Layered):
+    """A plain tensor that is kept for a length."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = None
+        self.made_for = 0
+
+    def forward(self, x, length):
+        if length != self.made_for:
+            self.table, self.made_for = torch.full((FEATURES,), length / 4), length
+        return self.layer(x * self.table)
+
+
+class Dictionary(Layered):
+    """Tables by length, in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = {}
+
+    def forward(self, x, length):
+        if length not in self.tables:
+            self.tables[length] = torch.full((FEATURES,), length / 4)
+        return self.layer(x * self.tables[length])
+
+
+class LastValue(Layered):
+    """An auxiliary value that is left for the loss, and what was looked at last."""
+
+    def forward(self, x, length):
+        self.hidden = self.layer(x)
+        self.length = length
+        return self.hidden
+
+
+class CachedProperty(Layered):
+    @functools.cached_property
+    def table(self):
+        return torch.linspace(0, 1, FEATURES)
+
+    def forward(self, x, _):
+        return self.layer(x * self.table)
+
+
+class OldSpectralNorm(Layered):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.utils.weight_norm(self.layer)
+
+    def forward(self, x, _):
+        return self.layer(x)
+
+
+CACHES = [
+    Rebound,
+    Resized,
+    InPlace,
+    Appearing,
+    Added,
+    Attribute,
+    Dictionary,
+    LastValue,
+    CachedProperty,
+    OldSpectralNorm,
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", CACHES)
+def test_caches_give_the_function_of_plain_pytorch_on_any_number_of_workers(kind):
+    task = type("Cached", (Base,), {"kind": kind})
+    model, expected = plain(task(), 3)
+    digests = set()
+    for workers in (1, 2, 3):
+        loops, losses = train(task, workers)
+        assert losses == pytest.approx(expected, rel=1e-5)
+        digests |= {loop.replica.digest() for loop in loops}
+        assert len({tuple(loop.replica.tensors()) for loop in loops}) == 1
+    assert len(digests) == 1
+    for name, theirs in model.named_parameters():
+        torch.testing.assert_close(loops[0].replica.model.get_parameter(name), theirs)
+
+
+@pytest.mark.parametrize("kind", [Rebound, InPlace, Attribute])
+def test_without_putting_attributes_back_the_function_is_another(kind, monkeypatch):
+    """The negative control."""
+    task = type("Cached", (Base,), {"kind": kind})()
+    loop = admitted(task)
+    monkeypatch.setattr(loop.buffers.attributes, "put_back", list)
+    loop.begin([range(RANKS)], Network(1).wire(0))
+    losses = [loop.run_step([batch_of(s, r) for r in range(RANKS)]).loss for s in range(3)]
+    expected = plain(task, 3)[1]
+    assert kind is Attribute or losses != pytest.approx(expected, rel=1e-3)
+
+
+def test_what_is_set_up_at_first_use_stays():
+    made = []
+
+    class Lazy(Plain):
+        @functools.cached_property
+        def scale(self):
+            made.append(1)
+            return 0.5
+
+        def loss(self, outputs, batch):
+            return super().loss(outputs * self.scale, batch)
+
+    loop = admitted(Lazy())
+    before = len(made)
+    loop.begin([range(RANKS)], Network(1).wire(0))
+    loop.run_step([batch_of(0, r) for r in range(RANKS)])
+    assert len(made) == before
+
+
+def test_trying_leaves_no_trace():
+    for kind in CACHES[:7]:
+        task = type("Cached", (Base,), {"kind": kind})
+        loop, other = loop_of(task()), loop_of(task())
+        before = everything(loop)
+        check_function(loop, lambda: batch_of(0, 0))
+        assert everything(loop) == before
+        held = {k: v for k, v in vars(loop.replica.model).items() if isinstance(v, int)}
+        assert held == {k: v for k, v in vars(other.replica.model).items() if k in held}
+        assert vars(loop.replica.model).keys() == vars(other.replica.model).keys()
+
+
+class Counter(Layered):
+    def __init__(self):
+        super().__init__()
+        self.forwards = 0
+
+    def forward(self, x, _):
+        self.forwards += 1
+        return self.layer(x) * (1 + 0.01 * self.forwards)
+
+
+class LateCounter(Layered):
+    """A counter that matters after many steps only."""
+
+    def __init__(self):
+        super().__init__()
+        self.forwards = 0.0
+
+    def forward(self, x, _):
+        self.forwards += 1.0
+        return self.layer(x) * (2 if self.forwards > 1000 else 1)
+
+
+class Growing(Layered):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, _):
+        self.seen.append(float(x.mean()))
+        return self.layer(x) + len(self.seen)
+
+
+class Nested(Layered):
+    def __init__(self):
+        super().__init__()
+        self.held = {"counts": {"forward": 0}}
+
+    def forward(self, x, _):
+        self.held["counts"]["forward"] += 1
+        return self.layer(x)
+
+
+class PlainStatistic(Layered):
+    """A running mean that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.zeros(FEATURES)
+
+    def forward(self, x, _):
+        self.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return self.layer(x - self.mean)
+
+
+class HiddenStatistic(PlainStatistic):
+    """Likewise, in a way that PyTorch does not count."""
+
+    def forward(self, x, _):
+        self.mean.data.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return self.layer(x - self.mean)
+
+
+class Previous(Layered):
+    """Looks at the part before."""
+
+    def __init__(self):
+        super().__init__()
+        self.previous = None
+
+    def forward(self, x, _):
+        before, self.previous = self.previous, x.mean(0)
+        return self.layer(x if before is None else x + before)
+
+
+class FirstBatch(Layered):
+    """Is set up by the first data that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = None
+
+    def forward(self, x, _):
+        if self.scale is None:
+            self.scale = float(x.std())
+        return self.layer(x / self.scale)
+
+
+class Drawing(Layered):
+    def __init__(self, generator):
+        super().__init__()
+        self.noise = generator
+
+    def forward(self, x, _):
+        if isinstance(self.noise, torch.Generator):
+            drawn = torch.rand(1, generator=self.noise).item()
+        else:
+            drawn = self.noise.random()
+        return self.layer(x * drawn)
+
+
+class Iterating(Layered):
+    def __init__(self):
+        super().__init__()
+        self.steps = itertools.count()
+
+    def forward(self, x, _):
+        return self.layer(x) * next(self.steps)
+
+
+class AppearingState(Layered):
+    """A statistic that is None until the first forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x, _):
+        now = x.detach().mean(0)
+        self.mean = now if self.mean is None else 0.9 * self.mean + 0.1 * now
+        return self.layer(x - self.mean)
+
+
+class ResizedState(Layered):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x, length):
+        self.seen = torch.zeros(length)
+        return self.layer(x)
+
+
+class Removed(Layered):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x, _):
+        self.seen = None
+        return self.layer(x)
+
+
+STATES = [
+    (Counter, "'forwards' of the model"),
+    (LateCounter, "'forwards' of the model"),
+    (Growing, "'seen' of the model"),
+    (Nested, "'held' of the model"),
+    (PlainStatistic, "'mean' of the model"),
+    (HiddenStatistic, "'mean' of the model"),
+    (Previous, "'previous' of the model"),
+    (FirstBatch, "'scale' of the model"),
+    (lambda: Drawing(random.Random(3)), "'noise' of the model"),
+    (lambda: Drawing(np.random.default_rng(3)), "'noise' of the model"),
+    (lambda: Drawing(np.random.RandomState(3)), "'noise' of the model"),
+    (lambda: Drawing(torch.Generator().manual_seed(3)), "'noise' of the model"),
+    (lambda: Drawing(random.SystemRandom()), "not a function of its inputs"),
+    (Iterating, "not a function of its inputs"),
+    (AppearingState, "buffer 'mean'"),
+    (ResizedState, "buffer 'seen'"),
+    (Removed, "buffer 'seen'"),
+]
+
+
+@pytest.mark.parametrize(("make", "named"), STATES)
+def test_state_outside_of_buffers_is_refused_by_its_name(make, named):
+    task = type("Stateful", (Base,), {"model": lambda _: make()})()
+    with pytest.raises(TaskError, match=named):
+        admitted(task)
+
+
+CALLS = 0
+GENERATOR = random.Random(5)
+
+
+class Globals(Plain):
+    def forward(self, model, batch):
+        global CALLS  # noqa: PLW0603 - what is refused
+        CALLS += 1
+        return model(batch["x"])
+
+
+class OfTheClass(Plain):
+    calls = 0
+
+    def loss(self, outputs, batch):
+        type(self).calls += 1
+        return super().loss(outputs, batch)
+
+
+class OfTheTask(Plain):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def loss(self, outputs, batch):
+        self.calls += 1
+        return super().loss(outputs, batch)
+
+
+class GlobalGenerator(Plain):
+    def forward(self, model, batch):
+        return model(batch["x"] * GENERATOR.random())
+
+
+class HeldObject(Plain):
+    """State in an object that the task holds."""
+
+    class Schedule:
+        step = 0
+
+    def __init__(self):
+        super().__init__()
+        self.schedule_of = self.Schedule()
+        self.schedule_of.step = 0
+
+    def forward(self, model, batch):
+        self.schedule_of.step += 1
+        return model(batch["x"])
+
+
+@pytest.mark.parametrize(
+    ("task", "named"),
+    [
+        (Globals, "'CALLS' of Python module"),
+        (OfTheClass, "'calls' of class OfTheClass"),
+        (OfTheTask, r"'calls' of the task \(OfTheTask\)"),
+        (GlobalGenerator, "'GENERATOR' of Python module"),
+        (HeldObject, "'step' of Schedule in 'schedule_of' of the task"),
+    ],
+)
+def test_state_of_the_task_is_refused_by_its_name(task, named):
+    with pytest.raises(TaskError, match=named):
+        admitted(task())
+
+
+def test_a_cache_that_begins_later_is_put_back_and_a_counter_is_refused():
+    class Late(Layered):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("steps", torch.tensor(0))
+            self.made_for, self.table, self.calls = 0, None, 0
+
+        def forward(self, x, length):
+            self.steps += 1
+            if self.steps <= 2:
+                return self.layer(x)
+            if self.steps > 4:
+                self.calls += 1
+            if length != self.made_for:
+                self.table, self.made_for = torch.full((FEATURES,), length / 4), length
+            return self.layer(x * self.table)
+
+    task = type("Cached", (Base,), {"kind": Late})
+    digests = set()
+    for workers in (1, 2, 3):
+        loops, _ = train(task, workers, 4)
+        digests |= {loop.replica.digest() for loop in loops}
+        assert loops[0].replica.model.made_for == 0
+        with pytest.raises(TaskError, match="'calls' of the model"):
+            train(task, workers, 5)
+    assert len(digests) == 1
+
+
+class MaxNorm(Plain):
+    def model(self):
+        return nn.Sequential(nn.Embedding(CLASSES, FEATURES, max_norm=0.5), nn.Linear(FEATURES, 3))
+
+    def forward(self, model, batch):
+        return model(batch["label"])
+
+
+class Clamped(Plain):
+    """Weights that are clamped before use, in a way that PyTorch does not count."""
+
+    def forward(self, model, batch):
+        model[0].weight.data.clamp_(-0.01, 0.01)
+        return model(batch["x"])
+
+
+class InBackward(Plain):
+    """An optimizer that takes its step in the backward."""
+
+    def model(self):
+        model = super().model()
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda p: setattr(p, "data", p.data - 0.1 * p.grad)
+            )
+        return model
+
+
+class Replaced(Plain):
+    def forward(self, model, batch):
+        if not isinstance(model[0].weight, Own):
+            model[0].weight = Own(model[0].weight.detach() * 1)
+        return model(batch["x"])
+
+
+class Own(nn.Parameter):
+    pass
+
+
+class DataDependentInit(Plain):
+    """ActNorm: the first batch sets the weights."""
+
+    def model(self):
+        model = super().model()
+        model.register_buffer("ready", torch.tensor(False))
+        return model
+
+    def forward(self, model, batch):
+        if not model.ready:
+            with torch.no_grad():
+                model[0].bias.copy_(-model[0](batch["x"]).mean(0))
+            model.ready.fill_(True)
+        return model(batch["x"])
+
+
+class Sparse(MaxNorm):
+    def model(self):
+        return nn.Sequential(nn.Embedding(CLASSES, FEATURES, sparse=True), nn.Linear(FEATURES, 3))
+
+
+class Unfreezing(Plain):
+    def model(self):
+        model = super().model()
+        model[0].requires_grad_(False)
+        return model
+
+    def forward(self, model, batch):
+        model[0].requires_grad_(True)
+        return model(batch["x"])
+
+
+class Freezing(Plain):
+    def forward(self, model, batch):
+        model[0].requires_grad_(False)
+        return model(batch["x"])
+
+
+class Lazy(Plain):
+    def model(self):
+        return nn.LazyLinear(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("task", "named"),
+    [
+        (MaxNorm, "the forward changes parameter '0.weight'"),
+        (Clamped, "changes parameter '0.weight'"),
+        (InBackward, "changes parameter '0.weight'"),
+        (DataDependentInit, "the forward changes parameter '0.bias'"),
+        (Sparse, "'0.weight' has a sparse gradient"),
+        (Unfreezing, "switches on requires_grad of parameter '0.weight'"),
+        (Freezing, "switches off requires_grad of parameter '0.weight'"),
+        (Lazy, "parameter 'weight' has no shape yet"),
+    ],
+)
+def test_a_forward_that_changes_parameters_is_refused_by_name(task, named):
+    with pytest.raises(TaskError, match=named):
+        admitted(task())
+
+
+def test_a_parameter_that_is_unfrozen_later_is_refused_before_anything_is_lost():
+    class Later(Unfreezing):
+        def model(self):
+            model = super().model()
+            model.register_buffer("steps", torch.tensor(0))
+            return model
+
+        def forward(self, model, batch):
+            model.steps += 1
+            if model.steps > 2:
+                model[0].requires_grad_(True)
+            return model(batch["x"])
+
+    for workers in (1, 2):
+        loops, _ = train(Later, workers, 2)
+        with pytest.raises(TaskError, match=r"switches on requires_grad of parameter '0.weight'"):
+            train(Later, workers, 3)
+        assert {loop.replica.step for loop in loops} == {2}
+
+
+def test_a_parameter_that_is_replaced_or_added_between_steps_is_refused():
+    for change, named in [
+        (lambda m: setattr(m[0], "weight", Own(m[0].weight.detach())), "'0.weight' was replaced"),
+        (lambda m: m.append(nn.Linear(3, 3)), "other parameters than at its start"),
+        (lambda m: m[0].requires_grad_(False), "switches off requires_grad"),
+    ]:
+        loop = admitted(Plain())
+        loop.begin([range(2)], Network(1).wire(0))
+        loop.run_step([batch_of(0, r) for r in range(2)])
+        change(loop.replica.model)
+        before = [bits(p) for p in loop.replica.model.parameters()]
+        with pytest.raises(TaskError, match=named):
+            loop.run_step([batch_of(1, r) for r in range(2)])
+        assert [bits(p) for p in loop.replica.model.parameters()] == before
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)),
+        lambda: nn.utils.spectral_norm(nn.Linear(6, 3)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3)),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)),
+        lambda: nn.utils.parametrizations.orthogonal(nn.Linear(6, 3)),
+        lambda: prune.l1_unstructured(nn.Linear(6, 3), "weight", 0.3),
+        lambda: torch.jit.script(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))),
+    ],
+)
+def test_usual_models_are_admitted(make):
+    loop = admitted(type("Usual", (Plain,), {"model": lambda _: make()})())
+    assert not loop.buffers.cached
+    loop.begin([range(2)], Network(1).wire(0))
+    assert loop.run_step([batch_of(0, r) for r in range(2)]).step == 1
