@@ -225,9 +225,7 @@ class TrainingLoop:
                 reduced = self._sum_over_all(exchange, step, parts, rows)
                 self._compare(exchange, step, audit_part)
                 lane = tree_sum(reduced.lane)
-                loss = self._checked_loss(reduced.lane, lane)
-                self._check_gradients(reduced)
-                self.weights.check()
+                loss = self._checked_loss(reduced, lane)
                 progress = self._clock.progress(replica.step)
                 rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
@@ -345,7 +343,8 @@ class TrainingLoop:
             salvaged=int(lane[SALVAGED]),
         )
 
-    def _checked_loss(self, rows: Rows, lane: Rows) -> float:
+    def _checked_loss(self, reduced: Reduced, lane: Rows) -> float:
+        """Return the loss, if everything is as the update needs it."""
         if not lane[WEIGHT]:
             raise LossError(
                 f"no sample counts in step {self.replica.step + 1}: the weights of all are zero, "
@@ -355,12 +354,14 @@ class TrainingLoop:
             )
         loss = float(lane[LOSS] / lane[WEIGHT])
         if not math.isfinite(loss):
-            worst = [rank for rank, row in enumerate(rows) if not math.isfinite(row[LOSS])]
+            worst = [rank for rank, row in enumerate(reduced.lane) if not math.isfinite(row[LOSS])]
             raise LossError(
                 f"the loss is {loss} at step {self.replica.step + 1} (logical ranks {worst}): "
                 "lower the learning rate, clip the gradient, or look at the data of this step. "
                 f"The state after step {self.replica.step} is kept."
             )
+        self._check_gradients(reduced)
+        self.weights.check()
         return loss
 
     def _check_gradients(self, reduced: Reduced) -> None:

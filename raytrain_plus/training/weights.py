@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from raytrain_plus.task import TaskError
 
@@ -28,9 +27,6 @@ class Weights:
 
     Args:
         model: the model, as it is trained.
-
-    Raises:
-        TaskError: a parameter has no shape yet.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,12 +42,6 @@ class Weights:
             named.setdefault(id(parameter), (name, parameter))
         self._names = [name for name, _ in named.values()]
         self._all = [p for _, p in named.values()]
-        for name, parameter in zip(self._names, self._all, strict=True):
-            if isinstance(parameter, UninitializedParameter):
-                raise TaskError(
-                    f"parameter {name!r} has no shape yet, as its layer is lazy: run one forward "
-                    "on an example in task.model(), before it returns"
-                )
         self._count = sum(len(m._parameters) for m in model.modules())  # noqa: SLF001
         self._trained = [p.requires_grad for p in self._all]
         self._kinds = [(p.shape, p.dtype, p.device) for p in self._all]

@@ -649,7 +649,7 @@ class Lazy(Plain):
         (Sparse, "'0.weight' has a sparse gradient"),
         (Unfreezing, "switches on requires_grad of parameter '0.weight'"),
         (Freezing, "switches off requires_grad of parameter '0.weight'"),
-        (Lazy, "parameter 'weight' has no shape yet"),
+        (Lazy, "'weight' has no shape yet"),
     ],
 )
 def test_a_forward_that_changes_parameters_is_refused_by_name(task, named):
