@@ -88,17 +88,20 @@ def last_checkpoint(
 
 def _has_checkpoints(folder: Path) -> bool:
     """Say whether the journal tells of checkpoints: then there must be some."""
-    return any(e["event"] == "checkpoint" and "metrics" in e for e in journal.read(folder))
+    told = journal.each(folder / journal.FILE_NAME, {"checkpoint"})
+    return any("metrics" in event for event in told)
 
 
 def _identity_before(folder: Path) -> Mapping[str, Any]:
     """Return what the run's first words said, with the changes that were allowed since."""
     try:
-        described = [e for e in journal.read(folder) if e["event"] == "run"]
+        described = list(journal.each(folder / journal.FILE_NAME, {"run"}))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no run to resume in {folder}") from error
-    allowed = [e["identity"] for e in described if e.get("changes")]
-    before: Mapping[str, Any] = (allowed or [e["identity"] for e in described[:1]] or [{}])[-1]
+    allowed = [e.get("identity", {}) for e in described if e.get("changes")]
+    before: Mapping[str, Any] = (allowed or [e.get("identity", {}) for e in described[:1]] or [{}])[
+        -1
+    ]
     return before
 
 

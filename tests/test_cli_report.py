@@ -62,6 +62,6 @@ def test_what_cannot_be_reported_on_says_why(storage):
     assert (said.exit_code, "no run 'yours'" in said.stderr) == (2, True)
     said = run(storage, "mine", "--output", str(storage))
     assert (said.exit_code, "Name another place with --output" in said.stderr) == (2, True)
-    (storage / "mine" / journal.FILE_NAME).write_text('{"event": "step"}\n')
+    (storage / "mine" / journal.FILE_NAME).write_text('{"event": "step", "step": 1, "loss": 0.5}\n')
     said = run(storage, "mine")
     assert (said.exit_code, "no `run` line" in said.stderr) == (2, True)

@@ -44,6 +44,8 @@ PURE = [
     "clock",
     "names",
     "observe.journal",
+    "observe.events",
+    "redaction",
     "nodes.notices",
     "nodes.complaints",
     "observe.quantities",
@@ -81,7 +83,7 @@ PURE = [
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
-    {"seeds", "clock", "task", "names", "observe.journal"},
+    {"seeds", "clock", "task", "names", "redaction", "observe.journal", "observe.events"},
     {"schedules", "models", "task_check"},
     {"algorithms", "streams", "observe"},
     {"training"},

@@ -263,7 +263,7 @@ def verify(
 
     def run() -> dict[str, Any]:
         folders = [steering.folder_of(name, storage) for name in (one, other)]
-        found = compare(*(journal.read(folder) for folder in folders))
+        found = compare(*(journal.each(journal.file_of(folder)) for folder in folders))
         if not as_json:
             said = "equal in every bit" if found.equal else f"different: {found.first_difference}"
             Console().print(f"{found.steps} common steps; {said}", highlight=False)

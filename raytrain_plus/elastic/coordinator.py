@@ -62,12 +62,12 @@ class Coordinator:
         self._lock = threading.RLock()
         self._fence = Fence(spec.folder)
         self._fence.take()
-        path = spec.folder / journal.FILE_NAME
-        events = journal.read(path) if path.exists() else []
+        opened = Journal(spec.folder)
+        self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
+        events: list[Event] = []  # all but the steps, of which there may be millions
+        told = self.live.passing(journal.each(opened.path), events)
+        self._chronicle = Chronicle(opened, told, self._fence.check, self.live.add)
         this_time = journal.since_last_run(events)
-        steps = spec.clock.total_steps
-        self.live = LiveRun(spec.batch_size, steps, time.time(), this_time)
-        self._chronicle = Chronicle(Journal(spec.folder), events, self._fence.check, self.live.add)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._account = Account()
         self._pool = Pool(spec, ray.get_runtime_context().current_actor)

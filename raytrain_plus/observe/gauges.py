@@ -4,7 +4,7 @@ Pure: time is given, and whoever exports the values is elsewhere (`elastic/recor
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,6 +111,20 @@ class LiveRun:
             for event in events:
                 self._add(event)
 
+    def passing(self, events: Iterable[Event], rare: list[Event]) -> Iterator[Event]:
+        """Take in the events of a journal one by one and pass them on, for one that is long.
+
+        Args:
+            events: of this run and those before it.
+            rare: is given all but the steps, of which there may be millions.
+        """
+        for event in events:
+            with self._lock:
+                self._add(event)
+            if event["event"] != "step":
+                rare.append(event)
+            yield event
+
     def samples_per_second(self, now: float) -> float:
         """Return how fast the run gets on, at Unix time `now`."""
         with self._lock:
@@ -144,10 +158,10 @@ class LiveRun:
     def _add(self, event: Event) -> None:
         kind = event["event"]
         if kind == "run":
-            self._begin(event["time"])
+            self._begin(event.get("time", self._began))
         elif kind == "step":
             self._step, self._loss = event["step"], event["loss"]
-            self._throughput.add(event["time"], event["step"])
+            self._throughput.add(event.get("time", 0.0), event["step"])
         elif kind == "withdrawn":
             self._step = event["step"]
         elif kind == "generation":
@@ -157,7 +171,8 @@ class LiveRun:
             if "refused" in event or "removed" in event:
                 self._checkpoints.pop(event["folder"], None)
             else:
-                self._checkpoints[event["folder"]] = (event["step"], event["time"])
+                at = event.get("step", 0), event.get("time", self._began)
+                self._checkpoints[event["folder"]] = at
 
 
 def traffic(counts: Mapping[str, int]) -> list[Reading]:

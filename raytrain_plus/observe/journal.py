@@ -3,23 +3,45 @@
 `run` opens it, `end` closes it; between them stand `generation`, `step`, `worker`, `evaluate`,
 `checkpoint`, `fault`, `environment` (how the workers compute, by the first that came) and `account`
 (where the workers' time went in a generation, and what they fetched, in sums over all who could
-report). Every line has `event` and `time` (Unix seconds). A line is written whole or, when the
-writer is killed in it, is the torn last line, which readers leave out.
+report). Every line has `event` and `time` (Unix seconds).
+
+A resume believes what stands here. So every line ends with a checksum of itself (`crc`), and the
+file is synced to disk with each line of `SYNCED`. A line is written in one call. The last line of a
+writer that was killed may be cut short: it has no line feed, readers leave it out, and the next
+writer cuts it off. Any other line that is not what was written is an error that names file and
+line. A journal of a million steps is read in bounded memory by `each`, `follow` and `newest`.
 """
 
+import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from raytrain_plus.observe.events import Event as Event  # noqa: PLC0414 - part of this one
+from raytrain_plus.observe.events import EventError, check_event
+from raytrain_plus.redaction import redacted
 
 FILE_NAME = "journal.jsonl"
+# Whoever loses power does not lose these, nor what stands before them.
+SYNCED = frozenset({"run", "checkpoint", "withdrawn", "stop", "end"})
+MOST_LINE = 16 << 20  # bytes
 
-Event = dict[str, Any]
+_MARK, _CLOSE = b', "crc": "', b'"}'
+_TAIL = len(_MARK) + 8 + len(_CLOSE)
+_BEGIN = b'{"event": "'
+AT_ONCE = 4 << 20  # bytes that `follow` reads in one call, and `newest` in one go
+
+
+class JournalError(ValueError):
+    """A journal that is damaged or tells of no run; the message says where."""
 
 
 class Journal:
-    """Appends events to a run's `journal.jsonl`.
+    """Appends events to a run's `journal.jsonl`; a last line that was cut short is cut off.
 
     Args:
         folder: the run's folder, which must exist.
@@ -27,61 +49,161 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
-        torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"\n", b"")
-        self._file = self.path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
+        is_new = not self.path.exists()
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if is_new:
+            _sync_folder(folder)
+        else:
+            _cut_off_half_a_line(self._file)
 
     def write(self, event: str, **fields: Any) -> Event:
         """Append one event and return it."""
         return self.write_all([{"event": event, "time": time.time(), **fields}])[0]
 
     def write_all(self, events: list[Event]) -> list[Event]:
-        """Append finished events, in one write."""
-        self._file.write("".join(json.dumps(event) + "\n" for event in events))
-        self._file.flush()
+        """Append finished events, all or none of them; returns them as they were written.
+
+        Raises:
+            OSError: they cannot be written; nothing of them is left in the file.
+        """
+        # A step holds numbers only, which no secret is.
+        events = [one if one["event"] == "step" else redacted(one) for one in events]
+        data = b"".join(map(_line, events))
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, data)
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)
+            raise
+        if any(event["event"] in SYNCED for event in events):
+            self.sync()
         return events
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        os.close(self._file)
 
 
-def follow(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Return the whole events that stand after a byte offset, and the offset behind them."""
+def follow(path: Path, offset: int = 0, most: int = AT_ONCE) -> tuple[list[Event], int]:
+    """Return whole events that stand after a byte offset, and the offset behind them.
+
+    Args:
+        path: the journal's file.
+        offset: where a line begins.
+        most: about how many bytes to read; call again with the new offset for what is left.
+
+    Raises:
+        JournalError: a line is damaged.
+    """
     if not path.exists():
         return [], offset
+    events, begin, end = [], offset, offset
     with path.open("rb") as file:
         file.seek(offset)
-        data = file.read()
-    end = data.rfind(b"\n") + 1
-    return list(_events(data[:end])), offset + end
+        for line in _lines(file, path, offset):
+            events.append(_parsed(line, path, end))
+            end += len(line)
+            if end - begin >= most:
+                break
+    return events, end
 
 
 def read(path: Path) -> list[Event]:
     """Return all whole events of a journal file, or of the run's folder that holds it.
 
+    For journals that are short: a long one is read by `each`.
+
     Raises:
         FileNotFoundError: there is no journal.
+        JournalError: a line is damaged.
+    """
+    return list(each(file_of(path)))
+
+
+def file_of(path: Path) -> Path:
+    """Return the journal's file, of itself or of the run's folder that holds it.
+
+    Raises:
+        FileNotFoundError: there is none.
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"no journal at {file}: is it the folder of a run?")
-    return follow(file)[0]
+    return file
 
 
-def each(path: Path) -> Iterator[Event]:
+def each(path: Path, kinds: Collection[str] | None = None) -> Iterator[Event]:
     """Yield the whole events of a journal file one by one, for journals that are long.
 
-    A line that is being written is left out.
+    Args:
+        path: the journal's file.
+        kinds: the events that are wanted; the checksums of the others are checked all the same.
+            Default: all.
 
     Raises:
         FileNotFoundError: there is no journal.
+        JournalError: a line is damaged.
     """
+    wanted = None if kinds is None else frozenset(kind.encode() for kind in kinds)
+    offset = 0
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield from _events(line)
+        for line in _lines(file, path, 0):
+            kind = _kind_of(line) if wanted is not None else None
+            if wanted is None or kind is None or kind in wanted or not _is_whole(line):
+                event = _parsed(line, path, offset)
+                if kinds is None or event["event"] in kinds:
+                    yield event
+            offset += len(line)
+
+
+def newest(path: Path, kinds: Collection[str]) -> dict[str, Event]:
+    """Return the last event of each kind, read from the file's end, in the order of the file.
+
+    What stands before the last of these lines is not looked at, so that this takes as long for a
+    journal of a million steps as for a short one, if the run was resumed lately; else it takes as
+    long as reading the file's bytes.
+
+    Raises:
+        FileNotFoundError: there is no journal.
+        JournalError: a line among the last, or one that is returned, is damaged.
+    """
+    missing, found = set(kinds), {}
+    with path.open("rb") as file:
+        end = _end_of_lines(file)
+        is_last = True
+        while end > 0 and missing:
+            begin, block = _block_before(file, end, path)
+            lines = block.splitlines(keepends=True)
+            at = end
+            for line in reversed(lines):
+                at -= len(line)
+                kind = _kind_of(line)
+                if is_last or kind is None or kind.decode(errors="replace") in missing:
+                    event = _parsed(line, path, at)
+                    if event["event"] in missing:
+                        missing.discard(event["event"])
+                        found[event["event"]] = event
+            end, is_last = begin, False
+    return dict(reversed(found.items()))
+
+
+def size_of(path: Path) -> int:
+    """Return the offset behind a journal's last whole line; 0 if there is no journal."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return _end_of_lines(file)
 
 
 def since_last_run(events: list[Event]) -> list[Event]:
@@ -90,11 +212,121 @@ def since_last_run(events: list[Event]) -> list[Event]:
     return events[begins[-1] :] if begins else events
 
 
-def _events(data: bytes) -> Iterator[Event]:
-    for line in data.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a line torn by a kill, closed by the writer that came after
-        if isinstance(event, dict) and "event" in event:
-            yield event
+def need(event: Event, *fields: str) -> None:
+    """See that an event has what its reader cannot do without.
+
+    Raises:
+        JournalError: a field is missing.
+    """
+    for field in fields:
+        if field not in event:
+            raise JournalError(f"the journal's {event['event']!r} line does not say its {field!r}")
+
+
+# -- lines
+
+
+def _line(event: Event) -> bytes:
+    body = json.dumps(event).encode()[:-1]
+    return b"%b%b%08x%b\n" % (body, _MARK, zlib.crc32(body), _CLOSE)
+
+
+def _lines(file: IO[bytes], path: Path, offset: int) -> Iterator[bytes]:
+    """Yield whole lines; the last is left out if it is being written, or was cut short."""
+    while line := file.readline(MOST_LINE):
+        if not line.endswith(b"\n"):
+            if len(line) >= MOST_LINE:
+                raise _damaged(path, offset, f"it has more than {MOST_LINE} bytes")
+            return
+        yield line
+        offset += len(line)
+
+
+def _parsed(line: bytes, path: Path, offset: int) -> Event:
+    has_crc = line[-_TAIL - 1 : -len(_CLOSE) - 9] == _MARK
+    try:
+        body = line
+        if has_crc:
+            body = line[: -_TAIL - 1]
+            if b"%08x" % zlib.crc32(body) != line[-len(_CLOSE) - 9 : -len(_CLOSE) - 1]:
+                raise EventError("its checksum differs")
+            body += b"}"
+        event: Event = check_event(json.loads(body.decode()))
+    except (ValueError, RecursionError) as error:
+        why = str(error) if isinstance(error, EventError) else f"it is no JSON ({error})"
+        raise _damaged(path, offset, why) from None
+    return event
+
+
+def _is_whole(line: bytes) -> bool:
+    body = line[: -_TAIL - 1]
+    return line[-_TAIL - 1 :] == b"%b%08x%b\n" % (_MARK, zlib.crc32(body), _CLOSE)
+
+
+def _kind_of(line: bytes) -> bytes | None:
+    """Return an event's name as every writer of ours puts it first; None if it does not."""
+    if not line.startswith(_BEGIN):
+        return None
+    return line[len(_BEGIN) : line.find(b'"', len(_BEGIN))]
+
+
+def _damaged(path: Path, offset: int, why: str) -> JournalError:
+    number = 1
+    with path.open("rb") as file:
+        left = offset
+        while left > 0 and (data := file.read(min(left, 1 << 20))):
+            number += data.count(b"\n")
+            left -= len(data)
+    return JournalError(
+        f"{path}, line {number}: the line is damaged, {why}. Bring the file back from a copy; or "
+        f"go on with what stands before it: keep the file, and put its first {number - 1} lines "
+        f"(head -n {number - 1}) in its place"
+    )
+
+
+# -- the file's end
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Return the offset behind the last whole line."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - (1 << 16))
+        file.seek(begin)
+        at = file.read(end - begin).rfind(b"\n")
+        if at >= 0:
+            return begin + at + 1
+        end = begin
+    return 0
+
+
+def _block_before(file: IO[bytes], end: int, path: Path) -> tuple[int, bytes]:
+    """Return whole lines that end at an offset, some megabytes of them, and where they begin."""
+    begin, size = end, AT_ONCE
+    while begin > 0:
+        begin = max(0, end - size)
+        file.seek(begin)
+        block = file.read(end - begin)
+        first = 0 if begin == 0 else block.find(b"\n", 0, len(block) - 1) + 1
+        if begin == 0 or first > 0:
+            return begin + first, block[first:]
+        if size > MOST_LINE:
+            raise _damaged(path, begin, f"it has more than {MOST_LINE} bytes")
+        size *= 2
+    return 0, b""
+
+
+def _cut_off_half_a_line(file: int) -> None:
+    with os.fdopen(os.dup(file), "rb") as reading:
+        end = _end_of_lines(reading)
+        if end < os.fstat(file).st_size:
+            os.ftruncate(file, end)
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems have no such thing
+            os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,7 +1,11 @@
 """Holding two runs against each other, step by step."""
 
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from raytrain_plus.observe.journal import Event
 
@@ -21,20 +25,31 @@ class Comparison:
     first_difference: dict[str, Any] | None
 
 
-def compare(one: list[Event], other: list[Event]) -> Comparison:
-    """Compare two journals: losses bit for bit, metrics, and the digest of the final state."""
-    left, right = _facts(one), _facts(other)
-    common = sum(1 for key in left if key in right and key[1] == "loss")
-    for key in sorted(left.keys() | right.keys()):
-        if left.get(key) != right.get(key):
-            step, what = key
-            difference = {
-                "step": int(step) if step != _END else None,
-                "what": what,
-                "values": [left.get(key), right.get(key)],
-            }
-            return Comparison(False, common, difference)
-    ended = any(what == "digest" for _, what in left)
+def compare(one: Iterable[Event], other: Iterable[Event]) -> Comparison:
+    """Compare two journals: losses bit for bit, metrics, and the digest of the final state.
+
+    Args:
+        one: the events of a run, which are read once; a step takes 16 bytes.
+        other: those of another one.
+    """
+    left, right = _Facts.of(one), _Facts.of(other)
+    at, common = _losses_differ(left, right)
+    differing = [
+        key
+        for key in left.rest.keys() | right.rest.keys()
+        if left.rest.get(key) != right.rest.get(key)
+    ]
+    if at is not None:
+        differing.append((at, "loss"))
+    if differing:
+        step, what = first = min(differing)
+        values = [
+            facts.loss_at(int(step)) if what == "loss" else facts.rest.get(first)
+            for facts in (left, right)
+        ]
+        told = {"step": None if step == _END else int(step), "what": what, "values": values}
+        return Comparison(False, common, told)
+    ended = any(what == "digest" for _, what in left.rest)
     unfinished = None if ended else {"step": None, "what": "digest", "values": [None, None]}
     return Comparison(ended, common, unfinished)
 
@@ -42,14 +57,49 @@ def compare(one: list[Event], other: list[Event]) -> Comparison:
 _END = float("inf")
 
 
-def _facts(events: list[Event]) -> dict[tuple[float, str], Any]:
-    facts: dict[tuple[float, str], Any] = {}
-    for event in events:
-        if event["event"] == "step":
-            facts[event["step"], "loss"] = event["loss_hex"]
-        elif event["event"] == "evaluate":
-            for name, value in event["metrics"].items():
-                facts[event["step"], f"metric {name}"] = value
-        elif event["event"] == "end" and event.get("digest"):
-            facts[_END, "digest"] = event["digest"]
-    return facts
+@dataclass
+class _Facts:
+    """What a journal tells of a run; what it tells again stands in the place of what it told."""
+
+    steps: "array[int]" = field(default_factory=lambda: array("q"))
+    losses: "array[float]" = field(default_factory=lambda: array("d"))
+    rest: dict[tuple[float, str], Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> "_Facts":
+        facts = cls()
+        for event in events:
+            if event["event"] == "step":
+                facts.steps.append(event["step"])
+                told = event.get("loss_hex")
+                facts.losses.append(event["loss"] if told is None else float.fromhex(told))
+            elif event["event"] == "evaluate":
+                for name, value in event["metrics"].items():
+                    facts.rest[event["step"], f"metric {name}"] = value
+            elif event["event"] == "end" and event.get("digest"):
+                facts.rest[_END, "digest"] = event["digest"]
+        return facts
+
+    def by_step(self) -> tuple[Any, Any]:
+        """Return the steps in order, and the bits of the loss that was told last of each."""
+        steps = np.frombuffer(self.steps, np.int64)[::-1]
+        bits = np.frombuffer(self.losses, np.int64)[::-1]
+        known, last = np.unique(steps, return_index=True)
+        return known, bits[last]
+
+    def loss_at(self, step: int) -> str | None:
+        """Return a step's loss in hexadecimal; None if the journal does not tell it."""
+        for at in range(len(self.steps) - 1, -1, -1):
+            if self.steps[at] == step:
+                return self.losses[at].hex()
+        return None
+
+
+def _losses_differ(left: _Facts, right: _Facts) -> tuple[int | None, int]:
+    """Return the first step of which both do not have the same loss, and how many both have."""
+    (one, ours), (other, theirs) = left.by_step(), right.by_step()
+    common, here, there = np.intersect1d(one, other, assume_unique=True, return_indices=True)
+    unequal = common[ours[here] != theirs[there]]
+    lone = np.setxor1d(one, other, assume_unique=True)
+    first = [int(steps.min()) for steps in (unequal, lone) if len(steps)]
+    return min(first, default=None), len(common)

@@ -2,15 +2,27 @@
 
 import json
 import math
+import os
+import random
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.observe.journal import FILE_NAME, Journal, each, follow, read
+from raytrain_plus.observe import journal as journals
+from raytrain_plus.observe.journal import (
+    FILE_NAME,
+    Journal,
+    JournalError,
+    each,
+    follow,
+    newest,
+    read,
+)
 
 EVENTS = [
-    {"event": "run", "time": 1.5, "run": "é\n\r\u2028 name"},
+    {"event": "run", "time": 1.5, "run": "é\n\r\u2028 name", "total_steps": 1},
     {"event": "step", "time": 2.0, "step": 1, "loss": 0.1, "loss_hex": (0.1).hex()},
     {"event": "end", "time": 3.0, "metrics": {"accuracy": [0.5, {"deep": None}]}},
 ]
@@ -23,12 +35,37 @@ def journal(tmp_path):
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    """What the events are in a file."""
+    folder = tmp_path_factory.mktemp("content")
+    opened = Journal(folder)
+    opened.write_all(EVENTS)
+    opened.close()
+    return (folder / FILE_NAME).read_bytes()
+
+
 def test_what_is_written_is_read_back_in_order(journal, tmp_path):
     journal.write_all(EVENTS[:2])
     journal.write_all(EVENTS[2:])
-    assert read(tmp_path) == EVENTS
-    assert read(tmp_path / FILE_NAME) == EVENTS
+    assert read(tmp_path) == with_crc(tmp_path)
+    assert without_crc(read(tmp_path)) == EVENTS
+    assert without_crc(read(tmp_path / FILE_NAME)) == EVENTS
     assert len((tmp_path / FILE_NAME).read_text().split("\n")) == len(EVENTS) + 1
+
+
+def with_crc(folder):
+    """Read the lines as anybody would who knows that each is one JSON object."""
+    lines = (folder / FILE_NAME).read_text().splitlines()
+    for line in lines:
+        body, _, rest = line.partition(', "crc": "')
+        assert rest == f'{zlib.crc32(body.encode()):08x}"}}'
+    return [{k: v for k, v in json.loads(line).items() if k != "crc"} for line in lines]
+
+
+def without_crc(events):
+    assert all("crc" not in event for event in events)
+    return events
 
 
 def test_every_event_has_its_name_and_the_time(journal, tmp_path):
@@ -41,63 +78,79 @@ def test_every_event_has_its_name_and_the_time(journal, tmp_path):
 
 def test_losses_come_back_with_every_bit(journal, tmp_path):
     loss = math.nextafter(0.1, 1)
-    journal.write("step", loss=loss, loss_hex=loss.hex())
+    journal.write("step", step=1, loss=loss, loss_hex=loss.hex())
     event = read(tmp_path)[0]
     assert event["loss"] == float.fromhex(event["loss_hex"]) == loss != 0.1
 
 
-def test_events_written_together_reach_the_file_together(tmp_path):
-    journal = Journal(tmp_path)
-    journal._file.close()
-    writes = []
+def test_events_written_together_reach_the_file_in_one_call(journal, monkeypatch):
+    sizes, write = [], os.write
+    monkeypatch.setattr(
+        os, "write", lambda file, data: sizes.append(len(data)) or write(file, data)
+    )
+    journal.write_all([{**EVENTS[1], "step": step} for step in range(1, 1001)])
+    assert len(sizes) == 1
+    assert sizes[0] > 100_000
 
-    class File:
-        write = writes.append
 
-        def flush(self):
-            writes.append("flush")
+def test_the_file_is_synced_with_what_a_resume_relies_on(journal, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    journal.write("step", step=1, loss=0.5)
+    journal.write("worker", worker="w1", state="ready")
+    assert synced == []  # the control: a step costs no trip to the disk
+    for count, event in enumerate(("run", "checkpoint", "withdrawn", "stop", "end"), 1):
+        journal.write(event, step=1)
+        assert len(synced) == count
 
-    journal._file = File()
-    journal.write_all(EVENTS)
-    assert [json.loads(line) for line in writes[0].splitlines()] == EVENTS
-    assert writes[1:] == ["flush"]
+
+def test_what_does_not_fit_onto_the_disk_leaves_nothing_behind(journal, tmp_path, monkeypatch):
+    journal.write_all(EVENTS[:1])
+    write = os.write
+
+    def full(file, data):
+        monkeypatch.setattr(os, "write", fails)
+        return write(file, data[:20])
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        journal.write_all(EVENTS[1:])
+    monkeypatch.setattr(os, "write", write)
+    assert read(tmp_path) == EVENTS[:1]
+    journal.write_all(EVENTS[1:])
+    assert read(tmp_path) == EVENTS
 
 
 @given(st.data())
-def test_a_journal_cut_anywhere_shows_its_whole_lines(tmp_path_factory, data):
+def test_a_journal_cut_anywhere_shows_its_whole_lines(tmp_path_factory, content, data):
     folder = tmp_path_factory.mktemp("cut")
     path = folder / FILE_NAME
-    lines = [json.dumps(event).encode() + b"\n" for event in EVENTS]
-    content = b"".join(lines)
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
-    whole = sum(1 for i in range(len(lines)) if len(b"".join(lines[: i + 1])) <= cut)
+    whole = content[:cut].count(b"\n")
     assert read(folder) == EVENTS[:whole]
-
-    # Whoever writes next closes the torn line and loses nothing of its own.
-    again = Journal(folder)
+    again = Journal(folder)  # cuts off half a line, and loses nothing of its own
     again.write_all(EVENTS[:1])
     again.close()
-    found = read(folder)
-    assert found[:whole] == EVENTS[:whole]
-    assert found[-1] == EVENTS[0]
-    ends_before_its_newline = cut + 1 in {len(b"".join(lines[: i + 1])) for i in range(3)}
-    assert len(found) == whole + 1 + ends_before_its_newline
+    assert read(folder) == [*EVENTS[:whole], EVENTS[0]]
 
 
-def test_a_torn_line_that_nobody_closes_would_swallow_the_next(tmp_path):
-    """The negative control of closing it."""
+def test_half_a_line_that_nobody_cuts_off_would_damage_the_next(tmp_path):
+    """The negative control of cutting it off."""
     path = tmp_path / FILE_NAME
     path.write_bytes(b'{"event": "st')
     with path.open("ab") as file:
         file.write(json.dumps(EVENTS[0]).encode() + b"\n")
-    assert read(tmp_path) == []
+    with pytest.raises(JournalError, match="line 1"):
+        read(tmp_path)
 
 
-@given(st.lists(st.integers(0, 400)))
-def test_following_gives_every_event_once_whatever_has_arrived(tmp_path_factory, cuts):
+@given(st.lists(st.integers(0, 600)))
+def test_following_gives_every_event_once_whatever_has_arrived(tmp_path_factory, content, cuts):
     path = tmp_path_factory.mktemp("followed") / FILE_NAME
-    content = b"".join(json.dumps(event).encode() + b"\n" for event in EVENTS)
     assert follow(path) == ([], 0)
     seen, offset = [], 0
     for cut in sorted(min(cut, len(content)) for cut in [*cuts, len(content)]):
@@ -109,19 +162,96 @@ def test_following_gives_every_event_once_whatever_has_arrived(tmp_path_factory,
     assert follow(path, offset) == ([], offset)
 
 
+def test_a_long_journal_is_followed_bit_by_bit(journal):
+    steps = [{**EVENTS[1], "step": step} for step in range(1, 301)]
+    journal.write_all(steps)
+    seen, offset, calls = [], 0, 0
+    while len(seen) < len(steps):
+        events, offset = follow(journal.path, offset, most=1000)
+        assert 0 < len(events) < 12
+        seen += events
+        calls += 1
+    assert seen == steps
+    assert calls > 30
+
+
 def test_a_long_journal_is_read_line_by_line_and_without_a_torn_end(journal, tmp_path):
     journal.write_all(EVENTS)
     with journal.path.open("a") as file:
         file.write('{"event": "torn')
     assert list(each(journal.path)) == EVENTS
+    assert list(each(journal.path, {"run", "end"})) == [EVENTS[0], EVENTS[2]]
     with pytest.raises(FileNotFoundError):
         next(each(tmp_path / "none"))
 
 
-def test_lines_that_are_no_events_are_left_out(tmp_path):
+@pytest.mark.parametrize("at_once", [200, 1000, 4 << 20])
+def test_the_newest_of_each_kind_is_found_from_the_end(journal, monkeypatch, at_once):
+    monkeypatch.setattr(journals, "AT_ONCE", at_once)
+    journal.write_all(EVENTS)
+    journal.write_all([{**EVENTS[1], "step": step} for step in range(1, 50)])
+    journal.write("run", run="again")
+    journal.write_all([{**EVENTS[1], "step": step} for step in range(50, 90)])
+    with journal.path.open("a") as file:
+        file.write('{"event": "torn')
+    events = read(journal.path)
+    kinds = ("run", "step", "evaluate", "end")
+    found = newest(journal.path, kinds)
+    assert list(found) == ["end", "run", "step"]
+    assert list(found.values()) == [
+        [event for event in events if event["event"] == kind][-1] for kind in found
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "[1]", '{"time": 1}', "nonsense", "7", '{"event": "step"}', '{"event": 3}'),
+        '{"event": "step", "step": -1, "loss": 0.5}',
+        '{"event": "step", "step": true, "loss": 0.5}',
+        '{"event": "step", "step": 1, "loss": "0.5"}',
+        '{"event": "step", "step": 1, "loss": 0.5, "loss_hex": "0y1"}',
+        '{"event": "step", "step": 1e99, "loss": 0.5}',
+        '{"event": "end", "time": 1e300}',
+        '{"event": "evaluate", "step": 1, "metrics": [1]}',
+        "[" * 100_000,
+        '{"event": "step", "step": ' + "9" * 5000 + "}",
+    ],
+)
+def test_a_line_that_is_no_event_is_an_error_that_names_it(tmp_path, line):
     path = tmp_path / FILE_NAME
-    path.write_text('\n[1]\n{"time": 1}\nnonsense\n7\n{"event": "end"}\n\xff\n', "latin-1")
-    assert read(tmp_path) == [{"event": "end"}]
+    path.write_text(f'{{"event": "end"}}\n{line}\n{{"event": "end"}}\n')
+    for reading in (read, lambda path: list(each(path, {"end"})), follow):
+        with pytest.raises(JournalError, match=rf"{FILE_NAME}, line 2: .*head -n 1\b"):
+            reading(path)
+    path.write_text('{"event": "end"}\n{"event": "end"}\n')  # the control
+    assert len(read(path)) == 2
+
+
+def test_no_flipped_bit_passes_unseen(tmp_path, content):
+    """Each changes nothing that was told, is an error, or cuts the last line short."""
+    draw = random.Random(17)
+    path, refused = tmp_path / FILE_NAME, 0
+    for _ in range(1500):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = read(tmp_path)
+        except JournalError:
+            refused += 1
+            continue
+        # Without its mark, a checksum is one more field.
+        said = [{k: event[k] for k in told} for event, told in zip(found, EVENTS, strict=False)]
+        assert said == EVENTS[: len(found)]
+    assert refused > 1400
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(journals, "MOST_LINE", 1000)
+    (tmp_path / FILE_NAME).write_bytes(b"x" * 5000)
+    with pytest.raises(JournalError, match="more than 1000 bytes"):
+        read(tmp_path)
 
 
 def test_no_journal_is_an_error_that_names_the_place(tmp_path):
@@ -136,3 +266,17 @@ def test_a_second_writer_appends(journal, tmp_path):
     other.close()
     journal.write_all(EVENTS[2:])
     assert read(tmp_path) == EVENTS
+
+
+def test_no_secret_reaches_the_journal(journal):
+    written = journal.write(
+        "run",
+        run="a",
+        total_steps=1,
+        elastic={"checkpoint_storage": "https://user:hunter2@host/x?X-Amz-Signature=abcdef"},
+        options={"secret": "hunter2"},
+    )
+    assert "hunter2" not in journal.path.read_text()
+    assert "abcdef" not in journal.path.read_text()
+    assert "host" in journal.path.read_text()
+    assert read(journal.path) == [written]

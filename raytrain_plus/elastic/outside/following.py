@@ -69,18 +69,20 @@ def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> End
     interrupted = gone = False
     while True:
         try:
+            before = offset
             events, offset = journal.follow(folder / journal.FILE_NAME, offset)
+            is_behind = offset - before >= journal.AT_ONCE
             seen += (event for event in events if event["event"] in ("run", "generation", "end"))
             if watcher is not None:
                 watcher(events)
             if any(event["event"] == "end" for event in journal.since_last_run(seen)):
                 return ended(seen, folder)
-            if gone:
+            if gone and not is_behind:
                 raise LostError(f"the coordinator of run {run} was ended from outside")
             if time.monotonic() > look_at:
                 look_at = time.monotonic() + _LOOK
                 gone = not _lives(run, seen)  # then look once more at what it has written last
-            time.sleep(0.0 if gone else _POLL)
+            time.sleep(0.0 if gone or is_behind else _POLL)
         except KeyboardInterrupt:
             if interrupted:
                 raise

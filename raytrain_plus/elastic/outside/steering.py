@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from raytrain_plus.elastic.outside.joining import NAMESPACE, find_leader, join
-from raytrain_plus.names import folders_meant
+from raytrain_plus.names import check_name, folders_meant
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 
@@ -57,7 +57,7 @@ def status(run: str, storage: str, address: str | None = None) -> Event:
         address: of its cluster; None for the one that its journal names.
     """
     folder = folder_of(run, storage)
-    events = journal.read(folder)
+    events = _known(folder)
     if _ended(events):
         return _from_journal(folder, events)
     try:
@@ -97,7 +97,7 @@ def stop(run: str, storage: str, address: str | None = None) -> Event:
 
 
 def _tell(run: str, storage: str, address: str | None, what: str, *given: int) -> Event:
-    with _coordinator(journal.read(folder_of(run, storage)), address) as coordinator:
+    with _coordinator(_known(folder_of(run, storage)), address) as coordinator:
         answer: Event = _ask(getattr(coordinator, what).remote(*given))
         return answer
 
@@ -113,13 +113,31 @@ def reached(folder: Path, address: str | None = None) -> Iterator[str]:
     Raises:
         SteeringError: the run does not live.
     """
-    events = journal.read(folder)
-    name: str = [e for e in events if e["event"] == "run"][-1]["run"]
+    events = _known(folder)
+    name: str = _run_of(events)["run"]
     if _ended(events):
         yield name
         return
     with _coordinator(events, address):
         yield name
+
+
+def _known(folder: Path) -> list[Event]:
+    """Return the last event of each kind that a status is made of, in the journal's order."""
+    path = folder / journal.FILE_NAME
+    return list(journal.newest(path, ("run", "step", "evaluate", "end")).values())
+
+
+def _run_of(events: list[Event]) -> Event:
+    """Return the last `run` line."""
+    found = [event for event in events if event["event"] == "run"]
+    if not found:
+        raise journal.JournalError(
+            "the journal has no `run` line: it tells of no run, or has just begun"
+        )
+    journal.need(found[-1], "run", "total_steps")
+    check_name(found[-1]["run"])
+    return found[-1]
 
 
 def _ended(events: list[Event]) -> bool:
@@ -142,7 +160,8 @@ def watch(
         FileNotFoundError: there is no journal of that run.
     """
     folder = folder_of(run, storage)
-    known, offset = journal.follow(folder / journal.FILE_NAME)
+    offset = journal.size_of(folder / journal.FILE_NAME)
+    known = _known(folder)
     try:
         with reached(folder, address) as name:
             while not _ended(known):
@@ -152,7 +171,7 @@ def watch(
                 known = [*_latest(known), *events]
         yield _from_journal(folder, known)
     except SteeringError as error:
-        known = journal.read(folder)
+        known = _known(folder)
         told = _from_journal(folder, known)
         gone = {"state": "unreachable", "reason": str(error)}
         yield told if _ended(known) else {**told, **gone}  # it may have ended a moment ago
@@ -177,9 +196,9 @@ def _latest(events: list[Event]) -> list[Event]:
 
 
 def _from_journal(folder: Path, events: list[Event]) -> Event:
-    run = [e for e in events if e["event"] == "run"][-1]
+    run = _run_of(events)
     last: dict[str, Event] = {e["event"]: e for e in events}
-    step, end = last.get("step", {}), last.get("end", {})
+    step, end = last.get("step", {}), last.get("end", {}) if _ended(events) else {}
     return {
         "run": run["run"],
         "state": end.get("state", "unknown"),
@@ -195,7 +214,7 @@ def _from_journal(folder: Path, events: list[Event]) -> Event:
 
 @contextmanager
 def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
-    run = [e for e in events if e["event"] == "run"][-1]
+    run = _run_of(events)
     if _ended(events):
         raise SteeringError(f"run {run['run']} has ended")
     connected = ray.is_initialized()

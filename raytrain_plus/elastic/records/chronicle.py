@@ -3,15 +3,17 @@
 import math
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from raytrain_plus.elastic.messages import Event, Outcome, Plan
 from raytrain_plus.elastic.records.reporter import Record
-from raytrain_plus.observe.journal import Journal
+from raytrain_plus.observe.journal import Journal, JournalError
 
 # What a generation is described by, in the journal and in a run's summary.
 GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
+# Steps in a row of which a journal may have lost the lines; each takes 8 bytes here.
+_MOST_MISSING = 10_000_000
 
 
 class DivergenceError(RuntimeError):
@@ -36,7 +38,7 @@ class Chronicle:
     def __init__(
         self,
         journal: Journal,
-        events: Sequence[Event] = (),
+        events: Iterable[Event] = (),
         allowed: Callable[[], None] = lambda: None,
         listener: Callable[[Sequence[Event]], None] = lambda _: None,
     ) -> None:
@@ -65,7 +67,17 @@ class Chronicle:
 
     def begin_at(self, step: int) -> None:
         """The state has at least so many steps, even if the journal does not tell of them all."""
-        self._losses.extend([math.nan] * (step - self.step))
+        missing = step - self.step
+        if missing > _MOST_MISSING:
+            raise JournalError(
+                f"the journal goes from step {self.step} to {step}, and does not tell of the "
+                f"{missing} steps in between: it is damaged, or of another run"
+            )
+        self._losses.extend([math.nan] * missing)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk: before a checkpoint that knows of it."""
+        self._journal.sync()
 
     def withdraw(self, step: int, why: str, generation: int) -> None:
         """Take back the steps after a step: they will be computed again, to other losses.
@@ -92,7 +104,7 @@ class Chronicle:
         if kind == "run":
             self.generations, self.device_seconds, self._void = [], 0.0, (0, 0)
             if event.get("changes"):  # what follows is another run's
-                self._take_back(event["resumed_step"], 0)
+                self._take_back(event.get("resumed_step", 0), 0)
         elif kind == "step":
             self.begin_at(event["step"] - 1)
             if event["step"] == self.step + 1:
@@ -101,7 +113,7 @@ class Chronicle:
         elif kind == "evaluate":
             self.evaluated_step, self.metrics = event["step"], event["metrics"]
         elif kind == "withdrawn":
-            self._take_back(event["step"], event["generation"])
+            self._take_back(event["step"], event.get("generation", 0))
         elif kind == "generation":
             self.generations.append({key: event[key] for key in GENERATION})
 

@@ -207,6 +207,7 @@ class Keeping:
         }
         pieces = [piece for one in shares.returned for piece in one.pieces]
         try:
+            self._chronicle.sync()  # no checkpoint knows of steps that a journal could still lose
             place = self._store.inside(checkpoint.name_of(shares.attempt.step))
             checkpoint.commit(place, header, pieces)
         except (DataError, ValueError, OSError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.journal import Event, JournalError, need
 
 _NOTED = ("worker", "fault", "hang", "corruption", "returned", "target", "warning", "stop")
 _USUAL = ("ready", "left")  # states of workers that need no words
@@ -107,10 +107,6 @@ class History:
         return self.last.run
 
 
-class JournalError(ValueError):
-    """A journal that tells of no run."""
-
-
 def read_history(events: Iterable[Event]) -> History:
     """Return what happened in a run.
 
@@ -129,13 +125,14 @@ def read_history(events: Iterable[Event]) -> History:
     }
     for event in events:
         kind = event["event"]
+        event.setdefault("time", history.last.end if history.sessions else 0.0)
         history.events += 1
         if kind == "run":
             _begin(history, event)
             continue
         if not history.sessions:
             continue
-        history.last.end = max(history.last.end, event.get("time", 0.0))
+        history.last.end = max(history.last.end, event["time"])
         if kind == "checkpoint":
             history.checkpoints.append(event)
         elif kind == "environment":
@@ -148,6 +145,7 @@ def read_history(events: Iterable[Event]) -> History:
 
 
 def _begin(history: History, event: Event) -> None:
+    need(event, "run", "total_steps")
     before = history.sessions[-1] if history.sessions else None
     offset = before.active(before.end) if before else 0.0
     start = event["time"]

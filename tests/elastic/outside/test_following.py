@@ -111,7 +111,7 @@ def test_a_run_that_was_resumed_ends_as_it_ended_the_last_time(tmp_path):
 def test_a_run_is_followed_until_its_end_is_written(tmp_path, monkeypatch):
     seen = []
     begin(tmp_path)
-    step = lambda: Journal(tmp_path).write("step", step=1)  # noqa: E731
+    step = lambda: Journal(tmp_path).write("step", step=1, loss=0.5)  # noqa: E731
     Script(monkeypatch, step, lambda: None, lambda: end(tmp_path))
     found = follow("run", tmp_path, seen.append)
     assert found.outcome.state == "finished"
