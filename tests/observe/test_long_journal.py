@@ -24,8 +24,14 @@ def folder(tmp_path_factory):
     opened.write("run", run="long", identity={}, total_steps=STEPS, batch_size=8, batch_tokens=0)
     steps = [
         {
-            **{"event": "step", "time": 1e9 + step, "step": step, "loss": 1 / step},
-            **{"loss_hex": (1 / step).hex(), "busy_seconds": 0.1, "generation": 1, "workers": 1},
+            "event": "step",
+            "time": 1e9 + step,
+            "step": step,
+            "loss": 1 / step,
+            "loss_hex": (1 / step).hex(),
+            "busy_seconds": 0.1,
+            "generation": 1,
+            "workers": 1,
         }
         for step in range(1, STEPS + 1)
     ]
