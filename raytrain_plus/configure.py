@@ -175,6 +175,18 @@ def check_task(task: Task) -> None:
     check_metrics(task)
 
 
+def warnings_of(task: Task, evaluation_data: Any) -> list[str]:
+    """Return what a user should know before a run begins, one sentence each."""
+    if evaluation_data is None or metrics_of(task):
+        return []
+    return [
+        (
+            f"there is evaluation data, and task {type(task).__name__} has no metrics: nothing is "
+            "evaluated. Define metrics()"
+        )
+    ]
+
+
 def check_algorithms(algorithms: Sequence[Aspect]) -> None:
     """Check that aspects go together.
 

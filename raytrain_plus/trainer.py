@@ -23,6 +23,7 @@ from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.elastic.outside import joining, steering
 from raytrain_plus.elastic.outside.following import Ended, LostError, Watcher, follow
 from raytrain_plus.elastic.outside.steering import RunFailedError
+from raytrain_plus.elastic.outside.tuning import lifeline_of_trial
 from raytrain_plus.elastic.records.uploads import store_of
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.mixing import Mixture
@@ -111,6 +112,7 @@ class ElasticTrainer:
         probe = configure.probe(source, batch_size // logical_ranks)
         name = str(run.name)
         self._resume = resume
+        self._warnings = configure.warnings_of(loaded, evaluation_data)
         self._identity = {
             "seed": seed,
             **sizes,
@@ -162,7 +164,8 @@ class ElasticTrainer:
         """Train to the end.
 
         On a cluster that is there already the run goes on if this process ends; `attach` follows
-        it again.
+        it again. Only in a trial of Ray Tune does the run end with the process: a trial that Tune
+        stops keeps no CPUs.
 
         Args:
             watcher: called now and then with the journal's new events.
@@ -178,7 +181,8 @@ class ElasticTrainer:
         """
         spec = self.spec
         most = spec.workers[1] + spec.elastic.spares
-        with cluster(math.ceil(most * spec.resources.get("CPU", 1))) as joined:
+        slots = math.ceil(most * spec.resources.get("CPU", 1))
+        with cluster(slots) as joined, lifeline_of_trial() as lifeline:
             check_not_running(spec.name)
             keep = _put if joined.is_ours else partial(_kept, spec.folder)
             shared = replace(
@@ -186,16 +190,23 @@ class ElasticTrainer:
                 data=_shared(spec.data, keep, "train"),
                 evaluation_data=_shared(spec.evaluation_data, keep, "evaluation"),
                 probe=ray.put(spec.probe) if joined.is_ours else spec.probe,
+                driver=lifeline if spec.lender is None else None,
             )
             opened = Journal(spec.folder)
             offset = opened.path.stat().st_size
             opened.write("run", **self._described(joined.address))
+            for text in self._warnings:
+                opened.write("warning", text=text)
             opened.close()
             leader = start_leader(shared)
             try:
                 ended = follow(spec.name, spec.folder, watcher, offset)
             except LostError as error:
                 raise TrainingFailedError(str(error), {}) from None
+            except BaseException:  # such as the SystemExit by which Tune ends a function
+                if shared.driver is not None:
+                    leader.stop.remote()
+                raise
             end_leader(spec, leader)
         return result_of(ended, spec.elastic.checkpoint_options)
 

@@ -11,6 +11,7 @@ import ray
 from raytrain_plus.elastic.faults.disturbing import Disturbances
 from raytrain_plus.elastic.generation import Generation
 from raytrain_plus.elastic.health.expelling import expel, forsake
+from raytrain_plus.elastic.health.lifeline import Lifelines
 from raytrain_plus.elastic.health.speeds import Speeds
 from raytrain_plus.elastic.health.suspicion import Corruption, History
 from raytrain_plus.elastic.health.watch import Watch
@@ -104,6 +105,9 @@ class Coordinator:
         Raises:
             FencedError: another coordinator leads the run now.
         """
+        driver = Lifelines(self._driver_gone)
+        if self._spec.driver is not None:
+            driver.hold("driver", self._spec.driver)
         try:
             outcome = self._find_again()
             futile = 0
@@ -123,9 +127,15 @@ class Coordinator:
             outcome = self._outcome("failed", [], error=str(error))
         with self._lock:
             self._state = "ended"
+        driver.close()
         self._crew.dismiss_all()
         self._chronicle.end(outcome)
         return outcome
+
+    def _driver_gone(self, driver: str, why: str) -> None:
+        """Stop: the process that the run was started for is gone."""
+        self._chronicle.note("warning", text=f"the run is stopped as its {driver} is gone: {why}")
+        self.stop()
 
     def _find_again(self) -> Outcome | None:
         """Take up what a coordinator before has left, or begin; returns how it ended if it had."""

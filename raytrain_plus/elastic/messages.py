@@ -116,6 +116,8 @@ class RunSpec:
         retention: which checkpoints are kept.
         identity: what the run's bits depend on.
         resume_from: the checkpoint to start from, as a path or a URL, and its step; or None.
+        driver: the lifeline of the process that started the run, whose end stops it. Default: the
+            run goes on without that process.
     """
 
     name: str
@@ -140,6 +142,7 @@ class RunSpec:
     identity: Mapping[str, Any] = field(default_factory=dict)
     resume_from: tuple[str, int] | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    driver: tuple[str, int] | None = None
 
     @property
     def part_rows(self) -> int:

@@ -40,10 +40,16 @@ def _keep_freed_memory() -> None:
 
 
 def users_traceback(error: BaseException) -> str:
-    """Return the traceback of an error from the first line that is neither ours nor Ray's."""
+    """Return the traceback of an error from the first line that is neither ours nor Ray's.
+
+    An error of ours that no line of the user's has led to says what is wrong by itself.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     below = (str(Path(__file__).parents[1]), str(Path(ray.__file__).parent))
-    skipped = next((i for i, f in enumerate(frames) if not f.filename.startswith(below)), 0)
+    users = [i for i, f in enumerate(frames) if not f.filename.startswith(below)]
+    if not users and type(error).__module__.startswith("raytrain_plus."):
+        return f"{type(error).__name__}: {error}"
+    skipped = users[0] if users else 0
     return "".join(
         [
             "Traceback (most recent call last):\n",

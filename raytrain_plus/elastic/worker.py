@@ -39,6 +39,7 @@ from raytrain_plus.elastic.records.exporting import export_traffic
 from raytrain_plus.elastic.records.reporter import Record, Records, Reporter
 from raytrain_plus.elastic.records.uploads import Uploads, store_of
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
+from raytrain_plus.observe.output import Kept
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
 from raytrain_plus.streams.store import Store, StoreError
 from raytrain_plus.streams.traffic import TRAFFIC
@@ -87,6 +88,7 @@ class Worker:
         return self._ready
 
     def _prepare(self, spec: RunSpec) -> Ready:
+        Kept(spec.folder, self._name)
         sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
         self._device = prepare_process(spec.threads)
         self._spec = spec

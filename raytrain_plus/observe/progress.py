@@ -1,5 +1,7 @@
-"""One line of progress on a terminal, fed by the journal; nothing in a pipe."""
+"""Progress of a run, fed by the journal: a line that changes on a terminal, lines elsewhere."""
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,17 +19,24 @@ from rich.table import Table
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.throughput import Throughput
 
+_INTERVAL = 5.0  # seconds between two lines where the output is no terminal
+
 
 class ProgressLine:
     """Shows steps, loss, samples per second, workers, generation and time left.
 
     Args:
         title: what is running.
-        console: where; nothing is shown unless it is a terminal.
+        console: where; unless it is a terminal, a line is printed every few seconds.
+        clock: gives seconds.
     """
 
-    def __init__(self, title: str, console: Console) -> None:
+    def __init__(
+        self, title: str, console: Console, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._title = title
+        self._clock = clock
+        self._printed_at = clock()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -39,7 +48,7 @@ class ProgressLine:
             transient=True,
         )
         self._task: TaskID | None = None
-        self._batch_size = 0
+        self._batch_size = self._steps = 0
         self._throughput = Throughput()
         self._generation = 0
         self._workers = 0
@@ -61,13 +70,16 @@ class ProgressLine:
         for event in events:
             if event["event"] == "run":
                 self._batch_size = event["batch_size"]
+                self._steps = event["total_steps"]
                 self._task = self._progress.add_task(
                     self._title, total=event["total_steps"], state="waiting for workers"
                 )
             elif event["event"] == "generation":
                 self._generation, self._workers = event["generation"], event["workers"]
             elif event["event"] == "warning":
-                self._progress.console.print(f"warning: {event['text']}", highlight=False)
+                self._progress.console.print(
+                    f"warning: {event['text']}", markup=False, highlight=False, soft_wrap=True
+                )
             elif event["event"] == "step":
                 self._throughput.add(event["time"], event["step"])
         steps = [event for event in events if event["event"] == "step"]
@@ -75,6 +87,18 @@ class ProgressLine:
             self._progress.update(
                 self._task, completed=steps[-1]["step"], state=self._state(steps[-1])
             )
+            self._print(steps[-1])
+
+    def _print(self, step: Event) -> None:
+        """Print a line where nothing can change in place, if the last one is some time ago."""
+        console = self._progress.console
+        if console.is_terminal or self._clock() - self._printed_at < _INTERVAL:
+            return
+        self._printed_at = self._clock()
+        place = f"{self._title}: step {step['step']:,} of {self._steps:,}"
+        console.print(
+            f"{place}  {self._state(step)}", markup=False, highlight=False, soft_wrap=True
+        )
 
     def _state(self, step: Event) -> str:
         rate = self._throughput.rate(step["time"]) * self._batch_size

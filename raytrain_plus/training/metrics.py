@@ -15,7 +15,9 @@ merged by itself.
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard, Union
 
 import numpy as np
@@ -161,23 +163,20 @@ def _is_custom(reduce: Any) -> bool:
 
 
 def _check(name: str, metric: Any) -> None:
-    from torchmetrics import Metric  # noqa: PLC0415 - slow to import, and not all tasks measure
-    from torchmetrics.wrappers import Running  # noqa: PLC0415
-
-    if not isinstance(metric, Metric) and not _is_collection(metric):
+    if not _is_metric(metric) and not _is_collection(metric):
         raise TaskError(
             f"metric {name!r} is {_described(metric)}, and must be a torchmetrics.Metric or a "
             "torchmetrics.MetricCollection"
         )
     for one in _nested(metric):
         kind = type(one).__name__
-        if isinstance(one, Running):
+        if _is_one_of(one, "torchmetrics.wrappers.running", "Running"):
             raise TaskError(
                 f"metric {name!r} ({kind}) measures the last updates only, and an evaluation has "
                 "no last one: its parts are computed by several workers. Use the metric inside"
             )
         own = any(
-            base.__module__.startswith("torchmetrics.") and base not in (Metric, *Metric.__mro__)
+            base.__module__.startswith("torchmetrics.") and base.__module__ not in _BASES
             for base in type(one).__mro__
         )
         for key, reduce in one._reductions.items():  # noqa: SLF001
@@ -193,12 +192,24 @@ def _check(name: str, metric: Any) -> None:
             )
 
 
+_BASES = ("torchmetrics.metric", "torchmetrics.wrappers.abstract")  # users derive from these
+
+
+# Kinds are told apart without importing torchmetrics, which takes two seconds: a task that measures
+# nothing, or by a class that only looks like one of torchmetrics, does not need it.
+
+
+def _is_metric(given: Any) -> "TypeGuard[Metric]":
+    kept = ("metric_state", "_reductions", "_defaults", "update", "compute")
+    return not isinstance(given, type) and all(hasattr(given, name) for name in kept)
+
+
 def _is_collection(given: Any) -> "TypeGuard[MetricCollection]":
-    # By name: torchmetrics is slow to import, and not all tasks measure.
-    return any(
-        base.__module__ == "torchmetrics.collections" and base.__name__ == "MetricCollection"
-        for base in type(given).__mro__
-    )
+    return _is_one_of(given, "torchmetrics.collections", "MetricCollection")
+
+
+def _is_one_of(given: Any, module: str, name: str) -> bool:
+    return any(base.__module__ == module and base.__name__ == name for base in type(given).__mro__)
 
 
 def _apart(metric: Measure) -> Measure:
@@ -214,8 +225,6 @@ def _apart(metric: Measure) -> Measure:
 
 def _nested(metric: Measure) -> "list[Metric]":
     """Return a metric and all that it holds, each once, in an order that is always the same."""
-    from torchmetrics import Metric  # noqa: PLC0415
-
     found: list[Metric] = []
     seen: set[int] = set()
     waiting: list[Any] = [metric]
@@ -224,7 +233,7 @@ def _nested(metric: Measure) -> "list[Metric]":
         if id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, Metric):
+        if _is_metric(one):
             found.append(one)
         waiting += reversed(list(_held(one)))
     return found
@@ -242,19 +251,21 @@ def _held(one: Any) -> Iterator[Any]:
 
 def _bookkeeping() -> frozenset[str]:
     """Return the attributes that torchmetrics itself keeps on every metric."""
-    if not _BOOKKEEPING:
-        from torchmetrics import Metric  # noqa: PLC0415
-
-        class Bare(Metric):
-            def update(self) -> None: ...
-
-            def compute(self) -> None: ...
-
-        _BOOKKEEPING.append(frozenset(vars(Bare())))
-    return _BOOKKEEPING[0]
+    torchmetrics = sys.modules.get("torchmetrics")
+    return _attributes_of(torchmetrics) if torchmetrics else _OF_ANY
 
 
-_BOOKKEEPING: list[frozenset[str]] = []
+_OF_ANY = frozenset(("_update_count", "_defaults", "_reductions"))
+
+
+@cache
+def _attributes_of(torchmetrics: Any) -> frozenset[str]:
+    class Bare(torchmetrics.Metric):  # type: ignore[misc]
+        def update(self) -> None: ...
+
+        def compute(self) -> None: ...
+
+    return frozenset(vars(Bare()))
 
 
 def _changed(name: str, before: "Metric", after: "Metric") -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Metrics of several logical ranks become one, as if one process had seen all samples."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +39,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Metric `.*` will save all"),
     pytest.mark.filterwarnings("ignore:.*variance of predictions"),
 ]
+
+ROOT = Path(__file__).parents[2]
 
 
 class Measuring(Task):
@@ -304,3 +309,22 @@ def test_metrics_that_cannot_be_merged_exactly_are_refused_by_name(given, said):
 def test_what_is_no_mapping_from_names_to_metrics_is_refused(given, said):
     with pytest.raises(TaskError, match=said):
         metrics_of(Measuring(given))
+
+
+def test_a_class_that_looks_like_one_of_torchmetrics_is_merged_without_importing_it():
+    code = (
+        "import sys, torch\n"
+        "from raytrain_plus.training.metrics import gathered, merged, metrics_of\n"
+        "from tests.end_to_end.tasks import Momentum\n"
+        "states = []\n"
+        "for right in (1, 2):\n"
+        "    metric = metrics_of(Momentum())['accuracy']\n"
+        "    metric.update(torch.eye(4), torch.tensor([0, right, 3, 3]))\n"
+        "    states.append(gathered('accuracy', metric, metrics_of(Momentum())['accuracy']))\n"
+        "whole = merged('accuracy', metrics_of(Momentum())['accuracy'], states)\n"
+        "print(whole.compute().item(), whole.update_count, 'torchmetrics' in sys.modules)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert said.stdout.split() == ["0.625", "2", "False"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from raytrain_plus.elastic.messages import Event, Outcome
 from raytrain_plus.elastic.outside.joining import find_leader
 from raytrain_plus.elastic.records.chronicle import GENERATION
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.output import Tail
 
 Watcher = Callable[[list[Event]], None]
 
@@ -48,7 +50,8 @@ def follow(
     """Wait for the end of a run.
 
     The first interrupt (Ctrl-C, or SIGTERM, as `ray job stop` sends it) asks the run to stop after
-    the step in flight, the second leaves it alone.
+    the step in flight, the second leaves it alone. What the workers' Python prints meanwhile is
+    written to stderr, with the worker's name before each line.
 
     Args:
         run: its name.
@@ -65,6 +68,7 @@ def follow(
 
 def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> Ended:
     seen: list[Event] = []
+    tail = Tail(folder)
     look_at = time.monotonic() + _LOOK
     interrupted = gone = False
     while True:
@@ -73,9 +77,15 @@ def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> End
             events, offset = journal.follow(folder / journal.FILE_NAME, offset)
             is_behind = offset - before >= journal.AT_ONCE
             seen += (event for event in events if event["event"] in ("run", "generation", "end"))
+            over = any(event["event"] == "end" for event in journal.since_last_run(seen))
+            for line in tail.new(time.monotonic(), last=over):
+                sys.stderr.write(f"{line}\n")
             if watcher is not None:
                 watcher(events)
-            if any(event["event"] == "end" for event in journal.since_last_run(seen)):
+            else:
+                warnings = [event for event in events if event["event"] == "warning"]
+                sys.stderr.writelines(f"warning: {event['text']}\n" for event in warnings)
+            if over:
                 return ended(seen, folder)
             if gone and not is_behind:
                 raise LostError(f"the coordinator of run {run} was ended from outside")
