@@ -49,6 +49,7 @@ from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.checkpoint import CheckpointError
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.modes import evaluated
 from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 
@@ -160,7 +161,10 @@ class Worker:
             self._formed_at = time.time()
             self._progress.timesheet.settle()
             reporter.start(plan.generation, sends=index == 0)
-            report = self._report(self._run(plan, transport))
+            ending = self._run(plan, transport)
+            if ending == "finished":
+                self._loop.check_state()
+            report = self._report(ending)
         except Exception as error:  # noqa: BLE001 - the coordinator decides what to do about it
             transport.abort("the generation is over")  # the others notice at once
             ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
@@ -332,6 +336,7 @@ class Worker:
 
     def _take_snapshot(self, plan: Plan, transport: Transport) -> None:
         self._progress.enter("snapshot")
+        self._loop.check_state()
         replica = self._loop.replica
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
             workers = [assignment.worker for assignment in plan.assignments]
@@ -342,7 +347,7 @@ class Worker:
             return
         replica = self._loop.replica
         step = Step(replica.training, replica.step)
-        with self._loop.guard.unchanged():
+        with self._loop.guard.unchanged(), evaluated(replica.model, replica.optimizer):
             self._loop.buffers.snapshot()
             try:
                 values = self._evaluation.run(

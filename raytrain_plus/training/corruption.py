@@ -10,7 +10,7 @@ well. All see the same facts before the update, and so decide alike that it shal
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -117,13 +117,20 @@ class Guard:
         check_every: states are compared each time that so many steps are committed; 0: only with
             an audit.
         audit_every: likewise, a leaf is computed twice, and states are compared; 0: never.
+        reproduce: called when the state has changed by itself, and whether within a step. It raises
+            an error if the task's own code has changed it. Default: memory is to blame.
 
     Raises:
         ValueError: one of the two is negative.
     """
 
     def __init__(
-        self, replica: Replica, buffers: Buffers, check_every: int, audit_every: int
+        self,
+        replica: Replica,
+        buffers: Buffers,
+        check_every: int,
+        audit_every: int,
+        reproduce: Callable[..., None] = lambda *, in_step: None,  # noqa: ARG005
     ) -> None:
         for name, every in (("check_every", check_every), ("audit_every", audit_every)):
             if every < 0:
@@ -134,6 +141,7 @@ class Guard:
         self._audit_every = audit_every
         self._noted = (-1, 0, 0)
         self._alike = True
+        self._reproduce = reproduce
 
     def begin(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
         """Prepare for a generation; the state is that from which it starts.
@@ -219,7 +227,10 @@ class Guard:
     def _state(self, *, in_step: bool) -> tuple[int, bool]:
         """Return the fingerprint to compare, and whether it is another than was noted."""
         state = self._fingerprint.take(in_step=in_step)
-        return state if self._alike else 0, self.noted is not None and state != self.noted
+        changed = self.noted is not None and state != self.noted
+        if changed:
+            self._reproduce(in_step=in_step)
+        return state if self._alike else 0, changed
 
 
 class Fingerprint:

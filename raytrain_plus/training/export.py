@@ -12,6 +12,7 @@ from raytrain_plus.algorithms import Aspect, Weave
 from raytrain_plus.algorithms.naming import make
 from raytrain_plus.task import Task
 from raytrain_plus.training import checkpoint
+from raytrain_plus.training.modes import to_evaluation
 from raytrain_plus.training.state import Replica
 
 
@@ -39,6 +40,7 @@ def export(
         algorithms = [make(described) for described in checkpoint.algorithms_of(folder)]
     replica = Replica.build(task, 0, torch.device("cpu"), weave=Weave(algorithms))
     checkpoint.load(folder, replica)
+    to_evaluation(replica.optimizer)
     return replica.undo_fit().eval()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from raytrain_plus.task import Batch, Task
+from raytrain_plus.task import Batch, Task, TaskError
 from raytrain_plus.training.admission import check_first_update
 from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.buffers import Buffers
@@ -21,6 +21,7 @@ from raytrain_plus.training.busy_time import BusyTime
 from raytrain_plus.training.corruption import CorruptionError, Guard
 from raytrain_plus.training.exchange import Exchange
 from raytrain_plus.training.leaves import Subtree
+from raytrain_plus.training.modes import evaluated
 from raytrain_plus.training.parts import Parts
 from raytrain_plus.training.reduction import (
     BUSY_SECONDS,
@@ -47,6 +48,10 @@ from raytrain_plus.training.state import Replica
 
 class LossError(ArithmeticError):
     """The loss of a step is not a finite number; the state before that step is whole."""
+
+
+class StateError(ArithmeticError):
+    """An update has made weights that are no finite numbers; an older checkpoint is the newest."""
 
 
 class GradientError(ArithmeticError):
@@ -122,7 +127,8 @@ class TrainingLoop:
         self._parameters = self._parts.parameters
         self.weights = self._parts.weights
         self._exchange: Exchange | None = None
-        self.guard = Guard(replica, self.buffers, check_every, audit_every)
+        self.guard = Guard(replica, self.buffers, check_every, audit_every, self._reproduce)
+        self._example: tuple[Step, int, Batch] | None = None
         self._admitted = False
         self._device = self._parameters[0].device if self._parameters else torch.device("cpu")
         self._busy = BusyTime(self._device)
@@ -208,6 +214,7 @@ class TrainingLoop:
         Raises:
             CorruptionError: some replica's memory or arithmetic is wrong.
             LossError: the loss is not finite.
+            StateError: nor are the weights, since an update before.
             GradientError: a gradient is not finite.
             Exception: whatever the task or the wire raises. The replica then stands where it
                 stood before the step, unless the update itself had begun: it is then `torn`.
@@ -220,6 +227,7 @@ class TrainingLoop:
         rows = self._rows(ask_pause, ask_checkpoint)
         replica.model.train()
         self.buffers.snapshot()
+        self._example = step, self._ranks[0], dict(parts[0])
         with self._weave.around("step", step):
             try:
                 reduced = self._sum_over_all(exchange, step, parts, rows)
@@ -241,6 +249,21 @@ class TrainingLoop:
         self._commit(lane)
         self.guard.note()
         return self._result(reduced.lane, loss)
+
+    def check_state(self) -> None:
+        """Check that the state is worth keeping.
+
+        Raises:
+            StateError: an update has made a weight, or something that the optimizer keeps, NaN or
+                infinite, though its gradient was finite.
+        """
+        lost = self.replica.first_not_finite()
+        if lost is not None:
+            raise StateError(
+                f"{lost} is not finite after step {self.replica.step}, though the gradients were: "
+                "the update overflowed, so lower the learning rate, or raise the optimizer's eps. "
+                "No checkpoint of this state is kept; an older one stays the newest"
+            )
 
     def probe(self, batch: Batch) -> Leaf:
         """Compute one leaf on the present state and leave no trace of it."""
@@ -296,6 +319,29 @@ class TrainingLoop:
         if finding is not None:
             exchange.clear()  # what a wrong worker has computed is not to be salvaged
             raise CorruptionError(step.number, finding)
+
+    def _reproduce(self, *, in_step: bool) -> None:
+        """Find out whether the task's own code changes weights, as bad memory may: run it again.
+
+        Raises:
+            TaskError: it does.
+        """
+
+        def run() -> None:
+            if in_step and self._example is not None:
+                self._parts.leaf(*self._example)
+                return
+            step = Step(self.replica.training, self.replica.step)
+            weights = evaluated(self.replica.model, self.replica.optimizer)
+            with weights, self._weave.around("evaluate", step):
+                pass
+
+        changed = self.weights.changed_by(run)
+        if changed:
+            what = "the forward or the backward, or an aspect's advice around them,"
+            if not in_step:
+                what = "an aspect's advice around the evaluation"
+            raise TaskError(self.weights.explain(what, changed[0]))
 
     def _update(self, step: Step, reduced: Reduced, rate_factor: float) -> None:
         """Change the replica: the same on every worker."""
@@ -354,6 +400,7 @@ class TrainingLoop:
             )
         loss = float(lane[LOSS] / lane[WEIGHT])
         if not math.isfinite(loss):
+            self.check_state()
             worst = [rank for rank, row in enumerate(reduced.lane) if not math.isfinite(row[LOSS])]
             raise LossError(
                 f"the loss is {loss} at step {self.replica.step + 1} (logical ranks {worst}): "

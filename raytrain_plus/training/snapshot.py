@@ -43,11 +43,17 @@ class Snapshot:
                 fits: that of fresh memory is several times the cost of a copy.
 
         Raises:
-            CheckpointError: an update failed half-way, so that there is no state to keep.
+            CheckpointError: an update failed half-way, or has made a weight NaN or infinite, so
+                that there is no state to keep.
         """
         if replica.torn:
             raise CheckpointError(
                 f"the update after step {replica.step} failed half-way; its state is not kept"
+            )
+        lost = replica.first_not_finite()
+        if lost is not None:
+            raise CheckpointError(
+                f"the state after step {replica.step} is not kept: {lost} is not finite"
             )
         spare = {} if reuse is None else reuse.tensors
         tensors = {name: _copy(t, spare.get(name)) for name, t in replica.tensors().items()}

@@ -14,6 +14,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Task, TaskError
 from raytrain_plus.training.building import build_model, build_optimizer
+from raytrain_plus.training.modes import to_training
 
 Scalars = dict[str, Any]
 
@@ -89,11 +90,29 @@ class Replica:
         fit.__enter__()
         replica = cls(training)
         replica._fit = fit
+        to_training(training.optimizer)
         return replica
 
     def name_of(self, parameter: nn.Parameter) -> str:
         """Return a parameter's name in the model."""
         return self._names[id(parameter)]
+
+    def first_not_finite(self) -> str | None:
+        """Return the name of the first tensor that has lost its values, or None.
+
+        That is a trained parameter that holds NaN or infinity, or a tensor of the optimizer that
+        holds NaN.
+        """
+        kept = {n: t for n, t in self.tensors().items() if n.startswith("optimizer/")}
+        trained = {f"model/{name}": p.detach() for name, p in self.parameters.items()}
+        for name, tensor in (trained | kept).items():
+            numbers = tensor.is_floating_point() or tensor.is_complex()
+            # A sum hides no NaN and no infinity, and is one pass over memory without a copy.
+            if numbers and not torch.isfinite(tensor.sum(dtype=_wide(tensor.dtype))):
+                bad = ~torch.isfinite(tensor) if name in trained else torch.isnan(tensor)
+                if bad.any():
+                    return name
+        return None
 
     def undo_fit(self) -> nn.Module:
         """Change the model back to what the task made; returns it. Nothing can be trained then."""
@@ -204,6 +223,10 @@ class Replica:
             for p in self._optimized()
             for key, value in self.optimizer.state.get(p, {}).items()
         ]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize <= 2 and dtype.is_floating_point else dtype
 
 
 def _laid_out_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ values without being counted (`parameter.data`) is found by their bits, at the s
 replicas are compared.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -134,6 +135,29 @@ class Weights:
             if not _same_bits(parameter, copy)
         ]
 
+    @torch.no_grad()
+    def changed_by(self, run: Callable[[], None]) -> list[str]:
+        """Return the names of the parameters that something changes; they keep their values.
+
+        It is run on these values, and on others: clamping, say, changes nothing the second time.
+        """
+        own = self.copies()
+        try:
+            for scale in (1.0, 1.5):
+                for parameter in self._all:
+                    if parameter.is_floating_point():
+                        parameter.mul_(scale)
+                before = self.copies()
+                with contextlib.suppress(ArithmeticError, RuntimeError), torch.enable_grad():
+                    run()
+                changed = self.differing(before)
+                if changed:
+                    return changed
+            return []
+        finally:
+            for parameter, value in zip(self._all, own, strict=True):
+                parameter.copy_(value)
+
     def explain(self, what: str, name: str) -> str:
         """Return the sentence that says that something changes a parameter."""
         return f"{what} changes parameter {name!r}: {_INSTEAD}"
@@ -146,14 +170,6 @@ class Weights:
             "in task.model(), and keep it from being trained by an aspect that freezes it in its "
             "`step` advice and undoes that after its yield (LayerFreezing is one)"
         )
-
-
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity, or None."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor.detach()).all():
-            return name
-    return None
 
 
 def _same_bits(left: Tensor, right: Tensor) -> bool:
