@@ -214,8 +214,7 @@ class TrainingLoop:
         Raises:
             CorruptionError: some replica's memory or arithmetic is wrong.
             LossError: the loss is not finite.
-            StateError: nor are the weights, since an update before.
-            GradientError: a gradient is not finite.
+            StateError, GradientError: nor are the weights, or a gradient.
             Exception: whatever the task or the wire raises. The replica then stands where it
                 stood before the step, unless the update itself had begun: it is then `torn`.
         """
@@ -227,7 +226,6 @@ class TrainingLoop:
         rows = self._rows(ask_pause, ask_checkpoint)
         replica.model.train()
         self.buffers.snapshot()
-        self._example = step, self._ranks[0], dict(parts[0])
         with self._weave.around("step", step):
             try:
                 reduced = self._sum_over_all(exchange, step, parts, rows)
@@ -275,6 +273,7 @@ class TrainingLoop:
         self, exchange: Exchange, step: Step, parts: Sequence[Batch], rows: Rows
     ) -> Reduced:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
+        self._example = step, self._ranks[0], dict(parts[0])
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
         audit = self.guard.audit_of(step.number)
