@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from raytrain_plus.algorithms import Aspect, AspectError, Weave
 from raytrain_plus.clock import Clock, Lengths, run_length
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
+from raytrain_plus.streams import label_skew
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
 from raytrain_plus.streams.locations import local_path
 from raytrain_plus.streams.mixing import Mixture
@@ -278,9 +281,13 @@ def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str,
         DataError: the evaluation data cannot be read, or does not fit the task.
     """
     described = {f"data {key}": value for key, value in source.described().items()}
+    sorted_by = label_skew.told(label_skew.skew_of(source, task.target), [task.target])
+    if sorted_by is not None:
+        warnings.warn(f"training data: {sorted_by}", stacklevel=3)
     source.release()
     if evaluation_data is not None:
         held_out = open_for(task, evaluation_data, "evaluation data")
+        check_same(source.labels, held_out.labels, "the training data", "the evaluation data")
         described["evaluation data"] = held_out.identity
         held_out.release()
     return described

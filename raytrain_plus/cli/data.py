@@ -1,8 +1,10 @@
 """The command line's `data`: makes and checks streams."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from raytrain_plus.streams.convert import (
 )
 from raytrain_plus.streams.format import Compression
 from raytrain_plus.streams.locations import parse_options
+from raytrain_plus.streams.reorder import mixed
 from raytrain_plus.streams.writer import StreamWriter
 
 data_app = typer.Typer(help="Make and check streams.", no_args_is_help=True)
@@ -66,6 +69,15 @@ def write(  # noqa: PLR0913 - one option each
         str | None,
         typer.Option(metavar="STREAM", help="Give labels the numbers that they have there."),
     ] = None,
+    order: Annotated[
+        Literal["mixed", "kept"] | None,
+        typer.Option(
+            help="mixed: rows in an order drawn from --seed, for which all of them take disk space "
+            "in $TMPDIR; kept: as the files have them. Default: kept, but mixed for images, whose "
+            "folders sort them by label."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the mixed order.")] = 0,
     parallel: Annotated[int, typer.Option(help="Files stored at once.")] = 4,
     only_writer: Annotated[
         bool, typer.Option("--only-writer", help="Nobody else writes there: need no condition.")
@@ -78,13 +90,18 @@ def write(  # noqa: PLR0913 - one option each
 
     def run() -> dict[str, Any]:
         options = _options(storage_option)
-        chosen = Choice(columns=columns.split(",") if columns else None, split=split)
+        chosen = Choice(
+            columns=columns.split(",") if columns else None,
+            split=split,
+            seed=seed if order != "kept" else None,
+        )
         chosen = replace(chosen, labels=_labels(source, options, chosen, label, labels_from))
         written = _write_stream(
             source,
             destination,
             options,
             chosen,
+            is_mixed=order == "mixed",
             file_size=file_size,
             compression=compression,
             parallel=parallel,
@@ -178,16 +195,26 @@ def _labels(
 
 
 def _write_stream(
-    source: str, destination: str, options: dict[str, Any], choice: Choice, **settings: Any
+    source: str,
+    destination: str,
+    options: dict[str, Any],
+    choice: Choice,
+    *,
+    is_mixed: bool = False,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Write a stream of whatever can be read; returns what it holds then."""
     check_apart(source, destination)
     with (
-        _read(source, options, choice) as data,
+        tempfile.TemporaryDirectory(prefix="raytrain_plus-") as scratch,
+        _read(source, options, choice) as read,
         StreamWriter(
-            destination, storage_options=options, labels=data.labels, **settings
+            destination, storage_options=options, labels=read.labels, **settings
         ) as writer,
     ):
+        data = read
+        if is_mixed and choice.seed is not None and not read.is_mixed:
+            data = mixed(read, choice.seed, Path(scratch))
         for piece in data.pieces:
             writer.write(piece.table, piece.place)
     return inspect_stream(destination, options)

@@ -69,4 +69,5 @@ def _described(store: Store, manifest: Manifest) -> dict[str, Any]:
         "compression": manifest.compression,
         "columns": manifest.columns,
         **({"labels": manifest.labels} if manifest.labels else {}),
+        **({"label_skew": manifest.label_skew} if manifest.label_skew else {}),
     }

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -50,11 +50,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class Data:
-    """What is read: its rows, how many there are if that is known, and the names of labels."""
+    """What is read.
+
+    Attributes:
+        pieces: its rows.
+        rows: how many there are, if that is known.
+        labels: column -> the names of its numbers.
+        is_mixed: the rows are in an order that was drawn.
+    """
 
     pieces: Iterator[Piece]
     rows: int | None = None
     labels: Labels = field(default_factory=dict)
+    is_mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -361,7 +369,7 @@ def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Choice) ->
             where = [f"{root}/{path}" for path in some]
             yield Piece(table.select(list(choice.columns or table.column_names)), where.__getitem__)
 
-    return Data(read(), len(inside), {"label": tuple(names)})
+    return Data(read(), len(inside), {"label": tuple(names)}, choice.seed is not None)
 
 
 # -- labels
@@ -414,7 +422,7 @@ def _with_numbers(data: Data, labels: Labels) -> Data:
     for name, names in data.labels.items():
         if name in given and tuple(names) != given[name]:
             check_same({name: names}, {name: given[name]}, "the data", "what was given")
-    return Data(read(), data.rows, {**data.labels, **given})
+    return replace(data, pieces=read(), labels={**data.labels, **given})
 
 
 # -- the other way

@@ -32,6 +32,7 @@ from raytrain_plus.streams.decoding import (
 )
 from raytrain_plus.streams.folders import DataPath, form_of
 from raytrain_plus.streams.foreign import format_of_files, told
+from raytrain_plus.streams.labels import Labels, labels_of
 from raytrain_plus.streams.parquet_footer import Footer
 from raytrain_plus.streams.source import Opened
 
@@ -55,6 +56,7 @@ class DataFile:
         columns: The selected columns.
         name: Its path in the folder that was named; None for a file that was named itself.
         constants: Values of columns that the names of its folders give, and it has not.
+        labels: Column -> the names of its numbers, where the file says them.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class DataFile:
     columns: dict[str, Column]
     name: str | None = None
     constants: Mapping[str, int | str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -135,7 +138,8 @@ def inspect_file(
         columns = columns_of(with_constants(schema, constants), selection, str(path))
         if kind == "Parquet":
             check_nulls(footer, columns, str(path))
-        return DataFile(path, kind, size, rows, columns, name, constants)
+        labels = labels_of(schema)
+        return DataFile(path, kind, size, rows, columns, name, constants, labels)
 
 
 def _recognize(path: Path) -> tuple[str, int]:

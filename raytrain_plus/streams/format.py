@@ -72,6 +72,8 @@ class Manifest(_Strict):
             version does.
         files: in their order.
         labels: column -> the name that each of its numbers stands for, from 0.
+        label_skew: column of few different values -> how sorted by them the rows are; see
+            `label_skew.py`.
     """
 
     version: Literal[1] = 1
@@ -82,6 +84,7 @@ class Manifest(_Strict):
     order: str
     files: tuple[FileEntry, ...]
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    label_skew: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("files")
     @classmethod
@@ -97,6 +100,7 @@ class Manifest(_Strict):
         files: tuple[FileEntry, ...],
         compression: Compression,
         labels: Mapping[str, tuple[str, ...]] | None = None,
+        label_skew: Mapping[str, float] | None = None,
     ) -> "Manifest":
         """Return the manifest of files that have been written."""
         return cls(
@@ -107,6 +111,7 @@ class Manifest(_Strict):
             order=order_digest([file.rows for file in files]),
             files=files,
             labels=dict(labels or {}),
+            label_skew=dict(label_skew or {}),
         )
 
     @classmethod
@@ -137,7 +142,8 @@ class Manifest(_Strict):
 
     def dump(self) -> bytes:
         """Return the manifest as JSON."""
-        described = self.model_dump(mode="json", exclude=None if self.labels else {"labels"})
+        empty = {name for name in ("labels", "label_skew") if not getattr(self, name)}
+        described = self.model_dump(mode="json", exclude=empty)
         return json.dumps(described, indent=1).encode()
 
     @property

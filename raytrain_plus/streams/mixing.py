@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain_plus.streams.columns import DataError, listed
+from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.mixture import DEFAULT_BLOCK, MixedOrder, block_counts
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.prefetch import Prefetcher
@@ -125,7 +126,15 @@ def open_mixture(mixture: Mixture, selection: Any = None) -> MixedSource:
                 f"the streams of a mixture must have the same columns, but {first_name!r} has "
                 f"{_listed(first)} and {name!r} has {_listed(source)}: select columns that agree."
             )
-    return MixedSource(mixture, sources, selection)
+    for name, source in sources.items():
+        where = (f"stream {first_name!r}", f"stream {name!r}")
+        check_same(first.labels, source.labels, *where)
+    mixed = MixedSource(mixture, sources, selection)
+    mixed.labels = {k: v for source in sources.values() for k, v in source.labels.items()}
+    for source in sources.values():
+        for name, skew in source.label_skew.items():
+            mixed.label_skew = {**mixed.label_skew, name: max(skew, mixed.label_skew.get(name, 0))}
+    return mixed
 
 
 def _listed(source: Source) -> str:

@@ -22,6 +22,7 @@ from raytrain_plus.streams.decoding import check_values, explained, values_in
 from raytrain_plus.streams.files import inspect_file
 from raytrain_plus.streams.folders import paths_below, select, tables_of, without_pattern
 from raytrain_plus.streams.format import MANIFEST
+from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.locations import local_path
 from raytrain_plus.streams.mixing import Mixture, open_mixture
 from raytrain_plus.streams.source import Opened, Source
@@ -123,7 +124,9 @@ def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
         raise DataError(f"{path} does not exist: check the path, on the machine of every worker.")
     if not path.is_dir():
         file = inspect_file(path, selection)
-        return Source([file], (open_source, (path, selection)), window=None, in_pieces=True)
+        source = Source([file], (open_source, (path, selection)), window=None, in_pieces=True)
+        source.labels = file.labels
+        return source
     if pattern is None and (path / MANIFEST).exists():
         return open_stream(Stream(path), selection)
     named = path if pattern is None else path / pattern
@@ -138,7 +141,11 @@ def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
                 "the same ones; select those that agree, or write the files again."
             )
     reopen = (open_source, (str(named), selection))
-    return Source(files, reopen, window=_FOLDER_WINDOW)
+    source = Source(files, reopen, window=_FOLDER_WINDOW)
+    for file in files[1:]:
+        check_same(files[0].labels, file.labels, str(files[0].path), str(file.path))
+    source.labels = files[0].labels
+    return source
 
 
 def _difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:

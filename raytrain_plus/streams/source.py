@@ -23,6 +23,7 @@ import torch
 from raytrain_plus.streams.cache import CacheFullError
 from raytrain_plus.streams.columns import Column, Values, listed
 from raytrain_plus.streams.decoding import explained
+from raytrain_plus.streams.labels import Labels
 from raytrain_plus.streams.order import Order, Ordering
 from raytrain_plus.streams.store import InterruptedReadError
 
@@ -45,6 +46,11 @@ class Transform:
 
     function: Function
     per_batch: bool = False
+
+
+def _digest(labels: Labels) -> str:
+    told = json.dumps({name: list(names) for name, names in sorted(labels.items())})
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _nothing() -> None:
@@ -121,6 +127,8 @@ class Source:
         rows: Rows of each shard file, int64 of shape (files,), read-only. A table or a single file
             has no shard files of its own and counts as many small pieces.
         open_files: How many files to keep open; the one that was used longest ago is closed first.
+        labels: Column -> the names of its numbers, where they are known.
+        label_skew: Column -> how sorted by it the rows are, where it was measured.
         cancelled: set by whoever does not want what is being waited for.
     """
 
@@ -139,6 +147,8 @@ class Source:
         self.columns = shards[0].columns
         self.window, self.shuffle = window, shuffle
         self.transform, self.lookahead = transform, lookahead
+        self.labels: Labels = {}
+        self.label_skew: Mapping[str, float] = {}
         self.open_files = 16 if lookahead is None else 2  # what is open is held in the cache
         self.cancelled = threading.Event()
         self._fetching = 0
@@ -178,6 +188,7 @@ class Source:
         """Return all of it that a run's bits depend on, by name, as JSON can hold it."""
         function = self.transform.function if self.transform is not None else None
         return {
+            **({"labels": _digest(self.labels)} if self.labels else {}),
             "content": self.identity,
             "window": self.window,
             "shuffle": self.shuffle,

@@ -262,8 +262,10 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     wanted = stream.columns
     if stream.transform is None and selection is not None:
         wanted = selection  # else the transform decides what the task gets
+    manifest = None
     if pattern is None and MANIFEST in store.names():
-        files = _from_manifest(store, cache, wanted)
+        manifest = read_manifest(store)
+        files = _from_manifest(store, manifest, cache, wanted)
     else:
         named = store.where(pattern) if pattern else store.url
         contents = select(store.paths(pattern), named, stream.split)
@@ -271,7 +273,7 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     if not files:
         raise DataError(f"{store.url} has no rows: there is nothing to train on.")
     lookahead = None if files[0].in_place else Prefetcher(files, cache)
-    return Source(
+    source = Source(
         files,
         (open_stream, (stream, selection)),
         window=stream.window,
@@ -279,6 +281,9 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
         transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
         lookahead=lookahead,
     )
+    if manifest is not None:
+        source.labels, source.label_skew = manifest.labels, manifest.label_skew
+    return source
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -296,8 +301,9 @@ def read_manifest(store: Store) -> Manifest:
     return manifest
 
 
-def _from_manifest(store: Store, cache: Cache, selection: Sequence[str] | None) -> list[StreamFile]:
-    manifest = read_manifest(store)
+def _from_manifest(
+    store: Store, manifest: Manifest, cache: Cache, selection: Sequence[str] | None
+) -> list[StreamFile]:
     columns = columns_of(manifest.schema, selection, store.url)
     in_place = store.is_local and manifest.compression == "none"
     return [

@@ -11,6 +11,7 @@ neither can write over the other's files.
 import hashlib
 import io
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 
 from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed
 from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, Manifest
+from raytrain_plus.streams.label_skew import SkewMeter, told
 from raytrain_plus.streams.labels import Labels, check_names
 from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.rows import Row, RowError, chunks, table_of
@@ -59,6 +61,7 @@ class StreamWriter:
         only_writer: the store need not keep two writers apart: nobody else writes to this place.
         deadline: seconds without progress after which a store's fault is an error.
         on_file: called after each file is stored, in any order.
+        warn: whether to warn when the rows are sorted by a column of few values, as by a label.
 
     Raises:
         DataError: there is a data set already, the store cannot be written, or it cannot keep two
@@ -78,6 +81,7 @@ class StreamWriter:
         only_writer: bool = False,
         deadline: float = 60.0,
         on_file: Callable[[FileEntry], None] = lambda _: None,
+        warn: bool = True,
     ) -> None:
         if compression not in get_args(Compression):
             raise DataError(
@@ -91,6 +95,7 @@ class StreamWriter:
         self._compression: Compression = compression
         self._schema = schema if schema is None else plain_table(schema.empty_table()).schema
         self._is_declared = schema is not None
+        self._skew, self._warn = SkewMeter(), warn
         self._labels = {name: check_names(names, name) for name, names in (labels or {}).items()}
         self._latest: pa.Schema | None = None
         self._rows = 0
@@ -180,6 +185,7 @@ class StreamWriter:
             self._latest = table.schema
         table = self._widened(table, place)
         self._check_labels(table, place)
+        self._skew.see(table)
         self._rows += table.num_rows
         for batch in table.to_batches():
             self._take(batch)
@@ -311,7 +317,8 @@ class StreamWriter:
         narrow = [one for one in self._stored if not one.schema.equals(self._schema)]
         again = dict(zip(narrow, self._threads.map(self._store_again, narrow), strict=True))
         files = tuple(again.get(one, one).entry for one in self._stored)
-        manifest = Manifest.of(self._schema, files, self._compression, self._labels)
+        skews = self._skew.measured()
+        manifest = Manifest.of(self._schema, files, self._compression, self._labels, skews)
         try:
             if self._only_writer:
                 self._store.write(MANIFEST, manifest.dump())
@@ -322,6 +329,8 @@ class StreamWriter:
                 f"another writer has published a data set in {self._store.url} meanwhile, and this "
                 "one was not: write to another place."
             ) from error
+        if self._warn and (sorted_by := told(skews)):
+            warnings.warn(sorted_by, stacklevel=4)
         for one in narrow:  # not before: another writer of the same rows may have named it
             self._store.delete(one.entry.name)
 

@@ -1,0 +1,60 @@
+"""All rows of some data in an order that is drawn from a seed.
+
+The rows are first stored in a folder on this machine, as raw Arrow files, which takes disk space
+for all of them; then they are gathered from there. Memory holds 16 bytes a row and what is gathered
+at a time.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain_plus.seeds import seed_for
+from raytrain_plus.streams.convert import Data, Piece
+from raytrain_plus.streams.order import permutation
+from raytrain_plus.streams.store import Store
+from raytrain_plus.streams.stream import read_manifest
+from raytrain_plus.streams.writer import StreamWriter
+
+_ROWS_AT_ONCE = 8192
+
+
+def mixed(data: Data, seed: int, scratch: Path) -> Data:
+    """Return the same rows in an order that follows from (seed, number of rows) alone.
+
+    Args:
+        data: what to mix; all of it is read before this returns.
+        seed: of the order.
+        scratch: an empty folder on this machine, for as long as the rows are read.
+
+    Raises:
+        DataError: the data cannot be read, or its rows do not go together.
+    """
+    with StreamWriter(scratch, compression="none", labels=data.labels, warn=False) as writer:
+        for piece in data.pieces:
+            writer.write(piece.table, piece.place)
+    manifest = read_manifest(Store(scratch))
+    tables = [
+        pa.ipc.open_file(pa.memory_map(str(scratch / file.name))).read_all()
+        for file in manifest.files
+    ]
+    order = permutation(manifest.rows, seed_for(seed, "rows"))
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])
+
+    def read() -> Iterator[Piece]:
+        for begun in range(0, len(order), _ROWS_AT_ONCE):
+            rows = order[begun : begun + _ROWS_AT_ONCE]
+            files = np.searchsorted(starts, rows, side="right") - 1
+            by_file = np.argsort(files, kind="stable")
+            parts = [
+                tables[file].take(pa.array(rows[files == file] - starts[file]))
+                for file in np.unique(files).tolist()
+            ]
+            gathered = pa.concat_tables(parts).combine_chunks()
+            back = np.empty_like(by_file)
+            back[by_file] = np.arange(len(by_file))
+            yield Piece(gathered.take(pa.array(back)), lambda row: f"row {row + 1:,}")
+
+    return Data(read(), manifest.rows, data.labels)

@@ -1,0 +1,357 @@
+"""What a folder means: the same in train, in a Stream and in data write, or one clear error."""
+
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.convert import read_any, write_parquet
+from raytrain_plus.streams.folders import is_hidden, matching, select, split_of
+from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.writer import StreamWriter
+from tests.streams.arrow_data import write_ipc
+from tests.streams.test_plain import read_all
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def written(source, to, **choice):
+    data = read_any(source, None, choice.get("choice"))
+    with StreamWriter(to, labels=data.labels) as writer:
+        for piece in data.pieces:
+            writer.write(piece.table, piece.place)
+    return read_all(to)
+
+
+@pytest.fixture
+def ways(tmp_path):
+    """The three ways to read a folder, each a function of its path."""
+    counted = iter(range(100))
+    return {
+        "train": lambda path: read_all(str(path)),
+        "Stream": lambda path: read_all(Stream(str(path), cache=tmp_path / "cache")),
+        "data write": lambda path: written(str(path), tmp_path / f"written-{next(counted)}"),
+    }
+
+
+def everywhere(ways, path):
+    found = {name: way(path) for name, way in ways.items()}
+    assert found["train"] == found["Stream"] == found["data write"]
+    return found["train"]
+
+
+def refused(ways, path, words):
+    for way in ways.values():
+        with pytest.raises(DataError, match=words):
+            way(path)
+
+
+def test_folders_in_it_are_part_of_a_folder(ways, tmp_path):
+    parquet(tmp_path / "d" / "a.parquet", x=[1, 2])
+    parquet(tmp_path / "d" / "more" / "deep" / "b.parquet", x=[3])
+    assert everywhere(ways, tmp_path / "d") == {"x": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".ipynb_checkpoints/a-checkpoint.parquet",
+        "_temporary/0/part-0.parquet",
+        ".hidden.parquet",
+        "_metadata.parquet",
+        "_delta_log/a.parquet",
+        "a.parquet~",
+        "a.parquet.tmp",
+        ".a.parquet.crc",
+        "b.parquet.part",
+        "out.tmp/a.parquet",
+        "lost+found/a.parquet",
+        "@eaDir/a.parquet",
+        "__MACOSX/a.parquet",
+        "_SUCCESS",
+        "README.md",
+        "dataset_info.json",
+        "preview.png",
+    ],
+)
+def test_hidden_temporary_and_foreign_files_are_no_data(name, ways, tmp_path):
+    parquet(tmp_path / "d" / "a.parquet", x=[1, 2])
+    parquet(tmp_path / "d" / name, x=[9])
+    assert everywhere(ways, tmp_path / "d") == {"x": [1, 2]}
+
+
+@pytest.mark.parametrize("name", ["b.parquet", "more/b.parquet", "a=1_/b.parquet", "x_.parquet"])
+def test_what_is_not_hidden_is_data(name):
+    assert not is_hidden(name)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [(["0", "1"], [0, 1]), (["a", "b"], ["a", "b"]), (["007", "12"], ["007", "12"]),
+     (["a%20b", "c"], ["a b", "c"]), (["-1", "3"], [-1, 3]), (["1", "b"], ["1", "b"])],
+)  # fmt: skip
+def test_folders_named_like_partitions_are_columns(values, expected, ways, tmp_path):
+    for number, value in enumerate(values):
+        parquet(tmp_path / "d" / f"label={value}" / "p.parquet", x=[number, number + 10])
+    by_value = dict(zip(values, expected, strict=True))
+    found = [(x, label) for n, v in enumerate(values) for x, label in ((n, v), (n + 10, v))]
+    rows = everywhere(ways, tmp_path / "d")
+    assert sorted(zip(rows["x"], rows["label"], strict=True)) == sorted(
+        (x, by_value[label]) for x, label in found
+    )
+    assert read_all(tmp_path / "d", ["label"])["label"] == rows["label"]
+
+
+def test_partitions_are_part_of_what_data_is(tmp_path):
+    from raytrain_plus.streams.opening import open_source
+
+    for value in (0, 1):
+        parquet(tmp_path / f"d{value}" / f"label={value}" / "p.parquet", x=[1])
+    one, other = (open_source(tmp_path / f"d{value}") for value in (0, 1))
+    assert one.identity != other.identity
+
+
+def test_a_file_s_own_column_goes_before_its_folder_s(ways, tmp_path):
+    parquet(tmp_path / "d" / "label=1" / "p.parquet", x=[1], label=[1.5])
+    assert everywhere(ways, tmp_path / "d") == {"x": [1], "label": [1.5]}
+
+
+def test_partitions_that_do_not_agree_are_refused(ways, tmp_path):
+    parquet(tmp_path / "d" / "label=1" / "p.parquet", x=[1])
+    parquet(tmp_path / "d" / "q.parquet", x=[1])
+    refused(ways, tmp_path / "d", "in folders for the columns 'label'.* in folders for none")
+    parquet(tmp_path / "n" / "label=__HIVE_DEFAULT_PARTITION__" / "p.parquet", x=[1])
+    refused(ways, tmp_path / "n", "column 'label' is null")
+
+
+def test_partitions_in_s3_are_columns_too(server, tmp_path):
+    import s3fs
+
+    bucket, options = server.fresh_bucket(), server.options()
+    for value in (0, 1):
+        parquet(tmp_path / "d" / f"label={value}" / "p.parquet", x=[value])
+    s3fs.S3FileSystem(**options).put(str(tmp_path / "d"), f"{bucket}/d", recursive=True)
+    place = f"s3://{bucket}/d"
+    expected = {"x": [0, 1], "label": [0, 1]}
+    cache = {"cache": tmp_path / "cache", "storage_options": options}
+    assert read_all(Stream(place, **cache)) == expected
+    assert read_all(Stream(f"{place}/label=1/*.parquet", **cache)) == {"x": [1]}
+    pieces = read_any(place, options).pieces
+    assert pa.concat_tables(piece.table for piece in pieces).to_pydict() == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+        ("train.parquet", "validation.parquet"),
+        ("train/a.parquet", "test/a.parquet"),
+        ("train/a.parquet", "val/a.parquet"),
+        ("en/train/a.parquet", "en/dev/a.parquet"),
+        ("digits_train.parquet", "digits_eval.parquet"),
+    ],
+)
+def test_train_and_test_are_never_read_as_one(train, test, ways, tmp_path):
+    parquet(tmp_path / "d" / train, x=[1, 2])
+    parquet(tmp_path / "d" / test, x=[9])
+    refused(ways, tmp_path / "d", r"holds several splits: .*train \(1 files\).*pattern")
+    name = train.split("/")
+    pattern = "/".join([*name[:-1], "*train*"]) if len(name) == 1 else "/".join([*name[:-1], "*"])
+    assert everywhere(ways, tmp_path / "d" / pattern) == {"x": [1, 2]}
+    chosen = Stream(tmp_path / "d", split="train", cache=tmp_path / "c")
+    assert read_all(chosen) == {"x": [1, 2]}
+    everything = Stream(tmp_path / "d", split="all", cache=tmp_path / "c")
+    assert sorted(read_all(everything)["x"]) == [1, 2, 9]
+    with pytest.raises(DataError, match="no split 'nope'"):
+        read_all(Stream(tmp_path / "d", split="nope", cache=tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("train.csv", "train"),
+        ("a/Training/x.parquet", "train"),
+        ("x-test.jsonl", "test"),
+        ("dev-1.parquet", "validation"),
+        ("latest.parquet", None),
+        ("contest-1.parquet", None),
+        ("my-test-bench.parquet", None),
+        ("trains/a.parquet", None),
+    ],
+)
+def test_the_split_of_a_name(path, split):
+    assert split_of(path) == split
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.parquet", ["a.parquet"]),
+        ("**/*.parquet", ["a.parquet", "b/c.parquet", "b/d/e.parquet"]),
+        ("b", ["b/c.parquet", "b/d/e.parquet"]),
+        ("b/?.parquet", ["b/c.parquet"]),
+        ("[!b]*", ["a.parquet", "f.csv"]),
+    ],
+)
+def test_patterns(pattern, found):
+    paths = ["a.parquet", "b/c.parquet", "b/d/e.parquet", "f.csv"]
+    assert matching(paths, pattern) == found
+
+
+def test_links_are_followed_but_nothing_counts_twice(ways, tmp_path):
+    blob = parquet(tmp_path / "blobs" / "1234", x=[1, 2])
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.parquet").symlink_to(blob)
+    assert everywhere(ways, tmp_path / "d") == {"x": [1, 2]}
+    (tmp_path / "d" / "b.parquet").symlink_to("a.parquet")
+    refused(ways, tmp_path / "d", "'b.parquet' in .* is a link to what is there already")
+    (tmp_path / "d" / "b.parquet").unlink()
+    (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
+    refused(ways, tmp_path / "d", "'loop' in .* is a link to what is there already")
+    (tmp_path / "d" / "loop").rename(tmp_path / "d" / ".loop")
+    assert everywhere(ways, tmp_path / "d") == {"x": [1, 2]}
+    (tmp_path / "d" / "c.parquet").symlink_to("gone")
+    refused(ways, tmp_path / "d", "a link to a file that is not there")
+
+
+def test_what_a_killed_writer_leaves_is_no_data(ways, tmp_path):
+    def killed():
+        with StreamWriter(tmp_path / "d" / "s", file_size=100) as writer:
+            writer.write([{"x": number} for number in range(100)])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert list((tmp_path / "d" / "s").glob("*.arrow"))
+    refused(ways, tmp_path / "d" / "s", "not a whole stream.*killed")
+    refused(ways, tmp_path / "d", "not a whole stream.*killed")
+    with StreamWriter(tmp_path / "d" / "s") as writer:
+        writer.write({"x": 1})
+    assert everywhere(ways, tmp_path / "d" / "s") == {"x": [1]}
+    refused(ways, tmp_path / "d", "holds 1 data sets of their own: 's'")
+
+
+def test_parquet_that_is_not_whole_is_no_data(ways, tmp_path):
+    with StreamWriter(tmp_path / "s", file_size=500) as writer:
+        writer.write([{"x": number} for number in range(1000)])
+
+    def killed():
+        for number, piece in enumerate(read_any(tmp_path / "s").pieces):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield piece
+
+    with pytest.raises(KeyboardInterrupt):
+        write_parquet(killed(), str(tmp_path / "back"))
+    assert len(list((tmp_path / "back").glob("*.parquet"))) == 2
+    refused(ways, tmp_path / "back", "not whole.*killed")
+    with pytest.raises(DataError, match="there is data in"):
+        write_parquet(iter(()), str(tmp_path / "back"))
+    shutil.rmtree(tmp_path / "back")
+    write_parquet(read_any(tmp_path / "s").pieces, str(tmp_path / "back"))
+    assert everywhere(ways, tmp_path / "back") == {"x": list(range(1000))}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["000000.tar"], "a WebDataset.*StreamWriter.*webdataset"),
+        (["a.tfrecord"], "TFRecord files.*StreamWriter"),
+        (["a.h5"], "an HDF5 file.*h5py"),
+        (["x.npy", "y.npy"], "NumPy's arrays.*np.load"),
+        (["a.pkl"], "a pickle, which may run any code"),
+        (["a.pt"], "torch.save"),
+        (["a.mds"], "MDS"),
+        (["a.txt"], "plain text"),
+        (["p.parquet", "_delta_log/00000000000000000000.json"], "Delta Lake.*deltalake"),
+        (["data/p.parquet", "metadata/v1.metadata.json"], "Iceberg"),
+        (["_versions/1.manifest", "data/a.lance"], "Lance"),
+        ([".zgroup", "x/.zarray", "x/0.0"], "Zarr"),
+        (["cats/1.png"], "data write"),
+        (["a.csv"], "data write"),
+        (["a.parquet", "b.csv"], "several forms"),
+        ([], "no data file, but no file at all"),
+        (["notes.docx"], "no data file, but .docx"),
+    ],
+)
+def test_other_formats_are_named_for_what_they_are(files, words, tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in files:
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"")
+    for data in (str(tmp_path / "d"), Stream(tmp_path / "d", cache=tmp_path / "c")):
+        with pytest.raises(DataError, match=f"(?s){words}"):
+            read_all(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"version": 2, "shards": [{"format": "mds"}]}', "an MDS data set"),
+        ('{"chunks": [{"filename": "c.bin"}], "config": {}}', "a LitData data set"),
+        ('{"weight_map": {}}', "not a manifest"),
+    ],
+)
+def test_whose_index_it_is(text, words, ways, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "index.json").write_text(text)
+    refused(ways, tmp_path / "d", words)
+
+
+def test_a_folder_of_save_to_disk_is_read(ways, tmp_path):
+    (tmp_path / "d").mkdir()
+    for name, values in (("data-00000-of-00001", ["a", "b"]), ("cache-1234", ["z"])):
+        write_ipc(pa.table({"t": values}), tmp_path / "d" / f"{name}.arrow", stream=True)
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / "d" / name).write_text("{}")
+    assert ways["train"](tmp_path / "d") == {"t": ["a", "b"]}
+    assert ways["data write"](tmp_path / "d") == {"t": ["a", "b"]}
+    with pytest.raises(DataError, match=r"is an Arrow file: .*data write"):
+        ways["Stream"](tmp_path / "d")
+
+
+@pytest.mark.parametrize("way", ["train", "data write"])
+def test_the_order_of_columns_does_not_matter_but_their_names_do(way, ways, tmp_path):
+    parquet(tmp_path / "d" / "a.parquet", x=[1], y=[2])
+    parquet(tmp_path / "d" / "b.parquet", y=[4], x=[3])
+    assert ways[way](tmp_path / "d") == {"x": [1, 3], "y": [2, 4]}
+    parquet(tmp_path / "d" / "c.parquet", x=[5], y=[6], z=[7])
+    with pytest.raises(
+        DataError, match=r"a\.parquet and .*c\.parquet differ in their columns.*'z'"
+    ):
+        ways[way](tmp_path / "d")
+
+
+def test_files_of_several_types_are_widened_or_refused_by_name(tmp_path):
+    parquet(tmp_path / "d" / "a.parquet", x=[1, 2])
+    parquet(tmp_path / "d" / "b.parquet", x=[0.5])
+    assert written(tmp_path / "d", tmp_path / "s1") == {"x": [1, 2, 0.5]}
+    parquet(tmp_path / "d" / "b.parquet", x=["text"])
+    with pytest.raises(DataError, match=r"int64 in .*a\.parquet and string in .*b\.parquet"):
+        written(tmp_path / "d", tmp_path / "s2")
+    parquet(tmp_path / "d" / "a.parquet", x=[1, 2**53 + 1])
+    parquet(tmp_path / "d" / "b.parquet", x=[0.5])
+    with pytest.raises(DataError, match=r"row 2: column 'x'"):
+        written(tmp_path / "d", tmp_path / "s3")
+
+
+def test_select_is_by_name_at_any_depth():
+    found = select(["b/1.parquet", "a.parquet", "b.parquet", "b/0.parquet"], "it")
+    assert [each.path for each in found.files] == [
+        "a.parquet", "b/0.parquet", "b/1.parquet", "b.parquet",
+    ]  # fmt: skip
+
+
+def test_a_pattern_like_name_that_is_there_is_no_pattern(tmp_path):
+    parquet(tmp_path / "a[1].parquet", x=[1])
+    assert read_all(str(tmp_path / "a[1].parquet")) == {"x": [1]}
+    with pytest.raises(DataError, match="no file at all"):
+        read_all(str(tmp_path / "nothing-*.parquet"))

@@ -1,0 +1,191 @@
+"""CSV and JSON lines: the type of a column follows from all rows, and nothing is lost."""
+
+import csv
+import gzip
+import json
+import random
+
+import pyarrow as pa
+import pytest
+
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.convert import Choice, read_any
+from raytrain_plus.streams.writer import StreamWriter
+from tests.streams.test_plain import read_all
+
+MANY = 20_000  # rows of more than one block
+
+
+def written(source, folder, **choice):
+    data = read_any(source, None, Choice(**choice))
+    with StreamWriter(folder, warn=False) as writer:
+        for piece in data.pieces:
+            writer.write(piece.table, piece.place)
+    return read_all(folder)
+
+
+def csv_file(path, rows, names=("x", "t")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+    return path
+
+
+def json_file(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "expected"),
+    [
+        (1, 2.5, [1.0, 2.5]),
+        ([], [1], [[], [1]]),
+        ([1], [0.5], [[1.0], [0.5]]),
+        ("2024-01-02", "2024-01-03 10:00:00", ["2024-01-02", "2024-01-03 10:00:00"]),
+        ("2024-01-02", "tomorrow", ["2024-01-02", "tomorrow"]),
+        (1, -(2**53), [1, -(2**53)]),
+        (2**62, 2**63 - 1, [2**62, 2**63 - 1]),
+        ("007", "NA", ["007", "NA"]),
+        (True, False, [True, False]),
+    ],
+)
+def test_json_values_stay_what_they_are(early, late, expected, tmp_path):
+    rows = [{"x": early, "t": "a" * 100}] * MANY + [{"x": late, "t": "b"}]
+    found = written(json_file(tmp_path / "a.jsonl", rows), tmp_path / "s")
+    assert [found["x"][0], found["x"][-1]] == expected
+    assert len(found["x"]) == MANY + 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ('{"x": 1}\n{"x": 2, "y": 3}\n', r"a\.jsonl, row 2: its columns differ.*'y'"),
+        ('{"x": 1}\n{}\n', r"row 2: its columns differ"),
+        ('{"x": 1}\n{"x": null}\n', r"row 2: column 'x' holds nulls"),
+        ('{"x": 1}\n{"x": "1"}\n', r"row 2: column 'x': '1' \(text\) does not go together"),
+        ('{"x": 1}\n{"x": true}\n', r"row 2: column 'x'"),
+        ('{"x": 1}\n[1]\n', r"row 2: it is \[1\]"),
+        ('{"x": 1}\n{"x": 1\n', r"line 2 is not JSON"),
+        ('{"x": 1, "x": 2}\n', r"more than one 'x'"),
+        ('{"x": 1e400}\n', r"1e400 is outside of float64"),
+        ('{"x": 0.5}\n{"x": 9007199254740993}\n', r"row 2: column 'x': 9007199254740993"),
+        ('{"x": 18446744073709551616}\n', r"row 1: column 'x': 18446744073709551616"),
+        ('{"x": {"a": 1}}\n', r"is of type struct"),
+        ('{"x": "\\ud800"}\n', r"row 1: column 'x' cannot be stored"),
+    ],
+)
+def test_json_that_cannot_be_kept_is_refused_by_its_place(rows, words, tmp_path):
+    (tmp_path / "a.jsonl").write_text(rows)
+    with pytest.raises(DataError, match=words):
+        written(tmp_path / "a.jsonl", tmp_path / "s")
+
+
+def test_later_columns_of_json_are_refused_or_left_out_by_name(tmp_path):
+    rows = [{"x": 1, "t": "a" * 100}] * MANY + [{"x": 2, "t": "b", "y": 3}]
+    path = json_file(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"a\.jsonl, row 20,001: .*'y'"):
+        written(path, tmp_path / "s")
+    assert set(written(path, tmp_path / "t", columns=["t", "x"])) == {"x", "t"}
+    with pytest.raises(DataError, match="no column 'y'"):
+        written(path, tmp_path / "u", columns=["y"])
+
+
+def test_long_rows_and_one_list_and_packed_files_are_read(tmp_path):
+    rows = [{"x": 1, "t": "a" * 3_000_000}, {"x": 2, "t": "b"}]
+    assert written(json_file(tmp_path / "a.jsonl", rows), tmp_path / "s1")["x"] == [1, 2]
+    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
+    assert written(tmp_path / "b.json", tmp_path / "s2")["x"] == [1, 2]
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    assert written(tmp_path / "c.jsonl.gz", tmp_path / "s3")["x"] == [1, 2]
+    csv_file(tmp_path / "d.csv", [(1, "a"), (2, "b" * 20_000_000), (3, "c")])
+    found = written(tmp_path / "d.csv", tmp_path / "s4")
+    assert (found["x"], list(map(len, found["t"]))) == ([1, 2, 3], [1, 20_000_000, 1])
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "kind"),
+    [
+        ("1", "1.5", float),
+        ("1", "1e3", float),
+        ("1.5", "nan", float),
+        ("1", "-inf", float),
+        ("1", "-3", int),
+        ("9223372036854775807", "1", int),
+        ("true", "False", bool),
+        ("2024-01-02", "2024-01-03 10:00", str),
+        ("007", "12", str),
+        ("12", "007", str),
+        ("1", "abc", str),
+        ("NA", "Berlin", str),
+        ("", "Berlin", str),
+        ("+491234", "+495678", str),
+        ("18446744073709551616", "1", str),
+        ("1_000", "2", str),
+        ("0x10", "2", str),
+        ("1 ", "2", str),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:column 'x' is kept as text")
+def test_csv_values_say_all_that_their_text_says(early, late, kind, tmp_path):
+    path = csv_file(tmp_path / "a.csv", [(early, "a" * 1000)] * MANY + [(late, "b")])
+    found = written(path, tmp_path / "s")["x"]
+    expected = {"true": True, "False": False} if kind is bool else {}
+    for text, value in ((early, found[0]), (late, found[-1])):
+        want = expected.get(text, kind(text))
+        assert value == want or (value != value and want != want)  # noqa: PLR0124 - NaN
+        assert type(value) is kind
+    assert len(found) == MANY + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x,t\n1,a\n,b\n", r"a\.csv, row 2: column 'x' has no value \(''\)"),
+        ("x,t\n1,a\nNA,b\n", r"row 2: column 'x' has no value \('NA'\)"),
+        ("x,t\n1.5,a\n9007199254740993,b\n", r"row 2: column 'x' holds 9007199254740993"),
+        ("x,t\n1.5,a\n1e400,b\n", r"row 2: column 'x' holds 1e400"),
+        ("x,t\n1,a\n2\n", r"a\.csv cannot be read: .*Expected 2 columns, got 1"),
+        ("x,x\n1,2\n", "more than one column 'x'"),
+        ("1,2\n3,4\n", "holds numbers .*add such a line"),
+        ("x;t\n1;2\n", "not separated by commas"),
+        ("", "no line with the names"),
+        ("x,t\n", "nothing was written"),
+    ],
+)
+def test_csv_that_cannot_be_kept_is_refused_by_its_place(text, words, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        written(tmp_path / "a.csv", tmp_path / "s")
+
+
+def test_quoted_newlines_are_part_of_a_value(tmp_path):
+    draw = random.Random(0)
+    rows = [
+        (i, "\n".join("w" * draw.randint(1, 60) for _ in range(draw.randint(1, 6))))
+        for i in range(MANY)
+    ]
+    found = written(csv_file(tmp_path / "a.csv", rows), tmp_path / "s")
+    assert list(zip(found["x"], found["t"], strict=True)) == rows
+
+
+def test_the_types_of_csv_are_those_of_all_files(tmp_path):
+    (tmp_path / "d").mkdir()
+    csv_file(tmp_path / "d" / "a.csv", [(12, "1"), (13, "2")])
+    csv_file(tmp_path / "d" / "b.csv", [("0.5", "007")], names=("t", "x"))
+    with pytest.warns(UserWarning, match=r"'x' is kept as text, since .*b\.csv, row 1 has '007'"):
+        found = written(tmp_path / "d", tmp_path / "s")
+    assert found == {"x": ["12", "13", "007"], "t": [1, 2, 0.5]}
+    csv_file(tmp_path / "d" / "c.csv", [(1, 2, 3)], names=("x", "t", "z"))
+    with pytest.raises(DataError, match=r"a\.csv and .*c\.csv differ in their columns, by 'z'"):
+        written(tmp_path / "d", tmp_path / "s2")
+
+
+def test_a_marked_file_and_tabs_are_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfx,t\r\n1,a\r\n")
+    (tmp_path / "b.tsv").write_text("x\tt\n1\ta,b\n")
+    assert written(tmp_path / "a.csv", tmp_path / "s1") == {"x": [1], "t": ["a"]}
+    assert written(tmp_path / "b.tsv", tmp_path / "s2") == {"x": [1], "t": ["a,b"]}
+    data = read_any(tmp_path / "a.csv", None, Choice(columns=["t"]))
+    assert pa.concat_tables(piece.table for piece in data.pieces).to_pydict() == {"t": ["a"]}
