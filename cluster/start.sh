@@ -13,8 +13,16 @@ set -euo pipefail
 
 temporary=${RAY_TMPDIR:-/tmp}
 session=$temporary/ray/session_latest
-# Held for as long as anything is left of the Ray that was here before.
-exec 9>"$temporary/raytrain_plus-$(id -u).lock"
+# A folder of one's own: in a shared /tmp, another user could put a link or a lock in the way.
+own=$HOME/.raytrain_plus
+mkdir -p -m 700 "$own"
+if [ -L "$own" ] || [ ! -O "$own" ] || [ "$(stat -c %a "$own")" != 700 ]; then
+    echo "error: $own is to be a folder of $(id -un) alone (chmod 700 it, or move it away)" >&2
+    exit 1
+fi
+# Held for as long as anything is left of the Ray that was here before. One per machine, as several
+# may share a home, and one per folder of Ray.
+exec 9>>"$own/start-$(uname -n)-$(printf %s "$temporary" | sha256sum | cut -c 1-12).lock"
 flock --timeout 120 9 || {
     echo "error: the Ray that ran on $(uname -n) does not end: run \`ray stop --force\` there" >&2
     exit 1
@@ -23,8 +31,12 @@ flock --timeout 120 9 || {
 
 # What Ray starts must not hold the lock, should it outlive `ray stop`.
 "$@" 9>&-
-RAYLET=$(pgrep --newest --full "raylet_socket_name=$(readlink -f "$session")/")
+RAYLET=$(pgrep --euid "$(id -u)" --newest --full "raylet_socket_name=$(readlink -f "$session")/")
 LOGS=$(readlink -f "$session")/logs
+if [ ! -O "$LOGS" ]; then
+    echo "error: $LOGS is not a folder of $(id -un): give Ray a folder of your own (RAY_TMPDIR)" >&2
+    exit 1
+fi
 export RAYLET
 
 # shellcheck disable=SC2016 # the variables are the other shell's

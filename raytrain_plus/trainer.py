@@ -243,7 +243,8 @@ def attach(
         run: its name or folder.
         storage: where runs are kept.
         watcher: called now and then with the journal's events, from the run's beginning.
-        address: of its cluster; None for the one that its journal names.
+        address: of its cluster; None for the one that its journal names, if this machine vouches
+            for it (`vouched.py`).
 
     Raises:
         FileNotFoundError: there is no such run.

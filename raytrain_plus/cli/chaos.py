@@ -5,7 +5,6 @@ import signal
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -51,10 +50,10 @@ def chaos(  # noqa: PLR0913 - one option each
     """
 
     def run() -> dict[str, Any]:
-        passing = Path(tempfile.gettempdir()) / f"raytrain-plus-{uuid.uuid4().hex}"
+        passing = storage or Path(tempfile.mkdtemp(prefix="raytrain-plus-"))  # for this user alone
         campaign = Campaign(
             task=task,
-            storage=(storage or passing).expanduser().resolve(),
+            storage=passing.expanduser().resolve(),
             runs=runs,
             seed=seed,
             kinds=tuple(_kinds(kinds)),

@@ -5,7 +5,9 @@ process, needs no file, and is seen by all who share the host's network, so also
 container of the same pod.
 """
 
+import os
 import socket
+import struct
 from collections.abc import Sequence
 
 from raytrain_plus.elastic.outside.gcs import ClusterError, Node
@@ -63,7 +65,13 @@ def has_agent(node_id: str) -> bool:
     """Say whether a node on this host has an agent."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         caller.settimeout(_SECONDS)
-        return caller.connect_ex(_name(node_id)) == 0
+        if caller.connect_ex(_name(node_id)) != 0:
+            return False
+        # Any user of the host can take the name.
+        _, user, _ = struct.unpack(
+            "3i", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        )
+        return user in (os.getuid(), 0)
 
 
 def _name(node_id: str) -> str:

@@ -1,18 +1,18 @@
 """From a checkpoint to a plain model, without what aspects have changed in it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from raytrain_plus.algorithms import Aspect, Weave
 from raytrain_plus.algorithms.naming import make
+from raytrain_plus.streams import on_disk
 from raytrain_plus.task import Task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.modes import to_evaluation
+from raytrain_plus.training.pieces import encode
 from raytrain_plus.training.state import Replica
 
 
@@ -51,6 +51,4 @@ def write(model: nn.Module, path: Path) -> None:
         OSError: it cannot be written.
     """
     state = {n: t.cpu().contiguous().clone() for n, t in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    safetensors.torch.save_file(state, temporary)
-    temporary.replace(path)
+    on_disk.write(path, encode(state))

@@ -36,7 +36,7 @@ KUBERAY = {
         "headGroupSpec",
         "workerGroupSpecs",
     },
-    "autoscaler": {"version", "idleTimeoutSeconds", "resources", "upscalingMode"},
+    "autoscaler": {"version", "idleTimeoutSeconds", "resources", "upscalingMode", "volumeMounts"},
     "head": {"rayStartParams", "template", "serviceType"},
     "workers": {
         *("groupName", "replicas", "minReplicas", "maxReplicas"),
@@ -45,6 +45,7 @@ KUBERAY = {
     "job": {
         *("entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"),
         *("activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "runtimeEnvYAML"),
+        "submitterPodTemplate",
     },
 }
 
@@ -238,3 +239,40 @@ def secrets(text):
 def test_a_secret_is_found():
     """The negative control."""
     assert secrets("RAY_AUTH_TOKEN=" + "0a" * 32) != []
+
+
+def pods(name):
+    """Return the pods of a manifest by what they are for."""
+    spec = read(name)["spec"]
+    cluster = spec.get("rayClusterSpec", spec)
+    found = {"head": cluster["headGroupSpec"]["template"]["spec"]}
+    found |= {w["groupName"]: w["template"]["spec"] for w in cluster["workerGroupSpecs"]}
+    if "submitterPodTemplate" in spec:
+        found["submitter"] = spec["submitterPodTemplate"]["spec"]
+    return found, cluster
+
+
+@pytest.mark.parametrize("name", [CLUSTER, JOB])
+def test_only_the_autoscaler_can_speak_to_kubernetes(name):
+    found, cluster = pods(name)
+    assert len(found) == (3 if name == JOB else 2)
+    tokens = "/var/run/secrets/kubernetes.io/serviceaccount"
+    for pod in found.values():
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert "volumeMounts" not in container
+    (mount,) = cluster["autoscalerOptions"]["volumeMounts"]  # the control: it does need one
+    assert mount["mountPath"] == tokens
+    assert mount["name"] in {volume["name"] for volume in found["head"]["volumes"]}
+
+
+def test_only_the_clusters_own_pods_reach_it():
+    policy = read("cluster/kubernetes/networkpolicy.yaml")
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    spec = policy["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    ours, others = spec["ingress"]
+    assert ours["from"] == [{"podSelector": spec["podSelector"]}]
+    assert [port["port"] for port in others["ports"]] == [8265]
+    label = read(JOB)["spec"]["submitterPodTemplate"]["metadata"]["labels"]
+    assert others["from"][0] == {"podSelector": {"matchLabels": label}}

@@ -202,14 +202,14 @@ def end_raylet(machine):
 
 def await_lock(machine):
     """Wait until nothing is left of the Ray that was started."""
-    lock = machine.home / f"raytrain_plus-{os.getuid()}.lock"
+    (lock,) = machine.home.glob(".raytrain_plus/*.lock")
     subprocess.run(["flock", "--timeout", str(SECONDS), lock, "true"], check=True)
 
 
 def test_all_ends_with_the_raylet(started):
     start(started)
     # The control: it does not end by itself.
-    lock = started.home / f"raytrain_plus-{os.getuid()}.lock"
+    (lock,) = started.home.glob(".raytrain_plus/*.lock")
     assert subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode == 1
     end_raylet(started)
     await_lock(started)
@@ -242,3 +242,33 @@ def test_a_machine_of_a_cloud_is_switched_off_in_the_end(started):
     told = [line for line in started.done() if line.startswith("sudo")]
     # First what the Ray before may have left is called off.
     assert told == ["sudo shutdown -c", "sudo shutdown -h +10"]
+
+
+def test_no_link_in_a_shared_folder_is_followed(started, tmp_path):
+    """Nor does a lock that somebody else holds there keep Ray from starting."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    for name in (f"raytrain_plus-{os.getuid()}.lock", f"raytrain_plus-{os.getuid()}"):
+        (started.home / name).symlink_to(precious)
+    start(started)
+    assert precious.read_text() == "precious"
+    own = started.home / ".raytrain_plus"
+    assert own.stat().st_mode & 0o777 == 0o700
+    end_raylet(started)
+    await_lock(started)
+
+
+@pytest.mark.parametrize("spoil", ["link", "open"])
+def test_the_folder_of_locks_belongs_to_nobody_else(started, tmp_path, spoil):
+    own, elsewhere = started.home / ".raytrain_plus", tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    if spoil == "link":
+        own.symlink_to(elsewhere)
+    else:
+        own.mkdir(mode=0o777)
+        own.chmod(0o777)
+    failed = start(started, check=False)
+    assert failed.returncode == 1
+    assert ".raytrain_plus is to be a folder of" in failed.stderr
+    assert list(elsewhere.iterdir()) == []
+    assert started.done() == []

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from raytrain_plus.elastic.outside.gcs import ClusterError, Gcs, present_token
+from raytrain_plus.elastic.outside.vouched import last_started, vouched_addresses
 from raytrain_plus.observe.journal import Event
 
 NAMESPACE = "raytrain_plus"  # of all named actors
@@ -40,8 +41,7 @@ def head_address(address: str | None = None) -> str | None:
     if address == "local":
         return None
     if address == "auto":
-        found: str | None = ray._private.services.find_bootstrap_address(None)  # noqa: SLF001
-        return found
+        return last_started()
     if is_web(address):
         raise ClusterError(
             f"{address} takes jobs, it cannot be joined: `ray job submit --address {address} -- "
@@ -51,6 +51,24 @@ def head_address(address: str | None = None) -> str | None:
     if not host or not port.isdigit():
         raise ClusterError(f"{address!r} is not HOST:PORT of Ray's head, such as 10.0.0.1:6379")
     return address
+
+
+def trusted(told: str) -> str:
+    """Return the address that a run's journal names, if this machine vouches for it.
+
+    Joining a cluster shows it this user's token, so an address from a file, which may come from
+    anybody, is no reason to join.
+
+    Raises:
+        ClusterError: no Ray of this user on this machine belongs to a cluster at that address.
+    """
+    if told in vouched_addresses():
+        return told
+    raise ClusterError(
+        f"its journal names the Ray cluster at {told}, to which no Ray of yours on this machine "
+        "belongs. Your token is not shown to an address from a file: if you trust it, give it by "
+        f"--address {told}"
+    )
 
 
 def join(address: str | None = None, **settings: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from raytrain_plus.elastic.outside.joining import NAMESPACE, find_leader, join
+from raytrain_plus.elastic.outside.joining import NAMESPACE, find_leader, join, trusted
 from raytrain_plus.names import check_name, folders_meant
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
@@ -54,7 +54,8 @@ def status(run: str, storage: str, address: str | None = None) -> Event:
     Args:
         run: its name or folder.
         storage: where runs are kept.
-        address: of its cluster; None for the one that its journal names.
+        address: of its cluster; None for the one that its journal names, if this machine vouches
+            for it (`vouched.py`).
     """
     folder = folder_of(run, storage)
     events = _known(folder)
@@ -108,7 +109,8 @@ def reached(folder: Path, address: str | None = None) -> Iterator[str]:
 
     Args:
         folder: the run's.
-        address: of its cluster; None for the one that its journal names.
+        address: of its cluster; None for the one that its journal names, if this machine vouches
+            for it (`vouched.py`).
 
     Raises:
         SteeringError: the run does not live.
@@ -154,7 +156,8 @@ def watch(
         run: its name or folder.
         storage: where runs are kept.
         every: seconds between two answers. Default 1.
-        address: of its cluster; None for the one that its journal names.
+        address: of its cluster; None for the one that its journal names, if this machine vouches
+            for it (`vouched.py`).
 
     Raises:
         FileNotFoundError: there is no journal of that run.
@@ -220,8 +223,10 @@ def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
     connected = ray.is_initialized()
     try:
         if not connected:
-            known = run["address"] if address in (None, "local") else address
-            join(known, namespace=NAMESPACE)
+            if address in (None, "local"):
+                journal.need(run, "address")
+                address = trusted(run["address"])
+            join(address, namespace=NAMESPACE)
         yield find_leader(run["run"], events)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         if isinstance(error, SteeringError):
