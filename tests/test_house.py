@@ -83,7 +83,16 @@ PURE = [
 ]
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
-    {"seeds", "clock", "task", "names", "redaction", "observe.journal", "observe.events"},
+    {
+        "seeds",
+        "clock",
+        "task",
+        "names",
+        "redaction",
+        "plain_yaml",
+        "observe.journal",
+        "observe.events",
+    },
     {"schedules", "models", "task_check"},
     {"algorithms", "streams", "observe"},
     {"training"},

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import ray
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raytrain_plus.cli.answers import Address, Debug, Json, answer
 from raytrain_plus.cli.remote import RemoteError, here_or_there
+from raytrain_plus.elastic.outside.gcs import ClusterError
 from raytrain_plus.elastic.outside.joining import join
 from raytrain_plus.nodes.complaints import Expected
 from raytrain_plus.nodes.doctor import diagnosis_of, examine, read_cluster_file
@@ -47,6 +49,8 @@ def doctor(
             if not (error.said and "nodes" in error.said):
                 raise
             found = error.said
+        if "nodes" not in found:
+            raise ClusterError("the cluster answers something else than its nodes")
         # What there should be is known here, wherever the nodes were looked at.
         found = diagnosis_of(found["nodes"], expected).as_data()
         if not as_json:
@@ -74,7 +78,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     """Print what was found as a table, and below it what is wrong."""
     table = Table("node", "address", "cores", "instructions", "clock", "disk free", "agent", "says")
     for node in found["nodes"]:
-        table.add_row(
+        row = (
             node["host"] + (" (head)" if node["is_head"] else ""),
             node["address"],
             str(node["cores"]),
@@ -84,11 +88,12 @@ def show(found: dict[str, Any], console: Console) -> None:
             "yes" if node["agent"] else "no",
             "draining" if node["draining"] else node["trouble"] or node["computed"][:12],
         )
+        table.add_row(*map(escape, row))
     console.print(table)
     versions = [node["versions"] for node in found["nodes"] if node["versions"]]
     if versions:
         told = ", ".join(f"{name} {version}" for name, version in versions[0].items())
-        console.print(told, highlight=False)
+        console.print(told, highlight=False, markup=False)
     for complaint in found["complaints"]:
         mark = "WRONG" if complaint["grave"] else "note"
         line = f"{mark}: {complaint['where']}: {complaint['what']}"

@@ -150,6 +150,6 @@ def _parted(logs: str) -> tuple[dict[str, Any] | None, list[str]]:
         if lines[index].startswith("{"):
             try:
                 return json.loads(lines[index]), lines[:index]
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
     return None, lines

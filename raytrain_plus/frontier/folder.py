@@ -19,6 +19,7 @@ from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.records import read_trials, record
+from raytrain_plus.names import check_name
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event, Journal
 
@@ -96,15 +97,20 @@ class SweepFolder:
 
     def proposals(self) -> dict[str, Proposal]:
         """Return all proposals by the names of their trials, in order."""
-        return {
-            event["name"]: Proposal(
-                purpose=event["purpose"],
-                recipe=Recipe.model_validate(event["recipe"]),
-                seed=event["seed"],
-            )
-            for event in self.events()
-            if event["event"] == "proposal"
-        }
+        told = [event for event in self.events() if event["event"] == "proposal"]
+        try:
+            return {
+                check_name(event["name"], "trial name"): Proposal(
+                    purpose=event["purpose"],
+                    recipe=Recipe.model_validate(event["recipe"]),
+                    seed=event["seed"],
+                )
+                for event in told
+            }
+        except ValueError as error:
+            raise SweepError(
+                f"the journal of the sweep in {self.path} is damaged: {error}"
+            ) from error
 
     def finish(self, trial: FinishedTrial) -> None:
         """Keep a finished trial; once this returns, no kill loses it."""

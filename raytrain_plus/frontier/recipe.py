@@ -5,13 +5,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described, make, what_is_wrong
 from raytrain_plus.algorithms.times import Time
 from raytrain_plus.algorithms.weave import in_order
+from raytrain_plus.plain_yaml import YamlError, load_yaml, read_yaml
 
 _BUNDLED = "raytrain_plus.reference"
 
@@ -65,19 +65,19 @@ def read_recipe(name: str) -> Recipe:
     bundled = files(_BUNDLED) / "recipes"
     try:
         if path.suffix in (".yaml", ".yml"):
-            text = path.read_text()
+            content = read_yaml(path)
         else:
-            text = (bundled / f"{name}.yaml").read_text()
-    except OSError as error:
+            content = load_yaml((bundled / f"{name}.yaml").read_text())
+    except YamlError as error:
+        raise RecipeError(f"recipe {name}: {error}") from error
+    except (OSError, ValueError) as error:  # a name that can be no file's is one, too
         raise RecipeError(
             f"there is no recipe {name!r}: give a .yaml file or one of {', '.join(bundled_names())}"
         ) from error
     try:
-        return Recipe.model_validate(yaml.safe_load(text))
+        return Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"recipe {name}: {what_is_wrong(error)}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {name} is no YAML: {error}") from error
 
 
 def bundled_names() -> list[str]:

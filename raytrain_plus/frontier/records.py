@@ -94,14 +94,19 @@ def to_table(trials: Iterable[FinishedTrial]) -> pa.Table:
 def _read(file: Path) -> list[FinishedTrial]:
     try:
         table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise PointError(f"{file} is no Parquet file: {error}") from error
-    found = (table.schema.metadata or {}).get(b"raytrain_plus.trials", b"none").decode()
+    found = (
+        (table.schema.metadata or {}).get(b"raytrain_plus.trials", b"none").decode(errors="replace")
+    )
     if found != str(VERSION):
         raise PointError(
             f"{file} holds trials of version {found}; this program reads version {VERSION}"
         )
-    return [_trial(row) for row in table.to_pylist(maps_as_pydicts="strict")]
+    try:
+        return [_trial(row) for row in table.to_pylist(maps_as_pydicts="strict")]
+    except (ValueError, TypeError, LookupError, pa.ArrowException, RecursionError) as error:
+        raise PointError(f"{file} holds something else than trials: {error}") from error
 
 
 def _row(trial: FinishedTrial) -> dict[str, Any]:

@@ -1,23 +1,47 @@
 """Asking every node of a cluster how it is, all at once, and within a deadline."""
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray
-import yaml
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raytrain_plus.elastic.outside.gcs import ClusterError
 from raytrain_plus.elastic.outside.joining import draining_nodes
 from raytrain_plus.nodes.complaints import Complaint, Expected, NodeFacts, complaints
 from raytrain_plus.nodes.visit import Visitor
+from raytrain_plus.plain_yaml import YamlError, read_yaml
 
 _HEAD = "node:__internal_head__"
 _CLOCK_SECONDS = 5.0
 _V2_OFF = "RAY_enable_autoscaler_v2=0"
+
+
+_NODES = TypeAdapter(list[NodeFacts])
+
+
+class _Provider(BaseModel):
+    type: str
+    head_ip: str | None = None
+    worker_ips: list[str] | None = None
+
+
+class _Kind(BaseModel):
+    min_workers: Annotated[int, Field(ge=0, le=10**6)] | None = None
+
+
+class _Launch(BaseModel):
+    provider: _Provider
+    head_start_ray_commands: list[str] | None = None
+    available_node_types: dict[str, _Kind] | None = None
+    head_node_type: str | None = None
+
+
+_LAUNCH = TypeAdapter(_Launch)
 
 
 class ClusterFileError(ValueError):
@@ -45,14 +69,21 @@ class Diagnosis:
         }
 
 
-def diagnosis_of(nodes: Sequence[Mapping[str, Any]], expected: Expected) -> Diagnosis:
+def diagnosis_of(nodes: object, expected: Expected) -> Diagnosis:
     """Make a diagnosis of nodes that are given as data.
 
     Args:
-        nodes: their facts.
+        nodes: their facts, as a cluster answers.
         expected: which nodes there should be.
+
+    Raises:
+        ClusterError: they are something else.
     """
-    known = [NodeFacts(**{**node, "disk": tuple(node["disk"])}) for node in nodes]
+    try:
+        known = _NODES.validate_python(nodes)
+    except (ValidationError, RecursionError) as error:
+        wrong = _wrong(error) if isinstance(error, ValidationError) else "nested too deeply"
+        raise ClusterError(f"the cluster answers something else than its nodes: {wrong}") from None
     return Diagnosis(known, complaints(known, expected))
 
 
@@ -86,26 +117,39 @@ def read_cluster_file(path: Path) -> Expected:
         ClusterFileError: it is no such file.
     """
     try:
-        told = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        told = read_yaml(path)
+    except (OSError, YamlError) as error:
         raise ClusterFileError(f"{path} cannot be read: {error}") from None
     provider = told.get("provider") if isinstance(told, dict) else None
     if not isinstance(provider, dict):
         raise ClusterFileError(f"{path} is no file for `ray up`: it has no provider")
-    if provider.get("type") == "local":
-        workers = tuple(map(str, provider.get("worker_ips") or ()))
-        commands = "\n".join(map(str, told.get("head_start_ray_commands") or ()))
+    try:
+        return _expected(_LAUNCH.validate_python(told))
+    except ValidationError as error:
+        raise ClusterFileError(f"{path} is no file for `ray up`: {_wrong(error)}") from None
+
+
+def _expected(told: "_Launch") -> Expected:
+    provider = told.provider
+    if provider.type == "local":
+        workers = tuple(provider.worker_ips or ())
+        commands = "\n".join(told.head_start_ray_commands or ())
         pitfall = (
             "with autoscaler v2 `ray up` does not start all workers of a local provider",
             f"write {_V2_OFF} in front of `ray start --head` in the launch file",
         )
         pitfalls = (pitfall,) if workers and _V2_OFF not in commands else ()
-        addresses = (str(provider.get("head_ip")), *workers)
+        addresses = (str(provider.head_ip), *workers)
         return Expected(len(addresses), addresses, pitfalls)
-    kinds = told.get("available_node_types") or {}
-    head = told.get("head_node_type")
-    least = [int(kind.get("min_workers") or 0) for kind in kinds.values()] if kinds else []
-    return Expected(1 + sum(least)) if head else Expected()
+    kinds = told.available_node_types or {}
+    least = [kind.min_workers or 0 for kind in kinds.values()]
+    return Expected(1 + sum(least)) if told.head_node_type else Expected()
+
+
+def _wrong(error: ValidationError) -> str:
+    """Say in one line which fields are wrong, the first few of them."""
+    found = error.errors(include_input=False)[:3]
+    return "; ".join(f"{'.'.join(map(str, one['loc']))[:80]}: {one['msg']}" for one in found)
 
 
 def _of_ray(node: dict[str, Any], draining: set[str]) -> NodeFacts:

@@ -146,7 +146,8 @@ class NoticeFile:
     def look(self) -> Notice | None:
         """Return the notice, if the file is there; see Source."""
         try:
-            text, written = self.path.read_text(), self.path.stat().st_mtime
+            with self.path.open("rb") as file:
+                text, written = file.read(_MOST_BYTES).decode(), self.path.stat().st_mtime
         except FileNotFoundError:
             return None
         except UnicodeDecodeError:

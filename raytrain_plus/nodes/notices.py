@@ -14,6 +14,7 @@ GCE_SECONDS = 30.0  # between Compute Engine's signal and the end
 # A rebalance recommendation names no end: an interruption is likely, not certain.
 REBALANCE_SECONDS = 600.0
 
+_LONGEST = 1e8  # seconds, three years
 _ACTIONS = ("terminate", "stop", "hibernate")
 _OK, _NOT_FOUND = 200, 404
 
@@ -121,7 +122,7 @@ def file_notice(text: str, written: float, grace: float) -> Notice:
         seconds: float | None = float(when)
     except ValueError:
         seconds = None
-    if seconds is not None and not 0 <= seconds < float("inf"):
+    if seconds is not None and not 0 <= seconds <= _LONGEST:
         raise NoticeError(f"{when} seconds are no time in which a node can go")
     deadline = _instant(when) if seconds is None else written + seconds
     if deadline is None:

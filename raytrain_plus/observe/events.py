@@ -30,6 +30,10 @@ def _count(value: object) -> bool:
     return type(value) is int and 0 <= value <= MOST_STEPS
 
 
+def _whole(value: object) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
 def _counts(value: object) -> bool:
     return isinstance(value, list) and all(_count(one) for one in value)
 
@@ -93,6 +97,9 @@ _NEEDED: Mapping[str, Checks] = {
     },
     "withdrawn": {"step": _count},
     "account": {"generation": _count},
+    "proposal": {"name": _text, "purpose": _text, "recipe": _table, "seed": _whole},
+    "sitting": {"sweep": _table},
+    "problem": {"text": _text},
 }
 _TYPED: Mapping[str, Checks] = {
     "step": {
@@ -135,6 +142,7 @@ _TYPED: Mapping[str, Checks] = {
         "platform": _text,
         "lender": _or_none(_text),
     },
+    "sitting": {"time": _time, "workers": _or_none(_count), "budget": _or_none(_finite)},
     "worker": {"worker": _text, "state": _text},
     "fault": {"step": _count, "action": _text, "phase": _or_none(_text)},
     "target": {"workers": _count},
@@ -159,6 +167,7 @@ _TYPED: Mapping[str, Checks] = {
 }
 _ALLOWED: dict[Callable[[object], bool], str] = {
     _count: "a whole number that is not negative",
+    _whole: "a whole number",
     _number: "a number",
     _finite: "a finite number",
     _text: "a text",

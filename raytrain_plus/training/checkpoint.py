@@ -32,6 +32,7 @@ __all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_who
 
 Place: TypeAlias = Store | Path | str
 
+_MOST_MANIFEST = 64 << 20  # bytes; each tensor of an optimizer takes about 100
 _NAME = re.compile(r"checkpoint_([0-9]{8,18})")
 
 
@@ -156,6 +157,10 @@ def read_header(place: Place) -> Manifest:
     sizes = store.sizes()
     if MANIFEST not in sizes:
         raise CheckpointError(f"checkpoint {_told(store)} is incomplete: it has no {MANIFEST}")
+    if sizes[MANIFEST] > _MOST_MANIFEST:
+        raise CheckpointError(
+            f"checkpoint file {_told(store, MANIFEST)} is damaged: it has {sizes[MANIFEST]} bytes"
+        )
     manifest = Manifest.parse(store.read(MANIFEST), _told(store, MANIFEST))
     for piece in manifest.pieces:
         found = sizes.get(piece.file)
@@ -177,7 +182,13 @@ def load(place: Place, replica: Replica) -> None:
     tensors: dict[str, Tensor] = {}
     for piece in manifest.pieces:
         prefix = "model/" if piece.file == MODEL else ""
-        content = safetensors.torch.load(_content(store, piece))
+        try:
+            content = safetensors.torch.load(_content(store, piece))
+        except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            where = _told(store, piece.file)
+            raise CheckpointError(f"checkpoint file {where} is no safetensors: {error}") from error
         tensors |= {f"{prefix}{name}": tensor for name, tensor in content.items()}
     tied = {f"model/{name}" for name in replica.model.state_dict()} - replica.tensors().keys()
     state = {name: tensor for name, tensor in tensors.items() if name not in tied}
@@ -186,8 +197,9 @@ def load(place: Place, replica: Replica) -> None:
         if digest_of(state, manifest.scalars) != manifest.digest:
             raise ValueError("its files hold another state than its manifest names")
         replica.load(state, manifest.scalars)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {_told(store)} does not fit: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        said = str(error) or type(error).__name__
+        raise CheckpointError(f"checkpoint {_told(store)} does not fit: {said}") from error
 
 
 def newest_whole(store: Store, run: str | None = None) -> tuple[str | None, dict[str, str]]:

@@ -5,7 +5,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from raytrain_plus.algorithms.naming import Described
 from raytrain_plus.training.pieces import Piece
@@ -14,6 +17,53 @@ from raytrain_plus.training.state import Scalars
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+
+
+def _described(told: list[Any]) -> list[Any]:
+    if len(told) != 2 or not isinstance(told[0], str) or not isinstance(told[1], dict):
+        raise ValueError("an algorithm is a name and its settings")
+    return told
+
+
+# What a file must hold before anything of it is used. A state says more of itself than its steps;
+# the replica that loads it checks the rest.
+_Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_CONFIG = ConfigDict(extra="forbid")
+
+
+@pydantic.dataclasses.dataclass(config=_CONFIG)
+class _File:
+    bytes: _Count
+    sha256: _Hash
+
+
+@pydantic.dataclasses.dataclass(config=ConfigDict(extra="allow"))
+class _Scalars:
+    step: _Count
+    samples: _Count
+    tokens: _Count
+    aspects: dict[str, Any]
+    optimizer: dict[str, Any] | list[Any]
+    groups: list[Any]
+
+
+@pydantic.dataclasses.dataclass(config=_CONFIG)
+class _Content:
+    format: int
+    step: _Count
+    run: str
+    digest: _Hash
+    scalars: _Scalars
+    algorithms: list[Annotated[list[Any], AfterValidator(_described)]]
+    files: dict[_FileName, _File]
+    run_id: str = ""
+    identity: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+_CONTENT = TypeAdapter(_Content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +117,37 @@ class Manifest:
         try:
             said: dict[str, Any] = json.loads(content)
             whole = said.pop("sha256") == _hash(said)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"checkpoint file {where} is damaged: {error!r}") from error
         if not whole:
             raise CheckpointError(f"checkpoint file {where} is damaged (sha256 differs)")
-        if said["format"] != _FORMAT:
+        if said.get("format") != _FORMAT:
             raise CheckpointError(
-                f"checkpoint file {where} is of format {said['format']!r}, and this version of "
+                f"checkpoint file {where} is of format {said.get('format')!r}, and this version of "
                 f"raytrain_plus knows {_FORMAT}: use the version that wrote it"
             )
+        try:
+            checked = _CONTENT.validate_python(said)
+        except (pydantic.ValidationError, RecursionError) as error:
+            raise CheckpointError(f"checkpoint file {where} is damaged: {_wrong(error)}") from error
+        said = {**said, "files": checked.files}
         return cls(
             run=said["run"],
             digest=said["digest"],
             scalars=said["scalars"],
             algorithms=[Described(*one) for one in said["algorithms"]],
-            pieces=[Piece(file, **told) for file, told in said["files"].items()],
+            pieces=[Piece(file, told.bytes, told.sha256) for file, told in said["files"].items()],
             identity=said.get("identity", {}),
             metrics=said.get("metrics", {}),
         )
+
+
+def _wrong(error: Exception) -> str:
+    """Say in one line which fields are wrong, the first few of them."""
+    if not isinstance(error, pydantic.ValidationError):
+        return "it is nested too deeply"
+    found = [f"{'.'.join(map(str, e['loc']))[:80]}: {e['msg']}" for e in error.errors()[:3]]
+    return "; ".join(found)
 
 
 def _hash(content: Mapping[str, Any]) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, get_args
 
 import pydantic
-import yaml
 from pydantic import Field, TypeAdapter
 
 from raytrain_plus.elastic.faults import afflictions
+from raytrain_plus.plain_yaml import YamlError, read_yaml
 
 Action = Literal[
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "miscompute", "lose_store",
@@ -100,12 +100,12 @@ class Fault:
         seconds: how long `slow` and `lose_store` last. Default 10.
     """
 
-    step: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0, le=10**15)]
     action: Action
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1, le=10**6)] = 1
     phase: Phase = "backward"
-    victim: Annotated[int, Field(ge=0)] | None = None
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    victim: Annotated[int, Field(ge=0, le=10**6)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
 
     @pydantic.model_validator(mode="after")
     def _is_possible(self) -> "Fault":
@@ -235,8 +235,8 @@ def read_faults(path: Path) -> list[Fault]:
             named.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except (OSError, YamlError) as error:
         raise FaultError(f"faults file {path} cannot be read: {error}") from error
     return parse_faults(content or [], str(path))
 
@@ -250,7 +250,10 @@ def parse_faults(content: object, where: str = "faults") -> list[Fault]:
     try:
         return TypeAdapter(list[Fault]).validate_python(content)
     except pydantic.ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg']}"
+            for e in error.errors(include_input=False)[:20]
+        ]
         raise FaultError(
             f"{where}: a fault is {{step: N, action: {'|'.join(ACTIONS)}}}, and what goes with its "
             "action of workers: K, phase: P, victim: I, seconds: S:\n" + "\n".join(lines)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 _ACTIONS = ("add", "remove")
+_MOST_DIGITS = 15  # thirty thousand years
 
 
 class TraceError(ValueError):
@@ -173,8 +174,12 @@ def _event(line: str) -> NodeEvent:
     if len(fields) != 3:
         raise TraceError(f"{line!r} has {len(fields)} fields; it is `milliseconds,add|remove,node`")
     milliseconds, action, node = fields
-    if not (milliseconds.isascii() and milliseconds.isdigit()):
-        raise TraceError(f"the time {milliseconds!r} is not a whole number of milliseconds >= 0")
+    is_number = milliseconds.isascii() and milliseconds.isdigit()
+    if not is_number or len(milliseconds) > _MOST_DIGITS:
+        raise TraceError(
+            f"the time {milliseconds[:40]!r} is not a whole number of milliseconds >= 0 with at "
+            f"most {_MOST_DIGITS} digits"
+        )
     if action not in _ACTIONS:
         raise TraceError(f"the action {action!r} is not known; it is `add` or `remove`")
     if not node:

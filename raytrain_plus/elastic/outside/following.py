@@ -122,6 +122,8 @@ def ended(events: Sequence[Event], folder: Path) -> Ended:
     events = journal.since_last_run(list(events))
     run = next(event for event in events if event["event"] == "run")
     end = next(event for event in reversed(events) if event["event"] == "end")
+    journal.need(run, "run", "time", "batch_size", "batch_tokens")
+    journal.need(end, "time", "state", "step")
     outcome = _outcome_of(events, end)
     summary = {
         "run": run["run"],

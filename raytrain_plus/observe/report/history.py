@@ -145,7 +145,7 @@ def read_history(events: Iterable[Event]) -> History:
 
 
 def _begin(history: History, event: Event) -> None:
-    need(event, "run", "total_steps")
+    need(event, "run", "total_steps", "batch_size")
     before = history.sessions[-1] if history.sessions else None
     offset = before.active(before.end) if before else 0.0
     start = event["time"]

@@ -38,7 +38,7 @@ def test_a_raylet_of_this_user_vouches_for_its_cluster(proc, monkeypatch):
     assert vouched.vouched_addresses(proc) == []
 
 
-def test_a_file_that_another_user_could_have_written_does_not_count(tmp_path, monkeypatch):
+def test_a_file_that_another_user_could_have_written_does_not_count(tmp_path):
     file = tmp_path / "ray_current_cluster"
     assert vouched.last_started(file) is None
     file.write_text(f"{TOLD}\n")

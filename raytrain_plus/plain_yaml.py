@@ -1,0 +1,64 @@
+"""YAML from a file that may come from anybody: plain data in bounded memory, or a clear error."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MOST_BYTES = 4 << 20
+_MOST_VALUES = 200_000  # also those that aliases repeat: ten lines can stand for billions
+
+
+class YamlError(ValueError):
+    """What is read is no YAML that can be used; the message says why."""
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        YamlError: it is too large, or no plain YAML.
+    """
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise YamlError(f"it has more than {_MOST_BYTES >> 20} MiB")
+    try:
+        return load_yaml(content.decode())
+    except UnicodeDecodeError as error:
+        raise YamlError(f"it is no text ({error})") from None
+
+
+def load_yaml(text: str) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        YamlError: it is too large, or no plain YAML.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise YamlError(f"it is no YAML: {error}") from None
+    except RecursionError:
+        raise YamlError("it is nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise YamlError(f"it is no YAML: {error}") from None  # a date such as 2026-99-99
+    try:
+        values = _values(found, {})
+    except RecursionError:
+        raise YamlError("it is nested too deeply") from None
+    if values > _MOST_VALUES:
+        raise YamlError(f"it stands for more than {_MOST_VALUES} values")
+    return found
+
+
+def _values(value: Any, known: dict[int, int]) -> int:
+    """Count values, those that an alias repeats each time; each object is looked at once."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES + 1  # for one that holds itself
+        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+        known[id(value)] = min(_MOST_VALUES + 1, 1 + sum(_values(one, known) for one in inner))
+    return known[id(value)]
