@@ -132,3 +132,20 @@ def test_a_place_that_holds_a_data_set_is_not_written_over(tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
     assert "there is a data set" in run("write", source, tmp_path / "s", code=2).stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+
+
+def test_a_warning_is_a_sentence(tmp_path):
+    rows = [f"{number // 50},{number}" for number in range(500)]
+    (tmp_path / "a.csv").write_text("\n".join(["label,x", *rows]))
+    told = run("write", tmp_path / "a.csv", tmp_path / "s").stderr
+    assert told.startswith("warning: the rows are sorted by 'label' (label skew 0.")
+    assert "UserWarning" not in told
+    assert run("write", tmp_path / "a.csv", tmp_path / "t", "--order", "mixed").stderr == ""
+
+
+def test_a_stream_is_not_written_into_what_it_is_made_of(tmp_path):
+    (tmp_path / "d").mkdir()
+    as_csv(tmp_path / "d")
+    for place in ("d", "d/stream"):
+        assert "lies in" in run("write", tmp_path / "d", tmp_path / place, code=2).stderr
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["a.csv"]

@@ -1,7 +1,9 @@
 """The command line's `data`: makes and checks streams."""
 
 import contextlib
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +208,7 @@ def _write_stream(
     """Write a stream of whatever can be read; returns what it holds then."""
     check_apart(source, destination)
     with (
+        _warnings_told(),
         tempfile.TemporaryDirectory(prefix="raytrain_plus-") as scratch,
         _read(source, options, choice) as read,
         StreamWriter(
@@ -244,6 +247,19 @@ def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
                 shown = f"{value:,}"
             Console(soft_wrap=True).print(f"{key:12} {shown}", highlight=False, markup=False)
     return answered
+
+
+@contextlib.contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Show warnings about the data as sentences, without the code that gives them."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        sys.stderr.write(f"warning: {message}\n")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _short(value: Any) -> str:
