@@ -6,6 +6,7 @@ a `TaskError` that names it and says what to do.
 """
 
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.users_optimizer import check_unscheduled
 
 
 def check_start(replica: Replica) -> None:
@@ -14,7 +15,7 @@ def check_start(replica: Replica) -> None:
     Raises:
         TaskError: the task does something that no run can keep equal on all workers.
     """
-    del replica
+    replica.check_carried()
 
 
 def check_first_update(replica: Replica) -> None:
@@ -26,4 +27,5 @@ def check_first_update(replica: Replica) -> None:
         TaskError: the update left something that cannot be given to another worker, or to a
             checkpoint, and back to equal bits.
     """
-    del replica
+    check_unscheduled(replica.optimizer)
+    replica.check_carried()

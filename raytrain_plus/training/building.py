@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from raytrain_plus.task import Task, TaskError, TaskWarning
+from raytrain_plus.training.users_optimizer import check_optimizer
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 _NAMED = 3  # of many, in a warning
@@ -48,10 +49,11 @@ def build_optimizer(task: Task, model: nn.Module) -> Optimizer:
     """Return the task's optimizer of a model, and warn of hooks that see other gradients.
 
     Raises:
-        TaskError: it is no optimizer, or not of this model.
+        TaskError: it is no optimizer, not of this model, or one that cannot be used as it is.
     """
     optimizer = task.optimizer(model)
-    if not isinstance(optimizer, Optimizer):
+    # Some wrap an optimizer and are none by their class.
+    if not (callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "param_groups")):
         raise TaskError(
             f"task.optimizer() returned {described(optimizer)}, not a torch.optim.Optimizer: "
             "return the optimizer alone; its schedule belongs into schedule(progress)"
@@ -65,6 +67,7 @@ def build_optimizer(task: Task, model: nn.Module) -> Optimizer:
                     f"{tuple(parameter.shape)}: build it from the parameters of the model that "
                     "optimizer(model) is given"
                 )
+    check_optimizer(task, optimizer)
     _warn_of_hooks(model)
     return optimizer
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.training.bits import BitSum, hash_of
@@ -240,7 +239,7 @@ class Fingerprint:
         self._replica = replica
         self._buffers = buffers
         self._parameters = dict(replica.model.named_parameters())
-        self._sums: dict[bool, tuple[list[int], BitSum]] = {}
+        self._sums: dict[bool, tuple[list[tuple[str, int]], BitSum]] = {}
 
     def take(self, *, in_step: bool = False) -> int:
         """Return the fingerprint, at least 0 and below 2**64.
@@ -250,26 +249,14 @@ class Fingerprint:
                 snapshot. Default: between two steps.
         """
         buffers = self._buffers.start if in_step else self._buffers.values()
-        memory = [tensor.data_ptr() for tensor in (*self._tensors(), *buffers)]
+        kept, scalars = self._replica.kept()
+        named = kept | {f"buffers/{i}": buffer for i, buffer in enumerate(buffers)}
+        named |= {f"model/{n}": p for n, p in self._parameters.items()}
+        memory = [(name, tensor.data_ptr()) for name, tensor in named.items()]
         known = self._sums.get(in_step)
         if known is None or known[0] != memory:
-            known = self._sums[in_step] = memory, BitSum(self._named(buffers))
-        scalars = json.dumps(self._replica.scalars(), sort_keys=True, default=str)
-        return known[1].take() ^ hash_of(scalars)
-
-    def _tensors(self) -> list[Tensor]:
-        states = [
-            *self._replica.optimizer.state.values(),
-            *self._replica.training.states.values(),
-        ]
-        kept = [v for state in states for v in state.values() if isinstance(v, Tensor)]
-        return [*self._parameters.values(), *kept]
-
-    def _named(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
-        kept = ("optimizer/", "aspects/")
-        named = {n: t for n, t in self._replica.tensors().items() if n.startswith(kept)}
-        named |= {f"buffers/{i}": buffer for i, buffer in enumerate(buffers)}
-        return named | {f"model/{n}": p for n, p in self._parameters.items()}
+            known = self._sums[in_step] = memory, BitSum(named)
+        return known[1].take() ^ hash_of(json.dumps(scalars, sort_keys=True, default=str))
 
 
 def _tell(wire: Wire, facts: Facts) -> list[Facts]:

@@ -1,5 +1,6 @@
 """One step of training, the same bits on any number of workers."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ from raytrain_plus.training.reduction import (
     Wire,
     tree_sum,
 )
+from raytrain_plus.training.round_trip import rehearsed
 from raytrain_plus.training.state import Replica
 
 
@@ -354,7 +356,7 @@ class TrainingLoop:
         step.logical_rank = -1
         # The parts have left the generators where they stand, and each worker had other parts.
         seed_global_generators(seed_for(self._seed, "update", step.number))
-        with self._weave.around("update", step):
+        with self._weave.around("update", step), rehearsed(self.replica, self._build_another):
             self.replica.optimizer.step()
         self.weights.check_kinds()
         self._parts.drop_gradients()
@@ -371,6 +373,14 @@ class TrainingLoop:
             self._admitted = True
         if replica.step % self._clock.steps_per_epoch == 0:
             self._leave_epoch()
+
+    def _build_another(self) -> Replica:
+        """Build a replica as a newcomer does; neither the task nor its aspects notice."""
+        aspects = [type(one).model_validate(one.model_dump()) for one in self._weave.aspects]
+        device = next(iter(self._parameters)).device
+        return Replica.build(
+            copy.copy(self._task), self._seed, device, weave=Weave(aspects), clock=self._clock
+        )
 
     def _result(self, rows: Rows, loss: float) -> StepResult:
         lane = tree_sum(rows)

@@ -4,32 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from raytrain_plus.training.encoding import SAFETENSORS
 from raytrain_plus.training.snapshot import CheckpointError, Snapshot
 from raytrain_plus.training.state import tensor_memory
 
 MODEL = "model.safetensors"
-
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class Piece(NamedTuple):
@@ -105,11 +86,11 @@ def encode(tensors: Mapping[str, Tensor]) -> Sequence[memoryview]:
     header, offset = {}, 0
     for name in order:
         tensor = tensors[name]
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in SAFETENSORS:
             raise CheckpointError(f"{name} is of dtype {tensor.dtype}, which no safetensors holds")
         end = offset + tensor.nbytes
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": SAFETENSORS[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }

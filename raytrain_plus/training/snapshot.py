@@ -45,6 +45,7 @@ class Snapshot:
         Raises:
             CheckpointError: an update failed half-way, or has made a weight NaN or infinite, so
                 that there is no state to keep.
+            TaskError: the state holds something that no checkpoint can, by name.
         """
         if replica.torn:
             raise CheckpointError(
@@ -55,6 +56,7 @@ class Snapshot:
             raise CheckpointError(
                 f"the state after step {replica.step} is not kept: {lost} is not finite"
             )
+        replica.check_carried()
         spare = {} if reuse is None else reuse.tensors
         tensors = {name: _copy(t, spare.get(name)) for name, t in replica.tensors().items()}
         live = replica.model

@@ -1,7 +1,9 @@
 """A replica's state: everything that is bit for bit equal on all workers between two steps."""
 
 import hashlib
+import itertools
 import json
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +16,9 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Task, TaskError
 from raytrain_plus.training.building import build_model, build_optimizer
+from raytrain_plus.training.encoding import SAFETENSORS
 from raytrain_plus.training.modes import to_training
+from raytrain_plus.training.optimizer_state import OptimizerState, plain_entries
 
 Scalars = dict[str, Any]
 
@@ -33,6 +37,7 @@ class Replica:
         samples, tokens: how many have been trained on, which may be fewer than have been loaded.
         torn: an update has begun and not ended, so that this is the state of no step.
         loads: how often another state has been taken over.
+        build_seconds: how long the task took to make model and optimizer.
     """
 
     def __init__(self, training: Training) -> None:
@@ -45,6 +50,7 @@ class Replica:
         self.tokens = 0
         self.torn = False
         self.loads = 0
+        self.build_seconds = 0.0
         self._fit: AbstractContextManager[None] = nullcontext()
         self.parameters: dict[str, nn.Parameter] = dict(
             sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
@@ -53,12 +59,9 @@ class Replica:
         if not self.parameters:
             raise TaskError("the model has no parameter that requires a gradient")
         for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-            for key, value in group.items():
-                if isinstance(value, Tensor):
-                    raise TaskError(f"the optimizer's {key} is a tensor; give it as a number")
-            if any(id(p) not in self._names for p in group["params"]):
-                raise TaskError("the optimizer holds a tensor that is no parameter of the model")
+            rate = group.get("lr")
+            group.setdefault("initial_lr", rate.clone() if isinstance(rate, Tensor) else rate)
+        self._optimizer_state = OptimizerState(optimizer, model)
 
     @classmethod
     def build(
@@ -74,6 +77,7 @@ class Replica:
 
         The `fit` advice of the weave changes them; `undo_fit` changes them back.
         """
+        began = time.monotonic()
         seed_global_generators(seed_for(seed, "model"))
         model = build_model(task).to(device)
         training = Training(
@@ -88,9 +92,10 @@ class Replica:
         fit = (weave or Weave(())).around("fit", Step(training, 0))
         seed_global_generators(seed_for(seed, "fit"))
         fit.__enter__()
+        to_training(training.optimizer)
         replica = cls(training)
         replica._fit = fit
-        to_training(training.optimizer)
+        replica.build_seconds = time.monotonic() - began
         return replica
 
     def name_of(self, parameter: nn.Parameter) -> str:
@@ -123,40 +128,48 @@ class Replica:
     def set_learning_rate(self, factor: float) -> None:
         """Set every parameter group's learning rate to `factor` times its initial one."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            initial = group.setdefault("initial_lr", group.get("lr"))
+            if isinstance(rate := group.get("lr"), Tensor):
+                rate.fill_(float(initial) * factor)  # type: ignore[arg-type]
+            elif initial is not None:
+                group["lr"] = initial * factor
+            elif factor != 1.0:
+                raise TaskError(
+                    f"task.schedule() gave the factor {factor}, and the optimizer "
+                    f"{type(self.optimizer).__name__} has no learning rate (`lr`) to apply it to"
+                )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the state by name, in name order; no copies."""
         found = {f"model/{n}": p.detach() for n, p in self.model.named_parameters()}
         found |= {f"model/{n}": b.detach() for n, b in self.model.named_buffers()}
-        for name, key, value in self._optimizer_state():
-            if isinstance(value, Tensor):
-                found[f"optimizer/{name}/{key}"] = value.detach()
-        for aspect, key, value in self._aspect_state():
-            if isinstance(value, Tensor):
-                found[f"aspects/{aspect}/{key}"] = value.detach()
-        return dict(sorted(found.items()))
+        return dict(sorted((found | self.kept()[0]).items()))
 
     def scalars(self) -> Scalars:
         """Return the rest of the state, as JSON can hold it."""
-        return {
+        return self.kept()[1]
+
+    def kept(self) -> tuple[dict[str, Tensor], Scalars]:
+        """Return what the model does not hold: tensors by name, and the rest; no copies.
+
+        Raises:
+            TaskError: the optimizer keeps something that cannot be carried, by name.
+        """
+        tensors, groups, rest = self._optimizer_state.read()
+        aspects: dict[str, Any] = {}
+        for aspect, state in self.training.states.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"aspects/{aspect}/{key}"] = value.detach()
+                else:
+                    aspects[f"{aspect}/{key}"] = value
+        return tensors, {
             "step": self.step,
             "samples": self.samples,
             "tokens": self.tokens,
-            "aspects": {
-                f"{aspect}/{key}": value
-                for aspect, key, value in self._aspect_state()
-                if not isinstance(value, Tensor)
-            },
-            "groups": [
-                {key: value for key, value in group.items() if key != "params"}
-                for group in self.optimizer.param_groups
-            ],
-            "optimizer": {
-                f"{name}/{key}": value
-                for name, key, value in self._optimizer_state()
-                if not isinstance(value, Tensor)
-            },
+            "aspects": aspects,
+            "groups": groups,
+            "optimizer": rest,
         }
 
     @torch.no_grad()
@@ -167,25 +180,15 @@ class Replica:
             ValueError: the state belongs to another model, naming the tensors that differ.
         """
         self.check(tensors)
+        self._optimizer_state.check(tensors, scalars["groups"], scalars["optimizer"])
         self.loads += 1
         for name, tensor in self.tensors().items():
             if name.startswith(_FILLED):
                 tensor.copy_(tensors[name])
-        by_name = {self._names[id(p)]: p for p in self._optimized()}
-        self.optimizer.state.clear()
-        for full, tensor in tensors.items():
-            if full.startswith("optimizer/"):
-                name, _, key = full.removeprefix("optimizer/").rpartition("/")
-                self.optimizer.state[by_name[name]][key] = _laid_out_like(by_name[name], tensor)
-        for full, value in scalars["optimizer"].items():
-            name, _, key = full.rpartition("/")
-            self.optimizer.state[by_name[name]][key] = value
         for full, value in scalars["aspects"].items():
             aspect, _, key = full.partition("/")
             self.training.states[aspect][key] = value
-        for group, saved in zip(self.optimizer.param_groups, scalars["groups"], strict=True):
-            for key, value in saved.items():
-                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+        self._optimizer_state.load(tensors, scalars["groups"], scalars["optimizer"])
         self.step = scalars["step"]
         self.samples, self.tokens = scalars["samples"], scalars["tokens"]
         self.torn = False
@@ -203,44 +206,69 @@ class Replica:
         if differing:
             raise ValueError(f"the state belongs to another model; these differ: {differing[:5]}")
 
+    def check_carried(self) -> None:
+        """Check that the state can be given to another worker and to a checkpoint.
+
+        Raises:
+            TaskError: something in it cannot, by name.
+        """
+        spans: dict[int, list[tuple[int, int, str]]] = {}
+        for name, tensor in self.tensors().items():
+            if tensor.dtype not in SAFETENSORS:
+                raise TaskError(
+                    f"{name} is of dtype {tensor.dtype}, which no checkpoint file (safetensors) "
+                    "holds: use another, or keep its parts apart (torch.view_as_real)"
+                )
+            if tensor.numel():
+                spans.setdefault(tensor.untyped_storage().data_ptr(), []).append(
+                    _span(name, tensor)
+                )
+        for held in spans.values():
+            for (_, end, one), (begin, _, other) in itertools.pairwise(sorted(held)):
+                of_model = one.startswith("model/") and other.startswith("model/")
+                if begin < end and not of_model:
+                    raise TaskError(
+                        f"{one} and {other} share memory, which another worker's would not: keep "
+                        "a copy (.clone())"
+                    )
+        for key, value in self.scalars()["aspects"].items():
+            _check_plain(key, value)
+
     def digest(self) -> str:
         """Return the sha256 over the bytes of model, optimizer and aspects in name order."""
         return digest_of(self.tensors(), self.scalars())
 
-    def _optimized(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _aspect_state(self) -> list[tuple[str, str, Any]]:
-        return [
-            (aspect, key, value)
-            for aspect, state in self.training.states.items()
-            for key, value in state.items()
-        ]
-
-    def _optimizer_state(self) -> list[tuple[str, str, Any]]:
-        return [
-            (self._names[id(p)], str(key), value)
-            for p in self._optimized()
-            for key, value in self.optimizer.state.get(p, {}).items()
-        ]
+def _span(name: str, tensor: Tensor) -> tuple[int, int, str]:
+    """Return from where to where a tensor's elements lie in memory, in bytes, and its name."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    reach = sum((size - 1) * stride for size, stride in sizes) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size(), name
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize <= 2 and dtype.is_floating_point else dtype
 
 
-def _laid_out_like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
-    """Copy a tensor into a parameter's strides: other strides may be added up by other kernels."""
-    if tensor.shape != parameter.shape:
-        return tensor.clone()
-    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+def _check_plain(key: str, value: Any) -> None:
+    """Check that JSON holds what an aspect keeps."""
+    try:
+        same = json.dumps(json.loads(json.dumps(value))) == json.dumps(value)
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise TaskError(
+            f"the aspect {key.replace('/', ' keeps, under ')}, a {type(value).__name__}, which "
+            "cannot be carried to another worker and to a checkpoint: keep a tensor, or "
+            "what JSON can hold"
+        )
 
 
 def digest_of(tensors: Mapping[str, Tensor], scalars: Scalars) -> str:
     """Return the digest of a state that is given as a replica gives its own."""
     hashed = hashlib.sha256()
     entries: dict[str, Any] = {**tensors}
-    entries |= {f"optimizer/{n}": v for n, v in scalars["optimizer"].items()}
+    entries |= plain_entries(scalars["groups"], scalars["optimizer"])
     entries |= {f"aspects/{n}": v for n, v in scalars["aspects"].items()}
     for _, value in sorted(entries.items()):
         hashed.update(

@@ -1,0 +1,165 @@
+"""Several workers in this very process, without Ray: they grow, heal newcomers, and resume.
+
+Workers are threads with a replica each, joined by queues. torch's global generators are one per
+process, so that the workers compute their parts and their updates one after the other.
+"""
+
+import itertools
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raytrain_plus.algorithms import Aspect, Weave
+from raytrain_plus.clock import Clock
+from raytrain_plus.task import Batch, Task
+from raytrain_plus.training import checkpoint
+from raytrain_plus.training.admission import check_start
+from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.state import Replica
+from tests.training.wires import Network
+
+CPU = torch.device("cpu")
+RANKS = 4
+_CLOCK = Clock(total_steps=1000, steps_per_epoch=100, batch_size=RANKS, evaluate_every=1000)
+
+
+class Turn:
+    """Lets one worker at a time compute what draws from the global generators."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._held = False
+
+    def __call__(self, phase: str) -> None:
+        """Take the turn for parts and update, and leave it while others are waited for."""
+        if phase in ("forward", "update") and not self._held:
+            self._lock.acquire()
+            self._held = True
+        if phase == "exchange":
+            self.end()
+
+    def end(self) -> None:
+        """Leave the turn."""
+        if self._held:
+            self._held = False
+            self._lock.release()
+
+
+class Group:
+    """The workers of one run.
+
+    Args:
+        make_task: returns the task anew for each worker.
+        part: returns the batch of a step and a logical rank.
+        make_aspects: returns the aspects anew for each worker. Default: none.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        make_task: Callable[[], Task],
+        part: Callable[[int, int], Batch],
+        make_aspects: Callable[[], Sequence[Aspect]] = tuple,
+        seed: int = 17,
+    ) -> None:
+        self._make_task = make_task
+        self._part = part
+        self._make_aspects = make_aspects
+        self._seed = seed
+        self.loops = [self._newcomer()]
+
+    @property
+    def replica(self) -> Replica:
+        """The state, which all workers have."""
+        return self.loops[0].replica
+
+    def resize(self, workers: int) -> None:
+        """Let newcomers join, healed by a survivor, or let the eldest go."""
+        while len(self.loops) < workers:
+            loop = self._newcomer()
+            loop.replica.load(*self._sent())
+            self.loops.append(loop)
+        self.loops = self.loops[len(self.loops) - workers :]
+
+    def resume(self) -> None:
+        """Write a checkpoint, let all workers go, and start one from the checkpoint."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "checkpoint"
+            checkpoint.save(place, self.replica, "run")
+            self.loops = [self._newcomer()]
+            checkpoint.load(place, self.replica)
+
+    def run(self, steps: int) -> None:
+        """Run steps on all workers.
+
+        Raises:
+            AssertionError: the workers' states differ afterwards.
+            Exception: whatever a step raises.
+        """
+        size = len(self.loops)
+        cuts = [RANKS * i // size for i in range(size + 1)]
+        ranges = [range(a, b) for a, b in itertools.pairwise(cuts)]
+        lock = threading.Lock()
+
+        def train(wire: Any) -> None:
+            loop = self.loops[wire.index]
+            turn = Turn(lock)
+            loop._enter = turn  # noqa: SLF001 - set for each generation
+            loop.begin(ranges, wire)
+            try:
+                for _ in range(steps):
+                    step = loop.replica.step
+                    loop.run_step([self._part(step, rank) for rank in ranges[wire.index]])
+                    turn.end()
+            finally:
+                turn.end()
+                loop.end()
+
+        Network(size).run(train)
+        assert len({loop.replica.digest() for loop in self.loops}) == 1, "workers differ"
+
+    def _newcomer(self) -> TrainingLoop:
+        task, weave = self._make_task(), Weave(self._make_aspects())
+        replica = Replica.build(task, self._seed, CPU, weave=weave, clock=_CLOCK)
+        check_start(replica)
+        return TrainingLoop(task, replica, weave, check_every=1)
+
+    def _sent(self) -> tuple[dict[str, torch.Tensor], Any]:
+        replica = self.replica
+        tensors = {name: tensor.clone() for name, tensor in replica.tensors().items()}
+        return tensors, json.loads(json.dumps(replica.scalars()))
+
+
+def verdict(make: Callable[[], Group], steps: int = 3) -> str:
+    """Train alone, in a group that changes, and with a resume; say whether the bits are equal.
+
+    Args:
+        make: returns a run that has not begun.
+        steps: in each of the stretches.
+
+    Returns:
+        `"equal"`, or what was wrong.
+    """
+    try:
+        alone = make()
+        alone.run(3 * steps)
+        changing = make()
+        for workers in (2, 3, 1):
+            changing.resize(workers)
+            changing.run(steps)
+        resumed = make()
+        resumed.run(steps)
+        resumed.resume()
+        resumed.run(2 * steps)
+    except Exception as error:  # noqa: BLE001 - the result is in the table
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0]}"
+    expected = alone.replica.digest()
+    found = {"a group that changes": changing, "a resume": resumed}
+    wrong = [name for name, group in found.items() if group.replica.digest() != expected]
+    return f"other bits in {' and '.join(wrong)}" if wrong else "equal"

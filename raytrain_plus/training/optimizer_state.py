@@ -1,0 +1,313 @@
+"""An optimizer's state as tensors and plain data, as another worker takes it.
+
+What counts as state is everything that the optimizer object holds: `state` (under parameters and
+under any other key), `param_groups`, its own attributes, those of an optimizer that it wraps, and
+what an overridden `state_dict()` adds. The data is what JSON can hold; a container's type, a float
+that is not finite, a shared object and a tensor are dictionaries with one tag, see `encoding.py`.
+
+Functions, and objects that exist since the optimizer was built, are constants or are filled in
+place. An object that appears later has no counterpart in another worker and is refused by name.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from raytrain_plus.task import TaskError
+from raytrain_plus.training.decoding import Decoder
+from raytrain_plus.training.encoding import Encoded, Encoder, attributes_of, same_bits
+
+_INITIAL = ("lr", "initial_lr", "params")  # what a group holds that is no state of its own
+_DAMAGED = KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError
+_SAVED_APART = ("state", "param_groups")
+
+
+class OptimizerState:
+    """Reads and fills the state of one optimizer.
+
+    Args:
+        optimizer: as it was built, before its first step.
+        model: whose parameters it trains.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
+        self.optimizer = optimizer
+        self._model = model
+        self._names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+        self._by_name = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._device = next(iter(model.parameters())).device
+        self._packages = {kind.__module__.partition(".")[0] for kind in type(optimizer).__mro__} - {
+            "torch",
+            "builtins",
+            "typing",
+            "abc",
+        }
+        encoder = self._encoder(None)
+        _, built = self._read(encoder)
+        self._known = encoder.known
+        self._groups = built["groups"]
+        self._params = built["params"]
+        self._attributes = built["attributes"]
+        self._saved = built["saved"]
+
+    def read(self) -> tuple[dict[str, Tensor], list[Encoded], Encoded]:
+        """Return the state's tensors by name, its groups, and the rest of it; no copies.
+
+        Raises:
+            TaskError: something in it cannot be carried, by the optimizer's and its own name.
+        """
+        encoder = self._encoder(self._known)
+        with_tensors, found = self._read(encoder)
+        rest = {"state": found["state"]}
+        changed = [
+            f"{place}/{key}"
+            for place, group in enumerate(found["groups"])
+            for key, value in group.items()
+            if key not in _INITIAL and value != self._at_build(place).get(key, ...)
+        ]
+        attributes = {
+            name: value
+            for name, value in found["attributes"].items()
+            if name in with_tensors or value != self._attributes.get(name, ...)
+        }
+        optional = {
+            "changed": changed,
+            "attributes": attributes,
+            "params": found["params"] if found["params"] != self._params else None,
+            "saved": found["saved"] if found["saved"] != self._saved else None,
+        }
+        rest |= {key: value for key, value in optional.items() if value}
+        return encoder.tensors, found["groups"], rest
+
+    def load(
+        self, tensors: Mapping[str, Tensor], groups: list[Encoded], rest: Mapping[str, Encoded]
+    ) -> None:
+        """Take over a state that `read` returned, or one that an older version has written.
+
+        Raises:
+            ValueError: it is of another optimizer, or damaged.
+        """
+        try:
+            if "state" not in rest:
+                self._load_older(tensors, groups, rest)
+                return
+            decoder = self._fill(tensors, groups, rest)
+            if "saved" in rest and not self._is_saved(tensors, rest["saved"]):
+                self._load_saved(decoder, rest["saved"])
+                self._fill(tensors, groups, rest)
+        except _DAMAGED as error:
+            raise ValueError(f"the optimizer's state cannot be read: {error!r}") from error
+
+    def check(self, tensors: Mapping[str, Tensor], groups: list[Encoded], rest: Encoded) -> None:
+        """Check that all tensors of a state are there.
+
+        Raises:
+            ValueError: some are missing.
+        """
+        missing = sorted({*_tensor_names([groups, rest])} - tensors.keys())
+        if missing:
+            raise ValueError(f"tensors of the optimizer's state are missing: {missing[:5]}")
+
+    def _encoder(self, known: Mapping[str, str] | None) -> Encoder:
+        named = f"optimizer {type(self.optimizer).__name__}"
+        return Encoder(self._by_name, self._device, self._packages, named, known)
+
+    def _read(self, encoder: Encoder) -> tuple[set[str], dict[str, Any]]:
+        """Return the whole state, and which attributes hold tensors that nothing else holds."""
+        optimizer = self.optimizer
+        found: dict[str, Any] = {
+            "state": encoder.encode(optimizer.state, "optimizer"),
+            "groups": [],
+            "params": [],
+        }
+        encoder.note(optimizer.param_groups, "optimizer groups")
+        for place, group in enumerate(optimizer.param_groups):
+            path = f"optimizer groups/{place}"
+            encoder.note(group, path)
+            found["groups"].append(
+                {k: encoder.encode(v, f"{path}/{k}") for k, v in group.items() if k != "params"}
+            )
+            self._check_members(group["params"])
+            found["params"].append(encoder.encode(group["params"], f"{path}/params"))
+        with_tensors, attributes = set(), {}
+        encoder.note(optimizer, "optimizer itself")
+        for name, value in attributes_of(optimizer):
+            before = len(encoder.tensors)
+            attributes[name] = encoder.encode(value, f"optimizer itself/{name}")
+            if len(encoder.tensors) > before:
+                with_tensors.add(name)
+        found["attributes"] = attributes
+        found["saved"] = {
+            key: encoder.encode(value, f"optimizer state_dict/{key}")
+            for key, value in self._own_state_dict().items()
+        }
+        return with_tensors, found
+
+    def _check_members(self, params: Sequence[Tensor]) -> None:
+        if any(id(parameter) not in self._names for parameter in params):
+            raise TaskError("the optimizer holds a tensor that is no parameter of the model")
+
+    def _own_state_dict(self) -> dict[str, Any]:
+        """Return what an overridden `state_dict()` adds."""
+        own = getattr(type(self.optimizer), "state_dict", Optimizer.state_dict)
+        if own is Optimizer.state_dict:
+            return {}
+        said = self.optimizer.state_dict()
+        return {key: value for key, value in said.items() if key not in _SAVED_APART}
+
+    def _at_build(self, place: int) -> Mapping[str, Encoded]:
+        group: Mapping[str, Encoded] = self._groups[place] if place < len(self._groups) else {}
+        return group
+
+    def _decoder(self, tensors: Mapping[str, Tensor]) -> Decoder:
+        return Decoder(tensors, self._by_name, self._device, self._packages)
+
+    def _fill(
+        self, tensors: Mapping[str, Tensor], groups: list[Encoded], rest: Mapping[str, Encoded]
+    ) -> Decoder:
+        optimizer, decoder = self.optimizer, self._decoder(tensors)
+        state = decoder.decode(rest["state"], optimizer.state, "optimizer")
+        if state is not optimizer.state:
+            optimizer.state = state
+        members = rest.get("params", self._params)
+        if len(groups) != len(members):
+            raise ValueError(f"it has {len(groups)} parameter groups, and this one {len(members)}")
+        del optimizer.param_groups[len(groups) :]
+        decoder.note(optimizer.param_groups, "optimizer groups")
+        for place, (saved, params) in enumerate(zip(groups, members, strict=True)):
+            path = f"optimizer groups/{place}"
+            if place == len(optimizer.param_groups):
+                optimizer.param_groups.append({"params": []})
+            group = optimizer.param_groups[place]
+            decoder.note(group, path)
+            held = {k: decoder.decode(v, group.get(k), f"{path}/{k}") for k, v in saved.items()}
+            held["params"] = decoder.decode(params, group["params"], f"{path}/params")
+            for key in group.keys() - held.keys():
+                del group[key]
+            group.update(held)
+        decoder.note(optimizer, "optimizer itself")
+        given = rest.get("attributes", {})
+        current = dict(attributes_of(optimizer))
+        for name in current.keys() - self._attributes.keys() - given.keys():
+            del vars(optimizer)[name]
+        for name, value in {**self._attributes, **given}.items():
+            decoder.set_attribute(optimizer, name, value, f"optimizer itself/{name}")
+        return decoder
+
+    def _is_saved(self, tensors: Mapping[str, Tensor], saved: Encoded) -> bool:
+        """Say whether `state_dict()` already returns what it should."""
+        encoder = self._encoder(self._known)
+        _, found = self._read(encoder)
+        if found["saved"] != saved:
+            return False
+        return all(
+            name in tensors and same_bits(tensors[name], tensor)
+            for name, tensor in encoder.tensors.items()
+        )
+
+    def _load_saved(self, decoder: Decoder, saved: Encoded) -> None:
+        """Give the optimizer's own `load_state_dict()` what is out of sight otherwise."""
+        optimizer = self.optimizer
+        whole = "_optimizer_state_dict_pre_hooks" in vars(optimizer)
+        base = Optimizer.state_dict(optimizer) if whole else {}
+        # Its containers stay: others, such as a wrapper, may hold them.
+        before = {k: v for k, v in vars(optimizer).items() if k in _SAVED_APART}
+        more = {k: decoder.decode(v, None, f"optimizer state_dict/{k}") for k, v in saved.items()}
+        optimizer.load_state_dict({**base, **more})
+        vars(optimizer).update(before)
+
+    def _load_older(
+        self, tensors: Mapping[str, Tensor], groups: list[Encoded], rest: Mapping[str, Encoded]
+    ) -> None:
+        """Take over a state as format 1 had it before: tensors and numbers under parameters."""
+        state = self.optimizer.state
+        state.clear()
+        for full, tensor in tensors.items():
+            if full.startswith("optimizer/"):
+                name, _, key = full.removeprefix("optimizer/").rpartition("/")
+                state[self._by_name[name]][key] = laid_out_like(self._by_name[name], tensor)
+        for full, value in rest.items():
+            name, _, key = full.rpartition("/")
+            state[self._by_name[name]][key] = value
+        for group, saved in zip(self.optimizer.param_groups, groups, strict=True):
+            for key, value in saved.items():
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+
+
+def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Copy a tensor into a parameter's strides: other strides may be added up by other kernels."""
+    if tensor.shape != parameter.shape:
+        return tensor.clone()
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def plain_entries(groups: Sequence[Encoded], rest: Mapping[str, Encoded]) -> dict[str, Encoded]:
+    """Return what a digest covers besides the tensors: all that is no setting, by name.
+
+    What stands under parameters as tensors and numbers has the names and values that it had before
+    there were other kinds, so that digests are what they were.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    try:
+        return _plain_entries(groups, rest)
+    except _DAMAGED as error:
+        raise ValueError(f"the optimizer's state cannot be read: {error!r}") from error
+
+
+def _plain_entries(groups: Sequence[Encoded], rest: Mapping[str, Encoded]) -> dict[str, Encoded]:
+    if "state" not in rest:
+        return {f"optimizer/{name}": value for name, value in rest.items()}
+    entries: dict[str, Encoded] = {}
+    for at, (key, held) in enumerate(_pairs(rest["state"]) or []):
+        name = key["parameter"] if isinstance(key, dict) and "parameter" in key else f"[{at}]"
+        inner = _pairs(held)
+        if inner is None:
+            entries[f"optimizer/{name}"] = [key, _bare(held)]
+            continue
+        for own, value in inner:
+            if not (isinstance(value, dict) and "tensor" in value):
+                entries[f"optimizer/{name}/{_bare(own)}"] = _bare(value)
+    for changed in rest.get("changed", []):
+        place, _, key = changed.partition("/")
+        entries[f"groups/{changed}"] = _bare(groups[int(place)].get(key))
+    for part in ("attributes", "params", "saved"):
+        if part in rest:
+            entries[part] = _bare(rest[part])
+    return entries
+
+
+def _tensor_names(encoded: Encoded) -> Iterator[str]:
+    if isinstance(encoded, dict):
+        if "tensor" in encoded:
+            yield str(encoded["tensor"])
+        encoded = list(encoded.values())
+    if isinstance(encoded, list):
+        for one in encoded:
+            yield from _tensor_names(one)
+
+
+def _pairs(encoded: Encoded) -> list[Encoded] | None:
+    """Return an encoded mapping's pairs; None if it is none."""
+    if not isinstance(encoded, dict):
+        return None
+    for tag in ("dict", "OrderedDict"):
+        if tag in encoded:
+            pairs: list[Encoded] = encoded[tag]
+            return pairs
+    return encoded["defaultdict"][1] if "defaultdict" in encoded else None
+
+
+def _bare(encoded: Encoded) -> Encoded:
+    """Leave out how tensors are laid out in memory: equal values have equal digests."""
+    if isinstance(encoded, list):
+        return [_bare(one) for one in encoded]
+    if isinstance(encoded, dict):
+        if "tensor" in encoded:
+            return {"tensor": encoded["tensor"]}
+        return {key: _bare(value) for key, value in encoded.items()}
+    return encoded

@@ -1,0 +1,79 @@
+"""What `task.optimizer(model)` returned, checked before anything is trained with it."""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from raytrain_plus.task import Task, TaskError
+
+_INSTEAD = (
+    "write the schedule as task.schedule(progress), which returns the factor on the learning rate "
+    "at a point of the run from 0 to 1, and create no scheduler"
+)
+
+
+def check_optimizer(task: Task, optimizer: Optimizer) -> None:
+    """Check that an optimizer can be used as the task returned it.
+
+    Raises:
+        TaskError: it takes its steps with a closure, or a torch scheduler steers it.
+    """
+    check_unscheduled(optimizer)
+    for name, value in vars(task).items():
+        if isinstance(value, LRScheduler) and value.optimizer is optimizer:
+            raise TaskError(_steered(optimizer, f"{type(value).__name__} (task.{name})"))
+    if _needs_closure(optimizer):
+        raise TaskError(
+            f"the optimizer {type(optimizer).__name__} needs a closure that computes the loss "
+            "anew, several times per update, and an update here has the gradient of one batch "
+            "only: use an optimizer whose step() can be called without one"
+        )
+    for place, group in enumerate(optimizer.param_groups):
+        initial, rate = (_number(group.get(key)) for key in ("initial_lr", "lr"))
+        if "initial_lr" in group and initial != rate:
+            raise TaskError(
+                f"parameter group {place} of the optimizer holds initial_lr={initial} and "
+                f"lr={rate}, as a scheduler leaves it: {_INSTEAD}"
+            )
+
+
+def check_unscheduled(optimizer: Optimizer) -> None:
+    """Check that no torch scheduler has been made for an optimizer.
+
+    Raises:
+        TaskError: one has.
+    """
+    for inner in _and_inner(optimizer):
+        if hasattr(inner.step, "_wrapped_by_lr_sched"):
+            raise TaskError(_steered(inner, "a torch scheduler"))
+
+
+def _and_inner(optimizer: Any) -> Iterable[Any]:
+    """Return an optimizer, and those that it wraps in its attributes."""
+    return [optimizer, *(v for v in vars(optimizer).values() if isinstance(v, Optimizer))]
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    try:
+        parameters = inspect.signature(optimizer.step).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in parameters
+    )
+
+
+def _steered(optimizer: Any, scheduler: str) -> str:
+    return (
+        f"the optimizer {type(optimizer).__name__} is steered by {scheduler}, and schedulers are "
+        f"not run here: {_INSTEAD}"
+    )
+
+
+def _number(rate: Any) -> Any:
+    return rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate

@@ -1,0 +1,111 @@
+"""What a task returns as its optimizer is looked at before anything is trained."""
+
+import pytest
+import torch
+from small_tasks import Plain, loop_alone, run
+from torch.optim import lr_scheduler
+
+from raytrain_plus.task import TaskError
+from raytrain_plus.training.state import Replica
+
+CPU = torch.device("cpu")
+
+
+class Returns(Plain):
+    """A task whose optimizer is what a function makes of SGD and the task."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def optimizer(self, model):
+        return self.make(self, torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+def cosine(_, optimizer):
+    lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    return optimizer
+
+
+def one_cycle(task, optimizer):
+    task.scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=12)
+    return optimizer
+
+
+def on_plateau(task, optimizer):
+    task.plateau = lr_scheduler.ReduceLROnPlateau(optimizer)
+    return optimizer
+
+
+def warmed(_, optimizer):
+    optimizer.param_groups[0] |= {"lr": 0.01, "initial_lr": 1.0}
+    return optimizer
+
+
+def pair(_, optimizer):
+    return [optimizer], [lr_scheduler.StepLR(optimizer, 3)]
+
+
+class Inside(torch.optim.SGD):
+    """An optimizer around another, which a scheduler steers."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups[0]["params"], lr=0.1)
+        self.inner = inner
+        lr_scheduler.StepLR(inner, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (cosine, r"SGD is steered by a torch scheduler.*write .* task.schedule\(progress\)"),
+        (one_cycle, r"SGD is steered by a torch scheduler"),
+        (on_plateau, r"SGD is steered by ReduceLROnPlateau \(task.plateau\)"),
+        (warmed, r"group 0 of the optimizer holds initial_lr=1.0 and lr=0.01"),
+        (pair, r"returned a tuple, not a .*schedule belongs into schedule"),
+        (lambda _, o: [o], r"returned a list, not a torch.optim.Optimizer"),
+        (lambda _, o: {"optimizer": o}, r"returned a dict, not"),
+        (lambda *_: None, r"returned None"),
+        (lambda _, o: Inside(o), r"SGD is steered by a torch scheduler"),
+        (
+            lambda _, o: torch.optim.LBFGS(o.param_groups[0]["params"]),
+            r"LBFGS needs a closure that computes the loss",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused_at_once(make, message):
+    with pytest.raises(TaskError, match=message):
+        Replica.build(Returns(make), 17, CPU)
+
+
+def test_a_scheduler_that_is_made_later_is_refused_after_the_first_update():
+    loop = loop_alone(Returns(lambda _, o: o))
+    lr_scheduler.StepLR(loop.replica.optimizer, 3)
+    with pytest.raises(TaskError, match="steered by a torch scheduler"):
+        run(loop, 1)
+
+
+def test_a_plain_optimizer_is_taken_as_it_is():
+    """The negative control."""
+    assert Replica.build(Returns(lambda _, o: o), 17, CPU).optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_a_rate_that_is_a_tensor_is_scaled_in_place():
+    rate = torch.tensor(0.5)
+    replica = Replica.build(
+        Returns(lambda _, o: torch.optim.SGD(o.param_groups[0]["params"], lr=rate)), 17, CPU
+    )
+    for factor in (0.5, 0.5, 0.25):
+        replica.set_learning_rate(factor)
+        assert replica.optimizer.param_groups[0]["lr"] is rate
+        assert rate.item() == 0.5 * factor
+
+
+def test_a_schedule_for_an_optimizer_without_a_rate_is_refused():
+    class NoRate(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {"lr": None})
+
+    replica = Replica.build(Returns(lambda _, o: NoRate(o.param_groups[0]["params"])), 17, CPU)
+    replica.set_learning_rate(1.0)
+    with pytest.raises(TaskError, match="NoRate has no learning rate"):
+        replica.set_learning_rate(0.5)
