@@ -1,12 +1,15 @@
 """From a user's words to a run: all that can be checked is checked before a worker starts."""
 
 import dataclasses
+import hashlib
+import json
 import math
 import os
+import re
 import sys
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,11 @@ from raytrain_plus.task import Task
 from raytrain_plus.task_check import asked, check_form
 from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.training.retention import Retention
+from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
 
 _LEAST_EVALUATION_ROWS = 64
 _SOME_OF_A_KIND = 0.001  # of Ray's resource `accelerator_type:X`, of which each such node has 1
+_UNNAMED = re.compile(r"ray_train_run-\d{4}(-\d\d){2}_\d\d(-\d\d){2}")
 
 
 class ConfigError(ValueError):
@@ -214,6 +219,21 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
     return data, evaluation_data if evaluation_data is not None else asked(task, "evaluation_data")
 
 
+def code_of(task: Task, algorithms: Sequence[Aspect], data: Any) -> dict[str, CodeFile]:
+    """Return the user's code in a task, its aspects, and what transforms its data."""
+    streams = data.streams.values() if isinstance(data, Mixture) else (data,)
+    transforms = [one.transform for one in streams if isinstance(one, Stream) and one.transform]
+    return code_behind([task, *algorithms, *transforms], import_paths())
+
+
+def placed(task: Task | str) -> Task | str:
+    """Return a task, named so that it means the same in every working directory."""
+    if not isinstance(task, str):
+        return task
+    module, _, attribute = task.rpartition(":")
+    return f"{Path(module).resolve()}:{attribute}" if module.endswith(".py") else task
+
+
 def with_options(options: Mapping[str, Any], *named: str | None) -> list[Any]:
     """Return data that URLs name, with the options of their store; what is local as it is.
 
@@ -272,6 +292,24 @@ def open_for(
     if type(task).update_metric is Task.update_metric and metrics_of(task):
         _need_target(task, shapes, what)
     return source
+
+
+def describe_task(
+    settings: Mapping[str, Any] | None,
+    code: Code,
+    algorithms: Sequence[Aspect],
+    scaling: ray.train.ScalingConfig,
+) -> dict[str, Any]:
+    """Return what the task, its code and its aspects add to a run's identity."""
+    accelerator = scaling.accelerator_type
+    hashes = {name: file.sha256 for name, file in code.items()}
+    return {
+        "task settings": dict(settings or {}),
+        "task code": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
+        "code": hashes,
+        "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
+        **({"accelerator": accelerator} if accelerator else {}),
+    }
 
 
 def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str, str]:
@@ -380,8 +418,27 @@ def evaluation_rows(batch_size: int, logical_ranks: int) -> int:
     return max(_LEAST_EVALUATION_ROWS, batch_size // logical_ranks)
 
 
+def run_name(run: ray.train.RunConfig, *, resume: bool) -> str:
+    """Return a run's name; where none was given, one that no other run has.
+
+    Ray names such a run after the second in which it was described.
+    """
+    name = str(run.name)
+    return f"{name}-{uuid.uuid4().hex[:8]}" if not resume and _UNNAMED.fullmatch(name) else name
+
+
+def folder_of(run: ray.train.RunConfig, checkpoint_storage: str | None, *, resume: bool) -> Path:
+    """Return the folder of a run; it may be lost if its checkpoints are elsewhere.
+
+    Raises:
+        ConfigError: as for `run_folder`.
+    """
+    name = run_name(run, resume=resume)
+    return run_folder(run.storage_path, name, resume=resume and not checkpoint_storage)
+
+
 def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
-    """Make a run's folder and check that it can be written.
+    """Return a run's folder; it can be written, and is made when the run begins.
 
     Raises:
         ConfigError: the name cannot be used; the storage is not local, or cannot be written; or
@@ -402,11 +459,14 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     folder = root.resolve() / name
     if resume and not folder.is_dir():
         raise ConfigError(f"there is no run to resume in {folder}")
+    is_new = not folder.exists()
     probe = folder / f".writable-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
         probe.unlink()
+        if is_new:
+            folder.rmdir()  # a run that is refused leaves nothing behind
     except OSError as error:
         raise ConfigError(
             f"storage path {folder} cannot be written: {error}. Give a folder that this user may "
@@ -429,10 +489,5 @@ def check_fresh(folder: Path) -> None:
 
 def import_paths() -> list[str]:
     """Return the folders from which workers import what the driver could import."""
-    return [path for path in _paths() if Path(path).is_dir() and "site-packages" not in path]
-
-
-def _paths() -> Iterator[str]:
-    for path in [str(Path.cwd()), *sys.path]:
-        if path and not path.startswith(sys.base_prefix):
-            yield str(Path(path).resolve())
+    paths = [Path.cwd(), *(Path(path).resolve() for path in sys.path if path)]
+    return list(dict.fromkeys(str(path) for path in paths if path.exists() and is_users(path)))

@@ -1,8 +1,5 @@
 """Going on with a run: from which checkpoint, and whether it is still the same run."""
 
-import contextlib
-import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +9,10 @@ from typing import Any
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
 from raytrain_plus.streams.store import Store
-from raytrain_plus.task import Task
 from raytrain_plus.training import checkpoint
+from raytrain_plus.training.retention import Kept
+
+_CODE = "code:"  # how a change of code begins
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,16 @@ class Resumption:
         step: its committed steps.
         changes: how the run is now described otherwise than before.
         refused: newer checkpoints that are not used, and why.
+        run_id: tells the run from others of its name; empty where that was not recorded.
+        found: the checkpoints that there are, where the journal that told of them is lost.
     """
 
     place: Path | str | None
     step: int
     changes: Sequence[str]
     refused: Mapping[str, str]
+    run_id: str = ""
+    found: Sequence[Kept] = ()
 
     def told(self) -> dict[str, Any]:
         """Return what the journal's `run` line tells of it."""
@@ -48,6 +51,7 @@ def last_checkpoint(
     identity: Mapping[str, Any],
     *,
     allow_change: bool = False,
+    accept_changed_code: bool = False,
     store: Store | None = None,
 ) -> Resumption:
     """Return the newest checkpoint of a run that is to be resumed; it has been read and is whole.
@@ -56,6 +60,7 @@ def last_checkpoint(
         folder: the run's folder, which holds its journal.
         identity: what the run's bits depend on, now.
         allow_change: go on with another identity than before.
+        accept_changed_code: go on with other code, but with nothing else changed.
         store: where the checkpoints are. Default: the run's folder.
 
     Raises:
@@ -63,27 +68,93 @@ def last_checkpoint(
             naming the differences.
         StoreError: the store cannot be read.
     """
-    changes = _changes(_identity_before(folder), identity)
-    if changes and not allow_change:
-        raise ConfigError(
-            f"the run in {folder} cannot be resumed differently; {'; '.join(changes)}: say the "
-            "same as before, or start a new run under another name; or allow the change "
-            "(--allow-change), and its bits are those of no undisturbed run"
-        )
     store = store or Store(folder)
-    name, refused = checkpoint.newest_whole(store, folder.name)
+    allowed = ("",) if allow_change else (_CODE,) if accept_changed_code else ()
+    if not (folder / journal.FILE_NAME).exists():
+        return _from_checkpoints(folder, identity, store, allowed)
+    changes = _changes(_identity_before(folder), identity)
+    _check_changes(changes, folder, allowed)
+    run_id = run_id_of(folder)
+    name, refused = checkpoint.newest_whole(store, folder.name, run_id)
     if name is None and not refused and not _has_checkpoints(folder):
-        return Resumption(None, 0, changes, {})
+        return Resumption(None, 0, changes, {}, run_id)
     if name is None:
-        why = "".join(f"; {name} is refused: {reason}" for name, reason in refused.items())
         raise ConfigError(
-            f"there is no checkpoint in {store.local_path if store.is_local else store.url} to "
-            "resume from, and the journal tells of some: name the storage that they are in "
-            f"(--checkpoint-storage), or start a new run under another name{why}"
+            f"there is no checkpoint in {_told(store)} to resume from, and the journal tells of "
+            "some: name the storage that they are in (--checkpoint-storage), or start a new run "
+            f"under another name{_listed(refused)}"
         )
     found = store.inside(name)
-    place = found.local_path if found.is_local else found.url
-    return Resumption(place, checkpoint.step_of(found), changes, refused)
+    return Resumption(_told(found), checkpoint.step_of(found), changes, refused, run_id)
+
+
+def _from_checkpoints(
+    folder: Path, identity: Mapping[str, Any], store: Store, allowed: tuple[str, ...]
+) -> Resumption:
+    """Go on with a run whose folder is lost, as with a machine's disk, but not its checkpoints."""
+    name, refused = checkpoint.newest_whole(store, folder.name)
+    if name is None:
+        elsewhere = "" if _told(store) == folder else f", and no whole checkpoint in {_told(store)}"
+        raise ConfigError(f"there is no run to resume in {folder}{elsewhere}{_listed(refused)}")
+    place = store.inside(name)
+    manifest = checkpoint.read_header(place)
+    changes = _changes(manifest.identity, identity)
+    _check_changes(changes, _told(store), allowed)
+    there = checkpoint.kept(store, manifest.run_id)
+    return Resumption(_told(place), manifest.step, changes, refused, manifest.run_id, there)
+
+
+def _check_changes(changes: Sequence[str], where: Path | str, allowed: tuple[str, ...]) -> None:
+    """Refuse changes, but for those that begin with what is allowed."""
+    refused = [change for change in changes if not change.startswith(allowed)]
+    if not refused:
+        return
+    if all(change.startswith(_CODE) for change in refused):
+        raise ConfigError(
+            f"the run in {where} cannot be resumed with other code; {'; '.join(refused)}: put it "
+            "back as it was, or start a new run under another name; or go on with the new code "
+            "(--accept-changed-code): the run is then marked, and its bits are those of no "
+            "undisturbed run"
+        )
+    raise ConfigError(
+        f"the run in {where} cannot be resumed differently; {'; '.join(refused)}: say the same as "
+        "before, or start a new run under another name; or allow the change (--allow-change), and "
+        "its bits are those of no undisturbed run"
+    )
+
+
+def check_unused(store: Store, run: str) -> None:
+    """See that a new run's checkpoints will not lie among those of another one of its name.
+
+    Raises:
+        ConfigError: there are some.
+        StoreError: the store cannot be read.
+    """
+    there = checkpoint.kept(store)
+    if there:
+        raise ConfigError(
+            f"{_told(store)} holds checkpoints of another run {run!r}, the newest of step "
+            f"{there[0].step}: give another --name or --checkpoint-storage, or --resume to go on "
+            "with that run"
+        )
+
+
+def _told(store: Store) -> Path | str:
+    return store.local_path if store.is_local else store.url
+
+
+def _listed(refused: Mapping[str, str]) -> str:
+    return "".join(f"; {name} is refused: {reason}" for name, reason in refused.items())
+
+
+def run_id_of(folder: Path) -> str:
+    """Return the id that a run had when it was begun, as its journal tells; empty if it does not.
+
+    Raises:
+        FileNotFoundError: there is no journal.
+    """
+    runs = journal.each(folder / journal.FILE_NAME, {"run"})
+    return next((str(event["run_id"]) for event in runs if event.get("run_id")), "")
 
 
 def _has_checkpoints(folder: Path) -> bool:
@@ -109,21 +180,24 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say what differs, as JSON holds it: the identity before comes from the journal."""
     now = json.loads(json.dumps(now))
     return [
-        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in [*now, *sorted(before.keys() - now.keys())]
-        if before.get(key) != now.get(key)
+        *_code_changes(before, now),
+        *(
+            f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+            for key in [*now, *sorted(before.keys() - now.keys())]
+            if before.get(key) != now.get(key) and key not in ("code", "task code")
+        ),
     ]
 
 
-def task_code(task: Task) -> str:
-    """Return the sha256 over the source files of a task's class and of those it is derived from.
-
-    Files and not classes, as the model mostly stands beside the task. What these files import is
-    not looked at. A class whose source is nowhere (typed at a prompt) is left out.
-    """
-    sources = set()
-    for kind in type(task).__mro__:
-        if kind not in (Task, object):
-            with contextlib.suppress(OSError, TypeError):
-                sources.add(inspect.getsource(inspect.getmodule(kind) or kind))
-    return hashlib.sha256("\0".join(sorted(sources)).encode()).hexdigest()
+def _code_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if "code" not in now:
+        return []
+    was, are = before.get("code"), now["code"]
+    if not isinstance(was, dict):
+        return [f"{_CODE} was recorded by another version of raytrain_plus, or not at all"]
+    return [
+        f"{_CODE} {name} {'has changed' if name in was and name in are else how}"
+        for names, how in ((are, "is new"), (was, "is not imported any more"))
+        for name in names
+        if was.get(name) != are.get(name) and not (names is was and name in are)
+    ]

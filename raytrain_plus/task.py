@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import socket
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,9 @@ class Task:
         return None
 
 
-def load_task(task: Task | str, settings: Mapping[str, Any] | None = None) -> Task:
+def load_task(
+    task: Task | str, settings: Mapping[str, Any] | None = None, folder: str | None = None
+) -> Task:
     """Return the task that a `"module:attribute"` string or `"file.py:attribute"` names.
 
     The attribute may be a Task, or a class or function that makes one without arguments.
@@ -124,12 +127,13 @@ def load_task(task: Task | str, settings: Mapping[str, Any] | None = None) -> Ta
     Args:
         task: the name, or the task itself.
         settings: fields of the task to set otherwise; it must then be a dataclass.
+        folder: where a module is looked for first. Default: the working directory.
 
     Raises:
         TaskError: the name has another form, its import fails, it is no task, or it has no such
             settings.
     """
-    loaded = task if isinstance(task, Task) else _named(task)
+    loaded = task if isinstance(task, Task) else _named(task, folder)
     return _set(loaded, settings) if settings else loaded
 
 
@@ -150,10 +154,10 @@ def _set(task: Task, settings: Mapping[str, Any]) -> Task:
     return changed
 
 
-def _named(task: str) -> Task:
+def _named(task: str, folder: str | None) -> Task:
     if not isinstance(task, str):
         raise TaskError(f"a task is a raytrain_plus.Task or 'module:attribute', not {task!r}")
-    found = import_named(task, "task")
+    found = import_named(task, "task", folder)
     made = _made(found, task) if inspect.isclass(found) or inspect.isfunction(found) else found
     if not isinstance(made, Task):
         raise TaskError(
@@ -175,12 +179,13 @@ def _made(found: Any, name: str) -> Any:
         ) from error
 
 
-def import_named(name: str, what: str) -> Any:
+def import_named(name: str, what: str, folder: str | None = None) -> Any:
     """Return the attribute that `"module:attribute"` or `"file.py:attribute"` names.
 
     Args:
         name: the name.
         what: what it is of, for the errors.
+        folder: where a module is looked for first. Default: the working directory.
 
     Raises:
         TaskError: the name has another form, or its import fails.
@@ -188,7 +193,7 @@ def import_named(name: str, what: str) -> Any:
     module_name, colon, attribute = name.rpartition(":")
     if not colon or not module_name or not attribute:
         raise TaskError(f"{what} {name!r} is not of the form module:attribute or file.py:attribute")
-    module = _import(module_name, what)
+    module = _import(module_name, what, folder)
     if not hasattr(module, attribute):
         raise TaskError(f"{what} {name!r}: the module has no attribute {attribute!r}")
     return getattr(module, attribute)
@@ -217,15 +222,15 @@ def import_code(name: str) -> None:
     _import(name, "code")
 
 
-def _import(name: str, what: str) -> Any:
+def _import(name: str, what: str, folder: str | None = None) -> Any:
     path: Path | None = None
     if name.endswith(".py"):
         path = Path(name).resolve()
         if not path.exists():
-            raise TaskError(f"{what} file {name} does not exist")
+            raise TaskError(f"{what} file {path} does not exist on {socket.gethostname()}")
         name, folder = path.stem, str(path.parent)
     else:
-        folder = str(Path.cwd())
+        folder = folder or str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:

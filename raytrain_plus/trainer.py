@@ -18,10 +18,12 @@ from raytrain_plus import configure, resuming
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.elastic.faults.fault import Fault
-from raytrain_plus.elastic.leader import check_not_running, end_leader, start_leader
+from raytrain_plus.elastic.leader import check_not_running, end_leader, is_running, start_leader
+from raytrain_plus.elastic.membership import ownership
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
 from raytrain_plus.elastic.outside import joining, steering
 from raytrain_plus.elastic.outside.following import Ended, LostError, Watcher, follow
+from raytrain_plus.elastic.outside.gcs import ClusterError
 from raytrain_plus.elastic.outside.steering import RunFailedError
 from raytrain_plus.elastic.outside.tuning import lifeline_of_trial
 from raytrain_plus.elastic.records.uploads import store_of
@@ -64,6 +66,8 @@ class ElasticTrainer:
         resume: go on with the run of that name from its newest whole checkpoint, or from the
             beginning if it has none.
         allow_change: go on even if what the bits depend on has changed since.
+        accept_changed_code: go on even if the user's code has changed since, but nothing else. The
+            run is marked by `changes` in its summary.
 
     Raises:
         ValueError: something is wrong with what was given; its subclasses say what.
@@ -88,6 +92,7 @@ class ElasticTrainer:
         faults: Sequence[Fault] = (),
         resume: bool = False,
         allow_change: bool = False,
+        accept_changed_code: bool = False,
     ) -> None:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
@@ -101,34 +106,33 @@ class ElasticTrainer:
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
         source = configure.open_for(loaded, data, "training data")
         sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
-        lengths = configure.clock(
-            source,
-            loaded,
-            duration=duration,
-            evaluate_every=evaluate_every,
-            checkpoint_every=elastic.checkpoint_every,
-            **sizes,
-        )
+        often: dict[str, Any] = {
+            "evaluate_every": evaluate_every,
+            "checkpoint_every": elastic.checkpoint_every,
+        }
+        lengths = configure.clock(source, loaded, duration=duration, **often, **sizes)
         probe = configure.probe(source, batch_size // logical_ranks)
-        name = str(run.name)
+        code = configure.code_of(loaded, algorithms, data)
+        folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
+        self._before = ownership.look(folder, _is_known)
         self._resume = resume
         self._warnings = configure.warnings_of(loaded, evaluation_data)
         self._identity = {
             "seed": seed,
             **sizes,
-            "task settings": dict(task_settings or {}),
-            "task code": resuming.task_code(loaded),
+            **configure.describe_task(task_settings, code, algorithms, scaling),
             **configure.describe_data(loaded, source, evaluation_data),
             "total_steps": lengths.total_steps,
-            "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
-            **({"accelerator": scaling.accelerator_type} if scaling.accelerator_type else {}),
         }
         self.spec = RunSpec(
-            name=name,
-            folder=configure.run_folder(run.storage_path, name, resume=resume),
-            task=task,
+            name=folder.name,
+            folder=folder,
+            run_id=ownership.new_claim(),
+            task=configure.placed(task),
             task_settings=dict(task_settings or {}),
             import_paths=configure.import_paths(),
+            code=code,
+            cwd=str(Path.cwd()),
             data=data,
             evaluation_data=evaluation_data,
             batch_size=batch_size,
@@ -146,16 +150,30 @@ class ElasticTrainer:
             identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
         )
-        self._found = self._resumption(allow_change=allow_change) if resume else None
-        if self._found is None:
-            configure.check_fresh(self.spec.folder)
+        changes = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
+        self._found = self._look_at_storage(changes)
 
-    def _resumption(self, *, allow_change: bool) -> resuming.Resumption:
+    def _look_at_storage(self, changes: Mapping[str, bool]) -> resuming.Resumption | None:
+        """Find from where the run goes on; a new run finds that it touches no other."""
+        folder, store = self.spec.folder, store_of(self.spec)
+        self._storage = None if _is_same(store, folder) else store
+        self._storage_before = ownership.look_from_storage(self._storage, _is_known)
+        if self._resume:
+            return self._resumption(changes)
+        configure.check_fresh(folder)
+        resuming.check_unused(store, self.spec.name)
+        return None
+
+    def _resumption(self, changes: Mapping[str, bool]) -> resuming.Resumption:
         """Find from where the run goes on, and have it begin there."""
         folder, store = self.spec.folder, store_of(self.spec)
-        found = resuming.last_checkpoint(
-            folder, self._identity, allow_change=allow_change, store=store
-        )
+        found = resuming.last_checkpoint(folder, self._identity, store=store, **changes)
+        self.spec = replace(self.spec, run_id=found.run_id or self.spec.run_id)
+        if found.step > self.spec.clock.total_steps:
+            raise configure.ConfigError(
+                f"the run in {folder} stands at step {found.step}, and is to end after step "
+                f"{self.spec.clock.total_steps}: it has nothing more to do. Give a longer duration"
+            )
         if found.place is not None:
             self.spec = replace(self.spec, resume_from=(str(found.place), found.step))
         return found
@@ -184,37 +202,64 @@ class ElasticTrainer:
         slots = math.ceil(most * spec.resources.get("CPU", 1))
         with cluster(slots) as joined, lifeline_of_trial() as lifeline:
             check_not_running(spec.name)
-            keep = _put if joined.is_ours else partial(_kept, spec.folder)
-            shared = replace(
-                spec,
-                data=_shared(spec.data, keep, "train"),
-                evaluation_data=_shared(spec.evaluation_data, keep, "evaluation"),
-                probe=ray.put(spec.probe) if joined.is_ours else spec.probe,
-                driver=lifeline if spec.lender is None else None,
-            )
-            opened = Journal(spec.folder)
-            offset = opened.path.stat().st_size
-            opened.write("run", **self._described(joined.address))
-            for text in self._warnings:
-                opened.write("warning", text=text)
-            opened.close()
-            leader = start_leader(shared)
-            try:
-                ended = follow(spec.name, spec.folder, watcher, offset)
-            except LostError as error:
-                raise TrainingFailedError(str(error), {}) from None
-            except BaseException:  # such as the SystemExit by which Tune ends a function
-                if shared.driver is not None:
-                    leader.stop.remote()
-                raise
-            end_leader(spec, leader)
+            with self._take(joined.address) as held:
+                if self._storage is not None:
+                    ownership.take_storage(self._storage, held, self._storage_before)
+                spec = replace(spec, claim=held.owner.claim, address=joined.address)
+                keep = _put if joined.is_ours else partial(_kept, spec.folder)
+                shared = replace(
+                    spec,
+                    data=_shared(spec.data, keep, "train"),
+                    evaluation_data=_shared(spec.evaluation_data, keep, "evaluation"),
+                    probe=ray.put(spec.probe) if joined.is_ours else spec.probe,
+                    driver=lifeline if spec.lender is None else None,
+                )
+                ended = self._train(shared, watcher)
+                held.retire()
         return result_of(ended, spec.elastic.checkpoint_options)
 
-    def _described(self, address: str) -> dict[str, Any]:
+    def _train(self, spec: RunSpec, watcher: Watcher | None) -> Ended:
+        opened = Journal(spec.folder)
+        offset = opened.path.stat().st_size
+        opened.write("run", **self._described(spec))
+        for kept in self._found.found if self._found else ():
+            place = store_of(spec).inside(kept.name)
+            opened.write(
+                "checkpoint",
+                step=kept.step,
+                folder=str(place.local_path) if place.is_local else place.url,
+                metrics=dict(kept.metrics),
+            )
+        for text in self._warnings:
+            opened.write("warning", text=text)
+        opened.close()
+        leader = start_leader(spec)
+        try:
+            ended = follow(spec.name, spec.folder, watcher, offset, spec.claim)
+        except LostError as error:
+            raise TrainingFailedError(str(error), {}) from None
+        except BaseException:  # such as the SystemExit by which Tune ends a function
+            if spec.driver is not None:
+                leader.stop.remote()
+            raise
+        end_leader(spec, leader)
+        return ended
+
+    def _take(self, address: str) -> ownership.Held:
+        """Become the run's owner, unless another driver has it since it was looked at."""
+
+        def is_over(owner: ownership.Owner) -> bool:
+            return owner.address == address and not is_running(self.spec.name)
+
+        return ownership.take(self.spec.folder, self.spec.run_id, address, self._before, is_over)
+
+    def _described(self, spec: RunSpec) -> dict[str, Any]:
         clock = self.spec.clock
         return {
             "run": self.spec.name,
-            "address": address,
+            "run_id": spec.run_id,
+            "claim": spec.claim,
+            "address": spec.address,
             "resumed": self._resume,
             "identity": self._identity,
             **(self._found.told() if self._found else {}),
@@ -338,6 +383,20 @@ def cluster(slots: int) -> Iterator[Cluster]:
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:
         ray.shutdown()
+
+
+def _is_same(store: Store, folder: Path) -> bool:
+    return store.is_local and store.local_path.resolve() == folder
+
+
+def _is_known(owner: ownership.Owner) -> bool:
+    """Say whether an owner's cluster is the one that a run would join, which knows if it lives."""
+    if ray.is_initialized():
+        return bool(owner.address == ray.get_runtime_context().gcs_address)
+    try:
+        return owner.address == joining.head_address()
+    except ClusterError:
+        return False
 
 
 def _name(task: Task) -> str:

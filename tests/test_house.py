@@ -90,6 +90,7 @@ LAYERS = [
         "names",
         "redaction",
         "plain_yaml",
+        "user_code",
         "observe.journal",
         "observe.events",
     },

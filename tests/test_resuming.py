@@ -1,9 +1,5 @@
 """A run goes on from its newest whole checkpoint, as the same run or as one that has changed."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from torch import nn
@@ -12,7 +8,7 @@ from raytrain_plus import resuming
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.store import Store
-from raytrain_plus.task import Task, load_task
+from raytrain_plus.task import Task
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.state import Replica
 from tests.test_configure import says
@@ -38,11 +34,15 @@ def described(folder, *, checkpoints=(), **more):
     write(Store(folder), folder.name, checkpoints)
 
 
-def write(store, run, steps):
+def write(store, run, steps, **header):
     for step in steps:
         replica = Replica.build(Line(), step, torch.device("cpu"))
         replica.step = step
-        checkpoint.save(store.inside(checkpoint.name_of(step)), replica, run)
+        place = store.inside(checkpoint.name_of(step))
+        snapshot = checkpoint.Snapshot.take(replica)
+        pieces = checkpoint.write_share(place, snapshot, 0, 1)
+        described = {"run": run, **checkpoint.describe_state(snapshot), **header}
+        checkpoint.commit(place, described, pieces)
 
 
 def test_the_newest_whole_checkpoint_is_resumed(tmp_path):
@@ -123,54 +123,81 @@ def test_what_is_not_there_cannot_be_resumed(tmp_path):
         resuming.last_checkpoint(tmp_path, IDENTITY)
 
 
-TASK = """
-from raytrain_plus import Task
-from torch import nn
-
-class Net(nn.Linear):
-    pass
-
-class Base(Task):
-    pass
-
-class Mine(Base):
-    size = 3
-"""
-
-
-def code_of(path, attribute="Mine"):
-    """Return the hash that a new process finds."""
-    program = "import sys; from raytrain_plus import resuming, task; "
-    program += "print(resuming.task_code(task.load_task(sys.argv[1])))"
-    command = [sys.executable, "-c", program, f"{path}:{attribute}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def test_a_run_whose_folder_is_lost_goes_on_from_its_checkpoints(tmp_path):
+    lost, store = tmp_path / "mine", Store(tmp_path / "kept").inside("mine")
+    write(store, "mine", [20, 40], run_id="first", identity=IDENTITY)
+    found = resuming.last_checkpoint(lost, IDENTITY, store=store)
+    assert (found.step, found.run_id) == (40, "first")
+    assert [one.step for one in found.found] == [40, 20]  # to be kept or deleted as before
+    with says(ConfigError, f"in {store.local_path} cannot be resumed", "seed: was 17, is 5"):
+        resuming.last_checkpoint(lost, {**IDENTITY, "seed": 5}, store=store)
+    with says(ConfigError, f"no run to resume in {lost}"):
+        resuming.last_checkpoint(lost, IDENTITY, store=Store(lost))
+    with says(ConfigError, f"no run to resume in {tmp_path / 'yours'}", "of the run 'mine'"):
+        resuming.last_checkpoint(tmp_path / "yours", IDENTITY, store=store)
 
 
-def test_the_code_of_a_task_is_known_again_and_every_change_of_it_shows(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(TASK)
-    before = code_of(file)
-    assert len(before) == 64
-    assert code_of(file) == before
-    file.write_text(TASK.replace("pass", "bias = 0", 1))  # the model beside the task
-    assert code_of(file) != before
+def test_checkpoints_of_another_run_of_the_same_name_are_never_loaded_nor_deleted(tmp_path):
+    folder, store = tmp_path / "mine", Store(tmp_path / "kept").inside("mine")
+    described(folder, run_id="first")
+    write(store, "mine", [60], run_id="first", identity=IDENTITY)
+    write(store, "mine", [100], run_id="second", identity={"seed": 5})
+    found = resuming.last_checkpoint(folder, IDENTITY, store=store)
+    assert found.step == 60
+    assert "another run of the same name" in found.refused["checkpoint_00000100"]
+    theirs = store.inside("checkpoint_00000100")
+    replica = Replica.build(Line(), 1, torch.device("cpu"))
+    with says(checkpoint.CheckpointError, "another run of the same name"):
+        checkpoint.load(theirs, replica, "first")
+    checkpoint.load(theirs, replica, "second")
+    checkpoint.remove(theirs, "first")
+    assert checkpoint.verify(theirs).run_id == "second"
+    checkpoint.remove(theirs, "second")
+    assert [one.step for one in checkpoint.kept(store)] == [60]
 
 
-def test_a_base_in_another_file_counts(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "base.py").write_text(TASK)
-    file = tmp_path / "mine.py"
-    file.write_text("from base import Base\nclass Mine(Base):\n    pass\n")
-    before = code_of(file)
-    (tmp_path / "base.py").write_text(TASK + "# changed\n")
-    assert code_of(file) != before
+def test_a_new_run_does_not_keep_its_checkpoints_among_those_of_another(tmp_path):
+    store = Store(tmp_path).inside("mine")
+    resuming.check_unused(store, "mine")
+    (tmp_path / "mine" / "checkpoint_00000009").mkdir(parents=True)  # an attempt came to nothing
+    resuming.check_unused(store, "mine")
+    write(store, "mine", [60])
+    with says(ConfigError, "another run 'mine'", "step 60", "--name", "--resume"):
+        resuming.check_unused(store, "mine")
 
 
-def test_a_class_without_a_source_has_a_hash_too():
-    space = {"Task": Task, "__name__": "nowhere"}
-    exec(textwrap.dedent("class Mine(Task):\n    pass"), space)
-    assert len(resuming.task_code(space["Mine"]())) == 64
-    assert resuming.task_code(load_task(Line())) != resuming.task_code(space["Mine"]())
+CODE = {"task.py": "1", "rates.py": "2"}
+
+
+def test_a_run_is_resumed_with_other_code_only_if_that_is_accepted(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    journal = Journal(folder)
+    journal.write("run", identity={"seed": 17, "code": CODE})
+    journal.close()
+    for code, told in (
+        ({**CODE, "rates.py": "3"}, "rates.py has changed"),
+        ({**CODE, "more.py": "3"}, "more.py is new"),
+        ({"task.py": "1"}, "rates.py is not imported any more"),
+    ):
+        now = {"seed": 17, "code": code}
+        with says(ConfigError, f"code: {told}", "--accept-changed-code"):
+            resuming.last_checkpoint(folder, now)
+        accepted = resuming.last_checkpoint(folder, now, accept_changed_code=True)
+        assert accepted.changes == [f"code: {told}"]
+        with says(ConfigError, "seed: was 17, is 18", "--allow-change"):
+            resuming.last_checkpoint(folder, {**now, "seed": 18}, accept_changed_code=True)
+        assert (
+            len(resuming.last_checkpoint(folder, now | {"seed": 18}, allow_change=True).changes)
+            == 2
+        )
+    assert resuming.last_checkpoint(folder, {"seed": 17, "code": CODE}).changes == []
+
+
+def test_code_that_was_not_recorded_counts_as_changed(tmp_path):
+    described(tmp_path)
+    with says(ConfigError, "code: was recorded by another version"):
+        resuming.last_checkpoint(tmp_path, {**IDENTITY, "code": CODE})
 
 
 def test_a_store_that_cannot_be_reached_is_no_missing_checkpoint(tmp_path, server):

@@ -79,7 +79,7 @@ def test_a_file_named_like_an_installed_module_is_refused(folder):
         (":made", "is not of the form"),
         ("tasks_of_errors:", "is not of the form"),
         ("no_such_module_anywhere:Task", "No module named 'no_such_module_anywhere'"),
-        ("no_such_file.py:Task", "task file no_such_file.py does not exist"),
+        ("no_such_file.py:Task", "no_such_file.py does not exist on "),
         ("tasks_of_errors:missing", "no attribute 'missing'"),
         ("tasks_of_errors:number", "is a int, not a raytrain_plus.Task"),
         ("tasks_of_errors:NoTask", "is a NoTask, not a raytrain_plus.Task"),

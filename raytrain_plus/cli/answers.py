@@ -61,7 +61,7 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
         answered = run()
     except RunFailedError as error:
         sys.stderr.write(f"{error}\n")
-        if error.summary["checkpoint"]:
+        if error.summary.get("checkpoint"):
             sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
         _print_json({**error.summary, "error": str(error)}, as_json=as_json)
         raise typer.Exit(1) from error

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,6 +130,9 @@ def train(  # noqa: PLR0913 - one option each
     allow_change: Annotated[
         bool, typer.Option(help="Go on even if seed, data, code or settings have changed.")
     ] = False,
+    accept_changed_code: Annotated[
+        bool, typer.Option(help="Go on with the task's code as it is now; the run is marked.")
+    ] = False,
     faults: Annotated[Path | None, typer.Option(help="YAML list of disturbances.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="CSV of who came and went: milliseconds,add|remove,node.")
@@ -194,6 +198,7 @@ def train(  # noqa: PLR0913 - one option each
             faults=read_faults(faults) if faults else (),
             resume=resume,
             allow_change=allow_change,
+            accept_changed_code=accept_changed_code,
         )
         progress = ProgressLine(made.spec.name, Console(stderr=True))
         with without_ray_notices(), progress as line:
@@ -311,4 +316,6 @@ def _range(text: str) -> int | tuple[int, int]:
 
 
 def _new_name(task: str) -> str:
-    return f"{task.rpartition(':')[2].lower()}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Return a name that no other run has, even if both are started in the same second."""
+    began = time.strftime("%Y%m%d-%H%M%S")
+    return f"{task.rpartition(':')[2].lower()}-{began}-{uuid.uuid4().hex[:8]}"

@@ -15,7 +15,7 @@ from raytrain_plus.elastic.health.lifeline import Lifelines
 from raytrain_plus.elastic.health.speeds import Speeds
 from raytrain_plus.elastic.health.suspicion import Corruption, History
 from raytrain_plus.elastic.health.watch import Watch
-from raytrain_plus.elastic.membership.fencing import Fence
+from raytrain_plus.elastic.membership.fencing import Fence, FencedError
 from raytrain_plus.elastic.membership.pool import Event as PoolEvent
 from raytrain_plus.elastic.membership.pool import Noticed, Pool, Wanted, Woken, Written
 from raytrain_plus.elastic.membership.recruiting import Recruiting, RunError, StoppedError
@@ -52,6 +52,9 @@ class Coordinator:
         spec: the run.
         returns: this run had a coordinator before, whose place this one takes.
 
+    Raises:
+        FencedError: another driver has the run.
+
     Attributes:
         is_over: the coordinator before has seen the run's end.
         live: the run in numbers.
@@ -61,7 +64,7 @@ class Coordinator:
         self._spec = spec
         self._returns = returns
         self._lock = threading.RLock()
-        self._fence = Fence(spec.folder)
+        self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
         self._fence.take()
         opened = Journal(spec.folder)
         self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
@@ -108,6 +111,22 @@ class Coordinator:
         driver = Lifelines(self._driver_gone)
         if self._spec.driver is not None:
             driver.hold("driver", self._spec.driver)
+        try:
+            outcome = self._train(driver)
+        except FencedError as error:
+            self._state = "ended"
+            driver.close()
+            if not error.replaced:  # else they are the other's
+                self._crew.dismiss_all()
+            raise
+        self.retire()
+        return outcome
+
+    def retire(self) -> None:
+        """The run has ended: from now on anyone may resume it."""
+        self._fence.release()
+
+    def _train(self, driver: Lifelines) -> Outcome:
         try:
             outcome = self._find_again()
             futile = 0

@@ -4,6 +4,7 @@ Its class is made for one run and holds that run's description, so that Ray can 
 nobody else is left who knows it.
 """
 
+import logging
 import os
 import threading
 import time
@@ -25,14 +26,20 @@ def check_not_running(run: str) -> None:
     Raises:
         ValueError: a run of that name lives on this cluster.
     """
+    if is_running(run):
+        raise ValueError(
+            f"run {run!r} lives on this cluster: `raytrain-plus attach {run}` follows it, "
+            f"`raytrain-plus stop {run}` ends it; or give another --name"
+        )
+
+
+def is_running(run: str) -> bool:
+    """Say whether the cluster that this process has joined has a coordinator of a run."""
     try:
         ray.get_actor(run, namespace=NAMESPACE)
     except ValueError:
-        return
-    raise ValueError(
-        f"run {run!r} lives on this cluster: `raytrain-plus attach {run}` follows it, "
-        f"`raytrain-plus stop {run}` ends it; or give another --name"
-    )
+        return False
+    return True
 
 
 def end_leader(spec: RunSpec, leader: Any) -> None:
@@ -77,10 +84,14 @@ def lead(coordinator: Coordinator, run: str) -> None:
     exporter = Exporter(run, lambda: coordinator.live.readings(time.time()))
     exporter.start()
     try:
-        if not coordinator.is_over:
+        if coordinator.is_over:
+            coordinator.retire()
+        else:
             coordinator.run()
-    except FencedError:
-        os._exit(0)  # Ray has started another in our place
+    except FencedError as error:
+        if error.replaced:
+            os._exit(0)  # Ray has started another in our place
+        logging.getLogger(__name__).warning("%s", error)
     except BaseException:  # noqa: BLE001 - whatever it is, it is not the end of the run
         traceback.print_exc()
         os._exit(1)

@@ -1,9 +1,12 @@
 """What the trainer, the coordinator and the workers say to each other: values, nothing else."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+import ray
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described
@@ -15,6 +18,7 @@ from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
 from raytrain_plus.task import Task
 from raytrain_plus.training.retention import Retention
+from raytrain_plus.user_code import Code
 
 Fingerprint = Mapping[str, str]
 _ABOVE_ZERO = (
@@ -118,6 +122,11 @@ class RunSpec:
         resume_from: the checkpoint to start from, as a path or a URL, and its step; or None.
         driver: the lifeline of the process that started the run, whose end stops it. Default: the
             run goes on without that process.
+        run_id: tells the run from others of its name; the same when it is resumed.
+        claim: what its driver and coordinators have in common, and no other owner of its folder.
+        address: of its Ray cluster.
+        code: the files of the user's code, as the driver has found them.
+        cwd: the driver's working directory.
     """
 
     name: str
@@ -143,6 +152,16 @@ class RunSpec:
     resume_from: tuple[str, int] | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     driver: tuple[str, int] | None = None
+    run_id: str = ""
+    claim: str = ""
+    address: str = ""
+    code: Code = field(default_factory=dict)
+    cwd: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Arrive so that what is the user's is unpacked where its modules can be imported."""
+        described = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _arrived, (tuple(self.import_paths), ray.cloudpickle.dumps(described))
 
     @property
     def part_rows(self) -> int:
@@ -160,6 +179,16 @@ class RunSpec:
         return self.elastic.threads or max(1, int(self.resources.get("CPU", 1)))
 
 
+def _arrived(import_paths: Sequence[str], described: bytes) -> RunSpec:
+    import_first(import_paths)
+    return RunSpec(**ray.cloudpickle.loads(described))
+
+
+def import_first(folders: Sequence[str]) -> None:
+    """Let this process look for modules in some folders before all others."""
+    sys.path[:] = [*folders, *(path for path in sys.path if path not in folders)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ready:
     """A worker that has come up, loaded the task and computed the probe.
@@ -168,6 +197,7 @@ class Ready:
         lifeline: where the coordinator connects, to know that the worker lives.
         stacks: the descriptor with which a neighbour reads where the worker stands.
         warnings: of aspects that found nothing to do in the model.
+        code: the files of the user's code that it has loaded.
     """
 
     pid: int
@@ -179,6 +209,7 @@ class Ready:
     fingerprint: Fingerprint
     step: int
     warnings: Sequence[str] = ()
+    code: Code = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

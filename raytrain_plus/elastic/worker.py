@@ -4,14 +4,15 @@ import contextlib
 import copy
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 import ray
 
+from raytrain_plus import user_code
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic.data import open_data, open_evaluation, resolve
@@ -23,6 +24,7 @@ from raytrain_plus.elastic.health import stacks
 from raytrain_plus.elastic.health.lifeline import Anchor
 from raytrain_plus.elastic.health.suspicion import named
 from raytrain_plus.elastic.membership import orphan
+from raytrain_plus.elastic.membership.fencing import check_claim
 from raytrain_plus.elastic.messages import (
     Ending,
     Found,
@@ -32,6 +34,7 @@ from raytrain_plus.elastic.messages import (
     RunSpec,
     Standing,
     Unready,
+    import_first,
 )
 from raytrain_plus.elastic.process import prepare_process, users_traceback
 from raytrain_plus.elastic.progress import AbortedError, Progress
@@ -90,11 +93,11 @@ class Worker:
 
     def _prepare(self, spec: RunSpec) -> Ready:
         Kept(spec.folder, self._name)
-        sys.path[:0] = [path for path in spec.import_paths if path not in sys.path]
+        import_first(spec.import_paths)
         self._device = prepare_process(spec.threads)
         self._spec = spec
         self._exporter = export_traffic(spec.name)
-        self._task = load_task(spec.task, spec.task_settings)
+        self._task = load_task(spec.task, spec.task_settings, spec.cwd)
         self._source, self._order = open_data(spec, self._task)
         self._evaluation = open_evaluation(spec, self._task)
         self._weave = Weave(unpack(spec.algorithms))
@@ -128,6 +131,7 @@ class Worker:
             store_of(spec),
             self._weave.aspects,
             lambda share: self._coordinator.written.remote(self._name, share),
+            partial(check_claim, store_of(spec), spec.claim),
         )
         self._strikes = Strikes(spec.folder)
         self._victim = Victim(self._task, replica, self._uploads)
@@ -143,6 +147,7 @@ class Worker:
             stacks=stacks.offer(),
             fingerprint=proof,
             step=replica.step,
+            code=user_code.loaded_code(),
             warnings=[str(w.message) for w in caught if issubclass(w.category, _TOLD)],
         )
 
@@ -276,7 +281,8 @@ class Worker:
 
     def _load(self, place: str) -> None:
         try:
-            checkpoint.load(Store(place, self._spec.elastic.checkpoint_options), self._loop.replica)
+            store = Store(place, self._spec.elastic.checkpoint_options)
+            checkpoint.load(store, self._loop.replica, self._spec.run_id)
         except StoreError as error:  # not the checkpoint's fault: it is tried again
             raise AbortedError(str(error)) from error
 
@@ -284,7 +290,7 @@ class Worker:
         replica, clock = self._loop.replica, self._spec.clock
         if clock.evaluation_due(replica.step) and not plan.evaluated:
             self._evaluate(plan, transport)
-        if replica.step == clock.total_steps:
+        if replica.step >= clock.total_steps:
             return "finished"
         self._loader = Loader(
             self._source,
@@ -313,7 +319,7 @@ class Worker:
                 self._take_snapshot(plan, transport)
             if clock.evaluation_due(result.step):
                 self._evaluate(plan, transport)
-            if result.step == clock.total_steps:
+            if result.step >= clock.total_steps:
                 return "finished"
             if result.pause or result.step == plan.pause_at:
                 return "paused"

@@ -117,7 +117,9 @@ def commit(place: Place, header: Mapping[str, Any], pieces: Sequence[Piece]) -> 
         theirs = _whole(store)
         if theirs is None:
             store.write(MANIFEST, content)
-        elif (theirs.run, theirs.digest) != (header["run"], header["digest"]):
+        elif theirs.digest != header["digest"] or theirs.objection(
+            header["run"], header.get("run_id", "")
+        ):
             raise CheckpointError(
                 f"checkpoint {_told(store)} was committed by another writer, with another state: "
                 "is the run going on twice?"
@@ -170,15 +172,23 @@ def read_header(place: Place) -> Manifest:
     return manifest
 
 
-def load(place: Place, replica: Replica) -> None:
+def load(place: Place, replica: Replica, run_id: str = "") -> None:
     """Fill a replica from a checkpoint, which is checked before anything is changed.
 
+    Args:
+        place: where the checkpoint is.
+        replica: what is filled.
+        run_id: the run that it must be of. Default: any.
+
     Raises:
-        CheckpointError: it is incomplete, damaged, or of another model.
+        CheckpointError: it is incomplete, damaged, or of another model or run.
         StoreError: the store cannot be read.
     """
     store = _at(place)
     manifest = read_header(store)
+    objection = manifest.objection(None, run_id)
+    if objection:
+        raise CheckpointError(f"checkpoint {_told(store)} cannot be used: {objection}")
     tensors: dict[str, Tensor] = {}
     for piece in manifest.pieces:
         prefix = "model/" if piece.file == MODEL else ""
@@ -202,12 +212,15 @@ def load(place: Place, replica: Replica) -> None:
         raise CheckpointError(f"checkpoint {_told(store)} does not fit: {said}") from error
 
 
-def newest_whole(store: Store, run: str | None = None) -> tuple[str | None, dict[str, str]]:
+def newest_whole(
+    store: Store, run: str | None = None, run_id: str = ""
+) -> tuple[str | None, dict[str, str]]:
     """Find the newest checkpoint that can be trusted, by reading all of it.
 
     Args:
         store: the folder that holds the checkpoints.
-        run: the run that it must be of. Default: any.
+        run: the name of the run that it must be of. Default: any.
+        run_id: the id of that run, if it is known.
 
     Returns:
         Its name, None if there is none, and why newer ones were refused, by name.
@@ -221,10 +234,10 @@ def newest_whole(store: Store, run: str | None = None) -> tuple[str | None, dict
         try:
             if not place.sizes():  # some stores keep a folder from which all is deleted
                 continue
-            found = verify(place)
-            if run is None or found.run == run:
+            objection = verify(place).objection(run, run_id)
+            if not objection:
                 return name, refused
-            refused[name] = f"it is of the run {found.run!r}"
+            refused[name] = objection
         except CheckpointError as error:
             refused[name] = str(error)
         except StoreError as error:
@@ -248,8 +261,12 @@ def verify(place: Place) -> Manifest:
     return manifest
 
 
-def kept(store: Store) -> list[Kept]:
+def kept(store: Store, run_id: str = "") -> list[Kept]:
     """Return the checkpoints that are visible and complete, newest first; content is not read.
+
+    Args:
+        store: the folder that holds the checkpoints.
+        run_id: the run that they must be of. Default: any.
 
     Raises:
         StoreError: the store cannot be read.
@@ -258,7 +275,8 @@ def kept(store: Store) -> list[Kept]:
     for name in names(store):
         with contextlib.suppress(CheckpointError):
             manifest = read_header(store.inside(name))
-            found.append(Kept(name, manifest.step, manifest.metrics))
+            if not manifest.objection(None, run_id):
+                found.append(Kept(name, manifest.step, manifest.metrics))
     return found
 
 
@@ -289,13 +307,21 @@ def names(store: Store) -> list[str]:
     return [name for _, name in sorted(found, reverse=True)]
 
 
-def remove(place: Place) -> None:
+def remove(place: Place, run_id: str = "") -> None:
     """Delete a checkpoint, the manifest first, so that it is never half visible.
+
+    Args:
+        place: where it is.
+        run_id: the run that it must be of; another's is left alone. Default: any.
 
     Raises:
         StoreError: something cannot be deleted; what is left is invisible, or whole.
     """
     store = _at(place)
+    if run_id:
+        with contextlib.suppress(CheckpointError):
+            if read_header(store).objection(None, run_id):
+                return
     store.delete(MANIFEST)
     store.clear()
 

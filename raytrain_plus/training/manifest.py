@@ -78,6 +78,7 @@ class Manifest:
         pieces: the files.
         identity: what the run's bits depend on.
         metrics: of the last evaluation at or before its step.
+        run_id: tells the run from others of its name; empty where that was not recorded.
     """
 
     run: str
@@ -87,6 +88,23 @@ class Manifest:
     pieces: Sequence[Piece]
     identity: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+
+    def objection(self, run: str | None, run_id: str = "") -> str:
+        """Say why this is no checkpoint of a run; empty if it is one.
+
+        Args:
+            run: the run's name; None takes any.
+            run_id: the run's id; where one of both is unknown, the name decides.
+        """
+        if run is not None and self.run != run:
+            return f"it is of the run {self.run!r}"
+        if run_id and self.run_id and self.run_id != run_id:
+            return (
+                f"it is of another run of the same name (id {_short(self.run_id)}, and this run's "
+                f"is {_short(run_id)})"
+            )
+        return ""
 
     @property
     def step(self) -> int:
@@ -139,6 +157,7 @@ class Manifest:
             pieces=[Piece(file, told.bytes, told.sha256) for file, told in said["files"].items()],
             identity=said.get("identity", {}),
             metrics=said.get("metrics", {}),
+            run_id=said.get("run_id", ""),
         )
 
 
@@ -148,6 +167,10 @@ def _wrong(error: Exception) -> str:
         return "it is nested too deeply"
     found = [f"{'.'.join(map(str, e['loc']))[:80]}: {e['msg']}" for e in error.errors()[:3]]
     return "; ".join(found)
+
+
+def _short(run_id: str) -> str:
+    return run_id[:8] or "unknown"
 
 
 def _hash(content: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The coordinator leads a run through whatever a script does to its workers."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from scripted_pool import comes, loss_of, make_ready
@@ -8,9 +9,70 @@ from told import check_journal, groups_in
 
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.faults.fault import Fault
+from raytrain_plus.elastic.membership.fencing import FencedError
+from raytrain_plus.elastic.membership.ownership import Owner, Owners
 from raytrain_plus.elastic.membership.pool import Came, Gone
 from raytrain_plus.elastic.messages import ElasticConfig, Standing
 from raytrain_plus.observe.journal import read
+from raytrain_plus.streams.store import Store
+from raytrain_plus.user_code import CodeFile
+
+
+def test_a_run_that_was_taken_over_ends_its_workers_and_writes_nothing_more(lead, tmp_path):
+    pools = []
+
+    def take_over(_pool):
+        thief = Owner.this("theirs", "id", "driver", "10.0.0.9:6379", tmp_path)
+        Owners(Store(tmp_path)).follow(thief, 1)
+
+    with pytest.raises(FencedError, match=r"taken over.*10\.0\.0\.9:6379"):
+        lead({4: take_over}, workers=(3, 3), claim="mine", prepare=pools.append)
+    assert [e["step"] for e in read(tmp_path) if e["event"] == "step"] == [1, 2, 3]
+    assert not [e for e in read(tmp_path) if e["event"] in ("end", "checkpoint")]
+    assert sorted(pools[0].ended) == ["w0", "w1", "w2"]
+    assert pools[0].saved == []
+
+
+CODE = {"task.py": CodeFile("/here/task.py", "1")}
+CHANGED = {"task.py": CodeFile("/there/task.py", "2"), "new.py": CodeFile("/there/new.py", "3")}
+
+
+def coming_with(code):
+    """Return how workers come that have imported some code, by name; others have what is meant."""
+    return lambda worker: Came(worker, replace(make_ready(worker), code=code.get(worker, CODE)))
+
+
+def test_a_newcomer_with_other_code_is_refused_and_the_healthy_go_on(lead, tmp_path):
+    arrive = coming_with({f"w{i}": CHANGED for i in range(2, 40)})
+    script = {4: lambda pool: pool.die("w1")}
+    outcome, _ = lead(script, arrive, workers=(1, 2), code=CODE)
+    assert (outcome.state, outcome.bitwise) == ("finished", True)
+    refused = [e for e in read(tmp_path) if e.get("state") == "refused"]
+    assert refused
+    assert all("task.py has changed (/there/task.py)" in e["reason"] for e in refused)
+    assert not [e for e in read(tmp_path) if e["event"] in ("corruption", "withdrawn")]
+    check_journal(tmp_path)
+
+
+def test_a_run_that_has_lost_all_workers_ends_if_only_other_code_is_left(lead, tmp_path):
+    arrive = coming_with({f"w{i}": CHANGED for i in range(1, 40)})
+    elastic = ElasticConfig(start_timeout=1e6, bitwise=False)  # other code is no other hardware
+    script = {4: lambda pool: pool.die("w0")}
+    outcome, _ = lead(script, arrive, workers=(1, 1), code=CODE, elastic=elastic)
+    assert outcome.state == "failed"
+    assert "task.py has changed (/there/task.py)" in outcome.error
+    assert "--accept-changed-code" in outcome.error
+    assert sum(e.get("state") == "refused" for e in read(tmp_path)) == 3
+
+
+def test_code_that_the_driver_has_not_seen_is_that_of_the_first_worker(lead, tmp_path):
+    theirs = {**CODE, "new.py": CodeFile("/a/new.py", "3")}
+    other = {**CODE, "new.py": CodeFile("/b/new.py", "4")}
+    arrive = coming_with({"w0": theirs, "w1": other})
+    outcome, _ = lead({}, arrive, workers=(1, 2), code=CODE)
+    assert outcome.state == "finished"
+    (refused,) = [e for e in read(tmp_path) if e.get("state") == "refused"]
+    assert "new.py has changed (/b/new.py)" in refused["reason"]
 
 
 def test_an_undisturbed_run_is_one_generation(lead, tmp_path):

@@ -16,6 +16,7 @@ import ray
 
 from raytrain_plus.elastic.coordinator import Coordinator
 from raytrain_plus.elastic.leader import lead
+from raytrain_plus.elastic.membership.fencing import FencedError
 from raytrain_plus.elastic.membership.residue import Youth
 from raytrain_plus.elastic.messages import RunSpec
 from raytrain_plus.elastic.worker import Worker
@@ -122,7 +123,8 @@ class LentCoordinator(Coordinator):
             for spec in ray.get(lender.led_by.remote(place)):
                 try:
                     self._take_up(ray.get(spec), returns=True)
-                except ray.exceptions.RayError:  # who asked for the run is gone, and it with them
+                except (ray.exceptions.RayError, FencedError):
+                    # Whoever asked for the run is gone, and it with them; or another has it.
                     lender.abandon_led_by.remote(place)
 
     def lead(self, spec: "Sequence[ray.ObjectRef[RunSpec]]", target: int) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from raytrain_plus import user_code
 from raytrain_plus.elastic.fingerprint import difference
 from raytrain_plus.elastic.membership.pool import (
     Came,
@@ -20,6 +21,7 @@ from raytrain_plus.elastic.messages import Fingerprint, Ready, Report, RunSpec
 from raytrain_plus.elastic.records.chronicle import Chronicle
 
 _LOOK = 0.25
+_FUTILE = 3  # newcomers in a row with other code, after which a run without workers ends
 _GRACE = 2.0
 _FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
 _LONGEST_DELAY = 60.0
@@ -64,6 +66,8 @@ class Recruiting:
         self._error = ""
         self._trouble = ""
         self._warnings: set[str] = set()
+        self._code = dict(spec.code)
+        self._other_codes = 0
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
         self._causes: list[str] = []
@@ -119,6 +123,8 @@ class Recruiting:
             self.recruit()
             if self._error:
                 raise RunError(self._error)
+            if self._other_codes >= _FUTILE and not (self._available() or self._leaving()):
+                raise RunError(self._trouble)
             if time.monotonic() > deadline:
                 least = self._least()
                 why = self._trouble or (
@@ -187,6 +193,17 @@ class Recruiting:
         if self._reference is None:
             self._reference = ready.fingerprint
             self._chronicle.note("environment", fingerprint=dict(ready.fingerprint))
+        if changed := self._other_code(ready):
+            self._other_codes += 1
+            self._note(seat, "refused", f"it has imported other code than the run: {changed}")
+            self._give_up(
+                seat,
+                f"The last that came has imported other code than the run has begun with: "
+                f"{changed}. Put it back as it was and give the command again with --resume, or "
+                "go on with the new code (--resume --accept-changed-code).",
+            )
+            return
+        self._other_codes = 0
         reason = difference(self._reference, ready.fingerprint)
         if reason and self._spec.elastic.bitwise:
             self._note(seat, "refused", f"it computes other bits than the group: {reason}")
@@ -204,6 +221,11 @@ class Recruiting:
             self._warnings.add(said)  # once, not once for each worker
             self._chronicle.note("warning", text=said)
 
+    def _other_code(self, ready: Ready) -> str:
+        """Say which of the user's files a newcomer has imported in another version."""
+        self._code = {**ready.code, **self._code}  # of files that the driver did not see the first
+        return user_code.difference(self._code, ready.code)
+
     def _admit(self, seat: Seat, ready: Ready) -> None:
         seat.ready, seat.step = ready, ready.step
         self._pool.hold(seat.worker, ready)
@@ -217,6 +239,7 @@ class Recruiting:
         """Give a worker its seat back that an earlier coordinator had admitted."""
         if self._reference is None:
             self._reference = ready.fingerprint
+        self._code = {**ready.code, **self._code}
         self.bitwise = self.bitwise and not difference(self._reference, ready.fingerprint)
         self.avoid([worker])
         self._group_once = True

@@ -12,11 +12,14 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from raytrain_plus.elastic.membership.fencing import FencedError
+from raytrain_plus.elastic.membership.ownership import Owners
 from raytrain_plus.elastic.messages import Event, Outcome
 from raytrain_plus.elastic.outside.joining import find_leader
 from raytrain_plus.elastic.records.chronicle import GENERATION
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.output import Tail
+from raytrain_plus.streams.store import Store
 
 Watcher = Callable[[list[Event]], None]
 
@@ -25,7 +28,7 @@ _LOOK = 2.0  # seconds between two looks at whether the coordinator lives
 
 
 class LostError(RuntimeError):
-    """The coordinator was ended from outside, so that the run will not go on by itself."""
+    """The coordinator has gone for good, so that this run will not go on by itself."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def follow(
     folder: Path,
     watcher: Watcher | None = None,
     offset: int = 0,
+    claim: str | None = None,
 ) -> Ended:
     """Wait for the end of a run.
 
@@ -58,15 +62,18 @@ def follow(
         folder: its folder.
         watcher: called now and then with the journal's new events.
         offset: of the journal, from which on events are new.
+        claim: of the driver that has started the run. Default: whoever has it is followed.
 
     Raises:
-        LostError: the coordinator was ended from outside.
+        LostError: the coordinator was ended from outside, or another driver has taken the run.
     """
     with _interrupted_by_sigterm():
-        return _follow(run, folder, watcher, offset)
+        return _follow(run, folder, watcher, offset, claim)
 
 
-def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> Ended:
+def _follow(
+    run: str, folder: Path, watcher: Watcher | None, offset: int, claim: str | None
+) -> Ended:
     seen: list[Event] = []
     tail = Tail(folder)
     look_at = time.monotonic() + _LOOK
@@ -76,6 +83,7 @@ def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> End
             before = offset
             events, offset = journal.follow(folder / journal.FILE_NAME, offset)
             is_behind = offset - before >= journal.AT_ONCE
+            _check_ours(events, folder, claim)
             seen += (event for event in events if event["event"] in ("run", "generation", "end"))
             over = any(event["event"] == "end" for event in journal.since_last_run(seen))
             for line in tail.new(time.monotonic(), last=over):
@@ -88,6 +96,7 @@ def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> End
             if over:
                 return ended(seen, folder)
             if gone and not is_behind:
+                _check_last(folder, claim)
                 raise LostError(f"the coordinator of run {run} was ended from outside")
             if time.monotonic() > look_at:
                 look_at = time.monotonic() + _LOOK
@@ -98,6 +107,18 @@ def _follow(run: str, folder: Path, watcher: Watcher | None, offset: int) -> End
                 raise
             interrupted = True
             find_leader(run, seen).stop.remote()
+
+
+def _check_ours(events: Sequence[Event], folder: Path, claim: str | None) -> None:
+    """See that no other driver has begun to write the journal."""
+    if claim is not None and any(e["event"] == "run" and e.get("claim") != claim for e in events):
+        _check_last(folder, claim)
+
+
+def _check_last(folder: Path, claim: str | None) -> None:
+    last = Owners(Store(folder)).latest()
+    if claim is not None and last is not None and last.claim != claim:
+        raise LostError(f"{FencedError(last, replaced=False)}")
 
 
 @contextlib.contextmanager
@@ -142,6 +163,7 @@ def ended(events: Sequence[Event], folder: Path) -> Ended:
         "faults_left": outcome.faults_left,
         "checkpoint": outcome.checkpoint,
         "folder": str(folder),
+        **({"changes": run["changes"]} if run.get("changes") else {}),
     }
     return Ended(outcome, summary)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from raytrain_plus.elastic.membership.fencing import FencedError, check_claim
 from raytrain_plus.elastic.messages import Event, RunSpec
 from raytrain_plus.elastic.records.checkpoints import Attempt, Checkpoints, Shares
 from raytrain_plus.elastic.records.chronicle import Chronicle
@@ -24,10 +25,12 @@ class Committed:
     Attributes:
         attempt: which.
         error: why not.
+        fenced: the run has another owner.
     """
 
     attempt: Attempt
     error: str = ""
+    fenced: FencedError | None = None
 
 
 class Keeping:
@@ -133,7 +136,13 @@ class Keeping:
                 threading.Thread(target=self._commit, args=(shares,), daemon=True).start()
 
     def committed(self, event: Committed, now: float) -> None:
-        """Take in what has become of an attempt."""
+        """Take in what has become of an attempt.
+
+        Raises:
+            FencedError: the run has another owner.
+        """
+        if event.fenced is not None:
+            raise event.fenced
         attempt = event.attempt
         name = checkpoint.name_of(attempt.step)
         if self._books.under_way != attempt:
@@ -201,6 +210,7 @@ class Keeping:
         state = next(one.state for one in shares.returned if one.state is not None)
         header = {
             "run": self._spec.name,
+            "run_id": self._spec.run_id,
             "identity": dict(self._spec.identity),
             "metrics": self._metrics(),
             **state,
@@ -208,8 +218,11 @@ class Keeping:
         pieces = [piece for one in shares.returned for piece in one.pieces]
         try:
             self._chronicle.sync()  # no checkpoint knows of steps that a journal could still lose
+            check_claim(self._store, self._spec.claim)
             place = self._store.inside(checkpoint.name_of(shares.attempt.step))
             checkpoint.commit(place, header, pieces)
+        except FencedError as error:
+            self._tell(Committed(shares.attempt, str(error), error))
         except (DataError, ValueError, OSError) as error:
             self._tell(Committed(shares.attempt, str(error)))
         else:
@@ -221,7 +234,8 @@ class Keeping:
         def tidy() -> None:
             for name in surplus:
                 self._remove_one(name)
-            with contextlib.suppress(DataError, OSError):
+            with contextlib.suppress(DataError, OSError, FencedError):
+                check_claim(self._store, self._spec.claim)
                 later = [name for name in checkpoint.names(self._store) if name >= newest]
                 checkpoint.remove_leftovers(self._store, later)
 
@@ -229,8 +243,9 @@ class Keeping:
 
     def _remove_one(self, name: str) -> None:
         try:
-            checkpoint.remove(self._store.inside(name))
-        except (DataError, OSError):
+            check_claim(self._store, self._spec.claim)
+            checkpoint.remove(self._store.inside(name), self._spec.run_id)
+        except (DataError, OSError, FencedError):
             return  # it is named again with the next
         self._books.removed(name)
         self._chronicle.note("checkpoint", folder=self._place(name), removed=True)

@@ -54,17 +54,23 @@ class Uploads:
         store: where checkpoints are.
         aspects: the run's, for the manifest.
         tell: called with the share, from a thread.
+        allowed: called before anything is written; raises if the run has another owner.
 
     Attributes:
         store: where checkpoints are.
     """
 
     def __init__(
-        self, store: Store, aspects: Sequence[Aspect], tell: Callable[[Share], None]
+        self,
+        store: Store,
+        aspects: Sequence[Aspect],
+        tell: Callable[[Share], None],
+        allowed: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
         self._aspects = aspects
         self._tell = tell
+        self._allowed = allowed
         self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         self._spare: Snapshot | None = None
@@ -99,11 +105,17 @@ class Uploads:
             StoreError: it cannot be written.
         """
         self._cancelled.set()
+        self._allowed()
         snapshot = Snapshot.take(replica)
         place = self.store.inside(checkpoint.name_of(snapshot.step))
         pieces = checkpoint.write_share(place, snapshot, 0, 1)
         state = checkpoint.describe_state(snapshot, self._aspects)
-        header = {"run": spec.name, "identity": dict(spec.identity), **state}
+        header = {
+            "run": spec.name,
+            "run_id": spec.run_id,
+            "identity": dict(spec.identity),
+            **state,
+        }
         checkpoint.commit(place, header, pieces)
         return str(state["digest"])
 
@@ -118,6 +130,7 @@ class Uploads:
     ) -> None:
         self._tell(told)
         try:
+            self._allowed()
             place = self.store.inside(checkpoint.name_of(snapshot.step))
             pieces = checkpoint.write_share(place, snapshot, share, len(told.workers), cancelled)
             state = checkpoint.describe_state(snapshot, self._aspects) if share == 0 else None

@@ -241,7 +241,12 @@ def _condition_rows(history: History) -> list[Row]:
     epochs = run["total_steps"] / max(1, run.get("steps_per_epoch", 1))
     rows = [
         Row("task", run.get("task", ""), _settings(identity.get("task settings", {}))),
-        Row("code of the task", str(identity.get("task code", "")), mono=True),
+        Row(
+            "code of the task",
+            str(identity.get("task code", "")),
+            ", ".join(identity.get("code", ())),
+            mono=True,
+        ),
         *(
             Row(key, _plain(identity[key]), mono=len(_plain(identity[key])) == 64)
             for key in _DATA

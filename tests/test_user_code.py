@@ -1,0 +1,123 @@
+"""The user's code is known by its files: each that a task imports counts, and no other."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raytrain_plus import user_code
+from raytrain_plus.user_code import CodeFile, difference, is_users
+
+TASK = """
+from rates import factor
+import package.parts
+from package import sizes as known
+
+class Base:
+    pass
+
+class Mine(Base):
+    def model(self):
+        from lazily import build
+        return build()
+"""
+FILES = {
+    "mine.py": TASK,
+    "rates.py": "def factor(progress):\n    return 1 - progress\n",
+    "package/__init__.py": "",
+    "package/parts.py": "from . import deep\nif deep is None:\n    import nowhere\n",
+    "package/deep.py": "",
+    "package/sizes.py": "",
+    "lazily.py": "def build():\n    raise RuntimeError\n",
+    "unrelated.py": "",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def code_of(folder, program="from mine import Mine; mine = Mine()"):
+    """Return the files that a new process finds, with their hashes."""
+    program = textwrap.dedent(f"""
+        import json, os
+        from raytrain_plus import user_code
+        {program}
+        for found in (user_code.code_behind([mine], [os.getcwd()]), user_code.loaded_code()):
+            print(json.dumps({{name: file.sha256 for name, file in found.items()}}))
+    """)
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_all_that_a_task_imports_counts_and_nothing_else(folder):
+    found, loaded = code_of(folder)
+    imported = {"mine.py", "rates.py", "package/__init__.py", "package/parts.py", "package/deep.py"}
+    imported |= {"package/sizes.py"}
+    assert set(found) == {*imported, "lazily.py"}
+    assert set(loaded) == imported  # what is imported later is not there yet
+    assert all(found[name] == digest for name, digest in loaded.items())
+
+
+@pytest.mark.parametrize("name", ["mine.py", "rates.py", "package/deep.py", "lazily.py"])
+def test_each_change_of_a_file_shows_with_its_name(folder, name):
+    before, _ = code_of(folder)
+    assert code_of(folder)[0] == before
+    (folder / name).write_text(FILES[name] + "# changed\n")
+    after, _ = code_of(folder)
+    assert {name for name in before if before[name] != after[name]} == {name}
+
+
+def test_a_change_of_what_is_not_imported_does_not_show(folder):
+    before = code_of(folder)
+    (folder / "unrelated.py").write_text("changed = True\n")
+    assert code_of(folder) == before
+
+
+def test_what_a_task_holds_counts(folder):
+    (folder / "held.py").write_text("class Held:\n    pass\n")
+    program = "import held, rates; mine = held.Held(); mine.one = rates.factor"
+    assert set(code_of(folder, program)[0]) == {"held.py", "rates.py"}
+
+
+def test_a_script_counts_with_what_it_imports(folder):
+    (folder / "script.py").write_text(
+        "import json, os\nfrom raytrain_plus import user_code\n" + TASK + "\n"
+        "found = user_code.code_behind([Mine()], [os.getcwd()])\n"
+        "print(json.dumps(sorted(found)))\n"
+    )
+    command = [sys.executable, "script.py"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    assert {"script.py", "rates.py", "lazily.py"} <= set(json.loads(ran.stdout))
+
+
+def test_a_class_without_a_source_has_none():
+    space = {"__name__": "nowhere"}
+    exec("class Mine:\n    pass", space)
+    assert user_code.code_behind([space["Mine"]()], []) == {}
+
+
+def test_the_users_are_files_that_are_neither_pythons_nor_installed_nor_ours(tmp_path):
+    assert is_users(tmp_path / "mine.py")
+    assert is_users(Path(sys.prefix).parent / "mine.py")
+    assert not is_users(Path(json.__file__))
+    assert not is_users(Path(np.__file__))
+    assert not is_users(Path(user_code.__file__))
+
+
+def test_only_files_that_both_have_can_differ():
+    meant = {"a.py": CodeFile("/driver/a.py", "1"), "b.py": CodeFile("/driver/b.py", "2")}
+    assert difference(meant, {"a.py": CodeFile("/worker/a.py", "1")}) == ""
+    assert difference(meant, {"c.py": CodeFile("/worker/c.py", "3")}) == ""
+    told = difference(meant, {"b.py": CodeFile("/worker/b.py", "3")})
+    assert told == "b.py has changed (/worker/b.py)"
