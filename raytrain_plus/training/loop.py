@@ -276,6 +276,7 @@ class TrainingLoop:
     ) -> Reduced:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
         self._example = step, self._ranks[0], dict(parts[0])
+        self.buffers.attributes.begin()  # between two steps the task and aspects may set some
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
         audit = self.guard.audit_of(step.number)

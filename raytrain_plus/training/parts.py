@@ -99,8 +99,10 @@ class Parts:
 
     def backward(self, step: Step, total: Tensor) -> None:
         """Add the gradient of a part to those of the parameters."""
-        with self._weave.around("backward", step), self.weights.unchanged("the backward"):
+        with self._weave.around("backward", step):
+            mark = self.weights.mark()
             total.backward()  # type: ignore[no-untyped-call]
+            self.weights.compare(mark, "the backward")
 
     def leaf(self, step: Step, rank: int, batch: Batch) -> Leaf:
         """Compute one leaf, gradients and then changes of the buffers, and leave no trace of it.
@@ -141,8 +143,9 @@ class Parts:
         with self._weave.around("forward", step):
             if advised:  # advice may have set attributes, and takes care of them itself
                 attributes.begin()
-            with self.weights.unchanged("the forward"):
-                step.outputs = self._task.forward(step.model, step.batch)
+            mark = self.weights.mark()
+            step.outputs = self._task.forward(step.model, step.batch)
+            self.weights.compare(mark, "the forward")
             if advised:
                 attributes.note()
         with self._weave.around("loss", step):

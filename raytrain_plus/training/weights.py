@@ -8,8 +8,7 @@ replicas are compared.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,8 @@ _INSTEAD = (
     "the same ones: compute the changed weight without storing it (a parametrization, "
     "torch.nn.functional), or change it in an aspect's `update` advice, after its yield"
 )
+
+Mark = tuple[list[int], list[bool]]  # how often each was changed, and whether it is trained
 
 
 class Weights:
@@ -48,26 +49,28 @@ class Weights:
         self._kinds = [(p.shape, p.dtype, p.device) for p in self._all]
         self._memory = [p.data_ptr() for p in self._all]
 
-    @contextmanager
-    def unchanged(self, what: str) -> Iterator[None]:
-        """Let the user's code run, and check that it has left all parameters alone.
+    def mark(self) -> Mark:
+        """Return what `compare` is to compare with."""
+        return [p._version for p in self._all], [p.requires_grad for p in self._all]  # noqa: SLF001
+
+    def compare(self, mark: Mark, what: str) -> None:
+        """Check that all parameters have been left alone since a mark.
 
         Args:
-            what: is run, for the error.
+            mark: from before.
+            what: has been run since, for the error.
 
         Raises:
-            TaskError: a parameter was changed, replaced, frozen or unfrozen.
+            TaskError: a parameter was changed, frozen or unfrozen.
         """
-        versions = [p._version for p in self._all]  # noqa: SLF001
-        trained = [p.requires_grad for p in self._all]
-        yield
-        if [p._version for p in self._all] != versions:  # noqa: SLF001
-            now = [p._version for p in self._all]  # noqa: SLF001
-            place = next(i for i, version in enumerate(versions) if now[i] != version)
-            raise TaskError(self.explain(what, self._names[place]))
-        if [p.requires_grad for p in self._all] != trained:
-            place = next(i for i, p in enumerate(self._all) if p.requires_grad != trained[i])
-            raise TaskError(self._toggled(place, what))
+        now = self.mark()
+        if now == mark:
+            return
+        for place, name in enumerate(self._names):
+            if now[0][place] != mark[0][place]:
+                raise TaskError(self.explain(what, name))
+            if now[1][place] != mark[1][place]:
+                raise TaskError(self._toggled(place, what))
 
     def check(self) -> None:
         """Check, before an update, that the model has the parameters that it began with.
