@@ -255,16 +255,26 @@ def with_options(options: Mapping[str, Any], *named: str | None) -> list[Any]:
 
 
 def open_for(
-    task: Task, data: pa.Table | Stream | Mixture | str | os.PathLike[str], what: str
+    task: Task,
+    data: pa.Table | Stream | Mixture | str | os.PathLike[str],
+    what: str,
+    *,
+    hash_data: bool = False,
 ) -> Source:
     """Open data and hold it against what a task asks for.
+
+    Args:
+        task: the task.
+        data: the data.
+        what: to call it in an error.
+        hash_data: the data's identity is made of hashes of all its bytes.
 
     Raises:
         DataError: the data is missing, empty, or of another schema.
     """
     names = None if task.columns is None else list(task.columns)
     try:
-        source = open_source(data, names)
+        source = open_source(data, names, hash_data=hash_data)
         shapes = _shapes(source)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
@@ -313,7 +323,7 @@ def describe_task(
 
 
 def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str, str]:
-    """Return what the data adds to a run's identity, and let the source's files go.
+    """Return what the data adds to a run's identity, and close the source.
 
     Raises:
         DataError: the evaluation data cannot be read, or does not fit the task.
@@ -322,12 +332,12 @@ def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str,
     sorted_by = label_skew.told(label_skew.skew_of(source, task.target), [task.target])
     if sorted_by is not None:
         warnings.warn(f"training data: {sorted_by}", stacklevel=3)
-    source.release()
+    source.close()
     if evaluation_data is not None:
-        held_out = open_for(task, evaluation_data, "evaluation data")
+        held_out = open_for(task, evaluation_data, "evaluation data", hash_data=source.hash_data)
         check_same(source.labels, held_out.labels, "the training data", "the evaluation data")
         described["evaluation data"] = held_out.identity
-        held_out.release()
+        held_out.close()
     return described
 
 
@@ -348,7 +358,7 @@ def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
     except Exception as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"the transform fails on the first sample: {error!r}") from error
+        raise DataError(f"the first sample cannot be read: {error!r}") from error
     return {
         name: tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
         for name, value in batch.items()

@@ -68,6 +68,10 @@ class ElasticTrainer:
         allow_change: go on even if what the bits depend on has changed since.
         accept_changed_code: go on even if the user's code has changed since, but nothing else. The
             run is marked by `changes` in its summary.
+        hash_data: read all data at the start, here and at each worker, and let its SHA-256 say
+            whether it is the same. Default: tables and streams with a manifest are compared by
+            their hashes, other files by name, size, and what their store has that changes with
+            them: a tag, a version, or the time of the last change.
 
     Raises:
         ValueError: something is wrong with what was given; its subclasses say what.
@@ -93,6 +97,7 @@ class ElasticTrainer:
         resume: bool = False,
         allow_change: bool = False,
         accept_changed_code: bool = False,
+        hash_data: bool = False,
     ) -> None:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
@@ -104,7 +109,7 @@ class ElasticTrainer:
         loaded = load_task(task, task_settings)
         configure.check_task(loaded)
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
-        source = configure.open_for(loaded, data, "training data")
+        source = configure.open_for(loaded, data, "training data", hash_data=hash_data)
         sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
         often: dict[str, Any] = {
             "evaluate_every": evaluate_every,
@@ -149,6 +154,7 @@ class ElasticTrainer:
             retention=configure.retention_of(run, loaded, evaluates=evaluation_data is not None),
             identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
+            hash_data=hash_data,
         )
         changes = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
         self._found = self._look_at_storage(changes)

@@ -133,6 +133,10 @@ def train(  # noqa: PLR0913 - one option each
     accept_changed_code: Annotated[
         bool, typer.Option(help="Go on with the task's code as it is now; the run is marked.")
     ] = False,
+    hash_data: Annotated[
+        bool,
+        typer.Option("--hash-data", help="Read all data at the start, to know it by its hash."),
+    ] = False,
     faults: Annotated[Path | None, typer.Option(help="YAML list of disturbances.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="CSV of who came and went: milliseconds,add|remove,node.")
@@ -199,6 +203,7 @@ def train(  # noqa: PLR0913 - one option each
             resume=resume,
             allow_change=allow_change,
             accept_changed_code=accept_changed_code,
+            hash_data=hash_data,
         )
         progress = ProgressLine(made.spec.name, Console(stderr=True))
         with without_ray_notices(), progress as line:

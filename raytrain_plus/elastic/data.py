@@ -14,7 +14,7 @@ from raytrain_plus.training.evaluation import Evaluation
 
 def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
     """Open the training data and its order."""
-    source = open_source(resolve(spec.data), _columns(task))
+    source = open_source(resolve(spec.data), _columns(task), hash_data=spec.hash_data)
     return source, source.order(spec.logical_ranks, spec.seed, spec.part_rows)
 
 
@@ -22,7 +22,8 @@ def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
     """Open the evaluation data, if there is any."""
     if spec.evaluation_data is None:
         return None
-    source = open_source(resolve(spec.evaluation_data), _columns(task))
+    data = resolve(spec.evaluation_data)
+    source = open_source(data, _columns(task), hash_data=spec.hash_data)
     order = source.plain_order(spec.logical_ranks)
     return Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
 

@@ -114,6 +114,7 @@ class RunSpec:
         task_settings: fields of the task that are set otherwise.
         import_paths: folders that workers add to `sys.path`.
         data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store.
+        hash_data: the data's identity is made of hashes of all its bytes.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
         probe: the first rows of the data, which each worker computes to prove itself.
         algorithms: aspects, as data where a worker can import their class.
@@ -157,6 +158,7 @@ class RunSpec:
     address: str = ""
     code: Code = field(default_factory=dict)
     cwd: str = ""
+    hash_data: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Arrive so that what is the user's is unpacked where its modules can be imported."""

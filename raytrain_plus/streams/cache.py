@@ -45,6 +45,10 @@ class CacheFullError(DataError):
     """There is no room: all that is in the cache is being read."""
 
 
+class FileTooLargeError(CacheFullError):
+    """One file alone takes more than the cache may: no wait helps."""
+
+
 @dataclass
 class Entry:
     """An entry that is held: nobody evicts it until it is closed and no buffer of it is left.
@@ -85,7 +89,7 @@ class Cache:
         self.folder, self.limit = folder, limit
         self._verified: set[tuple[str, int]] = set()
         self._foresight: dict[object, NextUse] = {}
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # garbage collection may call `forget` at any place
         try:
             folder.mkdir(parents=True, exist_ok=True)
             os.close(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666))
@@ -95,7 +99,12 @@ class Cache:
             ) from error
 
     def foresee(self, owner: object, next_use: NextUse) -> None:
-        """Let an owner say when it reads entries next: key -> any measure of how far away."""
+        """Let an owner say when it reads entries next: key -> any measure of how far away.
+
+        The owner calls `forget` when it is through. Each process has its own owners, and each
+        knows the future of all workers of its run, since that follows from the order: nothing is
+        shared, so nothing outlives a process that is killed.
+        """
         with self._mutex:
             self._foresight[owner] = next_use
 
@@ -251,7 +260,7 @@ class Cache:
             size: its bytes.
         """
         if size > self.limit:
-            raise CacheFullError(
+            raise FileTooLargeError(
                 f"a shard file takes {size:,} bytes, but the cache is limited to {self.limit:,}: "
                 "raise `cache_limit`, or write the data set with smaller files"
             )

@@ -243,3 +243,13 @@ def null_error(name: str, where: str) -> DataError:
 def listed(names: Iterable[str]) -> str:
     """Return names as one list to read."""
     return ", ".join(repr(name) for name in names) or "none"
+
+
+def difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:
+    """Return how two files differ in their columns, as words."""
+    return "; ".join(
+        f"column {name!r} is {one.get(name, 'absent')} in the first and "
+        f"{other.get(name, 'absent')} in the second"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    )

@@ -201,7 +201,7 @@ def _width(kind: pa.DataType) -> int:
         return 8
 
 
-def _least_bytes(schema: pa.Schema, rows: int) -> int:
+def least_bytes(schema: pa.Schema, rows: int) -> int:
     """Return the bytes that the values of so many rows take at least, as they are stored."""
     return sum(_least_bits(field.type) for field in schema) * rows // 8
 
@@ -231,7 +231,7 @@ def _read_parquet(
     schema = file.schema_arrow
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
-    _check_size(_least_bytes(schema, rows), where, most)
+    _check_size(least_bytes(schema, rows), where, most)
     batches, taken, next_look = [], 0, _SMALL
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
         batches.append(batch)
@@ -288,7 +288,7 @@ def check_declared(
         view = memoryview(content)
         for block in _following_blocks(view) if is_stream else _blocks_of_footer(view):
             message = _declared(view, *block)
-            if _least_bytes(schema, message.rows) > message.size:
+            if least_bytes(schema, message.rows) > message.size:
                 raise ValueError(f"{message.rows:,} rows cannot be in {message.size:,} bytes")
             rows += message.rows
             compressed += message.size if message.is_compressed else 0

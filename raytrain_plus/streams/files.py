@@ -4,6 +4,8 @@ A format is recognized by a file's first bytes, never by its name; the last byte
 format's end, so that a file that was cut short is refused rather than read as a shorter one.
 """
 
+import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -35,6 +37,7 @@ from raytrain_plus.streams.foreign import format_of_files, told
 from raytrain_plus.streams.labels import Labels, labels_of
 from raytrain_plus.streams.parquet_footer import Footer
 from raytrain_plus.streams.source import Opened
+from raytrain_plus.streams.store import Stat, stat_of
 
 # First bytes -> the format, and the last bytes of a file that was written to its end.
 _FORMATS = {
@@ -51,7 +54,7 @@ class DataFile:
     Attributes:
         path: Where it is.
         format: Its format, as `_FORMATS` calls it.
-        size: Its size in bytes.
+        stat: What the file system said of it when it was checked.
         rows: Its number of rows.
         columns: The selected columns.
         name: Its path in the folder that was named; None for a file that was named itself.
@@ -61,7 +64,7 @@ class DataFile:
 
     path: Path
     format: str
-    size: int
+    stat: Stat
     rows: int
     columns: dict[str, Column]
     name: str | None = None
@@ -80,7 +83,16 @@ class DataFile:
             DataError: as `read`.
         """
         del cancelled  # what is on this machine is not waited for
-        return Opened(self.read())
+        return Opened(self.read(), confirm=self.confirm)
+
+    def confirm(self) -> None:
+        """Check that the file is the one that was checked; one that was removed is not judged.
+
+        Raises:
+            DataError: it was replaced or written over.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            confirm(self.path, self.stat)
 
     def read(self) -> Values:
         """Return the selected columns' values: in place where Arrow stored them uncompressed.
@@ -90,6 +102,7 @@ class DataFile:
         """
         where = self.where
         own = [name for name in self.columns if name not in self.constants]
+        self.confirm()
         if self.format == "Parquet":
             table = decode(self.path, where, is_parquet=True, columns=own)
         else:
@@ -106,8 +119,30 @@ class DataFile:
         return values_in(table, self.columns, where, self.constants)
 
     def identify(self) -> list[Any]:
-        """Return what tells this file from others, as data: its name and size."""
-        return [self.name or self.path.name, self.size, *sorted(self.constants.items())]
+        """Return what tells this file from others: its name, its size, and when it was written."""
+        told = [self.stat.size, self.stat.validator]
+        return [self.name or self.path.name, *told, *sorted(self.constants.items())]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of its bytes."""
+        with explained(self.where), self.path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        self.confirm()
+        return found
+
+
+def confirm(path: Path, stat: Stat) -> None:
+    """Check that a file is still what it was.
+
+    Raises:
+        DataError: it was replaced or written over.
+        OSError: it is not there.
+    """
+    if stat_of(path) != stat:
+        raise DataError(
+            f"{path} was replaced or written over since it was opened: data must not change during "
+            "a run. Write changed data to another place, and start the run again."
+        )
 
 
 def inspect_file(
@@ -125,7 +160,8 @@ def inspect_file(
             or of an unsupported type, or the footer says that one holds nulls.
     """
     with explained(str(path)):
-        kind, size = _recognize(path)
+        stat = stat_of(path)
+        kind = _recognize(path)
         if kind == "Parquet":
             footer = footer_of(path, str(path))
             with parquet_file(path) as parquet:
@@ -139,12 +175,12 @@ def inspect_file(
         if kind == "Parquet":
             check_nulls(footer, columns, str(path))
         labels = labels_of(schema)
-        return DataFile(path, kind, size, rows, columns, name, constants, labels)
+        return DataFile(path, kind, stat, rows, columns, name, constants, labels)
 
 
-def _recognize(path: Path) -> tuple[str, int]:
+def _recognize(path: Path) -> str:
     with path.open("rb") as file:
-        return recognized(file, str(path))
+        return recognized(file, str(path))[0]
 
 
 def recognized(file: IO[bytes], path: str) -> tuple[str, int]:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -23,10 +24,10 @@ MANIFEST = "index.json"
 VERSION = 1
 
 Compression = Literal["zstd", "lz4", "none"]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**48)]
 
 # The order that a manifest pins: small numbers that no data set is too small for.
-_LANES, _SEED, _WINDOW = 3, 17, 2
+_LANES, _SEED, PINNED_WINDOW = 3, 17, 2
 _PINNED_ROWS = 64  # of each lane, at its beginning and at its end
 
 
@@ -133,6 +134,12 @@ class Manifest(_Strict):
                 f"{where} is not a manifest of format version {VERSION}: {place}: {first['msg']}. "
                 "Write the data set again with `raytrain-plus data write`."
             ) from error
+        try:
+            names = manifest.schema.names
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise DataError(f"{where} has no schema that can be read: {error}") from error
+        if set(names) != set(manifest.columns):
+            raise DataError(f"{where} names other columns than its schema has: write it again.")
         if manifest.rows != sum(file.rows for file in manifest.files):
             raise DataError(
                 f"{where} says that there are {manifest.rows} rows, but its files have "
@@ -146,7 +153,7 @@ class Manifest(_Strict):
         described = self.model_dump(mode="json", exclude=empty)
         return json.dumps(described, indent=1).encode()
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of every file."""
         return decode_schema(self.arrow_schema)
@@ -168,7 +175,11 @@ def encode_schema(schema: pa.Schema) -> str:
 
 
 def decode_schema(text: str) -> pa.Schema:
-    """Return the schema that `encode_schema` has written down."""
+    """Return the schema that `encode_schema` has written down.
+
+    Raises:
+        ValueError, pa.ArrowException: it has not.
+    """
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
@@ -176,7 +187,7 @@ def order_digest(rows: list[int]) -> str:
     """Return a digest of where some rows of a fixed order over files of so many rows stand."""
     digest = hashlib.sha256()
     if any(rows):
-        order = Order(rows=rows, lanes=_LANES, seed=_SEED, window=_WINDOW)
+        order = Order(rows=rows, lanes=_LANES, seed=_SEED, window=PINNED_WINDOW)
         for lane in range(order.lanes):
             length = order.lane_rows(lane)
             for epoch in (0, 1):

@@ -18,15 +18,16 @@ import numpy.typing as npt
 import torch
 
 from raytrain_plus.seeds import seed_for
-from raytrain_plus.streams.columns import Column, DataError
+from raytrain_plus.streams.columns import Column, DataError, listed
 from raytrain_plus.streams.order import Indices, Order, Ordering
-from raytrain_plus.streams.source import Source
+from raytrain_plus.streams.source import Function, Source
 
 Batch = dict[str, Any]
 """Column name -> tensor of shape (rows, *shape); or a list of one tensor, str or bytes a row."""
 
 # How long `close` waits for a read that is under way, in seconds; the thread then ends by itself.
 _PATIENCE = 5.0
+_NUMBERS = (bool, int, float, np.ndarray, np.generic, torch.Tensor)
 _BEAT = 1.0  # seconds between two signs of life of somebody who waits for a store
 
 # PyTorch has few operations for unsigned integers wider than a byte.
@@ -279,46 +280,88 @@ def _load(
     files: Indices,
     rows: Indices,
 ) -> Batch:
+    source.confirm(files)
     batch = {
         name: _load_column(source, name, column, files, rows)
         for name, column in source.columns.items()
     }
+    source.confirm(files)  # what was read is what was there when the source was opened
     if source.transform is None:
         return batch
     function = source.transform.function
     if source.transform.per_batch:
+        what = f"{len(rows)} rows, the first of them {source.named(files[0], rows[0])}"
         place = (epoch, lane, int(positions[0]))
-        return dict(function(batch, _generator(order.seed, place)))
-    samples = [
-        function(
-            {name: values[i] for name, values in batch.items()},
-            _generator(order.seed, (epoch, lane, int(position))),
+        return _transformed(function, batch, _generator(order.seed, place), what)
+    samples: list[dict[str, Any]] = []
+    for i, position in enumerate(positions):
+        what = source.named(files[i], rows[i])
+        sample = {name: values[i] for name, values in batch.items()}
+        generator = _generator(order.seed, (epoch, lane, int(position)))
+        made = _transformed(function, sample, generator, what)
+        if samples and made.keys() != samples[0].keys():
+            raise DataError(
+                f"the transform gives other columns for other samples: {listed(made)} for {what}, "
+                f"and {listed(samples[0])} for {source.named(files[0], rows[0])}. Every sample "
+                "must have the same ones."
+            )
+        samples.append(made)
+
+    def named(i: int) -> str:
+        return source.named(files[i], rows[i])
+
+    return {name: _stack(name, [sample[name] for sample in samples], named) for name in samples[0]}
+
+
+def _transformed(
+    function: Function, given: dict[str, Any], generator: torch.Generator, what: str
+) -> dict[str, Any]:
+    """Return what a transform makes of a sample or a batch.
+
+    Raises:
+        DataError: it fails, or returns something else than columns; the message names the rows.
+    """
+    try:
+        made = function(given, generator)
+    except Exception as error:
+        raise DataError(f"the transform fails on {what}: {error!r}") from error
+    if not isinstance(made, Mapping) or not made:
+        got = "nothing" if made is None else f"{type(made).__name__} {made!r:.80}"
+        raise DataError(
+            f"the transform returns {got} for {what}; it must return a dictionary from column to "
+            "value. It cannot leave samples out: leave them out of the data."
         )
-        for i, position in enumerate(positions)
-    ]
-    return {name: _stack(name, [sample[name] for sample in samples]) for name in samples[0]}
+    return dict(made)
 
 
 def _generator(seed: int, place: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(seed, "transform", *place))
 
 
-def _stack(name: str, values: list[Any]) -> Any:
+def _stack(name: str, values: list[Any], named: Callable[[int], str]) -> Any:
     """Return a batch's column: a tensor where all samples' values have one shape."""
-    first = values[0]
-    if isinstance(first, bool | int | float | np.ndarray | np.generic):
-        values = [torch.as_tensor(value) for value in values]
-    elif not isinstance(first, torch.Tensor):
+    is_number = [isinstance(value, _NUMBERS) for value in values]
+    if not any(is_number):
         return values
-    if any(value.shape != values[0].shape or value.dtype != values[0].dtype for value in values):
-        if all(value.ndim == 1 and value.dtype == values[0].dtype for value in values):
-            return values  # lists of any length
-        found = sorted({f"{value.dtype} of shape {tuple(value.shape)}" for value in values})
+    if not all(is_number):
+        i, j = is_number.index(True), is_number.index(False)
         raise DataError(
-            f"the transform gives column {name!r} in different shapes: {', '.join(found)}. Samples "
-            "of a batch must have one shape, or be of one dimension."
+            f"the transform gives column {name!r} as {type(values[i]).__name__} for {named(i)} and "
+            f"as {type(values[j]).__name__} for {named(j)}: give one kind for all samples."
         )
-    return torch.stack(values)
+    values = [torch.as_tensor(value) for value in values]
+    first = values[0]
+    kinds = [(value.dtype, tuple(value.shape)) for value in values]
+    other = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), None)
+    if other is None:
+        return torch.stack(values)
+    if all(value.ndim == 1 and value.dtype == first.dtype for value in values):
+        return values  # lists of any length
+    found = [f"{kinds[i][0]} of shape {kinds[i][1]} for {named(i)}" for i in (0, other)]
+    raise DataError(
+        f"the transform gives column {name!r} in different shapes: {found[0]}, and {found[1]}. "
+        "Samples of a batch must have one shape, or be of one dimension."
+    )
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:

@@ -1,11 +1,15 @@
 """How much memory this process may still take: what data declares is checked before it is taken."""
 
+import heapq
 import math
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 from raytrain_plus.streams.columns import DataError
 
+_FEW_ROWS = 10**6  # which need no look at the memory
+_MIXING_BYTES = 32  # of memory for a row, while a window is mixed
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -30,6 +34,22 @@ def check_memory(needed: float, what: str) -> None:
             "more: the data is damaged or made to do harm; or else use smaller files, or a machine "
             "with more memory."
         )
+
+
+def check_order_memory(rows: Sequence[int], window: int | None, where: str) -> None:
+    """Refuse files of so many rows that there is no memory to mix a window of them.
+
+    Args:
+        rows: of each file.
+        window: how many files are mixed at a time; None for all.
+        where: what to call the data in an error.
+
+    Raises:
+        DataError: there is less memory.
+    """
+    most = sum(heapq.nlargest(window or len(rows), rows))
+    if most > _FEW_ROWS:
+        check_memory(_MIXING_BYTES * most, f"mixing {most:,} rows of {where}")
 
 
 def _of_machine() -> float:

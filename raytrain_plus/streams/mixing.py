@@ -74,6 +74,8 @@ class MixedSource(Source):
             lookahead=ahead,
         )
         self._mixture, self._sources = mixture, sources
+        for source in sources.values():
+            source.close()  # they only say what there is: this one reads
 
     def described(self) -> Mapping[str, Any]:
         """Return all of it that a run's bits depend on."""

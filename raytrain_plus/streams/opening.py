@@ -8,16 +8,17 @@ for.
 import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
-from raytrain_plus.streams.columns import Column, DataError, Values, columns_of
+from raytrain_plus.streams.columns import Column, DataError, Values, columns_of, difference
 from raytrain_plus.streams.decoding import check_values, explained, values_in
 from raytrain_plus.streams.files import inspect_file
 from raytrain_plus.streams.folders import paths_below, select, tables_of, without_pattern
@@ -49,16 +50,36 @@ class _Memory:
         for name in sorted(self.values):
             values = self.values[name]
             if isinstance(values, pa.Array):
-                for row in values.to_pylist():
-                    digest.update(f"{row!r}\n".encode())
+                _hash_rows(values, digest)
                 continue
             flat = np.ascontiguousarray(values).reshape(-1)
             digest.update(flat.view(np.uint8).data)
         return [digest.hexdigest()]
 
+    def digest(self) -> str:
+        return str(self.identify()[0])
+
+
+def _hash_rows(array: pa.Array, digest: Any) -> None:
+    """Hash rows of any length: their lengths, and all their values one after another."""
+    is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+    lengths = pc.list_value_length(array) if is_list else pc.binary_length(array)
+    digest.update(lengths.cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
+    if is_list:
+        items = np.ascontiguousarray(array.flatten().to_numpy(zero_copy_only=False))
+        digest.update(items.view(np.uint8).data)
+        return
+    ends = array.cast(pa.large_binary())
+    offsets = np.frombuffer(ends.buffers()[1], np.int64)[ends.offset : ends.offset + len(ends) + 1]
+    if len(ends):
+        digest.update(memoryview(ends.buffers()[2])[offsets[0] : offsets[-1]])
+
 
 def open_source(
-    data: pa.Table | Stream | Mixture | str | os.PathLike[str], columns: Sequence[str] | None = None
+    data: pa.Table | Stream | Mixture | str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    *,
+    hash_data: bool = False,
 ) -> Source:
     """Open a table, a file, a folder of files or a stream for reading rows.
 
@@ -67,6 +88,8 @@ def open_source(
             one Arrow IPC or Parquet file, or of a folder of them (see `folders.py`), or a pattern
             such as `data/train-*.parquet`.
         columns: The columns to read, default all.
+        hash_data: The identity of the data is the SHA-256 of all its bytes, which are read for it;
+            else that of files without a manifest is what the store says of them.
 
     Returns:
         The source. A folder's files are its shard files.
@@ -97,6 +120,7 @@ def open_source(
         )
     if source.total_rows == 0:
         raise DataError(f"{_called(data)} has no rows: there is nothing to train on.")
+    source.hash_data = hash_data
     return source
 
 
@@ -137,7 +161,7 @@ def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
         if file.columns != files[0].columns:
             raise DataError(
                 f"{files[0].path} and {file.path} differ in their columns: "
-                f"{_difference(files[0].columns, file.columns)}. All files of a folder must have "
+                f"{difference(files[0].columns, file.columns)}. All files of a folder must have "
                 "the same ones; select those that agree, or write the files again."
             )
     reopen = (open_source, (str(named), selection))
@@ -146,12 +170,3 @@ def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
         check_same(files[0].labels, file.labels, str(files[0].path), str(file.path))
     source.labels = files[0].labels
     return source
-
-
-def _difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:
-    return "; ".join(
-        f"column {name!r} is {one.get(name, 'absent')} in the first and "
-        f"{other.get(name, 'absent')} in the second"
-        for name in sorted(one.keys() | other.keys())
-        if one.get(name) != other.get(name)
-    )

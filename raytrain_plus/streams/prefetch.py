@@ -5,8 +5,10 @@ that after a resize a new owner begins with exactly the windows of the lanes tha
 """
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache, CacheFullError
@@ -39,28 +41,52 @@ class Prefetcher:
         self._ahead: deque[tuple[float, int]] = deque()
         self._stands: tuple[Ordering, int, int] | None = None
         self._begun = 0
-        cache.foresee(self, self._next_use)
+        owner = object()
+        cache.foresee(owner, partial(_asked, weakref.ref(self)))
+        self._forget = weakref.finalize(self, cache.forget, owner)
+
+    def close(self) -> None:
+        """Fetch nothing more, and let the cache forget what we read next; twice does no harm."""
+        with self._changed:
+            self._needs, self._ahead = iter(()), deque()
+            self._changed.notify_all()
+        self._forget()
 
     @property
     def largest(self) -> int:
-        """The raw bytes of the largest file."""
+        """The raw bytes of the largest file, as far as they are known."""
         return max(file.entry.raw_bytes for file in self._files)
 
     def check_room(self, files: int) -> None:
         """Refuse a cache that cannot hold so many files, or all there are, at once.
 
+        Where the data does not say how large its values are, one file is fetched to measure it.
+
         Raises:
-            DataError: it cannot.
+            DataError: it cannot, or a file cannot be read.
         """
         files = min(files, len(self._files))
-        needed = files * (self.largest + ENTRY_OVERHEAD)
+        largest = self._measured()
+        needed = files * (largest + ENTRY_OVERHEAD)
         if needed > self._cache.limit:
             raise DataError(
                 f"the cache may take {self._cache.limit:,} bytes, but one node that reads all "
-                f"logical ranks holds {files} files of up to {self.largest:,} bytes at once, "
+                f"logical ranks holds {files} files of up to {largest:,} bytes at once, "
                 f"{needed:,} in all: raise `cache_limit`, lower `window` or the logical ranks, or "
                 "write the data set with smaller files"
             )
+
+    def _measured(self) -> int:
+        """Return the raw bytes of the largest file; guesses are scaled by what one file takes."""
+        guessed = [file for file in self._files if not file.is_exact]
+        if not guessed or self.largest + ENTRY_OVERHEAD > self._cache.limit:
+            return self.largest
+        sample = max(guessed, key=lambda file: file.entry.raw_bytes)
+        fetched = sample.fetch(threading.Event())
+        size = fetched.size
+        fetched.close()
+        exact = [file.entry.raw_bytes for file in self._files if file.is_exact]
+        return max([size, *exact])
 
     def expect(
         self,
@@ -116,9 +142,16 @@ class Prefetcher:
                 self._changed.wait(_LOOK)
         return None
 
-    def _next_use(self) -> Mapping[str, float]:
+    def next_use(self) -> Mapping[str, float]:
+        """Return how far away the next use of each entry is."""
         if self._stands is None:
             return {}
         order, epoch, position = self._stands
         away = order.next_use(epoch, position)
         return {file.key: float(d) for file, d in zip(self._files, away, strict=True)}
+
+
+def _asked(prefetcher: "weakref.ref[Prefetcher]") -> Mapping[str, float]:
+    """Ask a prefetcher that the cache does not keep alive."""
+    alive = prefetcher()
+    return alive.next_use() if alive is not None else {}

@@ -20,10 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from raytrain_plus.streams.cache import CacheFullError
+from raytrain_plus.streams.cache import CacheFullError, FileTooLargeError
 from raytrain_plus.streams.columns import Column, Values, listed
 from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.labels import Labels
+from raytrain_plus.streams.memory import check_order_memory
 from raytrain_plus.streams.order import Order, Ordering
 from raytrain_plus.streams.store import InterruptedReadError
 
@@ -59,10 +60,17 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A shard's values, and how to let go of them."""
+    """A shard's values.
+
+    Attributes:
+        values: column -> its rows.
+        close: lets go of them.
+        confirm: raises DataError if what they are read from has changed since it was opened.
+    """
 
     values: Values
     close: Callable[[], None] = _nothing
+    confirm: Callable[[], None] | None = None
 
 
 class Shard(Protocol):
@@ -86,6 +94,9 @@ class Shard(Protocol):
     def identify(self) -> list[Any]:
         """Return what tells this shard from others, as data."""
 
+    def digest(self) -> str:
+        """Return the SHA-256 of its bytes, in hex; reads them for it if need be."""
+
 
 class Lookahead(Protocol):
     """What fetches shards before they are read (`prefetch.py`)."""
@@ -105,6 +116,9 @@ class Lookahead(Protocol):
 
     def moved(self, order: Ordering, epoch: int, position: int) -> None:
         """Note where the lanes stand, for what is to be kept longest."""
+
+    def close(self) -> None:
+        """Fetch nothing more, and take back what was said about the future."""
 
 
 class Source:
@@ -129,6 +143,7 @@ class Source:
         open_files: How many files to keep open; the one that was used longest ago is closed first.
         labels: Column -> the names of its numbers, where they are known.
         label_skew: Column -> how sorted by it the rows are, where it was measured.
+        hash_data: whether the identity is made of hashes of all bytes.
         cancelled: set by whoever does not want what is being waited for.
     """
 
@@ -151,6 +166,7 @@ class Source:
         self.label_skew: Mapping[str, float] = {}
         self.open_files = 16 if lookahead is None else 2  # what is open is held in the cache
         self.cancelled = threading.Event()
+        self.hash_data = False
         self._fetching = 0
         counts = np.array([shard.rows for shard in shards], np.int64)
         self.total_rows = int(counts.sum())
@@ -159,6 +175,8 @@ class Source:
             self._piece_rows = max(1, -(-self.total_rows // _MOST_PIECES))
             starts = np.arange(0, self.total_rows, self._piece_rows)
             counts = np.minimum(self.total_rows - starts, self._piece_rows)
+        elif shuffle:
+            check_order_memory(counts.tolist(), window, shards[0].where)
         self.rows = counts
         self.rows.flags.writeable = False
         self._opened: OrderedDict[int, Opened] = OrderedDict()
@@ -171,8 +189,9 @@ class Source:
     def identity(self) -> str:
         """SHA-256 in hex: the same for the same data.
 
-        It covers the columns and, of files, their names, sizes and rows, or their hashes where a
-        manifest has them; of a table, its values, however they are cut into chunks.
+        It covers the columns and rows; of a table its values, however they are cut into chunks; of
+        files their hashes, where a manifest has them or `hash_data` is set, and else their names,
+        sizes, and what the store has that changes with their content: a tag, a version or a time.
         """
         described = {
             "columns": [
@@ -180,16 +199,20 @@ class Source:
                 for name, column in sorted(self.columns.items())
             ],
             "rows": [shard.rows for shard in self.shards],
-            "shards": [shard.identify() for shard in self.shards],
+            "shards": [
+                [shard.digest()] if self.hash_data else shard.identify() for shard in self.shards
+            ],
         }
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     def described(self) -> Mapping[str, Any]:
         """Return all of it that a run's bits depend on, by name, as JSON can hold it."""
         function = self.transform.function if self.transform is not None else None
+        hashed = {"hashed": True} if self.hash_data else {}
         return {
             **({"labels": _digest(self.labels)} if self.labels else {}),
             "content": self.identity,
+            **hashed,
             "window": self.window,
             "shuffle": self.shuffle,
             "transform": getattr(function, "__qualname__", function and type(function).__name__),
@@ -334,6 +357,26 @@ class Source:
         for first, end in itertools.pairwise(bounds):
             yield int(grouped[first]), by_file[first:end], inside[first:end]
 
+    def named(self, file: int, row: int) -> str:
+        """Return what to call a row in an error: its number in its file, and the file."""
+        if self._piece_rows:
+            file, row = 0, int(file) * self._piece_rows + int(row)
+        return f"row {row} of {self.shards[file].where}"
+
+    def confirm(self, files: npt.NDArray[np.int64]) -> None:
+        """Check that files that are open are still what they were when they were opened.
+
+        Args:
+            files: the index of each row's shard file, shape (n,).
+
+        Raises:
+            DataError: one was replaced or written over.
+        """
+        for file in {0} if self._piece_rows else set(files.tolist()):
+            opened = self._opened.get(file)
+            if opened is not None and opened.confirm is not None:
+                opened.confirm()
+
     def _open(self, file: int) -> Values:
         with self._lock:
             if file not in self._opened:
@@ -353,6 +396,8 @@ class Source:
         while True:
             try:
                 return self.shards[file].open(self.cancelled)
+            except FileTooLargeError:  # no wait makes room for it
+                raise
             except CacheFullError:
                 if self._opened:
                     self._close_one()
@@ -366,6 +411,16 @@ class Source:
         close = opened.close
         del opened  # its arrays map the file, which nobody may evict before they are gone
         close()
+
+    def close(self) -> None:
+        """Let go of all files, fetch nothing more, and take back what the cache was told.
+
+        The code that opens a source closes it; doing so twice does no harm.
+        """
+        self.cancelled.set()
+        self.release()
+        if self.lookahead is not None:
+            self.lookahead.close()
 
     def release(self) -> None:
         """Let go of all files; they are opened again when they are read."""

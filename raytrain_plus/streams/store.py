@@ -10,6 +10,7 @@ import copy
 import hashlib
 import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +57,53 @@ class ExistsError(DataError):
 
 class InterruptedReadError(RuntimeError):
     """Whoever wanted the data does not want it any more."""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What a store says of an object.
+
+    Attributes:
+        size: its bytes.
+        validator: what changes with its content: a hash, tag, version or time. Empty where the
+            store has none of these: then a change that keeps the size is not noticed.
+        exact: the same, with what holds on this machine alone (a local file's inode).
+    """
+
+    size: int
+    validator: str
+    exact: str
+
+
+# What file systems call it, without case and separators: the first kind that there is counts.
+_VALIDATORS = (
+    {"md5", "md5hash", "md5checksum", "contentmd5", "contenthash", "digest", "sha", "sha1",
+     "sha256", "blobid", "hex", "crc32c", "crc"},
+    {"etag", "versionid", "generation"},
+    {"lastmodified", "modified", "modifiedtime", "modificationtime", "datemodified", "mtime",
+     "timemodified", "lastwritetime", "updated", "modify", "datetime", "created"},
+)  # fmt: skip
+
+
+def _validator(info: Mapping[str, Any]) -> str:
+    """Return what a file system says of an object that changes with its content."""
+    said = {re.sub(r"[^a-z0-9]", "", str(key).lower()): value for key, value in info.items()}
+    for kind in _VALIDATORS:
+        found = [f"{key} {said[key]}" for key in sorted(kind & said.keys()) if said[key]]
+        if found:
+            return ", ".join(found)
+    return ""
+
+
+def stat_of(path: Path) -> Stat:
+    """Return what the file system of this machine says of a file.
+
+    Raises:
+        OSError: it is not there.
+    """
+    found = path.stat()
+    validator = f"mtime {found.st_mtime_ns}"
+    return Stat(found.st_size, validator, f"{validator}, inode {found.st_ino}")
 
 
 class Store:
@@ -182,11 +231,20 @@ class Store:
         entries = self._entries(absent={})
         return sorted(n for n, entry in entries.items() if entry["type"] == "directory")
 
-    def stat(self, name: str) -> tuple[int, str]:
-        """Return an object's bytes, and what the store says of it that changes with its content."""
+    def stat(self, name: str) -> "Stat":
+        """Return an object's bytes, and what the store says of it that changes with its content.
+
+        Raises:
+            StoreError: it is not there, or the store cannot be reached.
+        """
+        if self.is_local:
+            try:
+                return stat_of(self.local_path / name)
+            except OSError as error:
+                raise StoreError(f"{self.where(name)} cannot be read: {error}") from error
         info = self._insist(lambda: dict(self._fs.info(self._path(name))), name, None)
-        told = [info.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "size")]
-        return int(info["size"]), ":".join(str(one) for one in told if one is not None)
+        validator = _validator(info)
+        return Stat(int(info["size"]), validator, validator)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Return the bytes from `start` to `end` (exclusive) of an object."""

@@ -5,25 +5,36 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
-from raytrain_plus.streams.columns import Column, DataError, columns_of, with_constants
-from raytrain_plus.streams.decoding import check_values, decode, explained, values_in
+from raytrain_plus.streams.columns import Column, DataError, columns_of
+from raytrain_plus.streams.decoding import check_values, decode, explained, least_bytes, values_in
+from raytrain_plus.streams.files import confirm
 from raytrain_plus.streams.folders import DataPath, select, tables_of, without_pattern
-from raytrain_plus.streams.footers import parquet_files
-from raytrain_plus.streams.format import MANIFEST, FileEntry, Manifest, order_digest
+from raytrain_plus.streams.footers import common_columns, parquet_files
+from raytrain_plus.streams.format import (
+    MANIFEST,
+    PINNED_WINDOW,
+    FileEntry,
+    Manifest,
+    order_digest,
+)
+from raytrain_plus.streams.memory import check_order_memory
 from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.prefetch import Prefetcher
 from raytrain_plus.streams.source import Function, Opened, Source, Transform
-from raytrain_plus.streams.store import Store
+from raytrain_plus.streams.store import Stat, Store, stat_of
 from raytrain_plus.streams.traffic import TRAFFIC
 
 DEFAULT_CACHE_LIMIT = 16 << 30
+_LARGEST_MANIFEST = 1 << 30  # bytes: some five million files
+# How many times fewer bytes compression can leave, of nothing but zeros.
+_MOST_COMPRESSED = {"none": 1, "lz4": 260, "zstd": 40_000}
 _SLACK = 1 << 20  # bytes that a file may have beyond what is declared
 _RAW_FORMAT = "2"  # of the cache's entries: part of their names
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -122,9 +133,10 @@ class StreamFile:
         columns: the selected ones.
         is_parquet: as it is stored; else an Arrow IPC file.
         in_place: it lies on this machine, and raw: nothing is gained by the cache.
-        constants: values of columns that the names of its folders give.
-        is_hashed: the entry's `sha256` is that of its bytes; else a hash of what the store says
-            of it.
+        is_exact: the entry's `raw_bytes` is what its values take; else it is a guess.
+        stat: what the store said of it when it was opened; None where a manifest has its hash, and
+            the entry's `sha256` is that of its bytes.
+        constants: values of columns that the names of its folders give, and it has not.
     """
 
     store: Store
@@ -133,7 +145,8 @@ class StreamFile:
     columns: dict[str, Column]
     is_parquet: bool = False
     in_place: bool = False
-    is_hashed: bool = True
+    is_exact: bool = True
+    stat: Stat | None = None
     constants: Mapping[str, int | str] = field(default_factory=dict)
 
     @property
@@ -160,13 +173,15 @@ class StreamFile:
         """
         if self.in_place:
             path = self.store.local_path / self.entry.name
-            mapped = pa.memory_map(str(path))
-            if mapped.size() != self.entry.stored_bytes or not _is_verified(path, self.entry):
-                raise DataError(
-                    f"{path} is not the file that its manifest names: it is damaged, or was "
-                    "written over. Write the data set again."
-                )
-            return Opened(self._values(mapped))
+            with explained(self.where):
+                stat = stat_of(path)
+                mapped = pa.memory_map(str(path))
+                if mapped.size() != self.entry.stored_bytes or not _is_verified(path, self.entry):
+                    raise DataError(
+                        f"{path} is not the file that its manifest names: it is damaged, or was "
+                        "written over. Write the data set again."
+                    )
+            return Opened(self._values(mapped), confirm=partial(confirm, path, stat))
         held = self.fetch(cancelled)
         return Opened(self._values(pa.BufferReader(held.buffer())), held.close)
 
@@ -186,22 +201,40 @@ class StreamFile:
         )
 
     def identify(self) -> list[Any]:
-        """Return what tells it from others: its hash, or where there is none its name and size."""
-        if self.is_hashed:
+        """Return what tells it from others: its hash, or its name and what the store says of it."""
+        if self.stat is None:
             return [self.entry.sha256]
-        return [self.entry.name, self.entry.stored_bytes, *sorted(self.constants.items())]
+        told = [self.entry.name, self.stat.size, self.stat.validator]
+        return [*told, *sorted(self.constants.items())]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of its bytes; downloads them if no manifest has it."""
+        if self.stat is None:
+            return self.entry.sha256
+        return hashlib.sha256(self._content(threading.Event())).hexdigest()
+
+    def _content(self, cancelled: threading.Event) -> bytes:
+        """Return its bytes as they are stored, once it is clear that they are the right ones."""
+        entry = self.entry
+        sha256 = entry.sha256 if self.stat is None else None
+        self._confirm()
+        content = self.store.read(entry.name, entry.stored_bytes, sha256, cancelled=cancelled)
+        self._confirm()
+        return content
+
+    def _confirm(self) -> None:
+        if self.stat is not None and self.store.stat(self.entry.name) != self.stat:
+            raise DataError(
+                f"{self.where} was replaced or written over since it was opened: data must not "
+                "change during a run. Write changed data to another place, and start the run again."
+            )
 
     def _download(self, cancelled: threading.Event) -> memoryview:
         entry = self.entry
-        content = self.store.read(
-            entry.name,
-            entry.stored_bytes,
-            entry.sha256 if self.is_hashed else None,
-            cancelled=cancelled,
-        )
+        content = self._content(cancelled)
         TRAFFIC.fetched(entry.stored_bytes)
         most = self.cache.limit
-        if self.is_hashed:  # what it declares is exact, but for what lies between the values
+        if self.stat is None:  # what it declares is exact, but for what lies between the values
             most = min(most, 2 * entry.raw_bytes + _SLACK)
         where = self.store.where(entry.name)
         return as_raw(content, where, is_parquet=self.is_parquet, most=most)
@@ -292,13 +325,34 @@ def read_manifest(store: Store) -> Manifest:
     Raises:
         DataError: there is none, it is damaged, or this version reads in another order.
     """
-    manifest = Manifest.parse(store.read(MANIFEST), store.where(MANIFEST))
+    where = store.where(MANIFEST)
+    if (size := store.stat(MANIFEST).size) > _LARGEST_MANIFEST:
+        raise DataError(f"{where} is damaged: no manifest has {size:,} bytes. Write it again.")
+    manifest = Manifest.parse(store.read(MANIFEST), where)
+    for file in manifest.files:
+        check_declared_sizes(file, manifest, store.where(file.name))
+    check_order_memory([file.rows for file in manifest.files], PINNED_WINDOW, where)
     if manifest.order != order_digest([file.rows for file in manifest.files]):
         raise DataError(
             f"{store.where(MANIFEST)} was written by a version that reads rows in another order "
             "than this one: use that version, or write the data set again."
         )
     return manifest
+
+
+def check_declared_sizes(file: FileEntry, manifest: Manifest, where: str) -> None:
+    """Check that a file can hold the rows that its manifest declares.
+
+    Raises:
+        DataError: it cannot.
+    """
+    least = least_bytes(manifest.schema, file.rows)
+    most = _MOST_COMPRESSED[manifest.compression] * file.stored_bytes + _SLACK
+    if least > file.raw_bytes or file.raw_bytes > most:
+        raise DataError(
+            f"the manifest says that {where} has {file.rows:,} rows in {file.raw_bytes:,} bytes, "
+            f"stored as {file.stored_bytes:,}: that cannot be. Write the data set again."
+        )
 
 
 def _from_manifest(
@@ -316,26 +370,21 @@ def _from_manifest(
 def _from_footers(
     store: Store, cache: Cache, selection: Sequence[str] | None, found: Sequence[DataPath]
 ) -> list[StreamFile]:
-    schema, entries = parquet_files(store, cache.folder, [each.path for each in found])
-    present = set(schema.names)
-    constants = {
-        each.path: {name: v for name, v in each.partitions.items() if name not in present}
-        for each in found
-    }
-    schema = with_constants(schema, found[0].partitions)
-    columns = columns_of(schema, selection, store.url)
+    files = parquet_files(store, cache.folder, found)
+    columns = common_columns(files, selection, store)
     return [
         StreamFile(
             store,
             cache,
-            entry,
+            file.entry,
             columns,
             is_parquet=True,
-            is_hashed=False,
-            constants=constants[entry.name],
+            is_exact=file.is_exact,
+            stat=file.stat,
+            constants=file.constants,
         )
-        for entry in entries
-        if entry.rows
+        for file in files
+        if file.entry.rows
     ]
 
 

@@ -1,5 +1,6 @@
 """Rows come out of tables, files and folders as they went in, or an error says what is wrong."""
 
+import os
 import pickle
 
 import numpy as np
@@ -197,12 +198,23 @@ def test_the_identity_covers_names_and_types():
     assert len(identities) == 4
 
 
-def test_the_identity_of_files_is_that_of_their_names_sizes_and_rows(tmp_path):
+def test_the_identity_of_files_is_that_of_their_names_sizes_rows_and_times(tmp_path):
     table = pa.table({"x": np.arange(N)})
-    one = open_source(write_folder(table, tmp_path / "one", [5, 6])).identity
-    assert open_source(write_folder(table, tmp_path / "two", [5, 6])).identity == one
-    other = write_folder(table, tmp_path / "three", [6, 5])
-    assert open_source(other).identity != one
-    renamed = write_folder(table, tmp_path / "four", [5, 6])
+
+    def identity(name, lengths, seconds=1, *, hash_data=False):
+        folder = write_folder(table, tmp_path / name, lengths)
+        for path in folder.iterdir():
+            os.utime(path, (seconds, seconds))
+        return open_source(folder, hash_data=hash_data).identity
+
+    one = identity("one", [5, 6])
+    assert identity("two", [5, 6]) == one
+    assert identity("three", [6, 5]) != one
+    assert identity("four", [5, 6], seconds=2) != one
+    hashed = identity("five", [5, 6], hash_data=True)
+    assert identity("six", [5, 6], seconds=2, hash_data=True) == hashed != one
+    renamed = write_folder(table, tmp_path / "seven", [5, 6])
     (renamed / "001.arrow").rename(renamed / "002.arrow")
+    for path in renamed.iterdir():
+        os.utime(path, (1, 1))
     assert open_source(renamed).identity != one

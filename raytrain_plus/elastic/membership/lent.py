@@ -86,7 +86,9 @@ class LentWorker(Worker):
             if "_anchor" in held:
                 self._anchor.close()
             if "_source" in held:
-                self._source.release()
+                self._source.close()
+            if "_evaluation" in held and self._evaluation is not None:
+                self._evaluation.source.close()
             if "_exporter" in held:
                 self._exporter.stop()
         except Exception as error:  # noqa: BLE001 - an aspect's own; another process serves as well
