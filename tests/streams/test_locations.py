@@ -36,11 +36,11 @@ def test_every_reader_and_writer_means_the_same_folder(form, name, tmp_path):
     cache = tmp_path / "cache"
     assert rows(place(folder)) == [1, 2, 3]
     assert rows(Stream(place(folder), cache=cache)) == [1, 2, 3]
-    batches, _ = read_any(place(folder))
+    pieces = read_any(place(folder)).pieces
     written = tmp_path / "out" / name
     with StreamWriter(place(written)) as writer:
-        for batch in batches:
-            writer.write(batch)
+        for piece in pieces:
+            writer.write(piece.table)
     assert (written / "index.json").exists()
     assert rows(place(written)) == rows(Stream(place(written), cache=cache)) == [1, 2, 3]
     assert inspect_stream(place(written))["rows"] == 3
