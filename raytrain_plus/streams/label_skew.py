@@ -164,7 +164,7 @@ def skew_of(source: Source, column: str) -> Mapping[str, float]:
         return source.label_skew if source.window is not None else {}
     found = source.columns.get(column)
     files = [shard for shard in source.shards if isinstance(shard, DataFile)]
-    is_small = len(files) == len(source.shards) and sum(f.size for f in files) < _SAMPLED_BYTES
+    is_small = len(files) == len(source.shards) and sum(f.stat.size for f in files) < _SAMPLED_BYTES
     if not is_small or found is None or found.shape or source.total_rows < _SAMPLED_ROWS:
         return {}
     order = source.lanes_order(STRETCHES, 0)
