@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray.train
 from torch import Tensor
 
+from raytrain_plus import exits
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
 from raytrain_plus.clock import Clock, Lengths, run_length
 from raytrain_plus.names import InvalidNameError, check_name
@@ -213,10 +214,13 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
     Raises:
         ConfigError: there is nothing to train on.
     """
-    data = data if data is not None else asked(task, "data")
+    with exits.as_errors("the task's data()"):
+        data = data if data is not None else asked(task, "data")
     if data is None:
         raise ConfigError("no training data: give `data`, or define the task's data()")
-    return data, evaluation_data if evaluation_data is not None else asked(task, "evaluation_data")
+    with exits.as_errors("the task's evaluation_data()"):
+        given = evaluation_data is not None
+        return data, evaluation_data if given else asked(task, "evaluation_data")
 
 
 def code_of(task: Task, algorithms: Sequence[Aspect], data: Any) -> dict[str, CodeFile]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from raytrain_plus import exits
+
 if TYPE_CHECKING:
     import pyarrow as pa
     import torchmetrics
@@ -158,7 +160,8 @@ def _named(task: str, folder: str | None) -> Task:
     if not isinstance(task, str):
         raise TaskError(f"a task is a raytrain_plus.Task or 'module:attribute', not {task!r}")
     found = import_named(task, "task", folder)
-    made = _made(found, task) if inspect.isclass(found) or inspect.isfunction(found) else found
+    with exits.as_errors(f"task {task!r}"):
+        made = _made(found, task) if inspect.isclass(found) or inspect.isfunction(found) else found
     if not isinstance(made, Task):
         raise TaskError(
             f"task {task!r} is a {type(made).__name__}, not a raytrain_plus.Task: derive the "
@@ -234,7 +237,10 @@ def _import(name: str, what: str, folder: str | None = None) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        module = importlib.import_module(name)
+        with exits.as_errors(f"the {what}'s module {name!r}"):
+            module = importlib.import_module(name)
+    except exits.TaskExitError as error:
+        raise TaskError(str(error)) from error
     except Exception as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == name
         why = str(error) if absent else "\n" + traceback.format_exc()

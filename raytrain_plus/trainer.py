@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +22,10 @@ from raytrain_plus.elastic.faults.fault import Fault
 from raytrain_plus.elastic.leader import check_not_running, end_leader, is_running, start_leader
 from raytrain_plus.elastic.membership import ownership
 from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
-from raytrain_plus.elastic.outside import joining, steering
+from raytrain_plus.elastic.outside import interrupts, joining, own_ray, steering
 from raytrain_plus.elastic.outside.following import Ended, LostError, Watcher, follow
 from raytrain_plus.elastic.outside.gcs import ClusterError
+from raytrain_plus.elastic.outside.interrupts import Interrupts
 from raytrain_plus.elastic.outside.steering import RunFailedError
 from raytrain_plus.elastic.outside.tuning import lifeline_of_trial
 from raytrain_plus.elastic.records.uploads import store_of
@@ -200,12 +202,20 @@ class ElasticTrainer:
 
         Raises:
             TrainingFailedError: the run failed; journal and last state are kept.
+            RunInterrupted: a signal (Ctrl-C, SIGTERM, SIGHUP) has ended the run before its last
+                step; its last state is kept. It is a KeyboardInterrupt. After SIGTERM and SIGHUP a
+                process that has no handler for them ends by the signal instead.
             ValueError: a run of that name lives on the cluster.
         """
         spec = self.spec
         most = spec.workers[1] + spec.elastic.spares
         slots = math.ceil(most * spec.resources.get("CPU", 1))
-        with cluster(slots) as joined, lifeline_of_trial() as lifeline:
+        with (
+            Interrupts() as taken,
+            cluster(slots) as joined,
+            lifeline_of_trial() as lifeline,
+            taken.held(),
+        ):
             check_not_running(spec.name)
             with self._take(joined.address) as held:
                 if self._storage is not None:
@@ -219,11 +229,14 @@ class ElasticTrainer:
                     probe=ray.put(spec.probe) if joined.is_ours else spec.probe,
                     driver=lifeline if spec.lender is None else None,
                 )
-                ended = self._train(shared, watcher)
+                ended = self._train(shared, watcher, taken, is_ours=joined.is_ours)
                 held.retire()
+        _interrupt(ended, taken.number)
         return result_of(ended, spec.elastic.checkpoint_options)
 
-    def _train(self, spec: RunSpec, watcher: Watcher | None) -> Ended:
+    def _train(
+        self, spec: RunSpec, watcher: Watcher | None, taken: Interrupts, *, is_ours: bool
+    ) -> Ended:
         opened = Journal(spec.folder)
         offset = opened.path.stat().st_size
         opened.write("run", **self._described(spec))
@@ -240,9 +253,17 @@ class ElasticTrainer:
         opened.close()
         leader = start_leader(spec)
         try:
-            ended = follow(spec.name, spec.folder, watcher, offset, spec.claim)
+            ended = follow(
+                spec.name,
+                spec.folder,
+                watcher,
+                offset,
+                spec.claim,
+                interrupts=taken,
+                is_ours=is_ours,
+            )
         except LostError as error:
-            raise TrainingFailedError(str(error), {}) from None
+            raise TrainingFailedError(str(error), error.summary) from None
         except BaseException:  # such as the SystemExit by which Tune ends a function
             if spec.driver is not None:
                 leader.stop.remote()
@@ -302,14 +323,35 @@ def attach(
         TrainingFailedError: it failed.
     """
     folder = steering.folder_of(run, storage)
-    with steering.reached(folder, address) as name:
+    with (
+        Interrupts() as taken,
+        steering.reached(folder, address) as name,
+        taken.held(),
+    ):
         try:
-            ended = follow(name, folder, watcher)
+            ended = follow(name, folder, watcher, interrupts=taken)
         except LostError as error:
             raise steering.SteeringError(
                 f"{error}: `raytrain-plus train --resume --name {name}` goes on with it"
             ) from None
+    _interrupt(ended, taken.number)
     return result_of(ended)
+
+
+def _interrupt(ended: Ended, number: int) -> None:
+    """Raise RunInterrupted if a signal has ended a run."""
+    if not number or ended.outcome.state != "stopped":
+        return
+    run, steps, total = (ended.summary[key] for key in ("run", "steps", "total_steps"))
+    kept = ended.outcome.checkpoint
+    interrupts.redeliver(number)
+    raise interrupts.RunInterrupted(
+        number,
+        f"run {run} was stopped by {signal.Signals(number).name} after {steps} of {total} steps; "
+        + (f"its state is kept in {kept}" if kept else "no state is kept")
+        + f": `raytrain-plus train ... --resume --name {run}` goes on with it",
+        ended.summary,
+    )
 
 
 def result_of(ended: Ended, options: Mapping[str, Any] | None = None) -> ray.train.Result:
@@ -375,13 +417,7 @@ def cluster(slots: int) -> Iterator[Cluster]:
         return
     ours = joining.head_address() is None
     if ours:
-        ray.init(
-            address="local",  # else Ray would join one that is another process's own, if it sees it
-            num_cpus=max(os.cpu_count() or 1, slots),
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+        own_ray.start(max(os.cpu_count() or 1, slots))
     else:
         joining.join()
     try:

@@ -30,6 +30,7 @@ PURE = [
     "observe.gauges",
     "elastic.plan",
     "elastic.records.checkpoints",
+    "elastic.health.attribution",
     "elastic.health.watch",
     "elastic.health.speeds",
     "elastic.faults.trace",
@@ -86,6 +87,7 @@ LAYERS = [
     {
         "seeds",
         "clock",
+        "exits",
         "task",
         "names",
         "redaction",

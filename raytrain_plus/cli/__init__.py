@@ -22,6 +22,8 @@ _ALONE = {
     "stop": "steer",
 }
 
+_INTERRUPTED = 130  # as a shell reports it
+
 
 def main() -> None:
     """Run the command line."""
@@ -32,12 +34,15 @@ def main() -> None:
             "install the same on both\n"
         )
     command = "".join(sys.argv[1:2])
-    if command == "--version":
-        sys.stdout.write(f"raytrain-plus {own}\n")
-    elif command in _ALONE:
-        _alone(command)()
-    else:
-        importlib.import_module("raytrain_plus.cli.commands").app()
+    try:
+        if command == "--version":
+            sys.stdout.write(f"raytrain-plus {own}\n")
+        elif command in _ALONE:
+            _alone(command)()
+        else:
+            importlib.import_module("raytrain_plus.cli.commands").app()
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(_INTERRUPTED)
 
 
 def _alone(command: str) -> typer.Typer:

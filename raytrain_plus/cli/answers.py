@@ -1,6 +1,7 @@
 """How a command answers: what it prints, and its exit status."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -12,9 +13,13 @@ import typer
 
 from raytrain_plus.cli.remote import RemoteError
 from raytrain_plus.elastic.outside.gcs import ClusterError
+from raytrain_plus.elastic.outside.interrupts import Interrupts, RunInterrupted, status_of
 from raytrain_plus.elastic.outside.steering import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
 from raytrain_plus.names import InvalidNameError, check_reference
+
+_FAILED = (SteeringError, ClusterError, FailedSweepError)
+_WRONG_INPUT = (ValueError, FileNotFoundError)
 
 DEFAULT_STORAGE = "~/ray_results"
 Storage = Annotated[
@@ -56,11 +61,30 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of wrong i
 
 
 def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
-    """Run a command; wrong input ends with status 2, a failed run with 1, both told on stderr."""
+    """Run a command; what goes wrong is told on stderr.
+
+    Wrong input ends with status 2, a failed run with 1, and what a signal has ended with 128 and
+    the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+    with Interrupts():
+        answered = _answered(run, as_json=as_json, debug=debug)
+    _print_json(answered, as_json=as_json)
+    return answered
+
+
+def _answered(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
     try:
-        answered = run()
+        return run()
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal may have been closed
+            sys.stderr.write(f"{error or 'interrupted'}\n")
+            if isinstance(error, RunInterrupted):
+                _print_json(error.summary, as_json=as_json)
+        raise typer.Exit(status_of(error)) from error
     except RunFailedError as error:
         sys.stderr.write(f"{error}\n")
+        if where := error.summary.get("failed_on"):
+            sys.stderr.write(f"It failed {_placed(where)}\n")
         if error.summary.get("checkpoint"):
             sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
         _print_json({**error.summary, "error": str(error)}, as_json=as_json)
@@ -70,18 +94,17 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
         if error.said is not None:
             _print_json(error.said, as_json=as_json)
         raise typer.Exit(error.status) from error
-    except (SteeringError, ClusterError, FailedSweepError) as error:
-        if debug:
+    except (*_FAILED, *_WRONG_INPUT, OSError) as error:
+        if debug or getattr(error, "errno", None) == errno.EPIPE:
             raise
         sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(1) from error
-    except (ValueError, FileNotFoundError) as error:
-        if debug:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(2) from error
-    _print_json(answered, as_json=as_json)
-    return answered
+        raise typer.Exit(2 if isinstance(error, _WRONG_INPUT) else 1) from error
+
+
+def _placed(where: dict[str, Any]) -> str:
+    node = f" on {where['host']} (node {where['node'][:8]})" if "node" in where else ""
+    step = f" in step {where['step']}" if where.get("step") else " as it came up"
+    return f"on worker {where['worker']}{node}{step}"
 
 
 @contextlib.contextmanager

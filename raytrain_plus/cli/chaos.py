@@ -18,9 +18,8 @@ from raytrain_plus.chaos.judge import State, Verdict
 from raytrain_plus.chaos.schedules import USUAL_KINDS
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.elastic.faults.fault import ACTIONS, Action, Fault, as_data
+from raytrain_plus.elastic.outside.interrupts import status_of
 from raytrain_plus.observe.progress import ProgressLine
-
-_INTERRUPTED = 130  # as a shell reports it
 
 
 def chaos(  # noqa: PLR0913 - one option each
@@ -48,6 +47,7 @@ def chaos(  # noqa: PLR0913 - one option each
     Each is held against the run of one worker to which nothing happens. The schedule of any that
     differs is printed, as `train --faults` reads it, and the exit status is 1.
     """
+    ended_by: list[int] = []
 
     def run() -> dict[str, Any]:
         passing = storage or Path(tempfile.mkdtemp(prefix="raytrain-plus-"))  # for this user alone
@@ -66,7 +66,7 @@ def chaos(  # noqa: PLR0913 - one option each
             name=f"chaos-{time.strftime('%Y%m%d-%H%M%S')}",
         )
         out = Console(file=sys.stderr if as_json else sys.stdout)
-        answered = _run(campaign, out)
+        answered = _run(campaign, out, ended_by)
         left = storage is not None and answered["interrupted"]
         if keep or left or answered["differs"] or answered["failed"]:
             out.print(f"runs are kept in {campaign.storage}", soft_wrap=True, highlight=False)
@@ -76,12 +76,12 @@ def chaos(  # noqa: PLR0913 - one option each
 
     answered = answer(run, as_json=as_json, debug=debug)
     if answered["interrupted"]:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(ended_by[0])
     if answered["differs"] or answered["failed"]:
         raise typer.Exit(1)
 
 
-def _run(campaign: Campaign, out: Console) -> dict[str, Any]:
+def _run(campaign: Campaign, out: Console, ended_by: list[int]) -> dict[str, Any]:
     judged: list[Verdict] = []
     err = Console(stderr=True)
     interrupted = False
@@ -91,8 +91,9 @@ def _run(campaign: Campaign, out: Console) -> dict[str, Any]:
             for verdict in verdicts(campaign, lambda title: ProgressLine(title, err)):
                 judged.append(verdict)
                 _tell(campaign, verdict, out)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         interrupted = True
+        ended_by.append(status_of(error))
     answered = summary(judged, interrupted=interrupted)
     counts = ", ".join(f"{answered[state]} {state}" for state in get_args(State))
     unstruck = f"; {n} faults found nobody to strike" if (n := answered["not_struck"]) else ""

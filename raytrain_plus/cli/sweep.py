@@ -4,6 +4,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -14,6 +15,7 @@ from rich.status import Status
 
 from raytrain_plus.cli import frontier
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
+from raytrain_plus.elastic.outside.interrupts import Interrupted, status_of
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.folder import SweepFolder
@@ -59,7 +61,7 @@ def sweep(
         again = f"raytrain-plus sweep {file} --budget {budget} --storage {storage} --resume"
         return _run(found, storage, again, as_json=as_json, **given)
 
-    answer(run, as_json=as_json, debug=debug)
+    _answer(run, as_json=as_json, debug=debug)
 
 
 def main(defined: Sweep) -> None:
@@ -79,9 +81,14 @@ def main(defined: Sweep) -> None:
             again = f"python {sys.argv[0]} --budget {budget} --storage {storage} --resume"
             return _run(defined, storage, again, as_json=as_json, **given)
 
-        answer(run, as_json=as_json, debug=debug)
+        _answer(run, as_json=as_json, debug=debug)
 
     typer.run(program)
+
+
+def _answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
+    if answer(run, as_json=as_json, debug=debug)["state"] == "interrupted":
+        raise typer.Exit(Interrupted().status)  # Tune has taken the Ctrl-C
 
 
 def seconds_of(text: str) -> float:
@@ -107,9 +114,9 @@ def _run(
     try:
         with SweepLine(defined, given["budget"], terminal) as line, without_ray_notices():
             summary = run_sweep(defined, storage=storage, watcher=line, **given)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         terminal.print(f"interrupted; to go on: {again}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(status_of(error)) from None
     if summary["state"] == "interrupted":
         terminal.print(f"interrupted; to go on: {again}", highlight=False, soft_wrap=True)
     summary["report"] = _reported(Path(summary["folder"]), terminal)

@@ -10,17 +10,18 @@ import ray
 
 from raytrain_plus.elastic.faults.disturbing import Disturbances
 from raytrain_plus.elastic.generation import Generation
+from raytrain_plus.elastic.health.attribution import Attribution
 from raytrain_plus.elastic.health.expelling import expel, forsake
 from raytrain_plus.elastic.health.lifeline import Lifelines
 from raytrain_plus.elastic.health.speeds import Speeds
 from raytrain_plus.elastic.health.suspicion import Corruption, History
 from raytrain_plus.elastic.health.watch import Watch
 from raytrain_plus.elastic.membership.fencing import Fence, FencedError
+from raytrain_plus.elastic.membership.pool import Coming, Noticed, Pool, Wanted, Woken, Written
 from raytrain_plus.elastic.membership.pool import Event as PoolEvent
-from raytrain_plus.elastic.membership.pool import Noticed, Pool, Wanted, Woken, Written
 from raytrain_plus.elastic.membership.recruiting import Recruiting, RunError, StoppedError
 from raytrain_plus.elastic.membership.returning import find_again
-from raytrain_plus.elastic.messages import Event, Outcome, Plan, Report, RunSpec
+from raytrain_plus.elastic.messages import Event, Outcome, Plan, Pulse, Report, RunSpec, Where
 from raytrain_plus.elastic.outside.joining import draining_nodes
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.planning import Situation, make_plan
@@ -28,16 +29,18 @@ from raytrain_plus.elastic.records.account import Account
 from raytrain_plus.elastic.records.chronicle import Chronicle, DivergenceError
 from raytrain_plus.elastic.records.keeping import Committed, Keeping
 from raytrain_plus.elastic.records.overview import Overview
+from raytrain_plus.elastic.records.patient import PatientJournal
 from raytrain_plus.elastic.records.reporter import Record
 from raytrain_plus.elastic.records.uploads import Share
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.gauges import LiveRun
-from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import audit_of
 
 _DRAIN_POLL = 1.0  # seconds between two looks at what nobody tells
 _CALL_SECONDS = 30.0  # to wait for whoever alone knows what has been computed
 _GLANCE = 1.0  # seconds to wait for what may be had later
+_SETTLE_SECONDS = 10.0  # to wait at the end for a journal that cannot be written
+_FOLLOWER_SECONDS = 30.0  # to wait for who follows the run to ask how it ended
 _FUTILE = 20  # generations in a row without a step, after which something is wrong for good
 
 
@@ -66,11 +69,12 @@ class Coordinator:
         self._lock = threading.RLock()
         self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
         self._fence.take()
-        opened = Journal(spec.folder)
+        self._journal = PatientJournal(spec.folder)
+        self._end_told = threading.Event()
         self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
         events: list[Event] = []  # all but the steps, of which there may be millions
-        told = self.live.passing(journal.each(opened.path), events)
-        self._chronicle = Chronicle(opened, told, self._fence.check, self.live.add)
+        told = self.live.passing(journal.each(self._journal.path), events)
+        self._chronicle = Chronicle(self._journal, told, self._fence.check, self.live.add)
         this_time = journal.since_last_run(events)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._account = Account()
@@ -95,6 +99,7 @@ class Coordinator:
         self._keeping = Keeping(spec, self._chronicle, self._pool.tell, events)
         self._crew.on_end = lambda worker: self._keeping.lost(worker, time.monotonic())
         every = spec.elastic.check_every, spec.elastic.audit_every
+        self._attribution = Attribution()
         self._history = History(*every, partial(audit_of, spec.seed))
         self._history.recall(this_time)
         threshold = spec.elastic.rebalance_above
@@ -143,12 +148,16 @@ class Coordinator:
         except StoppedError:
             outcome = self._outcome("stopped", [])
         except (RunError, DivergenceError) as error:
-            outcome = self._outcome("failed", [], error=str(error))
+            where = getattr(error, "failed_on", {})
+            outcome = self._outcome("failed", [], error=str(error), failed_on=where)
         with self._lock:
             self._state = "ended"
         driver.close()
         self._crew.dismiss_all()
         self._chronicle.end(outcome)
+        self._journal.settle(_SETTLE_SECONDS)
+        if self._journal.trouble:  # then the end is told to who follows, and asks now and then
+            self._end_told.wait(_FOLLOWER_SECONDS)
         return outcome
 
     def _driver_gone(self, driver: str, why: str) -> None:
@@ -210,6 +219,21 @@ class Coordinator:
                 self._chronicle.note("stop")  # for a coordinator that comes back
         self._pool.tell(Woken())
         return self._status()
+
+    @ray.method(concurrency_group="control")
+    def pulse(self) -> Pulse:
+        """Answer, and say what the journal cannot."""
+        waiting = self._journal.waiting()
+        if not any(event["event"] == "end" for event in waiting):
+            return Pulse(unwritten=self._journal.trouble)
+        self._end_told.set()
+        end = [event for event in waiting if event["event"] in ("generation", "end")]
+        return Pulse(unwritten=self._journal.trouble, unwritten_end=end)
+
+    @ray.method(concurrency_group="control")
+    def coming(self, worker: str, where: Where) -> None:
+        """Take a worker's word that it has a process, and begins to prepare itself."""
+        self._pool.tell(Coming(worker, where))
 
     @ray.method(concurrency_group="control")
     def noticed(self, worker: str, why: str) -> None:
@@ -286,8 +310,10 @@ class Coordinator:
 
     def _handle(self, event: PoolEvent | None) -> None:
         """Deal with whatever is not about a member of the running generation."""
-        if self._stopping and not self._group:
-            raise StoppedError("the run was stopped before it had started")
+        self._journal.flush()
+        ready = any(seat.ready is not None for seat in self._crew.seats.values())
+        if self._stopping and self._running is None and not (self._group and ready):
+            raise StoppedError("the run was stopped while it waited for workers")
         if isinstance(event, Written):
             seats = self._crew.seats
             behind = self._chronicle.step < event.share.step
@@ -310,9 +336,11 @@ class Coordinator:
             self._fence.check()
             self._crew.drain_nodes(draining_nodes())
         self._crew.recruit()
+        self._crew.give_up_stuck()
         running = self._running
         assert running is not None
-        self._failure = self._failure or self._keeping.fatal
+        self._journal.flush()
+        self._failure = self._failure or self._keeping.fatal or self._journal.fatal
         if self._failure is not None:
             running.abort(self._failure)
         if self._stopping or self._crew.wants_change([a.worker for a in self._group]):
@@ -333,19 +361,26 @@ class Coordinator:
         commits = [reports[worker].committed_at for worker in ahead]
         self._last_commit = max(commits, default=self._last_commit)
         self._catch_up(ahead, top)
-        self._faults.mark_struck()
+        on_purpose = self._faults.mark_struck()
+        blamed = self._blame(plan, on_purpose=on_purpose)
+        if blamed is not None:
+            return self._outcome("failed", ahead, error=blamed)
         for report in reports.values():
             if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
                 self._keeping.refuse(plan.checkpoint, report.reason)
                 forsake(self._crew, self._keeping)
             if report.corruption is not None:
-                self._expel(report.corruption)
+                self._expel(report.corruption, on_purpose=on_purpose)
                 return None
-        failed = [report.error for report in reports.values() if report.ending == "failed"]
+        failed = {w: r for w, r in reports.items() if r.ending == "failed"}
         finished = {w: r for w, r in reports.items() if r.ending == "finished"}
-        if failed or self._failure:
-            error = failed[0] if failed else str(self._failure)
-            return self._outcome("failed", ahead, error=error)
+        if self._failure and not failed:
+            return self._outcome("failed", ahead, error=str(self._failure))
+        if failed and not self._is_transient(failed):
+            worker, report = next(iter(failed.items()))
+            where = {**self._crew.place_of(worker), "step": report.step + 1}
+            return self._outcome("failed", ahead, error=report.error, failed_on=where)
+        self._replace(failed, ahead)
         if finished:
             digests = sorted({report.digest for report in finished.values()})
             if len(digests) > 1 and self._crew.bitwise:
@@ -358,7 +393,31 @@ class Coordinator:
         self._crew.release_surplus()
         return None
 
-    def _expel(self, found: Corruption) -> None:
+    def _blame(self, plan: Plan | None, *, on_purpose: bool) -> str | None:
+        """Return why the run ends if the task is the likely cause of what was lost."""
+        losses = self._crew.take_losses()
+        alone = self._crew.target == 1 and plan is not None
+        step = self._chronicle.step
+        return self._attribution.lost(step, losses, alone=alone, on_purpose=on_purpose)
+
+    def _is_transient(self, failed: Mapping[str, Report]) -> bool:
+        """Say whether the machine may be to blame for errors, so that another is tried."""
+        if len(failed) > 1 or not all(report.transient for report in failed.values()):
+            return False
+        return not any(self._attribution.failed(r.step, w) for w, r in failed.items())
+
+    def _replace(self, failed: Mapping[str, Report], ahead: list[str]) -> None:
+        """Have others go on in the place of those on which the task has failed once."""
+        for worker, report in failed.items():
+            if ahead == [worker]:  # it alone has the last state
+                self._keeping.save_last({worker: report.step}, self._pool.save)
+            self._crew.replace(worker, report.error)
+
+    def _expel(self, found: Corruption, *, on_purpose: bool) -> None:
+        expelled = list(found.accused or found.suspects)
+        why = self._attribution.expelled(found.step, expelled, on_purpose=on_purpose)
+        if why is not None:
+            raise RunError(why)
         expel(
             found,
             self._history,
@@ -401,16 +460,22 @@ class Coordinator:
     # -- the end
 
     def _outcome(
-        self, state: Any, ahead: Sequence[str], digest: str = "", error: str = ""
+        self,
+        state: Any,
+        ahead: Sequence[str],
+        digest: str = "",
+        error: str = "",
+        failed_on: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Save the last state, if somebody has it, and sum up."""
         steps = {worker: self._crew.seats[worker].step for worker in ahead}
-        place, saved = self._keeping.save_last(steps, self._pool.save)
+        place, saved = self._keeping.save_last(steps, self._pool.save, self._pool.rescue)
         digest = saved or digest
         return Outcome(
             state=state,
             steps=self._chronicle.step,
             error=error,
+            failed_on=failed_on or {},
             digest=digest,
             loss=self._chronicle.loss,
             metrics=self._chronicle.metrics,

@@ -214,11 +214,34 @@ class Ready:
     code: Code = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The process of a worker.
+
+    Attributes:
+        pid: its id.
+        node: Ray's id of the node.
+        host: the node's address.
+    """
+
+    pid: int
+    node: str
+    host: str
+
+
 @dataclass(frozen=True)
 class Unready:
-    """A worker that has come up and on which the task failed: the user's traceback."""
+    """A worker that has come up and on which the task failed.
+
+    Attributes:
+        error: the user's traceback.
+        where: its process.
+        transient: the machine may be to blame; it is tried once elsewhere.
+    """
 
     error: str
+    where: Where
+    transient: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +259,19 @@ class Found:
     generation: int
     report: "Report | None"
     step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """What a coordinator says to the process that follows its run.
+
+    Attributes:
+        unwritten: why the journal cannot be written, empty if it can.
+        unwritten_end: the run's end, if that is not in the journal; empty before.
+    """
+
+    unwritten: str = ""
+    unwritten_end: Sequence[Event] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +320,7 @@ class Report:
         step: committed steps of our state.
         committed_at: Unix time of the last commit.
         error: the user's traceback, when failed.
+        transient: the machine may be to blame for it; it is tried once elsewhere.
         reason: why it was aborted, or the checkpoint refused.
         digest: of the final state, when finished.
         samples, tokens: trained on since the run began.
@@ -302,6 +339,7 @@ class Report:
     step: int
     committed_at: float
     error: str = ""
+    transient: bool = False
     reason: str = ""
     digest: str = ""
     samples: int = 0
@@ -338,6 +376,7 @@ class Outcome:
     Attributes:
         state: `finished`, `stopped` (on request) or `failed`.
         error: why it failed, for people; the user's traceback first where there is one.
+        failed_on: `{worker, node, host, step}` where the task failed; empty otherwise.
         digest: sha256 of the final state; empty when failed.
         loss: of the last step, None before the first.
         metrics: of the last evaluation.
@@ -353,6 +392,7 @@ class Outcome:
     state: Literal["finished", "stopped", "failed"]
     steps: int
     error: str = ""
+    failed_on: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     loss: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)

@@ -10,6 +10,16 @@ import torch
 
 from raytrain_plus.elastic import nccl
 
+USERS = (Exception, SystemExit, KeyboardInterrupt)
+"""What a task's code may raise, and what ends neither the worker nor its process."""
+
+CODE_THAT_MAY_EXIT = (
+    str(Path(__file__).parents[1]),
+    str(Path(ray.__file__).parent),
+    str(Path(os.__file__).parent / "multiprocessing"),
+)
+"""Folders whose code may end a worker's process."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 

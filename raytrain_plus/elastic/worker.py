@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import signal
+import tempfile
 import threading
 import time
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 
 import ray
 
-from raytrain_plus import user_code
+from raytrain_plus import exits, user_code
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic.data import open_data, open_evaluation, resolve
@@ -20,7 +21,8 @@ from raytrain_plus.elastic.faults.fault import Fault, Strikes
 from raytrain_plus.elastic.faults.victim import Victim
 from raytrain_plus.elastic.fingerprint import fingerprint
 from raytrain_plus.elastic.healing import receive_state, send_state
-from raytrain_plus.elastic.health import stacks
+from raytrain_plus.elastic.health import crashes, stacks
+from raytrain_plus.elastic.health.attribution import may_be_a_machines
 from raytrain_plus.elastic.health.lifeline import Anchor
 from raytrain_plus.elastic.health.suspicion import named
 from raytrain_plus.elastic.membership import orphan
@@ -34,9 +36,15 @@ from raytrain_plus.elastic.messages import (
     RunSpec,
     Standing,
     Unready,
+    Where,
     import_first,
 )
-from raytrain_plus.elastic.process import prepare_process, users_traceback
+from raytrain_plus.elastic.process import (
+    CODE_THAT_MAY_EXIT,
+    USERS,
+    prepare_process,
+    users_traceback,
+)
 from raytrain_plus.elastic.progress import AbortedError, Progress
 from raytrain_plus.elastic.records.exporting import export_traffic
 from raytrain_plus.elastic.records.reporter import Record, Records, Reporter
@@ -71,6 +79,8 @@ class Worker:
 
     def __init__(self, name: str, coordinator: Any) -> None:
         signal.signal(signal.SIGTERM, self._on_notice)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
+        exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
         self._begin(name, coordinator)
 
     def _begin(self, name: str, coordinator: Any) -> None:
@@ -85,10 +95,13 @@ class Worker:
 
     def prepare(self, spec: RunSpec) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe."""
+        where = _where()
+        self._coordinator.coming.remote(self._name, where)
+        self._crash_word = crashes.offer(spec.folder, self._name)
         try:
             self._ready = self._prepare(spec)
-        except Exception as error:  # noqa: BLE001 - the user's own; Ray would bury its traceback
-            return Unready(users_traceback(error))
+        except USERS as error:  # Ray would bury its traceback, and take an exit for its own
+            return Unready(users_traceback(error), where, transient=may_be_a_machines(error))
         return self._ready
 
     def _prepare(self, spec: RunSpec) -> Ready:
@@ -170,7 +183,7 @@ class Worker:
             if ending == "finished":
                 self._loop.check_state()
             report = self._report(ending)
-        except Exception as error:  # noqa: BLE001 - the coordinator decides what to do about it
+        except USERS as error:  # the coordinator decides what to do about it
             transport.abort("the generation is over")  # the others notice at once
             ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
             if isinstance(error, CheckpointError):
@@ -180,7 +193,8 @@ class Worker:
             elif ours:
                 report = self._report("aborted", reason=str(error))
             else:
-                report = self._report("failed", error=users_traceback(error))
+                text, transient = users_traceback(error), may_be_a_machines(error)
+                report = self._report("failed", error=text, transient=transient)
         if self._loader is not None:
             self._loader.close()
             self._loader = None
@@ -213,6 +227,19 @@ class Worker:
         assert replica.step == step
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
             return self._uploads.write_alone(replica, self._spec)
+
+    def rescue(self, step: int) -> tuple[str, str]:
+        """Write the checkpoint of a step to a new folder of this node.
+
+        Returns:
+            Its digest, and where it is.
+        """
+        replica = self._loop.replica
+        assert replica.step == step
+        folder = tempfile.mkdtemp(prefix="raytrain_plus-state-")
+        with self._weave.around("checkpoint", Step(replica.training, replica.step)):
+            digest = self._uploads.write_alone(replica, self._spec, Store(folder))
+        return digest, f"{folder}/{checkpoint.name_of(step)}"
 
     @ray.method(concurrency_group="control")
     def ask_pause(self, generation: int) -> None:
@@ -401,3 +428,8 @@ class Worker:
     def _on_release(self) -> None:
         """The coordinator has let go of us, or has died."""
         orphan.wait_or_end(self._spec, self._anchor)
+
+
+def _where() -> Where:
+    node = ray.get_runtime_context().get_node_id()
+    return Where(pid=os.getpid(), node=node, host=ray.util.get_node_ip_address())

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ray.exceptions import RayError
+
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.health.suspicion import Corruption
 from raytrain_plus.elastic.membership.pool import Came, Returned
@@ -130,6 +132,7 @@ class ScriptedPool:
         self.damaged = set()  # checkpoints
         self.writes = True  # whether a share of a checkpoint is written as soon as it is begun
         self.share_error = ""  # why it cannot be
+        self.store_error = ""  # why the store takes nothing
 
     # -- what Pool offers
 
@@ -179,8 +182,14 @@ class ScriptedPool:
             self.asked.append((generation, step))
 
     def save(self, worker, step):
+        if self.store_error:
+            raise RayError(self.store_error)
         self.saved.append((worker, step))
         return self.digest_of(worker, self.steps[worker])
+
+    def rescue(self, worker, step):
+        self.saved.append((worker, step))
+        return self.digest_of(worker, self.steps[worker]), f"/rescued/{step}"
 
     def end(self, seat, neighbours=(), *, hangs=False):
         assert seat not in neighbours
@@ -259,9 +268,14 @@ class ScriptedPool:
         for worker in sorted(self.group.running):
             self.report(worker, "corrupt", corruption=found)
 
-    def fail(self, worker, error):
+    def fail(self, worker, error, *, transient=False):
         self.group.stuck = True
-        self.report(worker, "failed", error=error)
+        self.report(worker, "failed", error=error, transient=transient)
+
+    def crash(self, worker, folder, word="Fatal Python error: Segmentation fault"):
+        """Let a worker's process crash, which leaves word of it."""
+        (folder / f".crash-{worker}").write_text(word)
+        self.die(worker)
 
     def commit(self, workers):
         """Let some workers commit the step in flight, though others do not."""

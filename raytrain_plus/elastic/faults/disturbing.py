@@ -31,14 +31,21 @@ class Disturbances:
         """Forget the strikes of an earlier run in this folder."""
         self._strikes.forget()
 
-    def mark_struck(self) -> None:
-        """Forget faults that have struck, so that they do not strike the step's second try."""
+    def mark_struck(self) -> bool:
+        """Forget faults that have struck, so that they do not strike the step's second try.
+
+        Returns:
+            Whether any has, since the last time.
+        """
+        struck = False
         for fault, hit in self._strikes.new().items():
+            struck = True
             if fault in self.left:  # else a coordinator before has noted it
                 self.left.remove(fault)
                 self._chronicle.note(
                     "fault", step=fault.step, action=fault.action, phase=fault.phase, hit=hit
                 )
+        return struck
 
     def apply_planned(self, step: int, group: Sequence[Assignment], crew: Recruiting) -> None:
         """Bring about what is due when so many steps are committed."""

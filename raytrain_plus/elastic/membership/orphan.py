@@ -3,13 +3,13 @@
 Workers are detached, so that they outlive their coordinator; nobody else would end them.
 """
 
-import os
 import time
 
 import ray
 
 from raytrain_plus.elastic.health.lifeline import Anchor
 from raytrain_plus.elastic.messages import NAMESPACE, RunSpec
+from raytrain_plus.exits import leave_at_once
 
 _LOOK = 0.2  # seconds
 
@@ -23,7 +23,7 @@ def wait_or_end(spec: RunSpec, anchor: Anchor) -> None:
     until = time.monotonic() + spec.elastic.orphan_seconds
     while not anchor.is_held:
         if time.monotonic() > until or not _is_expected(spec.name):
-            os._exit(1)  # at once: nobody waits for anything that this process still has
+            leave_at_once(1)  # at once: nobody waits for anything that this process still has
         time.sleep(_LOOK)
 
 

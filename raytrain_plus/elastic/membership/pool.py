@@ -22,6 +22,7 @@ from raytrain_plus.elastic.messages import (
     RunSpec,
     Standing,
     Unready,
+    Where,
 )
 from raytrain_plus.elastic.records.keeping import Committed
 from raytrain_plus.elastic.records.reporter import Record
@@ -41,6 +42,8 @@ class Seat:
         step: committed steps of its state.
         draining: it is to leave at the next step boundary.
         warm: it has run steps.
+        where: its process, None before it has begun to prepare itself.
+        since: monotonic seconds at which it has begun.
     """
 
     worker: str
@@ -48,6 +51,8 @@ class Seat:
     step: int = 0
     draining: bool = False
     warm: bool = False
+    where: Where | None = None
+    since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,16 @@ class Came:
     ready: Ready | None
     died: str = ""
     failed: str = ""
+    where: Where | None = None
+    transient: bool = False
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A worker has a process, and begins to prepare itself."""
+
+    worker: str
+    where: Where
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ class _Taken:
     error: BaseException | None
 
 
-Event = Came | Returned | Gone | Noticed | Written | Committed | Wanted | Woken
+Event = Came | Coming | Returned | Gone | Noticed | Written | Committed | Wanted | Woken
 
 
 class Pool:
@@ -240,7 +255,7 @@ class Pool:
                 return seen
         return "nobody else is on its node, who could see it"
 
-    def _on_node_of(self, seat: Seat, ready: Ready, seats: Sequence[Seat]) -> list[Any]:
+    def _on_node_of(self, seat: Seat, ready: Ready | Where, seats: Sequence[Seat]) -> list[Any]:
         """Return the handles of the other workers on a worker's node."""
         return [
             self._handles[other.worker]
@@ -267,6 +282,18 @@ class Pool:
         digest: str = ray.get(self._handles[worker].save.remote(step))
         return digest
 
+    def rescue(self, worker: str, step: int) -> tuple[str, str]:
+        """Let a worker write the checkpoint of a step to a folder of its node.
+
+        Returns:
+            The digest, and where it is.
+
+        Raises:
+            RayError: the worker has gone, or could not write.
+        """
+        kept: tuple[str, str] = ray.get(self._handles[worker].rescue.remote(step))
+        return kept
+
     def end(self, seat: Seat, neighbours: Sequence[Seat] = (), *, hangs: bool = False) -> None:
         """End a worker at once.
 
@@ -276,13 +303,14 @@ class Pool:
         handle = self._let_go(seat.worker)
         if handle is None:
             return
-        if hangs and seat.ready is not None:
-            if seat.ready.node == self._node:
+        process = seat.ready or seat.where
+        if hangs and process is not None:
+            if process.node == self._node:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(seat.ready.pid, signal.SIGKILL)
+                    os.kill(process.pid, signal.SIGKILL)
             else:
-                for other in self._on_node_of(seat, seat.ready, neighbours)[:1]:
-                    other.kill_neighbour.remote(seat.ready.pid)
+                for other in self._on_node_of(seat, process, neighbours)[:1]:
+                    other.kill_neighbour.remote(process.pid)
         self._source.end(seat.worker, handle)
 
     def release(self, seat: Seat) -> None:
@@ -354,7 +382,8 @@ def _came(worker: str, future: Any) -> Came:
         return Came(worker, None, died=_first_line(error))
     answer = future.result()
     if isinstance(answer, Unready):
-        return Came(worker, None, failed=answer.error)
+        failed, where, transient = answer.error, answer.where, answer.transient
+        return Came(worker, None, failed=failed, where=where, transient=transient)
     return Came(worker, answer)
 
 

@@ -1,13 +1,16 @@
 """Who works for a run: asking for workers, admitting them, letting them go."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raytrain_plus import user_code
 from raytrain_plus.elastic.fingerprint import difference
+from raytrain_plus.elastic.health import crashes
+from raytrain_plus.elastic.health.attribution import Loss
 from raytrain_plus.elastic.membership.pool import (
     Came,
+    Coming,
     Event,
     Gone,
     Noticed,
@@ -23,6 +26,7 @@ from raytrain_plus.elastic.records.chronicle import Chronicle
 _LOOK = 0.25
 _FUTILE = 3  # newcomers in a row with other code, after which a run without workers ends
 _GRACE = 2.0
+_STANDING_SECONDS = 1.0
 _FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
 _LONGEST_DELAY = 60.0
 
@@ -30,7 +34,15 @@ Handle = Callable[[Event | None], None]
 
 
 class RunError(RuntimeError):
-    """The run cannot go on; the message is for people."""
+    """The run cannot go on; the message is for people.
+
+    Attributes:
+        failed_on: `{worker, node, host, step}` where the task failed; empty otherwise.
+    """
+
+    def __init__(self, message: str, failed_on: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.failed_on = dict(failed_on or {})
 
 
 class StoppedError(RuntimeError):
@@ -64,6 +76,7 @@ class Recruiting:
         self._reference: Fingerprint | None = None
         self._group_once = False
         self._error = ""
+        self._failed_on: dict[str, Any] = {}
         self._trouble = ""
         self._warnings: set[str] = set()
         self._code = dict(spec.code)
@@ -71,6 +84,8 @@ class Recruiting:
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
         self._causes: list[str] = []
+        self._losses: list[Loss] = []
+        self._failures: list[tuple[str, str]] = []  # worker, error of the task as it came up
 
     # -- waiting
 
@@ -121,8 +136,9 @@ class Recruiting:
         deadline = time.monotonic() + self._spec.elastic.start_timeout
         while not enough():
             self.recruit()
+            self.give_up_stuck()
             if self._error:
-                raise RunError(self._error)
+                raise RunError(self._error, self._failed_on)
             if self._other_codes >= _FUTILE and not (self._available() or self._leaving()):
                 raise RunError(self._trouble)
             if time.monotonic() > deadline:
@@ -159,6 +175,8 @@ class Recruiting:
         """
         if isinstance(event, Came):
             self.came(event)
+        elif isinstance(event, Coming):
+            self.coming(event)
         elif isinstance(event, Returned) and event.report is None:
             self.lost(event.worker, event.died)
         elif isinstance(event, Gone):
@@ -180,6 +198,25 @@ class Recruiting:
             self._started += 1
             self.seats[worker] = Seat(worker)
             self._pool.start(worker)
+
+    def coming(self, event: Coming) -> None:
+        """A worker has a process; from now on it is due to come up."""
+        seat = self.seats.get(event.worker)
+        if seat is not None:
+            seat.where, seat.since = event.where, time.monotonic()
+
+    def give_up_stuck(self) -> None:
+        """End who has a process but does not come up within the start timeout: it hangs."""
+        timeout = self._spec.elastic.start_timeout
+        for seat in list(self.seats.values()):
+            if seat.ready is None and seat.since is not None:
+                if time.monotonic() - seat.since <= timeout:
+                    continue
+                (standing,) = self._pool.standings([seat.worker], _STANDING_SECONDS).values()
+                stack = standing.stack if standing is not None else "it does not answer"
+                why = f"it did not come up within {timeout:g} s. It stands here:\n{stack}"
+                self._note(seat, "failed", why)
+                self._give_up(seat, f"The last that came, {_place(seat)}, hangs: {why}", hangs=True)
 
     def came(self, event: Came) -> None:
         """A worker has come up, or failed to: admit it or not."""
@@ -248,17 +285,34 @@ class Recruiting:
         seat.step = step
 
     def _failed_to_come(self, seat: Seat, event: Came) -> None:
-        why = event.failed or event.died
+        crash = crashes.of(self._spec.folder, seat.worker)
+        why = event.failed or crash or event.died
+        seat.where = seat.where or event.where
         self._note(seat, "failed", why)
-        if event.failed and not self._group_once:
-            self._error = event.failed
-        self._give_up(seat, f"The last that came failed: {why}")
+        if event.failed or crash:
+            self._failures.append((seat.worker, why))
+            self._failed_on = {**_where_of(seat), "step": 0}
+        self._give_up(seat, f"The last that came, {_place(seat)}, failed: {why}")
+        if (event.failed or crash) and self._is_the_tasks(transient=event.transient or bool(crash)):
+            self._error = why
 
-    def _give_up(self, seat: Seat, why: str) -> None:
+    def _is_the_tasks(self, *, transient: bool) -> bool:
+        """Say whether the task is to blame for what has failed as workers came up.
+
+        It is not while one has come up with this task, or is coming; nor by a single failure that
+        its machine may have caused.
+        """
+        if self._group_once or any(seat.ready is not None for seat in self.seats.values()):
+            return False
+        if any(seat.since is not None for seat in self.seats.values()):
+            return False
+        return len(self._failures) > 1 or not transient
+
+    def _give_up(self, seat: Seat, why: str, *, hangs: bool = False) -> None:
         self._trouble = why
         self._retry_at = time.monotonic() + self._delay
         self._delay = min(_LONGEST_DELAY, 2 * self._delay)
-        self._end(seat)
+        self._end(seat, hangs=hangs)
 
     # -- leaving
 
@@ -293,9 +347,28 @@ class Recruiting:
         seat = self.seats.get(worker)
         if seat is None:
             return
+        crash = crashes.of(self._spec.folder, worker)
+        self._losses.append(Loss(worker, crash or why, crashed=bool(crash)))
         self._causes.append(f"{worker} {'hung' if hangs else 'lost'}")
-        self._note(seat, "lost", why)
+        self._note(seat, "lost", crash or why)
         self._end(seat, hangs=hangs)
+
+    def take_losses(self) -> list[Loss]:
+        """Return who was lost since the last time."""
+        losses, self._losses = self._losses, []
+        return losses
+
+    def replace(self, worker: str, why: str) -> None:
+        """End a worker on which the task failed, where its machine may be to blame."""
+        seat = self.seats.get(worker)
+        if seat is not None:
+            self._causes.append(f"{worker} failed")
+            self._note(seat, "failed", why)
+            self._end(seat)
+
+    def place_of(self, worker: str) -> dict[str, str]:
+        """Return where a worker is, as the journal tells it."""
+        return _where_of(self.seats[worker])
 
     def drain(self, workers: Sequence[str], why: str = "") -> None:
         """Let workers leave at the next step boundary; they will be replaced."""
@@ -353,11 +426,13 @@ class Recruiting:
         self._pool.close()
 
     def _release(self, seat: Seat) -> None:
+        crashes.forget(self._spec.folder, seat.worker)
         self.seats.pop(seat.worker, None)
         self.on_end(seat.worker)
         self._pool.release(seat)
 
     def _end(self, seat: Seat, *, hangs: bool = False) -> None:
+        crashes.forget(self._spec.folder, seat.worker)
         self.seats.pop(seat.worker, None)
         self.on_end(seat.worker)
         self._pool.end(seat, list(self.seats.values()), hangs=hangs)
@@ -380,7 +455,20 @@ class Recruiting:
         return causes
 
     def _note(self, seat: Seat, state: str, reason: str) -> None:
-        fields: dict[str, Any] = {"worker": seat.worker, "state": state}
-        if seat.ready is not None:
-            fields["pid"] = seat.ready.pid
+        fields: dict[str, Any] = {**_where_of(seat), "state": state}
+        process = seat.ready or seat.where
+        if process is not None:
+            fields["pid"] = process.pid
         self._chronicle.note("worker", **fields, reason=reason)
+
+
+def _where_of(seat: Seat) -> dict[str, str]:
+    process = seat.ready or seat.where
+    if process is None:
+        return {"worker": seat.worker}
+    return {"worker": seat.worker, "node": process.node, "host": process.host}
+
+
+def _place(seat: Seat) -> str:
+    process = seat.ready or seat.where
+    return f"{seat.worker} on {process.host}" if process is not None else seat.worker

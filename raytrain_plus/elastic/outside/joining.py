@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from raytrain_plus.elastic.outside.gcs import ClusterError, Gcs, present_token
+from raytrain_plus.elastic.outside.own_ray import signals_as_they_are
 from raytrain_plus.elastic.outside.vouched import last_started, vouched_addresses
 from raytrain_plus.observe.journal import Event
 
@@ -89,7 +90,8 @@ def join(address: str | None = None, **settings: Any) -> None:
     else:
         address = _checked_head(address)
     try:
-        ray.init(address=address, **quiet)
+        with signals_as_they_are():
+            ray.init(address=address, **quiet)
     except (RuntimeError, OSError, RayError) as error:
         raise ClusterError(_told(address, error)) from error
 

@@ -4,16 +4,26 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from raytrain_plus.elastic.messages import Event, Outcome, Plan
 from raytrain_plus.elastic.records.reporter import Record
-from raytrain_plus.observe.journal import Journal, JournalError
+from raytrain_plus.observe.journal import JournalError
 
 # What a generation is described by, in the journal and in a run's summary.
 GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
 # Steps in a row of which a journal may have lost the lines; each takes 8 bytes here.
 _MOST_MISSING = 10_000_000
+
+
+class Writes(Protocol):
+    """What a chronicle writes to."""
+
+    def write_all(self, events: list[Event]) -> list[Event]:
+        """Append finished events; returns them."""
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
 
 
 class DivergenceError(RuntimeError):
@@ -37,7 +47,7 @@ class Chronicle:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Writes,
         events: Iterable[Event] = (),
         allowed: Callable[[], None] = lambda: None,
         listener: Callable[[Sequence[Event]], None] = lambda _: None,

@@ -156,27 +156,49 @@ class Keeping:
         self._tidy(self._books.committed(attempt.number, name, self._metrics()), name)
 
     def save_last(
-        self, steps: Mapping[str, int], save: Callable[[str, int], str]
+        self,
+        steps: Mapping[str, int],
+        save: Callable[[str, int], str],
+        rescue: Callable[[str, int], tuple[str, str]] | None = None,
     ) -> tuple[str | None, str]:
         """Let somebody write the last state alone; returns where it is, and its digest.
 
-        If nobody can, that is where the newest checkpoint is, without a digest.
+        Where the store takes nothing, a worker keeps the state in a folder of its own node. If
+        nobody can do that either, it is where the newest checkpoint is, without a digest.
 
         Args:
             steps: who has it, and of which step it is.
             save: lets a worker write.
+            rescue: lets a worker write to a new folder on its node; returns the digest and the
+                folder. Default: this is not tried.
         """
+        why = ""
         for worker, step in steps.items():
             try:
                 digest = save(worker, step)
             except RayError as error:
-                self._chronicle.note("checkpoint", step=step, error=str(error))
+                why = _cause(error)
+                self._chronicle.note("checkpoint", step=step, error=why)
                 continue
             name = checkpoint.name_of(step)
             self._note(name, step)
             for one in self._books.add(name, step, self._metrics()):
                 self._remove_one(one)
             return self._place(name), digest
+        for worker, step in steps.items():
+            if rescue is None:
+                break
+            with contextlib.suppress(RayError):
+                digest, place = rescue(worker, step)
+                due = self._place(checkpoint.name_of(step))
+                self._chronicle.note("checkpoint", step=step, error=why, elsewhere=place)
+                self._chronicle.note(
+                    "warning",
+                    text=f"the state of step {step} could not be kept in {due}: {why}. "
+                    f"{worker} has kept it in {place} on its node: copy that folder to this "
+                    "place, and `train --resume` goes on from it",
+                )
+                return place, digest
         newest = self.newest()
         return newest[0] if newest else None, ""
 
@@ -269,3 +291,9 @@ def _there(events: Sequence[Event]) -> list[Kept]:
 
 def _name(place: str) -> str:
     return place.rstrip("/").rpartition("/")[2]
+
+
+def _cause(error: RayError) -> str:
+    """Return in one line why a worker could not do something."""
+    cause = getattr(error, "cause", None) or error
+    return str(cause).strip() or type(cause).__name__

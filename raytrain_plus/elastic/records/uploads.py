@@ -97,8 +97,13 @@ class Uploads:
         )
         self._thread.start()
 
-    def write_alone(self, replica: Replica, spec: RunSpec) -> str:
+    def write_alone(self, replica: Replica, spec: RunSpec, store: Store | None = None) -> str:
         """Write a whole checkpoint at once, without the others; returns its digest.
+
+        Args:
+            replica: between two steps.
+            spec: the run.
+            store: where to. Default: where the run's checkpoints are.
 
         Raises:
             CheckpointError: an update failed half-way, so that there is no state to keep.
@@ -107,7 +112,7 @@ class Uploads:
         self._cancelled.set()
         self._allowed()
         snapshot = Snapshot.take(replica)
-        place = self.store.inside(checkpoint.name_of(snapshot.step))
+        place = (store or self.store).inside(checkpoint.name_of(snapshot.step))
         pieces = checkpoint.write_share(place, snapshot, 0, 1)
         state = checkpoint.describe_state(snapshot, self._aspects)
         header = {

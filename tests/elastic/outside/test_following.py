@@ -1,15 +1,15 @@
 """A run is followed to its own end, by nothing but its journal."""
 
-import os
 import signal
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
-from raytrain_plus.elastic.messages import Outcome, Plan
-from raytrain_plus.elastic.outside import following, joining
+from raytrain_plus.elastic.messages import Outcome, Plan, Pulse
+from raytrain_plus.elastic.outside import following, joining, lookout
 from raytrain_plus.elastic.outside.following import LostError, ended, follow
+from raytrain_plus.elastic.outside.interrupts import RunInterrupted
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.records.chronicle import Chronicle
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
@@ -33,12 +33,50 @@ class Script:
     """Takes the place of time and of Ray: each sleep does what comes next, and no time passes."""
 
     def __init__(self, monkeypatch, *acts):
-        self.acts, self.now, self.stops = list(acts), 0.0, 0
-        self.actor = lambda: SimpleNamespace(stop=SimpleNamespace(remote=self.stop))
+        self.acts, self.now, self.stops, self.killed = list(acts), 0.0, 0, []
+        self.pulse = Pulse
+        self.actor = lambda: SimpleNamespace(
+            stop=SimpleNamespace(remote=self.stop),
+            pulse=SimpleNamespace(remote=self.answer),
+            _actor_id=b"",
+        )
+        self.state = "ALIVE"
+        self._private = SimpleNamespace(
+            state=SimpleNamespace(state=SimpleNamespace(actor_table=self.table))
+        )
         monkeypatch.setattr(following, "time", self)
         monkeypatch.setattr(joining, "ray", self)
+        monkeypatch.setattr(lookout, "ray", self)
+        monkeypatch.setattr(lookout.own_ray, "dead_daemon", lambda: self.dead)
+        monkeypatch.setattr(lookout.os, "kill", lambda *told: self.killed.append(told))
+
+    dead = None
+
+    def answer(self):
+        return self.pulse()
+
+    def is_initialized(self):
+        return True
+
+    def get(self, told, timeout):
+        assert timeout > 0
+        return told
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: "here")
+
+    def table(self, _):
+        return {
+            "State": self.state,
+            "Pid": 4711,
+            "NumRestarts": 6,
+            "Address": {"NodeID": "here"},
+        }
 
     def monotonic(self):
+        return self.now
+
+    def time(self):
         return self.now
 
     def sleep(self, seconds):
@@ -52,6 +90,18 @@ class Script:
 
     def stop(self):
         self.stops += 1
+
+
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """As in a terminal, also where what runs the tests ignores some."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def begin(folder, **more):
@@ -70,11 +120,19 @@ def end(folder, outcome=OUTCOME):
 
 
 def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def interrupt_in_a_notebook():
     raise KeyboardInterrupt
 
 
+def hang_up():
+    signal.raise_signal(signal.SIGHUP)
+
+
 def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def nobody():
@@ -83,6 +141,10 @@ def nobody():
 
 def restarts():
     raise RayActorError
+
+
+def does_not_answer():
+    raise GetTimeoutError
 
 
 def test_the_outcome_is_read_from_the_journal_as_it_was_written(tmp_path):
@@ -172,18 +234,124 @@ def test_a_coordinator_that_is_being_started_again_is_waited_for(tmp_path, monke
     assert script.now > 20.0
 
 
-def test_an_interrupt_stops_the_run_and_a_second_one_leaves_it_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("signalled", [interrupt, interrupt_in_a_notebook])
+def test_an_interrupt_stops_the_run_and_a_second_one_leaves_it_alone(
+    tmp_path, monkeypatch, signalled
+):
     begin(tmp_path)
-    script = Script(monkeypatch, interrupt, lambda: end(tmp_path))
+    script = Script(monkeypatch, signalled, lambda: end(tmp_path))
     assert follow("run", tmp_path).outcome.state == "finished"
     assert script.stops == 1
     other = tmp_path / "other"
     other.mkdir()
-    begin(other)
-    script = Script(monkeypatch, interrupt, interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    begin(other, total_steps=9)
+    journal = Journal(other)
+    journal.write("step", step=3, loss=1.0)
+    journal.write("checkpoint", step=2, folder="/kept/checkpoint_00000002")
+    journal.write("checkpoint", error="no space left", step=3)
+    script = Script(monkeypatch, lambda: None, signalled, signalled)
+    with pytest.raises(RunInterrupted, match=r"had committed 3 steps.* step 2 is kept") as left:
         follow("run", other)
     assert script.stops == 1
+    assert (left.value.number, left.value.status) == (signal.SIGINT, 130)
+    assert left.value.summary == {
+        "run": "run",
+        "state": "interrupted",
+        "steps": 3,
+        "total_steps": 9,
+        "loss": 1.0,
+        "checkpoint": "/kept/checkpoint_00000002",
+        "folder": str(other),
+    }
+
+
+def test_a_closed_terminal_stops_the_run_only_where_it_would_end_with_this_process(
+    tmp_path, monkeypatch
+):
+    begin(tmp_path)
+    script = Script(monkeypatch, hang_up)
+    with pytest.raises(RunInterrupted, match="left alone by SIGHUP") as left:
+        follow("run", tmp_path)
+    assert (script.stops, left.value.status) == (0, 129)
+    script = Script(monkeypatch, hang_up, lambda: end(tmp_path))
+    assert follow("run", tmp_path, is_ours=True).outcome.state == "finished"
+    assert script.stops == 1
+
+
+def test_what_was_ignored_stays_ignored(tmp_path, monkeypatch):
+    begin(tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        script = Script(monkeypatch, hang_up, lambda: end(tmp_path))
+        assert follow("run", tmp_path).outcome.state == "finished"
+        assert script.stops == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_coordinator_that_does_not_stop_is_left_after_a_while(tmp_path, monkeypatch):
+    begin(tmp_path)
+    script = Script(monkeypatch, interrupt, *[lambda: None] * 200)
+    script.actor = restarts
+    with pytest.raises(RunInterrupted, match="its coordinator does not answer"):
+        follow("run", tmp_path)
+    assert 15.0 < script.now < 20.0
+
+
+def test_a_coordinator_that_is_stopped_is_ended_and_one_that_starts_is_not(tmp_path, monkeypatch):
+    begin(tmp_path)
+    script = Script(monkeypatch, *[lambda: None] * 200, lambda: end(tmp_path))
+    script.pulse = does_not_answer
+    follow("run", tmp_path)
+    assert script.killed == [(4711, signal.SIGKILL)]
+    (tmp_path / FILE_NAME).unlink()
+    begin(tmp_path)
+    script = Script(monkeypatch, *[lambda: None] * 200, lambda: end(tmp_path))
+    script.pulse, script.state = does_not_answer, "RESTARTING"
+    follow("run", tmp_path)
+    assert script.killed == []
+
+
+def test_a_coordinator_that_never_comes_up_is_an_error_within_the_start_timeout(
+    tmp_path, monkeypatch
+):
+    begin(tmp_path, elastic={"start_timeout": 20.0})
+    monkeypatch.setattr(lookout.memory, "trouble", lambda: "; the memory is used up")
+    script = Script(monkeypatch)
+    script.pulse, script.state = does_not_answer, "RESTARTING"
+    told = r"did not come up within 2\d s; Ray has started it 7 times; the memory is used up"
+    with pytest.raises(LostError, match=told):
+        follow("run", tmp_path)
+    assert 20.0 < script.now < 25.0
+
+
+def test_the_end_of_a_daemon_of_our_own_ray_is_the_end_of_the_run(tmp_path, monkeypatch):
+    begin(tmp_path)
+    script = Script(monkeypatch)
+    script.dead = "gcs_server (process 3, status -9)"
+    with pytest.raises(LostError, match=r"gcs_server .* has ended, and the run's workers with it"):
+        follow("run", tmp_path)
+    assert script.now < 3.0
+
+
+def test_an_end_that_cannot_be_written_is_taken_from_the_coordinator(tmp_path, monkeypatch):
+    begin(tmp_path)
+    written = tmp_path / "other"
+    written.mkdir()
+    end(written)
+    script = Script(monkeypatch)
+    script.pulse = lambda: Pulse(unwritten="no space left", unwritten_end=read(written))
+    assert follow("run", tmp_path).outcome.digest == OUTCOME.digest
+
+
+def test_a_watcher_whose_terminal_is_closed_does_not_end_the_run(tmp_path, monkeypatch):
+    begin(tmp_path)
+
+    def closed(_):
+        raise BrokenPipeError
+
+    Script(monkeypatch, lambda: end(tmp_path))
+    assert follow("run", tmp_path, closed).outcome.state == "finished"
 
 
 def test_sigterm_stops_the_run_too_and_is_as_before_afterwards(tmp_path, monkeypatch):

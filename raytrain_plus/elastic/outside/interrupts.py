@@ -1,0 +1,133 @@
+"""Signals that ask this process to end: the first one in good order, the second one at once.
+
+SIGINT is Ctrl-C, SIGTERM comes from `timeout`, systemd, `scancel`, `docker stop` and `ray job
+stop`, SIGHUP from a terminal that is closed. SIGQUIT asks for an end at once.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_STATUS = 128  # what a shell adds to the number of the signal that has ended a process
+_AT_ONCE = 2  # signals
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked this process to end.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The exit status that tells of the signal: 130 for SIGINT, 143 for SIGTERM."""
+        return _STATUS + self.number
+
+
+class RunInterrupted(Interrupted):
+    """A signal has ended a run before its last step; or has ended the process that follows it.
+
+    Args:
+        number: of the signal.
+        text: what has become of the run, for people.
+        summary: what is known of the run, as the command line prints it.
+    """
+
+    def __init__(self, number: int, text: str, summary: dict[str, Any]) -> None:
+        super().__init__(number)
+        self.args = (text,)
+        self.summary = summary
+
+
+def status_of(error: KeyboardInterrupt) -> int:
+    """Return the exit status of a process that an interrupt ends."""
+    return (error if isinstance(error, Interrupted) else Interrupted()).status
+
+
+class Interrupts:
+    """Takes the signals for as long as it is entered, in the main thread.
+
+    A signal that was ignored before (`nohup`, a background job of a script) stays ignored. In
+    other threads Python allows no handlers: nothing is taken there.
+
+    Attributes:
+        number: of the first signal; 0 while none has come.
+        count: how many have come.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.count = 0
+        self._held = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                before = signal.getsignal(number)
+                if before is not signal.SIG_IGN:
+                    self._before[number] = before
+                    signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+        self._before = {}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Note the first signal and go on; only the second one raises, at once."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    @property
+    def at_once(self) -> bool:
+        """Whether this process is to end without waiting for anything."""
+        return self.count >= _AT_ONCE
+
+    def note(self, number: int = signal.SIGINT) -> None:
+        """Take a signal that has come in another way, such as a notebook's KeyboardInterrupt."""
+        self.number = self.number or number
+        self.count = max(self.count + 1, _AT_ONCE if number == signal.SIGQUIT else 0)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        self.note(number)
+        if self.count > _AT_ONCE:  # somebody does not want to wait for the cleaning up either
+            os._exit(_STATUS + number)
+        if not self._held or self.at_once:
+            raise Interrupted(self.number)
+
+
+def redeliver(number: int) -> None:
+    """End this process by a signal that it has taken, if it has no handler for it.
+
+    A script whose `fit` a SIGTERM has ended ends as any other script does. SIGINT is left to
+    Python, which has a KeyboardInterrupt for it.
+    """
+    if number == signal.SIGINT or threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(number) is signal.SIG_DFL:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        signal.raise_signal(number)

@@ -1,0 +1,159 @@
+"""A journal that outlasts a full disk, a read-only mount and a folder that is removed.
+
+What cannot be written is kept in memory, in order, and written as soon as there is room again. A
+journal that was removed or renamed is written again at its place, from the file that is still open.
+Training goes on meanwhile, up to `MOST` lines.
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from raytrain_plus.observe.events import Event
+from raytrain_plus.observe.journal import Journal
+
+MOST = 200_000
+"""Lines that are kept; with more of them waiting the run ends."""
+
+_RETRY = 1.0  # seconds between two tries
+_COPY = 1 << 20  # bytes at once
+
+
+class PatientJournal:
+    """Appends events to a run's journal, now or later.
+
+    Args:
+        folder: the run's folder, which must exist.
+        open_journal: opens the journal. Default: `Journal`.
+        most: lines that are kept. Default: `MOST`.
+        clock: gives monotonic seconds. Default: the machine's.
+
+    Raises:
+        OSError: the journal cannot be opened.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        open_journal: Callable[[Path], Journal] = Journal,
+        most: int = MOST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._open = open_journal
+        self._most = most
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: list[Event] = []
+        self._trouble = ""
+        self._retry_at = 0.0
+        self._journal = open_journal(folder)
+        self._held = os.open(self._journal.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def path(self) -> Path:
+        """The journal's file."""
+        return self._journal.path
+
+    @property
+    def trouble(self) -> str:
+        """Why lines wait; empty while none does."""
+        return self._trouble
+
+    @property
+    def fatal(self) -> str | None:
+        """Why the run is to end; None while it may go on."""
+        if len(self._waiting) <= self._most:
+            return None
+        return (
+            f"the journal {self._journal.path} cannot be written ({self._trouble}), and "
+            f"{len(self._waiting):,} of its lines wait in memory, which is more than the "
+            f"{self._most:,} that may"
+        )
+
+    def write_all(self, events: list[Event]) -> list[Event]:
+        """Append finished events, or keep them; returns them."""
+        with self._lock:
+            self._waiting += events
+            self._flush()
+        return events
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk, as far as that takes it."""
+        with self._lock, contextlib.suppress(OSError):
+            self._journal.sync()
+
+    def flush(self) -> None:
+        """Write what waits, if that is possible again."""
+        if self._waiting:
+            with self._lock:
+                self._flush()
+
+    def waiting(self) -> list[Event]:
+        """Return the events that wait to be written."""
+        with self._lock:
+            return list(self._waiting)
+
+    def settle(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Wait until all is written, for so long at most; then keep the rest in a local file."""
+        until = self._clock() + seconds
+        while self._waiting and self._clock() < until:
+            sleep(_RETRY)
+            self.flush()
+        if self._waiting:
+            self._keep_elsewhere()
+
+    def _flush(self) -> None:
+        if self._trouble and self._clock() < self._retry_at:
+            return
+        try:
+            self._put_in_place()
+            if self._waiting:
+                self._journal.write_all(self._waiting)
+        except OSError as error:
+            self._trouble = error.strerror or str(error)
+            self._retry_at = self._clock() + _RETRY
+        else:
+            self._waiting, self._trouble = [], ""
+
+    def _put_in_place(self) -> None:
+        """Write the journal again if it was removed or renamed."""
+        held = os.fstat(self._held)
+        path = self._journal.path
+        try:
+            there = path.stat()
+        except FileNotFoundError:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._copy_to(path)
+            self._journal.close()
+            self._journal = self._open(self._folder)
+            before, self._held = self._held, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.close(before)
+            return
+        if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise FileExistsError(0, f"another file is in the place of {path}")
+
+    def _copy_to(self, path: Path) -> None:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".journal-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                offset = 0
+                while data := os.pread(self._held, _COPY, offset):
+                    file.write(data)
+                    offset += len(data)
+            os.link(name, path)  # unless somebody has made one meanwhile
+        finally:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+
+    def _keep_elsewhere(self) -> None:
+        with contextlib.suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix="raytrain_plus-journal-"))
+            kept = self._open(folder)
+            kept.write_all(self._waiting)
+            kept.close()
+            self._trouble += f"; the {len(self._waiting):,} lines that it lacks are in {kept.path}"
