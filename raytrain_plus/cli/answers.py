@@ -60,6 +60,17 @@ Address = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of wrong input, too.")]
 
 
+# What belongs to an extra of the package. matplotlib is in two; a sweep needs another one first.
+_EXTRAS = {
+    "matplotlib": "demo",
+    "mlxtend": "demo",
+    "moocore": "frontier",
+    "optuna": "frontier",
+    "s3fs": "s3",
+    "scipy": "frontier",
+}
+
+
 def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
     """Run a command; what goes wrong is told on stderr.
 
@@ -74,7 +85,7 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
 
 def _answered(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
     try:
-        return run()
+        return _naming_extras(run)
     except KeyboardInterrupt as error:
         with contextlib.suppress(OSError):  # the terminal may have been closed
             sys.stderr.write(f"{error or 'interrupted'}\n")
@@ -105,6 +116,19 @@ def _placed(where: dict[str, Any]) -> str:
     node = f" on {where['host']} (node {where['node'][:8]})" if "node" in where else ""
     step = f" in step {where['step']}" if where.get("step") else " as it came up"
     return f"on worker {where['worker']}{node}{step}"
+
+
+def _naming_extras(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise ValueError(
+            f"{error.name} is not installed, which this command needs: "
+            f"pip install 'raytrain-plus[{extra}]'"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -66,6 +66,10 @@ def file_system(
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **{**defaults, **(options or {})})
     except (ImportError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, ImportError) and url.startswith(("s3://", "s3a://")):
+            raise DataError(
+                f"{url} cannot be read: s3fs is not installed: pip install 'raytrain-plus[s3]'"
+            ) from error
         given = f" with the storage options {', '.join(options)}" if options else ""
         raise DataError(f"{url} cannot be read{given}: {error}") from error
     return found

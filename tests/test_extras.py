@@ -1,0 +1,57 @@
+"""A command whose extra is not installed says which one to install."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Finds modules as Python does, but for the packages of all extras.
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+EXTRAS = {"matplotlib", "mlxtend", "moocore", "optuna", "s3fs", "scipy"}
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in EXTRAS else PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [f for f in sys.meta_path if f is not PathFinder] + [Finder]
+from raytrain_plus.cli import main
+main()
+"""
+
+
+def said(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["demo", "--storage", "{}"], "demo"),
+        (["sweep", "tune_recipes/digits.py", "--budget", "1m", "--storage", "{}"], "frontier"),
+        (["frontier", "{}"], "frontier"),
+        (["data", "inspect", "s3://bucket/stream"], "s3"),
+    ],
+)
+def test_the_extra_is_named(arguments, extra, tmp_path):
+    code, text = said(*(one.format(tmp_path) for one in arguments))
+    assert (code, len(text.splitlines())) == (2, 1), text
+    assert "is not installed" in text
+    assert text.endswith(f"pip install 'raytrain-plus[{extra}]'\n")
+
+
+def test_a_command_that_needs_none_runs():
+    """The control: without the extras, all else is there."""
+    code, text = said("algorithms", "--explain", "MixUp")
+    assert code == 0, text
