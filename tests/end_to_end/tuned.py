@@ -8,11 +8,11 @@ from tests.end_to_end.tasks import Momentum
 
 
 def train(config):
-    """Train in a folder, and report each step's loss to Tune."""
+    """Train in a folder, and report each step's loss to Tune if that is wanted."""
 
     def watch(events):
         for event in events:
-            if event["event"] == "step":
+            if event["event"] == "step" and config["reports"]:
                 ray.tune.report({"loss": event["loss"]})
 
     ElasticTrainer(
