@@ -1,7 +1,7 @@
 """Several workers in one process: groups that grow, lose a member in mid-step, and resume.
 
 Workers are threads, and torch's global generators are one per process, so that they compute their
-parts one after the other; messages still cross as they will.
+parts and updates one after the other; messages still cross as they will.
 """
 
 import itertools
