@@ -364,7 +364,9 @@ def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
             raise
         raise DataError(f"the first sample cannot be read: {error!r}") from error
     return {
-        name: tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
+        name: tuple(value.shape[1:])
+        if isinstance(value, Tensor)
+        else ((-1,) if isinstance(value[0], Tensor) else ())
         for name, value in batch.items()
     }
 
@@ -423,6 +425,14 @@ def _tokens_per_sample(source: Source, task: Task) -> int:
         raise DataError(
             f"the task's column of tokens {task.tokens!r} is not among {', '.join(shapes)}: set "
             "the task's `tokens`"
+        )
+    column = source.columns.get(task.tokens)
+    is_ragged = -1 in shapes[task.tokens]
+    if is_ragged or (source.transform is None and column is not None and column.kind != "tensor"):
+        raise DataError(
+            f"the task's column of tokens {task.tokens!r} has rows of any length, and only rows of "
+            "one length can be counted before they are read: store rows of one length, or leave "
+            "the task's `tokens` unset and give durations in steps (ba), samples (sp) or epochs"
         )
     return math.prod(shapes[task.tokens])
 

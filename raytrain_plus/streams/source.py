@@ -143,6 +143,7 @@ class Source:
         open_files: How many files to keep open; the one that was used longest ago is closed first.
         labels: Column -> the names of its numbers, where they are known.
         label_skew: Column -> how sorted by it the rows are, where it was measured.
+        waits_for_store: whether opening a file may wait for a store, which has a deadline.
         hash_data: whether the identity is made of hashes of all bytes.
         cancelled: set by whoever does not want what is being waited for.
     """
@@ -167,6 +168,7 @@ class Source:
         self.open_files = 16 if lookahead is None else 2  # what is open is held in the cache
         self.cancelled = threading.Event()
         self.hash_data = False
+        self.waits_for_store = lookahead is not None
         self._fetching = 0
         counts = np.array([shard.rows for shard in shards], np.int64)
         self.total_rows = int(counts.sum())
@@ -259,7 +261,7 @@ class Source:
     @property
     def is_fetching(self) -> bool:
         """Whether somebody waits for a file to be opened, under a deadline of its own."""
-        return self._fetching > 0 and self.lookahead is not None
+        return self._fetching > 0 and self.waits_for_store
 
     def gather(
         self,

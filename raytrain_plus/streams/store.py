@@ -193,6 +193,10 @@ class Store:
         """Say whether there is such an object."""
         return self._insist(lambda: bool(self._fs.exists(self._path(name))), name, None)
 
+    def is_file(self) -> bool:
+        """Say whether this is an object itself, and no folder of them."""
+        return self._insist(lambda: bool(self._fs.isfile(self._root)), "", None)
+
     def names(self) -> list[str]:
         """Return the names of all objects that stand directly in the folder, sorted.
 

@@ -14,8 +14,14 @@ import pyarrow as pa
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
 from raytrain_plus.streams.columns import Column, DataError, columns_of
 from raytrain_plus.streams.decoding import check_values, decode, explained, least_bytes, values_in
-from raytrain_plus.streams.files import confirm
-from raytrain_plus.streams.folders import DataPath, select, tables_of, without_pattern
+from raytrain_plus.streams.files import confirm, inspect_file
+from raytrain_plus.streams.folders import (
+    DataPath,
+    select,
+    suffix_of,
+    tables_of,
+    without_pattern,
+)
 from raytrain_plus.streams.footers import common_columns, parquet_files
 from raytrain_plus.streams.format import (
     MANIFEST,
@@ -27,7 +33,7 @@ from raytrain_plus.streams.format import (
 from raytrain_plus.streams.memory import check_order_memory
 from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.prefetch import Prefetcher
-from raytrain_plus.streams.source import Function, Opened, Source, Transform
+from raytrain_plus.streams.source import Function, Opened, Shard, Source, Transform
 from raytrain_plus.streams.store import Stat, Store, stat_of
 from raytrain_plus.streams.traffic import TRAFFIC
 
@@ -35,6 +41,7 @@ DEFAULT_CACHE_LIMIT = 16 << 30
 _LARGEST_MANIFEST = 1 << 30  # bytes: some five million files
 # How many times fewer bytes compression can leave, of nothing but zeros.
 _MOST_COMPRESSED = {"none": 1, "lz4": 260, "zstd": 40_000}
+_FILE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 _SLACK = 1 << 20  # bytes that a file may have beyond what is declared
 _RAW_FORMAT = "2"  # of the cache's entries: part of their names
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -295,6 +302,8 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     wanted = stream.columns
     if stream.transform is None and selection is not None:
         wanted = selection  # else the transform decides what the task gets
+    if pattern is None and suffix_of(store.url.split("?")[0]) in _FILE_SUFFIXES and store.is_file():
+        return _open_file(stream, selection, store, cache, wanted)
     manifest = None
     if pattern is None and MANIFEST in store.names():
         manifest = read_manifest(store)
@@ -316,6 +325,37 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     )
     if manifest is not None:
         source.labels, source.label_skew = manifest.labels, manifest.label_skew
+    return source
+
+
+def _open_file(
+    stream: Stream,
+    selection: Sequence[str] | None,
+    store: Store,
+    cache: Cache,
+    wanted: Sequence[str] | None,
+) -> Source:
+    """Open a single file; its rows are mixed as those of a local file are."""
+    file: Shard
+    if store.is_local:
+        file = inspect_file(store.local_path, wanted)
+    else:
+        folder, name = store.url.rsplit("/", 1)
+        inside = Store(folder, stream.storage_options, deadline=stream.deadline)
+        files = _from_footers(inside, cache, wanted, [DataPath(name)])
+        if not files:
+            raise DataError(f"{store.url} has no rows: there is nothing to train on.")
+        Prefetcher(files, cache).check_room(1)
+        file = files[0]
+    source = Source(
+        [file],
+        (open_stream, (stream, selection)),
+        window=None,
+        shuffle=stream.shuffle,
+        in_pieces=True,
+        transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
+    )
+    source.waits_for_store = not store.is_local
     return source
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raytrain_plus.streams import parquet_footer
 from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import Loader, evaluation_parts, load_part, steps_per_epoch
@@ -366,3 +367,77 @@ def test_mixtures_that_make_no_sense_are_refused(stream):
     ):
         with pytest.raises(DataError, match=words):
             Mixture(**settings)
+
+
+def test_a_single_file_is_read_by_its_url_as_by_its_path(server, tmp_path):
+    path = tmp_path / "a b.parquet"
+    pq.write_table(pa.table({"y": np.arange(100)}), path)
+    bucket = server.fresh_bucket()
+    server.files().pipe_file(f"{bucket}/d/a b.parquet", path.read_bytes())
+    options = {"storage_options": server.options(), "cache": tmp_path / "c"}
+    sources = [
+        open_source(path),
+        open_source(path.as_uri()),
+        open_source(Stream(path, cache=tmp_path / "c")),
+        open_source(Stream(f"s3://{bucket}/d/a b.parquet", **options)),
+    ]
+    found = []
+    for source in sources:
+        order = source.order(LANES, SEED, PART)
+        found.append(load_part(source, order, 0, 0, 0, PART)["y"].tolist())
+        rows = load_part(source, source.plain_order(1), 0, 0, 0, 100)["y"]
+        assert rows.tolist() == list(range(100))
+        source.close()
+    assert found[1:] == found[:1] * 3
+    assert found[0] != list(range(PART))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cache_that_cannot_hold_one_decoded_file_is_refused_at_the_start(
+    known, tmp_path, monkeypatch
+):
+    """Encoded pages hide how large values are; where no writer says it, a file is measured."""
+    (tmp_path / "d").mkdir()
+    for i in range(4):
+        table = pa.table({"t": ["the same long sentence " * 20] * 5000, "x": np.arange(5000)})
+        pq.write_table(table, tmp_path / "d" / f"{i}.parquet")
+    if not known:
+        chunk = parquet_footer._chunk
+
+        def silent(leaf, said, rows):
+            return chunk(leaf, {k: v for k, v in said.items() if k != 16}, rows)
+
+        monkeypatch.setattr(parquet_footer, "_chunk", silent)
+
+    def opened(limit, cache="c"):
+        return open_source(
+            Stream(tmp_path / "d", cache=tmp_path / cache, cache_limit=limit, window=1)
+        )
+
+    with pytest.raises(DataError, match="cache_limit"):
+        opened("2MB").check_room(2)
+    with pytest.raises(DataError, match="cache_limit"):
+        opened("4MB").check_room(2)  # one file, but not those of two lanes
+    opened("20MB").check_room(2)
+    with pytest.raises(DataError, match="cache_limit"):  # nor is it waited for
+        opened("2MB", "fresh").shards[0].open(threading.Event())
+
+
+@pytest.mark.parametrize("change", ["order", "nullable", "large", "unselected"])
+def test_files_of_a_stream_may_differ_where_their_values_do_not(change, tmp_path):
+    i = pa.int64()
+    first = pa.table({"x": [1], "y": ["a"]})
+    second = {
+        "order": first.select(["y", "x"]),
+        "nullable": first.cast(pa.schema([pa.field("x", i, nullable=False), ("y", pa.string())])),
+        "large": first.cast(pa.schema([("x", i), ("y", pa.large_string())])),
+        "unselected": first.append_column("note", pa.array(["n"])),
+    }[change]
+    for number, table in enumerate((first, second)):
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    source = open_source(Stream(tmp_path, columns=["x", "y"], cache=tmp_path / ".c"))
+    batch = load_part(source, source.plain_order(1), 0, 0, 0, 2)
+    assert (batch["x"].tolist(), batch["y"]) == ([1, 1], ["a", "a"])
+    pq.write_table(pa.table({"x": [1.5], "y": ["a"]}), tmp_path / "2.parquet")
+    with pytest.raises(DataError, match=r"2\.parquet differ.*column 'x' is int64.*float64"):
+        open_source(Stream(tmp_path, columns=["x", "y"], cache=tmp_path / ".c"))
