@@ -450,6 +450,8 @@ class Coordinator:
             return
         if records:
             self._watch.moved(time.monotonic(), commits)
+        if commits:  # if all are lost, no report tells of the last one
+            self._last_commit = max(self._last_commit or 0.0, *commits)
         for record in records:
             seconds = record.compute_seconds
             known = len(seconds) == len(self._group) > 0 and all(seconds)

@@ -181,3 +181,13 @@ def test_a_last_state_that_the_store_does_not_take_is_kept_elsewhere_and_named(l
     (warning,) = [e for e in read(tmp_path) if e["event"] == "warning"]
     assert "/rescued/10" in warning["text"]
     assert "full" in warning["text"]
+
+
+def test_the_pause_after_the_loss_of_all_runs_from_the_last_committed_step(lead):
+    def script(pool):
+        pool.time.now += 30.0
+        for worker in sorted(pool.group.running):
+            pool.die(worker)
+
+    outcome, _ = lead({4: script}, workers=(2, 2))
+    assert 31.0 <= outcome.generations[1]["pause_seconds"] < 40.0

@@ -10,9 +10,12 @@ settings (measured with Ray 2.60).
 """
 
 import contextlib
+import functools
+import os
 import selectors
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 
 Address = tuple[str, int]
@@ -38,7 +41,10 @@ class Anchor:
         self.address: Address = (host, self._socket.getsockname()[1])
         self._released = released
         self._lines = 0
+        self._held: set[socket.socket] = set()
         self._lock = threading.Lock()
+        _ANCHORS.add(self)
+        _watch_forks()
         threading.Thread(target=self._accept, daemon=True, name="lifeline").start()
 
     @property
@@ -53,12 +59,22 @@ class Anchor:
             self._socket.shutdown(socket.SHUT_RDWR)  # which ends a wait for somebody
         self._socket.close()
 
+    def leave_to_parent(self) -> None:
+        """Close in a forked child what the parent listens on: the child must not keep it open.
+
+        Else the end of the parent's process would not close the line.
+        """
+        for held in (self._socket, *self._held):
+            with contextlib.suppress(OSError):
+                held.close()
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 line, _ = self._socket.accept()
                 with self._lock:
                     self._lines += 1
+                    self._held.add(line)
                 threading.Thread(target=self._hold, args=(line,), daemon=True).start()
 
     def _hold(self, line: socket.socket) -> None:
@@ -67,7 +83,21 @@ class Anchor:
             line.recv(1)  # returns when the other end has gone
         with self._lock:
             self._lines -= 1
+            self._held.discard(line)
         self._released()
+
+
+_ANCHORS: "weakref.WeakSet[Anchor]" = weakref.WeakSet()
+
+
+def _in_a_forked_child() -> None:
+    for anchor in list(_ANCHORS):
+        anchor.leave_to_parent()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_in_a_forked_child)
 
 
 class Lifelines:

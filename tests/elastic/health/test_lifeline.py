@@ -21,6 +21,13 @@ threading.Event().wait()
 """
 
 
+FORKING = CHILD.replace("import sys,", "import os, sys, time,").replace(
+    "threading.Event().wait()",
+    "sys.stdin.readline()\nif os.fork() == 0:\n    time.sleep(60)\n"
+    "print(flush=True)\nthreading.Event().wait()",
+)
+
+
 @pytest.fixture
 def child():
     process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
@@ -91,3 +98,27 @@ def test_the_worker_learns_that_its_coordinator_has_let_go(gone):
     assert not anchor.is_held
     assert told.empty()
     anchor.close()
+
+
+def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
+    lines, told = gone
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        host, port = process.stdout.readline().split()
+        lines.hold("w0", (host, int(port)))
+        with pytest.raises(queue.Empty):
+            told.get(timeout=0.5)  # the line is accepted by now
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()  # the child is there
+        process.kill()
+        assert told.get(timeout=PATIENCE)[0] == "w0"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the child, too
+        process.wait()
