@@ -112,12 +112,17 @@ def test_a_damaged_stream_is_told_with_status_one(tmp_path):
         (["write", "data.csv", "s", "--storage-option", "key"], "KEY=VALUE"),
         (["write", "data.csv", "nokind://x"], "nokind"),
         (["inspect", "nowhere"], "nowhere"),
-        (["verify", "empty"], "index.json"),
+        (["verify", "empty"], "no data file"),
+        (["inspect", "killed"], "not a whole stream"),
+        (["verify", "killed"], "not a whole stream"),
+        (["verify", "."], "not a whole stream"),
     ],
 )
 def test_wrong_input_is_one_clear_line_and_status_two(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "part-000000-0123456789ab.arrow").write_text("x")
     (tmp_path / "data.txt").write_text("x")
     (tmp_path / "data.csv").write_text("x\n1\n")
     result = run(*arguments, code=2)

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.folders import select
 from raytrain_plus.streams.format import MANIFEST, Manifest
 from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import read_manifest
@@ -20,7 +21,7 @@ def inspect_stream(url: str, options: Mapping[str, Any] | None = None) -> dict[s
         DataError: there is none.
     """
     store = Store(url, options)
-    return _described(store, read_manifest(store))
+    return _described(store, _manifest_of(store))
 
 
 def verify_stream(
@@ -38,7 +39,7 @@ def verify_stream(
         DataError: there is no manifest, it is damaged, or it was written for another order.
     """
     store = Store(url, options, deadline=_DEADLINE)
-    manifest = read_manifest(store)
+    manifest = _manifest_of(store)
     problems = []
     for entry in manifest.files:
         try:
@@ -56,6 +57,18 @@ def verify_stream(
     known = {MANIFEST, *(entry.name for entry in manifest.files)}
     extra = [name for name in store.names() if name not in known]
     return {**_described(store, manifest), "problems": problems, "extra": extra}
+
+
+def _manifest_of(store: Store) -> Manifest:
+    """Return a stream's manifest; where there is none, say what the folder holds instead."""
+    if MANIFEST not in store.names():
+        contents = select(store.paths(), store.url)
+        raise DataError(
+            f"{store.url} is no stream, since it has no {MANIFEST}: it holds {len(contents.files)} "
+            f"files ({contents.files[0].path}). Make a stream of them with `raytrain-plus data "
+            f"write {store.url} NEW_PLACE`."
+        )
+    return read_manifest(store)
 
 
 def _described(store: Store, manifest: Manifest) -> dict[str, Any]:
