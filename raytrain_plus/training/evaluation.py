@@ -24,9 +24,10 @@ from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.streams.loader import evaluation_parts, to_device
 from raytrain_plus.streams.order import Order
 from raytrain_plus.streams.source import Source
-from raytrain_plus.task import Task, TaskError
+from raytrain_plus.task import Batch, Task, TaskError
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.metrics import gathered, merged, metrics_of
+from raytrain_plus.training.weights import Weights
 
 Values = dict[str, Any]
 
@@ -86,13 +87,21 @@ class Evaluation:
         states: dict[str, Tensor] = {}
         try:
             with weave.around("evaluate", step), torch.no_grad():
-                buffers = Buffers(step.model, self._task)
+                buffers, weights = Buffers(step.model, self._task), Weights(step.model)
+
+                def forward(batch: Batch) -> Any:
+                    buffers.attributes.begin()  # what metrics leave in the task is its own affair
+                    mark = weights.mark()
+                    outputs = self._task.forward(step.model, batch)
+                    weights.compare(mark, "the forward of an evaluation")
+                    buffers.attributes.note()
+                    return outputs
+
                 for rank in ranges[wire.index]:
                     step.model.eval()
                     try:
-                        states |= self._measure(step, rank, wire.device, enter)
+                        states |= self._measure(step, rank, wire.device, enter, forward)
                     finally:  # what a forward changes must not reach the next logical rank
-                        buffers.attributes.note()
                         buffers.restore()
         finally:
             self.source.release()
@@ -103,7 +112,12 @@ class Evaluation:
         return {name: self._value(step, name, told) for name in sorted(self._metrics)}
 
     def _measure(
-        self, step: Step, rank: int, device: torch.device, enter: Callable[[str], None]
+        self,
+        step: Step,
+        rank: int,
+        device: torch.device,
+        enter: Callable[[str], None],
+        forward: Callable[[Batch], Any],
     ) -> dict[str, Tensor]:
         metrics = {name: copy.deepcopy(m).to(device) for name, m in self._metrics.items()}
         seed_global_generators(seed_for(self._seed, "evaluate", step.number, rank))
@@ -111,7 +125,7 @@ class Evaluation:
         for part in evaluation_parts(self.source, self._order, self._part_rows, rank):
             enter("evaluate")
             batch = to_device(part, device)
-            outputs = self._task.forward(step.model, batch)
+            outputs = forward(batch)
             for metric in metrics.values():
                 self._task.update_metric(metric, outputs, batch)  # type: ignore[arg-type]
             updates += 1

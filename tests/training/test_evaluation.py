@@ -1,6 +1,7 @@
 """An evaluation counts every sample exactly once, and says the same on every number of workers."""
 
 import itertools
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -395,3 +396,41 @@ def test_what_is_no_number_becomes_what_json_has_a_word_for():
 def test_a_value_that_json_cannot_hold_is_refused_by_name():
     with pytest.raises(TaskError, match="metric 'm' returned a Order"):
         _plain("m", {"a": Order(rows=np.array([1]), lanes=1, seed=1)})
+
+
+class Remembering(Summing):
+    """Its evaluation depends on what its forwards have left in Python before."""
+
+    def __init__(self):
+        super().__init__(seen=CatMetric)
+        self.random = random.Random(3)
+        self.seen = []
+
+    def forward(self, model, batch):
+        self.seen.append(len(self.seen))
+        drawn = int(self.random.random() * 100) + sum(self.seen)
+        return super().forward(model, batch) * 0 + drawn
+
+
+def test_what_a_forward_leaves_in_python_does_not_reach_the_next_logical_rank():
+    told = [evaluate(Remembering(), numbers(50), cut(4, *cuts))[0] for cuts in ([], [1], [1, 2, 3])]
+    assert told[0] == told[1] == told[2]
+    assert len(set(told[0]["seen"])) > 1  # the parts of one logical rank do differ
+
+
+class Scaling(Summing):
+    """Changes a weight when it is evaluated."""
+
+    def model(self):
+        model = nn.Identity()
+        model.weight = nn.Parameter(torch.ones(1))
+        return model
+
+    def forward(self, model, batch):
+        model.weight.mul_(0.5)
+        return super().forward(model, batch)
+
+
+def test_a_forward_that_changes_a_weight_in_an_evaluation_is_refused():
+    with pytest.raises(TaskError, match="evaluation changes parameter 'weight'"):
+        evaluate(Scaling(seen=CatMetric), numbers(50), cut(4))
