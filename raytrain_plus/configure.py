@@ -20,6 +20,7 @@ from torch import Tensor
 from raytrain_plus import exits
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
 from raytrain_plus.clock import Clock, Lengths, run_length
+from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
 from raytrain_plus.streams import label_skew
@@ -220,7 +221,52 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
         raise ConfigError("no training data: give `data`, or define the task's data()")
     with exits.as_errors("the task's evaluation_data()"):
         given = evaluation_data is not None
-        return data, evaluation_data if given else asked(task, "evaluation_data")
+        held_out = evaluation_data if given else asked(task, "evaluation_data")
+    return _absolute(data), _absolute(held_out)
+
+
+def _absolute(data: Any) -> Any:
+    """Return data so that its path means the same in the working directory of every worker."""
+    if isinstance(data, Mixture):
+        streams = {name: _absolute(stream) for name, stream in data.streams.items()}
+        return dataclasses.replace(data, streams=streams)
+    if isinstance(data, Stream):
+        return dataclasses.replace(data, url=_absolute(data.url))
+    if isinstance(data, str | os.PathLike) and (path := local_path(data)) is not None:
+        return str(path)
+    return data
+
+
+def checkpoints_elsewhere(elastic: ElasticConfig) -> ElasticConfig:
+    """Return how a run is to be elastic, with a place for checkpoints that means the same anywhere.
+
+    Raises:
+        ConfigError: the place goes away with a Ray job.
+    """
+    storage = elastic.checkpoint_storage
+    path = (
+        None
+        if storage is None
+        else local_path(Path(storage).expanduser() if storage[:1] == "~" else storage)
+    )
+    if path is None:
+        return elastic
+    check_lasting(path, f"checkpoint storage {storage}")
+    return dataclasses.replace(elastic, checkpoint_storage=str(path))
+
+
+def check_lasting(path: Path, what: str) -> None:
+    """Refuse a place in the copy of a working directory that Ray makes for a job, and deletes.
+
+    Raises:
+        ConfigError: it is there.
+    """
+    if "runtime_resources" in path.parts:
+        raise ConfigError(
+            f"{what} means {path}, which is in the copy of the working directory that Ray has made "
+            "for this job, and goes away with it: give an absolute path that all nodes share, or a "
+            "URL where one is taken"
+        )
 
 
 def code_of(task: Task, algorithms: Sequence[Aspect], data: Any) -> dict[str, CodeFile]:
@@ -481,6 +527,7 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     if text.startswith("~"):
         root = Path(text).expanduser()
     folder = root.resolve() / name
+    check_lasting(folder, f"storage path {text}")
     if resume and not folder.is_dir():
         raise ConfigError(f"there is no run to resume in {folder}")
     is_new = not folder.exists()

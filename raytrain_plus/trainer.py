@@ -103,7 +103,7 @@ class ElasticTrainer:
     ) -> None:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
-        elastic = elastic or ElasticConfig()
+        elastic = configure.checkpoints_elsewhere(elastic or ElasticConfig())
         workers = configure.worker_range(scaling)
         configure.check_sizes(batch_size, logical_ranks, workers)
         configure.check_run_config(run)

@@ -1,17 +1,23 @@
 """The command line on wrong input: status 2, one clear line on stderr, no worker started."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from rich.console import Console
 from typer.testing import CliRunner
 
+from raytrain_plus import cli
 from raytrain_plus.cli import app
+from raytrain_plus.observe.progress import summary_table
 
 TASK = """
 import torch
@@ -194,3 +200,22 @@ def test_the_version_is_that_of_the_package():
         check=True,
     )
     assert told.stdout == f"raytrain-plus {version('raytrain-plus')}\n"
+
+
+def test_text_in_brackets_is_shown_as_it_is(tmp_path):
+    """Metrics, folders and messages are the user's own words, and no markup of rich's."""
+    out = io.StringIO()
+    summary = {
+        "run": "mine", "state": "stopped", "steps": 3, "loss": 0.5, "generations": [],
+        "metrics": {"top[1]": 0.5, "[bold]": 1.0}, "device_seconds": 1.0, "wall_seconds": 1.0,
+        "samples": {"trained": 1, "loaded": 1}, "tokens": {"trained": 0, "loaded": 0},
+        "algorithms": {}, "bitwise": True, "faults_left": 0, "checkpoint": f"{tmp_path}/[red]x",
+        "digest": "d" * 64, "folder": f"{tmp_path}/[red]",
+    }  # fmt: skip
+    Console(file=out, markup=False, width=200).print(summary_table({"[dim]": summary}))
+    for text in ("top[1]", "[bold]", "[red]"):
+        assert text in out.getvalue()
+    commands = Path(cli.__file__).parent.glob("*.py")
+    made = [line for path in commands for line in re.findall(r"Console\([^)]*\)", path.read_text())]
+    assert len(made) > 10
+    assert [line for line in made if "markup=False" not in line] == ["Console()"]  # the doctor's

@@ -23,9 +23,12 @@ from raytrain_plus import configure
 from raytrain_plus.algorithms import Aspect, AspectError, GradientClipping, LabelSmoothing
 from raytrain_plus.clock import DurationError
 from raytrain_plus.configure import ConfigError
+from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.mixing import Mixture
 from raytrain_plus.streams.opening import open_source
+from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, TaskError
 from raytrain_plus.training.retention import Retention
 
@@ -382,6 +385,36 @@ def test_a_run_is_never_written_over(tmp_path):
     Journal(tmp_path).close()
     with says(ConfigError, f"there is a run in {tmp_path} already", "another --name, or --resume"):
         configure.check_fresh(tmp_path)
+
+
+def test_relative_places_are_those_of_the_driver(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path)
+    data, held_out = configure.data_of(Task(), "train.parquet", Path("a%20b"))
+    assert (data, held_out) == (f"{here}/train.parquet", f"{here}/a%20b")
+    data, held_out = configure.data_of(Task(), "file:///a%20b", "s3://bucket/a%20b")
+    assert (data, held_out) == ("/a b", "s3://bucket/a%20b")
+    stream, _ = configure.data_of(Task(), Stream("train", window=3), None)
+    assert (stream.url, stream.window) == (f"{here}/train", 3)
+    mixture, _ = configure.data_of(Task(), Mixture({"one": Stream("one")}), None)
+    assert mixture.streams["one"].url == f"{here}/one"
+    assert configure.placed("task.py:Mine") == f"{here}/task.py:Mine"
+    assert configure.placed("package.task:Mine") == "package.task:Mine"
+    for storage, meant in (("kept", f"{here}/kept"), ("s3://b/kept", "s3://b/kept"), (None, None)):
+        elastic = configure.checkpoints_elsewhere(ElasticConfig(checkpoint_storage=storage))
+        assert elastic.checkpoint_storage == meant
+
+
+def test_what_a_run_keeps_does_not_go_away_with_a_job(tmp_path, monkeypatch):
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "package"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with says(ConfigError, "storage path runs", str(folder / "runs"), "absolute path"):
+        configure.run_folder("runs", "mine")
+    with says(ConfigError, "checkpoint storage kept", str(folder / "kept")):
+        configure.checkpoints_elsewhere(ElasticConfig(checkpoint_storage="kept"))
+    assert not list(folder.iterdir())
+    configure.run_folder(str(tmp_path), "mine")
 
 
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):

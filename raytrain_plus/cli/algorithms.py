@@ -73,7 +73,9 @@ def export(
         model = exporting.export(loaded, folder / name)
         exporting.write(model, to)
         if not as_json:
-            Console().print(f"{to}: the plain model of {folder / name}", highlight=False)
+            Console(markup=False).print(
+                f"{to}: the plain model of {folder / name}", highlight=False
+            )
         return {"checkpoint": str(folder / name), "file": str(to)}
 
     answer(written, as_json=as_json, debug=debug)
@@ -84,12 +86,12 @@ def _show_settings(chosen: Sequence[Aspect]) -> None:
     for aspect in chosen:
         settings = ", ".join(f"{key}={value!r}" for key, value in aspect.model_dump().items())
         table.add_row(aspect.name, settings or "none")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _show_weave(order: Sequence[str], points: dict[str, list[str]]) -> None:
     table = Table("join point", "advice, outermost first", box=None)
     for point, names in points.items():
         table.add_row(point, " > ".join(names))
-    Console().print(table)
-    Console().print(f"order: {' > '.join(order)}", highlight=False)
+    Console(markup=False).print(table)
+    Console(markup=False).print(f"order: {' > '.join(order)}", highlight=False)

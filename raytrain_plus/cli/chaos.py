@@ -65,7 +65,7 @@ def chaos(  # noqa: PLR0913 - one option each
             keep=keep,
             name=f"chaos-{time.strftime('%Y%m%d-%H%M%S')}",
         )
-        out = Console(file=sys.stderr if as_json else sys.stdout)
+        out = Console(file=sys.stderr if as_json else sys.stdout, markup=False)
         answered = _run(campaign, out, ended_by)
         left = storage is not None and answered["interrupted"]
         if keep or left or answered["differs"] or answered["failed"]:
@@ -83,7 +83,7 @@ def chaos(  # noqa: PLR0913 - one option each
 
 def _run(campaign: Campaign, out: Console, ended_by: list[int]) -> dict[str, Any]:
     judged: list[Verdict] = []
-    err = Console(stderr=True)
+    err = Console(stderr=True, markup=False)
     interrupted = False
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     try:

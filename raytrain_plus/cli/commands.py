@@ -205,12 +205,12 @@ def train(  # noqa: PLR0913 - one option each
             accept_changed_code=accept_changed_code,
             hash_data=hash_data,
         )
-        progress = ProgressLine(made.spec.name, Console(stderr=True))
+        progress = ProgressLine(made.spec.name, Console(stderr=True, markup=False))
         with without_ray_notices(), progress as line:
             watcher = _replaying(line, trace, speed, made.spec) if trace else line
             summary: dict[str, Any] = made.fit(watcher).return_value
         if not as_json:
-            Console().print(summary_table({summary["run"]: summary}))
+            Console(markup=False).print(summary_table({summary["run"]: summary}))
         return summary
 
     answer(run, as_json=as_json, debug=debug)
@@ -227,9 +227,9 @@ def demo(
     def run() -> dict[str, Any]:
         from raytrain_plus.demo.show import show  # noqa: PLC0415 - what it needs is an extra
 
-        out = Console(file=sys.stderr if as_json else sys.stdout)
+        out = Console(file=sys.stderr if as_json else sys.stdout, markup=False)
         with without_ray_notices():
-            return show(storage, out, Console(stderr=True))
+            return show(storage, out, Console(stderr=True, markup=False))
 
     answered = answer(run, as_json=as_json, debug=debug)
     if not answered["equal"]:
@@ -247,7 +247,7 @@ def attach(
     """Follow a run to its end that another process has started."""
 
     def follow() -> dict[str, Any]:
-        progress = ProgressLine(run, Console(stderr=True))
+        progress = ProgressLine(run, Console(stderr=True, markup=False))
         with without_ray_notices(), progress as line:
             summary = here_or_there(
                 address,
@@ -255,7 +255,7 @@ def attach(
                 lambda: trainer.attach(run, storage, line, address).return_value,
             )
         if not as_json:
-            Console().print(summary_table({summary["run"]: summary}))
+            Console(markup=False).print(summary_table({summary["run"]: summary}))
         return summary
 
     answer(follow, as_json=as_json, debug=debug)
@@ -276,7 +276,7 @@ def verify(
         found = compare(*(journal.each(journal.file_of(folder)) for folder in folders))
         if not as_json:
             said = "equal in every bit" if found.equal else f"different: {found.first_difference}"
-            Console().print(f"{found.steps} common steps; {said}", highlight=False)
+            Console(markup=False).print(f"{found.steps} common steps; {said}", highlight=False)
         return {"runs": [str(folder) for folder in folders], **vars(found)}
 
     if not answer(run, as_json=as_json, debug=debug)["equal"]:

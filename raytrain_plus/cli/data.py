@@ -245,7 +245,9 @@ def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
                 shown = "\n             ".join(value) or "none"
             elif isinstance(value, int):
                 shown = f"{value:,}"
-            Console(soft_wrap=True).print(f"{key:12} {shown}", highlight=False, markup=False)
+            Console(soft_wrap=True, markup=False).print(
+                f"{key:12} {shown}", highlight=False, markup=False
+            )
     return answered
 
 
@@ -279,7 +281,7 @@ def _watched(pieces: Iterator[Piece], advance: Callable[[pa.Table], None]) -> It
 @contextlib.contextmanager
 def _bar(rows: int | None) -> Iterator[Callable[[pa.RecordBatch | pa.Table], None]]:
     """Show progress in rows, on a terminal only."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     columns = (
         TextColumn("rows"),
         BarColumn(),

@@ -91,7 +91,7 @@ def write(sweep: Path, folder: Path, metric: str | None = None, task: str = "") 
 
 
 def _say(told: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(markup=False)
     console.print(f"The report is {told['page']}", soft_wrap=True, highlight=False)
     if told["command"]:
         console.print(told["command"], soft_wrap=True, highlight=False, markup=False)

@@ -37,7 +37,9 @@ def report(
     def run_it() -> dict[str, Any]:
         written = _write(steering.folder_of(run, storage), output)
         if not as_json:
-            Console().print(f"The report is {written['page']}", soft_wrap=True, highlight=False)
+            Console(markup=False).print(
+                f"The report is {written['page']}", soft_wrap=True, highlight=False
+            )
         if open_it:
             webbrowser.open(Path(written["page"]).as_uri())
         return written

@@ -41,7 +41,7 @@ def show_status(
         as_json: print data, and nothing for people.
         debug: show tracebacks of wrong input.
     """
-    console = Console()
+    console = Console(markup=False)
     follows = (console.is_terminal if watch is None else watch) and not is_web(address)
 
     def once() -> dict[str, Any]:

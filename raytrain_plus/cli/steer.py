@@ -85,7 +85,7 @@ def _steer(
         answered = here_or_there(address, there, here)
         if not as_json:
             for key, value in answered.items():
-                Console().print(f"{key:12} {value}", highlight=False)
+                Console(markup=False).print(f"{key:12} {value}", highlight=False)
         return answered
 
     answer(run, as_json=as_json, debug=debug)

@@ -109,7 +109,7 @@ def _run(
 ) -> dict[str, Any]:
     from raytrain_plus.frontier.sweep import run_sweep  # noqa: PLC0415 - Tune takes seconds
 
-    terminal = Console(stderr=True)
+    terminal = Console(stderr=True, markup=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     try:
         with SweepLine(defined, given["budget"], terminal) as line, without_ray_notices():
@@ -122,7 +122,7 @@ def _run(
     summary["report"] = _reported(Path(summary["folder"]), terminal)
     if not as_json:
         for key, value in summary.items():
-            Console().print(f"{key:15} {value}", highlight=False)
+            Console(markup=False).print(f"{key:15} {value}", highlight=False)
     return summary
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -27,6 +28,7 @@ from raytrain_plus.elastic.health.lifeline import Anchor
 from raytrain_plus.elastic.health.suspicion import named
 from raytrain_plus.elastic.membership import orphan
 from raytrain_plus.elastic.membership.fencing import check_claim
+from raytrain_plus.elastic.membership.ownership import Owners
 from raytrain_plus.elastic.messages import (
     Ending,
     Found,
@@ -65,6 +67,25 @@ from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 
 _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
+
+
+def _check_sees_checkpoints(spec: RunSpec) -> None:
+    """See that this node shares the folder to which its part of each checkpoint would go.
+
+    Raises:
+        StoreError: it does not.
+        FencedError: another driver has the run.
+    """
+    store = store_of(spec)
+    if not store.is_local or not spec.claim:
+        return
+    if Owners(store).latest() is None:
+        raise StoreError(
+            f"node {socket.gethostname()} does not see the run's folder {store.local_path}, as the "
+            "driver does: give a --storage that all nodes share, or keep the checkpoints in object "
+            "storage (--checkpoint-storage s3://bucket/folder)"
+        )
+    check_claim(store, spec.claim)
 
 
 class Worker:
@@ -107,6 +128,7 @@ class Worker:
     def _prepare(self, spec: RunSpec) -> Ready:
         Kept(spec.folder, self._name)
         import_first(spec.import_paths)
+        _check_sees_checkpoints(spec)
         self._device = prepare_process(spec.threads)
         self._spec = spec
         self._exporter = export_traffic(spec.name)
