@@ -8,7 +8,7 @@ LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check docs test test-all test-slow demo chaos lab lab-down bench bench-peers clean
+.PHONY: install check docs test test-all test-slow demo chaos lab lab-down bench bench-optimizers bench-peers clean
 
 install: .venv/installed
 
@@ -61,6 +61,13 @@ lab-down: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Which optimizers and models keep the promise; the libraries stand beside the environment.
+bench-optimizers: install
+	$(BIN)/pip install --quiet --target benchmarks/.optimizers --no-deps \
+		pytorch_optimizer==4.1.0 schedulefree==1.4.1 prodigyopt==1.1.2 heavyball==3.2.1
+	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.models
 
 # Environments for the libraries that `benchmarks.streams` and `benchmarks.survive` compare with.
 bench-peers: install

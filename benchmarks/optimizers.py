@@ -11,6 +11,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ from raytrain_plus.task import Batch, Task
 
 LIBRARIES = ("torch", "pytorch_optimizer", "schedulefree", "prodigyopt", "heavyball")
 _ROWS, _FEATURES, _CLASSES = 5, 6, 3
+
+_OF_MATRICES = ("SpectralSphere",)
+_BY_USE = ("AdaGO", "AdaMuon", "DistributedMuon", "MuonClip", "NorMuon")
+_OF_MODELS = ("AdamMini", "AdaLOMO", "LOMO")
 
 Make = Callable[[nn.Module], Any]
 
@@ -157,9 +162,18 @@ def _made_by(kind: Any) -> Make:
             settings["num_iterations"] = 100
         if "base_optimizer" in given:
             settings |= {"base_optimizer": torch.optim.SGD, "lr": 1e-2}
-        parameters = list(model.parameters())
-        if kind is torch.optim.Muon:
-            parameters = [p for p in parameters if p.ndim == 2]
+        parameters: Any = list(model.parameters())
+        matrices = [p for p in parameters if p.ndim == 2]
+        if kind.__name__ in _OF_MATRICES or kind is torch.optim.Muon:
+            parameters = matrices
+        if kind.__name__ in _BY_USE or kind.__module__.startswith(
+            "pytorch_optimizer.optimizer.muon"
+        ):
+            rest = [p for p in parameters if p.ndim != 2]
+            parameters = [{"params": matrices, "use_muon": True}]
+            parameters += [{"params": rest, "use_muon": False}]
+        if kind.__name__ in _OF_MODELS:
+            return kind(**settings)
         return kind(parameters, **settings)
 
     return make
@@ -171,9 +185,36 @@ def tried(library: str, name: str, make: Make) -> report.Row:
         warnings.simplefilter("ignore")
         found = verdict(lambda: Group(lambda: Small(make), part))
         why = "" if found == "equal" else plain(make)
-    if why:
-        found = f"not in plain PyTorch either: {why}"
+    if found.startswith("TaskError: "):
+        found = f"refused: {found.removeprefix('TaskError: ')}"
+    elif why:
+        found = f"needs more than parameters and a step(): {why}"
     return {"library": library, "optimizer": name, "result": found}
+
+
+def page(rows: list[report.Row]) -> str:
+    """Return the table as a page of the docs."""
+    lines = [
+        f"Tried with torch {torch.__version__.partition('+')[0]}. Equal to the bit:",
+        "",
+    ]
+    for library in dict.fromkeys(row["library"] for row in rows):
+        of_it = [row for row in rows if row["library"] == library]
+        equal = [row["optimizer"] for row in of_it if row["result"] == "equal"]
+        lines += [f"- **{library}** ({len(equal)} of {len(of_it)}): {', '.join(equal)}"]
+    lines += [
+        "",
+        "Not equal, and why:",
+        "",
+        "| library | optimizer | result |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['library']} | {row['optimizer']} | {row['result'].replace('|', '/')} |"
+        for row in rows
+        if row["result"] != "equal"
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -182,6 +223,7 @@ def main() -> None:
     parser.add_argument("--site", default="benchmarks/.optimizers", help="where libraries are")
     parser.add_argument("--library", choices=LIBRARIES, action="append", help="only these")
     parser.add_argument("--only", default="", help="only those whose name contains this")
+    parser.add_argument("--write", metavar="FILE", help="write the table as a page")
     options = parser.parse_args()
     sys.path.append(options.site)
     logging.disable(logging.WARNING)
@@ -200,6 +242,8 @@ def main() -> None:
                 print(f"{library} {name}: {rows[-1]['result']}", flush=True)
     equal = sum(row["result"] == "equal" for row in rows)
     print(f"{equal} of {len(rows)} have equal bits")
+    if options.write:
+        Path(options.write).write_text(page(rows))
     if options.json:
         print(json.dumps({"rows": rows, "aims": []}))
 

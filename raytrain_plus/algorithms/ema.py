@@ -18,8 +18,8 @@ from raytrain_plus.algorithms.weight_averaging import (
 class EMA(WeightAveraging):
     """Evaluate and export a moving average of the weights; the training itself is unchanged.
 
-    Trainable parameters and floating buffers (BatchNorm statistics) are averaged. Before `start`
-    there is no average, and the live weights are evaluated.
+    Trainable parameters and running statistics (BatchNorm's) are averaged. Other buffers keep their
+    present values. Before `start` there is no average, and the live weights are evaluated.
 
     Attributes:
         half_life: after how long a value counts half in the average. Default "100ba".

@@ -1,8 +1,10 @@
 """Averages of a model's weights: made, moved, looked at, and taken over.
 
 What EMA and SWA share. A model's averages are a plain mapping from name to tensor, of every
-trainable parameter and every floating buffer. They are kept in float32 where the model has fewer
-bits, since a small step towards a bfloat16 value would be rounded away.
+trainable parameter and of running statistics, such as BatchNorm's. Other buffers are no weights:
+the mean of two of spectral norm's unit vectors, say, is none. They keep their present values.
+Averages are kept in float32 where the model has fewer bits, since a small step towards a bfloat16
+value would be rounded away.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,9 @@ from raytrain_plus.algorithms.aspect import EVERY_OTHER, Advice, Aspect, Step
 
 _PREFIX = "average."
 _COUNT = "count"
+
+RUNNING_STATISTICS = ("running_mean", "running_var")
+"""The names that torch's norms, and those of the libraries around it, give their statistics."""
 
 
 class WeightAveraging(Aspect):
@@ -44,13 +49,17 @@ class WeightAveraging(Aspect):
 def begin_average(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of what is averaged, by name in the model.
 
-    Parameters that do not require a gradient are left out, and so are buffers that are not finite,
-    such as masks: they are constants.
+    Parameters that do not require a gradient are left out, and so are all buffers but running
+    statistics.
     """
     live: list[tuple[str, Tensor]] = [
         (n, p) for n, p in model.named_parameters() if p.requires_grad
     ]
-    live += [(n, b) for n, b in model.named_buffers() if _moves(b)]
+    live += [
+        (name, buffer)
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and name.rpartition(".")[2] in RUNNING_STATISTICS
+    ]
     return {n: t.detach().to(_kept_in(t.dtype), copy=True) for n, t in live}
 
 
@@ -108,10 +117,6 @@ def count_one_more(state: dict[str, Any]) -> None:
 def _live(model: nn.Module, averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensors[name] for name in averages}
-
-
-def _moves(buffer: Tensor) -> bool:
-    return buffer.is_floating_point() and bool(buffer.isfinite().all())
 
 
 def _kept_in(dtype: torch.dtype) -> torch.dtype:

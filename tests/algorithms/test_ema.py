@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from raytrain_plus.algorithms import Aspect, AspectError, Step, Weave
 from raytrain_plus.algorithms.ema import EMA, smoothing_of, update_ema
@@ -179,6 +180,27 @@ class Odd(nn.Module):
 
 def test_constants_and_counters_are_left_out():
     assert begin_average(Odd()).keys() == {"weight"}
+
+
+def test_buffers_that_are_no_weights_keep_their_present_values():
+    torch.manual_seed(0)
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4))
+    model[1].register_buffer("codebook", torch.randn(3))
+    averages = begin_average(model)
+    for _ in range(5):
+        with torch.no_grad():
+            model[0].parametrizations.weight.original.add_(torch.randn(4, 4))
+        model(torch.randn(8, 4))
+        update_ema(averages, model, 0.5)
+    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.eval()
+    with averaged(model, averages):
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, own[name]) != ("running_" in name)
+        vector = dict(model.named_buffers())["0.parametrizations.weight.0._u"]
+        assert vector.norm().item() == pytest.approx(1.0)
+    both = [own["0.parametrizations.weight.0._u"], torch.ones(4) / 2]
+    assert sum(both).div(2).norm() < 0.99  # the control: the mean of unit vectors is none
 
 
 def test_small_steps_of_a_bfloat16_value_are_not_rounded_away():
