@@ -28,6 +28,7 @@ BAD = [
 def test_good_names_become_one_folder_as_they_stand(tmp_path, name):
     assert check_name(name) == name
     assert run_folder(str(tmp_path), name) == tmp_path / name
+    (tmp_path / name).mkdir()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     place = Store(tmp_path / name).inside("checkpoint_00000001")
     assert place.local_path == tmp_path / name / "checkpoint_00000001"

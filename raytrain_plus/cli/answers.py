@@ -17,6 +17,7 @@ from raytrain_plus.elastic.outside.interrupts import Interrupts, RunInterrupted,
 from raytrain_plus.elastic.outside.steering import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
 from raytrain_plus.names import InvalidNameError, check_reference
+from raytrain_plus.redaction import redact
 
 _FAILED = (SteeringError, ClusterError, FailedSweepError)
 _WRONG_INPUT = (ValueError, FileNotFoundError)
@@ -32,7 +33,7 @@ def _checked_run(run: str) -> str:
     try:
         return check_reference(run)
     except InvalidNameError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         raise typer.Exit(2) from error
 
 
@@ -88,27 +89,27 @@ def _answered(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) 
         return _naming_extras(run)
     except KeyboardInterrupt as error:
         with contextlib.suppress(OSError):  # the terminal may have been closed
-            sys.stderr.write(f"{error or 'interrupted'}\n")
+            sys.stderr.write(redact(f"{error or 'interrupted'}\n"))
             if isinstance(error, RunInterrupted):
                 _print_json(error.summary, as_json=as_json)
         raise typer.Exit(status_of(error)) from error
     except RunFailedError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(redact(f"{error}\n"))
         if where := error.summary.get("failed_on"):
-            sys.stderr.write(f"It failed {_placed(where)}\n")
+            sys.stderr.write(redact(f"It failed {_placed(where)}\n"))
         if error.summary.get("checkpoint"):
-            sys.stderr.write(f"The last state is kept in {error.summary['checkpoint']}\n")
-        _print_json({**error.summary, "error": str(error)}, as_json=as_json)
+            sys.stderr.write(redact(f"The last state is kept in {error.summary['checkpoint']}\n"))
+        _print_json({**error.summary, "error": redact(str(error))}, as_json=as_json)
         raise typer.Exit(1) from error
     except RemoteError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         if error.said is not None:
             _print_json(error.said, as_json=as_json)
         raise typer.Exit(error.status) from error
     except (*_FAILED, *_WRONG_INPUT, OSError) as error:
         if debug or getattr(error, "errno", None) == errno.EPIPE:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact(f"error: {error}\n"))
         raise typer.Exit(2 if isinstance(error, _WRONG_INPUT) else 1) from error
 
 

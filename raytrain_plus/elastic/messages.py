@@ -152,7 +152,7 @@ class RunSpec:
     identity: Mapping[str, Any] = field(default_factory=dict)
     resume_from: tuple[str, int] | None = None
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
-    driver: tuple[str, int] | None = None
+    driver: tuple[str, int, str] | None = None
     run_id: str = ""
     claim: str = ""
     address: str = ""
@@ -205,8 +205,8 @@ class Ready:
     pid: int
     node: str
     host: str
-    meeting_point: tuple[str, int]
-    lifeline: tuple[str, int]
+    meeting_point: tuple[str, int, str]
+    lifeline: tuple[str, int, str]
     stacks: int
     fingerprint: Fingerprint
     step: int
@@ -295,7 +295,7 @@ class Plan:
     step: int
     assignments: tuple[Assignment, ...]
     healed_by: Mapping[int, int]
-    meeting_point: tuple[str, int]
+    meeting_point: tuple[str, int, str]
     pause_at: int | None
     evaluated: bool
     faults: Sequence[Fault] = ()

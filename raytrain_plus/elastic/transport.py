@@ -9,6 +9,7 @@ collectives of gloo would sit out their timeout.
 import datetime as dt
 import json
 import os
+import secrets
 import socket
 import stat
 import threading
@@ -31,6 +32,9 @@ _EXCHANGE_TIMEOUT = dt.timedelta(days=7)  # progress is watched from outside
 _TAGS = 1 << 30
 
 _Ends = tuple[str, str]  # local and remote address
+
+MeetingAddress = tuple[str, int, str]
+"""Host and port of a `MeetingPoint`, and the secret under whose name its members meet."""
 
 
 class TransportError(RuntimeError):
@@ -60,14 +64,14 @@ class Transport:
         self._changed = threading.Condition()
         self._next_tag: dict[tuple[int, bool], int] = {}
 
-    def meet(self, store: tuple[str, int], generation: str, host: str) -> None:
+    def meet(self, store: MeetingAddress, generation: str, host: str) -> None:
         """Connect to all other members.
 
         The blocking part runs in a thread of its own: when a member dies before it has come, an
         abort leaves that thread behind (it ends by its timeout) instead of waiting for it.
 
         Args:
-            store: host and port of a `MeetingPoint`.
+            store: the address of a `MeetingPoint`.
             generation: a name that nobody else meets under.
             host: the address at which this worker can be reached.
 
@@ -215,22 +219,36 @@ class _Works:
 class MeetingPoint:
     """A key-value store in this process, at which the members of a generation find each other.
 
+    It listens on this node's address alone. Keys stand under a secret that travels in Ray's calls
+    only, so that what a stranger writes is nobody's.
+
     Args:
         host: the address at which this worker can be reached.
     """
 
     def __init__(self, host: str) -> None:
+        # By itself the store would listen on all addresses of the machine.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, 0), family=family)
+        port = int(listening.getsockname()[1])
         self._store = dist.TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=_MEETING_TIMEOUT
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=_MEETING_TIMEOUT,
+            master_listen_fd=listening.detach(),
         )
-        self.address = (host, int(self._store.port))
+        self.address: MeetingAddress = (host, port, secrets.token_hex(16))
 
 
 def _connect(
-    transport: Transport, address: tuple[str, int], generation: str, host: str
+    transport: Transport, address: MeetingAddress, generation: str, host: str
 ) -> tuple[Any, dict[int, _Ends]]:
+    at, port, secret = address
     store = dist.PrefixStore(
-        generation, dist.TCPStore(*address, is_master=False, timeout=_MEETING_TIMEOUT)
+        f"{secret}/{generation}",
+        dist.TCPStore(at, port, is_master=False, timeout=_MEETING_TIMEOUT),
     )
     index, size = transport.index, transport.size
     if transport.device.type != "cpu":

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from raytrain_plus.redaction import redact, secrets_of
 from raytrain_plus.streams.columns import DataError
 
 _URL = re.compile(r"[A-Za-z][\w+.:-]*://")
@@ -71,7 +72,8 @@ def file_system(
                 f"{url} cannot be read: s3fs is not installed: pip install 'raytrain-plus[s3]'"
             ) from error
         given = f" with the storage options {', '.join(options)}" if options else ""
-        raise DataError(f"{url} cannot be read{given}: {error}") from error
+        said = f"{url} cannot be read{given}: {error}"
+        raise DataError(redact(said, secrets_of(options or {}))) from error
     return found
 
 

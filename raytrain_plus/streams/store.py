@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import pyarrow.fs
 
+from raytrain_plus.redaction import redact, secrets_of
 from raytrain_plus.streams import on_disk
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.folders import paths_below
@@ -434,10 +435,11 @@ class Store:
                 if (final := absent or self._is_final(error)) or time.monotonic() + pause > until:
                     told = str(error) or type(error).__name__
                     after = "" if final else f" {tries} times within {self.deadline:g} s"
-                    raise StoreError(
+                    said = (
                         f"{self.where(name)} could not be reached{after}: {told}"
                         f"{advice_on(error, self.options)}"
-                    ) from error
+                    )
+                    raise StoreError(redact(said, secrets_of(self.options))) from error
             if (cancelled or threading.Event()).wait(pause * random.uniform(0.5, 1.0)):
                 raise InterruptedReadError(name)
             pause = min(_LONGEST_BREAK, 2 * pause)

@@ -191,13 +191,13 @@ def test_members_greet_each_other_while_they_meet_and_an_abort_reaches_them(monk
     alone = Transport(0, 2, GPU)
     greeted = []
     monkeypatch.setattr(group, "greet", lambda peers: (greeted.append(peers), mark.query()))
-    alone.meet(("127.0.0.1", 1), "run/1", "127.0.0.1")
+    alone.meet(("127.0.0.1", 1, "secret"), "run/1", "127.0.0.1")
     assert greeted == [[1]]
 
     waiting = Transport(0, 2, GPU)
     hangs = threading.Event()
     monkeypatch.setattr(group, "greet", lambda _: (hangs.set(), threading.Event().wait()))
-    ended = in_thread(lambda: waiting.meet(("127.0.0.1", 1), "run/2", "127.0.0.1"))
+    ended = in_thread(lambda: waiting.meet(("127.0.0.1", 1, "secret"), "run/2", "127.0.0.1"))
     assert hangs.wait(PATIENCE)
     waiting.abort("w2 did not come")
     assert ended() == ["w2 did not come"]

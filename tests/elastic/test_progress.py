@@ -17,7 +17,7 @@ def plan(generation, step=0):
         step=step,
         assignments=(Assignment("w0", 0, 1),),
         healed_by={},
-        meeting_point=("127.0.0.1", 1),
+        meeting_point=("127.0.0.1", 1, "secret"),
         pause_at=None,
         evaluated=False,
     )

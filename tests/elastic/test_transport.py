@@ -1,5 +1,7 @@
 """Real processes on the loopback meet, exchange, die and are told to stop."""
 
+import datetime as dt
+import os
 import socket
 import time
 
@@ -264,9 +266,39 @@ def test_an_abort_spares_a_connection_that_took_over_a_descriptor(members, store
 
 def test_a_group_of_one_needs_nobody():
     transport = Transport(0, 1, CPU)
-    transport.meet(("nowhere", 1), "alone", HOST)
+    transport.meet(("nowhere", 1, ""), "alone", HOST)
     assert transport.all_gather_bytes(b"mine") == [b"mine"]
     transport.exchange([], [])
     transport.abort("over")
     with pytest.raises(TransportError, match="over"):
         transport.exchange([], [])
+
+
+def test_the_meeting_point_listens_on_its_own_address_alone():
+    store = MeetingPoint("127.0.0.1")
+    with socket.create_connection(store.address[:2]):  # the control
+        pass
+    with pytest.raises(OSError):  # noqa: PT011 - refused, as nothing listens there
+        socket.create_connection(("127.0.0.2", store.address[1]), timeout=5.0)
+
+
+def test_strangers_at_the_meeting_point_change_nothing(members, store):
+    """What they write stands under other keys; garbage ends their own connection only."""
+    host, port, secret = store.address
+    assert len(secret) == 32
+    assert MeetingPoint(HOST).address[2] != secret
+    for _ in range(3):
+        with socket.create_connection((host, port)) as stranger:
+            stranger.sendall(os.urandom(4096))
+    patience = dt.timedelta(seconds=20)
+    theirs = torch.distributed.TCPStore(host, port, is_master=False, timeout=patience)
+    for key in (
+        "besieged/0",
+        "besieged/1",
+        "besieged/rank_0",
+        "besieged/sockets/0",
+        "0",
+        "sockets/1",
+    ):
+        theirs.set(key, b"garbage")
+    assemble(members(2), store, "besieged")

@@ -1,6 +1,7 @@
 """Knowing within moments that a process or its host is gone: a connection that the kernel watches.
 
-The coordinator holds one TCP connection to each worker. Nothing is ever sent on it. When the
+The coordinator holds one TCP connection to each worker. It begins with a secret that only who has
+the address from a Ray call knows; nothing else is ever sent on it. When the
 process ends, for whatever reason, its kernel closes the connection; when the host or the cable is
 gone, the keepalive of our own kernel gives up after some six seconds. Neither asks anything of an
 interpreter that may be busy, stopped or starved: a worker that is merely slow keeps its line.
@@ -11,17 +12,20 @@ settings (measured with Ray 2.60).
 
 import contextlib
 import functools
+import hmac
 import os
+import secrets
 import selectors
 import socket
 import threading
 import weakref
 from collections.abc import Callable
 
-Address = tuple[str, int]
+Address = tuple[str, int, str]  # host, port, secret
 
 _IDLE, _INTERVAL, _PROBES = 1, 1, 5  # seconds, seconds, unanswered probes: six seconds in all
 _CONNECT_SECONDS = 5.0
+_SECRET_BYTES = 32  # as hexadecimal digits
 _LOOK = 0.5  # seconds between two looks at what is to be watched
 
 Gone = Callable[[str, str], None]
@@ -38,7 +42,8 @@ class Anchor:
 
     def __init__(self, host: str, released: Callable[[], None]) -> None:
         self._socket = socket.create_server((host, 0), family=_family(host))
-        self.address: Address = (host, self._socket.getsockname()[1])
+        secret = secrets.token_hex(_SECRET_BYTES // 2)
+        self.address: Address = (host, self._socket.getsockname()[1], secret)
         self._released = released
         self._lines = 0
         self._held: set[socket.socket] = set()
@@ -73,18 +78,31 @@ class Anchor:
             while True:
                 line, _ = self._socket.accept()
                 with self._lock:
-                    self._lines += 1
                     self._held.add(line)
                 threading.Thread(target=self._hold, args=(line,), daemon=True).start()
 
     def _hold(self, line: socket.socket) -> None:
+        is_ours = False
         with line, contextlib.suppress(OSError):
-            _keep_alive(line)
-            line.recv(1)  # returns when the other end has gone
+            is_ours = self._is_ours(line)
+            if is_ours:
+                with self._lock:
+                    self._lines += 1
+                _keep_alive(line)
+                line.recv(1)  # returns when the other end has gone
         with self._lock:
-            self._lines -= 1
+            self._lines -= is_ours
             self._held.discard(line)
-        self._released()
+        if is_ours:
+            self._released()
+
+    def _is_ours(self, line: socket.socket) -> bool:
+        """Say whether the other end knows the secret; a stranger is let go, and changes nothing."""
+        line.settimeout(_CONNECT_SECONDS)
+        said = b""
+        while len(said) < _SECRET_BYTES and (more := line.recv(_SECRET_BYTES - len(said))):
+            said += more
+        return hmac.compare_digest(said, self.address[2].encode())
 
 
 _ANCHORS: "weakref.WeakSet[Anchor]" = weakref.WeakSet()
@@ -118,7 +136,8 @@ class Lifelines:
     def hold(self, worker: str, address: Address) -> None:
         """Connect to a worker; if it cannot be reached, that is its end."""
         try:
-            line = socket.create_connection(address, timeout=_CONNECT_SECONDS)
+            line = socket.create_connection(address[:2], timeout=_CONNECT_SECONDS)
+            line.sendall(address[2].encode())
         except OSError as error:
             self._gone(worker, f"its host cannot be reached at {address[0]}: {error}")
             return

@@ -1,8 +1,10 @@
 """A lifeline tells of a process's end at once, and of nothing else."""
 
+import contextlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,8 +33,8 @@ FORKING = CHILD.replace("import sys,", "import os, sys, time,").replace(
 @pytest.fixture
 def child():
     process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
-    host, port = process.stdout.readline().split()
-    yield process, (host, int(port))
+    host, port, secret = process.stdout.readline().split()
+    yield process, (host, int(port), secret)
     process.kill()
     process.wait()
 
@@ -110,8 +112,8 @@ def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
         start_new_session=True,
     )
     try:
-        host, port = process.stdout.readline().split()
-        lines.hold("w0", (host, int(port)))
+        host, port, secret = process.stdout.readline().split()
+        lines.hold("w0", (host, int(port), secret))
         with pytest.raises(queue.Empty):
             told.get(timeout=0.5)  # the line is accepted by now
         process.stdin.write("\n")
@@ -122,3 +124,22 @@ def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the child, too
         process.wait()
+
+
+def test_a_stranger_neither_holds_a_worker_nor_lets_go_of_it():
+    released = queue.Queue()
+    anchor = Anchor("127.0.0.1", lambda: released.put("released"))
+    host, port, secret = anchor.address
+    for said in (b"", b"x" * 32, b"x" * 5000, secret[:-1].encode()):
+        with socket.create_connection((host, port)) as stranger:
+            stranger.sendall(said)
+            stranger.shutdown(socket.SHUT_WR)
+            stranger.settimeout(PATIENCE)
+            with contextlib.suppress(ConnectionError):
+                assert stranger.recv(1) == b""
+        assert not anchor.is_held
+    assert released.empty()
+    with socket.create_connection((host, port)) as ours:  # the control
+        ours.sendall(secret.encode())
+    assert released.get(timeout=PATIENCE) == "released"
+    anchor.close()

@@ -112,7 +112,7 @@ def end(folder, outcome=OUTCOME):
     chronicle = Chronicle(Journal(folder))
     plan = Plan(
         generation=1, step=0, assignments=(Assignment("w0", 0, 8),), healed_by={},
-        meeting_point=("", 0), pause_at=None, evaluated=False,
+        meeting_point=("", 0, ""), pause_at=None, evaluated=False,
     )  # fmt: skip
     chronicle.expect(plan, "start", None)
     chronicle.started(1, 50.0)
