@@ -12,7 +12,7 @@ from members import CPU, HOST, PATIENCE, Member, abort, meet
 from raytrain_plus.elastic.transport import MeetingPoint, Transport, TransportError
 from raytrain_plus.training.reduction import Message
 
-SOON = 1.0  # seconds within which an abort must have ended a wait
+SOON = 15.0  # seconds within which an abort must have ended a wait; gloo itself would take 60
 A_WHILE = 0.3  # seconds in which nothing must happen
 
 
