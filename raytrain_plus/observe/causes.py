@@ -10,7 +10,7 @@ import re
 _CLASSES = {
     "corruption": r"\w+ expelled",
     "coordinator": r"the coordinator came back",
-    "lost": r"\w+ (lost|hung)|\d+ taken away",
+    "lost": r"\w+ (lost|hung|failed)|\d+ taken away",
     "drained": r"\w+ drained",
     "scaled": r"scaled to \d+|(add|remove) \d+",
     "rebalanced": r"rebalanced",

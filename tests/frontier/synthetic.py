@@ -60,6 +60,11 @@ class World:
         return samples / 1000 * math.prod(self.effects[name][1] for name in on)
 
 
+def proposal(name):
+    """Return a journal's line about a trial that was proposed."""
+    return {"event": "proposal", "name": name, "purpose": "explore", "recipe": {}, "seed": 17}
+
+
 class Sweep:
     """Writes trials one after another."""
 
@@ -119,8 +124,8 @@ class Sweep:
         said |= {"metric": METRIC, "mode": self.world.objective.mode}
         events = [
             {"event": "sitting", "time": BEGAN, "sweep": said, "workers": 2, "budget": 3600},
-            *({"event": "proposal", "name": trial.name} for trial in self.trials),
-            *({"event": "proposal", "name": f"live-{i}"} for i in range(under_way)),
+            *(proposal(trial.name) for trial in self.trials),
+            *(proposal(f"live-{i}") for i in range(under_way)),
             *({"event": event, "time": self.clock, "text": "no more"} for event in ends),
         ]
         (folder / "sweep").mkdir(parents=True)

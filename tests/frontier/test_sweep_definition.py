@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torchmetrics
 
 from raytrain_plus.cli.sweep import SweepLine, seconds_of
 from raytrain_plus.frontier.agenda import BASELINE, Proposal
@@ -28,7 +29,7 @@ class Measured(Task):
     """Reports accuracy, if it has anything to measure it on."""
 
     def metrics(self):
-        return {"accuracy": None}
+        return {"accuracy": torchmetrics.MeanMetric()}
 
     def evaluation_data(self):
         return "somewhere"

@@ -17,6 +17,7 @@ from raytrain_plus.observe.causes import CAUSES, class_of
         ("start", "start"),
         ("w1 lost", "lost"),
         ("w12 hung", "lost"),
+        ("w3 failed", "lost"),
         ("2 taken away", "lost"),
         ("w3 joined", "joined"),
         ("w0 drained", "drained"),
