@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
+from raytrain_plus.redaction import redacted
 from raytrain_plus.streams.store import Store
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.retention import Kept
 
 _CODE = "code:"  # how a change of code begins
+_DATA = ("data", "evaluation data")  # in a worker's fingerprint
+_COMPUTED = ("initial model", "probe gradient")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Resumption:
         refused: newer checkpoints that are not used, and why.
         run_id: tells the run from others of its name; empty where that was not recorded.
         found: the checkpoints that there are, where the journal that told of them is lost.
+        environment: how the workers computed before, as far as it must be the same now.
     """
 
     place: Path | str | None
@@ -34,6 +38,7 @@ class Resumption:
     refused: Mapping[str, str]
     run_id: str = ""
     found: Sequence[Kept] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
         """Return what the journal's `run` line tells of it."""
@@ -75,9 +80,10 @@ def last_checkpoint(
     changes = _changes(_identity_before(folder), identity)
     _check_changes(changes, folder, allowed)
     run_id = run_id_of(folder)
+    computed = _comparable(_environment_before(folder), changes)
     name, refused = checkpoint.newest_whole(store, folder.name, run_id)
     if name is None and not refused and not _has_checkpoints(folder):
-        return Resumption(None, 0, changes, {}, run_id)
+        return Resumption(None, 0, changes, {}, run_id, environment=computed)
     if name is None:
         raise ConfigError(
             f"there is no checkpoint in {_told(store)} to resume from, and the journal tells of "
@@ -85,7 +91,8 @@ def last_checkpoint(
             f"under another name{_listed(refused)}"
         )
     found = store.inside(name)
-    return Resumption(_told(found), checkpoint.step_of(found), changes, refused, run_id)
+    step = checkpoint.step_of(found)
+    return Resumption(_told(found), step, changes, refused, run_id, environment=computed)
 
 
 def _from_checkpoints(
@@ -101,7 +108,9 @@ def _from_checkpoints(
     changes = _changes(manifest.identity, identity)
     _check_changes(changes, _told(store), allowed)
     there = checkpoint.kept(store, manifest.run_id)
-    return Resumption(_told(place), manifest.step, changes, refused, manifest.run_id, there)
+    computed = _comparable(manifest.environment, changes)
+    step, run_id = manifest.step, manifest.run_id
+    return Resumption(_told(place), step, changes, refused, run_id, there, computed)
 
 
 def _check_changes(changes: Sequence[str], where: Path | str, allowed: tuple[str, ...]) -> None:
@@ -176,9 +185,26 @@ def _identity_before(folder: Path) -> Mapping[str, Any]:
     return before
 
 
+def _environment_before(folder: Path) -> Mapping[str, str]:
+    """Return how the run's workers computed the last time; empty if none came up."""
+    computed: Mapping[str, str] = {}
+    for event in journal.each(folder / journal.FILE_NAME, {"environment"}):
+        computed = event.get("fingerprint", {})
+    return computed
+
+
+def _comparable(environment: Mapping[str, str], changes: Sequence[str]) -> dict[str, str]:
+    """Return what of the workers' fingerprint must be the same now, after allowed changes.
+
+    The data was compared already, and what is computed follows from what was changed.
+    """
+    left_out = {*_DATA, *(_COMPUTED if changes else ())}
+    return {key: value for key, value in environment.items() if key not in left_out}
+
+
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say what differs, as JSON holds it: the identity before comes from the journal."""
-    now = json.loads(json.dumps(now))
+    """Say what differs, as the journal holds it: as JSON and without secrets."""
+    before, now = redacted(before), redacted(json.loads(json.dumps(now)))
     return [
         *_code_changes(before, now),
         *(

@@ -175,7 +175,12 @@ class ElasticTrainer:
         """Find from where the run goes on, and have it begin there."""
         folder, store = self.spec.folder, store_of(self.spec)
         found = resuming.last_checkpoint(folder, self._identity, store=store, **changes)
-        self.spec = replace(self.spec, run_id=found.run_id or self.spec.run_id)
+        self.spec = replace(
+            self.spec,
+            run_id=found.run_id or self.spec.run_id,
+            environment=found.environment,
+            allow_change=changes["allow_change"],
+        )
         if found.step > self.spec.clock.total_steps:
             raise configure.ConfigError(
                 f"the run in {folder} stands at step {found.step}, and is to end after step "

@@ -166,6 +166,51 @@ def test_a_new_run_does_not_keep_its_checkpoints_among_those_of_another(tmp_path
         resuming.check_unused(store, "mine")
 
 
+WORKERS = {"torch": "2", "threads": "1", "data": "a.parquet", "probe gradient": "9"}
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["folder", "folder is lost"])
+def test_a_resumed_run_knows_how_its_workers_computed_the_last_time(tmp_path, is_lost):
+    folder, store = tmp_path / "run", Store(tmp_path / "kept").inside("run")
+    write(store, "run", [9], identity=IDENTITY, environment=WORKERS)
+    if not is_lost:
+        described(folder)
+        journal = Journal(folder)
+        journal.write("environment", fingerprint={"torch": "1"})
+        journal.write("environment", fingerprint=WORKERS)
+        journal.close()
+    found = resuming.last_checkpoint(folder, IDENTITY, store=store)
+    assert found.environment == {"torch": "2", "threads": "1", "probe gradient": "9"}
+    other = {**IDENTITY, "seed": 18}
+    found = resuming.last_checkpoint(folder, other, store=store, allow_change=True)
+    assert found.environment == {"torch": "2", "threads": "1"}
+
+
+def test_a_run_that_begins_again_must_compute_its_steps_as_before(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("run", identity=IDENTITY)
+    journal.write("environment", fingerprint=WORKERS)
+    journal.close()
+    assert resuming.last_checkpoint(tmp_path, IDENTITY).environment["threads"] == "1"
+
+
+SECRET = {"data": "https://ann:pass:w@rd@host/a.parquet?sig=abc", "token": "t0ken"}
+
+
+def test_what_is_kept_secret_is_no_change(tmp_path):
+    described(tmp_path / "run", checkpoints=[9])
+    for folder in (tmp_path / "run", tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        journal = Journal(folder)
+        journal.write("run", identity=SECRET, changes=["data: was a, is b"])
+        journal.close()
+        assert "w@rd" not in journal.path.read_text()
+    assert resuming.last_checkpoint(tmp_path / "run", SECRET).changes == []
+    with says(ConfigError, "data: was 'https://***@host/a.parquet?sig=***', is 'https://***@else"):
+        moved = {**SECRET, "data": SECRET["data"].replace("host", "elsewhere")}
+        resuming.last_checkpoint(tmp_path / "run", moved)
+
+
 CODE = {"task.py": "1", "rates.py": "2"}
 
 

@@ -65,10 +65,10 @@ def _cuda(device: torch.device) -> Fingerprint:
     }
 
 
-def difference(group: Fingerprint, newcomer: Fingerprint) -> str:
-    """Say in what a newcomer differs from the group; empty if in nothing."""
+def difference(group: Fingerprint, newcomer: Fingerprint, compared: str = "the group's is") -> str:
+    """Say in what a newcomer differs from the group, or from others; empty if in nothing."""
     differing = [
-        f"{key} is {_short(newcomer.get(key, 'unknown'))}, the group's is {_short(value)}"
+        f"{key} is {_short(newcomer.get(key, 'unknown'))}, {compared} {_short(value)}"
         for key, value in group.items()
         if newcomer.get(key) != value
     ]

@@ -121,6 +121,8 @@ class RunSpec:
         retention: which checkpoints are kept.
         identity: what the run's bits depend on.
         resume_from: the checkpoint to start from, as a path or a URL, and its step; or None.
+        environment: what the workers' fingerprints were before a resume, and must be again.
+        allow_change: they may be others; the run is then marked.
         driver: the lifeline of the process that started the run, whose end stops it. Default: the
             run goes on without that process.
         run_id: tells the run from others of its name; the same when it is resumed.
@@ -151,6 +153,8 @@ class RunSpec:
     retention: Retention = Retention()  # noqa: RUF009 - it is frozen
     identity: Mapping[str, Any] = field(default_factory=dict)
     resume_from: tuple[str, int] | None = None
+    environment: Fingerprint = field(default_factory=dict)
+    allow_change: bool = False
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     driver: tuple[str, int, str] | None = None
     run_id: str = ""

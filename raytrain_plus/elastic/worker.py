@@ -167,6 +167,7 @@ class Worker:
             self._weave.aspects,
             lambda share: self._coordinator.written.remote(self._name, share),
             partial(check_claim, store_of(spec), spec.claim),
+            proof,
         )
         self._strikes = Strikes(spec.folder)
         self._victim = Victim(self._task, replica, self._uploads)

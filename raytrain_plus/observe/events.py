@@ -146,7 +146,7 @@ _TYPED: Mapping[str, Checks] = {
     "worker": {"worker": _text, "state": _text},
     "fault": {"step": _count, "action": _text, "phase": _or_none(_text)},
     "target": {"workers": _count},
-    "environment": {"fingerprint": _table},
+    "environment": {"fingerprint": _table, "changes": _texts},
     "account": {"seconds": _table, "traffic": _table},
     "warning": {"text": _text},
     "end": {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _STEPS = (1.0, 2.0, 5.0, 10.0)
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
 _DAY = 86400
+_LEAST = 1e-100  # on a logarithmic axis, which has room left over then
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ def scale_of(
         values: what it is for.
         low: its lower end. Default: the least value.
         high: its upper end. Default: the greatest value.
-        log: whether it is logarithmic, if all values are above zero.
+        log: whether it is logarithmic, if all values are above zero and neither tiny nor huge.
         room: what part of it is left free at each end that is not given.
     """
     least = min(values, default=0.0) if low is None else low
     most = max(values, default=1.0) if high is None else high
-    log = log and least > 0
+    log = log and least > _LEAST and most < 1 / _LEAST
     if most <= least:
         around = abs(least) * 0.1 or 1.0
         return Scale(least * 0.9 if log else least - around, least + around, log)

@@ -101,7 +101,8 @@ def commit(place: Place, header: Mapping[str, Any], pieces: Sequence[Piece]) -> 
 
     Args:
         place: where the checkpoint is.
-        header: `run`, what `describe_state` returned, and if known `identity` and `metrics`.
+        header: `run`, what `describe_state` returned, and if known `run_id`,
+            `identity`, `environment` and `metrics`.
         pieces: what `write_share` returned on all workers.
 
     Raises:

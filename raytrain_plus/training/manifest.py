@@ -60,6 +60,7 @@ class _Content:
     files: dict[_FileName, _File]
     run_id: str = ""
     identity: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,6 +78,7 @@ class Manifest:
         algorithms: the aspects with which it was trained.
         pieces: the files.
         identity: what the run's bits depend on.
+        environment: the fingerprint of the workers.
         metrics: of the last evaluation at or before its step.
         run_id: tells the run from others of its name; empty where that was not recorded.
     """
@@ -87,6 +89,7 @@ class Manifest:
     algorithms: Sequence[Described]
     pieces: Sequence[Piece]
     identity: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
 
@@ -156,6 +159,7 @@ class Manifest:
             algorithms=[Described(*one) for one in said["algorithms"]],
             pieces=[Piece(file, told.bytes, told.sha256) for file, told in said["files"].items()],
             identity=said.get("identity", {}),
+            environment=said.get("environment", {}),
             metrics=said.get("metrics", {}),
             run_id=said.get("run_id", ""),
         )

@@ -140,6 +140,12 @@ def test_a_run_that_was_resumed_goes_on_where_it_was():
     assert list(read_history([*crashed, *changed]).steps) == [*range(1, 9), 11]
     assert "same bits: no" in words([*crashed, *changed])
     assert "it was resumed once." in words([*crashed, *later])
+    changes = ["environment: torch is 2, before it was 1"]
+    other = {"event": "environment", "time": 1002.5, "fingerprint": {"torch": "2"}}
+    moved = [{**later[0]}, {**other, "changes": changes}, *later[1:]]
+    history = read_history([*crashed, *moved])
+    assert list(history.steps) == [*range(1, 9), 11]
+    assert "torch is 2, before it was 1" in words([*crashed, *moved])
 
 
 def test_no_text_of_a_journal_becomes_markup():

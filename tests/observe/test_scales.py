@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raytrain_plus.observe.quantities import bytes_of, duration, number, share
@@ -13,6 +13,7 @@ VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
 
 @given(st.lists(VALUES, max_size=20), st.booleans(), st.floats(0, 0.2))
+@example(values=[1.0, 2.225073858507e-311], log=True, room=0.125)
 def test_all_values_lie_on_their_scale(values, log, room):
     scale = scale_of(values, log=log, room=room)
     assert scale.low < scale.high

@@ -22,9 +22,10 @@ from raytrain_plus.elastic.membership.pool import (
 )
 from raytrain_plus.elastic.messages import Fingerprint, Ready, Report, RunSpec
 from raytrain_plus.elastic.records.chronicle import Chronicle
+from raytrain_plus.redaction import redacted
 
 _LOOK = 0.25
-_FUTILE = 3  # newcomers in a row with other code, after which a run without workers ends
+_FUTILE = 3  # newcomers refused in a row, after which a run without workers ends
 _GRACE = 2.0
 _STANDING_SECONDS = 1.0
 _FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
@@ -73,14 +74,14 @@ class Recruiting:
         self.bitwise = True
         self.on_end: Callable[[str], None] = lambda _: None
         self._started = 0
-        self._reference: Fingerprint | None = None
+        self._reference: Fingerprint = chronicle.environment
         self._group_once = False
         self._error = ""
         self._failed_on: dict[str, Any] = {}
         self._trouble = ""
         self._warnings: set[str] = set()
         self._code = dict(spec.code)
-        self._other_codes = 0
+        self._futile = 0  # newcomers in a row with other code or bits than the run's
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
         self._causes: list[str] = []
@@ -139,7 +140,7 @@ class Recruiting:
             self.give_up_stuck()
             if self._error:
                 raise RunError(self._error, self._failed_on)
-            if self._other_codes >= _FUTILE and not (self._available() or self._leaving()):
+            if self._futile >= _FUTILE and not (self._available() or self._leaving()):
                 raise RunError(self._trouble)
             if time.monotonic() > deadline:
                 least = self._least()
@@ -227,11 +228,8 @@ class Recruiting:
         if ready is None:
             self._failed_to_come(seat, event)
             return
-        if self._reference is None:
-            self._reference = ready.fingerprint
-            self._chronicle.note("environment", fingerprint=dict(ready.fingerprint))
         if changed := self._other_code(ready):
-            self._other_codes += 1
+            self._futile += 1
             self._note(seat, "refused", f"it has imported other code than the run: {changed}")
             self._give_up(
                 seat,
@@ -240,8 +238,11 @@ class Recruiting:
                 "go on with the new code (--resume --accept-changed-code).",
             )
             return
-        self._other_codes = 0
-        reason = difference(self._reference, ready.fingerprint)
+        fingerprint = redacted(ready.fingerprint)  # as the journal keeps it
+        if not self._reference and not self._is_as_before(seat, fingerprint):
+            return
+        self._futile = 0
+        reason = difference(self._reference, fingerprint)
         if reason and self._spec.elastic.bitwise:
             self._note(seat, "refused", f"it computes other bits than the group: {reason}")
             self._give_up(seat, f"The last that came computes other bits than the group: {reason}.")
@@ -257,6 +258,31 @@ class Recruiting:
         for said in sorted(set(ready.warnings) - self._warnings):
             self._warnings.add(said)  # once, not once for each worker
             self._chronicle.note("warning", text=said)
+
+    def _is_as_before(self, seat: Seat, fingerprint: Fingerprint) -> bool:
+        """Let the first worker of a resumed run compute as those before; else it is refused.
+
+        One that computes differently is admitted if that is allowed, and the run is marked.
+        """
+        changed = difference(self._spec.environment, fingerprint, "before it was")
+        if changed and self._spec.elastic.bitwise and not self._spec.allow_change:
+            self._futile += 1
+            why = f"computes other bits than the run before it was resumed: {changed}"
+            self._note(seat, "refused", f"it {why}")
+            self._give_up(
+                seat,
+                f"The last that came, {_place(seat)}, {why}. Resume the run where it computes as "
+                "before; or allow the change (--allow-change): the run is then marked, and its "
+                "bits are those of no undisturbed run.",
+            )
+            return False
+        self._reference = fingerprint
+        changes = [f"environment: {changed}"] if changed else []
+        self._chronicle.computes_with(fingerprint, changes)
+        for text in changes:
+            said = "the run goes on, and its bits are those of no undisturbed run"
+            self._chronicle.note("warning", text=f"{text}; {said}")
+        return True
 
     def _other_code(self, ready: Ready) -> str:
         """Say which of the user's files a newcomer has imported in another version."""
@@ -274,10 +300,10 @@ class Recruiting:
 
     def found_again(self, worker: str, ready: Ready, step: int) -> None:
         """Give a worker its seat back that an earlier coordinator had admitted."""
-        if self._reference is None:
-            self._reference = ready.fingerprint
+        fingerprint = redacted(ready.fingerprint)
+        self._reference = self._reference or fingerprint
         self._code = {**ready.code, **self._code}
-        self.bitwise = self.bitwise and not difference(self._reference, ready.fingerprint)
+        self.bitwise = self.bitwise and not difference(self._reference, fingerprint)
         self.avoid([worker])
         self._group_once = True
         seat = self.seats[worker] = Seat(worker)

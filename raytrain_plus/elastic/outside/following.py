@@ -239,6 +239,7 @@ def ended(events: Sequence[Event], folder: Path) -> Ended:
     journal.need(run, "run", "time", "batch_size", "batch_tokens")
     journal.need(end, "time", "state", "step")
     outcome = _outcome_of(events, end)
+    changes = [change for event in events for change in event.get("changes", ())]
     summary = {
         "run": run["run"],
         "state": outcome.state,
@@ -257,7 +258,7 @@ def ended(events: Sequence[Event], folder: Path) -> Ended:
         "faults_left": outcome.faults_left,
         "checkpoint": outcome.checkpoint,
         "folder": str(folder),
-        **({"changes": run["changes"]} if run.get("changes") else {}),
+        **({"changes": changes} if changes else {}),
         **({"failed_on": dict(outcome.failed_on)} if outcome.failed_on else {}),
     }
     return Ended(outcome, summary)

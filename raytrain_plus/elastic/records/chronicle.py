@@ -3,7 +3,7 @@
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from raytrain_plus.elastic.messages import Event, Outcome, Plan
@@ -43,6 +43,10 @@ class Chronicle:
             come back.
         allowed: called before each line; raises if we are not to write any more.
         listener: called with what has been written.
+
+    Attributes:
+        environment: the fingerprint of the run's workers since it was begun or resumed; empty
+            until the first has come up.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class Chronicle:
         self.device_seconds = 0.0
         self._pending: dict[int, tuple[Plan, str, float | None]] = {}
         self._void = (0, 0)  # generation, step
+        self._resumed_step = 0
+        self.environment: dict[str, str] = {}
         for event in events:
             self._recall(event)
 
@@ -113,8 +119,11 @@ class Chronicle:
         kind = event["event"]
         if kind == "run":
             self.generations, self.device_seconds, self._void = [], 0.0, (0, 0)
+            self._resumed_step, self.environment = event.get("resumed_step", 0), {}
             if event.get("changes"):  # what follows is another run's
-                self._take_back(event.get("resumed_step", 0), 0)
+                self._take_back(self._resumed_step, 0)
+        elif kind == "environment":
+            self._compute_with(event.get("fingerprint", {}), event.get("changes", ()))
         elif kind == "step":
             self.begin_at(event["step"] - 1)
             if event["step"] == self.step + 1:
@@ -184,6 +193,23 @@ class Chronicle:
     def note(self, event: str, **fields: Any) -> None:
         """Write anything else."""
         self._write([{"event": event, "time": time.time(), **fields}])
+
+    def computes_with(self, fingerprint: Mapping[str, str], changes: Sequence[str] = ()) -> None:
+        """Write how the workers compute.
+
+        Args:
+            fingerprint: of the first worker.
+            changes: what is different from before the run was resumed. If anything is, the steps
+                after the checkpoint may be computed again to other losses.
+        """
+        self._compute_with(fingerprint, changes)
+        changed = {"changes": list(changes)} if changes else {}
+        self.note("environment", fingerprint=self.environment, **changed)
+
+    def _compute_with(self, fingerprint: Mapping[str, str], changes: Sequence[str]) -> None:
+        self.environment = dict(fingerprint)
+        if changes:
+            self._take_back(self._resumed_step, 0)
 
     def end(self, outcome: Outcome) -> None:
         """Write how the run has ended; its generations are there already."""

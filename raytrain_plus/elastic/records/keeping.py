@@ -12,7 +12,7 @@ from raytrain_plus.elastic.membership.fencing import FencedError, check_claim
 from raytrain_plus.elastic.messages import Event, RunSpec
 from raytrain_plus.elastic.records.checkpoints import Attempt, Checkpoints, Shares
 from raytrain_plus.elastic.records.chronicle import Chronicle
-from raytrain_plus.elastic.records.uploads import Share, store_of
+from raytrain_plus.elastic.records.uploads import Share, header_of, store_of
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.retention import Kept
@@ -231,9 +231,7 @@ class Keeping:
     def _commit(self, shares: Shares) -> None:
         state = next(one.state for one in shares.returned if one.state is not None)
         header = {
-            "run": self._spec.name,
-            "run_id": self._spec.run_id,
-            "identity": dict(self._spec.identity),
+            **header_of(self._spec, self._chronicle.environment),
             "metrics": self._metrics(),
             **state,
         }

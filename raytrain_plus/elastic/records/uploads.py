@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain_plus.algorithms import Aspect
-from raytrain_plus.elastic.messages import RunSpec
+from raytrain_plus.elastic.messages import Fingerprint, RunSpec
 from raytrain_plus.names import check_name
+from raytrain_plus.redaction import redacted
 from raytrain_plus.streams.store import Store
 from raytrain_plus.training import checkpoint
 from raytrain_plus.training.pieces import Piece
@@ -21,6 +22,12 @@ def store_of(spec: RunSpec) -> Store:
     if not storage:
         return Store(spec.folder)
     return Store(storage, spec.elastic.checkpoint_options).inside(check_name(spec.name))
+
+
+def header_of(spec: RunSpec, environment: Fingerprint) -> dict[str, Any]:
+    """Return what a checkpoint's manifest says of its run; it holds no secrets."""
+    described = {"identity": dict(spec.identity), "environment": dict(environment)}
+    return {"run": spec.name, "run_id": spec.run_id, **redacted(described)}
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Uploads:
         aspects: the run's, for the manifest.
         tell: called with the share, from a thread.
         allowed: called before anything is written; raises if the run has another owner.
+        environment: this worker's fingerprint, for the manifest.
 
     Attributes:
         store: where checkpoints are.
@@ -66,8 +74,10 @@ class Uploads:
         aspects: Sequence[Aspect],
         tell: Callable[[Share], None],
         allowed: Callable[[], None] = lambda: None,
+        environment: Fingerprint | None = None,
     ) -> None:
         self.store = store
+        self._environment = environment or {}
         self._aspects = aspects
         self._tell = tell
         self._allowed = allowed
@@ -115,13 +125,8 @@ class Uploads:
         place = (store or self.store).inside(checkpoint.name_of(snapshot.step))
         pieces = checkpoint.write_share(place, snapshot, 0, 1)
         state = checkpoint.describe_state(snapshot, self._aspects)
-        header = {
-            "run": spec.name,
-            "run_id": spec.run_id,
-            "identity": dict(spec.identity),
-            **state,
-        }
-        checkpoint.commit(place, header, pieces)
+        header = header_of(spec, self._environment)
+        checkpoint.commit(place, {**header, **state}, pieces)
         return str(state["digest"])
 
     def finish(self, seconds: float) -> None:

@@ -136,7 +136,7 @@ def read_history(events: Iterable[Event]) -> History:
         if kind == "checkpoint":
             history.checkpoints.append(event)
         elif kind == "environment":
-            history.fingerprint = event.get("fingerprint", {})
+            _environment(history, event)
         elif kind in reading:
             reading[kind](history, event)
     if not history.sessions:
@@ -152,6 +152,14 @@ def _begin(history: History, event: Event) -> None:
     history.sessions.append(Session(event, start, start, offset))
     if event.get("changes"):  # what follows is another run's
         _take_back(history, event.get("resumed_step", 0))
+
+
+def _environment(history: History, event: Event) -> None:
+    history.fingerprint = event.get("fingerprint", {})
+    if changes := event.get("changes"):  # what follows is another run's
+        run = history.last.run
+        run["changes"] = [*run.get("changes", ()), *changes]
+        _take_back(history, run.get("resumed_step", 0))
 
 
 def _generation(history: History, event: Event) -> None:

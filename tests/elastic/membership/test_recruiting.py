@@ -170,6 +170,64 @@ def test_equal_workers_leave_no_mark(make):
     assert gathered(crew).bitwise
 
 
+BEFORE = {"torch": "1", "probe gradient": "same"}
+
+
+def resumed_with(make, arrive=comes, **spec):
+    return make(arrive, environment=BEFORE, **spec)
+
+
+def test_a_resumed_run_refuses_workers_that_compute_otherwise_than_before(make, tmp_path):
+    elastic = ElasticConfig(start_timeout=1e6)
+    crew, pool = resumed_with(make, workers=(1, 1), elastic=elastic)
+    with pytest.raises(RunError, match=r"torch is 2, before it was 1.*--allow-change"):
+        crew.await_first(handler(crew))
+    assert pool.ended == ["w0", "w1", "w2"]  # no fourth is tried
+    assert not [e for e in read(tmp_path) if e["event"] == "environment"]
+
+
+def test_it_goes_on_with_workers_that_compute_as_before(make, tmp_path):
+    def one_is_the_same(worker):
+        return Came(worker, make_ready(worker, **({"torch": "1"} if worker == "w1" else {})))
+
+    crew, pool = resumed_with(make, one_is_the_same, workers=(1, 3))
+    gathered(crew)
+    assert names(crew.await_members(handler(crew))) == ["w1"]
+    assert {"w0", "w2"} <= set(pool.ended)
+    (noted,) = [e for e in read(tmp_path) if e["event"] == "environment"]
+    assert noted["fingerprint"]["torch"] == "1"
+    assert "changes" not in noted
+
+
+@pytest.mark.parametrize(
+    "allowing", [{"allow_change": True}, {"elastic": ElasticConfig(bitwise=False)}]
+)
+def test_another_environment_that_is_allowed_marks_the_run(make, tmp_path, allowing):
+    crew, _ = resumed_with(make, workers=(1, 2), **allowing)
+    gathered(crew)
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    events = read(tmp_path)
+    (noted,) = [e for e in events if e["event"] == "environment"]
+    assert noted["changes"] == ["environment: torch is 2, before it was 1"]
+    (warned,) = [e for e in events if e["event"] == "warning"]
+    assert "torch is 2, before it was 1" in warned["text"]
+
+
+def test_a_password_in_the_address_of_the_data_is_no_difference(make, tmp_path):
+    def from_store(worker):
+        return Came(worker, make_ready(worker, data="https://ann:secret@host/a.parquet"))
+
+    gathered(make(from_store, workers=(1, 1))[0])
+    assert "secret" not in (tmp_path / "journal.jsonl").read_text()
+    again = Chronicle(Journal(tmp_path), read(tmp_path))  # of a coordinator that comes back
+    crew = Recruiting(make_spec(tmp_path), ScriptedPool(FakeTime()), again)
+    crew.recruit()
+    crew.came(from_store("w0"))
+    assert crew.seats["w0"].ready is not None
+    crew.came(Came("w1", make_ready("w1")))
+    assert "w1" not in crew.seats  # it reads other data
+
+
 # -- leaving
 
 

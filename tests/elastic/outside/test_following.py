@@ -170,6 +170,17 @@ def test_a_run_that_was_resumed_ends_as_it_ended_the_last_time(tmp_path):
     assert len(found.outcome.generations) == 1
 
 
+def test_what_is_other_than_before_a_resume_marks_the_run(tmp_path):
+    begin(tmp_path, changes=["seed: was 1, is 2"])
+    changed = "environment: torch is 2, before it was 1"
+    Journal(tmp_path).write("environment", fingerprint={"torch": "2"}, changes=[changed])
+    end(tmp_path)
+    assert ended(read(tmp_path), tmp_path).summary["changes"] == ["seed: was 1, is 2", changed]
+    begin(tmp_path, resumed_step=2)
+    end(tmp_path)
+    assert "changes" not in ended(read(tmp_path), tmp_path).summary
+
+
 def test_a_run_is_followed_until_its_end_is_written(tmp_path, monkeypatch):
     seen = []
     begin(tmp_path)

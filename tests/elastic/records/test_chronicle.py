@@ -275,6 +275,20 @@ def test_a_run_that_goes_on_differently_is_not_compared_with_the_one_before(fold
     restored.add([wrong(2)], 2)
 
 
+@pytest.mark.parametrize("restore", [lambda chronicle, _: chronicle, lambda _, f: again(f)])
+def test_a_run_that_goes_on_in_another_environment_is_not_either(folder, restore):
+    begin(folder).add([step(1), step(2), step(3), evaluation(3)], 2)
+    Journal(folder).write("run", resumed_step=1)
+    chronicle = again(folder)
+    assert chronicle.step == 3
+    chronicle.computes_with({"torch": "2"}, ["environment: torch is 2, before it was 1"])
+    chronicle = restore(chronicle, folder)
+    assert (chronicle.step, chronicle.environment) == (1, {"torch": "2"})
+    chronicle.add([wrong(2)], 2)
+    Journal(folder).write("run", resumed_step=2)
+    assert again(folder).environment == {}  # until a worker has come up
+
+
 def test_a_run_that_goes_on_the_same_is(folder):
     begin(folder).add([step(1), step(2)], 2)
     Journal(folder).write("run", resumed_step=1)

@@ -89,7 +89,8 @@ def make(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_is_there_when_all_shares_are(make):
-    run = make(identity={"seed": 17})
+    run = make(identity={"seed": 17, "data": "s3://ann:secret@host/a"})
+    run.chronicle.computes_with({"torch": "2", "data": "s3://ann:secret@host/a"})
     run.snapshot(5)
     first, second = run.share(5, 0), run.share(5, 1)
     run.keeping.written("w0", first, PAIR, 0.0)
@@ -98,7 +99,9 @@ def test_a_checkpoint_is_there_when_all_shares_are(make):
     run.settle()
     assert run.keeping.newest() == (run.place(5), 5)
     header = checkpoint.verify(run.place(5))
-    assert (header.run, header.step, header.identity) == ("run", 5, {"seed": 17})
+    assert (header.run, header.step) == ("run", 5)
+    assert header.identity == {"seed": 17, "data": "s3://***@host/a"}
+    assert header.environment == {"torch": "2", "data": "s3://***@host/a"}
     (note,) = run.noted()
     assert (note["step"], note["folder"]) == (5, run.place(5))
 
