@@ -21,6 +21,10 @@ MOST = 200_000
 
 _RETRY = 1.0  # seconds between two tries
 _COPY = 1 << 20  # bytes at once
+_REMOVED = (
+    "the run's folder {} was removed or renamed while the run lives: its journal is written again "
+    "there, and what else was in it, such as checkpoints, is gone from there"
+)
 
 
 class PatientJournal:
@@ -133,6 +137,8 @@ class PatientJournal:
             self._journal = self._open(self._folder)
             before, self._held = self._held, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             os.close(before)
+            said = {"event": "warning", "time": time.time(), "text": _REMOVED.format(self._folder)}
+            self._waiting.insert(0, said)
             return
         if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
             raise FileExistsError(0, f"another file is in the place of {path}")

@@ -42,6 +42,10 @@ def steps_in(folder):
     return [event["step"] for event in read(folder)]
 
 
+def kinds_in(folder):
+    return [event.get("step", event["event"]) for event in read(folder)]
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
 def test_what_cannot_be_written_is_written_later_in_order(tmp_path, error):
     disk = Disk()
@@ -84,11 +88,15 @@ def test_a_folder_that_is_removed_is_written_again(tmp_path, renamed):
     else:
         shutil.rmtree(folder)
     journal.write_all([step(3)])
-    assert steps_in(folder) == [1, 2, 3]
+    assert kinds_in(folder) == [1, 2, "warning", 3]
     assert [path.name for path in folder.iterdir()] == ["journal.jsonl"]
+    (warned,) = [event for event in read(folder) if event["event"] == "warning"]
+    assert f"{folder} was removed or renamed" in warned["text"]
     shutil.rmtree(folder)  # and once more
     journal.write_all([step(4)])
-    assert steps_in(folder) == [1, 2, 3, 4]
+    assert kinds_in(folder) == [1, 2, "warning", 3, "warning", 4]
+    journal.write_all([step(5)])
+    assert kinds_in(folder)[-2:] == [4, 5]
 
 
 def test_a_journal_in_the_place_of_ours_is_left_alone(tmp_path):
