@@ -7,6 +7,7 @@ journal and reports made from it, and what the commands print.
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 HIDDEN = "***"
@@ -71,6 +72,12 @@ def redacted(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redacted(inner) for inner in value]
     return value
+
+
+def described(value: Any) -> str:
+    """Return a dataclass's `repr` without secrets."""
+    shown = (f"{one.name}={getattr(value, one.name)!r}" for one in fields(value) if one.repr)
+    return redact(f"{type(value).__qualname__}({', '.join(shown)})")
 
 
 def names_a_secret(key: object) -> bool:

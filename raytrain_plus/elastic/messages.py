@@ -16,6 +16,7 @@ from raytrain_plus.elastic.health.suspicion import Corruption
 from raytrain_plus.elastic.outside.joining import NAMESPACE as NAMESPACE  # noqa: PLC0414 - part of these
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
+from raytrain_plus.redaction import described
 from raytrain_plus.task import Task
 from raytrain_plus.training.retention import Retention
 from raytrain_plus.user_code import Code
@@ -81,7 +82,7 @@ class ElasticConfig:
     audit_every: int = 100
     checkpoint_every: str | None = "1ep"
     checkpoint_storage: str | None = None
-    checkpoint_options: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     max_checkpoint_failures: int | None = None
     orphan_seconds: float = 120.0
     lender: str | None = None
@@ -97,6 +98,8 @@ class ElasticConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.isa not in (None, "default", "avx2", "avx512"):
             raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
+
+    __repr__ = described
 
     def told(self) -> dict[str, Any]:
         """Return what the journal tells of it: all but a store's options, which may be secret."""
@@ -163,6 +166,8 @@ class RunSpec:
     code: Code = field(default_factory=dict)
     cwd: str = ""
     hash_data: bool = False
+
+    __repr__ = described
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Arrive so that what is the user's is unpacked where its modules can be imported."""

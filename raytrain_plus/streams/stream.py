@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from raytrain_plus.redaction import described
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
 from raytrain_plus.streams.columns import Column, DataError, columns_of
 from raytrain_plus.streams.decoding import check_values, decode, explained, least_bytes, values_in
@@ -87,6 +88,8 @@ class Stream:
     cache_limit: int | str = DEFAULT_CACHE_LIMIT
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     deadline: float = 60.0
+
+    __repr__ = described
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str):
