@@ -1,11 +1,18 @@
 """A run goes on from its newest whole checkpoint, as the same run or as one that has changed."""
 
+import contextlib
+from types import SimpleNamespace
+
+import pyarrow as pa
 import pytest
 import torch
+from ray.train import RunConfig
 from torch import nn
 
-from raytrain_plus import resuming
+from raytrain_plus import ElasticTrainer, resuming
+from raytrain_plus.clock import Clock
 from raytrain_plus.configure import ConfigError
+from raytrain_plus.elastic.worker import Worker
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.store import Store
 from raytrain_plus.task import Task
@@ -164,6 +171,64 @@ def test_a_new_run_does_not_keep_its_checkpoints_among_those_of_another(tmp_path
     write(store, "mine", [60])
     with says(ConfigError, "another run 'mine'", "step 60", "--name", "--resume"):
         resuming.check_unused(store, "mine")
+
+
+class Fitted(Line):
+    columns = ("x", "y")
+    target = "y"
+
+    def loss(self, outputs, batch):
+        return (outputs[:, 0] - batch["y"]).square()
+
+
+def resumed_to(storage, duration, **more):
+    x = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 16, pa.float32()), 2)
+    return ElasticTrainer(
+        task=Fitted(),
+        data=pa.table({"x": x, "y": pa.array([1.0] * 8, pa.float32())}),
+        batch_size=8,
+        duration=duration,
+        run_config=RunConfig(name="run", storage_path=str(storage)),
+        resume=True,
+        allow_change=True,
+        **more,
+    )
+
+
+def test_a_run_that_stands_beyond_its_last_step_is_refused(tmp_path):
+    described(tmp_path / "run", checkpoints=[60])
+    with says(ConfigError, "stands at step 60", "after step 40", "Give a longer duration"):
+        resumed_to(tmp_path, "40ba")
+    for duration in ("60ba", "61ba"):  # at its last step it only ends
+        place, step = resumed_to(tmp_path, duration).spec.resume_from
+        assert (place, step) == (str(tmp_path / "run" / "checkpoint_00000060"), 60)
+
+
+@pytest.mark.parametrize(("step", "ending"), [(60, "finished"), (61, "finished"), (59, "paused")])
+def test_at_or_beyond_the_last_step_no_step_is_taken(step, ending, monkeypatch):
+    taken = []
+
+    def take(*_, **__):
+        taken.append(step + 1)
+        raise StepTakenError
+
+    clock = Clock(total_steps=60, steps_per_epoch=100, batch_size=8, evaluate_every=100)
+    worker = SimpleNamespace(
+        _spec=SimpleNamespace(clock=clock, part_rows=1),
+        _loop=SimpleNamespace(replica=SimpleNamespace(step=step)),
+        _source=None,
+        _order=None,
+        _evaluate=lambda *_: None,
+    )
+    monkeypatch.setattr("raytrain_plus.elastic.worker.Loader", take)
+    plan = SimpleNamespace(ranges=[()], evaluated=False)
+    with pytest.raises(StepTakenError) if ending == "paused" else contextlib.nullcontext():
+        assert Worker._run(worker, plan, SimpleNamespace(index=0)) == ending
+    assert taken == ([60] if ending == "paused" else [])
+
+
+class StepTakenError(Exception):
+    pass
 
 
 WORKERS = {"torch": "2", "threads": "1", "data": "a.parquet", "probe gradient": "9"}
