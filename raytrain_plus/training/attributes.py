@@ -15,7 +15,7 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -72,8 +72,13 @@ class Slot:
 
     def get(self) -> Any:
         """Return its value."""
+        get, key = self.getter()
+        return get(key, _ABSENT)
+
+    def getter(self) -> tuple[Callable[..., Any], str]:
+        """Return how to get its value with one call, now and later."""
         held = self.owner if isinstance(self.owner, dict) else vars(self.owner)
-        return held.get(self.key, _ABSENT)
+        return held.get, self.key
 
     def put(self, value: Any) -> None:
         """Set its value, or take it away."""
@@ -149,12 +154,9 @@ class Attributes:
         self._held = False
         self._adopted: set[Place] = set()
         self._find(model, task)
-        self._places = [(slot.owner, slot.key) for slot in self._slots if _fast(slot)]
-        self._slow = [(i, s) for i, s in enumerate(self._slots) if not _fast(s)]
-        self._fast = [i for i, slot in enumerate(self._slots) if _fast(slot)]
+        self._getters = [slot.getter() for slot in self._slots]
         self._values = [slot.get() for slot in self._slots]
-        self._fast_values = [self._values[i] for i in self._fast]
-        self._sizes = [len(owner) for _, _, owner in self._owners]
+        self._sizes = self._present_sizes()
 
     # -- what a part does
 
@@ -163,33 +165,32 @@ class Attributes:
 
         Advice of an aspect may have set attributes since the last part.
         """
-        now = [owner.get(key, _ABSENT) for owner, key in self._places]
-        if not all(map(is_, now, self._fast_values)):
-            for i, value in zip(self._fast, now, strict=True):
+        now = [get(key, _ABSENT) for get, key in self._getters]
+        if not all(map(is_, now, self._values)):
+            for i, value in enumerate(now):
                 if i not in self._undo:
                     self._values[i] = value
-            self._fast_values = [self._values[i] for i in self._fast]
         for content in self._contents:
             token = content.token()
             if token != content.look and content not in self._touched:
                 content.look, content.saved = token, copy_of(content.value)
-        self._sizes = [len(owner) for _, _, owner in self._owners]
+        self._sizes = self._present_sizes()
 
     def note(self) -> None:
         """Note what has changed since; each change is noted once, with the value before it."""
-        now = [owner.get(key, _ABSENT) for owner, key in self._places]
-        if not all(map(is_, now, self._fast_values)):
-            for i, value in zip(self._fast, now, strict=True):
+        now = [get(key, _ABSENT) for get, key in self._getters]
+        if not all(map(is_, now, self._values)):
+            for i, value in enumerate(now):
                 self._note_slot(i, value)
-        for i, slot in self._slow:
-            self._note_slot(i, slot.get())
         for content in self._contents:
             if content not in self._touched and content.token() != content.look:
                 self._touched.append(content)
                 self._is_fresh(content.slot)
-        for place, size in enumerate(self._sizes):
-            if len(self._owners[place][2]) != size:
-                self._note_added(place)
+        sizes = self._present_sizes()
+        if sizes != self._sizes:
+            for place, (size, before) in enumerate(zip(sizes, self._sizes, strict=True)):
+                if size != before:
+                    self._note_added(place)
 
     def put_back(self) -> list[Slot]:
         """Put back what was noted; returns what cannot be."""
@@ -206,7 +207,6 @@ class Attributes:
                 self._watch(slot)
             else:
                 slot.put(_ABSENT)
-        self._fast_values = [self._values[i] for i in self._fast]
         failed = [content.slot for content in self._touched if not content.put_back()]
         self._undo, self._added, self._touched = {}, [], []
         return failed
@@ -302,17 +302,14 @@ class Attributes:
         """Watch an attribute that was not there at the start, from its present value on."""
         self._slots.append(slot)
         self._values.append(slot.get())
-        self._fast.append(len(self._slots) - 1)
-        self._places.append((slot.owner, slot.key))
-        self._fast_values.append(self._values[-1])
+        self._getters.append(slot.getter())
         self._look_into(slot, self._values[-1], 0)
-        self._sizes = [len(owner) for _, _, owner in self._owners]
+        self._sizes = self._present_sizes()
 
     def _note_slot(self, i: int, value: Any) -> None:
         before = self._values[i]
         if (before is None or before is _ABSENT) and _is_opaque(value):
             self._values[i] = value
-            self._fast_values = [self._values[j] for j in self._fast]
             return
         if value is not before and i not in self._undo and not _equal(before, value):
             self._undo[i] = before
@@ -320,7 +317,7 @@ class Attributes:
 
     def _note_added(self, place: int) -> None:
         where, module, owner = self._owners[place]
-        known = {key for _, key in self._places if _ is owner}
+        known = {slot.key for slot in self._slots if slot.owner is owner}
         noted = {slot.key for slot in self._added if slot.owner is owner}
         for key in [*owner]:
             if key not in known and key not in noted and key not in _MACHINERY:
@@ -330,6 +327,9 @@ class Attributes:
                 else:
                     self._added.append(slot)
                     self._is_fresh(slot)
+
+    def _present_sizes(self) -> list[int]:
+        return [len(owner) for _, _, owner in self._owners]
 
     def _is_fresh(self, slot: Slot) -> None:
         place = (id(slot.owner), slot.key)
@@ -469,10 +469,6 @@ def _is_plain_object(value: Any) -> bool:
     if isinstance(value, (*_IGNORED, nn.Module)) or type(value).__module__.startswith("torch."):
         return False
     return isinstance(getattr(value, "__dict__", None), dict)
-
-
-def _fast(slot: Slot) -> bool:
-    return isinstance(slot.owner, dict)
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -44,6 +44,8 @@ class Buffers:
             (module, name, {key for key, _ in module._buffers.items()})  # noqa: SLF001
             for name, module in _modules(model)
         ]
+        self._held = [module._buffers for module, _, _ in self._modules]  # noqa: SLF001
+        self._sizes = [len(held) for held in self._held]
         self._empty = [
             (module, key)
             for _, module in _modules(model)
@@ -102,6 +104,8 @@ class Buffers:
     def appeared(self) -> list[tuple[nn.Module, str]]:
         """Return the buffers that a forward has added, or put where there was None."""
         found = [(m, k) for m, k in self._empty if _buffer(m, k) is not None]
+        if [len(held) for held in self._held] == self._sizes:
+            return found
         for module, _, keys in self._modules:
             if len(module._buffers) != len(keys):  # noqa: SLF001
                 found += [(module, key) for key, _ in module._buffers.items() if key not in keys]  # noqa: SLF001
@@ -109,7 +113,10 @@ class Buffers:
 
     def has_new(self) -> bool:
         """Say whether a buffer has appeared that had not before."""
-        found = {(id(module), key) for module, key in self.appeared()}
+        appeared = self.appeared()
+        if not appeared:
+            return False
+        found = {(id(module), key) for module, key in appeared}
         new = found - self._known
         self._known |= found
         return bool(new)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from raytrain_plus.seeds import seed_for
 from raytrain_plus.training.bits import BitSum, hash_of
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.reduction import Message, Wire
-from raytrain_plus.training.state import Replica
+from raytrain_plus.training.state import Replica, Scalars
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ class Fingerprint:
         self._buffers = buffers
         self._parameters = dict(replica.model.named_parameters())
         self._sums: dict[bool, tuple[list[tuple[str, int]], BitSum]] = {}
+        self._structure: tuple[Any, int] = (None, 0)
 
     def take(self, *, in_step: bool = False) -> int:
         """Return the fingerprint, at least 0 and below 2**64.
@@ -256,7 +258,19 @@ class Fingerprint:
         known = self._sums.get(in_step)
         if known is None or known[0] != memory:
             known = self._sums[in_step] = memory, BitSum(named)
-        return known[1].take() ^ hash_of(json.dumps(scalars, sort_keys=True, default=str))
+        return known[1].take() ^ self._hash_of(scalars)
+
+    def _hash_of(self, scalars: Scalars) -> int:
+        """Return a hash of all scalars; a structure is hashed when it is new."""
+        structure = scalars["optimizer"]["state"]
+        if structure is not self._structure[0]:
+            self._structure = structure, hash_of(_text(structure))
+        rest = scalars["optimizer"] | {"state": self._structure[1]}
+        return hash_of(_text(scalars | {"optimizer": rest}))
+
+
+def _text(scalars: Any) -> str:
+    return json.dumps(scalars, sort_keys=True, default=str)
 
 
 def _tell(wire: Wire, facts: Facts) -> list[Facts]:

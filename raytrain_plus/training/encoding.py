@@ -116,6 +116,7 @@ class Encoder:
         self._tensor_names: set[str] = set()
         self._encoded: dict[int, Encoded] = {}
         self._alive: list[object] = []
+        self._sources: dict[str, Tensor] = {}
 
     def note(self, value: object, path: str) -> str:
         """Remember where an object stands; returns the place, which is the path or like it."""
@@ -123,6 +124,10 @@ class Encoder:
         self._places[id(value)] = place
         self._alive.append(value)
         return place
+
+    def sources(self) -> dict[str, Tensor]:
+        """Return, for each of `tensors`, the object that it was made from."""
+        return self._sources
 
     def encode(self, value: Any, path: str) -> Encoded:
         """Encode a value.
@@ -196,6 +201,7 @@ class Encoder:
             return {"view": [own[0], offset, list(value.shape), list(value.stride())]}
         name = free(path, self._tensor_names)
         self.tensors[name] = value.detach()
+        self._sources[name] = value
         encoded: Encoded = {"tensor": name}
         if not value.is_contiguous():
             encoded["strides"] = list(value.stride())

@@ -10,6 +10,7 @@ place. An object that appears later has no counterpart in another worker and is 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,28 @@ from torch.optim import Optimizer
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.decoding import Decoder
 from raytrain_plus.training.encoding import Encoded, Encoder, attributes_of, same_bits
+from raytrain_plus.training.structure import Look, UnknownKindError, is_plain
 
 _INITIAL = ("lr", "initial_lr", "params")  # what a group holds that is no state of its own
 _DAMAGED = KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError
 _SAVED_APART = ("state", "param_groups")
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What `read` has found, for as long as the structure is the same.
+
+    Attributes:
+        facts: those of a look at the structure.
+        places: for each tensor of the state, which of the tensors of a look it is.
+        groups: the encoded groups.
+        rest: the encoded rest, without the settings that differ from those at the start.
+    """
+
+    facts: list[Any]
+    places: dict[str, int]
+    groups: list[Encoded]
+    rest: dict[str, Encoded]
 
 
 class OptimizerState:
@@ -52,35 +71,78 @@ class OptimizerState:
         self._params = built["params"]
         self._attributes = built["attributes"]
         self._saved = built["saved"]
+        self._reading: _Reading | None = None
 
     def read(self) -> tuple[dict[str, Tensor], list[Encoded], Encoded]:
         """Return the state's tensors by name, its groups, and the rest of it; no copies.
 
+        The whole is encoded when its structure has changed. The parts of the result are not to be
+        changed; the mappings themselves are the caller's.
+
         Raises:
             TaskError: something in it cannot be carried, by the optimizer's and its own name.
         """
-        encoder = self._encoder(self._known)
-        with_tensors, found = self._read(encoder)
-        rest = {"state": found["state"]}
+        look, known = self._look(), self._reading
+        if look is None or known is None or look.facts != known.facts:
+            encoder = self._encoder(self._known)
+            groups, rest = self._encode(encoder)
+            self._reading = None if look is None else _reading(look, encoder, groups, rest)
+            tensors = encoder.tensors
+        else:
+            tensors = {name: look.tensors[i].detach() for name, i in known.places.items()}
+            groups = [
+                {k: group[k] if is_plain(group[k]) else v for k, v in encoded.items()}
+                for group, encoded in zip(self.optimizer.param_groups, known.groups, strict=True)
+            ]
+            rest = dict(known.rest)
         changed = [
             f"{place}/{key}"
-            for place, group in enumerate(found["groups"])
+            for place, group in enumerate(groups)
             for key, value in group.items()
             if key not in _INITIAL and value != self._at_build(place).get(key, ...)
         ]
+        if changed:
+            rest["changed"] = changed
+        return tensors, groups, rest
+
+    def _look(self) -> Look | None:
+        """Look at the structure of the state; None if it has to be encoded each time."""
+        optimizer = self.optimizer
+        if self._has_own_state_dict():
+            return None
+        look = Look()
+        try:
+            look.at(optimizer.state)
+            look.facts.append(len(optimizer.param_groups))
+            for group in optimizer.param_groups:
+                look.at_settings(group)
+            for name, value in attributes_of(optimizer):
+                look.facts.append(name)
+                if value is optimizer.param_groups:
+                    continue
+                look.at(value)
+        except UnknownKindError:
+            return None
+        # Keys and tensors of the state may be, or lie in, tensors of the model.
+        look.facts += [tensor.data_ptr() for tensor in self._by_name.values()]
+        return look
+
+    def _encode(self, encoder: Encoder) -> tuple[list[Encoded], dict[str, Encoded]]:
+        """Return the groups, and the rest without the settings that have changed."""
+        with_tensors, found = self._read(encoder)
+        rest = {"state": found["state"]}
         attributes = {
             name: value
             for name, value in found["attributes"].items()
             if name in with_tensors or value != self._attributes.get(name, ...)
         }
         optional = {
-            "changed": changed,
             "attributes": attributes,
             "params": found["params"] if found["params"] != self._params else None,
             "saved": found["saved"] if found["saved"] != self._saved else None,
         }
         rest |= {key: value for key, value in optional.items() if value}
-        return encoder.tensors, found["groups"], rest
+        return found["groups"], rest
 
     def load(
         self, tensors: Mapping[str, Tensor], groups: list[Encoded], rest: Mapping[str, Encoded]
@@ -90,6 +152,7 @@ class OptimizerState:
         Raises:
             ValueError: it is of another optimizer, or damaged.
         """
+        self._reading = None
         try:
             if "state" not in rest:
                 self._load_older(tensors, groups, rest)
@@ -152,11 +215,14 @@ class OptimizerState:
 
     def _own_state_dict(self) -> dict[str, Any]:
         """Return what an overridden `state_dict()` adds."""
-        own = getattr(type(self.optimizer), "state_dict", Optimizer.state_dict)
-        if own is Optimizer.state_dict:
+        if not self._has_own_state_dict():
             return {}
         said = self.optimizer.state_dict()
         return {key: value for key, value in said.items() if key not in _SAVED_APART}
+
+    def _has_own_state_dict(self) -> bool:
+        own = getattr(type(self.optimizer), "state_dict", Optimizer.state_dict)
+        return own is not Optimizer.state_dict
 
     def _at_build(self, place: int) -> Mapping[str, Encoded]:
         group: Mapping[str, Encoded] = self._groups[place] if place < len(self._groups) else {}
@@ -235,6 +301,18 @@ class OptimizerState:
         for group, saved in zip(self.optimizer.param_groups, groups, strict=True):
             for key, value in saved.items():
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+
+
+def _reading(
+    look: Look, encoder: Encoder, groups: list[Encoded], rest: Mapping[str, Encoded]
+) -> _Reading | None:
+    """Keep what was read; None if some tensor of it was not seen by the look."""
+    seen = {id(tensor): place for place, tensor in enumerate(look.tensors)}
+    named = encoder.sources()
+    if any(id(tensor) not in seen for tensor in named.values()):
+        return None
+    places = {name: seen[id(tensor)] for name, tensor in named.items()}
+    return _Reading(look.facts, places, groups, dict(rest))
 
 
 def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from raytrain_plus.training.reduction import (
     Rows,
 )
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.weights import Weights
+from raytrain_plus.training.weights import Mark, Weights
 
 _INSTEAD = (
     "no checkpoint and no other worker has it. Make it a buffer (self.register_buffer), draw from "
@@ -59,6 +59,7 @@ class Parts:
         self._attributes = buffers.attributes
         self._advised = bool(weave.aspects)
         self.weights = Weights(replica.model)
+        self._marked: tuple[Step, Mark] | None = None
         self._names = {id(p): name for name, p in replica.parameters.items()}
         self._enter = enter
         in_forward = {id(p): place for place, p in enumerate(replica.model.parameters())}
@@ -100,15 +101,16 @@ class Parts:
     def backward(self, step: Step, total: Tensor) -> None:
         """Add the gradient of a part to those of the parameters."""
         with self._weave.around("backward", step):
-            mark = self.weights.mark()
+            mark = self._mark(step)
             total.backward()  # type: ignore[no-untyped-call]
-            self.weights.compare(mark, "the backward")
+            self.weights.compare(mark, "the loss or the backward")
 
     def leaf(self, step: Step, rank: int, batch: Batch) -> Leaf:
         """Compute one leaf, gradients and then changes of the buffers, and leave no trace of it.
 
         No gradients may be pending. The buffers must be at a snapshot, and are so afterwards.
         """
+        self._marked = None
         self.run(step, rank, batch, np.zeros(LANE_WIDTH), partial(self.backward, step))
         leaf = [self._gradient(p) for p in self.parameters]
         leaf += self._buffers.changes()
@@ -143,7 +145,7 @@ class Parts:
         with self._weave.around("forward", step):
             if advised:  # advice may have set attributes, and takes care of them itself
                 attributes.begin()
-            mark = self.weights.mark()
+            mark = self._mark(step)
             step.outputs = self._task.forward(step.model, step.batch)
             self.weights.compare(mark, "the forward")
             if advised:
@@ -153,6 +155,15 @@ class Parts:
                 attributes.begin()
             take_losses(step, self._task.loss(step.outputs, step.batch))
             attributes.note()
+
+    def _mark(self, step: Step) -> Mark:
+        """Return how the parameters must be left: what they were when the step began.
+
+        Advice of aspects may change them for a while, and is left out.
+        """
+        if self._advised or self._marked is None or self._marked[0] is not step:
+            self._marked = step, self.weights.mark()
+        return self._marked[1]
 
     def _settle(self, step: Step, losses: Tensor) -> None:
         """Find out whether what the forward has left in Python for the first time is a cache.

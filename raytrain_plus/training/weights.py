@@ -44,7 +44,13 @@ class Weights:
             named.setdefault(id(parameter), (name, parameter))
         self._names = [name for name, _ in named.values()]
         self._all = [p for _, p in named.values()]
-        self._count = sum(len(m._parameters) for m in model.modules())  # noqa: SLF001
+        self._held = [
+            held
+            for module in model.modules()
+            for held in (module._parameters, module._modules)  # noqa: SLF001
+        ]
+        self._sizes = [len(held) for held in self._held]
+        self._count = self._n_parameters()
         self._trained = [p.requires_grad for p in self._all]
         self._kinds = [(p.shape, p.dtype, p.device) for p in self._all]
         self._memory = [p.data_ptr() for p in self._all]
@@ -89,7 +95,8 @@ class Weights:
         for place, parameter in enumerate(self._all):
             if parameter.requires_grad and not self._trained[place]:
                 raise TaskError(self._toggled(place, "something"))
-        if sum(len(m._parameters) for m in self._model.modules()) != self._count:  # noqa: SLF001
+        sizes = [len(held) for held in self._held]
+        if sizes != self._sizes and self._n_parameters() != self._count:
             known = {name for *_, name in self._places}
             now_named = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
             raise TaskError(
@@ -164,6 +171,9 @@ class Weights:
     def explain(self, what: str, name: str) -> str:
         """Return the sentence that says that something changes a parameter."""
         return f"{what} changes parameter {name!r}: {_INSTEAD}"
+
+    def _n_parameters(self) -> int:
+        return sum(len(module._parameters) for module in self._model.modules())  # noqa: SLF001
 
     def _toggled(self, place: int, what: str) -> str:
         to = "switches on" if self._all[place].requires_grad else "switches off"
