@@ -148,8 +148,9 @@ def is_first(marker: Path) -> bool:
     return True
 
 
+@cache
 def place_in_line(folder: Path) -> int:
-    """Return 0 to the first process that asks, 1 to the second, and so on."""
+    """Return 0 to the first process that asks, 1 to the second; the same to one that asks again."""
     return next(n for n in itertools.count() if is_first(folder / f"process-{n}"))
 
 

@@ -47,4 +47,5 @@ def test_what_the_journal_tells_of_a_configuration_holds_no_secrets():
     told = elastic.told()
     assert "s3cr3t" not in json.dumps(told)
     assert (told["hang_deadline"], told["check_every"]) == (3.0, 10)
-    assert "s3cr3t" in str(elastic)  # the control
+    assert "s3cr3t" not in str(elastic)
+    assert "s3cr3t" in json.dumps(elastic.checkpoint_options)  # the control
