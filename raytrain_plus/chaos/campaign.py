@@ -34,6 +34,8 @@ _SCENES = 2  # in a schedule
 _LEAST_DEADLINE = 6.0  # seconds
 _PACED = 2.0  # seconds that a worker waits in `Pace`
 _TIMES = 4.0  # times the slowest step of the undisturbed run
+_LEAST_START = 30.0  # seconds
+_STARTS = 6.0  # times what the undisturbed run's only worker took, since several come at once
 
 Show = Callable[[str], AbstractContextManager[Watcher]]
 
@@ -168,11 +170,15 @@ def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
         reference, error = _train(undisturbed, "undisturbed", show)
         if error:
             raise TrainingFailedError(error, {"checkpoint": None})
-        deadline = hang_deadline(reference)
+        deadlines = {
+            "hang_deadline": hang_deadline(reference),
+            "coordinator_deadline": hang_deadline(reference),
+            "start_timeout": start_timeout(reference),
+        }
         for first in range(0, campaign.runs, campaign.together):
             acts = _acts(campaign, seeds[first : first + campaign.together], drawn)
             while acts:
-                judged = _judge(campaign, acts, reference, deadline, show)
+                judged = _judge(campaign, acts, reference, deadlines, show)
                 yield from judged
                 acts = acts[len(judged) :]
     if not campaign.keep:
@@ -186,6 +192,13 @@ def hang_deadline(reference: Sequence[Event]) -> float:
     return max(_LEAST_DEADLINE, _PACED + _TIMES * slowest)
 
 
+def start_timeout(reference: Sequence[Event]) -> float:
+    """Return after how many seconds a newcomer of a disturbed run hangs that does not come up."""
+    began = [event["time"] for event in reference if event["event"] == "run"]
+    ready = [event["time"] for event in reference if event.get("state") == "ready"]
+    return max(_LEAST_START, _STARTS * (ready[0] - began[0]) if began and ready else 0.0)
+
+
 def _acts(campaign: Campaign, seeds: range, drawn: Mapping[int, Schedule]) -> list[Act]:
     """Give each schedule its place in a run."""
     steps = campaign.steps
@@ -196,12 +209,16 @@ def _acts(campaign: Campaign, seeds: range, drawn: Mapping[int, Schedule]) -> li
 
 
 def _judge(
-    campaign: Campaign, acts: list[Act], reference: list[Event], deadline: float, show: Show
+    campaign: Campaign,
+    acts: list[Act],
+    reference: list[Event],
+    deadlines: Mapping[str, float],
+    show: Show,
 ) -> list[Verdict]:
     """Let some schedules happen to one run."""
     title = f"{acts[0].seed}-{acts[-1].seed}"
     joined = join([act.schedule for act in acts])
-    trainer = campaign.trainer(title, joined, hang_deadline=deadline)
+    trainer = campaign.trainer(title, joined, **deadlines)
     events, error = _train(trainer, f"seeds {title}", show)
     judged = judge(acts, reference, events, error)
     if not campaign.keep and all(verdict.state == "equal" for verdict in judged):

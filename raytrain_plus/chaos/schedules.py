@@ -17,7 +17,7 @@ IN_REGROUPING: tuple[Phase, ...] = ("meet", "heal")
 # All but wrong arithmetic, which takes audits of every step to be found before a short run's end.
 USUAL_KINDS: tuple[Action, ...] = (
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "kill_all", "kill_coordinator",
-    "lose_store", "drain", "add", "remove",
+    "lose_store", "drain", "add", "remove", "stop_coordinator", "hang_newcomer", "fill_disk",
 )  # fmt: skip
 
 # How often each kind strikes, where several may. Each that hangs costs a deadline.
@@ -152,6 +152,29 @@ def coordinator_killed(stage: Stage) -> list[Fault]:
     return [Fault(step=stage.step, action="kill_coordinator")]
 
 
+def coordinator_stopped(stage: Stage) -> list[Fault]:
+    """Leave the workers with a coordinator that answers nothing."""
+    return [Fault(step=stage.step, action="stop_coordinator")]
+
+
+def newcomer_hangs(stage: Stage) -> list[Fault]:
+    """Let the worker hang that comes to replace one."""
+    hangs = Fault(step=stage.step, action="hang_newcomer")
+    if _LOSES.keys() & set(stage.kinds):
+        leaves = stage.strike(stage.anywhere(), loses=True)
+    else:
+        (leaves,) = drain(stage)
+    return [hangs, replace(leaves, step=stage.step + 1)]
+
+
+def disk_full(stage: Stage) -> list[Fault]:
+    """Let the journal fail for a while, and strike somebody meanwhile."""
+    full = Fault(step=stage.step, action="fill_disk", seconds=_SECONDS)
+    if not _STRIKES.keys() & set(stage.kinds):
+        return [full]
+    return [full, replace(stage.strike(stage.anywhere()), step=stage.step + 1)]
+
+
 def drain(stage: Stage) -> list[Fault]:
     """Plan some workers out."""
     victim = stage.draw.randrange(stage.workers)
@@ -203,6 +226,9 @@ _SCENES: dict[Scene, float] = {
     while_the_replacement_joins: 1.0,
     store_lost: 1.0,
     coordinator_killed: 1.0,
+    disk_full: 0.5,
+    newcomer_hangs: 0.3,
+    coordinator_stopped: 0.3,
     everybody: 0.2,
     all_killed: 0.2,
 }
@@ -293,6 +319,12 @@ def _possible(kinds: Sequence[Action], workers: int) -> dict[Scene, float]:
             "kinds add and remove go together, since what one changes the other takes back: give "
             "both or neither"
         )
+    leaves = {"drain", *_LOSES}
+    if "hang_newcomer" in kinds and not leaves & set(kinds):
+        raise ScheduleError(
+            "kind hang_newcomer needs one after which a worker is replaced: give one of "
+            f"{', '.join(sorted(leaves))}, too"
+        )
     strikes, loses = set(kinds) & _STRIKES.keys(), set(kinds) & _LOSES.keys()
     needs: dict[Scene, bool] = {
         **dict.fromkeys(_SCENES, bool(strikes)),
@@ -300,6 +332,9 @@ def _possible(kinds: Sequence[Action], workers: int) -> dict[Scene, float]:
         shrink_and_grow: "add" in kinds,
         store_lost: "lose_store" in kinds,
         coordinator_killed: "kill_coordinator" in kinds,
+        coordinator_stopped: "stop_coordinator" in kinds,
+        newcomer_hangs: "hang_newcomer" in kinds and workers > 1,
+        disk_full: "fill_disk" in kinds,
         all_killed: "kill_all" in kinds,
         during_recovery: bool(loses) and workers > 1,
         while_the_replacement_joins: bool(loses) and workers > 1,

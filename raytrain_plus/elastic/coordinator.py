@@ -84,7 +84,8 @@ class Coordinator:
         self._watch = Watch(spec.elastic)
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
-        self._faults = Disturbances(spec, self._chronicle, this_time)
+        self._faults = Disturbances(spec, self._chronicle, self._journal, this_time)
+        self._crew.hangs = lambda worker: self._faults.hangs(worker, self._chronicle.step)
         self._generation = 0
         self._cause = "start"
         self._moves = -1

@@ -29,6 +29,7 @@ _ABOVE_ZERO = (
     "threads",
     "max_checkpoint_failures",
     "orphan_seconds",
+    "coordinator_deadline",
 )
 Ending = Literal["finished", "paused", "aborted", "failed", "refused", "corrupt"]
 
@@ -65,6 +66,9 @@ class ElasticConfig:
             ends. Default: none, it goes on.
         orphan_seconds: how long workers wait for their coordinator to come back before they end
             themselves. Default 120.
+        coordinator_deadline: seconds without an answer after which the process that follows the run
+            ends a coordinator that hangs, so that Ray starts it again. Each question may take 5 s.
+            Default 30.
         lender: the name of an actor that lends the run its workers, whose processes live on when
             the run has ended; a sweep has one. Default: none, each worker is a new process.
         isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
@@ -85,6 +89,7 @@ class ElasticConfig:
     checkpoint_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     max_checkpoint_failures: int | None = None
     orphan_seconds: float = 120.0
+    coordinator_deadline: float = 30.0
     lender: str | None = None
     isa: Literal["default", "avx2", "avx512"] | None = None
 

@@ -18,6 +18,7 @@ from raytrain_plus import exits, user_code
 from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.elastic.data import open_data, open_evaluation, resolve
+from raytrain_plus.elastic.faults import afflictions
 from raytrain_plus.elastic.faults.fault import Fault, Strikes
 from raytrain_plus.elastic.faults.victim import Victim
 from raytrain_plus.elastic.fingerprint import fingerprint
@@ -114,10 +115,17 @@ class Worker:
         self._ready: Ready | None = None
         self._report_of: Report | None = None
 
-    def prepare(self, spec: RunSpec) -> Ready | Unready:
-        """Load the task and the data, build the replica, and compute the probe."""
+    def prepare(self, spec: RunSpec, *, hangs: bool = False) -> Ready | Unready:
+        """Load the task and the data, build the replica, and compute the probe.
+
+        Args:
+            spec: the run.
+            hangs: do none of it, for ever: a fault wants it.
+        """
         where = _where()
         self._coordinator.coming.remote(self._name, where)
+        if hangs:
+            afflictions.stall()
         self._crash_word = crashes.offer(spec.folder, self._name)
         try:
             self._ready = self._prepare(spec)

@@ -17,14 +17,19 @@ from raytrain_plus.chaos.schedules import (
 )
 from raytrain_plus.elastic.faults.fault import ACTIONS, as_data, parse_faults
 
+
+def completed(kinds):
+    """Add what goes with some kinds."""
+    pair = ["add", "remove"] if {"add", "remove"} & {*kinds} else []
+    return [*kinds, *pair, *(["drain"] if "hang_newcomer" in kinds else [])]
+
+
 SETTINGS = st.fixed_dictionaries(
     {
         "workers": st.integers(1, 6),
         "steps": st.integers(30, 200),
         "scenes": st.integers(1, 3),
-        "kinds": st.lists(st.sampled_from(ACTIONS), min_size=1, unique=True).map(
-            lambda kinds: [*kinds, "add", "remove"] if {"add", "remove"} & {*kinds} else kinds
-        ),
+        "kinds": st.lists(st.sampled_from(ACTIONS), min_size=1, unique=True).map(completed),
         "evaluations": st.lists(st.integers(1, 200), max_size=3),
     }
 )
@@ -90,6 +95,7 @@ def test_what_costs_much_is_rare():
         ({"kinds": ["kill", "hug"]}, ["no kind of fault hug", "miscompute"]),
         ({"kinds": []}, ["no kind is given", "kill"]),
         ({"kinds": ["kill", "add"]}, ["add and remove go together"]),
+        ({"kinds": ["hang_newcomer"]}, ["hang_newcomer needs one", "drain, kill"]),
         ({"steps": 21}, ["2 scenes do not fit into 21 steps", "needs 22"]),
     ],
 )
@@ -97,6 +103,20 @@ def test_what_cannot_be_drawn_is_refused(settings, words):
     with pytest.raises(ScheduleError) as refused:
         schedule(0, **{"workers": 3, "steps": 50, "scenes": 2, **settings})
     assert all(word in str(refused.value) for word in words)
+
+
+@given(SEEDS, st.sampled_from(["kill", "drain"]))
+def test_where_a_newcomer_is_to_hang_somebody_leaves_a_step_later(seed, kind):
+    one = schedule(seed, workers=3, steps=60, scenes=3, kinds=[kind, "hang_newcomer"])
+    for fault in one.faults:
+        if fault.action == "hang_newcomer":
+            assert (fault.step + 1, kind) in [(f.step, f.action) for f in one.faults]
+
+
+@given(SEEDS)
+def test_a_lone_workers_newcomer_does_not_hang_since_the_run_would_wait_for_it(seed):
+    one = schedule(seed, workers=1, steps=60, scenes=3)
+    assert "hang_newcomer" not in {fault.action for fault in one.faults}
 
 
 def test_schedules_in_a_chain_keep_their_distance():

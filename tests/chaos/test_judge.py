@@ -2,7 +2,7 @@
 
 import pytest
 
-from raytrain_plus.chaos.campaign import Campaign, hang_deadline
+from raytrain_plus.chaos.campaign import Campaign, hang_deadline, start_timeout
 from raytrain_plus.chaos.judge import Act, judge
 from raytrain_plus.chaos.schedules import Schedule
 from raytrain_plus.elastic.faults.fault import Fault
@@ -82,6 +82,18 @@ def test_who_hangs_is_given_longer_where_steps_are_long():
     assert hang_deadline(steps(0.1)) == 6.0
     assert hang_deadline([]) == 6.0
     assert hang_deadline(steps(10.0)) == 42.0
+
+
+def test_a_newcomer_may_take_as_long_as_the_undisturbed_runs_worker_several_times():
+    def run(seconds):
+        return [
+            {"event": "run", "time": 9.0},
+            {"state": "ready", "event": "worker", "time": 9.0 + seconds},
+        ]
+
+    assert start_timeout(run(2.0)) == 30.0
+    assert start_timeout([]) == 30.0
+    assert start_timeout(run(20.0)) == 120.0
 
 
 @pytest.mark.parametrize(

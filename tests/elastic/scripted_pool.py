@@ -11,8 +11,15 @@ from ray.exceptions import RayError
 
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.health.suspicion import Corruption
-from raytrain_plus.elastic.membership.pool import Came, Returned
-from raytrain_plus.elastic.messages import ElasticConfig, Ready, Report, RunSpec, Standing
+from raytrain_plus.elastic.membership.pool import Came, Coming, Returned
+from raytrain_plus.elastic.messages import (
+    ElasticConfig,
+    Ready,
+    Report,
+    RunSpec,
+    Standing,
+    Where,
+)
 from raytrain_plus.elastic.records.reporter import Record
 from raytrain_plus.elastic.records.uploads import Share
 from raytrain_plus.task import Task
@@ -136,8 +143,12 @@ class ScriptedPool:
 
     # -- what Pool offers
 
-    def start(self, worker):
+    def start(self, worker, *, hangs=False):
         self.started.append(worker)
+        if hangs:
+            where = Where(pid=1000 + int(worker[1:]), node="node", host="127.0.0.1")
+            self.events.append(Coming(worker, where))
+            return
         came = self.arrive(worker)
         if came is not None:
             self.come(came)

@@ -1,6 +1,8 @@
 """The coordinator leads a run through whatever a script does to its workers."""
 
 import contextlib
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -360,6 +362,38 @@ def test_planned_changes_happen_after_their_step(lead, tmp_path):
     assert outcome.faults_left == 1  # nobody of the script struck itself
     notes = [e for e in check_journal(tmp_path) if e["event"] == "fault"]
     assert [(e["step"], e["action"]) for e in notes] == [(0, "remove"), (3, "add"), (6, "drain")]
+
+
+def test_a_newcomer_that_a_fault_lets_hang_is_given_up_and_replaced(lead, tmp_path):
+    faults = [Fault(step=3, action="hang_newcomer")]
+    script = {2: lambda pool: pool.die("w1"), 5: lambda pool: pool.die("w0")}
+    clock = Clock(total_steps=200, steps_per_epoch=50, batch_size=8, evaluate_every=200)
+    outcome, pool = lead(script, workers=(1, 3), faults=faults, clock=clock)
+    assert outcome.state == "finished"
+    assert outcome.faults_left == 0
+    events = read(tmp_path)
+    (fault,) = [e for e in events if e["event"] == "fault"]
+    # Who came after the first loss was not hit: the fault waits for its step.
+    assert (fault["action"], fault["hit"]) == ("hang_newcomer", ["w4"])
+    assert [e["worker"] for e in events if e.get("state") == "failed"] == ["w4"]
+    assert pool.started == ["w0", "w1", "w2", "w3", "w4", "w5"]
+    assert "w4" in pool.ended
+    assert outcome.generations[-1]["workers"] == 3
+    check_journal(tmp_path, total=200)
+
+
+def test_a_coordinator_is_stopped_once_and_has_noted_it_before(lead, tmp_path, monkeypatch):
+    noted = []
+
+    def stop(pid, number):
+        assert (pid, number) == (os.getpid(), signal.SIGSTOP)
+        noted.extend(e for e in read(tmp_path) if e["event"] == "fault")
+
+    monkeypatch.setattr(os, "kill", stop)
+    faults = [Fault(step=3, action="stop_coordinator")]
+    outcome, _ = lead(workers=(1, 2), faults=faults)
+    assert (outcome.state, outcome.faults_left) == ("finished", 0)
+    assert [(e["step"], e["action"]) for e in noted] == [(3, "stop_coordinator")]
 
 
 def test_the_status_says_how_the_run_stands(lead):

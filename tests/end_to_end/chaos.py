@@ -17,6 +17,7 @@ STEPS = 50  # of a schedule
 SCENES = 2  # in a schedule
 EVALUATE_EVERY = 20
 HANG_DEADLINE = 6.0  # seconds; more than a worker waits in `Pace`
+START_TIMEOUT = 45.0  # seconds; more than workers take that come up, three at a time
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def disturbed(case: Case, seeds: Sequence[int], storage: Path, name: str = "") -
         wanted=drawn.wanted,
         name=name,
         hang_deadline=HANG_DEADLINE,
+        coordinator_deadline=HANG_DEADLINE,
+        start_timeout=START_TIMEOUT,
         check_every=1,
         checkpoint_every="10ba",
     )

@@ -1,12 +1,18 @@
 """Faults on purpose, as the coordinator deals with them: those that it brings about, and notes."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from raytrain_plus.elastic.faults.fault import Fault, Strikes, due_at, left
+from raytrain_plus.elastic.faults.full_disk import FullDisk
 from raytrain_plus.elastic.membership.recruiting import Recruiting
 from raytrain_plus.elastic.messages import Event, RunSpec
 from raytrain_plus.elastic.plan import Assignment
 from raytrain_plus.elastic.records.chronicle import Chronicle
+from raytrain_plus.elastic.records.patient import PatientJournal
+
+# After these nothing can be noted, or not for a while.
+_NOTED_FIRST = ("kill_coordinator", "stop_coordinator", "fill_disk")
 
 
 class Disturbances:
@@ -15,15 +21,23 @@ class Disturbances:
     Args:
         spec: the run.
         chronicle: takes notes.
+        journal: what the notes are written to.
         events: what the journal tells of this run so far.
 
     Attributes:
         left: what has not happened.
     """
 
-    def __init__(self, spec: RunSpec, chronicle: Chronicle, events: Sequence[Event]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        chronicle: Chronicle,
+        journal: PatientJournal,
+        events: Sequence[Event],
+    ) -> None:
         self._workers = spec.workers
         self._chronicle = chronicle
+        self._journal = journal
         self._strikes = Strikes(spec.folder)
         self.left = left(spec.faults, events)
 
@@ -52,15 +66,36 @@ class Disturbances:
         for fault in due_at(self.left, step):
             self.left.remove(fault)
             hit: list[str] = []
-            if fault.action == "kill_coordinator":
+            if fault.action in _NOTED_FIRST:
                 self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
-                fault.strike()
+                self._hit_coordinator(fault)
+                continue
             if fault.action == "drain":
                 hit = [group[place].worker for place in fault.victims(len(group))] if group else []
                 crew.drain(hit)
             else:
                 self._resize(fault, crew)
             self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
+
+    def hangs(self, worker: str, step: int) -> bool:
+        """Say whether a worker that is asked for is to hang while it comes up.
+
+        Args:
+            worker: its name.
+            step: committed steps.
+        """
+        for fault in self.left:
+            if fault.action == "hang_newcomer" and fault.step <= step:
+                self.left.remove(fault)
+                self._chronicle.note("fault", step=fault.step, action=fault.action, hit=[worker])
+                return True
+        return False
+
+    def _hit_coordinator(self, fault: Fault) -> None:
+        if fault.action == "fill_disk":
+            self._journal.write_through(partial(FullDisk, seconds=fault.lasts))
+        else:
+            fault.strike()
 
     def _resize(self, fault: Fault, crew: Recruiting) -> None:
         change = fault.workers if fault.action == "add" else -fault.workers

@@ -17,6 +17,7 @@ from raytrain_plus.plain_yaml import YamlError, read_yaml
 Action = Literal[
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "miscompute", "lose_store",
     "kill_all", "kill_coordinator", "drain", "add", "remove",
+    "stop_coordinator", "hang_newcomer", "fill_disk",
 ]  # fmt: skip
 Phase = Literal[
     "meet", "heal", "evaluate", "gather", "fetch", "forward", "backward", "exchange", "finish",
@@ -34,6 +35,9 @@ _TAKES: dict[Action, tuple[str, ...]] = {
     "lose_store": ("phase", "seconds"),
     "kill_all": ("phase",),
     "kill_coordinator": (),
+    "stop_coordinator": (),
+    "hang_newcomer": (),
+    "fill_disk": ("seconds",),
     "drain": ("workers", "victim"),
     "add": ("workers",),
     "remove": ("workers",),
@@ -44,6 +48,7 @@ _SIGNALS: dict[Action, signal.Signals] = {
     "kill_all": signal.SIGKILL,
     "kill_coordinator": signal.SIGKILL,
     "stop": signal.SIGSTOP,
+    "stop_coordinator": signal.SIGSTOP,
     "terminate": signal.SIGTERM,
 }
 # Not part of every step: such a fault waits for the next time that the phase comes.
@@ -85,7 +90,10 @@ class Fault:
     - `kill_all`: `kill`, for everybody at once.
 
     The others act when a step is committed: `drain` plans workers out, and they are replaced; `add`
-    and `remove` change how many there should be; `kill_coordinator` is SIGKILL to the coordinator.
+    and `remove` change how many there should be; `kill_coordinator` is SIGKILL to the coordinator,
+    `stop_coordinator` SIGSTOP; `fill_disk` lets no line be written to the journal for `seconds`.
+
+    `hang_newcomer` waits for the next worker that is asked for: it hangs while it comes up.
 
     Attributes:
         step: strikes hit while this step (from 1) is being computed; the others act when it is
@@ -97,7 +105,7 @@ class Fault:
             `slice` too, between two slices, which only large models have. Default `backward`.
         victim: the place in the group of the first worker that is struck or drained, counted
             modulo its size. Default: the last workers.
-        seconds: how long `slow` and `lose_store` last. Default 10.
+        seconds: how long `slow`, `lose_store` and `fill_disk` last. Default 10.
     """
 
     step: Annotated[int, Field(ge=0, le=10**15)]
@@ -123,6 +131,11 @@ class Fault:
     def strikes(self) -> bool:
         """Whether it strikes workers without notice."""
         return "phase" in _TAKES[self.action]
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the coordinator brings it about when its step is committed."""
+        return not self.strikes and self.action != "hang_newcomer"
 
     @property
     def lasts(self) -> float:
@@ -277,8 +290,8 @@ def as_data(faults: Sequence[Fault]) -> list[dict[str, Any]]:
 
 
 def due_at(faults: Sequence[Fault], step: int) -> list[Fault]:
-    """Return the planned changes (not strikes) that are due when `step` steps are committed."""
-    return [fault for fault in faults if not fault.strikes and fault.step <= step]
+    """Return the planned changes that are due when `step` steps are committed."""
+    return [fault for fault in faults if fault.is_planned and fault.step <= step]
 
 
 def left(faults: Sequence[Fault], events: Sequence[Mapping[str, Any]]) -> list[Fault]:

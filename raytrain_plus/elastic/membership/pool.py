@@ -149,13 +149,21 @@ class Pool:
         self._spec = spec
         self._source = source_of(spec, coordinator)
         self._awaited: set[str] = set()
+        self._hanging: set[str] = set()
         self._handles: dict[str, Any] = {}
         self._lifelines = Lifelines(lambda worker, why: self.events.put(Gone(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
 
-    def start(self, worker: str) -> None:
-        """Ask for a worker, and let it prepare itself as soon as it is there."""
+    def start(self, worker: str, *, hangs: bool = False) -> None:
+        """Ask for a worker, and let it prepare itself as soon as it is there.
+
+        Args:
+            worker: its name.
+            hangs: a fault has it hang meanwhile.
+        """
         self._awaited.add(worker)
+        if hangs:
+            self._hanging.add(worker)
         taken = self._source.take(worker)
         if taken.done():
             self._taken(_told_of(worker, taken))
@@ -171,7 +179,7 @@ class Pool:
             self.events.put(Came(worker, None, died=_first_line(event.error)))
             return
         self._handles[worker] = handle
-        handle.prepare.remote(self._spec).future().add_done_callback(
+        handle.prepare.remote(self._spec, hangs=worker in self._hanging).future().add_done_callback(
             lambda future: self.events.put(_came(worker, future))
         )
 

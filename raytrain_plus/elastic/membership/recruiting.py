@@ -63,6 +63,7 @@ class Recruiting:
         target: how many there should be.
         bitwise: whether all that were admitted compute the same bits.
         on_end: called with each worker that is given up.
+        hangs: called with each worker that is asked for: whether a fault has it hang.
     """
 
     def __init__(self, spec: RunSpec, pool: Pool, chronicle: Chronicle) -> None:
@@ -73,6 +74,7 @@ class Recruiting:
         self.target = spec.workers[1]
         self.bitwise = True
         self.on_end: Callable[[str], None] = lambda _: None
+        self.hangs: Callable[[str], bool] = lambda _: False
         self._started = 0
         self._reference: Fingerprint = chronicle.environment
         self._group_once = False
@@ -198,7 +200,7 @@ class Recruiting:
             worker = f"w{self._started}"
             self._started += 1
             self.seats[worker] = Seat(worker)
-            self._pool.start(worker)
+            self._pool.start(worker, hangs=self.hangs(worker))
 
     def coming(self, event: Coming) -> None:
         """A worker has a process; from now on it is due to come up."""

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -21,7 +22,7 @@ from raytrain_plus.elastic.outside.joining import find_leader
 
 _WAIT = 1.0  # seconds that a look may keep who follows
 _ANSWER = 5.0  # seconds to answer
-_HUNG = 30.0  # seconds without an answer, after which a coordinator that Ray calls alive is ended
+_HUNG = 30.0  # the same as `coordinator_deadline`, for a journal that does not tell it
 _STOPPING = 15.0  # seconds without an answer, after which who asked for a stop waits no more
 _AWAY = 120.0  # seconds that a coordinator may take to come back
 _RAY_AWAY = 40.0  # seconds without a word from Ray, which ends this process after 60
@@ -91,9 +92,15 @@ class Lookout:
     @property
     def _patience(self) -> float:
         """Seconds that the coordinator may take to come up, or to come back."""
-        told = [event.get("elastic", {}) for event in self._events if event["event"] == "run"]
-        start = float((told or [{}])[-1].get("start_timeout", _AWAY))
+        start = float(self._elastic.get("start_timeout", _AWAY))
         return start if self.pulse is None else max(_AWAY, start)
+
+    @property
+    def _elastic(self) -> dict[str, Any]:
+        """The run's settings, as its journal tells them."""
+        told = [event.get("elastic", {}) for event in self._events if event["event"] == "run"]
+        settings: dict[str, Any] = (told or [{}])[-1]
+        return settings
 
     def _judge(self, seen: _Seen, now: float) -> str | None:
         self._heard = now
@@ -106,7 +113,7 @@ class Lookout:
         if self._stop_asked is not None and not self._stop_taken:
             self.given_up = min(silent, now - self._stop_asked) > _STOPPING
         if seen.state == "ALIVE":
-            if silent > _HUNG:
+            if silent > float(self._elastic.get("coordinator_deadline", _HUNG)):
                 _end_hung(self._run, self._events, seen)
                 self._answered = now
         elif silent > self._patience:

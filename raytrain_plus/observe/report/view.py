@@ -28,6 +28,7 @@ _UNITS = {
     **dict.fromkeys(("checkpoint_every", "check_every", "audit_every"), " steps"),
     **dict.fromkeys(("hang_deadline", "first_step_deadline", "start_timeout"), " s"),
     "orphan_seconds": " s",
+    "coordinator_deadline": " s",
 }
 _DATA = ("data content", "data window", "data shuffle", "data transform", "evaluation data")
 

@@ -72,6 +72,18 @@ def test_a_file_of_faults_is_read(tmp_path):
             [{"step": 1, "action": "kill_coordinator", "workers": 2}],
             ["0: ", "kill_coordinator takes no workers, nothing but its step"],
         ),
+        (
+            [{"step": 1, "action": "stop_coordinator", "seconds": 2}],
+            ["0: ", "stop_coordinator takes no seconds, nothing but its step"],
+        ),
+        (
+            [{"step": 1, "action": "hang_newcomer", "workers": 2}],
+            ["0: ", "hang_newcomer takes no workers, nothing but its step"],
+        ),
+        (
+            [{"step": 1, "action": "fill_disk", "phase": "update"}],
+            ["0: ", "fill_disk takes no phase, only seconds"],
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(content, named):
@@ -153,7 +165,9 @@ def test_every_action_takes_what_goes_with_it_and_nothing_else():
     assert taken["lose_store"] == {"phase", "seconds"}
     assert taken["drain"] == {"workers", "victim"}
     assert taken["add"] == {"workers"}
-    assert taken["kill_coordinator"] == set()
+    assert taken["kill_coordinator"] == taken["stop_coordinator"] == set()
+    assert taken["hang_newcomer"] == set()
+    assert taken["fill_disk"] == {"seconds"}
 
 
 @given(st.sampled_from(["kill_all", "lose_store"]), st.integers(1, 12))
@@ -218,7 +232,17 @@ def test_planned_changes_are_due_from_their_step_on_and_strikes_never():
 
 def test_what_strikes_without_notice_and_what_is_planned():
     planned = {action for action in ACTIONS if not Fault(step=1, action=action).strikes}
-    assert planned == {"drain", "add", "remove", "kill_coordinator"}
+    assert planned == {
+        *("drain", "add", "remove"),
+        *("kill_coordinator", "stop_coordinator", "hang_newcomer", "fill_disk"),
+    }
+
+
+def test_a_newcomer_hangs_when_it_comes_and_the_group_pauses_for_the_fault_before():
+    fault = Fault(step=5, action="hang_newcomer")
+    assert fault.pauses_after(4)
+    assert not fault.pauses_after(5)
+    assert due_at([fault], 9) == []
 
 
 def test_what_has_happened_by_the_journal_is_not_left():

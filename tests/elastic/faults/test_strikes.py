@@ -140,6 +140,7 @@ def test_a_slow_worker_has_a_hog_beside_it(monkeypatch):
         ("kill", signal.SIGKILL),
         ("kill_all", signal.SIGKILL),
         ("kill_coordinator", signal.SIGKILL),
+        ("stop_coordinator", signal.SIGSTOP),
         ("stop", signal.SIGSTOP),
         ("terminate", signal.SIGTERM),
     ],
@@ -180,7 +181,9 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
     assert target.suffered == [("flip_bit", flip.draw("w0")), ("miscompute",), ("lose_store", 3.0)]
 
 
-@pytest.mark.parametrize("action", ["flip", "miscompute", "lose_store", "drain", "add"])
+@pytest.mark.parametrize(
+    "action", ["flip", "miscompute", "lose_store", "drain", "add", "fill_disk"]
+)
 def test_a_strike_without_its_target_is_refused(action):
     with pytest.raises(FaultError, match=f"{action} cannot strike here"):
         Fault(step=1, action=action).strike()

@@ -323,6 +323,19 @@ def test_a_coordinator_that_is_stopped_is_ended_and_one_that_starts_is_not(tmp_p
     assert script.killed == []
 
 
+@pytest.mark.parametrize(("told", "deadline"), [({}, 30.0), ({"coordinator_deadline": 12.0}, 12.0)])
+def test_how_long_a_coordinator_may_be_silent_is_the_runs_setting(
+    tmp_path, monkeypatch, told, deadline
+):
+    begin(tmp_path, elastic=told)
+    script = Script(monkeypatch, *[lambda: None] * 200, lambda: end(tmp_path))
+    at = []
+    monkeypatch.setattr(lookout.os, "kill", lambda *_: at.append(script.now))
+    script.pulse = does_not_answer
+    follow("run", tmp_path)
+    assert deadline < at[0] < deadline + 3.0
+
+
 def test_a_coordinator_that_never_comes_up_is_an_error_within_the_start_timeout(
     tmp_path, monkeypatch
 ):
