@@ -22,6 +22,7 @@ from threading import Event, Lock
 
 from benchmarks import report
 from benchmarks.record import Record, Row
+from raytrain_plus.chaos.schedules import USUAL_KINDS
 
 RECORD = Record("chaos", lambda row: int(row["seed"]))
 _PIECE = 24  # seeds
@@ -42,6 +43,7 @@ class Case:
         return [
             *(sys.executable, "-m", "raytrain_plus", "chaos", f"{_TASKS}:{self.task}", "--json"),
             *("--runs", str(runs), "--seed", str(seed), "--workers", str(self.workers)),
+            *("--kinds", ",".join((*USUAL_KINDS, "nan_gradient"))),
             *("--logical-ranks", str(self.logical_ranks), "--batch-size", str(self.batch_size)),
         ]
 

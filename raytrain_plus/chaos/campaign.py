@@ -10,7 +10,7 @@ from typing import Any
 
 import ray.train
 
-from raytrain_plus.chaos.judge import Act, Verdict, judge
+from raytrain_plus.chaos.judge import Act, Verdict, ended_by_gradient, judge
 from raytrain_plus.chaos.pace import Pace
 from raytrain_plus.chaos.schedules import (
     USUAL_KINDS,
@@ -21,7 +21,7 @@ from raytrain_plus.chaos.schedules import (
     schedule,
 )
 from raytrain_plus.configure import check_sizes
-from raytrain_plus.elastic.faults.fault import Action
+from raytrain_plus.elastic.faults.fault import Action, left
 from raytrain_plus.elastic.messages import ElasticConfig
 from raytrain_plus.elastic.outside.following import Watcher
 from raytrain_plus.observe import journal
@@ -110,12 +110,15 @@ class Campaign:
             evaluations=(self.steps // 2,) if evaluates else (),
         )
 
-    def trainer(self, name: str, act: Schedule | None = None, **elastic: Any) -> ElasticTrainer:
+    def trainer(
+        self, name: str, act: Schedule | None = None, *, resume: bool = False, **elastic: Any
+    ) -> ElasticTrainer:
         """Configure one run.
 
         Args:
             name: what comes after the campaign's own.
             act: what happens to it. Default: nothing, to one worker.
+            resume: go on with the run of that name.
             elastic: settings of ElasticConfig.
         """
         full = f"{self.name}-{name}"
@@ -138,6 +141,7 @@ class Campaign:
                 **elastic,
             ),
             faults=act.faults if act else (),
+            resume=resume,
         )
 
     def command(self) -> str:
@@ -212,7 +216,7 @@ def _judge(
     campaign: Campaign,
     acts: list[Act],
     reference: list[Event],
-    deadlines: Mapping[str, float],
+    deadlines: Mapping[str, Any],
     show: Show,
 ) -> list[Verdict]:
     """Let some schedules happen to one run."""
@@ -220,6 +224,11 @@ def _judge(
     joined = join([act.schedule for act in acts])
     trainer = campaign.trainer(title, joined, **deadlines)
     events, error = _train(trainer, f"seeds {title}", show)
+    while ended_by_gradient(events, error):  # by design; what has struck does not strike again
+        struck = [event for event in events if event["event"] == "fault"]
+        rest = Schedule(tuple(left(joined.faults, struck)), joined.wanted)
+        trainer = campaign.trainer(title, rest, resume=True, **deadlines)
+        events, error = _train(trainer, f"seeds {title}", show)
     judged = judge(acts, reference, events, error)
     if not campaign.keep and all(verdict.state == "equal" for verdict in judged):
         shutil.rmtree(trainer.spec.folder)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from raytrain_plus.chaos.schedules import Schedule
 from raytrain_plus.elastic.faults.fault import Fault, left
-from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.journal import Event, since_last_run
 from raytrain_plus.observe.verify import compare
 
 State = Literal["equal", "differs", "failed"]
@@ -74,8 +74,21 @@ def judge(
     return [*verdicts, _verdict(acts[guilty], state, reason, events)]
 
 
+def ended_by_gradient(events: Sequence[Event], error: str) -> bool:
+    """Say whether a run has ended as it should after a NaN gradient that was injected.
+
+    Args:
+        events: the journal of the run.
+        error: why it failed, empty if it did not.
+    """
+    this_time = since_last_run(list(events))
+    injected = any(event.get("action") == "nan_gradient" for event in this_time)
+    return injected and "the gradient of parameter" in error and "is not finite at step" in error
+
+
 def _verdict(act: Act, state: State, reason: str, events: list[Event]) -> Verdict:
-    return Verdict(act, state, reason, tuple(left(act.schedule.faults, events)))
+    struck = [event for event in events if event["event"] == "fault"]  # also before a resume
+    return Verdict(act, state, reason, tuple(left(act.schedule.faults, struck)))
 
 
 def _first_difference(found: dict[str, object] | None) -> str:

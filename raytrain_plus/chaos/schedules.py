@@ -14,7 +14,8 @@ IN_STEP: tuple[Phase, ...] = ("fetch", "forward", "backward", "exchange", "finis
 IN_EVALUATION: tuple[Phase, ...] = ("evaluate", "gather")
 IN_REGROUPING: tuple[Phase, ...] = ("meet", "heal")
 
-# All but wrong arithmetic, which takes audits of every step to be found before a short run's end.
+# All but wrong arithmetic, which takes audits of every step to be found before a short run's end,
+# and but NaN gradients, each of which ends the run, so that it has to be resumed.
 USUAL_KINDS: tuple[Action, ...] = (
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "kill_all", "kill_coordinator",
     "lose_store", "drain", "add", "remove", "stop_coordinator", "hang_newcomer", "fill_disk",
@@ -175,6 +176,13 @@ def disk_full(stage: Stage) -> list[Fault]:
     return [full, replace(stage.strike(stage.anywhere()), step=stage.step + 1)]
 
 
+def gradient_lost(stage: Stage) -> list[Fault]:
+    """Let a gradient be NaN once: the run ends, and is resumed."""
+    phase: Phase = stage.draw.choice(("fetch", "forward"))  # before the gradient is computed
+    victim = stage.draw.randrange(stage.workers)
+    return [Fault(step=stage.step, action="nan_gradient", phase=phase, victim=victim)]
+
+
 def drain(stage: Stage) -> list[Fault]:
     """Plan some workers out."""
     victim = stage.draw.randrange(stage.workers)
@@ -229,6 +237,7 @@ _SCENES: dict[Scene, float] = {
     disk_full: 0.5,
     newcomer_hangs: 0.3,
     coordinator_stopped: 0.3,
+    gradient_lost: 0.3,
     everybody: 0.2,
     all_killed: 0.2,
 }
@@ -335,6 +344,7 @@ def _possible(kinds: Sequence[Action], workers: int) -> dict[Scene, float]:
         coordinator_stopped: "stop_coordinator" in kinds,
         newcomer_hangs: "hang_newcomer" in kinds and workers > 1,
         disk_full: "fill_disk" in kinds,
+        gradient_lost: "nan_gradient" in kinds,
         all_killed: "kill_all" in kinds,
         during_recovery: bool(loses) and workers > 1,
         while_the_replacement_joins: bool(loses) and workers > 1,

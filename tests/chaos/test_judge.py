@@ -3,7 +3,7 @@
 import pytest
 
 from raytrain_plus.chaos.campaign import Campaign, hang_deadline, start_timeout
-from raytrain_plus.chaos.judge import Act, judge
+from raytrain_plus.chaos.judge import Act, ended_by_gradient, judge
 from raytrain_plus.chaos.schedules import Schedule
 from raytrain_plus.elastic.faults.fault import Fault
 
@@ -73,6 +73,29 @@ def test_a_fault_that_found_nobody_is_reported_and_no_failure():
     verdicts = judge(ACTS, journal(), journal(struck=(5, 25)))
     assert [v.state for v in verdicts] == ["equal"] * 3
     assert [v.not_struck for v in verdicts] == [(), ACTS[1].schedule.faults, ()]
+
+
+def test_what_struck_before_a_run_was_resumed_has_struck():
+    events = journal()
+    events.insert(-1, {"event": "run"})
+    assert not any(verdict.not_struck for verdict in judge(ACTS, journal(), events))
+
+
+TOLD = "GradientError: the gradient of parameter '0.weight' is not finite at step 5, though ..."
+
+
+@pytest.mark.parametrize(
+    ("events", "error", "by_design"),
+    [
+        ([{"event": "run"}, {"event": "fault", "action": "nan_gradient"}], TOLD, True),
+        ([{"event": "run"}, {"event": "fault", "action": "kill"}], TOLD, False),
+        ([{"event": "run"}, {"event": "fault", "action": "nan_gradient"}], "nobody came", False),
+        ([{"event": "run"}, {"event": "fault", "action": "nan_gradient"}], "", False),
+        ([{"event": "fault", "action": "nan_gradient"}, {"event": "run"}], TOLD, False),
+    ],
+)
+def test_only_an_injected_gradient_ends_a_run_by_design(events, error, by_design):
+    assert ended_by_gradient(events, error) is by_design
 
 
 def test_who_hangs_is_given_longer_where_steps_are_long():

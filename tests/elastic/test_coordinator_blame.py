@@ -136,7 +136,7 @@ def test_a_newcomer_that_hangs_as_it_comes_up_is_given_up_and_replaced(lead, tmp
     def come(pool):
         hangs = pool.arrive
 
-        def start(worker):
+        def start(worker, **_):
             pool.started.append(worker)
             came = hangs(worker)
             pool.events.append(came) if isinstance(came, Coming) else pool.come(came)

@@ -50,6 +50,20 @@ def test_a_task_that_follows_from_its_seed_survives_with_the_same_bits(storage):
     assert sum('"event": "fault"' in journal for journal in journals.values()) == 1
 
 
+def test_runs_that_a_gradient_has_ended_are_resumed_to_the_same_bits(storage):
+    options = ["--runs", "1", "--seed", "5", "--kinds", "nan_gradient", "--keep"]
+    status, said, answer = chaos(storage, "Plain", *options)
+    assert (status, answer["equal"], answer["not_struck"]) == (0, 1, 0), said
+    (disturbed,) = storage.glob("*-5-5")
+    events = journal.read(disturbed)
+    assert len([event for event in events if event.get("action") == "nan_gradient"]) == 2
+    ends = [event for event in events if event["event"] == "end"]
+    assert [end["state"] for end in ends] == ["failed"] * 2 + ["finished"]
+    for end, fault in zip(ends, answer["schedules"][0]["faults"], strict=False):
+        assert f"is not finite at step {fault['step']}" in end["error"]
+        assert end["step"] == fault["step"] - 1
+
+
 def test_a_task_that_does_not_is_found_out_and_its_schedule_is_printed(storage):
     status, said, answer = chaos(
         storage, "Clocked", "--runs", "1", "--kinds", "add,remove", "--seed", "3"

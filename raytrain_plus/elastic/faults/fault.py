@@ -17,7 +17,7 @@ from raytrain_plus.plain_yaml import YamlError, read_yaml
 Action = Literal[
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "miscompute", "lose_store",
     "kill_all", "kill_coordinator", "drain", "add", "remove",
-    "stop_coordinator", "hang_newcomer", "fill_disk",
+    "stop_coordinator", "hang_newcomer", "fill_disk", "nan_gradient",
 ]  # fmt: skip
 Phase = Literal[
     "meet", "heal", "evaluate", "gather", "fetch", "forward", "backward", "exchange", "finish",
@@ -30,7 +30,7 @@ DEFAULT_SECONDS = 10.0
 _WHO_AND_WHEN = ("workers", "phase", "victim")
 _TAKES: dict[Action, tuple[str, ...]] = {
     **dict.fromkeys(("kill", "stop", "terminate", "spin", "stall"), _WHO_AND_WHEN),
-    **dict.fromkeys(("flip", "miscompute"), _WHO_AND_WHEN),
+    **dict.fromkeys(("flip", "miscompute", "nan_gradient"), _WHO_AND_WHEN),
     "slow": (*_WHO_AND_WHEN, "seconds"),
     "lose_store": ("phase", "seconds"),
     "kill_all": ("phase",),
@@ -72,6 +72,9 @@ class Struck(Protocol):
     def lose_store(self, seconds: float) -> None:
         """Let the checkpoint store be out of reach for some seconds."""
 
+    def spoil_gradient(self) -> None:
+        """Let the next gradient be NaN, though the loss is a number."""
+
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
 class Fault:
@@ -86,6 +89,8 @@ class Fault:
     - `flip`: one bit of one weight flips, at each victim another one. A lone worker's `update` is
       spared: no other replica is there to tell its outcome from the right one;
     - `miscompute`: all arithmetic is wrong from then on;
+    - `nan_gradient`: the next gradient that it computes is NaN, though the loss is a number. The
+      run ends by design, with the state before that step, and is to be resumed;
     - `lose_store`: nobody reaches the checkpoint store for `seconds`;
     - `kill_all`: `kill`, for everybody at once.
 
@@ -193,6 +198,8 @@ class Fault:
             target.flip_bit(self.draw(worker))
         elif self.action == "miscompute":
             target.miscompute()
+        elif self.action == "nan_gradient":
+            target.spoil_gradient()
         else:
             target.lose_store(self.lasts)
 

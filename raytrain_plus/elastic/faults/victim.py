@@ -50,6 +50,22 @@ class Victim:
 
         object.__setattr__(self._task, "loss", wrong)  # a task may be a frozen dataclass
 
+    def spoil_gradient(self) -> None:
+        """Let the next gradient be NaN, though the loss is a number."""
+        right, spoiled = self._task.loss, False
+
+        def spoiling(outputs: Any, batch: Any) -> Tensor | tuple[Tensor, Tensor]:
+            nonlocal spoiled
+            losses = right(outputs, batch)
+            values, *weights = losses if isinstance(losses, tuple) else (losses,)
+            if spoiled or not values.requires_grad:
+                return losses
+            spoiled = True
+            values = values + (0.0 * values).sqrt()  # adds zero; its slope there is infinite
+            return (values, weights[0]) if weights else values
+
+        object.__setattr__(self._task, "loss", spoiling)
+
     def lose_store(self, seconds: float) -> None:
         """Let the checkpoint store be out of reach for some seconds."""
         self._uploads.store = _OutOfReach(self._uploads.store, seconds)

@@ -149,7 +149,18 @@ def _takes(action, name):
 
 
 DRAWN = 2934010202564854771
-NAMED = ("kill", "stop", "terminate", "spin", "stall", "slow", "flip", "miscompute", "drain")
+NAMED = (
+    "kill",
+    "stop",
+    "terminate",
+    "spin",
+    "stall",
+    "slow",
+    "flip",
+    "miscompute",
+    "drain",
+    "nan_gradient",
+)
 
 
 @given(st.lists(faults(), max_size=5))

@@ -164,6 +164,9 @@ class Target:
     def miscompute(self):
         self.suffered.append(("miscompute",))
 
+    def spoil_gradient(self):
+        self.suffered.append(("spoil_gradient",))
+
     def lose_store(self, seconds):
         self.suffered.append(("lose_store", seconds))
 
@@ -174,15 +177,21 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
     for fault in (
         flip,
         Fault(step=4, action="miscompute"),
+        Fault(step=4, action="nan_gradient"),
         Fault(step=4, action="lose_store", seconds=3),
         flip,  # a phase that a step enters twice: to flip the bit back would hide it
     ):
         strikes.hit("w0", fault, target)
-    assert target.suffered == [("flip_bit", flip.draw("w0")), ("miscompute",), ("lose_store", 3.0)]
+    assert target.suffered == [
+        ("flip_bit", flip.draw("w0")),
+        ("miscompute",),
+        ("spoil_gradient",),
+        ("lose_store", 3.0),
+    ]
 
 
 @pytest.mark.parametrize(
-    "action", ["flip", "miscompute", "lose_store", "drain", "add", "fill_disk"]
+    "action", ["flip", "miscompute", "nan_gradient", "lose_store", "drain", "add", "fill_disk"]
 )
 def test_a_strike_without_its_target_is_refused(action):
     with pytest.raises(FaultError, match=f"{action} cannot strike here"):

@@ -97,6 +97,35 @@ def test_wrong_arithmetic_is_slightly_wrong_and_touches_no_other_task():
     assert torch.allclose(wrong, right, rtol=1e-2)
 
 
+@dataclass(frozen=True)
+class Weighted(Frozen):
+    """Counts some samples more than others."""
+
+    def loss(self, outputs, batch):
+        return outputs - batch, batch
+
+
+@pytest.mark.parametrize("kind", [Frozen, Weighted])
+def test_the_next_gradient_is_no_number_though_the_loss_is_and_later_ones_are_right(kind):
+    task, batch = kind(), torch.tensor([1.0, 2.0])
+    Victim(task, replica_of(task), uploads=None).spoil_gradient()
+
+    def computed(outputs):
+        loss = task.loss(outputs, batch)
+        return loss if kind is Frozen else loss[0]
+
+    assert torch.equal(computed(torch.tensor([3.0, 5.0])), torch.tensor([2.0, 3.0]))  # evaluation
+    gradients = []
+    for _ in range(3):
+        outputs = torch.tensor([3.0, 5.0], requires_grad=True)
+        losses = computed(outputs)
+        assert torch.equal(losses, torch.tensor([2.0, 3.0]))
+        losses.sum().backward()
+        gradients.append(outputs.grad)
+    assert gradients[0].isnan().all()
+    assert all(torch.equal(gradient, torch.ones(2)) for gradient in gradients[1:])
+
+
 def test_a_store_is_out_of_reach_for_some_seconds(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
