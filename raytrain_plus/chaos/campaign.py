@@ -32,6 +32,7 @@ from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError, cluster
 _TOGETHER = 12  # schedules in a run, since workers take longest to come up
 _SCENES = 2  # in a schedule
 _LEAST_DEADLINE = 6.0  # seconds
+_LEAST_SILENCE = 10.0  # seconds; a coordinator is given five for each answer
 _PACED = 2.0  # seconds that a worker waits in `Pace`
 _TIMES = 4.0  # times the slowest step of the undisturbed run
 _LEAST_START = 30.0  # seconds
@@ -176,7 +177,7 @@ def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
             raise TrainingFailedError(error, {"checkpoint": None})
         deadlines = {
             "hang_deadline": hang_deadline(reference),
-            "coordinator_deadline": hang_deadline(reference),
+            "coordinator_deadline": max(_LEAST_SILENCE, hang_deadline(reference)),
             "start_timeout": start_timeout(reference),
         }
         for first in range(0, campaign.runs, campaign.together):

@@ -58,7 +58,7 @@ class Lookout:
         self.given_up = False
         self._run = run
         self._events = events
-        self._heard = self._answered = now
+        self._heard = self._answered = self._down = now
         self._stop_asked: float | None = None
         self._stop_taken = False
         self._thread: threading.Thread | None = None
@@ -112,8 +112,11 @@ class Lookout:
         silent = now - self._answered
         if self._stop_asked is not None and not self._stop_taken:
             self.given_up = min(silent, now - self._stop_asked) > _STOPPING
+        if seen.state and seen.state != "ALIVE":
+            self._down = now  # one that has just come up has not been silent since it went down
         if seen.state == "ALIVE":
-            if silent > float(self._elastic.get("coordinator_deadline", _HUNG)):
+            deadline = float(self._elastic.get("coordinator_deadline", _HUNG))
+            if now - max(self._answered, self._down) > deadline:
                 _end_hung(self._run, self._events, seen)
                 self._answered = now
         elif silent > self._patience:

@@ -336,6 +336,27 @@ def test_how_long_a_coordinator_may_be_silent_is_the_runs_setting(
     assert deadline < at[0] < deadline + 3.0
 
 
+def test_a_coordinator_that_took_long_to_come_back_is_not_taken_for_one_that_hangs(
+    tmp_path, monkeypatch
+):
+    begin(tmp_path)
+    script = Script(monkeypatch)
+    script.pulse, script.state = does_not_answer, "RESTARTING"
+
+    def turn():
+        if script.now > 45.0:
+            script.state = "ALIVE"
+        if script.now > 65.0 and not script.ended:
+            script.ended = True
+            end(tmp_path)
+
+    script.ended = False
+    script.acts = [turn] * 1000
+    follow("run", tmp_path)
+    assert script.now > 65.0
+    assert script.killed == []
+
+
 def test_a_coordinator_that_never_comes_up_is_an_error_within_the_start_timeout(
     tmp_path, monkeypatch
 ):
