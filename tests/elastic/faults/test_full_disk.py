@@ -56,4 +56,6 @@ def test_a_journal_that_is_removed_while_the_disk_is_full_is_whole_again(tmp_pat
     time.sleep(6.0)
     kept.flush()
     kept.sync()
-    assert [event["text"] for event in journal.read(tmp_path)] == ["before", "meanwhile"]
+    before, removed, meanwhile = [event["text"] for event in journal.read(tmp_path)]
+    assert (before, meanwhile) == ("before", "meanwhile")
+    assert "was removed" in removed
