@@ -131,6 +131,7 @@ class ScriptedPool:
         self.known = []  # all records of the survivors
         self.group = None
         self.held, self.asked, self.tested = [], [], []
+        self.short = {}  # worker -> how Ray's memory monitor has ended it
         self.wrong = set()  # workers whose arithmetic is wrong
         self.left = {}  # worker -> how it stands, when a coordinator has come back
         self.seconds = lambda _, ranks: 0.1 * len(ranks)  # that a worker computes in a step
@@ -223,6 +224,9 @@ class ScriptedPool:
 
     def found(self, workers, _timeout):
         return {worker: self.left[worker] for worker in workers}
+
+    def memory_kill(self, worker):
+        return self.short.get(worker, "")
 
     def computes_right(self, worker):
         self.tested.append(worker)

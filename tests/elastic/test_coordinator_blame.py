@@ -191,3 +191,52 @@ def test_the_pause_after_the_loss_of_all_runs_from_the_last_committed_step(lead)
 
     outcome, _ = lead({4: script}, workers=(2, 2))
     assert 31.0 <= outcome.generations[1]["pause_seconds"] < 40.0
+
+
+SHORT = "Ray's memory monitor ended its process, which used 7.0 GiB"
+
+
+def short_of_memory(pool):
+    worker = max(pool.group.running)
+    pool.short[worker] = SHORT
+    pool.die(worker)
+
+
+def test_a_worker_that_was_ended_for_want_of_memory_is_named_as_that(lead, tmp_path):
+    script = {4: short_of_memory, 7: lambda pool: pool.die("w0")}
+    outcome, _ = lead(script, workers=(1, 2))
+    assert outcome.state == "finished"
+    lost = [e for e in read(tmp_path) if e.get("state") == "lost"]
+    assert [e["reason"] for e in lost] == [SHORT, "the actor died"]
+    check_journal(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_step_that_needs_more_memory_than_there_is_ends_the_run(lead, tmp_path, workers):
+    def again(pool):
+        pool.script[4] = again
+        short_of_memory(pool)
+
+    outcome, _ = lead({4: again}, workers=(workers, workers))
+    assert outcome.state == "failed"
+    assert "ended for want of memory in step 4, in 3 groups in a row" in outcome.error
+    assert outcome.error.endswith(f"The last one: {SHORT}")
+    assert len(workers_in(tmp_path, "lost")) == 3
+
+
+def test_losses_for_want_of_memory_in_different_steps_do_not(lead):
+    outcome, _ = lead(dict.fromkeys((2, 4, 6, 8), short_of_memory), workers=(2, 2))
+    assert outcome.state == "finished"
+
+
+def test_a_newcomer_that_was_ended_for_want_of_memory_is_named_as_that(lead, tmp_path):
+    outcome, _ = lead(
+        arrive=lambda worker: Came(worker, None, died="the actor died"),
+        prepare=lambda pool: pool.short.update(dict.fromkeys(("w0", "w1", "w2"), SHORT)),
+        workers=(1, 1),
+        elastic=ElasticConfig(start_timeout=3.0),
+    )
+    assert outcome.state == "failed"
+    assert SHORT in outcome.error
+    failed = [e for e in read(tmp_path) if e.get("state") == "failed"]
+    assert {e["reason"] for e in failed[:3]} == {SHORT}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 _CRASHES = 2  # processes that crashed at the same step
 _EXPULSIONS = 2  # times that workers were expelled for the same step
+_SHORT = 3  # groups in a row that lost a worker for want of memory at the same step
 _ALONE = 5  # workers lost in a row, each alone, for no known reason, at the same step
 
 _CODE = (
@@ -70,11 +71,13 @@ class Loss:
         worker: its name.
         why: what is known of it.
         crashed: its process has crashed by itself, such as with a segmentation fault.
+        memory: Ray's memory monitor has ended its process.
     """
 
     worker: str
     why: str
     crashed: bool = False
+    memory: bool = False
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Attribution:
 
     _step: int = -1
     _crashes: list[Loss] = field(default_factory=list)
+    _short: list[Sequence[Loss]] = field(default_factory=list)
     _alone: list[Loss] = field(default_factory=list)
     _errors: dict[int, str] = field(default_factory=dict)
     _expelled: dict[int, list[str]] = field(default_factory=dict)
@@ -99,16 +103,26 @@ class Attribution:
             on_purpose: a fault that was asked for has struck in it.
         """
         if step != self._step:
-            self._step, self._crashes, self._alone = step, [], []
+            self._step, self._crashes, self._short, self._alone = step, [], [], []
         if on_purpose:
             return None
         self._crashes += (loss for loss in losses if loss.crashed)
         self._alone = [*self._alone, *losses] if alone and losses else []
+        if short := [loss for loss in losses if loss.memory]:
+            self._short.append(short)
         if len(self._crashes) >= _CRASHES:
             return (
                 f"{_names(self._crashes)} crashed one after the other in step {step + 1}: the task "
                 f"is the likely cause, or a library that it uses. The last one: "
                 f"{self._crashes[-1].why}"
+            )
+        if len(self._short) >= _SHORT:
+            everyone = [loss for short in self._short for loss in short]
+            return (
+                f"{_names(everyone)} were ended for want of memory in step {step + 1}, in "
+                f"{len(self._short)} groups in a row: this task needs more memory than the nodes "
+                "have. Use fewer workers for each node, larger nodes, or a smaller model, batch or "
+                f"cache. The last one: {everyone[-1].why}"
             )
         if len(self._alone) >= _ALONE:
             return (

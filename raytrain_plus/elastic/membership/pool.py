@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from raytrain_plus.elastic.health import stacks
+from raytrain_plus.elastic.health import memory, stacks
 from raytrain_plus.elastic.health.lifeline import Lifelines
 from raytrain_plus.elastic.membership.sources import source_of
 from raytrain_plus.elastic.messages import (
@@ -270,6 +270,11 @@ class Pool:
             for other in seats
             if other is not seat and other.ready is not None and other.ready.node == ready.node
         ]
+
+    def memory_kill(self, worker: str) -> str:
+        """Say that Ray's memory monitor has ended a worker that died; nothing if it has not."""
+        handle = self._handles.get(worker)
+        return "" if handle is None else memory.kill_of(handle)
 
     def records(self, worker: str, after: int, timeout: float) -> list[Record]:
         """Ask a worker what it knows of the steps after a step; nothing if it does not answer."""

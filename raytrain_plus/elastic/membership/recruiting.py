@@ -314,7 +314,7 @@ class Recruiting:
 
     def _failed_to_come(self, seat: Seat, event: Came) -> None:
         crash = crashes.of(self._spec.folder, seat.worker)
-        why = event.failed or crash or event.died
+        why = event.failed or crash or self._pool.memory_kill(seat.worker) or event.died
         seat.where = seat.where or event.where
         self._note(seat, "failed", why)
         if event.failed or crash:
@@ -376,9 +376,11 @@ class Recruiting:
         if seat is None:
             return
         crash = crashes.of(self._spec.folder, worker)
-        self._losses.append(Loss(worker, crash or why, crashed=bool(crash)))
+        short = "" if crash or hangs else self._pool.memory_kill(worker)
+        why = crash or short or why
+        self._losses.append(Loss(worker, why, crashed=bool(crash), memory=bool(short)))
         self._causes.append(f"{worker} {'hung' if hangs else 'lost'}")
-        self._note(seat, "lost", crash or why)
+        self._note(seat, "lost", why)
         self._end(seat, hangs=hangs)
 
     def take_losses(self) -> list[Loss]:

@@ -6,6 +6,7 @@ they get a session of their own. The kernel ends them if this process dies.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
@@ -24,6 +25,9 @@ def start(cpus: int) -> None:
     Args:
         cpus: that the cluster has to give away.
     """
+    # Ray's memory monitor frees by default 5 % of the node's memory more than it must. After the
+    # worker that is too large it would end the coordinator, too.
+    os.environ.setdefault("RAY_max_kill_memory_buffer_bytes", "0")
     with _daemons_in_a_session(), signals_as_they_are():
         ray.init(
             address="local",  # else Ray would join one that is another process's own, if it sees it
