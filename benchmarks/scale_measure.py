@@ -154,15 +154,17 @@ def seat_of(name: str) -> Seat:
 
 def look_seconds(names: list[str]) -> float:
     """Return the CPU seconds of what the coordinator looks at after each event."""
-    nobody: Any = None  # nothing is asked of Ray, and nothing is noted
-    crew = Recruiting(spec_for(len(names)), nobody, nobody)
-    crew.seats = {name: seat_of(name) for name in names}
+    no_pool: Any = None  # nothing is asked of Ray
+    with tempfile.TemporaryDirectory() as folder:
+        chronicle = Chronicle(Journal(Path(folder)))
+        crew = Recruiting(spec_for(len(names)), no_pool, chronicle)
+        crew.seats = {name: seat_of(name) for name in names}
 
-    def look() -> None:
-        crew.recruit()
-        crew.wants_change(names)
+        def look() -> None:
+            crew.recruit()
+            crew.wants_change(names)
 
-    return seconds(look)
+        return seconds(look)
 
 
 def spec_for(workers: int) -> RunSpec:

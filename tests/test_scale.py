@@ -13,6 +13,8 @@ from benchmarks import scale, scale_measure, scale_model
 from benchmarks.scale_model import Case, Wire
 from benchmarks.traffic import Traffic, ranges_of
 from raytrain_plus.elastic.membership.recruiting import Recruiting
+from raytrain_plus.elastic.records.chronicle import Chronicle
+from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.reduction import LANE_WIDTH, Reduction
 from tests.training.wires import Network
 
@@ -155,13 +157,13 @@ def test_the_constants_that_are_kept_are_those_of_this_code():
         assert smaller.plan_bytes < larger.plan_bytes
 
 
-def test_looking_around_does_not_search_the_group_for_each_worker():
+def test_looking_around_does_not_search_the_group_for_each_worker(tmp_path):
     class Listed(list):
         def __contains__(self, _):
             raise AssertionError("ten thousand workers would be searched ten thousand times")
 
     names = [f"w{i}" for i in range(3)]
-    crew = Recruiting(scale_measure.spec_for(3), None, None)
+    crew = Recruiting(scale_measure.spec_for(3), None, Chronicle(Journal(tmp_path)))
     crew.seats = {name: scale_measure.seat_of(name) for name in names}
     assert not crew.wants_change(Listed(names))
     assert crew.wants_change(Listed(names[:2]))  # the control: who is not in the group is seen
