@@ -55,8 +55,11 @@ def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
         text = text.replace(secret, HIDDEN)
     if not any(mark in text for mark in _MARKS):
         return text
-    for pattern, shown in _PATTERNS:
-        text = pattern.sub(shown, text)
+    before = None
+    while text != before:  # a URL may stand in another one
+        before = text
+        for pattern, shown in _PATTERNS:
+            text = pattern.sub(shown, text)
     return text
 
 
