@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -38,6 +39,9 @@ class CodeFile:
 
 Code = Mapping[str, CodeFile]
 """Files by their names, which are the modules' with slashes: `package/module.py`."""
+
+# Python 3.11 counts the depth of all syntax trees that are being built together, in all threads.
+_PARSING = threading.Lock()
 
 
 def code_behind(things: Iterable[Any], folders: Sequence[str]) -> dict[str, CodeFile]:
@@ -127,7 +131,7 @@ def _typed_in(things: Iterable[Any]) -> dict[str, CodeFile]:
             ]
             sources = []
             for part in parts:
-                with contextlib.suppress(OSError, TypeError):
+                with _PARSING, contextlib.suppress(OSError, TypeError):
                     sources.append(inspect.getsource(part))
             if sources:
                 digest = hashlib.sha256("\0".join(sources).encode()).hexdigest()
@@ -162,7 +166,8 @@ def _told(name: str, path: Path) -> str:
 def _imports(content: bytes, module: str, *, is_package: bool) -> Iterator[str]:
     """Yield the names of the modules that a source may import, wherever in it."""
     try:
-        tree = ast.parse(content)
+        with _PARSING:
+            tree = ast.parse(content)
     except (SyntaxError, ValueError):
         return  # a compiled module
     own = module.split(".") if module != _MAIN else []

@@ -121,3 +121,53 @@ def test_only_files_that_both_have_can_differ():
     assert difference(meant, {"c.py": CodeFile("/worker/c.py", "3")}) == ""
     told = difference(meant, {"b.py": CodeFile("/worker/b.py", "3")})
     assert told == "b.py has changed (/worker/b.py)"
+
+
+class Circle:
+    """Garbage whose finalizer lets another thread go on."""
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        sum(range(2000))
+
+
+PARSED_BY_THREADS = """
+import gc, sys
+from concurrent.futures import ThreadPoolExecutor
+from tests.test_user_code import Circle
+from raytrain_plus import user_code
+
+source = b"\\n".join(b"import module_%d" % number for number in range(2000))
+
+def ours():
+    return len(list(user_code._imports(source, "own", is_package=False)))
+
+def at_once(parse):
+    def with_garbage(_):
+        for _ in range(20):
+            Circle()
+        return parse()
+    with ThreadPoolExecutor(8) as threads:
+        return min(threads.map(with_garbage, range(48)))
+
+sys.setswitchinterval(1e-6)
+gc.set_threshold(50)
+print(at_once(ours))
+"""
+
+
+def test_runs_that_start_in_several_threads_read_their_code():
+    """Python 3.11 confuses syntax trees that several threads build, and raises a SystemError.
+
+    No control stands here, as `ast.parse` itself fails in most runs of this program, not in all.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", PARSED_BY_THREADS],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert ran.stdout == "2000\n"
