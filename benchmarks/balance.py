@@ -3,7 +3,7 @@
 Run as `python -m benchmarks.balance [--quick] [--json]`.
 
 Three workers train twice by turns: as they do by default, and with `rebalance_above=None`, so that
-the slack stays at an eighth (`raytrain_plus/elastic/health/slack.py`). One task waits for each
+the slack stays at an eighth (`raytrain_plus/elastic/policy/imbalance.py`). One task waits for each
 logical rank, as for a device that computes: its exchange takes next to nothing. The other sends
 23 MB of gradients, and has little to compute. Rates are those of the last half of the steps.
 """

@@ -25,9 +25,9 @@ from torch import nn
 
 from benchmarks import report
 from benchmarks.report import Aim, Row
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.checkpointer import Snapshot
 from raytrain_plus.task import Task
-from raytrain_plus.training import checkpoint
-from raytrain_plus.training.checkpoint import Snapshot
 from raytrain_plus.training.state import Replica
 
 SIZES = (4, 40, 400)  # MB
@@ -104,9 +104,9 @@ def measure(megabytes: int, rounds: int) -> Row:
             note("clone", lambda: [tensor.clone() for tensor in tensors.values()])
             note("torch.save", saved)
             where = place / str(number)
-            note("write", lambda where=where: checkpoint.write_share(where, taken, 0, 1))
+            note("write", lambda where=where: checkpointer.write_share(where, taken, 0, 1))
             note("digest", taken.digest)
-            checkpoint.remove(where)
+            checkpointer.remove(where)
     found = {name: report.median(values, 2) for name, values in times.items()}
     return {
         "state_mb": round(total / 1e6, 1),

@@ -17,7 +17,7 @@ loss that are its aim for a node without power, which the fair comparison to 38 
 
 Imbalance is what `plan()` costs: whole logical ranks, and balance that it gives away for fewer
 bytes, up to 12.5 % of compute. How much, the group decides by what its exchange takes
-(`raytrain_plus/elastic/health/slack.py`): here nothing.
+(`raytrain_plus/elastic/policy/imbalance.py`): here nothing.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmarks.replay import MOST, TRACE
 from benchmarks.replay import replay as replay_trace
 from benchmarks.report import Aim, Row
 from benchmarks.simulator import Costs, Job, simulate
-from raytrain_plus.elastic.faults.trace import Change, read_trace, scaled
+from raytrain_plus.chaos.trace import Change, read_trace, scaled
 
 _WORKERS, _LOGICAL_RANKS = 32, 1024
 _MANY, _MANY_LOGICAL_RANKS = 1000, 32_768

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from raytrain_plus.algorithms import Aspect, Weave
+from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.clock import Clock
 from raytrain_plus.task import Batch, Task
-from raytrain_plus.training import checkpoint
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
@@ -90,9 +90,9 @@ class Group:
         """Write a checkpoint, let all workers go, and start one from the checkpoint."""
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "checkpoint"
-            checkpoint.save(place, self.replica, "run")
+            checkpointer.save(place, self.replica, "run")
             self.loops = [self._newcomer()]
-            checkpoint.load(place, self.replica)
+            checkpointer.load(place, self.replica)
 
     def run(self, steps: int) -> None:
         """Run steps on all workers.

@@ -17,19 +17,19 @@ import ray
 
 from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Calls
 from benchmarks.traffic import ranges_of
-from raytrain_plus.elastic.health.lifeline import Anchor, Lifelines
-from raytrain_plus.elastic.health.speeds import Speeds
-from raytrain_plus.elastic.membership.pool import Seat
-from raytrain_plus.elastic.membership.recruiting import Recruiting
-from raytrain_plus.elastic.messages import ElasticConfig, Plan, Ready, Report, RunSpec
-from raytrain_plus.elastic.plan import Assignment, Member, assign
-from raytrain_plus.elastic.records.chronicle import Chronicle
-from raytrain_plus.elastic.records.reporter import Record
-from raytrain_plus.elastic.records.uploads import Share
+from raytrain_plus.checkpoint.files import Piece, share_out
+from raytrain_plus.checkpoint.manifest import Manifest
+from raytrain_plus.checkpoint.upload import Share
+from raytrain_plus.elastic.coordinator.membership import Recruiting
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.workers import Seat
+from raytrain_plus.elastic.liveness.lifeline import Anchor, Lifelines
+from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign
+from raytrain_plus.elastic.policy.rebalance import Speeds
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, Plan, Ready, Report, RunSpec
+from raytrain_plus.elastic.worker.reporter import Record
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import Facts, judge
-from raytrain_plus.training.manifest import Manifest
-from raytrain_plus.training.pieces import Piece, share_out
 from raytrain_plus.training.tree import additions, maximal_subtrees
 
 TENSORS = 600  # of an optimizer with two moments for 300 parameters

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from benchmarks.traffic import BUCKET_BYTES, Traffic, ranges_of
-from raytrain_plus.elastic.transport import MeetingPoint, Transport
 from raytrain_plus.training import reduction as reduction_of
 from raytrain_plus.training.reduction import LANE_WIDTH, Reduction, tree_sum
+from raytrain_plus.training.transport import MeetingPoint, Transport
 
 _HOST = "127.0.0.1"
 _WARM_UP = 3  # steps

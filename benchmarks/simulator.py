@@ -1,6 +1,6 @@
 """A run under a trace, with a clock of its own: where the worker-seconds that a cloud offers go.
 
-The simulated group plans with `raytrain_plus.elastic.plan.assign` and pays measured costs; all of
+The simulated group plans with `raytrain_plus.elastic.policy.assignment.assign` and pays measured costs; all of
 its workers are equally fast. A worker-second that is offered is exactly one of these:
 
 - *useful*: spent on a step that is part of the result;
@@ -16,9 +16,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from raytrain_plus.elastic.faults.trace import Change
-from raytrain_plus.elastic.health.slack import Slack
-from raytrain_plus.elastic.plan import Assignment, Member, assign
+from raytrain_plus.chaos.trace import Change
+from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign
+from raytrain_plus.elastic.policy.imbalance import Slack
 
 _ROUNDING = 1e-9  # steps
 

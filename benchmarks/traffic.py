@@ -8,7 +8,7 @@ finished chunk to everybody. A ring all-reduce sends 2 (W - 1) / W times the gra
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raytrain_plus.elastic.plan import Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.training.reduction import LANE_WIDTH
 from raytrain_plus.training.tree import maximal_subtrees
 

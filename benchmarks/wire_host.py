@@ -27,10 +27,10 @@ from benchmarks.tasks import COMMUNICATION_BOUND, Workload
 from benchmarks.traffic import ranges_of
 from raytrain_plus.algorithms import Weave
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.messages import ElasticConfig
-from raytrain_plus.elastic.transport import Transport
+from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.transport import Transport
 
 # Much of what is used here is not declared in torch's type stubs.
 dist: Any = torch.distributed

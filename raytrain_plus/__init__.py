@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raytrain_plus import algorithms as algorithms
-    from raytrain_plus.elastic.faults.fault import Fault as Fault
-    from raytrain_plus.elastic.messages import ElasticConfig as ElasticConfig
-    from raytrain_plus.streams.mixing import Mixture as Mixture
+    from raytrain_plus.elastic.protocol.faults import Fault as Fault
+    from raytrain_plus.elastic.protocol.messages import ElasticConfig as ElasticConfig
+    from raytrain_plus.streams.mixture import Mixture as Mixture
     from raytrain_plus.streams.stream import Stream as Stream
     from raytrain_plus.streams.writer import StreamWriter as StreamWriter
     from raytrain_plus.task import Task as Task
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 # without the driver's side and comes up a second earlier; a node's agent does without torch, and
 # needs a third of the memory.
 _WHERE = {
-    "ElasticConfig": "raytrain_plus.elastic.messages",
+    "ElasticConfig": "raytrain_plus.elastic.protocol.messages",
     "ElasticTrainer": "raytrain_plus.trainer",
-    "Fault": "raytrain_plus.elastic.faults.fault",
-    "Mixture": "raytrain_plus.streams.mixing",
+    "Fault": "raytrain_plus.elastic.protocol.faults",
+    "Mixture": "raytrain_plus.streams.mixture",
     "Stream": "raytrain_plus.streams.stream",
     "StreamWriter": "raytrain_plus.streams.writer",
     "Task": "raytrain_plus.task",

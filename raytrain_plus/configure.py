@@ -19,23 +19,23 @@ from torch import Tensor
 
 from raytrain_plus import exits
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
+from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.clock import Clock, Lengths, run_length
-from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
+from raytrain_plus.storage.locations import local_path
 from raytrain_plus.streams import label_skew
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
-from raytrain_plus.streams.locations import local_path
-from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task
 from raytrain_plus.task_check import asked, check_form
 from raytrain_plus.training.metrics import check_metrics, metrics_of
-from raytrain_plus.training.retention import Retention
 from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
 
 _LEAST_EVALUATION_ROWS = 64

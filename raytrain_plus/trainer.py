@@ -15,23 +15,29 @@ import pyarrow as pa
 import ray
 import ray.train
 
-from raytrain_plus import configure, resuming
+from raytrain_plus import configure, interrupts, resume
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
-from raytrain_plus.elastic.faults.fault import Fault
-from raytrain_plus.elastic.leader import check_not_running, end_leader, is_running, start_leader
-from raytrain_plus.elastic.membership import ownership
-from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
-from raytrain_plus.elastic.outside import interrupts, joining, own_ray, steering
-from raytrain_plus.elastic.outside.following import Ended, LostError, Watcher, follow
-from raytrain_plus.elastic.outside.gcs import ClusterError
-from raytrain_plus.elastic.outside.interrupts import Interrupts
-from raytrain_plus.elastic.outside.steering import RunFailedError
-from raytrain_plus.elastic.outside.tuning import lifeline_of_trial
-from raytrain_plus.elastic.records.uploads import store_of
+from raytrain_plus.checkpoint.upload import store_of
+from raytrain_plus.elastic.client import control
+from raytrain_plus.elastic.client.control import RunFailedError
+from raytrain_plus.elastic.client.following import Ended, LostError, Watcher, follow
+from raytrain_plus.elastic.client.tune_trial import lifeline_of_trial
+from raytrain_plus.elastic.coordinator.actor import (
+    check_not_running,
+    end_leader,
+    is_running,
+    start_leader,
+)
+from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, RunSpec
+from raytrain_plus.interrupts import Interrupts
 from raytrain_plus.observe.journal import Journal
-from raytrain_plus.streams.mixing import Mixture
-from raytrain_plus.streams.store import Store
+from raytrain_plus.ray_cluster import joining, own_ray
+from raytrain_plus.ray_cluster.gcs import ClusterError
+from raytrain_plus.storage import ownership
+from raytrain_plus.storage.store import Store
+from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
 
@@ -160,7 +166,7 @@ class ElasticTrainer:
         changes = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
         self._found = self._look_at_storage(changes)
 
-    def _look_at_storage(self, changes: Mapping[str, bool]) -> resuming.Resumption | None:
+    def _look_at_storage(self, changes: Mapping[str, bool]) -> resume.Resumption | None:
         """Find from where the run goes on; a new run finds that it touches no other."""
         folder, store = self.spec.folder, store_of(self.spec)
         self._storage = None if _is_same(store, folder) else store
@@ -168,13 +174,13 @@ class ElasticTrainer:
         if self._resume:
             return self._resumption(changes)
         configure.check_fresh(folder)
-        resuming.check_unused(store, self.spec.name)
+        resume.check_unused(store, self.spec.name)
         return None
 
-    def _resumption(self, changes: Mapping[str, bool]) -> resuming.Resumption:
+    def _resumption(self, changes: Mapping[str, bool]) -> resume.Resumption:
         """Find from where the run goes on, and have it begin there."""
         folder, store = self.spec.folder, store_of(self.spec)
-        found = resuming.last_checkpoint(folder, self._identity, store=store, **changes)
+        found = resume.last_checkpoint(folder, self._identity, store=store, **changes)
         self.spec = replace(
             self.spec,
             run_id=found.run_id or self.spec.run_id,
@@ -327,16 +333,16 @@ def attach(
         SteeringError: it does not live, and has not ended by itself.
         TrainingFailedError: it failed.
     """
-    folder = steering.folder_of(run, storage)
+    folder = control.folder_of(run, storage)
     with (
         Interrupts() as taken,
-        steering.reached(folder, address) as name,
+        control.reached(folder, address) as name,
         taken.held(),
     ):
         try:
             ended = follow(name, folder, watcher, interrupts=taken)
         except LostError as error:
-            raise steering.SteeringError(
+            raise control.SteeringError(
                 f"{error}: `raytrain-plus train --resume --name {name}` goes on with it"
             ) from None
     _interrupt(ended, taken.number)

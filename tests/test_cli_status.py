@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
-from raytrain_plus.elastic.outside import steering
-from raytrain_plus.elastic.outside.steering import SteeringError
+from raytrain_plus.elastic.client import control
+from raytrain_plus.elastic.client.control import SteeringError
 
 BEGUN = [
     {"event": "run", "time": 1.0, "run": "demo", "total_steps": 30, "address": "127.0.0.1:1"},
@@ -59,8 +59,8 @@ def live(monkeypatch):
                 raise said
             return said() if callable(said) else said
 
-        monkeypatch.setattr(steering, "reached", reached)
-        monkeypatch.setattr(steering, "_live", ask)
+        monkeypatch.setattr(control, "reached", reached)
+        monkeypatch.setattr(control, "_live", ask)
 
     return answer
 
@@ -96,7 +96,7 @@ def test_watching_follows_a_run_to_its_end(tmp_path, told, live):
         return {**LIVE, "state": "ended"}
 
     live(LIVE, None, end)
-    seen = list(steering.watch("demo", str(tmp_path), every=0.0))
+    seen = list(control.watch("demo", str(tmp_path), every=0.0))
     assert [one["state"] for one in seen] == ["training", "no answer", "ended", "finished"]
     assert seen[-1]["digest"] == "abc"
 
@@ -107,17 +107,17 @@ def test_a_run_whose_end_was_missed_by_a_moment_is_not_called_unreachable(tmp_pa
         raise SteeringError("run demo does not live any more")
 
     live(LIVE, end_and_go)
-    states = [one["state"] for one in steering.watch("demo", str(tmp_path), every=0.0)]
+    states = [one["state"] for one in control.watch("demo", str(tmp_path), every=0.0)]
     assert states == ["training", "finished"]
     live(LIVE, SteeringError("it was killed"))
     told(BEGUN[0])  # it was resumed
-    seen = list(steering.watch("demo", str(tmp_path), every=0.0))
+    seen = list(control.watch("demo", str(tmp_path), every=0.0))
     assert [one["state"] for one in seen] == ["training", "unreachable"]
     assert seen[-1]["reason"] == "it was killed"
 
 
 def test_who_watches_may_leave_when_he_likes(status, live, monkeypatch):
-    monkeypatch.setattr(steering, "sleep", lambda _: None)
+    monkeypatch.setattr(control, "sleep", lambda _: None)
     live(LIVE, {**LIVE, "step": 21}, KeyboardInterrupt())
     result = status("--watch")
     assert result.exit_code == 0
@@ -125,8 +125,8 @@ def test_who_watches_may_leave_when_he_likes(status, live, monkeypatch):
 
 
 def test_on_a_terminal_it_follows_and_in_a_pipe_it_looks_once(status, live, monkeypatch):
-    monkeypatch.setattr(steering, "sleep", lambda _: None)
-    monkeypatch.setattr(steering, "status", lambda *_: LIVE)
+    monkeypatch.setattr(control, "sleep", lambda _: None)
+    monkeypatch.setattr(control, "status", lambda *_: LIVE)
     assert "20 of 30" in status().stdout
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal, to rich
     live({**LIVE, "step": 25}, KeyboardInterrupt())

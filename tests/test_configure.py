@@ -21,16 +21,16 @@ from torchmetrics.wrappers import Running
 
 from raytrain_plus import configure
 from raytrain_plus.algorithms import Aspect, AspectError, GradientClipping, LabelSmoothing
+from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.clock import DurationError
 from raytrain_plus.configure import ConfigError
-from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, TaskError
-from raytrain_plus.training.retention import Retention
 
 
 class Fine(Task):

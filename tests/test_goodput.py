@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from benchmarks import replay
 from benchmarks.simulator import Costs, Job, Spent, simulate
-from raytrain_plus.elastic.faults.trace import Change
+from raytrain_plus.chaos.trace import Change
 
 FREE = Costs(loss=0.0, change=0.0, start=0.0)
 JOB = Job(logical_ranks=8, rank_seconds=1.0)

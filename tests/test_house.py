@@ -209,14 +209,16 @@ def test_arrows_point_down(name):
 
 def test_an_arrow_that_points_up_is_found():
     """The negative control."""
-    up = "import json\ndef f():\n    from raytrain_plus.elastic.plan import assign"
-    assert upward_imports("raytrain_plus.training.loop", up) == {"raytrain_plus.elastic.plan"}
+    up = "import json\ndef f():\n    from raytrain_plus.elastic.policy.assignment import assign"
+    assert upward_imports("raytrain_plus.training.loop", up) == {
+        "raytrain_plus.elastic.policy.assignment"
+    }
     sideways = "from raytrain_plus.streams import order"
     assert upward_imports("raytrain_plus.algorithms.aspect", sideways) == {
         "raytrain_plus.streams",
         "raytrain_plus.streams.order",
     }
-    assert upward_imports("raytrain_plus.elastic.worker", up) == set()
+    assert upward_imports("raytrain_plus.elastic.worker.worker", up) == set()
 
 
 @pytest.mark.parametrize("module", PURE)

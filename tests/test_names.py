@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.configure import ConfigError, run_folder
-from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.client import control
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.names import InvalidNameError, check_name, folders_meant, is_name
 from raytrain_plus.observe.journal import FILE_NAME, Journal
-from raytrain_plus.streams.store import Store, StoreError
-from raytrain_plus.training import checkpoint
+from raytrain_plus.storage.store import Store, StoreError
 
 GOOD = ["base", "a-1.b_2", "mit Leerzeichen", "ärger", "実験", "a@b+c=d,(e)", "x" * 200, "0"]
 BAD = [
@@ -58,15 +58,15 @@ def test_a_run_is_meant_by_its_name_or_by_its_folder(tmp_path):
     for folder in ("here", "colon:s"):
         (tmp_path / folder).mkdir()
         Journal(tmp_path / folder).close()
-    assert steering.folder_of("here", str(tmp_path)) == tmp_path / "here"
-    assert steering.folder_of(str(tmp_path / "colon:s"), "elsewhere") == tmp_path / "colon:s"
+    assert control.folder_of("here", str(tmp_path)) == tmp_path / "here"
+    assert control.folder_of(str(tmp_path / "colon:s"), "elsewhere") == tmp_path / "colon:s"
     # A path never leads out of the storage: it is a folder of its own.
     with pytest.raises(FileNotFoundError):
-        steering.folder_of("x/../here", str(tmp_path))
+        control.folder_of("x/../here", str(tmp_path))
     assert len(folders_meant("x/../here", tmp_path)) == 1
     for run in ("base::x", "-x", "-x/y", "a\nb", "a\x07/b", "%2e"):
         with pytest.raises(InvalidNameError):
-            steering.folder_of(run, str(tmp_path))
+            control.folder_of(run, str(tmp_path))
 
 
 @pytest.mark.parametrize("command", ["status", "stop", "checkpoint", "attach", "report"])
@@ -95,7 +95,7 @@ def test_a_local_path_is_never_read_as_a_chain_of_file_systems(tmp_path):
         (folder / "checkpoint_00000001").mkdir(parents=True)
     (victim / FILE_NAME).write_text("a week of training")
     assert Store(mine).local_path == mine
-    checkpoint.remove(Store(mine).inside("checkpoint_00000001"))
+    checkpointer.remove(Store(mine).inside("checkpoint_00000001"))
     assert (victim / FILE_NAME).exists()
     assert (victim / "checkpoint_00000001").exists()
     assert not (mine / "checkpoint_00000001").exists()

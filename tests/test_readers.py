@@ -11,19 +11,21 @@ from contextlib import suppress
 import pytest
 import torch
 
+from raytrain_plus.chaos.trace import TraceError, changes, read_trace
+from raytrain_plus.checkpoint import checkpointer, manifest
+from raytrain_plus.checkpoint.checkpointer import CheckpointError
+from raytrain_plus.checkpoint.manifest import MANIFEST
 from raytrain_plus.cli.nodes import show
-from raytrain_plus.elastic.faults.fault import FaultError, read_faults
-from raytrain_plus.elastic.faults.trace import TraceError, changes, read_trace
-from raytrain_plus.elastic.outside import steering
-from raytrain_plus.elastic.outside.gcs import ClusterError
-from raytrain_plus.elastic.records.chronicle import Chronicle
+from raytrain_plus.elastic.client import control
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.protocol.faults import FaultError, read_faults
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.points import FinishedTrial, PointError
 from raytrain_plus.frontier.recipe import Recipe, RecipeError, read_recipe
 from raytrain_plus.frontier.records import read_trials, record
 from raytrain_plus.nodes import notices
-from raytrain_plus.nodes.complaints import Expected
+from raytrain_plus.nodes.diagnosis import Expected
 from raytrain_plus.nodes.doctor import ClusterFileError, diagnosis_of, read_cluster_file
 from raytrain_plus.nodes.metadata import NoticeFile
 from raytrain_plus.nodes.notices import NoticeError
@@ -34,10 +36,8 @@ from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.report.page import page_of
 from raytrain_plus.observe.verify import compare
 from raytrain_plus.plain_yaml import YamlError, load_yaml
-from raytrain_plus.streams.store import Store
-from raytrain_plus.training import checkpoint, manifest
-from raytrain_plus.training.checkpoint import CheckpointError
-from raytrain_plus.training.manifest import MANIFEST
+from raytrain_plus.ray_cluster.gcs import ClusterError
+from raytrain_plus.storage.store import Store
 from tests.algorithms.tiny import TinyImages, trained
 from tests.damage import altered, damaged
 
@@ -55,7 +55,7 @@ def state(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     loop, _ = trained(TinyImages(), [], steps=2)
     for step in (1, 2):
-        checkpoint.save(folder / checkpoint.name_of(step), loop.replica, "run")
+        checkpointer.save(folder / checkpointer.name_of(step), loop.replica, "run")
     return loop.replica, folder
 
 
@@ -67,7 +67,7 @@ def hashed(content):
 
 def test_a_damaged_manifest_leads_to_the_older_checkpoint(state, draw):
     replica, folder = state
-    newest = folder / checkpoint.name_of(2) / MANIFEST
+    newest = folder / checkpointer.name_of(2) / MANIFEST
     content = newest.read_bytes()
     older = 0
     try:
@@ -76,23 +76,25 @@ def test_a_damaged_manifest_leads_to_the_older_checkpoint(state, draw):
                 newest.write_bytes(damaged(content, draw))
             else:
                 newest.write_bytes(hashed(altered(json.loads(content), draw)))
-            found, refused = checkpoint.newest_whole(Store(folder), "run")
+            found, refused = checkpointer.newest_whole(Store(folder), "run")
             assert found is not None, refused
-            if found == checkpoint.name_of(1):
+            if found == checkpointer.name_of(1):
                 older += 1
-                assert checkpoint.name_of(2) in refused or not newest.parent.exists()
+                assert checkpointer.name_of(2) in refused or not newest.parent.exists()
             else:
                 with suppress(CheckpointError):  # of what only a replica can tell
-                    checkpoint.load(folder / found, replica)
+                    checkpointer.load(folder / found, replica)
     finally:
         newest.write_bytes(content)
     assert older > TRIES // 2
-    assert checkpoint.newest_whole(Store(folder), "run")[0] == checkpoint.name_of(2)  # the control
+    assert checkpointer.newest_whole(Store(folder), "run")[0] == checkpointer.name_of(
+        2
+    )  # the control
 
 
 def test_damaged_tensors_are_never_loaded(state, draw):
     replica, folder = state
-    place = folder / checkpoint.name_of(1)
+    place = folder / checkpointer.name_of(1)
     model = place / "model.safetensors"
     content, told = model.read_bytes(), json.loads((place / MANIFEST).read_bytes())
     before = replica.digest()
@@ -107,7 +109,7 @@ def test_damaged_tensors_are_never_loaded(state, draw):
             }
             (place / MANIFEST).write_bytes(hashed(told))
             with pytest.raises(CheckpointError):
-                checkpoint.load(place, replica)
+                checkpointer.load(place, replica)
             assert replica.digest() == before
     finally:
         model.write_bytes(content)
@@ -145,13 +147,13 @@ def everything_that_reads(folder):
     Chronicle(Journal(folder), live.passing(journal.each(path), rare))
     live.readings(10.0)
     compare(journal.each(path), journal.each(path))
-    steering.status(str(folder), ".")
+    control.status(str(folder), ".")
     page_of(read_history(journal.each(path)), 10.0)
 
 
 def test_a_damaged_journal_is_read_or_refused(tmp_path, draw, monkeypatch):
-    monkeypatch.setattr(steering, "join", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(steering, "trusted", _untrusted)
+    monkeypatch.setattr(control, "join", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(control, "trusted", _untrusted)
     path, refused = tmp_path / FILE_NAME, 0
     Journal(tmp_path).write_all(EVENTS)
     content = path.read_bytes()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from benchmarks import scale, scale_measure, scale_model
 from benchmarks.scale_model import Case, Wire
 from benchmarks.traffic import Traffic, ranges_of
-from raytrain_plus.elastic.membership.recruiting import Recruiting
-from raytrain_plus.elastic.records.chronicle import Chronicle
+from raytrain_plus.elastic.coordinator.membership import Recruiting
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.reduction import LANE_WIDTH, Reduction
 from tests.training.wires import Network

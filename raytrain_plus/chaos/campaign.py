@@ -21,9 +21,9 @@ from raytrain_plus.chaos.schedules import (
     schedule,
 )
 from raytrain_plus.configure import check_sizes
-from raytrain_plus.elastic.faults.fault import Action, left
-from raytrain_plus.elastic.messages import ElasticConfig
-from raytrain_plus.elastic.outside.following import Watcher
+from raytrain_plus.elastic.client.following import Watcher
+from raytrain_plus.elastic.protocol.faults import Action, left
+from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.task import Task

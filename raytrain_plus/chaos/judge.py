@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raytrain_plus.chaos.schedules import Schedule
-from raytrain_plus.elastic.faults.fault import Fault, left
+from raytrain_plus.elastic.protocol.faults import Fault, left
 from raytrain_plus.observe.journal import Event, since_last_run
 from raytrain_plus.observe.verify import compare
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from raytrain_plus.elastic.faults.fault import ACTIONS, Action, Fault, Phase
+from raytrain_plus.elastic.protocol.faults import ACTIONS, Action, Fault, Phase
 
 IN_STEP: tuple[Phase, ...] = ("fetch", "forward", "backward", "exchange", "finish", "update")
 IN_EVALUATION: tuple[Phase, ...] = ("evaluate", "gather")

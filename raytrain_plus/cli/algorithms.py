@@ -11,13 +11,13 @@ from rich.table import Table
 from raytrain_plus.algorithms import ALGORITHMS, Aspect, parse_algorithm
 from raytrain_plus.algorithms.weave import explain as explained
 from raytrain_plus.algorithms.weave import in_order
+from raytrain_plus.checkpoint import export as exporting
+from raytrain_plus.checkpoint.checkpointer import newest_whole
 from raytrain_plus.cli.answers import Code, Debug, Json, RunName, answer
 from raytrain_plus.configure import ConfigError
-from raytrain_plus.elastic.outside.steering import folder_of
-from raytrain_plus.streams.store import Store
+from raytrain_plus.elastic.client.control import folder_of
+from raytrain_plus.storage.store import Store
 from raytrain_plus.task import import_code, load_task
-from raytrain_plus.training import export as exporting
-from raytrain_plus.training.checkpoint import newest_whole
 
 
 def algorithms(

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from raytrain_plus.cli.remote import RemoteError
-from raytrain_plus.elastic.outside.gcs import ClusterError
-from raytrain_plus.elastic.outside.interrupts import Interrupts, RunInterrupted, status_of
-from raytrain_plus.elastic.outside.steering import RunFailedError, SteeringError
+from raytrain_plus.elastic.client.control import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
+from raytrain_plus.interrupts import Interrupts, RunInterrupted, status_of
 from raytrain_plus.names import InvalidNameError, check_reference
+from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
 
 _FAILED = (SteeringError, ClusterError, FailedSweepError)

@@ -17,8 +17,8 @@ from raytrain_plus.chaos.campaign import Campaign, verdicts
 from raytrain_plus.chaos.judge import State, Verdict
 from raytrain_plus.chaos.schedules import USUAL_KINDS
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
-from raytrain_plus.elastic.faults.fault import ACTIONS, Action, Fault, as_data
-from raytrain_plus.elastic.outside.interrupts import status_of
+from raytrain_plus.elastic.protocol.faults import ACTIONS, Action, Fault, as_data
+from raytrain_plus.interrupts import status_of
 from raytrain_plus.observe.progress import ProgressLine
 
 

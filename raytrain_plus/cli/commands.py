@@ -14,6 +14,7 @@ from rich.console import Console
 from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.chaos.replay import NamedRun, Replay
+from raytrain_plus.chaos.trace import changes, read_trace
 from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import (
     DEFAULT_STORAGE,
@@ -36,17 +37,16 @@ from raytrain_plus.cli.report import report
 from raytrain_plus.cli.steer import checkpoint, scale, status, stop
 from raytrain_plus.cli.sweep import sweep
 from raytrain_plus.configure import ConfigError, with_options
-from raytrain_plus.elastic.faults.fault import read_faults
-from raytrain_plus.elastic.faults.trace import changes, read_trace
-from raytrain_plus.elastic.messages import ElasticConfig, RunSpec
-from raytrain_plus.elastic.outside import steering
-from raytrain_plus.elastic.outside.following import Watcher
+from raytrain_plus.elastic.client import control
+from raytrain_plus.elastic.client.following import Watcher
+from raytrain_plus.elastic.protocol.faults import read_faults
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, RunSpec
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
-from raytrain_plus.streams.locations import parse_options
+from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.task import import_code, import_named
 
 app = typer.Typer(
@@ -272,7 +272,7 @@ def verify(
     """Compare two runs step by step; exit status 1 if they differ."""
 
     def run() -> dict[str, Any]:
-        folders = [steering.folder_of(name, storage) for name in (one, other)]
+        folders = [control.folder_of(name, storage) for name in (one, other)]
         found = compare(*(journal.each(journal.file_of(folder)) for folder in folders))
         if not as_json:
             said = "equal in every bit" if found.equal else f"different: {found.first_difference}"

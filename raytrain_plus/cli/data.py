@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raytrain_plus.cli.answers import Debug, Json, answer
+from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.streams.check import inspect_stream, verify_stream
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import (
@@ -27,7 +28,6 @@ from raytrain_plus.streams.convert import (
     write_parquet,
 )
 from raytrain_plus.streams.format import Compression
-from raytrain_plus.streams.locations import parse_options
 from raytrain_plus.streams.reorder import mixed
 from raytrain_plus.streams.writer import StreamWriter
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from raytrain_plus.elastic.outside.gcs import ClusterError, Gcs
-from raytrain_plus.elastic.outside.joining import head_address
 from raytrain_plus.nodes.agent import Agent
 from raytrain_plus.nodes.metadata import NoticeFile, Source, source_of
+from raytrain_plus.ray_cluster.gcs import ClusterError, Gcs
+from raytrain_plus.ray_cluster.joining import head_address
 
 
 def node_agent(  # noqa: PLR0913 - one option each

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from raytrain_plus.cli.answers import Address, Debug, Json, answer
 from raytrain_plus.cli.remote import RemoteError, here_or_there
-from raytrain_plus.elastic.outside.gcs import ClusterError
-from raytrain_plus.elastic.outside.joining import join
-from raytrain_plus.nodes.complaints import Expected
+from raytrain_plus.nodes.diagnosis import Expected
 from raytrain_plus.nodes.doctor import diagnosis_of, examine, read_cluster_file
+from raytrain_plus.ray_cluster.gcs import ClusterError
+from raytrain_plus.ray_cluster.joining import join
 
 
 def doctor(

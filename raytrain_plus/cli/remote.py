@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from raytrain_plus.elastic.outside.gcs import HOW_TO_SHOW, ClusterError, present_token
-from raytrain_plus.elastic.outside.joining import is_web
+from raytrain_plus.ray_cluster.gcs import HOW_TO_SHOW, ClusterError, present_token
+from raytrain_plus.ray_cluster.joining import is_web
 
 CALLER = "RAYTRAIN_PLUS_CALLER"  # the version of raytrain_plus here, told there
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from raytrain_plus.cli.answers import Debug, Json, RunName, answer
-from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.client import control
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.report.page import page_of
@@ -35,7 +35,7 @@ def report(
     """Write one HTML page that tells all of a run, live or ended, from its journal."""
 
     def run_it() -> dict[str, Any]:
-        written = _write(steering.folder_of(run, storage), output)
+        written = _write(control.folder_of(run, storage), output)
         if not as_json:
             Console(markup=False).print(
                 f"The report is {written['page']}", soft_wrap=True, highlight=False

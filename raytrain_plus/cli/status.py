@@ -9,9 +9,9 @@ from rich.live import Live
 
 from raytrain_plus.cli.answers import answer
 from raytrain_plus.cli.remote import here_or_there
-from raytrain_plus.elastic.outside import steering
-from raytrain_plus.elastic.outside.joining import is_web
+from raytrain_plus.elastic.client import control
 from raytrain_plus.observe.standing import standing_of
+from raytrain_plus.ray_cluster.joining import is_web
 
 Watch = Annotated[
     bool | None,
@@ -48,7 +48,7 @@ def show_status(
         told = here_or_there(
             address,
             ["status", run, "--storage", storage],
-            lambda: steering.status(run, storage, address),
+            lambda: control.status(run, storage, address),
         )
         if not as_json:
             console.print(standing_of(told))
@@ -58,7 +58,7 @@ def show_status(
         told: dict[str, Any] = {}
         table = Live(console=console, auto_refresh=False)
         with table, contextlib.suppress(KeyboardInterrupt):
-            for told in steering.watch(run, storage, address=address):
+            for told in control.watch(run, storage, address=address):
                 table.update(standing_of(told), refresh=True)
         return told
 

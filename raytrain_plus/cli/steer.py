@@ -18,7 +18,7 @@ from raytrain_plus.cli.answers import (
 )
 from raytrain_plus.cli.remote import here_or_there
 from raytrain_plus.cli.status import Watch, show_status
-from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.client import control
 
 
 def status(
@@ -43,7 +43,7 @@ def scale(
 ) -> None:
     """Change the number of workers of a live run."""
     there = ["scale", run, str(workers), "--storage", storage]
-    here = partial(steering.scale, run, workers, storage, address)
+    here = partial(control.scale, run, workers, storage, address)
     _steer(address, there, here, as_json=as_json, debug=debug)
 
 
@@ -56,7 +56,7 @@ def checkpoint(
 ) -> None:
     """Let a live run keep its state as soon as it can, and go on."""
     there = ["checkpoint", run, "--storage", storage]
-    here = partial(steering.checkpoint, run, storage, address)
+    here = partial(control.checkpoint, run, storage, address)
     _steer(address, there, here, as_json=as_json, debug=debug)
 
 
@@ -69,7 +69,7 @@ def stop(
 ) -> None:
     """End a live run after the step in flight, keeping its state."""
     there = ["stop", run, "--storage", storage]
-    here = partial(steering.stop, run, storage, address)
+    here = partial(control.stop, run, storage, address)
     _steer(address, there, here, as_json=as_json, debug=debug)
 
 

@@ -15,10 +15,10 @@ from rich.status import Status
 
 from raytrain_plus.cli import frontier
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
-from raytrain_plus.elastic.outside.interrupts import Interrupted, status_of
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.folder import SweepFolder
+from raytrain_plus.interrupts import Interrupted, status_of
 from raytrain_plus.task import import_named
 
 _ATTRIBUTE = "SWEEP"

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from raytrain_plus.demo.digits import Digits, write_streams
 from raytrain_plus.demo.picture import draw
-from raytrain_plus.elastic.faults.fault import Fault
-from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare

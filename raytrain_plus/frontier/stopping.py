@@ -8,9 +8,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.hopeless import Glimpse, why_hopeless
-from raytrain_plus.frontier.lender import stop
 from raytrain_plus.frontier.points import FinishedTrial, Objective
 from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.worker_pool.server import stop
 
 
 class EarlyEnd(FIFOScheduler):  # type: ignore[misc]

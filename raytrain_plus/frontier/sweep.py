@@ -25,7 +25,6 @@ from raytrain_plus.frontier.calibration import Calibration
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.errors import FailedSweepError, SweepError
 from raytrain_plus.frontier.folder import SweepFolder
-from raytrain_plus.frontier.lender import start_lender
 from raytrain_plus.frontier.points import FinishedTrial, points
 from raytrain_plus.frontier.promotion import PromotionRule, propose
 from raytrain_plus.frontier.searching import RecipeSearch
@@ -33,6 +32,7 @@ from raytrain_plus.frontier.stopping import EarlyEnd
 from raytrain_plus.frontier.trials import RecipeTrial, Setting
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import cluster
+from raytrain_plus.worker_pool.server import start_lender
 
 Watcher = Callable[[SweepFolder], None]
 

@@ -14,16 +14,16 @@ import ray.train
 import ray.tune
 
 from raytrain_plus.algorithms.naming import import_class
-from raytrain_plus.elastic.messages import ElasticConfig
+from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.frontier.agenda import Proposal
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.hopeless import Glimpse
-from raytrain_plus.frontier.lender import abandon, stop
 from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
+from raytrain_plus.worker_pool.server import abandon, stop
 
 _PARTING = 30.0  # seconds for a run that is told to stop
 

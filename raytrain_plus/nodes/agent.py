@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from raytrain_plus.elastic.outside.gcs import ClusterError, Gcs, Node, UnreachableError
-from raytrain_plus.nodes import presence
+from raytrain_plus.nodes import local_node
 from raytrain_plus.nodes.metadata import Source
 from raytrain_plus.nodes.notices import Notice, is_news
+from raytrain_plus.ray_cluster.gcs import ClusterError, Gcs, Node, UnreachableError
 
 Say = Callable[[str], None]
 
@@ -62,7 +62,7 @@ class Agent:
             node = self._await_node(node_id, patience, terminated)
             if node is None:
                 return
-            with presence.claim(node.node_id):
+            with local_node.claim(node.node_id):
                 asked = ", ".join(source.name for source in self._sources) or "no service"
                 self._say(f"watches node {node.node_id} at {node.address}; asks {asked}")
                 for source in self._sources:
@@ -78,7 +78,7 @@ class Agent:
         while not terminated.is_set():
             why = f"no node {node_id or 'of this host'} has joined the cluster {self._gcs.address}"
             try:
-                if node := presence.node_here(self._gcs.nodes(), node_id):
+                if node := local_node.node_here(self._gcs.nodes(), node_id):
                     return node
             except UnreachableError as error:
                 why = str(error)
@@ -93,7 +93,7 @@ class Agent:
             try:
                 self._note(self._notices.get(timeout=_LOOK))
             except queue.Empty:
-                missed = 0 if presence.raylet_lives(node) else missed + 1
+                missed = 0 if local_node.raylet_lives(node) else missed + 1
             if self._due is not None and self._drained(node, self._due):
                 self._due = None
             if terminated.is_set() and self._due is None:

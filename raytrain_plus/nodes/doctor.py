@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain_plus.elastic.outside.gcs import ClusterError
-from raytrain_plus.elastic.outside.joining import draining_nodes
-from raytrain_plus.nodes.complaints import Complaint, Expected, NodeFacts, complaints
-from raytrain_plus.nodes.visit import Visitor
+from raytrain_plus.nodes.diagnosis import Complaint, Expected, NodeFacts, complaints
+from raytrain_plus.nodes.node_probe import Visitor
 from raytrain_plus.plain_yaml import YamlError, read_yaml
+from raytrain_plus.ray_cluster.gcs import ClusterError
+from raytrain_plus.ray_cluster.joining import draining_nodes
 
 _HEAD = "node:__internal_head__"
 _CLOCK_SECONDS = 5.0

@@ -31,8 +31,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.store import InterruptedReadError
 from raytrain_plus.streams.traffic import TRAFFIC
 
 ENTRY_OVERHEAD = 32  # bytes at the end of an entry: its digest

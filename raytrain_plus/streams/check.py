@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.folders import select
 from raytrain_plus.streams.format import MANIFEST, Manifest
-from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import read_manifest
 
 _DEADLINE = 10.0  # seconds to wait for a file that may not be there

@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain_plus.seeds import seed_for
+from raytrain_plus.storage.locations import file_system, local_path
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError, listed
 from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.files import recognized
@@ -27,10 +29,8 @@ from raytrain_plus.streams.folders import (
 from raytrain_plus.streams.foreign import format_of_files, told
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.labels import Labels, check_same, labels_of, numbers_of
-from raytrain_plus.streams.locations import file_system, local_path
 from raytrain_plus.streams.order import permutation
 from raytrain_plus.streams.plain import plain_table, plain_type
-from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.text import TextFile, csv_tables, csv_types, json_tables
 from raytrain_plus.streams.widening import InexactError, cast_exactly, wider

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from raytrain_plus.storage.store import Stat, stat_of
 from raytrain_plus.streams.columns import (
     Column,
     DataError,
@@ -37,7 +38,6 @@ from raytrain_plus.streams.foreign import format_of_files, told
 from raytrain_plus.streams.labels import Labels, labels_of
 from raytrain_plus.streams.parquet_footer import Footer
 from raytrain_plus.streams.source import Opened
-from raytrain_plus.streams.store import Stat, stat_of
 
 # First bytes -> the format, and the last bytes of a file that was written to its end.
 _FORMATS = {

@@ -15,10 +15,10 @@ from urllib.parse import unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
+from raytrain_plus.storage.locations import local_path
 from raytrain_plus.streams.columns import DataError, listed
 from raytrain_plus.streams.foreign import format_of_files, format_of_table, told
 from raytrain_plus.streams.format import MANIFEST
-from raytrain_plus.streams.locations import local_path
 
 Form = Literal["table", "csv", "json", "images"]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raytrain_plus.storage.store import Stat, Store
 from raytrain_plus.streams.columns import (
     Column,
     DataError,
@@ -23,7 +24,6 @@ from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.folders import DataPath, suffix_of
 from raytrain_plus.streams.format import FileEntry, FoundFile, decode_schema, encode_schema
 from raytrain_plus.streams.parquet_footer import Footer, read_footer
-from raytrain_plus.streams.store import Stat, Store
 
 _READERS = 16
 _TAIL = 64 << 10  # bytes: most footers are shorter

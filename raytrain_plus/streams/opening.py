@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
+from raytrain_plus.storage.locations import local_path
 from raytrain_plus.streams.columns import Column, DataError, Values, columns_of, difference
 from raytrain_plus.streams.decoding import check_values, explained, values_in
 from raytrain_plus.streams.files import inspect_file
 from raytrain_plus.streams.folders import paths_below, select, tables_of, without_pattern
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.labels import check_same
-from raytrain_plus.streams.locations import local_path
-from raytrain_plus.streams.mixing import Mixture, open_mixture
+from raytrain_plus.streams.mixture import Mixture, open_mixture
 from raytrain_plus.streams.source import Opened, Source
 from raytrain_plus.streams.stream import Stream, open_stream
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache, CacheFullError
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.order import Ordering
-from raytrain_plus.streams.store import InterruptedReadError
 
 if TYPE_CHECKING:
     from raytrain_plus.streams.stream import StreamFile

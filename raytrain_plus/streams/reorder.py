@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain_plus.seeds import seed_for
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.convert import Data, Piece
 from raytrain_plus.streams.order import permutation
-from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.writer import StreamWriter
 

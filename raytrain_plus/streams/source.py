@@ -20,13 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.cache import CacheFullError, FileTooLargeError
 from raytrain_plus.streams.columns import Column, Values, listed
 from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.labels import Labels
 from raytrain_plus.streams.memory import check_order_memory
 from raytrain_plus.streams.order import Order, Ordering
-from raytrain_plus.streams.store import InterruptedReadError
 
 # A table or a single file is mixed in at most this many pieces, to bound the memory of the order.
 _MOST_PIECES = 2**20

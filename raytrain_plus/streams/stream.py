@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from raytrain_plus.redaction import described
+from raytrain_plus.storage.store import Stat, Store, stat_of
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
 from raytrain_plus.streams.columns import Column, DataError, columns_of
 from raytrain_plus.streams.decoding import check_values, decode, explained, least_bytes, values_in
@@ -35,7 +36,6 @@ from raytrain_plus.streams.memory import check_order_memory
 from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.prefetch import Prefetcher
 from raytrain_plus.streams.source import Function, Opened, Shard, Source, Transform
-from raytrain_plus.streams.store import Stat, Store, stat_of
 from raytrain_plus.streams.traffic import TRAFFIC
 
 DEFAULT_CACHE_LIMIT = 16 << 30

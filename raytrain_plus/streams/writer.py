@@ -22,13 +22,13 @@ from typing import Any, Self, TypeAlias, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raytrain_plus.storage.store import ExistsError, Store
 from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed
 from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, Manifest
 from raytrain_plus.streams.label_skew import SkewMeter, told
 from raytrain_plus.streams.labels import Labels, check_names
 from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.rows import Row, RowError, chunks, table_of
-from raytrain_plus.streams.store import ExistsError, Store
 from raytrain_plus.streams.stream import parse_bytes, write_raw
 from raytrain_plus.streams.widening import InexactError, cast_exactly, leaf_type, settled, wider
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.bits import bit_sum
-from raytrain_plus.training.leaves import TWICE, Sibling, Subtree, add, halves
+from raytrain_plus.training.partial_sums import TWICE, Sibling, Subtree, add, halves
 from raytrain_plus.training.reduction import (
     OF_A_PART,
     SALVAGED,

@@ -21,8 +21,8 @@ from raytrain_plus.training.building import learning_rate_factor
 from raytrain_plus.training.busy_time import BusyTime
 from raytrain_plus.training.corruption import CorruptionError, Guard
 from raytrain_plus.training.exchange import Exchange
-from raytrain_plus.training.leaves import Subtree
 from raytrain_plus.training.modes import evaluated
+from raytrain_plus.training.partial_sums import Subtree
 from raytrain_plus.training.parts import Parts
 from raytrain_plus.training.reduction import (
     BUSY_SECONDS,

@@ -22,9 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from raytrain_plus.checkpoint.files import encode
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.encoding import same_bits
-from raytrain_plus.training.pieces import encode
 from raytrain_plus.training.state import Replica
 
 LARGEST = 512 << 20

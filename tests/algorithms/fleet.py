@@ -7,7 +7,7 @@ parts and updates one after the other; messages still cross as they will.
 import itertools
 import threading
 
-from raytrain_plus.training import checkpoint
+from raytrain_plus.checkpoint import checkpointer
 from tests.algorithms.tiny import RANKS, build
 from tests.training.wires import Network, NetworkDownError
 
@@ -106,10 +106,10 @@ class Fleet:
     def resume(self, folder):
         """Write a checkpoint and go on from it with workers that have never seen the run."""
         aspects = self.make_aspects()
-        checkpoint.save(folder, self.replica, "run", aspects)
+        checkpointer.save(folder, self.replica, "run", aspects)
         self.loops = [self._newcomer() for _ in self.loops]
         for loop in self.loops:
-            checkpoint.load(folder, loop.replica)
+            checkpointer.load(folder, loop.replica)
 
     def digests(self):
         return {loop.replica.digest() for loop in self.loops}

@@ -15,7 +15,7 @@ from raytrain_plus.chaos.schedules import (
     later,
     schedule,
 )
-from raytrain_plus.elastic.faults.fault import ACTIONS, as_data, parse_faults
+from raytrain_plus.elastic.protocol.faults import ACTIONS, as_data, parse_faults
 
 
 def completed(kinds):

@@ -5,7 +5,7 @@ import pytest
 from raytrain_plus.chaos.campaign import Campaign, hang_deadline, start_timeout
 from raytrain_plus.chaos.judge import Act, ended_by_gradient, judge
 from raytrain_plus.chaos.schedules import Schedule
-from raytrain_plus.elastic.faults.fault import Fault
+from raytrain_plus.elastic.protocol.faults import Fault
 
 STEPS = 10
 

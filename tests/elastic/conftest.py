@@ -3,12 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
-from scripted_pool import AtOnce, FakeTime, ScriptedPool, comes, make_spec
 
-from raytrain_plus.elastic import coordinator as module
-from raytrain_plus.elastic import generation
-from raytrain_plus.elastic.membership import recruiting, returning
-from raytrain_plus.elastic.records import keeping
+from raytrain_plus.elastic.coordinator import (
+    checkpoint_coordinator,
+    generation,
+    membership,
+    restart,
+)
+from raytrain_plus.elastic.coordinator import coordinator as module
+from tests.elastic.scripted_pool import AtOnce, FakeTime, ScriptedPool, comes, make_spec
 
 
 @pytest.fixture
@@ -20,11 +23,11 @@ def lead(tmp_path, monkeypatch):
     """
     time = FakeTime()
     context = SimpleNamespace(current_actor=None)
-    for one in (module, recruiting, generation, returning):
+    for one in (module, membership, generation, restart):
         monkeypatch.setattr(one, "time", time)
     monkeypatch.setattr(module, "ray", SimpleNamespace(get_runtime_context=lambda: context))
-    monkeypatch.setattr(recruiting, "missing_resources", lambda _, n: f"CPU: {n} needed")
-    monkeypatch.setattr(keeping, "threading", SimpleNamespace(Thread=AtOnce))
+    monkeypatch.setattr(membership, "missing_resources", lambda _, n: f"CPU: {n} needed")
+    monkeypatch.setattr(checkpoint_coordinator, "threading", SimpleNamespace(Thread=AtOnce))
 
     def run(script=(), arrive=comes, *, left=None, prepare=lambda _: None, **spec):
         pool = ScriptedPool(time, arrive, script)

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import torch
 
-from raytrain_plus.elastic.transport import Transport
+from raytrain_plus.training.transport import Transport
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
@@ -17,7 +17,7 @@ PATIENCE = 30  # seconds; only a test that is about to fail waits so long
 
 # One clean process imports torch; the members are forked from it, before it has any thread.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["raytrain_plus.elastic.transport"])
+_CONTEXT.set_forkserver_preload(["raytrain_plus.training.transport"])
 
 
 class Member:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
+from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.health.suspicion import Corruption
-from raytrain_plus.elastic.membership.pool import Came, Coming, Returned
-from raytrain_plus.elastic.messages import (
+from raytrain_plus.elastic.coordinator.workers import Came, Coming, Returned
+from raytrain_plus.elastic.policy.trust import Corruption
+from raytrain_plus.elastic.protocol.messages import (
     ElasticConfig,
     Ready,
     Report,
@@ -20,8 +21,7 @@ from raytrain_plus.elastic.messages import (
     Standing,
     Where,
 )
-from raytrain_plus.elastic.records.reporter import Record
-from raytrain_plus.elastic.records.uploads import Share
+from raytrain_plus.elastic.worker.reporter import Record
 from raytrain_plus.task import Task
 
 STEP_SECONDS = 1.0

@@ -1,8 +1,7 @@
 """What an outcome and a journal tell of a run."""
 
-from scripted_pool import loss_of
-
 from raytrain_plus.observe.journal import read
+from tests.elastic.scripted_pool import loss_of
 
 
 def groups_in(outcome):

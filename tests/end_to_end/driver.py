@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 
-from raytrain_plus.elastic.outside.gcs import present_token
+from raytrain_plus.ray_cluster.gcs import present_token
 
 from .runs import cluster, train
 from .tasks import Momentum

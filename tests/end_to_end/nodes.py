@@ -21,7 +21,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain_plus.nodes.complaints import Expected
+from raytrain_plus.nodes.diagnosis import Expected
 from raytrain_plus.nodes.doctor import diagnosis_of, examine
 from tests.nodes.metadata_server import ACTION, metadata_server
 

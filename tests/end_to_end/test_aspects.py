@@ -6,12 +6,12 @@ from ray.train import RunConfig, ScalingConfig
 from benchmarks import one_process
 from raytrain_plus import ElasticConfig, ElasticTrainer, Fault
 from raytrain_plus.algorithms import Factorize, LabelSmoothing, SelectiveBackprop
+from raytrain_plus.checkpoint.export import export
 from raytrain_plus.frontier.recipe import read_recipe
 from raytrain_plus.observe import journal
 from raytrain_plus.reference.byte_gpt import ByteGPT
 from raytrain_plus.reference.cluttered_digits import ClutteredDigits
 from raytrain_plus.task import load_task
-from raytrain_plus.training.export import export
 from tests.algorithms.test_join_points import listed, nested
 from tests.end_to_end.recorder import Recorder
 from tests.end_to_end.runs import train

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
-from raytrain_plus.elastic.faults.fault import parse_faults
+from raytrain_plus.elastic.protocol.faults import parse_faults
 from raytrain_plus.observe import journal
 
 PATIENCE = 120.0  # seconds

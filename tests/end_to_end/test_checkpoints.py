@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from raytrain_plus import Fault
+from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.observe import journal
-from raytrain_plus.training import checkpoint
 from tests.end_to_end import driver
 from tests.end_to_end.runs import (
     UNHURRIED,
@@ -46,7 +46,7 @@ def checkpointed(step):
 
 def damage_and_kill(folder, step):
     """Flip a bit of a checkpoint, and kill everybody."""
-    path = folder / checkpoint.name_of(step) / "model.safetensors"
+    path = folder / checkpointer.name_of(step) / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -140,4 +140,4 @@ def test_a_store_out_of_reach_does_not_stop_the_training_until_the_user_says_so(
     assert 40 < whole(run)[1] < 60, "it is tried again before the next is due"
     limited = train(Momentum(), storage, **options, max_checkpoint_failures=1)
     assert "no checkpoint could be written 1 times in a row" in limited.error
-    assert checkpoint.verify(limited.summary["checkpoint"]).step >= 20  # what there is is kept
+    assert checkpointer.verify(limited.summary["checkpoint"]).step >= 20  # what there is is kept

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 
-from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.client import control
 from raytrain_plus.observe import journal
 from raytrain_plus.trainer import attach
 from tests.end_to_end import driver
@@ -73,7 +73,7 @@ def test_a_run_goes_on_without_its_driver_and_a_newcomer_finds_the_data(storage)
         process.wait()
     before = [e for e in journal.read(run) if e.get("state") == "ready"]
     os.kill(before[0]["pid"], signal.SIGKILL)  # its replacement reads data that a driver gave
-    status = steering.status(str(run), "")
+    status = control.status(str(run), "")
     assert status["state"] == "training"
 
     def hurry(events):

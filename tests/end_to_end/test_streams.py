@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from raytrain_plus import Fault, Mixture, Stream, StreamWriter
+from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.check import inspect_stream
-from raytrain_plus.streams.store import Store
-from raytrain_plus.training import checkpoint
 from tests.end_to_end import fetching
 from tests.end_to_end.runs import UNHURRIED, Run, at_once, differences, flaws, program, train
 from tests.end_to_end.tasks import HELD_OUT, ROWS, Streamed, pictures
@@ -276,7 +276,7 @@ def test_the_command_line_trains_from_s3_and_keeps_its_state_there(bucket, serve
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["steps"] == 20
     assert told["checkpoint"] == f"s3://{bucket}/kept/{told['run']}/checkpoint_00000020"
-    last = checkpoint.verify(Store(told["checkpoint"], server.options()))
+    last = checkpointer.verify(Store(told["checkpoint"], server.options()))
     assert (last.step, last.digest) == (20, told["digest"])
     assert HELD_OUT  # nothing of it was read
     assert list((tmp_path / "cache" / "raytrain_plus" / "streams").glob("*.cached"))

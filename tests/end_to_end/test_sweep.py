@@ -14,9 +14,9 @@ from ray.train import RunConfig, ScalingConfig
 from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, TrainingFailedError
 from raytrain_plus.algorithms import LabelSmoothing
 from raytrain_plus.frontier.folder import SweepFolder
-from raytrain_plus.frontier.lender import LendingError, start_lender
 from raytrain_plus.frontier.points import key_of
 from raytrain_plus.observe import journal
+from raytrain_plus.worker_pool.server import LendingError, start_lender
 from tests.end_to_end.runs import await_events, cluster
 from tests.end_to_end.small_sweep import SWEEP, Rings
 from tests.end_to_end.spoiling import Raises, Spoils

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from raytrain_plus import Stream, StreamWriter
 from raytrain_plus.cli.commands import app
-from raytrain_plus.elastic.outside import steering
+from raytrain_plus.elastic.client import control
 from raytrain_plus.observe.gauges import METRICS
 from tests.cluster.dashboard import DASHBOARD, named
 from tests.end_to_end.runs import PATIENCE, UNHURRIED, Script, at_step, train
@@ -80,7 +80,7 @@ class Watcher:
         return arrived and len(found) >= len(METRICS) and found
 
     def _settled(self, name):
-        told = steering.status(name, self.storage)
+        told = control.status(name, self.storage)
         return told["step"] == HELD and told
 
     def _while_one_hangs(self, name):
@@ -88,12 +88,12 @@ class Watcher:
         os.kill(pid, signal.SIGSTOP)
         try:
             began = time.monotonic()
-            return steering.status(name, self.storage), time.monotonic() - began
+            return control.status(name, self.storage), time.monotonic() - began
         finally:
             os.kill(pid, signal.SIGCONT)
 
     def _watch(self, name):
-        for told in steering.watch(name, self.storage, every=0.05):
+        for told in control.watch(name, self.storage, every=0.05):
             self.seen.append(told)
 
 

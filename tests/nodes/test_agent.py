@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from raytrain_plus.elastic.outside.gcs import ClusterError, Node, UnreachableError
-from raytrain_plus.nodes import agent, presence
+from raytrain_plus.nodes import agent, local_node
 from raytrain_plus.nodes.agent import Agent
 from raytrain_plus.nodes.notices import Notice
+from raytrain_plus.ray_cluster.gcs import ClusterError, Node, UnreachableError
 
 ID = "ab" * 28
 
@@ -188,19 +188,19 @@ def test_it_waits_for_a_node_that_has_not_joined_and_for_a_head_that_is_not_up(n
 def test_the_node_of_this_host_is_found_by_its_address(node):
     elsewhere = Node("cd" * 28, "other", "203.0.113.9", 1, alive=True, is_head=True)
     dead = Node("ef" * 28, "host", "127.0.0.1", 1, alive=False, is_head=False)
-    assert presence.node_here([elsewhere, dead, node]) is node
-    assert presence.node_here([elsewhere, dead]) is None
+    assert local_node.node_here([elsewhere, dead, node]) is node
+    assert local_node.node_here([elsewhere, dead]) is None
     with pytest.raises(ClusterError, match=f"2 nodes on this host.*{ID}"):
-        presence.node_here([node, node])
+        local_node.node_here([node, node])
 
 
 def test_a_node_has_one_agent(node):
-    assert not presence.has_agent(ID)
-    with presence.claim(ID):
-        assert presence.has_agent(ID)
+    assert not local_node.has_agent(ID)
+    with local_node.claim(ID):
+        assert local_node.has_agent(ID)
         with pytest.raises(ClusterError, match="has an agent already"):
             run(Head([node]))
-    assert not presence.has_agent(ID)
+    assert not local_node.has_agent(ID)
 
 
 def test_its_command_needs_neither_torch_nor_the_trainer():

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from raytrain_plus.nodes import doctor
-from raytrain_plus.nodes.complaints import Expected, NodeFacts
+from raytrain_plus.nodes.diagnosis import Expected, NodeFacts
 from raytrain_plus.nodes.doctor import ClusterFileError, diagnosis_of, read_cluster_file
-from raytrain_plus.nodes.visit import computed
+from raytrain_plus.nodes.node_probe import computed
 
 LOCAL = {
     "cluster_name": "mine",

@@ -4,14 +4,14 @@ import tracemalloc
 
 import pytest
 
-from raytrain_plus.elastic.outside import steering
-from raytrain_plus.elastic.records.chronicle import Chronicle
+from raytrain_plus.elastic.client import control
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import FILE_NAME, Journal
 from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.verify import compare
-from raytrain_plus.resuming import last_checkpoint
+from raytrain_plus.resume import last_checkpoint
 
 STEPS = 30_000  # 200 bytes each
 BYTES_PER_STEP = 60  # numbers in arrays; as events they take some 700
@@ -58,7 +58,7 @@ def test_events_in_a_list_take_ten_times_as_much(folder):
 
 def test_a_status_is_read_from_the_end(folder, monkeypatch):
     monkeypatch.setattr(journal, "AT_ONCE", 1 << 16)
-    most, status = peak(lambda: steering.status(str(folder), "."))
+    most, status = peak(lambda: control.status(str(folder), "."))
     assert most < 1 << 20
     assert (status["step"], status["state"], status["digest"]) == (STEPS, "stopped", "d")
 

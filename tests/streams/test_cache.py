@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache, CacheFullError
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.store import InterruptedReadError
 
 SIZE = 1000
 ROOM = SIZE + ENTRY_OVERHEAD

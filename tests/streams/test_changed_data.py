@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
-from raytrain_plus.streams.store import Store
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.streams.writer import StreamWriter
 

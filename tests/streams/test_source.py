@@ -7,7 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from arrow_data import (
+
+from raytrain_plus.streams.columns import Column, DataError
+from raytrain_plus.streams.opening import open_source
+from tests.streams.arrow_data import (
     N,
     as_compressed_batches,
     as_folder,
@@ -25,9 +28,6 @@ from arrow_data import (
     write_folder,
     write_ipc,
 )
-
-from raytrain_plus.streams.columns import Column, DataError
-from raytrain_plus.streams.opening import open_source
 
 FORMS = [
     as_is,

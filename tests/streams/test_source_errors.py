@@ -4,7 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from arrow_data import (
+
+from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.opening import open_source
+from tests.streams.arrow_data import (
     N,
     as_compressed_batches,
     as_mapped_file,
@@ -15,9 +18,6 @@ from arrow_data import (
     write_folder,
     write_ipc,
 )
-
-from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.opening import open_source
 
 UNSUPPORTED = {
     "lists of lists": pa.array([[[1]]]),

@@ -17,7 +17,7 @@ from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import Data, Piece, read_any
 from raytrain_plus.streams.label_skew import WORTH_A_WARNING, SkewMeter, skew, skew_of, told
 from raytrain_plus.streams.labels import check_same, labels_of
-from raytrain_plus.streams.mixing import Mixture
+from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.reorder import mixed
 from raytrain_plus.streams.stream import Stream

@@ -144,7 +144,7 @@ def test_of_two_writers_to_one_place_one_fails_and_the_other_s_data_is_whole(tmp
 
 
 def test_a_store_that_cannot_keep_writers_apart_is_refused(server, monkeypatch):
-    from raytrain_plus.streams.store import Store
+    from raytrain_plus.storage.store import Store
 
     bucket, options = server.fresh_bucket(), server.options()
     monkeypatch.setattr(Store, "_put_new", lambda self, n, c: self._fs.pipe_file(self._path(n), c))

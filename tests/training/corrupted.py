@@ -1,15 +1,15 @@
 """Workers that train together, and bits of theirs that can be flipped."""
 
 import torch
-from small_tasks import CLOCK, SEED, Normed
-from small_tasks import part as batch_of
 from test_bit_sums import flip
-from wires import Network
 
 from raytrain_plus.algorithms import Weave
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
+from tests.training.small_tasks import CLOCK, SEED, Normed
+from tests.training.small_tasks import part as batch_of
+from tests.training.wires import Network
 
 RANKS = 4
 CUTS = {

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 from torch.nn import functional
-from wires import Network, bits
 
 from raytrain_plus.algorithms import Weave
 from raytrain_plus.clock import Clock
 from raytrain_plus.task import Task
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
+from tests.training.wires import Network, bits
 
 SEED = 17
 FEATURES, CLASSES, PART = 6, 3, 5

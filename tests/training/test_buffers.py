@@ -6,11 +6,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from wires import Network, bits
 
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.reduction import LANE_WIDTH, Reduction
 from raytrain_plus.training.tree import Accumulator, fold
+from tests.training.wires import Network, bits
 
 FEATURES = 3
 SPREADS = [(3, []), (3, [1]), (3, [2]), (3, [1, 2]), (6, []), (6, [4]), (6, [1, 3]), (7, [5])]

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
-from small_tasks import Plain, loop_alone, run
 from torch import nn
 
 from raytrain_plus.task import TaskError, TaskWarning
 from raytrain_plus.training.building import build_model, build_optimizer, gradient_hooks
+from tests.training.small_tasks import Plain, loop_alone, run
 
 
 def building(**given):

@@ -1,15 +1,15 @@
 """Flipped bits and wrong arithmetic are found before they are committed."""
 
 import pytest
-from corrupted import FLIPS, RANKS, Group, flip_parameter, found
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tasks import Noisy, Normed, everything
-from wires import NetworkDownError
 
 from raytrain_plus.algorithms import EMA, Aspect
 from raytrain_plus.training import corruption, exchange, reduction
 from raytrain_plus.training.corruption import CorruptionError, Facts, Finding, judge
+from tests.training.corrupted import FLIPS, RANKS, Group, flip_parameter, found
+from tests.training.small_tasks import Noisy, Normed, everything
+from tests.training.wires import NetworkDownError
 
 
 @pytest.mark.parametrize("flipped", FLIPS)

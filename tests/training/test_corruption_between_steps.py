@@ -1,9 +1,9 @@
 """A state that changes where no step looks: at who heals others, and in an evaluation."""
 
 import pytest
-from corrupted import FLIPS, Group, found
 
 from raytrain_plus.algorithms import EMA
+from tests.training.corrupted import FLIPS, Group, found
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -3,8 +3,9 @@
 from functools import partial
 
 import pytest
-from small_tasks import Plain, everything, make_loop, run
-from wires import Network, NetworkDownError, QueueWire
+
+from tests.training.small_tasks import Plain, everything, make_loop, run
+from tests.training.wires import Network, NetworkDownError, QueueWire
 
 RANGES = [range(2), range(2, 4)]
 

@@ -3,8 +3,9 @@
 import threading
 
 import pytest
-from small_tasks import Plain, make_loop, part
-from wires import Network
+
+from tests.training.small_tasks import Plain, make_loop, part
+from tests.training.wires import Network
 
 RANGES = [range(1), range(1, 3), range(3, 4)]
 

@@ -7,7 +7,17 @@ import threading
 import numpy as np
 import pytest
 import torch
-from small_tasks import (
+from torch.nn import functional
+
+from raytrain_plus.algorithms import Aspect, GradientClipping, LabelSmoothing
+from raytrain_plus.algorithms.gradient_clipping import clip_by_global_norm
+from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.seeds import seed_for
+from raytrain_plus.training import exchange, reduction
+from raytrain_plus.training import loop as loop_module
+from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.tree import fold
+from tests.training.small_tasks import (
     CLOCK,
     PART,
     SEED,
@@ -23,17 +33,7 @@ from small_tasks import (
     part,
     run,
 )
-from torch.nn import functional
-from wires import Network, bits
-
-from raytrain_plus.algorithms import Aspect, GradientClipping, LabelSmoothing
-from raytrain_plus.algorithms.gradient_clipping import clip_by_global_norm
-from raytrain_plus.elastic.plan import Member, assign
-from raytrain_plus.seeds import seed_for
-from raytrain_plus.training import exchange, reduction
-from raytrain_plus.training import loop as loop_module
-from raytrain_plus.training.loop import TrainingLoop
-from raytrain_plus.training.tree import fold
+from tests.training.wires import Network, bits
 
 RANKS = 4
 

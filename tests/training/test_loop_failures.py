@@ -4,7 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from small_tasks import (
+from torch import nn
+
+from raytrain_plus.algorithms import GradientClipping
+from raytrain_plus.task import TaskError
+from raytrain_plus.training import exchange, reduction
+from raytrain_plus.training.loop import LossError
+from tests.training.small_tasks import (
     PART,
     Normed,
     Plain,
@@ -14,13 +20,7 @@ from small_tasks import (
     parameters,
     run,
 )
-from torch import nn
-from wires import Network
-
-from raytrain_plus.algorithms import GradientClipping
-from raytrain_plus.task import TaskError
-from raytrain_plus.training import exchange, reduction
-from raytrain_plus.training.loop import LossError
+from tests.training.wires import Network
 
 
 class FailError(RuntimeError):

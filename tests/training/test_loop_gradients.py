@@ -5,17 +5,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_tasks import CLASSES, FEATURES, PART, SEED, Plain, everything, loop_alone, make_loop
-from small_tasks import part as batch_of
 from torch import nn
 from torch.nn import functional
-from wires import Network, bits
 
 from raytrain_plus.algorithms import GradientClipping
-from raytrain_plus.elastic.plan import Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.training import exchange, reduction
 from raytrain_plus.training.loop import GradientError
+from tests.training.small_tasks import (
+    CLASSES,
+    FEATURES,
+    PART,
+    SEED,
+    Plain,
+    everything,
+    loop_alone,
+    make_loop,
+)
+from tests.training.small_tasks import part as batch_of
+from tests.training.wires import Network, bits
 
 RANKS = 6
 COUNTS = (1, 2, 3, 6)

@@ -4,7 +4,13 @@ import itertools
 
 import pytest
 import torch
-from small_tasks import (
+from torch import nn
+from torch.nn import functional
+
+from raytrain_plus.algorithms import Aspect, SelectiveBackprop
+from raytrain_plus.seeds import seed_for
+from raytrain_plus.training.loop import LossError
+from tests.training.small_tasks import (
     CLASSES,
     FEATURES,
     PART,
@@ -18,13 +24,7 @@ from small_tasks import (
     part,
     run,
 )
-from torch import nn
-from torch.nn import functional
-from wires import Network, bits
-
-from raytrain_plus.algorithms import Aspect, SelectiveBackprop
-from raytrain_plus.seeds import seed_for
-from raytrain_plus.training.loop import LossError
+from tests.training.wires import Network, bits
 
 RANKS = 4
 

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-from corrupted import Group, Worker, flip_parameter
-from small_tasks import Plain, loop_alone, parameters, run
-from wires import bits
 
 from raytrain_plus.algorithms import Aspect
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.checkpointer import CheckpointError
+from raytrain_plus.checkpoint.export import export
+from raytrain_plus.checkpoint.snapshot import Snapshot
 from raytrain_plus.task import TaskError
-from raytrain_plus.training import checkpoint, modes
-from raytrain_plus.training.checkpoint import CheckpointError
+from raytrain_plus.training import modes
 from raytrain_plus.training.corruption import CorruptionError
-from raytrain_plus.training.export import export
 from raytrain_plus.training.loop import LossError, StateError
-from raytrain_plus.training.snapshot import Snapshot
+from tests.training.corrupted import Group, Worker, flip_parameter
+from tests.training.small_tasks import Plain, loop_alone, parameters, run
+from tests.training.wires import bits
 
 
 class ScheduleFree(torch.optim.Optimizer):
@@ -113,10 +114,10 @@ def test_methods_that_an_aspect_calls_itself_do_no_harm(workers):
 def test_an_export_has_the_weights_to_evaluate_and_a_checkpoint_those_to_train(tmp_path):
     loop = loop_alone(Free())
     run(loop, 3)
-    checkpoint.save(tmp_path / "kept", loop.replica, "run")
+    checkpointer.save(tmp_path / "kept", loop.replica, "run")
     exported = export(Free(), tmp_path / "kept")
     resumed = loop_alone(Free())
-    checkpoint.load(tmp_path / "kept", resumed.replica)
+    checkpointer.load(tmp_path / "kept", resumed.replica)
     run(resumed, 2)
     run(loop, 2)
     assert resumed.replica.digest() == loop.replica.digest()
@@ -206,12 +207,12 @@ def test_an_update_that_overflows_never_becomes_a_checkpoint(tmp_path):
     loop = loop_alone(Overflowing())
     run(loop, 2)
     loop.check_state()
-    checkpoint.save(tmp_path / "kept", loop.replica, "run")
+    checkpointer.save(tmp_path / "kept", loop.replica, "run")
     replica = loop.replica
     run(loop, 1)
     with pytest.raises(StateError, match=r"model/0\.(weight|bias) is not finite after step 3"):
         loop.check_state()
-    for keep in (Snapshot.take, lambda r: checkpoint.save(tmp_path / "lost", r, "run")):
+    for keep in (Snapshot.take, lambda r: checkpointer.save(tmp_path / "lost", r, "run")):
         with pytest.raises(CheckpointError, match="after step 3 is not kept"):
             keep(replica)
     assert not (tmp_path / "lost").exists()

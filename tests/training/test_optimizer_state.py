@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimizers import CARRIED, REFUSED, Beside, InGroup, Listed, OwnAttributes
-from small_tasks import Plain, loop_alone, part, run
 from torch import nn
 
 from benchmarks.group import Group, verdict
@@ -21,6 +19,8 @@ from raytrain_plus.training.corruption import Fingerprint
 from raytrain_plus.training.decoding import Decoder
 from raytrain_plus.training.encoding import Encoder, same_bits
 from raytrain_plus.training.state import Replica
+from tests.training.optimizers import CARRIED, REFUSED, Beside, InGroup, Listed, OwnAttributes
+from tests.training.small_tasks import Plain, loop_alone, part, run
 
 CPU = torch.device("cpu")
 

@@ -10,19 +10,19 @@ import random
 import numpy as np
 import pytest
 import torch
-from small_tasks import CLASSES, CLOCK, FEATURES, PART, SEED, Plain, everything
-from small_tasks import part as batch_of
 from torch import nn
 from torch.nn.utils import prune
-from wires import Network, bits
 
 from raytrain_plus.algorithms import Weave
-from raytrain_plus.elastic.plan import Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
+from tests.training.small_tasks import CLASSES, CLOCK, FEATURES, PART, SEED, Plain, everything
+from tests.training.small_tasks import part as batch_of
+from tests.training.wires import Network, bits
 
 RANKS = 6
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wires import Network, bits
 
-from raytrain_plus.elastic.plan import Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.training import reduction
 from raytrain_plus.training.reduction import LANE_WIDTH, WEIGHT, Reduction, tree_sum
 from raytrain_plus.training.tree import Accumulator, fold
+from tests.training.wires import Network, bits
 
 SIZES = [1, 2, 3, 4, 5, 6, 8, 16]
 ATTACHMENT = b"from rank 0"

@@ -4,17 +4,17 @@ import copy
 
 import pytest
 import torch
-from small_tasks import CLOCK, SEED
-from wires import Network
 
 from raytrain_plus.algorithms import Weave
-from raytrain_plus.elastic.plan import Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.task import Task
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 from tests.algorithms.side import import_transformers
+from tests.training.small_tasks import CLOCK, SEED
+from tests.training.wires import Network
 
 transformers = import_transformers()
 

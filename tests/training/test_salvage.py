@@ -5,14 +5,23 @@ import threading
 
 import pytest
 import torch
-from small_tasks import CLASSES, FEATURES, Branching, Noisy, Normed, Plain, loop_alone, make_loop
-from small_tasks import part as batch_of
 from torch import nn
-from wires import Network, NetworkDownError
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.training import exchange, reduction
 from raytrain_plus.training.exchange import Exchange
+from tests.training.small_tasks import (
+    CLASSES,
+    FEATURES,
+    Branching,
+    Noisy,
+    Normed,
+    Plain,
+    loop_alone,
+    make_loop,
+)
+from tests.training.small_tasks import part as batch_of
+from tests.training.wires import Network, NetworkDownError
 
 RANKS = 8
 CUTS = {

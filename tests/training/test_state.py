@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tasks import OPTIMIZERS, Noisy, Normed, Plain, loop_alone, run
 from torch import nn
 
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.state import Replica, tensor_bytes
+from tests.training.small_tasks import OPTIMIZERS, Noisy, Normed, Plain, loop_alone, run
 
 CPU = torch.device("cpu")
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_tasks import Plain, loop_alone, run
 from torch.optim import lr_scheduler
 
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.state import Replica
+from tests.training.small_tasks import Plain, loop_alone, run
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""Checkpoints: snapshot, files, manifest, schedule, retention, upload, export."""

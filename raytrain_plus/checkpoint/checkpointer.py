@@ -1,0 +1,372 @@
+"""Checkpoints: a replica's state in a store, plain files and a manifest that makes them visible.
+
+Between two steps every worker takes a `Snapshot`; in the background each writes its share of the
+files (`write_share`), and when all are there one writes the manifest (`commit`). Until then there
+is no checkpoint, only leftovers. Whoever reads goes by the manifest and believes no file that has
+not the size and the sha256 that it names.
+
+A checkpoint's place is given as a folder's path or URL, or as the `Store` of it.
+"""
+
+import contextlib
+import hashlib
+import re
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import safetensors.torch
+from torch import Tensor
+
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.algorithms.naming import Described, describe
+from raytrain_plus.checkpoint.files import MODEL, Piece, encode, files_of
+from raytrain_plus.checkpoint.manifest import MANIFEST, Manifest
+from raytrain_plus.checkpoint.retention import Kept
+from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
+from raytrain_plus.storage.store import ExistsError, Store, StoreError
+from raytrain_plus.training.state import Replica, digest_of
+
+__all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_whole", "save"]
+
+Place: TypeAlias = Store | Path | str
+
+_MOST_MANIFEST = 64 << 20  # bytes; each tensor of an optimizer takes about 100
+_NAME = re.compile(r"checkpoint_([0-9]{8,18})")
+
+
+def name_of(step: int) -> str:
+    """Return the name of the folder in which a step's checkpoint is kept."""
+    return f"checkpoint_{step:08d}"
+
+
+def is_named(folder: str) -> bool:
+    """Say whether a folder is named like a checkpoint."""
+    return _NAME.fullmatch(folder) is not None
+
+
+# -- writing
+
+
+def write_share(
+    place: Place,
+    snapshot: Snapshot,
+    share: int,
+    shares: int,
+    cancelled: threading.Event | None = None,
+) -> list[Piece]:
+    """Write one worker's files of a checkpoint; it stays invisible.
+
+    `model.safetensors`, which the first share holds, is the model's `state_dict()` and, unless an
+    aspect has added parameters (`export.py` takes them away where that is possible), loads into
+    the plain model. The rest is spread over all shares by bytes.
+
+    Args:
+        place: where the checkpoint is to be.
+        snapshot: the state; it must not be reused before this has returned.
+        share: this worker's, from 0.
+        shares: how many workers write.
+        cancelled: when it is set, no further file is begun.
+
+    Raises:
+        StoreError: a file cannot be written within the store's deadline.
+        InterruptedReadError: `cancelled` was set.
+        CheckpointError: a tensor is of a dtype that safetensors does not know.
+    """
+    store, written = _at(place), []
+    for file, tensors in files_of(snapshot, share, shares).items():
+        content, hashed, size = encode(tensors), hashlib.sha256(), 0
+        for part in content:
+            hashed.update(part)
+            size += len(part)
+        store.write(file, content, cancelled=cancelled)
+        written.append(Piece(file, size, hashed.hexdigest()))
+    return written
+
+
+def describe_state(snapshot: Snapshot, aspects: Sequence[Aspect] = ()) -> dict[str, Any]:
+    """Return what one worker adds to a manifest's header: digest, scalars and algorithms."""
+    return {
+        "digest": snapshot.digest(),
+        "scalars": snapshot.scalars,
+        "algorithms": [describe(aspect) for aspect in aspects],
+    }
+
+
+def commit(place: Place, header: Mapping[str, Any], pieces: Sequence[Piece]) -> None:
+    """Make a checkpoint visible whose files are all written; of two that try at once, one wins.
+
+    What has the same name and is damaged, or was written over, is replaced.
+
+    Args:
+        place: where the checkpoint is.
+        header: `run`, what `describe_state` returned, and if known `run_id`,
+            `identity`, `environment` and `metrics`.
+        pieces: what `write_share` returned on all workers.
+
+    Raises:
+        CheckpointError: another whole checkpoint is there.
+        StoreError: the store cannot be written.
+    """
+    store = _at(place)
+    pieces = sorted(Piece(*piece) for piece in pieces)
+    content = Manifest(**header, pieces=pieces).dump()
+    try:
+        store.create(MANIFEST, content)
+    except ExistsError as error:
+        theirs = _whole(store)
+        if theirs is None:
+            store.write(MANIFEST, content)
+        elif theirs.digest != header["digest"] or theirs.objection(
+            header["run"], header.get("run_id", "")
+        ):
+            raise CheckpointError(
+                f"checkpoint {_told(store)} was committed by another writer, with another state: "
+                "is the run going on twice?"
+            ) from error
+        else:  # ours, whose answer was lost, or the same state in other shares
+            pieces = list(theirs.pieces)
+    with contextlib.suppress(StoreError):  # what attempts that were given up have left behind
+        for file in store.sizes().keys() - {MANIFEST, *(piece.file for piece in pieces)}:
+            store.delete(file)
+
+
+def save(place: Place, replica: Replica, run: str, aspects: Sequence[Aspect] = ()) -> str:
+    """Write a checkpoint alone and at once; returns the digest of the state.
+
+    Raises:
+        CheckpointError: an update failed half-way, so that there is no state to keep.
+        StoreError: the place cannot be written.
+    """
+    snapshot = Snapshot.take(replica)
+    pieces = write_share(place, snapshot, 0, 1)
+    state = describe_state(snapshot, aspects)
+    commit(place, {"run": run, **state}, pieces)
+    return str(state["digest"])
+
+
+# -- reading
+
+
+def read_header(place: Place) -> Manifest:
+    """Return what a checkpoint says of itself; all its files are there, in their size.
+
+    Raises:
+        CheckpointError: there is none, or it is incomplete or damaged.
+        StoreError: the store cannot be read.
+    """
+    store = _at(place)
+    sizes = store.sizes()
+    if MANIFEST not in sizes:
+        raise CheckpointError(f"checkpoint {_told(store)} is incomplete: it has no {MANIFEST}")
+    if sizes[MANIFEST] > _MOST_MANIFEST:
+        raise CheckpointError(
+            f"checkpoint file {_told(store, MANIFEST)} is damaged: it has {sizes[MANIFEST]} bytes"
+        )
+    manifest = Manifest.parse(store.read(MANIFEST), _told(store, MANIFEST))
+    for piece in manifest.pieces:
+        found = sizes.get(piece.file)
+        if found != piece.bytes:
+            has = "is missing" if found is None else f"has {found} of {piece.bytes} bytes"
+            raise CheckpointError(f"checkpoint {_told(store)} is incomplete: {piece.file} {has}")
+    return manifest
+
+
+def load(place: Place, replica: Replica, run_id: str = "") -> None:
+    """Fill a replica from a checkpoint, which is checked before anything is changed.
+
+    Args:
+        place: where the checkpoint is.
+        replica: what is filled.
+        run_id: the run that it must be of. Default: any.
+
+    Raises:
+        CheckpointError: it is incomplete, damaged, or of another model or run.
+        StoreError: the store cannot be read.
+    """
+    store = _at(place)
+    manifest = read_header(store)
+    objection = manifest.objection(None, run_id)
+    if objection:
+        raise CheckpointError(f"checkpoint {_told(store)} cannot be used: {objection}")
+    tensors: dict[str, Tensor] = {}
+    for piece in manifest.pieces:
+        prefix = "model/" if piece.file == MODEL else ""
+        try:
+            content = safetensors.torch.load(_content(store, piece))
+        except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            where = _told(store, piece.file)
+            raise CheckpointError(f"checkpoint file {where} is no safetensors: {error}") from error
+        tensors |= {f"{prefix}{name}": tensor for name, tensor in content.items()}
+    tied = {f"model/{name}" for name in replica.model.state_dict()} - replica.tensors().keys()
+    state = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    try:
+        replica.check(state)
+        if digest_of(state, manifest.scalars) != manifest.digest:
+            raise ValueError("its files hold another state than its manifest names")
+        replica.load(state, manifest.scalars)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        said = str(error) or type(error).__name__
+        raise CheckpointError(f"checkpoint {_told(store)} does not fit: {said}") from error
+
+
+def newest_whole(
+    store: Store, run: str | None = None, run_id: str = ""
+) -> tuple[str | None, dict[str, str]]:
+    """Find the newest checkpoint that can be trusted, by reading all of it.
+
+    Args:
+        store: the folder that holds the checkpoints.
+        run: the name of the run that it must be of. Default: any.
+        run_id: the id of that run, if it is known.
+
+    Returns:
+        Its name, None if there is none, and why newer ones were refused, by name.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    refused: dict[str, str] = {}
+    for name in names(store):
+        place = store.inside(name)
+        try:
+            if not place.sizes():  # some stores keep a folder from which all is deleted
+                continue
+            objection = verify(place).objection(run, run_id)
+            if not objection:
+                return name, refused
+            refused[name] = objection
+        except CheckpointError as error:
+            refused[name] = str(error)
+        except StoreError as error:
+            if not store.is_local:  # not that checkpoint's fault
+                raise
+            refused[name] = str(error)
+    return None, refused
+
+
+def verify(place: Place) -> Manifest:
+    """Read all of a checkpoint; returns what it says of itself.
+
+    Raises:
+        CheckpointError: it is incomplete or damaged.
+        StoreError: the store cannot be read.
+    """
+    store = _at(place)
+    manifest = read_header(store)
+    for piece in manifest.pieces:
+        _content(store, piece)
+    return manifest
+
+
+def kept(store: Store, run_id: str = "") -> list[Kept]:
+    """Return the checkpoints that are visible and complete, newest first; content is not read.
+
+    Args:
+        store: the folder that holds the checkpoints.
+        run_id: the run that they must be of. Default: any.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    found = []
+    for name in names(store):
+        with contextlib.suppress(CheckpointError):
+            manifest = read_header(store.inside(name))
+            if not manifest.objection(None, run_id):
+                found.append(Kept(name, manifest.step, manifest.metrics))
+    return found
+
+
+def algorithms_of(place: Place) -> list[Described]:
+    """Return the aspects with which a checkpoint was trained.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+    """
+    return list(read_header(place).algorithms)
+
+
+def step_of(place: Place) -> int:
+    """Return the committed steps of a checkpoint.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint.
+    """
+    return read_header(place).step
+
+
+# -- deleting
+
+
+def names(store: Store) -> list[str]:
+    """Return the folders that are named like checkpoints, visible or not, newest first."""
+    found = [(int(match[1]), match[0]) for f in store.folders() if (match := _NAME.fullmatch(f))]
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def remove(place: Place, run_id: str = "") -> None:
+    """Delete a checkpoint, the manifest first, so that it is never half visible.
+
+    Args:
+        place: where it is.
+        run_id: the run that it must be of; another's is left alone. Default: any.
+
+    Raises:
+        StoreError: something cannot be deleted; what is left is invisible, or whole.
+    """
+    store = _at(place)
+    if run_id:
+        with contextlib.suppress(CheckpointError):
+            if read_header(store).objection(None, run_id):
+                return
+    store.delete(MANIFEST)
+    store.clear()
+
+
+def remove_leftovers(store: Store, under_way: Collection[str] = ()) -> list[str]:
+    """Delete what attempts without a manifest have left behind; returns their names.
+
+    Args:
+        store: the folder that holds the checkpoints.
+        under_way: names of checkpoints that are being written.
+
+    Raises:
+        StoreError: something cannot be listed or deleted.
+    """
+    removed = []
+    for name in names(store):
+        place = store.inside(name)
+        if name not in under_way and MANIFEST not in (found := place.sizes()):
+            place.clear()
+            removed += [name] if found else []
+    return removed
+
+
+def _at(place: Place) -> Store:
+    return place if isinstance(place, Store) else Store(place)
+
+
+def _told(store: Store, file: str = "") -> str:
+    """Return where something is, in the words of whoever looks for it."""
+    if store.is_local:
+        return str(store.local_path / file)
+    return store.where(file) if file else store.url
+
+
+def _whole(store: Store) -> Manifest | None:
+    try:
+        return verify(store)
+    except CheckpointError:
+        return None
+
+
+def _content(store: Store, piece: Piece) -> bytes:
+    for _ in range(1 if store.is_local else 2):  # what rots on the way comes whole the next time
+        content = store.read(piece.file, piece.bytes)
+        if hashlib.sha256(content).hexdigest() == piece.sha256:
+            return content
+    raise CheckpointError(f"checkpoint file {_told(store, piece.file)} is damaged (sha256 differs)")

@@ -1,0 +1,54 @@
+"""From a checkpoint to a plain model, without what aspects have changed in it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from raytrain_plus.algorithms import Aspect, Weave
+from raytrain_plus.algorithms.naming import make
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.files import encode
+from raytrain_plus.storage import atomic_files
+from raytrain_plus.task import Task
+from raytrain_plus.training.modes import to_evaluation
+from raytrain_plus.training.state import Replica
+
+
+def export(
+    task: Task, folder: checkpointer.Place, algorithms: Sequence[Aspect] | None = None
+) -> nn.Module:
+    """Return the model of a checkpoint as the task makes it, on the CPU, in evaluation mode.
+
+    Every aspect undoes what it has done to the model: averages take the place of the weights they
+    are of, factors are multiplied, exchanged layers come back. A method that has added something
+    which the plain model has no place for (a gate, say) is undone all the same, and says in its
+    card that the function is then another one.
+
+    Args:
+        task: the task of the run.
+        folder: the checkpoint's folder, as a path or URL or the Store of it.
+        algorithms: the run's aspects. Default: those that the checkpoint names.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged, or of another model.
+        AspectError: an aspect that the checkpoint names is not of this library, and its module has
+            not been imported: what a checkpoint names is never imported.
+    """
+    if algorithms is None:
+        algorithms = [make(described) for described in checkpointer.algorithms_of(folder)]
+    replica = Replica.build(task, 0, torch.device("cpu"), weave=Weave(algorithms))
+    checkpointer.load(folder, replica)
+    to_evaluation(replica.optimizer)
+    return replica.undo_fit().eval()
+
+
+def write(model: nn.Module, path: Path) -> None:
+    """Write a model's `state_dict()` as safetensors; the file appears at once.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    state = {n: t.cpu().contiguous().clone() for n, t in model.state_dict().items()}
+    atomic_files.write(path, encode(state))

@@ -1,0 +1,101 @@
+"""How a state is cut into files, so that every worker writes its share, and what a file holds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
+from raytrain_plus.training.encoding import SAFETENSORS
+from raytrain_plus.training.state import tensor_memory
+
+MODEL = "model.safetensors"
+
+
+class Piece(NamedTuple):
+    """One file of a checkpoint.
+
+    Attributes:
+        file: its name.
+        bytes: its size.
+        sha256: of its content, in hex.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+def share_out(model_bytes: int, rest: Mapping[str, int], shares: int) -> list[list[str]]:
+    """Spread the tensors beside the model over the workers. Pure, and the same on every worker.
+
+    The first worker writes the model, which is one file, and gets less of the rest, or nothing.
+    Largest first, each to who has least: no share is above the mean by more than one tensor, but
+    for a model that is larger than that by itself.
+
+    Args:
+        model_bytes: size of the model's tensors.
+        rest: sizes of the others by name.
+        shares: how many workers write.
+
+    Returns:
+        For each share the names of its tensors, sorted.
+
+    Raises:
+        ValueError: there is no share.
+    """
+    if shares < 1:
+        raise ValueError(f"a checkpoint is written in {shares} shares; there must be at least one")
+    loads = [model_bytes] + [0] * (shares - 1)
+    cut: list[list[str]] = [[] for _ in loads]
+    for name in sorted(rest, key=lambda name: (-rest[name], name)):
+        least = loads.index(min(loads))
+        loads[least] += rest[name]
+        cut[least].append(name)
+    return [sorted(names) for names in cut]
+
+
+def files_of(snapshot: Snapshot, share: int, shares: int) -> dict[str, dict[str, Tensor]]:
+    """Return the files of one share: their names, and the tensors in each.
+
+    The names say how many shares there are, so that a late writer of an attempt that was given up
+    never writes over a file of the next one, which may have another number of workers.
+    """
+    rest = snapshot.rest
+    sizes = {name: tensor.nbytes for name, tensor in rest.items()}
+    model_bytes = sum(tensor.nbytes for tensor in snapshot.model.values())
+    mine = share_out(model_bytes, sizes, shares)[share]
+    files = {MODEL: snapshot.model} if share == 0 else {}
+    if mine:
+        files[f"rest-{share:05d}-of-{shares:05d}.safetensors"] = {name: rest[name] for name in mine}
+    return files
+
+
+def encode(tensors: Mapping[str, Tensor]) -> Sequence[memoryview]:
+    """Return the content of a safetensors file as stretches of memory: a header, then the tensors.
+
+    The library's own `save` copies everything while it holds the interpreter's lock, and training
+    would wait for that. Names that share their memory are written once each.
+
+    Raises:
+        CheckpointError: the format knows no such dtype.
+    """
+    # As the library does it: large elements first, so that each tensor is aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, offset = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in SAFETENSORS:
+            raise CheckpointError(f"{name} is of dtype {tensor.dtype}, which no safetensors holds")
+        end = offset + tensor.nbytes
+        header[name] = {
+            "dtype": SAFETENSORS[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = memoryview(len(text).to_bytes(8, "little") + text)
+    return [start, *(tensor_memory(tensors[name]) for name in order)]

@@ -1,0 +1,152 @@
+"""A worker's share of a checkpoint, written in the background while training goes on."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.files import Piece
+from raytrain_plus.checkpoint.snapshot import Snapshot
+from raytrain_plus.elastic.protocol.messages import Fingerprint, RunSpec
+from raytrain_plus.names import check_name
+from raytrain_plus.redaction import redacted
+from raytrain_plus.storage.store import Store
+from raytrain_plus.training.state import Replica
+
+
+def store_of(spec: RunSpec) -> Store:
+    """Return where a run's checkpoints are."""
+    storage = spec.elastic.checkpoint_storage
+    if not storage:
+        return Store(spec.folder)
+    return Store(storage, spec.elastic.checkpoint_options).inside(check_name(spec.name))
+
+
+def header_of(spec: RunSpec, environment: Fingerprint) -> dict[str, Any]:
+    """Return what a checkpoint's manifest says of its run; it holds no secrets."""
+    described = {"identity": dict(spec.identity), "environment": dict(environment)}
+    return {"run": spec.name, "run_id": spec.run_id, **redacted(described)}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker tells of its share.
+
+    Attributes:
+        step: of the checkpoint.
+        workers: the group that writes it, in its order.
+        pieces: the files that it has written; None if it could not, or has only begun.
+        state: what the first worker adds to the manifest.
+        error: why it could not; empty if it has only begun.
+        generation: in which the snapshot was taken.
+    """
+
+    step: int
+    workers: Sequence[str]
+    pieces: Sequence[Piece] | None = None
+    state: dict[str, Any] | None = None
+    error: str = ""
+    generation: int = 0
+
+
+class Uploads:
+    """Takes snapshots and writes them, one at a time.
+
+    A snapshot takes the memory of the one before, unless that is still being written: a store that
+    stalls holds it, and whoever asks for another checkpoint has given that one up.
+
+    Args:
+        store: where checkpoints are.
+        aspects: the run's, for the manifest.
+        tell: called with the share, from a thread.
+        allowed: called before anything is written; raises if the run has another owner.
+        environment: this worker's fingerprint, for the manifest.
+
+    Attributes:
+        store: where checkpoints are.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        aspects: Sequence[Aspect],
+        tell: Callable[[Share], None],
+        allowed: Callable[[], None] = lambda: None,
+        environment: Fingerprint | None = None,
+    ) -> None:
+        self.store = store
+        self._environment = environment or {}
+        self._aspects = aspects
+        self._tell = tell
+        self._allowed = allowed
+        self._cancelled = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._spare: Snapshot | None = None
+
+    def take(self, replica: Replica, share: int, workers: Sequence[str], generation: int) -> None:
+        """Copy the replica's state, which is all that training waits for, and begin to write it.
+
+        Args:
+            replica: between two steps.
+            share: our place among those who write.
+            workers: who writes, in order.
+            generation: the present one.
+        """
+        self._cancelled.set()
+        self._cancelled = threading.Event()
+        spare, self._spare = self._spare, None
+        snapshot = Snapshot.take(replica, spare)
+        told = Share(snapshot.step, workers, generation=generation)
+        self._thread = threading.Thread(
+            target=self._write,
+            args=(snapshot, share, told, self._cancelled),
+            daemon=True,
+            name="raytrain_plus checkpoint",
+        )
+        self._thread.start()
+
+    def write_alone(self, replica: Replica, spec: RunSpec, store: Store | None = None) -> str:
+        """Write a whole checkpoint at once, without the others; returns its digest.
+
+        Args:
+            replica: between two steps.
+            spec: the run.
+            store: where to. Default: where the run's checkpoints are.
+
+        Raises:
+            CheckpointError: an update failed half-way, so that there is no state to keep.
+            StoreError: it cannot be written.
+        """
+        self._cancelled.set()
+        self._allowed()
+        snapshot = Snapshot.take(replica)
+        place = (store or self.store).inside(checkpointer.name_of(snapshot.step))
+        pieces = checkpointer.write_share(place, snapshot, 0, 1)
+        state = checkpointer.describe_state(snapshot, self._aspects)
+        header = header_of(spec, self._environment)
+        checkpointer.commit(place, {**header, **state}, pieces)
+        return str(state["digest"])
+
+    def finish(self, seconds: float) -> None:
+        """Wait until nothing is being written any more, for so long at most."""
+        self._cancelled.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _write(
+        self, snapshot: Snapshot, share: int, told: Share, cancelled: threading.Event
+    ) -> None:
+        self._tell(told)
+        try:
+            self._allowed()
+            place = self.store.inside(checkpointer.name_of(snapshot.step))
+            pieces = checkpointer.write_share(place, snapshot, share, len(told.workers), cancelled)
+            state = checkpointer.describe_state(snapshot, self._aspects) if share == 0 else None
+            told = replace(told, pieces=pieces, state=state)
+        except Exception as error:  # noqa: BLE001 - told to whoever decides; training goes on
+            told = replace(told, error=str(error) or type(error).__name__)
+        if not cancelled.is_set():
+            self._spare = snapshot
+            self._tell(told)

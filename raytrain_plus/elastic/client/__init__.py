@@ -1,0 +1,1 @@
+"""What runs in the driver's process, or on a laptop."""

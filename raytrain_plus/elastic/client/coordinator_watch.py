@@ -1,0 +1,171 @@
+"""Whether a run's coordinator lives and answers, as the process sees it that follows the run.
+
+A question to Ray may take a minute where Ray's head has gone, and one to a coordinator that is
+stopped is never answered. So each look has a thread of its own, and who follows goes on meanwhile.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from raytrain_plus.elastic.protocol.messages import Event, Pulse
+from raytrain_plus.ray_cluster import memory_monitor, own_ray
+from raytrain_plus.ray_cluster.joining import find_leader
+
+_WAIT = 1.0  # seconds that a look may keep who follows
+_ANSWER = 5.0  # seconds to answer
+_HUNG = 30.0  # the same as `coordinator_deadline`, for a journal that does not tell it
+_STOPPING = 15.0  # seconds without an answer, after which who asked for a stop waits no more
+_AWAY = 120.0  # seconds that a coordinator may take to come back
+_RAY_AWAY = 40.0  # seconds without a word from Ray, which ends this process after 60
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a look has found: an answer, that there is no coordinator, or none of both."""
+
+    pulse: Pulse | None = None
+    gone: bool = False
+    state: str = ""
+    pid: int = 0
+    here: bool = False
+    starts: int = 0
+
+
+class Lookout:
+    """Looks after the coordinator of one run.
+
+    Args:
+        run: its name.
+        events: the run's `run` line among them; may grow meanwhile.
+        now: monotonic seconds.
+
+    Attributes:
+        pulse: the last answer, None before the first.
+        given_up: a coordinator that was asked to stop is not to be waited for any more.
+    """
+
+    def __init__(self, run: str, events: Sequence[Event], now: float) -> None:
+        self.pulse: Pulse | None = None
+        self.given_up = False
+        self._run = run
+        self._events = events
+        self._heard = self._answered = self._down = now
+        self._stop_asked: float | None = None
+        self._stop_taken = False
+        self._thread: threading.Thread | None = None
+        self._found: list[_Seen] = []
+
+    def ask_stop(self, now: float) -> None:
+        """Have the coordinator stop the run; asked again with each look until it has taken it."""
+        self._stop_asked = now
+        self.look(now)
+
+    def look(self, now: float) -> str | None:
+        """Return why the run will not go on by itself; None while it may.
+
+        Args:
+            now: monotonic seconds.
+        """
+        dead = own_ray.dead_daemon()
+        if dead is not None:
+            return f"Ray's own process {dead} has ended, and the run's workers with it"
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._ask, daemon=True, name="lookout")
+            self._thread.start()
+        self._thread.join(_WAIT)
+        if not self._thread.is_alive():
+            self._thread = None
+            return self._judge(self._found.pop(), now)
+        if now - self._heard > _RAY_AWAY:
+            return f"Ray has not answered for {now - self._heard:.0f} s"
+        return None
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that the coordinator may take to come up, or to come back."""
+        start = float(self._elastic.get("start_timeout", _AWAY))
+        return start if self.pulse is None else max(_AWAY, start)
+
+    @property
+    def _elastic(self) -> dict[str, Any]:
+        """The run's settings, as its journal tells them."""
+        told = [event.get("elastic", {}) for event in self._events if event["event"] == "run"]
+        settings: dict[str, Any] = (told or [{}])[-1]
+        return settings
+
+    def _judge(self, seen: _Seen, now: float) -> str | None:
+        self._heard = now
+        if seen.gone:
+            return f"the coordinator of run {self._run} was ended from outside"
+        if seen.pulse is not None:
+            self.pulse, self._answered = seen.pulse, now
+            return None
+        silent = now - self._answered
+        if self._stop_asked is not None and not self._stop_taken:
+            self.given_up = min(silent, now - self._stop_asked) > _STOPPING
+        if seen.state and seen.state != "ALIVE":
+            self._down = now  # one that has just come up has not been silent since it went down
+        if seen.state == "ALIVE":
+            deadline = float(self._elastic.get("coordinator_deadline", _HUNG))
+            if now - max(self._answered, self._down) > deadline:
+                _end_hung(self._run, self._events, seen)
+                self._answered = now
+        elif silent > self._patience:
+            return (
+                f"the coordinator of run {self._run} did not come up within {silent:.0f} s; Ray "
+                f"has started it {seen.starts} times{memory_monitor.trouble()}"
+            )
+        return None
+
+    def _ask(self) -> None:
+        self._found = [self._seen()]
+
+    def _seen(self) -> _Seen:
+        if not ray.is_initialized():  # a question would start a Ray of its own
+            return _Seen()
+        try:
+            leader = find_leader(self._run, self._events)
+            if self._stop_asked is not None and not self._stop_taken:
+                ray.get(leader.stop.remote(), timeout=_ANSWER)
+                self._stop_taken = True
+            return _Seen(pulse=ray.get(leader.pulse.remote(), timeout=_ANSWER))
+        except ValueError:
+            return _Seen(gone=True)
+        except (RayActorError, GetTimeoutError):
+            return self._unanswered()
+        except RayError:  # it is of another version, or has ended a moment ago
+            return _Seen()
+
+    def _unanswered(self) -> _Seen:
+        with contextlib.suppress(RayError, ValueError, RuntimeError):
+            leader = find_leader(self._run, self._events)
+            told = ray._private.state.state.actor_table(leader._actor_id.hex())  # noqa: SLF001
+            here = ray.get_runtime_context().get_node_id()
+            return _Seen(
+                state=told["State"],
+                pid=told["Pid"],
+                here=told["Address"]["NodeID"] == here,
+                starts=1 + told["NumRestarts"],
+            )
+        return _Seen()
+
+
+def _end_hung(run: str, events: Sequence[Event], seen: _Seen) -> None:
+    """End a coordinator that is stopped or stuck; Ray starts another in its place.
+
+    Ray's own kill is a message to the process, and one that is stopped does not read it.
+    """
+    if seen.here and seen.pid:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(seen.pid, signal.SIGKILL)
+        return
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(find_leader(run, events), no_restart=False)

@@ -1,0 +1,274 @@
+"""Following a run from the process that started it, or from another one, by its journal."""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raytrain_plus.elastic.client.coordinator_watch import Lookout
+from raytrain_plus.elastic.coordinator.run_log import GENERATION
+from raytrain_plus.elastic.protocol.messages import Event, Outcome
+from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
+from raytrain_plus.observe import journal
+from raytrain_plus.observe.output import Tail
+from raytrain_plus.storage.fencing import FencedError
+from raytrain_plus.storage.ownership import Owners
+from raytrain_plus.storage.store import Store, StoreError
+
+Watcher = Callable[[list[Event]], None]
+
+_POLL = 0.2  # seconds between two looks at the journal
+_LOOK = 2.0  # seconds between two looks at whether the coordinator lives
+
+
+class LostError(RuntimeError):
+    """The coordinator has gone for good, so that this run will not go on by itself.
+
+    Attributes:
+        summary: what is known of the run.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended.
+
+    Attributes:
+        outcome: how.
+        summary: the same as data, as the command line prints it.
+    """
+
+    outcome: Outcome
+    summary: dict[str, Any]
+
+
+def follow(
+    run: str,
+    folder: Path,
+    watcher: Watcher | None = None,
+    offset: int = 0,
+    claim: str | None = None,
+    *,
+    interrupts: Interrupts | None = None,
+    is_ours: bool = False,
+) -> Ended:
+    """Wait for the end of a run.
+
+    The first signal (Ctrl-C, or SIGTERM, as `ray job stop` sends it) asks the run to stop after
+    the step in flight, the second leaves it alone. SIGHUP leaves a run alone that can go on
+    without this process. What the workers' Python prints meanwhile is written to stderr, with the
+    worker's name before each line.
+
+    Args:
+        run: its name.
+        folder: its folder.
+        watcher: called now and then with the journal's new events.
+        offset: of the journal, from which on events are new.
+        claim: of the driver that has started the run. Default: whoever has it is followed.
+        interrupts: notes the signals. Default: they are taken for as long as this waits.
+        is_ours: the run ends with this process.
+
+    Raises:
+        LostError: the coordinator was ended from outside, or another driver has taken the run.
+        RunInterrupted: this process was asked to leave the run alone.
+    """
+    with contextlib.ExitStack() as stack:
+        if interrupts is None:
+            interrupts = stack.enter_context(Interrupts())
+            stack.enter_context(interrupts.held())
+        follower = _Follower(run, folder, watcher, offset, interrupts, claim, is_ours=is_ours)
+        return follower.follow()
+
+
+class _Follower:
+    def __init__(
+        self,
+        run: str,
+        folder: Path,
+        watcher: Watcher | None,
+        offset: int,
+        interrupts: Interrupts,
+        claim: str | None,
+        *,
+        is_ours: bool,
+    ) -> None:
+        self._run = run
+        self._folder = folder
+        self._watcher = watcher
+        self._offset = offset
+        self._interrupts = interrupts
+        self._claim = claim
+        self._is_ours = is_ours
+        self._seen: list[Event] = []
+        self._last: dict[str, Event] = {}
+        self._tail = Tail(folder)
+        self._stopping = False
+        self._unwritten = ""
+
+    def follow(self) -> Ended:
+        """Wait for the end."""
+        lookout = Lookout(self._run, self._seen, time.monotonic())
+        look_at, lost = time.monotonic() + _LOOK, ""
+        while True:
+            try:
+                is_behind = self._read()
+                over = self._has_ended()
+                self._print(last=over)
+                if over:
+                    return ended(self._seen, self._folder)
+                if lost and not is_behind:
+                    self._check_last()
+                    raise LostError(f"{lost}{self._kept()}", self._summary("lost"))
+                self._obey(lookout)
+                if time.monotonic() > look_at:
+                    look_at = time.monotonic() + _LOOK
+                    # If it is lost, look once more at what has been written last.
+                    lost = lookout.look(time.monotonic()) or ""
+                    self._take_unwritten(lookout)
+                time.sleep(0.0 if lost or is_behind else _POLL)
+            except RunInterrupted:
+                raise
+            except KeyboardInterrupt as error:
+                if not isinstance(error, Interrupted):  # from a notebook, or in a thread
+                    self._interrupts.note()
+                if self._interrupts.at_once:
+                    raise self._left("at once") from None
+
+    def _read(self) -> bool:
+        """Take in what is new in the journal; returns whether there is more of it already."""
+        before = self._offset
+        events, self._offset = journal.follow(self._folder / journal.FILE_NAME, self._offset)
+        claims = [event.get("claim") for event in events if event["event"] == "run"]
+        if self._claim is not None and any(claim != self._claim for claim in claims):
+            self._check_last()  # another driver has begun to write the journal
+        self._note(events)
+        return self._offset - before >= journal.AT_ONCE
+
+    def _check_last(self) -> None:
+        """Raise LostError if another driver has the run now."""
+        with contextlib.suppress(StoreError):
+            last = Owners(Store(self._folder)).latest()
+            if self._claim is not None and last is not None and last.claim != self._claim:
+                raise LostError(f"{FencedError(last, replaced=False)}", self._summary("lost"))
+
+    def _print(self, *, last: bool) -> None:
+        """Write what the workers have printed."""
+        with contextlib.suppress(OSError):  # the terminal may have been closed
+            for line in self._tail.new(time.monotonic(), last=last):
+                sys.stderr.write(f"{line}\n")
+
+    def _has_ended(self) -> bool:
+        return any(event["event"] == "end" for event in journal.since_last_run(self._seen))
+
+    def _note(self, events: list[Event]) -> None:
+        self._seen += (event for event in events if event["event"] in ("run", "generation", "end"))
+        for event in events:
+            if event["event"] != "checkpoint" or ("folder" in event and "step" in event):
+                self._last[event["event"]] = event
+        try:
+            if self._watcher is not None:
+                self._watcher(events)
+                return
+            warnings = [event for event in events if event["event"] == "warning"]
+            sys.stderr.writelines(f"warning: {event['text']}\n" for event in warnings)
+        except OSError:  # the terminal has been closed
+            self._watcher = None
+
+    def _obey(self, lookout: Lookout) -> None:
+        """Do what signals ask for."""
+        if not self._interrupts.number:
+            return
+        if self._interrupts.number == signal.SIGHUP and not self._is_ours:
+            raise self._left("and goes on")
+        if not self._stopping:
+            self._stopping = True
+            lookout.ask_stop(time.monotonic())
+        if lookout.given_up:
+            raise self._left("since its coordinator does not answer")
+
+    def _take_unwritten(self, lookout: Lookout) -> None:
+        """Take the end of a run from its coordinator if the journal cannot be written."""
+        pulse = lookout.pulse
+        if pulse is None:
+            return
+        self._seen += pulse.unwritten_end
+        if pulse.unwritten != self._unwritten:
+            self._unwritten = pulse.unwritten
+            if pulse.unwritten:
+                text = f"the journal cannot be written: {pulse.unwritten}; its lines are kept"
+                self._note([{"event": "warning", "time": time.time(), "text": text}])
+
+    def _left(self, how: str) -> RunInterrupted:
+        number = self._interrupts.number
+        text = f"run {self._run} was left alone by {signal.Signals(number).name} {how}"
+        return RunInterrupted(number, f"{text}{self._kept()}", self._summary("interrupted"))
+
+    def _summary(self, state: str) -> dict[str, Any]:
+        step, run = self._last.get("step", {}), self._last.get("run", {})
+        return {
+            "run": self._run,
+            "state": state,
+            "steps": step.get("step", 0),
+            "total_steps": run.get("total_steps"),
+            "loss": step.get("loss"),
+            "checkpoint": self._last.get("checkpoint", {}).get("folder"),
+            "folder": str(self._folder),
+        }
+
+    def _kept(self) -> str:
+        """Say how far the run came, and what is kept of it."""
+        step, kept = self._last.get("step", {}).get("step", 0), self._last.get("checkpoint")
+        if kept is None:
+            return f"; it had committed {step} steps, and no checkpoint is there"
+        return f"; it had committed {step} steps, and the state of step {kept['step']} is kept"
+
+
+def ended(events: Sequence[Event], folder: Path) -> Ended:
+    """Read from a journal how its last run ended; it must have."""
+    events = journal.since_last_run(list(events))
+    run = next(event for event in events if event["event"] == "run")
+    end = next(event for event in reversed(events) if event["event"] == "end")
+    journal.need(run, "run", "time", "batch_size", "batch_tokens")
+    journal.need(end, "time", "state", "step")
+    outcome = _outcome_of(events, end)
+    changes = [change for event in events for change in event.get("changes", ())]
+    summary = {
+        "run": run["run"],
+        "state": outcome.state,
+        "steps": outcome.steps,
+        "total_steps": run.get("total_steps"),
+        "digest": outcome.digest,
+        "loss": outcome.loss,
+        "metrics": dict(outcome.metrics),
+        "generations": list(outcome.generations),
+        "samples": {"loaded": outcome.steps * run["batch_size"], "trained": outcome.samples},
+        "tokens": {"loaded": outcome.steps * run["batch_tokens"], "trained": outcome.tokens},
+        "algorithms": dict(outcome.costs),
+        "device_seconds": round(outcome.device_seconds, 3),
+        "wall_seconds": round(end["time"] - run["time"], 3),
+        "bitwise": outcome.bitwise,
+        "faults_left": outcome.faults_left,
+        "checkpoint": outcome.checkpoint,
+        "folder": str(folder),
+        **({"changes": changes} if changes else {}),
+        **({"failed_on": dict(outcome.failed_on)} if outcome.failed_on else {}),
+    }
+    return Ended(outcome, summary)
+
+
+def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
+    told: dict[str, Any] = {key: end[key] for key in Outcome.__dataclass_fields__ if key in end}
+    generations = [
+        {key: event[key] for key in GENERATION}
+        for event in events
+        if event["event"] == "generation"
+    ]
+    return Outcome(**{**told, "steps": end["step"], "generations": generations})

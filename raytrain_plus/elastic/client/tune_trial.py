@@ -1,0 +1,37 @@
+"""A driver that is a trial of Ray Tune: Tune ends its process, and the run must end with it.
+
+Other drivers may go while their run goes on. A trial that a scheduler stops, a time limit or Ctrl-C
+ends would else train on, and hold its CPUs, for a result that nobody takes.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import ray
+
+from raytrain_plus.elastic.liveness.lifeline import Address, Anchor
+
+
+def in_trial() -> bool:
+    """Return whether this process is a trial of Ray Tune."""
+    tune = sys.modules.get("ray.tune")  # a trial has imported it
+    if tune is None or not ray.is_initialized():
+        return False
+    if tune.get_context().get_trial_id() is not None:  # of a function
+        return True
+    actors = getattr(ray._private.worker.global_worker, "actors", {})  # noqa: SLF001
+    return any(isinstance(actor, tune.Trainable) for actor in actors.values())
+
+
+@contextlib.contextmanager
+def lifeline_of_trial() -> Iterator[Address | None]:
+    """Offer a lifeline while this process is a trial; yield where it is, or None in any other."""
+    if not in_trial():
+        yield None
+        return
+    anchor = Anchor(ray.util.get_node_ip_address(), lambda: None)
+    try:
+        yield anchor.address
+    finally:
+        anchor.close()

@@ -1,0 +1,113 @@
+"""The Ray actor around the coordinator: it begins by itself, also when Ray has started it again.
+
+Its class is made for one run and holds that run's description, so that Ray can start it again when
+nobody else is left who knows it.
+"""
+
+import logging
+import os
+import threading
+import time
+import traceback
+from typing import Any
+
+import ray
+
+from raytrain_plus.elastic.coordinator.coordinator import Coordinator
+from raytrain_plus.elastic.coordinator.worker_sources import wish_of
+from raytrain_plus.elastic.protocol.messages import NAMESPACE, RunSpec
+from raytrain_plus.ray_cluster.metrics import Exporter
+from raytrain_plus.storage.fencing import FencedError
+
+
+def check_not_running(run: str) -> None:
+    """Refuse a run whose name another one has, which lives.
+
+    Raises:
+        ValueError: a run of that name lives on this cluster.
+    """
+    if is_running(run):
+        raise ValueError(
+            f"run {run!r} lives on this cluster: `raytrain-plus attach {run}` follows it, "
+            f"`raytrain-plus stop {run}` ends it; or give another --name"
+        )
+
+
+def is_running(run: str) -> bool:
+    """Say whether the cluster that this process has joined has a coordinator of a run."""
+    try:
+        ray.get_actor(run, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def end_leader(spec: RunSpec, leader: Any) -> None:
+    """End a run's coordinator, which has nothing more to do."""
+    if spec.lender is None:
+        ray.kill(leader)  # one that is lent leads another run
+
+
+def start_leader(spec: RunSpec) -> Any:
+    """Start a run's coordinator on this node; returns its handle.
+
+    It is detached: whoever started it may go, and find it again by the run's name.
+    """
+    if spec.lender is not None:
+        lender = ray.get_actor(spec.lender, namespace=NAMESPACE)
+        # By reference: the lender need not be able to import what is the user's.
+        return ray.get(lender.lead.remote(wish_of(spec), [ray.put(spec)]))
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    return (
+        ray.remote(concurrency_groups={"control": 4})(_leader_of(spec))
+        .options(
+            name=spec.name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            memory=1,  # Ray 2.60 puts an actor that needs nothing at all on any node, by chance
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy=here,
+        )
+        .remote()
+    )
+
+
+def lead(coordinator: Coordinator, run: str) -> None:
+    """Let a coordinator lead its run to the end, while Ray's metrics see it.
+
+    What goes wrong in the coordinator itself ends the process, and Ray starts another.
+    """
+    exporter = Exporter(run, lambda: coordinator.live.readings(time.time()))
+    exporter.start()
+    try:
+        if coordinator.is_over:
+            coordinator.retire()
+        else:
+            coordinator.run()
+    except FencedError as error:
+        if error.replaced:
+            os._exit(0)  # Ray has started another in our place
+        logging.getLogger(__name__).warning("%s", error)
+    except BaseException:  # noqa: BLE001 - whatever it is, it is not the end of the run
+        traceback.print_exc()
+        os._exit(1)
+    exporter.stop()
+
+
+def _leader_of(spec: RunSpec) -> type[Coordinator]:
+    class Leader(Coordinator):
+        def __init__(self) -> None:
+            returns = ray.get_runtime_context().was_current_actor_reconstructed
+            super().__init__(spec, returns=returns)
+            threading.Thread(target=self._lead, daemon=True, name="coordinator").start()
+
+        def _lead(self) -> None:
+            lead(self, spec.name)
+            # All is in the journal; a driver that waits for it may have gone.
+            ray.kill(ray.get_actor(spec.name, namespace=NAMESPACE))
+
+    return Leader

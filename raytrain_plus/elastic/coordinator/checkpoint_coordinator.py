@@ -1,0 +1,297 @@
+"""The coordinator's side of checkpoints: asking for them, committing them, keeping some."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayError
+
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.retention import Kept
+from raytrain_plus.checkpoint.schedule import Attempt, Checkpoints, Shares
+from raytrain_plus.checkpoint.upload import Share, header_of, store_of
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.protocol.messages import Event, RunSpec
+from raytrain_plus.storage.fencing import FencedError, check_claim
+from raytrain_plus.streams.columns import DataError
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A checkpoint is there, or could not be made to be.
+
+    Attributes:
+        attempt: which.
+        error: why not.
+        fenced: the run has another owner.
+    """
+
+    attempt: Attempt
+    error: str = ""
+    fenced: FencedError | None = None
+
+
+class Keeping:
+    """The checkpoints of a run.
+
+    Args:
+        spec: the run.
+        chronicle: takes notes.
+        tell: called, from a thread, with what becomes of an attempt.
+        events: what the journal tells of checkpoints that are there.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        chronicle: Chronicle,
+        tell: Callable[[Committed], None],
+        events: Sequence[Event] = (),
+    ) -> None:
+        self._spec = spec
+        self._chronicle = chronicle
+        self._tell = tell
+        self._store = store_of(spec)
+        self._begun = self._distrusted = (0, 0)  # generation, step
+        there = _there(events)
+        self._books = Checkpoints(
+            spec.clock.checkpoint_every,
+            spec.retention,
+            spec.elastic.max_checkpoint_failures,
+            there=there,
+            step=max((one.step for one in there), default=0),
+        )
+
+    @property
+    def fatal(self) -> str | None:
+        """Why the run is to end: no checkpoint could be written for too long."""
+        return self._books.fatal
+
+    def newest(self) -> tuple[str, int] | None:
+        """Return where the newest checkpoint is that may be used, and its step."""
+        kept = self._books.kept
+        return (self._place(kept[0].name), kept[0].step) if kept else None
+
+    def refuse(self, place: str, why: str) -> None:
+        """Use a checkpoint no more: it is damaged, or does not fit."""
+        self._books.removed(_name(place))
+        self._chronicle.note("checkpoint", folder=place, refused=why)
+
+    def distrust_after(self, step: int, generation: int) -> None:
+        """Use no checkpoint from after a step any more, and delete it: what it holds is wrong.
+
+        Args:
+            step: the last that can be trusted.
+            generation: the last that has computed what cannot.
+        """
+        wrong = [one.name for one in self._books.kept if one.step > step]
+        for name in wrong:
+            self.refuse(self._place(name), "it holds what corruption has made")
+        self._distrusted = (generation, step)
+        self._books.give_up()
+        for name in wrong:  # at once: steps that are computed again are kept under the same names
+            self._remove_one(name)
+
+    def request(self) -> None:
+        """Ask for a checkpoint as soon as it can be."""
+        self._books.request()
+
+    def next_step(self, step: int, now: float) -> int | None:
+        """Return after which step all workers should take a snapshot.
+
+        None while there is none to take: one is under way, or the run's last is near.
+        """
+        at = self._books.next_step(step, now)
+        return at if at is not None and at < self._spec.clock.total_steps else None
+
+    def written(self, worker: str, share: Share, living: Collection[str], now: float) -> None:
+        """A worker has taken a snapshot, or written its share of one, or could not.
+
+        Args:
+            worker: who.
+            share: of what.
+            living: the workers that are there.
+            now: monotonic seconds.
+        """
+        taken = (share.generation, share.step)
+        if share.generation <= self._distrusted[0] and share.step > self._distrusted[1]:
+            return
+        if self._books.under_way is None and taken > self._begun:
+            self._begun = taken
+            self._books.begin(share.step, share.workers)
+            for gone in set(share.workers).difference(living):
+                self._books.lost(gone, now)
+        attempt = self._books.under_way
+        if attempt is None or taken != self._begun:
+            return  # it was given up
+        if share.error:
+            self._failed(attempt, f"{worker}: {share.error}", now)
+        elif share.pieces is not None:
+            shares = self._books.returned(attempt.number, worker, share)
+            if shares is not None and self._chronicle.step < share.step:
+                self._failed(attempt, "nobody is left who knows all steps before it", now)
+            elif shares is not None:
+                threading.Thread(target=self._commit, args=(shares,), daemon=True).start()
+
+    def committed(self, event: Committed, now: float) -> None:
+        """Take in what has become of an attempt.
+
+        Raises:
+            FencedError: the run has another owner.
+        """
+        if event.fenced is not None:
+            raise event.fenced
+        attempt = event.attempt
+        name = checkpointer.name_of(attempt.step)
+        if self._books.under_way != attempt:
+            if not event.error:  # distrusted while it was written
+                self._remove_one(name)
+            return
+        if event.error:
+            self._failed(attempt, event.error, now)
+            return
+        self._note(name, attempt.step)
+        self._tidy(self._books.committed(attempt.number, name, self._metrics()), name)
+
+    def save_last(
+        self,
+        steps: Mapping[str, int],
+        save: Callable[[str, int], str],
+        rescue: Callable[[str, int], tuple[str, str]] | None = None,
+    ) -> tuple[str | None, str]:
+        """Let somebody write the last state alone; returns where it is, and its digest.
+
+        Where the store takes nothing, a worker keeps the state in a folder of its own node. If
+        nobody can do that either, it is where the newest checkpoint is, without a digest.
+
+        Args:
+            steps: who has it, and of which step it is.
+            save: lets a worker write.
+            rescue: lets a worker write to a new folder on its node; returns the digest and the
+                folder. Default: this is not tried.
+        """
+        why = ""
+        for worker, step in steps.items():
+            try:
+                digest = save(worker, step)
+            except RayError as error:
+                why = _cause(error)
+                self._chronicle.note("checkpoint", step=step, error=why)
+                continue
+            name = checkpointer.name_of(step)
+            self._note(name, step)
+            for one in self._books.add(name, step, self._metrics()):
+                self._remove_one(one)
+            return self._place(name), digest
+        for worker, step in steps.items():
+            if rescue is None:
+                break
+            with contextlib.suppress(RayError):
+                digest, place = rescue(worker, step)
+                due = self._place(checkpointer.name_of(step))
+                self._chronicle.note("checkpoint", step=step, error=why, elsewhere=place)
+                self._chronicle.note(
+                    "warning",
+                    text=f"the state of step {step} could not be kept in {due}: {why}. "
+                    f"{worker} has kept it in {place} on its node: copy that folder to this "
+                    "place, and `train --resume` goes on from it",
+                )
+                return place, digest
+        newest = self.newest()
+        return newest[0] if newest else None, ""
+
+    def lost(self, worker: str, now: float) -> None:
+        """A worker has gone, and its share with it."""
+        self._books.lost(worker, now)
+
+    def _place(self, name: str) -> str:
+        store = self._store.inside(name)
+        return str(store.local_path) if store.is_local else store.url
+
+    def _failed(self, attempt: Attempt, reason: str, now: float) -> None:
+        failure = self._books.failed(attempt.number, reason, now)
+        if failure is not None:
+            self._chronicle.note(
+                "checkpoint",
+                step=failure.step,
+                error=failure.reason,
+                failures=failure.in_a_row,
+                retry_seconds=failure.delay,
+            )
+
+    def _metrics(self) -> dict[str, Any]:
+        return {"loss": self._chronicle.loss, **self._chronicle.metrics}
+
+    def _note(self, name: str, step: int) -> None:
+        place = self._place(name)
+        self._chronicle.note("checkpoint", step=step, folder=place, metrics=self._metrics())
+
+    def _commit(self, shares: Shares) -> None:
+        state = next(one.state for one in shares.returned if one.state is not None)
+        header = {
+            **header_of(self._spec, self._chronicle.environment),
+            "metrics": self._metrics(),
+            **state,
+        }
+        pieces = [piece for one in shares.returned for piece in one.pieces]
+        try:
+            self._chronicle.sync()  # no checkpoint knows of steps that a journal could still lose
+            check_claim(self._store, self._spec.claim)
+            place = self._store.inside(checkpointer.name_of(shares.attempt.step))
+            checkpointer.commit(place, header, pieces)
+        except FencedError as error:
+            self._tell(Committed(shares.attempt, str(error), error))
+        except (DataError, ValueError, OSError) as error:
+            self._tell(Committed(shares.attempt, str(error)))
+        else:
+            self._tell(Committed(shares.attempt))
+
+    def _tidy(self, surplus: Sequence[str], newest: str) -> None:
+        """Delete what is not to be kept, and what attempts before the newest have left behind."""
+
+        def tidy() -> None:
+            for name in surplus:
+                self._remove_one(name)
+            with contextlib.suppress(DataError, OSError, FencedError):
+                check_claim(self._store, self._spec.claim)
+                later = [name for name in checkpointer.names(self._store) if name >= newest]
+                checkpointer.remove_leftovers(self._store, later)
+
+        threading.Thread(target=tidy, daemon=True).start()
+
+    def _remove_one(self, name: str) -> None:
+        try:
+            check_claim(self._store, self._spec.claim)
+            checkpointer.remove(self._store.inside(name), self._spec.run_id)
+        except (DataError, OSError, FencedError):
+            return  # it is named again with the next
+        self._books.removed(name)
+        self._chronicle.note("checkpoint", folder=self._place(name), removed=True)
+
+
+def _there(events: Sequence[Event]) -> list[Kept]:
+    """Return the checkpoints of which a journal tells, and does not tell that they are gone."""
+    found: dict[str, Kept] = {}
+    for event in events:
+        if event["event"] != "checkpoint" or event.get("folder") is None:
+            continue
+        name = _name(event["folder"])
+        if not checkpointer.is_named(name):
+            continue  # what is no checkpoint's name is never joined to a path, nor deleted
+        if "refused" in event or "removed" in event:
+            found.pop(name, None)
+        else:
+            found[name] = Kept(name, event["step"], event.get("metrics", {}))
+    return list(found.values())
+
+
+def _name(place: str) -> str:
+    return place.rstrip("/").rpartition("/")[2]
+
+
+def _cause(error: RayError) -> str:
+    """Return in one line why a worker could not do something."""
+    cause = getattr(error, "cause", None) or error
+    return str(cause).strip() or type(cause).__name__

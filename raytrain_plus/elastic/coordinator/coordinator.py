@@ -1,0 +1,501 @@
+"""The coordinator: plan, run a generation, learn who is left, plan again."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+
+from raytrain_plus.checkpoint.upload import Share
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Committed, Keeping
+from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
+from raytrain_plus.elastic.coordinator.eviction import expel, forsake
+from raytrain_plus.elastic.coordinator.fault_injection import Disturbances
+from raytrain_plus.elastic.coordinator.generation import Generation
+from raytrain_plus.elastic.coordinator.membership import Recruiting, RunError, StoppedError
+from raytrain_plus.elastic.coordinator.restart import find_again
+from raytrain_plus.elastic.coordinator.run_log import Chronicle, DivergenceError
+from raytrain_plus.elastic.coordinator.status import Overview
+from raytrain_plus.elastic.coordinator.usage import Account
+from raytrain_plus.elastic.coordinator.workers import Coming, Noticed, Pool, Wanted, Woken, Written
+from raytrain_plus.elastic.coordinator.workers import Event as PoolEvent
+from raytrain_plus.elastic.liveness.lifeline import Lifelines
+from raytrain_plus.elastic.policy.assignment import Assignment
+from raytrain_plus.elastic.policy.attribution import Attribution
+from raytrain_plus.elastic.policy.hang_detection import Watch
+from raytrain_plus.elastic.policy.make_plan import Situation, make_plan
+from raytrain_plus.elastic.policy.rebalance import Speeds
+from raytrain_plus.elastic.policy.trust import Corruption, History
+from raytrain_plus.elastic.protocol.messages import (
+    Event,
+    Outcome,
+    Plan,
+    Pulse,
+    Report,
+    RunSpec,
+    Where,
+)
+from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.observe import journal
+from raytrain_plus.observe.gauges import LiveRun
+from raytrain_plus.ray_cluster.joining import draining_nodes
+from raytrain_plus.storage.fencing import Fence, FencedError
+from raytrain_plus.training.corruption import audit_of
+
+_DRAIN_POLL = 1.0  # seconds between two looks at what nobody tells
+_CALL_SECONDS = 30.0  # to wait for whoever alone knows what has been computed
+_GLANCE = 1.0  # seconds to wait for what may be had later
+_SETTLE_SECONDS = 10.0  # to wait at the end for a journal that cannot be written
+_FOLLOWER_SECONDS = 30.0  # to wait for who follows the run to ask how it ended
+_FUTILE = 20  # generations in a row without a step, after which something is wrong for good
+
+
+class Coordinator:
+    """Leads one run.
+
+    `run` is the one thread that decides; all else arrives in the pool's queue. Methods of the
+    concurrency group `control` only leave word. What must outlive this process is in the journal
+    and on the workers.
+
+    Args:
+        spec: the run.
+        returns: this run had a coordinator before, whose place this one takes.
+
+    Raises:
+        FencedError: another driver has the run.
+
+    Attributes:
+        is_over: the coordinator before has seen the run's end.
+        live: the run in numbers.
+    """
+
+    def __init__(self, spec: RunSpec, *, returns: bool = False) -> None:
+        self._spec = spec
+        self._returns = returns
+        self._lock = threading.RLock()
+        self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
+        self._fence.take()
+        self._journal = PatientJournal(spec.folder)
+        self._end_told = threading.Event()
+        self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
+        events: list[Event] = []  # all but the steps, of which there may be millions
+        told = self.live.passing(journal.each(self._journal.path), events)
+        self._chronicle = Chronicle(self._journal, told, self._fence.check, self.live.add)
+        this_time = journal.since_last_run(events)
+        self.is_over = returns and any(event["event"] == "end" for event in this_time)
+        self._account = Account()
+        self._pool = Pool(spec, ray.get_runtime_context().current_actor)
+        self._crew = Recruiting(spec, self._pool, self._chronicle)
+        self._overview = Overview(spec, self._chronicle, self.live, self._crew, self._pool)
+        self._watch = Watch(spec.elastic)
+        self._group: tuple[Assignment, ...] = ()
+        self._running: Generation | None = None
+        self._faults = Disturbances(spec, self._chronicle, self._journal, this_time)
+        self._crew.hangs = lambda worker: self._faults.hangs(worker, self._chronicle.step)
+        self._generation = 0
+        self._cause = "start"
+        self._moves = -1
+        self._last_commit: float | None = None
+        self._stopping = any(event["event"] == "stop" for event in this_time)
+        self._failure: str | None = None
+        self._drains_at = 0.0
+        self._state = "starting"
+        if spec.resume_from is not None:
+            place, step = spec.resume_from
+            events = [*events, {"event": "checkpoint", "folder": place, "step": step}]
+        self._keeping = Keeping(spec, self._chronicle, self._pool.tell, events)
+        self._crew.on_end = lambda worker: self._keeping.lost(worker, time.monotonic())
+        every = spec.elastic.check_every, spec.elastic.audit_every
+        self._attribution = Attribution()
+        self._history = History(*every, partial(audit_of, spec.seed))
+        self._history.recall(this_time)
+        threshold = spec.elastic.rebalance_above
+        self._speeds = Speeds(threshold=threshold or 0.5, measures=threshold is not None)
+        targets = [e["workers"] for e in this_time if e["event"] == "target"]
+        self._crew.target = targets[-1] if targets else self._crew.target
+
+    def run(self) -> Outcome:
+        """Train; returns how it ended. Nothing that goes wrong in the run is raised.
+
+        Raises:
+            FencedError: another coordinator leads the run now.
+        """
+        driver = Lifelines(self._driver_gone)
+        if self._spec.driver is not None:
+            driver.hold("driver", self._spec.driver)
+        try:
+            outcome = self._train(driver)
+        except FencedError as error:
+            self._state = "ended"
+            driver.close()
+            if not error.replaced:  # else they are the other's
+                self._crew.dismiss_all()
+            raise
+        self.retire()
+        return outcome
+
+    def retire(self) -> None:
+        """The run has ended: from now on anyone may resume it."""
+        self._fence.release()
+
+    def _train(self, driver: Lifelines) -> Outcome:
+        try:
+            outcome = self._find_again()
+            futile = 0
+            while outcome is None:
+                before = self._chronicle.step
+                plan = self._plan()
+                outcome = self._learn(self._run_generation(plan), plan)
+                futile = 0 if self._chronicle.step > before else futile + 1
+                if futile >= _FUTILE:
+                    raise RunError(
+                        f"{futile} groups in a row ended without a step, the last because "
+                        f"{self._cause}: see the `worker` lines of the journal"
+                    )
+        except StoppedError:
+            outcome = self._outcome("stopped", [])
+        except (RunError, DivergenceError) as error:
+            where = getattr(error, "failed_on", {})
+            outcome = self._outcome("failed", [], error=str(error), failed_on=where)
+        with self._lock:
+            self._state = "ended"
+        driver.close()
+        self._crew.dismiss_all()
+        self._chronicle.end(outcome)
+        self._journal.settle(_SETTLE_SECONDS)
+        if self._journal.trouble:  # then the end is told to who follows, and asks now and then
+            self._end_told.wait(_FOLLOWER_SECONDS)
+        return outcome
+
+    def _driver_gone(self, driver: str, why: str) -> None:
+        """Stop: the process that the run was started for is gone."""
+        self._chronicle.note("warning", text=f"the run is stopped as its {driver} is gone: {why}")
+        self.stop()
+
+    def _find_again(self) -> Outcome | None:
+        """Take up what a coordinator before has left, or begin; returns how it ended if it had."""
+        if self._returns:
+            self._generation, reports = find_again(self._pool, self._crew, self._chronicle)
+            if self._crew.seats:
+                self._crew.because("the coordinator came back")
+                return self._learn(reports)
+        else:
+            self._faults.forget()
+            self._crew.avoid(self._pool.find())
+            self._pool.end_strangers(())  # of an earlier run of this name
+        self._faults.apply_planned(self._chronicle.step, self._group, self._crew)
+        self._crew.await_first(self._handle)
+        return None
+
+    @ray.method(concurrency_group="control")
+    def told(
+        self, worker: str, generation: int, started: float, moves: int, records: list[Record]
+    ) -> None:
+        """Take a worker's word on steps that are committed."""
+        del worker
+        with self._lock:
+            if self._state == "ended":
+                return
+            self._chronicle.started(generation, started)
+            self._take(records)
+            if moves != self._moves and generation == self._generation:
+                self._moves = moves
+                self._watch.moved(time.monotonic())
+
+    @ray.method(concurrency_group="control")
+    def scale(self, workers: int) -> Event:
+        """Change how many workers there should be, from the next step boundary on."""
+        least, most = self._spec.workers
+        if not least <= workers <= most:
+            raise ValueError(f"the run has between {least} and {most} workers, not {workers}")
+        self._pool.tell(Wanted(workers))
+        return {**self._status(), "target": workers}
+
+    @ray.method(concurrency_group="control")
+    def lose(self, workers: int, target: int) -> Event:
+        """Kill members without notice, and want so many workers from then on: a trace says so."""
+        self._pool.tell(Wanted(target, lost=workers))
+        return {**self._status(), "target": target}
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> Event:
+        """End the run after the step in flight, keeping its state."""
+        self._stopping = True
+        with self._lock:
+            if self._state != "ended":  # nothing is said of a run after its end
+                self._chronicle.note("stop")  # for a coordinator that comes back
+        self._pool.tell(Woken())
+        return self._status()
+
+    @ray.method(concurrency_group="control")
+    def pulse(self) -> Pulse:
+        """Answer, and say what the journal cannot."""
+        waiting = self._journal.waiting()
+        if not any(event["event"] == "end" for event in waiting):
+            return Pulse(unwritten=self._journal.trouble)
+        self._end_told.set()
+        end = [event for event in waiting if event["event"] in ("generation", "end")]
+        return Pulse(unwritten=self._journal.trouble, unwritten_end=end)
+
+    @ray.method(concurrency_group="control")
+    def coming(self, worker: str, where: Where) -> None:
+        """Take a worker's word that it has a process, and begins to prepare itself."""
+        self._pool.tell(Coming(worker, where))
+
+    @ray.method(concurrency_group="control")
+    def noticed(self, worker: str, why: str) -> None:
+        """Take a worker's word that it will be ended before long."""
+        self._pool.tell(Noticed(worker, why))
+
+    @ray.method(concurrency_group="control")
+    def written(self, worker: str, share: Share) -> None:
+        """Take a worker's word on its share of a checkpoint."""
+        self._pool.tell(Written(worker, share))
+
+    @ray.method(concurrency_group="control")
+    def checkpoint(self) -> Event:
+        """Let all workers write a checkpoint as soon as they can."""
+        self._keeping.request()
+        self._pool.tell(Woken())
+        return self._status()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Event:
+        """Say how the run stands, and what each worker is doing."""
+        return {**self._status(), **self._overview.more(self._group)}
+
+    def _status(self) -> Event:
+        with self._lock:
+            state = "stopping" if self._stopping and self._state != "ended" else self._state
+            return self._overview.of(state, self._generation, self._group)
+
+    # -- plan
+
+    def _plan(self) -> Plan:
+        """Decide who is in the next generation: survivors, and newcomers that are ready."""
+        seats = self._crew.await_members(self._handle)
+        self._fence.check()
+        with self._lock:
+            self._generation += 1
+            previous = self._group
+            plan = make_plan(
+                self._speeds.members([seat.worker for seat in seats]),
+                seats,
+                Situation(
+                    logical_ranks=self._spec.logical_ranks,
+                    generation=self._generation,
+                    previous=previous,
+                    faults=self._faults.left,
+                    evaluated_step=self._chronicle.evaluated_step,
+                    slack=self._speeds.slack.follow(),
+                    bitwise=self._crew.bitwise,
+                    checkpoint=self._keeping.newest(),
+                ),
+            )
+            self._group = plan.assignments
+            self._speeds.begin(self._group)
+            self._chronicle.begin_at(plan.step)
+            self._history.begin(plan.step, {a.worker: a.ranks for a in self._group})
+            before = {a.worker for a in previous}
+            joined = [f"{a.worker} joined" for a in self._group if a.worker not in before]
+            causes = [*self._crew.take_causes(), *(joined if previous else ())]
+            self._cause = "start" if self._generation == 1 else ", ".join(causes) or "regrouped"
+            self._chronicle.expect(plan, self._cause, self._last_commit)
+            self._moves = -1
+            self._state = "training"
+        return plan
+
+    # -- run a generation
+
+    def _run_generation(self, plan: Plan) -> dict[str, Report]:
+        """Let all members run; returns what the survivors report."""
+        self._running = Generation(plan, self._pool, self._crew, self._chronicle, self._watch)
+        try:
+            return self._running.run(self._handle, self._look_around)
+        finally:
+            self._running = None
+
+    def _handle(self, event: PoolEvent | None) -> None:
+        """Deal with whatever is not about a member of the running generation."""
+        self._journal.flush()
+        ready = any(seat.ready is not None for seat in self._crew.seats.values())
+        if self._stopping and self._running is None and not (self._group and ready):
+            raise StoppedError("the run was stopped while it waited for workers")
+        if isinstance(event, Written):
+            seats = self._crew.seats
+            behind = self._chronicle.step < event.share.step
+            if behind and event.share.pieces is not None and event.worker in seats:
+                # No checkpoint is to know more steps than the journal; nor is a worker that hangs
+                # by now to keep anybody waiting.
+                self._take_after(event.worker, _GLANCE)
+            self._keeping.written(event.worker, event.share, seats, time.monotonic())
+        elif isinstance(event, Committed):
+            self._keeping.committed(event, time.monotonic())
+        else:
+            with self._lock:
+                self._crew.handle(event, [assignment.worker for assignment in self._group])
+
+    def _look_around(self) -> None:
+        """Ask for a pause if the group is to change; find draining nodes."""
+        now = time.monotonic()
+        if now >= self._drains_at:
+            self._drains_at = now + _DRAIN_POLL
+            self._fence.check()
+            self._crew.drain_nodes(draining_nodes())
+        self._crew.recruit()
+        self._crew.give_up_stuck()
+        running = self._running
+        assert running is not None
+        self._journal.flush()
+        self._failure = self._failure or self._keeping.fatal or self._journal.fatal
+        if self._failure is not None:
+            running.abort(self._failure)
+        if self._stopping or self._crew.wants_change([a.worker for a in self._group]):
+            running.pause()
+        elif self._speeds.advises():
+            self._crew.because("rebalanced")
+            running.pause()
+        running.ask_checkpoint(self._keeping.next_step(self._chronicle.step, now))
+
+    # -- learn who is left
+
+    def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
+        """Take in how a generation ended; returns the outcome if the run has ended with it."""
+        steps = {w: self._crew.reported(w, report) for w, report in reports.items()}
+        self._chronicle.note("account", generation=self._generation, **self._account.add(reports))
+        top = max(steps.values(), default=-1)
+        ahead = sorted(worker for worker, step in steps.items() if step == top >= 0)
+        commits = [reports[worker].committed_at for worker in ahead]
+        self._last_commit = max(commits, default=self._last_commit)
+        self._catch_up(ahead, top)
+        on_purpose = self._faults.mark_struck()
+        blamed = self._blame(plan, on_purpose=on_purpose)
+        if blamed is not None:
+            return self._outcome("failed", ahead, error=blamed)
+        for report in reports.values():
+            if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
+                self._keeping.refuse(plan.checkpoint, report.reason)
+                forsake(self._crew, self._keeping)
+            if report.corruption is not None:
+                self._expel(report.corruption, on_purpose=on_purpose)
+                return None
+        failed = {w: r for w, r in reports.items() if r.ending == "failed"}
+        finished = {w: r for w, r in reports.items() if r.ending == "finished"}
+        if self._failure and not failed:
+            return self._outcome("failed", ahead, error=str(self._failure))
+        if failed and not self._is_transient(failed):
+            worker, report = next(iter(failed.items()))
+            where = {**self._crew.place_of(worker), "step": report.step + 1}
+            return self._outcome("failed", ahead, error=report.error, failed_on=where)
+        self._replace(failed, ahead)
+        if finished:
+            digests = sorted({report.digest for report in finished.values()})
+            if len(digests) > 1 and self._crew.bitwise:
+                raise RunError(f"the replicas ended with different states: {digests}")
+            return self._outcome("finished", sorted(finished), digests[0])
+        if self._stopping and ahead:
+            return self._outcome("stopped", ahead)
+        step = max(top, self._chronicle.step)
+        self._faults.apply_planned(step, self._group, self._crew)
+        self._crew.release_surplus()
+        return None
+
+    def _blame(self, plan: Plan | None, *, on_purpose: bool) -> str | None:
+        """Return why the run ends if the task is the likely cause of what was lost."""
+        losses = self._crew.take_losses()
+        alone = self._crew.target == 1 and plan is not None
+        step = self._chronicle.step
+        return self._attribution.lost(step, losses, alone=alone, on_purpose=on_purpose)
+
+    def _is_transient(self, failed: Mapping[str, Report]) -> bool:
+        """Say whether the machine may be to blame for errors, so that another is tried."""
+        if len(failed) > 1 or not all(report.transient for report in failed.values()):
+            return False
+        return not any(self._attribution.failed(r.step, w) for w, r in failed.items())
+
+    def _replace(self, failed: Mapping[str, Report], ahead: list[str]) -> None:
+        """Have others go on in the place of those on which the task has failed once."""
+        for worker, report in failed.items():
+            if ahead == [worker]:  # it alone has the last state
+                self._keeping.save_last({worker: report.step}, self._pool.save)
+            self._crew.replace(worker, report.error)
+
+    def _expel(self, found: Corruption, *, on_purpose: bool) -> None:
+        expelled = list(found.accused or found.suspects)
+        why = self._attribution.expelled(found.step, expelled, on_purpose=on_purpose)
+        if why is not None:
+            raise RunError(why)
+        expel(
+            found,
+            self._history,
+            self._generation,
+            pool=self._pool,
+            crew=self._crew,
+            keeping=self._keeping,
+            chronicle=self._chronicle,
+        )
+
+    def _catch_up(self, ahead: Sequence[str], top: int) -> None:
+        """Ask a survivor for the steps that a lost worker did not tell any more."""
+        due = self._spec.clock.evaluation_due(top) and self._spec.evaluation_data is not None
+        for worker in ahead:
+            if self._chronicle.step >= top and (not due or self._chronicle.evaluated_step >= top):
+                return
+            self._take_after(worker, _CALL_SECONDS)
+
+    def _take_after(self, worker: str, timeout: float) -> None:
+        """Ask a worker for the steps that it has not told yet."""
+        records = self._pool.records(worker, self._chronicle.step, timeout)
+        with self._lock:
+            self._take(records)
+
+    def _take(self, records: Sequence[Record]) -> None:
+        try:
+            commits = self._chronicle.add(records, len(self._group))
+        except DivergenceError as error:
+            self._failure = str(error)
+            return
+        if records:
+            self._watch.moved(time.monotonic(), commits)
+        if commits:  # if all are lost, no report tells of the last one
+            self._last_commit = max(self._last_commit or 0.0, *commits)
+        for record in records:
+            seconds = record.compute_seconds
+            known = len(seconds) == len(self._group) > 0 and all(seconds)
+            if known and record.generation == self._generation:
+                self._speeds.heard(record.step, seconds, record.exchange_seconds)
+                self._overview.heard(self._group, seconds)
+
+    # -- the end
+
+    def _outcome(
+        self,
+        state: Any,
+        ahead: Sequence[str],
+        digest: str = "",
+        error: str = "",
+        failed_on: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """Save the last state, if somebody has it, and sum up."""
+        steps = {worker: self._crew.seats[worker].step for worker in ahead}
+        place, saved = self._keeping.save_last(steps, self._pool.save, self._pool.rescue)
+        digest = saved or digest
+        return Outcome(
+            state=state,
+            steps=self._chronicle.step,
+            error=error,
+            failed_on=failed_on or {},
+            digest=digest,
+            loss=self._chronicle.loss,
+            metrics=self._chronicle.metrics,
+            generations=self._chronicle.generations,
+            device_seconds=self._chronicle.device_seconds,
+            checkpoint=place,
+            bitwise=self._crew.bitwise,
+            faults_left=len(self._faults.left),
+            samples=self._account.samples,
+            tokens=self._account.tokens,
+            costs=self._account.costs,
+        )

@@ -1,0 +1,65 @@
+"""After corruption was found: who is guilty, and from where the others go on."""
+
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Keeping
+from raytrain_plus.elastic.coordinator.membership import Recruiting
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.workers import Pool
+from raytrain_plus.elastic.policy.trust import Corruption, History
+
+
+def expel(
+    found: Corruption,
+    history: History,
+    generation: int,
+    *,
+    pool: Pool,
+    crew: Recruiting,
+    keeping: Keeping,
+    chronicle: Chronicle,
+) -> None:
+    """End the guilty, and go back to what can be trusted.
+
+    Whether somebody's arithmetic is wrong, computing what is known shows. If steps that were
+    committed cannot be trusted, they are withdrawn; all go back to the newest checkpoint from
+    before, or, where there is none, to the beginning, with new workers.
+
+    Args:
+        found: what was found.
+        history: who has computed what.
+        generation: in which it was found.
+        pool: reaches the workers.
+        crew: holds their seats.
+        keeping: the checkpoints.
+        chronicle: takes notes.
+    """
+    asked = history.group_at(found.step) if found.tie else found.suspects
+    # One that has gone meanwhile cannot prove that it was right.
+    guilty = [w for w in asked if w not in crew.seats or not pool.computes_right(w)]
+    trusted = history.trusted(found, guilty)
+    chronicle.note(
+        "corruption",
+        step=found.step,
+        reason=found.why,
+        accused=list(found.accused),
+        suspects=list(found.suspects),
+        guilty=guilty,
+        trusted=trusted,
+    )
+    for worker in dict.fromkeys([*found.accused, *guilty]):
+        crew.expel(worker, found.why)
+    # What the accused had in memory may have gone into a checkpoint of that very step.
+    clean = min(trusted, found.step - 1) if found.accused else trusted
+    if clean < found.step:
+        keeping.distrust_after(clean, generation)
+    if trusted < found.step:
+        chronicle.withdraw(trusted, found.why, generation)
+        crew.distrust_after(trusted)
+        forsake(crew, keeping)
+
+
+def forsake(crew: Recruiting, keeping: Keeping) -> None:
+    """End all workers whose state cannot be trusted if there is none that they could go back to."""
+    ready = [seat for seat in crew.seats.values() if seat.ready is not None]
+    if keeping.newest() is None and all(seat.step < 0 for seat in ready):
+        for seat in ready:
+            crew.expel(seat.worker, "nobody has a state that can be trusted")

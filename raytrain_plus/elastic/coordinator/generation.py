@@ -1,0 +1,159 @@
+"""One generation, as the coordinator sees it: all run, until each has reported or is lost."""
+
+import time
+from collections.abc import Callable
+
+from raytrain_plus.elastic.coordinator.membership import Recruiting
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.workers import Event, Gone, Pool, Returned
+from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
+from raytrain_plus.elastic.protocol.messages import Plan, Report, Standing
+
+_TICK = 0.25  # seconds between two looks at what nobody tells
+
+Handle = Callable[[Event | None], None]
+
+
+class Generation:
+    """Runs one generation.
+
+    Args:
+        plan: who is in it.
+        pool: reaches the members.
+        crew: holds their seats.
+        chronicle: takes notes.
+        watch: says when nobody gets on.
+
+    Attributes:
+        running: the members that have neither reported nor been lost.
+    """
+
+    def __init__(
+        self, plan: Plan, pool: Pool, crew: Recruiting, chronicle: Chronicle, watch: Watch
+    ) -> None:
+        self._plan = plan
+        self._pool = pool
+        self._crew = crew
+        self._chronicle = chronicle
+        self._watch = watch
+        self.running = {assignment.worker for assignment in plan.assignments}
+        self._reports: dict[str, Report] = {}
+        self._pause_asked = False
+        self._aborted = False
+        self._checkpoint_at: int | None = None
+
+    def run(self, handle: Handle, look: Callable[[], None]) -> dict[str, Report]:
+        """Let all members run.
+
+        Args:
+            handle: called with each event that is not about a member's end.
+            look: called after each event and a few times a second.
+
+        Returns:
+            What the survivors report; one may have been lost after its report.
+        """
+        warm = all(self._crew.seats[worker].warm for worker in self.running)
+        self._watch.begin(time.monotonic(), warm=warm)
+        for worker in sorted(self.running):
+            self._pool.train(worker, self._plan)
+        look()  # at once: a checkpoint may be due after the first steps
+        while self.running:
+            event = self._crew.next_event(_TICK)
+            if not self._is_about_a_member(event):
+                handle(event)
+            look()
+            if self._watch.overdue(time.monotonic()):
+                self._investigate()
+        return {w: r for w, r in self._reports.items() if w in self._crew.seats}
+
+    def pause(self) -> None:
+        """Let the members stop after the same step."""
+        if not self._pause_asked and self.running:
+            self._pause_asked = True
+            for worker in sorted(self.running):
+                self._pool.ask_pause(worker, self._plan.generation)
+
+    def ask_checkpoint(self, step: int | None) -> None:
+        """Let all members take a snapshot after a step; None if there is none to take now.
+
+        It is asked for once, or again if it is to be earlier.
+        """
+        if step is None:
+            self._checkpoint_at = None
+        elif (self._checkpoint_at is None or step < self._checkpoint_at) and self.running:
+            self._checkpoint_at = step
+            self._pool.ask_checkpoint(min(self.running), self._plan.generation, step)
+
+    def abort(self, reason: str) -> None:
+        """Tell all who are still running; only a lost worker's neighbours notice by themselves."""
+        if not self._aborted:
+            self._aborted = True
+            self._watch.begin(time.monotonic(), warm=True)
+            self._pool.abort(sorted(self.running), self._plan.generation, reason)
+
+    def _is_about_a_member(self, event: Event | None) -> bool:
+        if isinstance(event, Gone) and event.worker in self.running:
+            self._lose(event.worker, event.why)
+            return True
+        if not isinstance(event, Returned):
+            return False
+        if event.worker in self.running and event.generation == self._plan.generation:
+            if event.report is None:
+                self._lose(event.worker, event.died)
+            else:
+                self._reported(event.worker, event.report)
+        return True
+
+    def _reported(self, worker: str, report: Report) -> None:
+        self.running.discard(worker)
+        self._reports[worker] = report
+        if report.ending in ("aborted", "failed", "refused"):
+            self.abort(f"{worker}: {report.reason or 'the task failed'}")
+
+    def _lose(self, worker: str, why: str, *, hangs: bool = False) -> None:
+        self.running.discard(worker)
+        self._crew.lost(worker, why, hangs=hangs)
+        self.abort(f"{worker} was lost")
+
+    def _investigate(self) -> None:
+        """The group makes no progress: find out who keeps it waiting, and go on without."""
+        deadline, patience = self._watch.deadline, self._watch.answer_seconds
+        standings = self._pool.standings(sorted(self.running), patience)
+        late = self._watch.asked()
+        # Who hangs entered its phase a moment after the last progress that was heard of.
+        busy = deadline - patience if late else deadline
+        found = culprits(standings, busy)
+        if late and self._aborted:  # there is nothing left to wait for
+            found = {**dict.fromkeys(standings, "it did not let go of its group"), **found}
+        if found:
+            self._tell_of_hang(standings, found, deadline)
+        for worker, why in found.items():
+            if worker in self.running:
+                self._lose(worker, f"no progress for {deadline:.1f} s: {why}", hangs=True)
+        if late and not found and all_wait(standings, busy):
+            self.abort("everybody waited for everybody")
+        if found or late:
+            self._watch.moved(time.monotonic())
+
+    def _tell_of_hang(
+        self, standings: dict[str, Standing | None], found: dict[str, str], deadline: float
+    ) -> None:
+        """Leave a report: who waited, for whom, and where those stand that kept the others."""
+        seats = self._crew.seats
+        stacks = {
+            worker: standing.stack
+            if (standing := standings[worker]) is not None
+            else self._pool.stack_of(seats[worker], list(seats.values()))
+            for worker in found
+        }
+        self._chronicle.note(
+            "hang",
+            standings={
+                w: f"{s.phase} for {s.age:.1f} s" if s is not None else "no answer"
+                for w, s in standings.items()
+            },
+            waited=sorted(w for w, s in standings.items() if s is not None and s.waiting),
+            culprits=found,
+            stacks=stacks,
+            deadline=deadline,
+        )

@@ -1,0 +1,504 @@
+"""Who works for a run: asking for workers, admitting them, letting them go."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raytrain_plus import user_code
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.workers import (
+    Came,
+    Coming,
+    Event,
+    Gone,
+    Noticed,
+    Pool,
+    Returned,
+    Seat,
+    Wanted,
+    missing_resources,
+)
+from raytrain_plus.elastic.liveness import crashes
+from raytrain_plus.elastic.policy.attribution import Loss
+from raytrain_plus.elastic.protocol.messages import Fingerprint, Ready, Report, RunSpec
+from raytrain_plus.elastic.worker.fingerprint import difference
+from raytrain_plus.redaction import redacted
+
+_LOOK = 0.25
+_FUTILE = 3  # newcomers refused in a row, after which a run without workers ends
+_GRACE = 2.0
+_STANDING_SECONDS = 1.0
+_FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
+_LONGEST_DELAY = 60.0
+
+Handle = Callable[[Event | None], None]
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message is for people.
+
+    Attributes:
+        failed_on: `{worker, node, host, step}` where the task failed; empty otherwise.
+    """
+
+    def __init__(self, message: str, failed_on: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.failed_on = dict(failed_on or {})
+
+
+class StoppedError(RuntimeError):
+    """Somebody asked the run to stop while it waited for its first workers."""
+
+
+class Recruiting:
+    """The seats of a run.
+
+    Args:
+        spec: the run.
+        pool: asks Ray.
+        chronicle: takes notes.
+
+    Attributes:
+        seats: all workers that live or are coming, by name.
+        target: how many there should be.
+        bitwise: whether all that were admitted compute the same bits.
+        on_end: called with each worker that is given up.
+        hangs: called with each worker that is asked for: whether a fault has it hang.
+    """
+
+    def __init__(self, spec: RunSpec, pool: Pool, chronicle: Chronicle) -> None:
+        self._spec = spec
+        self._pool = pool
+        self._chronicle = chronicle
+        self.seats: dict[str, Seat] = {}
+        self.target = spec.workers[1]
+        self.bitwise = True
+        self.on_end: Callable[[str], None] = lambda _: None
+        self.hangs: Callable[[str], bool] = lambda _: False
+        self._started = 0
+        self._reference: Fingerprint = chronicle.environment
+        self._group_once = False
+        self._error = ""
+        self._failed_on: dict[str, Any] = {}
+        self._trouble = ""
+        self._warnings: set[str] = set()
+        self._code = dict(spec.code)
+        self._futile = 0  # newcomers in a row with other code or bits than the run's
+        self._delay = _FIRST_DELAY
+        self._retry_at = 0.0
+        self._causes: list[str] = []
+        self._losses: list[Loss] = []
+        self._failures: list[tuple[str, str]] = []  # worker, error of the task as it came up
+
+    # -- waiting
+
+    def next_event(self, timeout: float) -> Event | None:
+        """Return what happened next, or None after `timeout` seconds."""
+        return self._pool.next_event(timeout)
+
+    def await_first(self, handle: Handle) -> None:
+        """Wait for the least number of workers that the run may start with.
+
+        Raises:
+            RunError: they did not come, or the task failed on them.
+        """
+        began = time.monotonic()
+        self._await(handle, lambda: len(self._available()) >= self._least())
+        # Others that were asked for at the same time are about to come, if they come at all.
+        until = time.monotonic() + max(_GRACE, (time.monotonic() - began) / 2)
+        while len(self._available()) < self.target and time.monotonic() < until:
+            handle(self.next_event(_LOOK))
+
+    def await_members(self, handle: Handle) -> list[Seat]:
+        """Return who is to be in the next generation; waits for somebody if nobody is left.
+
+        Raises:
+            RunError: nobody came.
+        """
+        self._await(handle, lambda: bool(self._available() or self._leaving()))
+        self._group_once = True
+        chosen = self._available()[: self.target]
+        top = max(seat.step for seat in [*self._available(), *self._leaving()])
+        if not any(seat.step == top for seat in chosen):
+            # Whoever holds the latest state stays until somebody else has it, even if it drains.
+            holder = [s for s in [*self._available(), *self._leaving()] if s.step == top][:1]
+            chosen = [*holder, *chosen][: self._spec.logical_ranks]
+        return chosen
+
+    def wants_change(self, group: Sequence[str]) -> bool:
+        """Say whether a pause of the group would let somebody join or leave."""
+        staying = [w for w in group if w in self.seats and not self.seats[w].draining]
+        leaving = [w for w in group if w in self.seats and self.seats[w].draining]
+        members = set(group)
+        newcomers = [seat for seat in self._available() if seat.worker not in members]
+        if newcomers and len(staying) < self.target:
+            return True
+        return bool(leaving and staying)
+
+    def _await(self, handle: Handle, enough: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self._spec.elastic.start_timeout
+        while not enough():
+            self.recruit()
+            self.give_up_stuck()
+            if self._error:
+                raise RunError(self._error, self._failed_on)
+            if self._futile >= _FUTILE and not (self._available() or self._leaving()):
+                raise RunError(self._trouble)
+            if time.monotonic() > deadline:
+                least = self._least()
+                why = self._trouble or (
+                    f"Resources: {missing_resources(self._spec.resources, least)}. "
+                    "Ask for fewer workers or less for each, add nodes, or raise start_timeout."
+                )
+                raise RunError(
+                    f"{len(self._available())} of at least {least} workers came up within "
+                    f"{self._spec.elastic.start_timeout:g} s. {why}"
+                )
+            handle(self.next_event(_LOOK))
+
+    def _least(self) -> int:
+        return min(self._spec.workers[0], self.target)
+
+    def _available(self) -> list[Seat]:
+        """Those that can work: who has run steps first, then in the order in which they came."""
+        seats = [s for s in self.seats.values() if s.ready is not None and not s.draining]
+        return sorted(seats, key=lambda seat: not seat.warm)
+
+    def _leaving(self) -> list[Seat]:
+        return [s for s in self.seats.values() if s.ready is not None and s.draining]
+
+    # -- coming
+
+    def handle(self, event: Event | None, group: Sequence[str]) -> None:
+        """Deal with what happens to workers that are not in a running generation, or to come.
+
+        Args:
+            event: what has happened; what is of no concern here is left alone.
+            group: the members of the last generation, in order.
+        """
+        if isinstance(event, Came):
+            self.came(event)
+        elif isinstance(event, Coming):
+            self.coming(event)
+        elif isinstance(event, Returned) and event.report is None:
+            self.lost(event.worker, event.died)
+        elif isinstance(event, Gone):
+            self.lost(event.worker, event.why)
+        elif isinstance(event, Noticed):
+            self.drain([event.worker], event.why)
+        elif isinstance(event, Wanted) and event.lost:
+            self.take_away(group[-event.lost :], event.workers)
+        elif isinstance(event, Wanted):
+            self.set_target(event.workers, f"scaled to {event.workers}")
+
+    def recruit(self) -> None:
+        """Ask for as many workers as are missing."""
+        if time.monotonic() < self._retry_at:
+            return
+        wanted = self.target + self._spec.elastic.spares
+        while sum(not seat.draining for seat in self.seats.values()) < wanted:
+            worker = f"w{self._started}"
+            self._started += 1
+            self.seats[worker] = Seat(worker)
+            self._pool.start(worker, hangs=self.hangs(worker))
+
+    def coming(self, event: Coming) -> None:
+        """A worker has a process; from now on it is due to come up."""
+        seat = self.seats.get(event.worker)
+        if seat is not None:
+            seat.where, seat.since = event.where, time.monotonic()
+
+    def give_up_stuck(self) -> None:
+        """End who has a process but does not come up within the start timeout: it hangs."""
+        timeout = self._spec.elastic.start_timeout
+        for seat in list(self.seats.values()):
+            if seat.ready is None and seat.since is not None:
+                if time.monotonic() - seat.since <= timeout:
+                    continue
+                (standing,) = self._pool.standings([seat.worker], _STANDING_SECONDS).values()
+                stack = standing.stack if standing is not None else "it does not answer"
+                why = f"it did not come up within {timeout:g} s. It stands here:\n{stack}"
+                self._note(seat, "failed", why)
+                self._give_up(seat, f"The last that came, {_place(seat)}, hangs: {why}", hangs=True)
+
+    def came(self, event: Came) -> None:
+        """A worker has come up, or failed to: admit it or not."""
+        seat = self.seats.get(event.worker)
+        if seat is None:
+            return
+        ready = event.ready
+        if ready is None:
+            self._failed_to_come(seat, event)
+            return
+        if changed := self._other_code(ready):
+            self._futile += 1
+            self._note(seat, "refused", f"it has imported other code than the run: {changed}")
+            self._give_up(
+                seat,
+                f"The last that came has imported other code than the run has begun with: "
+                f"{changed}. Put it back as it was and give the command again with --resume, or "
+                "go on with the new code (--resume --accept-changed-code).",
+            )
+            return
+        fingerprint = redacted(ready.fingerprint)  # as the journal keeps it
+        if not self._reference and not self._is_as_before(seat, fingerprint):
+            return
+        self._futile = 0
+        reason = difference(self._reference, fingerprint)
+        if reason and self._spec.elastic.bitwise:
+            self._note(seat, "refused", f"it computes other bits than the group: {reason}")
+            self._give_up(seat, f"The last that came computes other bits than the group: {reason}.")
+            return
+        if reason:
+            self.bitwise = False
+            self._note(seat, "admitted", f"although it may compute other bits: {reason}")
+        self._admit(seat, ready)
+        self._delay, self._trouble = _FIRST_DELAY, ""
+        self._chronicle.note(
+            "worker", worker=seat.worker, state="ready", pid=ready.pid, node=ready.node
+        )
+        for said in sorted(set(ready.warnings) - self._warnings):
+            self._warnings.add(said)  # once, not once for each worker
+            self._chronicle.note("warning", text=said)
+
+    def _is_as_before(self, seat: Seat, fingerprint: Fingerprint) -> bool:
+        """Let the first worker of a resumed run compute as those before; else it is refused.
+
+        One that computes differently is admitted if that is allowed, and the run is marked.
+        """
+        changed = difference(self._spec.environment, fingerprint, "before it was")
+        if changed and self._spec.elastic.bitwise and not self._spec.allow_change:
+            self._futile += 1
+            why = f"computes other bits than the run before it was resumed: {changed}"
+            self._note(seat, "refused", f"it {why}")
+            self._give_up(
+                seat,
+                f"The last that came, {_place(seat)}, {why}. Resume the run where it computes as "
+                "before; or allow the change (--allow-change): the run is then marked, and its "
+                "bits are those of no undisturbed run.",
+            )
+            return False
+        self._reference = fingerprint
+        changes = [f"environment: {changed}"] if changed else []
+        self._chronicle.computes_with(fingerprint, changes)
+        for text in changes:
+            said = "the run goes on, and its bits are those of no undisturbed run"
+            self._chronicle.note("warning", text=f"{text}; {said}")
+        return True
+
+    def _other_code(self, ready: Ready) -> str:
+        """Say which of the user's files a newcomer has imported in another version."""
+        self._code = {**ready.code, **self._code}  # of files that the driver did not see the first
+        return user_code.difference(self._code, ready.code)
+
+    def _admit(self, seat: Seat, ready: Ready) -> None:
+        seat.ready, seat.step = ready, ready.step
+        self._pool.hold(seat.worker, ready)
+
+    def avoid(self, names: Sequence[str]) -> None:
+        """Give nobody these names: who has them may not have ended yet."""
+        taken = [int(name.removeprefix("w")) for name in names]
+        self._started = max([self._started, *(number + 1 for number in taken)])
+
+    def found_again(self, worker: str, ready: Ready, step: int) -> None:
+        """Give a worker its seat back that an earlier coordinator had admitted."""
+        fingerprint = redacted(ready.fingerprint)
+        self._reference = self._reference or fingerprint
+        self._code = {**ready.code, **self._code}
+        self.bitwise = self.bitwise and not difference(self._reference, fingerprint)
+        self.avoid([worker])
+        self._group_once = True
+        seat = self.seats[worker] = Seat(worker)
+        self._admit(seat, ready)
+        seat.step = step
+
+    def _failed_to_come(self, seat: Seat, event: Came) -> None:
+        crash = crashes.of(self._spec.folder, seat.worker)
+        why = event.failed or crash or self._pool.memory_kill(seat.worker) or event.died
+        seat.where = seat.where or event.where
+        self._note(seat, "failed", why)
+        if event.failed or crash:
+            self._failures.append((seat.worker, why))
+            self._failed_on = {**_where_of(seat), "step": 0}
+        self._give_up(seat, f"The last that came, {_place(seat)}, failed: {why}")
+        if (event.failed or crash) and self._is_the_tasks(transient=event.transient or bool(crash)):
+            self._error = why
+
+    def _is_the_tasks(self, *, transient: bool) -> bool:
+        """Say whether the task is to blame for what has failed as workers came up.
+
+        It is not while one has come up with this task, or is coming; nor by a single failure that
+        its machine may have caused.
+        """
+        if self._group_once or any(seat.ready is not None for seat in self.seats.values()):
+            return False
+        if any(seat.since is not None for seat in self.seats.values()):
+            return False
+        return len(self._failures) > 1 or not transient
+
+    def _give_up(self, seat: Seat, why: str, *, hangs: bool = False) -> None:
+        self._trouble = why
+        self._retry_at = time.monotonic() + self._delay
+        self._delay = min(_LONGEST_DELAY, 2 * self._delay)
+        self._end(seat, hangs=hangs)
+
+    # -- leaving
+
+    def expel(self, worker: str, why: str) -> None:
+        """End a worker whose memory or arithmetic is wrong; it will be replaced."""
+        seat = self.seats.get(worker)
+        if seat is not None:
+            self._causes.append(f"{worker} expelled")
+            self._note(seat, "expelled", why)
+            self._end(seat)
+
+    def distrust_after(self, step: int) -> None:
+        """Take no later state for right any more: who has one must be healed."""
+        for seat in self.seats.values():
+            if seat.step > step:
+                seat.step = -1
+
+    def reported(self, worker: str, report: Report) -> int:
+        """Note how a generation ended for a worker.
+
+        Returns:
+            The committed steps of its state, or -1 if that is not to be trusted.
+        """
+        seat = self.seats[worker]
+        seat.warm = True
+        if seat.step >= 0 or report.formed:
+            seat.step = report.step
+        return seat.step
+
+    def lost(self, worker: str, why: str, *, hangs: bool = False) -> None:
+        """A worker has died, or is given up because it hangs."""
+        seat = self.seats.get(worker)
+        if seat is None:
+            return
+        crash = crashes.of(self._spec.folder, worker)
+        short = "" if crash or hangs else self._pool.memory_kill(worker)
+        why = crash or short or why
+        self._losses.append(Loss(worker, why, crashed=bool(crash), memory=bool(short)))
+        self._causes.append(f"{worker} {'hung' if hangs else 'lost'}")
+        self._note(seat, "lost", why)
+        self._end(seat, hangs=hangs)
+
+    def take_losses(self) -> list[Loss]:
+        """Return who was lost since the last time."""
+        losses, self._losses = self._losses, []
+        return losses
+
+    def replace(self, worker: str, why: str) -> None:
+        """End a worker on which the task failed, where its machine may be to blame."""
+        seat = self.seats.get(worker)
+        if seat is not None:
+            self._causes.append(f"{worker} failed")
+            self._note(seat, "failed", why)
+            self._end(seat)
+
+    def place_of(self, worker: str) -> dict[str, str]:
+        """Return where a worker is, as the journal tells it."""
+        return _where_of(self.seats[worker])
+
+    def drain(self, workers: Sequence[str], why: str = "") -> None:
+        """Let workers leave at the next step boundary; they will be replaced."""
+        for worker in workers:
+            seat = self.seats.get(worker)
+            if seat is not None and not seat.draining:
+                seat.draining = True
+                self._causes.append(f"{worker} drained")
+                self._note(seat, "draining", why)
+
+    def drain_nodes(self, nodes: set[str]) -> None:
+        """Let the workers of some nodes leave."""
+        self.drain(
+            [w for w, s in self.seats.items() if s.ready is not None and s.ready.node in nodes],
+            "its node is being drained",
+        )
+
+    def take_away(self, workers: Sequence[str], target: int) -> None:
+        """Kill workers as a cluster does that takes their machines, and want `target` from then."""
+        for worker in workers:
+            self._pool.kill(worker)
+        self.set_target(target, f"{len(workers)} taken away", gone=workers)
+
+    def set_target(self, workers: int, cause: str, gone: Sequence[str] = ()) -> None:
+        """Change how many workers there should be; those who are `gone` count no more."""
+        if workers == self.target:
+            return
+        self.target = workers
+        self._causes.append(cause)
+        self._chronicle.note("target", workers=workers, cause=cause)
+        staying = [s for s in self.seats.values() if not s.draining and s.worker not in gone]
+        for seat in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
+            if len(staying) <= workers + self._spec.elastic.spares:
+                break
+            staying.remove(seat)
+            if seat.ready is None:
+                self._release(seat)
+            else:
+                seat.draining = True
+                self._note(seat, "draining", cause)
+
+    def release_surplus(self) -> None:
+        """End those that drain, unless they alone hold the latest state."""
+        held = max((seat.step for seat in self._available()), default=-1)
+        for seat in self._leaving():
+            if seat.step <= held:
+                self._note(seat, "left", "")
+                self._release(seat)
+
+    def dismiss_all(self) -> None:
+        """Let all workers go."""
+        for seat in list(self.seats.values()):
+            self._release(seat)
+        self._pool.end_strangers(())
+        self._pool.close()
+
+    def _release(self, seat: Seat) -> None:
+        crashes.forget(self._spec.folder, seat.worker)
+        self.seats.pop(seat.worker, None)
+        self.on_end(seat.worker)
+        self._pool.release(seat)
+
+    def _end(self, seat: Seat, *, hangs: bool = False) -> None:
+        crashes.forget(self._spec.folder, seat.worker)
+        self.seats.pop(seat.worker, None)
+        self.on_end(seat.worker)
+        self._pool.end(seat, list(self.seats.values()), hangs=hangs)
+
+    # -- telling
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each worker that has come up. From any thread."""
+        seats = list(self.seats.values())  # workers come and go meanwhile
+        return {s.worker: s.ready.pid for s in seats if s.ready is not None}
+
+    def because(self, cause: str) -> None:
+        """Add a cause for the group to change, once."""
+        if cause not in self._causes:
+            self._causes.append(cause)
+
+    def take_causes(self) -> list[str]:
+        """Return why the group is to change, and forget it."""
+        causes, self._causes = self._causes, []
+        return causes
+
+    def _note(self, seat: Seat, state: str, reason: str) -> None:
+        fields: dict[str, Any] = {**_where_of(seat), "state": state}
+        process = seat.ready or seat.where
+        if process is not None:
+            fields["pid"] = process.pid
+        self._chronicle.note("worker", **fields, reason=reason)
+
+
+def _where_of(seat: Seat) -> dict[str, str]:
+    process = seat.ready or seat.where
+    if process is None:
+        return {"worker": seat.worker}
+    return {"worker": seat.worker, "node": process.node, "host": process.host}
+
+
+def _place(seat: Seat) -> str:
+    process = seat.ready or seat.where
+    return f"{seat.worker} on {process.host}" if process is not None else seat.worker

@@ -1,0 +1,267 @@
+"""What is known of a run: its steps, evaluations and generations, each written down once."""
+
+import math
+import time
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from raytrain_plus.elastic.protocol.messages import Event, Outcome, Plan
+from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.observe.journal import JournalError
+
+# What a generation is described by, in the journal and in a run's summary.
+GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
+# Steps in a row of which a journal may have lost the lines; each takes 8 bytes here.
+_MOST_MISSING = 10_000_000
+
+
+class Writes(Protocol):
+    """What a chronicle writes to."""
+
+    def write_all(self, events: list[Event]) -> list[Event]:
+        """Append finished events; returns them."""
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+
+
+class DivergenceError(RuntimeError):
+    """A step that was computed again gave another loss."""
+
+
+class Chronicle:
+    """Writes the journal, without gaps and without repetitions.
+
+    A step may be told by several workers, and be computed again after a failure. It is written
+    once; if it is told again with another loss, the promise of equal bits is broken, and that is
+    an error.
+
+    Args:
+        journal: where to write.
+        events: what the journal holds already: of a run that is resumed, or whose coordinator has
+            come back.
+        allowed: called before each line; raises if we are not to write any more.
+        listener: called with what has been written.
+
+    Attributes:
+        environment: the fingerprint of the run's workers since it was begun or resumed; empty
+            until the first has come up.
+    """
+
+    def __init__(
+        self,
+        journal: Writes,
+        events: Iterable[Event] = (),
+        allowed: Callable[[], None] = lambda: None,
+        listener: Callable[[Sequence[Event]], None] = lambda _: None,
+    ) -> None:
+        self._journal = journal
+        self._allowed = allowed
+        self._listener = listener
+        self._losses = array("d")  # NaN for a step whose line the journal has lost
+        self.metrics: dict[str, Any] = {}
+        self.evaluated_step = -1
+        self.generations: list[Event] = []
+        self.device_seconds = 0.0
+        self._pending: dict[int, tuple[Plan, str, float | None]] = {}
+        self._void = (0, 0)  # generation, step
+        self._resumed_step = 0
+        self.environment: dict[str, str] = {}
+        for event in events:
+            self._recall(event)
+
+    @property
+    def step(self) -> int:
+        """The last step that is written."""
+        return len(self._losses)
+
+    @property
+    def loss(self) -> float | None:
+        """The last step's loss."""
+        return self._losses[-1] if self._losses and not math.isnan(self._losses[-1]) else None
+
+    def begin_at(self, step: int) -> None:
+        """The state has at least so many steps, even if the journal does not tell of them all."""
+        missing = step - self.step
+        if missing > _MOST_MISSING:
+            raise JournalError(
+                f"the journal goes from step {self.step} to {step}, and does not tell of the "
+                f"{missing} steps in between: it is damaged, or of another run"
+            )
+        self._losses.extend([math.nan] * missing)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk: before a checkpoint that knows of it."""
+        self._journal.sync()
+
+    def withdraw(self, step: int, why: str, generation: int) -> None:
+        """Take back the steps after a step: they will be computed again, to other losses.
+
+        Args:
+            step: the last that stands.
+            why: for people.
+            generation: the last whose word on later steps does not count any more.
+        """
+        self._take_back(step, generation)
+        self.note("withdrawn", step=step, reason=why, generation=generation)
+
+    def is_void(self, generation: int, step: int) -> bool:
+        """Say whether what a generation has made of a step is withdrawn."""
+        return generation <= self._void[0] and step > self._void[1]
+
+    def _take_back(self, step: int, generation: int) -> None:
+        del self._losses[step:]
+        self.evaluated_step = min(self.evaluated_step, step)
+        self._void = (generation, step)
+
+    def _recall(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "run":
+            self.generations, self.device_seconds, self._void = [], 0.0, (0, 0)
+            self._resumed_step, self.environment = event.get("resumed_step", 0), {}
+            if event.get("changes"):  # what follows is another run's
+                self._take_back(self._resumed_step, 0)
+        elif kind == "environment":
+            self._compute_with(event.get("fingerprint", {}), event.get("changes", ()))
+        elif kind == "step":
+            self.begin_at(event["step"] - 1)
+            if event["step"] == self.step + 1:
+                self._losses.append(event["loss"])
+            self.device_seconds += event.get("busy_seconds", 0.0)
+        elif kind == "evaluate":
+            self.evaluated_step, self.metrics = event["step"], event["metrics"]
+        elif kind == "withdrawn":
+            self._take_back(event["step"], event.get("generation", 0))
+        elif kind == "generation":
+            self.generations.append({key: event[key] for key in GENERATION})
+
+    def expect(self, plan: Plan, cause: str, last_commit: float | None) -> None:
+        """A generation is planned; it is written when it starts.
+
+        Args:
+            plan: the plan.
+            cause: why there is a new generation.
+            last_commit: Unix time of the last commit before it, None for the first.
+        """
+        self._pending[plan.generation] = (plan, cause, last_commit)
+
+    def started(self, generation: int, at: float) -> None:
+        """A generation runs its first step from Unix time `at`."""
+        self._write(self._beginning(generation, at))
+
+    def _beginning(self, generation: int, at: float) -> list[Event]:
+        found = self._pending.pop(generation, None)
+        if found is None:
+            return []
+        plan, cause, last_commit = found
+        self._pending.clear()
+        entry = {
+            "generation": generation,
+            "step": plan.step,
+            "workers": len(plan.assignments),
+            "cause": cause,
+            "pause_seconds": round(max(0.0, at - last_commit), 6) if last_commit else 0.0,
+        }
+        self.generations.append(entry)
+        names = [assignment.worker for assignment in plan.assignments]
+        ranks = [len(assignment.ranks) for assignment in plan.assignments]
+        return [{"event": "generation", "time": at, **entry, "members": names, "ranks": ranks}]
+
+    def add(self, records: Sequence[Record], workers: int) -> list[float]:
+        """Write what is new; returns the times at which steps were committed, new or again.
+
+        Raises:
+            DivergenceError: a step that is known was computed again, to another loss.
+        """
+        events: list[Event] = []
+        commits = []
+        try:
+            for record in records:
+                if self.is_void(record.generation, record.step):
+                    continue
+                events += self._beginning(record.generation, record.time)
+                if record.metrics is not None:
+                    events += self._evaluated(record)
+                    continue
+                commits.append(record.time)
+                events += self._committed(record, workers)
+        finally:  # what was new before a divergence is known, so it is written, too
+            self._write(events)
+        return commits
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Write anything else."""
+        self._write([{"event": event, "time": time.time(), **fields}])
+
+    def computes_with(self, fingerprint: Mapping[str, str], changes: Sequence[str] = ()) -> None:
+        """Write how the workers compute.
+
+        Args:
+            fingerprint: of the first worker.
+            changes: what is different from before the run was resumed. If anything is, the steps
+                after the checkpoint may be computed again to other losses.
+        """
+        self._compute_with(fingerprint, changes)
+        changed = {"changes": list(changes)} if changes else {}
+        self.note("environment", fingerprint=self.environment, **changed)
+
+    def _compute_with(self, fingerprint: Mapping[str, str], changes: Sequence[str]) -> None:
+        self.environment = dict(fingerprint)
+        if changes:
+            self._take_back(self._resumed_step, 0)
+
+    def end(self, outcome: Outcome) -> None:
+        """Write how the run has ended; its generations are there already."""
+        told = {k: v for k, v in vars(outcome).items() if k not in ("steps", "generations")}
+        self.note("end", **told, step=outcome.steps)
+
+    def _write(self, events: list[Event]) -> None:
+        if events:
+            self._allowed()
+            self._listener(self._journal.write_all(events))
+
+    def _committed(self, record: Record, workers: int) -> list[Event]:
+        if record.step <= self.step:
+            self._compare(record)
+        if record.step != self.step + 1:
+            return []  # what is missing in between comes first, and this once more with it
+        self._losses.append(record.loss)
+        self.device_seconds += record.busy_seconds
+        return [
+            {
+                "event": "step",
+                "time": record.time,
+                "step": record.step,
+                "loss": record.loss,
+                "loss_hex": record.loss.hex(),
+                "busy_seconds": round(record.busy_seconds, 6),
+                "generation": record.generation,
+                "workers": workers,
+                **({"salvaged": record.salvaged} if record.salvaged else {}),
+            }
+        ]
+
+    def _evaluated(self, record: Record) -> list[Event]:
+        assert record.metrics is not None
+        if record.step <= self.evaluated_step:
+            return []
+        self.evaluated_step = record.step
+        self.metrics = record.metrics
+        return [
+            {
+                "event": "evaluate",
+                "time": record.time,
+                "step": record.step,
+                "metrics": record.metrics,
+            }
+        ]
+
+    def _compare(self, record: Record) -> None:
+        known = self._losses[record.step - 1]
+        if known != record.loss and not math.isnan(known):
+            raise DivergenceError(
+                f"step {record.step} was computed again and gave loss {record.loss.hex()} where it "
+                f"had given {known.hex()}: the task is not reproducible. Does it "
+                "read the time, a file that changes, or a generator of its own?"
+            )

@@ -1,0 +1,59 @@
+"""What a run has trained on, what its aspects cost, and where the workers' time went."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from raytrain_plus.elastic.protocol.messages import Report
+
+
+class Account:
+    """Adds up the workers' reports, generation by generation.
+
+    What a worker did that died in a generation is not known, and missing.
+
+    Attributes:
+        samples, tokens: trained on, by the worker that is furthest; fewer than were loaded where
+            an aspect drops some.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.tokens = 0
+        self._costs: dict[str, dict[str, Any]] = {}
+
+    def add(self, reports: Mapping[str, Report]) -> dict[str, Any]:
+        """Take in the reports that end a generation.
+
+        Returns:
+            What the journal tells of it: `workers` who have reported, `seconds` of theirs by part
+            and `traffic`, both summed, and `until` which Unix time that goes.
+        """
+        for report in reports.values():
+            self.samples = max(self.samples, report.samples)
+            self.tokens = max(self.tokens, report.tokens)
+            for name, cost in report.costs.items():
+                total = self._costs.setdefault(name, {"seconds": 0.0, "acted": 0, "idle": 0})
+                for key in total:
+                    total[key] += cost[key]
+        return {
+            "workers": sorted(reports),
+            "until": max((report.settled_at for report in reports.values()), default=0.0),
+            "seconds": _sums(report.seconds for report in reports.values()),
+            "traffic": _sums(report.traffic for report in reports.values()),
+        }
+
+    @property
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """By aspect: seconds in its advice, how often it acted and did not, over all workers."""
+        return {
+            name: {**cost, "seconds": round(cost["seconds"], 6)}
+            for name, cost in sorted(self._costs.items())
+        }
+
+
+def _sums(told: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    sums: Counter[str] = Counter()
+    for one in told:
+        sums.update(one)
+    return {key: round(value, 6) for key, value in sorted(sums.items())}

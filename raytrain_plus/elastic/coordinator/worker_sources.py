@@ -1,0 +1,191 @@
+"""Where a run's workers come from: Ray starts a process for each, or a lender lends one."""
+
+import contextlib
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+
+from raytrain_plus.elastic.protocol.messages import NAMESPACE, RunSpec
+from raytrain_plus.elastic.worker.worker import Worker
+
+_ISA = {
+    "default": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
+    "avx512": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "MKL_CBWR": "AVX512",
+    },
+}
+
+
+class Source(Protocol):
+    """Gives a run its workers. Called by the coordinator's thread alone."""
+
+    def take(self, worker: str) -> "Future[Any]":
+        """Ask for a worker of that name; its handle may come at once, later, or never."""
+
+    def give_back(self, worker: str, handle: Any | None) -> None:
+        """Return a worker that does nothing; without a handle, one that has not come yet."""
+
+    def end(self, worker: str, handle: Any) -> None:
+        """End a worker that is not to be trusted, or does not answer."""
+
+    def find(self) -> dict[str, Any]:
+        """Return the handles of all workers that this run has, by name."""
+
+
+def source_of(spec: RunSpec, coordinator: Any) -> Source:
+    """Return where a run's workers come from.
+
+    Args:
+        spec: the run.
+        coordinator: the handle that workers report to.
+    """
+    if spec.lender is None:
+        return FromRay(spec, coordinator)
+    return FromLender(spec, coordinator)
+
+
+class FromRay:
+    """A new process for each worker.
+
+    They are detached, under names that begin with the run's: a coordinator that comes back finds
+    them again.
+    """
+
+    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+        self._spec = spec
+        self._coordinator = coordinator
+        self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
+
+    def take(self, worker: str) -> "Future[Any]":
+        """Ask Ray; while it cannot place the worker, it is demand that an autoscaler sees."""
+        taken: Future[Any] = Future()
+        taken.set_result(
+            self._actor.options(
+                name=f"{self._spec.name}/{worker}",
+                namespace=NAMESPACE,
+                lifetime="detached",
+                **worker_options(self._spec),
+            ).remote(worker, self._coordinator)
+        )
+        return taken
+
+    def give_back(self, worker: str, handle: Any | None) -> None:
+        """End it: nobody else would use it."""
+        if handle is not None:
+            self.end(worker, handle)
+
+    def end(self, worker: str, handle: Any) -> None:
+        """End its process."""
+        del worker
+        ray.kill(handle)
+
+    def find(self) -> dict[str, Any]:
+        """Return all of that name; those of an earlier run of the same name are among them."""
+        prefix = f"{self._spec.name}/"
+        named = [
+            entry["name"]
+            for entry in ray.util.list_named_actors(all_namespaces=True)
+            if entry["namespace"] == NAMESPACE and entry["name"].startswith(prefix)
+        ]
+        found = {}
+        for name in named:
+            with contextlib.suppress(ValueError):  # it has died meanwhile
+                found[name.removeprefix(prefix)] = ray.get_actor(name, NAMESPACE)
+        return found
+
+
+class FromLender:
+    """Processes that serve one run after another; see `worker_pool/server.py`."""
+
+    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+        del coordinator  # the lender knows it
+        self._run = spec.name
+        self._lender = ray.get_actor(str(spec.lender), namespace=NAMESPACE)
+
+    def take(self, worker: str) -> "Future[Any]":
+        """Wait for a process that nobody else uses."""
+        taken: Future[Any] = self._lender.take.remote(self._run, worker).future()
+        return taken
+
+    def give_back(self, worker: str, handle: Any | None) -> None:
+        """Let the process forget the run; the lender waits for that, and looks at what is left."""
+        left = [] if handle is None else [handle.vacate.remote()]
+        self._lender.give_back.remote(self._run, worker, left)
+
+    def end(self, worker: str, handle: Any) -> None:
+        """End the process: the lender will see it."""
+        del worker
+        ray.kill(handle)
+
+    def find(self) -> dict[str, Any]:
+        """Ask the lender what it has lent to this run."""
+        found: dict[str, Any] = ray.get(self._lender.lent_to.remote(self._run))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a lender is to know of a run.
+
+    Attributes:
+        run: its name.
+        least, most: workers that it can run with.
+        samples: that it will train on.
+        options: what its workers' processes ask Ray for.
+    """
+
+    run: str
+    least: int
+    most: int
+    samples: int
+    options: Mapping[str, Any]
+
+
+def wish_of(spec: RunSpec) -> Wish:
+    """Return what a lender is to know of a run."""
+    least, most = spec.workers
+    return Wish(
+        run=spec.name,
+        least=least,
+        most=most,
+        samples=spec.clock.total_steps * spec.batch_size,
+        options=worker_options(spec),
+    )
+
+
+def worker_options(spec: RunSpec) -> dict[str, Any]:
+    """Return what the process of a run's worker asks Ray for."""
+    return process_options(spec.resources, spec.elastic.isa, spec.runtime_env)
+
+
+def process_options(
+    resources: Mapping[str, float], isa: str | None, env: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a worker's process asks Ray for.
+
+    Args:
+        resources: that it holds.
+        isa: cap on the instruction set, or None.
+        env: Ray's runtime environment.
+    """
+    if isa is not None:
+        env = {**env, "env_vars": {**env.get("env_vars", {}), **_ISA[isa]}}
+    wanted = dict(resources)
+    return {
+        "num_cpus": wanted.pop("CPU", 0),
+        "num_gpus": wanted.pop("GPU", 0),
+        "resources": wanted,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "runtime_env": dict(env) or None,
+    }

@@ -1,0 +1,412 @@
+"""A run's workers; what Ray knows of their deaths and of draining nodes."""
+
+import contextlib
+import os
+import queue
+import signal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from raytrain_plus.checkpoint.upload import Share
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Committed
+from raytrain_plus.elastic.coordinator.worker_sources import source_of
+from raytrain_plus.elastic.liveness import stacks
+from raytrain_plus.elastic.liveness.lifeline import Lifelines
+from raytrain_plus.elastic.protocol.messages import (
+    Found,
+    Plan,
+    Ready,
+    Report,
+    RunSpec,
+    Standing,
+    Unready,
+    Where,
+)
+from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.ray_cluster import memory_monitor
+
+_STACK_SECONDS = 3.0
+_SELF_TEST_SECONDS = 60.0
+
+
+@dataclass
+class Seat:
+    """A worker as the coordinator sees it.
+
+    Attributes:
+        worker: its name.
+        ready: what it said when it had come up, None before.
+        step: committed steps of its state.
+        draining: it is to leave at the next step boundary.
+        warm: it has run steps.
+        where: its process, None before it has begun to prepare itself.
+        since: monotonic seconds at which it has begun.
+    """
+
+    worker: str
+    ready: Ready | None = None
+    step: int = 0
+    draining: bool = False
+    warm: bool = False
+    where: Where | None = None
+    since: float | None = None
+
+
+@dataclass(frozen=True)
+class Came:
+    """A worker has come up, or failed to."""
+
+    worker: str
+    ready: Ready | None
+    died: str = ""
+    failed: str = ""
+    where: Where | None = None
+    transient: bool = False
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A worker has a process, and begins to prepare itself."""
+
+    worker: str
+    where: Where
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A worker's generation has ended, or the worker has."""
+
+    worker: str
+    generation: int
+    report: Report | None
+    died: str = ""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A worker's lifeline was cut: its process or its host is gone."""
+
+    worker: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """A worker got notice that it will be ended."""
+
+    worker: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """A worker has something to tell of its share of a checkpoint."""
+
+    worker: str
+    share: Share
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Somebody wants another number of workers; `lost` of the group are taken away for it."""
+
+    workers: int
+    lost: int = 0
+
+
+@dataclass(frozen=True)
+class Woken:
+    """Somebody wants something of the coordinator."""
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A worker that was asked for is there, or none will come."""
+
+    worker: str
+    handle: Any
+    error: BaseException | None
+
+
+Event = Came | Coming | Returned | Gone | Noticed | Written | Committed | Wanted | Woken
+
+
+class Pool:
+    """The workers of one run, as Ray actors, one each, so that none blocks another.
+
+    Everything that happens to them arrives in one queue.
+
+    Args:
+        spec: the run.
+        coordinator: the handle that workers report to.
+    """
+
+    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+        self.events: queue.Queue[Event | _Taken] = queue.Queue()
+        self._spec = spec
+        self._source = source_of(spec, coordinator)
+        self._awaited: set[str] = set()
+        self._hanging: set[str] = set()
+        self._handles: dict[str, Any] = {}
+        self._lifelines = Lifelines(lambda worker, why: self.events.put(Gone(worker, why)))
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def start(self, worker: str, *, hangs: bool = False) -> None:
+        """Ask for a worker, and let it prepare itself as soon as it is there.
+
+        Args:
+            worker: its name.
+            hangs: a fault has it hang meanwhile.
+        """
+        self._awaited.add(worker)
+        if hangs:
+            self._hanging.add(worker)
+        taken = self._source.take(worker)
+        if taken.done():
+            self._taken(_told_of(worker, taken))
+        else:
+            taken.add_done_callback(lambda future: self.events.put(_told_of(worker, future)))
+
+    def _taken(self, event: _Taken) -> None:
+        worker, handle = event.worker, event.handle
+        if worker not in self._awaited:
+            return  # it was given back before it had come
+        self._awaited.remove(worker)
+        if event.error is not None:
+            self.events.put(Came(worker, None, died=_first_line(event.error)))
+            return
+        self._handles[worker] = handle
+        handle.prepare.remote(self._spec, hangs=worker in self._hanging).future().add_done_callback(
+            lambda future: self.events.put(_came(worker, future))
+        )
+
+    def find(self) -> list[str]:
+        """Find the workers that a coordinator of this run has started before; returns their names.
+
+        Those of an earlier run of the same name are among them.
+        """
+        self._handles |= self._source.find()
+        return sorted(self._handles)
+
+    def hold(self, worker: str, ready: Ready) -> None:
+        """Take up a worker's lifeline: from now on its end is told at once."""
+        self._lifelines.hold(worker, ready.lifeline)
+
+    def train(self, worker: str, plan: Plan) -> None:
+        """Let a worker run a generation."""
+        ref = self._handles[worker].train.remote(plan)
+        ref.future().add_done_callback(
+            lambda future: self.events.put(_returned(worker, plan.generation, future))
+        )
+
+    def ask_pause(self, worker: str, generation: int) -> None:
+        """Let a worker raise the flag that pauses the group."""
+        self._handles[worker].ask_pause.remote(generation)
+
+    def ask_checkpoint(self, worker: str, generation: int, step: int) -> None:
+        """Let a worker raise the flag that has all take a snapshot after a step."""
+        self._handles[worker].ask_checkpoint.remote(generation, step)
+
+    def abort(self, workers: Sequence[str], generation: int, reason: str) -> None:
+        """Tell workers that a generation is over."""
+        for worker in workers:
+            self._handles[worker].abort.remote(generation, reason)
+
+    def standings(self, workers: Sequence[str], timeout: float) -> dict[str, Standing | None]:
+        """Ask workers what they are doing; None for those that do not answer. From any thread."""
+        return self._ask("standing", workers, timeout)
+
+    def found(self, workers: Sequence[str], timeout: float) -> dict[str, Found | None]:
+        """Ask workers how they stand, when they have been found again; None for no answer."""
+        return self._ask("found", workers, timeout)
+
+    def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
+        answers: dict[str, Any] = dict.fromkeys(workers)
+        handles = self._handles.copy()  # another thread may end somebody meanwhile
+        refs = {w: getattr(handles[w], method).remote() for w in workers if w in handles}
+        if not refs:
+            return answers
+        there, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
+        answered = set(there)
+        for worker, ref in refs.items():
+            if ref in answered:
+                with contextlib.suppress(RayError):
+                    answers[worker] = ray.get(ref)
+        return answers
+
+    def computes_right(self, worker: str) -> bool:
+        """Let a worker compute what is known; one that cannot does not compute right."""
+        try:
+            right: bool = ray.get(
+                self._handles[worker].computes_right.remote(), timeout=_SELF_TEST_SECONDS
+            )
+        except RayError:
+            return False
+        return right
+
+    def stack_of(self, seat: Seat, neighbours: Sequence[Seat]) -> str:
+        """Return where a worker stands that does not answer: somebody on its node can see it."""
+        ready = seat.ready
+        if ready is None:
+            return ""
+        if ready.node == self._node:
+            return stacks.of_neighbour(ready.pid, ready.stacks)
+        for handle in self._on_node_of(seat, ready, neighbours):
+            with contextlib.suppress(RayError):
+                seen: str = ray.get(
+                    handle.stack_of_neighbour.remote(ready.pid, ready.stacks),
+                    timeout=_STACK_SECONDS,
+                )
+                return seen
+        return "nobody else is on its node, who could see it"
+
+    def _on_node_of(self, seat: Seat, ready: Ready | Where, seats: Sequence[Seat]) -> list[Any]:
+        """Return the handles of the other workers on a worker's node."""
+        return [
+            self._handles[other.worker]
+            for other in seats
+            if other is not seat and other.ready is not None and other.ready.node == ready.node
+        ]
+
+    def memory_kill(self, worker: str) -> str:
+        """Say that Ray's memory monitor has ended a worker that died; nothing if it has not."""
+        handle = self._handles.get(worker)
+        return "" if handle is None else memory_monitor.kill_of(handle)
+
+    def records(self, worker: str, after: int, timeout: float) -> list[Record]:
+        """Ask a worker what it knows of the steps after a step; nothing if it does not answer."""
+        try:
+            found: list[Record] = ray.get(
+                self._handles[worker].records.remote(after), timeout=timeout
+            )
+        except (RayActorError, GetTimeoutError):
+            return []
+        return found
+
+    def save(self, worker: str, step: int) -> str:
+        """Let a worker write the checkpoint of a step; returns the digest.
+
+        Raises:
+            RayError: the worker has gone, or could not write.
+        """
+        digest: str = ray.get(self._handles[worker].save.remote(step))
+        return digest
+
+    def rescue(self, worker: str, step: int) -> tuple[str, str]:
+        """Let a worker write the checkpoint of a step to a folder of its node.
+
+        Returns:
+            The digest, and where it is.
+
+        Raises:
+            RayError: the worker has gone, or could not write.
+        """
+        kept: tuple[str, str] = ray.get(self._handles[worker].rescue.remote(step))
+        return kept
+
+    def end(self, seat: Seat, neighbours: Sequence[Seat] = (), *, hangs: bool = False) -> None:
+        """End a worker at once.
+
+        Ray's own kill is a message to the process; one that hangs does not read it, so somebody on
+        the same node sends it the signal.
+        """
+        handle = self._let_go(seat.worker)
+        if handle is None:
+            return
+        process = seat.ready or seat.where
+        if hangs and process is not None:
+            if process.node == self._node:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            else:
+                for other in self._on_node_of(seat, process, neighbours)[:1]:
+                    other.kill_neighbour.remote(process.pid)
+        self._source.end(seat.worker, handle)
+
+    def release(self, seat: Seat) -> None:
+        """Let a worker go that did nothing wrong: another run may use its process."""
+        handle = self._let_go(seat.worker)
+        if handle is not None:
+            self._source.give_back(seat.worker, handle)
+
+    def _let_go(self, worker: str) -> Any | None:
+        """Return the worker's handle for the last time, or None if it has not come."""
+        self._lifelines.release(worker)
+        if worker in self._awaited:
+            self._awaited.remove(worker)
+            self._source.give_back(worker, None)
+        return self._handles.pop(worker, None)
+
+    def close(self) -> None:
+        """Watch nobody any more."""
+        self._lifelines.close()
+
+    def kill(self, worker: str) -> None:
+        """Kill a worker as if its machine had been taken away; that it is lost is then noticed."""
+        handle = self._handles.get(worker)
+        if handle is not None:
+            ray.kill(handle)
+
+    def end_strangers(self, seated: Collection[str]) -> None:
+        """End everybody of this run who has no seat."""
+        for worker in list(self._handles):
+            if worker not in seated:
+                self.end(Seat(worker))
+
+    def next_event(self, timeout: float) -> Event | None:
+        """Return what happened next, or None after `timeout` seconds."""
+        with contextlib.suppress(queue.Empty):
+            event = self.events.get(timeout=timeout)
+            if not isinstance(event, _Taken):
+                return event
+            self._taken(event)
+        return None
+
+    def tell(self, event: Event) -> None:
+        """Let the coordinator know of something."""
+        self.events.put(event)
+
+
+def missing_resources(resources: Mapping[str, float], workers: int) -> str:
+    """Say what a cluster lacks for some workers."""
+    total = ray.cluster_resources()
+    free = ray.available_resources()
+    lines = [
+        f"{name}: {workers} x {amount:g} = {workers * amount:g} needed, {total.get(name, 0):g} in "
+        f"the cluster, {free.get(name, 0):g} free"
+        for name, amount in resources.items()
+    ]
+    return "; ".join(lines)
+
+
+def _told_of(worker: str, taken: Any) -> _Taken:
+    error = taken.exception()
+    return _Taken(worker, None if error else taken.result(), error)
+
+
+def _came(worker: str, future: Any) -> Came:
+    error = future.exception()
+    if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
+        return Came(worker, None, failed=str(error))  # before the worker's own code could run
+    if error is not None:
+        return Came(worker, None, died=_first_line(error))
+    answer = future.result()
+    if isinstance(answer, Unready):
+        failed, where, transient = answer.error, answer.where, answer.transient
+        return Came(worker, None, failed=failed, where=where, transient=transient)
+    return Came(worker, answer)
+
+
+def _returned(worker: str, generation: int, future: Any) -> Returned:
+    error = future.exception()
+    if error is None:
+        return Returned(worker, generation, future.result())
+    return Returned(worker, generation, None, died=_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,1 +1,0 @@
-"""Disturbances on purpose."""

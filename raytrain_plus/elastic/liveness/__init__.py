@@ -1,0 +1,1 @@
+"""How other processes see that a process lives, hangs or has crashed."""

@@ -1,1 +1,0 @@
-"""Who works for a run: asking for workers, taking them in, finding them again, letting them go."""

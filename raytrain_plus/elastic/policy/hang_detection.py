@@ -1,0 +1,110 @@
+"""Noticing a worker that lives but does not get on. Pure: time is given, never taken."""
+
+import itertools
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, Standing
+
+_LEAST = 5.0  # seconds; a machine that is busy for a moment is not a hang
+_TIMES = 4.0  # times the median step
+_REMEMBERED = 101  # steps
+_ANSWER = 1.0  # seconds; a worker that lives answers in milliseconds
+
+
+class Watch:
+    """Says when a group has made no progress for too long.
+
+    Args:
+        config: the deadlines.
+    """
+
+    def __init__(self, config: ElasticConfig) -> None:
+        self._config = config
+        self._steps: deque[float] = deque(maxlen=_REMEMBERED)
+        self._warm = False
+        self._begun = self._last = 0.0
+        self._asked = False
+        self._heard = False
+        self._slowest_first = 0.0
+
+    def begin(self, now: float, *, warm: bool) -> None:
+        """A generation begins.
+
+        Args:
+            now: monotonic seconds.
+            warm: all its members have run steps before, so that nothing has to warm up.
+        """
+        self._begun = self._last = now
+        self._asked = False
+        self._warm = warm
+
+    def moved(self, now: float, commits: Sequence[float] = ()) -> None:
+        """The group has got on; `commits` are the times at which steps in sequence ended."""
+        self._last = now
+        self._asked = False
+        self._heard = self._heard or bool(commits)
+        if commits and not self._warm:
+            self._slowest_first = max(self._slowest_first, now - self._begun)
+            self._warm = True
+        self._steps.extend(b - a for a, b in itertools.pairwise(commits))
+
+    @property
+    def deadline(self) -> float:
+        """Seconds without progress after which somebody hangs."""
+        if not self._warm and not self._slowest_first:
+            return max(self._config.first_step_deadline, self._config.hang_deadline or 0.0)
+        if self._config.hang_deadline is None and not self._heard:
+            return self._config.first_step_deadline  # a coordinator that has just come back
+        usual = statistics.median(self._steps) if self._steps else 0.0
+        deadline = self._config.hang_deadline or max(_LEAST, _TIMES * usual)
+        if self._warm:
+            return deadline
+        return max(deadline, min(_TIMES * self._slowest_first, self._config.first_step_deadline))
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long to wait for a worker that is asked what it is doing."""
+        return min(_ANSWER, self.deadline / 2)
+
+    def overdue(self, now: float) -> bool:
+        """Say whether it is time to ask all workers what they are doing.
+
+        First so early that the verdict on those that do not answer falls at the deadline; then at
+        the deadline itself, for those that answer.
+        """
+        return now - self._last > self.deadline - (0.0 if self._asked else self.answer_seconds)
+
+    def asked(self) -> bool:
+        """Note that all have been asked; returns whether the deadline is now, not yet to come."""
+        late, self._asked = self._asked, True
+        return late
+
+
+def culprits(standings: Mapping[str, Standing | None], deadline: float) -> dict[str, str]:
+    """Find who keeps a group waiting.
+
+    A worker that does not answer is stopped, or does not let go of its interpreter. One that has
+    been busy with itself for too long hangs, however lively it answers. Those that wait in an
+    exchange are innocent.
+
+    Args:
+        standings: what each worker said, None for no answer.
+        deadline: seconds.
+
+    Returns:
+        The culprits, with what is known of them.
+    """
+    found = {}
+    for worker, standing in standings.items():
+        if standing is None:
+            found[worker] = "it did not answer"
+        elif not standing.waiting and standing.age > deadline:
+            found[worker] = f"it was in {standing.phase} for {standing.age:.1f} s"
+    return found
+
+
+def all_wait(standings: Mapping[str, Standing | None], deadline: float) -> bool:
+    """Say whether everybody answers and has waited for others for too long: a lost message."""
+    return all(s is not None and s.waiting and s.age > deadline for s in standings.values())

@@ -1,0 +1,105 @@
+"""How much imbalance to plan with, from what the exchange turns out to cost. Pure.
+
+`raytrain_plus.elastic.policy.assignment.assign` gives away some balance for fewer bytes: the slack. What that is
+worth depends on the model and on the network. Where a step is nearly all compute, a slack of an
+eighth loses up to an eighth of it; where the exchange takes a tenth of a step or more, it gains.
+
+A step is taken to last as long as its slowest worker computes, and then as long as what is left of
+the exchange, which is seen. Under another plan the exchange follows the bytes of the worker that
+sends most. But a part of it ran unseen, beside the backward of the last logical rank, and with more
+bytes as much again could come to light. So a plan with more bytes must pay although it does, a plan
+with fewer by what was seen alone: as far as the model holds, each change shortens the step, and
+none is undone. Where it does not hold, patience doubles with each return to what was left.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from raytrain_plus.elastic.policy.assignment import SLACK, Assignment, Member, assign, makespan
+from raytrain_plus.training.tree import subtree_count
+
+CHOICES = (SLACK, SLACK / 2, SLACK / 4, SLACK / 8, 0.0)
+
+_PAYS = 0.03  # share of a step that a change must save
+_PATIENCE = 2  # windows in a row that must speak for the same change, to begin with
+
+
+class Slack:
+    """Which slack to plan with.
+
+    Attributes:
+        value: a share of a worker's load, one of `CHOICES`; the largest, until more is known.
+    """
+
+    def __init__(self) -> None:
+        self.value = self._wanted = CHOICES[0]
+        self._left: set[float] = set()
+        self._votes = 0
+        self._patience = _PATIENCE
+        self._plans_for: tuple[object, ...] = ()
+        self._plans: list[tuple[float, Sequence[Assignment]]] = []
+
+    def judge(
+        self,
+        plan: Sequence[Assignment],
+        members: Sequence[Member],
+        measured: Mapping[str, float],
+        seen: float,
+        unseen: float,
+    ) -> None:
+        """A window is full: ask once whether another slack would pay.
+
+        Args:
+            plan: the present one.
+            members: its workers, with the speeds to plan with.
+            measured: logical ranks per second of each worker.
+            seen: seconds per step that the group waits for the exchange.
+            unseen: seconds per step that the exchange runs, at most, beside the computing.
+        """
+        compute = makespan(plan, measured)
+        fair = plan[-1].stop / sum(measured.values())
+        goal = (1 - _PAYS) * (compute + seen)
+        wanted = self.value
+        if fair + seen < goal or compute < goal:  # perfect balance or a free exchange would pay
+            hidden, bytes_now = min(unseen, 1 / min(measured.values())), _bytes(plan)
+            for slack, other in self._alternatives(plan, members):
+                more = _bytes(other) / bytes_now
+                seconds = makespan(other, measured) + seen * more
+                seconds += hidden * max(0.0, more - 1)
+                if seconds < goal:
+                    wanted, goal = slack, seconds
+        if wanted != self._wanted:
+            self._wanted, self._votes = wanted, 0
+        self._votes = self._votes + 1 if wanted != self.value else 0
+
+    def advises(self) -> bool:
+        """Say whether planning with another slack would pay: `follow`, and plan anew."""
+        return self._votes >= self._patience
+
+    def follow(self) -> float:
+        """A plan is made: return the slack for it, which is `value` from now on."""
+        if self.advises():
+            if self._wanted in self._left:
+                self._patience *= 2
+            self._left.add(self.value)
+            self.value = self._wanted
+        self._votes = 0
+        return self.value
+
+    def _alternatives(
+        self, plan: Sequence[Assignment], members: Sequence[Member]
+    ) -> list[tuple[float, Sequence[Assignment]]]:
+        """Return the plans that other slacks would give: once, as long as nothing has changed."""
+        if (key := (self.value, tuple(plan), tuple(members))) != self._plans_for:
+            others = [slack for slack in CHOICES if slack != self.value]
+            leaves = plan[-1].stop
+            self._plans = [(slack, assign(leaves, members, plan, slack)) for slack in others]
+            self._plans_for = key
+        return self._plans
+
+
+def _bytes(plan: Sequence[Assignment]) -> float:
+    """Return what the worker that sends most sends, in sizes of the gradients."""
+    start, stop = np.array([(a.start, a.stop) for a in plan]).T
+    return 1.0 + float(subtree_count(start, stop, plan[-1].stop).max())

@@ -1,0 +1,73 @@
+"""From who is there to a plan: who computes what, who heals whom. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from raytrain_plus.elastic.coordinator.workers import Seat
+from raytrain_plus.elastic.policy.assignment import SLACK, Assignment, Member, assign
+from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.elastic.protocol.messages import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What a plan is made of, beside the members.
+
+    Attributes:
+        logical_ranks: V.
+        generation: the number of the generation that is planned.
+        previous: the assignment before.
+        faults: those that have not happened yet.
+        evaluated_step: the last step whose evaluation is known.
+        slack: how much imbalance to plan with. Default an eighth.
+        bitwise: whether equal steps are proof of equal states.
+        checkpoint: the newest that may be used, and its step; or None.
+    """
+
+    logical_ranks: int
+    generation: int
+    previous: Sequence[Assignment]
+    faults: Sequence[Fault] = ()
+    evaluated_step: int = -1
+    slack: float = SLACK
+    bitwise: bool = True
+    checkpoint: tuple[str, int] | None = field(default=None)
+
+
+def make_plan(members: Sequence[Member], seats: Sequence[Seat], situation: Situation) -> Plan:
+    """Plan a generation.
+
+    Whoever has the latest state heals the others. If nobody has one as late as the newest
+    checkpoint, the first member loads that, and heals the others: so it is read once.
+
+    Args:
+        members: the workers and their speeds.
+        seats: their seats, in any order.
+        situation: everything else.
+    """
+    assignments = assign(situation.logical_ranks, members, situation.previous, situation.slack)
+    by_name = {seat.worker: seat for seat in seats}
+    placed = [by_name[a.worker] for a in assignments]
+    top = max(seat.step for seat in placed)
+    sources = [i for i, seat in enumerate(placed) if seat.step == top]
+    if not situation.bitwise:
+        sources = [i for i in sources if placed[i].warm][:1] or sources[:1]
+    load = None
+    if situation.checkpoint is not None and situation.checkpoint[1] > top:
+        load, top = situation.checkpoint
+        sources = [0]
+    receivers = [i for i in range(len(placed)) if i not in sources]
+    first = placed[0].ready
+    assert first is not None
+    return Plan(
+        generation=situation.generation,
+        step=top,
+        assignments=assignments,
+        healed_by={to: sources[n % len(sources)] for n, to in enumerate(receivers)},
+        meeting_point=first.meeting_point,
+        pause_at=min((f.step for f in situation.faults if f.pauses_after(top)), default=None),
+        evaluated=situation.evaluated_step >= top,
+        faults=[f for f in situation.faults if f.strikes],
+        checkpoint=load,
+        bitwise=situation.bitwise,
+    )

@@ -1,0 +1,420 @@
+"""What the trainer, the coordinator and the workers say to each other: values, nothing else."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from raytrain_plus.algorithms import Aspect
+from raytrain_plus.algorithms.naming import Described
+from raytrain_plus.checkpoint.retention import Retention
+from raytrain_plus.clock import Clock
+from raytrain_plus.elastic.policy.assignment import Assignment
+from raytrain_plus.elastic.policy.trust import Corruption
+from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
+from raytrain_plus.ray_cluster.joining import NAMESPACE as NAMESPACE  # noqa: PLC0414 - part of these
+from raytrain_plus.redaction import described
+from raytrain_plus.task import Task
+from raytrain_plus.user_code import Code
+
+Fingerprint = Mapping[str, str]
+_ABOVE_ZERO = (
+    "hang_deadline",
+    "first_step_deadline",
+    "start_timeout",
+    "threads",
+    "max_checkpoint_failures",
+    "orphan_seconds",
+    "coordinator_deadline",
+)
+Ending = Literal["finished", "paused", "aborted", "failed", "refused", "corrupt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticConfig:
+    """How a run deals with workers that come, go, or hang.
+
+    Attributes:
+        hang_deadline: seconds without progress after which a worker counts as hung. Default: four
+            times the median step, at least 5.
+        first_step_deadline: the same for the run's first step, which warms everything up; a first
+            step with a newcomer gets four times as long as the slowest such step took. Default 120.
+        start_timeout: seconds to wait for the first `min` workers. Default 120.
+        bitwise: refuse a worker that computes other bits than the group. When False it is
+            admitted, and the run is marked as not bitwise reproducible. Default True.
+        threads: threads per worker; part of what the bits depend on. Default: the whole CPUs that
+            a worker asks Ray for, at least 1.
+        spares: workers beyond the group that are kept warm, to take over at once. Default 0.
+        rebalance_above: the share of a step that sharing the work by measured speeds must save
+            before it is done; None never does, and gives no less balance away for bytes either
+            (`health/slack.py`). Default 0.2.
+        check_every: steps between comparisons of the replicas' states; 1 lets nothing wrong be
+            committed, at about 1 % of a small model's step; a longer interval goes back to a
+            checkpoint when something is found; 0 compares only with an audit. Default 10.
+        audit_every: steps between two gradients that a second worker computes as well; 0: never.
+            Default 100.
+        checkpoint_every: how often to keep the state, in the units of a duration; None keeps the
+            last alone. Training goes on while it is written. Default `"1ep"`.
+        checkpoint_storage: a path or an fsspec URL, such as `s3://bucket/folder`, in which the
+            run's checkpoints are kept, in a folder of its name. Default: the run's folder.
+        checkpoint_options: for that store's filesystem, such as an endpoint.
+        max_checkpoint_failures: checkpoints in a row that cannot be written, after which the run
+            ends. Default: none, it goes on.
+        orphan_seconds: how long workers wait for their coordinator to come back before they end
+            themselves. Default 120.
+        coordinator_deadline: seconds without an answer after which the process that follows the run
+            ends a coordinator that hangs, so that Ray starts it again. Each question may take 5 s.
+            Default 30.
+        lender: the name of an actor that lends the run its workers, whose processes live on when
+            the run has ended; a sweep has one. Default: none, each worker is a new process.
+        isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
+            `avx2` or `avx512`; part of what the bits depend on. Default: none.
+    """
+
+    hang_deadline: float | None = None
+    first_step_deadline: float = 120.0
+    start_timeout: float = 120.0
+    bitwise: bool = True
+    threads: int | None = None
+    spares: int = 0
+    rebalance_above: float | None = 0.2
+    check_every: int = 10
+    audit_every: int = 100
+    checkpoint_every: str | None = "1ep"
+    checkpoint_storage: str | None = None
+    checkpoint_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    max_checkpoint_failures: int | None = None
+    orphan_seconds: float = 120.0
+    coordinator_deadline: float = 30.0
+    lender: str | None = None
+    isa: Literal["default", "avx2", "avx512"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be above zero")
+        for name in ("spares", "check_every", "audit_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.isa not in (None, "default", "avx2", "avx512"):
+            raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
+
+    __repr__ = described
+
+    def told(self) -> dict[str, Any]:
+        """Return what the journal tells of it: all but a store's options, which may be secret."""
+        return {name: value for name, value in vars(self).items() if name != "checkpoint_options"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run, completely described.
+
+    Attributes:
+        name: the run's name.
+        folder: where its journal and checkpoints are.
+        task: the task, or where to import it from.
+        task_settings: fields of the task that are set otherwise.
+        import_paths: folders that workers add to `sys.path`.
+        data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store.
+        hash_data: the data's identity is made of hashes of all its bytes.
+        part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
+        probe: the first rows of the data, which each worker computes to prove itself.
+        algorithms: aspects, as data where a worker can import their class.
+        retention: which checkpoints are kept.
+        identity: what the run's bits depend on.
+        resume_from: the checkpoint to start from, as a path or a URL, and its step; or None.
+        environment: what the workers' fingerprints were before a resume, and must be again.
+        allow_change: they may be others; the run is then marked.
+        driver: the lifeline of the process that started the run, whose end stops it. Default: the
+            run goes on without that process.
+        run_id: tells the run from others of its name; the same when it is resumed.
+        claim: what its driver and coordinators have in common, and no other owner of its folder.
+        address: of its Ray cluster.
+        code: the files of the user's code, as the driver has found them.
+        cwd: the driver's working directory.
+    """
+
+    name: str
+    folder: Path
+    task: Task | str
+    task_settings: Mapping[str, Any]
+    import_paths: Sequence[str]
+    data: Any
+    evaluation_data: Any
+    batch_size: int
+    logical_ranks: int
+    evaluation_rows: int
+    probe: Any
+    clock: Clock
+    seed: int
+    algorithms: Sequence[Aspect | Described]
+    workers: tuple[int, int]
+    resources: Mapping[str, float]
+    elastic: ElasticConfig
+    faults: Sequence[Fault] = ()
+    retention: Retention = Retention()  # noqa: RUF009 - it is frozen
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    resume_from: tuple[str, int] | None = None
+    environment: Fingerprint = field(default_factory=dict)
+    allow_change: bool = False
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    driver: tuple[str, int, str] | None = None
+    run_id: str = ""
+    claim: str = ""
+    address: str = ""
+    code: Code = field(default_factory=dict)
+    cwd: str = ""
+    hash_data: bool = False
+
+    __repr__ = described
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Arrive so that what is the user's is unpacked where its modules can be imported."""
+        described = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _arrived, (tuple(self.import_paths), ray.cloudpickle.dumps(described))
+
+    @property
+    def part_rows(self) -> int:
+        """Samples that one logical rank computes in a step."""
+        return self.batch_size // self.logical_ranks
+
+    @property
+    def lender(self) -> str | None:
+        """The name of the actor that lends the run its workers, or None."""
+        return self.elastic.lender
+
+    @property
+    def threads(self) -> int:
+        """Threads per worker."""
+        return self.elastic.threads or max(1, int(self.resources.get("CPU", 1)))
+
+
+def _arrived(import_paths: Sequence[str], described: bytes) -> RunSpec:
+    import_first(import_paths)
+    return RunSpec(**ray.cloudpickle.loads(described))
+
+
+def import_first(folders: Sequence[str]) -> None:
+    """Let this process look for modules in some folders before all others."""
+    sys.path[:] = [*folders, *(path for path in sys.path if path not in folders)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A worker that has come up, loaded the task and computed the probe.
+
+    Attributes:
+        lifeline: where the coordinator connects, to know that the worker lives.
+        stacks: the descriptor with which a neighbour reads where the worker stands.
+        warnings: of aspects that found nothing to do in the model.
+        code: the files of the user's code that it has loaded.
+    """
+
+    pid: int
+    node: str
+    host: str
+    meeting_point: tuple[str, int, str]
+    lifeline: tuple[str, int, str]
+    stacks: int
+    fingerprint: Fingerprint
+    step: int
+    warnings: Sequence[str] = ()
+    code: Code = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The process of a worker.
+
+    Attributes:
+        pid: its id.
+        node: Ray's id of the node.
+        host: the node's address.
+    """
+
+    pid: int
+    node: str
+    host: str
+
+
+@dataclass(frozen=True)
+class Unready:
+    """A worker that has come up and on which the task failed.
+
+    Attributes:
+        error: the user's traceback.
+        where: its process.
+        transient: the machine may be to blame; it is tried once elsewhere.
+    """
+
+    error: str
+    where: Where
+    transient: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a worker says to a coordinator that has come back.
+
+    Attributes:
+        ready: what it said when it had come up; None if it has not.
+        generation: the last generation that it was in, 0 for none.
+        report: how that ended for it; None while it runs.
+        step: committed steps of its state.
+    """
+
+    ready: Ready | None
+    generation: int
+    report: "Report | None"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """What a coordinator says to the process that follows its run.
+
+    Attributes:
+        unwritten: why the journal cannot be written, empty if it can.
+        unwritten_end: the run's end, if that is not in the journal; empty before.
+    """
+
+    unwritten: str = ""
+    unwritten_end: Sequence[Event] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Who is in a generation, who computes what, and who heals whom.
+
+    Attributes:
+        generation: its number, from 1.
+        step: committed steps at its start.
+        assignments: the workers in order, with their logical ranks.
+        healed_by: receiver's place -> source's place.
+        meeting_point: where the members find each other.
+        pause_at: the step after which the generation ends by itself, or None.
+        evaluated: whether the evaluation that is due at its start has been done.
+        faults: strikes that have not struck yet.
+        checkpoint: what the members that heal others load first, or None: somebody has a state.
+        bitwise: all members compute the same bits.
+    """
+
+    generation: int
+    step: int
+    assignments: tuple[Assignment, ...]
+    healed_by: Mapping[int, int]
+    meeting_point: tuple[str, int, str]
+    pause_at: int | None
+    evaluated: bool
+    faults: Sequence[Fault] = ()
+    checkpoint: str | None = None
+    bitwise: bool = True
+
+    @property
+    def ranges(self) -> list[range]:
+        """The logical ranks of each member."""
+        return [assignment.ranks for assignment in self.assignments]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How a generation ended for one worker.
+
+    Attributes:
+        ending: `finished` (the run's last step is done), `paused`, `aborted` (a peer was lost; our
+            state is that of the last committed step), `failed` (an error of the task), `refused`
+            (the checkpoint to start from is not whole, or does not fit), or `corrupt` (somebody's
+            memory or arithmetic is wrong).
+        step: committed steps of our state.
+        committed_at: Unix time of the last commit.
+        error: the user's traceback, when failed.
+        transient: the machine may be to blame for it; it is tried once elsewhere.
+        reason: why it was aborted, or the checkpoint refused.
+        digest: of the final state, when finished.
+        samples, tokens: trained on since the run began.
+        costs: by aspect, what its advice has cost this worker in the generation.
+        corruption: what was found before an update, when corrupt.
+        seconds: where the time of this worker's training thread went in the generation, up to its
+            last commit, by part (`timesheet.py`).
+        settled_at: Unix time up to which `seconds` tells; 0.0 if it does not.
+        traffic: files and bytes that its process has fetched, or found in the cache, since its last
+            report.
+        formed: the worker has come to the state from which the plan starts; until then it has the
+            one from before.
+    """
+
+    ending: Ending
+    step: int
+    committed_at: float
+    error: str = ""
+    transient: bool = False
+    reason: str = ""
+    digest: str = ""
+    samples: int = 0
+    tokens: int = 0
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    corruption: Corruption | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    settled_at: float = 0.0
+    traffic: Mapping[str, int] = field(default_factory=dict)
+    formed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a worker says when asked what it is doing.
+
+    Attributes:
+        phase: the phase that it is in.
+        waiting: whether it waits there for others.
+        age: seconds since it entered the phase.
+        stack: where its threads stand.
+    """
+
+    phase: str
+    waiting: bool
+    age: float
+    stack: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        state: `finished`, `stopped` (on request) or `failed`.
+        error: why it failed, for people; the user's traceback first where there is one.
+        failed_on: `{worker, node, host, step}` where the task failed; empty otherwise.
+        digest: sha256 of the final state; empty when failed.
+        loss: of the last step, None before the first.
+        metrics: of the last evaluation.
+        generations: `{generation, step, workers, cause, pause_seconds}` each.
+        device_seconds: summed busy time of the workers.
+        checkpoint: where the last state is, or None if no worker was left to write it.
+        bitwise: whether all workers proved to compute the same bits.
+        faults_left: faults that were asked for and did not happen.
+        samples, tokens: trained on, as opposed to loaded.
+        costs: by aspect, `{seconds, acted, idle}` of its advice over all workers.
+    """
+
+    state: Literal["finished", "stopped", "failed"]
+    steps: int
+    error: str = ""
+    failed_on: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    loss: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    generations: Sequence[Event] = ()
+    device_seconds: float = 0.0
+    checkpoint: str | None = None
+    bitwise: bool = True
+    faults_left: int = 0
+    samples: int = 0
+    tokens: int = 0
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,1 +1,0 @@
-"""What is kept of a run: its checkpoints, its journal, its accounts and its numbers."""

@@ -1,0 +1,153 @@
+"""How the coordinator learns of steps: nobody asks in steady state, one worker tells now and then.
+
+Every worker keeps what it knows of recent steps, so that nothing is lost with the one that tells.
+"""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from raytrain_plus.elastic.worker.progress import Progress
+from raytrain_plus.training.loop import StepResult
+
+_KEPT = 100_000
+_INTERVAL = 0.2  # seconds between two messages
+_PATIENCE = 30.0
+# Seconds to tell the rest, for which the whole group waits. A call to a coordinator that is being
+# started again hangs until Ray's next look, every 2 s; what is not told is asked for.
+_PARTING = 0.1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed step, or the evaluation that follows it.
+
+    Attributes:
+        step: committed steps.
+        generation: in which generation.
+        time: Unix time of the commit.
+        loss: the step's loss; NaN for an evaluation.
+        busy_seconds: summed busy time of all workers since the step before.
+        metrics: the evaluation's values, or None for a step.
+        compute_seconds: how long each worker of the group computed in the step before.
+        exchange_seconds: how long its exchange kept all of them, and how long, at most, it had run
+            beside their computing.
+        salvaged: logical ranks that a failed attempt at the step had computed already.
+    """
+
+    step: int
+    generation: int
+    time: float
+    loss: float = float("nan")
+    busy_seconds: float = 0.0
+    metrics: dict[str, Any] | None = None
+    compute_seconds: tuple[float, ...] = ()
+    exchange_seconds: tuple[float, float] = (0.0, 0.0)
+    salvaged: int = 0
+
+
+class Records:
+    """What a worker knows of recent steps."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Record] = deque(maxlen=_KEPT)
+        self._added = 0
+        self._lock = threading.Lock()
+        self.last_time = 0.0
+
+    def add_step(self, generation: int, result: StepResult) -> None:
+        """Keep a committed step."""
+        self.last_time = time.time()
+        self._add(
+            Record(
+                result.step,
+                generation,
+                self.last_time,
+                result.loss,
+                result.busy_seconds,
+                compute_seconds=result.compute_seconds,
+                exchange_seconds=result.exchange_seconds,
+                salvaged=result.salvaged,
+            )
+        )
+
+    def add_evaluation(self, generation: int, step: int, metrics: dict[str, Any]) -> None:
+        """Keep an evaluation."""
+        self._add(Record(step, generation, time.time(), metrics=metrics))
+
+    def after(self, step: int) -> list[Record]:
+        """Return the records of all steps after a step, and of evaluations at it or after it."""
+        with self._lock:
+            return [r for r in self._kept if r.step > step or (r.step == step and r.metrics)]
+
+    def since(self, count: int) -> tuple[list[Record], int]:
+        """Return what has been added since `count` records had been, and the new count."""
+        with self._lock:
+            new = min(self._added - count, len(self._kept))
+            return [self._kept[i] for i in range(len(self._kept) - new, len(self._kept))], (
+                self._added
+            )
+
+    def _add(self, record: Record) -> None:
+        with self._lock:
+            self._kept.append(record)
+            self._added += 1
+
+
+class Reporter:
+    """Tells the coordinator of new records and of the heartbeat, from a thread of its own.
+
+    Args:
+        coordinator: its handle.
+        worker: who tells.
+        progress: the heartbeat.
+        records: what is told.
+    """
+
+    def __init__(self, coordinator: Any, worker: str, progress: Progress, records: Records) -> None:
+        self._coordinator = coordinator
+        self._worker = worker
+        self._progress = progress
+        self._records = records
+        self._sent = records.since(0)[1]
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, generation: int, *, sends: bool) -> None:
+        """Say that the group trains again and, if it is ours to do, go on telling."""
+        self._generation = generation
+        if sends:
+            self._started_at = time.time()
+            self._thread = threading.Thread(target=self._tell, daemon=True, name="reporter")
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Tell the rest, as far as the coordinator listens, and end."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(_PARTING)
+
+    def _tell(self) -> None:
+        last = False
+        while not last:
+            last = self._stopped.is_set()
+            records, count = self._records.since(self._sent)
+            try:
+                ray.get(
+                    self._coordinator.told.remote(
+                        self._worker,
+                        self._generation,
+                        self._started_at,
+                        self._progress.moves,
+                        records,
+                    ),
+                    timeout=_PATIENCE,
+                )
+                self._sent = count
+            except ray.exceptions.RayError:
+                pass  # told again with the next, or asked of any worker when the generation ends
+            self._stopped.wait(_INTERVAL)

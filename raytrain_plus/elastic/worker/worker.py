@@ -1,0 +1,465 @@
+"""The worker: a Ray actor around one replica."""
+
+import contextlib
+import copy
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+import warnings
+from functools import partial
+from typing import Any
+
+import ray
+
+from raytrain_plus import exits, user_code
+from raytrain_plus.algorithms import AspectWarning, Step, Weave
+from raytrain_plus.algorithms.naming import unpack
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.checkpointer import CheckpointError
+from raytrain_plus.checkpoint.upload import Uploads, store_of
+from raytrain_plus.elastic.liveness import crashes, stacks
+from raytrain_plus.elastic.liveness.lifeline import Anchor
+from raytrain_plus.elastic.policy.attribution import may_be_a_machines
+from raytrain_plus.elastic.policy.trust import named
+from raytrain_plus.elastic.protocol.faults import Fault, Strikes
+from raytrain_plus.elastic.protocol.messages import (
+    Ending,
+    Found,
+    Plan,
+    Ready,
+    Report,
+    RunSpec,
+    Standing,
+    Unready,
+    Where,
+    import_first,
+)
+from raytrain_plus.elastic.worker import orphan, process_faults
+from raytrain_plus.elastic.worker.data import open_data, open_evaluation, resolve
+from raytrain_plus.elastic.worker.fault_injection import Victim
+from raytrain_plus.elastic.worker.fingerprint import fingerprint
+from raytrain_plus.elastic.worker.healing import receive_state, send_state
+from raytrain_plus.elastic.worker.process import (
+    CODE_THAT_MAY_EXIT,
+    USERS,
+    prepare_process,
+    users_traceback,
+)
+from raytrain_plus.elastic.worker.progress import AbortedError, Progress
+from raytrain_plus.elastic.worker.reporter import Record, Records, Reporter
+from raytrain_plus.observe.output import Kept
+from raytrain_plus.ray_cluster.metrics import export_traffic
+from raytrain_plus.storage.fencing import check_claim
+from raytrain_plus.storage.ownership import Owners
+from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
+from raytrain_plus.streams.traffic import TRAFFIC
+from raytrain_plus.task import TaskWarning, load_task
+from raytrain_plus.training.admission import check_start
+from raytrain_plus.training.corruption import CorruptionError
+from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.modes import evaluated
+from raytrain_plus.training.purity import check_function
+from raytrain_plus.training.state import Replica
+from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
+
+_TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
+
+
+def _check_sees_checkpoints(spec: RunSpec) -> None:
+    """See that this node shares the folder to which its part of each checkpoint would go.
+
+    Raises:
+        StoreError: it does not.
+        FencedError: another driver has the run.
+    """
+    store = store_of(spec)
+    if not store.is_local or not spec.claim:
+        return
+    if Owners(store).latest() is None:
+        raise StoreError(
+            f"node {socket.gethostname()} does not see the run's folder {store.local_path}, as the "
+            "driver does: give a --storage that all nodes share, or keep the checkpoints in object "
+            "storage (--checkpoint-storage s3://bucket/folder)"
+        )
+    check_claim(store, spec.claim)
+
+
+class Worker:
+    """Hosts one replica through one generation after another.
+
+    Methods of the concurrency group `control` are answered while `train` runs.
+
+    Args:
+        name: the worker's name in the run.
+        coordinator: the coordinator's handle, which is told of steps.
+    """
+
+    def __init__(self, name: str, coordinator: Any) -> None:
+        signal.signal(signal.SIGTERM, self._on_notice)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
+        exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
+        self._begin(name, coordinator)
+
+    def _begin(self, name: str, coordinator: Any) -> None:
+        self._name = name
+        self._coordinator = coordinator
+        self._progress = Progress()
+        self._records = Records()
+        self._transport: Transport | None = None
+        self._loader: Loader | None = None
+        self._ready: Ready | None = None
+        self._report_of: Report | None = None
+
+    def prepare(self, spec: RunSpec, *, hangs: bool = False) -> Ready | Unready:
+        """Load the task and the data, build the replica, and compute the probe.
+
+        Args:
+            spec: the run.
+            hangs: do none of it, for ever: a fault wants it.
+        """
+        where = _where()
+        self._coordinator.coming.remote(self._name, where)
+        if hangs:
+            process_faults.stall()
+        self._crash_word = crashes.offer(spec.folder, self._name)
+        try:
+            self._ready = self._prepare(spec)
+        except USERS as error:  # Ray would bury its traceback, and take an exit for its own
+            return Unready(users_traceback(error), where, transient=may_be_a_machines(error))
+        return self._ready
+
+    def _prepare(self, spec: RunSpec) -> Ready:
+        Kept(spec.folder, self._name)
+        import_first(spec.import_paths)
+        _check_sees_checkpoints(spec)
+        self._device = prepare_process(spec.threads)
+        self._spec = spec
+        self._exporter = export_traffic(spec.name)
+        self._task = load_task(spec.task, spec.task_settings, spec.cwd)
+        self._source, self._order = open_data(spec, self._task)
+        self._evaluation = open_evaluation(spec, self._task)
+        self._weave = Weave(unpack(spec.algorithms))
+        with warnings.catch_warnings(record=True) as caught:
+            for told in _TOLD:
+                warnings.simplefilter("always", told)
+            replica = Replica.build(
+                self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
+            )
+        for one in caught:
+            if not issubclass(one.category, _TOLD):
+                warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+        self._loop = TrainingLoop(
+            self._task,
+            replica,
+            self._weave,
+            self._progress.enter,
+            check_every=spec.elastic.check_every,
+            audit_every=spec.elastic.audit_every,
+            watch_task=True,
+        )
+        check_start(replica)
+        check_function(self._loop, self._probe)
+        identity = {
+            "data": self._source.identity,
+            "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
+        }
+        proof = {**identity, **fingerprint(self._loop, self._probe(), self._device)}
+        self._weave.spent()  # what the probe cost is not the run's
+        self._uploads = Uploads(
+            store_of(spec),
+            self._weave.aspects,
+            lambda share: self._coordinator.written.remote(self._name, share),
+            partial(check_claim, store_of(spec), spec.claim),
+            proof,
+        )
+        self._strikes = Strikes(spec.folder)
+        self._victim = Victim(self._task, replica, self._uploads)
+        self._host = ray.util.get_node_ip_address()
+        self._meeting_point = MeetingPoint(self._host)
+        self._anchor = Anchor(self._host, self._on_release)
+        return Ready(
+            pid=os.getpid(),
+            node=ray.get_runtime_context().get_node_id(),
+            host=self._host,
+            meeting_point=self._meeting_point.address,
+            lifeline=self._anchor.address,
+            stacks=stacks.offer(),
+            fingerprint=proof,
+            step=replica.step,
+            code=user_code.loaded_code(),
+            warnings=[str(w.message) for w in caught if issubclass(w.category, _TOLD)],
+        )
+
+    def train(self, plan: Plan) -> Report:
+        """Run one generation: meet, heal, and run steps until it ends."""
+        places = [assignment.worker for assignment in plan.assignments]
+        index = places.index(self._name)
+        transport = self._transport = Transport(index, len(places), self._device)
+        faults = [f for f in plan.faults if index in f.victims(len(places))]
+        self._report_of = None
+        self._progress.begin(plan, faults, self._strike, self._interrupt)
+        reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
+        self._formed_at = 0.0
+        try:
+            self._form(plan, transport)
+            self._formed_at = time.time()
+            self._progress.timesheet.settle()
+            reporter.start(plan.generation, sends=index == 0)
+            ending = self._run(plan, transport)
+            if ending == "finished":
+                self._loop.check_state()
+            report = self._report(ending)
+        except USERS as error:  # the coordinator decides what to do about it
+            transport.abort("the generation is over")  # the others notice at once
+            ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
+            if isinstance(error, CheckpointError):
+                report = self._report("refused", reason=str(error))
+            elif isinstance(error, CorruptionError):
+                report = self._report("corrupt", corruption=named(error, places))
+            elif ours:
+                report = self._report("aborted", reason=str(error))
+            else:
+                text, transient = users_traceback(error), may_be_a_machines(error)
+                report = self._report("failed", error=text, transient=transient)
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+        reporter.stop()
+        self._loop.end()
+        self._progress.end()
+        self._report_of = report
+        return report
+
+    def computes_right(self) -> bool:
+        """Compute once more what this process computed when it came up; is it the same?"""
+        assert self._ready is not None
+        weave = Weave(unpack(self._spec.algorithms))
+        with warnings.catch_warnings():
+            for told in _TOLD:
+                warnings.simplefilter("ignore", told)
+            replica = Replica.build(
+                self._task, self._spec.seed, self._device, weave=weave, clock=self._spec.clock
+            )
+        again = fingerprint(TrainingLoop(self._task, replica, weave), self._probe(), self._device)
+        return all(self._ready.fingerprint[key] == value for key, value in again.items())
+
+    def _probe(self) -> Batch:
+        batch = copy.deepcopy(resolve(self._spec.probe))  # not as it lies in the store
+        return to_device(batch, self._device)
+
+    def save(self, step: int) -> str:
+        """Write the checkpoint of a step alone; returns its digest."""
+        replica = self._loop.replica
+        assert replica.step == step
+        with self._weave.around("checkpoint", Step(replica.training, replica.step)):
+            return self._uploads.write_alone(replica, self._spec)
+
+    def rescue(self, step: int) -> tuple[str, str]:
+        """Write the checkpoint of a step to a new folder of this node.
+
+        Returns:
+            Its digest, and where it is.
+        """
+        replica = self._loop.replica
+        assert replica.step == step
+        folder = tempfile.mkdtemp(prefix="raytrain_plus-state-")
+        with self._weave.around("checkpoint", Step(replica.training, replica.step)):
+            digest = self._uploads.write_alone(replica, self._spec, Store(folder))
+        return digest, f"{folder}/{checkpointer.name_of(step)}"
+
+    @ray.method(concurrency_group="control")
+    def ask_pause(self, generation: int) -> None:
+        """Raise the flag that lets all workers pause after the same step."""
+        self._progress.ask_pause(generation)
+
+    @ray.method(concurrency_group="control")
+    def ask_checkpoint(self, generation: int, step: int) -> None:
+        """Raise the flag that lets all workers take a snapshot after a step."""
+        self._progress.ask_checkpoint(generation, step)
+
+    @ray.method(concurrency_group="control")
+    def abort(self, generation: int, reason: str) -> None:
+        """End a generation: a peer was lost."""
+        self._progress.abort(generation, reason)
+
+    @ray.method(concurrency_group="control")
+    def standing(self) -> Standing:
+        """Say what the training thread is doing."""
+        return self._progress.standing()
+
+    @ray.method(concurrency_group="control")
+    def records(self, after: int) -> list[Record]:
+        """Return what is known of the steps after a step."""
+        return self._records.after(after)
+
+    @ray.method(concurrency_group="control")
+    def found(self) -> Found:
+        """Say how we stand, to a coordinator that has come back."""
+        step = self._loop.replica.step if self._ready is not None else 0
+        return Found(
+            ready=self._ready,
+            generation=self._progress.generation,
+            report=self._report_of,
+            step=step,
+        )
+
+    @ray.method(concurrency_group="control")
+    def stack_of_neighbour(self, pid: int, descriptor: int) -> str:
+        """Say where another worker of this run on this node stands, which does not answer."""
+        return stacks.of_neighbour(pid, descriptor)
+
+    @ray.method(concurrency_group="control")
+    def kill_neighbour(self, pid: int) -> None:
+        """End another worker of this run on this node, which does not answer any more."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _form(self, plan: Plan, transport: Transport) -> None:
+        """Meet the other members and bring everybody to the same step."""
+        self._progress.enter("meet")
+        transport.meet(plan.meeting_point, f"{self._spec.name}/{plan.generation}", self._host)
+        replica, index = self._loop.replica, transport.index
+        self._progress.enter("heal")
+        if plan.checkpoint is not None and index not in plan.healed_by:
+            self._load(plan.checkpoint)
+        receivers = [to for to, source in plan.healed_by.items() if source == index]
+        if receivers:
+            send_state(replica, receivers, transport, self._loop.guard.noted)
+        if index in plan.healed_by:
+            noted = receive_state(replica, plan.healed_by[index], transport)
+            if noted is not None:
+                self._loop.guard.expect(noted)
+        self._progress.step = replica.step
+        self._loop.begin(plan.ranges, transport, alike=plan.bitwise)
+
+    def _load(self, place: str) -> None:
+        try:
+            store = Store(place, self._spec.elastic.checkpoint_options)
+            checkpointer.load(store, self._loop.replica, self._spec.run_id)
+        except StoreError as error:  # not the checkpoint's fault: it is tried again
+            raise AbortedError(str(error)) from error
+
+    def _run(self, plan: Plan, transport: Transport) -> Ending:
+        replica, clock = self._loop.replica, self._spec.clock
+        if clock.evaluation_due(replica.step) and not plan.evaluated:
+            self._evaluate(plan, transport)
+        if replica.step >= clock.total_steps:
+            return "finished"
+        self._loader = Loader(
+            self._source,
+            self._order,
+            part_rows=self._spec.part_rows,
+            lanes=plan.ranges[transport.index],
+            first_step=replica.step,
+        )
+        while True:
+            self._progress.enter("fetch")
+            parts = self._loader.next(lambda: self._progress.enter("fetch"))
+            if self._device.type != "cpu":
+                parts = [to_device(part, self._device) for part in parts]
+            audit_part = self._audit_part(transport.index)
+            self._progress.enter("step")
+            result = self._loop.run_step(
+                parts,
+                ask_pause=self._progress.pause_asked,
+                ask_checkpoint=self._progress.checkpoint_asked,
+                audit_part=audit_part,
+            )
+            self._progress.timesheet.settle()
+            self._progress.step = result.step
+            self._records.add_step(plan.generation, result)
+            if result.checkpoint:
+                self._take_snapshot(plan, transport)
+            if clock.evaluation_due(result.step):
+                self._evaluate(plan, transport)
+            if result.step >= clock.total_steps:
+                return "finished"
+            if result.pause or result.step == plan.pause_at:
+                return "paused"
+
+    def _audit_part(self, place: int) -> Batch | None:
+        """Return the part that this worker is to compute beside its own, to check its owner."""
+        step = self._loop.replica.step
+        audit = self._loop.guard.audit_of(step)
+        if audit is None or audit[1] != place:
+            return None
+        part = load_step_part(
+            self._source,
+            self._order,
+            step,
+            audit[0],
+            part_rows=self._spec.part_rows,
+            steps=self._spec.clock.steps_per_epoch,
+        )
+        return to_device(part, self._device)
+
+    def _take_snapshot(self, plan: Plan, transport: Transport) -> None:
+        self._progress.enter("snapshot")
+        self._loop.check_state()
+        replica = self._loop.replica
+        with self._weave.around("checkpoint", Step(replica.training, replica.step)):
+            workers = [assignment.worker for assignment in plan.assignments]
+            self._uploads.take(replica, transport.index, workers, plan.generation)
+
+    def _evaluate(self, plan: Plan, transport: Transport) -> None:
+        if self._evaluation is None:
+            return
+        replica = self._loop.replica
+        step = Step(replica.training, replica.step)
+        with self._loop.guard.unchanged(), evaluated(replica.model, replica.optimizer):
+            self._loop.buffers.snapshot()
+            try:
+                values = self._evaluation.run(
+                    step, self._weave, plan.ranges, transport, self._progress.enter
+                )
+            finally:
+                self._loop.buffers.restore()
+        self._records.add_evaluation(plan.generation, replica.step, values)
+
+    def _report(self, ending: Ending, **why: Any) -> Report:
+        replica, timesheet = self._loop.replica, self._progress.timesheet
+        if ending in ("finished", "paused"):
+            timesheet.settle()
+        return Report(
+            samples=replica.samples,
+            tokens=replica.tokens,
+            costs=self._weave.spent(),
+            seconds=timesheet.parts(),
+            settled_at=timesheet.settled_at,
+            traffic=TRAFFIC.news(),
+            ending=ending,
+            step=replica.step,
+            committed_at=max(self._records.last_time, self._formed_at),
+            formed=self._formed_at > 0,
+            digest=replica.digest() if ending == "finished" else "",
+            **why,
+        )
+
+    def _interrupt(self, reason: str) -> None:
+        if self._transport is not None:
+            self._transport.abort(reason)
+        if self._loader is not None:
+            self._loader.close()
+
+    def _strike(self, fault: Fault) -> None:
+        self._strikes.hit(self._name, fault, self._victim)
+
+    def _on_notice(self, *_: Any) -> None:
+        """SIGTERM: the machine will be taken away. Leave at the next step boundary."""
+        notice = "it got SIGTERM"
+        threading.Thread(
+            target=lambda: self._coordinator.noticed.remote(self._name, notice), daemon=True
+        ).start()
+
+    def _on_release(self) -> None:
+        """The coordinator has let go of us, or has died."""
+        orphan.wait_or_end(self._spec, self._anchor)
+
+
+def _where() -> Where:
+    node = ray.get_runtime_context().get_node_id()
+    return Where(pid=os.getpid(), node=node, host=ray.util.get_node_ip_address())

@@ -1,0 +1,84 @@
+"""A Ray of this process's own: it ends with the process, and no signal to the process reaches it.
+
+Ray's daemons would get each signal that is sent to the process group of the command (`timeout`,
+systemd, `scancel`, a terminal that is closed) and would end before the run's last state is kept. So
+they get a session of their own. The kernel ends them if this process dies.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray._private import services, utils
+
+from raytrain_plus.interrupts import SIGNALS
+
+
+def start(cpus: int) -> None:
+    """Start a Ray cluster on this host alone, and join it.
+
+    Args:
+        cpus: that the cluster has to give away.
+    """
+    # Ray's memory monitor frees by default 5 % of the node's memory more than it must. After the
+    # worker that is too large it would end the coordinator, too.
+    os.environ.setdefault("RAY_max_kill_memory_buffer_bytes", "0")
+    with _daemons_in_a_session(), signals_as_they_are():
+        ray.init(
+            address="local",  # else Ray would join one that is another process's own, if it sees it
+            num_cpus=cpus,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+
+
+def dead_daemon() -> str | None:
+    """Return the name of a daemon of our own Ray that has ended; None while all live."""
+    node = getattr(ray._private.worker, "_global_node", None)  # noqa: SLF001
+    if node is None:
+        return None
+    for kind in ("gcs_server", "raylet"):
+        for info in node.all_processes.get(kind, []):
+            status = info.process.poll()
+            if status is not None:
+                return f"{kind} (process {info.process.pid}, status {status})"
+    return None
+
+
+@contextlib.contextmanager
+def _daemons_in_a_session() -> Iterator[None]:
+    class Popen(services.ConsolePopen):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "start_new_session": True})
+
+    assert issubclass(Popen, subprocess.Popen)
+    before, services.ConsolePopen = services.ConsolePopen, Popen
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
+
+
+@contextlib.contextmanager
+def signals_as_they_are() -> Iterator[None]:
+    """Let `ray.init` leave this process's handlers of signals in place.
+
+    Ray's Python handler of SIGTERM ends the daemons, and the process with 1. Its C++ one prints a
+    stack and aborts.
+    """
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)

@@ -1,0 +1,229 @@
+"""Going on with a run: from which checkpoint, and whether it is still the same run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.retention import Kept
+from raytrain_plus.configure import ConfigError
+from raytrain_plus.observe import journal
+from raytrain_plus.redaction import redacted
+from raytrain_plus.storage.store import Store
+
+_CODE = "code:"  # how a change of code begins
+_DATA = ("data", "evaluation data")  # in a worker's fingerprint
+_COMPUTED = ("initial model", "probe gradient")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """From where a run goes on.
+
+    Attributes:
+        place: the checkpoint's folder, as a path or a URL; None for the beginning.
+        step: its committed steps.
+        changes: how the run is now described otherwise than before.
+        refused: newer checkpoints that are not used, and why.
+        run_id: tells the run from others of its name; empty where that was not recorded.
+        found: the checkpoints that there are, where the journal that told of them is lost.
+        environment: how the workers computed before, as far as it must be the same now.
+    """
+
+    place: Path | str | None
+    step: int
+    changes: Sequence[str]
+    refused: Mapping[str, str]
+    run_id: str = ""
+    found: Sequence[Kept] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """Return what the journal's `run` line tells of it."""
+        place = None if self.place is None else str(self.place)
+        told: dict[str, Any] = {"resumed_from": place, "resumed_step": self.step}
+        if self.changes:
+            told["changes"] = list(self.changes)
+        if self.refused:
+            told["refused"] = dict(self.refused)
+        return told
+
+
+def last_checkpoint(
+    folder: Path,
+    identity: Mapping[str, Any],
+    *,
+    allow_change: bool = False,
+    accept_changed_code: bool = False,
+    store: Store | None = None,
+) -> Resumption:
+    """Return the newest checkpoint of a run that is to be resumed; it has been read and is whole.
+
+    Args:
+        folder: the run's folder, which holds its journal.
+        identity: what the run's bits depend on, now.
+        allow_change: go on with another identity than before.
+        accept_changed_code: go on with other code, but with nothing else changed.
+        store: where the checkpoints are. Default: the run's folder.
+
+    Raises:
+        ConfigError: there is none, though there was one; or the run was described differently,
+            naming the differences.
+        StoreError: the store cannot be read.
+    """
+    store = store or Store(folder)
+    allowed = ("",) if allow_change else (_CODE,) if accept_changed_code else ()
+    if not (folder / journal.FILE_NAME).exists():
+        return _from_checkpoints(folder, identity, store, allowed)
+    changes = _changes(_identity_before(folder), identity)
+    _check_changes(changes, folder, allowed)
+    run_id = run_id_of(folder)
+    computed = _comparable(_environment_before(folder), changes)
+    name, refused = checkpointer.newest_whole(store, folder.name, run_id)
+    if name is None and not refused and not _has_checkpoints(folder):
+        return Resumption(None, 0, changes, {}, run_id, environment=computed)
+    if name is None:
+        raise ConfigError(
+            f"there is no checkpoint in {_told(store)} to resume from, and the journal tells of "
+            "some: name the storage that they are in (--checkpoint-storage), or start a new run "
+            f"under another name{_listed(refused)}"
+        )
+    found = store.inside(name)
+    step = checkpointer.step_of(found)
+    return Resumption(_told(found), step, changes, refused, run_id, environment=computed)
+
+
+def _from_checkpoints(
+    folder: Path, identity: Mapping[str, Any], store: Store, allowed: tuple[str, ...]
+) -> Resumption:
+    """Go on with a run whose folder is lost, as with a machine's disk, but not its checkpoints."""
+    name, refused = checkpointer.newest_whole(store, folder.name)
+    if name is None:
+        elsewhere = "" if _told(store) == folder else f", and no whole checkpoint in {_told(store)}"
+        raise ConfigError(f"there is no run to resume in {folder}{elsewhere}{_listed(refused)}")
+    place = store.inside(name)
+    manifest = checkpointer.read_header(place)
+    changes = _changes(manifest.identity, identity)
+    _check_changes(changes, _told(store), allowed)
+    there = checkpointer.kept(store, manifest.run_id)
+    computed = _comparable(manifest.environment, changes)
+    step, run_id = manifest.step, manifest.run_id
+    return Resumption(_told(place), step, changes, refused, run_id, there, computed)
+
+
+def _check_changes(changes: Sequence[str], where: Path | str, allowed: tuple[str, ...]) -> None:
+    """Refuse changes, but for those that begin with what is allowed."""
+    refused = [change for change in changes if not change.startswith(allowed)]
+    if not refused:
+        return
+    if all(change.startswith(_CODE) for change in refused):
+        raise ConfigError(
+            f"the run in {where} cannot be resumed with other code; {'; '.join(refused)}: put it "
+            "back as it was, or start a new run under another name; or go on with the new code "
+            "(--accept-changed-code): the run is then marked, and its bits are those of no "
+            "undisturbed run"
+        )
+    raise ConfigError(
+        f"the run in {where} cannot be resumed differently; {'; '.join(refused)}: say the same as "
+        "before, or start a new run under another name; or allow the change (--allow-change), and "
+        "its bits are those of no undisturbed run"
+    )
+
+
+def check_unused(store: Store, run: str) -> None:
+    """See that a new run's checkpoints will not lie among those of another one of its name.
+
+    Raises:
+        ConfigError: there are some.
+        StoreError: the store cannot be read.
+    """
+    there = checkpointer.kept(store)
+    if there:
+        raise ConfigError(
+            f"{_told(store)} holds checkpoints of another run {run!r}, the newest of step "
+            f"{there[0].step}: give another --name or --checkpoint-storage, or --resume to go on "
+            "with that run"
+        )
+
+
+def _told(store: Store) -> Path | str:
+    return store.local_path if store.is_local else store.url
+
+
+def _listed(refused: Mapping[str, str]) -> str:
+    return "".join(f"; {name} is refused: {reason}" for name, reason in refused.items())
+
+
+def run_id_of(folder: Path) -> str:
+    """Return the id that a run had when it was begun, as its journal tells; empty if it does not.
+
+    Raises:
+        FileNotFoundError: there is no journal.
+    """
+    runs = journal.each(folder / journal.FILE_NAME, {"run"})
+    return next((str(event["run_id"]) for event in runs if event.get("run_id")), "")
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Say whether the journal tells of checkpoints: then there must be some."""
+    told = journal.each(folder / journal.FILE_NAME, {"checkpoint"})
+    return any("metrics" in event for event in told)
+
+
+def _identity_before(folder: Path) -> Mapping[str, Any]:
+    """Return what the run's first words said, with the changes that were allowed since."""
+    try:
+        described = list(journal.each(folder / journal.FILE_NAME, {"run"}))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no run to resume in {folder}") from error
+    allowed = [e.get("identity", {}) for e in described if e.get("changes")]
+    before: Mapping[str, Any] = (allowed or [e.get("identity", {}) for e in described[:1]] or [{}])[
+        -1
+    ]
+    return before
+
+
+def _environment_before(folder: Path) -> Mapping[str, str]:
+    """Return how the run's workers computed the last time; empty if none came up."""
+    computed: Mapping[str, str] = {}
+    for event in journal.each(folder / journal.FILE_NAME, {"environment"}):
+        computed = event.get("fingerprint", {})
+    return computed
+
+
+def _comparable(environment: Mapping[str, str], changes: Sequence[str]) -> dict[str, str]:
+    """Return what of the workers' fingerprint must be the same now, after allowed changes.
+
+    The data was compared already, and what is computed follows from what was changed.
+    """
+    left_out = {*_DATA, *(_COMPUTED if changes else ())}
+    return {key: value for key, value in environment.items() if key not in left_out}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say what differs, as the journal holds it: as JSON and without secrets."""
+    before, now = redacted(before), redacted(json.loads(json.dumps(now)))
+    return [
+        *_code_changes(before, now),
+        *(
+            f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+            for key in [*now, *sorted(before.keys() - now.keys())]
+            if before.get(key) != now.get(key) and key not in ("code", "task code")
+        ),
+    ]
+
+
+def _code_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if "code" not in now:
+        return []
+    was, are = before.get("code"), now["code"]
+    if not isinstance(was, dict):
+        return [f"{_CODE} was recorded by another version of raytrain_plus, or not at all"]
+    return [
+        f"{_CODE} {name} {'has changed' if name in was and name in are else how}"
+        for names, how in ((are, "is new"), (was, "is not imported any more"))
+        for name in names
+        if was.get(name) != are.get(name) and not (names is was and name in are)
+    ]

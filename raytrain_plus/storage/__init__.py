@@ -1,0 +1,1 @@
+"""Object stores and disks: a folder at any URL, atomic files, and one writer per run."""

@@ -1,0 +1,504 @@
+"""Who owns a run: one driver and its coordinators at a time, whatever cluster they are on.
+
+Owners follow one another. Each creates the next numbered record in the folder `owners` of the run's
+folder, and of its checkpoint storage where that is elsewhere. A record is created only if it is not
+there yet, so that of two that try at once one wins; no lock can be left behind by a crash. Drivers
+and coordinators that belong together share a random `claim`. An owner that finds a later record of
+another claim has lost the run: it must write nothing more.
+
+An owner that lives renews the time of its `.alive` file every second; one that has ended deletes
+it. An owner is gone if it has ended, if its process is known to be gone together with its Ray
+cluster, or if it has given no sign of life for `STALE` seconds.
+"""
+
+import contextlib
+import dataclasses
+import getpass
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from raytrain_plus.storage.store import ExistsError, Store
+
+FOLDER = "owners"
+STALE = 15.0  # seconds without a sign of life after which an owner counts as gone
+
+_BEAT = 1.0  # seconds between two signs of life
+_LOOK = 0.2  # seconds between two looks at an owner that may be gone
+_GRACE = 3.0  # seconds for which an owner must be seen to live
+_CONNECT_SECONDS = 1.0
+_BOOT, _NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+
+
+class OwnedError(ValueError):
+    """The run belongs to another process, which lives. The message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process that can be found again, by whoever is on the same host.
+
+    Attributes:
+        host: the host's name.
+        kernel: the kernel and the namespace in which `pid` means something; empty if unknown.
+        pid: its id.
+        began: when it began, in the kernel's ticks: an id is given again; 0 if unknown.
+    """
+
+    host: str
+    kernel: str
+    pid: int
+    began: int
+
+    @classmethod
+    def this(cls) -> "Process":
+        """Return this process."""
+        pid = os.getpid()
+        return cls(host=socket.gethostname(), kernel=_kernel(), pid=pid, began=_began(pid))
+
+    def lives(self) -> bool | None:
+        """Say whether it lives; None if that cannot be seen from here."""
+        if not self.kernel or self.kernel != _kernel():
+            return None
+        began = _began(self.pid)
+        return began != 0 and began == self.began
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """One record: who owns a run.
+
+    Attributes:
+        number: its place among the run's owners, from 1.
+        claim: what a driver and its coordinators have in common.
+        run_id: tells the run from others of the same name.
+        role: which of the two has written it.
+        process: that has written it.
+        user: who runs it.
+        address: of its Ray cluster.
+        folder: of the run, as its owner sees it.
+        since: Unix time.
+    """
+
+    number: int
+    claim: str
+    run_id: str
+    role: Literal["driver", "coordinator"]
+    process: Process
+    user: str
+    address: str
+    folder: str
+    since: float
+
+    @classmethod
+    def this(
+        cls,
+        claim: str,
+        run_id: str,
+        role: Literal["driver", "coordinator"],
+        address: str,
+        folder: Path,
+    ) -> "Owner":
+        """Return a record of this process; it has no number yet."""
+        return cls(
+            number=0,
+            claim=claim,
+            run_id=run_id,
+            role=role,
+            process=Process.this(),
+            user=_user(),
+            address=address,
+            folder=str(folder),
+            since=time.time(),
+        )
+
+    @classmethod
+    def parse(cls, number: int, content: bytes) -> "Owner":
+        """Read a record; one that is damaged names nobody, and its sign of life alone counts."""
+        try:
+            said = json.loads(content)
+            process = Process(**said.pop("process"))
+            owner = cls(number=number, process=process, **said)
+            texts = (owner.claim, owner.run_id, owner.user, owner.address, owner.folder)
+            numbers = (process.pid, process.began, owner.since)
+            if not all(isinstance(one, str) for one in (*texts, process.host, process.kernel)):
+                raise TypeError("a text is none")
+            if not all(isinstance(one, int | float) for one in numbers):
+                raise TypeError("a number is none")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            nobody = Process(host="an unknown host", kernel="", pid=0, began=0)
+            return cls(
+                number=number, claim="", run_id="", role="driver", process=nobody, user="?",
+                address="", folder="", since=0.0,
+            )  # fmt: skip
+        return owner
+
+    def dump(self) -> bytes:
+        """Return the record's content; its number is its name."""
+        said = dataclasses.asdict(self)
+        del said["number"]
+        return json.dumps(said, indent=1).encode()
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        where = f"process {self.process.pid} on {self.process.host}, user {self.user}"
+        return f"{where}, Ray at {self.address or 'an unknown address'}, since {since}"
+
+
+class Owners:
+    """The owners of a run, as a store holds them.
+
+    Args:
+        store: the run's folder, or where its checkpoints are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store.inside(FOLDER)
+
+    def latest(self) -> Owner | None:
+        """Return who owns the run, or owned it last.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        numbers = [number for name in self._store.sizes() if (number := _number(name))]
+        if not numbers:
+            return None
+        return Owner.parse(max(numbers), self._store.read(name_of(max(numbers))))
+
+    def follow(self, owner: Owner, number: int) -> Owner:
+        """Make an owner the next one; returns it with its number.
+
+        Args:
+            owner: who follows.
+            number: of the last owner, 0 for none.
+
+        Raises:
+            ExistsError: another has followed it.
+            StoreError: the store cannot be written.
+        """
+        numbered = dataclasses.replace(owner, number=number + 1)
+        self._store.create(name_of(numbered.number), numbered.dump())
+        return numbered
+
+    def is_last(self, owner: Owner) -> bool:
+        """Say whether nobody has followed an owner.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return not self._store.exists(name_of(owner.number + 1))
+
+
+class Life:
+    """An owner's signs of life in the run's folder.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / FOLDER
+        self._over = threading.Event()
+        self._number = 0
+
+    def follow(self, owners: Owners, owner: Owner, number: int) -> Owner:
+        """Make an owner the next one, who gives signs of life from then on until `end`.
+
+        Args:
+            owners: of the run's folder.
+            owner: who follows.
+            number: of the last owner, 0 for none.
+
+        Raises:
+            ExistsError: another has followed it.
+            StoreError: the folder cannot be written.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / _alive(number + 1)).touch()  # a record without it is of one that has ended
+        followed = owners.follow(owner, number)
+        self._number = followed.number
+        threading.Thread(target=self._go_on, daemon=True, name="raytrain_plus owner").start()
+        return followed
+
+    def end(self) -> None:
+        """Say that this owner has ended. It may be said twice, and before there was one."""
+        self._over.set()
+        if self._number:
+            with contextlib.suppress(OSError):
+                (self._folder / _alive(self._number)).unlink()
+
+    def _go_on(self) -> None:
+        path = self._folder / _alive(self._number)
+        while not self._over.wait(_BEAT):
+            with contextlib.suppress(OSError):  # the folder may be away for a while
+                os.utime(path)
+
+
+def is_gone(folder: Path, owner: Owner) -> bool | None:
+    """Say whether an owner is gone for good; None if that is not certain yet.
+
+    Args:
+        folder: the run's.
+        owner: the last record in it.
+    """
+    silence = _silence(folder, owner.number)
+    if silence is None:
+        return True
+    lives = owner.process.lives()
+    if lives is None and silence > STALE:
+        return True
+    answers = _answers(owner.address)
+    if lives is False:
+        # Its Ray, if it is there, may be about to start the coordinator again.
+        return True if silence > STALE or not answers else None
+    # A process whose cluster has ended is about to end, too.
+    return False if answers else None
+
+
+def await_gone(
+    folder: Path, owner: Owner, is_over: Callable[[Owner], bool] = lambda _: False
+) -> None:
+    """Return when an owner is gone for good.
+
+    Args:
+        folder: the run's.
+        owner: the last record in it.
+        is_over: knows more of some owners: those whose cluster this process has joined.
+
+    Raises:
+        OwnedError: it lives.
+    """
+    began = lives_since = time.monotonic()
+    while not is_over(owner):
+        gone, now = is_gone(folder, owner), time.monotonic()
+        if gone:
+            return
+        lives_since = lives_since if gone is False else now
+        # What was killed a moment ago may take a moment to end.
+        if now - lives_since > _GRACE or now - began > STALE + _GRACE:
+            raise OwnedError(refusal(owner, folder))
+        time.sleep(_LOOK)
+
+
+class Held:
+    """A run that this driver owns until it leaves the `with` block; its coordinators follow it.
+
+    Args:
+        folder: the run's.
+        owner: this driver.
+        life: its signs of life.
+    """
+
+    def __init__(self, folder: Path, owner: Owner, life: Life) -> None:
+        self.owner = owner
+        self._folder = folder
+        self._life = life
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._life.end()
+
+    def retire(self) -> None:
+        """The run has ended, and its coordinator may have been too short of time to say so."""
+        last = Owners(Store(self._folder)).latest()
+        if last is not None and last.claim == self.owner.claim:
+            with contextlib.suppress(OSError):
+                (self._folder / FOLDER / _alive(last.number)).unlink()
+
+
+def look(folder: Path, is_over: Callable[[Owner], bool] = lambda _: False) -> int:
+    """Return the number of a run's last owner, who is gone; 0 if it never had one.
+
+    Args:
+        folder: the run's.
+        is_over: as for `await_gone`.
+
+    Raises:
+        OwnedError: the run lives.
+        StoreError: the folder cannot be read.
+    """
+    last = Owners(Store(folder)).latest()
+    if last is None:
+        return 0
+    await_gone(folder, last, is_over)
+    return last.number
+
+
+def take(
+    folder: Path,
+    run_id: str,
+    address: str,
+    before: int,
+    is_over: Callable[[Owner], bool] = lambda _: False,
+) -> Held:
+    """Become the owner of a run, as its driver.
+
+    Args:
+        folder: the run's.
+        run_id: the run's.
+        address: of the Ray cluster that this process has joined.
+        before: the last owner, as `look` returned it before what the run goes on from was read.
+        is_over: as for `await_gone`.
+
+    Raises:
+        OwnedError: the run lives, or had another owner meanwhile.
+        StoreError: the folder cannot be written.
+    """
+    owners, life = Owners(Store(folder)), Life(folder)
+    number = look(folder, is_over)
+    if number == before:
+        owner = Owner.this(new_claim(), run_id, "driver", address, folder)
+        with contextlib.suppress(ExistsError):
+            return Held(folder, life.follow(owners, owner, number), life)
+    raise OwnedError(
+        f"the run in {folder} was started by another process a moment ago: {owners.latest()}. "
+        "Give the command again, or another --name"
+    )
+
+
+def look_from_storage(
+    storage: Store | None, is_over: Callable[[Owner], bool] = lambda _: False
+) -> int:
+    """Return the number of the last owner of a run's checkpoints, who is gone; 0 for none.
+
+    Signs of life are in the run's folder, which may not be seen from here, or be lost.
+
+    Args:
+        storage: where the checkpoints are, if that is not the run's folder.
+        is_over: as for `await_gone`.
+
+    Raises:
+        OwnedError: the run lives, as far as can be seen.
+        StoreError: the store cannot be read.
+    """
+    last = Owners(storage).latest() if storage is not None else None
+    if storage is None or last is None:
+        return 0
+    folder = Path(last.folder)
+    if last.folder and (folder / FOLDER).is_dir():
+        there = Owners(Store(folder)).latest()
+        if there is not None and there.run_id == last.run_id:
+            await_gone(folder, there, is_over)
+            return last.number
+    if not is_over(last) and _answers(last.address):
+        raise OwnedError(
+            f"{refusal(last, folder)}. That folder is not seen from here, and Ray at "
+            f"{last.address} answers. If the run has ended there, delete {storage.url}/{FOLDER}"
+        )
+    return last.number
+
+
+def take_storage(storage: Store, held: Held, before: int) -> None:
+    """Become the owner of a run's checkpoints, too.
+
+    Args:
+        storage: where the checkpoints are, if that is not the run's folder.
+        held: this driver's run.
+        before: their last owner, as `look_from_storage` returned it.
+
+    Raises:
+        OwnedError: they had another owner meanwhile.
+        StoreError: the store cannot be written.
+    """
+    owners = Owners(storage)
+    try:
+        owners.follow(held.owner, before)
+    except ExistsError as error:
+        raise OwnedError(
+            f"the checkpoints in {storage.url} were taken by another run a moment ago: "
+            f"{owners.latest()}. Give another --name or --checkpoint-storage"
+        ) from error
+
+
+def refusal(owner: Owner, folder: Path) -> str:
+    """Say who owns a run, and what to do."""
+    return (
+        f"the run in {folder} lives: {owner}. `raytrain-plus attach {folder}` follows it, "
+        f"`raytrain-plus stop {folder}` ends it; or give another --name. If that process hangs, "
+        f"end it. If its host is lost, give the command again: a run without a sign of life for "
+        f"{STALE:g} s can be resumed"
+    )
+
+
+def new_claim() -> str:
+    """Return a claim, or the id of a run, that is like no other."""
+    return uuid.uuid4().hex
+
+
+def name_of(number: int) -> str:
+    """Return the name of a record's file."""
+    return f"{number:08d}.json"
+
+
+def _alive(number: int) -> str:
+    return f"{number:08d}.alive"
+
+
+def _number(name: str) -> int:
+    stem, _, kind = name.partition(".")
+    return int(stem) if kind == "json" and stem.isdecimal() else 0
+
+
+def _silence(folder: Path, number: int) -> float | None:
+    """Return for how many seconds an owner has given no sign of life; None if it has ended.
+
+    Both times are those of the file system, so that no clock of a host matters.
+    """
+    path = folder / FOLDER / _alive(number)
+    clock = path.with_name(f".clock-{uuid.uuid4().hex}")
+    try:
+        last = path.stat().st_mtime
+        clock.touch()
+        return max(0.0, clock.stat().st_mtime - last)
+    except FileNotFoundError:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            clock.unlink()
+
+
+def _answers(address: str) -> bool:
+    """Say whether anything listens at a Ray cluster's address; nothing is sent there."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True  # a network that is away says nothing about the cluster
+    return True
+
+
+def _kernel() -> str:
+    try:
+        return f"{_BOOT.read_text().strip()} {_NAMESPACE.readlink()}"
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> int:
+    """Return when a process began; 0 if there is none, or only what is left of one."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return 0
+    return 0 if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        return str(os.getuid())

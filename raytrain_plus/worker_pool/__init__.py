@@ -1,0 +1,1 @@
+"""Warm workers that a sweep shares between its trials."""

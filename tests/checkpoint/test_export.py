@@ -1,0 +1,80 @@
+"""A checkpoint becomes the plain model again, whatever aspects have made of it."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from raytrain_plus.algorithms import EMA, AspectError, BlurPool, Factorize, GatedLinearUnits
+from raytrain_plus.checkpoint import checkpointer, manifest
+from raytrain_plus.checkpoint.checkpointer import CheckpointError
+from raytrain_plus.checkpoint.export import export, write
+from raytrain_plus.checkpoint.manifest import MANIFEST
+from raytrain_plus.storage.store import Store
+from raytrain_plus.task import import_code
+from tests.algorithms.tiny import TinyImages, TinyTokens, trained
+
+
+def saved(tmp_path, task, aspects):
+    loop, _ = trained(task, aspects, steps=4)
+    checkpointer.save(tmp_path / "checkpoint", loop.replica, "run", aspects)
+    return loop.replica, tmp_path / "checkpoint"
+
+
+def test_an_average_takes_the_place_of_the_weights(tmp_path):
+    replica, folder = saved(tmp_path, TinyImages(), [BlurPool(), EMA(half_life="2ba")])
+    model = export(TinyImages(), folder)
+    state = replica.training.states["EMA"]
+    live = dict(replica.model.named_parameters())
+    for name, value in model.named_parameters():
+        assert torch.equal(value, state[f"average.{name}"])
+        assert not torch.equal(value, live[name])
+    assert {type(m) for m in model.modules()} == {type(m) for m in TinyImages().model().modules()}
+    assert not model.training
+
+
+def test_the_file_loads_into_the_plain_model(tmp_path):
+    task = TinyTokens()
+    _, folder = saved(tmp_path, task, [GatedLinearUnits(), Factorize(rank=2, min_features=8)])
+    model = export(task, folder)
+    write(model, tmp_path / "plain.safetensors")
+    plain = task.model()
+    plain.load_state_dict(safetensors.torch.load_file(tmp_path / "plain.safetensors"))
+    batch = {"tokens": torch.ones(2, 9, dtype=torch.uint8)}
+    with torch.no_grad():
+        assert torch.equal(task.forward(plain.eval(), batch), task.forward(model, batch))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_in_any_store_can_be_exported(tmp_path):
+    replica, folder = saved(tmp_path, TinyImages(), [BlurPool()])
+    for place in (Store(folder), str(folder), f"file://{folder}"):
+        weights = export(TinyImages(), place).state_dict()
+        assert all(torch.equal(weights[n], t) for n, t in replica.undo_fit().state_dict().items())
+
+
+def test_without_the_aspects_it_was_trained_with_a_checkpoint_does_not_fit(tmp_path):
+    """The negative control: the checkpoint itself says with which."""
+    _, folder = saved(tmp_path, TinyTokens(), [GatedLinearUnits()])
+    with pytest.raises(CheckpointError, match=r"another model.*gate"):
+        export(TinyTokens(), folder, algorithms=[])
+
+
+def test_code_that_a_manifest_names_is_never_run(tmp_path, monkeypatch):
+    """Nor is it imported from beside the weights: a manifest can be anybody's."""
+    _, folder = saved(tmp_path, TinyImages(), [])
+    (folder / "weights_helper.py").write_text("import pathlib\npathlib.Path('was-run').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    for kind in ("weights_helper:X", "checkpoint/weights_helper.py:X", "os:system", "Path:x"):
+        content = json.loads((folder / MANIFEST).read_text())
+        del content["sha256"]
+        content["algorithms"] = [[kind, {}]]
+        content["sha256"] = manifest._hash(content)
+        (folder / MANIFEST).write_text(json.dumps(content))
+        assert checkpointer.algorithms_of(folder)[0].kind == kind  # the manifest itself is whole
+        with pytest.raises(AspectError):
+            export(TinyImages(), folder)
+    assert not (tmp_path / "was-run").exists()
+    import_code("checkpoint/weights_helper.py")  # the control: a user names it
+    assert (tmp_path / "was-run").exists()

@@ -1,0 +1,228 @@
+"""The books of checkpoints: what is due, who owes, what is given up, and what is deleted."""
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from raytrain_plus.checkpoint.retention import Kept, Retention
+from raytrain_plus.checkpoint.schedule import Checkpoints
+
+ALL = Retention()
+
+
+def due(books, step, now):
+    """Say whether a step that is committed now is one to keep."""
+    at = books.next_step(step - 1, now)
+    return at is not None and at <= step
+
+
+def whole(books, step, *, workers=("a", "b"), metrics=None, now=0.0):
+    """Let an attempt succeed; returns what is to be deleted."""
+    attempt = books.begin(step, workers)
+    done = [books.returned(attempt.number, worker, worker.upper()) for worker in workers]
+    assert done[:-1] == [None] * (len(workers) - 1)
+    assert done[-1].returned == tuple(worker.upper() for worker in workers)
+    assert not due(books, step + 1000, now)  # while it is being committed
+    return books.committed(attempt.number, f"c{step}", metrics or {})
+
+
+def test_one_is_due_at_every_so_many_steps():
+    books = Checkpoints(10, ALL)
+    assert [step for step in range(31) if due(books, step, 0.0)] == list(range(10, 31))
+    whole(books, 12)
+    assert [step for step in range(31) if due(books, step, 0.0)] == list(range(20, 31))
+
+
+def test_without_a_distance_one_is_due_on_request_alone():
+    books = Checkpoints(None, ALL)
+    assert not due(books, 10**6, 0.0)
+    books.request()
+    assert due(books, 7, 0.0)
+    whole(books, 7)
+    assert not due(books, 8, 0.0)
+
+
+def test_a_run_that_goes_on_needs_none_where_it_starts():
+    books = Checkpoints(10, ALL, step=20)
+    books.request()
+    assert books.next_step(20, 0.0) == 21
+
+
+def test_what_is_asked_for_while_one_is_under_way_comes_after_it():
+    books = Checkpoints(None, ALL)
+    books.request()
+    attempt = books.begin(5, ["a"])
+    books.request()
+    assert not due(books, 9, 0.0)
+    books.returned(attempt.number, "a", None)
+    books.committed(attempt.number, "c5", {})
+    assert due(books, 9, 0.0)
+
+
+def test_one_that_falls_due_meanwhile_is_left_out_and_the_newest_is_taken_then():
+    books = Checkpoints(10, ALL)
+    attempt = books.begin(10, ["a", "b"])
+    assert not any(due(books, step, 0.0) for step in range(100))
+    assert books.returned(attempt.number, "a", 1) is None
+    assert books.returned(attempt.number, "a", 1) is None  # told twice
+    assert books.returned(attempt.number, "b", 2).returned == (1, 2)
+    books.committed(attempt.number, "c10", {})
+    assert due(books, 37, 0.0)
+    whole(books, 37)
+    assert not due(books, 39, 0.0)
+    assert due(books, 40, 0.0)
+
+
+def test_a_worker_that_is_lost_before_its_share_is_in_voids_the_attempt():
+    books = Checkpoints(10, ALL, max_failures=1)
+    first = books.begin(10, ["a", "b"])
+    assert not books.lost("c", 5.0)
+    assert books.lost("b", 5.0)
+    assert books.under_way is None
+    assert due(books, 11, 5.0)  # at once, and not as a failure
+    assert books.fatal is None
+    second = books.begin(11, ["a"])
+    assert books.returned(first.number, "b", "late") is None
+    assert books.returned(first.number, "a", "late") is None
+    assert books.failed(first.number, "late", 6.0) is None
+    assert books.returned(second.number, "a", 1).returned == (1,)
+
+
+def test_a_worker_that_is_lost_after_its_share_does_no_harm():
+    books = Checkpoints(10, ALL)
+    attempt = books.begin(10, ["a", "b"])
+    books.returned(attempt.number, "a", 1)
+    assert not books.lost("a", 0.0)
+    assert books.returned(attempt.number, "b", 2).returned == (1, 2)
+    assert not books.lost("b", 0.0)
+    assert books.committed(attempt.number, "c10", {}) == []
+
+
+def fail(books, step, reason, now):
+    attempt = books.begin(step, ["a"])
+    return books.failed(attempt.number, reason, now)
+
+
+def test_after_a_failure_the_delay_doubles_up_to_a_minute_and_a_success_resets_it():
+    books, now, delays = Checkpoints(10, ALL), 100.0, []
+    for _ in range(80):
+        assert due(books, 15, now)
+        failure = fail(books, 15, "the store is gone", now)
+        assert (failure.step, failure.reason) == (15, "the store is gone")
+        assert failure.in_a_row == len(delays) + 1
+        assert not due(books, 15, now + failure.delay - 0.01)
+        delays.append(failure.delay)
+        now += failure.delay
+    assert delays[:8] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    assert delays[-1] == 60.0
+    assert books.fatal is None
+    whole(books, 16, now=now)
+    assert fail(books, 20, "again", now).delay == 1.0
+
+
+def test_a_limit_makes_failures_in_a_row_fatal():
+    books = Checkpoints(10, ALL, max_failures=2)
+    fail(books, 10, "disk full", 0.0)
+    whole(books, 11)
+    fail(books, 20, "disk full", 0.0)
+    assert books.fatal is None
+    fail(books, 21, "no such bucket", 9.0)
+    assert "2 times in a row" in books.fatal
+    assert "no such bucket" in books.fatal
+    assert not due(books, 99, 1000.0)
+
+
+def test_the_rest_is_deleted_until_it_is_told_to_be_gone():
+    there = [Kept("c5", 5, {"loss": 0.1}), Kept("c8", 8, {"loss": 0.9})]
+    books = Checkpoints(10, Retention(2, "loss", "min"), there=there, step=8)
+    assert whole(books, 10, metrics={"loss": 0.5}) == ["c8"]
+    assert whole(books, 20, metrics={"loss": 0.4}) == ["c8", "c10"]
+    books.removed("c8")
+    books.removed("c10")
+    assert [one.name for one in books.kept] == ["c20", "c5"]
+    assert whole(books, 30, metrics={"loss": 0.9}) == ["c20"]
+
+
+@pytest.mark.parametrize("numbers", [{"every": 0}, {"every": None, "max_failures": 0}])
+def test_numbers_below_one_are_refused(numbers):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Checkpoints(**numbers, retention=ALL)
+
+
+class AnyRun(RuleBasedStateMachine):
+    """Steps, shares, losses, failures and requests in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.books = Checkpoints(3, Retention(2))
+        self.step, self.now, self.named = 0, 0.0, 0
+        self.workers = ["w0", "w1"]
+        self.committed, self.ready = [], None
+
+    @property
+    def attempt(self):
+        return self.books.under_way
+
+    @rule(steps=st.integers(1, 4))
+    def go_on(self, steps):
+        self.step, self.now = self.step + steps, self.now + steps
+        under_way = self.attempt
+        if due(self.books, self.step, self.now):
+            assert under_way is None
+            assert self.step > max(self.committed, default=0)
+            self.books.begin(self.step, self.workers)
+            self.ready = None
+
+    @rule()
+    def ask(self):
+        self.books.request()
+
+    @precondition(lambda self: self.attempt)
+    @rule(place=st.integers(0, 1))
+    def share(self, place):
+        worker = self.workers[place]
+        found = self.books.returned(self.attempt.number, worker, worker)
+        if found is not None:
+            assert self.ready is None
+            assert found.returned == self.attempt.workers
+            self.ready = found
+
+    @precondition(lambda self: self.attempt and not self.ready)
+    @rule()
+    def succeed(self):
+        for worker in self.attempt.workers:
+            self.ready = self.books.returned(self.attempt.number, worker, worker) or self.ready
+        self.commit()
+
+    @precondition(lambda self: self.attempt)
+    @rule()
+    def fail(self):
+        number = self.attempt.number
+        assert self.books.failed(number, "broken", self.now).step <= self.step
+        assert self.books.failed(number, "again", self.now) is None
+
+    @rule(place=st.integers(0, 1))
+    def lose(self, place):
+        under_way, ready = self.attempt, self.ready
+        if self.books.lost(self.workers[place], self.now):
+            assert under_way is not None
+            assert ready is None
+        self.named += 1
+        self.workers[place] = f"new{self.named}"
+
+    @precondition(lambda self: self.attempt and self.ready)
+    @rule()
+    def commit(self):
+        step = self.attempt.step
+        for name in self.books.committed(self.attempt.number, f"c{step}", {}):
+            self.books.removed(name)
+        self.committed.append(step)
+        self.ready = None
+
+    @invariant()
+    def the_two_newest_are_kept(self):
+        assert [one.step for one in self.books.kept] == self.committed[:-3:-1]
+        assert self.committed == sorted(set(self.committed))
+
+
+TestAnyRun = AnyRun.TestCase

@@ -1,0 +1,115 @@
+"""A snapshot is the state of one moment, whatever becomes of the replica afterwards."""
+
+import pytest
+import torch
+
+from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
+from tests.training.small_tasks import OPTIMIZERS, Noisy, Normed, Plain, Tied, loop_alone, run
+
+
+def trained(task, steps=2):
+    loop = loop_alone(task)
+    run(loop, steps)
+    return loop
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_it_keeps_the_state_while_training_goes_on(optimizer):
+    loop = trained(Noisy(optimizer))
+    before, tensors = loop.replica.digest(), loop.replica.tensors()
+    expected = {name: tensor.clone() for name, tensor in tensors.items()}
+    scalars = loop.replica.scalars()
+    taken = Snapshot.take(loop.replica)
+    assert (taken.step, taken.digest()) == (2, before)
+
+    run(loop, 1)
+    loop.replica.optimizer.param_groups[0]["lr"] = 0.5
+    assert loop.replica.digest() != before  # the control: something has moved
+    assert taken.digest() == before
+    assert taken.scalars == scalars != loop.replica.scalars()
+    assert taken.tensors.keys() == expected.keys()
+    assert all(torch.equal(taken.tensors[name], tensor) for name, tensor in expected.items())
+
+
+def test_numbers_that_are_changed_in_place_are_copied_too():
+    replica = trained(Plain()).replica
+    replica.training.states["Mine"] = {"seen": [1, 2]}
+    taken = Snapshot.take(replica)
+    replica.training.states["Mine"]["seen"].append(3)
+    assert taken.scalars["aspects"] == {"Mine/seen": [1, 2]}
+    assert replica.scalars()["aspects"] == {"Mine/seen": [1, 2, 3]}
+
+
+def test_no_memory_is_shared_with_the_replica():
+    replica = trained(Normed("AdamW")).replica
+    theirs = {t.untyped_storage().data_ptr() for t in replica.tensors().values()}
+    taken = Snapshot.take(replica)
+    ours = {
+        t.untyped_storage().data_ptr() for t in (*taken.tensors.values(), *taken.model.values())
+    }
+    assert len(theirs) == len(ours) == len(taken.tensors)
+    assert not theirs & ours
+
+
+def test_the_memory_of_an_older_one_is_taken_where_it_fits():
+    loop = trained(Normed("AdamW"))
+    older = Snapshot.take(loop.replica)
+    places = {name: tensor.data_ptr() for name, tensor in older.tensors.items()}
+    older.tensors["model/0.weight"] = torch.zeros(1)  # does not fit
+    older.tensors["model/0.bias"] = older.tensors["model/0.bias"].double()  # nor does this
+    run(loop, 1)
+    newer = Snapshot.take(loop.replica, reuse=older)
+    assert newer.digest() == loop.replica.digest()
+    moved = {name for name, tensor in newer.tensors.items() if tensor.data_ptr() != places[name]}
+    assert moved == {"model/0.weight", "model/0.bias"}
+
+
+def test_the_models_state_dict_is_told_from_the_rest_and_shares_its_copies():
+    class WithATable(Tied):
+        def model(self):
+            model = super().model()
+            model.register_buffer("table", torch.arange(3.0), persistent=False)
+            return model
+
+    replica = trained(WithATable()).replica
+    taken = Snapshot.take(replica)
+    assert taken.model.keys() == replica.model.state_dict().keys()
+    assert taken.model["second.weight"] is taken.model["first.weight"]
+    assert taken.model["first.weight"] is taken.tensors["model/first.weight"]
+    assert {"model/table"} == {name for name in taken.rest if name.startswith("model/")}
+    assert any(name.startswith("optimizer/") for name in taken.rest)
+
+
+def test_what_only_the_state_dict_holds_is_copied_too():
+    class Odd(Plain):
+        class Model(torch.nn.Linear):
+            def state_dict(self, *args, **kwargs):
+                return {**super().state_dict(*args, **kwargs), "extra": self.extra}
+
+        def model(self):
+            model = self.Model(6, 3)
+            model.extra = torch.ones(2)
+            return model
+
+    loop = trained(Odd())
+    taken = Snapshot.take(loop.replica)
+    loop.replica.model.extra += 1
+    assert taken.model["extra"].tolist() == [1.0, 1.0]
+
+
+def test_other_layouts_are_copied_element_by_element():
+    replica = trained(Plain()).replica
+    weight = replica.parameters["0.weight"]
+    with torch.no_grad():
+        weight.set_(weight.t().contiguous().t())
+    assert not weight.is_contiguous()
+    taken = Snapshot.take(replica)
+    assert taken.tensors["model/0.weight"].is_contiguous()
+    assert taken.digest() == replica.digest()
+
+
+def test_there_is_none_of_a_torn_replica():
+    replica = trained(Plain()).replica
+    replica.torn = True
+    with pytest.raises(CheckpointError, match="failed half-way"):
+        Snapshot.take(replica)

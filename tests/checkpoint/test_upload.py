@@ -1,0 +1,172 @@
+"""A worker's share is that of the step at which it was taken, or is not told at all."""
+
+import queue
+import threading
+
+import pytest
+
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint import upload as module
+from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
+from raytrain_plus.checkpoint.upload import Share, Uploads
+from raytrain_plus.storage.store import Store, StoreError
+from tests.elastic.scripted_pool import make_spec
+from tests.elastic.small_replica import train, trained
+
+PATIENCE = 60.0
+PAIR = ("w0", "w1")
+
+
+class Gate(Store):
+    """A store that is reached only when the gate is opened."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.reached, self.opened, self.error = threading.Event(), threading.Event(), None
+
+    def inside(self, folder):
+        self.reached.set()
+        assert self.opened.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
+        return Store(self.local_path).inside(folder)
+
+
+class Writer(Uploads):
+    """Uploads whose words can be waited for."""
+
+    def __init__(self, store):
+        self.told = queue.Queue()
+        super().__init__(store, (), self.told.put)
+
+    def next(self):
+        return self.told.get(timeout=PATIENCE)
+
+    def ended(self):
+        """Wait until nothing is written any more."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    store = Gate(tmp_path)
+    yield store
+    store.opened.set()
+
+
+def test_all_shares_together_are_a_checkpoint(tmp_path):
+    replica, shares = trained(3), []
+    for place in range(2):
+        writer = Writer(Store(tmp_path))
+        writer.take(replica, place, PAIR, generation=5)
+        assert writer.next() == Share(3, PAIR, generation=5)  # all know at once that it has begun
+        shares.append(writer.next())
+    assert [(one.step, one.workers, one.error, one.generation) for one in shares] == [
+        (3, PAIR, "", 5)
+    ] * 2
+    assert shares[1].state is None  # one is enough
+    pieces = [piece for one in shares for piece in one.pieces]
+    assert len({piece.file for piece in pieces}) == len(pieces)
+    place = tmp_path / "checkpoint_00000003"
+    checkpointer.commit(place, {"run": "run", **shares[0].state}, pieces)
+    other = trained(0, seed=1)
+    checkpointer.load(place, other)
+    assert other.digest() == replica.digest()
+
+
+def test_what_is_written_is_the_state_of_the_step_though_training_goes_on(gate):
+    replica, writer = trained(3), Writer(gate)
+    digest = replica.digest()
+    writer.take(replica, 0, ["w0"], 1)
+    assert gate.reached.wait(PATIENCE)
+    train(replica, 2)
+    gate.opened.set()
+    writer.next()
+    written = writer.next()
+    place = gate.local_path / "checkpoint_00000003"
+    checkpointer.commit(place, {"run": "run", **written.state}, written.pieces)
+    other = trained(0)
+    checkpointer.load(place, other)
+    assert (other.step, other.digest()) == (3, digest)
+    assert replica.digest() != digest
+
+
+def test_whoever_asks_for_another_has_given_the_one_before_up(gate):
+    replica, writer = trained(3), Writer(gate)
+    writer.take(replica, 0, ["w0"], 1)
+    assert gate.reached.wait(PATIENCE)
+    first = writer._thread
+    train(replica, 1)
+    writer.take(replica, 0, ["w0"], 2)
+    gate.opened.set()
+    first.join(PATIENCE)
+    writer.ended()
+    told = [writer.told.get_nowait() for _ in range(writer.told.qsize())]
+    assert [(one.step, one.pieces is not None) for one in told] == [
+        (3, False),
+        (4, False),
+        (4, True),
+    ]
+    assert told[-1].state["digest"] == replica.digest()
+
+
+def test_a_snapshot_takes_the_memory_of_the_last_unless_that_is_being_written(gate, monkeypatch):
+    taken = []
+
+    class Watched(Snapshot):
+        @classmethod
+        def take(cls, replica, reuse=None):
+            snapshot = Snapshot.take(replica, reuse)
+            taken.append((snapshot, reuse))
+            return snapshot
+
+    monkeypatch.setattr(module, "Snapshot", Watched)
+    replica, writer = trained(1), Writer(gate)
+    gate.opened.set()
+    writer.take(replica, 0, ["w0"], 1)
+    writer.ended()
+    gate.opened.clear()
+    writer.take(replica, 0, ["w0"], 1)
+    writer.take(replica, 0, ["w0"], 1)
+    assert [reuse for _, reuse in taken] == [None, taken[0][0], None]
+
+
+def test_a_store_that_fails_is_told_and_leaves_training_alone(gate):
+    replica, writer = trained(3), Writer(gate)
+    gate.error = StoreError("no bucket of that name")
+    gate.opened.set()
+    writer.take(replica, 0, ["w0"], 1)
+    assert [writer.next().error, writer.next().error] == ["", "no bucket of that name"]
+    gate.error = None
+    train(replica, 1)
+    writer.take(replica, 0, ["w0"], 1)
+    writer.next()
+    assert (written := writer.next()).error == ""
+    assert written.state["digest"] == replica.digest()
+
+
+def test_the_state_of_no_step_is_not_written(tmp_path):
+    replica, writer = trained(3), Writer(Store(tmp_path))
+    replica.torn = True
+    with pytest.raises(CheckpointError, match="failed half-way"):
+        writer.take(replica, 0, ["w0"], 1)
+    with pytest.raises(CheckpointError, match="failed half-way"):
+        writer.write_alone(replica, make_spec(tmp_path))
+    assert writer.told.empty()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_can_write_alone_and_what_was_under_way_is_given_up(gate):
+    replica, writer = trained(3), Writer(gate)
+    writer.take(replica, 1, PAIR, 1)
+    assert gate.reached.wait(PATIENCE)
+    gate.opened.set()
+    train(replica, 1)
+    spec = make_spec(gate.local_path, identity={"seed": 17})
+    assert writer.write_alone(replica, spec) == replica.digest()
+    header = checkpointer.verify(gate.local_path / "checkpoint_00000004")
+    assert (header.run, header.step, header.identity) == ("run", 4, {"seed": 17})
+    other = trained(0)
+    checkpointer.load(gate.local_path / "checkpoint_00000004", other)
+    assert other.digest() == replica.digest()

@@ -1,0 +1,303 @@
+"""What is kept of a run, whatever becomes of those who write it."""
+
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import RayError
+
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.retention import Retention
+from raytrain_plus.checkpoint.snapshot import Snapshot
+from raytrain_plus.checkpoint.upload import Share
+from raytrain_plus.clock import Clock
+from raytrain_plus.elastic.coordinator import checkpoint_coordinator as module
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Keeping
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.protocol.messages import ElasticConfig
+from raytrain_plus.observe.journal import Journal, read
+from raytrain_plus.storage.store import Store
+from tests.elastic.scripted_pool import AtOnce, make_spec
+from tests.elastic.small_replica import train, trained
+
+PAIR = ("w0", "w1")
+CLOCK = Clock(
+    total_steps=40, steps_per_epoch=10, batch_size=8, evaluate_every=10, checkpoint_every=5
+)
+
+
+class Run:
+    """The checkpoints of a run, and workers that write them as they are told."""
+
+    def __init__(self, folder, **spec):
+        self.folder = folder
+        described = {"clock": CLOCK, "retention": Retention(), **spec}
+        self.spec = make_spec(folder, **described)
+        self.told = deque()
+        self.begin()
+
+    def begin(self):
+        """Let a coordinator begin, or come back."""
+        events = read(self.folder) if list(self.folder.glob("*.jsonl")) else []
+        self.chronicle = Chronicle(Journal(self.folder), events)
+        self.keeping = Keeping(self.spec, self.chronicle, self.told.append, events)
+
+    def share(self, step, place, generation=1, workers=PAIR):
+        self.chronicle.begin_at(step)  # no checkpoint is to know more steps than the journal
+        replica = trained(step, seed=generation)
+        snapshot = Snapshot.take(replica)
+        folder = self.folder / checkpointer.name_of(step)
+        pieces = checkpointer.write_share(folder, snapshot, place, len(workers))
+        state = checkpointer.describe_state(snapshot) if place == 0 else None
+        return Share(step, workers, pieces, state, generation=generation)
+
+    def snapshot(self, step, generation=1, workers=PAIR, living=PAIR):
+        for worker in workers:
+            share = Share(step, workers, generation=generation)
+            self.keeping.written(worker, share, living, now=0.0)
+
+    def write(self, step, generation=1, workers=PAIR):
+        """Let all workers write their shares."""
+        for place, worker in enumerate(workers):
+            share = self.share(step, place, generation, workers)
+            self.keeping.written(worker, share, workers, now=0.0)
+
+    def settle(self):
+        while self.told:
+            self.keeping.committed(self.told.popleft(), now=0.0)
+
+    def keep(self, step, generation=1):
+        self.snapshot(step, generation)
+        self.write(step, generation)
+        self.settle()
+
+    def place(self, step):
+        return str(self.folder / checkpointer.name_of(step))
+
+    def whole(self):
+        """Return the steps of the checkpoints that the store holds."""
+        return sorted(one.step for one in checkpointer.kept(Store(self.folder)))
+
+    def noted(self):
+        return [e for e in read(self.folder) if e["event"] == "checkpoint"]
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "threading", SimpleNamespace(Thread=AtOnce))
+    return lambda **spec: Run(tmp_path, **spec)
+
+
+def test_a_checkpoint_is_there_when_all_shares_are(make):
+    run = make(identity={"seed": 17, "data": "s3://ann:secret@host/a"})
+    run.chronicle.computes_with({"torch": "2", "data": "s3://ann:secret@host/a"})
+    run.snapshot(5)
+    first, second = run.share(5, 0), run.share(5, 1)
+    run.keeping.written("w0", first, PAIR, 0.0)
+    assert (run.whole(), run.keeping.newest()) == ([], None)
+    run.keeping.written("w1", second, PAIR, 0.0)
+    run.settle()
+    assert run.keeping.newest() == (run.place(5), 5)
+    header = checkpointer.verify(run.place(5))
+    assert (header.run, header.step) == ("run", 5)
+    assert header.identity == {"seed": 17, "data": "s3://***@host/a"}
+    assert header.environment == {"torch": "2", "data": "s3://***@host/a"}
+    (note,) = run.noted()
+    assert (note["step"], note["folder"]) == (5, run.place(5))
+
+
+def test_steps_are_those_of_the_interval_but_not_the_last(make):
+    run = make()
+    assert run.keeping.next_step(0, 0.0) == 5
+    run.keeping.request()
+    assert run.keeping.next_step(2, 0.0) == 3
+    run.snapshot(3)
+    assert run.keeping.next_step(3, 0.0) is None  # one is under way
+    run.write(3)
+    run.settle()
+    assert run.keeping.next_step(4, 0.0) == 5
+    assert run.keeping.next_step(39, 0.0) is None  # the last is written in any case
+
+
+def test_a_lost_worker_voids_what_is_under_way_and_another_is_due_at_once(make):
+    run = make()
+    run.snapshot(5)
+    late = run.share(5, 0)
+    run.keeping.lost("w1", now=9.0)
+    assert run.keeping.next_step(7, 9.0) == 8
+    run.keeping.written("w0", late, ["w0"], 9.0)  # of the attempt that was given up
+    run.keeping.written("w1", run.share(5, 1), ["w0"], 9.0)
+    run.settle()
+    assert run.whole() == []
+    run.keep(8, generation=2)
+    assert run.whole() == [8]
+
+
+def test_a_worker_that_was_lost_before_its_snapshot_was_told_voids_it(make):
+    run = make()
+    run.snapshot(5, living=["w0"])
+    assert run.keeping.next_step(7, 9.0) == 8
+
+
+def test_a_worker_that_is_lost_after_its_share_voids_nothing(make):
+    run = make()
+    run.snapshot(5)
+    run.keeping.written("w1", run.share(5, 1), PAIR, 0.0)
+    run.keeping.lost("w1", now=9.0)
+    run.keeping.written("w0", run.share(5, 0), ["w0"], 9.0)
+    run.settle()
+    assert run.whole() == [5]
+
+
+def test_a_run_that_had_to_go_further_back_keeps_steps_before_those_that_it_had_begun(make):
+    run = make()
+    run.keep(5)
+    run.snapshot(10)
+    for worker in PAIR:  # all of them: the run goes on from step 5
+        run.keeping.lost(worker, now=0.0)
+    assert run.keeping.next_step(5, 0.0) == 6
+    run.keep(6, generation=2)
+    assert run.whole() == [5, 6]
+
+
+def test_a_share_that_fails_is_told_and_tried_again_later(make):
+    run = make()
+    run.snapshot(5)
+    error = Share(5, PAIR, error="no space left", generation=1)
+    run.keeping.written("w1", error, PAIR, 100.0)
+    (note,) = run.noted()
+    assert (note["error"], note["failures"], note["retry_seconds"]) == (
+        "w1: no space left",
+        1,
+        1.0,
+    )
+    assert run.keeping.next_step(6, 100.5) is None
+    assert run.keeping.next_step(6, 101.0) == 7
+    assert run.keeping.fatal is None
+
+
+def test_too_many_failures_in_a_row_end_the_run(make):
+    run = make(elastic=ElasticConfig(max_checkpoint_failures=2))
+    for step in (5, 6):
+        assert run.keeping.fatal is None
+        run.snapshot(step)
+        error = Share(step, PAIR, error="no space left", generation=1)
+        run.keeping.written("w0", error, PAIR, 0.0)
+    assert "2 times in a row" in run.keeping.fatal
+
+
+def test_a_checkpoint_that_another_run_has_written_there_meanwhile_is_a_failure(make):
+    run = make()
+    run.snapshot(5)
+    shares = {worker: run.share(5, place) for place, worker in enumerate(PAIR)}
+    checkpointer.save(run.place(5), trained(5, seed=99), "another run")
+    for worker, share in shares.items():
+        run.keeping.written(worker, share, PAIR, 0.0)
+    run.settle()
+    assert run.keeping.newest() is None
+    assert "committed by another writer" in run.noted()[0]["error"]
+
+
+def test_what_is_not_to_be_kept_is_deleted_and_told(make):
+    run = make(retention=Retention(num_to_keep=2))
+    for step in (5, 10, 15):
+        run.keep(step)
+    assert run.whole() == [10, 15]
+    assert [e["folder"] for e in run.noted() if e.get("removed")] == [run.place(5)]
+
+
+def test_a_coordinator_that_comes_back_knows_what_there_is(make):
+    run = make(retention=Retention(num_to_keep=2))
+    for step in (5, 10, 15):
+        run.keep(step)
+    run.begin()
+    assert run.keeping.newest() == (run.place(15), 15)
+    run.keeping.refuse(run.place(15), "damaged")
+    run.begin()
+    assert run.keeping.newest() == (run.place(10), 10)
+    run.keeping.refuse(run.place(10), "damaged")
+    run.begin()
+    assert run.keeping.newest() is None  # the first was deleted
+    run.keep(16)
+    assert run.keeping.newest() == (run.place(16), 16)
+
+
+# -- after corruption
+
+
+def test_what_corruption_has_made_is_used_by_nobody(make):
+    run = make()
+    for step in (5, 10, 15):
+        run.keep(step)
+    run.keeping.distrust_after(10, generation=1)
+    assert run.keeping.newest() == (run.place(10), 10)
+    assert run.whole() == [5, 10]  # nor by who resumes the run
+    run.begin()
+    assert run.keeping.newest() == (run.place(10), 10)
+    run.keep(15, generation=2)  # the same step, with another state
+    assert run.whole() == [5, 10, 15]
+    assert checkpointer.read_header(run.place(15)).digest == trained(15, seed=2).digest()
+
+
+def test_an_attempt_under_way_is_given_up_whatever_of_it_comes_late(make):
+    run = make()
+    run.keep(5)
+    run.snapshot(10)
+    run.keeping.written("w0", run.share(10, 0), PAIR, 0.0)
+    run.keeping.distrust_after(8, generation=1)
+    run.keeping.written("w1", run.share(10, 1), PAIR, 0.0)
+    run.snapshot(9)  # a word of its beginning that comes only now
+    run.write(9)
+    run.settle()
+    assert run.whole() == [5]
+    assert run.keeping.next_step(8, 0.0) == 10
+    run.keep(10, generation=2)
+    assert run.whole() == [5, 10]
+
+
+def test_an_attempt_of_which_nobody_had_heard_does_not_begin_any_more(make):
+    run = make()
+    run.keep(5)
+    run.keeping.distrust_after(8, generation=1)
+    run.snapshot(10)
+    run.write(10)
+    run.settle()
+    assert run.whole() == [5]
+
+
+def test_a_commit_that_ends_late_is_undone(make):
+    run = make()
+    run.snapshot(10)
+    run.write(10)
+    assert run.whole() == [10]
+    run.keeping.distrust_after(8, generation=1)
+    run.settle()
+    assert (run.whole(), run.keeping.newest()) == ([], None)
+
+
+# -- the last
+
+
+def test_the_last_state_is_saved_by_the_first_that_can(make):
+    run = make()
+
+    def save(worker, step):
+        if worker == "w0":
+            raise RayError("it has died")
+        replica = trained(0)
+        train(replica, step)
+        return checkpointer.save(run.place(step), replica, "run")
+
+    assert run.keeping.save_last({"w0": 7, "w1": 7}, save) == (run.place(7), trained(7).digest())
+    assert [("error" in note, note["step"]) for note in run.noted()] == [(True, 7), (False, 7)]
+    assert run.keeping.newest() == (run.place(7), 7)
+
+
+def test_when_nobody_can_save_there_is_no_last(make):
+    run = make()
+
+    def save(_worker, _step):
+        raise RayError("it has died")
+
+    assert run.keeping.save_last({"w0": 7}, save) == (None, "")
+    assert run.keeping.save_last({}, save) == (None, "")

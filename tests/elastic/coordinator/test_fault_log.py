@@ -1,0 +1,209 @@
+"""What a strike does to the process that it hits, and the word that is left of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raytrain_plus.elastic.protocol.faults import Fault, FaultError, Strikes
+from raytrain_plus.elastic.worker import process_faults
+
+STRIKE = """
+import os, signal, sys, threading
+from pathlib import Path
+from raytrain_plus.elastic.protocol.faults import Fault, Strikes
+def beat():
+    print("beat", flush=True)
+    threading.Timer(0.05, beat).start()
+if "beat" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    beat()
+Strikes(Path(sys.argv[1])).hit("w3", Fault(step=4, action=sys.argv[2]))
+print("still here", flush=True)
+"""
+PATIENCE = 60.0
+
+
+def strike(folder, action, *options):
+    """Start a process that strikes itself, as soon as it has left word of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STRIKE, str(folder), action, *options], stdout=subprocess.PIPE
+    )
+    await_it(lambda: (folder / "strikes.jsonl").exists() or process.poll() is not None)
+    return process
+
+
+def await_it(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("action", "number"),
+    [("kill", signal.SIGKILL), ("kill_all", signal.SIGKILL), ("terminate", signal.SIGTERM)],
+)
+def test_a_strike_ends_the_process_that_it_hits_after_it_has_left_word(tmp_path, action, number):
+    strikes = Strikes(tmp_path)
+    assert strikes.new() == {}
+    done = strike(tmp_path, action)
+    assert done.communicate(timeout=PATIENCE) == (b"", None)
+    assert done.returncode == -number
+    assert strikes.new() == {Fault(step=4, action=action): ["w3"]}
+    assert strikes.new() == {}  # told once
+    assert len(Strikes(tmp_path).new()) == 1  # but again to a coordinator that comes back
+    strikes.forget()
+    assert Strikes(tmp_path).new() == {}  # and not to a run that goes on later
+
+
+def test_a_process_that_spins_lets_nothing_else_of_it_run_and_is_ended_by_sigkill_only(tmp_path):
+    process = strike(tmp_path, "spin", "beat")
+    try:
+        await_it(lambda: cpu_seconds(process.pid) > 4.0)  # more than starting up takes
+        process.terminate()  # it has a handler, which does not come to run
+        await_it(lambda: cpu_seconds(process.pid) > 5.0)
+        process.kill()
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL
+        assert said.count(b"beat") < 20  # those before it span: as many CPU seconds hold 100
+        assert b"still here" not in said
+    finally:
+        process.kill()
+
+
+def test_a_process_that_stalls_answers_and_is_idle(tmp_path):
+    process = strike(tmp_path, "stall", "beat")
+    try:
+        for _ in range(20):  # the other thread goes on
+            assert process.stdout.readline() == b"beat\n"
+        assert process.poll() is None
+        process.kill()
+        assert b"still here" not in process.communicate(timeout=PATIENCE)[0]
+        assert process.returncode == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+def cpu_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_hog_works_beside_the_process_and_ends_in_time():
+    pid = process_faults.hog(0.5)
+    await_it(lambda: not Path(f"/proc/{pid}").exists())  # and leaves no zombie
+    pid = process_faults.hog(600.0)
+    try:
+        before = cpu_seconds(pid)
+        await_it(lambda: cpu_seconds(pid) > before + 0.3)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_hog_ends_with_the_process_that_started_it():
+    code = (
+        "from raytrain_plus.elastic.worker.process_faults import hog; print(hog(600.0), flush=True)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code + "; input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    pid = int(parent.stdout.readline())
+    assert Path(f"/proc/{pid}").exists()
+    parent.kill()
+    parent.communicate()
+    await_it(lambda: not Path(f"/proc/{pid}").exists() or state(pid) == "Z")
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+def test_a_slow_worker_has_a_hog_beside_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(process_faults, "hog", asked.append)
+    Fault(step=1, action="slow").strike()
+    Fault(step=1, action="slow", seconds=2.5).strike()
+    assert asked == [10.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("action", "number"),
+    [
+        ("kill", signal.SIGKILL),
+        ("kill_all", signal.SIGKILL),
+        ("kill_coordinator", signal.SIGKILL),
+        ("stop_coordinator", signal.SIGSTOP),
+        ("stop", signal.SIGSTOP),
+        ("terminate", signal.SIGTERM),
+    ],
+)
+def test_a_strike_is_a_signal_to_the_process_itself(monkeypatch, action, number):
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *to: sent.append(to))
+    Fault(step=1, action=action).strike()
+    assert sent == [(os.getpid(), number)]
+
+
+class Target:
+    """Notes what is done to it."""
+
+    def __init__(self):
+        self.suffered = []
+
+    def flip_bit(self, draw):
+        self.suffered.append(("flip_bit", draw))
+
+    def miscompute(self):
+        self.suffered.append(("miscompute",))
+
+    def spoil_gradient(self):
+        self.suffered.append(("spoil_gradient",))
+
+    def lose_store(self, seconds):
+        self.suffered.append(("lose_store", seconds))
+
+
+def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
+    target, strikes = Target(), Strikes(tmp_path)
+    flip = Fault(step=4, action="flip")
+    for fault in (
+        flip,
+        Fault(step=4, action="miscompute"),
+        Fault(step=4, action="nan_gradient"),
+        Fault(step=4, action="lose_store", seconds=3),
+        flip,  # a phase that a step enters twice: to flip the bit back would hide it
+    ):
+        strikes.hit("w0", fault, target)
+    assert target.suffered == [
+        ("flip_bit", flip.draw("w0")),
+        ("miscompute",),
+        ("spoil_gradient",),
+        ("lose_store", 3.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    "action", ["flip", "miscompute", "nan_gradient", "lose_store", "drain", "add", "fill_disk"]
+)
+def test_a_strike_without_its_target_is_refused(action):
+    with pytest.raises(FaultError, match=f"{action} cannot strike here"):
+        Fault(step=1, action=action).strike()
+
+
+def test_strikes_are_told_with_everybody_whom_they_hit(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    strikes = Strikes(tmp_path)
+    one, other = Fault(step=4, action="kill", workers=2), Fault(step=4, action="stop", victim=0)
+    for worker, fault in [("w1", one), ("w0", other), ("w2", one)]:
+        Strikes(tmp_path).hit(worker, fault)
+    assert strikes.new() == {one: ["w1", "w2"], other: ["w0"]}

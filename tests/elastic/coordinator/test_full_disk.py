@@ -1,0 +1,61 @@
+"""A full disk keeps the journal's lines in memory for a while, and loses none."""
+
+import pytest
+
+from raytrain_plus.elastic.coordinator import full_disk
+from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
+from raytrain_plus.elastic.coordinator.fault_injection import Disturbances
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.observe import journal
+from tests.elastic.scripted_pool import FakeTime, make_spec
+
+
+@pytest.fixture
+def time(monkeypatch):
+    fake = FakeTime()
+    monkeypatch.setattr(full_disk, "time", fake)
+    return fake
+
+
+def test_lines_wait_while_the_disk_is_full_and_are_written_in_order_afterwards(tmp_path, time):
+    kept = PatientJournal(tmp_path, clock=time.monotonic)
+    chronicle = Chronicle(kept)
+    faults = [Fault(step=4, action="fill_disk", seconds=5.0)]
+    disturbances = Disturbances(make_spec(tmp_path, faults=faults), chronicle, kept, [])
+    disturbances.apply_planned(3, (), None)
+    chronicle.note("warning", text="before")
+    assert (kept.waiting(), kept.trouble) == ([], "")
+    disturbances.apply_planned(4, (), None)
+    assert disturbances.left == []
+    chronicle.note("warning", text="first")
+    chronicle.note("warning", text="second")
+    assert kept.trouble == "No space left on device"
+    assert [event["text"] for event in kept.waiting()] == ["first", "second"]
+    on_disk = journal.read(tmp_path)
+    # That it strikes is noted before it does.
+    assert [event["event"] for event in on_disk] == ["warning", "fault"]
+    assert (on_disk[1]["action"], on_disk[1]["step"]) == ("fill_disk", 4)
+    time.sleep(4.9)
+    kept.flush()
+    assert len(kept.waiting()) == 2
+    time.sleep(1.2)
+    kept.flush()
+    assert (kept.waiting(), kept.trouble) == ([], "")
+    chronicle.note("warning", text="third")
+    told = [event["text"] for event in journal.read(tmp_path) if event["event"] == "warning"]
+    assert told == ["before", "first", "second", "third"]
+
+
+def test_a_journal_that_is_removed_while_the_disk_is_full_is_whole_again(tmp_path, time):
+    kept = PatientJournal(tmp_path, clock=time.monotonic)
+    kept.write_all([{"event": "warning", "time": 0.0, "text": "before"}])
+    kept.write_through(lambda written: full_disk.FullDisk(written, 5.0))
+    kept.write_all([{"event": "warning", "time": 0.0, "text": "meanwhile"}])
+    kept.path.unlink()
+    time.sleep(6.0)
+    kept.flush()
+    kept.sync()
+    before, removed, meanwhile = [event["text"] for event in journal.read(tmp_path)]
+    assert (before, meanwhile) == ("before", "meanwhile")
+    assert "was removed" in removed

@@ -1,0 +1,440 @@
+"""Who is asked for, admitted, kept and let go."""
+
+import itertools
+
+import pytest
+
+from raytrain_plus.elastic.coordinator import membership
+from raytrain_plus.elastic.coordinator.membership import Recruiting, RunError
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.workers import Came
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report
+from raytrain_plus.observe.journal import Journal, read
+from tests.elastic.scripted_pool import FakeTime, ScriptedPool, comes, make_ready, make_spec
+
+
+@pytest.fixture
+def time(monkeypatch):
+    fake = FakeTime()
+    monkeypatch.setattr(membership, "time", fake)
+    monkeypatch.setattr(membership, "missing_resources", lambda _, n: f"CPU: {n} needed, 0 free")
+    return fake
+
+
+@pytest.fixture
+def make(tmp_path, time):
+    def crew(arrive=comes, **spec):
+        pool = ScriptedPool(time, arrive)
+        return Recruiting(make_spec(tmp_path, **spec), pool, Chronicle(Journal(tmp_path))), pool
+
+    return crew
+
+
+def handler(crew):
+    return lambda event: crew.came(event) if isinstance(event, Came) else None
+
+
+def gathered(crew, **seats):
+    """Let all come; then set what each seat is: its step, and whether it is warm or draining."""
+    crew.await_first(handler(crew))
+    for worker, state in seats.items():
+        for name, value in state.items():
+            setattr(crew.seats[worker], name, value)
+    return crew
+
+
+def names(seats):
+    return [seat.worker for seat in seats]
+
+
+def states_in(folder):
+    return [(e["worker"], e["state"]) for e in read(folder) if e["event"] == "worker"]
+
+
+def nobody(_):
+    return None
+
+
+# -- coming
+
+
+def test_as_many_are_asked_for_as_there_should_be(make, tmp_path):
+    crew, pool = make(workers=(2, 3))
+    gathered(crew)
+    assert pool.started == ["w0", "w1", "w2"]
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1", "w2"]
+    assert states_in(tmp_path) == [("w0", "ready"), ("w1", "ready"), ("w2", "ready")]
+    crew.recruit()
+    assert len(pool.started) == 3  # nobody is missing
+
+
+def test_a_run_starts_with_the_least_when_the_others_do_not_come(make, time):
+    crew, pool = make(lambda worker: comes(worker) if worker != "w2" else None, workers=(2, 3))
+    began = time.now
+    gathered(crew)
+    assert len(pool.started) == 3
+    assert 0 < time.now - began < 10  # they were given a moment
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+
+
+def test_a_run_that_nobody_comes_for_says_what_is_missing(make, time):
+    crew, _ = make(nobody, workers=(2, 3), elastic=ElasticConfig(start_timeout=30.0))
+    began = time.now
+    message = r"0 of at least 2 workers came up within 30 s.*CPU: 2 needed, 0 free.*Ask for fewer"
+    with pytest.raises(RunError, match=message):
+        crew.await_first(handler(crew))
+    assert 30 <= time.now - began < 31
+
+
+def test_a_task_that_fails_on_the_first_workers_ends_the_run(make):
+    crew, _ = make(lambda worker: Came(worker, None, failed="Traceback: no such file"))
+    with pytest.raises(RunError, match="Traceback: no such file"):
+        crew.await_first(handler(crew))
+
+
+def test_a_task_that_fails_on_a_later_worker_does_not(make, tmp_path):
+    crew, pool = make(workers=(1, 1))
+    gathered(crew)
+    crew.await_members(handler(crew))
+    crew.set_target(2, "scaled to 2")
+    pool.arrive = lambda worker: Came(worker, None, failed="Traceback: disk full")
+    crew.recruit()
+    crew.came(pool.next_event(0))
+    assert names(crew.await_members(handler(crew))) == ["w0"]
+    assert states_in(tmp_path)[-1] == ("w1", "failed")
+
+
+def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, time):
+    crew, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 1))
+    asked = []
+    while len(asked) < 9:
+        crew.recruit()
+        event = pool.next_event(0.125)
+        if event is not None:
+            asked.append(time.now)
+            crew.came(event)
+    waits = [b - a for a, b in itertools.pairwise(asked)]
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.2)
+    assert pool.started == [f"w{i}" for i in range(9)]  # each under a name of its own
+    assert pool.ended == pool.started
+
+
+def test_a_worker_that_comes_up_ends_the_waiting(make, time):
+    crew, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 2))
+    for _ in range(3):
+        crew.recruit()
+        while (event := pool.next_event(0)) is not None:
+            crew.came(event)
+        time.now += 100
+    pool.arrive = comes
+    gathered(crew)
+    pool.arrive = lambda worker: Came(worker, None, died="no image")
+    crew.lost("w6", "gone")
+    crew.recruit()
+    crew.came(pool.next_event(0))
+    before = len(pool.started)
+    time.now += 1.01  # the first wait again
+    crew.recruit()
+    assert len(pool.started) == before + 1
+
+
+# -- proving
+
+
+def one_is_different(worker):
+    return Came(worker, make_ready(worker, **({"torch": "3"} if worker == "w1" else {})))
+
+
+def test_a_worker_that_computes_other_bits_is_refused(make, tmp_path):
+    crew, pool = make(one_is_different, workers=(1, 2))
+    gathered(crew)
+    assert names(crew.await_members(handler(crew))) == ["w0"]
+    refused = [e for e in read(tmp_path) if e.get("state") == "refused"]
+    assert refused[0]["worker"] == "w1"
+    assert "torch is 3, the group's is 2" in refused[0]["reason"]
+    assert pool.ended == ["w1"]
+    assert crew.bitwise
+
+
+def test_it_is_admitted_and_the_run_marked_when_the_user_wants_that(make, tmp_path):
+    crew, pool = make(one_is_different, workers=(1, 2), elastic=ElasticConfig(bitwise=False))
+    gathered(crew)
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    assert not crew.bitwise
+    assert ("w1", "admitted") in states_in(tmp_path)
+    assert pool.ended == []
+
+
+def test_equal_workers_leave_no_mark(make):
+    crew, _ = make(workers=(1, 2), elastic=ElasticConfig(bitwise=False))
+    assert gathered(crew).bitwise
+
+
+BEFORE = {"torch": "1", "probe gradient": "same"}
+
+
+def resumed_with(make, arrive=comes, **spec):
+    return make(arrive, environment=BEFORE, **spec)
+
+
+def test_a_resumed_run_refuses_workers_that_compute_otherwise_than_before(make, tmp_path):
+    elastic = ElasticConfig(start_timeout=1e6)
+    crew, pool = resumed_with(make, workers=(1, 1), elastic=elastic)
+    with pytest.raises(RunError, match=r"torch is 2, before it was 1.*--allow-change"):
+        crew.await_first(handler(crew))
+    assert pool.ended == ["w0", "w1", "w2"]  # no fourth is tried
+    assert not [e for e in read(tmp_path) if e["event"] == "environment"]
+
+
+def test_it_goes_on_with_workers_that_compute_as_before(make, tmp_path):
+    def one_is_the_same(worker):
+        return Came(worker, make_ready(worker, **({"torch": "1"} if worker == "w1" else {})))
+
+    crew, pool = resumed_with(make, one_is_the_same, workers=(1, 3))
+    gathered(crew)
+    assert names(crew.await_members(handler(crew))) == ["w1"]
+    assert {"w0", "w2"} <= set(pool.ended)
+    (noted,) = [e for e in read(tmp_path) if e["event"] == "environment"]
+    assert noted["fingerprint"]["torch"] == "1"
+    assert "changes" not in noted
+
+
+@pytest.mark.parametrize(
+    "allowing", [{"allow_change": True}, {"elastic": ElasticConfig(bitwise=False)}]
+)
+def test_another_environment_that_is_allowed_marks_the_run(make, tmp_path, allowing):
+    crew, _ = resumed_with(make, workers=(1, 2), **allowing)
+    gathered(crew)
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    events = read(tmp_path)
+    (noted,) = [e for e in events if e["event"] == "environment"]
+    assert noted["changes"] == ["environment: torch is 2, before it was 1"]
+    (warned,) = [e for e in events if e["event"] == "warning"]
+    assert "torch is 2, before it was 1" in warned["text"]
+
+
+def test_a_password_in_the_address_of_the_data_is_no_difference(make, tmp_path):
+    def from_store(worker):
+        return Came(worker, make_ready(worker, data="https://ann:secret@host/a.parquet"))
+
+    gathered(make(from_store, workers=(1, 1))[0])
+    assert "secret" not in (tmp_path / "journal.jsonl").read_text()
+    again = Chronicle(Journal(tmp_path), read(tmp_path))  # of a coordinator that comes back
+    crew = Recruiting(make_spec(tmp_path), ScriptedPool(FakeTime()), again)
+    crew.recruit()
+    crew.came(from_store("w0"))
+    assert crew.seats["w0"].ready is not None
+    crew.came(Came("w1", make_ready("w1")))
+    assert "w1" not in crew.seats  # it reads other data
+
+
+# -- leaving
+
+
+def test_a_lost_worker_is_replaced_under_another_name(make, tmp_path):
+    crew, pool = make(workers=(1, 2))
+    gathered(crew)
+    crew.lost("w0", "killed")
+    crew.lost("w0", "killed")  # told twice
+    crew.recruit()
+    assert pool.started == ["w0", "w1", "w2"]
+    assert pool.ended == ["w0"]
+    assert crew.take_causes() == ["w0 lost"]
+    assert crew.take_causes() == []
+    assert states_in(tmp_path)[-1] == ("w0", "lost")
+
+
+def test_a_worker_that_hangs_is_ended_from_outside(make):
+    crew, pool = make(workers=(1, 2))
+    gathered(crew)
+    crew.lost("w1", "no progress", hangs=True)
+    assert pool.hung == ["w1"]
+    assert crew.take_causes() == ["w1 hung"]
+
+
+def test_a_draining_worker_is_replaced_and_leaves_when_others_have_its_state(make):
+    crew, pool = make(workers=(2, 2))
+    gathered(crew, w0={"step": 5, "warm": True}, w1={"step": 5, "warm": True})
+    crew.drain(["w1", "w1", "unknown"])
+    assert crew.take_causes() == ["w1 drained"]
+    crew.recruit()
+    assert pool.started == ["w0", "w1", "w2"]
+    assert pool.ended == []
+    crew.release_surplus()
+    assert pool.ended == ["w1"]
+
+
+def test_all_workers_of_a_draining_node_leave(make):
+    crew, _ = make(lambda w: Came(w, make_ready(w, node="a" if w == "w1" else "b")))
+    gathered(crew)
+    crew.drain_nodes({"a", "elsewhere"})
+    assert [w for w, seat in crew.seats.items() if seat.draining] == ["w1"]
+
+
+def test_the_last_holder_of_the_state_is_kept_while_it_drains(make):
+    crew, pool = make(workers=(1, 2))
+    gathered(crew, w0={"step": 5, "warm": True}, w1={"step": 0})
+    crew.drain(["w0"])
+    crew.release_surplus()
+    assert pool.ended == []
+    # It stays for one more generation, to heal who has only just come.
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    crew.seats["w1"].step = 5
+    crew.release_surplus()
+    assert pool.ended == ["w0"]
+    assert names(crew.await_members(handler(crew))) == ["w1"]
+
+
+def test_when_all_drain_one_holder_of_the_state_goes_on_alone(make):
+    crew, pool = make(nobody, workers=(1, 3))
+    crew.recruit()
+    for worker in ("w0", "w1", "w2"):
+        crew.came(comes(worker))
+        crew.seats[worker].step = 4 + (worker == "w1")
+    crew.drain(["w0", "w1", "w2"])
+    crew.release_surplus()
+    assert pool.ended == []
+    assert names(crew.await_members(handler(crew))) == ["w1"]
+
+
+def test_a_holder_beyond_the_target_is_taken_along(make):
+    crew, _ = make(workers=(1, 3))
+    gathered(crew, w0={"step": 4, "warm": True}, w1={"step": 4, "warm": True}, w2={"step": 5})
+    crew.target = 2
+    assert names(crew.await_members(handler(crew))) == ["w2", "w0", "w1"]
+
+
+# -- the target
+
+
+def test_a_lower_target_lets_the_least_useful_go_first(make):
+    crew, pool = make(lambda w: comes(w) if w != "w3" else None, workers=(1, 4))
+    gathered(crew, w0={"warm": True}, w1={"warm": True})
+    crew.set_target(3, "scaled to 3")
+    assert pool.ended == ["w3"]  # has not come yet
+    crew.set_target(2, "scaled to 2")
+    assert [w for w, seat in crew.seats.items() if seat.draining] == ["w2"]  # has run no step yet
+    assert crew.take_causes() == ["scaled to 3", "scaled to 2"]
+    crew.recruit()
+    assert len(pool.started) == 4
+
+
+def test_a_higher_target_asks_for_more(make):
+    crew, pool = make(workers=(1, 3))
+    crew.target = 1
+    gathered(crew)
+    assert pool.started == ["w0"]
+    crew.set_target(3, "scaled to 3")
+    crew.set_target(3, "again")  # no change, no cause
+    crew.recruit()
+    assert pool.started == ["w0", "w1", "w2"]
+    assert crew.take_causes() == ["scaled to 3"]
+
+
+@pytest.mark.parametrize(
+    ("group", "draining", "target", "wants"),
+    [
+        (["w0", "w1", "w2"], [], 3, False),
+        (["w0", "w1"], [], 3, True),  # a newcomer is ready
+        (["w0", "w1"], [], 2, False),  # and not needed
+        (["w0", "w1", "w2"], ["w1"], 3, True),  # one wants to leave
+        (["w0"], ["w0"], 3, True),  # the only one does, and others are ready
+        (["w0", "w1", "w2"], ["w0", "w1", "w2"], 3, False),  # all do, and nobody is there instead
+    ],
+)
+def test_a_change_is_wanted_when_somebody_can_join_or_leave(make, group, draining, target, wants):
+    crew, _ = make()
+    gathered(crew)
+    crew.target = target
+    crew.drain(draining)
+    assert crew.wants_change(group) == wants
+
+
+def test_at_the_end_all_go(make):
+    crew, pool = make()
+    gathered(crew)
+    assert crew.pids() == {"w0": 1000, "w1": 1001, "w2": 1002}
+    crew.dismiss_all()
+    assert sorted(pool.ended) == ["w0", "w1", "w2"]
+    assert crew.seats == {}
+    crew.came(comes("w0"))  # a word that comes late
+    assert crew.seats == {}
+
+
+# -- spares, those found again, and those that are trusted no more
+
+
+def test_spares_are_kept_beside_the_group(make):
+    crew, pool = make(workers=(1, 2), elastic=ElasticConfig(spares=2))
+    gathered(crew)
+    while (event := pool.next_event(0)) is not None:
+        crew.came(event)
+    crew.recruit()
+    assert pool.started == ["w0", "w1", "w2", "w3"]
+    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    assert not crew.wants_change(["w0", "w1"])
+    crew.lost("w0", "killed")
+    assert names(crew.await_members(handler(crew))) == ["w1", "w2"]
+    crew.recruit()
+    assert pool.started[4:] == ["w4"]
+
+
+def test_whoever_is_found_again_has_its_seat_and_its_number(make):
+    crew, pool = make(workers=(1, 3))
+    crew.found_again("w4", make_ready("w4"), 7)
+    crew.found_again("w2", make_ready("w2"), 6)
+    crew.avoid(["w1", "w5"])
+    assert pool.held == ["w4", "w2"]
+    assert {w: seat.step for w, seat in crew.seats.items()} == {"w4": 7, "w2": 6}
+    assert crew.bitwise
+    crew.recruit()
+    assert pool.started == ["w6"]
+
+
+def test_whoever_is_found_again_is_what_newcomers_are_compared_with(make):
+    crew, pool = make(lambda w: Came(w, make_ready(w, torch="3")), workers=(1, 2))
+    crew.found_again("w0", make_ready("w0"), 7)
+    crew.recruit()
+    crew.came(pool.next_event(0))
+    assert pool.ended == ["w1"]
+
+
+def test_a_task_that_fails_on_a_newcomer_does_not_end_a_run_that_was_found_again(make):
+    crew, pool = make(lambda w: Came(w, None, failed="Traceback: disk full"), workers=(1, 2))
+    crew.found_again("w0", make_ready("w0"), 7)
+    crew.recruit()
+    crew.came(pool.next_event(0))
+    assert names(crew.await_members(handler(crew))) == ["w0"]
+
+
+def test_whoever_is_expelled_is_ended_and_replaced(make, tmp_path):
+    crew, pool = make(workers=(1, 2))
+    ended = []
+    crew.on_end = ended.append
+    gathered(crew)
+    crew.expel("w1", "its memory changed")
+    crew.expel("w1", "its memory changed")  # said twice
+    crew.recruit()
+    assert (pool.ended, ended, pool.started) == (["w1"], ["w1"], ["w0", "w1", "w2"])
+    assert crew.take_causes() == ["w1 expelled"]
+    assert states_in(tmp_path)[-1] == ("w1", "expelled")
+
+
+def test_whoever_is_distrusted_must_form_a_group_to_be_trusted(make):
+    crew, _ = make(workers=(1, 3))
+    gathered(crew, w0={"step": 9}, w1={"step": 4}, w2={"step": 0})
+    crew.distrust_after(4)
+    assert [seat.step for seat in crew.seats.values()] == [-1, 4, 0]
+    aborted = Report(ending="aborted", step=9, committed_at=1.0, formed=False)
+    assert crew.reported("w0", aborted) == -1
+    paused = Report(ending="paused", step=5, committed_at=1.0)
+    assert crew.reported("w0", paused) == 5
+    assert crew.reported("w0", Report(ending="aborted", step=5, committed_at=1, formed=False)) == 5
+    assert crew.seats["w0"].warm
+
+
+def test_a_cause_is_named_once(make):
+    crew, _ = make()
+    crew.because("rebalanced")
+    crew.because("rebalanced")
+    assert crew.take_causes() == ["rebalanced"]

@@ -1,0 +1,326 @@
+"""A run's journal has every step once, in order, whoever tells of it and however often."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_plus.elastic.coordinator.run_log import Chronicle, DivergenceError
+from raytrain_plus.elastic.policy.assignment import Assignment
+from raytrain_plus.elastic.protocol.messages import Plan
+from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.observe.journal import FILE_NAME, Journal, read
+
+
+def loss_of(step):
+    return 1.0 / (step + 1)
+
+
+def step(number, generation=1, loss=None):
+    loss = loss_of(number) if loss is None else loss
+    return Record(number, generation, time=1000.0 + number, loss=loss, busy_seconds=0.5)
+
+
+def evaluation(number, accuracy=0.5, generation=1):
+    metrics = {"accuracy": accuracy}
+    return Record(number, generation, time=1000.0 + number, metrics=metrics)
+
+
+def plan(generation, first=0, workers=2):
+    return Plan(
+        generation=generation,
+        step=first,
+        assignments=tuple(Assignment(f"w{i}", i, i + 1) for i in range(workers)),
+        healed_by={},
+        meeting_point=("127.0.0.1", 1, "secret"),
+        pause_at=None,
+        evaluated=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+def begin(folder, first=0):
+    chronicle = Chronicle(Journal(folder))
+    chronicle.begin_at(first)
+    return chronicle
+
+
+def steps_in(folder):
+    return [event["step"] for event in read(folder) if event["event"] == "step"]
+
+
+def test_a_step_is_written_with_every_bit_of_its_loss(folder):
+    chronicle = begin(folder)
+    assert (chronicle.step, chronicle.loss) == (0, None)
+    loss = math.nextafter(0.1, 1)
+    assert chronicle.add([step(1, generation=4, loss=loss)], workers=3) == [1001.0]
+    (event,) = read(folder)
+    assert event == {
+        "event": "step",
+        "time": 1001.0,
+        "step": 1,
+        "loss": loss,
+        "loss_hex": loss.hex(),
+        "generation": 4,
+        "workers": 3,
+        "busy_seconds": 0.5,
+    }
+    assert (chronicle.step, chronicle.loss, chronicle.device_seconds) == (1, loss, 0.5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), max_size=15))
+def test_every_step_is_written_once_and_in_order_however_it_is_told(tmp_path_factory, told):
+    folder = tmp_path_factory.mktemp("told")
+    chronicle = begin(folder)
+    reached = 0
+    for first, count in told:  # someone tells of some steps, known, new, or too far ahead
+        chronicle.add([step(number) for number in range(first, first + count)], 2)
+        if first <= reached + 1:
+            reached = max(reached, first + count - 1)
+        assert chronicle.step == reached
+    assert steps_in(folder) == list(range(1, reached + 1))
+    assert chronicle.device_seconds == 0.5 * reached
+
+
+def test_a_gap_is_filled_before_what_comes_after_it(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2)], 2)
+    assert chronicle.add([step(5), step(6)], 2) == [1005.0, 1006.0]  # it did get on
+    assert (chronicle.step, steps_in(folder)) == (2, [1, 2])
+    chronicle.add([step(number) for number in range(3, 7)], 2)
+    assert steps_in(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_told_again_with_the_same_loss_is_not_written_again(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2)], 2)
+    assert chronicle.add([step(1, generation=2), step(2, generation=2)], 2) == [1001.0, 1002.0]
+    assert steps_in(folder) == [1, 2]
+
+
+def test_a_step_told_again_with_another_bit_is_a_divergence(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2), step(3)], 2)
+    other = math.nextafter(loss_of(2), 1)
+    with pytest.raises(DivergenceError) as found:
+        chronicle.add([step(2, loss=other)], 2)
+    for part in ("step 2", other.hex(), loss_of(2).hex(), "not reproducible"):
+        assert part in str(found.value)
+
+
+def test_what_was_told_with_a_divergence_is_written_all_the_same(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1)], 2)
+    with pytest.raises(DivergenceError):
+        chronicle.add([step(2), step(3), step(1, loss=9.0)], 2)
+    assert steps_in(folder) == [1, 2, 3]
+    assert chronicle.step == 3
+
+
+def test_a_run_that_goes_on_writes_what_comes_after_its_checkpoint(folder):
+    chronicle = begin(folder, first=7)
+    chronicle.add([step(6, loss=9.0), step(7, loss=9.0), step(8)], 2)  # not ours to compare
+    assert steps_in(folder) == [8]
+    with pytest.raises(DivergenceError):
+        chronicle.add([step(8, loss=9.0)], 2)
+
+
+def test_a_torn_line_of_the_run_before_is_closed(folder):
+    (folder / FILE_NAME).write_text('{"event": "step", "step": 1, "lo')
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2)], 2)
+    assert steps_in(folder) == [1, 2]
+
+
+# -- evaluations
+
+
+def test_an_evaluation_is_written_once_after_its_step(folder):
+    chronicle = begin(folder)
+    assert chronicle.evaluated_step == -1
+    chronicle.add([step(1), evaluation(1, 0.25), step(2), evaluation(2, 0.75)], 2)
+    chronicle.add([evaluation(2, 0.75), evaluation(1, 0.25)], 2)
+    assert [(event["event"], event["step"]) for event in read(folder)] == [
+        ("step", 1),
+        ("evaluate", 1),
+        ("step", 2),
+        ("evaluate", 2),
+    ]
+    assert chronicle.metrics == {"accuracy": 0.75}
+    assert chronicle.evaluated_step == 2
+
+
+def test_an_evaluation_is_no_commit(folder):
+    chronicle = begin(folder)
+    assert chronicle.add([evaluation(0), step(1), evaluation(1)], 2) == [1001.0]
+    assert chronicle.step == 1
+
+
+# -- generations
+
+
+def test_a_generation_is_written_when_it_starts(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    assert read(folder) == []
+    chronicle.started(1, 50.0)
+    chronicle.started(1, 60.0)  # and once
+    assert read(folder) == [
+        {
+            "event": "generation",
+            "time": 50.0,
+            "generation": 1,
+            "step": 0,
+            "workers": 2,
+            "cause": "start",
+            "pause_seconds": 0.0,
+            "members": ["w0", "w1"],
+            "ranks": [1, 1],
+        }
+    ]
+    left_out = ("event", "time", "members", "ranks")
+    entry = {k: v for k, v in read(folder)[0].items() if k not in left_out}
+    assert chronicle.generations == [entry]
+
+
+@pytest.mark.parametrize(
+    ("last_commit", "started", "pause"), [(100.0, 101.5, 1.5), (100.0, 99.0, 0.0)]
+)
+def test_a_pause_lasts_from_the_last_commit_to_the_start(folder, last_commit, started, pause):
+    chronicle = begin(folder)
+    chronicle.expect(plan(2), "w1 lost", last_commit)
+    chronicle.started(2, started)
+    assert chronicle.generations[0]["pause_seconds"] == pause
+
+
+def test_a_step_of_a_generation_that_nobody_announced_announces_it(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    chronicle.add([step(1, 1)], 2)
+    assert [event["event"] for event in read(folder)] == ["generation", "step"]
+    assert read(folder)[0]["time"] == 1001.0
+
+
+def test_steps_stand_below_their_own_generation(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    chronicle.started(1, 1000.0)
+    chronicle.expect(plan(2, 2), "w1 lost", 1002.0)
+    chronicle.add([step(1, 1), step(2, 1), step(3, 2)], 2)
+    assert [event.get("generation") for event in read(folder)] == [1, 1, 1, 2, 2]
+
+
+def test_a_generation_that_never_started_is_not_written(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(1), "start", None)
+    chronicle.expect(plan(2), "w1 lost", None)
+    chronicle.started(2, 50.0)
+    chronicle.started(1, 60.0)  # a word that comes late
+    assert [event["generation"] for event in read(folder)] == [2]
+
+
+def test_anything_else_is_noted_with_the_time(folder):
+    begin(folder).note("worker", worker="w3", state="lost", reason="gone")
+    (event,) = read(folder)
+    assert event.pop("time") > 1.7e9
+    assert event == {"event": "worker", "worker": "w3", "state": "lost", "reason": "gone"}
+
+
+# -- a journal that was there before, and what is taken back
+
+
+def again(folder):
+    """Return the chronicle of a coordinator that comes back."""
+    return Chronicle(Journal(folder), read(folder))
+
+
+def wrong(number, generation=1):
+    return step(number, generation, loss=9.0)
+
+
+def test_what_a_journal_tells_is_known_and_not_written_again(folder):
+    chronicle = begin(folder)
+    chronicle.expect(plan(4), "start", None)
+    chronicle.add([step(1, 4), step(2, 4), evaluation(2, 0.75, 4)], 2)
+    restored = again(folder)
+    assert (restored.step, restored.loss) == (2, loss_of(2))
+    assert (restored.evaluated_step, restored.metrics) == (2, {"accuracy": 0.75})
+    assert restored.generations == chronicle.generations
+    assert restored.device_seconds == 1.0
+    restored.add([step(2, 4), evaluation(2, 0.75, 4), step(3, 4)], 2)
+    assert steps_in(folder) == [1, 2, 3]
+    with pytest.raises(DivergenceError):
+        restored.add([wrong(2, 4)], 2)
+
+
+def test_lines_that_a_journal_has_lost_are_compared_with_nothing(folder):
+    begin(folder, first=3).add([step(4)], 2)
+    restored = again(folder)
+    assert (restored.step, restored.loss) == (4, loss_of(4))
+    restored.add([wrong(2)], 2)
+    with pytest.raises(DivergenceError):
+        restored.add([wrong(4)], 2)
+
+
+def test_a_run_that_goes_on_differently_is_not_compared_with_the_one_before(folder):
+    begin(folder).add([step(1), step(2), step(3), evaluation(3)], 2)
+    Journal(folder).write("run", resumed_step=1, changes=["seed: was 1, is 2"])
+    restored = again(folder)
+    assert (restored.step, restored.evaluated_step, restored.device_seconds) == (1, 1, 0.0)
+    restored.add([wrong(2)], 2)
+
+
+@pytest.mark.parametrize("restore", [lambda chronicle, _: chronicle, lambda _, f: again(f)])
+def test_a_run_that_goes_on_in_another_environment_is_not_either(folder, restore):
+    begin(folder).add([step(1), step(2), step(3), evaluation(3)], 2)
+    Journal(folder).write("run", resumed_step=1)
+    chronicle = again(folder)
+    assert chronicle.step == 3
+    chronicle.computes_with({"torch": "2"}, ["environment: torch is 2, before it was 1"])
+    chronicle = restore(chronicle, folder)
+    assert (chronicle.step, chronicle.environment) == (1, {"torch": "2"})
+    chronicle.add([wrong(2)], 2)
+    Journal(folder).write("run", resumed_step=2)
+    assert again(folder).environment == {}  # until a worker has come up
+
+
+def test_a_run_that_goes_on_the_same_is(folder):
+    begin(folder).add([step(1), step(2)], 2)
+    Journal(folder).write("run", resumed_step=1)
+    with pytest.raises(DivergenceError):
+        again(folder).add([wrong(2)], 2)
+
+
+@pytest.mark.parametrize("restore", [lambda chronicle, _: chronicle, lambda _, f: again(f)])
+def test_steps_that_are_withdrawn_are_computed_again_to_other_losses(folder, restore):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2), wrong(3), wrong(4), evaluation(4)], 2)
+    chronicle.withdraw(2, "corruption", generation=1)
+    chronicle = restore(chronicle, folder)
+    assert (chronicle.step, chronicle.loss, chronicle.evaluated_step) == (2, loss_of(2), 2)
+    chronicle.add([step(3, generation=2)], 2)
+    chronicle = restore(chronicle, folder)
+    assert (chronicle.step, chronicle.loss) == (3, loss_of(3))
+    assert steps_in(folder) == [1, 2, 3, 4, 3]
+    with pytest.raises(DivergenceError):  # what stands is compared as ever
+        chronicle.add([wrong(2, generation=2)], 2)
+
+
+def test_what_is_told_late_of_withdrawn_steps_does_not_count(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), step(2), wrong(3)], 2)
+    chronicle.withdraw(2, "corruption", generation=1)
+    assert chronicle.add([step(2), wrong(3), wrong(4)], 2) == [1002.0]
+    assert chronicle.step == 2
+    chronicle.add([step(3, generation=2), wrong(3)], 2)
+    assert chronicle.loss == loss_of(3)
+    assert [chronicle.is_void(1, 2), chronicle.is_void(1, 3), chronicle.is_void(2, 3)] == [
+        False,
+        True,
+        False,
+    ]

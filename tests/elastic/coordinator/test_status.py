@@ -1,0 +1,136 @@
+"""What a run's status says of each worker; whoever asks never waits for long."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from raytrain_plus.elastic.coordinator.status import Overview, phase_of
+from raytrain_plus.elastic.coordinator.workers import Pool, Seat
+from raytrain_plus.elastic.policy.assignment import Assignment
+from raytrain_plus.elastic.protocol.messages import Standing
+from tests.elastic.scripted_pool import loss_of, make_ready, make_spec
+
+
+def at(phase):
+    return Standing(phase=phase, waiting=False, age=0.1)
+
+
+def seat(worker="w0", *, draining=False):
+    return Seat(worker, make_ready(worker), draining=draining)
+
+
+@pytest.mark.parametrize(
+    ("standing", "phase"),
+    [
+        (at("forward"), "computing"),
+        (at("backward"), "computing"),
+        (at("update"), "computing"),
+        (at("evaluate"), "computing"),
+        (at("fetch"), "fetching"),
+        (at("exchange"), "exchange"),
+        (at("finish"), "exchange"),
+        (at("slice"), "exchange"),
+        (at("heal"), "waiting"),
+        (at("idle"), "waiting"),
+        (None, "no answer"),
+    ],
+)
+def test_a_members_phase_is_what_it_is_at(standing, phase):
+    assert phase_of(seat(), standing, is_member=True) == phase
+
+
+def test_others_are_starting_spare_or_draining():
+    assert phase_of(Seat("w0"), None, is_member=False) == "starting"
+    assert phase_of(seat(), at("idle"), is_member=False) == "spare"
+    assert phase_of(seat(draining=True), at("forward"), is_member=True) == "draining"
+    assert phase_of(seat(draining=True), None, is_member=True) == "no answer"
+
+
+def overview(tmp_path, pool, *seats):
+    crew = SimpleNamespace(seats={one.worker: one for one in seats})
+    return Overview(make_spec(tmp_path), None, None, crew, pool)
+
+
+class Answers:
+    """A pool whose workers say what a test wants."""
+
+    def __init__(self, **answers):
+        self.answers = answers
+
+    def standings(self, workers, timeout):
+        assert timeout < 1
+        return {worker: self.answers[worker] for worker in workers}
+
+
+def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
+    group = (Assignment("w0", 0, 6), Assignment("w1", 6, 8))
+    pool = Answers(w0=at("backward"), w1=None)
+    made = overview(tmp_path, pool, seat("w0"), seat("w1"), Seat("w2"))
+    for slow in (0.6, 60.0, 0.6):  # one hiccup is no speed
+        made.heard(group, (slow, 0.1))
+    first, second, third = made._members(group)
+    assert first == {
+        "worker": "w0",
+        "node": "127.0.0.1",
+        "pid": 1000,
+        "ranks": [0, 1, 2, 3, 4, 5],
+        "seconds_per_rank": 0.1,
+        "phase": "computing",
+    }
+    assert (second["ranks"], second["seconds_per_rank"]) == ([6, 7], 0.05)
+    assert second["phase"] == "no answer"
+    assert (third["phase"], third["node"], third["seconds_per_rank"]) == ("starting", None, None)
+
+
+def test_a_speed_of_before_is_forgotten_with_the_worker(tmp_path):
+    made = overview(tmp_path, Answers(w0=at("idle"), w1=at("idle")), seat("w0"), seat("w1"))
+    made.heard((Assignment("w0", 0, 4), Assignment("w1", 4, 8)), (0.4, 0.8))
+    made.heard((Assignment("w0", 0, 8),), (0.8,))
+    assert [one["seconds_per_rank"] for one in made._members(())] == [0.1, None]
+
+
+def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
+    asking, answered = threading.Event(), threading.Event()
+
+    class Slow(Answers):
+        def standings(self, workers, timeout):
+            asking.set()
+            assert answered.wait(10)
+            return super().standings(workers, timeout)
+
+    group = (Assignment("w0", 0, 8),)
+    made = overview(tmp_path, Slow(w0=at("forward")), seat())
+    first = []
+    thread = threading.Thread(target=lambda: first.extend(made._members(group)))
+    thread.start()
+    assert asking.wait(10)
+    assert made._members(group)[0]["phase"] == "no answer"  # yet, and at once
+    answered.set()
+    thread.join(10)
+    assert first[0]["phase"] == "computing"
+
+
+def test_who_has_gone_meanwhile_does_not_answer():
+    """The thread that decides may end a worker at any moment."""
+    pool = object.__new__(Pool)
+    pool._handles = {}
+    assert pool.standings(["w0"], 0.1) == {"w0": None}
+
+
+def test_the_coordinator_tells_it_while_a_worker_hangs(lead):
+    seen = []
+
+    def script(pool):
+        pool.hang("w1")
+        seen.append(pool.coordinator.status())
+
+    outcome, _ = lead({4: script}, workers=(2, 2))
+    (status,) = seen
+    assert [one["phase"] for one in status["members"]] == ["exchange", "no answer"]
+    assert [one["ranks"] for one in status["members"]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert status["members"][0]["seconds_per_rank"] == pytest.approx(0.1)
+    assert status["loss"] == loss_of(3)
+    assert status["generations"][0]["cause"] == "start"
+    assert status["checkpoint"] is None
+    assert outcome.state == "finished"

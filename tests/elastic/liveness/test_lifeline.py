@@ -1,0 +1,145 @@
+"""A lifeline tells of a process's end at once, and of nothing else."""
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from raytrain_plus.elastic.liveness.lifeline import Anchor, Lifelines
+
+PATIENCE = 20.0
+CHILD = """
+import sys, threading
+from raytrain_plus.elastic.liveness.lifeline import Anchor
+anchor = Anchor("127.0.0.1", lambda: None)
+print(*anchor.address, flush=True)
+threading.Event().wait()
+"""
+
+
+FORKING = CHILD.replace("import sys,", "import os, sys, time,").replace(
+    "threading.Event().wait()",
+    "sys.stdin.readline()\nif os.fork() == 0:\n    time.sleep(60)\n"
+    "print(flush=True)\nthreading.Event().wait()",
+)
+
+
+@pytest.fixture
+def child():
+    process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    host, port, secret = process.stdout.readline().split()
+    yield process, (host, int(port), secret)
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def gone():
+    told = queue.Queue()
+    lines = Lifelines(lambda worker, why: told.put((worker, why)))
+    return lines, told
+
+
+def test_a_killed_process_is_told_of(child, gone):
+    process, address = child
+    lines, told = gone
+    lines.hold("w0", address)
+    process.kill()
+    worker, why = told.get(timeout=PATIENCE)
+    assert worker == "w0"
+    assert "ended" in why or "gone" in why
+
+
+def test_a_stopped_process_keeps_its_line_until_it_dies(child, gone):
+    process, address = child
+    lines, told = gone
+    lines.hold("w0", address)
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(queue.Empty):
+        told.get(timeout=1.0)
+    process.kill()
+    assert told.get(timeout=PATIENCE)[0] == "w0"
+
+
+def test_who_was_released_is_not_told_of(child, gone):
+    process, address = child
+    lines, told = gone
+    lines.hold("w0", address)
+    lines.release("w0")
+    lines.release("w0")
+    process.kill()
+    process.wait()
+    with pytest.raises(queue.Empty):
+        told.get(timeout=0.5)
+
+
+def test_who_cannot_be_reached_is_gone(child, gone):
+    process, address = child
+    process.kill()
+    process.wait()
+    lines, told = gone
+    lines.hold("w0", address)
+    assert "cannot be reached" in told.get(timeout=PATIENCE)[1]
+
+
+def test_the_worker_learns_that_its_coordinator_has_let_go(gone):
+    released = threading.Event()
+    anchor = Anchor("127.0.0.1", released.set)
+    lines, told = gone
+    lines.hold("w0", anchor.address)
+    assert not released.wait(0.2)
+    assert anchor.is_held
+    lines.release("w0")
+    assert released.wait(PATIENCE)
+    assert not anchor.is_held
+    assert told.empty()
+    anchor.close()
+
+
+def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
+    lines, told = gone
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        host, port, secret = process.stdout.readline().split()
+        lines.hold("w0", (host, int(port), secret))
+        with pytest.raises(queue.Empty):
+            told.get(timeout=0.5)  # the line is accepted by now
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()  # the child is there
+        process.kill()
+        assert told.get(timeout=PATIENCE)[0] == "w0"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the child, too
+        process.wait()
+
+
+def test_a_stranger_neither_holds_a_worker_nor_lets_go_of_it():
+    released = queue.Queue()
+    anchor = Anchor("127.0.0.1", lambda: released.put("released"))
+    host, port, secret = anchor.address
+    for said in (b"", b"x" * 32, b"x" * 5000, secret[:-1].encode()):
+        with socket.create_connection((host, port)) as stranger:
+            stranger.sendall(said)
+            stranger.shutdown(socket.SHUT_WR)
+            stranger.settimeout(PATIENCE)
+            with contextlib.suppress(ConnectionError):
+                assert stranger.recv(1) == b""
+        assert not anchor.is_held
+    assert released.empty()
+    with socket.create_connection((host, port)) as ours:  # the control
+        ours.sendall(secret.encode())
+    assert released.get(timeout=PATIENCE) == "released"
+    anchor.close()

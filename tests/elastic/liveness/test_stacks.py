@@ -1,0 +1,72 @@
+"""Whoever hangs can be asked where, even if its interpreter cannot."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from raytrain_plus.elastic.liveness import stacks
+
+CHILD = """
+import itertools
+from raytrain_plus.elastic.liveness import stacks
+def spinning():
+    print(stacks.offer(), flush=True)
+    sum(itertools.repeat(0))  # never lets go of the interpreter
+spinning()
+"""
+
+
+@pytest.fixture
+def spinning():
+    process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    descriptor = int(process.stdout.readline())
+    yield process.pid, descriptor
+    process.kill()
+    process.wait()
+
+
+def test_a_process_that_holds_its_interpreter_shows_where(spinning):
+    assert "in spinning" in stacks.of_neighbour(*spinning)
+    assert "in spinning" in stacks.of_neighbour(*spinning)  # and again
+
+
+def test_a_stopped_process_is_said_to_be_stopped(spinning):
+    os.kill(spinning[0], signal.SIGSTOP)
+    os.waitpid(spinning[0], os.WUNTRACED)
+    assert "stopped" in stacks.of_neighbour(*spinning)
+
+
+def test_a_process_that_has_gone_is_said_to_have_gone():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert "cannot be read" in stacks.of_neighbour(process.pid, 3)
+
+
+def test_of_ones_own_threads_the_training_and_the_reading_ones_are_told():
+    go, here = threading.Event(), threading.Event()
+
+    def training():
+        here.set()
+        go.wait()
+
+    def reading():
+        go.wait()
+
+    threads = [
+        threading.Thread(target=training, name="any"),
+        threading.Thread(target=reading, name="raytrain_plus loader"),
+        threading.Thread(target=reading, name="somebody else's"),
+    ]
+    for thread in threads:
+        thread.start()
+    here.wait()
+    told = stacks.own(threads[0].ident)
+    go.set()
+    assert "in training" in told
+    assert "raytrain_plus loader" in told
+    assert "somebody else's" not in told
+    assert told.index("in training") < told.index("in reading")

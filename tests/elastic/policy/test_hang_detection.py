@@ -1,0 +1,172 @@
+"""A group that does not get on is noticed in time, and the right one is blamed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, Standing
+
+
+def watch(**config):
+    made = Watch(ElasticConfig(**config))
+    made.begin(100.0, warm=False)
+    return made
+
+
+def committed(made, start, durations):
+    """Commit some steps one after the other; return the time of the last."""
+    commits = [start]
+    for duration in durations:
+        commits.append(commits[-1] + duration)
+    made.moved(commits[-1], commits)
+    return commits[-1]
+
+
+def test_the_first_step_of_a_run_has_a_deadline_of_its_own():
+    made = watch(hang_deadline=3.0, first_step_deadline=60.0)
+    assert made.deadline == 60.0
+    assert not made.overdue(100.0 + 58.0)
+    assert made.overdue(100.0 + 60.0)
+    assert watch(hang_deadline=200.0, first_step_deadline=60.0).deadline == 200.0
+
+
+@pytest.mark.parametrize(
+    ("durations", "deadline"),
+    [
+        ([0.1] * 20, 5.0),  # a machine that is busy for a moment is not a hang
+        ([3.0] * 20, 12.0),
+        ([3.0] * 20 + [500.0], 12.0),  # the median does not mind one step that was slow
+        ([1.0] * 200 + [3.0] * 200, 12.0),  # what was long ago is forgotten
+    ],
+)
+def test_later_steps_have_four_times_the_usual_step(durations, deadline):
+    made = watch()
+    committed(made, 110.0, durations)
+    assert made.deadline == pytest.approx(deadline)
+
+
+def test_a_coordinator_that_has_just_come_back_knows_no_usual_step_yet():
+    made = Watch(ElasticConfig(first_step_deadline=60.0))
+    made.begin(100.0, warm=True)
+    assert made.deadline == 60.0
+    committed(made, 110.0, [0.1] * 20)
+    assert made.deadline == 5.0
+
+
+def test_a_deadline_that_was_asked_for_is_kept():
+    made = watch(hang_deadline=2.5)
+    now = committed(made, 110.0, [30.0] * 20)
+    assert made.deadline == 2.5
+    assert not made.overdue(now + 1.0)
+    assert made.overdue(now + 2.5)
+
+
+def test_any_progress_puts_the_deadline_off():
+    made = watch(hang_deadline=10.0)
+    now = committed(made, 110.0, [1.0])
+    assert made.overdue(now + 10.0)
+    made.moved(now + 9.0)
+    assert not made.overdue(now + 10.0)
+    assert made.overdue(now + 9.0 + 10.0)
+
+
+def test_a_generation_starts_the_deadline_again():
+    made = watch(hang_deadline=10.0)
+    now = committed(made, 110.0, [1.0])
+    made.begin(now + 50.0, warm=True)
+    assert not made.overdue(now + 55.0)
+    assert made.overdue(now + 60.0)
+
+
+def test_a_first_step_with_a_newcomer_has_four_times_the_slowest_such_step():
+    made = watch(first_step_deadline=120.0)
+    now = committed(made, 107.0, [0.1] * 20)  # the first step took 7 s of its 9
+    slowest = now - 100.0
+    made.begin(now, warm=False)
+    assert made.deadline == pytest.approx(4 * slowest)
+    made.moved(now + 1.0, [now + 1.0])
+    assert made.deadline == 5.0
+    made.begin(now + 1.0, warm=True)
+    assert made.deadline == 5.0  # nobody is new, so nothing has to warm up
+    made.begin(now + 2.0, warm=False)
+    assert made.deadline == pytest.approx(4 * slowest)  # the slowest, not the last
+
+
+def test_a_newcomer_has_never_longer_than_the_first_step_deadline():
+    made = watch(first_step_deadline=20.0)
+    now = committed(made, 115.0, [0.1])
+    made.begin(now, warm=False)
+    assert made.deadline == 20.0
+
+
+@given(st.floats(0.01, 1000))
+def test_who_is_asked_has_time_to_answer_before_the_deadline(deadline):
+    made = watch(hang_deadline=deadline)
+    committed(made, 110.0, [0.001] * 3)
+    assert 0 < made.answer_seconds <= min(1.0, made.deadline / 2)
+    now = 200.0
+    made.moved(now)
+    assert not made.overdue(now + (made.deadline - made.answer_seconds) * 0.99)
+    assert made.overdue(now + made.deadline)
+
+
+def busy(age, phase="forward"):
+    return Standing(phase=phase, waiting=False, age=age)
+
+
+def waits(age):
+    return Standing(phase="exchange", waiting=True, age=age)
+
+
+@pytest.mark.parametrize(
+    ("standings", "blamed"),
+    [
+        ({"a": waits(9), "b": busy(9)}, {"b": "it was in forward for 9.0 s"}),
+        ({"a": waits(9), "b": None}, {"b": "it did not answer"}),
+        ({"a": None, "b": busy(7, "fetch")}, {"a": "did not", "b": "in fetch for 7.0 s"}),
+        ({"a": waits(9), "b": busy(1)}, {}),  # it does get on
+        ({"a": waits(9), "b": waits(9)}, {}),
+        ({}, {}),
+    ],
+)
+def test_who_waits_is_innocent_and_who_is_busy_or_silent_is_not(standings, blamed):
+    found = culprits(standings, 5.0)
+    assert found.keys() == blamed.keys()
+    assert all(why in found[worker] for worker, why in blamed.items())
+
+
+STANDINGS = st.dictionaries(
+    st.text(max_size=3),
+    st.one_of(st.none(), st.builds(busy, st.floats(0, 20)), st.builds(waits, st.floats(0, 20))),
+)
+
+
+@given(STANDINGS, st.floats(0.1, 10))
+def test_nobody_is_blamed_when_all_wait_for_each_other(standings, deadline):
+    if all_wait(standings, deadline):
+        assert culprits(standings, deadline) == {}
+        assert all(s.phase == "exchange" and s.age > deadline for s in standings.values())
+    elif not culprits(standings, deadline):
+        assert any(s.age <= deadline for s in standings.values())
+
+
+def test_all_wait_only_after_the_deadline():
+    assert all_wait({"a": waits(6), "b": waits(7)}, 5.0)
+    assert not all_wait({"a": waits(6), "b": waits(4)}, 5.0)
+    assert not all_wait({"a": waits(6), "b": None}, 5.0)
+    assert not all_wait({"a": waits(6), "b": busy(6)}, 5.0)
+
+
+def test_those_that_do_not_answer_are_asked_early_and_those_that_do_have_the_whole_deadline():
+    made = watch(hang_deadline=10.0)
+    now = committed(made, 110.0, [1.0])
+    assert not made.overdue(now + 8.5)
+    assert made.overdue(now + 9.1)  # a second is left to wait for answers
+    assert made.asked() is False
+    assert not made.overdue(now + 9.9)
+    assert made.overdue(now + 10.1)
+    assert made.asked() is True
+    made.moved(now + 11.0)
+    assert made.overdue(now + 20.5)
+    assert made.asked() is False

@@ -1,0 +1,110 @@
+"""Who heals whom, and who loads a checkpoint, whoever is there."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_plus.elastic.coordinator.workers import Seat
+from raytrain_plus.elastic.policy.assignment import Member
+from raytrain_plus.elastic.policy.make_plan import Situation, make_plan
+from raytrain_plus.elastic.protocol.faults import Fault
+from tests.elastic.scripted_pool import make_ready
+
+PLACE = "/runs/run/checkpoint_00000007"
+
+
+def seat(worker, step=0, *, warm=True):
+    return Seat(worker, make_ready(worker), step, warm=warm)
+
+
+def plan_of(*seats, previous=(), **situation):
+    members = [Member(one.worker, 1.0) for one in seats]
+    described = {"logical_ranks": 8, "generation": 3, "previous": previous, **situation}
+    return make_plan(members, seats, Situation(**described))
+
+
+def healing(plan):
+    """Return who is healed by whom, by name."""
+    names = [a.worker for a in plan.assignments]
+    return {names[to]: names[source] for to, source in plan.healed_by.items()}
+
+
+def test_whoever_is_behind_is_healed_by_whoever_is_ahead():
+    plan = plan_of(seat("w0", 4), seat("w1", 5), seat("w2", 5), seat("w3", 0))
+    assert (plan.step, plan.generation, plan.checkpoint) == (5, 3, None)
+    assert healing(plan) == {"w0": "w1", "w3": "w2"}  # each by another, to be done sooner
+    assert plan.meeting_point == make_ready(plan.assignments[0].worker).meeting_point
+
+
+def test_equals_heal_nobody():
+    assert healing(plan_of(seat("w0", 5), seat("w1", 5))) == {}
+
+
+def test_a_checkpoint_that_is_newer_than_all_is_loaded_by_one_who_heals_the_others():
+    plan = plan_of(seat("w0"), seat("w1"), seat("w2"), checkpoint=(PLACE, 7))
+    assert (plan.step, plan.checkpoint) == (7, PLACE)
+    assert healing(plan) == {"w1": "w0", "w2": "w0"}
+
+
+def test_a_checkpoint_that_is_no_newer_is_not_loaded():
+    plan = plan_of(seat("w0", 7), seat("w1"), checkpoint=(PLACE, 7))
+    assert (plan.step, plan.checkpoint) == (7, None)
+    assert healing(plan) == {"w1": "w0"}
+
+
+def test_whoever_is_distrusted_is_healed_even_by_a_newcomer():
+    plan = plan_of(seat("w0", -1), seat("w1", 0))
+    assert (plan.step, healing(plan)) == (0, {"w0": "w1"})
+
+
+def test_where_steps_do_not_prove_equal_states_one_heals_all():
+    plan = plan_of(seat("w0", 5, warm=False), seat("w1", 5), seat("w2", 5), bitwise=False)
+    assert healing(plan) == {"w0": "w1", "w2": "w1"}
+    assert not plan.bitwise
+    cold = plan_of(seat("w0", warm=False), seat("w1", warm=False), bitwise=False)
+    assert healing(cold) == {"w1": "w0"}
+
+
+def test_a_plan_ends_before_the_next_planned_change_and_takes_strikes_along():
+    faults = [Fault(step=step, action="add") for step in (4, 9, 6)]
+    strike = Fault(step=5, action="kill")
+    plan = plan_of(seat("w0", 4), faults=[*faults, strike])
+    assert (plan.pause_at, plan.faults) == (6, [strike])
+    assert plan_of(seat("w0", 9), faults=faults).pause_at is None
+
+
+def test_an_evaluation_that_is_known_is_not_done_again():
+    assert plan_of(seat("w0", 5), evaluated_step=5).evaluated
+    assert not plan_of(seat("w0", 5), evaluated_step=4).evaluated
+
+
+# -- whatever is there
+
+seats = st.lists(st.tuples(st.integers(-1, 9), st.booleans()), min_size=1, max_size=8)
+checkpoints = st.none() | st.tuples(st.just(PLACE), st.integers(0, 9))
+
+
+@given(seats, checkpoints, st.booleans(), st.randoms())
+def test_after_healing_all_have_one_state_and_it_is_the_latest(states, checkpoint, bitwise, random):
+    here = [seat(f"w{i}", step, warm=warm) for i, (step, warm) in enumerate(states)]
+    shuffled = random.sample(here, len(here))
+    plan = plan_of(*here, bitwise=bitwise, checkpoint=checkpoint)
+    again = make_plan(
+        [Member(one.worker, 1.0) for one in here],
+        shuffled,
+        Situation(
+            logical_ranks=8, generation=3, previous=(), bitwise=bitwise, checkpoint=checkpoint
+        ),
+    )
+    assert again == plan
+    held = {one.worker: one.step for one in here}
+    latest = max(held.values())
+    assert plan.step == max(latest, checkpoint[1] if checkpoint else -1)
+    assert (plan.checkpoint is not None) == (plan.step > latest)
+    by = healing(plan)
+    sources = held.keys() - by.keys()
+    assert set(by.values()) <= sources
+    if plan.checkpoint is not None or not bitwise:
+        assert len(sources) == 1
+    if plan.checkpoint is None:
+        assert {held[worker] for worker in sources} == {latest}
+        assert not bitwise or all(held[worker] < latest for worker in by)

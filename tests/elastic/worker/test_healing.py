@@ -1,0 +1,186 @@
+"""A newcomer takes over the whole state, bit for bit, or none of it."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+from raytrain_plus.elastic.worker.healing import receive_state, send_state
+from raytrain_plus.task import Task
+from raytrain_plus.training.reduction import Message
+from raytrain_plus.training.state import Replica
+from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
+
+CPU = torch.device("cpu")
+HOST = "127.0.0.1"
+OPTIMIZERS = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+    "Adam amsgrad": lambda parameters: torch.optim.Adam(parameters, lr=0.01, amsgrad=True),
+}
+
+
+class Model(nn.Module):
+    """Several types and shapes, the empty ones included."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
+        self.halves = nn.Parameter(torch.randn(5).bfloat16())
+        self.scale = nn.Parameter(torch.randn(()))
+        self.nothing = nn.Parameter(torch.zeros(0, 2))
+        self.register_buffer("flags", torch.rand(7) > 0.5)
+        self.register_buffer("none", torch.zeros(0, dtype=torch.int16))
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+    def forward(self, x):
+        return self.inner(x).sum() * self.scale + self.halves.sum() + self.nothing.sum()
+
+
+class Small(Task):
+    def __init__(self, optimizer="SGD", width=4):
+        self.make_optimizer, self.width = OPTIMIZERS[optimizer], width
+
+    def model(self):
+        return Model(self.width)
+
+    def optimizer(self, model):
+        return self.make_optimizer(model.parameters())
+
+
+def trained(task, steps, seed=1):
+    replica = Replica.build(task, seed, CPU)
+    train(replica, steps)
+    return replica
+
+
+def train(replica, steps):
+    for _ in range(steps):
+        x = torch.randn((8, 3), generator=torch.Generator().manual_seed(replica.step))
+        replica.set_learning_rate(1 / (1 + replica.step))
+        replica.optimizer.zero_grad()
+        replica.model(x).backward()
+        replica.optimizer.step()
+        replica.step += 1
+
+
+@pytest.fixture
+def group():
+    """Return a maker of transports that have met."""
+    store = MeetingPoint(HOST)
+    made = []
+
+    def make(size):
+        transports = [Transport(index, size, CPU) for index in range(size)]
+        made.extend(transports)
+        together(*(lambda t=t: t.meet(store.address, "healing", HOST) for t in transports))
+        return transports
+
+    yield make
+    for transport in made:
+        transport.abort("the test is over")
+
+
+def together(*functions):
+    """Run functions side by side; raise what one of them raises."""
+    with ThreadPoolExecutor(len(functions)) as threads:
+        for future in [threads.submit(function) for function in functions]:
+            future.result(60)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_newcomers_take_over_the_whole_state(group, optimizer):
+    ahead = trained(Small(optimizer), 3)
+    behind = [trained(Small(optimizer), 2), trained(Small(optimizer), 0, seed=2)]
+    assert len({ahead.digest(), *(replica.digest() for replica in behind)}) == 3  # work to do
+    before = ahead.digest()
+    transports = group(3)
+    together(
+        lambda: send_state(ahead, [1, 2], transports[0]),
+        lambda: receive_state(behind[0], 0, transports[1]),
+        lambda: receive_state(behind[1], 0, transports[2]),
+    )
+    assert ahead.digest() == before
+    for replica in behind:
+        assert replica.digest() == before
+        assert replica.scalars() == ahead.scalars()
+        assert replica.step == 3
+    for replica in (ahead, *behind):
+        train(replica, 2)
+    assert len({ahead.digest(), *(replica.digest() for replica in behind)}) == 1
+
+
+@pytest.mark.parametrize("noted", [None, 0, 2**64 - 1])
+def test_what_the_state_should_be_comes_with_it(group, noted):
+    one, other = group(2)
+    told = []
+    together(
+        lambda: send_state(trained(Small(), 3), [1], one, noted),
+        lambda: told.append(receive_state(trained(Small(), 2), 0, other)),
+    )
+    assert told == [noted]
+
+
+def test_two_pairs_heal_at_once(group):
+    sources = [trained(Small(), 3), trained(Small(), 3)]
+    receivers = [trained(Small(), 1), trained(Small(), 0)]
+    transports = group(4)
+    together(
+        lambda: send_state(sources[0], [2], transports[0]),
+        lambda: send_state(sources[1], [3], transports[1]),
+        lambda: receive_state(receivers[0], 0, transports[2]),
+        lambda: receive_state(receivers[1], 1, transports[3]),
+    )
+    assert {replica.digest() for replica in receivers} == {sources[0].digest()}
+
+
+def test_a_torn_replica_is_whole_again(group):
+    ahead, torn = trained(Small(), 3), trained(Small(), 2)
+    torn.torn = True
+    one, other = group(2)
+    together(lambda: send_state(ahead, [1], one), lambda: receive_state(torn, 0, other))
+    assert not torn.torn
+    assert torn.digest() == ahead.digest()
+
+
+def header_of(replica):
+    tensors = replica.tensors()
+    header = {
+        "noted": None,
+        "scalars": replica.scalars(),
+        "tensors": [[n, str(t.dtype), list(t.shape), True] for n, t in tensors.items()],
+    }
+    return torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("sent", ["nothing", "size", "header", "half of the tensors"])
+def test_a_source_that_is_lost_half_way_leaves_the_receiver_as_it_was(group, sent):
+    ahead, behind = trained(Small("AdamW"), 3), trained(Small("AdamW"), 2)
+    before = behind.digest(), behind.scalars()
+    one, other = group(2)
+    payload = header_of(ahead)
+    filled = [t for t in ahead.tensors().values() if t.numel()]
+    contents = [torch.tensor([len(payload)]), payload, *filled[: len(filled) // 2]]
+    kept = {"nothing": 0, "size": 1, "header": 2, "half of the tensors": len(contents)}[sent]
+
+    def source():
+        one.exchange([Message(1, t) for t in contents[:kept]], [])
+        one.abort("the source is lost")
+
+    with pytest.raises(TransportError):
+        together(source, lambda: receive_state(behind, 0, other))
+    assert (behind.digest(), behind.scalars()) == before
+    train(ahead, 1)
+    train(behind, 2)
+    assert behind.digest() == ahead.digest()  # it can go on from where it was
+
+
+def test_the_state_of_another_model_is_refused_whole(group):
+    ahead, other_model = trained(Small(), 3), trained(Small(width=6), 2)
+    before = other_model.digest()
+    one, other = group(2)
+    with pytest.raises(ValueError, match=r"another model.*model/inner"):
+        together(lambda: send_state(ahead, [1], one), lambda: receive_state(other_model, 0, other))
+    assert other_model.digest() == before

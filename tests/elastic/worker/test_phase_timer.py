@@ -1,0 +1,90 @@
+"""Every second of the training thread belongs to one part, and stands once a step is committed."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_plus.elastic.worker.phase_timer import PART_OF, Timesheet
+from raytrain_plus.elastic.worker.progress import Progress
+from tests.elastic.worker.test_progress import plan
+
+PHASES = [*PART_OF, "something new"]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def spent(told):
+    """Return a timesheet after some (phase, seconds), and its clock."""
+    clock = Clock()
+    sheet = Timesheet(clock)
+    for phase, seconds in told:
+        sheet.enter(phase)
+        clock.now += seconds
+    return sheet, clock
+
+
+@given(st.lists(st.tuples(st.sampled_from(PHASES), st.integers(0, 50).map(lambda n: n / 8))))
+def test_the_parts_sum_to_all_that_has_passed(told):
+    sheet, _ = spent(told)
+    sheet.settle()
+    assert sum(sheet.parts().values()) == sum(seconds for _, seconds in told)
+
+
+def test_what_follows_the_last_commit_does_not_stand():
+    sheet, clock = spent([("fetch", 1.0), ("forward", 2.0), ("exchange", 0.5), ("update", 0.25)])
+    assert (sheet.parts(), sheet.settled_at) == ({}, 0.0)
+    sheet.settle()
+    stands = {"data": 1.0, "compute": 2.25, "exchange": 0.5}
+    assert sheet.parts() == stands
+    assert sheet.settled_at == pytest.approx(time.time(), abs=60)
+    sheet.enter("backward")
+    clock.now += 7.0  # and then the generation is lost
+    assert sheet.parts() == stands
+    sheet.settle()  # the control: had it been committed, it would stand
+    assert sheet.parts() == {**stands, "compute": 9.25}
+    sheet.begin()
+    assert sheet.parts() == {}
+
+
+def test_waiting_between_generations_is_nobodys():
+    sheet, clock = spent([])
+    clock.now += 5.0
+    sheet.enter("meet")
+    clock.now += 1.0
+    sheet.settle()
+    assert sheet.parts() == {"forming": 1.0}
+
+
+def test_entering_phases_fills_the_timesheet_of_the_generation():
+    progress = Progress()
+    progress.enter("forward")
+    progress.begin(plan(1), (), print, print)
+    progress.timesheet.settle()
+    assert progress.timesheet.parts() == {}
+    progress.enter("fetch")
+    progress.timesheet.settle()
+    assert set(progress.timesheet.parts()) == {"data"}
+
+
+def test_a_step_pays_microseconds_for_it():
+    """About ten phases and one commit; the best of some tries, as others use the machine, too."""
+    sheet = Timesheet()
+
+    def seconds_per_step(steps=200):
+        began = time.perf_counter()
+        for _ in range(steps):
+            for phase in PHASES[:10]:
+                sheet.enter(phase)
+            sheet.settle()
+        return (time.perf_counter() - began) / steps
+
+    assert min(seconds_per_step() for _ in range(20)) < 10e-6

@@ -1,0 +1,95 @@
+"""The token goes where the user or this machine's own Ray says, never where a run's file does."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from raytrain_plus.elastic.client import control
+from raytrain_plus.observe.journal import Journal
+from raytrain_plus.ray_cluster import joining, vouched
+from raytrain_plus.ray_cluster.gcs import ClusterError
+
+TOLD = "10.0.0.9:6379"
+
+
+@pytest.fixture
+def proc(tmp_path):
+    """Processes of this user: a raylet, and one that only speaks of an address."""
+    for number, words in enumerate(
+        [
+            ("/opt/ray/raylet", "--x=1", "--gcs-address=10.0.0.1:6379"),
+            ("/usr/bin/vim", "--gcs-address=10.6.6.6:6379"),
+        ]
+    ):
+        (tmp_path / "proc" / str(number)).mkdir(parents=True)
+        (tmp_path / "proc" / str(number) / "cmdline").write_bytes("\0".join(words).encode())
+    return tmp_path / "proc"
+
+
+def test_a_raylet_of_this_user_vouches_for_its_cluster(proc, monkeypatch):
+    monkeypatch.setattr(vouched, "last_started", lambda: None)
+    assert vouched.vouched_addresses(proc) == ["10.0.0.1:6379"]
+    assert vouched.vouched_addresses(proc / "none") == []
+    # The control: that of another user does not.
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    stat = type(proc).stat
+    there = lambda path, **more: SimpleNamespace(st_uid=54321, st_mode=stat(path, **more).st_mode)  # noqa: E731
+    monkeypatch.setattr(type(proc), "stat", there)
+    assert vouched.vouched_addresses(proc) == []
+
+
+def test_a_file_that_another_user_could_have_written_does_not_count(tmp_path):
+    file = tmp_path / "ray_current_cluster"
+    assert vouched.last_started(file) is None
+    file.write_text(f"{TOLD}\n")
+    file.chmod(0o644)
+    assert vouched.last_started(file) == TOLD
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    assert vouched.last_started(link) is None
+    file.chmod(0o666)
+    assert vouched.last_started(file) is None
+    file.chmod(0o644)
+    owner = file.stat().st_uid
+    if owner == 0:
+        os.chown(file, 12345, -1)
+        assert vouched.last_started(file) is None
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of a colleague's, and what is asked to join."""
+    Journal(tmp_path).write("run", run="theirs", address=TOLD, total_steps=5, identity={})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    asked = []
+
+    def join(address, **_):
+        asked.append(address)
+        raise ClusterError("not in a test")
+
+    monkeypatch.setattr(control, "join", join)
+    return tmp_path, asked
+
+
+@pytest.mark.parametrize("do", [control.status, control.stop, control.checkpoint])
+def test_nothing_is_sent_to_an_address_that_only_a_journal_names(run, monkeypatch, do):
+    folder, asked = run
+    monkeypatch.setattr(joining, "vouched_addresses", lambda: ["10.0.0.1:6379"])
+    if do is control.status:
+        told = do(str(folder), ".")
+        assert told["state"] == "unreachable"
+        assert f"--address {TOLD}" in told["reason"]
+    else:
+        with pytest.raises(control.SteeringError, match=f"--address {TOLD}"):
+            do(str(folder), ".")
+    assert asked == []
+    # The controls: the user gives it, or this machine's Ray belongs to it.
+    for address, known in ((TOLD, []), (None, [TOLD])):
+        monkeypatch.setattr(joining, "vouched_addresses", lambda known=known: known)
+        if do is control.status:
+            do(str(folder), ".", address)
+        else:
+            with pytest.raises(control.SteeringError, match="not in a test"):
+                do(str(folder), ".", address)
+    assert asked == [TOLD, TOLD]

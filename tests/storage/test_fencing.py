@@ -1,0 +1,62 @@
+"""Of two coordinators that believe that they lead a run, the later one does."""
+
+import pytest
+
+from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.observe.journal import Journal, read
+from raytrain_plus.storage import ownership
+from raytrain_plus.storage.fencing import Fence, FencedError
+
+
+def test_of_two_coordinators_the_first_neither_writes_nor_plans_any_more(tmp_path):
+    first, second = Fence(tmp_path, "claim"), Fence(tmp_path, "claim")
+    first.check()  # nobody leads yet
+    first.take()
+    first.check()
+    chronicle = Chronicle(Journal(tmp_path), allowed=first.check)
+    chronicle.note("worker", worker="w0", state="ready")
+    second.take()
+    with pytest.raises(FencedError, match="another coordinator leads") as told:
+        chronicle.note("worker", worker="w0", state="lost")
+    assert told.value.replaced
+    second.check()
+    assert [event["state"] for event in read(tmp_path)] == ["ready"]
+    first.release()
+    second.release()
+
+
+def test_a_run_that_was_taken_over_is_lost_for_every_coordinator_of_its_driver(tmp_path):
+    mine, theirs = Fence(tmp_path, "mine"), Fence(tmp_path, "theirs", address="10.0.0.9:6379")
+    mine.take()
+    mine.release()
+    held = ownership.take(tmp_path, "id", "10.0.0.9:6379", 1)
+    for _ in range(2):  # also when Ray starts it again
+        with pytest.raises(FencedError, match=r"taken over.*Ray at 10\.0\.0\.9:6379") as told:
+            mine.check()
+        assert not told.value.replaced
+        with pytest.raises(FencedError, match="taken over"):
+            Fence(tmp_path, "mine").take()
+    with pytest.raises(FencedError, match="taken over"):
+        theirs.take()  # nor has anybody else the new owner's claim
+    follower = Fence(tmp_path, held.owner.claim)
+    follower.take()
+    follower.check()
+    follower.release()
+    with held:
+        pass
+
+
+def test_a_run_whose_folder_was_removed_goes_on_and_one_in_its_place_fences_it(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    fence = Fence(folder, "first")
+    fence.take()
+    for path in (folder / "owners").iterdir():
+        path.unlink()
+    fence.check()
+    other = Fence(folder, "second")
+    other.take()
+    with pytest.raises(FencedError, match="taken over"):
+        fence.check()
+    fence.release()
+    other.release()

@@ -1,0 +1,227 @@
+"""A run has one owner: who is dead can be followed at once, who lives cannot be followed."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain_plus.storage import ownership
+from raytrain_plus.storage.ownership import OwnedError, Owner, Owners, Process
+from raytrain_plus.storage.store import ExistsError, Store
+
+NOWHERE = "127.0.0.1:9"
+ELSEWHERE = Process(host="elsewhere", kernel="another", pid=1, began=1)
+
+
+@pytest.fixture
+def listening():
+    """Return the address of something that listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let nobody wait for long."""
+    monkeypatch.setattr(ownership, "_GRACE", 0.3)
+    monkeypatch.setattr(ownership, "_BEAT", 0.05)
+    monkeypatch.setattr(ownership, "_LOOK", 0.02)
+
+
+def own(folder, address=NOWHERE, process=None):
+    """Write a record as a process would, and its sign of life."""
+    owner = Owner.this("claim", "id", "coordinator", address, folder)
+    owner = owner if process is None else replace(owner, process=process)
+    last = Owners(Store(folder)).latest()
+    numbered = Owners(Store(folder)).follow(owner, last.number if last else 0)
+    (folder / "owners" / f"{numbered.number:08d}.alive").touch()
+    return numbered
+
+
+def ended_process():
+    """Return a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        began = ownership._began(child.pid)
+    assert began > 0
+    return replace(Process.this(), pid=child.pid, began=began)
+
+
+def age(folder, owner, seconds):
+    path = folder / "owners" / f"{owner.number:08d}.alive"
+    past = time.time() - seconds
+    os.utime(path, (past, past))
+
+
+def test_a_run_that_never_had_an_owner_is_free(tmp_path):
+    assert ownership.look(tmp_path) == 0
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_owner_that_lives_refuses_every_other_one_and_says_who_it_is(tmp_path, listening):
+    own(tmp_path, listening)
+    with pytest.raises(OwnedError) as told:
+        ownership.look(tmp_path)
+    for said in (str(os.getpid()), socket.gethostname(), listening, "attach", "stop", "15 s"):
+        assert said in str(told.value)
+    with pytest.raises(OwnedError):
+        ownership.take(tmp_path, "id", "", 1)
+    assert Owners(Store(tmp_path)).latest().number == 1
+
+
+def test_who_was_killed_with_its_cluster_is_followed_at_once(tmp_path):
+    own(tmp_path, NOWHERE, ended_process())
+    assert ownership.look(tmp_path) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_was_killed_while_its_cluster_lives_may_be_started_again(
+    tmp_path, listening, monkeypatch
+):
+    owner = own(tmp_path, listening, ended_process())
+    assert ownership.is_gone(tmp_path, owner) is None
+    age(tmp_path, owner, ownership.STALE + 1)
+    assert ownership.is_gone(tmp_path, owner) is True
+    age(tmp_path, owner, 0)
+    ownership.await_gone(tmp_path, owner, lambda _: True)  # its cluster says that it is gone
+    monkeypatch.setattr(ownership, "STALE", 0.2)
+    threading.Thread(target=touch, args=(tmp_path, owner), daemon=True).start()
+    with pytest.raises(OwnedError):
+        ownership.await_gone(tmp_path, owner)
+
+
+def touch(folder, owner):
+    for _ in range(100):
+        age(folder, owner, 0)
+        time.sleep(0.01)
+
+
+def test_a_process_whose_id_was_given_again_is_another():
+    this = Process.this()
+    assert this.lives() is True
+    assert replace(this, began=this.began - 1).lives() is False
+    assert replace(this, kernel="another").lives() is None
+
+
+def test_what_is_left_of_a_process_that_was_killed_does_not_live():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = replace(Process.this(), pid=child.pid, began=ownership._began(child.pid))
+    assert process.lives() is True
+    child.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it is left as a zombie
+    assert process.lives() is False
+    child.communicate()
+
+
+def test_on_another_host_its_signs_of_life_decide(tmp_path, listening):
+    owner = own(tmp_path, listening, ELSEWHERE)
+    assert ownership.is_gone(tmp_path, owner) is False
+    age(tmp_path, owner, ownership.STALE + 1)
+    assert ownership.is_gone(tmp_path, owner) is True
+
+
+def test_a_process_here_that_gives_no_sign_is_not_gone(tmp_path, listening):
+    owner = own(tmp_path, listening)  # stopped, or short of a disk
+    age(tmp_path, owner, 100 * ownership.STALE)
+    assert ownership.is_gone(tmp_path, owner) is False
+
+
+def test_who_has_ended_is_followed_at_once(tmp_path, listening):
+    with ownership.take(tmp_path, "id", listening, 0) as held:
+        assert ownership.is_gone(tmp_path, held.owner) is False
+    assert ownership.look(tmp_path) == 1
+    with ownership.take(tmp_path, "id", listening, 1) as held:
+        assert held.owner.number == 2
+        follower = own(tmp_path, listening)
+        held.retire()  # which has another claim, and is not ended
+        assert ownership.is_gone(tmp_path, follower) is False
+
+
+def test_a_run_that_had_another_owner_since_it_was_looked_at_is_refused(tmp_path):
+    with ownership.take(tmp_path, "id", NOWHERE, 0):
+        pass
+    with pytest.raises(OwnedError, match="a moment ago"):
+        ownership.take(tmp_path, "id", NOWHERE, 0)
+
+
+def test_who_owns_a_runs_checkpoints_is_asked_in_its_folder(tmp_path, listening, impatient):
+    del impatient
+    folder, storage = tmp_path / "run", Store(tmp_path / "kept")
+    assert ownership.look_from_storage(None) == ownership.look_from_storage(storage) == 0
+    with ownership.take(folder, "id", listening, 0) as held:
+        ownership.take_storage(storage, held, 0)
+        with pytest.raises(OwnedError, match="attach"):
+            ownership.look_from_storage(storage)
+        with pytest.raises(OwnedError, match="a moment ago"):
+            ownership.take_storage(storage, held, 0)
+    assert ownership.look_from_storage(storage) == 1
+    shutil.rmtree(folder)  # and now nothing tells whether it has ended, but that Ray answers
+    with pytest.raises(OwnedError, match="Ray at"):
+        ownership.look_from_storage(storage)
+    assert ownership.look_from_storage(storage, lambda _: True) == 1
+
+
+def test_the_folder_of_a_run_is_lost_with_its_machine_and_its_checkpoints_are_free(tmp_path):
+    folder, storage = tmp_path / "run", Store(tmp_path / "kept")
+    with ownership.take(folder, "id", NOWHERE, 0) as held:
+        ownership.take_storage(storage, held, 0)
+    shutil.rmtree(folder)
+    assert ownership.look_from_storage(storage) == 1
+
+
+def _try(folder, number, results):
+    try:
+        with ownership.take(folder, "id", NOWHERE, 0):
+            results.put(number)
+            time.sleep(1.0)
+    except OwnedError:
+        results.put(None)
+
+
+def test_of_many_that_try_at_once_one_owns_the_run(tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    tries = [context.Process(target=_try, args=(tmp_path, i, results)) for i in range(6)]
+    for one in tries:
+        one.start()
+    for one in tries:
+        one.join()
+    won = [number for _ in tries if (number := results.get()) is not None]
+    assert len(won) == 1
+
+
+def test_in_object_storage_too_one_record_follows_another(server):
+    store = Store(f"s3://{server.fresh_bucket()}/run", server.options())
+    owners = Owners(store)
+    assert owners.latest() is None
+    first = owners.follow(Owner.this("a", "id", "driver", NOWHERE, "x"), 0)
+    assert owners.is_last(first)
+    with pytest.raises(ExistsError):
+        owners.follow(Owner.this("b", "id", "driver", NOWHERE, "x"), 0)
+    second = owners.follow(Owner.this("b", "id", "driver", NOWHERE, "x"), 1)
+    assert not owners.is_last(first)
+    assert owners.latest() == second
+
+
+@given(st.binary(max_size=200) | st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: st.dictionaries(
+        st.sampled_from(["claim", "process", "pid", "host", "kernel", "began", "since", "x"]), inner
+    ),
+    max_leaves=8,
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_a_damaged_record_names_nobody_and_raises_nothing(content):
+    owner = Owner.parse(3, content)
+    assert owner.number == 3
+    assert owner.process.lives() is None
+    assert str(owner)

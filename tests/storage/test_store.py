@@ -1,0 +1,208 @@
+"""Whatever a store does, a read gives the right bytes, or one clear error within the deadline."""
+
+import errno
+import hashlib
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from raytrain_plus.storage.store import ExistsError, InterruptedReadError, Store, StoreError
+from raytrain_plus.streams.columns import DataError
+from tests.streams.s3_server import Fault
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA = hashlib.sha256(CONTENT).hexdigest()
+NAME = "part.arrow"
+
+PASSING = [
+    Fault("status", status=404, times=2),
+    Fault("status", status=503, times=4),
+    Fault("stall", times=1),
+    Fault("truncate", times=2),
+    Fault("flip", times=2),
+    Fault("reset", times=3),
+    Fault("slow", times=None),
+]
+LASTING = [
+    (Fault("status", status=404, times=None), "no such"),
+    (Fault("status", status=503, times=None), "Check the network"),
+    (Fault("stall", times=None), "no answer within"),
+    (Fault("truncate", times=None), "Check the network"),
+    (Fault("flip", times=None), "other bytes than its manifest names"),
+    (Fault("reset", times=None), "Check the network"),
+]
+
+
+def kind(value):
+    if isinstance(value, str):
+        return ""
+    return f"{value.kind}{value.status if value.kind == 'status' else ''}"
+
+
+@pytest.fixture
+def bucket(server):
+    name = server.fresh_bucket()
+    server.files().pipe_file(f"{name}/{NAME}", CONTENT)
+    return name
+
+
+def through(proxy, server, bucket, **settings):
+    settings = {"deadline": 2.0, "stall": 0.5, **settings}
+    return Store(f"s3://{bucket}", server.options(proxy.url), **settings)
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=kind)
+def test_a_fault_that_passes_is_not_noticed(fault, proxy, server, bucket):
+    fault.struck = 0
+    proxy.faults.append(fault)
+    store = through(proxy, server, bucket, deadline=20.0, stall=3.0)
+    assert store.read(NAME, len(CONTENT), SHA) == CONTENT
+    assert fault.struck >= (fault.times or 1)  # it did happen
+
+
+@pytest.mark.parametrize(("fault", "words"), LASTING, ids=kind)
+def test_a_fault_that_lasts_is_one_clear_error_within_the_deadline(
+    fault, words, proxy, server, bucket
+):
+    proxy.faults.append(fault)
+    began = time.monotonic()
+    with pytest.raises(StoreError, match=words) as caught:
+        through(proxy, server, bucket).read(NAME, len(CONTENT), SHA)
+    assert f"s3://{bucket}/{NAME}" in str(caught.value)
+    assert time.monotonic() - began < 10
+
+
+def test_without_the_hash_a_flipped_bit_would_pass(proxy, server, bucket):
+    proxy.faults.append(Fault("flip", times=None))
+    assert through(proxy, server, bucket).read(NAME, len(CONTENT)) != CONTENT
+
+
+def test_wrong_credentials_and_a_missing_bucket_are_told_at_once(server, bucket):
+    for url, options, words in (
+        (f"s3://{bucket}", server.options(secret="wrong"), "Check the credentials"),
+        ("s3://no-such-bucket", server.options(), "no such bucket"),
+    ):
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=words):
+            Store(url, options).names()
+        assert time.monotonic() - began < 5
+
+
+def test_a_read_that_nobody_wants_any_more_ends_at_once(proxy, server, bucket):
+    proxy.faults.append(Fault("stall", times=None))
+    cancelled = threading.Event()
+    proxy.on_get = lambda _: cancelled.set()
+    store = through(proxy, server, bucket, deadline=60.0, stall=30.0)
+    began = time.monotonic()
+    with pytest.raises(InterruptedReadError):
+        store.read(NAME, len(CONTENT), SHA, cancelled=cancelled)
+    assert time.monotonic() - began < 5
+
+
+def test_of_two_that_create_the_same_one_wins(server, bucket, tmp_path):
+    for store in (Store(f"s3://{bucket}", server.options()), Store(tmp_path)):
+        assert store.creates_conditionally()
+        won = []
+
+        def create(number, store=store, won=won):
+            try:
+                store.create("index.json", b"%d" % number)
+            except ExistsError:
+                return
+            won.append(number)
+
+        racers = [threading.Thread(target=create, args=(n,)) for n in range(8)]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        assert len(won) == 1
+        assert store.read("index.json") == b"%d" % won[0]
+
+
+def test_a_store_that_ignores_the_condition_is_found_out(server, bucket, monkeypatch):
+    store = Store(f"s3://{bucket}", server.options())
+    monkeypatch.setattr(
+        store, "_put_new", lambda name, content: store._fs.pipe_file(store._path(name), content)
+    )
+    assert not store.creates_conditionally()
+    assert store.names() == [NAME]  # the trial is removed
+
+
+def test_a_url_of_no_known_kind_is_refused():
+    with pytest.raises(DataError, match="nokind"):
+        Store("nokind://bucket/x")
+
+
+@pytest.fixture(params=["local", "s3"])
+def empty(request, tmp_path):
+    if request.param == "local":
+        return Store(tmp_path / "a folder # 100%20 [x]")
+    server = request.getfixturevalue("server")
+    return Store(f"s3://{server.fresh_bucket()}/folder", server.options())
+
+
+def test_what_is_in_a_folder_is_listed_with_its_size_and_deleted(empty):
+    assert empty.sizes() == {}
+    assert empty.folders() == []
+    empty.clear()  # what is not there is not missed
+    empty.delete("absent")
+    empty.write("b", b"12")
+    empty.write("a", [memoryview(b"123"), memoryview(b""), memoryview(b"45")])
+    inside = empty.inside("deeper")
+    inside.write("c", b"1")
+    inside.inside("still").write("d", b"")
+    assert empty.sizes() == {"a": 5, "b": 2}
+    assert empty.names() == ["a", "b"]
+    assert (empty.folders(), inside.folders()) == (["deeper"], ["still"])
+    assert empty.read("a") == b"12345"
+
+    empty.delete("a")
+    assert empty.names() == ["b"]
+    inside.clear()
+    assert empty.names() == ["b"]
+    assert empty.folders() == []
+    empty.clear()
+    assert empty.sizes() == {}
+    with pytest.raises(StoreError, match="could not be reached"):
+        empty.names()
+
+
+def test_pyarrow_reads_it_with_the_options_that_we_have(empty):
+    empty.write("inside/x", b"words")
+    files, root = empty.for_arrow()
+    assert files.open_input_stream(f"{root}/inside/x").read() == b"words"
+
+
+def test_a_local_folder_is_where_its_path_says(tmp_path):
+    folder = tmp_path / "my runs # 100%20 [x]"
+    Store(folder).write("x", b"1")
+    assert (folder / "x").read_bytes() == b"1"
+    assert Store(folder.as_uri()).read("x") == b"1"
+
+
+def test_a_missing_bucket_is_no_empty_folder(server):
+    store = Store("s3://no-such-bucket/folder", server.options(), deadline=2.0)
+    for ask in (store.sizes, store.folders):
+        with pytest.raises(StoreError, match="no such bucket"):
+            ask()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_where_no_links_can_be_made_a_file_is_created_all_the_same(tmp_path, monkeypatch, there):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = Store(tmp_path)
+    if there:
+        store.write("index.json", b"first")
+        with pytest.raises(ExistsError):
+            store.create("index.json", b"second")
+    else:
+        store.create("index.json", b"first")
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+    assert store.read("index.json") == b"first"
