@@ -24,6 +24,7 @@ from raytrain_plus.clock import Clock, Lengths, run_length
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.locations import local_path
 from raytrain_plus.streams import label_skew
 from raytrain_plus.streams.columns import DataError
@@ -326,7 +327,7 @@ def open_for(
     try:
         source = open_source(data, names, hash_data=hash_data)
         shapes = _shapes(source)
-    except DataError as error:
+    except (DataError, StorageError) as error:
         raise DataError(f"{what}: {error}") from error
     missing = [name for name in names or () if name not in shapes]
     if missing:
@@ -406,7 +407,7 @@ def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
     try:
         batch = probe(source, 1)
     except Exception as error:
-        if isinstance(error, DataError):
+        if isinstance(error, DataError | StorageError):
             raise
         raise DataError(f"the first sample cannot be read: {error!r}") from error
     return {

@@ -13,7 +13,8 @@ from raytrain_plus.elastic.client import control
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.names import InvalidNameError, check_name, folders_meant, is_name
 from raytrain_plus.observe.journal import FILE_NAME, Journal
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.store import Store
 
 GOOD = ["base", "a-1.b_2", "mit Leerzeichen", "ärger", "実験", "a@b+c=d,(e)", "x" * 200, "0"]
 BAD = [

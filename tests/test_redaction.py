@@ -9,7 +9,8 @@ from raytrain_plus.cli import app
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.redaction import HIDDEN, names_a_secret, redact, redacted, secrets_of
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream

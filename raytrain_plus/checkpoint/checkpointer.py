@@ -21,12 +21,14 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described, describe
-from raytrain_plus.checkpoint.files import MODEL, Piece, encode, files_of
+from raytrain_plus.checkpoint.files import MODEL, Piece, files_of
 from raytrain_plus.checkpoint.manifest import MANIFEST, Manifest
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
-from raytrain_plus.storage.store import ExistsError, Store, StoreError
+from raytrain_plus.storage.errors import ExistsError, StoreError
+from raytrain_plus.storage.store import Store
 from raytrain_plus.training.state import Replica, digest_of
+from raytrain_plus.training.tensor_file import encode
 
 __all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_whole", "save"]
 
@@ -72,7 +74,7 @@ def write_share(
     Raises:
         StoreError: a file cannot be written within the store's deadline.
         InterruptedReadError: `cancelled` was set.
-        CheckpointError: a tensor is of a dtype that safetensors does not know.
+        ValueError: a tensor is of a dtype that safetensors does not know.
     """
     store, written = _at(place), []
     for file, tensors in files_of(snapshot, share, shares).items():

@@ -9,11 +9,11 @@ from torch import nn
 from raytrain_plus.algorithms import Aspect, Weave
 from raytrain_plus.algorithms.naming import make
 from raytrain_plus.checkpoint import checkpointer
-from raytrain_plus.checkpoint.files import encode
 from raytrain_plus.storage import atomic_files
 from raytrain_plus.task import Task
 from raytrain_plus.training.modes import to_evaluation
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.tensor_file import encode
 
 
 def export(

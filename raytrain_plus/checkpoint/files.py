@@ -1,14 +1,11 @@
-"""How a state is cut into files, so that every worker writes its share, and what a file holds."""
+"""How a state is cut into files, so that every worker writes its share."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
-from raytrain_plus.training.encoding import SAFETENSORS
-from raytrain_plus.training.state import tensor_memory
+from raytrain_plus.checkpoint.snapshot import Snapshot
 
 MODEL = "model.safetensors"
 
@@ -70,32 +67,3 @@ def files_of(snapshot: Snapshot, share: int, shares: int) -> dict[str, dict[str,
     if mine:
         files[f"rest-{share:05d}-of-{shares:05d}.safetensors"] = {name: rest[name] for name in mine}
     return files
-
-
-def encode(tensors: Mapping[str, Tensor]) -> Sequence[memoryview]:
-    """Return the content of a safetensors file as stretches of memory: a header, then the tensors.
-
-    The library's own `save` copies everything while it holds the interpreter's lock, and training
-    would wait for that. Names that share their memory are written once each.
-
-    Raises:
-        CheckpointError: the format knows no such dtype.
-    """
-    # As the library does it: large elements first, so that each tensor is aligned.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, offset = {}, 0
-    for name in order:
-        tensor = tensors[name]
-        if tensor.dtype not in SAFETENSORS:
-            raise CheckpointError(f"{name} is of dtype {tensor.dtype}, which no safetensors holds")
-        end = offset + tensor.nbytes
-        header[name] = {
-            "dtype": SAFETENSORS[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = memoryview(len(text).to_bytes(8, "little") + text)
-    return [start, *(tensor_memory(tensors[name]) for name in order)]

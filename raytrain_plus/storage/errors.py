@@ -1,6 +1,18 @@
-"""What a store means by the errors that its library raises."""
+"""Errors of stores, and what a store means by the errors that its library raises."""
 
 from collections.abc import Iterable
+
+
+class StorageError(ValueError):
+    """A location that cannot be used, or a store that does not do what it is asked for."""
+
+
+class StoreError(StorageError):
+    """A store did not give what it should within the deadline; the message says what it said."""
+
+
+class ExistsError(StorageError):
+    """What was to be created is there already."""
 
 
 def code_of(error: BaseException) -> str:

@@ -8,8 +8,9 @@ over. In both cases the first coordinator must neither write the journal nor pla
 
 from pathlib import Path
 
+from raytrain_plus.storage.errors import ExistsError
 from raytrain_plus.storage.ownership import FOLDER, Life, Owner, Owners, name_of
-from raytrain_plus.storage.store import ExistsError, Store
+from raytrain_plus.storage.store import Store
 
 
 class FencedError(RuntimeError):

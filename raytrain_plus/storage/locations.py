@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from raytrain_plus.redaction import redact, secrets_of
-from raytrain_plus.streams.columns import DataError
+from raytrain_plus.storage.errors import StorageError
 
 _URL = re.compile(r"[A-Za-z][\w+.:-]*://")
 _LOCAL = re.compile(
@@ -35,7 +35,7 @@ def local_path(location: str | os.PathLike[str]) -> Path | None:
         location: a path, or a URL; an `os.PathLike` is always a path.
 
     Raises:
-        DataError: a `file://` URL names another host.
+        StorageError: a `file://` URL names another host.
     """
     if not isinstance(location, str):
         return Path(location).absolute()
@@ -43,7 +43,7 @@ def local_path(location: str | os.PathLike[str]) -> Path | None:
     if url is None:
         return None if _URL.match(location) else Path(location).absolute()
     if (url["host"] or "") not in ("", "localhost") or not url["path"]:
-        raise DataError(f"{location} is not on this machine: give a path or a file:/// URL.")
+        raise StorageError(f"{location} is not on this machine: give a path or a file:/// URL.")
     return Path(unquote(url["path"])).absolute()
 
 
@@ -57,7 +57,7 @@ def file_system(
         options: for the file system; a local one needs none and is given none.
 
     Raises:
-        DataError: the URL is of a kind that is not known, its library is not installed, or an
+        StorageError: the URL is of a kind that is not known, its library is not installed, or an
             option does not fit.
     """
     if (path := local_path(location)) is not None:
@@ -68,12 +68,12 @@ def file_system(
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **{**defaults, **(options or {})})
     except (ImportError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, ImportError) and url.startswith(("s3://", "s3a://")):
-            raise DataError(
+            raise StorageError(
                 f"{url} cannot be read: s3fs is not installed: pip install 'raytrain-plus[s3]'"
             ) from error
         given = f" with the storage options {', '.join(options)}" if options else ""
         said = f"{url} cannot be read{given}: {error}"
-        raise DataError(redact(said, secrets_of(options or {}))) from error
+        raise StorageError(redact(said, secrets_of(options or {}))) from error
     return found
 
 
@@ -89,16 +89,16 @@ def parse_options(given: Iterable[str], what: str = "storage option") -> dict[st
         what: to call one in an error.
 
     Raises:
-        DataError: one has another form, is given twice, or begins as JSON and is none.
+        StorageError: one has another form, is given twice, or begins as JSON and is none.
     """
     options: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise DataError(f"{what} {text!r} is not of the form KEY=VALUE")
+            raise StorageError(f"{what} {text!r} is not of the form KEY=VALUE")
         if name in options:
-            raise DataError(f"{what} {name!r} is given twice: give it once")
+            raise StorageError(f"{what} {name!r} is given twice: give it once")
         options[name] = _value(name, value, what)
     return options
 
@@ -113,7 +113,7 @@ def _value(name: str, text: str, what: str) -> Any:
         return json.loads(plain, parse_constant=_refused)
     except ValueError as error:
         if plain[:1] in ("{", "[", '"'):
-            raise DataError(
+            raise StorageError(
                 f"{what} {name!r} begins like JSON and cannot be read as such: {error}"
             ) from None
         return text

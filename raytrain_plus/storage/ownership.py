@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from raytrain_plus.storage.store import ExistsError, Store
+from raytrain_plus.storage.errors import ExistsError
+from raytrain_plus.storage.store import Store
 
 FOLDER = "owners"
 STALE = 15.0  # seconds without a sign of life after which an owner counts as gone

@@ -28,6 +28,9 @@ from raytrain_plus.redaction import redact, secrets_of
 from raytrain_plus.storage import atomic_files
 from raytrain_plus.storage.atomic_files import Content
 from raytrain_plus.storage.errors import (
+    ExistsError,
+    StorageError,
+    StoreError,
     advice_on,
     code_of,
     is_denied,
@@ -35,8 +38,6 @@ from raytrain_plus.storage.errors import (
     is_mistyped,
 )
 from raytrain_plus.storage.locations import file_system, local_path
-from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.folders import paths_below
 
 T = TypeVar("T")
 
@@ -46,14 +47,6 @@ _FIRST_BREAK, _LONGEST_BREAK = 0.05, 5.0  # seconds
 _WHOLE_TRIES = 4  # of a file whose bytes all came, and were not those that the manifest names
 _SLOWEST_WRITE = 4 << 20  # bytes per second; a write that is slower has stalled
 _LOOK = 0.05  # seconds between two looks at whether the reader has gone away
-
-
-class StoreError(DataError):
-    """A store did not give what it should within the deadline; the message says what it said."""
-
-
-class ExistsError(DataError):
-    """What was to be created is there already."""
 
 
 class InterruptedReadError(RuntimeError):
@@ -117,7 +110,7 @@ class Store:
         stall: seconds after which one request is given up and made again.
 
     Raises:
-        DataError: the URL is of a kind that is not known or whose library is not installed.
+        StorageError: the URL is of a kind that is not known or whose library is not installed.
     """
 
     def __init__(
@@ -206,15 +199,17 @@ class Store:
         """
         return sorted(n for n, entry in self._entries().items() if entry["type"] == "file")
 
-    def paths(self, pattern: str | None = None) -> list[str]:
-        """Return the paths of all objects in the folder and below, sorted; see `paths_below`.
+    def paths(self) -> list[str]:
+        """Return the paths of all objects in the folder and below, sorted.
 
         Raises:
-            DataError: the folder cannot be listed, or links in it lead to the same file.
+            StoreError: the folder cannot be listed, or is not there.
         """
+        prefix = self._root.rstrip("/") + "/"
 
         def listed() -> list[str]:
-            return sorted(paths_below(self._fs, self._root, pattern))
+            found = (path for path in self._fs.find(self._root) if path.startswith(prefix))
+            return sorted(path[len(prefix) :] for path in found if not path.endswith("/"))
 
         return self._insist(listed, "", None, absent_is_final=True)
 
@@ -341,7 +336,7 @@ class Store:
         except ExistsError:
             return True
         finally:
-            with contextlib.suppress(DataError):
+            with contextlib.suppress(StorageError):
                 self.delete(name)
         return False
 
@@ -428,7 +423,7 @@ class Store:
             tries += 1
             try:
                 return _within(request, stall or self.stall, cancelled)
-            except (DataError, InterruptedReadError):
+            except (StorageError, InterruptedReadError):
                 raise
             except Exception as error:
                 absent = absent_is_final and isinstance(error, FileNotFoundError)

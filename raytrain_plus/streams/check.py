@@ -5,9 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.folders import select
+from raytrain_plus.streams.folders import paths_in, select
 from raytrain_plus.streams.format import MANIFEST, Manifest
 from raytrain_plus.streams.stream import read_manifest
 
@@ -46,7 +47,7 @@ def verify_stream(
             content = store.read(entry.name, entry.stored_bytes, entry.sha256)
             table = pa.ipc.open_file(content).read_all()
             table.validate(full=True)
-        except (DataError, pa.ArrowException) as error:
+        except (DataError, StorageError, pa.ArrowException) as error:
             problems.append(f"{entry.name}: {error}")
             continue
         if table.num_rows != entry.rows:
@@ -62,7 +63,7 @@ def verify_stream(
 def _manifest_of(store: Store) -> Manifest:
     """Return a stream's manifest; where there is none, say what the folder holds instead."""
     if MANIFEST not in store.names():
-        contents = select(store.paths(), store.url)
+        contents = select(paths_in(store), store.url)
         raise DataError(
             f"{store.url} is no stream, since it has no {MANIFEST}: it holds {len(contents.files)} "
             f"files ({contents.files[0].path}). Make a stream of them with `raytrain-plus data "

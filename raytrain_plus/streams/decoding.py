@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.streams.columns import Column, DataError, Values, values_of
 from raytrain_plus.streams.memory import check_memory
 from raytrain_plus.streams.parquet_footer import Footer, read_footer
@@ -46,7 +47,7 @@ def explained(where: str) -> Iterator[None]:
     """Turn all errors of reading a file into one that names it."""
     try:
         yield
-    except DataError:
+    except (DataError, StorageError):
         raise
     except _DAMAGE as error:
         raise DataError(

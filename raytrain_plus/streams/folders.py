@@ -15,7 +15,9 @@ from urllib.parse import unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
+from raytrain_plus.storage.errors import StoreError, advice_on
 from raytrain_plus.storage.locations import local_path
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError, listed
 from raytrain_plus.streams.foreign import format_of_files, format_of_table, told
 from raytrain_plus.streams.format import MANIFEST
@@ -217,6 +219,26 @@ def paths_below(fs: Any, root: str, pattern: str | None = None) -> list[str]:
         found = (path for path in fs.find(root) if path.startswith(prefix) and path != prefix)
         paths = [path[len(prefix) :] for path in found if not path.endswith("/")]
     return paths if pattern is None else matching(paths, pattern)
+
+
+def paths_in(store: Store, pattern: str | None = None) -> list[str]:
+    """Return the paths of all objects in a store's folder and below, sorted; see `paths_below`.
+
+    Args:
+        store: the folder.
+        pattern: that they must match; see `matching`.
+
+    Raises:
+        DataError: links in it lead to the same file, or nowhere.
+        StoreError: the folder cannot be listed, or is not there.
+    """
+    if not store.is_local:
+        paths = store.paths()
+        return paths if pattern is None else matching(paths, pattern)
+    try:
+        return sorted(paths_below(LocalFileSystem(), str(store.local_path), pattern))
+    except OSError as error:
+        raise StoreError(f"{store.url} cannot be listed: {error}{advice_on(error)}") from error
 
 
 def _local_paths(root: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache, CacheFullError
 from raytrain_plus.streams.columns import DataError
@@ -127,7 +128,7 @@ class Prefetcher:
                 cancelled.wait(_LOOK)
             except InterruptedReadError:
                 return
-            except DataError:  # whoever reads the file will meet it, and say so
+            except (DataError, StorageError):  # whoever reads the file will meet it, and say so
                 continue
 
     def _next(self, needs: Iterator[tuple[float, int]], cancelled: threading.Event) -> int | None:

@@ -19,6 +19,7 @@ from raytrain_plus.streams.decoding import check_values, decode, explained, leas
 from raytrain_plus.streams.files import confirm, inspect_file
 from raytrain_plus.streams.folders import (
     DataPath,
+    paths_in,
     select,
     suffix_of,
     tables_of,
@@ -313,7 +314,7 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
         files = _from_manifest(store, manifest, cache, wanted)
     else:
         named = store.where(pattern) if pattern else store.url
-        contents = select(store.paths(pattern), named, stream.split)
+        contents = select(paths_in(store, pattern), named, stream.split)
         files = _from_footers(store, cache, wanted, tables_of(contents, named))
     if not files:
         raise DataError(f"{store.url} has no rows: there is nothing to train on.")

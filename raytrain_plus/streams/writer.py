@@ -22,7 +22,8 @@ from typing import Any, Self, TypeAlias, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytrain_plus.storage.store import ExistsError, Store
+from raytrain_plus.storage.errors import ExistsError
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed
 from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, Manifest
 from raytrain_plus.streams.label_skew import SkewMeter, told

@@ -22,10 +22,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raytrain_plus.checkpoint.files import encode
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.encoding import same_bits
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.tensor_file import encode
 
 LARGEST = 512 << 20
 SLOWEST = 10.0

@@ -14,7 +14,8 @@ from raytrain_plus.checkpoint.checkpointer import CheckpointError, Snapshot, com
 from raytrain_plus.checkpoint.files import MODEL
 from raytrain_plus.checkpoint.manifest import MANIFEST
 from raytrain_plus.storage import store as stores
-from raytrain_plus.storage.store import InterruptedReadError, Store, StoreError
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.store import InterruptedReadError, Store
 from tests.streams.s3_server import Fault
 from tests.training.small_tasks import Normed, Plain, loop_alone, run
 

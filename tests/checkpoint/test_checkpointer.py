@@ -19,7 +19,8 @@ from raytrain_plus.checkpoint.checkpointer import (
     save,
     step_of,
 )
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.store import Store
 from tests.training.small_tasks import OPTIMIZERS, Noisy, Normed, Plain, Tied, loop_alone, run
 
 REST = "rest-00000-of-00001.safetensors"

@@ -9,7 +9,8 @@ from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint import upload as module
 from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
 from raytrain_plus.checkpoint.upload import Share, Uploads
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.store import Store
 from tests.elastic.scripted_pool import make_spec
 from tests.elastic.small_replica import train, trained
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.locations import file_system, local_path, parse_options
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.check import inspect_stream, verify_stream
-from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import read_any
 from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
@@ -63,9 +63,9 @@ def test_other_places_are_not_local():
         assert local_path(url) is None
     assert local_path("file://localhost/a%20b") == local_path("file:/a b") == Path("/a b")
     for url in ("file://elsewhere/train", "file://relative"):
-        with pytest.raises(DataError, match="not on this machine"):
+        with pytest.raises(StorageError, match="not on this machine"):
             local_path(url)
-    with pytest.raises(DataError, match=r"nothing://x cannot be read"):
+    with pytest.raises(StorageError, match=r"nothing://x cannot be read"):
         file_system("nothing://x", {})
 
 
@@ -112,7 +112,7 @@ def test_options_are_what_they_say():
     ],
 )
 def test_options_that_say_nothing_are_refused(given, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(StorageError, match=words):
         parse_options(given)
 
 
@@ -121,5 +121,5 @@ def test_an_option_of_the_wrong_type_ends_at_once_and_is_named(server, proxy):
     server.files().pipe_file(f"{bucket}/x", b"1")
     options = server.options(proxy.url) | {"max_concurrency": 4, "default_block_size": 5_000_000}
     assert Store(f"s3://{bucket}", options).read("x") == b"1"
-    with pytest.raises(DataError, match="client_kwargs"):
+    with pytest.raises(StorageError, match="client_kwargs"):
         Store(f"s3://{bucket}", options | {"client_kwargs": "text"}, deadline=30.0).read("x")

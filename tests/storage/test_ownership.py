@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain_plus.storage import ownership
+from raytrain_plus.storage.errors import ExistsError
 from raytrain_plus.storage.ownership import OwnedError, Owner, Owners, Process
-from raytrain_plus.storage.store import ExistsError, Store
+from raytrain_plus.storage.store import Store
 
 NOWHERE = "127.0.0.1:9"
 ELSEWHERE = Process(host="elsewhere", kernel="another", pid=1, began=1)

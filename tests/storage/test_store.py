@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from raytrain_plus.storage.store import ExistsError, InterruptedReadError, Store, StoreError
-from raytrain_plus.streams.columns import DataError
+from raytrain_plus.storage.errors import ExistsError, StorageError, StoreError
+from raytrain_plus.storage.store import InterruptedReadError, Store
 from tests.streams.s3_server import Fault
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -133,7 +133,7 @@ def test_a_store_that_ignores_the_condition_is_found_out(server, bucket, monkeyp
 
 
 def test_a_url_of_no_known_kind_is_refused():
-    with pytest.raises(DataError, match="nokind"):
+    with pytest.raises(StorageError, match="nokind"):
         Store("nokind://bucket/x")
 
 

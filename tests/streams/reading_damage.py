@@ -94,6 +94,7 @@ def _peak() -> int:
 
 
 def _main(how: str) -> None:
+    from raytrain_plus.storage.errors import StorageError
     from raytrain_plus.streams.columns import DataError
     from raytrain_plus.streams.stream import Stream
 
@@ -108,7 +109,7 @@ def _main(how: str) -> None:
         began = time.monotonic()
         try:
             answer = {"outcome": "rows", "digest": all_rows(data)}
-        except DataError as error:
+        except (DataError, StorageError) as error:
             answer = {"outcome": "refused", "error": str(error)}
         except BaseException as error:  # noqa: BLE001 - that is what is looked for
             answer = {"outcome": "other", "error": f"{type(error).__name__}: {error}"}

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.opening import open_source
 from tests.streams.arrow_data import (
@@ -84,7 +85,7 @@ def test_data_that_is_not_there_is_named(tmp_path):
         open_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no data file.*\.parquet"):
         open_source(tmp_path)
-    with pytest.raises(DataError, match="file://elsewhere/train is not on this machine"):
+    with pytest.raises(StorageError, match="file://elsewhere/train is not on this machine"):
         open_source("file://elsewhere/train")
     with pytest.raises(DataError, match=r"is a list, but must be a pyarrow\.Table"):
         open_source([1, 2])

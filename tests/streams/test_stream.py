@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.streams import parquet_footer
 from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache
 from raytrain_plus.streams.columns import DataError
@@ -189,7 +190,7 @@ def test_faults_of_the_store_change_no_row(fault, stream, proxy):
 
 def test_a_fault_that_lasts_ends_the_loader_with_one_clear_error(stream, proxy):
     proxy.faults.append(Fault("flip", times=None, pattern="part-000005"))
-    with pytest.raises(DataError, match=r"part-000005.*other bytes than its manifest"):
+    with pytest.raises(StorageError, match=r"part-000005.*other bytes than its manifest"):
         read(stream(), range(LANES), 0, epoch_steps(stream()))
 
 

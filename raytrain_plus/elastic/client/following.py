@@ -15,9 +15,10 @@ from raytrain_plus.elastic.protocol.messages import Event, Outcome
 from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.output import Tail
+from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import FencedError
 from raytrain_plus.storage.ownership import Owners
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.store import Store
 
 Watcher = Callable[[list[Event]], None]
 

@@ -14,8 +14,8 @@ from raytrain_plus.checkpoint.schedule import Attempt, Checkpoints, Shares
 from raytrain_plus.checkpoint.upload import Share, header_of, store_of
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
 from raytrain_plus.elastic.protocol.messages import Event, RunSpec
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.fencing import FencedError, check_claim
-from raytrain_plus.streams.columns import DataError
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Keeping:
             checkpointer.commit(place, header, pieces)
         except FencedError as error:
             self._tell(Committed(shares.attempt, str(error), error))
-        except (DataError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             self._tell(Committed(shares.attempt, str(error)))
         else:
             self._tell(Committed(shares.attempt))
@@ -254,7 +254,7 @@ class Keeping:
         def tidy() -> None:
             for name in surplus:
                 self._remove_one(name)
-            with contextlib.suppress(DataError, OSError, FencedError):
+            with contextlib.suppress(StorageError, OSError, FencedError):
                 check_claim(self._store, self._spec.claim)
                 later = [name for name in checkpointer.names(self._store) if name >= newest]
                 checkpointer.remove_leftovers(self._store, later)
@@ -265,7 +265,7 @@ class Keeping:
         try:
             check_claim(self._store, self._spec.claim)
             checkpointer.remove(self._store.inside(name), self._spec.run_id)
-        except (DataError, OSError, FencedError):
+        except (StorageError, OSError, FencedError):
             return  # it is named again with the next
         self._books.removed(name)
         self._chronicle.note("checkpoint", folder=self._place(name), removed=True)

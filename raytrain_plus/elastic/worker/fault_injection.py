@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from raytrain_plus.checkpoint.upload import Uploads
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.training.state import Replica
 

@@ -52,9 +52,10 @@ from raytrain_plus.elastic.worker.progress import AbortedError, Progress
 from raytrain_plus.elastic.worker.reporter import Record, Records, Reporter
 from raytrain_plus.observe.output import Kept
 from raytrain_plus.ray_cluster.metrics import export_traffic
+from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import check_claim
 from raytrain_plus.storage.ownership import Owners
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
 from raytrain_plus.streams.traffic import TRAFFIC
 from raytrain_plus.task import TaskWarning, load_task

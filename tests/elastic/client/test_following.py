@@ -362,7 +362,9 @@ def test_a_coordinator_that_never_comes_up_is_an_error_within_the_start_timeout(
     tmp_path, monkeypatch
 ):
     begin(tmp_path, elastic={"start_timeout": 20.0})
-    monkeypatch.setattr(coordinator_watch.memory_monitor, "trouble", lambda: "; the memory is used up")
+    monkeypatch.setattr(
+        coordinator_watch.memory_monitor, "trouble", lambda: "; the memory is used up"
+    )
     script = Script(monkeypatch)
     script.pulse, script.state = does_not_answer, "RESTARTING"
     told = r"did not come up within 2\d s; Ray has started it 7 times; the memory is used up"

@@ -11,7 +11,8 @@ from torch import nn
 from raytrain_plus.checkpoint.upload import Uploads
 from raytrain_plus.elastic.worker import fault_injection as module
 from raytrain_plus.elastic.worker.fault_injection import Victim
-from raytrain_plus.storage.store import Store, StoreError
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.training.state import Replica
 
