@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from benchmarks import report
 from benchmarks.report import Aim, Row
-from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.streams.loader import Loader, steps_per_epoch
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream

@@ -18,7 +18,7 @@ from benchmarks import report
 from benchmarks.elastic import RUN, Event, of_kind, train
 from benchmarks.report import Aim, Row
 from benchmarks.tasks import COMMUNICATION_BOUND
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 
 _SETTLED = 10  # steps of a group before it is resized
 _ENDLESS = 1_000_000  # steps

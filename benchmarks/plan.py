@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import Aim, Row
-from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.training.tree import maximal_subtrees
 
 LOGICAL_RANKS = 4096

@@ -24,7 +24,7 @@ from benchmarks import ray_train, report
 from benchmarks.elastic import RUN, Event, of_kind, train
 from benchmarks.report import Aim, Row
 from benchmarks.tasks import COMPUTE_BOUND
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 
 _WORKERS = 2
 _SETTLED = 20  # steps of the whole group before the next kill

@@ -26,7 +26,7 @@ import ray
 from benchmarks.elastic import RUN, Event, of_kind, train
 from benchmarks.tasks import COMPUTE_BOUND
 from raytrain_plus.chaos.trace import Change, at_speed, read_trace, scaled
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 
 TRACE = Path(__file__).parent / "data" / "bamboo-p3.csv"
 MOST = 4  # workers

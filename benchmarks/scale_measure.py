@@ -22,12 +22,19 @@ from raytrain_plus.checkpoint.manifest import Manifest
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.membership import Recruiting
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
-from raytrain_plus.elastic.coordinator.workers import Seat
 from raytrain_plus.elastic.liveness.lifeline import Anchor, Lifelines
-from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.make_plan import Seat
 from raytrain_plus.elastic.policy.rebalance import Speeds
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, Plan, Ready, Report, RunSpec
-from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.elastic.protocol.messages import (
+    Assignment,
+    ElasticConfig,
+    Plan,
+    Ready,
+    Report,
+    RunSpec,
+)
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import Facts, judge
 from raytrain_plus.training.tree import additions, maximal_subtrees

@@ -1,7 +1,7 @@
 """A run under a trace, with a clock of its own: where the worker-seconds that a cloud offers go.
 
-The simulated group plans with `raytrain_plus.elastic.policy.assignment.assign` and pays measured costs; all of
-its workers are equally fast. A worker-second that is offered is exactly one of these:
+The simulated group plans with `assign` and pays measured costs; all of its
+workers are equally fast. A worker-second that is offered is exactly one of these:
 
 - *useful*: spent on a step that is part of the result;
 - *redone*: spent on what had to be computed again;
@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from raytrain_plus.chaos.trace import Change
-from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.elastic.policy.imbalance import Slack
+from raytrain_plus.elastic.protocol.messages import Assignment
 
 _ROUNDING = 1e-9  # steps
 

@@ -19,7 +19,7 @@ from benchmarks import peers, report
 from benchmarks.elastic import RUN, Event, of_kind, train
 from benchmarks.report import Aim, Row
 from benchmarks.tasks import TINY, Workload
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 
 _MOST = 0.5  # milliseconds
 _WARM_UP = 0.2  # of the steps

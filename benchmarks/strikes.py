@@ -18,7 +18,7 @@ import ray
 
 from benchmarks.elastic import RUN, Event, of_kind, train
 from benchmarks.tasks import Workload
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 
 WORKERS = 2
 SETTLED = 20  # steps of the whole group before the next strike

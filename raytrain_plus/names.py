@@ -9,6 +9,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+NAMESPACE = "raytrain_plus"  # of all named actors of Ray
 MOST_BYTES = 200  # file systems take 255; the rest is for what is put before or after a name
 _SIGNS = frozenset("._-+=@,() ")
 _RULE = (

@@ -18,7 +18,6 @@ import ray.train
 from raytrain_plus import configure, interrupts, resume
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
-from raytrain_plus.checkpoint.upload import store_of
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import RunFailedError
 from raytrain_plus.elastic.client.following import Ended, LostError, Watcher, follow
@@ -168,7 +167,7 @@ class ElasticTrainer:
 
     def _look_at_storage(self, changes: Mapping[str, bool]) -> resume.Resumption | None:
         """Find from where the run goes on; a new run finds that it touches no other."""
-        folder, store = self.spec.folder, store_of(self.spec)
+        folder, store = self.spec.folder, self.spec.checkpoint_store
         self._storage = None if _is_same(store, folder) else store
         self._storage_before = ownership.look_from_storage(self._storage, _is_known)
         if self._resume:
@@ -179,7 +178,7 @@ class ElasticTrainer:
 
     def _resumption(self, changes: Mapping[str, bool]) -> resume.Resumption:
         """Find from where the run goes on, and have it begin there."""
-        folder, store = self.spec.folder, store_of(self.spec)
+        folder, store = self.spec.folder, self.spec.checkpoint_store
         found = resume.last_checkpoint(folder, self._identity, store=store, **changes)
         self.spec = replace(
             self.spec,
@@ -252,7 +251,7 @@ class ElasticTrainer:
         offset = opened.path.stat().st_size
         opened.write("run", **self._described(spec))
         for kept in self._found.found if self._found else ():
-            place = store_of(spec).inside(kept.name)
+            place = spec.checkpoint_store.inside(kept.name)
             opened.write(
                 "checkpoint",
                 step=kept.step,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import ray
 
 from raytrain_plus.chaos.trace import Change
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 from raytrain_plus.observe.journal import Event
 
 

@@ -1,7 +1,7 @@
 """A worker's share of a checkpoint, written in the background while training goes on."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,25 +9,8 @@ from raytrain_plus.algorithms import Aspect
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.files import Piece
 from raytrain_plus.checkpoint.snapshot import Snapshot
-from raytrain_plus.elastic.protocol.messages import Fingerprint, RunSpec
-from raytrain_plus.names import check_name
-from raytrain_plus.redaction import redacted
 from raytrain_plus.storage.store import Store
 from raytrain_plus.training.state import Replica
-
-
-def store_of(spec: RunSpec) -> Store:
-    """Return where a run's checkpoints are."""
-    storage = spec.elastic.checkpoint_storage
-    if not storage:
-        return Store(spec.folder)
-    return Store(storage, spec.elastic.checkpoint_options).inside(check_name(spec.name))
-
-
-def header_of(spec: RunSpec, environment: Fingerprint) -> dict[str, Any]:
-    """Return what a checkpoint's manifest says of its run; it holds no secrets."""
-    described = {"identity": dict(spec.identity), "environment": dict(environment)}
-    return {"run": spec.name, "run_id": spec.run_id, **redacted(described)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +45,7 @@ class Uploads:
         aspects: the run's, for the manifest.
         tell: called with the share, from a thread.
         allowed: called before anything is written; raises if the run has another owner.
-        environment: this worker's fingerprint, for the manifest.
+        header: what the manifest of a checkpoint says of its run.
 
     Attributes:
         store: where checkpoints are.
@@ -74,10 +57,10 @@ class Uploads:
         aspects: Sequence[Aspect],
         tell: Callable[[Share], None],
         allowed: Callable[[], None] = lambda: None,
-        environment: Fingerprint | None = None,
+        header: Mapping[str, Any] | None = None,
     ) -> None:
         self.store = store
-        self._environment = environment or {}
+        self._header = header or {}
         self._aspects = aspects
         self._tell = tell
         self._allowed = allowed
@@ -107,12 +90,11 @@ class Uploads:
         )
         self._thread.start()
 
-    def write_alone(self, replica: Replica, spec: RunSpec, store: Store | None = None) -> str:
+    def write_alone(self, replica: Replica, store: Store | None = None) -> str:
         """Write a whole checkpoint at once, without the others; returns its digest.
 
         Args:
             replica: between two steps.
-            spec: the run.
             store: where to. Default: where the run's checkpoints are.
 
         Raises:
@@ -125,8 +107,7 @@ class Uploads:
         place = (store or self.store).inside(checkpointer.name_of(snapshot.step))
         pieces = checkpointer.write_share(place, snapshot, 0, 1)
         state = checkpointer.describe_state(snapshot, self._aspects)
-        header = header_of(spec, self._environment)
-        checkpointer.commit(place, {**header, **state}, pieces)
+        checkpointer.commit(place, {**self._header, **state}, pieces)
         return str(state["digest"])
 
     def finish(self, seconds: float) -> None:

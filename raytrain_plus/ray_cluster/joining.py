@@ -9,12 +9,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from raytrain_plus.names import NAMESPACE
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster.gcs import ClusterError, Gcs, present_token
 from raytrain_plus.ray_cluster.own_ray import signals_as_they_are
 from raytrain_plus.ray_cluster.vouched import last_started, vouched_addresses
 
-NAMESPACE = "raytrain_plus"  # of all named actors
 RAY_CLIENT = "ray://"
 
 _SECONDS = 5.0

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from raytrain_plus.elastic.coordinator.worker_sources import Wish, process_options
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 from raytrain_plus.worker_pool.reused_actors import LentCoordinator, LentWorker
 from raytrain_plus.worker_pool.shares import Claim, shares
 

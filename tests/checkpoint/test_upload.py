@@ -36,9 +36,9 @@ class Gate(Store):
 class Writer(Uploads):
     """Uploads whose words can be waited for."""
 
-    def __init__(self, store):
+    def __init__(self, store, header=None):
         self.told = queue.Queue()
-        super().__init__(store, (), self.told.put)
+        super().__init__(store, (), self.told.put, header=header)
 
     def next(self):
         return self.told.get(timeout=PATIENCE)
@@ -153,19 +153,20 @@ def test_the_state_of_no_step_is_not_written(tmp_path):
     with pytest.raises(CheckpointError, match="failed half-way"):
         writer.take(replica, 0, ["w0"], 1)
     with pytest.raises(CheckpointError, match="failed half-way"):
-        writer.write_alone(replica, make_spec(tmp_path))
+        writer.write_alone(replica)
     assert writer.told.empty()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_can_write_alone_and_what_was_under_way_is_given_up(gate):
-    replica, writer = trained(3), Writer(gate)
+    replica = trained(3)
+    spec = make_spec(gate.local_path, identity={"seed": 17})
+    writer = Writer(gate, spec.manifest_header({}))
     writer.take(replica, 1, PAIR, 1)
     assert gate.reached.wait(PATIENCE)
     gate.opened.set()
     train(replica, 1)
-    spec = make_spec(gate.local_path, identity={"seed": 17})
-    assert writer.write_alone(replica, spec) == replica.digest()
+    assert writer.write_alone(replica) == replica.digest()
     header = checkpointer.verify(gate.local_path / "checkpoint_00000004")
     assert (header.run, header.step, header.identity) == ("run", 4, {"seed": 17})
     other = trained(0)

@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.coordinator.workers import Came, Coming, Returned
-from raytrain_plus.elastic.policy.trust import Corruption
 from raytrain_plus.elastic.protocol.messages import (
+    Corruption,
     ElasticConfig,
     Ready,
     Report,
@@ -21,7 +21,7 @@ from raytrain_plus.elastic.protocol.messages import (
     Standing,
     Where,
 )
-from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.task import Task
 
 STEP_SECONDS = 1.0

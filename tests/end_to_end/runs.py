@@ -24,7 +24,7 @@ from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Task, TrainingFa
 from raytrain_plus.algorithms import Aspect, GradientClipping
 from raytrain_plus.chaos.pace import Pace
 from raytrain_plus.chaos.schedules import IN_REGROUPING
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.verify import compare
 

@@ -6,7 +6,7 @@ import pytest
 import ray
 import ray.tune
 
-from raytrain_plus.elastic.protocol.messages import NAMESPACE
+from raytrain_plus.names import NAMESPACE
 from raytrain_plus.observe import journal
 from tests.end_to_end.runs import cluster
 from tests.end_to_end.tuned import train

@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from raytrain_plus.names import check_name, folders_meant
+from raytrain_plus.names import NAMESPACE, check_name, folders_meant
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.ray_cluster.joining import NAMESPACE, find_leader, join, trusted
+from raytrain_plus.ray_cluster.joining import find_leader, join, trusted
 
 _ANSWER_SECONDS = 30.0
 

@@ -15,7 +15,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from raytrain_plus.elastic.protocol.messages import Event, Pulse
+from raytrain_plus.elastic.protocol.messages import Pulse
+from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster import memory_monitor, own_ray
 from raytrain_plus.ray_cluster.joining import find_leader
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from raytrain_plus.elastic.client.coordinator_watch import Lookout
 from raytrain_plus.elastic.coordinator.run_log import GENERATION
-from raytrain_plus.elastic.protocol.messages import Event, Outcome
+from raytrain_plus.elastic.protocol.messages import Outcome
 from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.output import Tail
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import FencedError

@@ -15,7 +15,8 @@ import ray
 
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
 from raytrain_plus.elastic.coordinator.worker_sources import wish_of
-from raytrain_plus.elastic.protocol.messages import NAMESPACE, RunSpec
+from raytrain_plus.elastic.protocol.messages import RunSpec
+from raytrain_plus.names import NAMESPACE
 from raytrain_plus.ray_cluster.metrics import Exporter
 from raytrain_plus.storage.fencing import FencedError
 

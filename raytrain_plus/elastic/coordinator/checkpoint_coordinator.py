@@ -11,9 +11,10 @@ from ray.exceptions import RayError
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.checkpoint.schedule import Attempt, Checkpoints, Shares
-from raytrain_plus.checkpoint.upload import Share, header_of, store_of
+from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
-from raytrain_plus.elastic.protocol.messages import Event, RunSpec
+from raytrain_plus.elastic.protocol.messages import RunSpec
+from raytrain_plus.observe.journal import Event
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.fencing import FencedError, check_claim
 
@@ -53,7 +54,7 @@ class Keeping:
         self._spec = spec
         self._chronicle = chronicle
         self._tell = tell
-        self._store = store_of(spec)
+        self._store = spec.checkpoint_store
         self._begun = self._distrusted = (0, 0)  # generation, step
         there = _there(events)
         self._books = Checkpoints(
@@ -231,7 +232,7 @@ class Keeping:
     def _commit(self, shares: Shares) -> None:
         state = next(one.state for one in shares.returned if one.state is not None)
         header = {
-            **header_of(self._spec, self._chronicle.environment),
+            **self._spec.manifest_header(self._chronicle.environment),
             "metrics": self._metrics(),
             **state,
         }

@@ -22,14 +22,14 @@ from raytrain_plus.elastic.coordinator.usage import Account
 from raytrain_plus.elastic.coordinator.workers import Coming, Noticed, Pool, Wanted, Woken, Written
 from raytrain_plus.elastic.coordinator.workers import Event as PoolEvent
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
-from raytrain_plus.elastic.policy.assignment import Assignment
 from raytrain_plus.elastic.policy.attribution import Attribution
 from raytrain_plus.elastic.policy.hang_detection import Watch
 from raytrain_plus.elastic.policy.make_plan import Situation, make_plan
 from raytrain_plus.elastic.policy.rebalance import Speeds
-from raytrain_plus.elastic.policy.trust import Corruption, History
+from raytrain_plus.elastic.policy.trust import History
 from raytrain_plus.elastic.protocol.messages import (
-    Event,
+    Assignment,
+    Corruption,
     Outcome,
     Plan,
     Pulse,
@@ -37,9 +37,10 @@ from raytrain_plus.elastic.protocol.messages import (
     RunSpec,
     Where,
 )
-from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.gauges import LiveRun
+from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster.joining import draining_nodes
 from raytrain_plus.storage.fencing import Fence, FencedError
 from raytrain_plus.training.corruption import audit_of

@@ -4,7 +4,8 @@ from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Keeping
 from raytrain_plus.elastic.coordinator.membership import Recruiting
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
 from raytrain_plus.elastic.coordinator.workers import Pool
-from raytrain_plus.elastic.policy.trust import Corruption, History
+from raytrain_plus.elastic.policy.trust import History
+from raytrain_plus.elastic.protocol.messages import Corruption
 
 
 def expel(

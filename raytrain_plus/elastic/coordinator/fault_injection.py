@@ -1,15 +1,18 @@
 """Faults on purpose, as the coordinator deals with them: those that it brings about, and notes."""
 
+import errno
+import os
+import time
 from collections.abc import Sequence
 from functools import partial
 
 from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
-from raytrain_plus.elastic.coordinator.full_disk import FullDisk
 from raytrain_plus.elastic.coordinator.membership import Recruiting
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
-from raytrain_plus.elastic.policy.assignment import Assignment
-from raytrain_plus.elastic.protocol.faults import Fault, Strikes, due_at, left
-from raytrain_plus.elastic.protocol.messages import Event, RunSpec
+from raytrain_plus.elastic.liveness.fault_log import FaultLog
+from raytrain_plus.elastic.protocol.faults import SIGNALS, Fault, due_at, left
+from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec
+from raytrain_plus.observe.journal import Event, Journal
 
 # After these nothing can be noted, or not for a while.
 _NOTED_FIRST = ("kill_coordinator", "stop_coordinator", "fill_disk")
@@ -38,12 +41,12 @@ class Disturbances:
         self._workers = spec.workers
         self._chronicle = chronicle
         self._journal = journal
-        self._strikes = Strikes(spec.folder)
+        self._log = FaultLog(spec.folder)
         self.left = left(spec.faults, events)
 
     def forget(self) -> None:
         """Forget the strikes of an earlier run in this folder."""
-        self._strikes.forget()
+        self._log.forget()
 
     def mark_struck(self) -> bool:
         """Forget faults that have struck, so that they do not strike the step's second try.
@@ -52,7 +55,7 @@ class Disturbances:
             Whether any has, since the last time.
         """
         struck = False
-        for fault, hit in self._strikes.new().items():
+        for fault, hit in self._log.new().items():
             struck = True
             if fault in self.left:  # else a coordinator before has noted it
                 self.left.remove(fault)
@@ -95,10 +98,42 @@ class Disturbances:
         if fault.action == "fill_disk":
             self._journal.write_through(partial(FullDisk, seconds=fault.lasts))
         else:
-            fault.strike()
+            os.kill(os.getpid(), SIGNALS[fault.action])
 
     def _resize(self, fault: Fault, crew: Recruiting) -> None:
         change = fault.workers if fault.action == "add" else -fault.workers
         least, most = self._workers
         wanted = min(most, max(least, crew.target + change))
         crew.set_target(wanted, f"{fault.action} {fault.workers}")
+
+
+class FullDisk(Journal):
+    """A journal that cannot be written for some seconds, as if its disk was full.
+
+    Args:
+        journal: the journal.
+        seconds: how long.
+    """
+
+    def __init__(self, journal: Journal, seconds: float) -> None:  # opens no file of its own
+        self.path = journal.path
+        self._journal = journal
+        self._until = time.monotonic() + seconds
+
+    def write_all(self, events: list[Event]) -> list[Event]:
+        """Append finished events.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if time.monotonic() < self._until:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._journal.write_all(events)
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        self._journal.sync()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._journal.close()

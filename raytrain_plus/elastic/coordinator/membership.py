@@ -14,14 +14,14 @@ from raytrain_plus.elastic.coordinator.workers import (
     Noticed,
     Pool,
     Returned,
-    Seat,
     Wanted,
     missing_resources,
 )
 from raytrain_plus.elastic.liveness import crashes
+from raytrain_plus.elastic.policy.admission import difference
 from raytrain_plus.elastic.policy.attribution import Loss
+from raytrain_plus.elastic.policy.make_plan import Seat
 from raytrain_plus.elastic.protocol.messages import Fingerprint, Ready, Report, RunSpec
-from raytrain_plus.elastic.worker.fingerprint import difference
 from raytrain_plus.redaction import redacted
 
 _LOOK = 0.25

@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from raytrain_plus.elastic.protocol.messages import Event, Outcome, Plan
-from raytrain_plus.elastic.worker.reporter import Record
-from raytrain_plus.observe.journal import JournalError
+from raytrain_plus.elastic.protocol.messages import Outcome, Plan
+from raytrain_plus.elastic.protocol.records import Record
+from raytrain_plus.observe.journal import Event, JournalError
 
 # What a generation is described by, in the journal and in a run's summary.
 GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")

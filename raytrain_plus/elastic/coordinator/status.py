@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from raytrain_plus.elastic.coordinator.membership import Recruiting
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
-from raytrain_plus.elastic.coordinator.workers import Pool, Seat
-from raytrain_plus.elastic.policy.assignment import Assignment
-from raytrain_plus.elastic.protocol.messages import Event, RunSpec, Standing
+from raytrain_plus.elastic.coordinator.workers import Pool
+from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec, Standing
 from raytrain_plus.observe.gauges import LiveRun
+from raytrain_plus.observe.journal import Event
 
 _ANSWER_SECONDS = 0.5  # to wait for workers that are asked what they are doing
 _STEPS = 15  # of which a worker's speed is the median

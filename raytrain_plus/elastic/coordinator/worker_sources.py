@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import ray
 
-from raytrain_plus.elastic.protocol.messages import NAMESPACE, RunSpec
+from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.elastic.worker.worker import Worker
+from raytrain_plus.names import NAMESPACE
 
 _ISA = {
     "default": {

@@ -16,6 +16,7 @@ from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Committed
 from raytrain_plus.elastic.coordinator.worker_sources import source_of
 from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
+from raytrain_plus.elastic.policy.make_plan import Seat
 from raytrain_plus.elastic.protocol.messages import (
     Found,
     Plan,
@@ -26,34 +27,11 @@ from raytrain_plus.elastic.protocol.messages import (
     Unready,
     Where,
 )
-from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.ray_cluster import memory_monitor
 
 _STACK_SECONDS = 3.0
 _SELF_TEST_SECONDS = 60.0
-
-
-@dataclass
-class Seat:
-    """A worker as the coordinator sees it.
-
-    Attributes:
-        worker: its name.
-        ready: what it said when it had come up, None before.
-        step: committed steps of its state.
-        draining: it is to leave at the next step boundary.
-        warm: it has run steps.
-        where: its process, None before it has begun to prepare itself.
-        since: monotonic seconds at which it has begun.
-    """
-
-    worker: str
-    ready: Ready | None = None
-    step: int = 0
-    draining: bool = False
-    warm: bool = False
-    where: Where | None = None
-    since: float | None = None
 
 
 @dataclass(frozen=True)

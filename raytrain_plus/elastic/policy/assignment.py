@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.training.tree import subtree_count
 
 Integers = npt.NDArray[np.int64]
@@ -50,20 +51,6 @@ class Member:
 
     worker: str
     speed: float = 1.0
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The consecutive logical ranks `[start, stop)` that one worker computes."""
-
-    worker: str
-    start: int
-    stop: int
-
-    @property
-    def ranks(self) -> range:
-        """The logical ranks, in order."""
-        return range(self.start, self.stop)
 
 
 def assign(

@@ -1,8 +1,8 @@
 """How much imbalance to plan with, from what the exchange turns out to cost. Pure.
 
-`raytrain_plus.elastic.policy.assignment.assign` gives away some balance for fewer bytes: the slack. What that is
-worth depends on the model and on the network. Where a step is nearly all compute, a slack of an
-eighth loses up to an eighth of it; where the exchange takes a tenth of a step or more, it gains.
+`assignment.assign` gives away some balance for fewer bytes: the slack. What that is worth depends
+on the model and on the network. Where a step is nearly all compute, a slack of an eighth loses up
+to an eighth of it; where the exchange takes a tenth of a step or more, it gains.
 
 A step is taken to last as long as its slowest worker computes, and then as long as what is left of
 the exchange, which is seen. Under another plan the exchange follows the bytes of the worker that
@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from raytrain_plus.elastic.policy.assignment import SLACK, Assignment, Member, assign, makespan
+from raytrain_plus.elastic.policy.assignment import SLACK, Member, assign, makespan
+from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.training.tree import subtree_count
 
 CHOICES = (SLACK, SLACK / 2, SLACK / 4, SLACK / 8, 0.0)

@@ -3,10 +3,32 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raytrain_plus.elastic.coordinator.workers import Seat
-from raytrain_plus.elastic.policy.assignment import SLACK, Assignment, Member, assign
+from raytrain_plus.elastic.policy.assignment import SLACK, Member, assign
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import Plan
+from raytrain_plus.elastic.protocol.messages import Assignment, Plan, Ready, Where
+
+
+@dataclass
+class Seat:
+    """A worker as the coordinator sees it.
+
+    Attributes:
+        worker: its name.
+        ready: what it said when it had come up, None before.
+        step: committed steps of its state.
+        draining: it is to leave at the next step boundary.
+        warm: it has run steps.
+        where: its process, None before it has begun to prepare itself.
+        since: monotonic seconds at which it has begun.
+    """
+
+    worker: str
+    ready: Ready | None = None
+    step: int = 0
+    draining: bool = False
+    warm: bool = False
+    where: Where | None = None
+    since: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

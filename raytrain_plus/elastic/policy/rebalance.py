@@ -26,8 +26,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign, makespan
+from raytrain_plus.elastic.policy.assignment import Member, assign, makespan
 from raytrain_plus.elastic.policy.imbalance import Slack
+from raytrain_plus.elastic.protocol.messages import Assignment
 
 _LEVEL = math.log(1.25)  # from one level of speed to the next
 _STICKS = 0.75  # levels that a worker must be off its own before it gets another

@@ -10,29 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raytrain_plus.elastic.protocol.messages import Corruption
 from raytrain_plus.training.corruption import CorruptionError
 
 Audit = Callable[[int, Sequence[range]], tuple[int, int]]
 """(step, ranges) -> the logical rank that is audited in a step, and the place of its auditor."""
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """What all workers of a group found before an update.
-
-    Attributes:
-        step: the committed steps then.
-        accused: workers whose state is wrong.
-        suspects: two workers of whom one has computed a wrong gradient.
-        tie: states differ, and no majority says whose is wrong.
-        why: the same in words.
-    """
-
-    step: int
-    accused: tuple[str, ...]
-    suspects: tuple[str, ...]
-    tie: bool
-    why: str
 
 
 def named(error: CorruptionError, places: Sequence[str]) -> Corruption:

@@ -6,12 +6,11 @@ import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import Field, TypeAdapter
 
-from raytrain_plus.elastic.worker import process_faults
 from raytrain_plus.plain_yaml import YamlError, read_yaml
 
 Action = Literal[
@@ -43,7 +42,7 @@ _TAKES: dict[Action, tuple[str, ...]] = {
     "remove": ("workers",),
 }
 _EVERYBODY = ("kill_all", "lose_store")
-_SIGNALS: dict[Action, signal.Signals] = {
+SIGNALS: dict[Action, signal.Signals] = {
     "kill": signal.SIGKILL,
     "kill_all": signal.SIGKILL,
     "kill_coordinator": signal.SIGKILL,
@@ -53,27 +52,10 @@ _SIGNALS: dict[Action, signal.Signals] = {
 }
 # Not part of every step: such a fault waits for the next time that the phase comes.
 _OCCASIONAL = ("meet", "heal", "evaluate", "gather")
-_STRIKES = "strikes.jsonl"
 
 
 class FaultError(ValueError):
     """A list of faults that cannot be understood."""
-
-
-class Struck(Protocol):
-    """What a worker can do to itself when a fault wants it, because only it knows how."""
-
-    def flip_bit(self, draw: int) -> None:
-        """Flip one bit of one weight; which one follows from a 64-bit number."""
-
-    def miscompute(self) -> None:
-        """Let all arithmetic be wrong from now on."""
-
-    def lose_store(self, seconds: float) -> None:
-        """Let the checkpoint store be out of reach for some seconds."""
-
-    def spoil_gradient(self) -> None:
-        """Let the next gradient be NaN, though the loss is a number."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
@@ -173,78 +155,6 @@ class Fault:
         if phase != self.phase:
             return False
         return step >= self.step - 1 if phase in _OCCASIONAL else step == self.step - 1
-
-    def strike(self, target: Struck | None = None, worker: str = "") -> None:
-        """Hit the calling process, in the calling thread; some do not return.
-
-        Args:
-            target: the worker, for what only it knows how to do.
-            worker: its name.
-
-        Raises:
-            FaultError: the fault needs a target, or hits nobody's process.
-        """
-        if self.action in _SIGNALS:
-            process_faults.send_oneself(_SIGNALS[self.action])
-        elif self.action == "spin":
-            process_faults.spin()
-        elif self.action == "stall":
-            process_faults.stall()
-        elif self.action == "slow":
-            process_faults.hog(self.lasts)
-        elif target is None or not self.strikes:
-            raise FaultError(f"{self.action} cannot strike here: this is no worker that can do it")
-        elif self.action == "flip":
-            target.flip_bit(self.draw(worker))
-        elif self.action == "miscompute":
-            target.miscompute()
-        elif self.action == "nan_gradient":
-            target.spoil_gradient()
-        else:
-            target.lose_store(self.lasts)
-
-
-class Strikes:
-    """The strikes of a run, each told by the process that it hits, a moment before it does.
-
-    Nobody could tell afterwards which of several faults it was that a lost worker was hit by.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / _STRIKES
-        self._read = 0
-        self._done: set[Fault] = set()
-
-    def forget(self) -> None:
-        """Forget those of an earlier run in this folder."""
-        self._path.unlink(missing_ok=True)
-
-    def hit(self, worker: str, fault: Fault, target: Struck | None = None) -> None:
-        """Leave word, and hit the calling process, which is a worker's.
-
-        Once: a step enters some phases more than once, and not every fault ends the process.
-        """
-        if fault in self._done:
-            return
-        self._done.add(fault)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([worker, TypeAdapter(Fault).dump_python(fault)]) + "\n")
-        fault.strike(target, worker)
-
-    def new(self) -> dict[Fault, list[str]]:
-        """Return the faults that have struck since the last call, and whom."""
-        lines = self._lines()[self._read :]
-        self._read += len(lines)
-        found: dict[Fault, list[str]] = {}
-        for worker, fault in map(json.loads, lines):
-            found.setdefault(Fault(**fault), []).append(worker)
-        return found
-
-    def _lines(self) -> list[str]:
-        return self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
 
 
 def read_faults(path: Path) -> list[Fault]:

@@ -6,18 +6,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
-
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described
 from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.policy.assignment import Assignment
-from raytrain_plus.elastic.policy.trust import Corruption
 from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.names import check_name
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
-from raytrain_plus.ray_cluster.joining import NAMESPACE as NAMESPACE  # noqa: PLC0414 - part of these
-from raytrain_plus.redaction import described
+from raytrain_plus.redaction import described, redacted
+from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.user_code import Code
 
@@ -176,13 +173,28 @@ class RunSpec:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Arrive so that what is the user's is unpacked where its modules can be imported."""
+        from ray import cloudpickle  # noqa: PLC0415 - the values themselves need no Ray
+
         described = {one.name: getattr(self, one.name) for one in fields(self)}
-        return _arrived, (tuple(self.import_paths), ray.cloudpickle.dumps(described))
+        return _arrived, (tuple(self.import_paths), cloudpickle.dumps(described))
 
     @property
     def part_rows(self) -> int:
         """Samples that one logical rank computes in a step."""
         return self.batch_size // self.logical_ranks
+
+    @property
+    def checkpoint_store(self) -> Store:
+        """Where its checkpoints are."""
+        storage = self.elastic.checkpoint_storage
+        if not storage:
+            return Store(self.folder)
+        return Store(storage, self.elastic.checkpoint_options).inside(check_name(self.name))
+
+    def manifest_header(self, environment: Fingerprint) -> dict[str, Any]:
+        """Return what a checkpoint's manifest says of the run; it holds no secrets."""
+        described = {"identity": dict(self.identity), "environment": dict(environment)}
+        return {"run": self.name, "run_id": self.run_id, **redacted(described)}
 
     @property
     def lender(self) -> str | None:
@@ -196,8 +208,10 @@ class RunSpec:
 
 
 def _arrived(import_paths: Sequence[str], described: bytes) -> RunSpec:
+    from ray import cloudpickle  # noqa: PLC0415
+
     import_first(import_paths)
-    return RunSpec(**ray.cloudpickle.loads(described))
+    return RunSpec(**cloudpickle.loads(described))
 
 
 def import_first(folders: Sequence[str]) -> None:
@@ -288,6 +302,20 @@ class Pulse:
     unwritten_end: Sequence[Event] = ()
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """The consecutive logical ranks `[start, stop)` that one worker computes."""
+
+    worker: str
+    start: int
+    stop: int
+
+    @property
+    def ranks(self) -> range:
+        """The logical ranks, in order."""
+        return range(self.start, self.stop)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Who is in a generation, who computes what, and who heals whom.
@@ -320,6 +348,25 @@ class Plan:
     def ranges(self) -> list[range]:
         """The logical ranks of each member."""
         return [assignment.ranks for assignment in self.assignments]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """What all workers of a group found before an update.
+
+    Attributes:
+        step: the committed steps then.
+        accused: workers whose state is wrong.
+        suspects: two workers of whom one has computed a wrong gradient.
+        tie: states differ, and no majority says whose is wrong.
+        why: the same in words.
+    """
+
+    step: int
+    accused: tuple[str, ...]
+    suspects: tuple[str, ...]
+    tie: bool
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,17 +63,3 @@ def _cuda(device: torch.device) -> Fingerprint:
         "nccl": nccl,
         "tf32": f"{torch.backends.cuda.matmul.allow_tf32} {torch.backends.cudnn.allow_tf32}",
     }
-
-
-def difference(group: Fingerprint, newcomer: Fingerprint, compared: str = "the group's is") -> str:
-    """Say in what a newcomer differs from the group, or from others; empty if in nothing."""
-    differing = [
-        f"{key} is {_short(newcomer.get(key, 'unknown'))}, {compared} {_short(value)}"
-        for key, value in group.items()
-        if newcomer.get(key) != value
-    ]
-    return "; ".join(differing)
-
-
-def _short(value: str) -> str:
-    return value[:12] if len(value) == 64 else value

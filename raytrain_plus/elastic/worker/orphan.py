@@ -8,8 +8,9 @@ import time
 import ray
 
 from raytrain_plus.elastic.liveness.lifeline import Anchor
-from raytrain_plus.elastic.protocol.messages import NAMESPACE, RunSpec
+from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.exits import leave_at_once
+from raytrain_plus.names import NAMESPACE
 
 _LOOK = 0.2  # seconds
 

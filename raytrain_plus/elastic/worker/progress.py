@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import Plan, Standing
+from raytrain_plus.elastic.worker import process_faults
 from raytrain_plus.elastic.worker.phase_timer import Timesheet
 
 _WAITING = frozenset({"idle", "meet", "heal", "exchange", "finish", "slice", "gather"})
@@ -39,7 +40,7 @@ class Progress:
         self._since = time.monotonic()
         self._thread = threading.get_ident()
         self._faults: Sequence[Fault] = ()
-        self._on_fault: Callable[[Fault], None] = Fault.strike
+        self._on_fault: Callable[[Fault], None] = process_faults.strike
         self._lock = threading.Lock()
         self._aborted: dict[int, str] = {}
         self._pause = 0

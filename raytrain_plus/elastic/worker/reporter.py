@@ -6,11 +6,11 @@ Every worker keeps what it knows of recent steps, so that nothing is lost with t
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker.progress import Progress
 from raytrain_plus.training.loop import StepResult
 
@@ -20,34 +20,6 @@ _PATIENCE = 30.0
 # Seconds to tell the rest, for which the whole group waits. A call to a coordinator that is being
 # started again hangs until Ray's next look, every 2 s; what is not told is asked for.
 _PARTING = 0.1
-
-
-@dataclass(frozen=True)
-class Record:
-    """One committed step, or the evaluation that follows it.
-
-    Attributes:
-        step: committed steps.
-        generation: in which generation.
-        time: Unix time of the commit.
-        loss: the step's loss; NaN for an evaluation.
-        busy_seconds: summed busy time of all workers since the step before.
-        metrics: the evaluation's values, or None for a step.
-        compute_seconds: how long each worker of the group computed in the step before.
-        exchange_seconds: how long its exchange kept all of them, and how long, at most, it had run
-            beside their computing.
-        salvaged: logical ranks that a failed attempt at the step had computed already.
-    """
-
-    step: int
-    generation: int
-    time: float
-    loss: float = float("nan")
-    busy_seconds: float = 0.0
-    metrics: dict[str, Any] | None = None
-    compute_seconds: tuple[float, ...] = ()
-    exchange_seconds: tuple[float, float] = (0.0, 0.0)
-    salvaged: int = 0
 
 
 class Records:

@@ -19,12 +19,12 @@ from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.checkpointer import CheckpointError
-from raytrain_plus.checkpoint.upload import Uploads, store_of
+from raytrain_plus.checkpoint.upload import Uploads
 from raytrain_plus.elastic.liveness import crashes, stacks
+from raytrain_plus.elastic.liveness.fault_log import FaultLog
 from raytrain_plus.elastic.liveness.lifeline import Anchor
 from raytrain_plus.elastic.policy.attribution import may_be_a_machines
 from raytrain_plus.elastic.policy.trust import named
-from raytrain_plus.elastic.protocol.faults import Fault, Strikes
 from raytrain_plus.elastic.protocol.messages import (
     Ending,
     Found,
@@ -37,6 +37,7 @@ from raytrain_plus.elastic.protocol.messages import (
     Where,
     import_first,
 )
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker import orphan, process_faults
 from raytrain_plus.elastic.worker.data import open_data, open_evaluation, resolve
 from raytrain_plus.elastic.worker.fault_injection import Victim
@@ -49,7 +50,7 @@ from raytrain_plus.elastic.worker.process import (
     users_traceback,
 )
 from raytrain_plus.elastic.worker.progress import AbortedError, Progress
-from raytrain_plus.elastic.worker.reporter import Record, Records, Reporter
+from raytrain_plus.elastic.worker.reporter import Records, Reporter
 from raytrain_plus.observe.output import Kept
 from raytrain_plus.ray_cluster.metrics import export_traffic
 from raytrain_plus.storage.errors import StoreError
@@ -77,7 +78,7 @@ def _check_sees_checkpoints(spec: RunSpec) -> None:
         StoreError: it does not.
         FencedError: another driver has the run.
     """
-    store = store_of(spec)
+    store = spec.checkpoint_store
     if not store.is_local or not spec.claim:
         return
     if Owners(store).latest() is None:
@@ -171,14 +172,14 @@ class Worker:
         proof = {**identity, **fingerprint(self._loop, self._probe(), self._device)}
         self._weave.spent()  # what the probe cost is not the run's
         self._uploads = Uploads(
-            store_of(spec),
+            spec.checkpoint_store,
             self._weave.aspects,
             lambda share: self._coordinator.written.remote(self._name, share),
-            partial(check_claim, store_of(spec), spec.claim),
-            proof,
+            partial(check_claim, spec.checkpoint_store, spec.claim),
+            spec.manifest_header(proof),
         )
-        self._strikes = Strikes(spec.folder)
-        self._victim = Victim(self._task, replica, self._uploads)
+        victim = Victim(self._task, replica, self._uploads)
+        self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
         self._host = ray.util.get_node_ip_address()
         self._meeting_point = MeetingPoint(self._host)
         self._anchor = Anchor(self._host, self._on_release)
@@ -202,7 +203,7 @@ class Worker:
         transport = self._transport = Transport(index, len(places), self._device)
         faults = [f for f in plan.faults if index in f.victims(len(places))]
         self._report_of = None
-        self._progress.begin(plan, faults, self._strike, self._interrupt)
+        self._progress.begin(plan, faults, self._faults.hit, self._interrupt)
         reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
         self._formed_at = 0.0
         try:
@@ -257,7 +258,7 @@ class Worker:
         replica = self._loop.replica
         assert replica.step == step
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
-            return self._uploads.write_alone(replica, self._spec)
+            return self._uploads.write_alone(replica)
 
     def rescue(self, step: int) -> tuple[str, str]:
         """Write the checkpoint of a step to a new folder of this node.
@@ -269,7 +270,7 @@ class Worker:
         assert replica.step == step
         folder = tempfile.mkdtemp(prefix="raytrain_plus-state-")
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
-            digest = self._uploads.write_alone(replica, self._spec, Store(folder))
+            digest = self._uploads.write_alone(replica, Store(folder))
         return digest, f"{folder}/{checkpointer.name_of(step)}"
 
     @ray.method(concurrency_group="control")
@@ -445,9 +446,6 @@ class Worker:
             self._transport.abort(reason)
         if self._loader is not None:
             self._loader.close()
-
-    def _strike(self, fault: Fault) -> None:
-        self._strikes.hit(self._name, fault, self._victim)
 
     def _on_notice(self, *_: Any) -> None:
         """SIGTERM: the machine will be taken away. Leave at the next step boundary."""

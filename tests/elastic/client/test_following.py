@@ -9,8 +9,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from raytrain_plus.elastic.client import coordinator_watch, following
 from raytrain_plus.elastic.client.following import LostError, ended, follow
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
-from raytrain_plus.elastic.policy.assignment import Assignment
-from raytrain_plus.elastic.protocol.messages import Outcome, Plan, Pulse
+from raytrain_plus.elastic.protocol.messages import Assignment, Outcome, Plan, Pulse
 from raytrain_plus.interrupts import RunInterrupted
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
 from raytrain_plus.ray_cluster import joining

@@ -168,7 +168,7 @@ def test_faults_on_purpose_blame_nobody(lead, tmp_path):
         if times == [1, 1]:
             return
         times.append(1)
-        pool.coordinator._faults._strikes.new = lambda: {faults[len(times) - 1]: ["w0"]}
+        pool.coordinator._faults._log.new = lambda: {faults[len(times) - 1]: ["w0"]}
         pool.crash(min(pool.group.running), tmp_path)
 
     outcome, _ = lead({4: struck}, workers=(2, 2), faults=faults)

@@ -5,10 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from raytrain_plus.elastic.policy.trust import Corruption
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import Found, Report
-from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.elastic.protocol.messages import Corruption, Found, Report
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import Journal
 from tests.elastic.scripted_pool import STEP_SECONDS, comes, loss_of, make_ready
 from tests.elastic.told import check_journal, groups_in, notes

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain_plus.elastic.coordinator.run_log import Chronicle, DivergenceError
-from raytrain_plus.elastic.policy.assignment import Assignment
-from raytrain_plus.elastic.protocol.messages import Plan
-from raytrain_plus.elastic.worker.reporter import Record
+from raytrain_plus.elastic.protocol.messages import Assignment, Plan
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from raytrain_plus.elastic.coordinator.status import Overview, phase_of
-from raytrain_plus.elastic.coordinator.workers import Pool, Seat
-from raytrain_plus.elastic.policy.assignment import Assignment
-from raytrain_plus.elastic.protocol.messages import Standing
+from raytrain_plus.elastic.coordinator.workers import Pool
+from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.protocol.messages import Assignment, Standing
 from tests.elastic.scripted_pool import loss_of, make_ready, make_spec
 
 

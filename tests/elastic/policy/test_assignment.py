@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.policy.assignment import (
-    SLACK,
-    Assignment,
-    Member,
-    PlanError,
-    assign,
-    moved,
-)
+from raytrain_plus.elastic.policy.assignment import SLACK, Member, PlanError, assign, moved
+from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.training.tree import maximal_subtrees
 
 SLACKS = st.sampled_from([SLACK, SLACK / 4, 0.0, 0.5])

@@ -3,9 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.coordinator.workers import Seat
 from raytrain_plus.elastic.policy.assignment import Member
-from raytrain_plus.elastic.policy.make_plan import Situation, make_plan
+from raytrain_plus.elastic.policy.make_plan import Seat, Situation, make_plan
 from raytrain_plus.elastic.protocol.faults import Fault
 from tests.elastic.scripted_pool import make_ready
 

@@ -8,9 +8,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from raytrain_plus.elastic.policy import rebalance as speeds_module
-from raytrain_plus.elastic.policy.assignment import Assignment, Member, assign
+from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.elastic.policy.imbalance import Slack
 from raytrain_plus.elastic.policy.rebalance import Speeds
+from raytrain_plus.elastic.protocol.messages import Assignment
 
 PROMPT = 150  # steps within which a change that lasts is followed, at the patience to begin with
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.policy.trust import Corruption, History, named
+from raytrain_plus.elastic.policy.trust import History, named
+from raytrain_plus.elastic.protocol.messages import Corruption
 from raytrain_plus.training.corruption import CorruptionError, Finding
 
 PAIR = {"w0": range(2), "w1": range(2, 4)}

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from raytrain_plus.elastic.policy.admission import difference
 from raytrain_plus.elastic.worker import fingerprint as proofs
-from raytrain_plus.elastic.worker.fingerprint import difference, fingerprint
+from raytrain_plus.elastic.worker.fingerprint import fingerprint
 from raytrain_plus.task import TaskError
 
 CPU = torch.device("cpu")

@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from raytrain_plus.elastic.policy.assignment import Assignment
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import Plan
+from raytrain_plus.elastic.protocol.messages import Assignment, Plan
 from raytrain_plus.elastic.worker.progress import AbortedError, Progress
 
 

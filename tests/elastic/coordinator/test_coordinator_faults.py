@@ -2,7 +2,7 @@
 
 import pytest
 
-from raytrain_plus.elastic.coordinator import full_disk
+from raytrain_plus.elastic.coordinator import fault_injection
 from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
 from raytrain_plus.elastic.coordinator.fault_injection import Disturbances
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
@@ -14,7 +14,7 @@ from tests.elastic.scripted_pool import FakeTime, make_spec
 @pytest.fixture
 def time(monkeypatch):
     fake = FakeTime()
-    monkeypatch.setattr(full_disk, "time", fake)
+    monkeypatch.setattr(fault_injection, "time", fake)
     return fake
 
 
@@ -50,7 +50,7 @@ def test_lines_wait_while_the_disk_is_full_and_are_written_in_order_afterwards(t
 def test_a_journal_that_is_removed_while_the_disk_is_full_is_whole_again(tmp_path, time):
     kept = PatientJournal(tmp_path, clock=time.monotonic)
     kept.write_all([{"event": "warning", "time": 0.0, "text": "before"}])
-    kept.write_through(lambda written: full_disk.FullDisk(written, 5.0))
+    kept.write_through(lambda written: fault_injection.FullDisk(written, 5.0))
     kept.write_all([{"event": "warning", "time": 0.0, "text": "meanwhile"}])
     kept.path.unlink()
     time.sleep(6.0)

@@ -9,26 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from raytrain_plus.elastic.protocol.faults import Fault, FaultError, Strikes
+from raytrain_plus.elastic.liveness.fault_log import FaultLog
+from raytrain_plus.elastic.protocol.faults import Fault, FaultError
 from raytrain_plus.elastic.worker import process_faults
+from raytrain_plus.elastic.worker.process_faults import Injector, strike
 
 STRIKE = """
 import os, signal, sys, threading
 from pathlib import Path
-from raytrain_plus.elastic.protocol.faults import Fault, Strikes
+from raytrain_plus.elastic.liveness.fault_log import FaultLog
+from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.elastic.worker.process_faults import Injector
 def beat():
     print("beat", flush=True)
     threading.Timer(0.05, beat).start()
 if "beat" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     beat()
-Strikes(Path(sys.argv[1])).hit("w3", Fault(step=4, action=sys.argv[2]))
+Injector("w3", FaultLog(Path(sys.argv[1]))).hit(Fault(step=4, action=sys.argv[2]))
 print("still here", flush=True)
 """
 PATIENCE = 60.0
 
 
-def strike(folder, action, *options):
+def struck(folder, action, *options):
     """Start a process that strikes itself, as soon as it has left word of it."""
     process = subprocess.Popen(
         [sys.executable, "-c", STRIKE, str(folder), action, *options], stdout=subprocess.PIPE
@@ -49,20 +53,20 @@ def await_it(condition):
     [("kill", signal.SIGKILL), ("kill_all", signal.SIGKILL), ("terminate", signal.SIGTERM)],
 )
 def test_a_strike_ends_the_process_that_it_hits_after_it_has_left_word(tmp_path, action, number):
-    strikes = Strikes(tmp_path)
+    strikes = FaultLog(tmp_path)
     assert strikes.new() == {}
-    done = strike(tmp_path, action)
+    done = struck(tmp_path, action)
     assert done.communicate(timeout=PATIENCE) == (b"", None)
     assert done.returncode == -number
     assert strikes.new() == {Fault(step=4, action=action): ["w3"]}
     assert strikes.new() == {}  # told once
-    assert len(Strikes(tmp_path).new()) == 1  # but again to a coordinator that comes back
+    assert len(FaultLog(tmp_path).new()) == 1  # but again to a coordinator that comes back
     strikes.forget()
-    assert Strikes(tmp_path).new() == {}  # and not to a run that goes on later
+    assert FaultLog(tmp_path).new() == {}  # and not to a run that goes on later
 
 
 def test_a_process_that_spins_lets_nothing_else_of_it_run_and_is_ended_by_sigkill_only(tmp_path):
-    process = strike(tmp_path, "spin", "beat")
+    process = struck(tmp_path, "spin", "beat")
     try:
         await_it(lambda: cpu_seconds(process.pid) > 4.0)  # more than starting up takes
         process.terminate()  # it has a handler, which does not come to run
@@ -77,7 +81,7 @@ def test_a_process_that_spins_lets_nothing_else_of_it_run_and_is_ended_by_sigkil
 
 
 def test_a_process_that_stalls_answers_and_is_idle(tmp_path):
-    process = strike(tmp_path, "stall", "beat")
+    process = struck(tmp_path, "stall", "beat")
     try:
         for _ in range(20):  # the other thread goes on
             assert process.stdout.readline() == b"beat\n"
@@ -131,8 +135,8 @@ def state(pid):
 def test_a_slow_worker_has_a_hog_beside_it(monkeypatch):
     asked = []
     monkeypatch.setattr(process_faults, "hog", asked.append)
-    Fault(step=1, action="slow").strike()
-    Fault(step=1, action="slow", seconds=2.5).strike()
+    strike(Fault(step=1, action="slow"))
+    strike(Fault(step=1, action="slow", seconds=2.5))
     assert asked == [10.0, 2.5]
 
 
@@ -150,7 +154,7 @@ def test_a_slow_worker_has_a_hog_beside_it(monkeypatch):
 def test_a_strike_is_a_signal_to_the_process_itself(monkeypatch, action, number):
     sent = []
     monkeypatch.setattr(os, "kill", lambda *to: sent.append(to))
-    Fault(step=1, action=action).strike()
+    strike(Fault(step=1, action=action))
     assert sent == [(os.getpid(), number)]
 
 
@@ -174,7 +178,8 @@ class Target:
 
 
 def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
-    target, strikes = Target(), Strikes(tmp_path)
+    target = Target()
+    injector = Injector("w0", FaultLog(tmp_path), target)
     flip = Fault(step=4, action="flip")
     for fault in (
         flip,
@@ -183,7 +188,7 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
         Fault(step=4, action="lose_store", seconds=3),
         flip,  # a phase that a step enters twice: to flip the bit back would hide it
     ):
-        strikes.hit("w0", fault, target)
+        injector.hit(fault)
     assert target.suffered == [
         ("flip_bit", flip.draw("w0")),
         ("miscompute",),
@@ -197,13 +202,13 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
 )
 def test_a_strike_without_its_target_is_refused(action):
     with pytest.raises(FaultError, match=f"{action} cannot strike here"):
-        Fault(step=1, action=action).strike()
+        strike(Fault(step=1, action=action))
 
 
 def test_strikes_are_told_with_everybody_whom_they_hit(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "kill", lambda *_: None)
-    strikes = Strikes(tmp_path)
+    strikes = FaultLog(tmp_path)
     one, other = Fault(step=4, action="kill", workers=2), Fault(step=4, action="stop", victim=0)
     for worker, fault in [("w1", one), ("w0", other), ("w2", one)]:
-        Strikes(tmp_path).hit(worker, fault)
+        Injector(worker, FaultLog(tmp_path)).hit(fault)
     assert strikes.new() == {one: ["w1", "w2"], other: ["w0"]}

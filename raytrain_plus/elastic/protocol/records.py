@@ -1,0 +1,32 @@
+"""What the workers tell of each step, and the journal keeps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """One committed step, or the evaluation that follows it.
+
+    Attributes:
+        step: committed steps.
+        generation: in which generation.
+        time: Unix time of the commit.
+        loss: the step's loss; NaN for an evaluation.
+        busy_seconds: summed busy time of all workers since the step before.
+        metrics: the evaluation's values, or None for a step.
+        compute_seconds: how long each worker of the group computed in the step before.
+        exchange_seconds: how long its exchange kept all of them, and how long, at most, it had run
+            beside their computing.
+        salvaged: logical ranks that a failed attempt at the step had computed already.
+    """
+
+    step: int
+    generation: int
+    time: float
+    loss: float = float("nan")
+    busy_seconds: float = 0.0
+    metrics: dict[str, Any] | None = None
+    compute_seconds: tuple[float, ...] = ()
+    exchange_seconds: tuple[float, float] = (0.0, 0.0)
+    salvaged: int = 0
