@@ -85,7 +85,7 @@ class Coordinator:
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
         self._faults = Disturbances(spec, self._chronicle, self._journal, this_time)
-        self._crew.hangs = lambda worker: self._faults.hangs(worker, self._chronicle.step)
+        self._crew.fault_of = lambda w: self._faults.of_newcomer(w, self._chronicle.step)
         self._generation = 0
         self._cause = "start"
         self._moves = -1

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from raytrain_plus.elastic.faults.fault import Fault, Strikes, due_at, left
+from raytrain_plus.elastic.faults.fault import Action, Fault, Strikes, due_at, left
 from raytrain_plus.elastic.faults.full_disk import FullDisk
 from raytrain_plus.elastic.membership.recruiting import Recruiting
 from raytrain_plus.elastic.messages import Event, RunSpec
@@ -36,6 +36,7 @@ class Disturbances:
         events: Sequence[Event],
     ) -> None:
         self._workers = spec.workers
+        self._code = spec.code
         self._chronicle = chronicle
         self._journal = journal
         self._strikes = Strikes(spec.folder)
@@ -77,19 +78,22 @@ class Disturbances:
                 self._resize(fault, crew)
             self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
 
-    def hangs(self, worker: str, step: int) -> bool:
-        """Say whether a worker that is asked for is to hang while it comes up.
+    def of_newcomer(self, worker: str, step: int) -> Action | None:
+        """Return what happens to a worker that is asked for, as it comes up.
 
         Args:
             worker: its name.
             step: committed steps.
         """
         for fault in self.left:
-            if fault.action == "hang_newcomer" and fault.step <= step:
-                self.left.remove(fault)
-                self._chronicle.note("fault", step=fault.step, action=fault.action, hit=[worker])
-                return True
-        return False
+            if not fault.waits_for_newcomer or fault.step > step:
+                continue
+            if fault.action == "edit_task" and not self._code:
+                continue  # the task is not the user's own code: no file of it is compared
+            self.left.remove(fault)
+            self._chronicle.note("fault", step=fault.step, action=fault.action, hit=[worker])
+            return fault.action
+        return None
 
     def _hit_coordinator(self, fault: Fault) -> None:
         if fault.action == "fill_disk":
