@@ -210,6 +210,9 @@ def test_victims_are_as_many_neighbours_as_asked_for(fault, size):
     victims = fault.victims(size)
     assert victims == sorted(set(victims))
     assert set(victims) <= set(range(size))
+    if (fault.action, fault.phase, size) == ("flip", "update", 1):
+        assert victims == []  # see the test before
+        return
     assert len(victims) == min(fault.workers, size)
     if fault.victim is not None:
         assert fault.victim % size in victims
