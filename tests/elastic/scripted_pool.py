@@ -145,7 +145,7 @@ class ScriptedPool:
 
     # -- what Pool offers
 
-    def start(self, worker, fault=None):
+    def start(self, worker, *, fault=None):
         self.started.append(worker)
         if fault == "hang_newcomer":
             where = Where(pid=1000 + int(worker[1:]), node="node", host="127.0.0.1")

@@ -155,7 +155,7 @@ class Pool:
         self._lifelines = Lifelines(lambda worker, why: self.events.put(Gone(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
 
-    def start(self, worker: str, fault: Action | None = None) -> None:
+    def start(self, worker: str, *, fault: Action | None = None) -> None:
         """Ask for a worker, and let it prepare itself as soon as it is there.
 
         Args:

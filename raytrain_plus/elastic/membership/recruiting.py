@@ -201,7 +201,7 @@ class Recruiting:
             worker = f"w{self._started}"
             self._started += 1
             self.seats[worker] = Seat(worker)
-            self._pool.start(worker, self.fault_of(worker))
+            self._pool.start(worker, fault=self.fault_of(worker))
 
     def coming(self, event: Coming) -> None:
         """A worker has a process; from now on it is due to come up."""
