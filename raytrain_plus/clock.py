@@ -68,13 +68,14 @@ class Duration:
         if self.unit == "tok" and not lengths.tokens_per_sample:
             raise DurationError(
                 "a duration in tokens needs a task that says which column holds them: set the "
-                "task's `tokens`"
+                "task's `tokens`. Where its rows are of any length, they are counted only if the "
+                "run's duration is given in tokens"
             )
         steps = {
             "ep": lambda: self.value * lengths.steps_per_epoch,
             "ba": lambda: self.value,
             "sp": lambda: self.value / lengths.batch_size,
-            "tok": lambda: self.value / lengths.batch_tokens,
+            "tok": lambda: self.value / (lengths.batch_size * lengths.tokens_per_sample),
             "dur": lambda: self.value * (total_steps or 0),
         }
         return int(steps[self.unit]() + 1e-9)
@@ -87,17 +88,18 @@ class Lengths:
     Attributes:
         steps_per_epoch: whole global batches in an epoch.
         batch_size: samples in a global batch.
-        tokens_per_sample: tokens in a sample as it is loaded; 0 where there are none.
+        tokens_per_sample: tokens in a sample as it is loaded, the mean of all where their numbers
+            differ; 0 where there are none.
     """
 
     steps_per_epoch: int
     batch_size: int
-    tokens_per_sample: int = 0
+    tokens_per_sample: float = 0
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens in a global batch as it is loaded."""
-        return self.batch_size * self.tokens_per_sample
+        """Tokens in a global batch as it is loaded; of an average one where they differ."""
+        return round(self.batch_size * self.tokens_per_sample)
 
 
 def run_length(text: str, lengths: Lengths, total_steps: int | None = None) -> int:

@@ -451,7 +451,9 @@ def clock(
     lengths = Lengths(
         steps_per_epoch=epoch,
         batch_size=batch_size,
-        tokens_per_sample=_tokens_per_sample(source, task),
+        tokens_per_sample=_tokens_per_sample(
+            source, task, [duration, evaluate_every, checkpoint_every or ""]
+        ),
     )
     total = run_length(duration, lengths)
     return Clock(
@@ -464,7 +466,8 @@ def clock(
     )
 
 
-def _tokens_per_sample(source: Source, task: Task) -> int:
+def _tokens_per_sample(source: Source, task: Task, lengths: Sequence[str]) -> float:
+    """Return the tokens of a sample; rows of any length are read and counted if a length asks."""
     if task.tokens is None:
         return 0
     shapes = _shapes(source)
@@ -474,14 +477,22 @@ def _tokens_per_sample(source: Source, task: Task) -> int:
             "the task's `tokens`"
         )
     column = source.columns.get(task.tokens)
-    is_ragged = -1 in shapes[task.tokens]
-    if is_ragged or (source.transform is None and column is not None and column.kind != "tensor"):
+    if source.transform is None and column is not None and column.kind in ("string", "binary"):
         raise DataError(
-            f"the task's column of tokens {task.tokens!r} has rows of any length, and only rows of "
-            "one length can be counted before they are read: store rows of one length, or leave "
-            "the task's `tokens` unset and give durations in steps (ba), samples (sp) or epochs"
+            f"the task's column of tokens {task.tokens!r} holds values of kind {column.kind}, "
+            "which have no number of tokens: name a column of token numbers, or leave `tokens` out"
         )
-    return math.prod(shapes[task.tokens])
+    if -1 not in shapes[task.tokens]:
+        return math.prod(shapes[task.tokens])
+    if not any(text.strip().endswith("tok") for text in lengths):
+        return 0
+    if source.transform is not None:
+        raise DataError(
+            f"the transform gives the task's column of tokens {task.tokens!r} with rows of any "
+            "length, which cannot be counted before it has run on all rows: let it give rows of "
+            "one length, or give durations in steps (ba), samples (sp) or epochs (ep)"
+        )
+    return source.count_items(task.tokens) / source.total_rows
 
 
 def evaluation_rows(batch_size: int, logical_ranks: int) -> int:

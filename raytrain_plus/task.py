@@ -44,7 +44,9 @@ class Task:
             any worker starts. Default: every column.
         target: the column that holds the labels, left out of what the default `forward` looks at
             and given to the default `update_metric`. Default `"label"`.
-        tokens: the column whose values are tokens; a duration in tokens counts them. Default: none.
+        tokens: the column whose values are tokens; a duration in tokens counts them. Rows may be of
+            any length: then all of the column is read at the start, if a duration in tokens is
+            given, and the mean of all rows counts. Default: none.
         ignore_index: the label that stands for none, as `torch.nn.functional.cross_entropy` has it.
             Algorithms that smooth or mix labels leave such samples without one. Default -100.
     """

@@ -81,6 +81,22 @@ def loaded_code() -> dict[str, CodeFile]:
     return found
 
 
+def as_if_edited(code: Code, thing: Any) -> dict[str, CodeFile]:
+    """Return what some code would be if the file that defines an object had been edited.
+
+    Args:
+        code: files, among them perhaps that one.
+        thing: the object.
+    """
+    found = dict(code)
+    for name in _modules_of(thing):
+        path = _file_of(name, ())
+        if path is not None and (file := found.get(told := _told(name, path))) is not None:
+            edited = hashlib.sha256(path.read_bytes() + b"\n").hexdigest()
+            return {**found, told: CodeFile(file.path, edited)}
+    return found
+
+
 def difference(meant: Code, found: Code) -> str:
     """Say which files are not as they are meant to be; empty if all are that both have.
 

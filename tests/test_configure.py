@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray.train
 import torch
@@ -30,6 +31,7 @@ from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.writer import StreamWriter
 from raytrain_plus.task import Task, TaskError
 
 
@@ -311,6 +313,30 @@ def test_tokens_are_counted_where_the_task_says_what_they_are():
         clock_of(source, "48tok", "1ep", 8)
     with says(DataError, "'words'", "x, label"):
         clock_of(source, "48tok", "1ep", 8, tokens="words")
+
+
+@pytest.mark.parametrize("kind", ["table", "folder", "stream"])
+def test_tokens_of_rows_of_any_length_are_counted(kind, tmp_path):
+    ids = [[1, 2, 3]] * 20 + [[]] * 4 + [[4]] * 16
+    rows = pa.table({"ids": ids, "label": [0] * 40})
+    data = rows
+    if kind == "folder":
+        (tmp_path / "d").mkdir()
+        for number in range(2):
+            pq.write_table(rows.slice(20 * number, 20), tmp_path / "d" / f"{number}.parquet")
+        data = tmp_path / "d"
+    elif kind == "stream":
+        with StreamWriter(tmp_path / "s", file_size=200) as writer:
+            writer.write(rows)
+        data = Stream(tmp_path / "s", cache=tmp_path / "cache")
+    source = open_source(data)
+    counted = clock_of(source, "760tok", "38tok", 8, tokens="ids")  # 76 in 40 rows, 15.2 a step
+    assert (counted.tokens_per_sample, counted.total_steps, counted.evaluate_every) == (1.9, 50, 2)
+    assert counted.batch_tokens == 15
+    assert clock_of(source, "1ep", "1ep", 8, tokens="ids").tokens_per_sample == 0  # not read for it
+    text = open_source(pa.table({"ids": ["a", "b"] * 20, "label": [0] * 40}))
+    with says(DataError, "'ids'", "of kind string"):
+        clock_of(text, "760tok", "1ep", 8, tokens="ids")
 
 
 def test_a_clock_counts_whole_batches():

@@ -171,3 +171,15 @@ def test_runs_that_start_in_several_threads_read_their_code():
         cwd=Path(__file__).parents[1],
     )
     assert ran.stdout == "2000\n"
+
+
+def test_a_file_is_as_if_edited_only_where_it_is_known():
+    thing = test_a_file_is_as_if_edited_only_where_it_is_known
+    name = f"{__name__.replace('.', '/')}.py"
+    code = {name: CodeFile(__file__, "1"), "other.py": CodeFile("/other.py", "2")}
+    edited = user_code.as_if_edited(code, thing)
+    assert difference(code, edited) == f"{name} has changed ({__file__})"
+    assert edited[name] == user_code.as_if_edited(edited, thing)[name]
+    # The control: of what is not known, nothing is edited.
+    assert user_code.as_if_edited({"other.py": code["other.py"]}, thing).keys() == {"other.py"}
+    assert difference(code, user_code.as_if_edited({"other.py": code["other.py"]}, thing)) == ""

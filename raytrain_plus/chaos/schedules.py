@@ -19,6 +19,7 @@ IN_REGROUPING: tuple[Phase, ...] = ("meet", "heal")
 USUAL_KINDS: tuple[Action, ...] = (
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "kill_all", "kill_coordinator",
     "lose_store", "drain", "add", "remove", "stop_coordinator", "hang_newcomer", "fill_disk",
+    "edit_task",
 )  # fmt: skip
 
 # How often each kind strikes, where several may. Each that hangs costs a deadline.
@@ -160,12 +161,22 @@ def coordinator_stopped(stage: Stage) -> list[Fault]:
 
 def newcomer_hangs(stage: Stage) -> list[Fault]:
     """Let the worker hang that comes to replace one."""
-    hangs = Fault(step=stage.step, action="hang_newcomer")
+    return [Fault(step=stage.step, action="hang_newcomer"), _one_leaves(stage)]
+
+
+def task_edited(stage: Stage) -> list[Fault]:
+    """Edit the task's file while a worker comes to replace one, or two do, and undo it."""
+    edited = Fault(step=stage.step, action="edit_task")
+    return [*[edited] * stage.draw.randint(1, 2), _one_leaves(stage)]
+
+
+def _one_leaves(stage: Stage) -> Fault:
+    """Have a worker, a step later, that has to be replaced."""
     if _LOSES.keys() & set(stage.kinds):
         leaves = stage.strike(stage.anywhere(), loses=True)
     else:
         (leaves,) = drain(stage)
-    return [hangs, replace(leaves, step=stage.step + 1)]
+    return replace(leaves, step=stage.step + 1)
 
 
 def disk_full(stage: Stage) -> list[Fault]:
@@ -236,6 +247,7 @@ _SCENES: dict[Scene, float] = {
     coordinator_killed: 1.0,
     disk_full: 0.5,
     newcomer_hangs: 0.3,
+    task_edited: 0.3,
     coordinator_stopped: 0.3,
     gradient_lost: 0.3,
     everybody: 0.2,
@@ -329,11 +341,12 @@ def _possible(kinds: Sequence[Action], workers: int) -> dict[Scene, float]:
             "both or neither"
         )
     leaves = {"drain", *_LOSES}
-    if "hang_newcomer" in kinds and not leaves & set(kinds):
-        raise ScheduleError(
-            "kind hang_newcomer needs one after which a worker is replaced: give one of "
-            f"{', '.join(sorted(leaves))}, too"
-        )
+    for kind in ("hang_newcomer", "edit_task"):
+        if kind in kinds and not leaves & set(kinds):
+            raise ScheduleError(
+                f"kind {kind} needs one after which a worker is replaced: give one of "
+                f"{', '.join(sorted(leaves))}, too"
+            )
     strikes, loses = set(kinds) & _STRIKES.keys(), set(kinds) & _LOSES.keys()
     needs: dict[Scene, bool] = {
         **dict.fromkeys(_SCENES, bool(strikes)),
@@ -343,6 +356,7 @@ def _possible(kinds: Sequence[Action], workers: int) -> dict[Scene, float]:
         coordinator_killed: "kill_coordinator" in kinds,
         coordinator_stopped: "stop_coordinator" in kinds,
         newcomer_hangs: "hang_newcomer" in kinds and workers > 1,
+        task_edited: "edit_task" in kinds and workers > 1,
         disk_full: "fill_disk" in kinds,
         gradient_lost: "nan_gradient" in kinds,
         all_killed: "kill_all" in kinds,

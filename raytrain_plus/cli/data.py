@@ -23,7 +23,7 @@ from raytrain_plus.streams.convert import (
     Data,
     Piece,
     check_apart,
-    names_in,
+    names_of,
     read_any,
     write_parquet,
 )
@@ -132,7 +132,7 @@ def convert(  # noqa: PLR0913 - one option each
         options = _options(storage_option)
         if to == "parquet":
             with _read(source, options, Choice()) as data:
-                rows = write_parquet(data.pieces, destination, options)
+                rows = write_parquet(data, destination, options)
             return _said({"url": destination, "rows": rows}, as_json=as_json)
         written = _write_stream(
             source, destination, options, Choice(), file_size=file_size, compression=compression
@@ -192,7 +192,7 @@ def _labels(
             raise DataError(f"{stream} has no names of labels.")
     missing = [name for name in columns or [] if name not in found]
     if missing:
-        found |= names_in(read_any(source, options, choice), missing)
+        found |= names_of(source, options, choice, missing)
     return found
 
 

@@ -159,6 +159,7 @@ class LiveRun:
         kind = event["event"]
         if kind == "run":
             self._begin(event.get("time", self._began))
+            self._step = event.get("resumed_step", 0)
         elif kind == "step":
             self._step, self._loss = event["step"], event["loss"]
             self._throughput.add(event.get("time", 0.0), event["step"])

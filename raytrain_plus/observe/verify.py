@@ -67,9 +67,15 @@ class _Facts:
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> "_Facts":
-        facts = cls()
+        facts, resumed = cls(), 0
         for event in events:
-            if event["event"] == "step":
+            if event["event"] == "run":
+                resumed = event.get("resumed_step", 0)
+            if event.get("changes"):  # of a `run` or `environment`: what follows is another run's
+                facts.take_back(resumed)
+            elif event["event"] == "withdrawn":
+                facts.take_back(event["step"])
+            elif event["event"] == "step":
                 facts.steps.append(event["step"])
                 told = event.get("loss_hex")
                 facts.losses.append(event["loss"] if told is None else float.fromhex(told))
@@ -79,6 +85,13 @@ class _Facts:
             elif event["event"] == "end" and event.get("digest"):
                 facts.rest[_END, "digest"] = event["digest"]
         return facts
+
+    def take_back(self, step: int) -> None:
+        """Forget what was told of the time after a step."""
+        while self.steps and self.steps[-1] > step:
+            self.steps.pop()
+            self.losses.pop()
+        self.rest = {key: value for key, value in self.rest.items() if key[0] <= step}
 
     def by_step(self) -> tuple[Any, Any]:
         """Return the steps in order, and the bits of the loss that was told last of each."""

@@ -35,6 +35,10 @@ class UnreachableError(ClusterError):
     """One that does not answer now, but may soon."""
 
 
+class NoHeadError(ClusterError):
+    """Something else than Ray's head answers at an address."""
+
+
 @dataclass(frozen=True)
 class Node:
     """A node as Ray's head knows it.
@@ -167,17 +171,17 @@ def _explained(address: str, error: Any) -> ClusterError:
             f"the Ray cluster at {address} does not accept this machine's token: {HOW_TO_SHOW}"
         )
     if code == grpc.StatusCode.UNIMPLEMENTED:
-        return ClusterError(
+        return NoHeadError(
             f"{address} is not Ray's head, though it speaks its protocol: give HOST:PORT of "
             "`ray start --head`, whose port is 6379 unless told otherwise"
         )
     if "http1.x" in details:
-        return ClusterError(
+        return NoHeadError(
             f"{address} is not Ray's head but a web server: for Ray's dashboard, write "
             f"http://{address}"
         )
     if "HTTP/2" in details:
-        return ClusterError(f"{address} is not Ray's head: something else listens there")
+        return NoHeadError(f"{address} is not Ray's head: something else listens there")
     if "resolving" in details or "lookup" in details:
         return UnreachableError(f"no host of the name in {address} is known here: check it")
     if "refused" in details:

@@ -11,9 +11,15 @@ from ray.exceptions import RayError
 
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.ray_cluster.gcs import ClusterError, Gcs, present_token
+from raytrain_plus.ray_cluster.gcs import (
+    ClusterError,
+    Gcs,
+    NoHeadError,
+    UnreachableError,
+    present_token,
+)
 from raytrain_plus.ray_cluster.own_ray import signals_as_they_are
-from raytrain_plus.ray_cluster.vouched import last_started, vouched_addresses
+from raytrain_plus.ray_cluster.vouched import addresses_of_raylets, last_started, vouched_addresses
 
 RAY_CLIENT = "ray://"
 
@@ -32,7 +38,7 @@ def head_address(address: str | None = None) -> str | None:
 
     Args:
         address: HOST:PORT, or `auto` or None: what RAY_ADDRESS says, else the Ray that was last
-            started on this host.
+            started on this host, if it has not died.
 
     Raises:
         ClusterError: it is no such address.
@@ -42,7 +48,7 @@ def head_address(address: str | None = None) -> str | None:
     if address == "local":
         return None
     if address == "auto":
-        return last_started()
+        return _last_that_lives()
     if is_web(address):
         raise ClusterError(
             f"{address} takes jobs, it cannot be joined: `ray job submit --address {address} -- "
@@ -51,6 +57,24 @@ def head_address(address: str | None = None) -> str | None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(f"{address!r} is not HOST:PORT of Ray's head, such as 10.0.0.1:6379")
+    return address
+
+
+def _last_that_lives() -> str | None:
+    """Return the address of the Ray that was last started on this host; None if it is dead.
+
+    A Ray that is killed leaves its address behind. It is dead if no daemon of it is left on this
+    host and no head of Ray answers there. Where a daemon is left, its head may be away for a while.
+    """
+    address = last_started()
+    if address is None or address in addresses_of_raylets():
+        return address
+    try:
+        Gcs(address).check()
+    except (UnreachableError, NoHeadError):
+        return None
+    except ClusterError:
+        pass  # it answers, but does not let this process in: `join` says why
     return address
 
 

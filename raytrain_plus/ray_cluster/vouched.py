@@ -24,7 +24,7 @@ def vouched_addresses(proc: Path = Path("/proc")) -> list[str]:
     """
     started = last_started()
     found = [] if started is None else [started]
-    return list(dict.fromkeys([*found, *_of_processes(proc)]))
+    return list(dict.fromkeys([*found, *addresses_of_raylets(proc)]))
 
 
 def last_started(file: Path | None = None) -> str | None:
@@ -47,8 +47,12 @@ def last_started(file: Path | None = None) -> str | None:
         return reading.read(_MOST).decode(errors="replace").strip() or None
 
 
-def _of_processes(proc: Path) -> Iterator[str]:
-    """Yield the addresses that this user's raylets were given."""
+def addresses_of_raylets(proc: Path = Path("/proc")) -> Iterator[str]:
+    """Yield the addresses of clusters to which live Ray daemons of this user on this host belong.
+
+    Args:
+        proc: where the processes are seen.
+    """
     try:
         entries = [entry for entry in proc.iterdir() if entry.name.isdigit()]
     except OSError:  # not Linux

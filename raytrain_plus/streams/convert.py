@@ -17,10 +17,12 @@ from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.files import recognized
 from raytrain_plus.streams.folders import (
     INCOMPLETE,
+    SPLITS,
     Contents,
     DataPath,
     form_of,
     is_hidden,
+    is_split,
     paths_below,
     select,
     suffix_of,
@@ -28,7 +30,7 @@ from raytrain_plus.streams.folders import (
 )
 from raytrain_plus.streams.foreign import format_of_files, told
 from raytrain_plus.streams.format import MANIFEST
-from raytrain_plus.streams.labels import Labels, check_same, labels_of, numbers_of
+from raytrain_plus.streams.labels import Labels, check_same, labels_of, numbers_of, with_names
 from raytrain_plus.streams.order import permutation
 from raytrain_plus.streams.plain import plain_table, plain_type
 from raytrain_plus.streams.stream import read_manifest
@@ -94,7 +96,8 @@ def read_any(
         source: a stream; or a file, a folder of files of one form (Parquet and Arrow, CSV, or JSON
             lines), or a pattern; see `folders.py`. Or a folder with a folder of images for each
             label, as in `cats/1.png`: they become the columns `image` (the files' bytes as they
-            are), `label` (the label's number in the order of names) and `name`.
+            are), `label` (the label's number in the order of names) and `name`. The names are
+            those of all splits, where the folder is one, as `photos/val`.
         options: passed to fsspec's filesystem.
         choice: what is wanted of it; default all.
 
@@ -331,20 +334,27 @@ def _of_stream(store: Store, choice: Choice) -> Data:
 
 def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Choice) -> Data:
     inside = [PurePosixPath(each.path) for each in found]
-    flat = [path for path in inside if len(path.parts) < 2]
+    # With a split, as in `train/cats/1.png`, the label is the second folder.
+    depth = int(choice.split is not None and all(is_split(path.parts[0]) for path in inside))
+    flat = [path for path in inside if len(path.parts) < depth + 2]
     if flat:
         raise DataError(
             f"{root}/{flat[0]} has no label: put each image into a folder named after its label, "
             f"as in {root}/cats/1.png."
         )
-    labels = sorted({path.parts[0] for path in inside})
-    if len(labels) == 1 and all(len(path.parts) > 2 for path in inside):
+    labels = {path.parts[depth] for path in inside}
+    if len(labels) == 1 and all(len(path.parts) > depth + 2 for path in inside):
+        (only,) = labels
         raise DataError(
-            f"all images of {root} lie in {labels[0]!r}, in folders of their own: name "
-            f"{root}/{labels[0]}, so that those are the labels."
+            f"all images of {root} lie in {only!r}, in folders of their own: name "
+            f"{root}/{only}, so that those are the labels."
         )
-    names = list(choice.labels.get("label", labels))
-    unknown = sorted(set(labels) - set(names))
+    if "label" in choice.labels:
+        names = list(choice.labels["label"])
+    else:
+        splits = root if depth else _parent_of_split(root)
+        names = sorted(_joined(labels, [] if splits is None else _labels_of_splits(fs, splits)))
+    unknown = sorted(labels - set(names))
     if unknown:
         raise DataError(
             f"{root} has images of {listed(unknown)}, which are not among the labels that were "
@@ -362,7 +372,7 @@ def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Choice) ->
             table = pa.table(
                 {
                     "image": pa.array(content, pa.binary()),
-                    "label": pa.array([numbers[path.parts[0]] for path in some], pa.int64()),
+                    "label": pa.array([numbers[path.parts[depth]] for path in some], pa.int64()),
                     "name": pa.array(map(str, some), pa.string()),
                 }
             )
@@ -372,7 +382,61 @@ def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Choice) ->
     return Data(read(), len(inside), {"label": tuple(names)}, choice.seed is not None)
 
 
+def _parent_of_split(root: str) -> str | None:
+    """Return the folder of all splits, as `photos` of `photos/val`; None for no split."""
+    parent, _, name = root.rstrip("/").rpartition("/")
+    return parent if parent and is_split(name) else None
+
+
+def _labels_of_splits(fs: Any, folder: str) -> list[set[str]]:
+    """Return the labels of each split in a folder of images, as of `train/cats/1.png`."""
+    found = []
+    try:
+        entries = [str(path).rstrip("/") for path in fs.ls(folder, detail=False)]
+        for entry in entries:
+            if is_split(entry.rpartition("/")[2]) and fs.isdir(entry):
+                paths = [PurePosixPath(p) for p in paths_below(fs, entry) if not is_hidden(p)]
+                images = [path for path in paths if form_of(path.name) == "images"]
+                found.append({path.parts[0] for path in images if len(path.parts) > 1})
+    except OSError:  # this user may read the one split only
+        return []
+    return found
+
+
+def _joined(labels: set[str], others: Sequence[set[str]]) -> set[str]:
+    """Return labels with those of all others that share one, also by way of a third."""
+    found = set(labels)
+    while related := [one for one in others if one & found and not one <= found]:
+        found.update(*related)
+    return found
+
+
 # -- labels
+
+
+def names_of(
+    source: str | os.PathLike[str],
+    options: Mapping[str, Any] | None,
+    choice: Choice,
+    columns: Sequence[str],
+) -> dict[str, list[str]]:
+    """Return the different texts of some columns, sorted, in all splits of some data.
+
+    So a split has the same numbers as the others, whatever labels its own rows have.
+
+    Raises:
+        DataError: as `read_any` and `names_in`, of the split that was chosen.
+    """
+    found = names_in(read_any(source, options, choice), columns)
+    others = SPLITS if choice.split not in (None, "all") else ()
+    for split in others:
+        try:
+            more = names_in(read_any(source, options, replace(choice, split=split)), columns)
+        except DataError:  # there is no such split, or it has no labels
+            continue
+        for name, names in more.items():
+            found[name] = sorted({*found[name], *names})
+    return found
 
 
 def names_in(data: Data, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -428,10 +492,11 @@ def _with_numbers(data: Data, labels: Labels) -> Data:
 # -- the other way
 
 
-def write_parquet(pieces: Iterator[Piece], folder: str, options: Any = None) -> int:
+def write_parquet(data: Data, folder: str, options: Any = None) -> int:
     """Write rows as a folder of Parquet files, one for each piece; returns the rows.
 
-    While it is written, the folder holds a file `_incomplete`, and is refused as data.
+    The names of labels are kept in the files' metadata, as Hugging Face's `ClassLabel`. While the
+    folder is written, it holds a file `_incomplete`, and is refused as data.
 
     Raises:
         DataError: the folder holds data already, or cannot be written; or the pieces are not of
@@ -447,9 +512,9 @@ def write_parquet(pieces: Iterator[Piece], folder: str, options: Any = None) -> 
         )
     store.write(INCOMPLETE, b"")
     rows, schema = 0, None
-    for number, piece in enumerate(pieces):
+    for number, piece in enumerate(data.pieces):
         table = plain_table(piece.table)
-        schema = schema or table.schema
+        schema = schema or with_names(table.schema, data.labels)
         sink = pa.BufferOutputStream()
         parquet.write_table(_as_schema(table, schema, piece), sink, compression="zstd")
         store.write(f"part-{number:06d}.parquet", sink.getvalue().to_pybytes())
@@ -460,7 +525,7 @@ def write_parquet(pieces: Iterator[Piece], folder: str, options: Any = None) -> 
 
 def _as_schema(table: pa.Table, schema: pa.Schema, piece: Piece) -> pa.Table:
     if table.schema.equals(schema):
-        return table
+        return table.replace_schema_metadata(schema.metadata)
     before = 0
     try:
         columns = [

@@ -63,6 +63,9 @@ _SPLITS = {
     }.items()
     for word in words
 }
+SPLITS = tuple(dict.fromkeys(_SPLITS.values()))
+"""What a split is called here, whatever a folder calls it."""
+
 # Other files of JSON that tools put next to data.
 _DESCRIPTIONS = {
     "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "metadata.json",
@@ -137,6 +140,11 @@ def suffix_of(path: str) -> str:
 def form_of(path: str) -> Form | None:
     """Return what a file is by its name; None for what is not read here."""
     return _FORMS.get(suffix_of(path))
+
+
+def is_split(name: str) -> bool:
+    """Say whether a folder of this name is a split."""
+    return name.lower() in _SPLITS
 
 
 def split_of(path: str) -> str | None:

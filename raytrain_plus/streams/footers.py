@@ -23,10 +23,12 @@ from raytrain_plus.streams.columns import (
 from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.folders import DataPath, suffix_of
 from raytrain_plus.streams.format import FileEntry, FoundFile, decode_schema, encode_schema
+from raytrain_plus.streams.labels import Labels, check_same, labels_of, with_names
 from raytrain_plus.streams.parquet_footer import Footer, read_footer
 
 _READERS = 16
 _TAIL = 64 << 10  # bytes: most footers are shorter
+_KEPT_FORMAT = 2  # of what a node keeps of footers
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ParquetFile:
         is_exact: the writer has said how large all values are.
         stat: what the store says of it.
         constants: values of columns that the names of its folders give, and it has not.
+        labels: column -> the names of its numbers, where the file says them.
     """
 
     entry: FileEntry
@@ -49,6 +52,7 @@ class ParquetFile:
     is_exact: bool
     stat: Stat
     constants: Mapping[str, int | str]
+    labels: Labels
 
 
 def parquet_files(store: Store, folder: Path, found: Sequence[DataPath]) -> list[ParquetFile]:
@@ -72,7 +76,9 @@ def parquet_files(store: Store, folder: Path, found: Sequence[DataPath]) -> list
             )
     with ThreadPoolExecutor(_READERS) as readers:
         stats = list(readers.map(store.stat, chosen))
-        listing = json.dumps([store.url, list(chosen), [(s.size, s.exact) for s in stats]])
+        listing = json.dumps(
+            [_KEPT_FORMAT, store.url, list(chosen), [(s.size, s.exact) for s in stats]]
+        )
         kept = folder / f"footers-{hashlib.sha256(listing.encode()).hexdigest()[:40]}.json"
         described = _kept(kept)
         if described is None:
@@ -83,6 +89,7 @@ def parquet_files(store: Store, folder: Path, found: Sequence[DataPath]) -> list
             Store(folder).write(kept.name, digest + b"\n" + content)
     schemas = [decode_schema(text) for text in described["schemas"]]
     names = [set(schema.names) for schema in schemas]
+    labels = [labels_of(schema) for schema in schemas]
     return [
         ParquetFile(
             FoundFile(
@@ -101,6 +108,7 @@ def parquet_files(store: Store, folder: Path, found: Sequence[DataPath]) -> list
                 for key, value in each.partitions.items()
                 if key not in names[said["schema"]]
             },
+            labels[said["schema"]],
         )
         for each, name, stat, said in zip(found, chosen, stats, described["files"], strict=True)
     ]
@@ -139,6 +147,19 @@ def common_columns(
             if column and (is_plain or (column.kind == "tensor" and 0 not in column.shape)):
                 raise null_error(name, where)
     return columns
+
+
+def common_labels(files: Sequence[ParquetFile], store: Store) -> Labels:
+    """Return the names of labels that the files' columns have.
+
+    Raises:
+        DataError: a number stands for different names in two of them.
+    """
+    first = files[0]
+    for other in {id(file.labels): file for file in files}.values():
+        one, two = (store.where(file.entry.name) for file in (first, other))
+        check_same(first.labels, other.labels, one, two)
+    return first.labels
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
@@ -190,4 +211,4 @@ def _footer(store: Store, name: str, size: int) -> tuple[Footer, str]:
     footer = read_footer(tail, where)
     with explained(where):
         schema = parquet.read_metadata(pa.BufferReader(tail)).schema.to_arrow_schema()
-    return footer, encode_schema(schema.remove_metadata())
+    return footer, encode_schema(with_names(schema.remove_metadata(), labels_of(schema)))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.foreign import format_of_index, told
+from raytrain_plus.streams.labels import with_names
 from raytrain_plus.streams.order import Order
 
 MANIFEST = "index.json"
@@ -155,8 +156,8 @@ class Manifest(_Strict):
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The Arrow schema of every file."""
-        return decode_schema(self.arrow_schema)
+        """The Arrow schema of every file, with the names of labels as metadata."""
+        return with_names(decode_schema(self.arrow_schema), self.labels)
 
     @property
     def stored_bytes(self) -> int:

@@ -32,6 +32,19 @@ def labels_of(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
         return {}
 
 
+def with_names(schema: pa.Schema, labels: Labels) -> pa.Schema:
+    """Return a schema whose metadata has the names of labels, as Hugging Face's files have them."""
+    features = {
+        name: {"names": list(names), "_type": "ClassLabel"}
+        for name, names in labels.items()
+        if name in schema.names
+    }
+    if not features:
+        return schema
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    return schema.with_metadata({**(schema.metadata or {}), **told})
+
+
 def check_same(one: Labels, other: Labels, first: str, second: str) -> None:
     """Hold the names of two data sets against each other, in the columns that both have.
 

@@ -330,6 +330,18 @@ class Source:
                 found[place] = item
         return found
 
+    def count_items(self, column: str) -> int:
+        """Return the items of all rows of a column of lists; reads all of it.
+
+        Raises:
+            ValueError: there is no such column, or it is of another kind.
+            DataError: a file cannot be read.
+        """
+        if self._column(column).kind != "list":
+            raise ValueError(f"column {column!r} is of kind {self._column(column).kind}.")
+        files = [0] if self._piece_rows else range(len(self.shards))
+        return sum(len(self._open(file)[column].flatten()) for file in files)
+
     def _column(self, name: str) -> Column:
         if name not in self.columns:
             raise ValueError(f"there is no column {name!r}; there are {listed(self.columns)}.")

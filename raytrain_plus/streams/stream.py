@@ -16,7 +16,7 @@ from raytrain_plus.storage.store import Stat, Store, stat_of
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
 from raytrain_plus.streams.columns import Column, DataError, columns_of
 from raytrain_plus.streams.decoding import check_values, decode, explained, least_bytes, values_in
-from raytrain_plus.streams.files import confirm, inspect_file
+from raytrain_plus.streams.files import DataFile, confirm, inspect_file
 from raytrain_plus.streams.folders import (
     DataPath,
     paths_in,
@@ -25,7 +25,7 @@ from raytrain_plus.streams.folders import (
     tables_of,
     without_pattern,
 )
-from raytrain_plus.streams.footers import common_columns, parquet_files
+from raytrain_plus.streams.footers import common_columns, common_labels, parquet_files
 from raytrain_plus.streams.format import (
     MANIFEST,
     PINNED_WINDOW,
@@ -33,10 +33,11 @@ from raytrain_plus.streams.format import (
     Manifest,
     order_digest,
 )
+from raytrain_plus.streams.labels import Labels
 from raytrain_plus.streams.memory import check_order_memory
 from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.prefetch import Prefetcher
-from raytrain_plus.streams.source import Function, Opened, Shard, Source, Transform
+from raytrain_plus.streams.source import Function, Opened, Source, Transform
 from raytrain_plus.streams.traffic import TRAFFIC
 
 DEFAULT_CACHE_LIMIT = 16 << 30
@@ -148,6 +149,7 @@ class StreamFile:
         stat: what the store said of it when it was opened; None where a manifest has its hash, and
             the entry's `sha256` is that of its bytes.
         constants: values of columns that the names of its folders give, and it has not.
+        labels: column -> the names of its numbers, where the data says them.
     """
 
     store: Store
@@ -159,6 +161,7 @@ class StreamFile:
     is_exact: bool = True
     stat: Stat | None = None
     constants: Mapping[str, int | str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -327,8 +330,9 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
         transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
         lookahead=lookahead,
     )
+    source.labels = files[0].labels
     if manifest is not None:
-        source.labels, source.label_skew = manifest.labels, manifest.label_skew
+        source.label_skew = manifest.label_skew
     return source
 
 
@@ -340,7 +344,7 @@ def _open_file(
     wanted: Sequence[str] | None,
 ) -> Source:
     """Open a single file; its rows are mixed as those of a local file are."""
-    file: Shard
+    file: DataFile | StreamFile
     if store.is_local:
         file = inspect_file(store.local_path, wanted)
     else:
@@ -359,6 +363,7 @@ def _open_file(
         in_pieces=True,
         transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
     )
+    source.labels = file.labels
     source.waits_for_store = not store.is_local
     return source
 
@@ -405,7 +410,7 @@ def _from_manifest(
     columns = columns_of(manifest.schema, selection, store.url)
     in_place = store.is_local and manifest.compression == "none"
     return [
-        StreamFile(store, cache, entry, columns, in_place=in_place)
+        StreamFile(store, cache, entry, columns, in_place=in_place, labels=manifest.labels)
         for entry in manifest.files
         if entry.rows
     ]
@@ -415,7 +420,7 @@ def _from_footers(
     store: Store, cache: Cache, selection: Sequence[str] | None, found: Sequence[DataPath]
 ) -> list[StreamFile]:
     files = parquet_files(store, cache.folder, found)
-    columns = common_columns(files, selection, store)
+    columns, labels = common_columns(files, selection, store), common_labels(files, store)
     return [
         StreamFile(
             store,
@@ -426,6 +431,7 @@ def _from_footers(
             is_exact=file.is_exact,
             stat=file.stat,
             constants=file.constants,
+            labels=labels,
         )
         for file in files
         if file.entry.rows

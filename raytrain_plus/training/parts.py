@@ -93,7 +93,7 @@ class Parts:
                 self._settle(step, losses)
             total = losses.sum()
             row[LOSS], row[WEIGHT] = total.item(), weight
-            row[SAMPLES], row[TOKENS] = samples, samples * _tokens_per_sample(step)
+            row[SAMPLES], row[TOKENS] = samples, _tokens(step, samples)
             self._enter("backward")
             backward(total)
         step.outputs = step.losses = None
@@ -221,7 +221,16 @@ class Parts:
         seed_global_generators(seed_for(self._seed, "step", number, rank))
 
 
-def _tokens_per_sample(step: Step) -> int:
+def _tokens(step: Step, samples: int) -> int:
+    """Return the tokens of the samples that count."""
     if step.tokens is None:
         return 0
-    return math.prod(step.batch[step.tokens].shape[1:])
+    found = step.batch[step.tokens]
+    if isinstance(found, Tensor):
+        return samples * math.prod(found.shape[1:])
+    lengths = [len(row) for row in found]
+    weights = step.weights
+    if samples == len(lengths) or weights is None or len(weights) != len(lengths):
+        return sum(lengths)
+    kept = (weights != 0).tolist()
+    return sum(length for length, counts in zip(lengths, kept, strict=True) if counts)

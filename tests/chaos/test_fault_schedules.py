@@ -21,7 +21,7 @@ from raytrain_plus.elastic.protocol.faults import ACTIONS, as_data, parse_faults
 def completed(kinds):
     """Add what goes with some kinds."""
     pair = ["add", "remove"] if {"add", "remove"} & {*kinds} else []
-    return [*kinds, *pair, *(["drain"] if "hang_newcomer" in kinds else [])]
+    return [*kinds, *pair, *(["drain"] if {"hang_newcomer", "edit_task"} & {*kinds} else [])]
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -96,6 +96,7 @@ def test_what_costs_much_is_rare():
         ({"kinds": []}, ["no kind is given", "kill"]),
         ({"kinds": ["kill", "add"]}, ["add and remove go together"]),
         ({"kinds": ["hang_newcomer"]}, ["hang_newcomer needs one", "drain, kill"]),
+        ({"kinds": ["edit_task", "flip"]}, ["edit_task needs one", "drain, kill"]),
         ({"steps": 21}, ["2 scenes do not fit into 21 steps", "needs 22"]),
     ],
 )
@@ -105,18 +106,26 @@ def test_what_cannot_be_drawn_is_refused(settings, words):
     assert all(word in str(refused.value) for word in words)
 
 
-@given(SEEDS, st.sampled_from(["kill", "drain"]))
-def test_where_a_newcomer_is_to_hang_somebody_leaves_a_step_later(seed, kind):
-    one = schedule(seed, workers=3, steps=60, scenes=3, kinds=[kind, "hang_newcomer"])
+@given(SEEDS, st.sampled_from(["kill", "drain"]), st.sampled_from(["hang_newcomer", "edit_task"]))
+def test_where_something_happens_to_a_newcomer_a_worker_leaves_a_step_later(
+    seed, kind, of_newcomer
+):
+    one = schedule(seed, workers=3, steps=60, scenes=3, kinds=[kind, of_newcomer])
     for fault in one.faults:
-        if fault.action == "hang_newcomer":
+        if fault.action == of_newcomer:
             assert (fault.step + 1, kind) in [(f.step, f.action) for f in one.faults]
 
 
 @given(SEEDS)
 def test_a_lone_workers_newcomer_does_not_hang_since_the_run_would_wait_for_it(seed):
     one = schedule(seed, workers=1, steps=60, scenes=3)
-    assert "hang_newcomer" not in {fault.action for fault in one.faults}
+    assert not {"hang_newcomer", "edit_task"} & {fault.action for fault in one.faults}
+
+
+@given(SEEDS)
+def test_so_few_newcomers_find_the_task_edited_that_the_run_does_not_end(seed):
+    one = schedule(seed, workers=3, steps=60, scenes=1, kinds=["kill_all", "kill", "edit_task"])
+    assert sum(fault.action == "edit_task" for fault in one.faults) < 3
 
 
 def test_schedules_in_a_chain_keep_their_distance():

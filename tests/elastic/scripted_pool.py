@@ -23,6 +23,7 @@ from raytrain_plus.elastic.protocol.messages import (
 )
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.task import Task
+from raytrain_plus.user_code import CodeFile
 
 STEP_SECONDS = 1.0
 
@@ -144,13 +145,16 @@ class ScriptedPool:
 
     # -- what Pool offers
 
-    def start(self, worker, *, hangs=False):
+    def start(self, worker, *, fault=None):
         self.started.append(worker)
-        if hangs:
+        if fault == "hang_newcomer":
             where = Where(pid=1000 + int(worker[1:]), node="node", host="127.0.0.1")
             self.events.append(Coming(worker, where))
             return
         came = self.arrive(worker)
+        if fault == "edit_task":
+            code = {"task.py": CodeFile("/task.py", "edited")}
+            came = replace(came, ready=replace(came.ready, code=code))
         if came is not None:
             self.come(came)
 

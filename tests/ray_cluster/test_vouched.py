@@ -1,6 +1,7 @@
 """The token goes where the user or this machine's own Ray says, never where a run's file does."""
 
 import os
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from raytrain_plus.elastic.client import control
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.ray_cluster import joining, vouched
-from raytrain_plus.ray_cluster.gcs import ClusterError
+from raytrain_plus.ray_cluster.gcs import ClusterError, NoHeadError, UnreachableError
 
 TOLD = "10.0.0.9:6379"
 
@@ -93,3 +94,39 @@ def test_nothing_is_sent_to_an_address_that_only_a_journal_names(run, monkeypatc
             with pytest.raises(control.SteeringError, match="not in a test"):
                 do(str(folder), ".", address)
     assert asked == [TOLD, TOLD]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """A port at which nobody listens, as the address of the Ray that was last started."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(joining, "last_started", lambda: address)
+        monkeypatch.setattr(joining, "addresses_of_raylets", lambda: ["10.0.0.1:6379"])
+        yield address
+
+
+def test_a_ray_that_has_died_is_not_joined_though_its_address_is_recorded(recorded, monkeypatch):
+    assert joining.head_address() is None
+    assert joining.head_address("auto") is None
+    # The controls: its head may come back while a daemon lives; an address that is given counts.
+    assert joining.head_address(recorded) == recorded
+    monkeypatch.setattr(joining, "addresses_of_raylets", lambda: [recorded])
+    assert joining.head_address() == recorded
+
+
+@pytest.mark.parametrize(
+    ("error", "joined"),
+    [(NoHeadError, False), (UnreachableError, False), (ClusterError, True), (None, True)],
+)
+def test_a_recorded_ray_that_answers_is_joined_also_if_it_refuses(
+    recorded, monkeypatch, error, joined
+):
+    def check(_):
+        if error is not None:
+            raise error("no")
+
+    monkeypatch.setattr(joining.Gcs, "check", check)
+    assert joining.head_address() == (recorded if joined else None)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.convert import read_any, write_parquet
+from raytrain_plus.streams.convert import Data, read_any, write_parquet
 from raytrain_plus.streams.folders import is_hidden, matching, select, split_of
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.streams.writer import StreamWriter
@@ -250,13 +250,13 @@ def test_parquet_that_is_not_whole_is_no_data(ways, tmp_path):
             yield piece
 
     with pytest.raises(KeyboardInterrupt):
-        write_parquet(killed(), str(tmp_path / "back"))
+        write_parquet(Data(killed()), str(tmp_path / "back"))
     assert len(list((tmp_path / "back").glob("*.parquet"))) == 2
     refused(ways, tmp_path / "back", "not whole.*killed")
     with pytest.raises(DataError, match="there is data in"):
-        write_parquet(iter(()), str(tmp_path / "back"))
+        write_parquet(Data(iter(())), str(tmp_path / "back"))
     shutil.rmtree(tmp_path / "back")
-    write_parquet(read_any(tmp_path / "s").pieces, str(tmp_path / "back"))
+    write_parquet(read_any(tmp_path / "s"), str(tmp_path / "back"))
     assert everywhere(ways, tmp_path / "back") == {"x": list(range(1000))}
 
 

@@ -44,7 +44,7 @@ def bucket(server):
 @pytest.fixture
 def stream(bucket, proxy, server, tmp_path):
     def make(folder="train", cache="cache", **settings):
-        settings = {"window": 3, "cache_limit": "300KB", "deadline": 10.0, **settings}
+        settings = {"window": 3, "cache_limit": "300KB", "deadline": 300.0, **settings}
         options = server.options(proxy.url)
         return Stream(
             f"s3://{bucket}/{folder}", cache=tmp_path / cache, storage_options=options, **settings
@@ -224,7 +224,7 @@ def test_a_closed_loader_does_not_wait_for_the_store(stream, proxy):
     proxy.faults.append(Fault("stall", times=None))
     asked = threading.Event()
     proxy.on_get = lambda path: asked.set() if path.endswith(".arrow") else None
-    source = open_source(stream(deadline=60.0))
+    source = open_source(stream())
     loader = Loader(
         source, source.order(LANES, SEED, PART), part_rows=PART, lanes=range(2), first_step=0
     )

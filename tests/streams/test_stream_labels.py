@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.check import inspect_stream
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import Data, Piece, read_any
@@ -20,7 +21,7 @@ from raytrain_plus.streams.labels import check_same, labels_of
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.reorder import mixed
-from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.stream import Stream, read_manifest
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.test_plain import read_all
 
@@ -47,8 +48,8 @@ def numbers(folder):
 
 
 def test_names_are_kept_and_can_be_given_to_another_stream(tmp_path):
-    train = images(tmp_path / "train", cats=2, dogs=1, owls=1)
-    val = images(tmp_path / "val", cats=1, owls=1)
+    train = images(tmp_path / "photos", cats=2, dogs=1, owls=1)
+    val = images(tmp_path / "more", cats=1, owls=1)
     assert run("write", train, tmp_path / "t")["labels"] == {"label": ["cats", "dogs", "owls"]}
     assert numbers(tmp_path / "t") == {"cats": 0, "dogs": 1, "owls": 2}
     run("write", val, tmp_path / "v")
@@ -60,10 +61,57 @@ def test_names_are_kept_and_can_be_given_to_another_stream(tmp_path):
         DataError, match=r"column 'label' has other labels in v than in t: 1 is 'owls'"
     ):
         check_same(one, other, "t", "v")
-    images(tmp_path / "val" / "..", bats=1)
-    (tmp_path / "bats").rename(tmp_path / "val" / "bats")
+    images(val, bats=1)
     message = run("write", val, tmp_path / "x", "--labels-from", tmp_path / "t", code=2)
     assert "'bats', which are not among the labels" in message
+
+
+def test_splits_of_images_have_the_same_numbers(tmp_path):
+    photos = tmp_path / "photos"
+    images(photos / "train", cats=2, dogs=1, owls=1)
+    images(photos / "val", cats=1, owls=1)
+    images(photos / "test", owls=1, wolves=1)
+    images(photos / "test" / "_hidden", x=1)
+    images(photos / "other", bats=1)
+    everywhere = {"label": ["cats", "dogs", "owls", "wolves"]}
+    for split, number in (("train", 2), ("val", 2), ("test", 2)):
+        assert run("write", photos / split, tmp_path / split)["labels"] == everywhere
+        assert numbers(tmp_path / split)["owls"] == number
+        chosen = ("--split", split, "--order", "kept")
+        assert run("write", photos, tmp_path / f"{split}2", *chosen)["labels"] == everywhere
+        assert set(read_all(tmp_path / f"{split}2")["label"]) == set(
+            read_all(tmp_path / split)["label"]
+        )
+    # Folders without a label in common are not splits of one data set.
+    images(tmp_path / "a" / "train", cats=1, dogs=1)
+    images(tmp_path / "a" / "test", unknown=1, other=1)
+    assert run("write", tmp_path / "a" / "train", tmp_path / "t")["labels"] == {
+        "label": ["cats", "dogs"]
+    }
+
+
+def test_splits_of_text_have_the_same_numbers(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.csv").write_text("t,kind\na,dog\nb,cat\n")
+    (tmp_path / "d" / "val.csv").write_text("t,kind\na,owl\nb,dog\n")
+    (tmp_path / "d" / "test.csv").write_text("t\na\n")
+    for split, kinds in (("train", [1, 0]), ("val", [2, 1])):
+        written = run("write", tmp_path / "d", tmp_path / split, "--split", split, "--label=kind")
+        assert written["labels"] == {"kind": ["cat", "dog", "owl"]}
+        assert read_all(tmp_path / split)["kind"] == kinds
+
+
+def test_names_outlive_parquet(tmp_path):
+    with StreamWriter(tmp_path / "s", labels={"y": ["cat", "dog"]}) as writer:
+        writer.write([{"y": 0}, {"y": 1}])
+    manifest = read_manifest(Store(tmp_path / "s"))
+    assert labels_of(manifest.schema) == {"y": ("cat", "dog")}
+    run("convert", tmp_path / "s", tmp_path / "p", "--to", "parquet")
+    stored = pq.read_schema(next((tmp_path / "p").glob("*.parquet")))
+    assert labels_of(stored) == {"y": ("cat", "dog")}
+    for data in (tmp_path / "p", Stream(tmp_path / "p", cache=tmp_path / "cache")):
+        assert open_source(data).labels == {"y": ("cat", "dog")}
+    assert run("write", tmp_path / "p", tmp_path / "s2")["labels"] == {"y": ["cat", "dog"]}
 
 
 def test_text_becomes_numbers_by_name(tmp_path):
@@ -102,6 +150,9 @@ def test_a_writer_holds_numbers_against_their_names(tmp_path):
 
 
 def test_names_of_hugging_face_are_read(tmp_path):
+    def open_stream(folder):
+        return open_source(Stream(folder, cache=tmp_path / "cache"))
+
     def file(name, names):
         features = {"y": {"names": names, "_type": "ClassLabel"}, "x": {"_type": "Value"}}
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -115,9 +166,11 @@ def test_names_of_hugging_face_are_read(tmp_path):
     (tmp_path / "d").mkdir()
     one.rename(tmp_path / "d" / "a.parquet")
     file("d/b.parquet", ["dog", "cat"])
-    for read in (open_source, read_any):
+    for read in (open_source, read_any, open_stream):
         with pytest.raises(DataError, match="other labels"):
             read(tmp_path / "d")
+    alone = Stream(tmp_path / "d" / "a.parquet", cache=tmp_path / "cache")
+    assert open_source(alone).labels == {"y": ("cat", "dog")}
     assert labels_of(pa.schema([], {"huggingface": "[]"})) == {}
 
 

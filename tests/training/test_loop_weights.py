@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from raytrain_plus.algorithms import Aspect, SelectiveBackprop
 from raytrain_plus.seeds import seed_for
+from raytrain_plus.task import Task
 from raytrain_plus.training.loop import LossError
 from tests.training.small_tasks import (
     CLASSES,
@@ -213,3 +214,30 @@ def test_parameters_without_a_gradient_count_as_zero():
     torch.testing.assert_close(model.sometimes.weight, expected)
     assert bits(model.never.weight) == bits(start["never.weight"])
     assert bits(model.base.weight) != bits(start["base.weight"])
+
+
+class Bags(Task):
+    """Rows of any number of tokens."""
+
+    tokens = "ids"
+
+    def model(self):
+        return nn.EmbeddingBag(9, 1)
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def forward(self, model, batch):
+        return torch.cat([model(ids[None]) for ids in batch["ids"]])
+
+    def loss(self, outputs, batch):
+        return outputs[:, 0] ** 2, torch.tensor(
+            [1.0 if len(ids) < 4 else 0.0 for ids in batch["ids"]]
+        )
+
+
+def test_tokens_of_rows_of_any_length_are_counted_as_they_are_trained_on():
+    loop = loop_alone(Bags(), ranks=2)
+    lengths = [[1, 3, 5], [2, 2, 4]]  # the last of each does not count
+    loop.run_step([{"ids": [torch.arange(n) for n in part]} for part in lengths])
+    assert (loop.replica.samples, loop.replica.tokens) == (4, 8)

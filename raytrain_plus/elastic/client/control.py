@@ -200,15 +200,21 @@ def _latest(events: list[Event]) -> list[Event]:
 
 def _from_journal(folder: Path, events: list[Event]) -> Event:
     run = _run_of(events)
-    last: dict[str, Event] = {e["event"]: e for e in events}
-    step, end = last.get("step", {}), last.get("end", {}) if _ended(events) else {}
+    last: dict[str, Event] = {}
+    for event in events:
+        if event["event"] == "run":  # it stands where it goes on, whatever was computed before
+            at = event.get("resumed_step", 0)
+            last = {k: e for k, e in last.items() if k == "evaluate" and e["step"] <= at}
+            last["step"] = {"step": at}
+        last[event["event"]] = event
+    step, end = last.get("step", {}), last.get("end", {})
     return {
         "run": run["run"],
         "state": end.get("state", "unknown"),
-        "step": step.get("step", 0),
+        "step": end.get("step", step.get("step", 0)),
         "total_steps": run["total_steps"],
-        "loss": step.get("loss"),
-        "metrics": last.get("evaluate", {}).get("metrics", {}),
+        "loss": end.get("loss", step.get("loss")),
+        "metrics": end.get("metrics", last.get("evaluate", {}).get("metrics", {})),
         "generation": step.get("generation", 0),
         "digest": end.get("digest", ""),
         "folder": str(folder),

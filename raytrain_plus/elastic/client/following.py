@@ -215,22 +215,26 @@ class _Follower:
 
     def _summary(self, state: str) -> dict[str, Any]:
         step, run = self._last.get("step", {}), self._last.get("run", {})
+        kept = self._last.get("checkpoint", {})
         return {
             "run": self._run,
             "state": state,
-            "steps": step.get("step", 0),
+            "steps": step.get("step", run.get("resumed_step", 0)),
             "total_steps": run.get("total_steps"),
             "loss": step.get("loss"),
-            "checkpoint": self._last.get("checkpoint", {}).get("folder"),
+            "checkpoint": kept.get("folder", run.get("resumed_from")),
             "folder": str(self._folder),
         }
 
     def _kept(self) -> str:
         """Say how far the run came, and what is kept of it."""
-        step, kept = self._last.get("step", {}).get("step", 0), self._last.get("checkpoint")
-        if kept is None:
+        run = self._last.get("run", {})
+        before = run.get("resumed_step", 0)
+        step = self._last.get("step", {}).get("step", before)
+        kept = self._last.get("checkpoint", {}).get("step", before)
+        if not kept:
             return f"; it had committed {step} steps, and no checkpoint is there"
-        return f"; it had committed {step} steps, and the state of step {kept['step']} is kept"
+        return f"; it had committed {step} steps, and the state of step {kept} is kept"
 
 
 def ended(events: Sequence[Event], folder: Path) -> Ended:

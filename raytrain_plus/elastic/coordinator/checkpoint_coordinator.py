@@ -154,7 +154,8 @@ class Keeping:
             self._failed(attempt, event.error, now)
             return
         self._note(name, attempt.step)
-        self._tidy(self._books.committed(attempt.number, name, self._metrics()), name)
+        found = self._metrics(attempt.step)
+        self._tidy(self._books.committed(attempt.number, name, found), name)
 
     def save_last(
         self,
@@ -183,7 +184,7 @@ class Keeping:
                 continue
             name = checkpointer.name_of(step)
             self._note(name, step)
-            for one in self._books.add(name, step, self._metrics()):
+            for one in self._books.add(name, step, self._metrics(step)):
                 self._remove_one(one)
             return self._place(name), digest
         for worker, step in steps.items():
@@ -222,18 +223,19 @@ class Keeping:
                 retry_seconds=failure.delay,
             )
 
-    def _metrics(self) -> dict[str, Any]:
-        return {"loss": self._chronicle.loss, **self._chronicle.metrics}
+    def _metrics(self, step: int) -> dict[str, Any]:
+        """Return the loss of a step, and the metrics of the last evaluation by then."""
+        return {"loss": self._chronicle.loss_at(step), **self._chronicle.metrics_at(step)}
 
     def _note(self, name: str, step: int) -> None:
         place = self._place(name)
-        self._chronicle.note("checkpoint", step=step, folder=place, metrics=self._metrics())
+        self._chronicle.note("checkpoint", step=step, folder=place, metrics=self._metrics(step))
 
     def _commit(self, shares: Shares) -> None:
         state = next(one.state for one in shares.returned if one.state is not None)
         header = {
             **self._spec.manifest_header(self._chronicle.environment),
-            "metrics": self._metrics(),
+            "metrics": self._metrics(shares.attempt.step),
             **state,
         }
         pieces = [piece for one in shares.returned for piece in one.pieces]
@@ -276,6 +278,14 @@ def _there(events: Sequence[Event]) -> list[Kept]:
     """Return the checkpoints of which a journal tells, and does not tell that they are gone."""
     found: dict[str, Kept] = {}
     for event in events:
+        if event["event"] == "run":
+            # Those after the one from which a run was resumed were not there any more, or damaged.
+            resumed = event.get("resumed_step", 0)
+            found = {name: one for name, one in found.items() if one.step <= resumed}
+            name = _name(event.get("resumed_from") or "")
+            if checkpointer.is_named(name):  # though the journal may have lost its line
+                found.setdefault(name, Kept(name, resumed, {}))
+            continue
         if event["event"] != "checkpoint" or event.get("folder") is None:
             continue
         name = _name(event["folder"])
@@ -283,7 +293,7 @@ def _there(events: Sequence[Event]) -> list[Kept]:
             continue  # what is no checkpoint's name is never joined to a path, nor deleted
         if "refused" in event or "removed" in event:
             found.pop(name, None)
-        else:
+        elif "metrics" in event or name not in found:
             found[name] = Kept(name, event["step"], event.get("metrics", {}))
     return list(found.values())
 

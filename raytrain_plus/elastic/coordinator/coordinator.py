@@ -94,7 +94,7 @@ class Coordinator:
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
         self._faults = Disturbances(spec, self._chronicle, self._journal, this_time)
-        self._crew.hangs = lambda worker: self._faults.hangs(worker, self._chronicle.step)
+        self._crew.fault_of = lambda w: self._faults.of_newcomer(w, self._chronicle.step)
         self._generation = 0
         self._cause = "start"
         self._moves = -1
@@ -103,7 +103,7 @@ class Coordinator:
         self._failure: str | None = None
         self._drains_at = 0.0
         self._state = "starting"
-        if spec.resume_from is not None:
+        if spec.resume_from is not None and not returns:
             place, step = spec.resume_from
             events = [*events, {"event": "checkpoint", "folder": place, "step": step}]
         self._keeping = Keeping(spec, self._chronicle, self._pool.tell, events)
@@ -481,16 +481,18 @@ class Coordinator:
     ) -> Outcome:
         """Save the last state, if somebody has it, and sum up."""
         steps = {worker: self._crew.seats[worker].step for worker in ahead}
+        # A run that goes on from a checkpoint may end before the last step that the journal knows.
+        step = max(steps.values(), default=self._chronicle.step)
         place, saved = self._keeping.save_last(steps, self._pool.save, self._pool.rescue)
         digest = saved or digest
         return Outcome(
             state=state,
-            steps=self._chronicle.step,
+            steps=step,
             error=error,
             failed_on=failed_on or {},
             digest=digest,
-            loss=self._chronicle.loss,
-            metrics=self._chronicle.metrics,
+            loss=self._chronicle.loss_at(step),
+            metrics=self._chronicle.metrics_at(step),
             generations=self._chronicle.generations,
             device_seconds=self._chronicle.device_seconds,
             checkpoint=place,

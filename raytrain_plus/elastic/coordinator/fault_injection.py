@@ -10,7 +10,7 @@ from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
 from raytrain_plus.elastic.coordinator.membership import Recruiting
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
 from raytrain_plus.elastic.liveness.fault_log import FaultLog
-from raytrain_plus.elastic.protocol.faults import SIGNALS, Fault, due_at, left
+from raytrain_plus.elastic.protocol.faults import SIGNALS, Action, Fault, due_at, left
 from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec
 from raytrain_plus.observe.journal import Event, Journal
 
@@ -39,6 +39,7 @@ class Disturbances:
         events: Sequence[Event],
     ) -> None:
         self._workers = spec.workers
+        self._code = spec.code
         self._chronicle = chronicle
         self._journal = journal
         self._log = FaultLog(spec.folder)
@@ -80,19 +81,22 @@ class Disturbances:
                 self._resize(fault, crew)
             self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
 
-    def hangs(self, worker: str, step: int) -> bool:
-        """Say whether a worker that is asked for is to hang while it comes up.
+    def of_newcomer(self, worker: str, step: int) -> Action | None:
+        """Return what happens to a worker that is asked for, as it comes up.
 
         Args:
             worker: its name.
             step: committed steps.
         """
         for fault in self.left:
-            if fault.action == "hang_newcomer" and fault.step <= step:
-                self.left.remove(fault)
-                self._chronicle.note("fault", step=fault.step, action=fault.action, hit=[worker])
-                return True
-        return False
+            if not fault.waits_for_newcomer or fault.step > step:
+                continue
+            if fault.action == "edit_task" and not self._code:
+                continue  # the task is not the user's own code: no file of it is compared
+            self.left.remove(fault)
+            self._chronicle.note("fault", step=fault.step, action=fault.action, hit=[worker])
+            return fault.action
+        return None
 
     def _hit_coordinator(self, fault: Fault) -> None:
         if fault.action == "fill_disk":

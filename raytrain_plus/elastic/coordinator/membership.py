@@ -21,6 +21,7 @@ from raytrain_plus.elastic.liveness import crashes
 from raytrain_plus.elastic.policy.admission import difference
 from raytrain_plus.elastic.policy.attribution import Loss
 from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import Fingerprint, Ready, Report, RunSpec
 from raytrain_plus.redaction import redacted
 
@@ -63,7 +64,7 @@ class Recruiting:
         target: how many there should be.
         bitwise: whether all that were admitted compute the same bits.
         on_end: called with each worker that is given up.
-        hangs: called with each worker that is asked for: whether a fault has it hang.
+        fault_of: called with each worker that is asked for: what a fault does to it, if one does.
     """
 
     def __init__(self, spec: RunSpec, pool: Pool, chronicle: Chronicle) -> None:
@@ -74,7 +75,7 @@ class Recruiting:
         self.target = spec.workers[1]
         self.bitwise = True
         self.on_end: Callable[[str], None] = lambda _: None
-        self.hangs: Callable[[str], bool] = lambda _: False
+        self.fault_of: Callable[[str], Action | None] = lambda _: None
         self._started = 0
         self._reference: Fingerprint = chronicle.environment
         self._group_once = False
@@ -200,7 +201,7 @@ class Recruiting:
             worker = f"w{self._started}"
             self._started += 1
             self.seats[worker] = Seat(worker)
-            self._pool.start(worker, hangs=self.hangs(worker))
+            self._pool.start(worker, fault=self.fault_of(worker))
 
     def coming(self, event: Coming) -> None:
         """A worker has a process; from now on it is due to come up."""

@@ -60,8 +60,7 @@ class Chronicle:
         self._allowed = allowed
         self._listener = listener
         self._losses = array("d")  # NaN for a step whose line the journal has lost
-        self.metrics: dict[str, Any] = {}
-        self.evaluated_step = -1
+        self._evaluations: list[tuple[int, dict[str, Any]]] = []
         self.generations: list[Event] = []
         self.device_seconds = 0.0
         self._pending: dict[int, tuple[Plan, str, float | None]] = {}
@@ -79,7 +78,29 @@ class Chronicle:
     @property
     def loss(self) -> float | None:
         """The last step's loss."""
-        return self._losses[-1] if self._losses and not math.isnan(self._losses[-1]) else None
+        return self.loss_at(self.step)
+
+    @property
+    def evaluated_step(self) -> int:
+        """The step of the last evaluation, -1 before the first."""
+        return self._evaluations[-1][0] if self._evaluations else -1
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the last evaluation found."""
+        return self.metrics_at(self.evaluated_step)
+
+    def loss_at(self, step: int) -> float | None:
+        """Return a step's loss, None if it is not known.
+
+        A run that goes on from a checkpoint knows later steps than the state that it has.
+        """
+        known = 0 < step <= self.step and not math.isnan(self._losses[step - 1])
+        return self._losses[step - 1] if known else None
+
+    def metrics_at(self, step: int) -> dict[str, Any]:
+        """Return what the last evaluation at or before a step found."""
+        return next((found for at, found in reversed(self._evaluations) if at <= step), {})
 
     def begin_at(self, step: int) -> None:
         """The state has at least so many steps, even if the journal does not tell of them all."""
@@ -112,16 +133,22 @@ class Chronicle:
 
     def _take_back(self, step: int, generation: int) -> None:
         del self._losses[step:]
-        self.evaluated_step = min(self.evaluated_step, step)
+        self._evaluations = [one for one in self._evaluations if one[0] <= step]
         self._void = (generation, step)
+
+    def _go_on_differently(self) -> None:
+        """Forget what the run before the resume found: what follows is another run's."""
+        self._take_back(self._resumed_step, 0)
+        # The state is the same there, but it may be evaluated on other data.
+        self._evaluations = [one for one in self._evaluations if one[0] < self._resumed_step]
 
     def _recall(self, event: Event) -> None:
         kind = event["event"]
         if kind == "run":
             self.generations, self.device_seconds, self._void = [], 0.0, (0, 0)
             self._resumed_step, self.environment = event.get("resumed_step", 0), {}
-            if event.get("changes"):  # what follows is another run's
-                self._take_back(self._resumed_step, 0)
+            if event.get("changes"):
+                self._go_on_differently()
         elif kind == "environment":
             self._compute_with(event.get("fingerprint", {}), event.get("changes", ()))
         elif kind == "step":
@@ -130,7 +157,7 @@ class Chronicle:
                 self._losses.append(event["loss"])
             self.device_seconds += event.get("busy_seconds", 0.0)
         elif kind == "evaluate":
-            self.evaluated_step, self.metrics = event["step"], event["metrics"]
+            self._evaluations.append((event["step"], event["metrics"]))
         elif kind == "withdrawn":
             self._take_back(event["step"], event.get("generation", 0))
         elif kind == "generation":
@@ -209,7 +236,7 @@ class Chronicle:
     def _compute_with(self, fingerprint: Mapping[str, str], changes: Sequence[str]) -> None:
         self.environment = dict(fingerprint)
         if changes:
-            self._take_back(self._resumed_step, 0)
+            self._go_on_differently()
 
     def end(self, outcome: Outcome) -> None:
         """Write how the run has ended; its generations are there already."""
@@ -246,8 +273,7 @@ class Chronicle:
         assert record.metrics is not None
         if record.step <= self.evaluated_step:
             return []
-        self.evaluated_step = record.step
-        self.metrics = record.metrics
+        self._evaluations.append((record.step, record.metrics))
         return [
             {
                 "event": "evaluate",

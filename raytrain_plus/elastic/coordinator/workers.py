@@ -17,6 +17,7 @@ from raytrain_plus.elastic.coordinator.worker_sources import source_of
 from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
 from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import (
     Found,
     Plan,
@@ -128,21 +129,20 @@ class Pool:
         self._spec = spec
         self._source = source_of(spec, coordinator)
         self._awaited: set[str] = set()
-        self._hanging: set[str] = set()
+        self._faults: dict[str, Action | None] = {}
         self._handles: dict[str, Any] = {}
         self._lifelines = Lifelines(lambda worker, why: self.events.put(Gone(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
 
-    def start(self, worker: str, *, hangs: bool = False) -> None:
+    def start(self, worker: str, *, fault: Action | None = None) -> None:
         """Ask for a worker, and let it prepare itself as soon as it is there.
 
         Args:
             worker: its name.
-            hangs: a fault has it hang meanwhile.
+            fault: what is to happen to it meanwhile.
         """
         self._awaited.add(worker)
-        if hangs:
-            self._hanging.add(worker)
+        self._faults[worker] = fault
         taken = self._source.take(worker)
         if taken.done():
             self._taken(_told_of(worker, taken))
@@ -158,9 +158,8 @@ class Pool:
             self.events.put(Came(worker, None, died=_first_line(event.error)))
             return
         self._handles[worker] = handle
-        handle.prepare.remote(self._spec, hangs=worker in self._hanging).future().add_done_callback(
-            lambda future: self.events.put(_came(worker, future))
-        )
+        prepared = handle.prepare.remote(self._spec, self._faults.pop(worker, None))
+        prepared.future().add_done_callback(lambda future: self.events.put(_came(worker, future)))
 
     def find(self) -> list[str]:
         """Find the workers that a coordinator of this run has started before; returns their names.

@@ -16,7 +16,7 @@ from raytrain_plus.plain_yaml import YamlError, read_yaml
 Action = Literal[
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "miscompute", "lose_store",
     "kill_all", "kill_coordinator", "drain", "add", "remove",
-    "stop_coordinator", "hang_newcomer", "fill_disk", "nan_gradient",
+    "stop_coordinator", "hang_newcomer", "fill_disk", "nan_gradient", "edit_task",
 ]  # fmt: skip
 Phase = Literal[
     "meet", "heal", "evaluate", "gather", "fetch", "forward", "backward", "exchange", "finish",
@@ -36,11 +36,13 @@ _TAKES: dict[Action, tuple[str, ...]] = {
     "kill_coordinator": (),
     "stop_coordinator": (),
     "hang_newcomer": (),
+    "edit_task": (),
     "fill_disk": ("seconds",),
     "drain": ("workers", "victim"),
     "add": ("workers",),
     "remove": ("workers",),
 }
+_OF_NEWCOMERS = ("hang_newcomer", "edit_task")
 _EVERYBODY = ("kill_all", "lose_store")
 SIGNALS: dict[Action, signal.Signals] = {
     "kill": signal.SIGKILL,
@@ -80,7 +82,8 @@ class Fault:
     and `remove` change how many there should be; `kill_coordinator` is SIGKILL to the coordinator,
     `stop_coordinator` SIGSTOP; `fill_disk` lets no line be written to the journal for `seconds`.
 
-    `hang_newcomer` waits for the next worker that is asked for: it hangs while it comes up.
+    Two wait for the next worker that is asked for: `hang_newcomer` lets it hang while it comes up,
+    and with `edit_task` it finds the file of the task edited. No file is written.
 
     Attributes:
         step: strikes hit while this step (from 1) is being computed; the others act when it is
@@ -122,7 +125,12 @@ class Fault:
     @property
     def is_planned(self) -> bool:
         """Whether the coordinator brings it about when its step is committed."""
-        return not self.strikes and self.action != "hang_newcomer"
+        return not self.strikes and not self.waits_for_newcomer
+
+    @property
+    def waits_for_newcomer(self) -> bool:
+        """Whether it happens to the next worker that is asked for."""
+        return self.action in _OF_NEWCOMERS
 
     @property
     def lasts(self) -> float:

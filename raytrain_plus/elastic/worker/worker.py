@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from raytrain_plus.elastic.liveness.fault_log import FaultLog
 from raytrain_plus.elastic.liveness.lifeline import Anchor
 from raytrain_plus.elastic.policy.attribution import may_be_a_machines
 from raytrain_plus.elastic.policy.trust import named
+from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import (
     Ending,
     Found,
@@ -101,6 +103,7 @@ class Worker:
     """
 
     def __init__(self, name: str, coordinator: Any) -> None:
+        _end_if_restarted()
         signal.signal(signal.SIGTERM, self._on_notice)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
         exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
@@ -116,22 +119,24 @@ class Worker:
         self._ready: Ready | None = None
         self._report_of: Report | None = None
 
-    def prepare(self, spec: RunSpec, *, hangs: bool = False) -> Ready | Unready:
+    def prepare(self, spec: RunSpec, fault: Action | None = None) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe.
 
         Args:
             spec: the run.
-            hangs: do none of it, for ever: a fault wants it.
+            fault: what is to go wrong meanwhile: `hang_newcomer` or `edit_task`.
         """
         where = _where()
         self._coordinator.coming.remote(self._name, where)
-        if hangs:
+        if fault == "hang_newcomer":
             process_faults.stall()
         self._crash_word = crashes.offer(spec.folder, self._name)
         try:
             self._ready = self._prepare(spec)
         except USERS as error:  # Ray would bury its traceback, and take an exit for its own
             return Unready(users_traceback(error), where, transient=may_be_a_machines(error))
+        if fault == "edit_task":
+            return replace(self._ready, code=user_code.as_if_edited(self._ready.code, self._task))
         return self._ready
 
     def _prepare(self, spec: RunSpec) -> Ready:
@@ -457,6 +462,12 @@ class Worker:
     def _on_release(self) -> None:
         """The coordinator has let go of us, or has died."""
         orphan.wait_or_end(self._spec, self._anchor)
+
+
+def _end_if_restarted() -> None:
+    """End a process that Ray has started in a dead worker's place: the coordinator replaces it."""
+    if ray.get_runtime_context().was_current_actor_reconstructed:
+        exits.leave_at_once(0)
 
 
 def _where() -> Where:

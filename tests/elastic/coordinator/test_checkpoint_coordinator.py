@@ -15,6 +15,7 @@ from raytrain_plus.elastic.coordinator import checkpoint_coordinator as module
 from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Keeping
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
+from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import Journal, read
 from raytrain_plus.storage.store import Store
 from tests.elastic.scripted_pool import AtOnce, make_spec
@@ -220,6 +221,42 @@ def test_a_coordinator_that_comes_back_knows_what_there_is(make):
     assert run.keeping.newest() is None  # the first was deleted
     run.keep(16)
     assert run.keeping.newest() == (run.place(16), 16)
+
+
+def test_a_resumed_run_forgets_checkpoints_after_the_one_from_which_it_goes_on(make):
+    run = make()
+    for step in (5, 10, 15):
+        run.keep(step)
+    checkpointer.remove(Store(run.folder).inside(checkpointer.name_of(15)), run.spec.run_id)
+    Journal(run.folder).write("run", resumed_step=10, resumed_from=run.place(10))
+    run.begin()
+    assert run.keeping.newest() == (run.place(10), 10)
+    assert run.keeping.next_step(10, now=0.0) == 15  # which is due again
+    run.keep(15)
+    run.begin()
+    assert run.keeping.newest() == (run.place(15), 15)
+
+
+def test_a_checkpoint_that_the_journal_has_lost_is_known_by_the_resume_from_it(make):
+    run = make()
+    run.keep(5)
+    Journal(run.folder).write("run", resumed_step=10, resumed_from=run.place(10))
+    run.begin()
+    assert run.keeping.newest() == (run.place(10), 10)
+
+
+def test_what_is_kept_of_a_checkpoint_is_what_was_known_at_its_step(make):
+    run = make()
+    run.chronicle.add([Record(n, 1, 1.0, 1.0 / n, 0.0) for n in range(1, 9)], 2)
+    evaluations = [(2, 0.25), (8, 0.75)]
+    for at, accuracy in evaluations:
+        record = Record(at, 1, 1.0, 0.0, 0.0, metrics={"accuracy": accuracy})
+        run.chronicle.add([record], 2)
+    run.keep(5)
+    (noted,) = (e for e in run.noted() if "metrics" in e)
+    assert noted["metrics"] == {"loss": 1.0 / 5, "accuracy": 0.25}
+    manifest = checkpointer.read_header(Store(run.folder).inside(checkpointer.name_of(5)))
+    assert manifest.metrics == noted["metrics"]
 
 
 # -- after corruption

@@ -382,6 +382,32 @@ def test_a_newcomer_that_a_fault_lets_hang_is_given_up_and_replaced(lead, tmp_pa
     check_journal(tmp_path, total=200)
 
 
+def test_newcomers_that_find_the_task_edited_are_refused_until_that_is_undone(lead, tmp_path):
+    faults = [Fault(step=3, action="edit_task")] * 2
+    clock = Clock(total_steps=200, steps_per_epoch=50, batch_size=8, evaluate_every=200)
+    spec = {"workers": (1, 3), "faults": faults, "clock": clock, "code": CODE}
+
+    def all_die(pool):
+        for worker in sorted(pool.group.running):
+            pool.die(worker)
+
+    outcome, pool = lead({5: all_die}, coming_with({}), **spec)
+    assert (outcome.state, outcome.faults_left, outcome.bitwise) == ("finished", 0, True)
+    events = check_journal(tmp_path, total=200)
+    hit = [e["hit"] for e in events if e["event"] == "fault"]
+    refused = [e for e in events if e.get("state") == "refused"]
+    assert hit == [[e["worker"]] for e in refused] == [["w3"], ["w4"]]
+    assert all("task.py has changed" in e["reason"] for e in refused)
+    assert outcome.generations[-1]["workers"] == 3
+    assert set(pool.ended) >= {"w3", "w4"}
+
+
+def test_a_task_without_code_of_the_users_is_not_edited(lead):
+    faults = [Fault(step=3, action="edit_task")]
+    outcome, _ = lead({5: lambda pool: pool.die("w1")}, workers=(1, 2), faults=faults, code={})
+    assert (outcome.state, outcome.faults_left) == ("finished", 1)
+
+
 def test_a_coordinator_is_stopped_once_and_has_noted_it_before(lead, tmp_path, monkeypatch):
     noted = []
 

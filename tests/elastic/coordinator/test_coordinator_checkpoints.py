@@ -7,6 +7,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.storage.store import Store
+from tests.elastic.scripted_pool import loss_of
 from tests.elastic.told import check_journal, groups_in, notes
 
 CLOCK = Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5, checkpoint_every=3)
@@ -116,6 +117,40 @@ def test_a_run_that_is_resumed_begins_with_its_checkpoint(lead, tmp_path):
     assert (pool.plans[0].step, pool.plans[0].checkpoint) == (6, place(tmp_path, 6))
     assert [e["step"] for e in notes(tmp_path, "step")] == [7, 8, 9, 10]
     assert groups_in(outcome) == [(1, 6, 2, "start")]
+
+
+def resumed_at_6(tmp_path, **told):
+    """Let the journal tell of ten steps, and of a resume from the sixth."""
+    written = Journal(tmp_path)
+    for step in range(1, 11):
+        written.write("step", step=step, loss=loss_of(step), loss_hex=loss_of(step).hex())
+    written.write("evaluate", step=10, metrics={"accuracy": 1.0})
+    written.write("checkpoint", step=6, folder=place(tmp_path, 6), metrics={})
+    written.write("checkpoint", step=10, folder=place(tmp_path, 10), metrics={})
+    written.write("run", resumed_from=place(tmp_path, 6), resumed_step=6, **told)
+    written.close()
+    return {"workers": (2, 2), "resume_from": (place(tmp_path, 6), 6)}
+
+
+def test_a_run_that_is_resumed_to_a_shorter_duration_ends_there(lead, tmp_path):
+    spec = resumed_at_6(tmp_path, changes=["total_steps: was 10, is 8"])
+    clock = Clock(total_steps=8, steps_per_epoch=5, batch_size=8, evaluate_every=8)
+    outcome, pool = lead(clock=clock, **spec)
+    assert (pool.plans[0].step, pool.plans[0].checkpoint) == (6, place(tmp_path, 6))
+    assert (outcome.state, outcome.steps, outcome.loss) == ("finished", 8, loss_of(8))
+    assert outcome.metrics == {}  # those of step 10 are another run's
+    assert not pool.plans[0].evaluated
+
+
+def test_a_resumed_run_that_is_stopped_early_tells_what_its_state_is(lead, tmp_path):
+    spec = resumed_at_6(tmp_path)
+    outcome, _ = lead({7: lambda pool: pool.coordinator.stop()}, **spec)
+    assert outcome.state == "stopped"
+    assert outcome.steps in (7, 8)
+    assert (outcome.loss, outcome.metrics) == (loss_of(outcome.steps), {})
+    assert outcome.checkpoint == place(tmp_path, outcome.steps)
+    # The control: the journal knows more steps, and they were compared.
+    assert [e["step"] for e in notes(tmp_path, "step")] == list(range(1, 11))
 
 
 @pytest.mark.parametrize("limit", [None, 2])

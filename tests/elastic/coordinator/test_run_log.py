@@ -270,7 +270,8 @@ def test_a_run_that_goes_on_differently_is_not_compared_with_the_one_before(fold
     begin(folder).add([step(1), step(2), step(3), evaluation(3)], 2)
     Journal(folder).write("run", resumed_step=1, changes=["seed: was 1, is 2"])
     restored = again(folder)
-    assert (restored.step, restored.evaluated_step, restored.device_seconds) == (1, 1, 0.0)
+    assert (restored.step, restored.evaluated_step, restored.device_seconds) == (1, -1, 0.0)
+    assert restored.metrics == {}
     restored.add([wrong(2)], 2)
 
 
@@ -301,7 +302,8 @@ def test_steps_that_are_withdrawn_are_computed_again_to_other_losses(folder, res
     chronicle.add([step(1), step(2), wrong(3), wrong(4), evaluation(4)], 2)
     chronicle.withdraw(2, "corruption", generation=1)
     chronicle = restore(chronicle, folder)
-    assert (chronicle.step, chronicle.loss, chronicle.evaluated_step) == (2, loss_of(2), 2)
+    assert (chronicle.step, chronicle.loss, chronicle.evaluated_step) == (2, loss_of(2), -1)
+    assert chronicle.metrics == {}
     chronicle.add([step(3, generation=2)], 2)
     chronicle = restore(chronicle, folder)
     assert (chronicle.step, chronicle.loss) == (3, loss_of(3))
@@ -323,3 +325,20 @@ def test_what_is_told_late_of_withdrawn_steps_does_not_count(folder):
         True,
         False,
     ]
+
+
+def test_what_stands_at_a_step_is_known_though_later_ones_are_too(folder):
+    chronicle = begin(folder)
+    chronicle.add([step(1), evaluation(1, 0.25), step(2), step(3), evaluation(3, 0.75)], 2)
+    chronicle = again(folder)
+    assert [chronicle.loss_at(n) for n in range(5)] == [None, *map(loss_of, (1, 2, 3)), None]
+    assert [chronicle.metrics_at(n).get("accuracy") for n in range(4)] == [None, 0.25, 0.25, 0.75]
+
+
+def test_a_run_that_goes_on_differently_is_evaluated_where_it_begins(folder):
+    begin(folder).add([step(1), evaluation(1, 0.25), step(2), evaluation(2, 0.5)], 2)
+    Journal(folder).write("run", resumed_step=2, changes=["evaluation data: was a, is b"])
+    assert (again(folder).evaluated_step, again(folder).metrics) == (1, {"accuracy": 0.25})
+    # The control: one that goes on the same is not.
+    Journal(folder).write("run", resumed_step=1)
+    assert again(folder).evaluated_step == 1
