@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,43 +26,39 @@ OURS = [
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 ]
 
+# Modules that decide and do nothing: imported alone, they load none of `NOT_PURE`.
 PURE = [
-    "observe.causes",
-    "observe.throughput",
-    "observe.gauges",
-    "elastic.plan",
-    "elastic.records.checkpoints",
-    "elastic.health.attribution",
-    "elastic.health.watch",
-    "elastic.health.speeds",
-    "elastic.faults.trace",
-    "elastic.records.timesheet",
-    "training.retention",
-    "training.tree",
-    "streams.order",
-    "streams.mixture",
-    "algorithms.weave",
+    "names",
+    "redaction",
     "schedules",
     "seeds",
     "clock",
-    "names",
+    "observe.causes",
+    "observe.throughput",
+    "observe.gauges",
     "observe.journal",
     "observe.events",
-    "redaction",
-    "nodes.notices",
-    "nodes.complaints",
     "observe.quantities",
     "observe.scales",
     "observe.charts",
     "observe.intervals",
-    "observe.report.history",
-    "observe.report.spending",
-    "observe.report.changes",
+    "observe.report",
+    "streams.order",
+    "streams.mixture_order",
+    "algorithms.weave",
+    "training.tree",
+    "checkpoint.retention",
+    "checkpoint.schedule",
+    "elastic.protocol",
+    "elastic.policy",
+    "nodes.notices",
+    "nodes.diagnosis",
     "chaos.schedules",
     "chaos.judge",
+    "chaos.trace",
+    "worker_pool.shares",
     "frontier.agenda",
     "frontier.hopeless",
-    "frontier.leases",
     "frontier.domain",
     "frontier.space",
     "frontier.switches",
@@ -72,22 +70,16 @@ PURE = [
     "frontier.synergy",
     "frontier.promotion",
     "frontier.calibration",
-    "frontier.report.findings",
-    "frontier.report.contributions",
-    "frontier.report.wording",
-    "frontier.report.sentences",
-    "frontier.report.drawings",
-    "frontier.report.view",
-    "frontier.report.table",
-    "frontier.report.document",
-    "frontier.report.summary",
+    "frontier.report",
 ]
+NOT_PURE = ("ray", "grpc", "torch.distributed")
 # Arrows point down: a module imports what stands below its own layer, or in its own folder.
 LAYERS = [
     {
         "seeds",
         "clock",
         "exits",
+        "interrupts",
         "task",
         "names",
         "redaction",
@@ -96,13 +88,17 @@ LAYERS = [
         "observe.journal",
         "observe.events",
     },
-    {"schedules", "models", "task_check"},
+    {"schedules", "models", "task_check", "storage"},
     {"algorithms", "streams", "observe"},
-    {"training"},
-    {"elastic"},
-    {"nodes"},
+    {"ray_cluster", "training"},
+    {"checkpoint"},
+    {"elastic.protocol"},
+    {"elastic.policy", "elastic.liveness"},
+    {"elastic.worker"},
+    {"elastic.coordinator", "elastic.client"},
+    {"worker_pool", "nodes"},
     {"configure"},
-    {"resuming"},
+    {"resume"},
     {"trainer"},
     {"chaos"},
     {"frontier"},
@@ -111,10 +107,16 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
+# The coordinator starts the workers' processes; it knows nothing else of what runs in them.
+STARTS_WORKERS = {"raytrain_plus.elastic.coordinator.worker_sources"}
 MAY_IMPORT_RAY = {
-    "elastic",
+    "ray_cluster",
+    "elastic.client",
+    "elastic.coordinator",
+    "elastic.protocol.messages",  # how a run's description is packed
+    "elastic.worker",
+    "worker_pool",
     "nodes",
-    "frontier.lender",
     "frontier.searching",
     "frontier.stopping",
     "frontier.trials",
@@ -127,7 +129,7 @@ MAY_IMPORT_RAY = {
     "cli",
     "demo",
 }
-MAY_IMPORT_DISTRIBUTED = {"elastic.nccl", "elastic.transport"}
+MAY_IMPORT_DISTRIBUTED = {"training.nccl", "training.transport"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 EXPORTED = {
@@ -143,21 +145,58 @@ EXPORTED = {
 }
 
 
-def imports_of(source):
-    """Return the modules that a source imports anywhere, those named by `from` with each name."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
+@cache
+def imports_of(source, *, when_loaded=False):
+    """Return the modules that a source imports anywhere, those named by `from` with each name.
+
+    Args:
+        source: of a module.
+        when_loaded: leave out what functions import when they are called.
+    """
+    found, left = set(), [ast.parse(source)]
+    while left:
+        node = left.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.module, "relative imports hide where things are"
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if not (when_loaded and is_left_out(node)):
+            left += ast.iter_child_nodes(node)
     return found
+
+
+def is_left_out(node):
+    """Say whether loading a module runs nothing of a part of its source."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def imports(module, package):
     source = MODULES[f"raytrain_plus.{module}"].read_text()
-    return any(name == package or name.startswith(package + ".") for name in imports_of(source))
+    return any(is_in(name, [package]) for name in imports_of(source))
+
+
+def is_in(name, folders):
+    """Say whether a module is one of some, or in one of them."""
+    return any(name == folder or name.startswith(f"{folder}.") for folder in folders)
+
+
+def loaded_by(name, sources=None):
+    """Return what importing one of our modules loads, ours and others, by which way."""
+    found, left = {}, [(name,)]
+    while left:
+        way = left.pop()
+        known = next((one for one in (way[-1], f"{way[-1]}.__init__") if one in MODULES), None)
+        if way[-1] in found:
+            continue
+        found[way[-1]] = way
+        if known is not None:
+            source = (sources or {}).get(known) or MODULES[known].read_text()
+            left += [(*way, one) for one in imports_of(source, when_loaded=True)]
+            left.append((*way, way[-1].rpartition(".")[0]))  # its folder's __init__
+    return found
 
 
 def layer_of(name):
@@ -179,6 +218,8 @@ def upward_imports(name, source):
         known = imported if imported in MODULES else f"{imported}.__init__"
         if not imported.startswith("raytrain_plus.") or known not in MODULES:
             continue
+        if imported.count(".") == 1 and known.endswith("__init__"):
+            continue  # a folder's own file holds no code
         other, other_member = layer_of(imported)
         # The leaves of the lowest layer may stand on each other.
         if other > layer or (other == layer > 0 and other_member != member):
@@ -199,32 +240,84 @@ def long_functions(source, most=60):
     return [(name, lines) for name, lines in functions if lines > most]
 
 
-INSIDE = [name for name in MODULES if name != "raytrain_plus.__init__"]
+INSIDE = [
+    name
+    for name in MODULES
+    if name not in ("raytrain_plus.__init__", "raytrain_plus.elastic.__init__")
+]
 
 
-@pytest.mark.parametrize("name", INSIDE)
-def test_arrows_point_down(name):
-    assert upward_imports(name, MODULES[name].read_text()) == set()
+def test_arrows_point_down():
+    wrong = {name: upward_imports(name, MODULES[name].read_text()) for name in INSIDE}
+    assert {name: found for name, found in wrong.items() if found} == {}
 
 
 def test_an_arrow_that_points_up_is_found():
     """The negative control."""
-    up = "import json\ndef f():\n    from raytrain_plus.elastic.policy.assignment import assign"
-    assert upward_imports("raytrain_plus.training.loop", up) == {
-        "raytrain_plus.elastic.policy.assignment"
-    }
+    policy = "raytrain_plus.elastic.policy"
+    up = f"import json\ndef f():\n    from {policy}.assignment import assign"
+    assert upward_imports("raytrain_plus.training.loop", up) == {f"{policy}.assignment"}
+    assert upward_imports("raytrain_plus.elastic.protocol.messages", up)
     sideways = "from raytrain_plus.streams import order"
     assert upward_imports("raytrain_plus.algorithms.aspect", sideways) == {
-        "raytrain_plus.streams",
-        "raytrain_plus.streams.order",
+        "raytrain_plus.streams.order"
     }
-    assert upward_imports("raytrain_plus.elastic.worker.worker", up) == set()
+    assert upward_imports("raytrain_plus.elastic.coordinator.generation", up) == set()
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_the_pure_cores_know_neither_ray_nor_torch_distributed(module):
-    assert not imports(module, "ray")
-    assert not imports(module, "torch.distributed")
+def test_the_coordinator_knows_nothing_of_what_runs_in_a_worker():
+    coordinator = [name for name in INSIDE if is_in(name, ["raytrain_plus.elastic.coordinator"])]
+    knowing = {
+        name
+        for name in coordinator
+        for found in imports_of(MODULES[name].read_text())
+        if is_in(found, ["raytrain_plus.elastic.worker"])
+    }
+    assert knowing == STARTS_WORKERS
+
+
+def test_the_pure_cores_load_neither_ray_nor_grpc_nor_torch_distributed():
+    """Of what they load themselves: `import torch` loads its own `torch.distributed`."""
+    folders = [f"raytrain_plus.{name}" for name in PURE]
+    pure = [name for name in INSIDE if is_in(name, folders)]
+    assert not [folder for folder in folders if not any(is_in(one, [folder]) for one in pure)]
+    wrong = {}
+    for name in pure:
+        for found, way in loaded_by(name).items():
+            if is_in(found, NOT_PURE):
+                wrong[name] = " -> ".join(way)
+    assert wrong == {}
+
+
+def test_the_pure_cores_can_be_imported_without_ray():
+    names = [name for name in INSIDE if is_in(name, [f"raytrain_plus.{one}" for one in PURE])]
+    code = (
+        "import importlib, json, sys\n"
+        "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
+        "print('ray' in sys.modules, 'grpc' in sys.modules)"
+    )
+    told = json.dumps([name.removesuffix(".__init__") for name in names])
+    command = [sys.executable, "-c", code, told]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_a_pure_core_loads_by_another_module_is_found():
+    """The negative control."""
+    name = "raytrain_plus.seeds"
+    sources = {name: "from raytrain_plus.elastic.worker.reporter import Records"}
+    assert "ray" in loaded_by(name, sources)
+    assert "ray" not in loaded_by(name, {name: "def f():\n    import ray"})
+
+
+def test_only_one_folder_touches_what_is_private_of_ray():
+    touching = {
+        name
+        for name in INSIDE
+        if re.search(r"\bray(\.\w+)*\._(?!_)|\bray\.core\b|_actor_id", MODULES[name].read_text())
+    }
+    assert touching  # the control
+    assert {name for name in touching if not is_in(name, ["raytrain_plus.ray_cluster"])} == set()
 
 
 def test_only_those_who_must_import_ray_or_torch_distributed():
@@ -233,17 +326,17 @@ def test_only_those_who_must_import_ray_or_torch_distributed():
         return {name for name in inside if imports(name, package)}
 
     def allowed(names, members):
-        return {n for n in names if n in members or n.split(".")[0] in members}
+        return {name for name in names if is_in(name, members)}
 
     ray, distributed = importing("ray"), importing("torch.distributed")
-    assert {"elastic.membership.pool", "trainer"} <= ray  # the control: imports are found
+    assert {"elastic.coordinator.workers", "trainer"} <= ray  # the control: imports are found
     assert ray == allowed(ray, MAY_IMPORT_RAY)
     assert distributed == MAY_IMPORT_DISTRIBUTED
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_functions_are_short(path):
-    assert long_functions(path.read_text()) == []
+def test_functions_are_short():
+    long = {str(path.relative_to(ROOT)): long_functions(path.read_text()) for path in OURS}
+    assert {path: found for path, found in long.items() if found} == {}
 
 
 def test_a_long_function_is_found():

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from raytrain_plus.elastic.protocol.messages import Pulse
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.ray_cluster import memory_monitor, own_ray
+from raytrain_plus.ray_cluster import actors, memory_monitor, own_ray
 from raytrain_plus.ray_cluster.joining import find_leader
 
 _WAIT = 1.0  # seconds that a look may keep who follows
@@ -148,14 +148,8 @@ class Lookout:
     def _unanswered(self) -> _Seen:
         with contextlib.suppress(RayError, ValueError, RuntimeError):
             leader = find_leader(self._run, self._events)
-            told = ray._private.state.state.actor_table(leader._actor_id.hex())  # noqa: SLF001
-            here = ray.get_runtime_context().get_node_id()
-            return _Seen(
-                state=told["State"],
-                pid=told["Pid"],
-                here=told["Address"]["NodeID"] == here,
-                starts=1 + told["NumRestarts"],
-            )
+            told = actors.state_of(leader)
+            return _Seen(state=told.state, pid=told.pid, here=told.here, starts=told.starts)
         return _Seen()
 
 

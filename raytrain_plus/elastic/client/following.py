@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_plus.elastic.client.coordinator_watch import Lookout
-from raytrain_plus.elastic.coordinator.run_log import GENERATION
 from raytrain_plus.elastic.protocol.messages import Outcome
+from raytrain_plus.elastic.protocol.records import GENERATION
 from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import ray
 
 from raytrain_plus.elastic.liveness.lifeline import Address, Anchor
+from raytrain_plus.ray_cluster.actors import actors_here
 
 
 def in_trial() -> bool:
@@ -20,8 +21,7 @@ def in_trial() -> bool:
         return False
     if tune.get_context().get_trial_id() is not None:  # of a function
         return True
-    actors = getattr(ray._private.worker.global_worker, "actors", {})  # noqa: SLF001
-    return any(isinstance(actor, tune.Trainable) for actor in actors.values())
+    return any(isinstance(actor, tune.Trainable) for actor in actors_here())
 
 
 @contextlib.contextmanager

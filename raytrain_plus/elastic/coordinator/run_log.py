@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from raytrain_plus.elastic.protocol.messages import Outcome, Plan
-from raytrain_plus.elastic.protocol.records import Record
+from raytrain_plus.elastic.protocol.records import GENERATION, Record
 from raytrain_plus.observe.journal import Event, JournalError
 
-# What a generation is described by, in the journal and in a run's summary.
-GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
 # Steps in a row of which a journal may have lost the lines; each takes 8 bytes here.
 _MOST_MISSING = 10_000_000
 

@@ -47,6 +47,7 @@ class Script:
         monkeypatch.setattr(following, "time", self)
         monkeypatch.setattr(joining, "ray", self)
         monkeypatch.setattr(coordinator_watch, "ray", self)
+        monkeypatch.setattr(coordinator_watch.actors, "ray", self)
         monkeypatch.setattr(coordinator_watch.own_ray, "dead_daemon", lambda: self.dead)
         monkeypatch.setattr(coordinator_watch.os, "kill", lambda *told: self.killed.append(told))
 
