@@ -188,6 +188,13 @@ class ElasticTrainer:
                 f"the run in {folder} stands at step {found.step}, and is to end after step "
                 f"{self.spec.clock.total_steps}: it has nothing more to do. Give a longer duration"
             )
+        where = store.local_path if store.is_local else store.url
+        self._warnings += [
+            f"a worker has kept a later state of this run in {kept}, as it could not be kept in "
+            f"{where}. This run goes on from step {found.step}. To go on from that state, stop it, "
+            f"copy the folder to {where}, and give the command again with --resume"
+            for kept in resuming.rescued(found.run_id, found.step)
+        ]
         if found.place is not None:
             self.spec = replace(self.spec, resume_from=(str(found.place), found.step))
         return found
