@@ -340,6 +340,7 @@ def test_a_commit_that_ends_as_the_last_state_is_saved_counts_among_those_to_be_
         return checkpoint.save(run.place(step), trained(step), "run")
 
     assert run.keeping.save_last({"w0": 12}, save)[0] == run.place(12)
+    assert run.whole() == [12]  # though the run may end before it hears of the commit
     run.settle()
     assert run.whole() == [12]
     # The control: where all are kept, nothing is deleted.
