@@ -11,6 +11,11 @@ maximal subtrees inside its range while it computes. Then, chunk by chunk:
 Buckets, chunks and slices only cut the vector; the sum is per element, so they cannot change a bit.
 Nothing is ever added by a communication library, whose order would follow the topology or the world
 size.
+
+On an accelerator a step waits for the device once per part (its loss), once after the last part
+(the time of computing), once per worker for the control lane, and twice before the update: one
+transfer tells which gradients are there and whether all are finite, however many buckets there are,
+and the fence keeps the results of an aborted generation out of the update.
 """
 
 import cmath
