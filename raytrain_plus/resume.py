@@ -1,6 +1,9 @@
 """Going on with a run: from which checkpoint, and whether it is still the same run."""
 
+import contextlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +14,7 @@ from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
 from raytrain_plus.redaction import redacted
+from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.store import Store
 
 _CODE = "code:"  # how a change of code begins
@@ -111,6 +115,27 @@ def _from_checkpoints(
     computed = _comparable(manifest.environment, changes)
     step, run_id = manifest.step, manifest.run_id
     return Resumption(_told(place), step, changes, refused, run_id, there, computed)
+
+
+def rescued(run_id: str, step: int, folder: Path | None = None) -> Sequence[str]:
+    """Return states of a run that a worker has kept on this node, as the storage took nothing.
+
+    Args:
+        run_id: of the run.
+        step: only later ones count.
+        folder: where workers keep them. Default: the folder of temporary files.
+    """
+    found = []
+    for place in sorted(
+        (folder or Path(tempfile.gettempdir())).glob(f"{checkpointer.RESCUED}*/checkpoint_*")
+    ):
+        with contextlib.suppress(OSError, StoreError, checkpointer.CheckpointError):
+            if place.parent.stat().st_uid != os.getuid():
+                continue
+            manifest = checkpointer.read_header(Store(place))
+            if run_id and manifest.run_id == run_id and manifest.step > step:
+                found.append(str(place))
+    return found
 
 
 def _check_changes(changes: Sequence[str], where: Path | str, allowed: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ import ray.train
 from raytrain_plus import configure, interrupts, resume
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
+from raytrain_plus.checkpoint.checkpointer import is_named, name_of
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import RunFailedError
 from raytrain_plus.elastic.client.following import Ended, LostError, Watcher, follow
@@ -29,11 +30,12 @@ from raytrain_plus.elastic.coordinator.actor import (
     start_leader,
 )
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, RunSpec
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome, RunSpec
 from raytrain_plus.interrupts import Interrupts
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.ray_cluster import joining, own_ray
 from raytrain_plus.ray_cluster.gcs import ClusterError
+from raytrain_plus.redaction import redact
 from raytrain_plus.storage import ownership
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.mixture import Mixture
@@ -191,6 +193,13 @@ class ElasticTrainer:
                 f"the run in {folder} stands at step {found.step}, and is to end after step "
                 f"{self.spec.clock.total_steps}: it has nothing more to do. Give a longer duration"
             )
+        where = store.local_path if store.is_local else store.url
+        self._warnings += [
+            f"a worker has kept a later state of this run in {kept}, as it could not be kept in "
+            f"{where}. This run goes on from step {found.step}. To go on from that state, stop it, "
+            f"copy the folder to {where}, and give the command again with --resume"
+            for kept in resume.rescued(found.run_id, found.step)
+        ]
         if found.place is not None:
             self.spec = replace(self.spec, resume_from=(str(found.place), found.step))
         return found
@@ -242,7 +251,7 @@ class ElasticTrainer:
                 ended = self._train(shared, watcher, taken, is_ours=joined.is_ours)
                 held.retire()
         _interrupt(ended, taken.number)
-        return result_of(ended, spec.elastic.checkpoint_options)
+        return result_of(ended, spec)
 
     def _train(
         self, spec: RunSpec, watcher: Watcher | None, taken: Interrupts, *, is_ours: bool
@@ -364,12 +373,16 @@ def _interrupt(ended: Ended, number: int) -> None:
     )
 
 
-def result_of(ended: Ended, options: Mapping[str, Any] | None = None) -> ray.train.Result:
+def result_of(ended: Ended, spec: RunSpec | None = None) -> ray.train.Result:
     """Return what Ray Train returns.
+
+    A metric of the task that is called loss, steps or digest is found as `evaluation_loss` and so
+    on: it replaces nothing of the run's.
 
     Args:
         ended: how the run ended.
-        options: for the file system that its checkpoints are in. Default: what is configured.
+        spec: the run, which knows how to reach its checkpoints. Default: they are reached by what
+            the journal tells and what is configured.
 
     Raises:
         TrainingFailedError: the run failed.
@@ -377,26 +390,35 @@ def result_of(ended: Ended, options: Mapping[str, Any] | None = None) -> ray.tra
     outcome = ended.outcome
     if outcome.state == "failed":
         raise TrainingFailedError(outcome.error, ended.summary)
+    own = {"loss": outcome.loss, "steps": outcome.steps, "digest": outcome.digest}
+    found = {f"evaluation_{k}" if k in own else k: v for k, v in outcome.metrics.items()}
     return ray.train.Result(
-        metrics={
-            "loss": outcome.loss,
-            "steps": outcome.steps,
-            "digest": outcome.digest,
-            **outcome.metrics,
-        },
-        checkpoint=_checkpoint(outcome.checkpoint, options) if outcome.checkpoint else None,
+        metrics={**found, **own},
+        checkpoint=_checkpoint(outcome, spec) if outcome.checkpoint else None,
         error=None,
         path=ended.summary["folder"],
         return_value=ended.summary,
     )
 
 
-def _checkpoint(place: str, options: Mapping[str, Any] | None) -> ray.train.Checkpoint:
+def _checkpoint(outcome: Outcome, spec: RunSpec | None) -> ray.train.Checkpoint:
+    place, options = str(outcome.checkpoint), None
+    if spec is not None:
+        place = _with_secrets(place, outcome.steps, spec)
+        options = spec.elastic.checkpoint_options
     if "://" not in place:
         return ray.train.Checkpoint(place)
     # Left to itself it would look with pyarrow's own clients, which know other configurations.
     files, path = Store(place, options).for_arrow()
     return ray.train.Checkpoint(path, filesystem=files)
+
+
+def _with_secrets(place: str, step: int, spec: RunSpec) -> str:
+    """Return a checkpoint's address as it is; the journal holds it without passwords and keys."""
+    name = place.rstrip("/").rpartition("/")[2]
+    store = spec.checkpoint_store.inside(name if is_named(name) else name_of(step))
+    address = str(store.local_path) if store.is_local else store.url
+    return address if redact(address) == place else place
 
 
 @dataclass(frozen=True)

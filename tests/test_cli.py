@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from raytrain_plus import cli
 from raytrain_plus.cli import app
+from raytrain_plus.observe.journal import line_of
 from raytrain_plus.observe.progress import summary_table
 
 TASK = """
@@ -154,7 +155,7 @@ def _journal(folder, losses, digest):
         for i, x in enumerate(losses)
     ]
     lines.append({"event": "end", "digest": digest})
-    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "journal.jsonl").write_bytes(b"".join(map(line_of, lines)))
 
 
 @pytest.mark.parametrize(

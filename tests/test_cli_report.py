@@ -14,8 +14,8 @@ from tests.observe import journals
 def storage(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
-    lines = "".join(json.dumps(event) + "\n" for event in journals.disturbed())
-    (folder / journal.FILE_NAME).write_text(lines)
+    lines = b"".join(map(journal.line_of, journals.disturbed()))
+    (folder / journal.FILE_NAME).write_bytes(lines)
     return tmp_path
 
 
@@ -62,6 +62,8 @@ def test_what_cannot_be_reported_on_says_why(storage):
     assert (said.exit_code, "no run 'yours'" in said.stderr) == (2, True)
     said = run(storage, "mine", "--output", str(storage))
     assert (said.exit_code, "Name another place with --output" in said.stderr) == (2, True)
-    (storage / "mine" / journal.FILE_NAME).write_text('{"event": "step", "step": 1, "loss": 0.5}\n')
+    (storage / "mine" / journal.FILE_NAME).write_bytes(
+        journal.line_of({"event": "step", "step": 1, "loss": 0.5})
+    )
     said = run(storage, "mine")
     assert (said.exit_code, "no `run` line" in said.stderr) == (2, True)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from raytrain_plus.cli import app
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import SteeringError
+from raytrain_plus.observe.journal import line_of
 
 BEGUN = [
     {"event": "run", "time": 1.0, "run": "demo", "total_steps": 30, "address": "127.0.0.1:1"},
@@ -27,8 +28,8 @@ def told(tmp_path):
     (tmp_path / "demo").mkdir()
 
     def tell(*events):
-        with (tmp_path / "demo" / "journal.jsonl").open("a") as file:
-            file.writelines(json.dumps(event) + "\n" for event in events)
+        with (tmp_path / "demo" / "journal.jsonl").open("ab") as file:
+            file.writelines(map(line_of, events))
 
     tell(*BEGUN)
     return tell

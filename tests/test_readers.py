@@ -165,7 +165,7 @@ def test_a_damaged_journal_is_read_or_refused(tmp_path, draw, monkeypatch):
         else:
             wrong = draw.choice(EVENTS)
             lines = [altered(event, draw) if event is wrong else event for event in EVENTS]
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            path.write_bytes(b"".join(map(journal.line_of, lines)))
         try:
             everything_that_reads(tmp_path)
         except JournalError:
@@ -323,9 +323,9 @@ def test_a_damaged_sweep_is_an_error_of_sweeps(tmp_path, draw):
     told["recipe"] = recipe.model_dump(mode="json")
     path = tmp_path / "sweep" / FILE_NAME
     for _ in range(TRIES):
-        path.write_text(json.dumps(altered(told, draw)) + "\n")
+        path.write_bytes(journal.line_of(altered(told, draw)))
         with suppress(JournalError, SweepError):
             folder.proposals()
-    path.write_text(json.dumps({**told, "name": "../../x"}) + "\n")
+    path.write_bytes(journal.line_of({**told, "name": "../../x"}))
     with pytest.raises(SweepError, match="trial name"):
         folder.proposals()

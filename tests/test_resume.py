@@ -315,3 +315,17 @@ def test_a_store_that_cannot_be_reached_is_no_missing_checkpoint(tmp_path, serve
     store = Store("s3://bucket/run", options, deadline=1.0, stall=0.5)
     with pytest.raises(ValueError, match="could not be reached"):
         resume.last_checkpoint(tmp_path, IDENTITY, store=store)
+
+
+def test_later_states_that_a_worker_has_kept_on_this_node_are_named(tmp_path):
+    for number, (run_id, step) in enumerate([("a", 5), ("a", 9), ("b", 12), ("", 20)]):
+        folder = tmp_path / f"{checkpointer.RESCUED}{number}"
+        write(Store(folder), "run", [step], run_id=run_id)
+    damaged = tmp_path / f"{checkpointer.RESCUED}9" / checkpointer.name_of(30)
+    damaged.mkdir(parents=True)
+    write(Store(tmp_path / "other"), "run", [40], run_id="a")
+    kept = str(tmp_path / f"{checkpointer.RESCUED}1" / checkpointer.name_of(9))
+    assert resume.rescued("a", 5, tmp_path) == [kept]
+    # The controls: no earlier state, and none of a run that has no id.
+    assert resume.rescued("a", 9, tmp_path) == []
+    assert resume.rescued("", 0, tmp_path) == []

@@ -34,6 +34,8 @@ __all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_who
 
 Place: TypeAlias = Store | Path | str
 
+# How the folders begin in which workers keep a last state that the storage does not take.
+RESCUED = "raytrain_plus-state-"
 _MOST_MANIFEST = 64 << 20  # bytes; each tensor of an optimizer takes about 100
 _NAME = re.compile(r"checkpoint_([0-9]{8,18})")
 

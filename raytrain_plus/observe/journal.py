@@ -68,7 +68,7 @@ class Journal:
         """
         # A step holds numbers only, which no secret is.
         events = [one if one["event"] == "step" else redacted(one) for one in events]
-        data = b"".join(map(_line, events))
+        data = b"".join(map(line_of, events))
         size = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, data)
@@ -226,7 +226,8 @@ def need(event: Event, *fields: str) -> None:
 # -- lines
 
 
-def _line(event: Event) -> bytes:
+def line_of(event: Event) -> bytes:
+    """Return an event as the line that stands for it in a journal, with its checksum."""
     body = json.dumps(event).encode()[:-1]
     return b"%b%b%08x%b\n" % (body, _MARK, zlib.crc32(body), _CLOSE)
 
@@ -243,15 +244,11 @@ def _lines(file: IO[bytes], path: Path, offset: int) -> Iterator[bytes]:
 
 
 def _parsed(line: bytes, path: Path, offset: int) -> Event:
-    has_crc = line[-_TAIL - 1 : -len(_CLOSE) - 9] == _MARK
     try:
-        body = line
-        if has_crc:
-            body = line[: -_TAIL - 1]
-            if b"%08x" % zlib.crc32(body) != line[-len(_CLOSE) - 9 : -len(_CLOSE) - 1]:
-                raise EventError("its checksum differs")
-            body += b"}"
-        event: Event = check_event(json.loads(body.decode()))
+        if not _is_whole(line):
+            has_crc = line[-_TAIL - 1 : -len(_CLOSE) - 9] == _MARK
+            raise EventError("its checksum differs" if has_crc else "it has no checksum")
+        event: Event = check_event(json.loads(line[: -_TAIL - 1].decode() + "}"))
     except (ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, EventError) else f"it is no JSON ({error})"
         raise _damaged(path, offset, why) from None

@@ -72,6 +72,8 @@ class Buffers:
 
     def snapshot(self) -> None:
         """Take the present values as those from which every logical rank starts."""
+        if not self._places:
+            return
         if self.attributes.is_held:  # caches are where the last part has left them
             return
         for start, value in zip(self.start, self.values(), strict=True):
@@ -103,8 +105,10 @@ class Buffers:
 
     def appeared(self) -> list[tuple[nn.Module, str]]:
         """Return the buffers that a forward has added, or put where there was None."""
-        found = [(m, k) for m, k in self._empty if _buffer(m, k) is not None]
-        if [len(held) for held in self._held] == self._sizes:
+        found = []
+        if self._empty:
+            found = [(m, k) for m, k in self._empty if _buffer(m, k) is not None]
+        if list(map(len, self._held)) == self._sizes:
             return found
         for module, _, keys in self._modules:
             if len(module._buffers) != len(keys):  # noqa: SLF001
@@ -195,7 +199,6 @@ class Buffers:
                     if (module, key) not in self._empty:
                         del module._buffers[key]  # noqa: SLF001
 
-    @torch.no_grad()
     def changes(self) -> list[Tensor]:
         """Return how far each floating buffer has moved since the snapshot.
 
@@ -205,14 +208,17 @@ class Buffers:
         Raises:
             TaskError: a buffer has another shape or dtype now, or a new one has appeared.
         """
+        if not self._places:
+            return []
         values = self.values()
         self._check(values)
-        return [
-            -torch.zeros_like(start)
-            if place in self.cached
-            else torch.where(value == start, -torch.zeros_like(start), value - start)
-            for place, (value, start) in enumerate(zip(values, self.floating, strict=False))
-        ]
+        with torch.no_grad():
+            return [
+                -torch.zeros_like(start)
+                if place in self.cached
+                else torch.where(value == start, -torch.zeros_like(start), value - start)
+                for place, (value, start) in enumerate(zip(values, self.floating, strict=False))
+            ]
 
     def integers(self) -> bytes:
         """Return the present values of all buffers that are not floating."""
@@ -227,6 +233,8 @@ class Buffers:
     def commit(self, mean_changes: Sequence[Tensor], integers: bytes) -> None:
         """Set the values that end the step: the same on every worker."""
         self.restore()
+        if not self._places:
+            return
         values = self.values()
         for value, change in zip(values, mean_changes, strict=False):
             value.add_(change)

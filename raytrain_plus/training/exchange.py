@@ -219,6 +219,7 @@ class Exchange:
             sums.push([leaf[i] for i in bucket], leaves)
 
     def _run_last(self, run: Callable[[], None], sibling: "Sibling", changes: Leaf) -> None:
+        @torch.no_grad()
         def arrived(i: int) -> None:
             bucket = self._final[self._bucket_of[i]]
             if i in bucket:
@@ -243,10 +244,11 @@ class Exchange:
             for hook in hooks:
                 hook.remove()
         n = len(self._parameters)
-        for i in range(n):
-            bucket = self._final[self._bucket_of[i]]
-            if i not in bucket:
-                bucket[i] = sibling.settle(i)
+        with torch.no_grad():
+            for i in range(n):
+                bucket = self._final[self._bucket_of[i]]
+                if i not in bucket:
+                    bucket[i] = sibling.settle(i)
         for b in range(len(self._final)):
             self._mark(b, sibling)
         for i, change in enumerate(sibling.with_changes(changes)):
@@ -259,8 +261,7 @@ class Exchange:
         place = self._reduction.marks_of[b]
         if place is not None and place not in self._final[b]:
             mine = self._reduction.gradients_of[b]
-            present = [float(sibling.present(i)) for i in mine]
-            self._final[b][place] = self._final[b][mine[0]].new_tensor(present)
+            self._final[b][place] = self._reduction.mark(b, [sibling.present(i) for i in mine])
 
     def _submit_complete(self, leaves: int) -> None:
         """Send complete buckets: in their order, which must be the same on every worker."""

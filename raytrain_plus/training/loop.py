@@ -42,7 +42,6 @@ from raytrain_plus.training.reduction import (
     Reduction,
     Rows,
     Wire,
-    tree_sum,
 )
 from raytrain_plus.training.round_trip import rehearsed
 from raytrain_plus.training.state import Replica
@@ -232,7 +231,7 @@ class TrainingLoop:
             try:
                 reduced = self._sum_over_all(exchange, step, parts, rows)
                 self._compare(exchange, step, audit_part)
-                lane = tree_sum(reduced.lane)
+                lane = reduced.lane_sum
                 loss = self._checked_loss(reduced, lane)
                 progress = self._clock.progress(replica.step)
                 rate_factor = learning_rate_factor(self._task, progress)
@@ -248,7 +247,7 @@ class TrainingLoop:
             self._update(step, reduced, rate_factor)
         self._commit(lane)
         self.guard.note()
-        return self._result(reduced.lane, loss)
+        return self._result(reduced, loss)
 
     def check_state(self) -> None:
         """Check that the state is worth keeping.
@@ -383,9 +382,9 @@ class TrainingLoop:
             copy.copy(self._task), self._seed, device, weave=Weave(aspects), clock=self._clock
         )
 
-    def _result(self, rows: Rows, loss: float) -> StepResult:
-        lane = tree_sum(rows)
-        of_workers = rows[self._firsts]
+    def _result(self, reduced: Reduced, loss: float) -> StepResult:
+        lane = reduced.lane_sum
+        of_workers = reduced.lane[self._firsts]
         # Who waited least had computed last: the others waited for it as well.
         last = of_workers[of_workers[:, SEEN_SECONDS].argmin()]
         return StepResult(
@@ -457,5 +456,5 @@ class TrainingLoop:
         rows[0, CHECKPOINT] = ask_checkpoint
         rows[0, BUSY_SECONDS] = self._busy.take()
         rows[0, COMPUTE_SECONDS] = self._compute_seconds
-        rows[0, [SEEN_SECONDS, UNSEEN_SECONDS]] = self._exchange_seconds
+        rows[0, SEEN_SECONDS], rows[0, UNSEEN_SECONDS] = self._exchange_seconds
         return rows

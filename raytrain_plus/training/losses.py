@@ -27,7 +27,8 @@ def take_losses(step: Step, returned: Any) -> None:
     Raises:
         TaskError: it is anything else.
     """
-    n = len(next(iter(step.batch.values())))
+    first = next(iter(step.batch.values()))
+    n = first.shape[0] if isinstance(first, Tensor) else len(first)  # len() of one takes 3 times
     losses, weights = returned, None
     if isinstance(returned, tuple):
         if len(returned) != 2:
@@ -53,13 +54,16 @@ def weighted(step: Step) -> tuple[Tensor, float, int]:
             "them from the outputs, without torch.no_grad(), detach(), item() or numpy()"
         )
     if weights is None:
-        return losses, float(len(losses)), len(losses)
+        n = losses.shape[0]
+        return losses, float(n), n
     exact = torch.float64 if weights.is_floating_point() and weights.itemsize < 4 else None
     total = float(weights.sum(dtype=exact).item())
     return losses * weights, total, int(weights.count_nonzero().item())
 
 
 def _checked_losses(losses: Any, n: int) -> Tensor:
+    if isinstance(losses, Tensor) and losses.shape == (n,) and losses.is_floating_point():
+        return losses
     if losses is None:
         raise _not_losses(n, "None", "does it end with `return`?")
     if isinstance(losses, (list, dict)):
@@ -72,8 +76,6 @@ def _checked_losses(losses: Any, n: int) -> Tensor:
     got = f"a tensor of shape {shape} and type {losses.dtype}"
     if not losses.is_floating_point():
         raise _not_losses(n, got, "losses are floating-point numbers")
-    if shape == (n,):
-        return losses
     if shape == ():
         raise _not_losses(n, got, "use reduction='none' and do not average")
     if shape == (n, 1):

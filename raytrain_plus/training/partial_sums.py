@@ -67,9 +67,8 @@ class Sibling:
         """Return what stands for no sibling: nothing is added to the leaf."""
         return _Alone(parameters, [])
 
-    @torch.no_grad()
     def settle(self, i: int) -> Tensor:
-        """Return the sum for parameter i, when its backward is over."""
+        """Return the sum for parameter i, when its backward is over; autograd must not record."""
         gradient, before = self._parameters[i].grad, self._versions[i]
         if gradient is None:
             return torch.zeros_like(self._parameters[i])
@@ -85,6 +84,7 @@ class Sibling:
         """Say whether parameter i has a gradient in any leaf, when its backward is over."""
         return self._parameters[i].grad is not None
 
+    @torch.no_grad()
     def settled(self) -> Leaf:
         """Return the sums for all parameters."""
         return [self.settle(i) for i in range(len(self._parameters))]
@@ -95,7 +95,7 @@ class Sibling:
 
     def marks(self) -> list[bool]:
         """Return for all parameters whether they have a gradient in any leaf."""
-        return [self.present(i) for i in range(len(self._parameters))]
+        return [p.grad is not None for p in self._parameters]
 
     def with_changes(self, changes: Leaf) -> Leaf:
         """Return both leaves' changes of the buffers."""

@@ -11,8 +11,14 @@ maximal subtrees inside its range while it computes. Then, chunk by chunk:
 Buckets, chunks and slices only cut the vector; the sum is per element, so they cannot change a bit.
 Nothing is ever added by a communication library, whose order would follow the topology or the world
 size.
+
+On an accelerator a step waits for the device once per part (its loss), once after the last part
+(the time of computing), once per worker for the control lane, and twice before the update: one
+transfer tells which gradients are there and whether all are finite, however many buckets there are,
+and the fence keeps the results of an aborted generation out of the update.
 """
 
+import cmath
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,6 +92,7 @@ class Reduced:
         finite: all gradients are finite for sure; if not, at least one may hold NaN or infinity.
         buffers: per floating buffer, the mean over logical ranks.
         lane: float64 (logical ranks, LANE_WIDTH), every logical rank's row.
+        lane_sum: float64 (LANE_WIDTH,), their sum in the tree's order.
         attachment: the bytes that the worker of logical rank 0 attached.
     """
 
@@ -94,6 +101,7 @@ class Reduced:
     finite: bool
     buffers: list[Tensor]
     lane: Rows
+    lane_sum: Rows
     attachment: bytes
 
 
@@ -148,6 +156,9 @@ class Reduction:
                 bucket.append(len(tensors))
                 tensors.append(torch.ones(len(mine), dtype=first.dtype, device=first.device))
         self._ones = tensors[len(gradients) + len(buffers) :]
+        self._ones_of = {
+            b: tensors[place] for b, place in enumerate(self.marks_of) if place is not None
+        }
         self._vectors = [
             _Vector(
                 [tensors[i] for i in bucket],
@@ -157,6 +168,13 @@ class Reduction:
             )
             for bucket in self.buckets
         ]
+        totals = {
+            i: total
+            for bucket, vector in zip(self.buckets, self._vectors, strict=True)
+            for i, total in zip(bucket, vector.totals, strict=True)
+        }
+        self._totals = [totals[i] for i in range(len(totals))]
+        self._marked = [i for mine in self.gradients_of for i in mine]
 
     def run(self, partials: Sequence[Leaf], rows: Rows, attachment: bytes) -> Reduced:
         """Sum over all workers.
@@ -184,15 +202,25 @@ class Reduction:
         if present is None or all(present):
             return [ones.clone() for ones in self._ones]
         return [
-            ones.new_tensor([float(present[i]) for i in mine])
-            for ones, mine in zip(self._ones, filter(None, self.gradients_of), strict=True)
+            self.mark(b, [present[i] for i in mine])
+            for b, mine in enumerate(self.gradients_of)
+            if mine
         ]
+
+    def mark(self, b: int, present: Sequence[bool]) -> Tensor:
+        """Return the marks of bucket b in one leaf: for each of its gradients, whether it is there.
+
+        They are a tensor of their own, since sums are added to it.
+        """
+        ones = self._ones_of[b]
+        return ones.clone() if all(present) else ones.new_tensor([float(one) for one in present])
 
     def open(self, rows: Rows, attachment: bytes) -> None:
         """Begin a sum: send the control lane."""
         self._sent: dict[int, list[Pending]] = {}
         self._last: list[Pending] = []
         self._all_rows: Rows | None = None
+        self._lane_sum: Rows | None = None
         if self._wire.size == 1:
             self._all_rows, self._attached = rows, attachment
         else:
@@ -208,9 +236,7 @@ class Reduction:
                 for view, left, right in zip(views, *partial, strict=True):
                     torch.add(left, right, out=view)
         if self._wire.size == 1:
-            weight = float(tree_sum(self._rows())[WEIGHT])
-            for j, total in enumerate(vector.totals):
-                total.div_(weight if j < vector.n_gradients else self._leaves)
+            vector.divide(self._weight(), self._leaves)
             return
         self._sent[b] = vector.post_partials(self._wire)
 
@@ -219,7 +245,7 @@ class Reduction:
         if self._wire.size == 1:
             self._enter("slice" if b else "finish")
             return
-        weight = float(tree_sum(self._rows())[WEIGHT])
+        weight = self._weight()
         self._last += self._vectors[b].finish(
             self._wire,
             self._sent.pop(b),
@@ -233,27 +259,37 @@ class Reduction:
         rows = self._rows()
         for pending in self._last:
             pending.wait()
-        totals = {
-            i: total
-            for bucket, vector in zip(self.buckets, self._vectors, strict=True)
-            for i, total in zip(bucket, vector.totals, strict=True)
-        }
-        ordered = [totals[i] for i in range(len(totals))]
-        n, n_marks = self._n_gradients, len(self._ones)
+        n, first_mark = self._n_gradients, len(self._totals) - len(self._ones)
+        marks, finite = self._facts(self._totals[first_mark:])
         present = [True] * n
-        for mine, marks in zip(
-            filter(None, self.gradients_of), ordered[len(ordered) - n_marks :], strict=True
-        ):
-            for i, mark in zip(mine, marks.tolist(), strict=True):
+        if not all(marks):
+            for i, mark in zip(self._marked, marks, strict=True):
                 present[i] = mark != 0
         return Reduced(
-            ordered[:n],
+            self._totals[:n],
             present,
-            all(vector.is_finite() for vector in self._vectors),
-            ordered[n : len(ordered) - n_marks],
+            finite,
+            self._totals[n:first_mark],
             rows,
+            self._sum_of_rows(),
             self._attached,
         )
+
+    def _facts(self, marks: Leaf) -> tuple[list[complex], bool]:
+        """Return all marks, and whether all gradients are finite: one transfer to the host."""
+        if not marks:
+            return [], True
+        sums = [vector.gradient_sum() for vector in self._vectors if vector.n_gradients]
+        facts: list[complex] = torch.cat([*sums, *marks]).tolist()
+        return facts[len(sums) :], all(map(cmath.isfinite, facts[: len(sums)]))
+
+    def _sum_of_rows(self) -> Rows:
+        if self._lane_sum is None:
+            self._lane_sum = tree_sum(self._rows())
+        return self._lane_sum
+
+    def _weight(self) -> float:
+        return float(self._sum_of_rows()[WEIGHT])
 
     def _rows(self) -> Rows:
         if self._all_rows is None:
@@ -333,6 +369,9 @@ class _Vector:
 
         self._total = allocate(n)
         self.totals = views(self._total)
+        self._gradients = self._total[: self._gradient_end]
+        self._others = self._total[self._gradient_end :]
+        self._wide = torch.float32 if self._total.dtype in _HALVES else self._total.dtype
         self._own = allocate(partials[wire.index], n) if wire.size > 1 else self._total[None]
         self.partials = [views(flat) for flat in self._own]
         mine_start, mine_stop = self._chunks[wire.index]
@@ -340,14 +379,18 @@ class _Vector:
             peer: allocate(partials[peer], mine_stop - mine_start) for peer in wire.peers
         }
 
-    def is_finite(self) -> bool:
-        """Say whether all finished gradients are finite; False may be a false alarm.
+    def gradient_sum(self) -> Tensor:
+        """Return the sum of all finished gradients, shape (1,), finite only if all of them are.
 
         One pass over memory: a sum hides no NaN and no infinity, but may overflow by itself.
         """
-        gradients = self._total[: self._gradient_end]
-        wide = torch.float32 if gradients.dtype in _HALVES else gradients.dtype
-        return bool(torch.isfinite(gradients.sum(dtype=wide)))
+        return self._gradients.sum(0, keepdim=True, dtype=self._wide)
+
+    def divide(self, weight: float, leaves: int) -> None:
+        """Make means of the sums of a single worker."""
+        if weight:  # a step whose weight is zero is refused, and the padding must stay zero
+            self._gradients.div_(weight)
+        self._others.div_(leaves)
 
     def post_partials(self, wire: Wire) -> list[Pending]:
         """Start sending our partial sums to the owner of each chunk: one pending per slice."""

@@ -14,7 +14,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,7 @@ LARGEST = 512 << 20
 SLOWEST = 10.0
 
 
-@contextmanager
-def rehearsed(replica: Replica, build: Callable[[], Replica]) -> Iterator[None]:
+def rehearsed(replica: Replica, build: Callable[[], Replica]) -> AbstractContextManager[None]:
     """Let a newcomer take part in the optimizer's step that stands inside, if it is the second.
 
     Args:
@@ -43,8 +42,12 @@ def rehearsed(replica: Replica, build: Callable[[], Replica]) -> Iterator[None]:
         TaskError: the newcomer's state differs, before or after the step, by name.
     """
     if replica.step != 1 or replica.loads or replica.build_seconds > SLOWEST:
-        yield
-        return
+        return nullcontext()
+    return _rehearsed(replica, build)
+
+
+@contextmanager
+def _rehearsed(replica: Replica, build: Callable[[], Replica]) -> Iterator[None]:
     tensors = replica.tensors()
     before = _generators()
     newcomer = None

@@ -49,6 +49,7 @@ class AtOnce:
 
     def __init__(self, target, args=(), **_):
         self.start = lambda: target(*args)
+        self.join = lambda _=None: None
 
 
 def make_spec(folder, **changes):

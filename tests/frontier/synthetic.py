@@ -1,6 +1,5 @@
 """A sweep that never ran, of which all is known: effects, synergies, noise, drift."""
 
-import json
 import math
 import random
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from raytrain_plus.frontier.points import FinishedTrial, Objective
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.records import record
 from raytrain_plus.frontier.report.account import SweepAccount
+from raytrain_plus.observe.journal import line_of
 
 BEGAN = 1.7e9
 METRIC = "accuracy"
@@ -129,8 +129,8 @@ class Sweep:
             *({"event": event, "time": self.clock, "text": "no more"} for event in ends),
         ]
         (folder / "sweep").mkdir(parents=True)
-        lines = "".join(json.dumps(event) + "\n" for event in events)
-        (folder / "sweep" / "journal.jsonl").write_text(lines)
+        lines = b"".join(map(line_of, events))
+        (folder / "sweep" / "journal.jsonl").write_bytes(lines)
         (folder / "sweep" / "lock").touch()
         return folder
 

@@ -8,6 +8,7 @@ import pytest
 from raytrain_plus.frontier.points import Objective, PointError
 from raytrain_plus.frontier.records import write_trials
 from raytrain_plus.frontier.report.account import objective_of, read_sweep
+from raytrain_plus.observe.journal import line_of
 from tests.frontier import synthetic
 from tests.frontier.synthetic import World
 
@@ -59,7 +60,7 @@ def test_the_last_sitting_counts(tmp_path, sweep):
     first = json.loads(path.read_text().splitlines()[0])
     first.pop("crc", None)
     later = [{**first, "workers": 8}, {"event": "over", "time": 9e9}]
-    path.write_text(path.read_text() + "".join(json.dumps(event) + "\n" for event in later))
+    path.write_bytes(path.read_bytes() + b"".join(map(line_of, later)))
     account = read_sweep(folder)
     assert (account.state, account.workers, account.problem) == ("finished", 8, "")
 

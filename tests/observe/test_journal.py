@@ -17,6 +17,7 @@ from raytrain_plus.observe.journal import (
     JournalError,
     each,
     follow,
+    line_of,
     newest,
     read,
 )
@@ -220,12 +221,29 @@ def test_the_newest_of_each_kind_is_found_from_the_end(journal, monkeypatch, at_
 )
 def test_a_line_that_is_no_event_is_an_error_that_names_it(tmp_path, line):
     path = tmp_path / FILE_NAME
-    path.write_text(f'{{"event": "end"}}\n{line}\n{{"event": "end"}}\n')
-    for reading in (read, lambda path: list(each(path, {"end"})), follow):
+    end = line_of({"event": "end"})
+    body = line[:-1].encode()  # with a checksum that is right
+    path.write_bytes(end + b'%b, "crc": "%08x"}\n' % (body, zlib.crc32(body)) + end)
+    for reading in (read, lambda path: list(each(path)), follow):
         with pytest.raises(JournalError, match=rf"{FILE_NAME}, line 2: .*head -n 1\b"):
             reading(path)
-    path.write_text('{"event": "end"}\n{"event": "end"}\n')  # the control
+    path.write_bytes(end + end)  # the control
     assert len(read(path)) == 2
+
+
+def test_a_line_without_its_checksum_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / FILE_NAME
+    whole = line_of({"event": "end", "time": 1.0})
+    for bare in (b'{"event": "step", "step": 1, "loss": 0.5}\n', b"{}\n", b"\n"):
+        path.write_bytes(whole + bare + whole)
+        for reading in (read, lambda path: list(each(path, {"end"})), follow):
+            with pytest.raises(JournalError, match=r"line 2: .*no checksum.*head -n 1\b"):
+                reading(path)
+        path.write_bytes(whole + bare)
+        with pytest.raises(JournalError, match="no checksum"):
+            newest(path, {"end"})
+        path.write_bytes(whole + bare[:-1])  # half a last line is none
+        assert len(read(path)) == 1
 
 
 def test_no_flipped_bit_passes_unseen(tmp_path, content):

@@ -1,6 +1,5 @@
 """The page says what the journal says, whatever state the run is in, and nothing becomes markup."""
 
-import json
 import random
 from html.parser import HTMLParser
 
@@ -188,7 +187,7 @@ def test_a_very_long_run_has_a_small_page_that_keeps_its_peak(tmp_path):
         loss = 77.125 if n == 54_321 else 1.0 + noise.random()
         lines.append(journals.step(1.0 + n / 50, n, loss=loss))
     path = tmp_path / journal.FILE_NAME
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "st')
+    path.write_bytes(b"".join(map(journal.line_of, lines)) + b'{"event": "st')
     text = page(journal.each(path))
     assert "77.125" in text
     assert "100,000 of 100,000 steps" in text

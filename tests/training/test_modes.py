@@ -151,7 +151,7 @@ def test_weights_that_an_evaluation_leaves_changed_are_the_advice_s_doing(worker
         with loop._weave.around("evaluate", type("S", (), {"model": loop.replica.model})()):
             pass
 
-    with pytest.raises(TaskError, match=r"evaluation changes parameter '0\.weight'"):
+    with pytest.raises(TaskError, match=r"evaluation changes parameter '\d\."):
         group.measure(look)
     other = Group(workers, Plain, (LeavesChanged(),), check_every=1)  # the control: bad memory
     other.step()

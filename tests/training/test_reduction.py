@@ -1,12 +1,14 @@
 """A reduction gives the same bits for every number of workers and every cut into ranges."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain_plus.elastic.policy.assignment import Member, assign
 from raytrain_plus.training import reduction
@@ -220,3 +222,45 @@ def test_the_lane_summed_from_left_to_right_has_other_bits():
     """The negative control."""
     rows = draw(9, [])[1]
     assert [sum(column) for column in rows.T.tolist()] != tree_sum(rows).tolist()
+
+
+def test_what_a_step_checks_of_its_gradients_is_one_transfer(monkeypatch):
+    """Several buckets, one `tolist`: each transfer would wait for the device."""
+    gradients = [torch.zeros(1 << 20) for _ in range(4)] + [torch.zeros(3, dtype=torch.float64)]
+    wire = Network(1).wire(0)
+    reduction = Reduction(gradients, [], [range(2)], wire)
+    assert len(reduction.buckets) > 2
+    rows = np.zeros((2, LANE_WIDTH))
+    rows[:, WEIGHT] = 1.0
+
+    class Transfers(TorchDispatchMode):
+        copies = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.copies += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    lists = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: lists.append(t) or tolist(t))
+    found = []
+    for value in (1.0, math.nan):
+        lists.clear()
+        gradients[-1][1] = value
+        with Transfers() as transfers:
+            reduced = reduction.run([[g.clone() for g in gradients]], rows, b"")
+        assert (transfers.copies, len(lists)) == (0, 1)
+        found.append((reduced.finite, reduced.present))
+    assert found == [(True, [True] * 5), (False, [True] * 5)]
+
+
+def test_a_step_without_weight_leaves_no_nan_behind():
+    """Such a step is refused; the padding between tensors, which the next step sums, stays zero."""
+    gradients = [torch.zeros(3), torch.zeros(5)]
+    reduction = Reduction(gradients, [], [range(1)], Network(1).wire(0))
+    rows = np.zeros((1, LANE_WIDTH))
+    for weight in (0.0, 2.0):
+        rows[0, WEIGHT] = weight
+        reduced = reduction.run([[torch.ones(3), torch.ones(5)]], rows, b"")
+    assert reduced.finite
+    assert torch.equal(reduced.gradients[1], torch.full((5,), 0.5))

@@ -18,6 +18,8 @@ from raytrain_plus.observe.journal import Event
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.fencing import FencedError, check_claim
 
+_COMMIT_SECONDS = 30.0  # to wait for a commit under way before the last state is saved
+
 
 @dataclass(frozen=True)
 class Committed:
@@ -56,6 +58,7 @@ class Keeping:
         self._tell = tell
         self._store = spec.checkpoint_store
         self._begun = self._distrusted = (0, 0)  # generation, step
+        self._committing: threading.Thread | None = None
         there = _there(events)
         self._books = Checkpoints(
             spec.clock.checkpoint_every,
@@ -134,7 +137,10 @@ class Keeping:
             if shares is not None and self._chronicle.step < share.step:
                 self._failed(attempt, "nobody is left who knows all steps before it", now)
             elif shares is not None:
-                threading.Thread(target=self._commit, args=(shares,), daemon=True).start()
+                self._committing = threading.Thread(
+                    target=self._commit, args=(shares,), daemon=True
+                )
+                self._committing.start()
 
     def committed(self, event: Committed, now: float) -> None:
         """Take in what has become of an attempt.
@@ -147,7 +153,9 @@ class Keeping:
         attempt = event.attempt
         name = checkpointer.name_of(attempt.step)
         if self._books.under_way != attempt:
-            if not event.error:  # distrusted while it was written
+            if not event.error and all(
+                one.name != name for one in self._books.kept
+            ):  # distrusted while it was written
                 self._remove_one(name)
             return
         if event.error:
@@ -175,6 +183,7 @@ class Keeping:
                 folder. Default: this is not tried.
         """
         why = ""
+        self._settle()
         for worker, step in steps.items():
             try:
                 digest = save(worker, step)
@@ -203,6 +212,19 @@ class Keeping:
                 return place, digest
         newest = self.newest()
         return newest[0] if newest else None, ""
+
+    def _settle(self) -> None:
+        """Wait for the commit under way: what it makes visible counts among those to be kept."""
+        attempt, committing = self._books.under_way, self._committing
+        if attempt is None or committing is None:
+            return
+        committing.join(_COMMIT_SECONDS)
+        name = checkpointer.name_of(attempt.step)
+        with contextlib.suppress(StorageError, OSError):
+            if any(one.name == name for one in checkpointer.kept(self._store, self._spec.run_id)):
+                self._books.give_up()
+                self._note(name, attempt.step)
+                self._books.add(name, attempt.step, self._metrics(attempt.step))
 
     def lost(self, worker: str, now: float) -> None:
         """A worker has gone, and its share with it."""

@@ -27,6 +27,7 @@ from raytrain_plus.redaction import redacted
 
 _LOOK = 0.25
 _FUTILE = 3  # newcomers refused in a row, after which a run without workers ends
+_HUNG = 2  # newcomers that hang, after which a run that waits for workers ends
 _GRACE = 2.0
 _STANDING_SECONDS = 1.0
 _FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
@@ -137,15 +138,20 @@ class Recruiting:
         return bool(leaving and staying)
 
     def _await(self, handle: Handle, enough: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self._spec.elastic.start_timeout
+        timeout = self._spec.elastic.start_timeout
+        deadline, hung = time.monotonic() + timeout, 0
         while not enough():
             self.recruit()
-            self.give_up_stuck()
+            if stuck := self.give_up_stuck():
+                hung += stuck
+                deadline = time.monotonic() + timeout  # as long for who comes in its place
             if self._error:
                 raise RunError(self._error, self._failed_on)
             if self._futile >= _FUTILE and not (self._available() or self._leaving()):
                 raise RunError(self._trouble)
-            if time.monotonic() > deadline:
+            if hung >= _HUNG and not self._is_coming():
+                raise RunError(self._trouble)
+            if time.monotonic() > deadline and not self._is_coming():
                 least = self._least()
                 why = self._trouble or (
                     f"Resources: {missing_resources(self._spec.resources, least)}. "
@@ -156,6 +162,10 @@ class Recruiting:
                     f"{self._spec.elastic.start_timeout:g} s. {why}"
                 )
             handle(self.next_event(_LOOK))
+
+    def _is_coming(self) -> bool:
+        """Say whether a worker has a process and comes up: it has its own time for that."""
+        return any(s.ready is None and s.since is not None for s in self.seats.values())
 
     def _least(self) -> int:
         return min(self._spec.workers[0], self.target)
@@ -209,8 +219,13 @@ class Recruiting:
         if seat is not None:
             seat.where, seat.since = event.where, time.monotonic()
 
-    def give_up_stuck(self) -> None:
-        """End who has a process but does not come up within the start timeout: it hangs."""
+    def give_up_stuck(self) -> int:
+        """End who has a process but does not come up within the start timeout: it hangs.
+
+        Returns:
+            How many were ended.
+        """
+        ended = 0
         timeout = self._spec.elastic.start_timeout
         for seat in list(self.seats.values()):
             if seat.ready is None and seat.since is not None:
@@ -221,6 +236,8 @@ class Recruiting:
                 why = f"it did not come up within {timeout:g} s. It stands here:\n{stack}"
                 self._note(seat, "failed", why)
                 self._give_up(seat, f"The last that came, {_place(seat)}, hangs: {why}", hangs=True)
+                ended += 1
+        return ended
 
     def came(self, event: Came) -> None:
         """A worker has come up, or failed to: admit it or not."""

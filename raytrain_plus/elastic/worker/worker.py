@@ -103,7 +103,6 @@ class Worker:
     """
 
     def __init__(self, name: str, coordinator: Any) -> None:
-        _end_if_restarted()
         signal.signal(signal.SIGTERM, self._on_notice)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
         exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
@@ -273,7 +272,7 @@ class Worker:
         """
         replica = self._loop.replica
         assert replica.step == step
-        folder = tempfile.mkdtemp(prefix="raytrain_plus-state-")
+        folder = tempfile.mkdtemp(prefix=checkpointer.RESCUED)
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
             digest = self._uploads.write_alone(replica, Store(folder))
         return digest, f"{folder}/{checkpointer.name_of(step)}"
@@ -462,12 +461,6 @@ class Worker:
     def _on_release(self) -> None:
         """The coordinator has let go of us, or has died."""
         orphan.wait_or_end(self._spec, self._anchor)
-
-
-def _end_if_restarted() -> None:
-    """End a process that Ray has started in a dead worker's place: the coordinator replaces it."""
-    if ray.get_runtime_context().was_current_actor_reconstructed:
-        exits.leave_at_once(0)
 
 
 def _where() -> Where:

@@ -330,6 +330,28 @@ def test_the_last_state_is_saved_by_the_first_that_can(make):
     assert run.keeping.newest() == (run.place(7), 7)
 
 
+def test_a_commit_that_ends_as_the_last_state_is_saved_counts_among_those_to_be_kept(make):
+    run = make(retention=Retention(num_to_keep=1))
+    run.keep(5)
+    run.snapshot(10)
+    run.write(10)  # it is committed, and the coordinator has not heard of it yet
+
+    def save(_, step):
+        return checkpointer.save(run.place(step), trained(step), "run")
+
+    assert run.keeping.save_last({"w0": 12}, save)[0] == run.place(12)
+    assert run.whole() == [12]  # though the run may end before it hears of the commit
+    run.settle()
+    assert run.whole() == [12]
+    # The control: where all are kept, nothing is deleted.
+    other = make(retention=Retention())
+    other.snapshot(15)
+    other.write(15)
+    other.keeping.save_last({"w0": 17}, lambda *_: "digest")
+    other.settle()
+    assert 15 in other.whole()
+
+
 def test_when_nobody_can_save_there_is_no_last(make):
     run = make()
 

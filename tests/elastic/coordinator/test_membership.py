@@ -7,8 +7,8 @@ import pytest
 from raytrain_plus.elastic.coordinator import membership
 from raytrain_plus.elastic.coordinator.membership import Recruiting, RunError
 from raytrain_plus.elastic.coordinator.run_log import Chronicle
-from raytrain_plus.elastic.coordinator.workers import Came
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report
+from raytrain_plus.elastic.coordinator.workers import Came, Coming
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report, Where
 from raytrain_plus.observe.journal import Journal, read
 from tests.elastic.scripted_pool import FakeTime, ScriptedPool, comes, make_ready, make_spec
 
@@ -84,6 +84,35 @@ def test_a_run_that_nobody_comes_for_says_what_is_missing(make, time):
     with pytest.raises(RunError, match=message):
         crew.await_first(handler(crew))
     assert 30 <= time.now - began < 31
+
+
+def hanging(*workers):
+    """Return how workers come of which some hang, once they have a process."""
+
+    def arrive(worker):
+        where = Where(pid=7, node="node", host="h")
+        return Coming(worker, where) if worker in workers else comes(worker)
+
+    return arrive
+
+
+def test_a_lone_newcomer_that_hangs_is_replaced_and_the_run_begins(make, time):
+    crew, pool = make(hanging("w0"), workers=(1, 1), elastic=ElasticConfig(start_timeout=30.0))
+    pool.come, began = pool.events.append, time.now
+    crew.await_first(lambda event: event and crew.handle(event, []))
+    assert (pool.started, pool.hung) == (["w0", "w1"], ["w0"])
+    assert list(crew.seats) == ["w1"]
+    assert 30 <= time.now - began < 40
+
+
+def test_a_run_whose_newcomers_hang_one_after_the_other_ends(make, time):
+    elastic = ElasticConfig(start_timeout=30.0)
+    crew, pool = make(hanging("w0", "w1"), workers=(1, 1), elastic=elastic)
+    pool.come, began = pool.events.append, time.now
+    with pytest.raises(RunError, match=r"w1 on h, hangs: it did not come up within 30 s"):
+        crew.await_first(lambda event: event and crew.handle(event, []))
+    assert pool.hung == ["w0", "w1"]
+    assert 60 <= time.now - began < 70
 
 
 def test_a_task_that_fails_on_the_first_workers_ends_the_run(make):
