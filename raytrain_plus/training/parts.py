@@ -231,6 +231,7 @@ class Parts:
             keep: places of the buffers that are left as well.
         """
         before = step.outputs, step.losses, step.weights, step.notes
+        self._enter("forward")  # one more: that it takes as long again is no hang
         try:
             with self._buffers.replayed(keep):
                 self._seed_part(step.number, step.logical_rank)
