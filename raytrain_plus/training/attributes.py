@@ -11,6 +11,7 @@ sets, tensors, arrays and generators. A look compares identities, a few hundredt
 per attribute; content is compared cheaply in each look, and whole at the start.
 """
 
+import os
 import random
 import sys
 import types
@@ -34,6 +35,8 @@ _FEW = 64  # entries of a container up to which each is looked at
 _SMALL = 1 << 12  # bytes of an array up to which a look compares them
 _DEEPEST = 4
 _MOST = 50_000  # attributes that are watched; more would cost too much
+_LIBRARIES = tuple(f"{p}{os.sep}" for p in (Path(__file__).parents[1], Path(types.__file__).parent))
+_SITE = f"{os.sep}site-packages{os.sep}"
 _PLAIN = (int, float, complex, str, bytes, type(None))
 _NUMPY = (np.random.Generator, np.random.RandomState)
 _CONTAINERS = (list, dict, set, deque)
@@ -459,11 +462,7 @@ def is_users(module: str) -> bool:
     file = getattr(found, "__file__", None)
     if file is None:
         return False
-    path = Path(file)
-    libraries = (Path(__file__).parents[1], Path(types.__file__).parent)
-    return "site-packages" not in path.parts and not any(
-        path.is_relative_to(library) for library in libraries
-    )
+    return _SITE not in file and not file.startswith(_LIBRARIES)
 
 
 def copy_of(value: Any) -> Any:
