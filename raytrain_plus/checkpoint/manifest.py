@@ -47,6 +47,7 @@ class _Scalars:
     aspects: dict[str, Any]
     optimizer: dict[str, Any] | list[Any]
     groups: list[Any]
+    bookkeeping: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
 
 @pydantic.dataclasses.dataclass(config=_CONFIG)

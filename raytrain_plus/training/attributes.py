@@ -11,6 +11,7 @@ sets, tensors, arrays and generators. A look compares identities, a few hundredt
 per attribute; content is compared cheaply in each look, and whole at the start.
 """
 
+import os
 import random
 import sys
 import types
@@ -29,11 +30,13 @@ from torch import Tensor, nn
 Place = tuple[int, str]  # of an attribute: which mapping holds it, and its name
 
 _MACHINERY = {*vars(nn.Module()), "_compiled_call_impl", "_forward_hooks_always_called"}
-_ABSENT: Any = object()
+ABSENT: Any = object()
 _FEW = 64  # entries of a container up to which each is looked at
 _SMALL = 1 << 12  # bytes of an array up to which a look compares them
 _DEEPEST = 4
 _MOST = 50_000  # attributes that are watched; more would cost too much
+_LIBRARIES = tuple(f"{p}{os.sep}" for p in (Path(__file__).parents[1], Path(types.__file__).parent))
+_SITE = f"{os.sep}site-packages{os.sep}"
 _PLAIN = (int, float, complex, str, bytes, type(None))
 _NUMPY = (np.random.Generator, np.random.RandomState)
 _CONTAINERS = (list, dict, set, deque)
@@ -49,7 +52,7 @@ _IGNORED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """One attribute.
 
@@ -67,13 +70,18 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """What it is called in an error."""
+        """What it is called, in an error and on every worker."""
         return f"{self.key!r} of {self.where}"
+
+    @property
+    def place(self) -> Place:
+        """Which mapping holds it, and its name there."""
+        return id(self.owner), self.key
 
     def get(self) -> Any:
         """Return its value."""
         get, key = self.getter()
-        return get(key, _ABSENT)
+        return get(key, ABSENT)
 
     def getter(self) -> tuple[Callable[..., Any], str]:
         """Return how to get its value with one call, now and later."""
@@ -83,11 +91,11 @@ class Slot:
     def put(self, value: Any) -> None:
         """Set its value, or take it away."""
         if isinstance(self.owner, dict):
-            if value is _ABSENT:
+            if value is ABSENT:
                 self.owner.pop(self.key, None)
             else:
                 self.owner[self.key] = value
-        elif value is _ABSENT:
+        elif value is ABSENT:
             delattr(self.owner, self.key)
         else:
             setattr(self.owner, self.key, value)
@@ -153,7 +161,9 @@ class Attributes:
         self._touched: list[Content] = []
         self._held = False
         self._adopted: set[Place] = set()
+        self._names: set[str] = set()
         self._find(model, task)
+        self._watched = {slot.place for slot in self._slots}
         self._getters = [slot.getter() for slot in self._slots]
         self._values = [slot.get() for slot in self._slots]
         self._sizes = self._present_sizes()
@@ -165,7 +175,7 @@ class Attributes:
 
         Advice of an aspect may have set attributes since the last part.
         """
-        now = [get(key, _ABSENT) for get, key in self._getters]
+        now = [get(key, ABSENT) for get, key in self._getters]
         if not all(map(is_, now, self._values)):
             for i, value in enumerate(now):
                 if i not in self._undo:
@@ -178,7 +188,7 @@ class Attributes:
 
     def note(self) -> None:
         """Note what has changed since; each change is noted once, with the value before it."""
-        now = [get(key, _ABSENT) for get, key in self._getters]
+        now = [get(key, ABSENT) for get, key in self._getters]
         if not all(map(is_, now, self._values)):
             for i, value in enumerate(now):
                 self._note_slot(i, value)
@@ -206,7 +216,7 @@ class Attributes:
             if self._is_adopted(slot):
                 self._watch(slot)
             else:
-                slot.put(_ABSENT)
+                slot.put(ABSENT)
         failed = [content.slot for content in self._touched if not content.put_back()]
         self._undo, self._added, self._touched = {}, [], []
         return failed
@@ -221,6 +231,28 @@ class Attributes:
         """
         self._adopted = {*places}
 
+    def settle(self, slot: Slot, value: Any) -> None:
+        """Set an attribute between two parts, as that from which the next part starts."""
+        slot.put(value)
+        if slot.place not in self._watched:
+            self._watch(slot)
+            return
+        held = [content for content in self._contents if content.slot.place == slot.place]
+        if held:
+            self._contents = [c for c in self._contents if c.slot.place != slot.place]
+            self._seen -= {id(content.value) for content in held}
+        self._look_into(slot, value, 0)
+
+    def find(self, key: str, where: str) -> Slot | None:
+        """Return the attribute of a name; None if what would have it is not there."""
+        for slot in self._slots:
+            if slot.key == key and slot.where == where:
+                return slot
+        for place, module, owner in self._owners:
+            if place == where:
+                return Slot(where, module, owner, key)
+        return None
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Put nothing back for a while."""
@@ -229,6 +261,18 @@ class Attributes:
             yield
         finally:
             self._held = False
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Put back what is changed between two parts by something that must leave no trace."""
+        self.begin()
+        fresh, known = [*self.fresh], {*self._known}
+        try:
+            yield
+        finally:
+            self.note()
+            self.put_back()
+            self.fresh, self._known = fresh, known
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -270,7 +314,7 @@ class Attributes:
         """Return a copy of everything that is noted as changed, by its place."""
         found: dict[Place, Any] = {}
         for slot in [*(self._slots[i] for i in self._undo), *self._added]:
-            found[id(slot.owner), slot.key] = deep_copy_of(slot.get())
+            found[slot.place] = deep_copy_of(slot.get())
         for content in self._touched:
             found[id(content.value), ""] = deep_copy_of(content.value)
         return found
@@ -278,7 +322,7 @@ class Attributes:
     def slot_of(self, place: Place) -> Slot:
         """Return the attribute at a place that `describe` named."""
         for slot in [*(self._slots[i] for i in self._undo), *self._added]:
-            if (id(slot.owner), slot.key) == place:
+            if slot.place == place:
                 return slot
         return next(c.slot for c in self._touched if id(c.value) == place[0])
 
@@ -292,15 +336,15 @@ class Attributes:
     # -- inside
 
     def _is_adopted(self, slot: Slot) -> bool:
-        place = (id(slot.owner), slot.key)
-        if place not in self._adopted:
+        if slot.place not in self._adopted:
             return False
-        self._adopted.remove(place)
+        self._adopted.remove(slot.place)
         return True
 
     def _watch(self, slot: Slot) -> None:
         """Watch an attribute that was not there at the start, from its present value on."""
         self._slots.append(slot)
+        self._watched.add(slot.place)
         self._values.append(slot.get())
         self._getters.append(slot.getter())
         self._look_into(slot, self._values[-1], 0)
@@ -308,7 +352,7 @@ class Attributes:
 
     def _note_slot(self, i: int, value: Any) -> None:
         before = self._values[i]
-        if (before is None or before is _ABSENT) and _is_opaque(value):
+        if (before is None or before is ABSENT) and _is_opaque(value):
             self._values[i] = value
             return
         if value is not before and i not in self._undo and not _equal(before, value):
@@ -332,9 +376,8 @@ class Attributes:
         return [len(owner) for _, _, owner in self._owners]
 
     def _is_fresh(self, slot: Slot) -> None:
-        place = (id(slot.owner), slot.key)
-        if place not in self._known:
-            self._known.add(place)
+        if slot.place not in self._known:
+            self._known.add(slot.place)
             self.fresh.append(slot)
 
     def _find(self, model: nn.Module, task: object | None) -> None:
@@ -360,6 +403,7 @@ class Attributes:
         if id(owner) in self._seen or len(self._slots) > _MOST:
             return
         self._seen.add(id(owner))
+        where = self._unique(where)
         self._owners.append((where, module, owner))
         machinery = _MACHINERY if module is not None and depth == 0 else ()
         for key, value in [*owner.items()]:
@@ -368,11 +412,19 @@ class Attributes:
                 self._slots.append(slot)
                 self._look_into(slot, value, depth)
 
+    def _unique(self, where: str) -> str:
+        """Return what nothing else is called, the same on every worker: two meters in a list."""
+        names = (where, *(f"{where} ({n})" for n in range(2, _MOST)))
+        name = next(name for name in names if name not in self._names)
+        self._names.add(name)
+        return name
+
     def _add_class(self, kind: type) -> None:
+        where = self._unique(f"class {kind.__name__}")
         for key, value in [*vars(kind).items()]:
             watched = isinstance(value, (*_PLAIN, *_CONTENT, tuple))
             if watched and not key.startswith("__") and not key.startswith("_abc"):
-                slot = Slot(f"class {kind.__name__}", None, kind, key)
+                slot = Slot(where, None, kind, key)
                 self._slots.append(slot)
                 self._look_into(slot, value, 0)
 
@@ -410,11 +462,7 @@ def is_users(module: str) -> bool:
     file = getattr(found, "__file__", None)
     if file is None:
         return False
-    path = Path(file)
-    libraries = (Path(__file__).parents[1], Path(types.__file__).parent)
-    return "site-packages" not in path.parts and not any(
-        path.is_relative_to(library) for library in libraries
-    )
+    return _SITE not in file and not file.startswith(_LIBRARIES)
 
 
 def copy_of(value: Any) -> Any:
@@ -428,7 +476,7 @@ def copy_of(value: Any) -> Any:
 
 def deep_copy_of(value: Any, depth: int = 0) -> Any:
     """Return a copy that can be compared with `same`, as deep as content is watched."""
-    if isinstance(value, _PLAIN) or value is _ABSENT:
+    if isinstance(value, _PLAIN) or value is ABSENT:
         return value
     if depth > _DEEPEST:
         return repr(type(value))
@@ -461,7 +509,7 @@ def same(left: Any, right: Any) -> bool:
 
 def _is_opaque(value: Any) -> bool:
     """Say whether an object is none whose content is watched: a tokenizer, say."""
-    return value is not _ABSENT and not isinstance(value, (*_PLAIN, *_CONTENT, tuple, frozenset))
+    return value is not ABSENT and not isinstance(value, (*_PLAIN, *_CONTENT, tuple, frozenset))
 
 
 def _is_plain_object(value: Any) -> bool:

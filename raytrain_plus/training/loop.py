@@ -16,6 +16,7 @@ from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Batch, Task, TaskError
 from raytrain_plus.training.admission import check_first_update
 from raytrain_plus.training.bits import bit_sum
+from raytrain_plus.training.bookkeeping import Bookkeeping
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.building import learning_rate_factor
 from raytrain_plus.training.busy_time import BusyTime
@@ -124,7 +125,8 @@ class TrainingLoop:
         self._seed = replica.training.seed
         self._epoch: AbstractContextManager[None] | None = None
         self._enter = enter
-        self._parts = Parts(task, replica, weave, self.buffers, self._enter_phase)
+        self.bookkeeping = Bookkeeping(replica, self.buffers.attributes)
+        self._parts = Parts(task, replica, weave, self.buffers, self.bookkeeping, self._enter_phase)
         self._parameters = self._parts.parameters
         self.weights = self._parts.weights
         self._exchange: Exchange | None = None
@@ -153,18 +155,15 @@ class TrainingLoop:
         if self._salvaged_at != (self.replica.step, self.replica.loads):
             self._salvaged = []
         alone = not self._weave.advises("backward")
+        self._n_ranks = ranges[-1].stop
+        self._reduction = Reduction(
+            self._parameters, self.buffers.floating, ranges, wire, enter=self._enter
+        )
         self._exchange = Exchange(
-            Reduction(
-                self._parameters,
-                self.buffers.floating,
-                ranges,
-                wire,
-                self.buffers.integer_bytes,
-                self._enter,
-            ),
+            self._reduction,
             self._parameters,
             self._ranks,
-            ranges[-1].stop,
+            self._n_ranks,
             merge=alone,
             overlap=alone and wire.size > 1 and wire.device.type == "cpu",
         )
@@ -275,7 +274,9 @@ class TrainingLoop:
     ) -> Reduced:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
         self._example = step, self._ranks[0], dict(parts[0])
+        self.bookkeeping.begin_step()
         self.buffers.attributes.begin()  # between two steps the task and aspects may set some
+        self._reduction.attachment_bytes = self.buffers.integer_bytes + self.bookkeeping.room
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
         audit = self.guard.audit_of(step.number)
@@ -288,8 +289,10 @@ class TrainingLoop:
                 self._parts.backward(step, total)
                 ended = time.perf_counter()
 
-            integers = self.buffers.integers() if step.logical_rank == 0 else b""
-            exchange.backward(step.logical_rank, self.buffers.changes(), integers, run)
+            told = b""
+            if step.logical_rank == 0:
+                told = self.buffers.integers() + self.bookkeeping.told()
+            exchange.backward(step.logical_rank, self.buffers.changes(), told, run)
 
         for row, rank, batch in zip(rows, self._ranks, parts, strict=True):
             if not exchange.reuse(rank):
@@ -347,6 +350,8 @@ class TrainingLoop:
     def _update(self, step: Step, reduced: Reduced, rate_factor: float) -> None:
         """Change the replica: the same on every worker."""
         self.buffers.commit(reduced.buffers, reduced.attachment)
+        told = reduced.attachment[self.buffers.integer_bytes :]
+        self.bookkeeping.commit(told, self._n_ranks)
         self.replica.set_learning_rate(rate_factor)
         for parameter, gradient, present in zip(
             self._parameters, reduced.gradients, reduced.present, strict=True
@@ -378,9 +383,10 @@ class TrainingLoop:
         """Build a replica as a newcomer does; neither the task nor its aspects notice."""
         aspects = [type(one).model_validate(one.model_dump()) for one in self._weave.aspects]
         device = next(iter(self._parameters)).device
-        return Replica.build(
-            copy.copy(self._task), self._seed, device, weave=Weave(aspects), clock=self._clock
-        )
+        with self.buffers.attributes.undone():
+            return Replica.build(
+                copy.copy(self._task), self._seed, device, weave=Weave(aspects), clock=self._clock
+            )
 
     def _result(self, reduced: Reduced, loss: float) -> StepResult:
         lane = reduced.lane_sum

@@ -1,7 +1,7 @@
 """One logical rank's part of a step: forward, one loss per sample, backward of their sum."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Batch, Task, TaskError
-from raytrain_plus.training.attributes import same
+from raytrain_plus.training.attributes import Place, Slot, same
+from raytrain_plus.training.bookkeeping import Bookkeeping
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.losses import take_losses, weighted
 from raytrain_plus.training.reduction import (
@@ -41,6 +42,7 @@ class Parts:
         replica: the state; only gradients and buffers change.
         weave: the run's aspects.
         buffers: the model's.
+        bookkeeping: of the same attributes.
         enter: called with the name of each phase as it begins.
     """
 
@@ -50,6 +52,7 @@ class Parts:
         replica: Replica,
         weave: Weave,
         buffers: Buffers,
+        bookkeeping: Bookkeeping,
         enter: Callable[[str], None],
     ) -> None:
         self._task = task
@@ -57,6 +60,7 @@ class Parts:
         self._seed = replica.training.seed
         self._buffers = buffers
         self._attributes = buffers.attributes
+        self._bookkeeping = bookkeeping
         self._advised = bool(weave.aspects)
         self.weights = Weights(replica.model)
         self._marked: tuple[Step, Mark] | None = None
@@ -84,6 +88,7 @@ class Parts:
         """
         self._enter("forward")
         self._buffers.restore()
+        self._bookkeeping.begin_part(rank)
         self._seed_part(step.number, rank)
         step.logical_rank, step.batch, step.weights, step.notes = rank, batch, None, {}
         with self._weave.around("batch", step):
@@ -166,32 +171,59 @@ class Parts:
         return self._marked[1]
 
     def _settle(self, step: Step, losses: Tensor) -> None:
-        """Find out whether what the forward has left in Python for the first time is a cache.
+        """Find out what the forward has left in Python for the first time.
 
         The part is computed once more, from what it has left behind. A cache and a last value are
-        then what they were, and so are the losses. They are put back after each part from now on.
+        then what they were; bookkeeping is not, but the losses are. All are put back after each
+        part from now on.
 
         Raises:
-            TaskError: they are not.
+            TaskError: what was left is none of these.
         """
-        attributes, buffers = self._attributes, self._buffers
+        attributes, buffers, bookkeeping = self._attributes, self._buffers, self._bookkeeping
         fresh, attributes.fresh = attributes.fresh, []
-        changed: list[tuple[int, str]] = []
+        names = [slot.name for slot in fresh] or buffers.names_of(buffers.appeared())
+        name, does = names[0], "changes later results"
         for keep in (buffers.rebound(), buffers.rebound() | buffers.moved_in(fresh)):
             left = attributes.describe() | buffers.describe(keep)
+            values = bookkeeping.encoded(attributes.changed)
             again, now = self._again(step, keep)
             changed = [place for place in now if not same(left.get(place), now[place])]
-            if not changed and same(losses.detach(), again):
+            slots = self._slots_of(changed)
+            plain = all(slot in values for slot in slots)
+            kept = {slot: values[slot] for slot in slots if plain and slot}
+            bookkeeping.put(kept)
+            if plain and same(losses.detach(), again) and self._is_apart(step, losses, kept):
                 buffers.cached |= keep if fresh else set()
                 attributes.fresh = []
+                bookkeeping.keep(kept)
                 return
-        names = [slot.name for slot in fresh] or buffers.names_of(buffers.appeared())
-        if changed and changed[0] in attributes.describe():
-            names = [attributes.slot_of(changed[0]).name]
-        does = "changes each time that the model computes" if changed else "changes later results"
-        raise TaskError(f"{names[0]} is set in the forward and {does}: {_INSTEAD}")
+            if changed and slots[0] is not None:
+                name, does = slots[0].name, "changes each time that the model computes"
+            if kept:
+                does += ", and results depend on it"
+                break
+        raise TaskError(
+            f"the task is not a function of its inputs: {name} is set in the forward and "
+            f"{does}: {_INSTEAD}"
+        )
 
-    def _again(self, step: Step, keep: set[int]) -> tuple[Tensor, dict[tuple[int, str], Any]]:
+    def _slots_of(self, places: Sequence[Place]) -> list[Slot | None]:
+        """Return the attributes at places that were described; None for a buffer."""
+        described = self._attributes.describe()
+        return [self._attributes.slot_of(p) if p in described else None for p in places]
+
+    def _is_apart(self, step: Step, losses: Tensor, kept: Mapping[Slot, Any]) -> bool:
+        """Say whether the losses are the same where nothing but bookkeeping is left behind."""
+        if not kept or self._attributes.is_held:  # `purity.py` tries that itself
+            return True
+        with self._attributes.suspended():
+            self._bookkeeping.put(kept)
+            again, _ = self._again(step, set())
+        self._bookkeeping.put(kept)
+        return same(losses.detach(), again)
+
+    def _again(self, step: Step, keep: set[int]) -> tuple[Tensor, dict[Place, Any]]:
         """Compute the present part from what the first time has left: losses, and what that left.
 
         Args:
@@ -199,6 +231,7 @@ class Parts:
             keep: places of the buffers that are left as well.
         """
         before = step.outputs, step.losses, step.weights, step.notes
+        self._enter("forward")  # one more: that it takes as long again is no hang
         try:
             with self._buffers.replayed(keep):
                 self._seed_part(step.number, step.logical_rank)

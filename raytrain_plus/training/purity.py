@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raytrain_plus.task import Batch, TaskError
-from raytrain_plus.training.attributes import Place, Slot, same
+from raytrain_plus.training.attributes import ABSENT, Place, Slot, same
 
 if TYPE_CHECKING:
     from raytrain_plus.training.loop import TrainingLoop
@@ -42,6 +42,7 @@ def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> Non
         attributes.look_closely()
     in_place, attributes.fresh = attributes.fresh, []
     changed, left = attributes.changed, attributes.describe()
+    kept = loop.bookkeeping.encoded(loop.bookkeeping.slots)
     buffers.restore()
     moved = loop.weights.differing(weights)
     if moved:
@@ -57,8 +58,43 @@ def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> Non
             "the task is not a function of its inputs: one part of the data, computed twice from "
             f"the same weights, buffers and seeds, gave different gradients; {_LOOK_FOR}"
         )
+    if loop.bookkeeping.slots:
+        _check_bookkeeping(loop, make_batch, first, kept)
     if changed or buffers.cached:
         _check_caches(loop, make_batch, changed, left)
+    loop.bookkeeping.admit()
+
+
+def _check_bookkeeping(
+    loop: "TrainingLoop",
+    make_batch: Callable[[], Batch],
+    first: Sequence[Tensor],
+    kept: Mapping[Slot, Any],
+) -> None:
+    """Compute the first part as a later step finds it: bookkeeping goes on, caches are put back.
+
+    Args:
+        loop: the loop.
+        make_batch: returns the first part's batch.
+        first: its leaf.
+        kept: the values that it has left of what is bookkeeping.
+    """
+    attributes, bookkeeping = loop.buffers.attributes, loop.bookkeeping
+    before = bookkeeping.encoded(kept)
+    bookkeeping.settle(kept)
+    again = loop.probe(make_batch())
+    bookkeeping.settle(before)
+    for slot in kept:
+        if slot not in before:
+            slot.put(ABSENT)
+    attributes.begin()
+    if not _equal(first, again):
+        name = next(iter(kept)).name
+        raise TaskError(
+            f"the task is not a function of its inputs: what it computes depends on {name}, which "
+            "the forward changes each time. Make it a buffer (self.register_buffer), or compute "
+            "it from the batch"
+        )
 
 
 def _check_caches(
@@ -91,10 +127,12 @@ def _check_caches(
     attributes.fresh = []
     tables = [buffers.module_of(place) for place in buffers.cached]
     tables += [module for module, _ in buffers.appeared()]
+    kept = {slot.place for slot in loop.bookkeeping.slots}
     attributes.adopt(
         place
         for place, value in left.items()
         if place in now
+        and attributes.slot_of(place).place not in kept
         and same(value, now[place])
         and not any(attributes.slot_of(place).module is module for module in tables)
     )

@@ -93,7 +93,7 @@ class Reduced:
         buffers: per floating buffer, the mean over logical ranks.
         lane: float64 (logical ranks, LANE_WIDTH), every logical rank's row.
         lane_sum: float64 (LANE_WIDTH,), their sum in the tree's order.
-        attachment: the bytes that the worker of logical rank 0 attached.
+        attachment: the bytes that the worker of logical rank 0 attached, filled up with zeros.
     """
 
     gradients: list[Tensor]
@@ -115,6 +115,8 @@ class Reduction:
         buckets: which tensors of a leaf travel together: gradients, buffers, and last the marks.
         gradients_of: for each bucket, which of these are gradients.
         marks_of: for each bucket, which of these are its marks; None if it has no gradient.
+        attachment_bytes: the size of what the worker of logical rank 0 attaches, at most; it may
+            be changed between two sums, on every worker alike.
 
     Args:
         gradients: tensors like the gradients, in the order of the forward; the backward, and so
@@ -122,7 +124,7 @@ class Reduction:
         buffers: tensors like the floating buffers.
         ranges: the logical ranks of each worker of the generation, consecutive and in order.
         wire: how to reach the other workers; its index says which range is ours.
-        attachment_bytes: the size of what the worker of logical rank 0 attaches.
+        attachment_bytes: the attribute of this name, at first.
         enter: called as the inner phases begin: `finish` when the first slice has arrived, between
             the two halves of the exchange, and `slice` at each further slice.
     """
@@ -143,7 +145,7 @@ class Reduction:
         subtrees = [maximal_subtrees(r.start, r.stop, self._leaves) for r in ranges]
         self._partials = [len(nodes) for nodes in subtrees]
         self._additions = additions([node for nodes in subtrees for node in nodes], self._leaves)
-        self._attachment_bytes = attachment_bytes
+        self.attachment_bytes = attachment_bytes
         self._n_gradients = len(gradients)
         tensors = [*gradients, *buffers]
         self.buckets = _buckets(tensors, len(gradients))
@@ -298,7 +300,7 @@ class Reduction:
         return self._all_rows
 
     def _lane_bytes(self, worker: int) -> int:
-        extra = self._attachment_bytes if worker == 0 else 0
+        extra = self.attachment_bytes if worker == 0 else 0
         return len(self._ranges[worker]) * LANE_WIDTH * 8 + extra
 
     def _post_lane(self, rows: Rows, attachment: bytes) -> tuple[list[Tensor], Pending]:
@@ -307,7 +309,8 @@ class Reduction:
             torch.empty(self._lane_bytes(worker), dtype=torch.uint8, device=wire.device)
             for worker in range(wire.size)
         ]
-        payload = rows.tobytes() + (attachment if wire.index == 0 else b"")
+        attached = attachment.ljust(self.attachment_bytes, b"\0") if wire.index == 0 else b""
+        payload = rows.tobytes() + attached
         lane[wire.index].copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
         pending = wire.post(
             [Message(peer, lane[wire.index]) for peer in wire.peers],
@@ -317,7 +320,7 @@ class Reduction:
 
     def _read_lane(self, lane: list[Tensor]) -> tuple[Rows, bytes]:
         payloads = [box.cpu().numpy().tobytes() for box in lane]
-        cut = len(payloads[0]) - self._attachment_bytes
+        cut = len(payloads[0]) - self.attachment_bytes
         text = b"".join([payloads[0][:cut], *payloads[1:]])
         return np.frombuffer(text, np.float64).reshape(-1, LANE_WIDTH), payloads[0][cut:]
 

@@ -11,19 +11,17 @@ took more than `SLOWEST` seconds to build; the structure of the state is then al
 """
 
 import json
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.encoding import same_bits
+from raytrain_plus.training.process_state import generators, process_kept, set_generators
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.tensor_file import encode
 
@@ -49,19 +47,18 @@ def rehearsed(replica: Replica, build: Callable[[], Replica]) -> AbstractContext
 @contextmanager
 def _rehearsed(replica: Replica, build: Callable[[], Replica]) -> Iterator[None]:
     tensors = replica.tensors()
-    before = _generators()
+    before = generators()
     newcomer = None
     if sum(tensor.nbytes for tensor in tensors.values()) <= LARGEST:
-        newcomer = _newcomer(replica, build)
-    _set_generators(before)
+        with process_kept():
+            newcomer = _newcomer(replica, build)
     if newcomer is not None:
         _take_over(newcomer, replica)
     yield
     if newcomer is not None:
-        after = _generators()
-        _set_generators(before)
-        newcomer.optimizer.step()
-        _set_generators(after)
+        with process_kept():
+            set_generators(before)
+            newcomer.optimizer.step()
         _compare(newcomer, replica, "after one more step")
 
 
@@ -152,17 +149,3 @@ class _Filed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def _generators() -> list[Any]:
-    """Return the states of all global generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda]  # noqa: NPY002
-
-
-def _set_generators(states: list[Any]) -> None:
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])  # noqa: NPY002
-    if states[3]:
-        torch.cuda.set_rng_state_all(states[3])

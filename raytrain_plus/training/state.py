@@ -36,6 +36,8 @@ class Replica:
         step: committed steps.
         samples, tokens: how many have been trained on, which may be fewer than have been loaded.
         torn: an update has begun and not ended, so that this is the state of no step.
+        bookkeeping: what the forward keeps in Python, by name: its value, and what each logical
+            rank adds (`bookkeeping.py`). It is no part of the digest.
         loads: how often another state has been taken over.
         build_seconds: how long the task took to make model and optimizer.
     """
@@ -49,6 +51,7 @@ class Replica:
         self.samples = 0
         self.tokens = 0
         self.torn = False
+        self.bookkeeping: dict[str, list[Any]] = {}
         self.loads = 0
         self.build_seconds = 0.0
         self._fit: AbstractContextManager[None] = nullcontext()
@@ -163,7 +166,9 @@ class Replica:
                     tensors[f"aspects/{aspect}/{key}"] = value.detach()
                 else:
                     aspects[f"{aspect}/{key}"] = value
+        kept = {"bookkeeping": {n: [*v] for n, v in self.bookkeeping.items()}}
         return tensors, {
+            **(kept if self.bookkeeping else {}),
             "step": self.step,
             "samples": self.samples,
             "tokens": self.tokens,
@@ -189,6 +194,7 @@ class Replica:
             aspect, _, key = full.partition("/")
             self.training.states[aspect][key] = value
         self._optimizer_state.load(tensors, scalars["groups"], scalars["optimizer"])
+        self.bookkeeping = {n: [*v] for n, v in scalars.get("bookkeeping", {}).items()}
         self.step = scalars["step"]
         self.samples, self.tokens = scalars["samples"], scalars["tokens"]
         self.torn = False
