@@ -414,8 +414,10 @@ class Attributes:
 
     def _unique(self, where: str) -> str:
         """Return what nothing else is called, the same on every worker: two meters in a list."""
-        names = (where, *(f"{where} ({n})" for n in range(2, _MOST)))
-        name = next(name for name in names if name not in self._names)
+        name, times = where, 1
+        while name in self._names:
+            times += 1
+            name = f"{where} ({times})"
         self._names.add(name)
         return name
 

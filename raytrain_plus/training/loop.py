@@ -230,16 +230,19 @@ class TrainingLoop:
             try:
                 reduced = self._sum_over_all(exchange, step, parts, rows)
                 self._compare(exchange, step, audit_part)
+                # Before anything is decided by what came: after an abort it may be rubbish.
+                self._wire.fence()
                 lane = reduced.lane_sum
                 loss = self._checked_loss(reduced, lane)
                 progress = self._clock.progress(replica.step)
                 rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
+            except CorruptionError:
+                self._give_up(exchange)
                 self._wire.fence()
+                raise
             except BaseException:
-                exchange.interrupt()
-                self.buffers.restore()
-                self._parts.drop_gradients()
+                self._give_up(exchange)
                 raise
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
@@ -346,6 +349,12 @@ class TrainingLoop:
             if not in_step:
                 what = "an aspect's advice around the evaluation"
             raise TaskError(self.weights.explain(what, changed[0]))
+
+    def _give_up(self, exchange: Exchange) -> None:
+        """Put back what an unfinished step has changed."""
+        exchange.interrupt()
+        self.buffers.restore()
+        self._parts.drop_gradients()
 
     def _update(self, step: Step, reduced: Reduced, rate_factor: float) -> None:
         """Change the replica: the same on every worker."""

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import torch
 
 from tests.training.small_tasks import Plain, everything, make_loop, run
 from tests.training.wires import Network, NetworkDownError, QueueWire
@@ -36,6 +37,16 @@ class Unfenced(StreamWire):
         pass
 
 
+class RubbishWire(StreamWire):
+    """What is read after an abort is no number."""
+
+    def post(self, sends, receives):
+        pending = super().post(sends, receives)
+        for message in receives if self.aborted else ():
+            message.tensor.view(torch.uint8).fill_(255)  # NaN in each format
+        return pending
+
+
 def survivor(kind):
     """Return the loop of a worker whose generation was aborted after its first step."""
     network = Network(2)
@@ -53,6 +64,11 @@ def test_after_an_abort_the_update_is_not_committed():
         run(loop, 1, RANGES[0])
     assert everything(loop) == before
     assert not loop.replica.torn
+
+
+def test_rubbish_is_not_taken_for_a_loss_or_a_gradient_that_is_no_number():
+    with pytest.raises(NetworkDownError):
+        run(survivor(RubbishWire), 1, RANGES[0])
 
 
 def test_without_the_fence_rubbish_would_be_committed():
