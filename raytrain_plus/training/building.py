@@ -67,7 +67,7 @@ def build_optimizer(task: Task, model: nn.Module) -> Optimizer:
                     f"{tuple(parameter.shape)}: build it from the parameters of the model that "
                     "optimizer(model) is given"
                 )
-    check_optimizer(task, optimizer)
+    check_optimizer(optimizer)
     _warn_of_hooks(model)
     return optimizer
 

@@ -16,22 +16,32 @@ _INSTEAD = (
 )
 
 
-def check_optimizer(task: Task, optimizer: Optimizer) -> None:
+def check_optimizer(optimizer: Optimizer) -> None:
     """Check that an optimizer can be used as the task returned it.
 
     Raises:
-        TaskError: it takes its steps with a closure, or a torch scheduler steers it.
+        TaskError: it takes its steps with a closure.
+    """
+    if _needs_closure(optimizer):
+        raise TaskError(
+            f"the optimizer {type(optimizer).__name__} needs a closure that computes the loss "
+            "again, several times per update, and an update here has the gradient of one batch "
+            "only: use an optimizer whose step() can be called without one"
+        )
+
+
+def check_schedule(task: Task, optimizer: Optimizer) -> None:
+    """Check that no torch scheduler sets the learning rate of a task's optimizer.
+
+    This comes after the first part has been tried: a mistake in forward or loss is named first.
+
+    Raises:
+        TaskError: a scheduler does, or has done so.
     """
     check_unscheduled(optimizer)
     for name, value in vars(task).items():
         if isinstance(value, LRScheduler) and value.optimizer is optimizer:
             raise TaskError(_steered(optimizer, f"{type(value).__name__} (task.{name})"))
-    if _needs_closure(optimizer):
-        raise TaskError(
-            f"the optimizer {type(optimizer).__name__} needs a closure that computes the loss "
-            "anew, several times per update, and an update here has the gradient of one batch "
-            "only: use an optimizer whose step() can be called without one"
-        )
     for place, group in enumerate(optimizer.param_groups):
         initial, rate = (_number(group.get(key)) for key in ("initial_lr", "lr"))
         if "initial_lr" in group and initial != rate:

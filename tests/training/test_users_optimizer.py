@@ -6,6 +6,7 @@ from torch.optim import lr_scheduler
 
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.users_optimizer import check_schedule
 from tests.training.small_tasks import Plain, loop_alone, run
 
 CPU = torch.device("cpu")
@@ -73,8 +74,9 @@ class Inside(torch.optim.SGD):
     ],
 )
 def test_what_would_be_ignored_is_refused_at_once(make, message):
+    task = Returns(make)
     with pytest.raises(TaskError, match=message):
-        Replica.build(Returns(make), 17, CPU)
+        check_schedule(task, Replica.build(task, 17, CPU).optimizer)
 
 
 def test_a_scheduler_that_is_made_later_is_refused_after_the_first_update():
@@ -86,7 +88,10 @@ def test_a_scheduler_that_is_made_later_is_refused_after_the_first_update():
 
 def test_a_plain_optimizer_is_taken_as_it_is():
     """The negative control."""
-    assert Replica.build(Returns(lambda _, o: o), 17, CPU).optimizer.param_groups[0]["lr"] == 1.0
+    task = Returns(lambda _, o: o)
+    optimizer = Replica.build(task, 17, CPU).optimizer
+    check_schedule(task, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 1.0
 
 
 def test_a_rate_that_is_a_tensor_is_scaled_in_place():

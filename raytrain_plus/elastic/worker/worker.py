@@ -69,6 +69,7 @@ from raytrain_plus.training.modes import evaluated
 from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
+from raytrain_plus.training.users_optimizer import check_schedule
 
 _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
 
@@ -167,8 +168,9 @@ class Worker:
             audit_every=spec.elastic.audit_every,
             watch_task=True,
         )
-        check_start(replica)
         check_function(self._loop, self._probe)
+        check_schedule(self._task, replica.optimizer)
+        check_start(replica)
         identity = {
             "data": self._source.identity,
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
