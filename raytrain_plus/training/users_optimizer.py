@@ -68,6 +68,8 @@ def _and_inner(optimizer: Any) -> Iterable[Any]:
 
 
 def _needs_closure(optimizer: Any) -> bool:
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        return False  # the scheduler's wrapper hides what step() takes: see `check_schedule`
     try:
         parameters = inspect.signature(optimizer.step).parameters.values()
     except (TypeError, ValueError):
