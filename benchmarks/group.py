@@ -126,7 +126,7 @@ class Group:
     def _newcomer(self) -> TrainingLoop:
         task, weave = self._make_task(), Weave(self._make_aspects())
         replica = Replica.build(task, self._seed, CPU, weave=weave, clock=_CLOCK)
-        check_start(replica)
+        check_start(task, replica)
         return TrainingLoop(task, replica, weave, check_every=1)
 
     def _sent(self) -> tuple[dict[str, torch.Tensor], Any]:

@@ -9,9 +9,8 @@ from raytrain_plus.cli import app
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.redaction import HIDDEN, names_a_secret, redact, redacted, secrets_of
-from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.errors import StorageError, StoreError
 from raytrain_plus.storage.store import Store
-from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
 from tests.elastic.scripted_pool import make_spec
@@ -121,7 +120,7 @@ def test_no_repr_shows_any(tmp_path):
 @pytest.mark.parametrize("scheme", ["http", "nosuch"])
 def test_an_error_of_a_source_says_where_without_the_password(scheme):
     url = f"{scheme}://ann:{SECRET}@127.0.0.1:9/a.parquet"
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(StorageError) as raised:
         open_source(Stream(url, deadline=0.2))
     assert SECRET not in str(raised.value)
     assert f"{scheme}://***@127.0.0.1:9" in str(raised.value)

@@ -1,6 +1,7 @@
 """What a caller gets of a run that has ended."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,12 +40,11 @@ def test_a_metric_of_the_task_replaces_nothing_of_the_runs():
 @pytest.mark.parametrize(
     "storage", ["s3://key:hunter22@host/bucket/runs", "s3://bucket/runs?token=hunter22", "/runs"]
 )
-def test_the_live_result_knows_the_address_that_the_journal_does_not_hold(monkeypatch, storage):
+def test_the_live_result_knows_the_address_that_the_journal_does_not_hold(storage):
     store = Store(storage)
     place = store.inside(checkpointer.name_of(7))
     true = str(place.local_path) if place.is_local else place.url
-    monkeypatch.setattr(trainer, "store_of", lambda _: store)
-    spec = type("Spec", (), {"elastic": ElasticConfig()})()
+    spec = SimpleNamespace(elastic=ElasticConfig(), checkpoint_store=store)
     assert trainer._with_secrets(redact(true), 7, spec) == true
     # The control: what is kept elsewhere is named as it is.
     elsewhere = f"/tmp/kept/{checkpointer.name_of(7)}"

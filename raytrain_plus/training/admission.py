@@ -5,16 +5,18 @@ the first update of each process (`check_first_update`). Whatever breaks an assu
 a `TaskError` that names it and says what to do.
 """
 
+from raytrain_plus.task import Task
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.users_optimizer import check_unscheduled
+from raytrain_plus.training.users_optimizer import check_schedule, check_unscheduled
 
 
-def check_start(replica: Replica) -> None:
-    """Check a replica that has been built and not been trained.
+def check_start(task: Task, replica: Replica) -> None:
+    """Check a replica that has been built, has computed a part, and has not been trained.
 
     Raises:
         TaskError: the task does something that no run can keep equal on all workers.
     """
+    check_schedule(task, replica.optimizer)
     replica.check_carried()
 
 

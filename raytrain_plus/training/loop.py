@@ -237,12 +237,10 @@ class TrainingLoop:
                 progress = self._clock.progress(replica.step)
                 rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
-            except CorruptionError:
+            except BaseException as error:
                 self._give_up(exchange)
-                self._wire.fence()
-                raise
-            except BaseException:
-                self._give_up(exchange)
+                if isinstance(error, CorruptionError):
+                    self._wire.fence()
                 raise
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True

@@ -90,8 +90,8 @@ class Phases(Plain):
 
 def test_a_buffer_that_no_checkpoint_holds_is_refused_before_the_first_step():
     with pytest.raises(TaskError, match=r"model/phases is of dtype torch.complex128"):
-        check_start(Replica.build(Phases(), 17, CPU))
-    check_start(Replica.build(Plain(), 17, CPU))  # the control
+        check_start(Phases(), Replica.build(Phases(), 17, CPU))
+    check_start(Plain(), Replica.build(Plain(), 17, CPU))  # the control
 
 
 def test_a_task_that_makes_one_model_only_is_not_refused_for_that():

@@ -69,7 +69,6 @@ from raytrain_plus.training.modes import evaluated
 from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
-from raytrain_plus.training.users_optimizer import check_schedule
 
 _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
 
@@ -169,8 +168,7 @@ class Worker:
             watch_task=True,
         )
         check_function(self._loop, self._probe)
-        check_schedule(self._task, replica.optimizer)
-        check_start(replica)
+        check_start(self._task, replica)
         identity = {
             "data": self._source.identity,
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
