@@ -71,7 +71,7 @@ class Worker:
 
     def enter(self, phase):
         if threading.get_ident() == self.thread and self.lock is not None:
-            self.turn(phase in ("forward", "backward"))
+            self.turn(phase in ("forward", "backward", "update"))
         if self.patience is not None:
             self.patience -= 1
             if self.patience < 0:
