@@ -14,9 +14,9 @@ from tests.end_to_end.tasks import AdamW, Momentum, Wide
 
 USUAL = Case(Momentum, 6, 3)
 CASES = {
-    USUAL: range(8, 12),
-    Case(AdamW, 8, 2): range(152, 156),
-    Case(Wide, 4, 3): range(580, 584),
+    USUAL: range(24, 28),
+    Case(AdamW, 8, 2): range(228, 232),
+    Case(Wide, 4, 3): range(200, 204),
 }
 
 pytestmark = pytest.mark.timeout(900)
