@@ -90,13 +90,13 @@ def last_checkpoint(
         return Resumption(None, 0, changes, {}, run_id, environment=computed)
     if name is None:
         raise ConfigError(
-            f"there is no checkpoint in {_told(store)} to resume from, and the journal tells of "
+            f"there is no checkpoint in {store.location} to resume from, and the journal tells of "
             "some: name the storage that they are in (--checkpoint-storage), or start a new run "
             f"under another name{_listed(refused)}"
         )
     found = store.inside(name)
     step = checkpointer.step_of(found)
-    return Resumption(_told(found), step, changes, refused, run_id, environment=computed)
+    return Resumption(found.location, step, changes, refused, run_id, environment=computed)
 
 
 def _from_checkpoints(
@@ -105,16 +105,17 @@ def _from_checkpoints(
     """Go on with a run whose folder is lost, as with a machine's disk, but not its checkpoints."""
     name, refused = checkpointer.newest_whole(store, folder.name)
     if name is None:
-        elsewhere = "" if _told(store) == folder else f", and no whole checkpoint in {_told(store)}"
+        where = store.location
+        elsewhere = "" if where == folder else f", and no whole checkpoint in {where}"
         raise ConfigError(f"there is no run to resume in {folder}{elsewhere}{_listed(refused)}")
     place = store.inside(name)
     manifest = checkpointer.read_header(place)
     changes = _changes(manifest.identity, identity)
-    _check_changes(changes, _told(store), allowed)
+    _check_changes(changes, store.location, allowed)
     there = checkpointer.kept(store, manifest.run_id)
     computed = _comparable(manifest.environment, changes)
     step, run_id = manifest.step, manifest.run_id
-    return Resumption(_told(place), step, changes, refused, run_id, there, computed)
+    return Resumption(place.location, step, changes, refused, run_id, there, computed)
 
 
 def rescued(run_id: str, step: int, folder: Path | None = None) -> Sequence[str]:
@@ -167,14 +168,10 @@ def check_unused(store: Store, run: str) -> None:
     there = checkpointer.kept(store)
     if there:
         raise ConfigError(
-            f"{_told(store)} holds checkpoints of another run {run!r}, the newest of step "
+            f"{store.location} holds checkpoints of another run {run!r}, the newest of step "
             f"{there[0].step}: give another --name or --checkpoint-storage, or --resume to go on "
             "with that run"
         )
-
-
-def _told(store: Store) -> Path | str:
-    return store.local_path if store.is_local else store.url
 
 
 def _listed(refused: Mapping[str, str]) -> str:

@@ -193,11 +193,11 @@ class ElasticTrainer:
                 f"the run in {folder} stands at step {found.step}, and is to end after step "
                 f"{self.spec.clock.total_steps}: it has nothing more to do. Give a longer duration"
             )
-        where = store.local_path if store.is_local else store.url
         self._warnings += [
             f"a worker has kept a later state of this run in {kept}, as it could not be kept in "
-            f"{where}. This run goes on from step {found.step}. To go on from that state, stop it, "
-            f"copy the folder to {where}, and give the command again with --resume"
+            f"{store.location}. This run goes on from step {found.step}. To go on from that state, "
+            f"stop it, copy the folder to {store.location}, and give the command again with "
+            "--resume"
             for kept in resume.rescued(found.run_id, found.step)
         ]
         if found.place is not None:
@@ -417,7 +417,7 @@ def _with_secrets(place: str, step: int, spec: RunSpec) -> str:
     """Return a checkpoint's address as it is; the journal holds it without passwords and keys."""
     name = place.rstrip("/").rpartition("/")[2]
     store = spec.checkpoint_store.inside(name if is_named(name) else name_of(step))
-    address = str(store.local_path) if store.is_local else store.url
+    address = str(store.location)
     return address if redact(address) == place else place
 
 

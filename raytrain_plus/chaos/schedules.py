@@ -180,7 +180,7 @@ def _one_leaves(stage: Stage) -> Fault:
 
 
 def disk_full(stage: Stage) -> list[Fault]:
-    """Let the journal fail for a while, and strike somebody meanwhile."""
+    """Let the journal fail for a while, and strike a worker meanwhile."""
     full = Fault(step=stage.step, action="fill_disk", seconds=_SECONDS)
     if not _STRIKES.keys() & set(stage.kinds):
         return [full]
@@ -253,8 +253,6 @@ _SCENES: dict[Scene, float] = {
     everybody: 0.2,
     all_killed: 0.2,
 }
-# Where there are several workers: after a strike on the only one, nobody is left to be struck.
-_RECOVERIES = (during_recovery, while_the_replacement_joins, during_resize)
 
 
 def schedule(

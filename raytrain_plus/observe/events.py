@@ -54,17 +54,8 @@ def _table(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _tables(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
-
-
 def _flag(value: object) -> bool:
     return isinstance(value, bool)
-
-
-def _any(value: object) -> bool:
-    del value
-    return True
 
 
 def _or_none(check: Callable[[object], bool]) -> Callable[[object], bool]:

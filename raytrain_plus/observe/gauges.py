@@ -1,6 +1,6 @@
 """A live run in numbers: which metrics there are, and how the journal's events make their values.
 
-Pure: time is given, and whoever exports the values is elsewhere (`ray_cluster/metrics.py`).
+Pure: time is passed in; `ray_cluster/metrics.py` exports the values.
 """
 
 import threading

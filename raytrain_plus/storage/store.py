@@ -133,6 +133,11 @@ class Store:
         """Where a local store is."""
         return Path(self._root)
 
+    @property
+    def location(self) -> Path | str:
+        """Where the folder is: the path of a local store, the URL of any other."""
+        return self.local_path if self.is_local else self.url
+
     def for_arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Return the file system and the path by which pyarrow reads this folder."""
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._root

@@ -128,7 +128,7 @@ class Prefetcher:
                 cancelled.wait(_LOOK)
             except InterruptedReadError:
                 return
-            except (DataError, StorageError):  # whoever reads the file will meet it, and say so
+            except (DataError, StorageError):  # the reader of the file meets and reports it
                 continue
 
     def _next(self, needs: Iterator[tuple[float, int]], cancelled: threading.Event) -> int | None:

@@ -34,10 +34,7 @@ class _Seen:
 
     pulse: Pulse | None = None
     gone: bool = False
-    state: str = ""
-    pid: int = 0
-    here: bool = False
-    starts: int = 0
+    actor: actors.ActorState | None = None
 
 
 class Lookout:
@@ -112,17 +109,18 @@ class Lookout:
         silent = now - self._answered
         if self._stop_asked is not None and not self._stop_taken:
             self.given_up = min(silent, now - self._stop_asked) > _STOPPING
-        if seen.state and seen.state != "ALIVE":
+        if seen.actor is not None and seen.actor.state != "ALIVE":
             self._down = now  # one that has just come up has not been silent since it went down
-        if seen.state == "ALIVE":
+        if seen.actor is not None and seen.actor.state == "ALIVE":
             deadline = float(self._elastic.get("coordinator_deadline", _HUNG))
             if now - max(self._answered, self._down) > deadline:
-                _end_hung(self._run, self._events, seen)
+                _end_hung(self._run, self._events, seen.actor)
                 self._answered = now
         elif silent > self._patience:
+            starts = 0 if seen.actor is None else seen.actor.starts
             return (
                 f"the coordinator of run {self._run} did not come up within {silent:.0f} s; Ray "
-                f"has started it {seen.starts} times{memory_monitor.trouble()}"
+                f"has started it {starts} times{memory_monitor.trouble()}"
             )
         return None
 
@@ -147,20 +145,18 @@ class Lookout:
 
     def _unanswered(self) -> _Seen:
         with contextlib.suppress(RayError, ValueError, RuntimeError):
-            leader = find_leader(self._run, self._events)
-            told = actors.state_of(leader)
-            return _Seen(state=told.state, pid=told.pid, here=told.here, starts=told.starts)
+            return _Seen(actor=actors.state_of(find_leader(self._run, self._events)))
         return _Seen()
 
 
-def _end_hung(run: str, events: Sequence[Event], seen: _Seen) -> None:
+def _end_hung(run: str, events: Sequence[Event], actor: actors.ActorState) -> None:
     """End a coordinator that is stopped or stuck; Ray starts another in its place.
 
     Ray's own kill is a message to the process, and one that is stopped does not read it.
     """
-    if seen.here and seen.pid:
+    if actor.here and actor.pid:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(seen.pid, signal.SIGKILL)
+            os.kill(actor.pid, signal.SIGKILL)
         return
     with contextlib.suppress(RayError, ValueError):
         ray.kill(find_leader(run, events), no_restart=False)

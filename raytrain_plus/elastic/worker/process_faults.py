@@ -113,7 +113,7 @@ def stall() -> NoReturn:
 
 
 def hog(seconds: float) -> int:
-    """Keep one CPU busy beside this process, as a job next to it would; returns its process id.
+    """Keep one CPU busy, as another job on this node would; returns the id of its process.
 
     The hog inherits the niceness and the CPUs of this process, and ends with it.
 
