@@ -124,7 +124,7 @@ def entry(one, other, task):
     return pytest.param(one, other, task, id=name)
 
 
-@pytest.mark.parametrize(("one", "other", "task"), itertools.starmap(entry, PAIRS))
+@pytest.mark.parametrize(("one", "other", "task"), list(itertools.starmap(entry, PAIRS)))
 def test_a_pair_trains_the_same_bits_in_either_order_of_listing(one, other, task, tmp_path):
     undisturbed, _ = trained(task(), fresh(one.aspect, other.aspect)(), steps=3)
     fleet = Fleet(task(), fresh(other.aspect, one.aspect))
