@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from benchmarks import report
 from benchmarks.report import Aim, Row
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.streams.loader import Loader, steps_per_epoch
 from raytrain_plus.streams.opening import open_source
@@ -72,7 +72,7 @@ class Fleet:
 
 def planned(workers: int, previous: Sequence[Assignment] = ()) -> tuple[Assignment, ...]:
     """Return a plan for so many workers."""
-    return assign(_LANES, [Member(f"w{n}") for n in range(workers)], tuple(previous))
+    return assign(_LANES, [WorkerSpeed(f"w{n}") for n in range(workers)], tuple(previous))
 
 
 def whole_epochs(server: Server, proxy: Proxy, bucket: str, workers: int) -> Row:

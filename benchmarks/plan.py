@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.report import Aim, Row
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.training.tree import maximal_subtrees
 
@@ -29,11 +29,11 @@ CALLS, QUICK_CALLS = 20, 5
 LEAVES = (8, 16, 30, 64)
 
 
-def members(count: int, speeds: str) -> list[Member]:
+def members(count: int, speeds: str) -> list[WorkerSpeed]:
     """Return `count` members; mixed speeds are uniform between 0.5 and 2, from a fixed seed."""
     draw = random.Random(count)
     return [
-        Member(f"worker-{i:04}", draw.uniform(0.5, 2.0) if speeds == "mixed" else 1.0)
+        WorkerSpeed(f"worker-{i:04}", draw.uniform(0.5, 2.0) if speeds == "mixed" else 1.0)
         for i in range(count)
     ]
 
@@ -55,7 +55,7 @@ def measure_times(calls: int) -> list[Row]:
     for workers, speeds in itertools.product(WORKERS, ("equal", "mixed")):
         group = members(workers, speeds)
         previous = assign(LOGICAL_RANKS, group)
-        replaced = [*group[1:], Member("spare")]
+        replaced = [*group[1:], WorkerSpeed("spare")]
         for case, args in (
             ("none", (LOGICAL_RANKS, group)),
             ("one replaced", (LOGICAL_RANKS, replaced, previous)),

@@ -20,12 +20,12 @@ from benchmarks.traffic import ranges_of
 from raytrain_plus.checkpoint.files import Piece, share_out
 from raytrain_plus.checkpoint.manifest import Manifest
 from raytrain_plus.checkpoint.upload import Share
-from raytrain_plus.elastic.coordinator.membership import Recruiting
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.membership import Membership
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.liveness.lifeline import Anchor, Lifelines
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.elastic.policy.make_plan import Seat
-from raytrain_plus.elastic.policy.rebalance import Speeds
+from raytrain_plus.elastic.policy.rebalance import Rebalancer
 from raytrain_plus.elastic.protocol.messages import (
     Assignment,
     ElasticConfig,
@@ -57,10 +57,10 @@ def at_size(workers: int) -> AtSize:
     """Measure everything that needs no network."""
     names = [f"w{i}" for i in range(workers)]
     ranks = workers * RANKS_PER_WORKER
-    members = [Member(name) for name in names]
+    members = [WorkerSpeed(name) for name in names]
     first = assign(ranks, members)
     one_less = assign(ranks, members[1:] or members, first)
-    replaced = [*members[1:], Member("new")]
+    replaced = [*members[1:], WorkerSpeed("new")]
     plan_seconds = max(
         seconds(lambda: assign(ranks, members)), seconds(lambda: assign(ranks, replaced, first))
     )
@@ -119,14 +119,14 @@ def _record(step: int, workers: int) -> Record:
 def record_seconds(plan: tuple[Assignment, ...]) -> float:
     """Return the CPU seconds of taking in one step's record, with the speeds and the journal."""
     with tempfile.TemporaryDirectory() as folder:
-        chronicle = Chronicle(Journal(Path(folder)))
-        speeds = Speeds()
+        run_log = RunLog(Journal(Path(folder)))
+        speeds = Rebalancer()
         speeds.begin(plan)
         messages = [pickle.dumps(_record(step, len(plan))) for step in range(1, 2 * _WINDOW + 4)]
         begun = time.process_time()
         for message in messages:
             record = pickle.loads(message)  # noqa: S301 - our own, of a moment ago
-            chronicle.add([record], len(plan))
+            run_log.add([record], len(plan))
             speeds.heard(record.step, record.compute_seconds)
         return (time.process_time() - begun) / len(messages)
 
@@ -135,10 +135,10 @@ def _lines(plan: Plan) -> tuple[int, int]:
     """Return the bytes of a step's line in the journal, and of a generation's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        chronicle = Chronicle(Journal(folder))
-        chronicle.expect(plan, "start", None)
-        chronicle.started(1, 1.0)
-        chronicle.add([_record(1, len(plan.assignments))], len(plan.assignments))
+        run_log = RunLog(Journal(folder))
+        run_log.expect(plan, "start", None)
+        run_log.started(1, 1.0)
+        run_log.add([_record(1, len(plan.assignments))], len(plan.assignments))
         lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
         kinds = {json.loads(line)["event"]: len(line) for line in lines}
         return kinds["step"], kinds["generation"]
@@ -163,13 +163,13 @@ def look_seconds(names: list[str]) -> float:
     """Return the CPU seconds of what the coordinator looks at after each event."""
     no_pool: Any = None  # nothing is asked of Ray
     with tempfile.TemporaryDirectory() as folder:
-        chronicle = Chronicle(Journal(Path(folder)))
-        crew = Recruiting(spec_for(len(names)), no_pool, chronicle)
-        crew.seats = {name: seat_of(name) for name in names}
+        run_log = RunLog(Journal(Path(folder)))
+        membership = Membership(spec_for(len(names)), no_pool, run_log)
+        membership.seats = {name: seat_of(name) for name in names}
 
         def look() -> None:
-            crew.recruit()
-            crew.wants_change(names)
+            membership.recruit()
+            membership.wants_change(names)
 
         return seconds(look)
 

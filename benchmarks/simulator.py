@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from raytrain_plus.chaos.trace import Change
-from raytrain_plus.elastic.policy.assignment import Member, assign
-from raytrain_plus.elastic.policy.imbalance import Slack
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
+from raytrain_plus.elastic.policy.imbalance import Imbalance
 from raytrain_plus.elastic.protocol.messages import Assignment
 
 _ROUNDING = 1e-9  # steps
@@ -36,7 +36,7 @@ class Costs:
         salvage: whether a lost worker's part of the step in flight is all that is computed again.
         noticed: whether losses are announced, so that no step is in flight when they happen.
         planned: whether ranges are those of `assign`; otherwise all are exactly equal.
-        follows: whether the slack of the plans follows what the exchange takes, which is nothing
+        follows: whether their imbalance follows what the exchange takes, which is nothing
             here. A real group does so once it has looked for some 30 steps, this one at once.
     """
 
@@ -140,7 +140,7 @@ class _Run:
         self._coming: list[str] = []
         self._group: list[str] = []
         self._plan: tuple[Assignment, ...] = ()
-        self._slack = Slack()
+        self._imbalance = Imbalance()
 
     def advance(self, to: float) -> None:
         """Let time pass."""
@@ -193,20 +193,20 @@ class _Run:
         self._paused_until = max(self._paused_until, self._now + pause)
         self._group = group
         if self._costs.planned and group:
-            members = [Member(worker) for worker in group]
+            members = [WorkerSpeed(worker) for worker in group]
             self._share_out(members)
             while self._wants_other(members):
                 self._share_out(members)
 
-    def _share_out(self, members: Sequence[Member]) -> None:
+    def _share_out(self, members: Sequence[WorkerSpeed]) -> None:
         ranks = self._job.logical_ranks
-        self._plan = assign(ranks, members, self._plan, self._slack.follow())
+        self._plan = assign(ranks, members, self._plan, self._imbalance.follow())
 
-    def _wants_other(self, members: Sequence[Member]) -> bool:
+    def _wants_other(self, members: Sequence[WorkerSpeed]) -> bool:
         speeds = {member.worker: 1 / self._job.rank_seconds for member in members}
         for _ in range(2 if self._costs.follows else 0):
-            self._slack.judge(self._plan, members, speeds, 0.0, 0.0)
-        return self._slack.advises()
+            self._imbalance.judge(self._plan, members, speeds, 0.0, 0.0)
+        return self._imbalance.advises()
 
     def _again(self, steps: float) -> None:
         self._steps -= steps

@@ -8,7 +8,7 @@ finished chunk to everybody. A ring all-reduce sends 2 (W - 1) / W times the gra
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.training.reduction import LANE_WIDTH
 from raytrain_plus.training.tree import maximal_subtrees
 
@@ -20,7 +20,7 @@ SLICED_ABOVE = 4 * (1 << 17)  # bytes of a chunk of float32
 
 def ranges_of(workers: int, logical_ranks: int) -> list[range]:
     """Return the logical ranks of each of some equally fast workers, as they are planned."""
-    members = [Member(f"w{i:06}") for i in range(workers)]
+    members = [WorkerSpeed(f"w{i:06}") for i in range(workers)]
     return [assignment.ranks for assignment in assign(logical_ranks, members)]
 
 

@@ -17,7 +17,7 @@ from raytrain_plus.checkpoint.checkpointer import CheckpointError
 from raytrain_plus.checkpoint.manifest import MANIFEST
 from raytrain_plus.cli.nodes import show
 from raytrain_plus.elastic.client import control
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.faults import FaultError, read_faults
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.folder import SweepFolder
@@ -144,7 +144,7 @@ def everything_that_reads(folder):
     path = folder / FILE_NAME
     rare = []
     live = LiveRun(8, 3, 0.0)
-    Chronicle(Journal(folder), live.passing(journal.each(path), rare))
+    RunLog(Journal(folder), live.passing(journal.each(path), rare))
     live.readings(10.0)
     compare(journal.each(path), journal.each(path))
     control.status(str(folder), ".")

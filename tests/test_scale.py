@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from benchmarks import scale, scale_measure, scale_model
 from benchmarks.scale_model import Case, Wire
 from benchmarks.traffic import Traffic, ranges_of
-from raytrain_plus.elastic.coordinator.membership import Recruiting
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.membership import Membership
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.reduction import LANE_WIDTH, Reduction
 from tests.training.wires import Network
@@ -163,9 +163,11 @@ def test_looking_around_does_not_search_the_group_for_each_worker(tmp_path):
             raise AssertionError("ten thousand workers would be searched ten thousand times")
 
     names = [f"w{i}" for i in range(3)]
-    crew = Recruiting(scale_measure.spec_for(3), None, Chronicle(Journal(tmp_path)))
-    crew.seats = {name: scale_measure.seat_of(name) for name in names}
-    assert not crew.wants_change(Listed(names))
-    assert crew.wants_change(Listed(names[:2]))  # the control: who is not in the group is seen
+    membership = Membership(scale_measure.spec_for(3), None, RunLog(Journal(tmp_path)))
+    membership.seats = {name: scale_measure.seat_of(name) for name in names}
+    assert not membership.wants_change(Listed(names))
+    assert membership.wants_change(
+        Listed(names[:2])
+    )  # the control: who is not in the group is seen
     with pytest.raises(AssertionError):
         "w0" in Listed(names)  # noqa: B015

@@ -45,7 +45,7 @@ _LARGEST_MANIFEST = 1 << 30  # bytes: some five million files
 # How many times fewer bytes compression can leave, of nothing but zeros.
 _MOST_COMPRESSED = {"none": 1, "lz4": 260, "zstd": 40_000}
 _FILE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
-_SLACK = 1 << 20  # bytes that a file may have beyond what is declared
+_IMBALANCE = 1 << 20  # bytes that a file may have beyond what is declared
 _RAW_FORMAT = "2"  # of the cache's entries: part of their names
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -249,7 +249,7 @@ class StreamFile:
         TRAFFIC.fetched(entry.stored_bytes)
         most = self.cache.limit
         if self.stat is None:  # what it declares is exact, but for what lies between the values
-            most = min(most, 2 * entry.raw_bytes + _SLACK)
+            most = min(most, 2 * entry.raw_bytes + _IMBALANCE)
         where = self.store.where(entry.name)
         return as_raw(content, where, is_parquet=self.is_parquet, most=most)
 
@@ -396,7 +396,7 @@ def check_declared_sizes(file: FileEntry, manifest: Manifest, where: str) -> Non
         DataError: it cannot.
     """
     least = least_bytes(manifest.schema, file.rows)
-    most = _MOST_COMPRESSED[manifest.compression] * file.stored_bytes + _SLACK
+    most = _MOST_COMPRESSED[manifest.compression] * file.stored_bytes + _IMBALANCE
     if least > file.raw_bytes or file.raw_bytes > most:
         raise DataError(
             f"the manifest says that {where} has {file.rows:,} rows in {file.raw_bytes:,} bytes, "

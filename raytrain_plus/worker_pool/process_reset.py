@@ -24,7 +24,7 @@ _OURS = "raytrain_plus"
 _ROWS = 8
 
 
-class Youth:
+class ProcessBaseline:
     """How a process was before it served anybody."""
 
     def __init__(self) -> None:

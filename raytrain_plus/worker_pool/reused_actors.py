@@ -20,7 +20,7 @@ from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.elastic.worker.worker import Worker
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.storage.fencing import FencedError
-from raytrain_plus.worker_pool.process_reset import Youth
+from raytrain_plus.worker_pool.process_reset import ProcessBaseline
 
 _UPLOAD_SECONDS = 10.0
 
@@ -59,7 +59,7 @@ class LentWorker(Worker):
 
     def __init__(self) -> None:
         super().__init__("", None)
-        self._youth = Youth()
+        self._baseline = ProcessBaseline()
         self._own = {"_own", *vars(self)}
 
     def warm(self) -> None:
@@ -96,7 +96,7 @@ class LentWorker(Worker):
         for name in set(held) - self._own:
             delattr(self, name)
         self._begin("", None)
-        return self._youth.restore(folders)
+        return self._baseline.restore(folders)
 
     @ray.method(concurrency_group="life")
     def live(self) -> None:

@@ -18,8 +18,8 @@ from raytrain_plus.elastic.protocol.messages import (
     Ready,
     Report,
     RunSpec,
-    Standing,
     Where,
+    WorkerStatus,
 )
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.task import Task
@@ -185,7 +185,7 @@ class ScriptedPool:
 
     def standings(self, workers, timeout):
         self.time.now += timeout if None in self.answers.values() else 0.0
-        waiting = Standing(phase="exchange", waiting=True, age=1e6)
+        waiting = WorkerStatus(phase="exchange", waiting=True, age=1e6)
         return {worker: self.answers.get(worker, waiting) for worker in workers}
 
     def records(self, worker, after, timeout):

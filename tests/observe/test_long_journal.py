@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from raytrain_plus.elastic.client import control
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import FILE_NAME, Journal
@@ -67,12 +67,12 @@ def test_a_returning_coordinator_keeps_numbers_and_what_is_rare(folder):
     def recall():
         rare, live = [], LiveRun(8, STEPS, 0.0)
         events = live.passing(journal.each(folder / FILE_NAME), rare)
-        return Chronicle(Journal(folder), events), live, rare
+        return RunLog(Journal(folder), events), live, rare
 
-    most, (chronicle, live, rare) = peak(recall)
+    most, (run_log, live, rare) = peak(recall)
     assert most < BYTES_PER_STEP * STEPS
-    assert (chronicle.step, chronicle.loss) == (STEPS, 1 / STEPS)
-    assert chronicle.device_seconds == pytest.approx(0.1 * STEPS)
+    assert (run_log.step, run_log.loss) == (STEPS, 1 / STEPS)
+    assert run_log.device_seconds == pytest.approx(0.1 * STEPS)
     assert [event["event"] for event in rare] == ["run", "end"]
     readings = {reading.metric.name: reading.value for reading in live.readings(1e9)}
     assert readings["raytrain_plus_step"] == STEPS
@@ -93,5 +93,5 @@ def test_a_journal_that_jumps_far_ahead_does_not_fill_the_memory(tmp_path):
     opened = Journal(tmp_path)
     opened.write("step", step=10**14, loss=0.5)
     with pytest.raises(journal.JournalError, match="does not tell of the"):
-        Chronicle(opened, journal.read(tmp_path))
+        RunLog(opened, journal.read(tmp_path))
     assert compare(journal.read(tmp_path), journal.read(tmp_path)).steps == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.observe.journal import Journal, read
 from raytrain_plus.storage import ownership
 from raytrain_plus.storage.fencing import Fence, FencedError
@@ -13,11 +13,11 @@ def test_of_two_coordinators_the_first_neither_writes_nor_plans_any_more(tmp_pat
     first.check()  # nobody leads yet
     first.take()
     first.check()
-    chronicle = Chronicle(Journal(tmp_path), allowed=first.check)
-    chronicle.note("worker", worker="w0", state="ready")
+    run_log = RunLog(Journal(tmp_path), allowed=first.check)
+    run_log.note("worker", worker="w0", state="ready")
     second.take()
     with pytest.raises(FencedError, match="another coordinator leads") as told:
-        chronicle.note("worker", worker="w0", state="lost")
+        run_log.note("worker", worker="w0", state="lost")
     assert told.value.replaced
     second.check()
     assert [event["state"] for event in read(tmp_path)] == ["ready"]

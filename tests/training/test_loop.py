@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from raytrain_plus.algorithms import Aspect, GradientClipping, LabelSmoothing
 from raytrain_plus.algorithms.gradient_clipping import clip_by_global_norm
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.training import exchange, reduction
 from raytrain_plus.training import loop as loop_module
@@ -161,7 +161,7 @@ def test_steps_have_the_same_bits_on_every_number_of_workers(
     ranks = 6
     ends = set()
     for workers in (1, 2, 3, 4, 6):
-        ranges = [a.ranks for a in assign(ranks, [Member(f"w{i}") for i in range(workers)])]
+        ranges = [a.ranks for a in assign(ranks, [WorkerSpeed(f"w{i}") for i in range(workers)])]
         # Building draws from the global generators, so it is done one after the other.
         built = {}
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from raytrain_plus.algorithms import GradientClipping
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.training import exchange, reduction
 from raytrain_plus.training.loop import GradientError
@@ -64,7 +64,7 @@ def part(step, rank):
 
 def train(task, workers, steps, algorithms=()):
     """Return the loops of some workers after some steps."""
-    ranges = [a.ranks for a in assign(RANKS, [Member(f"w{i}") for i in range(workers)])]
+    ranges = [a.ranks for a in assign(RANKS, [WorkerSpeed(f"w{i}") for i in range(workers)])]
     network = Network(workers)
     loops = [
         make_loop(task, ranges, network.wire(i), algorithms=algorithms) for i in range(workers)
@@ -146,7 +146,7 @@ class Rooted(Plain):
 @pytest.mark.parametrize("algorithms", [(), (GradientClipping(norm=0.1),)])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_a_gradient_that_is_not_finite_is_not_applied(workers, algorithms):
-    ranges = [a.ranks for a in assign(RANKS, [Member(f"w{i}") for i in range(workers)])]
+    ranges = [a.ranks for a in assign(RANKS, [WorkerSpeed(f"w{i}") for i in range(workers)])]
     network = Network(workers)
     task = Rooted()
     loops = [

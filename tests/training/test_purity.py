@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from raytrain_plus.algorithms import Weave
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.loop import TrainingLoop
@@ -41,7 +41,7 @@ def admitted(task):
 
 def train(make_task, workers, steps=3):
     """Train some workers one after the other within each step; return their loops and losses."""
-    ranges = [a.ranks for a in assign(RANKS, [Member(f"w{i}") for i in range(workers)])]
+    ranges = [a.ranks for a in assign(RANKS, [WorkerSpeed(f"w{i}") for i in range(workers)])]
     network = Network(workers)
     loops = [admitted(make_task()) for _ in range(workers)]
     for i, loop in enumerate(loops):

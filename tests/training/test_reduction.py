@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.training import reduction
 from raytrain_plus.training.reduction import LANE_WIDTH, WEIGHT, Reduction, tree_sum
 from raytrain_plus.training.tree import Accumulator, fold
@@ -97,7 +97,7 @@ class Group:
 
 
 def ranges_of(ranks, workers):
-    return [a.ranks for a in assign(ranks, [Member(f"w{i:02}") for i in range(workers)])]
+    return [a.ranks for a in assign(ranks, [WorkerSpeed(f"w{i:02}") for i in range(workers)])]
 
 
 def cut_at(ranks, cuts):

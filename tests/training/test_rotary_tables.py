@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raytrain_plus.algorithms import Weave
-from raytrain_plus.elastic.policy.assignment import Member, assign
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.task import Task
 from raytrain_plus.training.loop import TrainingLoop
@@ -60,7 +60,7 @@ def batch_of(step, rank):
 
 
 def train(workers, task, *, steps=3):
-    ranges = [a.ranks for a in assign(RANKS, [Member(f"w{i}") for i in range(workers)])]
+    ranges = [a.ranks for a in assign(RANKS, [WorkerSpeed(f"w{i}") for i in range(workers)])]
     network = Network(workers)
     loops = []
     for index in range(workers):

@@ -11,10 +11,10 @@ import sys
 import torch, random, os, warnings
 import numpy as np
 from torch.nn import functional
-from raytrain_plus.worker_pool.process_reset import Youth
-youth = Youth()
+from raytrain_plus.worker_pool.process_reset import ProcessBaseline
+baseline = ProcessBaseline()
 {spoil}
-print(youth.restore([sys.argv[1]]))
+print(baseline.restore([sys.argv[1]]))
 {check}
 """
 
@@ -46,7 +46,7 @@ UNDONE = {
     ),
     "chance": (
         "torch.rand(3); random.random(); np.random.rand()",
-        "a = torch.rand(1); youth.restore([]); assert a == torch.rand(1)",
+        "a = torch.rand(1); baseline.restore([]); assert a == torch.rand(1)",
     ),
 }
 LEFT = {

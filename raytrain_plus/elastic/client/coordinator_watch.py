@@ -37,7 +37,7 @@ class _Seen:
     actor: actors.ActorState | None = None
 
 
-class Lookout:
+class CoordinatorWatch:
     """Looks after the coordinator of one run.
 
     Args:

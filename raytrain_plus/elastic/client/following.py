@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytrain_plus.elastic.client.coordinator_watch import Lookout
+from raytrain_plus.elastic.client.coordinator_watch import CoordinatorWatch
 from raytrain_plus.elastic.protocol.messages import Outcome
 from raytrain_plus.elastic.protocol.records import GENERATION
 from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
@@ -117,7 +117,7 @@ class _Follower:
 
     def follow(self) -> Ended:
         """Wait for the end."""
-        lookout = Lookout(self._run, self._seen, time.monotonic())
+        lookout = CoordinatorWatch(self._run, self._seen, time.monotonic())
         look_at, lost = time.monotonic() + _LOOK, ""
         while True:
             try:
@@ -184,7 +184,7 @@ class _Follower:
         except OSError:  # the terminal has been closed
             self._watcher = None
 
-    def _obey(self, lookout: Lookout) -> None:
+    def _obey(self, lookout: CoordinatorWatch) -> None:
         """Do what signals ask for."""
         if not self._interrupts.number:
             return
@@ -196,7 +196,7 @@ class _Follower:
         if lookout.given_up:
             raise self._left("since its coordinator does not answer")
 
-    def _take_unwritten(self, lookout: Lookout) -> None:
+    def _take_unwritten(self, lookout: CoordinatorWatch) -> None:
         """Take the end of a run from its coordinator if the journal cannot be written."""
         pulse = lookout.pulse
         if pulse is None:

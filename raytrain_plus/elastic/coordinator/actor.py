@@ -100,7 +100,7 @@ def lead(coordinator: Coordinator, run: str) -> None:
 
 
 def _leader_of(spec: RunSpec) -> type[Coordinator]:
-    class Leader(Coordinator):
+    class CoordinatorActor(Coordinator):
         def __init__(self) -> None:
             returns = ray.get_runtime_context().was_current_actor_reconstructed
             super().__init__(spec, returns=returns)
@@ -111,4 +111,4 @@ def _leader_of(spec: RunSpec) -> type[Coordinator]:
             # All is in the journal; a driver that waits for it may have gone.
             ray.kill(ray.get_actor(spec.name, namespace=NAMESPACE))
 
-    return Leader
+    return CoordinatorActor

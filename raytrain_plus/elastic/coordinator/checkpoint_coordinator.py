@@ -12,7 +12,7 @@ from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.checkpoint.schedule import Attempt, Checkpoints, Shares
 from raytrain_plus.checkpoint.upload import Share
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.storage.errors import StorageError
@@ -36,12 +36,12 @@ class Committed:
     fenced: FencedError | None = None
 
 
-class Keeping:
+class CheckpointCoordinator:
     """The checkpoints of a run.
 
     Args:
         spec: the run.
-        chronicle: takes notes.
+        run_log: takes notes.
         tell: called, from a thread, with what becomes of an attempt.
         events: what the journal tells of checkpoints that are there.
     """
@@ -49,12 +49,12 @@ class Keeping:
     def __init__(
         self,
         spec: RunSpec,
-        chronicle: Chronicle,
+        run_log: RunLog,
         tell: Callable[[Committed], None],
         events: Sequence[Event] = (),
     ) -> None:
         self._spec = spec
-        self._chronicle = chronicle
+        self._run_log = run_log
         self._tell = tell
         self._store = spec.checkpoint_store
         self._begun = self._distrusted = (0, 0)  # generation, step
@@ -81,7 +81,7 @@ class Keeping:
     def refuse(self, place: str, why: str) -> None:
         """Use a checkpoint no more: it is damaged, or does not fit."""
         self._books.removed(_name(place))
-        self._chronicle.note("checkpoint", folder=place, refused=why)
+        self._run_log.note("checkpoint", folder=place, refused=why)
 
     def distrust_after(self, step: int, generation: int) -> None:
         """Use no checkpoint from after a step any more, and delete it: what it holds is wrong.
@@ -134,7 +134,7 @@ class Keeping:
             self._failed(attempt, f"{worker}: {share.error}", now)
         elif share.pieces is not None:
             shares = self._books.returned(attempt.number, worker, share)
-            if shares is not None and self._chronicle.step < share.step:
+            if shares is not None and self._run_log.step < share.step:
                 self._failed(attempt, "nobody is left who knows all steps before it", now)
             elif shares is not None:
                 self._committing = threading.Thread(
@@ -189,7 +189,7 @@ class Keeping:
                 digest = save(worker, step)
             except RayError as error:
                 why = _cause(error)
-                self._chronicle.note("checkpoint", step=step, error=why)
+                self._run_log.note("checkpoint", step=step, error=why)
                 continue
             name = checkpointer.name_of(step)
             self._note(name, step)
@@ -202,8 +202,8 @@ class Keeping:
             with contextlib.suppress(RayError):
                 digest, place = rescue(worker, step)
                 due = self._place(checkpointer.name_of(step))
-                self._chronicle.note("checkpoint", step=step, error=why, elsewhere=place)
-                self._chronicle.note(
+                self._run_log.note("checkpoint", step=step, error=why, elsewhere=place)
+                self._run_log.note(
                     "warning",
                     text=f"the state of step {step} could not be kept in {due}: {why}. "
                     f"{worker} has kept it in {place} on its node: copy that folder to this "
@@ -237,7 +237,7 @@ class Keeping:
     def _failed(self, attempt: Attempt, reason: str, now: float) -> None:
         failure = self._books.failed(attempt.number, reason, now)
         if failure is not None:
-            self._chronicle.note(
+            self._run_log.note(
                 "checkpoint",
                 step=failure.step,
                 error=failure.reason,
@@ -247,22 +247,22 @@ class Keeping:
 
     def _metrics(self, step: int) -> dict[str, Any]:
         """Return the loss of a step, and the metrics of the last evaluation by then."""
-        return {"loss": self._chronicle.loss_at(step), **self._chronicle.metrics_at(step)}
+        return {"loss": self._run_log.loss_at(step), **self._run_log.metrics_at(step)}
 
     def _note(self, name: str, step: int) -> None:
         place = self._place(name)
-        self._chronicle.note("checkpoint", step=step, folder=place, metrics=self._metrics(step))
+        self._run_log.note("checkpoint", step=step, folder=place, metrics=self._metrics(step))
 
     def _commit(self, shares: Shares) -> None:
         state = next(one.state for one in shares.returned if one.state is not None)
         header = {
-            **self._spec.manifest_header(self._chronicle.environment),
+            **self._spec.manifest_header(self._run_log.environment),
             "metrics": self._metrics(shares.attempt.step),
             **state,
         }
         pieces = [piece for one in shares.returned for piece in one.pieces]
         try:
-            self._chronicle.sync()  # no checkpoint knows of steps that a journal could still lose
+            self._run_log.sync()  # no checkpoint knows of steps that a journal could still lose
             check_claim(self._store, self._spec.claim)
             place = self._store.inside(checkpointer.name_of(shares.attempt.step))
             checkpointer.commit(place, header, pieces)
@@ -293,7 +293,7 @@ class Keeping:
         except (StorageError, OSError, FencedError):
             return  # it is named again with the next
         self._books.removed(name)
-        self._chronicle.note("checkpoint", folder=self._place(name), removed=True)
+        self._run_log.note("checkpoint", folder=self._place(name), removed=True)
 
 
 def _there(events: Sequence[Event]) -> list[Kept]:

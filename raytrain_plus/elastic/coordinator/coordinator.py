@@ -9,23 +9,26 @@ from typing import Any
 import ray
 
 from raytrain_plus.checkpoint.upload import Share
-from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Committed, Keeping
-from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import (
+    CheckpointCoordinator,
+    Committed,
+)
+from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
 from raytrain_plus.elastic.coordinator.eviction import expel, forsake
-from raytrain_plus.elastic.coordinator.fault_injection import Disturbances
+from raytrain_plus.elastic.coordinator.fault_injection import CoordinatorFaults
 from raytrain_plus.elastic.coordinator.generation import Generation
-from raytrain_plus.elastic.coordinator.membership import Recruiting, RunError, StoppedError
+from raytrain_plus.elastic.coordinator.membership import Membership, RunError, StoppedError
 from raytrain_plus.elastic.coordinator.restart import find_again
-from raytrain_plus.elastic.coordinator.run_log import Chronicle, DivergenceError
-from raytrain_plus.elastic.coordinator.status import Overview
-from raytrain_plus.elastic.coordinator.usage import Account
+from raytrain_plus.elastic.coordinator.run_log import DivergenceError, RunLog
+from raytrain_plus.elastic.coordinator.status import RunStatus
+from raytrain_plus.elastic.coordinator.usage import Usage
 from raytrain_plus.elastic.coordinator.workers import Coming, Noticed, Pool, Wanted, Woken, Written
 from raytrain_plus.elastic.coordinator.workers import Event as PoolEvent
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
 from raytrain_plus.elastic.policy.attribution import Attribution
 from raytrain_plus.elastic.policy.hang_detection import Watch
 from raytrain_plus.elastic.policy.make_plan import Situation, make_plan
-from raytrain_plus.elastic.policy.rebalance import Speeds
+from raytrain_plus.elastic.policy.rebalance import Rebalancer
 from raytrain_plus.elastic.policy.trust import History
 from raytrain_plus.elastic.protocol.messages import (
     Assignment,
@@ -78,23 +81,23 @@ class Coordinator:
         self._lock = threading.RLock()
         self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
         self._fence.take()
-        self._journal = PatientJournal(spec.folder)
+        self._journal = DurableJournal(spec.folder)
         self._end_told = threading.Event()
         self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
         events: list[Event] = []  # all but the steps, of which there may be millions
         told = self.live.passing(journal.each(self._journal.path), events)
-        self._chronicle = Chronicle(self._journal, told, self._fence.check, self.live.add)
+        self._run_log = RunLog(self._journal, told, self._fence.check, self.live.add)
         this_time = journal.since_last_run(events)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
-        self._account = Account()
+        self._account = Usage()
         self._pool = Pool(spec, ray.get_runtime_context().current_actor)
-        self._crew = Recruiting(spec, self._pool, self._chronicle)
-        self._overview = Overview(spec, self._chronicle, self.live, self._crew, self._pool)
+        self._membership = Membership(spec, self._pool, self._run_log)
+        self._run_status = RunStatus(spec, self._run_log, self.live, self._membership, self._pool)
         self._watch = Watch(spec.elastic)
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
-        self._faults = Disturbances(spec, self._chronicle, self._journal, this_time)
-        self._crew.fault_of = lambda w: self._faults.of_newcomer(w, self._chronicle.step)
+        self._faults = CoordinatorFaults(spec, self._run_log, self._journal, this_time)
+        self._membership.fault_of = lambda w: self._faults.of_newcomer(w, self._run_log.step)
         self._generation = 0
         self._cause = "start"
         self._moves = -1
@@ -106,16 +109,16 @@ class Coordinator:
         if spec.resume_from is not None and not returns:
             place, step = spec.resume_from
             events = [*events, {"event": "checkpoint", "folder": place, "step": step}]
-        self._keeping = Keeping(spec, self._chronicle, self._pool.tell, events)
-        self._crew.on_end = lambda worker: self._keeping.lost(worker, time.monotonic())
+        self._checkpoints = CheckpointCoordinator(spec, self._run_log, self._pool.tell, events)
+        self._membership.on_end = lambda worker: self._checkpoints.lost(worker, time.monotonic())
         every = spec.elastic.check_every, spec.elastic.audit_every
         self._attribution = Attribution()
         self._history = History(*every, partial(audit_of, spec.seed))
         self._history.recall(this_time)
         threshold = spec.elastic.rebalance_above
-        self._speeds = Speeds(threshold=threshold or 0.5, measures=threshold is not None)
+        self._speeds = Rebalancer(threshold=threshold or 0.5, measures=threshold is not None)
         targets = [e["workers"] for e in this_time if e["event"] == "target"]
-        self._crew.target = targets[-1] if targets else self._crew.target
+        self._membership.target = targets[-1] if targets else self._membership.target
 
     def run(self) -> Outcome:
         """Train; returns how it ended. Nothing that goes wrong in the run is raised.
@@ -132,7 +135,7 @@ class Coordinator:
             self._state = "ended"
             driver.close()
             if not error.replaced:  # else they are the other's
-                self._crew.dismiss_all()
+                self._membership.dismiss_all()
             raise
         self.retire()
         return outcome
@@ -146,10 +149,10 @@ class Coordinator:
             outcome = self._find_again()
             futile = 0
             while outcome is None:
-                before = self._chronicle.step
+                before = self._run_log.step
                 plan = self._plan()
                 outcome = self._learn(self._run_generation(plan), plan)
-                futile = 0 if self._chronicle.step > before else futile + 1
+                futile = 0 if self._run_log.step > before else futile + 1
                 if futile >= _FUTILE:
                     raise RunError(
                         f"{futile} groups in a row ended without a step, the last because "
@@ -163,8 +166,8 @@ class Coordinator:
         with self._lock:
             self._state = "ended"
         driver.close()
-        self._crew.dismiss_all()
-        self._chronicle.end(outcome)
+        self._membership.dismiss_all()
+        self._run_log.end(outcome)
         self._journal.settle(_SETTLE_SECONDS)
         if self._journal.trouble:  # then the end is told to who follows, and asks now and then
             self._end_told.wait(_FOLLOWER_SECONDS)
@@ -172,22 +175,22 @@ class Coordinator:
 
     def _driver_gone(self, driver: str, why: str) -> None:
         """Stop: the process that the run was started for is gone."""
-        self._chronicle.note("warning", text=f"the run is stopped as its {driver} is gone: {why}")
+        self._run_log.note("warning", text=f"the run is stopped as its {driver} is gone: {why}")
         self.stop()
 
     def _find_again(self) -> Outcome | None:
         """Take up what a coordinator before has left, or begin; returns how it ended if it had."""
         if self._returns:
-            self._generation, reports = find_again(self._pool, self._crew, self._chronicle)
-            if self._crew.seats:
-                self._crew.because("the coordinator came back")
+            self._generation, reports = find_again(self._pool, self._membership, self._run_log)
+            if self._membership.seats:
+                self._membership.because("the coordinator came back")
                 return self._learn(reports)
         else:
             self._faults.forget()
-            self._crew.avoid(self._pool.find())
+            self._membership.avoid(self._pool.find())
             self._pool.end_strangers(())  # of an earlier run of this name
-        self._faults.apply_planned(self._chronicle.step, self._group, self._crew)
-        self._crew.await_first(self._handle)
+        self._faults.apply_planned(self._run_log.step, self._group, self._membership)
+        self._membership.await_first(self._handle)
         return None
 
     @ray.method(concurrency_group="control")
@@ -199,7 +202,7 @@ class Coordinator:
         with self._lock:
             if self._state == "ended":
                 return
-            self._chronicle.started(generation, started)
+            self._run_log.started(generation, started)
             self._take(records)
             if moves != self._moves and generation == self._generation:
                 self._moves = moves
@@ -226,7 +229,7 @@ class Coordinator:
         self._stopping = True
         with self._lock:
             if self._state != "ended":  # nothing is said of a run after its end
-                self._chronicle.note("stop")  # for a coordinator that comes back
+                self._run_log.note("stop")  # for a coordinator that comes back
         self._pool.tell(Woken())
         return self._status()
 
@@ -258,25 +261,25 @@ class Coordinator:
     @ray.method(concurrency_group="control")
     def checkpoint(self) -> Event:
         """Let all workers write a checkpoint as soon as they can."""
-        self._keeping.request()
+        self._checkpoints.request()
         self._pool.tell(Woken())
         return self._status()
 
     @ray.method(concurrency_group="control")
     def status(self) -> Event:
         """Say how the run stands, and what each worker is doing."""
-        return {**self._status(), **self._overview.more(self._group)}
+        return {**self._status(), **self._run_status.more(self._group)}
 
     def _status(self) -> Event:
         with self._lock:
             state = "stopping" if self._stopping and self._state != "ended" else self._state
-            return self._overview.of(state, self._generation, self._group)
+            return self._run_status.of(state, self._generation, self._group)
 
     # -- plan
 
     def _plan(self) -> Plan:
         """Decide who is in the next generation: survivors, and newcomers that are ready."""
-        seats = self._crew.await_members(self._handle)
+        seats = self._membership.await_members(self._handle)
         self._fence.check()
         with self._lock:
             self._generation += 1
@@ -289,21 +292,21 @@ class Coordinator:
                     generation=self._generation,
                     previous=previous,
                     faults=self._faults.left,
-                    evaluated_step=self._chronicle.evaluated_step,
-                    slack=self._speeds.slack.follow(),
-                    bitwise=self._crew.bitwise,
-                    checkpoint=self._keeping.newest(),
+                    evaluated_step=self._run_log.evaluated_step,
+                    imbalance=self._speeds.imbalance.follow(),
+                    bitwise=self._membership.bitwise,
+                    checkpoint=self._checkpoints.newest(),
                 ),
             )
             self._group = plan.assignments
             self._speeds.begin(self._group)
-            self._chronicle.begin_at(plan.step)
+            self._run_log.begin_at(plan.step)
             self._history.begin(plan.step, {a.worker: a.ranks for a in self._group})
             before = {a.worker for a in previous}
             joined = [f"{a.worker} joined" for a in self._group if a.worker not in before]
-            causes = [*self._crew.take_causes(), *(joined if previous else ())]
+            causes = [*self._membership.take_causes(), *(joined if previous else ())]
             self._cause = "start" if self._generation == 1 else ", ".join(causes) or "regrouped"
-            self._chronicle.expect(plan, self._cause, self._last_commit)
+            self._run_log.expect(plan, self._cause, self._last_commit)
             self._moves = -1
             self._state = "training"
         return plan
@@ -312,7 +315,7 @@ class Coordinator:
 
     def _run_generation(self, plan: Plan) -> dict[str, Report]:
         """Let all members run; returns what the survivors report."""
-        self._running = Generation(plan, self._pool, self._crew, self._chronicle, self._watch)
+        self._running = Generation(plan, self._pool, self._membership, self._run_log, self._watch)
         try:
             return self._running.run(self._handle, self._look_around)
         finally:
@@ -321,22 +324,22 @@ class Coordinator:
     def _handle(self, event: PoolEvent | None) -> None:
         """Deal with whatever is not about a member of the running generation."""
         self._journal.flush()
-        ready = any(seat.ready is not None for seat in self._crew.seats.values())
+        ready = any(seat.ready is not None for seat in self._membership.seats.values())
         if self._stopping and self._running is None and not (self._group and ready):
             raise StoppedError("the run was stopped while it waited for workers")
         if isinstance(event, Written):
-            seats = self._crew.seats
-            behind = self._chronicle.step < event.share.step
+            seats = self._membership.seats
+            behind = self._run_log.step < event.share.step
             if behind and event.share.pieces is not None and event.worker in seats:
                 # No checkpoint is to know more steps than the journal; nor is a worker that hangs
                 # by now to keep anybody waiting.
                 self._take_after(event.worker, _GLANCE)
-            self._keeping.written(event.worker, event.share, seats, time.monotonic())
+            self._checkpoints.written(event.worker, event.share, seats, time.monotonic())
         elif isinstance(event, Committed):
-            self._keeping.committed(event, time.monotonic())
+            self._checkpoints.committed(event, time.monotonic())
         else:
             with self._lock:
-                self._crew.handle(event, [assignment.worker for assignment in self._group])
+                self._membership.handle(event, [assignment.worker for assignment in self._group])
 
     def _look_around(self) -> None:
         """Ask for a pause if the group is to change; find draining nodes."""
@@ -344,28 +347,28 @@ class Coordinator:
         if now >= self._drains_at:
             self._drains_at = now + _DRAIN_POLL
             self._fence.check()
-            self._crew.drain_nodes(draining_nodes())
-        self._crew.recruit()
-        self._crew.give_up_stuck()
+            self._membership.drain_nodes(draining_nodes())
+        self._membership.recruit()
+        self._membership.give_up_stuck()
         running = self._running
         assert running is not None
         self._journal.flush()
-        self._failure = self._failure or self._keeping.fatal or self._journal.fatal
+        self._failure = self._failure or self._checkpoints.fatal or self._journal.fatal
         if self._failure is not None:
             running.abort(self._failure)
-        if self._stopping or self._crew.wants_change([a.worker for a in self._group]):
+        if self._stopping or self._membership.wants_change([a.worker for a in self._group]):
             running.pause()
         elif self._speeds.advises():
-            self._crew.because("rebalanced")
+            self._membership.because("rebalanced")
             running.pause()
-        running.ask_checkpoint(self._keeping.next_step(self._chronicle.step, now))
+        running.ask_checkpoint(self._checkpoints.next_step(self._run_log.step, now))
 
     # -- learn who is left
 
     def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
         """Take in how a generation ended; returns the outcome if the run has ended with it."""
-        steps = {w: self._crew.reported(w, report) for w, report in reports.items()}
-        self._chronicle.note("account", generation=self._generation, **self._account.add(reports))
+        steps = {w: self._membership.reported(w, report) for w, report in reports.items()}
+        self._run_log.note("account", generation=self._generation, **self._account.add(reports))
         top = max(steps.values(), default=-1)
         ahead = sorted(worker for worker, step in steps.items() if step == top >= 0)
         commits = [reports[worker].committed_at for worker in ahead]
@@ -377,8 +380,8 @@ class Coordinator:
             return self._outcome("failed", ahead, error=blamed)
         for report in reports.values():
             if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
-                self._keeping.refuse(plan.checkpoint, report.reason)
-                forsake(self._crew, self._keeping)
+                self._checkpoints.refuse(plan.checkpoint, report.reason)
+                forsake(self._membership, self._checkpoints)
             if report.corruption is not None:
                 self._expel(report.corruption, on_purpose=on_purpose)
                 return None
@@ -388,26 +391,26 @@ class Coordinator:
             return self._outcome("failed", ahead, error=str(self._failure))
         if failed and not self._is_transient(failed):
             worker, report = next(iter(failed.items()))
-            where = {**self._crew.place_of(worker), "step": report.step + 1}
+            where = {**self._membership.place_of(worker), "step": report.step + 1}
             return self._outcome("failed", ahead, error=report.error, failed_on=where)
         self._replace(failed, ahead)
         if finished:
             digests = sorted({report.digest for report in finished.values()})
-            if len(digests) > 1 and self._crew.bitwise:
+            if len(digests) > 1 and self._membership.bitwise:
                 raise RunError(f"the replicas ended with different states: {digests}")
             return self._outcome("finished", sorted(finished), digests[0])
         if self._stopping and ahead:
             return self._outcome("stopped", ahead)
-        step = max(top, self._chronicle.step)
-        self._faults.apply_planned(step, self._group, self._crew)
-        self._crew.release_surplus()
+        step = max(top, self._run_log.step)
+        self._faults.apply_planned(step, self._group, self._membership)
+        self._membership.release_surplus()
         return None
 
     def _blame(self, plan: Plan | None, *, on_purpose: bool) -> str | None:
         """Return why the run ends if the task is the likely cause of what was lost."""
-        losses = self._crew.take_losses()
-        alone = self._crew.target == 1 and plan is not None
-        step = self._chronicle.step
+        losses = self._membership.take_losses()
+        alone = self._membership.target == 1 and plan is not None
+        step = self._run_log.step
         return self._attribution.lost(step, losses, alone=alone, on_purpose=on_purpose)
 
     def _is_transient(self, failed: Mapping[str, Report]) -> bool:
@@ -420,8 +423,8 @@ class Coordinator:
         """Have others go on in the place of those on which the task has failed once."""
         for worker, report in failed.items():
             if ahead == [worker]:  # it alone has the last state
-                self._keeping.save_last({worker: report.step}, self._pool.save)
-            self._crew.replace(worker, report.error)
+                self._checkpoints.save_last({worker: report.step}, self._pool.save)
+            self._membership.replace(worker, report.error)
 
     def _expel(self, found: Corruption, *, on_purpose: bool) -> None:
         expelled = list(found.accused or found.suspects)
@@ -433,28 +436,28 @@ class Coordinator:
             self._history,
             self._generation,
             pool=self._pool,
-            crew=self._crew,
-            keeping=self._keeping,
-            chronicle=self._chronicle,
+            membership=self._membership,
+            checkpoints=self._checkpoints,
+            run_log=self._run_log,
         )
 
     def _catch_up(self, ahead: Sequence[str], top: int) -> None:
         """Ask a survivor for the steps that a lost worker did not tell any more."""
         due = self._spec.clock.evaluation_due(top) and self._spec.evaluation_data is not None
         for worker in ahead:
-            if self._chronicle.step >= top and (not due or self._chronicle.evaluated_step >= top):
+            if self._run_log.step >= top and (not due or self._run_log.evaluated_step >= top):
                 return
             self._take_after(worker, _CALL_SECONDS)
 
     def _take_after(self, worker: str, timeout: float) -> None:
         """Ask a worker for the steps that it has not told yet."""
-        records = self._pool.records(worker, self._chronicle.step, timeout)
+        records = self._pool.records(worker, self._run_log.step, timeout)
         with self._lock:
             self._take(records)
 
     def _take(self, records: Sequence[Record]) -> None:
         try:
-            commits = self._chronicle.add(records, len(self._group))
+            commits = self._run_log.add(records, len(self._group))
         except DivergenceError as error:
             self._failure = str(error)
             return
@@ -467,7 +470,7 @@ class Coordinator:
             known = len(seconds) == len(self._group) > 0 and all(seconds)
             if known and record.generation == self._generation:
                 self._speeds.heard(record.step, seconds, record.exchange_seconds)
-                self._overview.heard(self._group, seconds)
+                self._run_status.heard(self._group, seconds)
 
     # -- the end
 
@@ -480,10 +483,10 @@ class Coordinator:
         failed_on: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Save the last state, if somebody has it, and sum up."""
-        steps = {worker: self._crew.seats[worker].step for worker in ahead}
+        steps = {worker: self._membership.seats[worker].step for worker in ahead}
         # A run that goes on from a checkpoint may end before the last step that the journal knows.
-        step = max(steps.values(), default=self._chronicle.step)
-        place, saved = self._keeping.save_last(steps, self._pool.save, self._pool.rescue)
+        step = max(steps.values(), default=self._run_log.step)
+        place, saved = self._checkpoints.save_last(steps, self._pool.save, self._pool.rescue)
         digest = saved or digest
         return Outcome(
             state=state,
@@ -491,12 +494,12 @@ class Coordinator:
             error=error,
             failed_on=failed_on or {},
             digest=digest,
-            loss=self._chronicle.loss_at(step),
-            metrics=self._chronicle.metrics_at(step),
-            generations=self._chronicle.generations,
-            device_seconds=self._chronicle.device_seconds,
+            loss=self._run_log.loss_at(step),
+            metrics=self._run_log.metrics_at(step),
+            generations=self._run_log.generations,
+            device_seconds=self._run_log.device_seconds,
             checkpoint=place,
-            bitwise=self._crew.bitwise,
+            bitwise=self._membership.bitwise,
             faults_left=len(self._faults.left),
             samples=self._account.samples,
             tokens=self._account.tokens,

@@ -27,7 +27,7 @@ _REMOVED = (
 )
 
 
-class PatientJournal:
+class DurableJournal:
     """Appends events to a run's journal, now or later.
 
     Args:

@@ -1,8 +1,8 @@
 """After corruption was found: who is guilty, and from where the others go on."""
 
-from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Keeping
-from raytrain_plus.elastic.coordinator.membership import Recruiting
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CheckpointCoordinator
+from raytrain_plus.elastic.coordinator.membership import Membership
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import Pool
 from raytrain_plus.elastic.policy.trust import History
 from raytrain_plus.elastic.protocol.messages import Corruption
@@ -14,9 +14,9 @@ def expel(
     generation: int,
     *,
     pool: Pool,
-    crew: Recruiting,
-    keeping: Keeping,
-    chronicle: Chronicle,
+    membership: Membership,
+    checkpoints: CheckpointCoordinator,
+    run_log: RunLog,
 ) -> None:
     """End the guilty, and go back to what can be trusted.
 
@@ -29,15 +29,15 @@ def expel(
         history: who has computed what.
         generation: in which it was found.
         pool: reaches the workers.
-        crew: holds their seats.
-        keeping: the checkpoints.
-        chronicle: takes notes.
+        membership: holds their seats.
+        checkpoints: the checkpoints.
+        run_log: takes notes.
     """
     asked = history.group_at(found.step) if found.tie else found.suspects
     # One that has gone meanwhile cannot prove that it was right.
-    guilty = [w for w in asked if w not in crew.seats or not pool.computes_right(w)]
+    guilty = [w for w in asked if w not in membership.seats or not pool.computes_right(w)]
     trusted = history.trusted(found, guilty)
-    chronicle.note(
+    run_log.note(
         "corruption",
         step=found.step,
         reason=found.why,
@@ -47,20 +47,20 @@ def expel(
         trusted=trusted,
     )
     for worker in dict.fromkeys([*found.accused, *guilty]):
-        crew.expel(worker, found.why)
+        membership.expel(worker, found.why)
     # What the accused had in memory may have gone into a checkpoint of that very step.
     clean = min(trusted, found.step - 1) if found.accused else trusted
     if clean < found.step:
-        keeping.distrust_after(clean, generation)
+        checkpoints.distrust_after(clean, generation)
     if trusted < found.step:
-        chronicle.withdraw(trusted, found.why, generation)
-        crew.distrust_after(trusted)
-        forsake(crew, keeping)
+        run_log.withdraw(trusted, found.why, generation)
+        membership.distrust_after(trusted)
+        forsake(membership, checkpoints)
 
 
-def forsake(crew: Recruiting, keeping: Keeping) -> None:
+def forsake(membership: Membership, checkpoints: CheckpointCoordinator) -> None:
     """End all workers whose state cannot be trusted if there is none that they could go back to."""
-    ready = [seat for seat in crew.seats.values() if seat.ready is not None]
-    if keeping.newest() is None and all(seat.step < 0 for seat in ready):
+    ready = [seat for seat in membership.seats.values() if seat.ready is not None]
+    if checkpoints.newest() is None and all(seat.step < 0 for seat in ready):
         for seat in ready:
-            crew.expel(seat.worker, "nobody has a state that can be trusted")
+            membership.expel(seat.worker, "nobody has a state that can be trusted")

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
-from raytrain_plus.elastic.coordinator.membership import Recruiting
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
+from raytrain_plus.elastic.coordinator.membership import Membership
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.liveness.fault_log import FaultLog
 from raytrain_plus.elastic.protocol.faults import SIGNALS, Action, Fault, due_at, left
 from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec
@@ -18,12 +18,12 @@ from raytrain_plus.observe.journal import Event, Journal
 _NOTED_FIRST = ("kill_coordinator", "stop_coordinator", "fill_disk")
 
 
-class Disturbances:
+class CoordinatorFaults:
     """The faults of a run that have not happened yet.
 
     Args:
         spec: the run.
-        chronicle: takes notes.
+        run_log: takes notes.
         journal: what the notes are written to.
         events: what the journal tells of this run so far.
 
@@ -34,13 +34,13 @@ class Disturbances:
     def __init__(
         self,
         spec: RunSpec,
-        chronicle: Chronicle,
-        journal: PatientJournal,
+        run_log: RunLog,
+        journal: DurableJournal,
         events: Sequence[Event],
     ) -> None:
         self._workers = spec.workers
         self._code = spec.code
-        self._chronicle = chronicle
+        self._run_log = run_log
         self._journal = journal
         self._log = FaultLog(spec.folder)
         self.left = left(spec.faults, events)
@@ -60,26 +60,26 @@ class Disturbances:
             struck = True
             if fault in self.left:  # else a coordinator before has noted it
                 self.left.remove(fault)
-                self._chronicle.note(
+                self._run_log.note(
                     "fault", step=fault.step, action=fault.action, phase=fault.phase, hit=hit
                 )
         return struck
 
-    def apply_planned(self, step: int, group: Sequence[Assignment], crew: Recruiting) -> None:
+    def apply_planned(self, step: int, group: Sequence[Assignment], membership: Membership) -> None:
         """Bring about what is due when so many steps are committed."""
         for fault in due_at(self.left, step):
             self.left.remove(fault)
             hit: list[str] = []
             if fault.action in _NOTED_FIRST:
-                self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
+                self._run_log.note("fault", step=fault.step, action=fault.action, hit=hit)
                 self._hit_coordinator(fault)
                 continue
             if fault.action == "drain":
                 hit = [group[place].worker for place in fault.victims(len(group))] if group else []
-                crew.drain(hit)
+                membership.drain(hit)
             else:
-                self._resize(fault, crew)
-            self._chronicle.note("fault", step=fault.step, action=fault.action, hit=hit)
+                self._resize(fault, membership)
+            self._run_log.note("fault", step=fault.step, action=fault.action, hit=hit)
 
     def of_newcomer(self, worker: str, step: int) -> Action | None:
         """Return what happens to a worker that is asked for, as it comes up.
@@ -94,7 +94,7 @@ class Disturbances:
             if fault.action == "edit_task" and not self._code:
                 continue  # the task is not the user's own code: no file of it is compared
             self.left.remove(fault)
-            self._chronicle.note("fault", step=fault.step, action=fault.action, hit=[worker])
+            self._run_log.note("fault", step=fault.step, action=fault.action, hit=[worker])
             return fault.action
         return None
 
@@ -104,11 +104,11 @@ class Disturbances:
         else:
             os.kill(os.getpid(), SIGNALS[fault.action])
 
-    def _resize(self, fault: Fault, crew: Recruiting) -> None:
+    def _resize(self, fault: Fault, membership: Membership) -> None:
         change = fault.workers if fault.action == "add" else -fault.workers
         least, most = self._workers
-        wanted = min(most, max(least, crew.target + change))
-        crew.set_target(wanted, f"{fault.action} {fault.workers}")
+        wanted = min(most, max(least, membership.target + change))
+        membership.set_target(wanted, f"{fault.action} {fault.workers}")
 
 
 class FullDisk(Journal):

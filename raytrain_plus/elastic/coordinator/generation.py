@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable
 
-from raytrain_plus.elastic.coordinator.membership import Recruiting
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.membership import Membership
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import Event, Gone, Pool, Returned
 from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
-from raytrain_plus.elastic.protocol.messages import Plan, Report, Standing
+from raytrain_plus.elastic.protocol.messages import Plan, Report, WorkerStatus
 
 _TICK = 0.25  # seconds between two looks at what nobody tells
 
@@ -20,8 +20,8 @@ class Generation:
     Args:
         plan: who is in it.
         pool: reaches the members.
-        crew: holds their seats.
-        chronicle: takes notes.
+        membership: holds their seats.
+        run_log: takes notes.
         watch: says when nobody gets on.
 
     Attributes:
@@ -29,12 +29,12 @@ class Generation:
     """
 
     def __init__(
-        self, plan: Plan, pool: Pool, crew: Recruiting, chronicle: Chronicle, watch: Watch
+        self, plan: Plan, pool: Pool, membership: Membership, run_log: RunLog, watch: Watch
     ) -> None:
         self._plan = plan
         self._pool = pool
-        self._crew = crew
-        self._chronicle = chronicle
+        self._membership = membership
+        self._run_log = run_log
         self._watch = watch
         self.running = {assignment.worker for assignment in plan.assignments}
         self._reports: dict[str, Report] = {}
@@ -52,19 +52,19 @@ class Generation:
         Returns:
             What the survivors report; one may have been lost after its report.
         """
-        warm = all(self._crew.seats[worker].warm for worker in self.running)
+        warm = all(self._membership.seats[worker].warm for worker in self.running)
         self._watch.begin(time.monotonic(), warm=warm)
         for worker in sorted(self.running):
             self._pool.train(worker, self._plan)
         look()  # at once: a checkpoint may be due after the first steps
         while self.running:
-            event = self._crew.next_event(_TICK)
+            event = self._membership.next_event(_TICK)
             if not self._is_about_a_member(event):
                 handle(event)
             look()
             if self._watch.overdue(time.monotonic()):
                 self._investigate()
-        return {w: r for w, r in self._reports.items() if w in self._crew.seats}
+        return {w: r for w, r in self._reports.items() if w in self._membership.seats}
 
     def pause(self) -> None:
         """Let the members stop after the same step."""
@@ -112,7 +112,7 @@ class Generation:
 
     def _lose(self, worker: str, why: str, *, hangs: bool = False) -> None:
         self.running.discard(worker)
-        self._crew.lost(worker, why, hangs=hangs)
+        self._membership.lost(worker, why, hangs=hangs)
         self.abort(f"{worker} was lost")
 
     def _investigate(self) -> None:
@@ -136,17 +136,17 @@ class Generation:
             self._watch.moved(time.monotonic())
 
     def _tell_of_hang(
-        self, standings: dict[str, Standing | None], found: dict[str, str], deadline: float
+        self, standings: dict[str, WorkerStatus | None], found: dict[str, str], deadline: float
     ) -> None:
         """Leave a report: who waited, for whom, and where those stand that kept the others."""
-        seats = self._crew.seats
+        seats = self._membership.seats
         stacks = {
             worker: standing.stack
             if (standing := standings[worker]) is not None
             else self._pool.stack_of(seats[worker], list(seats.values()))
             for worker in found
         }
-        self._chronicle.note(
+        self._run_log.note(
             "hang",
             standings={
                 w: f"{s.phase} for {s.age:.1f} s" if s is not None else "no answer"

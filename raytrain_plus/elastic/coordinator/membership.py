@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raytrain_plus import user_code
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import (
     Came,
     Coming,
@@ -52,13 +52,13 @@ class StoppedError(RuntimeError):
     """Somebody asked the run to stop while it waited for its first workers."""
 
 
-class Recruiting:
+class Membership:
     """The seats of a run.
 
     Args:
         spec: the run.
         pool: asks Ray.
-        chronicle: takes notes.
+        run_log: takes notes.
 
     Attributes:
         seats: all workers that live or are coming, by name.
@@ -68,17 +68,17 @@ class Recruiting:
         fault_of: called with each worker that is asked for: what a fault does to it, if one does.
     """
 
-    def __init__(self, spec: RunSpec, pool: Pool, chronicle: Chronicle) -> None:
+    def __init__(self, spec: RunSpec, pool: Pool, run_log: RunLog) -> None:
         self._spec = spec
         self._pool = pool
-        self._chronicle = chronicle
+        self._run_log = run_log
         self.seats: dict[str, Seat] = {}
         self.target = spec.workers[1]
         self.bitwise = True
         self.on_end: Callable[[str], None] = lambda _: None
         self.fault_of: Callable[[str], Action | None] = lambda _: None
         self._started = 0
-        self._reference: Fingerprint = chronicle.environment
+        self._reference: Fingerprint = run_log.environment
         self._group_once = False
         self._error = ""
         self._failed_on: dict[str, Any] = {}
@@ -272,12 +272,12 @@ class Recruiting:
             self._note(seat, "admitted", f"although it may compute other bits: {reason}")
         self._admit(seat, ready)
         self._delay, self._trouble = _FIRST_DELAY, ""
-        self._chronicle.note(
+        self._run_log.note(
             "worker", worker=seat.worker, state="ready", pid=ready.pid, node=ready.node
         )
         for said in sorted(set(ready.warnings) - self._warnings):
             self._warnings.add(said)  # once, not once for each worker
-            self._chronicle.note("warning", text=said)
+            self._run_log.note("warning", text=said)
 
     def _is_as_before(self, seat: Seat, fingerprint: Fingerprint) -> bool:
         """Let the first worker of a resumed run compute as those before; else it is refused.
@@ -298,10 +298,10 @@ class Recruiting:
             return False
         self._reference = fingerprint
         changes = [f"environment: {changed}"] if changed else []
-        self._chronicle.computes_with(fingerprint, changes)
+        self._run_log.computes_with(fingerprint, changes)
         for text in changes:
             said = "the run goes on, and its bits are those of no undisturbed run"
-            self._chronicle.note("warning", text=f"{text}; {said}")
+            self._run_log.note("warning", text=f"{text}; {said}")
         return True
 
     def _other_code(self, ready: Ready) -> str:
@@ -446,7 +446,7 @@ class Recruiting:
             return
         self.target = workers
         self._causes.append(cause)
-        self._chronicle.note("target", workers=workers, cause=cause)
+        self._run_log.note("target", workers=workers, cause=cause)
         staying = [s for s in self.seats.values() if not s.draining and s.worker not in gone]
         for seat in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
             if len(staying) <= workers + self._spec.elastic.spares:
@@ -507,7 +507,7 @@ class Recruiting:
         process = seat.ready or seat.where
         if process is not None:
             fields["pid"] = process.pid
-        self._chronicle.note("worker", **fields, reason=reason)
+        self._run_log.note("worker", **fields, reason=reason)
 
 
 def _where_of(seat: Seat) -> dict[str, str]:

@@ -15,7 +15,7 @@ _MOST_MISSING = 10_000_000
 
 
 class Writes(Protocol):
-    """What a chronicle writes to."""
+    """What a run log writes to."""
 
     def write_all(self, events: list[Event]) -> list[Event]:
         """Append finished events; returns them."""
@@ -28,7 +28,7 @@ class DivergenceError(RuntimeError):
     """A step that was computed again gave another loss."""
 
 
-class Chronicle:
+class RunLog:
     """Writes the journal, without gaps and without repetitions.
 
     A step may be told by several workers, and be computed again after a failure. It is written

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Sequence
 
-from raytrain_plus.elastic.coordinator.membership import Recruiting
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.membership import Membership
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import Pool
 from raytrain_plus.elastic.policy.make_plan import Seat
-from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec, Standing
+from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec, WorkerStatus
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Event
 
@@ -26,28 +26,28 @@ _PHASES = {
 }
 
 
-class Overview:
+class RunStatus:
     """Puts together what is known of a run. From any thread.
 
     Args:
         spec: the run.
-        chronicle: its losses, metrics and generations.
+        run_log: its losses, metrics and generations.
         live: its speed and checkpoints.
-        crew: the workers' seats.
+        membership: the workers' seats.
         pool: asks them.
     """
 
     def __init__(
-        self, spec: RunSpec, chronicle: Chronicle, live: LiveRun, crew: Recruiting, pool: Pool
+        self, spec: RunSpec, run_log: RunLog, live: LiveRun, membership: Membership, pool: Pool
     ) -> None:
         self._spec = spec
-        self._chronicle = chronicle
+        self._run_log = run_log
         self._live = live
-        self._crew = crew
+        self._membership = membership
         self._pool = pool
         self._seconds: dict[str, tuple[float, ...]] = {}  # per logical rank, of the last steps
         self._asking = threading.Lock()
-        self._standings: dict[str, Standing | None] = {}
+        self._standings: dict[str, WorkerStatus | None] = {}
 
     def heard(self, group: Sequence[Assignment], compute_seconds: Sequence[float]) -> None:
         """The group has committed a step; so long did each of it compute."""
@@ -67,14 +67,14 @@ class Overview:
         return {
             "run": self._spec.name,
             "state": state,
-            "step": self._chronicle.step,
+            "step": self._run_log.step,
             "total_steps": self._spec.clock.total_steps,
-            "loss": self._chronicle.loss,
-            "metrics": self._chronicle.metrics,
+            "loss": self._run_log.loss,
+            "metrics": self._run_log.metrics,
             "generation": generation,
-            "target": self._crew.target,
+            "target": self._membership.target,
             "workers": [one.worker for one in group],
-            "pids": self._crew.pids(),
+            "pids": self._membership.pids(),
             "coordinator_pid": os.getpid(),
             "folder": str(self._spec.folder),
         }
@@ -89,12 +89,12 @@ class Overview:
         return {
             "samples_per_second": round(self._live.samples_per_second(now), 3),
             "checkpoint": self._live.checkpoint(now),
-            "generations": self._chronicle.generations[-_GENERATIONS:],
+            "generations": self._run_log.generations[-_GENERATIONS:],
             "members": self._members(group),
         }
 
     def _members(self, group: Sequence[Assignment]) -> list[Event]:
-        seats = list(self._crew.seats.values())  # workers come and go meanwhile
+        seats = list(self._membership.seats.values())  # workers come and go meanwhile
         standings = self._ask([seat.worker for seat in seats if seat.ready is not None])
         ranks = {one.worker: list(one.ranks) for one in group}
         return [
@@ -109,7 +109,7 @@ class Overview:
             for seat in seats
         ]
 
-    def _ask(self, workers: Sequence[str]) -> dict[str, Standing | None]:
+    def _ask(self, workers: Sequence[str]) -> dict[str, WorkerStatus | None]:
         """One asks at a time; who comes meanwhile gets the answers from before."""
         if self._asking.acquire(blocking=False):
             try:
@@ -123,7 +123,7 @@ class Overview:
         return round(statistics.median(known), 6) if known else None
 
 
-def phase_of(seat: Seat, standing: Standing | None, *, is_member: bool) -> str:
+def phase_of(seat: Seat, standing: WorkerStatus | None, *, is_member: bool) -> str:
     """Return what a worker is at, in one word for people.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 from raytrain_plus.elastic.protocol.messages import Report
 
 
-class Account:
+class Usage:
     """Adds up the workers' reports, generation by generation.
 
     What a worker did that died in a generation is not known, and missing.

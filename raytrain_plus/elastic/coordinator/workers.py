@@ -24,9 +24,9 @@ from raytrain_plus.elastic.protocol.messages import (
     Ready,
     Report,
     RunSpec,
-    Standing,
     Unready,
     Where,
+    WorkerStatus,
 )
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.ray_cluster import memory_monitor
@@ -193,7 +193,7 @@ class Pool:
         for worker in workers:
             self._handles[worker].abort.remote(generation, reason)
 
-    def standings(self, workers: Sequence[str], timeout: float) -> dict[str, Standing | None]:
+    def standings(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerStatus | None]:
         """Ask workers what they are doing; None for those that do not answer. From any thread."""
         return self._ask("standing", workers, timeout)
 

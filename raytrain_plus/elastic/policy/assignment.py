@@ -4,7 +4,7 @@ Since the result of a step does not depend on who computes what, a plan is free 
 wishes, in this order:
 
 1. *Balance.* A step lasts as long as its slowest worker, so ranges follow the workers' speeds. Some
-   imbalance is allowed, the slack, for the sake of the second wish: 12.5 % until it is known
+   imbalance is allowed for the sake of the second wish: 12.5 % until it is known
    what the wish is worth (see `raytrain_plus.elastic.policy.imbalance`).
 2. *Few messages.* A worker sends one partial sum per maximal subtree inside its range (see
    `raytrain_plus.training.tree`), so ranges are aligned to the summation tree.
@@ -31,7 +31,7 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _Bound = tuple[int, int]  # least and most logical ranks of a worker
 
-SLACK = 0.125  # allowed imbalance, as a share of a worker's load
+IMBALANCE = 0.125  # allowed imbalance, as a share of a worker's load
 _ROUNDING = 1e-9  # a load within this of a whole number is that number
 _UNREACHABLE = np.int64(1) << 61
 
@@ -41,7 +41,7 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True)
-class Member:
+class WorkerSpeed:
     """A worker that takes part in a generation.
 
     Attributes:
@@ -55,9 +55,9 @@ class Member:
 
 def assign(
     logical_ranks: int,
-    members: Sequence[Member],
+    members: Sequence[WorkerSpeed],
     previous: Sequence[Assignment] = (),
-    slack: float = SLACK,
+    imbalance: float = IMBALANCE,
 ) -> tuple[Assignment, ...]:
     """Give each member a range of logical ranks.
 
@@ -66,32 +66,32 @@ def assign(
     does not depend on the order in which members are listed.
 
     Let the *pace* be the least time in which all can finish when whoever could not finish even one
-    logical rank in it computes exactly one. A worker gets at most what it computes in 1 + slack
-    times the pace, and at least 1 - slack times its proportional share, both rounded down, but
+    logical rank in it computes exactly one. A worker gets at most what it computes in 1 + imbalance
+    times the pace, and at least 1 - imbalance times its proportional share, both rounded down, but
     never less than one. Among these plans the result has the fewest maximal subtrees, then the
     fewest logical ranks that change owner, then the lexicographically smallest cuts. Planning again
-    from the result, with the same members and slack, returns it unchanged.
+    from the result, with the same members and imbalance, returns it unchanged.
 
     Args:
         logical_ranks: Number V of logical ranks of the run.
         members: The workers of the next generation, in any order, at most V.
         previous: The plan of the generation before, in order of rank, as returned by this function;
             empty for the first.
-        slack: Allowed imbalance, as a share of a worker's load, from 0 to below 1. Default 0.125.
+        imbalance: Allowed share of a worker's load, from 0 to below 1. Default 0.125.
 
     Returns:
         One assignment per member, covering `[0, V)` in order.
 
     Raises:
         PlanError: V < 1, no members, more members than V, two members of one name, a speed that is
-            not positive and finite, a previous plan for another V, or a slack out of its range.
+            not positive and finite, a previous plan for another V, or an imbalance out of range.
     """
     _check(logical_ranks, members, previous)
-    if not 0 <= slack < 1:
-        raise PlanError(f"the slack is {slack}; it is a share of a load, from 0 to below 1")
+    if not 0 <= imbalance < 1:
+        raise PlanError(f"the imbalance is {imbalance}; it is a share of a load, from 0 to below 1")
     speed = {member.worker: member.speed for member in members}
     workers = _order(set(speed), [assignment.worker for assignment in previous])
-    least, most = _loads(logical_ranks, np.array([speed[w] for w in workers]), slack)
+    least, most = _loads(logical_ranks, np.array([speed[w] for w in workers]), imbalance)
     owned = {assignment.worker: (assignment.start, assignment.stop) for assignment in previous}
     cuts = _cuts(logical_ranks, least, most, [owned.get(worker) for worker in workers])
     return tuple(map(Assignment, workers, cuts, cuts[1:]))
@@ -118,7 +118,9 @@ def makespan(plan: Sequence[Assignment], speeds: Mapping[str, float]) -> float:
     return max(len(a.ranks) / speeds[a.worker] for a in plan)
 
 
-def _check(logical_ranks: int, members: Sequence[Member], previous: Sequence[Assignment]) -> None:
+def _check(
+    logical_ranks: int, members: Sequence[WorkerSpeed], previous: Sequence[Assignment]
+) -> None:
     if logical_ranks < 1:
         raise PlanError(f"logical_ranks is {logical_ranks}; it must be at least 1")
     if not members:
@@ -153,12 +155,12 @@ def _order(members: set[str], before: Sequence[str]) -> list[str]:
     return [worker for worker in places if worker is not None] + list(newcomers)
 
 
-def _loads(logical_ranks: int, speeds: Floats, slack: float) -> tuple[list[int], list[int]]:
+def _loads(logical_ranks: int, speeds: Floats, imbalance: float) -> tuple[list[int], list[int]]:
     """Return the least and the most logical ranks of each worker, for balance."""
     # Only ratios matter. Whoever is that slow computes one logical rank in any case.
     speeds = np.maximum(speeds / speeds.max(), 1e-12)
     level = _water_level(logical_ranks, speeds)
-    least = np.maximum(1, np.floor((1 - slack) * level * speeds + _ROUNDING))
+    least = np.maximum(1, np.floor((1 - imbalance) * level * speeds + _ROUNDING))
 
     # Whole logical ranks: those left over go, one by one, to whoever would finish them first.
     loads = np.maximum(1, np.floor(level * speeds + _ROUNDING))
@@ -171,7 +173,7 @@ def _loads(logical_ranks: int, speeds: Floats, slack: float) -> tuple[list[int],
     for _ in range(logical_ranks - int(loads.sum())):
         pace, load, speed = finish[0]
         heapq.heapreplace(finish, ((load + 1) / speed, load + 1, speed))
-    most = np.maximum(1, np.floor((1 + slack) * pace * speeds + _ROUNDING))
+    most = np.maximum(1, np.floor((1 + imbalance) * pace * speeds + _ROUNDING))
     return least.astype(int).tolist(), most.astype(int).tolist()
 
 

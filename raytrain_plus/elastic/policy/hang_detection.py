@@ -5,7 +5,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, Standing
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
 
 _LEAST = 5.0  # seconds; a machine that is busy for a moment is not a hang
 _TIMES = 4.0  # times the median step
@@ -82,7 +82,7 @@ class Watch:
         return late
 
 
-def culprits(standings: Mapping[str, Standing | None], deadline: float) -> dict[str, str]:
+def culprits(standings: Mapping[str, WorkerStatus | None], deadline: float) -> dict[str, str]:
     """Find who keeps a group waiting.
 
     A worker that does not answer is stopped, or does not let go of its interpreter. One that has
@@ -105,6 +105,6 @@ def culprits(standings: Mapping[str, Standing | None], deadline: float) -> dict[
     return found
 
 
-def all_wait(standings: Mapping[str, Standing | None], deadline: float) -> bool:
+def all_wait(standings: Mapping[str, WorkerStatus | None], deadline: float) -> bool:
     """Say whether everybody answers and has waited for others for too long: a lost message."""
     return all(s is not None and s.waiting and s.age > deadline for s in standings.values())

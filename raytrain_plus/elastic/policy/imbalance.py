@@ -1,8 +1,8 @@
 """How much imbalance to plan with, from what the exchange turns out to cost. Pure.
 
-`assignment.assign` gives away some balance for fewer bytes: the slack. What that is worth depends
-on the model and on the network. Where a step is nearly all compute, a slack of an eighth loses up
-to an eighth of it; where the exchange takes a tenth of a step or more, it gains.
+`assignment.assign` gives away some balance for fewer bytes. What an imbalance is worth depends on
+the model and on the network. Where a step is nearly all compute, an imbalance of an eighth loses
+up to an eighth of it. Where the exchange takes a tenth of a step or more, it gains.
 
 A step is taken to last as long as its slowest worker computes, and then as long as what is left of
 the exchange, which is seen. Under another plan the exchange follows the bytes of the worker that
@@ -16,18 +16,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from raytrain_plus.elastic.policy.assignment import SLACK, Member, assign, makespan
+from raytrain_plus.elastic.policy.assignment import IMBALANCE, WorkerSpeed, assign, makespan
 from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.training.tree import subtree_count
 
-CHOICES = (SLACK, SLACK / 2, SLACK / 4, SLACK / 8, 0.0)
+CHOICES = (IMBALANCE, IMBALANCE / 2, IMBALANCE / 4, IMBALANCE / 8, 0.0)
 
 _PAYS = 0.03  # share of a step that a change must save
 _PATIENCE = 2  # windows in a row that must speak for the same change, to begin with
 
 
-class Slack:
-    """Which slack to plan with.
+class Imbalance:
+    """Which imbalance to plan with.
 
     Attributes:
         value: a share of a worker's load, one of `CHOICES`; the largest, until more is known.
@@ -44,12 +44,12 @@ class Slack:
     def judge(
         self,
         plan: Sequence[Assignment],
-        members: Sequence[Member],
+        members: Sequence[WorkerSpeed],
         measured: Mapping[str, float],
         seen: float,
         unseen: float,
     ) -> None:
-        """A window is full: ask once whether another slack would pay.
+        """A window is full: ask once whether another imbalance would pay.
 
         Args:
             plan: the present one.
@@ -64,22 +64,22 @@ class Slack:
         wanted = self.value
         if fair + seen < goal or compute < goal:  # perfect balance or a free exchange would pay
             hidden, bytes_now = min(unseen, 1 / min(measured.values())), _bytes(plan)
-            for slack, other in self._alternatives(plan, members):
+            for imbalance, other in self._alternatives(plan, members):
                 more = _bytes(other) / bytes_now
                 seconds = makespan(other, measured) + seen * more
                 seconds += hidden * max(0.0, more - 1)
                 if seconds < goal:
-                    wanted, goal = slack, seconds
+                    wanted, goal = imbalance, seconds
         if wanted != self._wanted:
             self._wanted, self._votes = wanted, 0
         self._votes = self._votes + 1 if wanted != self.value else 0
 
     def advises(self) -> bool:
-        """Say whether planning with another slack would pay: `follow`, and plan anew."""
+        """Say whether planning with another imbalance would pay: `follow`, and plan anew."""
         return self._votes >= self._patience
 
     def follow(self) -> float:
-        """A plan is made: return the slack for it, which is `value` from now on."""
+        """A plan is made: return the imbalance for it, which is `value` from now on."""
         if self.advises():
             if self._wanted in self._left:
                 self._patience *= 2
@@ -89,13 +89,15 @@ class Slack:
         return self.value
 
     def _alternatives(
-        self, plan: Sequence[Assignment], members: Sequence[Member]
+        self, plan: Sequence[Assignment], members: Sequence[WorkerSpeed]
     ) -> list[tuple[float, Sequence[Assignment]]]:
         """Return the plans that other slacks would give: once, as long as nothing has changed."""
         if (key := (self.value, tuple(plan), tuple(members))) != self._plans_for:
-            others = [slack for slack in CHOICES if slack != self.value]
+            others = [imbalance for imbalance in CHOICES if imbalance != self.value]
             leaves = plan[-1].stop
-            self._plans = [(slack, assign(leaves, members, plan, slack)) for slack in others]
+            self._plans = [
+                (imbalance, assign(leaves, members, plan, imbalance)) for imbalance in others
+            ]
             self._plans_for = key
         return self._plans
 

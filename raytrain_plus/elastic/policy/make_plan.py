@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raytrain_plus.elastic.policy.assignment import SLACK, Member, assign
+from raytrain_plus.elastic.policy.assignment import IMBALANCE, WorkerSpeed, assign
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import Assignment, Plan, Ready, Where
 
@@ -41,7 +41,7 @@ class Situation:
         previous: the assignment before.
         faults: those that have not happened yet.
         evaluated_step: the last step whose evaluation is known.
-        slack: how much imbalance to plan with. Default an eighth.
+        imbalance: how much imbalance to plan with. Default an eighth.
         bitwise: whether equal steps are proof of equal states.
         checkpoint: the newest that may be used, and its step; or None.
     """
@@ -51,12 +51,12 @@ class Situation:
     previous: Sequence[Assignment]
     faults: Sequence[Fault] = ()
     evaluated_step: int = -1
-    slack: float = SLACK
+    imbalance: float = IMBALANCE
     bitwise: bool = True
     checkpoint: tuple[str, int] | None = field(default=None)
 
 
-def make_plan(members: Sequence[Member], seats: Sequence[Seat], situation: Situation) -> Plan:
+def make_plan(members: Sequence[WorkerSpeed], seats: Sequence[Seat], situation: Situation) -> Plan:
     """Plan a generation.
 
     Whoever has the latest state heals the others. If nobody has one as late as the newest
@@ -67,7 +67,7 @@ def make_plan(members: Sequence[Member], seats: Sequence[Seat], situation: Situa
         seats: their seats, in any order.
         situation: everything else.
     """
-    assignments = assign(situation.logical_ranks, members, situation.previous, situation.slack)
+    assignments = assign(situation.logical_ranks, members, situation.previous, situation.imbalance)
     by_name = {seat.worker: seat for seat in seats}
     placed = [by_name[a.worker] for a in assignments]
     top = max(seat.step for seat in placed)

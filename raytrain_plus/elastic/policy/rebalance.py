@@ -4,8 +4,8 @@ Each committed step tells how long every worker computed. Steps are looked at in
 the other. At the end of each, a worker's speed is the median of its logical ranks per second, and
 the question is asked once: would a new plan pay? Four things keep the answer calm:
 
-- *Levels.* Speeds are planned with in steps of 25 % of the group's median, and a worker keeps its
-  level until it is clearly off it, so that noise gives equal plans.
+- *Levels.* A plan uses speeds in steps of 25 % of the group's median. A worker keeps its level
+  until it is clearly off it, so noise gives equal plans.
 - *Threshold.* A new plan must shorten the step by more than the threshold, by the speeds measured.
   But who computes less than its share because it was slow gets ranks back when it is faster,
   however little the step gains: in a large group it gains next to nothing.
@@ -15,7 +15,7 @@ the question is asked once: would a new plan pay? Four things keep the answer ca
   length of the run, until its phases are so long that following them pays.
 - *Warm-up.* The first steps of a generation do not count.
 
-How much balance the plan gives away for fewer bytes is asked at the same times, see `slack.py`.
+How much balance the plan gives away for fewer bytes is asked at the same times, see `imbalance.py`.
 
 Limit: what a worker spends once per step, whatever its number of ranks, counts as time of its
 ranks. So who has few of them seems slower than it is, and gets its ranks back in several rebalances
@@ -26,8 +26,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from raytrain_plus.elastic.policy.assignment import Member, assign, makespan
-from raytrain_plus.elastic.policy.imbalance import Slack
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign, makespan
+from raytrain_plus.elastic.policy.imbalance import Imbalance
 from raytrain_plus.elastic.protocol.messages import Assignment
 
 _LEVEL = math.log(1.25)  # from one level of speed to the next
@@ -36,7 +36,7 @@ _SOON = 128  # windows; following a phase that lasts longer pays
 _INSTANT = 1e-9  # seconds; the least that a rank takes
 
 
-class Speeds:
+class Rebalancer:
     """What is known of the workers' speeds, and whether to plan anew because of it.
 
     Args:
@@ -44,10 +44,10 @@ class Speeds:
         window: steps that are looked at together; odd, so that a median is a step. Default 15.
         warmup: first steps of each generation that are ignored. Default 3.
         patience: windows in a row that must speak for a new plan, to begin with. Default 2.
-        measures: else all count as equally fast, and the slack stays, for good. Default True.
+        measures: else all count as equally fast, and the imbalance stays, for good. Default True.
 
     Attributes:
-        slack: how much imbalance to plan with.
+        imbalance: how much imbalance to plan with.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -83,7 +83,7 @@ class Speeds:
         self._directions: dict[str, int] = {}  # of the last rebalance
         self._windows = 0  # in all
         self._rebalanced = self._calm_since = 0  # windows
-        self.slack = Slack()
+        self.imbalance = Imbalance()
         self._times: list[list[float]] = []
         self._exchange: list[tuple[float, float]] = []
         self._ignored = self._votes = 0
@@ -145,7 +145,7 @@ class Speeds:
         if len(self._times[0]) == self._window:
             self._judge()
 
-    def members(self, workers: Sequence[str]) -> list[Member]:
+    def members(self, workers: Sequence[str]) -> list[WorkerSpeed]:
         """Return workers with the speeds to plan with.
 
         Args:
@@ -162,8 +162,8 @@ class Speeds:
         return dict(self._measured)
 
     def advises(self) -> bool:
-        """Say whether planning anew would pay: pause the group, plan with `members` and `slack`."""
-        return self._votes >= self._patience or self.slack.advises()
+        """Say whether a new plan would pay: pause, plan with `members` and `imbalance`."""
+        return self._votes >= self._patience or self.imbalance.advises()
 
     def _judge(self) -> None:
         """A window is full: measure, and ask once whether a new plan would pay."""
@@ -177,7 +177,7 @@ class Speeds:
             self._levels[worker] = _level(self._levels[worker], speed / usual)
         logical_ranks = self._group[-1].stop
         members = self.members([assignment.worker for assignment in self._group])
-        better = assign(logical_ranks, members, self._group, self.slack.value)
+        better = assign(logical_ranks, members, self._group, self.imbalance.value)
         present, planned = (makespan(p, self._measured) for p in (self._group, better))
         pays = planned < (1 - self._threshold) * present
         self._votes = self._votes + 1 if pays or self._gives_back(better) else 0
@@ -185,9 +185,9 @@ class Speeds:
         self._exchange.clear()
         if not self._votes:  # who is slow comes first
             members = _members(self._planned)
-            self.slack.judge(self._group, members, self._measured, seen, unseen)
-            if self.slack.advises():
-                self._levels = dict(self._planned)  # the slack is all that is to change
+            self.imbalance.judge(self._group, members, self._measured, seen, unseen)
+            if self.imbalance.advises():
+                self._levels = dict(self._planned)  # the imbalance is all that is to change
 
     def _gives_back(self, plan: Sequence[Assignment]) -> bool:
         """Say whether a plan gives more ranks to somebody who was slow and is faster now."""
@@ -213,8 +213,8 @@ class Speeds:
             self._calm_since = self._windows
 
 
-def _members(levels: Mapping[str, int]) -> list[Member]:
-    return [Member(worker, math.exp(level * _LEVEL)) for worker, level in levels.items()]
+def _members(levels: Mapping[str, int]) -> list[WorkerSpeed]:
+    return [WorkerSpeed(worker, math.exp(level * _LEVEL)) for worker, level in levels.items()]
 
 
 def _level(before: int, relative: float) -> int:

@@ -48,7 +48,7 @@ class ElasticConfig:
         spares: workers beyond the group that are kept warm, to take over at once. Default 0.
         rebalance_above: the share of a step that sharing the work by measured speeds must save
             before it is done; None never does, and gives no less balance away for bytes either
-            (`health/slack.py`). Default 0.2.
+            (`health/imbalance.py`). Default 0.2.
         check_every: steps between comparisons of the replicas' states; 1 lets nothing wrong be
             committed, at about 1 % of a small model's step; a longer interval goes back to a
             checkpoint when something is found; 0 compares only with an audit. Default 10.
@@ -388,7 +388,7 @@ class Report:
         costs: by aspect, what its advice has cost this worker in the generation.
         corruption: what was found before an update, when corrupt.
         seconds: where the time of this worker's training thread went in the generation, up to its
-            last commit, by part (`timesheet.py`).
+            last commit, by part (`phase_timer.py`).
         settled_at: Unix time up to which `seconds` tells; 0.0 if it does not.
         traffic: files and bytes that its process has fetched, or found in the cache, since its last
             report.
@@ -414,7 +414,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class WorkerStatus:
     """What a worker says when asked what it is doing.
 
     Attributes:

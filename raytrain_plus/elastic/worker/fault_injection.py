@@ -15,7 +15,7 @@ from raytrain_plus.training.state import Replica
 _ERROR = 1e-3  # relative
 
 
-class Victim:
+class WorkerFaults:
     """A worker's parts that can be damaged.
 
     Args:

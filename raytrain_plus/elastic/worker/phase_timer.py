@@ -22,7 +22,7 @@ PART_OF = {
 }
 
 
-class Timesheet:
+class PhaseTimer:
     """One worker's time in one generation.
 
     What has been spent stands once it is settled, when a step is committed; what follows the last

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import Plan, Standing
+from raytrain_plus.elastic.protocol.messages import Plan, WorkerStatus
 from raytrain_plus.elastic.worker import process_faults
-from raytrain_plus.elastic.worker.phase_timer import Timesheet
+from raytrain_plus.elastic.worker.phase_timer import PhaseTimer
 
 _WAITING = frozenset({"idle", "meet", "heal", "exchange", "finish", "slice", "gather"})
 
@@ -28,14 +28,14 @@ class Progress:
         generation: the generation that is running, or ran last.
         step: committed steps.
         moves: how many phases have been entered: what the heartbeat carries.
-        timesheet: where the training thread's time went.
+        phase_timer: where the training thread's time went.
     """
 
     def __init__(self) -> None:
         self.generation = 0
         self.step = 0
         self.moves = 0
-        self.timesheet = Timesheet()
+        self.phase_timer = PhaseTimer()
         self._phase = "idle"
         self._since = time.monotonic()
         self._thread = threading.get_ident()
@@ -60,7 +60,7 @@ class Progress:
             self.step = plan.step  # a newcomer, too, is struck as a member of the group it joins
             self._faults = faults
             self._thread = threading.get_ident()
-            self.timesheet.begin()
+            self.phase_timer.begin()
             self._on_fault = on_fault
             self._on_abort = on_abort
             reason = self._aborted.get(plan.generation)
@@ -83,7 +83,7 @@ class Progress:
             AbortedError: the generation has been aborted.
         """
         if threading.get_ident() == self._thread:
-            self._since = self.timesheet.enter(phase)
+            self._since = self.phase_timer.enter(phase)
             self._phase = phase
         self.moves += 1
         for fault in self._faults:
@@ -129,9 +129,9 @@ class Progress:
         """Whether the running generation is asked to pause."""
         return self._pause == self.generation
 
-    def standing(self) -> Standing:
+    def standing(self) -> WorkerStatus:
         """Return what the training thread is doing."""
-        return Standing(
+        return WorkerStatus(
             phase=self._phase,
             waiting=self._phase in _WAITING,
             age=time.monotonic() - self._since,

@@ -34,15 +34,15 @@ from raytrain_plus.elastic.protocol.messages import (
     Ready,
     Report,
     RunSpec,
-    Standing,
     Unready,
     Where,
+    WorkerStatus,
     import_first,
 )
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker import orphan, process_faults
 from raytrain_plus.elastic.worker.data import open_data, open_evaluation, resolve
-from raytrain_plus.elastic.worker.fault_injection import Victim
+from raytrain_plus.elastic.worker.fault_injection import WorkerFaults
 from raytrain_plus.elastic.worker.fingerprint import fingerprint
 from raytrain_plus.elastic.worker.healing import receive_state, send_state
 from raytrain_plus.elastic.worker.process import (
@@ -182,7 +182,7 @@ class Worker:
             partial(check_claim, spec.checkpoint_store, spec.claim),
             spec.manifest_header(proof),
         )
-        victim = Victim(self._task, replica, self._uploads)
+        victim = WorkerFaults(self._task, replica, self._uploads)
         self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
         self._host = ray.util.get_node_ip_address()
         self._meeting_point = MeetingPoint(self._host)
@@ -213,7 +213,7 @@ class Worker:
         try:
             self._form(plan, transport)
             self._formed_at = time.time()
-            self._progress.timesheet.settle()
+            self._progress.phase_timer.settle()
             reporter.start(plan.generation, sends=index == 0)
             ending = self._run(plan, transport)
             if ending == "finished":
@@ -293,7 +293,7 @@ class Worker:
         self._progress.abort(generation, reason)
 
     @ray.method(concurrency_group="control")
-    def standing(self) -> Standing:
+    def standing(self) -> WorkerStatus:
         """Say what the training thread is doing."""
         return self._progress.standing()
 
@@ -375,7 +375,7 @@ class Worker:
                 ask_checkpoint=self._progress.checkpoint_asked,
                 audit_part=audit_part,
             )
-            self._progress.timesheet.settle()
+            self._progress.phase_timer.settle()
             self._progress.step = result.step
             self._records.add_step(plan.generation, result)
             if result.checkpoint:
@@ -427,15 +427,15 @@ class Worker:
         self._records.add_evaluation(plan.generation, replica.step, values)
 
     def _report(self, ending: Ending, **why: Any) -> Report:
-        replica, timesheet = self._loop.replica, self._progress.timesheet
+        replica, phase_timer = self._loop.replica, self._progress.phase_timer
         if ending in ("finished", "paused"):
-            timesheet.settle()
+            phase_timer.settle()
         return Report(
             samples=replica.samples,
             tokens=replica.tokens,
             costs=self._weave.spent(),
-            seconds=timesheet.parts(),
-            settled_at=timesheet.settled_at,
+            seconds=phase_timer.parts(),
+            settled_at=phase_timer.settled_at,
             traffic=TRAFFIC.news(),
             ending=ending,
             step=replica.step,

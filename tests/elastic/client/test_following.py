@@ -8,7 +8,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from raytrain_plus.elastic.client import coordinator_watch, following
 from raytrain_plus.elastic.client.following import LostError, ended, follow
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.messages import Assignment, Outcome, Plan, Pulse
 from raytrain_plus.interrupts import RunInterrupted
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
@@ -110,14 +110,14 @@ def begin(folder, **more):
 
 
 def end(folder, outcome=OUTCOME):
-    chronicle = Chronicle(Journal(folder))
+    run_log = RunLog(Journal(folder))
     plan = Plan(
         generation=1, step=0, assignments=(Assignment("w0", 0, 8),), healed_by={},
         meeting_point=("", 0, ""), pause_at=None, evaluated=False,
     )  # fmt: skip
-    chronicle.expect(plan, "start", None)
-    chronicle.started(1, 50.0)
-    chronicle.end(outcome)
+    run_log.expect(plan, "start", None)
+    run_log.started(1, 50.0)
+    run_log.end(outcome)
 
 
 def interrupt():

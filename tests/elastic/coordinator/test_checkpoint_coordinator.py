@@ -12,8 +12,8 @@ from raytrain_plus.checkpoint.snapshot import Snapshot
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.coordinator import checkpoint_coordinator as module
-from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Keeping
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CheckpointCoordinator
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import Journal, read
@@ -40,11 +40,11 @@ class Run:
     def begin(self):
         """Let a coordinator begin, or come back."""
         events = read(self.folder) if list(self.folder.glob("*.jsonl")) else []
-        self.chronicle = Chronicle(Journal(self.folder), events)
-        self.keeping = Keeping(self.spec, self.chronicle, self.told.append, events)
+        self.run_log = RunLog(Journal(self.folder), events)
+        self.checkpoints = CheckpointCoordinator(self.spec, self.run_log, self.told.append, events)
 
     def share(self, step, place, generation=1, workers=PAIR):
-        self.chronicle.begin_at(step)  # no checkpoint is to know more steps than the journal
+        self.run_log.begin_at(step)  # no checkpoint is to know more steps than the journal
         replica = trained(step, seed=generation)
         snapshot = Snapshot.take(replica)
         folder = self.folder / checkpointer.name_of(step)
@@ -55,17 +55,17 @@ class Run:
     def snapshot(self, step, generation=1, workers=PAIR, living=PAIR):
         for worker in workers:
             share = Share(step, workers, generation=generation)
-            self.keeping.written(worker, share, living, now=0.0)
+            self.checkpoints.written(worker, share, living, now=0.0)
 
     def write(self, step, generation=1, workers=PAIR):
         """Let all workers write their shares."""
         for place, worker in enumerate(workers):
             share = self.share(step, place, generation, workers)
-            self.keeping.written(worker, share, workers, now=0.0)
+            self.checkpoints.written(worker, share, workers, now=0.0)
 
     def settle(self):
         while self.told:
-            self.keeping.committed(self.told.popleft(), now=0.0)
+            self.checkpoints.committed(self.told.popleft(), now=0.0)
 
     def keep(self, step, generation=1):
         self.snapshot(step, generation)
@@ -91,14 +91,14 @@ def make(tmp_path, monkeypatch):
 
 def test_a_checkpoint_is_there_when_all_shares_are(make):
     run = make(identity={"seed": 17, "data": "s3://ann:secret@host/a"})
-    run.chronicle.computes_with({"torch": "2", "data": "s3://ann:secret@host/a"})
+    run.run_log.computes_with({"torch": "2", "data": "s3://ann:secret@host/a"})
     run.snapshot(5)
     first, second = run.share(5, 0), run.share(5, 1)
-    run.keeping.written("w0", first, PAIR, 0.0)
-    assert (run.whole(), run.keeping.newest()) == ([], None)
-    run.keeping.written("w1", second, PAIR, 0.0)
+    run.checkpoints.written("w0", first, PAIR, 0.0)
+    assert (run.whole(), run.checkpoints.newest()) == ([], None)
+    run.checkpoints.written("w1", second, PAIR, 0.0)
     run.settle()
-    assert run.keeping.newest() == (run.place(5), 5)
+    assert run.checkpoints.newest() == (run.place(5), 5)
     header = checkpointer.verify(run.place(5))
     assert (header.run, header.step) == ("run", 5)
     assert header.identity == {"seed": 17, "data": "s3://***@host/a"}
@@ -109,25 +109,25 @@ def test_a_checkpoint_is_there_when_all_shares_are(make):
 
 def test_steps_are_those_of_the_interval_but_not_the_last(make):
     run = make()
-    assert run.keeping.next_step(0, 0.0) == 5
-    run.keeping.request()
-    assert run.keeping.next_step(2, 0.0) == 3
+    assert run.checkpoints.next_step(0, 0.0) == 5
+    run.checkpoints.request()
+    assert run.checkpoints.next_step(2, 0.0) == 3
     run.snapshot(3)
-    assert run.keeping.next_step(3, 0.0) is None  # one is under way
+    assert run.checkpoints.next_step(3, 0.0) is None  # one is under way
     run.write(3)
     run.settle()
-    assert run.keeping.next_step(4, 0.0) == 5
-    assert run.keeping.next_step(39, 0.0) is None  # the last is written in any case
+    assert run.checkpoints.next_step(4, 0.0) == 5
+    assert run.checkpoints.next_step(39, 0.0) is None  # the last is written in any case
 
 
 def test_a_lost_worker_voids_what_is_under_way_and_another_is_due_at_once(make):
     run = make()
     run.snapshot(5)
     late = run.share(5, 0)
-    run.keeping.lost("w1", now=9.0)
-    assert run.keeping.next_step(7, 9.0) == 8
-    run.keeping.written("w0", late, ["w0"], 9.0)  # of the attempt that was given up
-    run.keeping.written("w1", run.share(5, 1), ["w0"], 9.0)
+    run.checkpoints.lost("w1", now=9.0)
+    assert run.checkpoints.next_step(7, 9.0) == 8
+    run.checkpoints.written("w0", late, ["w0"], 9.0)  # of the attempt that was given up
+    run.checkpoints.written("w1", run.share(5, 1), ["w0"], 9.0)
     run.settle()
     assert run.whole() == []
     run.keep(8, generation=2)
@@ -137,15 +137,15 @@ def test_a_lost_worker_voids_what_is_under_way_and_another_is_due_at_once(make):
 def test_a_worker_that_was_lost_before_its_snapshot_was_told_voids_it(make):
     run = make()
     run.snapshot(5, living=["w0"])
-    assert run.keeping.next_step(7, 9.0) == 8
+    assert run.checkpoints.next_step(7, 9.0) == 8
 
 
 def test_a_worker_that_is_lost_after_its_share_voids_nothing(make):
     run = make()
     run.snapshot(5)
-    run.keeping.written("w1", run.share(5, 1), PAIR, 0.0)
-    run.keeping.lost("w1", now=9.0)
-    run.keeping.written("w0", run.share(5, 0), ["w0"], 9.0)
+    run.checkpoints.written("w1", run.share(5, 1), PAIR, 0.0)
+    run.checkpoints.lost("w1", now=9.0)
+    run.checkpoints.written("w0", run.share(5, 0), ["w0"], 9.0)
     run.settle()
     assert run.whole() == [5]
 
@@ -155,8 +155,8 @@ def test_a_run_that_had_to_go_further_back_keeps_steps_before_those_that_it_had_
     run.keep(5)
     run.snapshot(10)
     for worker in PAIR:  # all of them: the run goes on from step 5
-        run.keeping.lost(worker, now=0.0)
-    assert run.keeping.next_step(5, 0.0) == 6
+        run.checkpoints.lost(worker, now=0.0)
+    assert run.checkpoints.next_step(5, 0.0) == 6
     run.keep(6, generation=2)
     assert run.whole() == [5, 6]
 
@@ -165,26 +165,26 @@ def test_a_share_that_fails_is_told_and_tried_again_later(make):
     run = make()
     run.snapshot(5)
     error = Share(5, PAIR, error="no space left", generation=1)
-    run.keeping.written("w1", error, PAIR, 100.0)
+    run.checkpoints.written("w1", error, PAIR, 100.0)
     (note,) = run.noted()
     assert (note["error"], note["failures"], note["retry_seconds"]) == (
         "w1: no space left",
         1,
         1.0,
     )
-    assert run.keeping.next_step(6, 100.5) is None
-    assert run.keeping.next_step(6, 101.0) == 7
-    assert run.keeping.fatal is None
+    assert run.checkpoints.next_step(6, 100.5) is None
+    assert run.checkpoints.next_step(6, 101.0) == 7
+    assert run.checkpoints.fatal is None
 
 
 def test_too_many_failures_in_a_row_end_the_run(make):
     run = make(elastic=ElasticConfig(max_checkpoint_failures=2))
     for step in (5, 6):
-        assert run.keeping.fatal is None
+        assert run.checkpoints.fatal is None
         run.snapshot(step)
         error = Share(step, PAIR, error="no space left", generation=1)
-        run.keeping.written("w0", error, PAIR, 0.0)
-    assert "2 times in a row" in run.keeping.fatal
+        run.checkpoints.written("w0", error, PAIR, 0.0)
+    assert "2 times in a row" in run.checkpoints.fatal
 
 
 def test_a_checkpoint_that_another_run_has_written_there_meanwhile_is_a_failure(make):
@@ -193,9 +193,9 @@ def test_a_checkpoint_that_another_run_has_written_there_meanwhile_is_a_failure(
     shares = {worker: run.share(5, place) for place, worker in enumerate(PAIR)}
     checkpointer.save(run.place(5), trained(5, seed=99), "another run")
     for worker, share in shares.items():
-        run.keeping.written(worker, share, PAIR, 0.0)
+        run.checkpoints.written(worker, share, PAIR, 0.0)
     run.settle()
-    assert run.keeping.newest() is None
+    assert run.checkpoints.newest() is None
     assert "committed by another writer" in run.noted()[0]["error"]
 
 
@@ -212,15 +212,15 @@ def test_a_coordinator_that_comes_back_knows_what_there_is(make):
     for step in (5, 10, 15):
         run.keep(step)
     run.begin()
-    assert run.keeping.newest() == (run.place(15), 15)
-    run.keeping.refuse(run.place(15), "damaged")
+    assert run.checkpoints.newest() == (run.place(15), 15)
+    run.checkpoints.refuse(run.place(15), "damaged")
     run.begin()
-    assert run.keeping.newest() == (run.place(10), 10)
-    run.keeping.refuse(run.place(10), "damaged")
+    assert run.checkpoints.newest() == (run.place(10), 10)
+    run.checkpoints.refuse(run.place(10), "damaged")
     run.begin()
-    assert run.keeping.newest() is None  # the first was deleted
+    assert run.checkpoints.newest() is None  # the first was deleted
     run.keep(16)
-    assert run.keeping.newest() == (run.place(16), 16)
+    assert run.checkpoints.newest() == (run.place(16), 16)
 
 
 def test_a_resumed_run_forgets_checkpoints_after_the_one_from_which_it_goes_on(make):
@@ -230,11 +230,11 @@ def test_a_resumed_run_forgets_checkpoints_after_the_one_from_which_it_goes_on(m
     checkpointer.remove(Store(run.folder).inside(checkpointer.name_of(15)), run.spec.run_id)
     Journal(run.folder).write("run", resumed_step=10, resumed_from=run.place(10))
     run.begin()
-    assert run.keeping.newest() == (run.place(10), 10)
-    assert run.keeping.next_step(10, now=0.0) == 15  # which is due again
+    assert run.checkpoints.newest() == (run.place(10), 10)
+    assert run.checkpoints.next_step(10, now=0.0) == 15  # which is due again
     run.keep(15)
     run.begin()
-    assert run.keeping.newest() == (run.place(15), 15)
+    assert run.checkpoints.newest() == (run.place(15), 15)
 
 
 def test_a_checkpoint_that_the_journal_has_lost_is_known_by_the_resume_from_it(make):
@@ -242,16 +242,16 @@ def test_a_checkpoint_that_the_journal_has_lost_is_known_by_the_resume_from_it(m
     run.keep(5)
     Journal(run.folder).write("run", resumed_step=10, resumed_from=run.place(10))
     run.begin()
-    assert run.keeping.newest() == (run.place(10), 10)
+    assert run.checkpoints.newest() == (run.place(10), 10)
 
 
 def test_what_is_kept_of_a_checkpoint_is_what_was_known_at_its_step(make):
     run = make()
-    run.chronicle.add([Record(n, 1, 1.0, 1.0 / n, 0.0) for n in range(1, 9)], 2)
+    run.run_log.add([Record(n, 1, 1.0, 1.0 / n, 0.0) for n in range(1, 9)], 2)
     evaluations = [(2, 0.25), (8, 0.75)]
     for at, accuracy in evaluations:
         record = Record(at, 1, 1.0, 0.0, 0.0, metrics={"accuracy": accuracy})
-        run.chronicle.add([record], 2)
+        run.run_log.add([record], 2)
     run.keep(5)
     (noted,) = (e for e in run.noted() if "metrics" in e)
     assert noted["metrics"] == {"loss": 1.0 / 5, "accuracy": 0.25}
@@ -266,11 +266,11 @@ def test_what_corruption_has_made_is_used_by_nobody(make):
     run = make()
     for step in (5, 10, 15):
         run.keep(step)
-    run.keeping.distrust_after(10, generation=1)
-    assert run.keeping.newest() == (run.place(10), 10)
+    run.checkpoints.distrust_after(10, generation=1)
+    assert run.checkpoints.newest() == (run.place(10), 10)
     assert run.whole() == [5, 10]  # nor by who resumes the run
     run.begin()
-    assert run.keeping.newest() == (run.place(10), 10)
+    assert run.checkpoints.newest() == (run.place(10), 10)
     run.keep(15, generation=2)  # the same step, with another state
     assert run.whole() == [5, 10, 15]
     assert checkpointer.read_header(run.place(15)).digest == trained(15, seed=2).digest()
@@ -280,14 +280,14 @@ def test_an_attempt_under_way_is_given_up_whatever_of_it_comes_late(make):
     run = make()
     run.keep(5)
     run.snapshot(10)
-    run.keeping.written("w0", run.share(10, 0), PAIR, 0.0)
-    run.keeping.distrust_after(8, generation=1)
-    run.keeping.written("w1", run.share(10, 1), PAIR, 0.0)
+    run.checkpoints.written("w0", run.share(10, 0), PAIR, 0.0)
+    run.checkpoints.distrust_after(8, generation=1)
+    run.checkpoints.written("w1", run.share(10, 1), PAIR, 0.0)
     run.snapshot(9)  # a word of its beginning that comes only now
     run.write(9)
     run.settle()
     assert run.whole() == [5]
-    assert run.keeping.next_step(8, 0.0) == 10
+    assert run.checkpoints.next_step(8, 0.0) == 10
     run.keep(10, generation=2)
     assert run.whole() == [5, 10]
 
@@ -295,7 +295,7 @@ def test_an_attempt_under_way_is_given_up_whatever_of_it_comes_late(make):
 def test_an_attempt_of_which_nobody_had_heard_does_not_begin_any_more(make):
     run = make()
     run.keep(5)
-    run.keeping.distrust_after(8, generation=1)
+    run.checkpoints.distrust_after(8, generation=1)
     run.snapshot(10)
     run.write(10)
     run.settle()
@@ -307,9 +307,9 @@ def test_a_commit_that_ends_late_is_undone(make):
     run.snapshot(10)
     run.write(10)
     assert run.whole() == [10]
-    run.keeping.distrust_after(8, generation=1)
+    run.checkpoints.distrust_after(8, generation=1)
     run.settle()
-    assert (run.whole(), run.keeping.newest()) == ([], None)
+    assert (run.whole(), run.checkpoints.newest()) == ([], None)
 
 
 # -- the last
@@ -325,9 +325,12 @@ def test_the_last_state_is_saved_by_the_first_that_can(make):
         train(replica, step)
         return checkpointer.save(run.place(step), replica, "run")
 
-    assert run.keeping.save_last({"w0": 7, "w1": 7}, save) == (run.place(7), trained(7).digest())
+    assert run.checkpoints.save_last({"w0": 7, "w1": 7}, save) == (
+        run.place(7),
+        trained(7).digest(),
+    )
     assert [("error" in note, note["step"]) for note in run.noted()] == [(True, 7), (False, 7)]
-    assert run.keeping.newest() == (run.place(7), 7)
+    assert run.checkpoints.newest() == (run.place(7), 7)
 
 
 def test_a_commit_that_ends_as_the_last_state_is_saved_counts_among_those_to_be_kept(make):
@@ -339,7 +342,7 @@ def test_a_commit_that_ends_as_the_last_state_is_saved_counts_among_those_to_be_
     def save(_, step):
         return checkpointer.save(run.place(step), trained(step), "run")
 
-    assert run.keeping.save_last({"w0": 12}, save)[0] == run.place(12)
+    assert run.checkpoints.save_last({"w0": 12}, save)[0] == run.place(12)
     assert run.whole() == [12]  # though the run may end before it hears of the commit
     run.settle()
     assert run.whole() == [12]
@@ -347,7 +350,7 @@ def test_a_commit_that_ends_as_the_last_state_is_saved_counts_among_those_to_be_
     other = make(retention=Retention())
     other.snapshot(15)
     other.write(15)
-    other.keeping.save_last({"w0": 17}, lambda *_: "digest")
+    other.checkpoints.save_last({"w0": 17}, lambda *_: "digest")
     other.settle()
     assert 15 in other.whole()
 
@@ -358,5 +361,5 @@ def test_when_nobody_can_save_there_is_no_last(make):
     def save(_worker, _step):
         raise RayError("it has died")
 
-    assert run.keeping.save_last({"w0": 7}, save) == (None, "")
-    assert run.keeping.save_last({}, save) == (None, "")
+    assert run.checkpoints.save_last({"w0": 7}, save) == (None, "")
+    assert run.checkpoints.save_last({}, save) == (None, "")

@@ -10,7 +10,7 @@ import pytest
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.coordinator.workers import Came, Gone
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, Standing
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
 from raytrain_plus.observe.journal import read
 from raytrain_plus.storage.fencing import FencedError
 from raytrain_plus.storage.ownership import Owner, Owners
@@ -147,7 +147,7 @@ def test_steps_that_a_lost_worker_did_not_tell_are_asked_of_a_survivor(lead, tmp
     check_journal(tmp_path)
 
 
-@pytest.mark.parametrize("busy", [None, Standing(phase="forward", waiting=False, age=1e6)])
+@pytest.mark.parametrize("busy", [None, WorkerStatus(phase="forward", waiting=False, age=1e6)])
 def test_a_worker_that_hangs_is_given_up_and_the_others_go_on(lead, tmp_path, busy):
     outcome, pool = lead({4: lambda pool: pool.hang("w1", busy)}, workers=(1, 3))
     assert outcome.state == "finished"

@@ -3,9 +3,9 @@
 import pytest
 
 from raytrain_plus.elastic.coordinator import fault_injection
-from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
-from raytrain_plus.elastic.coordinator.fault_injection import Disturbances
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
+from raytrain_plus.elastic.coordinator.fault_injection import CoordinatorFaults
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.observe import journal
 from tests.elastic.scripted_pool import FakeTime, make_spec
@@ -19,17 +19,17 @@ def time(monkeypatch):
 
 
 def test_lines_wait_while_the_disk_is_full_and_are_written_in_order_afterwards(tmp_path, time):
-    kept = PatientJournal(tmp_path, clock=time.monotonic)
-    chronicle = Chronicle(kept)
+    kept = DurableJournal(tmp_path, clock=time.monotonic)
+    run_log = RunLog(kept)
     faults = [Fault(step=4, action="fill_disk", seconds=5.0)]
-    disturbances = Disturbances(make_spec(tmp_path, faults=faults), chronicle, kept, [])
+    disturbances = CoordinatorFaults(make_spec(tmp_path, faults=faults), run_log, kept, [])
     disturbances.apply_planned(3, (), None)
-    chronicle.note("warning", text="before")
+    run_log.note("warning", text="before")
     assert (kept.waiting(), kept.trouble) == ([], "")
     disturbances.apply_planned(4, (), None)
     assert disturbances.left == []
-    chronicle.note("warning", text="first")
-    chronicle.note("warning", text="second")
+    run_log.note("warning", text="first")
+    run_log.note("warning", text="second")
     assert kept.trouble == "No space left on device"
     assert [event["text"] for event in kept.waiting()] == ["first", "second"]
     on_disk = journal.read(tmp_path)
@@ -42,13 +42,13 @@ def test_lines_wait_while_the_disk_is_full_and_are_written_in_order_afterwards(t
     time.sleep(1.2)
     kept.flush()
     assert (kept.waiting(), kept.trouble) == ([], "")
-    chronicle.note("warning", text="third")
+    run_log.note("warning", text="third")
     told = [event["text"] for event in journal.read(tmp_path) if event["event"] == "warning"]
     assert told == ["before", "first", "second", "third"]
 
 
 def test_a_journal_that_is_removed_while_the_disk_is_full_is_whole_again(tmp_path, time):
-    kept = PatientJournal(tmp_path, clock=time.monotonic)
+    kept = DurableJournal(tmp_path, clock=time.monotonic)
     kept.write_all([{"event": "warning", "time": 0.0, "text": "before"}])
     kept.write_through(lambda written: fault_injection.FullDisk(written, 5.0))
     kept.write_all([{"event": "warning", "time": 0.0, "text": "meanwhile"}])

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from raytrain_plus.elastic.coordinator.durable_journal import PatientJournal
+from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
 from raytrain_plus.observe.journal import Journal, read
 
 
@@ -31,7 +31,7 @@ class Disk:
 
     def journal(self, folder, **more):
         self.folder = folder
-        return PatientJournal(folder, self.open, clock=lambda: self.now, **more)
+        return DurableJournal(folder, self.open, clock=lambda: self.now, **more)
 
 
 def step(number):

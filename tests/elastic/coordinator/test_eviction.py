@@ -4,7 +4,7 @@ import pytest
 
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal, read
 from raytrain_plus.storage.store import Store
@@ -45,7 +45,7 @@ def losses(folder):
 def check_losses(folder):
     """All steps are right in the end, for whoever reads on, too."""
     assert losses(folder) == {step: 1.0 / step for step in range(1, 11)}
-    known = Chronicle(Journal(folder), read(folder))
+    known = RunLog(Journal(folder), read(folder))
     assert list(known._losses) == list(losses(folder).values())
 
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from raytrain_plus.elastic.coordinator import membership
-from raytrain_plus.elastic.coordinator.membership import Recruiting, RunError
-from raytrain_plus.elastic.coordinator.run_log import Chronicle
+from raytrain_plus.elastic.coordinator.membership import Membership, RunError
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import Came, Coming
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report, Where
 from raytrain_plus.observe.journal import Journal, read
@@ -23,24 +23,24 @@ def time(monkeypatch):
 
 @pytest.fixture
 def make(tmp_path, time):
-    def crew(arrive=comes, **spec):
+    def membership(arrive=comes, **spec):
         pool = ScriptedPool(time, arrive)
-        return Recruiting(make_spec(tmp_path, **spec), pool, Chronicle(Journal(tmp_path))), pool
+        return Membership(make_spec(tmp_path, **spec), pool, RunLog(Journal(tmp_path))), pool
 
-    return crew
-
-
-def handler(crew):
-    return lambda event: crew.came(event) if isinstance(event, Came) else None
+    return membership
 
 
-def gathered(crew, **seats):
+def handler(membership):
+    return lambda event: membership.came(event) if isinstance(event, Came) else None
+
+
+def gathered(membership, **seats):
     """Let all come; then set what each seat is: its step, and whether it is warm or draining."""
-    crew.await_first(handler(crew))
+    membership.await_first(handler(membership))
     for worker, state in seats.items():
         for name, value in state.items():
-            setattr(crew.seats[worker], name, value)
-    return crew
+            setattr(membership.seats[worker], name, value)
+    return membership
 
 
 def names(seats):
@@ -59,30 +59,32 @@ def nobody(_):
 
 
 def test_as_many_are_asked_for_as_there_should_be(make, tmp_path):
-    crew, pool = make(workers=(2, 3))
-    gathered(crew)
+    membership, pool = make(workers=(2, 3))
+    gathered(membership)
     assert pool.started == ["w0", "w1", "w2"]
-    assert names(crew.await_members(handler(crew))) == ["w0", "w1", "w2"]
+    assert names(membership.await_members(handler(membership))) == ["w0", "w1", "w2"]
     assert states_in(tmp_path) == [("w0", "ready"), ("w1", "ready"), ("w2", "ready")]
-    crew.recruit()
+    membership.recruit()
     assert len(pool.started) == 3  # nobody is missing
 
 
 def test_a_run_starts_with_the_least_when_the_others_do_not_come(make, time):
-    crew, pool = make(lambda worker: comes(worker) if worker != "w2" else None, workers=(2, 3))
+    membership, pool = make(
+        lambda worker: comes(worker) if worker != "w2" else None, workers=(2, 3)
+    )
     began = time.now
-    gathered(crew)
+    gathered(membership)
     assert len(pool.started) == 3
     assert 0 < time.now - began < 10  # they were given a moment
-    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
 
 
 def test_a_run_that_nobody_comes_for_says_what_is_missing(make, time):
-    crew, _ = make(nobody, workers=(2, 3), elastic=ElasticConfig(start_timeout=30.0))
+    membership, _ = make(nobody, workers=(2, 3), elastic=ElasticConfig(start_timeout=30.0))
     began = time.now
     message = r"0 of at least 2 workers came up within 30 s.*CPU: 2 needed, 0 free.*Ask for fewer"
     with pytest.raises(RunError, match=message):
-        crew.await_first(handler(crew))
+        membership.await_first(handler(membership))
     assert 30 <= time.now - began < 31
 
 
@@ -97,51 +99,53 @@ def hanging(*workers):
 
 
 def test_a_lone_newcomer_that_hangs_is_replaced_and_the_run_begins(make, time):
-    crew, pool = make(hanging("w0"), workers=(1, 1), elastic=ElasticConfig(start_timeout=30.0))
+    membership, pool = make(
+        hanging("w0"), workers=(1, 1), elastic=ElasticConfig(start_timeout=30.0)
+    )
     pool.come, began = pool.events.append, time.now
-    crew.await_first(lambda event: event and crew.handle(event, []))
+    membership.await_first(lambda event: event and membership.handle(event, []))
     assert (pool.started, pool.hung) == (["w0", "w1"], ["w0"])
-    assert list(crew.seats) == ["w1"]
+    assert list(membership.seats) == ["w1"]
     assert 30 <= time.now - began < 40
 
 
 def test_a_run_whose_newcomers_hang_one_after_the_other_ends(make, time):
     elastic = ElasticConfig(start_timeout=30.0)
-    crew, pool = make(hanging("w0", "w1"), workers=(1, 1), elastic=elastic)
+    membership, pool = make(hanging("w0", "w1"), workers=(1, 1), elastic=elastic)
     pool.come, began = pool.events.append, time.now
     with pytest.raises(RunError, match=r"w1 on h, hangs: it did not come up within 30 s"):
-        crew.await_first(lambda event: event and crew.handle(event, []))
+        membership.await_first(lambda event: event and membership.handle(event, []))
     assert pool.hung == ["w0", "w1"]
     assert 60 <= time.now - began < 70
 
 
 def test_a_task_that_fails_on_the_first_workers_ends_the_run(make):
-    crew, _ = make(lambda worker: Came(worker, None, failed="Traceback: no such file"))
+    membership, _ = make(lambda worker: Came(worker, None, failed="Traceback: no such file"))
     with pytest.raises(RunError, match="Traceback: no such file"):
-        crew.await_first(handler(crew))
+        membership.await_first(handler(membership))
 
 
 def test_a_task_that_fails_on_a_later_worker_does_not(make, tmp_path):
-    crew, pool = make(workers=(1, 1))
-    gathered(crew)
-    crew.await_members(handler(crew))
-    crew.set_target(2, "scaled to 2")
+    membership, pool = make(workers=(1, 1))
+    gathered(membership)
+    membership.await_members(handler(membership))
+    membership.set_target(2, "scaled to 2")
     pool.arrive = lambda worker: Came(worker, None, failed="Traceback: disk full")
-    crew.recruit()
-    crew.came(pool.next_event(0))
-    assert names(crew.await_members(handler(crew))) == ["w0"]
+    membership.recruit()
+    membership.came(pool.next_event(0))
+    assert names(membership.await_members(handler(membership))) == ["w0"]
     assert states_in(tmp_path)[-1] == ("w1", "failed")
 
 
 def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, time):
-    crew, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 1))
+    membership, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 1))
     asked = []
     while len(asked) < 9:
-        crew.recruit()
+        membership.recruit()
         event = pool.next_event(0.125)
         if event is not None:
             asked.append(time.now)
-            crew.came(event)
+            membership.came(event)
     waits = [b - a for a, b in itertools.pairwise(asked)]
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.2)
     assert pool.started == [f"w{i}" for i in range(9)]  # each under a name of its own
@@ -149,21 +153,21 @@ def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, 
 
 
 def test_a_worker_that_comes_up_ends_the_waiting(make, time):
-    crew, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 2))
+    membership, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 2))
     for _ in range(3):
-        crew.recruit()
+        membership.recruit()
         while (event := pool.next_event(0)) is not None:
-            crew.came(event)
+            membership.came(event)
         time.now += 100
     pool.arrive = comes
-    gathered(crew)
+    gathered(membership)
     pool.arrive = lambda worker: Came(worker, None, died="no image")
-    crew.lost("w6", "gone")
-    crew.recruit()
-    crew.came(pool.next_event(0))
+    membership.lost("w6", "gone")
+    membership.recruit()
+    membership.came(pool.next_event(0))
     before = len(pool.started)
     time.now += 1.01  # the first wait again
-    crew.recruit()
+    membership.recruit()
     assert len(pool.started) == before + 1
 
 
@@ -175,28 +179,28 @@ def one_is_different(worker):
 
 
 def test_a_worker_that_computes_other_bits_is_refused(make, tmp_path):
-    crew, pool = make(one_is_different, workers=(1, 2))
-    gathered(crew)
-    assert names(crew.await_members(handler(crew))) == ["w0"]
+    membership, pool = make(one_is_different, workers=(1, 2))
+    gathered(membership)
+    assert names(membership.await_members(handler(membership))) == ["w0"]
     refused = [e for e in read(tmp_path) if e.get("state") == "refused"]
     assert refused[0]["worker"] == "w1"
     assert "torch is 3, the group's is 2" in refused[0]["reason"]
     assert pool.ended == ["w1"]
-    assert crew.bitwise
+    assert membership.bitwise
 
 
 def test_it_is_admitted_and_the_run_marked_when_the_user_wants_that(make, tmp_path):
-    crew, pool = make(one_is_different, workers=(1, 2), elastic=ElasticConfig(bitwise=False))
-    gathered(crew)
-    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
-    assert not crew.bitwise
+    membership, pool = make(one_is_different, workers=(1, 2), elastic=ElasticConfig(bitwise=False))
+    gathered(membership)
+    assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
+    assert not membership.bitwise
     assert ("w1", "admitted") in states_in(tmp_path)
     assert pool.ended == []
 
 
 def test_equal_workers_leave_no_mark(make):
-    crew, _ = make(workers=(1, 2), elastic=ElasticConfig(bitwise=False))
-    assert gathered(crew).bitwise
+    membership, _ = make(workers=(1, 2), elastic=ElasticConfig(bitwise=False))
+    assert gathered(membership).bitwise
 
 
 BEFORE = {"torch": "1", "probe gradient": "same"}
@@ -208,9 +212,9 @@ def resumed_with(make, arrive=comes, **spec):
 
 def test_a_resumed_run_refuses_workers_that_compute_otherwise_than_before(make, tmp_path):
     elastic = ElasticConfig(start_timeout=1e6)
-    crew, pool = resumed_with(make, workers=(1, 1), elastic=elastic)
+    membership, pool = resumed_with(make, workers=(1, 1), elastic=elastic)
     with pytest.raises(RunError, match=r"torch is 2, before it was 1.*--allow-change"):
-        crew.await_first(handler(crew))
+        membership.await_first(handler(membership))
     assert pool.ended == ["w0", "w1", "w2"]  # no fourth is tried
     assert not [e for e in read(tmp_path) if e["event"] == "environment"]
 
@@ -219,9 +223,9 @@ def test_it_goes_on_with_workers_that_compute_as_before(make, tmp_path):
     def one_is_the_same(worker):
         return Came(worker, make_ready(worker, **({"torch": "1"} if worker == "w1" else {})))
 
-    crew, pool = resumed_with(make, one_is_the_same, workers=(1, 3))
-    gathered(crew)
-    assert names(crew.await_members(handler(crew))) == ["w1"]
+    membership, pool = resumed_with(make, one_is_the_same, workers=(1, 3))
+    gathered(membership)
+    assert names(membership.await_members(handler(membership))) == ["w1"]
     assert {"w0", "w2"} <= set(pool.ended)
     (noted,) = [e for e in read(tmp_path) if e["event"] == "environment"]
     assert noted["fingerprint"]["torch"] == "1"
@@ -232,9 +236,9 @@ def test_it_goes_on_with_workers_that_compute_as_before(make, tmp_path):
     "allowing", [{"allow_change": True}, {"elastic": ElasticConfig(bitwise=False)}]
 )
 def test_another_environment_that_is_allowed_marks_the_run(make, tmp_path, allowing):
-    crew, _ = resumed_with(make, workers=(1, 2), **allowing)
-    gathered(crew)
-    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
+    membership, _ = resumed_with(make, workers=(1, 2), **allowing)
+    gathered(membership)
+    assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
     events = read(tmp_path)
     (noted,) = [e for e in events if e["event"] == "environment"]
     assert noted["changes"] == ["environment: torch is 2, before it was 1"]
@@ -248,116 +252,118 @@ def test_a_password_in_the_address_of_the_data_is_no_difference(make, tmp_path):
 
     gathered(make(from_store, workers=(1, 1))[0])
     assert "secret" not in (tmp_path / "journal.jsonl").read_text()
-    again = Chronicle(Journal(tmp_path), read(tmp_path))  # of a coordinator that comes back
-    crew = Recruiting(make_spec(tmp_path), ScriptedPool(FakeTime()), again)
-    crew.recruit()
-    crew.came(from_store("w0"))
-    assert crew.seats["w0"].ready is not None
-    crew.came(Came("w1", make_ready("w1")))
-    assert "w1" not in crew.seats  # it reads other data
+    again = RunLog(Journal(tmp_path), read(tmp_path))  # of a coordinator that comes back
+    membership = Membership(make_spec(tmp_path), ScriptedPool(FakeTime()), again)
+    membership.recruit()
+    membership.came(from_store("w0"))
+    assert membership.seats["w0"].ready is not None
+    membership.came(Came("w1", make_ready("w1")))
+    assert "w1" not in membership.seats  # it reads other data
 
 
 # -- leaving
 
 
 def test_a_lost_worker_is_replaced_under_another_name(make, tmp_path):
-    crew, pool = make(workers=(1, 2))
-    gathered(crew)
-    crew.lost("w0", "killed")
-    crew.lost("w0", "killed")  # told twice
-    crew.recruit()
+    membership, pool = make(workers=(1, 2))
+    gathered(membership)
+    membership.lost("w0", "killed")
+    membership.lost("w0", "killed")  # told twice
+    membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
     assert pool.ended == ["w0"]
-    assert crew.take_causes() == ["w0 lost"]
-    assert crew.take_causes() == []
+    assert membership.take_causes() == ["w0 lost"]
+    assert membership.take_causes() == []
     assert states_in(tmp_path)[-1] == ("w0", "lost")
 
 
 def test_a_worker_that_hangs_is_ended_from_outside(make):
-    crew, pool = make(workers=(1, 2))
-    gathered(crew)
-    crew.lost("w1", "no progress", hangs=True)
+    membership, pool = make(workers=(1, 2))
+    gathered(membership)
+    membership.lost("w1", "no progress", hangs=True)
     assert pool.hung == ["w1"]
-    assert crew.take_causes() == ["w1 hung"]
+    assert membership.take_causes() == ["w1 hung"]
 
 
 def test_a_draining_worker_is_replaced_and_leaves_when_others_have_its_state(make):
-    crew, pool = make(workers=(2, 2))
-    gathered(crew, w0={"step": 5, "warm": True}, w1={"step": 5, "warm": True})
-    crew.drain(["w1", "w1", "unknown"])
-    assert crew.take_causes() == ["w1 drained"]
-    crew.recruit()
+    membership, pool = make(workers=(2, 2))
+    gathered(membership, w0={"step": 5, "warm": True}, w1={"step": 5, "warm": True})
+    membership.drain(["w1", "w1", "unknown"])
+    assert membership.take_causes() == ["w1 drained"]
+    membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
     assert pool.ended == []
-    crew.release_surplus()
+    membership.release_surplus()
     assert pool.ended == ["w1"]
 
 
 def test_all_workers_of_a_draining_node_leave(make):
-    crew, _ = make(lambda w: Came(w, make_ready(w, node="a" if w == "w1" else "b")))
-    gathered(crew)
-    crew.drain_nodes({"a", "elsewhere"})
-    assert [w for w, seat in crew.seats.items() if seat.draining] == ["w1"]
+    membership, _ = make(lambda w: Came(w, make_ready(w, node="a" if w == "w1" else "b")))
+    gathered(membership)
+    membership.drain_nodes({"a", "elsewhere"})
+    assert [w for w, seat in membership.seats.items() if seat.draining] == ["w1"]
 
 
 def test_the_last_holder_of_the_state_is_kept_while_it_drains(make):
-    crew, pool = make(workers=(1, 2))
-    gathered(crew, w0={"step": 5, "warm": True}, w1={"step": 0})
-    crew.drain(["w0"])
-    crew.release_surplus()
+    membership, pool = make(workers=(1, 2))
+    gathered(membership, w0={"step": 5, "warm": True}, w1={"step": 0})
+    membership.drain(["w0"])
+    membership.release_surplus()
     assert pool.ended == []
     # It stays for one more generation, to heal who has only just come.
-    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
-    crew.seats["w1"].step = 5
-    crew.release_surplus()
+    assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
+    membership.seats["w1"].step = 5
+    membership.release_surplus()
     assert pool.ended == ["w0"]
-    assert names(crew.await_members(handler(crew))) == ["w1"]
+    assert names(membership.await_members(handler(membership))) == ["w1"]
 
 
 def test_when_all_drain_one_holder_of_the_state_goes_on_alone(make):
-    crew, pool = make(nobody, workers=(1, 3))
-    crew.recruit()
+    membership, pool = make(nobody, workers=(1, 3))
+    membership.recruit()
     for worker in ("w0", "w1", "w2"):
-        crew.came(comes(worker))
-        crew.seats[worker].step = 4 + (worker == "w1")
-    crew.drain(["w0", "w1", "w2"])
-    crew.release_surplus()
+        membership.came(comes(worker))
+        membership.seats[worker].step = 4 + (worker == "w1")
+    membership.drain(["w0", "w1", "w2"])
+    membership.release_surplus()
     assert pool.ended == []
-    assert names(crew.await_members(handler(crew))) == ["w1"]
+    assert names(membership.await_members(handler(membership))) == ["w1"]
 
 
 def test_a_holder_beyond_the_target_is_taken_along(make):
-    crew, _ = make(workers=(1, 3))
-    gathered(crew, w0={"step": 4, "warm": True}, w1={"step": 4, "warm": True}, w2={"step": 5})
-    crew.target = 2
-    assert names(crew.await_members(handler(crew))) == ["w2", "w0", "w1"]
+    membership, _ = make(workers=(1, 3))
+    gathered(membership, w0={"step": 4, "warm": True}, w1={"step": 4, "warm": True}, w2={"step": 5})
+    membership.target = 2
+    assert names(membership.await_members(handler(membership))) == ["w2", "w0", "w1"]
 
 
 # -- the target
 
 
 def test_a_lower_target_lets_the_least_useful_go_first(make):
-    crew, pool = make(lambda w: comes(w) if w != "w3" else None, workers=(1, 4))
-    gathered(crew, w0={"warm": True}, w1={"warm": True})
-    crew.set_target(3, "scaled to 3")
+    membership, pool = make(lambda w: comes(w) if w != "w3" else None, workers=(1, 4))
+    gathered(membership, w0={"warm": True}, w1={"warm": True})
+    membership.set_target(3, "scaled to 3")
     assert pool.ended == ["w3"]  # has not come yet
-    crew.set_target(2, "scaled to 2")
-    assert [w for w, seat in crew.seats.items() if seat.draining] == ["w2"]  # has run no step yet
-    assert crew.take_causes() == ["scaled to 3", "scaled to 2"]
-    crew.recruit()
+    membership.set_target(2, "scaled to 2")
+    assert [w for w, seat in membership.seats.items() if seat.draining] == [
+        "w2"
+    ]  # has run no step yet
+    assert membership.take_causes() == ["scaled to 3", "scaled to 2"]
+    membership.recruit()
     assert len(pool.started) == 4
 
 
 def test_a_higher_target_asks_for_more(make):
-    crew, pool = make(workers=(1, 3))
-    crew.target = 1
-    gathered(crew)
+    membership, pool = make(workers=(1, 3))
+    membership.target = 1
+    gathered(membership)
     assert pool.started == ["w0"]
-    crew.set_target(3, "scaled to 3")
-    crew.set_target(3, "again")  # no change, no cause
-    crew.recruit()
+    membership.set_target(3, "scaled to 3")
+    membership.set_target(3, "again")  # no change, no cause
+    membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
-    assert crew.take_causes() == ["scaled to 3"]
+    assert membership.take_causes() == ["scaled to 3"]
 
 
 @pytest.mark.parametrize(
@@ -372,98 +378,101 @@ def test_a_higher_target_asks_for_more(make):
     ],
 )
 def test_a_change_is_wanted_when_somebody_can_join_or_leave(make, group, draining, target, wants):
-    crew, _ = make()
-    gathered(crew)
-    crew.target = target
-    crew.drain(draining)
-    assert crew.wants_change(group) == wants
+    membership, _ = make()
+    gathered(membership)
+    membership.target = target
+    membership.drain(draining)
+    assert membership.wants_change(group) == wants
 
 
 def test_at_the_end_all_go(make):
-    crew, pool = make()
-    gathered(crew)
-    assert crew.pids() == {"w0": 1000, "w1": 1001, "w2": 1002}
-    crew.dismiss_all()
+    membership, pool = make()
+    gathered(membership)
+    assert membership.pids() == {"w0": 1000, "w1": 1001, "w2": 1002}
+    membership.dismiss_all()
     assert sorted(pool.ended) == ["w0", "w1", "w2"]
-    assert crew.seats == {}
-    crew.came(comes("w0"))  # a word that comes late
-    assert crew.seats == {}
+    assert membership.seats == {}
+    membership.came(comes("w0"))  # a word that comes late
+    assert membership.seats == {}
 
 
 # -- spares, those found again, and those that are trusted no more
 
 
 def test_spares_are_kept_beside_the_group(make):
-    crew, pool = make(workers=(1, 2), elastic=ElasticConfig(spares=2))
-    gathered(crew)
+    membership, pool = make(workers=(1, 2), elastic=ElasticConfig(spares=2))
+    gathered(membership)
     while (event := pool.next_event(0)) is not None:
-        crew.came(event)
-    crew.recruit()
+        membership.came(event)
+    membership.recruit()
     assert pool.started == ["w0", "w1", "w2", "w3"]
-    assert names(crew.await_members(handler(crew))) == ["w0", "w1"]
-    assert not crew.wants_change(["w0", "w1"])
-    crew.lost("w0", "killed")
-    assert names(crew.await_members(handler(crew))) == ["w1", "w2"]
-    crew.recruit()
+    assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
+    assert not membership.wants_change(["w0", "w1"])
+    membership.lost("w0", "killed")
+    assert names(membership.await_members(handler(membership))) == ["w1", "w2"]
+    membership.recruit()
     assert pool.started[4:] == ["w4"]
 
 
 def test_whoever_is_found_again_has_its_seat_and_its_number(make):
-    crew, pool = make(workers=(1, 3))
-    crew.found_again("w4", make_ready("w4"), 7)
-    crew.found_again("w2", make_ready("w2"), 6)
-    crew.avoid(["w1", "w5"])
+    membership, pool = make(workers=(1, 3))
+    membership.found_again("w4", make_ready("w4"), 7)
+    membership.found_again("w2", make_ready("w2"), 6)
+    membership.avoid(["w1", "w5"])
     assert pool.held == ["w4", "w2"]
-    assert {w: seat.step for w, seat in crew.seats.items()} == {"w4": 7, "w2": 6}
-    assert crew.bitwise
-    crew.recruit()
+    assert {w: seat.step for w, seat in membership.seats.items()} == {"w4": 7, "w2": 6}
+    assert membership.bitwise
+    membership.recruit()
     assert pool.started == ["w6"]
 
 
 def test_whoever_is_found_again_is_what_newcomers_are_compared_with(make):
-    crew, pool = make(lambda w: Came(w, make_ready(w, torch="3")), workers=(1, 2))
-    crew.found_again("w0", make_ready("w0"), 7)
-    crew.recruit()
-    crew.came(pool.next_event(0))
+    membership, pool = make(lambda w: Came(w, make_ready(w, torch="3")), workers=(1, 2))
+    membership.found_again("w0", make_ready("w0"), 7)
+    membership.recruit()
+    membership.came(pool.next_event(0))
     assert pool.ended == ["w1"]
 
 
 def test_a_task_that_fails_on_a_newcomer_does_not_end_a_run_that_was_found_again(make):
-    crew, pool = make(lambda w: Came(w, None, failed="Traceback: disk full"), workers=(1, 2))
-    crew.found_again("w0", make_ready("w0"), 7)
-    crew.recruit()
-    crew.came(pool.next_event(0))
-    assert names(crew.await_members(handler(crew))) == ["w0"]
+    membership, pool = make(lambda w: Came(w, None, failed="Traceback: disk full"), workers=(1, 2))
+    membership.found_again("w0", make_ready("w0"), 7)
+    membership.recruit()
+    membership.came(pool.next_event(0))
+    assert names(membership.await_members(handler(membership))) == ["w0"]
 
 
 def test_whoever_is_expelled_is_ended_and_replaced(make, tmp_path):
-    crew, pool = make(workers=(1, 2))
+    membership, pool = make(workers=(1, 2))
     ended = []
-    crew.on_end = ended.append
-    gathered(crew)
-    crew.expel("w1", "its memory changed")
-    crew.expel("w1", "its memory changed")  # said twice
-    crew.recruit()
+    membership.on_end = ended.append
+    gathered(membership)
+    membership.expel("w1", "its memory changed")
+    membership.expel("w1", "its memory changed")  # said twice
+    membership.recruit()
     assert (pool.ended, ended, pool.started) == (["w1"], ["w1"], ["w0", "w1", "w2"])
-    assert crew.take_causes() == ["w1 expelled"]
+    assert membership.take_causes() == ["w1 expelled"]
     assert states_in(tmp_path)[-1] == ("w1", "expelled")
 
 
 def test_whoever_is_distrusted_must_form_a_group_to_be_trusted(make):
-    crew, _ = make(workers=(1, 3))
-    gathered(crew, w0={"step": 9}, w1={"step": 4}, w2={"step": 0})
-    crew.distrust_after(4)
-    assert [seat.step for seat in crew.seats.values()] == [-1, 4, 0]
+    membership, _ = make(workers=(1, 3))
+    gathered(membership, w0={"step": 9}, w1={"step": 4}, w2={"step": 0})
+    membership.distrust_after(4)
+    assert [seat.step for seat in membership.seats.values()] == [-1, 4, 0]
     aborted = Report(ending="aborted", step=9, committed_at=1.0, formed=False)
-    assert crew.reported("w0", aborted) == -1
+    assert membership.reported("w0", aborted) == -1
     paused = Report(ending="paused", step=5, committed_at=1.0)
-    assert crew.reported("w0", paused) == 5
-    assert crew.reported("w0", Report(ending="aborted", step=5, committed_at=1, formed=False)) == 5
-    assert crew.seats["w0"].warm
+    assert membership.reported("w0", paused) == 5
+    assert (
+        membership.reported("w0", Report(ending="aborted", step=5, committed_at=1, formed=False))
+        == 5
+    )
+    assert membership.seats["w0"].warm
 
 
 def test_a_cause_is_named_once(make):
-    crew, _ = make()
-    crew.because("rebalanced")
-    crew.because("rebalanced")
-    assert crew.take_causes() == ["rebalanced"]
+    membership, _ = make()
+    membership.because("rebalanced")
+    membership.because("rebalanced")
+    assert membership.take_causes() == ["rebalanced"]

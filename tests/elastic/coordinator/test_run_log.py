@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.coordinator.run_log import Chronicle, DivergenceError
+from raytrain_plus.elastic.coordinator.run_log import DivergenceError, RunLog
 from raytrain_plus.elastic.protocol.messages import Assignment, Plan
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
@@ -44,9 +44,9 @@ def folder(tmp_path):
 
 
 def begin(folder, first=0):
-    chronicle = Chronicle(Journal(folder))
-    chronicle.begin_at(first)
-    return chronicle
+    run_log = RunLog(Journal(folder))
+    run_log.begin_at(first)
+    return run_log
 
 
 def steps_in(folder):
@@ -54,10 +54,10 @@ def steps_in(folder):
 
 
 def test_a_step_is_written_with_every_bit_of_its_loss(folder):
-    chronicle = begin(folder)
-    assert (chronicle.step, chronicle.loss) == (0, None)
+    run_log = begin(folder)
+    assert (run_log.step, run_log.loss) == (0, None)
     loss = math.nextafter(0.1, 1)
-    assert chronicle.add([step(1, generation=4, loss=loss)], workers=3) == [1001.0]
+    assert run_log.add([step(1, generation=4, loss=loss)], workers=3) == [1001.0]
     (event,) = read(folder)
     assert event == {
         "event": "step",
@@ -69,70 +69,70 @@ def test_a_step_is_written_with_every_bit_of_its_loss(folder):
         "workers": 3,
         "busy_seconds": 0.5,
     }
-    assert (chronicle.step, chronicle.loss, chronicle.device_seconds) == (1, loss, 0.5)
+    assert (run_log.step, run_log.loss, run_log.device_seconds) == (1, loss, 0.5)
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), max_size=15))
 def test_every_step_is_written_once_and_in_order_however_it_is_told(tmp_path_factory, told):
     folder = tmp_path_factory.mktemp("told")
-    chronicle = begin(folder)
+    run_log = begin(folder)
     reached = 0
     for first, count in told:  # someone tells of some steps, known, new, or too far ahead
-        chronicle.add([step(number) for number in range(first, first + count)], 2)
+        run_log.add([step(number) for number in range(first, first + count)], 2)
         if first <= reached + 1:
             reached = max(reached, first + count - 1)
-        assert chronicle.step == reached
+        assert run_log.step == reached
     assert steps_in(folder) == list(range(1, reached + 1))
-    assert chronicle.device_seconds == 0.5 * reached
+    assert run_log.device_seconds == 0.5 * reached
 
 
 def test_a_gap_is_filled_before_what_comes_after_it(folder):
-    chronicle = begin(folder)
-    chronicle.add([step(1), step(2)], 2)
-    assert chronicle.add([step(5), step(6)], 2) == [1005.0, 1006.0]  # it did get on
-    assert (chronicle.step, steps_in(folder)) == (2, [1, 2])
-    chronicle.add([step(number) for number in range(3, 7)], 2)
+    run_log = begin(folder)
+    run_log.add([step(1), step(2)], 2)
+    assert run_log.add([step(5), step(6)], 2) == [1005.0, 1006.0]  # it did get on
+    assert (run_log.step, steps_in(folder)) == (2, [1, 2])
+    run_log.add([step(number) for number in range(3, 7)], 2)
     assert steps_in(folder) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_step_told_again_with_the_same_loss_is_not_written_again(folder):
-    chronicle = begin(folder)
-    chronicle.add([step(1), step(2)], 2)
-    assert chronicle.add([step(1, generation=2), step(2, generation=2)], 2) == [1001.0, 1002.0]
+    run_log = begin(folder)
+    run_log.add([step(1), step(2)], 2)
+    assert run_log.add([step(1, generation=2), step(2, generation=2)], 2) == [1001.0, 1002.0]
     assert steps_in(folder) == [1, 2]
 
 
 def test_a_step_told_again_with_another_bit_is_a_divergence(folder):
-    chronicle = begin(folder)
-    chronicle.add([step(1), step(2), step(3)], 2)
+    run_log = begin(folder)
+    run_log.add([step(1), step(2), step(3)], 2)
     other = math.nextafter(loss_of(2), 1)
     with pytest.raises(DivergenceError) as found:
-        chronicle.add([step(2, loss=other)], 2)
+        run_log.add([step(2, loss=other)], 2)
     for part in ("step 2", other.hex(), loss_of(2).hex(), "not reproducible"):
         assert part in str(found.value)
 
 
 def test_what_was_told_with_a_divergence_is_written_all_the_same(folder):
-    chronicle = begin(folder)
-    chronicle.add([step(1)], 2)
+    run_log = begin(folder)
+    run_log.add([step(1)], 2)
     with pytest.raises(DivergenceError):
-        chronicle.add([step(2), step(3), step(1, loss=9.0)], 2)
+        run_log.add([step(2), step(3), step(1, loss=9.0)], 2)
     assert steps_in(folder) == [1, 2, 3]
-    assert chronicle.step == 3
+    assert run_log.step == 3
 
 
 def test_a_run_that_goes_on_writes_what_comes_after_its_checkpoint(folder):
-    chronicle = begin(folder, first=7)
-    chronicle.add([step(6, loss=9.0), step(7, loss=9.0), step(8)], 2)  # not ours to compare
+    run_log = begin(folder, first=7)
+    run_log.add([step(6, loss=9.0), step(7, loss=9.0), step(8)], 2)  # not ours to compare
     assert steps_in(folder) == [8]
     with pytest.raises(DivergenceError):
-        chronicle.add([step(8, loss=9.0)], 2)
+        run_log.add([step(8, loss=9.0)], 2)
 
 
 def test_a_torn_line_of_the_run_before_is_closed(folder):
     (folder / FILE_NAME).write_text('{"event": "step", "step": 1, "lo')
-    chronicle = begin(folder)
-    chronicle.add([step(1), step(2)], 2)
+    run_log = begin(folder)
+    run_log.add([step(1), step(2)], 2)
     assert steps_in(folder) == [1, 2]
 
 
@@ -140,35 +140,35 @@ def test_a_torn_line_of_the_run_before_is_closed(folder):
 
 
 def test_an_evaluation_is_written_once_after_its_step(folder):
-    chronicle = begin(folder)
-    assert chronicle.evaluated_step == -1
-    chronicle.add([step(1), evaluation(1, 0.25), step(2), evaluation(2, 0.75)], 2)
-    chronicle.add([evaluation(2, 0.75), evaluation(1, 0.25)], 2)
+    run_log = begin(folder)
+    assert run_log.evaluated_step == -1
+    run_log.add([step(1), evaluation(1, 0.25), step(2), evaluation(2, 0.75)], 2)
+    run_log.add([evaluation(2, 0.75), evaluation(1, 0.25)], 2)
     assert [(event["event"], event["step"]) for event in read(folder)] == [
         ("step", 1),
         ("evaluate", 1),
         ("step", 2),
         ("evaluate", 2),
     ]
-    assert chronicle.metrics == {"accuracy": 0.75}
-    assert chronicle.evaluated_step == 2
+    assert run_log.metrics == {"accuracy": 0.75}
+    assert run_log.evaluated_step == 2
 
 
 def test_an_evaluation_is_no_commit(folder):
-    chronicle = begin(folder)
-    assert chronicle.add([evaluation(0), step(1), evaluation(1)], 2) == [1001.0]
-    assert chronicle.step == 1
+    run_log = begin(folder)
+    assert run_log.add([evaluation(0), step(1), evaluation(1)], 2) == [1001.0]
+    assert run_log.step == 1
 
 
 # -- generations
 
 
 def test_a_generation_is_written_when_it_starts(folder):
-    chronicle = begin(folder)
-    chronicle.expect(plan(1), "start", None)
+    run_log = begin(folder)
+    run_log.expect(plan(1), "start", None)
     assert read(folder) == []
-    chronicle.started(1, 50.0)
-    chronicle.started(1, 60.0)  # and once
+    run_log.started(1, 50.0)
+    run_log.started(1, 60.0)  # and once
     assert read(folder) == [
         {
             "event": "generation",
@@ -184,42 +184,42 @@ def test_a_generation_is_written_when_it_starts(folder):
     ]
     left_out = ("event", "time", "members", "ranks")
     entry = {k: v for k, v in read(folder)[0].items() if k not in left_out}
-    assert chronicle.generations == [entry]
+    assert run_log.generations == [entry]
 
 
 @pytest.mark.parametrize(
     ("last_commit", "started", "pause"), [(100.0, 101.5, 1.5), (100.0, 99.0, 0.0)]
 )
 def test_a_pause_lasts_from_the_last_commit_to_the_start(folder, last_commit, started, pause):
-    chronicle = begin(folder)
-    chronicle.expect(plan(2), "w1 lost", last_commit)
-    chronicle.started(2, started)
-    assert chronicle.generations[0]["pause_seconds"] == pause
+    run_log = begin(folder)
+    run_log.expect(plan(2), "w1 lost", last_commit)
+    run_log.started(2, started)
+    assert run_log.generations[0]["pause_seconds"] == pause
 
 
 def test_a_step_of_a_generation_that_nobody_announced_announces_it(folder):
-    chronicle = begin(folder)
-    chronicle.expect(plan(1), "start", None)
-    chronicle.add([step(1, 1)], 2)
+    run_log = begin(folder)
+    run_log.expect(plan(1), "start", None)
+    run_log.add([step(1, 1)], 2)
     assert [event["event"] for event in read(folder)] == ["generation", "step"]
     assert read(folder)[0]["time"] == 1001.0
 
 
 def test_steps_stand_below_their_own_generation(folder):
-    chronicle = begin(folder)
-    chronicle.expect(plan(1), "start", None)
-    chronicle.started(1, 1000.0)
-    chronicle.expect(plan(2, 2), "w1 lost", 1002.0)
-    chronicle.add([step(1, 1), step(2, 1), step(3, 2)], 2)
+    run_log = begin(folder)
+    run_log.expect(plan(1), "start", None)
+    run_log.started(1, 1000.0)
+    run_log.expect(plan(2, 2), "w1 lost", 1002.0)
+    run_log.add([step(1, 1), step(2, 1), step(3, 2)], 2)
     assert [event.get("generation") for event in read(folder)] == [1, 1, 1, 2, 2]
 
 
 def test_a_generation_that_never_started_is_not_written(folder):
-    chronicle = begin(folder)
-    chronicle.expect(plan(1), "start", None)
-    chronicle.expect(plan(2), "w1 lost", None)
-    chronicle.started(2, 50.0)
-    chronicle.started(1, 60.0)  # a word that comes late
+    run_log = begin(folder)
+    run_log.expect(plan(1), "start", None)
+    run_log.expect(plan(2), "w1 lost", None)
+    run_log.started(2, 50.0)
+    run_log.started(1, 60.0)  # a word that comes late
     assert [event["generation"] for event in read(folder)] == [2]
 
 
@@ -234,8 +234,8 @@ def test_anything_else_is_noted_with_the_time(folder):
 
 
 def again(folder):
-    """Return the chronicle of a coordinator that comes back."""
-    return Chronicle(Journal(folder), read(folder))
+    """Return the run log of a coordinator that comes back."""
+    return RunLog(Journal(folder), read(folder))
 
 
 def wrong(number, generation=1):
@@ -243,13 +243,13 @@ def wrong(number, generation=1):
 
 
 def test_what_a_journal_tells_is_known_and_not_written_again(folder):
-    chronicle = begin(folder)
-    chronicle.expect(plan(4), "start", None)
-    chronicle.add([step(1, 4), step(2, 4), evaluation(2, 0.75, 4)], 2)
+    run_log = begin(folder)
+    run_log.expect(plan(4), "start", None)
+    run_log.add([step(1, 4), step(2, 4), evaluation(2, 0.75, 4)], 2)
     restored = again(folder)
     assert (restored.step, restored.loss) == (2, loss_of(2))
     assert (restored.evaluated_step, restored.metrics) == (2, {"accuracy": 0.75})
-    assert restored.generations == chronicle.generations
+    assert restored.generations == run_log.generations
     assert restored.device_seconds == 1.0
     restored.add([step(2, 4), evaluation(2, 0.75, 4), step(3, 4)], 2)
     assert steps_in(folder) == [1, 2, 3]
@@ -275,16 +275,16 @@ def test_a_run_that_goes_on_differently_is_not_compared_with_the_one_before(fold
     restored.add([wrong(2)], 2)
 
 
-@pytest.mark.parametrize("restore", [lambda chronicle, _: chronicle, lambda _, f: again(f)])
+@pytest.mark.parametrize("restore", [lambda run_log, _: run_log, lambda _, f: again(f)])
 def test_a_run_that_goes_on_in_another_environment_is_not_either(folder, restore):
     begin(folder).add([step(1), step(2), step(3), evaluation(3)], 2)
     Journal(folder).write("run", resumed_step=1)
-    chronicle = again(folder)
-    assert chronicle.step == 3
-    chronicle.computes_with({"torch": "2"}, ["environment: torch is 2, before it was 1"])
-    chronicle = restore(chronicle, folder)
-    assert (chronicle.step, chronicle.environment) == (1, {"torch": "2"})
-    chronicle.add([wrong(2)], 2)
+    run_log = again(folder)
+    assert run_log.step == 3
+    run_log.computes_with({"torch": "2"}, ["environment: torch is 2, before it was 1"])
+    run_log = restore(run_log, folder)
+    assert (run_log.step, run_log.environment) == (1, {"torch": "2"})
+    run_log.add([wrong(2)], 2)
     Journal(folder).write("run", resumed_step=2)
     assert again(folder).environment == {}  # until a worker has come up
 
@@ -296,31 +296,31 @@ def test_a_run_that_goes_on_the_same_is(folder):
         again(folder).add([wrong(2)], 2)
 
 
-@pytest.mark.parametrize("restore", [lambda chronicle, _: chronicle, lambda _, f: again(f)])
+@pytest.mark.parametrize("restore", [lambda run_log, _: run_log, lambda _, f: again(f)])
 def test_steps_that_are_withdrawn_are_computed_again_to_other_losses(folder, restore):
-    chronicle = begin(folder)
-    chronicle.add([step(1), step(2), wrong(3), wrong(4), evaluation(4)], 2)
-    chronicle.withdraw(2, "corruption", generation=1)
-    chronicle = restore(chronicle, folder)
-    assert (chronicle.step, chronicle.loss, chronicle.evaluated_step) == (2, loss_of(2), -1)
-    assert chronicle.metrics == {}
-    chronicle.add([step(3, generation=2)], 2)
-    chronicle = restore(chronicle, folder)
-    assert (chronicle.step, chronicle.loss) == (3, loss_of(3))
+    run_log = begin(folder)
+    run_log.add([step(1), step(2), wrong(3), wrong(4), evaluation(4)], 2)
+    run_log.withdraw(2, "corruption", generation=1)
+    run_log = restore(run_log, folder)
+    assert (run_log.step, run_log.loss, run_log.evaluated_step) == (2, loss_of(2), -1)
+    assert run_log.metrics == {}
+    run_log.add([step(3, generation=2)], 2)
+    run_log = restore(run_log, folder)
+    assert (run_log.step, run_log.loss) == (3, loss_of(3))
     assert steps_in(folder) == [1, 2, 3, 4, 3]
     with pytest.raises(DivergenceError):  # what stands is compared as ever
-        chronicle.add([wrong(2, generation=2)], 2)
+        run_log.add([wrong(2, generation=2)], 2)
 
 
 def test_what_is_told_late_of_withdrawn_steps_does_not_count(folder):
-    chronicle = begin(folder)
-    chronicle.add([step(1), step(2), wrong(3)], 2)
-    chronicle.withdraw(2, "corruption", generation=1)
-    assert chronicle.add([step(2), wrong(3), wrong(4)], 2) == [1002.0]
-    assert chronicle.step == 2
-    chronicle.add([step(3, generation=2), wrong(3)], 2)
-    assert chronicle.loss == loss_of(3)
-    assert [chronicle.is_void(1, 2), chronicle.is_void(1, 3), chronicle.is_void(2, 3)] == [
+    run_log = begin(folder)
+    run_log.add([step(1), step(2), wrong(3)], 2)
+    run_log.withdraw(2, "corruption", generation=1)
+    assert run_log.add([step(2), wrong(3), wrong(4)], 2) == [1002.0]
+    assert run_log.step == 2
+    run_log.add([step(3, generation=2), wrong(3)], 2)
+    assert run_log.loss == loss_of(3)
+    assert [run_log.is_void(1, 2), run_log.is_void(1, 3), run_log.is_void(2, 3)] == [
         False,
         True,
         False,
@@ -328,11 +328,11 @@ def test_what_is_told_late_of_withdrawn_steps_does_not_count(folder):
 
 
 def test_what_stands_at_a_step_is_known_though_later_ones_are_too(folder):
-    chronicle = begin(folder)
-    chronicle.add([step(1), evaluation(1, 0.25), step(2), step(3), evaluation(3, 0.75)], 2)
-    chronicle = again(folder)
-    assert [chronicle.loss_at(n) for n in range(5)] == [None, *map(loss_of, (1, 2, 3)), None]
-    assert [chronicle.metrics_at(n).get("accuracy") for n in range(4)] == [None, 0.25, 0.25, 0.75]
+    run_log = begin(folder)
+    run_log.add([step(1), evaluation(1, 0.25), step(2), step(3), evaluation(3, 0.75)], 2)
+    run_log = again(folder)
+    assert [run_log.loss_at(n) for n in range(5)] == [None, *map(loss_of, (1, 2, 3)), None]
+    assert [run_log.metrics_at(n).get("accuracy") for n in range(4)] == [None, 0.25, 0.25, 0.75]
 
 
 def test_a_run_that_goes_on_differently_is_evaluated_where_it_begins(folder):

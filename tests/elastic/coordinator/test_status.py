@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from raytrain_plus.elastic.coordinator.status import Overview, phase_of
+from raytrain_plus.elastic.coordinator.status import RunStatus, phase_of
 from raytrain_plus.elastic.coordinator.workers import Pool
 from raytrain_plus.elastic.policy.make_plan import Seat
-from raytrain_plus.elastic.protocol.messages import Assignment, Standing
+from raytrain_plus.elastic.protocol.messages import Assignment, WorkerStatus
 from tests.elastic.scripted_pool import loss_of, make_ready, make_spec
 
 
 def at(phase):
-    return Standing(phase=phase, waiting=False, age=0.1)
+    return WorkerStatus(phase=phase, waiting=False, age=0.1)
 
 
 def seat(worker="w0", *, draining=False):
@@ -47,9 +47,9 @@ def test_others_are_starting_spare_or_draining():
     assert phase_of(seat(draining=True), None, is_member=True) == "no answer"
 
 
-def overview(tmp_path, pool, *seats):
-    crew = SimpleNamespace(seats={one.worker: one for one in seats})
-    return Overview(make_spec(tmp_path), None, None, crew, pool)
+def run_status(tmp_path, pool, *seats):
+    membership = SimpleNamespace(seats={one.worker: one for one in seats})
+    return RunStatus(make_spec(tmp_path), None, None, membership, pool)
 
 
 class Answers:
@@ -66,7 +66,7 @@ class Answers:
 def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
     group = (Assignment("w0", 0, 6), Assignment("w1", 6, 8))
     pool = Answers(w0=at("backward"), w1=None)
-    made = overview(tmp_path, pool, seat("w0"), seat("w1"), Seat("w2"))
+    made = run_status(tmp_path, pool, seat("w0"), seat("w1"), Seat("w2"))
     for slow in (0.6, 60.0, 0.6):  # one hiccup is no speed
         made.heard(group, (slow, 0.1))
     first, second, third = made._members(group)
@@ -84,7 +84,7 @@ def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
 
 
 def test_a_speed_of_before_is_forgotten_with_the_worker(tmp_path):
-    made = overview(tmp_path, Answers(w0=at("idle"), w1=at("idle")), seat("w0"), seat("w1"))
+    made = run_status(tmp_path, Answers(w0=at("idle"), w1=at("idle")), seat("w0"), seat("w1"))
     made.heard((Assignment("w0", 0, 4), Assignment("w1", 4, 8)), (0.4, 0.8))
     made.heard((Assignment("w0", 0, 8),), (0.8,))
     assert [one["seconds_per_rank"] for one in made._members(())] == [0.1, None]
@@ -100,7 +100,7 @@ def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
             return super().standings(workers, timeout)
 
     group = (Assignment("w0", 0, 8),)
-    made = overview(tmp_path, Slow(w0=at("forward")), seat())
+    made = run_status(tmp_path, Slow(w0=at("forward")), seat())
     first = []
     thread = threading.Thread(target=lambda: first.extend(made._members(group)))
     thread.start()

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from raytrain_plus.elastic.coordinator.usage import Account
+from raytrain_plus.elastic.coordinator.usage import Usage
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report
 
 
@@ -18,7 +18,7 @@ def report(samples, **costs):
 
 
 def test_costs_add_up_over_workers_and_generations():
-    account = Account()
+    account = Usage()
     account.add({"w0": report(8, EMA=(0.5, 2), SAM=(1.0, 4)), "w1": report(6, EMA=(0.25, 1))})
     account.add({"w1": report(16, EMA=(0.25, 1))})
     account.add({})  # all were lost
@@ -32,7 +32,7 @@ def test_costs_add_up_over_workers_and_generations():
 def test_the_journal_is_told_of_the_time_and_traffic_of_those_who_reported():
     one = replace(report(8), seconds={"compute": 1.5, "data": 0.25}, settled_at=100.0)
     two = replace(report(8), seconds={"compute": 2.0}, settled_at=101.0, traffic={"hits": 3})
-    account = Account()
+    account = Usage()
     assert account.add({"w2": two, "w0": one}) == {
         "workers": ["w0", "w2"],
         "until": 101.0,

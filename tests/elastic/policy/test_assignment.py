@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.policy.assignment import SLACK, Member, PlanError, assign, moved
+from raytrain_plus.elastic.policy.assignment import IMBALANCE, PlanError, WorkerSpeed, assign, moved
 from raytrain_plus.elastic.protocol.messages import Assignment
 from raytrain_plus.training.tree import maximal_subtrees
 
-SLACKS = st.sampled_from([SLACK, SLACK / 4, 0.0, 0.5])
+SLACKS = st.sampled_from([IMBALANCE, IMBALANCE / 4, 0.0, 0.5])
 SPEEDS = st.sampled_from([0.25, 0.5, 1.0, 1.0, 1.25, 1.5, 2.0, 3.0])
 
 
@@ -21,7 +21,7 @@ def groups(draw, most_ranks=200, most_workers=30):
     logical_ranks = draw(st.integers(1, most_ranks))
     count = draw(st.integers(1, min(logical_ranks, most_workers)))
     names = draw(st.permutations([f"w{i}" for i in range(count)]))
-    return logical_ranks, [Member(name, draw(SPEEDS)) for name in names]
+    return logical_ranks, [WorkerSpeed(name, draw(SPEEDS)) for name in names]
 
 
 @st.composite
@@ -31,13 +31,13 @@ def successions(draw, **limits):
     stay = [m for m in members if draw(st.booleans())]
     new = draw(st.integers(0 if stay else 1, max(1, min(4, logical_ranks - len(stay)))))
     new = min(new, logical_ranks - len(stay))
-    later = [Member(m.worker, draw(SPEEDS)) for m in stay]
-    later += [Member(f"new{i}", draw(SPEEDS)) for i in range(new)]
+    later = [WorkerSpeed(m.worker, draw(SPEEDS)) for m in stay]
+    later += [WorkerSpeed(f"new{i}", draw(SPEEDS)) for i in range(new)]
     return logical_ranks, members, draw(st.permutations(later))
 
 
 def equal(*names):
-    return [Member(name) for name in names]
+    return [WorkerSpeed(name) for name in names]
 
 
 def sizes(plan):
@@ -49,9 +49,9 @@ def subtrees(plan):
     return sum(len(maximal_subtrees(a.start, a.stop, leaves)) for a in plan)
 
 
-def limits(logical_ranks, speeds, slack):
+def limits(logical_ranks, speeds, imbalance):
     """Return the least and most loads, in exact arithmetic and by search: the oracle of balance."""
-    speeds, slack = [Fraction(speed) for speed in speeds], Fraction(slack)
+    speeds, imbalance = [Fraction(speed) for speed in speeds], Fraction(imbalance)
 
     pinned = set()
     while True:
@@ -61,11 +61,11 @@ def limits(logical_ranks, speeds, slack):
         if not slow:
             break
         pinned |= slow
-    least = [max(1, math.floor((1 - slack) * level * s)) for s in speeds]
+    least = [max(1, math.floor((1 - imbalance) * level * s)) for s in speeds]
 
     paces = sorted({n / s for s in speeds for n in range(1, logical_ranks + 1)})
     pace = next(p for p in paces if sum(max(1, math.floor(p * s)) for s in speeds) >= logical_ranks)
-    most = [max(1, math.floor(p * s)) for p in [(1 + slack) * pace] for s in speeds]
+    most = [max(1, math.floor(p * s)) for p in [(1 + imbalance) * pace] for s in speeds]
     return least, most, pace
 
 
@@ -80,19 +80,19 @@ def test_a_plan_covers_all_ranks_with_one_range_per_member(case):
 
 
 @given(successions(most_ranks=60), SLACKS)
-def test_loads_stay_within_the_slack_of_balance(case, slack):
+def test_loads_stay_within_the_slack_of_balance(case, imbalance):
     logical_ranks, members, later = case
     for plan in (
-        assign(logical_ranks, later, slack=slack),
-        assign(logical_ranks, later, assign(logical_ranks, members), slack),
+        assign(logical_ranks, later, imbalance=imbalance),
+        assign(logical_ranks, later, assign(logical_ranks, members), imbalance),
     ):
         speed = {m.worker: m.speed for m in later}
-        least, most, pace = limits(logical_ranks, [speed[a.worker] for a in plan], slack)
+        least, most, pace = limits(logical_ranks, [speed[a.worker] for a in plan], imbalance)
         for load, low, high in zip(sizes(plan), least, most, strict=True):
             assert low <= load <= high
         makespan = max(len(a.ranks) / speed[a.worker] for a in plan)
         slowest = 1 / min(speed.values())  # whoever computes one rank takes this long, at best
-        assert makespan <= max((1 + slack) * float(pace), slowest) + 1e-9
+        assert makespan <= max((1 + imbalance) * float(pace), slowest) + 1e-9
 
 
 @given(successions(), st.randoms())
@@ -107,12 +107,12 @@ def test_a_plan_does_not_depend_on_the_order_of_listing(case, chance):
 
 
 @given(successions(), SLACKS)
-def test_planning_again_changes_nothing(case, slack):
+def test_planning_again_changes_nothing(case, imbalance):
     logical_ranks, members, later = case
-    first = assign(logical_ranks, members, slack=slack)
-    second = assign(logical_ranks, later, first, slack)
-    assert assign(logical_ranks, members, first, slack) == first
-    assert assign(logical_ranks, later, second, slack) == second
+    first = assign(logical_ranks, members, imbalance=imbalance)
+    second = assign(logical_ranks, later, first, imbalance)
+    assert assign(logical_ranks, members, first, imbalance) == first
+    assert assign(logical_ranks, later, second, imbalance) == second
 
 
 def test_newcomers_take_the_places_of_the_departed():
@@ -132,7 +132,9 @@ def test_survivors_keep_their_ranks_when_a_spare_replaces_an_equal(logical_ranks
     members = equal(*(f"w{i:02}" for i in range(workers)))
     first = assign(logical_ranks, members)
     dead = data.draw(st.integers(0, workers - 1))
-    second = assign(logical_ranks, [*members[:dead], *members[dead + 1 :], Member("spare")], first)
+    second = assign(
+        logical_ranks, [*members[:dead], *members[dead + 1 :], WorkerSpeed("spare")], first
+    )
     assert moved(first, second) == len(first[dead].ranks)
     assert second[dead].worker == "spare"
     for before, after in zip(first, second, strict=True):
@@ -149,7 +151,7 @@ def test_one_coming_or_going_moves_a_part_only(workers, share, data):
     logical_ranks = workers * share + data.draw(st.integers(0, workers - 1))
     members = equal(*(f"w{i:02}" for i in range(workers)))
     first = assign(logical_ranks, members)
-    grown = assign(logical_ranks, [*members, Member("x")], first)
+    grown = assign(logical_ranks, [*members, WorkerSpeed("x")], first)
     assert moved(first, grown) <= 0.75 * logical_ranks
     gone = data.draw(st.integers(0, workers - 1))
     shrunk = assign(logical_ranks, members[:gone] + members[gone + 1 :], first)
@@ -177,13 +179,13 @@ def test_equal_workers_get_equal_ranges_where_a_power_of_two_divides(logical_ran
 
 @given(st.lists(SPEEDS, min_size=1, max_size=40))
 def test_as_many_workers_as_ranks_get_one_each(speeds):
-    plan = assign(len(speeds), [Member(f"w{i}", s) for i, s in enumerate(speeds)])
+    plan = assign(len(speeds), [WorkerSpeed(f"w{i}", s) for i, s in enumerate(speeds)])
     assert sizes(plan) == [1] * len(speeds)
 
 
-def best_by_search(logical_ranks, names, speeds, previous, slack):
+def best_by_search(logical_ranks, names, speeds, previous, imbalance):
     """Return the best plan of all compositions of V into ranges for these workers, in order."""
-    least, most, _ = limits(logical_ranks, speeds, slack)
+    least, most, _ = limits(logical_ranks, speeds, imbalance)
     candidates = []
     for inner in itertools.combinations(range(1, logical_ranks), len(names) - 1):
         cuts = [0, *inner, logical_ranks]
@@ -196,17 +198,17 @@ def best_by_search(logical_ranks, names, speeds, previous, slack):
 
 @settings(deadline=None)
 @given(successions(most_ranks=10, most_workers=10), SLACKS)
-def test_no_balanced_plan_is_better(case, slack):
+def test_no_balanced_plan_is_better(case, imbalance):
     logical_ranks, members, later = case
-    first = assign(logical_ranks, members, slack=slack)
+    first = assign(logical_ranks, members, imbalance=imbalance)
     for plan, group, previous in (
         (first, members, ()),
-        (assign(logical_ranks, later, first, slack), later, first),
+        (assign(logical_ranks, later, first, imbalance), later, first),
     ):
         names = [a.worker for a in plan]
         speed = {m.worker: m.speed for m in group}
         speeds = [speed[name] for name in names]
-        assert plan == best_by_search(logical_ranks, names, speeds, previous, slack)
+        assert plan == best_by_search(logical_ranks, names, speeds, previous, imbalance)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +223,12 @@ def test_no_balanced_plan_is_better_when_equal_workers_come_or_go(logical_ranks,
     members = equal(*(f"w{i}" for i in range(workers)))
     first = assign(logical_ranks, members)
     nexts = [members[:i] + members[i + 1 :] for i in range(workers) if workers > 1]
-    nexts += [[*members, Member("x")]] if workers < logical_ranks else []
-    nexts += [[*group[1:], Member("y")] for group in nexts]
+    nexts += [[*members, WorkerSpeed("x")]] if workers < logical_ranks else []
+    nexts += [[*group[1:], WorkerSpeed("y")] for group in nexts]
     for group in nexts:
         plan = assign(logical_ranks, group, first)
         names = [a.worker for a in plan]
-        assert plan == best_by_search(logical_ranks, names, [1] * len(names), first, SLACK)
+        assert plan == best_by_search(logical_ranks, names, [1] * len(names), first, IMBALANCE)
 
 
 def test_moved_counts_ranks_with_another_owner():
@@ -238,12 +240,12 @@ def test_moved_counts_ranks_with_another_owner():
 
 
 def test_a_worker_too_slow_for_one_rank_gets_one_and_the_others_share_evenly():
-    members = [Member("a", 0.001), *equal("b", "c", "d", "e")]
+    members = [WorkerSpeed("a", 0.001), *equal("b", "c", "d", "e")]
     assert sizes(assign(17, members)) == [1, 4, 4, 4, 4]
 
 
 def test_extreme_speeds_are_only_ratios():
-    members = [Member("a", 5e-324), Member("b", 1e308), Member("c", 1e308)]
+    members = [WorkerSpeed("a", 5e-324), WorkerSpeed("b", 1e308), WorkerSpeed("c", 1e308)]
     assert sizes(assign(9, members)) == [1, 4, 4]
 
 
@@ -254,10 +256,10 @@ def test_extreme_speeds_are_only_ratios():
         (4, [], "no members"),
         (2, equal("a", "b", "c"), "keep 1 of them as spares"),
         (4, equal("a", "b", "a"), "two members are named 'a'"),
-        (4, [Member("a", 0.0)], "speed of 'a' is 0.0"),
-        (4, [Member("a", -1.0)], "positive, finite"),
-        (4, [Member("a", math.nan)], "positive, finite"),
-        (4, [Member("a", math.inf)], "positive, finite"),
+        (4, [WorkerSpeed("a", 0.0)], "speed of 'a' is 0.0"),
+        (4, [WorkerSpeed("a", -1.0)], "positive, finite"),
+        (4, [WorkerSpeed("a", math.nan)], "positive, finite"),
+        (4, [WorkerSpeed("a", math.inf)], "positive, finite"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_words(logical_ranks, members, message):
@@ -265,10 +267,10 @@ def test_what_cannot_be_planned_is_refused_in_words(logical_ranks, members, mess
         assign(logical_ranks, members)
 
 
-@pytest.mark.parametrize("slack", [-0.1, 1.0, math.nan])
-def test_a_slack_that_is_no_share_is_refused(slack):
-    with pytest.raises(PlanError, match=f"the slack is {slack}; it is a share"):
-        assign(4, equal("a"), slack=slack)
+@pytest.mark.parametrize("imbalance", [-0.1, 1.0, math.nan])
+def test_a_slack_that_is_no_share_is_refused(imbalance):
+    with pytest.raises(PlanError, match=f"the imbalance is {imbalance}; it is a share"):
+        assign(4, equal("a"), imbalance=imbalance)
 
 
 def test_a_plan_of_another_run_is_refused():

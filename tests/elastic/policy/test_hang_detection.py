@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, Standing
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
 
 
 def watch(**config):
@@ -112,11 +112,11 @@ def test_who_is_asked_has_time_to_answer_before_the_deadline(deadline):
 
 
 def busy(age, phase="forward"):
-    return Standing(phase=phase, waiting=False, age=age)
+    return WorkerStatus(phase=phase, waiting=False, age=age)
 
 
 def waits(age):
-    return Standing(phase="exchange", waiting=True, age=age)
+    return WorkerStatus(phase="exchange", waiting=True, age=age)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.policy.assignment import SLACK, Member, assign
-from raytrain_plus.elastic.policy.imbalance import CHOICES, Slack
+from raytrain_plus.elastic.policy.assignment import IMBALANCE, WorkerSpeed, assign
+from raytrain_plus.elastic.policy.imbalance import CHOICES, Imbalance
 from raytrain_plus.training.tree import maximal_subtrees
 
 
@@ -25,8 +25,8 @@ class Group:
         self, logical_ranks, workers, unit=0.0, hidden=0.0, *, noise=0.0, looks=True, seed=0
     ):
         self.unit, self.hidden, self.noise, self.looks = unit, hidden, noise, looks
-        self.members = [Member(f"w{i:03}") for i in range(workers)]
-        self.slack = Slack()
+        self.members = [WorkerSpeed(f"w{i:03}") for i in range(workers)]
+        self.imbalance = Imbalance()
         self.draw = random.Random(seed)
         self.plan = assign(logical_ranks, self.members)
         self.changes = []
@@ -36,15 +36,15 @@ class Group:
         for _ in range(windows):
             measured = {m.worker: 1 / self._about(1.0) for m in self.members}
             seen, unseen = map(self._about, self.exchange(self.plan))
-            self.slack.judge(self.plan, self.members, measured, seen, unseen * self.looks)
-            if self.slack.advises():
-                self.changes.append(self.slack.follow())
-                self.plan = self.planned(self.slack.value)
-                assert not self.slack.advises()
+            self.imbalance.judge(self.plan, self.members, measured, seen, unseen * self.looks)
+            if self.imbalance.advises():
+                self.changes.append(self.imbalance.follow())
+                self.plan = self.planned(self.imbalance.value)
+                assert not self.imbalance.advises()
         return self
 
-    def planned(self, slack):
-        return assign(self.plan[-1].stop, self.members, self.plan, slack)
+    def planned(self, imbalance):
+        return assign(self.plan[-1].stop, self.members, self.plan, imbalance)
 
     def exchange(self, plan):
         stop = plan[-1].stop
@@ -58,8 +58,8 @@ class Group:
         return max(len(a.ranks) for a in plan) + self.exchange(plan)[0]
 
     def best(self):
-        """Return how long it would take at the best slack."""
-        return min(self.seconds(self.planned(slack)) for slack in CHOICES)
+        """Return how long it would take at the best imbalance."""
+        return min(self.seconds(self.planned(imbalance)) for imbalance in CHOICES)
 
     def _about(self, exact):
         return exact * self.draw.uniform(1 - self.noise, 1 + self.noise)
@@ -127,17 +127,17 @@ def test_a_network_that_becomes_slow_is_followed_and_one_that_comes_and_goes_is_
 
 def test_the_slack_outlives_the_group():
     group = Group(128, 3).run(10)
-    assert (wanted := group.slack.value) < SLACK
-    assert group.slack.follow() == wanted  # somebody joins
+    assert (wanted := group.imbalance.value) < IMBALANCE
+    assert group.imbalance.follow() == wanted  # somebody joins
 
 
 def test_one_window_is_not_enough():
     group = Group(128, 3).run(1)
     assert group.changes == []
-    assert group.slack.follow() == SLACK  # somebody joins
+    assert group.imbalance.follow() == IMBALANCE  # somebody joins
     assert len(group.run(2).changes) == 1
 
 
 def test_choices_begin_with_the_default_and_fall():
-    assert CHOICES[0] == SLACK
+    assert CHOICES[0] == IMBALANCE
     assert list(CHOICES) == sorted(CHOICES, reverse=True)

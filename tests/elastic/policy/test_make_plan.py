@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.policy.assignment import Member
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed
 from raytrain_plus.elastic.policy.make_plan import Seat, Situation, make_plan
 from raytrain_plus.elastic.protocol.faults import Fault
 from tests.elastic.scripted_pool import make_ready
@@ -16,7 +16,7 @@ def seat(worker, step=0, *, warm=True):
 
 
 def plan_of(*seats, previous=(), **situation):
-    members = [Member(one.worker, 1.0) for one in seats]
+    members = [WorkerSpeed(one.worker, 1.0) for one in seats]
     described = {"logical_ranks": 8, "generation": 3, "previous": previous, **situation}
     return make_plan(members, seats, Situation(**described))
 
@@ -88,7 +88,7 @@ def test_after_healing_all_have_one_state_and_it_is_the_latest(states, checkpoin
     shuffled = random.sample(here, len(here))
     plan = plan_of(*here, bitwise=bitwise, checkpoint=checkpoint)
     again = make_plan(
-        [Member(one.worker, 1.0) for one in here],
+        [WorkerSpeed(one.worker, 1.0) for one in here],
         shuffled,
         Situation(
             logical_ranks=8, generation=3, previous=(), bitwise=bitwise, checkpoint=checkpoint

@@ -8,9 +8,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from raytrain_plus.elastic.policy import rebalance as speeds_module
-from raytrain_plus.elastic.policy.assignment import Member, assign
-from raytrain_plus.elastic.policy.imbalance import Slack
-from raytrain_plus.elastic.policy.rebalance import Speeds
+from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
+from raytrain_plus.elastic.policy.imbalance import Imbalance
+from raytrain_plus.elastic.policy.rebalance import Rebalancer
 from raytrain_plus.elastic.protocol.messages import Assignment
 
 PROMPT = 150  # steps within which a change that lasts is followed, at the patience to begin with
@@ -25,13 +25,13 @@ class Group:
     def __init__(self, logical_ranks, workers, *, noise=0.1, overhead=0.0, seed=0, **settings):
         self.logical_ranks = logical_ranks
         self.workers = [f"w{i}" for i in range(workers)]
-        self.speeds = Speeds(**settings)
+        self.speeds = Rebalancer(**settings)
         self.noise, self.overhead = noise, overhead
         self.draw = random.Random(seed)
         self.step = 0
         self.rebalances = []
-        self.slacks = [self.speeds.slack.value]
-        self.plan = assign(logical_ranks, [Member(w) for w in self.workers])
+        self.slacks = [self.speeds.imbalance.value]
+        self.plan = assign(logical_ranks, [WorkerSpeed(w) for w in self.workers])
         self.speeds.begin(self.plan)
 
     def run(self, steps, true=None):
@@ -53,12 +53,12 @@ class Group:
 
     def replan(self):
         members = self.speeds.members(self.workers)
-        slack = self.speeds.slack.follow()
-        if slack == self.slacks[-1]:
+        imbalance = self.speeds.imbalance.follow()
+        if imbalance == self.slacks[-1]:
             self.rebalances.append(self.step)
         else:
-            self.slacks.append(slack)
-        self.plan = assign(self.logical_ranks, members, self.plan, slack)
+            self.slacks.append(imbalance)
+        self.plan = assign(self.logical_ranks, members, self.plan, imbalance)
         self.speeds.begin(self.plan)
         assert sum(len(a.ranks) for a in self.plan) == self.logical_ranks
         assert not self.speeds.advises()
@@ -72,7 +72,7 @@ class Group:
 
     def best(self, true):
         """Return how long it would take if all speeds were known."""
-        members = [Member(w, true.get(w, 1.0)) for w in self.workers]
+        members = [WorkerSpeed(w, true.get(w, 1.0)) for w in self.workers]
         return seconds(assign(self.logical_ranks, members, self.plan), true)
 
 
@@ -126,8 +126,10 @@ def test_a_slow_worker_gets_less_to_do_and_gets_it_back(size, times, healthy, se
 @pytest.mark.parametrize("gives_back", [True, False])
 def test_ranks_come_back_even_where_the_step_gains_next_to_nothing(gives_back, monkeypatch):
     if not gives_back:  # the negative control: the threshold alone would leave them
-        monkeypatch.setattr(Speeds, "_gives_back", lambda *_: False)
-    monkeypatch.setattr(Slack, "judge", lambda *_: None)  # planning with another would give back
+        monkeypatch.setattr(Rebalancer, "_gives_back", lambda *_: False)
+    monkeypatch.setattr(
+        Imbalance, "judge", lambda *_: None
+    )  # planning with another would give back
     group = Group(960, 30).run(PROMPT, {"w0": 0.5})
     assert group.ranks() <= 20
     assert (group.run(2 * PROMPT).ranks() >= 27) == gives_back
@@ -207,7 +209,7 @@ def test_speeds_are_kept_when_somebody_dies_or_joins():
         False,
         False,
     ]
-    assert group.speeds.members(["new"]) == [Member("new", 1.0)]
+    assert group.speeds.members(["new"]) == [WorkerSpeed("new", 1.0)]
     group.workers = ["w0", "w1", "w2", "new"]
     group.replan()
     assert group.ranks() < 8
@@ -217,7 +219,7 @@ def test_speeds_are_kept_when_somebody_dies_or_joins():
     # Who has left is forgotten.
     group.workers = ["w1", "w2"]
     group.replan()
-    assert group.speeds.members(["w0"]) == [Member("w0", 1.0)]
+    assert group.speeds.members(["w0"]) == [WorkerSpeed("w0", 1.0)]
 
 
 def test_speeds_are_ranks_per_second():
@@ -234,7 +236,7 @@ def test_the_first_steps_of_a_generation_do_not_count():
 
 
 def test_a_step_that_is_told_again_is_ignored():
-    speeds = Speeds(window=3, warmup=0, patience=1)
+    speeds = Rebalancer(window=3, warmup=0, patience=1)
     speeds.begin([Assignment("a", 0, 4), Assignment("b", 4, 8)])
     for _ in range(3):
         speeds.heard(1, [4.0, 1.0])
@@ -266,7 +268,7 @@ def test_times_that_take_no_time_are_no_division_by_zero():
 def test_settings_out_of_range_are_refused(wrong):
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=f"{name} is {value}"):
-        Speeds(**wrong)
+        Rebalancer(**wrong)
 
 
 def test_times_of_another_group_are_refused():

@@ -1,4 +1,4 @@
-"""Disturbances are read strictly, hit whom they name, and strike when they should."""
+"""CoordinatorFaults are read strictly, hit whom they name, and strike when they should."""
 
 from typing import get_args
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.worker.phase_timer import PART_OF, Timesheet
+from raytrain_plus.elastic.worker.phase_timer import PART_OF, PhaseTimer
 from raytrain_plus.elastic.worker.progress import Progress
 from tests.elastic.worker.test_progress import plan
 
@@ -23,9 +23,9 @@ class Clock:
 
 
 def spent(told):
-    """Return a timesheet after some (phase, seconds), and its clock."""
+    """Return a phase_timer after some (phase, seconds), and its clock."""
     clock = Clock()
-    sheet = Timesheet(clock)
+    sheet = PhaseTimer(clock)
     for phase, seconds in told:
         sheet.enter(phase)
         clock.now += seconds
@@ -68,16 +68,16 @@ def test_entering_phases_fills_the_timesheet_of_the_generation():
     progress = Progress()
     progress.enter("forward")
     progress.begin(plan(1), (), print, print)
-    progress.timesheet.settle()
-    assert progress.timesheet.parts() == {}
+    progress.phase_timer.settle()
+    assert progress.phase_timer.parts() == {}
     progress.enter("fetch")
-    progress.timesheet.settle()
-    assert set(progress.timesheet.parts()) == {"data"}
+    progress.phase_timer.settle()
+    assert set(progress.phase_timer.parts()) == {"data"}
 
 
 def test_a_step_pays_microseconds_for_it():
     """About ten phases and one commit; the best of some tries, as others use the machine, too."""
-    sheet = Timesheet()
+    sheet = PhaseTimer()
 
     def seconds_per_step(steps=200):
         began = time.perf_counter()

@@ -10,7 +10,7 @@ from torch import nn
 
 from raytrain_plus.checkpoint.upload import Uploads
 from raytrain_plus.elastic.worker import fault_injection as module
-from raytrain_plus.elastic.worker.fault_injection import Victim
+from raytrain_plus.elastic.worker.fault_injection import WorkerFaults
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
@@ -58,7 +58,7 @@ def bits_in(replica):
 @given(st.integers(0, 2**64 - 1))
 def test_one_bit_of_one_weight_flips_and_flips_back(draw):
     replica = replica_of(Frozen())
-    victim = Victim(Frozen(), replica, uploads=None)
+    victim = WorkerFaults(Frozen(), replica, uploads=None)
     before = bits_in(replica)
     victim.flip_bit(draw)
     changes = {n: bits ^ before[n] for n, bits in bits_in(replica).items() if bits != before[n]}
@@ -74,14 +74,14 @@ def test_a_bit_that_flips_in_the_middle_of_a_step_is_not_noticed_by_autograd():
     (weight,) = (p for p in replica.parameters.values() if p.shape == (3, 2))
     loss = sum(p.square().sum() for p in replica.parameters.values())
     for draw in range(8):
-        Victim(Frozen(), replica, uploads=None).flip_bit(draw)
+        WorkerFaults(Frozen(), replica, uploads=None).flip_bit(draw)
     loss.backward()
     assert not torch.equal(weight.grad, torch.full((3, 2), 2.0))  # but it counts
 
 
 def test_every_bit_of_every_weight_can_be_hit():
     replica = replica_of(Frozen())
-    victim, before, hit = Victim(Frozen(), replica, uploads=None), bits_in(replica), set()
+    victim, before, hit = WorkerFaults(Frozen(), replica, uploads=None), bits_in(replica), set()
     for draw in range(3 * 24 * 8):
         victim.flip_bit(draw)
         hit.update((n, bits ^ before[n]) for n, bits in bits_in(replica).items())
@@ -92,7 +92,7 @@ def test_every_bit_of_every_weight_can_be_hit():
 def test_wrong_arithmetic_is_slightly_wrong_and_touches_no_other_task():
     task, other = Frozen(), Frozen()
     outputs, batch = torch.tensor([3.0, 5.0]), torch.tensor([1.0, 1.0])
-    Victim(task, replica_of(task), uploads=None).miscompute()
+    WorkerFaults(task, replica_of(task), uploads=None).miscompute()
     wrong, right = task.loss(outputs, batch), other.loss(outputs, batch)
     assert not torch.equal(wrong, right)
     assert torch.allclose(wrong, right, rtol=1e-2)
@@ -109,7 +109,7 @@ class Weighted(Frozen):
 @pytest.mark.parametrize("kind", [Frozen, Weighted])
 def test_the_next_gradient_is_no_number_though_the_loss_is_and_later_ones_are_right(kind):
     task, batch = kind(), torch.tensor([1.0, 2.0])
-    Victim(task, replica_of(task), uploads=None).spoil_gradient()
+    WorkerFaults(task, replica_of(task), uploads=None).spoil_gradient()
 
     def computed(outputs):
         loss = task.loss(outputs, batch)
@@ -132,7 +132,7 @@ def test_a_store_is_out_of_reach_for_some_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     store = Store(tmp_path, {"auto_mkdir": True})
     uploads = Uploads(store, (), lambda _: None)
-    Victim(Frozen(), replica_of(Frozen()), uploads).lose_store(5.0)
+    WorkerFaults(Frozen(), replica_of(Frozen()), uploads).lose_store(5.0)
     with pytest.raises(StoreError, match=f"file://{tmp_path} could not be reached"):
         uploads.store.inside("checkpoint_00000001")
     now[0] += 5.0
