@@ -129,7 +129,7 @@ def fitted(
         large: one of many bytes in few messages.
         some: one of few bytes in some messages.
         many: one of few bytes in many, of the same group.
-        row_seconds: of the control lane.
+        row_seconds: of the step header.
         meetings: CPU seconds of each worker, by number of workers.
     """
 

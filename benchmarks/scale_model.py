@@ -85,7 +85,7 @@ class Wire:
         step_seconds: of an exchange beside its messages and bytes.
         message_seconds: of each message that is sent, with one that is received and added.
         byte_seconds: of each byte that is sent, likewise.
-        row_seconds: of each row of the control lane, in each bucket.
+        row_seconds: of each row of the step header, in each bucket.
         meeting_seconds: of a meeting of two.
         connection_seconds: of each further connection.
         connection_bytes: that a worker writes to the meeting point of each of its connections.
@@ -157,7 +157,7 @@ def exchange(case: Case, wire: Wire, workers: int) -> Row:
         "workers": workers,
         "MB sent": sent / 1e6,
         "ring MB": traffic.ring_bytes / 1e6,
-        "lane KB": traffic.leaves * ROW_BYTES / 1e3,
+        "header KB": traffic.leaves * ROW_BYTES / 1e3,
         "messages": max(traffic.messages),
         "KB each": sent / max(traffic.messages) / 1e3,
         "CPU s": wire.exchange_seconds(traffic),

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.traffic import BUCKET_BYTES, Traffic, ranges_of
 from raytrain_plus.training import reduction as reduction_of
-from raytrain_plus.training.reduction import LANE_WIDTH, Reduction, tree_sum
+from raytrain_plus.training.reduction import HEADER_WIDTH, Reduction, tree_sum
 from raytrain_plus.training.transport import MeetingPoint, Transport
 
 _HOST = "127.0.0.1"
@@ -114,7 +114,7 @@ def _work(index: int, workers: int, load: Load, shared: tuple[Any, Any, Any]) ->
     reduction_of._BUCKET_BYTES = load.bucket_bytes  # noqa: SLF001 - of this process alone
     reduction = Reduction(like, [], ranges, transport)
     assert len(reduction.buckets) == traffic.buckets
-    rows = torch.ones(len(ranges[index]), LANE_WIDTH, dtype=torch.float64).numpy()
+    rows = torch.ones(len(ranges[index]), HEADER_WIDTH, dtype=torch.float64).numpy()
     for warm in (True, False):
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(_WARM_UP if warm else load.steps):
@@ -137,8 +137,8 @@ def mean_step_cpu(found: Sequence[Found]) -> float:
 
 
 def row_seconds() -> float:
-    """Return the CPU seconds that the control lane's sum takes for each of many rows."""
-    rows = torch.ones(1 << 17, LANE_WIDTH, dtype=torch.float64).numpy()
+    """Return the CPU seconds that the step header's sum takes for each of many rows."""
+    rows = torch.ones(1 << 17, HEADER_WIDTH, dtype=torch.float64).numpy()
     begun = time.process_time()
     for _ in range(5):
         tree_sum(rows)

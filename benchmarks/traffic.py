@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
-from raytrain_plus.training.reduction import LANE_WIDTH
+from raytrain_plus.training.reduction import HEADER_WIDTH
 from raytrain_plus.training.tree import maximal_subtrees
 
-ROW_BYTES = LANE_WIDTH * 8  # of the control lane
+ROW_BYTES = HEADER_WIDTH * 8  # of the step header
 BUCKET_BYTES = 4 << 20
 SLICES = 4
 SLICED_ABOVE = 4 * (1 << 17)  # bytes of a chunk of float32
@@ -65,7 +65,7 @@ class Traffic:
 
     @property
     def lane_bytes(self) -> list[int]:
-        """Bytes of the control lane that each worker sends."""
+        """Bytes of the step header that each worker sends."""
         return [(self.workers - 1) * len(r) * ROW_BYTES for r in self.ranges]
 
     @property
@@ -83,7 +83,7 @@ class Traffic:
 
     @property
     def messages(self) -> list[int]:
-        """Messages that each worker sends: partial sums, its finished chunk, the control lane."""
+        """Messages that each worker sends: partial sums, its finished chunk, the step header."""
         pieces = self.buckets * self.slices
         return [(self.workers - 1) * (pieces * (k + 1) + 1) for k in self.partials]
 

@@ -7,7 +7,7 @@ DistributedDataParallel on gloo, whose all-reduce is a ring. Both train the comm
 model (`wire_host.py`) on the same parts, one thread each.
 
 Bytes are those of the kernel's counters of each host's own interface, before and after a number of
-steps, when nothing is under way: gradients, the control lane, the checks for corruption that are on
+steps, when nothing is under way: gradients, the step header, the checks for corruption that are on
 by default, TCP's headers and acknowledgements. (A virtual cable carries up to 64 KB under one
 header, so a real one carries some 4 % more, of either system.) `planned` is what the plan says.
 

@@ -15,7 +15,7 @@ from benchmarks.traffic import Traffic, ranges_of
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.observe.journal import Journal
-from raytrain_plus.training.reduction import LANE_WIDTH, Reduction
+from raytrain_plus.training.reduction import HEADER_WIDTH, Reduction
 from tests.training.wires import Network
 
 WIRE = Wire(
@@ -61,7 +61,7 @@ def counted(workers, logical_ranks, elements):
         like = [torch.ones(elements - _MARKS)]
         reduction = Reduction(like, [], ranges, counting)
         mine = Traffic(ranges, 1, 1).partials[wire.index]
-        rows = np.ones((len(ranges[wire.index]), LANE_WIDTH))
+        rows = np.ones((len(ranges[wire.index]), HEADER_WIDTH))
         reduction.run([like] * mine, rows, b"")
         return counting.bytes, counting.messages
 

@@ -76,7 +76,7 @@ class Exchange:
         """Begin a step.
 
         Args:
-            rows: our rows of the control lane, which are sent before the last backward.
+            rows: our rows of the step header, which are sent before the last backward.
             salvaged: what an attempt at the same step has left; used where it lies in our range.
             audited: the logical rank whose leaf `audited_bits` is to tell, if it is ours.
         """
@@ -124,7 +124,7 @@ class Exchange:
         """Run one logical rank's backward, in order, and take its leaf.
 
         Args:
-            rank: the logical rank; its row of the control lane is complete.
+            rank: the logical rank; its row of the step header is complete.
             changes: how far its forward has moved the floating buffers.
             integers: what its forward has made of the other buffers, if it is logical rank 0.
             run: the backward; it adds to the gradients of the parameters.

@@ -29,7 +29,7 @@ from raytrain_plus.training.reduction import (
     BUSY_SECONDS,
     CHECKPOINT,
     COMPUTE_SECONDS,
-    LANE_WIDTH,
+    HEADER_WIDTH,
     LOSS,
     PAUSE,
     SALVAGED,
@@ -232,8 +232,8 @@ class TrainingLoop:
                 self._compare(exchange, step, audit_part)
                 # Before anything is decided by what came: after an abort it may be rubbish.
                 self._wire.fence()
-                lane = reduced.lane_sum
-                loss = self._checked_loss(reduced, lane)
+                header = reduced.header_sum
+                loss = self._checked_loss(reduced, header)
                 progress = self._clock.progress(replica.step)
                 rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
@@ -245,7 +245,7 @@ class TrainingLoop:
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
             self._update(step, reduced, rate_factor)
-        self._commit(lane)
+        self._commit(header)
         self.guard.note()
         return self._result(reduced, loss)
 
@@ -373,12 +373,12 @@ class TrainingLoop:
         self.weights.check_kinds()
         self._parts.drop_gradients()
 
-    def _commit(self, lane: Rows) -> None:
+    def _commit(self, header: Rows) -> None:
         """Count the step: the replica is whole again, one step further."""
         replica = self.replica
         replica.step += 1
-        replica.samples += int(lane[SAMPLES])
-        replica.tokens += int(lane[TOKENS])
+        replica.samples += int(header[SAMPLES])
+        replica.tokens += int(header[TOKENS])
         replica.torn = False
         if not self._admitted:
             check_first_update(replica)
@@ -396,34 +396,36 @@ class TrainingLoop:
             )
 
     def _result(self, reduced: Reduced, loss: float) -> StepResult:
-        lane = reduced.lane_sum
-        of_workers = reduced.lane[self._firsts]
+        header = reduced.header_sum
+        of_workers = reduced.header[self._firsts]
         # Who waited least had computed last: the others waited for it as well.
         last = of_workers[of_workers[:, SEEN_SECONDS].argmin()]
         return StepResult(
             self.replica.step,
             loss,
-            pause=bool(lane[PAUSE] > 0),
-            busy_seconds=float(lane[BUSY_SECONDS]),
-            checkpoint=bool(lane[CHECKPOINT] > 0),
+            pause=bool(header[PAUSE] > 0),
+            busy_seconds=float(header[BUSY_SECONDS]),
+            checkpoint=bool(header[CHECKPOINT] > 0),
             compute_seconds=tuple(of_workers[:, COMPUTE_SECONDS].tolist()),
             exchange_seconds=(float(last[SEEN_SECONDS]), float(last[UNSEEN_SECONDS])),
-            salvaged=int(lane[SALVAGED]),
+            salvaged=int(header[SALVAGED]),
         )
 
-    def _checked_loss(self, reduced: Reduced, lane: Rows) -> float:
+    def _checked_loss(self, reduced: Reduced, header: Rows) -> float:
         """Return the loss, if everything is as the update needs it."""
-        if not lane[WEIGHT]:
+        if not header[WEIGHT]:
             raise LossError(
                 f"no sample counts in step {self.replica.step + 1}: the weights of all are zero, "
                 "so that their mean is no number. Are all labels of this batch to be ignored? "
                 "Leave samples without a label out of the data, or mix them with others, or use "
                 f"larger batches. The state after step {self.replica.step} is kept."
             )
-        loss = float(lane[LOSS] / lane[WEIGHT])
+        loss = float(header[LOSS] / header[WEIGHT])
         if not math.isfinite(loss):
             self.check_state()
-            worst = [rank for rank, row in enumerate(reduced.lane) if not math.isfinite(row[LOSS])]
+            worst = [
+                rank for rank, row in enumerate(reduced.header) if not math.isfinite(row[LOSS])
+            ]
             raise LossError(
                 f"the loss is {loss} at step {self.replica.step + 1} (logical ranks {worst}): "
                 "lower the learning rate, clip the gradient, or look at the data of this step. "
@@ -463,8 +465,8 @@ class TrainingLoop:
             epoch.__exit__(None, None, None)
 
     def _rows(self, ask_pause: bool, ask_checkpoint: bool) -> Rows:
-        """Return our rows of the control lane, with what is known before the parts are computed."""
-        rows = np.zeros((len(self._ranks), LANE_WIDTH))
+        """Return our rows of the step header, with what is known before the parts are computed."""
+        rows = np.zeros((len(self._ranks), HEADER_WIDTH))
         rows[0, PAUSE] = ask_pause
         rows[0, CHECKPOINT] = ask_checkpoint
         rows[0, BUSY_SECONDS] = self._busy.take()

@@ -17,7 +17,7 @@ class Subtree:
     Attributes:
         start, stop: the logical ranks that it sums: a node of the tree.
         leaf: its sum: gradients, then changes of the buffers.
-        rows: those logical ranks' rows of the control lane.
+        rows: those logical ranks' rows of the step header.
         integers: what logical rank 0 has made of the other buffers, if it is among them.
     """
 

@@ -17,7 +17,7 @@ from raytrain_plus.training.bookkeeping import Bookkeeping
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.losses import take_losses, weighted
 from raytrain_plus.training.reduction import (
-    LANE_WIDTH,
+    HEADER_WIDTH,
     LOSS,
     SAMPLES,
     TOKENS,
@@ -83,7 +83,7 @@ class Parts:
             step: the step; afterwards what it knows of the part is dropped.
             rank: the logical rank.
             batch: its part of the batch.
-            row: its row of the control lane, filled before the backward.
+            row: its row of the step header, filled before the backward.
             backward: is given the sum of the weighted losses.
         """
         self._enter("forward")
@@ -116,7 +116,7 @@ class Parts:
         No gradients may be pending. The buffers must be at a snapshot, and are so afterwards.
         """
         self._marked = None
-        self.run(step, rank, batch, np.zeros(LANE_WIDTH), partial(self.backward, step))
+        self.run(step, rank, batch, np.zeros(HEADER_WIDTH), partial(self.backward, step))
         leaf = [self._gradient(p) for p in self.parameters]
         leaf += self._buffers.changes()
         self.drop_gradients()

@@ -3,7 +3,7 @@
 Each logical rank's gradient is a leaf of one fixed binary tree (`tree.py`). A worker sums the
 maximal subtrees inside its range while it computes. Then, chunk by chunk:
 
-1. every worker sends its partial sums of chunk w to worker w, and its rows of the control lane to
+1. every worker sends its partial sums of chunk w to worker w, and its rows of the step header to
    everybody;
 2. worker w finishes the tree for its chunk, in tree order, divides by the total weight, and sends
    the result to everybody.
@@ -13,7 +13,7 @@ Nothing is ever added by a communication library, whose order would follow the t
 size.
 
 On an accelerator a step waits for the device once per part (its loss), once after the last part
-(the time of computing), once per worker for the control lane, and twice before the update: one
+(the time of computing), once per worker for the step header, and twice before the update: one
 transfer tells which gradients are there and whether all are finite, however many buckets there are,
 and the fence keeps the results of an aborted generation out of the update.
 """
@@ -35,11 +35,11 @@ Rows = npt.NDArray[np.float64]
 Leaf = list[Tensor]
 Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
 
-# What a row of the control lane holds, one row per logical rank; everybody sees all of them. What
+# What a row of the step header holds, one row per logical rank; everybody sees all of them. What
 # concerns a worker stands in the row of its first logical rank.
 LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS, CHECKPOINT, COMPUTE_SECONDS = range(8)
 SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED = range(8, 11)
-LANE_WIDTH = 11
+HEADER_WIDTH = 11
 OF_A_PART = [LOSS, WEIGHT, SAMPLES, TOKENS]
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -91,8 +91,8 @@ class Reduced:
         present: per parameter, whether any logical rank has a gradient for it.
         finite: all gradients are finite for sure; if not, at least one may hold NaN or infinity.
         buffers: per floating buffer, the mean over logical ranks.
-        lane: float64 (logical ranks, LANE_WIDTH), every logical rank's row.
-        lane_sum: float64 (LANE_WIDTH,), their sum in the tree's order.
+        header: float64 (logical ranks, HEADER_WIDTH), every logical rank's row.
+        header_sum: float64 (HEADER_WIDTH,), their sum in the tree's order.
         attachment: the bytes that the worker of logical rank 0 attached, filled up with zeros.
     """
 
@@ -100,8 +100,8 @@ class Reduced:
     present: list[bool]
     finite: bool
     buffers: list[Tensor]
-    lane: Rows
-    lane_sum: Rows
+    header: Rows
+    header_sum: Rows
     attachment: bytes
 
 
@@ -184,7 +184,7 @@ class Reduction:
         Args:
             partials: for each maximal subtree of our range, its sum: gradients, then buffers; all
                 gradients are present.
-            rows: float64 (our logical ranks, LANE_WIDTH), our rows of the control lane.
+            rows: float64 (our logical ranks, HEADER_WIDTH), our rows of the step header.
             attachment: bytes for everybody; taken from the worker of logical rank 0 only.
         """
         self.open(rows, attachment)
@@ -218,15 +218,15 @@ class Reduction:
         return ones.clone() if all(present) else ones.new_tensor([float(one) for one in present])
 
     def open(self, rows: Rows, attachment: bytes) -> None:
-        """Begin a sum: send the control lane."""
+        """Begin a sum: send the step header."""
         self._sent: dict[int, list[Pending]] = {}
         self._last: list[Pending] = []
         self._all_rows: Rows | None = None
-        self._lane_sum: Rows | None = None
+        self._header_sum: Rows | None = None
         if self._wire.size == 1:
             self._all_rows, self._attached = rows, attachment
         else:
-            self._lane, self._lane_pending = self._post_lane(rows, attachment)
+            self._boxes, self._header_pending = self._post_header(rows, attachment)
 
     def send(self, b: int, partials: Sequence[Partial]) -> None:
         """Send our partial sums of bucket b; buckets go in order, on every worker alike."""
@@ -286,43 +286,43 @@ class Reduction:
         return facts[len(sums) :], all(map(cmath.isfinite, facts[: len(sums)]))
 
     def _sum_of_rows(self) -> Rows:
-        if self._lane_sum is None:
-            self._lane_sum = tree_sum(self._rows())
-        return self._lane_sum
+        if self._header_sum is None:
+            self._header_sum = tree_sum(self._rows())
+        return self._header_sum
 
     def _weight(self) -> float:
         return float(self._sum_of_rows()[WEIGHT])
 
     def _rows(self) -> Rows:
         if self._all_rows is None:
-            self._lane_pending.wait()
-            self._all_rows, self._attached = self._read_lane(self._lane)
+            self._header_pending.wait()
+            self._all_rows, self._attached = self._read_header(self._boxes)
         return self._all_rows
 
-    def _lane_bytes(self, worker: int) -> int:
+    def _header_bytes(self, worker: int) -> int:
         extra = self.attachment_bytes if worker == 0 else 0
-        return len(self._ranges[worker]) * LANE_WIDTH * 8 + extra
+        return len(self._ranges[worker]) * HEADER_WIDTH * 8 + extra
 
-    def _post_lane(self, rows: Rows, attachment: bytes) -> tuple[list[Tensor], Pending]:
+    def _post_header(self, rows: Rows, attachment: bytes) -> tuple[list[Tensor], Pending]:
         wire = self._wire
-        lane = [
-            torch.empty(self._lane_bytes(worker), dtype=torch.uint8, device=wire.device)
+        header = [
+            torch.empty(self._header_bytes(worker), dtype=torch.uint8, device=wire.device)
             for worker in range(wire.size)
         ]
         attached = attachment.ljust(self.attachment_bytes, b"\0") if wire.index == 0 else b""
         payload = rows.tobytes() + attached
-        lane[wire.index].copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
+        header[wire.index].copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
         pending = wire.post(
-            [Message(peer, lane[wire.index]) for peer in wire.peers],
-            [Message(peer, lane[peer]) for peer in wire.peers],
+            [Message(peer, header[wire.index]) for peer in wire.peers],
+            [Message(peer, header[peer]) for peer in wire.peers],
         )
-        return lane, pending
+        return header, pending
 
-    def _read_lane(self, lane: list[Tensor]) -> tuple[Rows, bytes]:
-        payloads = [box.cpu().numpy().tobytes() for box in lane]
+    def _read_header(self, header: list[Tensor]) -> tuple[Rows, bytes]:
+        payloads = [box.cpu().numpy().tobytes() for box in header]
         cut = len(payloads[0]) - self.attachment_bytes
         text = b"".join([payloads[0][:cut], *payloads[1:]])
-        return np.frombuffer(text, np.float64).reshape(-1, LANE_WIDTH), payloads[0][cut:]
+        return np.frombuffer(text, np.float64).reshape(-1, HEADER_WIDTH), payloads[0][cut:]
 
 
 def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from raytrain_plus.training.buffers import Buffers
-from raytrain_plus.training.reduction import LANE_WIDTH, Reduction
+from raytrain_plus.training.reduction import HEADER_WIDTH, Reduction
 from raytrain_plus.training.tree import Accumulator, fold
 from tests.training.wires import Network, bits
 
@@ -55,7 +55,7 @@ def trained(model, ranks, cuts=(), steps=2):
             leaves.append(sums.partials)
 
         def reduce(wire, leaves=leaves, integers=integers):
-            rows = torch.ones((len(ranges[wire.index]), LANE_WIDTH), dtype=torch.float64).numpy()
+            rows = torch.ones((len(ranges[wire.index]), HEADER_WIDTH), dtype=torch.float64).numpy()
             attachment = integers if wire.index == 0 else bytes(size)
             return reductions[wire.index].run(leaves[wire.index], rows, attachment)
 

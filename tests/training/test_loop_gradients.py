@@ -180,7 +180,7 @@ def test_a_sum_that_overflows_is_no_gradient_that_does():
     like = [torch.zeros(100)]
     network = Network(1)
     one = reduction.Reduction(like, [], [range(1)], network.wire(0))
-    rows = np.ones((1, reduction.LANE_WIDTH))
+    rows = np.ones((1, reduction.HEADER_WIDTH))
     reduced = one.run([[torch.full((100,), 3e37)]], rows, b"")
     assert not reduced.finite
     assert reduced.gradients[0].isfinite().all()

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.training import reduction
-from raytrain_plus.training.reduction import LANE_WIDTH, WEIGHT, Reduction, tree_sum
+from raytrain_plus.training.reduction import HEADER_WIDTH, WEIGHT, Reduction, tree_sum
 from raytrain_plus.training.tree import Accumulator, fold
 from tests.training.wires import Network, bits
 
@@ -47,10 +47,10 @@ def draw_leaf(shapes, generator):
 
 
 def draw(ranks, shapes, seed=0):
-    """Return the leaf of each logical rank, and the control lane's rows."""
+    """Return the leaf of each logical rank, and the step header's rows."""
     generator = torch.Generator().manual_seed(seed)
     leaves = [draw_leaf(shapes, generator) for _ in range(ranks)]
-    rows = torch.randn((ranks, LANE_WIDTH), generator=generator, dtype=torch.float64).numpy()
+    rows = torch.randn((ranks, HEADER_WIDTH), generator=generator, dtype=torch.float64).numpy()
     rows[:, WEIGHT] = np.abs(rows[:, WEIGHT]) + 1
     return leaves, rows
 
@@ -106,7 +106,7 @@ def cut_at(ranks, cuts):
 
 def bits_of(reduced):
     tensors = [bits(t) for t in [*reduced.gradients, *reduced.buffers]]
-    return [*tensors, np.asarray(reduced.lane).tobytes(), reduced.attachment]
+    return [*tensors, np.asarray(reduced.header).tobytes(), reduced.attachment]
 
 
 def expected_bits(leaves, rows, n_gradients):
@@ -201,7 +201,7 @@ def test_one_changed_bit_in_one_leaf_changes_the_result():
 
 
 def test_gradients_are_divided_by_the_weight_and_buffers_by_the_ranks():
-    rows = np.zeros((3, LANE_WIDTH))
+    rows = np.zeros((3, HEADER_WIDTH))
     rows[:, WEIGHT] = 1.5, 0.0, 2.5  # a rank whose samples are all dropped counts for nothing
     leaves = [[torch.tensor([1.0]), torch.tensor([6.0])] for _ in range(3)]
     for cuts in ([], [1], [2], [1, 2]):
@@ -230,7 +230,7 @@ def test_what_a_step_checks_of_its_gradients_is_one_transfer(monkeypatch):
     wire = Network(1).wire(0)
     reduction = Reduction(gradients, [], [range(2)], wire)
     assert len(reduction.buckets) > 2
-    rows = np.zeros((2, LANE_WIDTH))
+    rows = np.zeros((2, HEADER_WIDTH))
     rows[:, WEIGHT] = 1.0
 
     class Transfers(TorchDispatchMode):
@@ -258,7 +258,7 @@ def test_a_step_without_weight_leaves_no_nan_behind():
     """Such a step is refused; the padding between tensors, which the next step sums, stays zero."""
     gradients = [torch.zeros(3), torch.zeros(5)]
     reduction = Reduction(gradients, [], [range(1)], Network(1).wire(0))
-    rows = np.zeros((1, LANE_WIDTH))
+    rows = np.zeros((1, HEADER_WIDTH))
     for weight in (0.0, 2.0):
         rows[0, WEIGHT] = weight
         reduced = reduction.run([[torch.ones(3), torch.ones(5)]], rows, b"")
