@@ -1,27 +1,87 @@
 """Write the pages of the reference that are made from the code: `python docs/generate.py`."""
 
+import dataclasses
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+import griffe
 import typer.main
 
+from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Mixture, Stream, Task
 from raytrain_plus.cli.commands import app
 
-PAGE = Path(__file__).parent / "reference" / "command-line.md"
+REFERENCE = Path(__file__).parent / "reference"
 
-_HEAD = (
+_COMMANDS = (
     "# Command line\n\n"
     "`raytrain-plus COMMAND`, also `python -m raytrain_plus COMMAND`. Every command takes `--json` "
     "and then prints one JSON object as its last line. Errors go to stderr with exit status 2 "
     "(wrong input) or 1 (the run failed). This page is made by `python docs/generate.py`.\n"
 )
+_CONFIGURATION = (
+    "# Configuration\n\n"
+    "Every setting of a run, with its default. A setting that the command line has, too, names the "
+    "option of `raytrain-plus train`. This page is made from the docstrings by "
+    "`python docs/generate.py`.\n"
+)
+_RAY = (
+    "## Ray Train's objects\n\n"
+    "`scaling_config` and `run_config` are Ray Train's own. These of their fields are used; any "
+    "other field that is set is refused before the run starts.\n\n"
+    "| field | what it does here |\n| --- | --- |\n"
+    "| `ScalingConfig.num_workers` | A number, or (least, most). The least is what a run needs to "
+    "start. |\n"
+    "| `ScalingConfig.use_gpu`, `resources_per_worker`, `accelerator_type` | What each worker asks "
+    "Ray for. Default: one CPU, and one GPU with `use_gpu`. |\n"
+    "| `RunConfig.name`, `storage_path` | The run's name, and the folder in which its folder lies. "
+    "Default: `~/ray_results`. |\n"
+    "| `RunConfig.checkpoint_config` | `num_to_keep`, `checkpoint_score_attribute` and "
+    "`checkpoint_score_order`: which checkpoints are kept. Default: all. |\n"
+    "| `RunConfig.failure_config` | Only `max_failures` of 0 or -1, which change nothing: lost "
+    "workers never end a run. |\n"
+    "| `RunConfig.worker_runtime_env` | Ray's runtime environment of the workers. |\n"
+)
+_SETTINGS = (
+    (ElasticTrainer, "What is trained, and how long."),
+    (ElasticConfig, "How a run deals with workers that come, go or hang, and with checkpoints."),
+    (Task, "Attributes of a task; its methods are in the [Python API](api.md)."),
+    (Stream, "A data set that is read from files or object storage."),
+    (Mixture, "Several streams that are trained on as one."),
+    (Fault, "One disturbance of `faults`, or of a `--faults` file: [faults](../guide/faults.md)."),
+)
+# Options of `train` whose names do not follow from the names of the settings.
+_OPTIONS = {
+    "algorithms": "--algorithm",
+    "task_settings": "--setting",
+    "elastic": "",
+    "scaling_config": "--workers",
+    "run_config": "--name",
+    "checkpoint_options": "--checkpoint-option",
+    "storage_options": "--storage-option",
+    "columns": "",
+}
 
 
 def command_line() -> str:
     """Return the page about the command line."""
     group = typer.main.get_command(app)
-    return "\n".join([_HEAD, *_described(group, "raytrain-plus")]).rstrip() + "\n"
+    return "\n".join([_COMMANDS, *_described(group, "raytrain-plus")]).rstrip() + "\n"
+
+
+def configuration() -> str:
+    """Return the page about the settings of a run."""
+    parts = [part for kind, about in _SETTINGS for part in _settings(kind, about)]
+    return "\n".join([_CONFIGURATION, *parts, _RAY]).rstrip() + "\n"
+
+
+PAGES: Mapping[Path, Callable[[], str]] = {
+    REFERENCE / "command-line.md": command_line,
+    REFERENCE / "configuration.md": configuration,
+}
 
 
 def _described(command: click.Command, name: str) -> list[str]:
@@ -30,12 +90,12 @@ def _described(command: click.Command, name: str) -> list[str]:
         return [
             line for key in sorted(commands) for line in _described(commands[key], f"{name} {key}")
         ]
-    rows = [row for parameter in command.params for row in _row(parameter)]
+    rows = [row for parameter in command.params for row in _option(parameter)]
     table = ["| argument or option | meaning |", "| --- | --- |", *rows] if rows else []
     return [f"## {name}", "", command.help or "", "", *table, ""]
 
 
-def _row(parameter: click.Parameter) -> list[str]:
+def _option(parameter: click.Parameter) -> list[str]:
     if parameter.name == "help":
         return []
     text = getattr(parameter, "help", None) or ""
@@ -48,10 +108,59 @@ def _row(parameter: click.Parameter) -> list[str]:
     plain = default not in (None, False, (), []) and not callable(default)
     if plain and parameter.param_type_name == "option" and not parameter.required:
         text = f"{text} Default: `{default}`.".strip()
-    cells = [f"`{names}`", text]
-    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"]
+    return [row(f"`{names}`", text)]
+
+
+def _settings(kind: type, about: str) -> list[str]:
+    """Return the lines about the settings that a class documents."""
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    options = {option for parameter in command.params for option in parameter.opts}
+    docstring = griffe.Docstring(inspect.getdoc(kind) or "", parser="google")
+    sections = docstring.parse(warnings=False, warn_missing_types=False)
+    documented = [
+        item
+        for section in sections
+        if section.kind in (griffe.DocstringSectionKind.attributes, _PARAMETERS)
+        for item in section.value
+    ]
+    defaults = _defaults(kind)
+    rows = []
+    for item in documented:
+        option = _OPTIONS.get(item.name, "--" + item.name.replace("_", "-"))
+        shown = (
+            f"`{option}`" if option in options and kind in (ElasticTrainer, ElasticConfig) else ""
+        )
+        rows.append(row(f"`{item.name}`", defaults.get(item.name, ""), shown, item.description))
+    head = ["| setting | default | option | meaning |", "| --- | --- | --- | --- |"]
+    return [f"## {kind.__name__}", "", about, "", *head, *rows, ""]
+
+
+_PARAMETERS = griffe.DocstringSectionKind.parameters
+
+
+def _defaults(kind: type) -> dict[str, str]:
+    """Return the defaults of a class's settings, as code; none for those that must be given."""
+    if not dataclasses.is_dataclass(kind):
+        found = {k: v.default for k, v in inspect.signature(kind).parameters.items()}
+        found = found if kind is not Task else {k: getattr(kind, k) for k in kind.__annotations__}
+    else:
+        found = {one.name: _default(one) for one in dataclasses.fields(kind)}
+    missing = (inspect.Parameter.empty, dataclasses.MISSING)
+    return {name: f"`{value!r}`" for name, value in found.items() if value not in missing}
+
+
+def _default(one: "dataclasses.Field[Any]") -> Any:
+    made = one.default_factory
+    return one.default if made is dataclasses.MISSING else made()
+
+
+def row(*cells: str) -> str:
+    """Return a row of a Markdown table."""
+    plain = (" ".join(cell.replace("|", "\\|").split()) for cell in cells)
+    return f"| {' | '.join(plain)} |"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(command_line())
-    sys.stdout.write(f"wrote {PAGE}\n")
+    for page, made in PAGES.items():
+        page.write_text(made())
+        sys.stdout.write(f"wrote {page}\n")

@@ -38,7 +38,7 @@ class CodeFile:
 
 
 Code = Mapping[str, CodeFile]
-"""Files by their names, which are the modules' with slashes: `package/module.py`."""
+"""Files by their names: a module's name with slashes, such as package/module.py."""
 
 # Python 3.11 counts the depth of all syntax trees that are being built together, in all threads.
 _PARSING = threading.Lock()

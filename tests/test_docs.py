@@ -1,33 +1,59 @@
-"""Pages that are made from the code are those of this code."""
+"""Pages that are made from the code are those of this code, and what pages name is there."""
 
 import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PLACES = ("", "raytrain_plus")
+MADE = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+FOLDERS = ("raytrain_plus", "tests", "benchmarks", "docs", "cluster", "tune_recipes")
+TEXTS = (".md", ".py", ".yaml", ".yml", ".toml", ".sh")
 
 
-def test_the_page_about_the_command_line_is_of_this_command_line():
-    made = runpy.run_path(str(DOCS / "generate.py"))
-    assert made["PAGE"].read_text() == made["command_line"](), "run `python docs/generate.py`"
+@pytest.mark.parametrize("page", MADE, ids=lambda page: page.name)
+def test_a_page_that_is_made_from_the_code_is_of_this_code(page):
+    assert page.read_text() == MADE[page](), "run `python docs/generate.py`"
 
 
-def test_every_command_is_in_it():
+def test_every_command_has_its_options():
     page = (DOCS / "reference" / "command-line.md").read_text()
     for command in ("train", "status", "data write", "sweep", "node-agent"):
         assert f"## raytrain-plus {command}\n" in page
 
 
+def test_every_setting_has_its_default_and_its_option():
+    page = (DOCS / "reference" / "configuration.md").read_text()
+    assert "| `batch_size` | `256` | `--batch-size` | " in page
+    assert "| `check_every` | `10` |  | " in page
+    assert "| `window` | `8` |  | " in page
+
+
 def missing_files(text):
     """Return the files that a page names, and that are not there."""
-    named = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
+    named = {
+        *re.findall(r"`((?:\w+/)+\w+\.py)`", text),
+        *re.findall(r"\b(docs/[\w/]+\.md)\b", text),
+    }
     return {name for name in named if not any((ROOT / top / name).exists() for top in PLACES)}
 
 
-def test_the_files_that_the_docs_name_are_there():
-    pages = [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-    missing = {page.name: missing_files(page.read_text()) for page in pages}
+def test_the_files_that_a_page_or_a_source_names_are_there():
+    here = Path(__file__)
+    paths = [path for path in ROOT.glob("*") if path.is_file()]
+    paths += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    texts = [path for path in paths if path.suffix in TEXTS and path != here]
+    texts = [
+        path for path in texts if not any(part[0] == "." for part in path.relative_to(ROOT).parts)
+    ]
+    missing = {str(path): missing_files(path.read_text()) for path in texts}
     assert {name: found for name, found in missing.items() if found} == {}
+    assert len(texts) > len(list(DOCS.rglob("*.md")))
+
+
+def test_a_file_that_is_not_there_is_noticed():
     assert missing_files("`training/loop.py` and `training/lop.py`") == {"training/lop.py"}
+    assert missing_files("see docs/index.md, docs/indes.md") == {"docs/indes.md"}

@@ -122,7 +122,7 @@ def test_hooks_on_what_a_module_computes_are_not_warned_of():
 
 
 def test_a_hook_sees_the_gradient_of_the_sum_over_a_logical_ranks_part():
-    """What docs/tasks.md says: the hook's gradients, divided by the batch, add up to the mean's."""
+    """docs/guide/tasks.md: the gradients of the hook, divided by the batch, add up to the mean."""
     seen = []
 
     def model(_):

@@ -48,7 +48,7 @@ class ElasticConfig:
         spares: workers beyond the group that are kept warm, to take over at once. Default 0.
         rebalance_above: the share of a step that sharing the work by measured speeds must save
             before it is done; None never does, and gives no less balance away for bytes either
-            (`health/imbalance.py`). Default 0.2.
+            (`elastic/policy/imbalance.py`). Default 0.2.
         check_every: steps between comparisons of the replicas' states; 1 lets nothing wrong be
             committed, at about 1 % of a small model's step; a longer interval goes back to a
             checkpoint when something is found; 0 compares only with an audit. Default 10.
