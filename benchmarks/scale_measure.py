@@ -22,9 +22,9 @@ from raytrain_plus.checkpoint.manifest import Manifest
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
-from raytrain_plus.elastic.liveness.lifeline import Anchor, Lifelines
+from raytrain_plus.elastic.liveness.lifeline import Lifelines, LifelineServer
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
-from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.policy.rebalance import Rebalancer
 from raytrain_plus.elastic.protocol.messages import (
     Assignment,
@@ -144,8 +144,8 @@ def _lines(plan: Plan) -> tuple[int, int]:
         return kinds["step"], kinds["generation"]
 
 
-def seat_of(name: str) -> Seat:
-    """Return the seat of a worker that trains."""
+def member_of(name: str) -> Member:
+    """Return the member of a worker that trains."""
     ready = Ready(
         pid=1,
         node="node",
@@ -156,7 +156,7 @@ def seat_of(name: str) -> Seat:
         fingerprint={},
         step=1,
     )
-    return Seat(name, ready, warm=True)
+    return Member(name, ready, warm=True)
 
 
 def look_seconds(names: list[str]) -> float:
@@ -165,7 +165,7 @@ def look_seconds(names: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run_log = RunLog(Journal(Path(folder)))
         membership = Membership(spec_for(len(names)), no_pool, run_log)
-        membership.seats = {name: seat_of(name) for name in names}
+        membership.members = {name: member_of(name) for name in names}
 
         def look() -> None:
             membership.recruit()
@@ -201,14 +201,14 @@ def spec_for(workers: int) -> RunSpec:
 def lifeline_seconds(times: int = 200) -> float:
     """Return the CPU seconds of taking up one lifeline, both of its ends counted."""
     lines = Lifelines(lambda *_: None)
-    anchor = Anchor("127.0.0.1", lambda: None)
+    lifeline = LifelineServer("127.0.0.1", lambda: None)
     begun = time.process_time()
     for number in range(times):
-        lines.hold(str(number), anchor.address)
+        lines.hold(str(number), lifeline.address)
     spent = (time.process_time() - begun) / times
     for number in range(times):
         lines.release(str(number))
-    anchor.close()
+    lifeline.close()
     return spent
 
 

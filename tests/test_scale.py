@@ -164,7 +164,7 @@ def test_looking_around_does_not_search_the_group_for_each_worker(tmp_path):
 
     names = [f"w{i}" for i in range(3)]
     membership = Membership(scale_measure.spec_for(3), None, RunLog(Journal(tmp_path)))
-    membership.seats = {name: scale_measure.seat_of(name) for name in names}
+    membership.members = {name: scale_measure.member_of(name) for name in names}
     assert not membership.wants_change(Listed(names))
     assert membership.wants_change(
         Listed(names[:2])

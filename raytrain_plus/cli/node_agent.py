@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from raytrain_plus.nodes.agent import Agent
-from raytrain_plus.nodes.metadata import NoticeFile, Source, source_of
+from raytrain_plus.nodes.metadata import NoticeFile, NoticeSource, notice_source
 from raytrain_plus.ray_cluster.gcs import ClusterError, Gcs
 from raytrain_plus.ray_cluster.joining import head_address
 
@@ -48,8 +48,8 @@ def node_agent(  # noqa: PLR0913 - one option each
         head = head_address(address)
         if head is None:
             raise ClusterError("no Ray runs on this host: start it, or give --address HOST:PORT")
-        service = source_of(provider, metadata_url, rebalance=on_rebalance == "drain")
-        sources: list[Source] = [service] if service else []
+        service = notice_source(provider, metadata_url, rebalance=on_rebalance == "drain")
+        sources: list[NoticeSource] = [service] if service else []
         if notice_file:
             sources.append(NoticeFile(notice_file, grace))
         Agent(Gcs(head), sources, _say).run(node_id, grace, wait)

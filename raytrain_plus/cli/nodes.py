@@ -94,10 +94,10 @@ def show(found: dict[str, Any], console: Console) -> None:
     if versions:
         told = ", ".join(f"{name} {version}" for name, version in versions[0].items())
         console.print(told, highlight=False, markup=False)
-    for complaint in found["complaints"]:
-        mark = "WRONG" if complaint["grave"] else "note"
-        line = f"{mark}: {complaint['where']}: {complaint['what']}"
+    for problem in found["problems"]:
+        mark = "WRONG" if problem["grave"] else "note"
+        line = f"{mark}: {problem['where']}: {problem['what']}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"       {complaint['do']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"       {problem['do']}", highlight=False, markup=False, soft_wrap=True)
     if found["well"]:
         console.print(f"{len(found['nodes'])} nodes, nothing wrong", highlight=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from raytrain_plus.nodes import local_node
-from raytrain_plus.nodes.metadata import Source
+from raytrain_plus.nodes.metadata import NoticeSource
 from raytrain_plus.nodes.notices import Notice, is_news
 from raytrain_plus.ray_cluster.gcs import ClusterError, Gcs, Node, UnreachableError
 
@@ -31,7 +31,7 @@ class Agent:
         say: is given one line per event.
     """
 
-    def __init__(self, gcs: Gcs, sources: Sequence[Source], say: Say) -> None:
+    def __init__(self, gcs: Gcs, sources: Sequence[NoticeSource], say: Say) -> None:
         self._gcs = gcs
         self._sources = sources
         self._say = say
@@ -120,7 +120,7 @@ class Agent:
         self._say(f"drains the node, which has {left:.0f} s, until {until}: {notice.reason}")
         return True
 
-    def _watch(self, source: Source) -> None:
+    def _watch(self, source: NoticeSource) -> None:
         """Ask a source for ever; tell of trouble when it begins and when it ends."""
         trouble, pause = "", source.pause
         while True:

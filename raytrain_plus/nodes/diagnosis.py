@@ -70,7 +70,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Complaint:
+class Problem:
     """Something that is wrong, or that may be meant.
 
     Attributes:
@@ -86,7 +86,7 @@ class Complaint:
     grave: bool = True
 
 
-def complaints(nodes: Sequence[NodeFacts], expected: Expected) -> list[Complaint]:
+def problems(nodes: Sequence[NodeFacts], expected: Expected) -> list[Problem]:
     """Say what is wrong, the gravest first.
 
     Args:
@@ -97,46 +97,46 @@ def complaints(nodes: Sequence[NodeFacts], expected: Expected) -> list[Complaint
     known = [node for node in staying if not node.trouble]
     found = [
         *_missing(nodes, expected),
-        *(Complaint("cluster", what, do) for what, do in expected.pitfalls),
+        *(Problem("cluster", what, do) for what, do in expected.pitfalls),
         *(_silent(node) for node in staying if node.trouble),
         *_differing(known),
-        *(complaint for node in known for complaint in _of(node)),
+        *(problem for node in known for problem in _of(node)),
         *_of_all(known),
         *(_leaving(node) for node in nodes if node.draining),
     ]
-    return sorted(found, key=lambda complaint: not complaint.grave)
+    return sorted(found, key=lambda problem: not problem.grave)
 
 
-def _missing(nodes: Sequence[NodeFacts], expected: Expected) -> list[Complaint]:
+def _missing(nodes: Sequence[NodeFacts], expected: Expected) -> list[Problem]:
     do = (
         "look at `ray monitor` or the launcher's log; on the host, `ray start --address ...` says "
         "why it does not join"
     )
     joined = {name for node in nodes for name in (node.address, node.host)}
     absent = [address for address in expected.addresses if address not in joined]
-    found = [Complaint(address, "has not joined", do) for address in absent]
+    found = [Problem(address, "has not joined", do) for address in absent]
     if expected.count is not None and not absent and len(nodes) < expected.count:
         what = f"{len(nodes)} of {expected.count} nodes have joined"
-        found.append(Complaint("cluster", what, do))
+        found.append(Problem("cluster", what, do))
     return found
 
 
-def _silent(node: NodeFacts) -> Complaint:
+def _silent(node: NodeFacts) -> Problem:
     if "No module named" in node.trouble:
         do = "install what the head has on every node (setup_commands of the launch file)"
     else:
         do = (
             "see whether its host is up and not out of memory; `ray list nodes` says what Ray knows"
         )
-    return Complaint(_name(node), node.trouble, do)
+    return Problem(_name(node), node.trouble, do)
 
 
-def _leaving(node: NodeFacts) -> Complaint:
+def _leaving(node: NodeFacts) -> Problem:
     do = "nothing: it will go, and Ray places nothing there any more"
-    return Complaint(_name(node), "it is being drained", do, grave=False)
+    return Problem(_name(node), "it is being drained", do, grave=False)
 
 
-def _differing(nodes: Sequence[NodeFacts]) -> list[Complaint]:
+def _differing(nodes: Sequence[NodeFacts]) -> list[Problem]:
     found = []
     for key in _keys(nodes, "versions"):
         do = f"install the same {key} on all: a worker with another is refused"
@@ -158,13 +158,13 @@ def _keys(nodes: Sequence[NodeFacts], of: str) -> list[str]:
 
 def _unlike(
     nodes: Sequence[NodeFacts], told: Mapping[str, str], key: str, do: str
-) -> list[Complaint]:
+) -> list[Problem]:
     """Complain of the nodes that say something else than most; than the head, if none are most."""
     counts = Counter(told.values())
     head = next((told[node.node_id] for node in nodes if node.is_head), "")
     usual = max(counts, key=lambda value: (counts[value], value == head), default="")
     return [
-        Complaint(
+        Problem(
             ", ".join(_name(node) for node in nodes if told[node.node_id] == value),
             f"{key} is {_short(value)}, elsewhere {_short(usual)}",
             do,
@@ -174,44 +174,44 @@ def _unlike(
     ]
 
 
-def _of(node: NodeFacts) -> list[Complaint]:
+def _of(node: NodeFacts) -> list[Problem]:
     name, found = _name(node), []
     if abs(node.clock_offset) - node.clock_error > CLOCK_SECONDS:
         ahead = "ahead of" if node.clock_offset > 0 else "behind"
         what = f"its clock is {abs(node.clock_offset):.1f} s {ahead} the caller's"
         do = "let a time service (chrony, systemd-timesyncd) set it: deadlines depend on it"
-        found.append(Complaint(name, what, do))
+        found.append(Problem(name, what, do))
     free, size = node.disk
     if size and free < (1 - DISK_PART) * size:
         what = f"Ray's folder has {free / 1e9:.1f} GB of {size / 1e9:.1f} GB left"
-        found.append(Complaint(name, what, "make room: Ray writes nothing to a disk that full"))
+        found.append(Problem(name, what, "make room: Ray writes nothing to a disk that full"))
     if 0 < node.shared_memory < node.object_store:
         what = (
             f"shared memory (/dev/shm) is {node.shared_memory / 1e9:.1f} GB, the object store "
             f"{node.object_store / 1e9:.1f} GB"
         )
         do = "make /dev/shm larger (--shm-size of a container): Ray uses the disk, which is slow"
-        found.append(Complaint(name, what, do, grave=False))
+        found.append(Problem(name, what, do, grave=False))
     if node.cpus > node.cores:
         what = f"Ray gives out {node.cpus:g} CPUs of {node.cores} cores"
         do = "unless that is meant, start Ray with --num-cpus of the cores that there are"
-        found.append(Complaint(name, what, do, grave=False))
+        found.append(Problem(name, what, do, grave=False))
     return found
 
 
-def _of_all(nodes: Sequence[NodeFacts]) -> list[Complaint]:
+def _of_all(nodes: Sequence[NodeFacts]) -> list[Problem]:
     found = []
     without = [node for node in nodes if not node.agent]
     if 0 < len(without) < len(nodes):
         what = "no agent waits for a preemption notice, as it does elsewhere"
         do = "start `raytrain-plus node-agent` beside `ray start`, unless it is never taken away"
-        found.append(Complaint(", ".join(map(_name, without)), what, do, grave=False))
+        found.append(Problem(", ".join(map(_name, without)), what, do, grave=False))
     if nodes and not any(node.token for node in nodes):
         what = "it asks for no token: whoever reaches its ports can run code there"
         do = (
             "set RAY_AUTH_MODE=token on all hosts, with one token (`ray get-auth-token --generate`)"
         )
-        found.append(Complaint("cluster", what, do, grave=False))
+        found.append(Problem("cluster", what, do, grave=False))
     return found
 
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain_plus.nodes.diagnosis import Complaint, Expected, NodeFacts, complaints
-from raytrain_plus.nodes.node_probe import Visitor
+from raytrain_plus.nodes.diagnosis import Expected, NodeFacts, Problem, problems
+from raytrain_plus.nodes.node_probe import NodeProbe
 from raytrain_plus.plain_yaml import YamlError, read_yaml
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.ray_cluster.joining import draining_nodes
@@ -53,19 +53,19 @@ class Diagnosis:
     """A cluster's nodes, and what is wrong with them."""
 
     nodes: list[NodeFacts]
-    complaints: list[Complaint]
+    problems: list[Problem]
 
     @property
     def is_well(self) -> bool:
         """Whether nothing grave is wrong."""
-        return not any(complaint.grave for complaint in self.complaints)
+        return not any(problem.grave for problem in self.problems)
 
     def as_data(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {
             "well": self.is_well,
             "nodes": [asdict(node) for node in self.nodes],
-            "complaints": [asdict(complaint) for complaint in self.complaints],
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 
@@ -84,7 +84,7 @@ def diagnosis_of(nodes: object, expected: Expected) -> Diagnosis:
     except (ValidationError, RecursionError) as error:
         wrong = _wrong(error) if isinstance(error, ValidationError) else "nested too deeply"
         raise ClusterError(f"the cluster answers something else than its nodes: {wrong}") from None
-    return Diagnosis(known, complaints(known, expected))
+    return Diagnosis(known, problems(known, expected))
 
 
 def examine(deadline: float) -> list[NodeFacts]:
@@ -96,17 +96,15 @@ def examine(deadline: float) -> list[NodeFacts]:
     draining = draining_nodes()
     nodes = [_of_ray(node, draining) for node in ray.nodes() if node["Alive"]]
     # Ray lets nobody onto a node that it drains.
-    visitors = {node.node_id: _send(node.node_id) for node in nodes if not node.draining}
-    looks = {node_id: visitor.look.remote() for node_id, visitor in visitors.items()}
+    probes = {node.node_id: _send(node.node_id) for node in nodes if not node.draining}
+    looks = {node_id: probe.look.remote() for node_id, probe in probes.items()}
     ray.wait(list(looks.values()), num_returns=len(looks), timeout=deadline)
     seen = [
-        node
-        if node.draining
-        else _seen(node, visitors[node.node_id], looks[node.node_id], deadline)
+        node if node.draining else _seen(node, probes[node.node_id], looks[node.node_id], deadline)
         for node in nodes
     ]
-    for visitor in visitors.values():
-        ray.kill(visitor)
+    for probe in probes.values():
+        ray.kill(probe)
     return sorted(seen, key=lambda node: (not node.is_head, node.host, node.node_id))
 
 
@@ -167,15 +165,15 @@ def _of_ray(node: dict[str, Any], draining: set[str]) -> NodeFacts:
 
 def _send(node_id: str) -> Any:
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    actor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(Visitor)
+    actor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(NodeProbe)
     return actor.options(scheduling_strategy=there).remote()
 
 
-def _seen(node: NodeFacts, visitor: Any, look: Any, deadline: float) -> NodeFacts:
+def _seen(node: NodeFacts, probe: Any, look: Any, deadline: float) -> NodeFacts:
     try:
         told = ray.get(look, timeout=0.0)
         began = time.time()
-        clock = ray.get(visitor.clock.remote(), timeout=_CLOCK_SECONDS)
+        clock = ray.get(probe.clock.remote(), timeout=_CLOCK_SECONDS)
     except ray.exceptions.GetTimeoutError:
         return replace(node, trouble=f"it did not answer within {deadline:g} s")
     except RayError as error:

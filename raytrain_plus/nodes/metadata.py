@@ -28,7 +28,7 @@ _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 _Told = TypeVar("_Told")
 
 
-class Source(Protocol):
+class NoticeSource(Protocol):
     """Something that may have a notice.
 
     Attributes:
@@ -77,7 +77,7 @@ class Ec2:
         return bool(_try(lambda: self._fetch_token(_PROBE_SECONDS)))
 
     def look(self) -> Notice | None:
-        """Return a notice, if there is one; see Source."""
+        """Return a notice, if there is one; see NoticeSource."""
         answer = self._get("spot/instance-action")
         notice = notices.ec2_action(answer.status, answer.body, time.time())
         if notice is not None or not self.rebalance:
@@ -121,7 +121,7 @@ class Gce:
         return answer is not None and answer.headers.get("metadata-flavor") == "Google"
 
     def look(self) -> Notice | None:
-        """Return a notice, if there is one, or when there is one; see Source."""
+        """Return a notice, if there is one, or when there is one; see NoticeSource."""
         path = "computeMetadata/v1/instance/preempted"
         query = f"wait_for_change=true&timeout_sec={self.wait}&last_etag={self._etag}"
         answer = _ask(f"{self.url}/{path}?{query}", _FLAVOR, self.wait + _SECONDS)
@@ -144,7 +144,7 @@ class NoticeFile:
     pause: float = 1.0
 
     def look(self) -> Notice | None:
-        """Return the notice, if the file is there; see Source."""
+        """Return the notice, if the file is there; see NoticeSource."""
         try:
             with self.path.open("rb") as file:
                 text, written = file.read(_MOST_BYTES).decode(), self.path.stat().st_mtime
@@ -155,7 +155,9 @@ class NoticeFile:
         return notices.file_notice(text, written, self.grace)
 
 
-def source_of(provider: str, url: str | None = None, *, rebalance: bool = True) -> Source | None:
+def notice_source(
+    provider: str, url: str | None = None, *, rebalance: bool = True
+) -> NoticeSource | None:
     """Return where a machine's notices come from.
 
     Args:
@@ -167,7 +169,7 @@ def source_of(provider: str, url: str | None = None, *, rebalance: bool = True) 
         NoticeError: there is no such provider.
     """
     ec2, gce = Ec2(url or URL, rebalance), Gce(url or URL)
-    named: dict[str, Source | None] = {"ec2": ec2, "gce": gce, "none": None}
+    named: dict[str, NoticeSource | None] = {"ec2": ec2, "gce": gce, "none": None}
     if provider == "auto":
         return ec2 if ec2.is_here() else gce if gce.is_here() else None
     if provider not in named:

@@ -13,7 +13,7 @@ _LIBRARIES = ("ray", "torch", "numpy", "raytrain-plus")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at only
 
 
-class Visitor:
+class NodeProbe:
     """Looks at the node that it is on."""
 
     def clock(self) -> float:

@@ -47,7 +47,7 @@ class _Tee:
         return getattr(self._stream, name)
 
 
-class Kept:
+class OutputCapture:
     """Keeps what this process prints from now on in a file.
 
     Args:

@@ -83,8 +83,8 @@ class LentWorker(Worker):
                 self._loop.replica.undo_fit()
             if "_uploads" in held:
                 self._uploads.finish(_UPLOAD_SECONDS)
-            if "_anchor" in held:
-                self._anchor.close()
+            if "_lifeline" in held:
+                self._lifeline.close()
             if "_source" in held:
                 self._source.close()
             if "_evaluation" in held and self._evaluation is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raytrain_plus.elastic.coordinator.worker_sources import Wish, process_options
+from raytrain_plus.elastic.coordinator.worker_sources import RunRequest, process_options
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.worker_pool.reused_actors import LentCoordinator, LentWorker
 from raytrain_plus.worker_pool.shares import Claim, shares
@@ -49,7 +49,7 @@ class Lease:
     """A live run.
 
     Attributes:
-        wish: what it asks for.
+        request: what it asks for.
         spec: the run, for its coordinator; one, as a reference.
         place: which coordinator leads it.
         target: workers that it was told it should have; 0 until it has begun.
@@ -57,7 +57,7 @@ class Lease:
         waiting: workers that it has asked for, in order, and which are to come.
     """
 
-    wish: Wish
+    request: RunRequest
     spec: "Sequence[ray.ObjectRef[Any]]"
     place: int
     target: int
@@ -67,8 +67,8 @@ class Lease:
     @property
     def claim(self) -> Claim:
         """What it asks for; its work is counted in samples."""
-        work = (1.0 - self.done) * self.wish.samples
-        return Claim(least=self.wish.least, most=self.wish.most, work=work)
+        work = (1.0 - self.done) * self.request.samples
+        return Claim(least=self.request.least, most=self.request.most, work=work)
 
 
 class Lender:
@@ -113,22 +113,24 @@ class Lender:
 
     # -- what a run says
 
-    async def lead(self, wish: Wish, spec: "Sequence[ray.ObjectRef[Any]]") -> Any:
+    async def lead(self, request: RunRequest, spec: "Sequence[ray.ObjectRef[Any]]") -> Any:
         """Begin a run, as soon as there is room for it; returns its coordinator's handle.
 
         Args:
-            wish: what the run asks for.
+            request: what the run asks for.
             spec: the run, for its coordinator; one, as a reference, which is not resolved here.
 
         Raises:
             LendingError: a run of that name lives, or this one asks for other processes than there
                 are.
         """
-        self._check(wish)
+        self._check(request)
         place = await self._idle_places.get()
-        lease = self._leases[wish.run] = Lease(wish, spec, place, target=0)
+        lease = self._leases[request.run] = Lease(request, spec, place, target=0)
         self._balance()  # others make room
-        while not (can_have := min(self._shares()[wish.run], self._unpromised())) >= wish.least:
+        while (
+            not (can_have := min(self._shares()[request.run], self._unpromised())) >= request.least
+        ):
             await self._changed.wait()
         lease.target = can_have
         leader = self._coordinators[place]
@@ -324,19 +326,20 @@ class Lender:
         self._tasks.add(task)  # the loop itself keeps no reference
         task.add_done_callback(self._tasks.discard)
 
-    def _check(self, wish: Wish) -> None:
-        if wish.run in self._leases:
-            raise LendingError(f"run {wish.run!r} lives: give another name")
-        other = [key for key, value in wish.options.items() if value != self._options[key]]
+    def _check(self, request: RunRequest) -> None:
+        if request.run in self._leases:
+            raise LendingError(f"run {request.run!r} lives: give another name")
+        other = [key for key, value in request.options.items() if value != self._options[key]]
         if other:
             raise LendingError(
-                f"run {wish.run!r} asks for workers with other "
-                + ", ".join(f"{k} ({wish.options[k]}, not {self._options[k]})" for k in other)
+                f"run {request.run!r} asks for workers with other "
+                + ", ".join(f"{k} ({request.options[k]}, not {self._options[k]})" for k in other)
                 + " than the lender has"
             )
-        if wish.least > self._workers:
+        if request.least > self._workers:
             raise LendingError(
-                f"run {wish.run!r} needs {wish.least} workers, and the lender has {self._workers}"
+                f"run {request.run!r} needs {request.least} workers, and the lender has "
+                f"{self._workers}"
             )
 
 

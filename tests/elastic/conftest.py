@@ -34,7 +34,7 @@ def lead(tmp_path, monkeypatch):
         pool.left = dict(left or {})
         pool.steps = {worker: found.step for worker, found in pool.left.items() if found}
         prepare(pool)
-        monkeypatch.setattr(module, "Pool", lambda *_: pool)
+        monkeypatch.setattr(module, "WorkerActors", lambda *_: pool)
         monkeypatch.setattr(module, "draining_nodes", lambda: pool.draining)
         described = make_spec(tmp_path, **spec)
         pool.coordinator = module.Coordinator(described, returns=left is not None)

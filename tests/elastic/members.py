@@ -20,7 +20,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["raytrain_plus.training.transport"])
 
 
-class WorkerSpeed:
+class MemberProcess:
     """A process that keeps a dictionary, and calls functions with it, each in its own thread."""
 
     def __init__(self):

@@ -11,14 +11,14 @@ from ray.exceptions import RayError
 
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.coordinator.workers import Came, Coming, Returned
+from raytrain_plus.elastic.coordinator.workers import PrepareReturned, TrainReturned, WorkerStarting
 from raytrain_plus.elastic.protocol.messages import (
     Corruption,
     ElasticConfig,
     Ready,
     Report,
     RunSpec,
-    Where,
+    WorkerProcess,
     WorkerStatus,
 )
 from raytrain_plus.elastic.protocol.records import Record
@@ -89,7 +89,7 @@ def make_ready(worker, *, node="node", step=0, **fingerprint):
 
 
 def comes(worker):
-    return Came(worker, make_ready(worker))
+    return PrepareReturned(worker, make_ready(worker))
 
 
 def loss_of(step):
@@ -109,7 +109,7 @@ class Workers:
 
 
 class ScriptedPool:
-    """Takes the place of `Pool`.
+    """Takes the place of `WorkerActors`.
 
     Args:
         time: whose time passes when the coordinator waits.
@@ -144,13 +144,13 @@ class ScriptedPool:
         self.share_error = ""  # why it cannot be
         self.store_error = ""  # why the store takes nothing
 
-    # -- what Pool offers
+    # -- what `WorkerActors` offers
 
     def start(self, worker, *, fault=None):
         self.started.append(worker)
         if fault == "hang_newcomer":
-            where = Where(pid=1000 + int(worker[1:]), node="node", host="127.0.0.1")
-            self.events.append(Coming(worker, where))
+            process = WorkerProcess(pid=1000 + int(worker[1:]), node="node", host="127.0.0.1")
+            self.events.append(WorkerStarting(worker, process))
             return
         came = self.arrive(worker)
         if fault == "edit_task":
@@ -183,7 +183,7 @@ class ScriptedPool:
             if worker in self.group.running and worker not in self.answers:
                 self.report(worker, "aborted", reason=reason)
 
-    def standings(self, workers, timeout):
+    def statuses(self, workers, timeout):
         self.time.now += timeout if None in self.answers.values() else 0.0
         waiting = WorkerStatus(phase="exchange", waiting=True, age=1e6)
         return {worker: self.answers.get(worker, waiting) for worker in workers}
@@ -208,15 +208,15 @@ class ScriptedPool:
         self.saved.append((worker, step))
         return self.digest_of(worker, self.steps[worker]), f"/rescued/{step}"
 
-    def end(self, seat, neighbours=(), *, hangs=False):
-        assert seat not in neighbours
-        self.ended.append(seat.worker)
-        self.hung += [seat.worker] if hangs else []
-        self.steps.pop(seat.worker, None)
-        self.answers.pop(seat.worker, None)
+    def end(self, member, neighbours=(), *, hangs=False):
+        assert member not in neighbours
+        self.ended.append(member.worker)
+        self.hung += [member.worker] if hangs else []
+        self.steps.pop(member.worker, None)
+        self.answers.pop(member.worker, None)
 
-    def release(self, seat):
-        self.end(seat)
+    def release(self, member):
+        self.end(member)
 
     def close(self):
         self.closed = True
@@ -227,7 +227,7 @@ class ScriptedPool:
     def find(self):
         return sorted(self.steps)
 
-    def found(self, workers, _timeout):
+    def states(self, workers, _timeout):
         return {worker: self.left[worker] for worker in workers}
 
     def memory_kill(self, worker):
@@ -240,13 +240,13 @@ class ScriptedPool:
     def hold(self, worker, _ready):
         self.held.append(worker)
 
-    def end_strangers(self, seated):
-        for worker in sorted(set(self.steps) - set(seated)):
+    def end_strangers(self, members):
+        for worker in sorted(set(self.steps) - set(members)):
             self.ended.append(worker)
             self.steps.pop(worker)
 
-    def stack_of(self, seat, _neighbours):
-        return f"stack of {seat.worker}"
+    def stack_of(self, member, _neighbours):
+        return f"stack of {member.worker}"
 
     def next_event(self, timeout):
         if self.events:
@@ -275,9 +275,9 @@ class ScriptedPool:
         self.group.stuck = True
         self.returned(worker, died="the actor died")
 
-    def hang(self, worker, standing=None):
+    def hang(self, worker, status=None):
         """Let a worker hang: it says nothing, or says that it is busy."""
-        self.answers[worker] = standing
+        self.answers[worker] = status
         self.group.stuck = True
 
     def find_corruption(self, accused=(), suspects=(), *, tie=False):
@@ -384,10 +384,10 @@ class ScriptedPool:
         digest = self.digest_of(worker, step) if ending == "finished" else ""
         why = {"formed": self.group.formed, "digest": digest, **why}
         report = Report(ending=ending, step=step, committed_at=self.time.now, **why)
-        self.events.append(Returned(worker, self.group.plan.generation, report))
+        self.events.append(TrainReturned(worker, self.group.plan.generation, report))
 
     def returned(self, worker, died):
-        self.events.append(Returned(worker, self.group.plan.generation, None, died=died))
+        self.events.append(TrainReturned(worker, self.group.plan.generation, None, died=died))
 
 
 def members(plan):

@@ -99,7 +99,7 @@ class Cluster:
     def await_nodes(self, number: int) -> None:
         """Wait until the doctor finds so many nodes, and nothing wrong with them."""
         line = f"raytrain-plus doctor --address {_JOBS} --expect {number} --json"
-        _await(lambda: not self.json_of(line, fails=True)["complaints"] or None, line)
+        _await(lambda: not self.json_of(line, fails=True)["problems"] or None, line)
 
     def write_data(self) -> None:
         """Start an S3 server on the head's host and write the data there, from the laptop."""

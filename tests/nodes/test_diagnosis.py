@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.nodes.diagnosis import Expected, NodeFacts, complaints
+from raytrain_plus.nodes.diagnosis import Expected, NodeFacts, problems
 
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "numpy": "2.4.6"}
 GB = 10**9
@@ -40,8 +40,8 @@ def cluster(size):
 def test_a_cluster_that_is_well_gives_no_complaint(size, agents):
     nodes = [replace(one, agent=agents) for one in cluster(size)]
     addresses = tuple(one.address for one in nodes)
-    assert complaints(nodes, Expected()) == []
-    assert complaints(nodes, Expected(size, addresses)) == []
+    assert problems(nodes, Expected()) == []
+    assert problems(nodes, Expected(size, addresses)) == []
 
 
 FAULTS = [
@@ -67,7 +67,7 @@ def test_a_fault_is_found_on_the_node_that_has_it(changes, what, do, grave, size
     number = data.draw(st.integers(0, size - 1))
     nodes = cluster(size)
     nodes[number] = replace(nodes[number], **changes)
-    found = complaints(nodes, Expected())
+    found = problems(nodes, Expected())
     assert {one.where for one in found} == {f"n{number}"}
     assert any(what in one.what and do in one.do for one in found)
     assert {one.grave for one in found} == {grave}
@@ -78,53 +78,53 @@ def test_who_has_not_joined_is_named(size, data):
     gone = data.draw(st.integers(0, size - 1))
     addresses = tuple(one.address for one in cluster(size))
     left = [one for number, one in enumerate(cluster(size)) if number != gone]
-    (complaint,) = complaints(left, Expected(size, addresses))
-    assert (complaint.where, complaint.what) == (addresses[gone], "has not joined")
-    (complaint,) = complaints(left, Expected(size))
-    assert complaint.what == f"{size - 1} of {size} nodes have joined"
-    assert complaint.grave
+    (problem,) = problems(left, Expected(size, addresses))
+    assert (problem.where, problem.what) == (addresses[gone], "has not joined")
+    (problem,) = problems(left, Expected(size))
+    assert problem.what == f"{size - 1} of {size} nodes have joined"
+    assert problem.grave
 
 
 def test_nobody_joined_at_all():
-    assert [one.grave for one in complaints([], Expected(1))] == [True]
-    assert complaints([], Expected()) == []
+    assert [one.grave for one in problems([], Expected(1))] == [True]
+    assert problems([], Expected()) == []
 
 
 def test_of_two_that_differ_the_head_is_right():
     nodes = cluster(2)
     nodes[1] = replace(nodes[1], versions={**VERSIONS, "numpy": "2.0.0"})
-    (complaint,) = complaints(nodes, Expected())
-    assert (complaint.where, complaint.what) == ("n1", "numpy is 2.0.0, elsewhere 2.4.6")
+    (problem,) = problems(nodes, Expected())
+    assert (problem.where, problem.what) == ("n1", "numpy is 2.0.0, elsewhere 2.4.6")
 
 
 def test_another_result_is_no_wonder_where_versions_or_hardware_differ():
     nodes = cluster(3)
     other = {"processor": "x86_64", "instruction set": "AVX512"}
     nodes[2] = replace(nodes[2], computed="b" * 64, hardware=other)
-    assert len(complaints(nodes, Expected())) == 1
+    assert len(problems(nodes, Expected())) == 1
 
 
 def test_a_clock_is_not_blamed_for_a_slow_round_trip():
     late = node(0, clock_offset=2.0, clock_error=1.5)
-    assert complaints([late], Expected()) == []
-    assert complaints([replace(late, clock_error=0.5)], Expected()) != []
+    assert problems([late], Expected()) == []
+    assert problems([replace(late, clock_error=0.5)], Expected()) != []
 
 
 def test_a_cluster_without_a_token_is_noted_once():
     nodes = [replace(one, token=False) for one in cluster(4)]
-    (complaint,) = complaints(nodes, Expected())
-    assert (complaint.where, complaint.grave) == ("cluster", False)
+    (problem,) = problems(nodes, Expected())
+    assert (problem.where, problem.grave) == ("cluster", False)
 
 
 @given(st.lists(st.sampled_from(FAULTS), min_size=1, max_size=6))
 def test_the_gravest_come_first(faults):
     nodes = [replace(node(number), **fault[0]) for number, fault in enumerate(faults)]
-    grave = [one.grave for one in complaints(nodes, Expected())]
+    grave = [one.grave for one in problems(nodes, Expected())]
     assert grave == sorted(grave, reverse=True)
 
 
 def test_of_a_node_that_is_drained_nothing_else_matters():
     nodes = cluster(3)
     nodes[2] = NodeFacts("ab", host="n2", draining=True)
-    (complaint,) = complaints(nodes, Expected(3))
-    assert (complaint.where, complaint.what) == ("n2", "it is being drained")
+    (problem,) = problems(nodes, Expected(3))
+    assert (problem.where, problem.what) == ("n2", "it is being drained")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from raytrain_plus.nodes import metadata
-from raytrain_plus.nodes.metadata import Ec2, Gce, NoticeFile, source_of
+from raytrain_plus.nodes.metadata import Ec2, Gce, NoticeFile, notice_source
 from raytrain_plus.nodes.notices import NoticeError
 from tests.nodes.metadata_server import ACTION, PREEMPTED, REBALANCE, metadata_server
 
@@ -91,14 +91,14 @@ def test_a_server_that_stalls_or_has_gone_is_an_error_within_the_deadline(ec2, g
 
 @pytest.mark.usefixtures("impatient")
 def test_the_provider_is_found_by_who_answers(ec2, gce):
-    assert source_of("auto", ec2.url).name == "EC2"
-    assert source_of("auto", gce.url).name == "Compute Engine"
-    assert source_of("auto", "http://127.0.0.1:1") is None
+    assert notice_source("auto", ec2.url).name == "EC2"
+    assert notice_source("auto", gce.url).name == "Compute Engine"
+    assert notice_source("auto", "http://127.0.0.1:1") is None
     gce.stalled.set()
-    assert source_of("auto", gce.url) is None
-    assert source_of("none") is None
+    assert notice_source("auto", gce.url) is None
+    assert notice_source("none") is None
     with pytest.raises(NoticeError, match="'azure' is none of auto, ec2, gce"):
-        source_of("azure")
+        notice_source("azure")
 
 
 def test_no_proxy_is_asked(ec2, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raytrain_plus.observe import output
-from raytrain_plus.observe.output import Kept, Tail
+from raytrain_plus.observe.output import OutputCapture, Tail
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", sys.stderr)
 
     def keep(worker="w1"):
-        Kept(tmp_path, worker)
+        OutputCapture(tmp_path, worker)
         return tmp_path / "logs" / f"{worker}.log"
 
     yield keep
@@ -72,7 +72,7 @@ def test_a_file_has_a_limit_and_says_so(kept, monkeypatch):
 
 def test_a_print_does_not_fail_where_nothing_can_be_written(kept, capsys):
     kept()
-    Kept(Path("/proc/no/such/folder"), "w1")
+    OutputCapture(Path("/proc/no/such/folder"), "w1")
     print("still printed")
     assert capsys.readouterr().out == "still printed\n"
 
@@ -115,8 +115,8 @@ def test_no_line_of_ours_or_of_rays_is_kept(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from raytrain_plus.observe.output import Kept\n"
-        f"Kept(Path({str(tmp_path)!r}), 'w1')\n"
+        "from raytrain_plus.observe.output import OutputCapture\n"
+        f"OutputCapture(Path({str(tmp_path)!r}), 'w1')\n"
         "print(':actor_name:Worker')\n"
         "print('mine')\n"
     )

@@ -10,7 +10,7 @@ import torch
 
 from raytrain_plus.training.reduction import Message
 from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
-from tests.elastic.members import CPU, HOST, PATIENCE, WorkerSpeed, abort, meet
+from tests.elastic.members import CPU, HOST, PATIENCE, MemberProcess, abort, meet
 
 SOON = 15.0  # seconds within which an abort must have ended a wait; gloo itself would take 60
 A_WHILE = 0.3  # seconds in which nothing must happen
@@ -26,7 +26,7 @@ def members():
     made = []
 
     def make(count):
-        made.extend(WorkerSpeed() for _ in range(count))
+        made.extend(MemberProcess() for _ in range(count))
         return made[-count:]
 
     yield make

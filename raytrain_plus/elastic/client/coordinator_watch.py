@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from raytrain_plus.elastic.protocol.messages import Pulse
+from raytrain_plus.elastic.protocol.messages import CoordinatorHealth
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster import actors, memory_monitor, own_ray
 from raytrain_plus.ray_cluster.joining import find_leader
@@ -32,7 +32,7 @@ _RAY_AWAY = 40.0  # seconds without a word from Ray, which ends this process aft
 class _Seen:
     """What a look has found: an answer, that there is no coordinator, or none of both."""
 
-    pulse: Pulse | None = None
+    health: CoordinatorHealth | None = None
     gone: bool = False
     actor: actors.ActorState | None = None
 
@@ -46,12 +46,12 @@ class CoordinatorWatch:
         now: monotonic seconds.
 
     Attributes:
-        pulse: the last answer, None before the first.
+        health: the last answer, None before the first.
         given_up: a coordinator that was asked to stop is not to be waited for any more.
     """
 
     def __init__(self, run: str, events: Sequence[Event], now: float) -> None:
-        self.pulse: Pulse | None = None
+        self.health: CoordinatorHealth | None = None
         self.given_up = False
         self._run = run
         self._events = events
@@ -90,7 +90,7 @@ class CoordinatorWatch:
     def _patience(self) -> float:
         """Seconds that the coordinator may take to come up, or to come back."""
         start = float(self._elastic.get("start_timeout", _AWAY))
-        return start if self.pulse is None else max(_AWAY, start)
+        return start if self.health is None else max(_AWAY, start)
 
     @property
     def _elastic(self) -> dict[str, Any]:
@@ -103,8 +103,8 @@ class CoordinatorWatch:
         self._heard = now
         if seen.gone:
             return f"the coordinator of run {self._run} was ended from outside"
-        if seen.pulse is not None:
-            self.pulse, self._answered = seen.pulse, now
+        if seen.health is not None:
+            self.health, self._answered = seen.health, now
             return None
         silent = now - self._answered
         if self._stop_asked is not None and not self._stop_taken:
@@ -135,7 +135,7 @@ class CoordinatorWatch:
             if self._stop_asked is not None and not self._stop_taken:
                 ray.get(leader.stop.remote(), timeout=_ANSWER)
                 self._stop_taken = True
-            return _Seen(pulse=ray.get(leader.pulse.remote(), timeout=_ANSWER))
+            return _Seen(health=ray.get(leader.health.remote(), timeout=_ANSWER))
         except ValueError:
             return _Seen(gone=True)
         except (RayActorError, GetTimeoutError):

@@ -198,14 +198,14 @@ class _Follower:
 
     def _take_unwritten(self, lookout: CoordinatorWatch) -> None:
         """Take the end of a run from its coordinator if the journal cannot be written."""
-        pulse = lookout.pulse
-        if pulse is None:
+        health = lookout.health
+        if health is None:
             return
-        self._seen += pulse.unwritten_end
-        if pulse.unwritten != self._unwritten:
-            self._unwritten = pulse.unwritten
-            if pulse.unwritten:
-                text = f"the journal cannot be written: {pulse.unwritten}; its lines are kept"
+        self._seen += health.unwritten_end
+        if health.unwritten != self._unwritten:
+            self._unwritten = health.unwritten
+            if health.unwritten:
+                text = f"the journal cannot be written: {health.unwritten}; its lines are kept"
                 self._note([{"event": "warning", "time": time.time(), "text": text}])
 
     def _left(self, how: str) -> RunInterrupted:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import ray
 
-from raytrain_plus.elastic.liveness.lifeline import Address, Anchor
+from raytrain_plus.elastic.liveness.lifeline import Address, LifelineServer
 from raytrain_plus.ray_cluster.actors import actors_here
 
 
@@ -30,8 +30,8 @@ def lifeline_of_trial() -> Iterator[Address | None]:
     if not in_trial():
         yield None
         return
-    anchor = Anchor(ray.util.get_node_ip_address(), lambda: None)
+    lifeline = LifelineServer(ray.util.get_node_ip_address(), lambda: None)
     try:
-        yield anchor.address
+        yield lifeline.address
     finally:
-        anchor.close()
+        lifeline.close()

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
-from raytrain_plus.elastic.coordinator.worker_sources import wish_of
+from raytrain_plus.elastic.coordinator.worker_sources import request_of
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.ray_cluster.metrics import Exporter
@@ -57,7 +57,7 @@ def start_leader(spec: RunSpec) -> Any:
     if spec.lender is not None:
         lender = ray.get_actor(spec.lender, namespace=NAMESPACE)
         # By reference: the lender need not be able to import what is the user's.
-        return ray.get(lender.lead.remote(wish_of(spec), [ray.put(spec)]))
+        return ray.get(lender.lead.remote(request_of(spec), [ray.put(spec)]))
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )

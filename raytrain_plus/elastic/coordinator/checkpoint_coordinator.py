@@ -22,7 +22,7 @@ _COMMIT_SECONDS = 30.0  # to wait for a commit under way before the last state i
 
 
 @dataclass(frozen=True)
-class Committed:
+class CommitReturned:
     """A checkpoint is there, or could not be made to be.
 
     Attributes:
@@ -50,7 +50,7 @@ class CheckpointCoordinator:
         self,
         spec: RunSpec,
         run_log: RunLog,
-        tell: Callable[[Committed], None],
+        tell: Callable[[CommitReturned], None],
         events: Sequence[Event] = (),
     ) -> None:
         self._spec = spec
@@ -142,7 +142,7 @@ class CheckpointCoordinator:
                 )
                 self._committing.start()
 
-    def committed(self, event: Committed, now: float) -> None:
+    def committed(self, event: CommitReturned, now: float) -> None:
         """Take in what has become of an attempt.
 
         Raises:
@@ -267,11 +267,11 @@ class CheckpointCoordinator:
             place = self._store.inside(checkpointer.name_of(shares.attempt.step))
             checkpointer.commit(place, header, pieces)
         except FencedError as error:
-            self._tell(Committed(shares.attempt, str(error), error))
+            self._tell(CommitReturned(shares.attempt, str(error), error))
         except (ValueError, OSError) as error:
-            self._tell(Committed(shares.attempt, str(error)))
+            self._tell(CommitReturned(shares.attempt, str(error)))
         else:
-            self._tell(Committed(shares.attempt))
+            self._tell(CommitReturned(shares.attempt))
 
     def _tidy(self, surplus: Sequence[str], newest: str) -> None:
         """Delete what is not to be kept, and what attempts before the newest have left behind."""

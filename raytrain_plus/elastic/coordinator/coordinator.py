@@ -11,19 +11,26 @@ import ray
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.checkpoint_coordinator import (
     CheckpointCoordinator,
-    Committed,
+    CommitReturned,
 )
 from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
 from raytrain_plus.elastic.coordinator.eviction import expel, forsake
 from raytrain_plus.elastic.coordinator.fault_injection import CoordinatorFaults
 from raytrain_plus.elastic.coordinator.generation import Generation
 from raytrain_plus.elastic.coordinator.membership import Membership, RunError, StoppedError
-from raytrain_plus.elastic.coordinator.restart import find_again
+from raytrain_plus.elastic.coordinator.restart import find_workers
 from raytrain_plus.elastic.coordinator.run_log import DivergenceError, RunLog
 from raytrain_plus.elastic.coordinator.status import RunStatus
 from raytrain_plus.elastic.coordinator.usage import Usage
-from raytrain_plus.elastic.coordinator.workers import Coming, Noticed, Pool, Wanted, Woken, Written
-from raytrain_plus.elastic.coordinator.workers import Event as PoolEvent
+from raytrain_plus.elastic.coordinator.workers import (
+    CoordinatorEvent,
+    PreemptionNotice,
+    ShareWritten,
+    TargetChanged,
+    Wakeup,
+    WorkerActors,
+    WorkerStarting,
+)
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
 from raytrain_plus.elastic.policy.attribution import Attribution
 from raytrain_plus.elastic.policy.hang_detection import Watch
@@ -32,13 +39,13 @@ from raytrain_plus.elastic.policy.rebalance import Rebalancer
 from raytrain_plus.elastic.policy.trust import History
 from raytrain_plus.elastic.protocol.messages import (
     Assignment,
+    CoordinatorHealth,
     Corruption,
     Outcome,
     Plan,
-    Pulse,
     Report,
     RunSpec,
-    Where,
+    WorkerProcess,
 )
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe import journal
@@ -59,7 +66,7 @@ _FUTILE = 20  # generations in a row without a step, after which something is wr
 class Coordinator:
     """Leads one run.
 
-    `run` is the one thread that decides; all else arrives in the pool's queue. Methods of the
+    `run` is the one thread that decides; all else arrives in one queue. Methods of the
     concurrency group `control` only leave word. What must outlive this process is in the journal
     and on the workers.
 
@@ -90,9 +97,9 @@ class Coordinator:
         this_time = journal.since_last_run(events)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._account = Usage()
-        self._pool = Pool(spec, ray.get_runtime_context().current_actor)
-        self._membership = Membership(spec, self._pool, self._run_log)
-        self._run_status = RunStatus(spec, self._run_log, self.live, self._membership, self._pool)
+        self._actors = WorkerActors(spec, ray.get_runtime_context().current_actor)
+        self._membership = Membership(spec, self._actors, self._run_log)
+        self._run_status = RunStatus(spec, self._run_log, self.live, self._membership, self._actors)
         self._watch = Watch(spec.elastic)
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
@@ -109,14 +116,14 @@ class Coordinator:
         if spec.resume_from is not None and not returns:
             place, step = spec.resume_from
             events = [*events, {"event": "checkpoint", "folder": place, "step": step}]
-        self._checkpoints = CheckpointCoordinator(spec, self._run_log, self._pool.tell, events)
+        self._checkpoints = CheckpointCoordinator(spec, self._run_log, self._actors.tell, events)
         self._membership.on_end = lambda worker: self._checkpoints.lost(worker, time.monotonic())
         every = spec.elastic.check_every, spec.elastic.audit_every
         self._attribution = Attribution()
         self._history = History(*every, partial(audit_of, spec.seed))
         self._history.recall(this_time)
         threshold = spec.elastic.rebalance_above
-        self._speeds = Rebalancer(threshold=threshold or 0.5, measures=threshold is not None)
+        self._rebalancer = Rebalancer(threshold=threshold or 0.5, measures=threshold is not None)
         targets = [e["workers"] for e in this_time if e["event"] == "target"]
         self._membership.target = targets[-1] if targets else self._membership.target
 
@@ -146,7 +153,7 @@ class Coordinator:
 
     def _train(self, driver: Lifelines) -> Outcome:
         try:
-            outcome = self._find_again()
+            outcome = self._recover()
             futile = 0
             while outcome is None:
                 before = self._run_log.step
@@ -178,17 +185,17 @@ class Coordinator:
         self._run_log.note("warning", text=f"the run is stopped as its {driver} is gone: {why}")
         self.stop()
 
-    def _find_again(self) -> Outcome | None:
+    def _recover(self) -> Outcome | None:
         """Take up what a coordinator before has left, or begin; returns how it ended if it had."""
         if self._returns:
-            self._generation, reports = find_again(self._pool, self._membership, self._run_log)
-            if self._membership.seats:
+            self._generation, reports = find_workers(self._actors, self._membership, self._run_log)
+            if self._membership.members:
                 self._membership.because("the coordinator came back")
                 return self._learn(reports)
         else:
             self._faults.forget()
-            self._membership.avoid(self._pool.find())
-            self._pool.end_strangers(())  # of an earlier run of this name
+            self._membership.avoid(self._actors.find())
+            self._actors.end_strangers(())  # of an earlier run of this name
         self._faults.apply_planned(self._run_log.step, self._group, self._membership)
         self._membership.await_first(self._handle)
         return None
@@ -214,13 +221,13 @@ class Coordinator:
         least, most = self._spec.workers
         if not least <= workers <= most:
             raise ValueError(f"the run has between {least} and {most} workers, not {workers}")
-        self._pool.tell(Wanted(workers))
+        self._actors.tell(TargetChanged(workers))
         return {**self._status(), "target": workers}
 
     @ray.method(concurrency_group="control")
     def lose(self, workers: int, target: int) -> Event:
         """Kill members without notice, and want so many workers from then on: a trace says so."""
-        self._pool.tell(Wanted(target, lost=workers))
+        self._actors.tell(TargetChanged(target, lost=workers))
         return {**self._status(), "target": target}
 
     @ray.method(concurrency_group="control")
@@ -230,39 +237,39 @@ class Coordinator:
         with self._lock:
             if self._state != "ended":  # nothing is said of a run after its end
                 self._run_log.note("stop")  # for a coordinator that comes back
-        self._pool.tell(Woken())
+        self._actors.tell(Wakeup())
         return self._status()
 
     @ray.method(concurrency_group="control")
-    def pulse(self) -> Pulse:
+    def health(self) -> CoordinatorHealth:
         """Answer, and say what the journal cannot."""
         waiting = self._journal.waiting()
         if not any(event["event"] == "end" for event in waiting):
-            return Pulse(unwritten=self._journal.trouble)
+            return CoordinatorHealth(unwritten=self._journal.trouble)
         self._end_told.set()
         end = [event for event in waiting if event["event"] in ("generation", "end")]
-        return Pulse(unwritten=self._journal.trouble, unwritten_end=end)
+        return CoordinatorHealth(unwritten=self._journal.trouble, unwritten_end=end)
 
     @ray.method(concurrency_group="control")
-    def coming(self, worker: str, where: Where) -> None:
+    def starting(self, worker: str, process: WorkerProcess) -> None:
         """Take a worker's word that it has a process, and begins to prepare itself."""
-        self._pool.tell(Coming(worker, where))
+        self._actors.tell(WorkerStarting(worker, process))
 
     @ray.method(concurrency_group="control")
     def noticed(self, worker: str, why: str) -> None:
         """Take a worker's word that it will be ended before long."""
-        self._pool.tell(Noticed(worker, why))
+        self._actors.tell(PreemptionNotice(worker, why))
 
     @ray.method(concurrency_group="control")
     def written(self, worker: str, share: Share) -> None:
         """Take a worker's word on its share of a checkpoint."""
-        self._pool.tell(Written(worker, share))
+        self._actors.tell(ShareWritten(worker, share))
 
     @ray.method(concurrency_group="control")
     def checkpoint(self) -> Event:
         """Let all workers write a checkpoint as soon as they can."""
         self._checkpoints.request()
-        self._pool.tell(Woken())
+        self._actors.tell(Wakeup())
         return self._status()
 
     @ray.method(concurrency_group="control")
@@ -279,27 +286,27 @@ class Coordinator:
 
     def _plan(self) -> Plan:
         """Decide who is in the next generation: survivors, and newcomers that are ready."""
-        seats = self._membership.await_members(self._handle)
+        members = self._membership.await_members(self._handle)
         self._fence.check()
         with self._lock:
             self._generation += 1
             previous = self._group
             plan = make_plan(
-                self._speeds.members([seat.worker for seat in seats]),
-                seats,
+                self._rebalancer.speeds([member.worker for member in members]),
+                members,
                 Situation(
                     logical_ranks=self._spec.logical_ranks,
                     generation=self._generation,
                     previous=previous,
                     faults=self._faults.left,
                     evaluated_step=self._run_log.evaluated_step,
-                    imbalance=self._speeds.imbalance.follow(),
+                    imbalance=self._rebalancer.imbalance.follow(),
                     bitwise=self._membership.bitwise,
                     checkpoint=self._checkpoints.newest(),
                 ),
             )
             self._group = plan.assignments
-            self._speeds.begin(self._group)
+            self._rebalancer.begin(self._group)
             self._run_log.begin_at(plan.step)
             self._history.begin(plan.step, {a.worker: a.ranks for a in self._group})
             before = {a.worker for a in previous}
@@ -315,27 +322,27 @@ class Coordinator:
 
     def _run_generation(self, plan: Plan) -> dict[str, Report]:
         """Let all members run; returns what the survivors report."""
-        self._running = Generation(plan, self._pool, self._membership, self._run_log, self._watch)
+        self._running = Generation(plan, self._actors, self._membership, self._run_log, self._watch)
         try:
             return self._running.run(self._handle, self._look_around)
         finally:
             self._running = None
 
-    def _handle(self, event: PoolEvent | None) -> None:
+    def _handle(self, event: CoordinatorEvent | None) -> None:
         """Deal with whatever is not about a member of the running generation."""
         self._journal.flush()
-        ready = any(seat.ready is not None for seat in self._membership.seats.values())
+        ready = any(member.ready is not None for member in self._membership.members.values())
         if self._stopping and self._running is None and not (self._group and ready):
             raise StoppedError("the run was stopped while it waited for workers")
-        if isinstance(event, Written):
-            seats = self._membership.seats
+        if isinstance(event, ShareWritten):
+            members = self._membership.members
             behind = self._run_log.step < event.share.step
-            if behind and event.share.pieces is not None and event.worker in seats:
+            if behind and event.share.pieces is not None and event.worker in members:
                 # No checkpoint is to know more steps than the journal; nor is a worker that hangs
                 # by now to keep anybody waiting.
                 self._take_after(event.worker, _GLANCE)
-            self._checkpoints.written(event.worker, event.share, seats, time.monotonic())
-        elif isinstance(event, Committed):
+            self._checkpoints.written(event.worker, event.share, members, time.monotonic())
+        elif isinstance(event, CommitReturned):
             self._checkpoints.committed(event, time.monotonic())
         else:
             with self._lock:
@@ -358,7 +365,7 @@ class Coordinator:
             running.abort(self._failure)
         if self._stopping or self._membership.wants_change([a.worker for a in self._group]):
             running.pause()
-        elif self._speeds.advises():
+        elif self._rebalancer.advises():
             self._membership.because("rebalanced")
             running.pause()
         running.ask_checkpoint(self._checkpoints.next_step(self._run_log.step, now))
@@ -423,7 +430,7 @@ class Coordinator:
         """Have others go on in the place of those on which the task has failed once."""
         for worker, report in failed.items():
             if ahead == [worker]:  # it alone has the last state
-                self._checkpoints.save_last({worker: report.step}, self._pool.save)
+                self._checkpoints.save_last({worker: report.step}, self._actors.save)
             self._membership.replace(worker, report.error)
 
     def _expel(self, found: Corruption, *, on_purpose: bool) -> None:
@@ -435,7 +442,7 @@ class Coordinator:
             found,
             self._history,
             self._generation,
-            pool=self._pool,
+            actors=self._actors,
             membership=self._membership,
             checkpoints=self._checkpoints,
             run_log=self._run_log,
@@ -451,7 +458,7 @@ class Coordinator:
 
     def _take_after(self, worker: str, timeout: float) -> None:
         """Ask a worker for the steps that it has not told yet."""
-        records = self._pool.records(worker, self._run_log.step, timeout)
+        records = self._actors.records(worker, self._run_log.step, timeout)
         with self._lock:
             self._take(records)
 
@@ -469,7 +476,7 @@ class Coordinator:
             seconds = record.compute_seconds
             known = len(seconds) == len(self._group) > 0 and all(seconds)
             if known and record.generation == self._generation:
-                self._speeds.heard(record.step, seconds, record.exchange_seconds)
+                self._rebalancer.heard(record.step, seconds, record.exchange_seconds)
                 self._run_status.heard(self._group, seconds)
 
     # -- the end
@@ -483,10 +490,10 @@ class Coordinator:
         failed_on: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Save the last state, if somebody has it, and sum up."""
-        steps = {worker: self._membership.seats[worker].step for worker in ahead}
+        steps = {worker: self._membership.members[worker].step for worker in ahead}
         # A run that goes on from a checkpoint may end before the last step that the journal knows.
         step = max(steps.values(), default=self._run_log.step)
-        place, saved = self._checkpoints.save_last(steps, self._pool.save, self._pool.rescue)
+        place, saved = self._checkpoints.save_last(steps, self._actors.save, self._actors.rescue)
         digest = saved or digest
         return Outcome(
             state=state,

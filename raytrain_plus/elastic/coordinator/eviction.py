@@ -3,7 +3,7 @@
 from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CheckpointCoordinator
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
-from raytrain_plus.elastic.coordinator.workers import Pool
+from raytrain_plus.elastic.coordinator.workers import WorkerActors
 from raytrain_plus.elastic.policy.trust import History
 from raytrain_plus.elastic.protocol.messages import Corruption
 
@@ -13,7 +13,7 @@ def expel(
     history: History,
     generation: int,
     *,
-    pool: Pool,
+    actors: WorkerActors,
     membership: Membership,
     checkpoints: CheckpointCoordinator,
     run_log: RunLog,
@@ -28,14 +28,14 @@ def expel(
         found: what was found.
         history: who has computed what.
         generation: in which it was found.
-        pool: reaches the workers.
-        membership: holds their seats.
+        actors: reaches the workers.
+        membership: knows the members.
         checkpoints: the checkpoints.
         run_log: takes notes.
     """
     asked = history.group_at(found.step) if found.tie else found.suspects
     # One that has gone meanwhile cannot prove that it was right.
-    guilty = [w for w in asked if w not in membership.seats or not pool.computes_right(w)]
+    guilty = [w for w in asked if w not in membership.members or not actors.computes_right(w)]
     trusted = history.trusted(found, guilty)
     run_log.note(
         "corruption",
@@ -60,7 +60,7 @@ def expel(
 
 def forsake(membership: Membership, checkpoints: CheckpointCoordinator) -> None:
     """End all workers whose state cannot be trusted if there is none that they could go back to."""
-    ready = [seat for seat in membership.seats.values() if seat.ready is not None]
-    if checkpoints.newest() is None and all(seat.step < 0 for seat in ready):
-        for seat in ready:
-            membership.expel(seat.worker, "nobody has a state that can be trusted")
+    ready = [member for member in membership.members.values() if member.ready is not None]
+    if checkpoints.newest() is None and all(member.step < 0 for member in ready):
+        for member in ready:
+            membership.expel(member.worker, "nobody has a state that can be trusted")

@@ -5,13 +5,18 @@ from collections.abc import Callable
 
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
-from raytrain_plus.elastic.coordinator.workers import Event, Gone, Pool, Returned
+from raytrain_plus.elastic.coordinator.workers import (
+    CoordinatorEvent,
+    TrainReturned,
+    WorkerActors,
+    WorkerLost,
+)
 from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
 from raytrain_plus.elastic.protocol.messages import Plan, Report, WorkerStatus
 
 _TICK = 0.25  # seconds between two looks at what nobody tells
 
-Handle = Callable[[Event | None], None]
+Handle = Callable[[CoordinatorEvent | None], None]
 
 
 class Generation:
@@ -19,8 +24,8 @@ class Generation:
 
     Args:
         plan: who is in it.
-        pool: reaches the members.
-        membership: holds their seats.
+        actors: reaches the members.
+        membership: knows the members.
         run_log: takes notes.
         watch: says when nobody gets on.
 
@@ -29,10 +34,15 @@ class Generation:
     """
 
     def __init__(
-        self, plan: Plan, pool: Pool, membership: Membership, run_log: RunLog, watch: Watch
+        self,
+        plan: Plan,
+        actors: WorkerActors,
+        membership: Membership,
+        run_log: RunLog,
+        watch: Watch,
     ) -> None:
         self._plan = plan
-        self._pool = pool
+        self._actors = actors
         self._membership = membership
         self._run_log = run_log
         self._watch = watch
@@ -52,10 +62,10 @@ class Generation:
         Returns:
             What the survivors report; one may have been lost after its report.
         """
-        warm = all(self._membership.seats[worker].warm for worker in self.running)
+        warm = all(self._membership.members[worker].warm for worker in self.running)
         self._watch.begin(time.monotonic(), warm=warm)
         for worker in sorted(self.running):
-            self._pool.train(worker, self._plan)
+            self._actors.train(worker, self._plan)
         look()  # at once: a checkpoint may be due after the first steps
         while self.running:
             event = self._membership.next_event(_TICK)
@@ -64,14 +74,14 @@ class Generation:
             look()
             if self._watch.overdue(time.monotonic()):
                 self._investigate()
-        return {w: r for w, r in self._reports.items() if w in self._membership.seats}
+        return {w: r for w, r in self._reports.items() if w in self._membership.members}
 
     def pause(self) -> None:
         """Let the members stop after the same step."""
         if not self._pause_asked and self.running:
             self._pause_asked = True
             for worker in sorted(self.running):
-                self._pool.ask_pause(worker, self._plan.generation)
+                self._actors.ask_pause(worker, self._plan.generation)
 
     def ask_checkpoint(self, step: int | None) -> None:
         """Let all members take a snapshot after a step; None if there is none to take now.
@@ -82,20 +92,20 @@ class Generation:
             self._checkpoint_at = None
         elif (self._checkpoint_at is None or step < self._checkpoint_at) and self.running:
             self._checkpoint_at = step
-            self._pool.ask_checkpoint(min(self.running), self._plan.generation, step)
+            self._actors.ask_checkpoint(min(self.running), self._plan.generation, step)
 
     def abort(self, reason: str) -> None:
         """Tell all who are still running; only a lost worker's neighbours notice by themselves."""
         if not self._aborted:
             self._aborted = True
             self._watch.begin(time.monotonic(), warm=True)
-            self._pool.abort(sorted(self.running), self._plan.generation, reason)
+            self._actors.abort(sorted(self.running), self._plan.generation, reason)
 
-    def _is_about_a_member(self, event: Event | None) -> bool:
-        if isinstance(event, Gone) and event.worker in self.running:
+    def _is_about_a_member(self, event: CoordinatorEvent | None) -> bool:
+        if isinstance(event, WorkerLost) and event.worker in self.running:
             self._lose(event.worker, event.why)
             return True
-        if not isinstance(event, Returned):
+        if not isinstance(event, TrainReturned):
             return False
         if event.worker in self.running and event.generation == self._plan.generation:
             if event.report is None:
@@ -118,41 +128,41 @@ class Generation:
     def _investigate(self) -> None:
         """The group makes no progress: find out who keeps it waiting, and go on without."""
         deadline, patience = self._watch.deadline, self._watch.answer_seconds
-        standings = self._pool.standings(sorted(self.running), patience)
+        statuses = self._actors.statuses(sorted(self.running), patience)
         late = self._watch.asked()
         # Who hangs entered its phase a moment after the last progress that was heard of.
         busy = deadline - patience if late else deadline
-        found = culprits(standings, busy)
+        found = culprits(statuses, busy)
         if late and self._aborted:  # there is nothing left to wait for
-            found = {**dict.fromkeys(standings, "it did not let go of its group"), **found}
+            found = {**dict.fromkeys(statuses, "it did not let go of its group"), **found}
         if found:
-            self._tell_of_hang(standings, found, deadline)
+            self._tell_of_hang(statuses, found, deadline)
         for worker, why in found.items():
             if worker in self.running:
                 self._lose(worker, f"no progress for {deadline:.1f} s: {why}", hangs=True)
-        if late and not found and all_wait(standings, busy):
+        if late and not found and all_wait(statuses, busy):
             self.abort("everybody waited for everybody")
         if found or late:
             self._watch.moved(time.monotonic())
 
     def _tell_of_hang(
-        self, standings: dict[str, WorkerStatus | None], found: dict[str, str], deadline: float
+        self, statuses: dict[str, WorkerStatus | None], found: dict[str, str], deadline: float
     ) -> None:
         """Leave a report: who waited, for whom, and where those stand that kept the others."""
-        seats = self._membership.seats
+        members = self._membership.members
         stacks = {
-            worker: standing.stack
-            if (standing := standings[worker]) is not None
-            else self._pool.stack_of(seats[worker], list(seats.values()))
+            worker: status.stack
+            if (status := statuses[worker]) is not None
+            else self._actors.stack_of(members[worker], list(members.values()))
             for worker in found
         }
         self._run_log.note(
             "hang",
-            standings={
+            statuses={
                 w: f"{s.phase} for {s.age:.1f} s" if s is not None else "no answer"
-                for w, s in standings.items()
+                for w, s in statuses.items()
             },
-            waited=sorted(w for w, s in standings.items() if s is not None and s.waiting),
+            waited=sorted(w for w, s in statuses.items() if s is not None and s.waiting),
             culprits=found,
             stacks=stacks,
             deadline=deadline,

@@ -7,20 +7,20 @@ from typing import Any
 from raytrain_plus import user_code
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import (
-    Came,
-    Coming,
-    Event,
-    Gone,
-    Noticed,
-    Pool,
-    Returned,
-    Wanted,
+    CoordinatorEvent,
+    PreemptionNotice,
+    PrepareReturned,
+    TargetChanged,
+    TrainReturned,
+    WorkerActors,
+    WorkerLost,
+    WorkerStarting,
     missing_resources,
 )
 from raytrain_plus.elastic.liveness import crashes
 from raytrain_plus.elastic.policy.admission import difference
 from raytrain_plus.elastic.policy.attribution import Loss
-from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import Fingerprint, Ready, Report, RunSpec
 from raytrain_plus.redaction import redacted
@@ -29,11 +29,11 @@ _LOOK = 0.25
 _FUTILE = 3  # newcomers refused in a row, after which a run without workers ends
 _HUNG = 2  # newcomers that hang, after which a run that waits for workers ends
 _GRACE = 2.0
-_STANDING_SECONDS = 1.0
+_STATUS_SECONDS = 1.0
 _FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
 _LONGEST_DELAY = 60.0
 
-Handle = Callable[[Event | None], None]
+Handle = Callable[[CoordinatorEvent | None], None]
 
 
 class RunError(RuntimeError):
@@ -53,26 +53,26 @@ class StoppedError(RuntimeError):
 
 
 class Membership:
-    """The seats of a run.
+    """The members of a run.
 
     Args:
         spec: the run.
-        pool: asks Ray.
+        actors: asks Ray.
         run_log: takes notes.
 
     Attributes:
-        seats: all workers that live or are coming, by name.
+        members: all workers that live or are coming, by name.
         target: how many there should be.
         bitwise: whether all that were admitted compute the same bits.
         on_end: called with each worker that is given up.
         fault_of: called with each worker that is asked for: what a fault does to it, if one does.
     """
 
-    def __init__(self, spec: RunSpec, pool: Pool, run_log: RunLog) -> None:
+    def __init__(self, spec: RunSpec, actors: WorkerActors, run_log: RunLog) -> None:
         self._spec = spec
-        self._pool = pool
+        self._actors = actors
         self._run_log = run_log
-        self.seats: dict[str, Seat] = {}
+        self.members: dict[str, Member] = {}
         self.target = spec.workers[1]
         self.bitwise = True
         self.on_end: Callable[[str], None] = lambda _: None
@@ -94,9 +94,9 @@ class Membership:
 
     # -- waiting
 
-    def next_event(self, timeout: float) -> Event | None:
+    def next_event(self, timeout: float) -> CoordinatorEvent | None:
         """Return what happened next, or None after `timeout` seconds."""
-        return self._pool.next_event(timeout)
+        return self._actors.next_event(timeout)
 
     def await_first(self, handle: Handle) -> None:
         """Wait for the least number of workers that the run may start with.
@@ -111,7 +111,7 @@ class Membership:
         while len(self._available()) < self.target and time.monotonic() < until:
             handle(self.next_event(_LOOK))
 
-    def await_members(self, handle: Handle) -> list[Seat]:
+    def await_members(self, handle: Handle) -> list[Member]:
         """Return who is to be in the next generation; waits for somebody if nobody is left.
 
         Raises:
@@ -120,8 +120,8 @@ class Membership:
         self._await(handle, lambda: bool(self._available() or self._leaving()))
         self._group_once = True
         chosen = self._available()[: self.target]
-        top = max(seat.step for seat in [*self._available(), *self._leaving()])
-        if not any(seat.step == top for seat in chosen):
+        top = max(member.step for member in [*self._available(), *self._leaving()])
+        if not any(member.step == top for member in chosen):
             # Whoever holds the latest state stays until somebody else has it, even if it drains.
             holder = [s for s in [*self._available(), *self._leaving()] if s.step == top][:1]
             chosen = [*holder, *chosen][: self._spec.logical_ranks]
@@ -129,10 +129,10 @@ class Membership:
 
     def wants_change(self, group: Sequence[str]) -> bool:
         """Say whether a pause of the group would let somebody join or leave."""
-        staying = [w for w in group if w in self.seats and not self.seats[w].draining]
-        leaving = [w for w in group if w in self.seats and self.seats[w].draining]
+        staying = [w for w in group if w in self.members and not self.members[w].draining]
+        leaving = [w for w in group if w in self.members and self.members[w].draining]
         members = set(group)
-        newcomers = [seat for seat in self._available() if seat.worker not in members]
+        newcomers = [member for member in self._available() if member.worker not in members]
         if newcomers and len(staying) < self.target:
             return True
         return bool(leaving and staying)
@@ -165,41 +165,41 @@ class Membership:
 
     def _is_coming(self) -> bool:
         """Say whether a worker has a process and comes up: it has its own time for that."""
-        return any(s.ready is None and s.since is not None for s in self.seats.values())
+        return any(s.ready is None and s.since is not None for s in self.members.values())
 
     def _least(self) -> int:
         return min(self._spec.workers[0], self.target)
 
-    def _available(self) -> list[Seat]:
+    def _available(self) -> list[Member]:
         """Those that can work: who has run steps first, then in the order in which they came."""
-        seats = [s for s in self.seats.values() if s.ready is not None and not s.draining]
-        return sorted(seats, key=lambda seat: not seat.warm)
+        members = [s for s in self.members.values() if s.ready is not None and not s.draining]
+        return sorted(members, key=lambda member: not member.warm)
 
-    def _leaving(self) -> list[Seat]:
-        return [s for s in self.seats.values() if s.ready is not None and s.draining]
+    def _leaving(self) -> list[Member]:
+        return [s for s in self.members.values() if s.ready is not None and s.draining]
 
     # -- coming
 
-    def handle(self, event: Event | None, group: Sequence[str]) -> None:
+    def handle(self, event: CoordinatorEvent | None, group: Sequence[str]) -> None:
         """Deal with what happens to workers that are not in a running generation, or to come.
 
         Args:
             event: what has happened; what is of no concern here is left alone.
             group: the members of the last generation, in order.
         """
-        if isinstance(event, Came):
+        if isinstance(event, PrepareReturned):
             self.came(event)
-        elif isinstance(event, Coming):
+        elif isinstance(event, WorkerStarting):
             self.coming(event)
-        elif isinstance(event, Returned) and event.report is None:
+        elif isinstance(event, TrainReturned) and event.report is None:
             self.lost(event.worker, event.died)
-        elif isinstance(event, Gone):
+        elif isinstance(event, WorkerLost):
             self.lost(event.worker, event.why)
-        elif isinstance(event, Noticed):
+        elif isinstance(event, PreemptionNotice):
             self.drain([event.worker], event.why)
-        elif isinstance(event, Wanted) and event.lost:
+        elif isinstance(event, TargetChanged) and event.lost:
             self.take_away(group[-event.lost :], event.workers)
-        elif isinstance(event, Wanted):
+        elif isinstance(event, TargetChanged):
             self.set_target(event.workers, f"scaled to {event.workers}")
 
     def recruit(self) -> None:
@@ -207,17 +207,17 @@ class Membership:
         if time.monotonic() < self._retry_at:
             return
         wanted = self.target + self._spec.elastic.spares
-        while sum(not seat.draining for seat in self.seats.values()) < wanted:
+        while sum(not member.draining for member in self.members.values()) < wanted:
             worker = f"w{self._started}"
             self._started += 1
-            self.seats[worker] = Seat(worker)
-            self._pool.start(worker, fault=self.fault_of(worker))
+            self.members[worker] = Member(worker)
+            self._actors.start(worker, fault=self.fault_of(worker))
 
-    def coming(self, event: Coming) -> None:
+    def coming(self, event: WorkerStarting) -> None:
         """A worker has a process; from now on it is due to come up."""
-        seat = self.seats.get(event.worker)
-        if seat is not None:
-            seat.where, seat.since = event.where, time.monotonic()
+        member = self.members.get(event.worker)
+        if member is not None:
+            member.process, member.since = event.process, time.monotonic()
 
     def give_up_stuck(self) -> int:
         """End who has a process but does not come up within the start timeout: it hangs.
@@ -227,59 +227,63 @@ class Membership:
         """
         ended = 0
         timeout = self._spec.elastic.start_timeout
-        for seat in list(self.seats.values()):
-            if seat.ready is None and seat.since is not None:
-                if time.monotonic() - seat.since <= timeout:
+        for member in list(self.members.values()):
+            if member.ready is None and member.since is not None:
+                if time.monotonic() - member.since <= timeout:
                     continue
-                (standing,) = self._pool.standings([seat.worker], _STANDING_SECONDS).values()
-                stack = standing.stack if standing is not None else "it does not answer"
+                (status,) = self._actors.statuses([member.worker], _STATUS_SECONDS).values()
+                stack = status.stack if status is not None else "it does not answer"
                 why = f"it did not come up within {timeout:g} s. It stands here:\n{stack}"
-                self._note(seat, "failed", why)
-                self._give_up(seat, f"The last that came, {_place(seat)}, hangs: {why}", hangs=True)
+                self._note(member, "failed", why)
+                self._give_up(
+                    member, f"The last that came, {_place(member)}, hangs: {why}", hangs=True
+                )
                 ended += 1
         return ended
 
-    def came(self, event: Came) -> None:
+    def came(self, event: PrepareReturned) -> None:
         """A worker has come up, or failed to: admit it or not."""
-        seat = self.seats.get(event.worker)
-        if seat is None:
+        member = self.members.get(event.worker)
+        if member is None:
             return
         ready = event.ready
         if ready is None:
-            self._failed_to_come(seat, event)
+            self._failed_to_come(member, event)
             return
         if changed := self._other_code(ready):
             self._futile += 1
-            self._note(seat, "refused", f"it has imported other code than the run: {changed}")
+            self._note(member, "refused", f"it has imported other code than the run: {changed}")
             self._give_up(
-                seat,
+                member,
                 f"The last that came has imported other code than the run has begun with: "
                 f"{changed}. Put it back as it was and give the command again with --resume, or "
                 "go on with the new code (--resume --accept-changed-code).",
             )
             return
         fingerprint = redacted(ready.fingerprint)  # as the journal keeps it
-        if not self._reference and not self._is_as_before(seat, fingerprint):
+        if not self._reference and not self._is_as_before(member, fingerprint):
             return
         self._futile = 0
         reason = difference(self._reference, fingerprint)
         if reason and self._spec.elastic.bitwise:
-            self._note(seat, "refused", f"it computes other bits than the group: {reason}")
-            self._give_up(seat, f"The last that came computes other bits than the group: {reason}.")
+            self._note(member, "refused", f"it computes other bits than the group: {reason}")
+            self._give_up(
+                member, f"The last that came computes other bits than the group: {reason}."
+            )
             return
         if reason:
             self.bitwise = False
-            self._note(seat, "admitted", f"although it may compute other bits: {reason}")
-        self._admit(seat, ready)
+            self._note(member, "admitted", f"although it may compute other bits: {reason}")
+        self._admit(member, ready)
         self._delay, self._trouble = _FIRST_DELAY, ""
         self._run_log.note(
-            "worker", worker=seat.worker, state="ready", pid=ready.pid, node=ready.node
+            "worker", worker=member.worker, state="ready", pid=ready.pid, node=ready.node
         )
         for said in sorted(set(ready.warnings) - self._warnings):
             self._warnings.add(said)  # once, not once for each worker
             self._run_log.note("warning", text=said)
 
-    def _is_as_before(self, seat: Seat, fingerprint: Fingerprint) -> bool:
+    def _is_as_before(self, member: Member, fingerprint: Fingerprint) -> bool:
         """Let the first worker of a resumed run compute as those before; else it is refused.
 
         One that computes differently is admitted if that is allowed, and the run is marked.
@@ -288,10 +292,10 @@ class Membership:
         if changed and self._spec.elastic.bitwise and not self._spec.allow_change:
             self._futile += 1
             why = f"computes other bits than the run before it was resumed: {changed}"
-            self._note(seat, "refused", f"it {why}")
+            self._note(member, "refused", f"it {why}")
             self._give_up(
-                seat,
-                f"The last that came, {_place(seat)}, {why}. Resume the run where it computes as "
+                member,
+                f"The last that came, {_place(member)}, {why}. Resume the run where it computes as "
                 "before; or allow the change (--allow-change): the run is then marked, and its "
                 "bits are those of no undisturbed run.",
             )
@@ -309,36 +313,36 @@ class Membership:
         self._code = {**ready.code, **self._code}  # of files that the driver did not see the first
         return user_code.difference(self._code, ready.code)
 
-    def _admit(self, seat: Seat, ready: Ready) -> None:
-        seat.ready, seat.step = ready, ready.step
-        self._pool.hold(seat.worker, ready)
+    def _admit(self, member: Member, ready: Ready) -> None:
+        member.ready, member.step = ready, ready.step
+        self._actors.hold(member.worker, ready)
 
     def avoid(self, names: Sequence[str]) -> None:
         """Give nobody these names: who has them may not have ended yet."""
         taken = [int(name.removeprefix("w")) for name in names]
         self._started = max([self._started, *(number + 1 for number in taken)])
 
-    def found_again(self, worker: str, ready: Ready, step: int) -> None:
-        """Give a worker its seat back that an earlier coordinator had admitted."""
+    def readmit(self, worker: str, ready: Ready, step: int) -> None:
+        """Admit a worker again that an earlier coordinator had admitted."""
         fingerprint = redacted(ready.fingerprint)
         self._reference = self._reference or fingerprint
         self._code = {**ready.code, **self._code}
         self.bitwise = self.bitwise and not difference(self._reference, fingerprint)
         self.avoid([worker])
         self._group_once = True
-        seat = self.seats[worker] = Seat(worker)
-        self._admit(seat, ready)
-        seat.step = step
+        member = self.members[worker] = Member(worker)
+        self._admit(member, ready)
+        member.step = step
 
-    def _failed_to_come(self, seat: Seat, event: Came) -> None:
-        crash = crashes.of(self._spec.folder, seat.worker)
-        why = event.failed or crash or self._pool.memory_kill(seat.worker) or event.died
-        seat.where = seat.where or event.where
-        self._note(seat, "failed", why)
+    def _failed_to_come(self, member: Member, event: PrepareReturned) -> None:
+        crash = crashes.of(self._spec.folder, member.worker)
+        why = event.failed or crash or self._actors.memory_kill(member.worker) or event.died
+        member.process = member.process or event.process
+        self._note(member, "failed", why)
         if event.failed or crash:
-            self._failures.append((seat.worker, why))
-            self._failed_on = {**_where_of(seat), "step": 0}
-        self._give_up(seat, f"The last that came, {_place(seat)}, failed: {why}")
+            self._failures.append((member.worker, why))
+            self._failed_on = {**_location_of(member), "step": 0}
+        self._give_up(member, f"The last that came, {_place(member)}, failed: {why}")
         if (event.failed or crash) and self._is_the_tasks(transient=event.transient or bool(crash)):
             self._error = why
 
@@ -348,33 +352,33 @@ class Membership:
         It is not while one has come up with this task, or is coming; nor by a single failure that
         its machine may have caused.
         """
-        if self._group_once or any(seat.ready is not None for seat in self.seats.values()):
+        if self._group_once or any(member.ready is not None for member in self.members.values()):
             return False
-        if any(seat.since is not None for seat in self.seats.values()):
+        if any(member.since is not None for member in self.members.values()):
             return False
         return len(self._failures) > 1 or not transient
 
-    def _give_up(self, seat: Seat, why: str, *, hangs: bool = False) -> None:
+    def _give_up(self, member: Member, why: str, *, hangs: bool = False) -> None:
         self._trouble = why
         self._retry_at = time.monotonic() + self._delay
         self._delay = min(_LONGEST_DELAY, 2 * self._delay)
-        self._end(seat, hangs=hangs)
+        self._end(member, hangs=hangs)
 
     # -- leaving
 
     def expel(self, worker: str, why: str) -> None:
         """End a worker whose memory or arithmetic is wrong; it will be replaced."""
-        seat = self.seats.get(worker)
-        if seat is not None:
+        member = self.members.get(worker)
+        if member is not None:
             self._causes.append(f"{worker} expelled")
-            self._note(seat, "expelled", why)
-            self._end(seat)
+            self._note(member, "expelled", why)
+            self._end(member)
 
     def distrust_after(self, step: int) -> None:
         """Take no later state for right any more: who has one must be healed."""
-        for seat in self.seats.values():
-            if seat.step > step:
-                seat.step = -1
+        for member in self.members.values():
+            if member.step > step:
+                member.step = -1
 
     def reported(self, worker: str, report: Report) -> int:
         """Note how a generation ended for a worker.
@@ -382,24 +386,24 @@ class Membership:
         Returns:
             The committed steps of its state, or -1 if that is not to be trusted.
         """
-        seat = self.seats[worker]
-        seat.warm = True
-        if seat.step >= 0 or report.formed:
-            seat.step = report.step
-        return seat.step
+        member = self.members[worker]
+        member.warm = True
+        if member.step >= 0 or report.formed:
+            member.step = report.step
+        return member.step
 
     def lost(self, worker: str, why: str, *, hangs: bool = False) -> None:
         """A worker has died, or is given up because it hangs."""
-        seat = self.seats.get(worker)
-        if seat is None:
+        member = self.members.get(worker)
+        if member is None:
             return
         crash = crashes.of(self._spec.folder, worker)
-        short = "" if crash or hangs else self._pool.memory_kill(worker)
+        short = "" if crash or hangs else self._actors.memory_kill(worker)
         why = crash or short or why
         self._losses.append(Loss(worker, why, crashed=bool(crash), memory=bool(short)))
         self._causes.append(f"{worker} {'hung' if hangs else 'lost'}")
-        self._note(seat, "lost", why)
-        self._end(seat, hangs=hangs)
+        self._note(member, "lost", why)
+        self._end(member, hangs=hangs)
 
     def take_losses(self) -> list[Loss]:
         """Return who was lost since the last time."""
@@ -408,36 +412,36 @@ class Membership:
 
     def replace(self, worker: str, why: str) -> None:
         """End a worker on which the task failed, where its machine may be to blame."""
-        seat = self.seats.get(worker)
-        if seat is not None:
+        member = self.members.get(worker)
+        if member is not None:
             self._causes.append(f"{worker} failed")
-            self._note(seat, "failed", why)
-            self._end(seat)
+            self._note(member, "failed", why)
+            self._end(member)
 
     def place_of(self, worker: str) -> dict[str, str]:
         """Return where a worker is, as the journal tells it."""
-        return _where_of(self.seats[worker])
+        return _location_of(self.members[worker])
 
     def drain(self, workers: Sequence[str], why: str = "") -> None:
         """Let workers leave at the next step boundary; they will be replaced."""
         for worker in workers:
-            seat = self.seats.get(worker)
-            if seat is not None and not seat.draining:
-                seat.draining = True
+            member = self.members.get(worker)
+            if member is not None and not member.draining:
+                member.draining = True
                 self._causes.append(f"{worker} drained")
-                self._note(seat, "draining", why)
+                self._note(member, "draining", why)
 
     def drain_nodes(self, nodes: set[str]) -> None:
         """Let the workers of some nodes leave."""
         self.drain(
-            [w for w, s in self.seats.items() if s.ready is not None and s.ready.node in nodes],
+            [w for w, s in self.members.items() if s.ready is not None and s.ready.node in nodes],
             "its node is being drained",
         )
 
     def take_away(self, workers: Sequence[str], target: int) -> None:
         """Kill workers as a cluster does that takes their machines, and want `target` from then."""
         for worker in workers:
-            self._pool.kill(worker)
+            self._actors.kill(worker)
         self.set_target(target, f"{len(workers)} taken away", gone=workers)
 
     def set_target(self, workers: int, cause: str, gone: Sequence[str] = ()) -> None:
@@ -447,50 +451,50 @@ class Membership:
         self.target = workers
         self._causes.append(cause)
         self._run_log.note("target", workers=workers, cause=cause)
-        staying = [s for s in self.seats.values() if not s.draining and s.worker not in gone]
-        for seat in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
+        staying = [s for s in self.members.values() if not s.draining and s.worker not in gone]
+        for member in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
             if len(staying) <= workers + self._spec.elastic.spares:
                 break
-            staying.remove(seat)
-            if seat.ready is None:
-                self._release(seat)
+            staying.remove(member)
+            if member.ready is None:
+                self._release(member)
             else:
-                seat.draining = True
-                self._note(seat, "draining", cause)
+                member.draining = True
+                self._note(member, "draining", cause)
 
     def release_surplus(self) -> None:
         """End those that drain, unless they alone hold the latest state."""
-        held = max((seat.step for seat in self._available()), default=-1)
-        for seat in self._leaving():
-            if seat.step <= held:
-                self._note(seat, "left", "")
-                self._release(seat)
+        held = max((member.step for member in self._available()), default=-1)
+        for member in self._leaving():
+            if member.step <= held:
+                self._note(member, "left", "")
+                self._release(member)
 
     def dismiss_all(self) -> None:
         """Let all workers go."""
-        for seat in list(self.seats.values()):
-            self._release(seat)
-        self._pool.end_strangers(())
-        self._pool.close()
+        for member in list(self.members.values()):
+            self._release(member)
+        self._actors.end_strangers(())
+        self._actors.close()
 
-    def _release(self, seat: Seat) -> None:
-        crashes.forget(self._spec.folder, seat.worker)
-        self.seats.pop(seat.worker, None)
-        self.on_end(seat.worker)
-        self._pool.release(seat)
+    def _release(self, member: Member) -> None:
+        crashes.forget(self._spec.folder, member.worker)
+        self.members.pop(member.worker, None)
+        self.on_end(member.worker)
+        self._actors.release(member)
 
-    def _end(self, seat: Seat, *, hangs: bool = False) -> None:
-        crashes.forget(self._spec.folder, seat.worker)
-        self.seats.pop(seat.worker, None)
-        self.on_end(seat.worker)
-        self._pool.end(seat, list(self.seats.values()), hangs=hangs)
+    def _end(self, member: Member, *, hangs: bool = False) -> None:
+        crashes.forget(self._spec.folder, member.worker)
+        self.members.pop(member.worker, None)
+        self.on_end(member.worker)
+        self._actors.end(member, list(self.members.values()), hangs=hangs)
 
     # -- telling
 
     def pids(self) -> dict[str, int]:
         """Return the process id of each worker that has come up. From any thread."""
-        seats = list(self.seats.values())  # workers come and go meanwhile
-        return {s.worker: s.ready.pid for s in seats if s.ready is not None}
+        members = list(self.members.values())  # workers come and go meanwhile
+        return {s.worker: s.ready.pid for s in members if s.ready is not None}
 
     def because(self, cause: str) -> None:
         """Add a cause for the group to change, once."""
@@ -502,21 +506,21 @@ class Membership:
         causes, self._causes = self._causes, []
         return causes
 
-    def _note(self, seat: Seat, state: str, reason: str) -> None:
-        fields: dict[str, Any] = {**_where_of(seat), "state": state}
-        process = seat.ready or seat.where
+    def _note(self, member: Member, state: str, reason: str) -> None:
+        fields: dict[str, Any] = {**_location_of(member), "state": state}
+        process = member.ready or member.process
         if process is not None:
             fields["pid"] = process.pid
         self._run_log.note("worker", **fields, reason=reason)
 
 
-def _where_of(seat: Seat) -> dict[str, str]:
-    process = seat.ready or seat.where
+def _location_of(member: Member) -> dict[str, str]:
+    process = member.ready or member.process
     if process is None:
-        return {"worker": seat.worker}
-    return {"worker": seat.worker, "node": process.node, "host": process.host}
+        return {"worker": member.worker}
+    return {"worker": member.worker, "node": process.node, "host": process.host}
 
 
-def _place(seat: Seat) -> str:
-    process = seat.ready or seat.where
-    return f"{seat.worker} on {process.host}" if process is not None else seat.worker
+def _place(member: Member) -> str:
+    process = member.ready or member.process
+    return f"{member.worker} on {process.host}" if process is not None else member.worker

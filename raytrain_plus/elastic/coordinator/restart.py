@@ -6,16 +6,16 @@ from dataclasses import replace
 
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
-from raytrain_plus.elastic.coordinator.workers import Pool
-from raytrain_plus.elastic.protocol.messages import Found, Report
+from raytrain_plus.elastic.coordinator.workers import WorkerActors
+from raytrain_plus.elastic.protocol.messages import Report, WorkerState
 
 _ANSWER_SECONDS = 5.0
 _SETTLE_SECONDS = 20.0  # for a generation to end that is told to
 _LOOK = 0.02
 
 
-def find_again(
-    pool: Pool, membership: Membership, run_log: RunLog
+def find_workers(
+    actors: WorkerActors, membership: Membership, run_log: RunLog
 ) -> tuple[int, dict[str, Report]]:
     """Find the workers, who went on training meanwhile, and end their generation.
 
@@ -25,50 +25,52 @@ def find_again(
     Returns:
         The last generation, and how it ended for those who were in it.
     """
-    workers = pool.find()
-    found = pool.found(workers, _ANSWER_SECONDS) if workers else {}
+    workers = actors.find()
+    found = actors.states(workers, _ANSWER_SECONDS) if workers else {}
     membership.avoid(workers)
     generation = max((one.generation for one in found.values() if one is not None), default=0)
     for worker, one in found.items():
         if one is not None and one.ready is not None:
-            membership.found_again(worker, one.ready, one.step)
+            membership.readmit(worker, one.ready, one.step)
     if generation:
-        pool.abort(sorted(membership.seats), generation, "the coordinator came back")
-        found |= _settled(pool, membership)
-    for worker in sorted(membership.seats):
+        actors.abort(sorted(membership.members), generation, "the coordinator came back")
+        found |= _settled(actors, membership)
+    for worker in sorted(membership.members):
         if not _is_idle(found.get(worker)):
             membership.lost(worker, "it did not let go of its group when the coordinator came back")
-    pool.end_strangers(membership.seats)
-    run_log.note("returned", workers=sorted(membership.seats), generation=generation)
-    for worker, seat in membership.seats.items():
-        seat.step = _trusted_step(found[worker], run_log)
+    actors.end_strangers(membership.members)
+    run_log.note("returned", workers=sorted(membership.members), generation=generation)
+    for worker, member in membership.members.items():
+        member.step = _trusted_step(found[worker], run_log)
     known = max((one["generation"] for one in run_log.generations), default=0)
     return max(generation, known), {
-        worker: replace(one.report, formed=one.report.formed and membership.seats[worker].step >= 0)
+        worker: replace(
+            one.report, formed=one.report.formed and membership.members[worker].step >= 0
+        )
         for worker, one in found.items()
-        if worker in membership.seats
+        if worker in membership.members
         and one is not None
         and one.report is not None
         and one.generation == generation
     }
 
 
-def _settled(pool: Pool, membership: Membership) -> Mapping[str, Found | None]:
+def _settled(actors: WorkerActors, membership: Membership) -> Mapping[str, WorkerState | None]:
     """Wait until everybody has ended its generation, or time is up."""
     until = time.monotonic() + _SETTLE_SECONDS
     while True:
-        found = pool.found(sorted(membership.seats), _ANSWER_SECONDS)
+        found = actors.states(sorted(membership.members), _ANSWER_SECONDS)
         if all(_is_idle(one) for one in found.values()) or time.monotonic() > until:
             return found
         time.sleep(_LOOK)
 
 
-def _trusted_step(one: Found | None, run_log: RunLog) -> int:
+def _trusted_step(one: WorkerState | None, run_log: RunLog) -> int:
     """Return which step's state a worker has, or -1 if that is withdrawn."""
     assert one is not None
     formed = one.report is None or one.report.formed
     return -1 if run_log.is_void(one.generation - (not formed), one.step) else one.step
 
 
-def _is_idle(one: Found | None) -> bool:
+def _is_idle(one: WorkerState | None) -> bool:
     return one is not None and (one.report is not None or one.generation == 0)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
-from raytrain_plus.elastic.coordinator.workers import Pool
-from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.coordinator.workers import WorkerActors
+from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec, WorkerStatus
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Event
@@ -33,21 +33,26 @@ class RunStatus:
         spec: the run.
         run_log: its losses, metrics and generations.
         live: its speed and checkpoints.
-        membership: the workers' seats.
-        pool: asks them.
+        membership: the workers' members.
+        actors: asks them.
     """
 
     def __init__(
-        self, spec: RunSpec, run_log: RunLog, live: LiveRun, membership: Membership, pool: Pool
+        self,
+        spec: RunSpec,
+        run_log: RunLog,
+        live: LiveRun,
+        membership: Membership,
+        actors: WorkerActors,
     ) -> None:
         self._spec = spec
         self._run_log = run_log
         self._live = live
         self._membership = membership
-        self._pool = pool
+        self._actors = actors
         self._seconds: dict[str, tuple[float, ...]] = {}  # per logical rank, of the last steps
         self._asking = threading.Lock()
-        self._standings: dict[str, WorkerStatus | None] = {}
+        self._statuses: dict[str, WorkerStatus | None] = {}
 
     def heard(self, group: Sequence[Assignment], compute_seconds: Sequence[float]) -> None:
         """The group has committed a step; so long did each of it compute."""
@@ -94,49 +99,51 @@ class RunStatus:
         }
 
     def _members(self, group: Sequence[Assignment]) -> list[Event]:
-        seats = list(self._membership.seats.values())  # workers come and go meanwhile
-        standings = self._ask([seat.worker for seat in seats if seat.ready is not None])
+        members = list(self._membership.members.values())  # workers come and go meanwhile
+        statuses = self._ask([member.worker for member in members if member.ready is not None])
         ranks = {one.worker: list(one.ranks) for one in group}
         return [
             {
-                "worker": seat.worker,
-                "node": seat.ready.host if seat.ready else None,
-                "pid": seat.ready.pid if seat.ready else None,
-                "ranks": ranks.get(seat.worker, []),
-                "seconds_per_rank": self._pace(seat.worker),
-                "phase": phase_of(seat, standings.get(seat.worker), is_member=seat.worker in ranks),
+                "worker": member.worker,
+                "node": member.ready.host if member.ready else None,
+                "pid": member.ready.pid if member.ready else None,
+                "ranks": ranks.get(member.worker, []),
+                "seconds_per_rank": self._pace(member.worker),
+                "phase": phase_of(
+                    member, statuses.get(member.worker), is_member=member.worker in ranks
+                ),
             }
-            for seat in seats
+            for member in members
         ]
 
     def _ask(self, workers: Sequence[str]) -> dict[str, WorkerStatus | None]:
         """One asks at a time; who comes meanwhile gets the answers from before."""
         if self._asking.acquire(blocking=False):
             try:
-                self._standings = self._pool.standings(workers, _ANSWER_SECONDS)
+                self._statuses = self._actors.statuses(workers, _ANSWER_SECONDS)
             finally:
                 self._asking.release()
-        return self._standings
+        return self._statuses
 
     def _pace(self, worker: str) -> float | None:
         known = self._seconds.get(worker)
         return round(statistics.median(known), 6) if known else None
 
 
-def phase_of(seat: Seat, standing: WorkerStatus | None, *, is_member: bool) -> str:
+def phase_of(member: Member, status: WorkerStatus | None, *, is_member: bool) -> str:
     """Return what a worker is at, in one word for people.
 
     Args:
-        seat: its seat.
-        standing: what it says, None for no answer.
+        member: its member.
+        status: what it says, None for no answer.
         is_member: it is in the group.
     """
-    if seat.ready is None:
+    if member.ready is None:
         return "starting"
-    if standing is None:
+    if status is None:
         return "no answer"
-    if seat.draining:
+    if member.draining:
         return "draining"
     if not is_member:
         return "spare"
-    return _PHASES.get(standing.phase, "computing")
+    return _PHASES.get(status.phase, "computing")

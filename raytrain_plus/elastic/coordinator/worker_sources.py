@@ -27,7 +27,7 @@ _ISA = {
 }
 
 
-class Source(Protocol):
+class WorkerSource(Protocol):
     """Gives a run its workers. Called by the coordinator's thread alone."""
 
     def take(self, worker: str) -> "Future[Any]":
@@ -43,7 +43,7 @@ class Source(Protocol):
         """Return the handles of all workers that this run has, by name."""
 
 
-def source_of(spec: RunSpec, coordinator: Any) -> Source:
+def worker_source(spec: RunSpec, coordinator: Any) -> WorkerSource:
     """Return where a run's workers come from.
 
     Args:
@@ -135,7 +135,7 @@ class FromLender:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class RunRequest:
     """What a lender is to know of a run.
 
     Attributes:
@@ -152,10 +152,10 @@ class Wish:
     options: Mapping[str, Any]
 
 
-def wish_of(spec: RunSpec) -> Wish:
+def request_of(spec: RunSpec) -> RunRequest:
     """Return what a lender is to know of a run."""
     least, most = spec.workers
-    return Wish(
+    return RunRequest(
         run=spec.name,
         least=least,
         most=most,

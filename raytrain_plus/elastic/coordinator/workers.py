@@ -12,20 +12,20 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from raytrain_plus.checkpoint.upload import Share
-from raytrain_plus.elastic.coordinator.checkpoint_coordinator import Committed
-from raytrain_plus.elastic.coordinator.worker_sources import source_of
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CommitReturned
+from raytrain_plus.elastic.coordinator.worker_sources import worker_source
 from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
-from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import (
-    Found,
     Plan,
     Ready,
     Report,
     RunSpec,
     Unready,
-    Where,
+    WorkerProcess,
+    WorkerState,
     WorkerStatus,
 )
 from raytrain_plus.elastic.protocol.records import Record
@@ -36,27 +36,27 @@ _SELF_TEST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Came:
+class PrepareReturned:
     """A worker has come up, or failed to."""
 
     worker: str
     ready: Ready | None
     died: str = ""
     failed: str = ""
-    where: Where | None = None
+    process: WorkerProcess | None = None
     transient: bool = False
 
 
 @dataclass(frozen=True)
-class Coming:
+class WorkerStarting:
     """A worker has a process, and begins to prepare itself."""
 
     worker: str
-    where: Where
+    process: WorkerProcess
 
 
 @dataclass(frozen=True)
-class Returned:
+class TrainReturned:
     """A worker's generation has ended, or the worker has."""
 
     worker: str
@@ -66,7 +66,7 @@ class Returned:
 
 
 @dataclass(frozen=True)
-class Gone:
+class WorkerLost:
     """A worker's lifeline was cut: its process or its host is gone."""
 
     worker: str
@@ -74,7 +74,7 @@ class Gone:
 
 
 @dataclass(frozen=True)
-class Noticed:
+class PreemptionNotice:
     """A worker got notice that it will be ended."""
 
     worker: str
@@ -82,7 +82,7 @@ class Noticed:
 
 
 @dataclass(frozen=True)
-class Written:
+class ShareWritten:
     """A worker has something to tell of its share of a checkpoint."""
 
     worker: str
@@ -90,7 +90,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetChanged:
     """Somebody wants another number of workers; `lost` of the group are taken away for it."""
 
     workers: int
@@ -98,12 +98,12 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Woken:
+class Wakeup:
     """Somebody wants something of the coordinator."""
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _WorkerGranted:
     """A worker that was asked for is there, or none will come."""
 
     worker: str
@@ -111,10 +111,20 @@ class _Taken:
     error: BaseException | None
 
 
-Event = Came | Coming | Returned | Gone | Noticed | Written | Committed | Wanted | Woken
+CoordinatorEvent = (
+    PrepareReturned
+    | WorkerStarting
+    | TrainReturned
+    | WorkerLost
+    | PreemptionNotice
+    | ShareWritten
+    | CommitReturned
+    | TargetChanged
+    | Wakeup
+)
 
 
-class Pool:
+class WorkerActors:
     """The workers of one run, as Ray actors, one each, so that none blocks another.
 
     Everything that happens to them arrives in one queue.
@@ -125,13 +135,13 @@ class Pool:
     """
 
     def __init__(self, spec: RunSpec, coordinator: Any) -> None:
-        self.events: queue.Queue[Event | _Taken] = queue.Queue()
+        self.events: queue.Queue[CoordinatorEvent | _WorkerGranted] = queue.Queue()
         self._spec = spec
-        self._source = source_of(spec, coordinator)
+        self._source = worker_source(spec, coordinator)
         self._awaited: set[str] = set()
         self._faults: dict[str, Action | None] = {}
         self._handles: dict[str, Any] = {}
-        self._lifelines = Lifelines(lambda worker, why: self.events.put(Gone(worker, why)))
+        self._lifelines = Lifelines(lambda worker, why: self.events.put(WorkerLost(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
 
     def start(self, worker: str, *, fault: Action | None = None) -> None:
@@ -145,17 +155,17 @@ class Pool:
         self._faults[worker] = fault
         taken = self._source.take(worker)
         if taken.done():
-            self._taken(_told_of(worker, taken))
+            self._on_granted(_granted(worker, taken))
         else:
-            taken.add_done_callback(lambda future: self.events.put(_told_of(worker, future)))
+            taken.add_done_callback(lambda future: self.events.put(_granted(worker, future)))
 
-    def _taken(self, event: _Taken) -> None:
+    def _on_granted(self, event: _WorkerGranted) -> None:
         worker, handle = event.worker, event.handle
         if worker not in self._awaited:
             return  # it was given back before it had come
         self._awaited.remove(worker)
         if event.error is not None:
-            self.events.put(Came(worker, None, died=_first_line(event.error)))
+            self.events.put(PrepareReturned(worker, None, died=_first_line(event.error)))
             return
         self._handles[worker] = handle
         prepared = handle.prepare.remote(self._spec, self._faults.pop(worker, None))
@@ -193,13 +203,13 @@ class Pool:
         for worker in workers:
             self._handles[worker].abort.remote(generation, reason)
 
-    def standings(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerStatus | None]:
+    def statuses(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerStatus | None]:
         """Ask workers what they are doing; None for those that do not answer. From any thread."""
-        return self._ask("standing", workers, timeout)
+        return self._ask("status", workers, timeout)
 
-    def found(self, workers: Sequence[str], timeout: float) -> dict[str, Found | None]:
-        """Ask workers how they stand, when they have been found again; None for no answer."""
-        return self._ask("found", workers, timeout)
+    def states(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerState | None]:
+        """Ask workers for their state after a restart of the coordinator; None for no answer."""
+        return self._ask("state", workers, timeout)
 
     def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
         answers: dict[str, Any] = dict.fromkeys(workers)
@@ -225,14 +235,14 @@ class Pool:
             return False
         return right
 
-    def stack_of(self, seat: Seat, neighbours: Sequence[Seat]) -> str:
+    def stack_of(self, member: Member, neighbours: Sequence[Member]) -> str:
         """Return where a worker stands that does not answer: somebody on its node can see it."""
-        ready = seat.ready
+        ready = member.ready
         if ready is None:
             return ""
         if ready.node == self._node:
             return stacks.of_neighbour(ready.pid, ready.stacks)
-        for handle in self._on_node_of(seat, ready, neighbours):
+        for handle in self._on_node_of(member, ready, neighbours):
             with contextlib.suppress(RayError):
                 seen: str = ray.get(
                     handle.stack_of_neighbour.remote(ready.pid, ready.stacks),
@@ -241,12 +251,14 @@ class Pool:
                 return seen
         return "nobody else is on its node, who could see it"
 
-    def _on_node_of(self, seat: Seat, ready: Ready | Where, seats: Sequence[Seat]) -> list[Any]:
+    def _on_node_of(
+        self, member: Member, ready: Ready | WorkerProcess, members: Sequence[Member]
+    ) -> list[Any]:
         """Return the handles of the other workers on a worker's node."""
         return [
             self._handles[other.worker]
-            for other in seats
-            if other is not seat and other.ready is not None and other.ready.node == ready.node
+            for other in members
+            if other is not member and other.ready is not None and other.ready.node == ready.node
         ]
 
     def memory_kill(self, worker: str) -> str:
@@ -285,30 +297,32 @@ class Pool:
         kept: tuple[str, str] = ray.get(self._handles[worker].rescue.remote(step))
         return kept
 
-    def end(self, seat: Seat, neighbours: Sequence[Seat] = (), *, hangs: bool = False) -> None:
+    def end(
+        self, member: Member, neighbours: Sequence[Member] = (), *, hangs: bool = False
+    ) -> None:
         """End a worker at once.
 
         Ray's own kill is a message to the process; one that hangs does not read it, so somebody on
         the same node sends it the signal.
         """
-        handle = self._let_go(seat.worker)
+        handle = self._let_go(member.worker)
         if handle is None:
             return
-        process = seat.ready or seat.where
+        process = member.ready or member.process
         if hangs and process is not None:
             if process.node == self._node:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
             else:
-                for other in self._on_node_of(seat, process, neighbours)[:1]:
+                for other in self._on_node_of(member, process, neighbours)[:1]:
                     other.kill_neighbour.remote(process.pid)
-        self._source.end(seat.worker, handle)
+        self._source.end(member.worker, handle)
 
-    def release(self, seat: Seat) -> None:
+    def release(self, member: Member) -> None:
         """Let a worker go that did nothing wrong: another run may use its process."""
-        handle = self._let_go(seat.worker)
+        handle = self._let_go(member.worker)
         if handle is not None:
-            self._source.give_back(seat.worker, handle)
+            self._source.give_back(member.worker, handle)
 
     def _let_go(self, worker: str) -> Any | None:
         """Return the worker's handle for the last time, or None if it has not come."""
@@ -328,22 +342,22 @@ class Pool:
         if handle is not None:
             ray.kill(handle)
 
-    def end_strangers(self, seated: Collection[str]) -> None:
-        """End everybody of this run who has no seat."""
+    def end_strangers(self, members: Collection[str]) -> None:
+        """End everybody of this run who has no member."""
         for worker in list(self._handles):
-            if worker not in seated:
-                self.end(Seat(worker))
+            if worker not in members:
+                self.end(Member(worker))
 
-    def next_event(self, timeout: float) -> Event | None:
+    def next_event(self, timeout: float) -> CoordinatorEvent | None:
         """Return what happened next, or None after `timeout` seconds."""
         with contextlib.suppress(queue.Empty):
             event = self.events.get(timeout=timeout)
-            if not isinstance(event, _Taken):
+            if not isinstance(event, _WorkerGranted):
                 return event
-            self._taken(event)
+            self._on_granted(event)
         return None
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: CoordinatorEvent) -> None:
         """Let the coordinator know of something."""
         self.events.put(event)
 
@@ -360,29 +374,31 @@ def missing_resources(resources: Mapping[str, float], workers: int) -> str:
     return "; ".join(lines)
 
 
-def _told_of(worker: str, taken: Any) -> _Taken:
+def _granted(worker: str, taken: Any) -> _WorkerGranted:
     error = taken.exception()
-    return _Taken(worker, None if error else taken.result(), error)
+    return _WorkerGranted(worker, None if error else taken.result(), error)
 
 
-def _came(worker: str, future: Any) -> Came:
+def _came(worker: str, future: Any) -> PrepareReturned:
     error = future.exception()
     if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
-        return Came(worker, None, failed=str(error))  # before the worker's own code could run
+        return PrepareReturned(
+            worker, None, failed=str(error)
+        )  # before the worker's own code could run
     if error is not None:
-        return Came(worker, None, died=_first_line(error))
+        return PrepareReturned(worker, None, died=_first_line(error))
     answer = future.result()
     if isinstance(answer, Unready):
-        failed, where, transient = answer.error, answer.where, answer.transient
-        return Came(worker, None, failed=failed, where=where, transient=transient)
-    return Came(worker, answer)
+        failed, process, transient = answer.error, answer.process, answer.transient
+        return PrepareReturned(worker, None, failed=failed, process=process, transient=transient)
+    return PrepareReturned(worker, answer)
 
 
-def _returned(worker: str, generation: int, future: Any) -> Returned:
+def _returned(worker: str, generation: int, future: Any) -> TrainReturned:
     error = future.exception()
     if error is None:
-        return Returned(worker, generation, future.result())
-    return Returned(worker, generation, None, died=_first_line(error))
+        return TrainReturned(worker, generation, future.result())
+    return TrainReturned(worker, generation, None, died=_first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -31,7 +31,7 @@ _LOOK = 0.5  # seconds between two looks at what is to be watched
 Gone = Callable[[str, str], None]
 
 
-class Anchor:
+class LifelineServer:
     """A worker's end of its lifeline: where the coordinator connects.
 
     Args:
@@ -48,7 +48,7 @@ class Anchor:
         self._lines = 0
         self._held: set[socket.socket] = set()
         self._lock = threading.Lock()
-        _ANCHORS.add(self)
+        _SERVERS.add(self)
         _watch_forks()
         threading.Thread(target=self._accept, daemon=True, name="lifeline").start()
 
@@ -105,12 +105,12 @@ class Anchor:
         return hmac.compare_digest(said, self.address[2].encode())
 
 
-_ANCHORS: "weakref.WeakSet[Anchor]" = weakref.WeakSet()
+_SERVERS: "weakref.WeakSet[LifelineServer]" = weakref.WeakSet()
 
 
 def _in_a_forked_child() -> None:
-    for anchor in list(_ANCHORS):
-        anchor.leave_to_parent()
+    for lifeline in list(_SERVERS):
+        lifeline.leave_to_parent()
 
 
 @functools.cache

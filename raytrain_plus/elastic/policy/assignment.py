@@ -4,8 +4,8 @@ Since the result of a step does not depend on who computes what, a plan is free 
 wishes, in this order:
 
 1. *Balance.* A step lasts as long as its slowest worker, so ranges follow the workers' speeds. Some
-   imbalance is allowed for the sake of the second wish: 12.5 % until it is known
-   what the wish is worth (see `raytrain_plus.elastic.policy.imbalance`).
+   imbalance is allowed for the sake of the second request: 12.5 % until it is known
+   what the request is worth (see `raytrain_plus.elastic.policy.imbalance`).
 2. *Few messages.* A worker sends one partial sum per maximal subtree inside its range (see
    `raytrain_plus.training.tree`), so ranges are aligned to the summation tree.
 3. *Few moves.* A logical rank that changes its owner costs the new owner the start of a new lane
@@ -55,7 +55,7 @@ class WorkerSpeed:
 
 def assign(
     logical_ranks: int,
-    members: Sequence[WorkerSpeed],
+    speeds: Sequence[WorkerSpeed],
     previous: Sequence[Assignment] = (),
     imbalance: float = IMBALANCE,
 ) -> tuple[Assignment, ...]:
@@ -74,7 +74,7 @@ def assign(
 
     Args:
         logical_ranks: Number V of logical ranks of the run.
-        members: The workers of the next generation, in any order, at most V.
+        speeds: The workers of the next generation with their speeds, in any order, at most V.
         previous: The plan of the generation before, in order of rank, as returned by this function;
             empty for the first.
         imbalance: Allowed share of a worker's load, from 0 to below 1. Default 0.125.
@@ -86,10 +86,10 @@ def assign(
         PlanError: V < 1, no members, more members than V, two members of one name, a speed that is
             not positive and finite, a previous plan for another V, or an imbalance out of range.
     """
-    _check(logical_ranks, members, previous)
+    _check(logical_ranks, speeds, previous)
     if not 0 <= imbalance < 1:
         raise PlanError(f"the imbalance is {imbalance}; it is a share of a load, from 0 to below 1")
-    speed = {member.worker: member.speed for member in members}
+    speed = {one.worker: one.speed for one in speeds}
     workers = _order(set(speed), [assignment.worker for assignment in previous])
     least, most = _loads(logical_ranks, np.array([speed[w] for w in workers]), imbalance)
     owned = {assignment.worker: (assignment.start, assignment.stop) for assignment in previous}
@@ -119,20 +119,20 @@ def makespan(plan: Sequence[Assignment], speeds: Mapping[str, float]) -> float:
 
 
 def _check(
-    logical_ranks: int, members: Sequence[WorkerSpeed], previous: Sequence[Assignment]
+    logical_ranks: int, speeds: Sequence[WorkerSpeed], previous: Sequence[Assignment]
 ) -> None:
     if logical_ranks < 1:
         raise PlanError(f"logical_ranks is {logical_ranks}; it must be at least 1")
-    if not members:
+    if not speeds:
         raise PlanError("there are no members to plan for; wait until at least one worker is ready")
-    if len(members) > logical_ranks:
+    if len(speeds) > logical_ranks:
         raise PlanError(
-            f"{len(members)} members cannot share {logical_ranks} logical ranks, since each "
-            f"computes at least one; keep {len(members) - logical_ranks} of them as spares, or "
-            f"start a new run with logical_ranks={len(members)} or more"
+            f"{len(speeds)} members cannot share {logical_ranks} logical ranks, since each "
+            f"computes at least one; keep {len(speeds) - logical_ranks} of them as spares, or "
+            f"start a new run with logical_ranks={len(speeds)} or more"
         )
     names = set()
-    for member in members:
+    for member in speeds:
         if member.worker in names:
             raise PlanError(f"two members are named {member.worker!r}; give each its own name")
         names.add(member.worker)

@@ -82,7 +82,7 @@ class Watch:
         return late
 
 
-def culprits(standings: Mapping[str, WorkerStatus | None], deadline: float) -> dict[str, str]:
+def culprits(statuses: Mapping[str, WorkerStatus | None], deadline: float) -> dict[str, str]:
     """Find who keeps a group waiting.
 
     A worker that does not answer is stopped, or does not let go of its interpreter. One that has
@@ -90,21 +90,21 @@ def culprits(standings: Mapping[str, WorkerStatus | None], deadline: float) -> d
     exchange are innocent.
 
     Args:
-        standings: what each worker said, None for no answer.
+        statuses: what each worker said, None for no answer.
         deadline: seconds.
 
     Returns:
         The culprits, with what is known of them.
     """
     found = {}
-    for worker, standing in standings.items():
-        if standing is None:
+    for worker, status in statuses.items():
+        if status is None:
             found[worker] = "it did not answer"
-        elif not standing.waiting and standing.age > deadline:
-            found[worker] = f"it was in {standing.phase} for {standing.age:.1f} s"
+        elif not status.waiting and status.age > deadline:
+            found[worker] = f"it was in {status.phase} for {status.age:.1f} s"
     return found
 
 
-def all_wait(standings: Mapping[str, WorkerStatus | None], deadline: float) -> bool:
+def all_wait(statuses: Mapping[str, WorkerStatus | None], deadline: float) -> bool:
     """Say whether everybody answers and has waited for others for too long: a lost message."""
-    return all(s is not None and s.waiting and s.age > deadline for s in standings.values())
+    return all(s is not None and s.waiting and s.age > deadline for s in statuses.values())

@@ -44,7 +44,7 @@ class Imbalance:
     def judge(
         self,
         plan: Sequence[Assignment],
-        members: Sequence[WorkerSpeed],
+        speeds: Sequence[WorkerSpeed],
         measured: Mapping[str, float],
         seen: float,
         unseen: float,
@@ -53,7 +53,7 @@ class Imbalance:
 
         Args:
             plan: the present one.
-            members: its workers, with the speeds to plan with.
+            speeds: its workers, with the speeds to plan with.
             measured: logical ranks per second of each worker.
             seen: seconds per step that the group waits for the exchange.
             unseen: seconds per step that the exchange runs, at most, beside the computing.
@@ -64,7 +64,7 @@ class Imbalance:
         wanted = self.value
         if fair + seen < goal or compute < goal:  # perfect balance or a free exchange would pay
             hidden, bytes_now = min(unseen, 1 / min(measured.values())), _bytes(plan)
-            for imbalance, other in self._alternatives(plan, members):
+            for imbalance, other in self._alternatives(plan, speeds):
                 more = _bytes(other) / bytes_now
                 seconds = makespan(other, measured) + seen * more
                 seconds += hidden * max(0.0, more - 1)
@@ -89,14 +89,14 @@ class Imbalance:
         return self.value
 
     def _alternatives(
-        self, plan: Sequence[Assignment], members: Sequence[WorkerSpeed]
+        self, plan: Sequence[Assignment], speeds: Sequence[WorkerSpeed]
     ) -> list[tuple[float, Sequence[Assignment]]]:
         """Return the plans that other slacks would give: once, as long as nothing has changed."""
-        if (key := (self.value, tuple(plan), tuple(members))) != self._plans_for:
+        if (key := (self.value, tuple(plan), tuple(speeds))) != self._plans_for:
             others = [imbalance for imbalance in CHOICES if imbalance != self.value]
             leaves = plan[-1].stop
             self._plans = [
-                (imbalance, assign(leaves, members, plan, imbalance)) for imbalance in others
+                (imbalance, assign(leaves, speeds, plan, imbalance)) for imbalance in others
             ]
             self._plans_for = key
         return self._plans

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from raytrain_plus.elastic.policy.assignment import IMBALANCE, WorkerSpeed, assign
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import Assignment, Plan, Ready, Where
+from raytrain_plus.elastic.protocol.messages import Assignment, Plan, Ready, WorkerProcess
 
 
 @dataclass
-class Seat:
+class Member:
     """A worker as the coordinator sees it.
 
     Attributes:
@@ -18,7 +18,7 @@ class Seat:
         step: committed steps of its state.
         draining: it is to leave at the next step boundary.
         warm: it has run steps.
-        where: its process, None before it has begun to prepare itself.
+        process: its process, None before it has begun to prepare itself.
         since: monotonic seconds at which it has begun.
     """
 
@@ -27,7 +27,7 @@ class Seat:
     step: int = 0
     draining: bool = False
     warm: bool = False
-    where: Where | None = None
+    process: WorkerProcess | None = None
     since: float | None = None
 
 
@@ -56,22 +56,24 @@ class Situation:
     checkpoint: tuple[str, int] | None = field(default=None)
 
 
-def make_plan(members: Sequence[WorkerSpeed], seats: Sequence[Seat], situation: Situation) -> Plan:
+def make_plan(
+    speeds: Sequence[WorkerSpeed], members: Sequence[Member], situation: Situation
+) -> Plan:
     """Plan a generation.
 
     Whoever has the latest state heals the others. If nobody has one as late as the newest
     checkpoint, the first member loads that, and heals the others: so it is read once.
 
     Args:
-        members: the workers and their speeds.
-        seats: their seats, in any order.
+        speeds: the workers and their speeds.
+        members: the same workers, in any order.
         situation: everything else.
     """
-    assignments = assign(situation.logical_ranks, members, situation.previous, situation.imbalance)
-    by_name = {seat.worker: seat for seat in seats}
+    assignments = assign(situation.logical_ranks, speeds, situation.previous, situation.imbalance)
+    by_name = {member.worker: member for member in members}
     placed = [by_name[a.worker] for a in assignments]
-    top = max(seat.step for seat in placed)
-    sources = [i for i, seat in enumerate(placed) if seat.step == top]
+    top = max(member.step for member in placed)
+    sources = [i for i, member in enumerate(placed) if member.step == top]
     if not situation.bitwise:
         sources = [i for i in sources if placed[i].warm][:1] or sources[:1]
     load = None

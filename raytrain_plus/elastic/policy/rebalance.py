@@ -145,7 +145,7 @@ class Rebalancer:
         if len(self._times[0]) == self._window:
             self._judge()
 
-    def members(self, workers: Sequence[str]) -> list[WorkerSpeed]:
+    def speeds(self, workers: Sequence[str]) -> list[WorkerSpeed]:
         """Return workers with the speeds to plan with.
 
         Args:
@@ -154,7 +154,7 @@ class Rebalancer:
         Returns:
             One member each; a speed of 1.0 is the group's median, and that of who is not known.
         """
-        return _members({worker: self._levels.get(worker, 0) for worker in workers})
+        return _speeds({worker: self._levels.get(worker, 0) for worker in workers})
 
     @property
     def measured(self) -> Mapping[str, float]:
@@ -162,7 +162,7 @@ class Rebalancer:
         return dict(self._measured)
 
     def advises(self) -> bool:
-        """Say whether a new plan would pay: pause, plan with `members` and `imbalance`."""
+        """Say whether a new plan would pay: pause, plan with `speeds` and `imbalance`."""
         return self._votes >= self._patience or self.imbalance.advises()
 
     def _judge(self) -> None:
@@ -176,16 +176,16 @@ class Rebalancer:
         for worker, speed in self._measured.items():
             self._levels[worker] = _level(self._levels[worker], speed / usual)
         logical_ranks = self._group[-1].stop
-        members = self.members([assignment.worker for assignment in self._group])
-        better = assign(logical_ranks, members, self._group, self.imbalance.value)
+        speeds = self.speeds([assignment.worker for assignment in self._group])
+        better = assign(logical_ranks, speeds, self._group, self.imbalance.value)
         present, planned = (makespan(p, self._measured) for p in (self._group, better))
         pays = planned < (1 - self._threshold) * present
         self._votes = self._votes + 1 if pays or self._gives_back(better) else 0
         seen, unseen = map(statistics.median, zip(*self._exchange, strict=True))
         self._exchange.clear()
         if not self._votes:  # who is slow comes first
-            members = _members(self._planned)
-            self.imbalance.judge(self._group, members, self._measured, seen, unseen)
+            speeds = _speeds(self._planned)
+            self.imbalance.judge(self._group, speeds, self._measured, seen, unseen)
             if self.imbalance.advises():
                 self._levels = dict(self._planned)  # the imbalance is all that is to change
 
@@ -213,7 +213,7 @@ class Rebalancer:
             self._calm_since = self._windows
 
 
-def _members(levels: Mapping[str, int]) -> list[WorkerSpeed]:
+def _speeds(levels: Mapping[str, int]) -> list[WorkerSpeed]:
     return [WorkerSpeed(worker, math.exp(level * _LEVEL)) for worker, level in levels.items()]
 
 

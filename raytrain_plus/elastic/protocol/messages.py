@@ -243,7 +243,7 @@ class Ready:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
+class WorkerProcess:
     """The process of a worker.
 
     Attributes:
@@ -263,17 +263,17 @@ class Unready:
 
     Attributes:
         error: the user's traceback.
-        where: its process.
+        process: the one in which it runs.
         transient: the machine may be to blame; it is tried once elsewhere.
     """
 
     error: str
-    where: Where
+    process: WorkerProcess
     transient: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class WorkerState:
     """What a worker says to a coordinator that has come back.
 
     Attributes:
@@ -290,7 +290,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pulse:
+class CoordinatorHealth:
     """What a coordinator says to the process that follows its run.
 
     Attributes:

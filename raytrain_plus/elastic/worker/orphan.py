@@ -7,7 +7,7 @@ import time
 
 import ray
 
-from raytrain_plus.elastic.liveness.lifeline import Anchor
+from raytrain_plus.elastic.liveness.lifeline import LifelineServer
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.exits import leave_at_once
 from raytrain_plus.names import NAMESPACE
@@ -15,14 +15,14 @@ from raytrain_plus.names import NAMESPACE
 _LOOK = 0.2  # seconds
 
 
-def wait_or_end(spec: RunSpec, anchor: Anchor) -> None:
+def wait_or_end(spec: RunSpec, lifeline: LifelineServer) -> None:
     """Return when a coordinator has taken up the lifeline again; else end this process.
 
     Ray knows whether the coordinator is about to be started again; where Ray cannot be asked (this
     host may be cut off), there is a limit.
     """
     until = time.monotonic() + spec.elastic.orphan_seconds
-    while not anchor.is_held:
+    while not lifeline.is_held:
         if time.monotonic() > until or not _is_expected(spec.name):
             leave_at_once(1)  # at once: nobody waits for anything that this process still has
         time.sleep(_LOOK)

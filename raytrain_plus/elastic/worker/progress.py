@@ -129,7 +129,7 @@ class Progress:
         """Whether the running generation is asked to pause."""
         return self._pause == self.generation
 
-    def standing(self) -> WorkerStatus:
+    def status(self) -> WorkerStatus:
         """Return what the training thread is doing."""
         return WorkerStatus(
             phase=self._phase,

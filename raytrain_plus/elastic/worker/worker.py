@@ -23,19 +23,19 @@ from raytrain_plus.checkpoint.checkpointer import CheckpointError
 from raytrain_plus.checkpoint.upload import Uploads
 from raytrain_plus.elastic.liveness import crashes, stacks
 from raytrain_plus.elastic.liveness.fault_log import FaultLog
-from raytrain_plus.elastic.liveness.lifeline import Anchor
+from raytrain_plus.elastic.liveness.lifeline import LifelineServer
 from raytrain_plus.elastic.policy.attribution import may_be_a_machines
 from raytrain_plus.elastic.policy.trust import named
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import (
     Ending,
-    Found,
     Plan,
     Ready,
     Report,
     RunSpec,
     Unready,
-    Where,
+    WorkerProcess,
+    WorkerState,
     WorkerStatus,
     import_first,
 )
@@ -53,7 +53,7 @@ from raytrain_plus.elastic.worker.process import (
 )
 from raytrain_plus.elastic.worker.progress import AbortedError, Progress
 from raytrain_plus.elastic.worker.reporter import Records, Reporter
-from raytrain_plus.observe.output import Kept
+from raytrain_plus.observe.output import OutputCapture
 from raytrain_plus.ray_cluster.metrics import export_traffic
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import check_claim
@@ -125,21 +125,21 @@ class Worker:
             spec: the run.
             fault: what is to go wrong meanwhile: `hang_newcomer` or `edit_task`.
         """
-        where = _where()
-        self._coordinator.coming.remote(self._name, where)
+        process = _process()
+        self._coordinator.starting.remote(self._name, process)
         if fault == "hang_newcomer":
             process_faults.stall()
         self._crash_word = crashes.offer(spec.folder, self._name)
         try:
             self._ready = self._prepare(spec)
         except USERS as error:  # Ray would bury its traceback, and take an exit for its own
-            return Unready(users_traceback(error), where, transient=may_be_a_machines(error))
+            return Unready(users_traceback(error), process, transient=may_be_a_machines(error))
         if fault == "edit_task":
             return replace(self._ready, code=user_code.as_if_edited(self._ready.code, self._task))
         return self._ready
 
     def _prepare(self, spec: RunSpec) -> Ready:
-        Kept(spec.folder, self._name)
+        OutputCapture(spec.folder, self._name)
         import_first(spec.import_paths)
         _check_sees_checkpoints(spec)
         self._device = prepare_process(spec.threads)
@@ -186,13 +186,13 @@ class Worker:
         self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
         self._host = ray.util.get_node_ip_address()
         self._meeting_point = MeetingPoint(self._host)
-        self._anchor = Anchor(self._host, self._on_release)
+        self._lifeline = LifelineServer(self._host, self._on_release)
         return Ready(
             pid=os.getpid(),
             node=ray.get_runtime_context().get_node_id(),
             host=self._host,
             meeting_point=self._meeting_point.address,
-            lifeline=self._anchor.address,
+            lifeline=self._lifeline.address,
             stacks=stacks.offer(),
             fingerprint=proof,
             step=replica.step,
@@ -293,9 +293,9 @@ class Worker:
         self._progress.abort(generation, reason)
 
     @ray.method(concurrency_group="control")
-    def standing(self) -> WorkerStatus:
+    def status(self) -> WorkerStatus:
         """Say what the training thread is doing."""
-        return self._progress.standing()
+        return self._progress.status()
 
     @ray.method(concurrency_group="control")
     def records(self, after: int) -> list[Record]:
@@ -303,10 +303,10 @@ class Worker:
         return self._records.after(after)
 
     @ray.method(concurrency_group="control")
-    def found(self) -> Found:
-        """Say how we stand, to a coordinator that has come back."""
+    def state(self) -> WorkerState:
+        """Return this worker's state, for a coordinator that was restarted."""
         step = self._loop.replica.step if self._ready is not None else 0
-        return Found(
+        return WorkerState(
             ready=self._ready,
             generation=self._progress.generation,
             report=self._report_of,
@@ -460,9 +460,9 @@ class Worker:
 
     def _on_release(self) -> None:
         """The coordinator has let go of us, or has died."""
-        orphan.wait_or_end(self._spec, self._anchor)
+        orphan.wait_or_end(self._spec, self._lifeline)
 
 
-def _where() -> Where:
+def _process() -> WorkerProcess:
     node = ray.get_runtime_context().get_node_id()
-    return Where(pid=os.getpid(), node=node, host=ray.util.get_node_ip_address())
+    return WorkerProcess(pid=os.getpid(), node=node, host=ray.util.get_node_ip_address())

@@ -9,7 +9,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from raytrain_plus.elastic.client import coordinator_watch, following
 from raytrain_plus.elastic.client.following import LostError, ended, follow
 from raytrain_plus.elastic.coordinator.run_log import RunLog
-from raytrain_plus.elastic.protocol.messages import Assignment, Outcome, Plan, Pulse
+from raytrain_plus.elastic.protocol.messages import Assignment, CoordinatorHealth, Outcome, Plan
 from raytrain_plus.interrupts import RunInterrupted
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
 from raytrain_plus.ray_cluster import joining
@@ -34,10 +34,10 @@ class Script:
 
     def __init__(self, monkeypatch, *acts):
         self.acts, self.now, self.stops, self.killed = list(acts), 0.0, 0, []
-        self.pulse = Pulse
+        self.health = CoordinatorHealth
         self.actor = lambda: SimpleNamespace(
             stop=SimpleNamespace(remote=self.stop),
-            pulse=SimpleNamespace(remote=self.answer),
+            health=SimpleNamespace(remote=self.answer),
             _actor_id=b"",
         )
         self.state = "ALIVE"
@@ -54,7 +54,7 @@ class Script:
     dead = None
 
     def answer(self):
-        return self.pulse()
+        return self.health()
 
     def is_initialized(self):
         return True
@@ -313,13 +313,13 @@ def test_a_coordinator_that_does_not_stop_is_left_after_a_while(tmp_path, monkey
 def test_a_coordinator_that_is_stopped_is_ended_and_one_that_starts_is_not(tmp_path, monkeypatch):
     begin(tmp_path)
     script = Script(monkeypatch, *[lambda: None] * 200, lambda: end(tmp_path))
-    script.pulse = does_not_answer
+    script.health = does_not_answer
     follow("run", tmp_path)
     assert script.killed == [(4711, signal.SIGKILL)]
     (tmp_path / FILE_NAME).unlink()
     begin(tmp_path)
     script = Script(monkeypatch, *[lambda: None] * 200, lambda: end(tmp_path))
-    script.pulse, script.state = does_not_answer, "RESTARTING"
+    script.health, script.state = does_not_answer, "RESTARTING"
     follow("run", tmp_path)
     assert script.killed == []
 
@@ -332,7 +332,7 @@ def test_how_long_a_coordinator_may_be_silent_is_the_runs_setting(
     script = Script(monkeypatch, *[lambda: None] * 200, lambda: end(tmp_path))
     at = []
     monkeypatch.setattr(coordinator_watch.os, "kill", lambda *_: at.append(script.now))
-    script.pulse = does_not_answer
+    script.health = does_not_answer
     follow("run", tmp_path)
     assert deadline < at[0] < deadline + 3.0
 
@@ -342,7 +342,7 @@ def test_a_coordinator_that_took_long_to_come_back_is_not_taken_for_one_that_han
 ):
     begin(tmp_path)
     script = Script(monkeypatch)
-    script.pulse, script.state = does_not_answer, "RESTARTING"
+    script.health, script.state = does_not_answer, "RESTARTING"
 
     def turn():
         if script.now > 45.0:
@@ -366,7 +366,7 @@ def test_a_coordinator_that_never_comes_up_is_an_error_within_the_start_timeout(
         coordinator_watch.memory_monitor, "trouble", lambda: "; the memory is used up"
     )
     script = Script(monkeypatch)
-    script.pulse, script.state = does_not_answer, "RESTARTING"
+    script.health, script.state = does_not_answer, "RESTARTING"
     told = r"did not come up within 2\d s; Ray has started it 7 times; the memory is used up"
     with pytest.raises(LostError, match=told):
         follow("run", tmp_path)
@@ -388,7 +388,9 @@ def test_an_end_that_cannot_be_written_is_taken_from_the_coordinator(tmp_path, m
     written.mkdir()
     end(written)
     script = Script(monkeypatch)
-    script.pulse = lambda: Pulse(unwritten="no space left", unwritten_end=read(written))
+    script.health = lambda: CoordinatorHealth(
+        unwritten="no space left", unwritten_end=read(written)
+    )
     assert follow("run", tmp_path).outcome.digest == OUTCOME.digest
 
 

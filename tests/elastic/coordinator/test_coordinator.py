@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.coordinator.workers import Came, Gone
+from raytrain_plus.elastic.coordinator.workers import PrepareReturned, WorkerLost
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
 from raytrain_plus.observe.journal import read
@@ -41,7 +41,9 @@ CHANGED = {"task.py": CodeFile("/there/task.py", "2"), "new.py": CodeFile("/ther
 
 def coming_with(code):
     """Return how workers come that have imported some code, by name; others have what is meant."""
-    return lambda worker: Came(worker, replace(make_ready(worker), code=code.get(worker, CODE)))
+    return lambda worker: PrepareReturned(
+        worker, replace(make_ready(worker), code=code.get(worker, CODE))
+    )
 
 
 def test_a_newcomer_with_other_code_is_refused_and_the_healthy_go_on(lead, tmp_path):
@@ -208,7 +210,7 @@ def test_a_worker_may_die_after_its_report(lead, tmp_path):
         pool.report("w2", "aborted", reason="w1 was gone for a moment")
         pool.report("w1", "aborted", reason="the same")
         pool.steps.pop("w1")
-        pool.events.append(Gone("w1", "its connection was cut"))
+        pool.events.append(WorkerLost("w1", "its connection was cut"))
 
     outcome, _ = lead({4: script}, workers=(3, 3))
     assert groups_in(outcome)[1] == (2, 3, 2, "w1 lost")
@@ -259,7 +261,9 @@ def test_an_error_of_the_task_ends_the_run_with_its_text(lead, tmp_path):
 
 
 def test_a_task_that_fails_as_it_is_loaded_ends_the_run(lead):
-    outcome, _ = lead(arrive=lambda worker: Came(worker, None, failed="Traceback: no file"))
+    outcome, _ = lead(
+        arrive=lambda worker: PrepareReturned(worker, None, failed="Traceback: no file")
+    )
     assert (outcome.state, outcome.error, outcome.steps) == ("failed", "Traceback: no file", 0)
     assert outcome.checkpoint is None
 
@@ -325,7 +329,9 @@ def test_workers_of_a_draining_node_are_replaced(lead, tmp_path):
         pool.draining.add("leaving")
 
     def arrive(worker):
-        return Came(worker, make_ready(worker, node="leaving" if worker == "w1" else "staying"))
+        return PrepareReturned(
+            worker, make_ready(worker, node="leaving" if worker == "w1" else "staying")
+        )
 
     outcome, pool = lead({3: script}, arrive, workers=(2, 2))
     assert outcome.state == "finished"

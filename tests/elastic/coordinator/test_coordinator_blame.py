@@ -2,11 +2,11 @@
 
 import pytest
 
-from raytrain_plus.elastic.coordinator.workers import Coming
+from raytrain_plus.elastic.coordinator.workers import WorkerStarting
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, Where
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerProcess
 from raytrain_plus.observe.journal import read
-from tests.elastic.scripted_pool import Came, comes
+from tests.elastic.scripted_pool import PrepareReturned, comes
 from tests.elastic.told import check_journal, groups_in
 
 
@@ -108,7 +108,7 @@ def test_a_worker_on_which_the_task_fails_first_does_not_end_a_run_that_another_
 ):
     def arrive(worker):
         return (
-            Came(worker, None, failed="no einops", transient=True)
+            PrepareReturned(worker, None, failed="no einops", transient=True)
             if worker == "w0"
             else comes(worker)
         )
@@ -121,7 +121,8 @@ def test_a_worker_on_which_the_task_fails_first_does_not_end_a_run_that_another_
 @pytest.mark.parametrize(("transient", "tried"), [(True, 2), (False, 1)])
 def test_a_task_that_fails_wherever_it_is_loaded_ends_the_run(lead, transient, tried):
     outcome, pool = lead(
-        arrive=lambda worker: Came(worker, None, failed="mine", transient=transient), workers=(1, 1)
+        arrive=lambda worker: PrepareReturned(worker, None, failed="mine", transient=transient),
+        workers=(1, 1),
     )
     assert (outcome.state, outcome.error) == ("failed", "mine")
     assert len(pool.started) == tried
@@ -131,7 +132,7 @@ def test_a_newcomer_that_hangs_as_it_comes_up_is_given_up_and_replaced(lead, tmp
     def arrive(worker):
         if worker != "w1":
             return comes(worker)
-        return Coming(worker, Where(pid=7, node="node", host="h"))
+        return WorkerStarting(worker, WorkerProcess(pid=7, node="node", host="h"))
 
     def come(pool):
         hangs = pool.arrive
@@ -139,7 +140,7 @@ def test_a_newcomer_that_hangs_as_it_comes_up_is_given_up_and_replaced(lead, tmp
         def start(worker, **_):
             pool.started.append(worker)
             came = hangs(worker)
-            pool.events.append(came) if isinstance(came, Coming) else pool.come(came)
+            pool.events.append(came) if isinstance(came, WorkerStarting) else pool.come(came)
 
         pool.start = start
 
@@ -231,7 +232,7 @@ def test_losses_for_want_of_memory_in_different_steps_do_not(lead):
 
 def test_a_newcomer_that_was_ended_for_want_of_memory_is_named_as_that(lead, tmp_path):
     outcome, _ = lead(
-        arrive=lambda worker: Came(worker, None, died="the actor died"),
+        arrive=lambda worker: PrepareReturned(worker, None, died="the actor died"),
         prepare=lambda pool: pool.short.update(dict.fromkeys(("w0", "w1", "w2"), SHORT)),
         workers=(1, 1),
         elastic=ElasticConfig(start_timeout=3.0),

@@ -7,8 +7,8 @@ import pytest
 from raytrain_plus.elastic.coordinator import membership
 from raytrain_plus.elastic.coordinator.membership import Membership, RunError
 from raytrain_plus.elastic.coordinator.run_log import RunLog
-from raytrain_plus.elastic.coordinator.workers import Came, Coming
-from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report, Where
+from raytrain_plus.elastic.coordinator.workers import PrepareReturned, WorkerStarting
+from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report, WorkerProcess
 from raytrain_plus.observe.journal import Journal, read
 from tests.elastic.scripted_pool import FakeTime, ScriptedPool, comes, make_ready, make_spec
 
@@ -31,20 +31,20 @@ def make(tmp_path, time):
 
 
 def handler(membership):
-    return lambda event: membership.came(event) if isinstance(event, Came) else None
+    return lambda event: membership.came(event) if isinstance(event, PrepareReturned) else None
 
 
-def gathered(membership, **seats):
-    """Let all come; then set what each seat is: its step, and whether it is warm or draining."""
+def gathered(membership, **members):
+    """Let all come; then set what each member is: its step, and whether it is warm or draining."""
     membership.await_first(handler(membership))
-    for worker, state in seats.items():
+    for worker, state in members.items():
         for name, value in state.items():
-            setattr(membership.seats[worker], name, value)
+            setattr(membership.members[worker], name, value)
     return membership
 
 
-def names(seats):
-    return [seat.worker for seat in seats]
+def names(members):
+    return [member.worker for member in members]
 
 
 def states_in(folder):
@@ -92,8 +92,8 @@ def hanging(*workers):
     """Return how workers come of which some hang, once they have a process."""
 
     def arrive(worker):
-        where = Where(pid=7, node="node", host="h")
-        return Coming(worker, where) if worker in workers else comes(worker)
+        process = WorkerProcess(pid=7, node="node", host="h")
+        return WorkerStarting(worker, process) if worker in workers else comes(worker)
 
     return arrive
 
@@ -105,7 +105,7 @@ def test_a_lone_newcomer_that_hangs_is_replaced_and_the_run_begins(make, time):
     pool.come, began = pool.events.append, time.now
     membership.await_first(lambda event: event and membership.handle(event, []))
     assert (pool.started, pool.hung) == (["w0", "w1"], ["w0"])
-    assert list(membership.seats) == ["w1"]
+    assert list(membership.members) == ["w1"]
     assert 30 <= time.now - began < 40
 
 
@@ -120,7 +120,9 @@ def test_a_run_whose_newcomers_hang_one_after_the_other_ends(make, time):
 
 
 def test_a_task_that_fails_on_the_first_workers_ends_the_run(make):
-    membership, _ = make(lambda worker: Came(worker, None, failed="Traceback: no such file"))
+    membership, _ = make(
+        lambda worker: PrepareReturned(worker, None, failed="Traceback: no such file")
+    )
     with pytest.raises(RunError, match="Traceback: no such file"):
         membership.await_first(handler(membership))
 
@@ -130,7 +132,7 @@ def test_a_task_that_fails_on_a_later_worker_does_not(make, tmp_path):
     gathered(membership)
     membership.await_members(handler(membership))
     membership.set_target(2, "scaled to 2")
-    pool.arrive = lambda worker: Came(worker, None, failed="Traceback: disk full")
+    pool.arrive = lambda worker: PrepareReturned(worker, None, failed="Traceback: disk full")
     membership.recruit()
     membership.came(pool.next_event(0))
     assert names(membership.await_members(handler(membership))) == ["w0"]
@@ -138,7 +140,9 @@ def test_a_task_that_fails_on_a_later_worker_does_not(make, tmp_path):
 
 
 def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, time):
-    membership, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 1))
+    membership, pool = make(
+        lambda worker: PrepareReturned(worker, None, died="no image"), workers=(1, 1)
+    )
     asked = []
     while len(asked) < 9:
         membership.recruit()
@@ -153,7 +157,9 @@ def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, 
 
 
 def test_a_worker_that_comes_up_ends_the_waiting(make, time):
-    membership, pool = make(lambda worker: Came(worker, None, died="no image"), workers=(1, 2))
+    membership, pool = make(
+        lambda worker: PrepareReturned(worker, None, died="no image"), workers=(1, 2)
+    )
     for _ in range(3):
         membership.recruit()
         while (event := pool.next_event(0)) is not None:
@@ -161,7 +167,7 @@ def test_a_worker_that_comes_up_ends_the_waiting(make, time):
         time.now += 100
     pool.arrive = comes
     gathered(membership)
-    pool.arrive = lambda worker: Came(worker, None, died="no image")
+    pool.arrive = lambda worker: PrepareReturned(worker, None, died="no image")
     membership.lost("w6", "gone")
     membership.recruit()
     membership.came(pool.next_event(0))
@@ -175,7 +181,7 @@ def test_a_worker_that_comes_up_ends_the_waiting(make, time):
 
 
 def one_is_different(worker):
-    return Came(worker, make_ready(worker, **({"torch": "3"} if worker == "w1" else {})))
+    return PrepareReturned(worker, make_ready(worker, **({"torch": "3"} if worker == "w1" else {})))
 
 
 def test_a_worker_that_computes_other_bits_is_refused(make, tmp_path):
@@ -221,7 +227,9 @@ def test_a_resumed_run_refuses_workers_that_compute_otherwise_than_before(make, 
 
 def test_it_goes_on_with_workers_that_compute_as_before(make, tmp_path):
     def one_is_the_same(worker):
-        return Came(worker, make_ready(worker, **({"torch": "1"} if worker == "w1" else {})))
+        return PrepareReturned(
+            worker, make_ready(worker, **({"torch": "1"} if worker == "w1" else {}))
+        )
 
     membership, pool = resumed_with(make, one_is_the_same, workers=(1, 3))
     gathered(membership)
@@ -248,7 +256,7 @@ def test_another_environment_that_is_allowed_marks_the_run(make, tmp_path, allow
 
 def test_a_password_in_the_address_of_the_data_is_no_difference(make, tmp_path):
     def from_store(worker):
-        return Came(worker, make_ready(worker, data="https://ann:secret@host/a.parquet"))
+        return PrepareReturned(worker, make_ready(worker, data="https://ann:secret@host/a.parquet"))
 
     gathered(make(from_store, workers=(1, 1))[0])
     assert "secret" not in (tmp_path / "journal.jsonl").read_text()
@@ -256,9 +264,9 @@ def test_a_password_in_the_address_of_the_data_is_no_difference(make, tmp_path):
     membership = Membership(make_spec(tmp_path), ScriptedPool(FakeTime()), again)
     membership.recruit()
     membership.came(from_store("w0"))
-    assert membership.seats["w0"].ready is not None
-    membership.came(Came("w1", make_ready("w1")))
-    assert "w1" not in membership.seats  # it reads other data
+    assert membership.members["w0"].ready is not None
+    membership.came(PrepareReturned("w1", make_ready("w1")))
+    assert "w1" not in membership.members  # it reads other data
 
 
 # -- leaving
@@ -298,10 +306,12 @@ def test_a_draining_worker_is_replaced_and_leaves_when_others_have_its_state(mak
 
 
 def test_all_workers_of_a_draining_node_leave(make):
-    membership, _ = make(lambda w: Came(w, make_ready(w, node="a" if w == "w1" else "b")))
+    membership, _ = make(
+        lambda w: PrepareReturned(w, make_ready(w, node="a" if w == "w1" else "b"))
+    )
     gathered(membership)
     membership.drain_nodes({"a", "elsewhere"})
-    assert [w for w, seat in membership.seats.items() if seat.draining] == ["w1"]
+    assert [w for w, member in membership.members.items() if member.draining] == ["w1"]
 
 
 def test_the_last_holder_of_the_state_is_kept_while_it_drains(make):
@@ -312,7 +322,7 @@ def test_the_last_holder_of_the_state_is_kept_while_it_drains(make):
     assert pool.ended == []
     # It stays for one more generation, to heal who has only just come.
     assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
-    membership.seats["w1"].step = 5
+    membership.members["w1"].step = 5
     membership.release_surplus()
     assert pool.ended == ["w0"]
     assert names(membership.await_members(handler(membership))) == ["w1"]
@@ -323,7 +333,7 @@ def test_when_all_drain_one_holder_of_the_state_goes_on_alone(make):
     membership.recruit()
     for worker in ("w0", "w1", "w2"):
         membership.came(comes(worker))
-        membership.seats[worker].step = 4 + (worker == "w1")
+        membership.members[worker].step = 4 + (worker == "w1")
     membership.drain(["w0", "w1", "w2"])
     membership.release_surplus()
     assert pool.ended == []
@@ -346,7 +356,7 @@ def test_a_lower_target_lets_the_least_useful_go_first(make):
     membership.set_target(3, "scaled to 3")
     assert pool.ended == ["w3"]  # has not come yet
     membership.set_target(2, "scaled to 2")
-    assert [w for w, seat in membership.seats.items() if seat.draining] == [
+    assert [w for w, member in membership.members.items() if member.draining] == [
         "w2"
     ]  # has run no step yet
     assert membership.take_causes() == ["scaled to 3", "scaled to 2"]
@@ -391,9 +401,9 @@ def test_at_the_end_all_go(make):
     assert membership.pids() == {"w0": 1000, "w1": 1001, "w2": 1002}
     membership.dismiss_all()
     assert sorted(pool.ended) == ["w0", "w1", "w2"]
-    assert membership.seats == {}
+    assert membership.members == {}
     membership.came(comes("w0"))  # a word that comes late
-    assert membership.seats == {}
+    assert membership.members == {}
 
 
 # -- spares, those found again, and those that are trusted no more
@@ -416,27 +426,29 @@ def test_spares_are_kept_beside_the_group(make):
 
 def test_whoever_is_found_again_has_its_seat_and_its_number(make):
     membership, pool = make(workers=(1, 3))
-    membership.found_again("w4", make_ready("w4"), 7)
-    membership.found_again("w2", make_ready("w2"), 6)
+    membership.readmit("w4", make_ready("w4"), 7)
+    membership.readmit("w2", make_ready("w2"), 6)
     membership.avoid(["w1", "w5"])
     assert pool.held == ["w4", "w2"]
-    assert {w: seat.step for w, seat in membership.seats.items()} == {"w4": 7, "w2": 6}
+    assert {w: member.step for w, member in membership.members.items()} == {"w4": 7, "w2": 6}
     assert membership.bitwise
     membership.recruit()
     assert pool.started == ["w6"]
 
 
 def test_whoever_is_found_again_is_what_newcomers_are_compared_with(make):
-    membership, pool = make(lambda w: Came(w, make_ready(w, torch="3")), workers=(1, 2))
-    membership.found_again("w0", make_ready("w0"), 7)
+    membership, pool = make(lambda w: PrepareReturned(w, make_ready(w, torch="3")), workers=(1, 2))
+    membership.readmit("w0", make_ready("w0"), 7)
     membership.recruit()
     membership.came(pool.next_event(0))
     assert pool.ended == ["w1"]
 
 
 def test_a_task_that_fails_on_a_newcomer_does_not_end_a_run_that_was_found_again(make):
-    membership, pool = make(lambda w: Came(w, None, failed="Traceback: disk full"), workers=(1, 2))
-    membership.found_again("w0", make_ready("w0"), 7)
+    membership, pool = make(
+        lambda w: PrepareReturned(w, None, failed="Traceback: disk full"), workers=(1, 2)
+    )
+    membership.readmit("w0", make_ready("w0"), 7)
     membership.recruit()
     membership.came(pool.next_event(0))
     assert names(membership.await_members(handler(membership))) == ["w0"]
@@ -459,7 +471,7 @@ def test_whoever_is_distrusted_must_form_a_group_to_be_trusted(make):
     membership, _ = make(workers=(1, 3))
     gathered(membership, w0={"step": 9}, w1={"step": 4}, w2={"step": 0})
     membership.distrust_after(4)
-    assert [seat.step for seat in membership.seats.values()] == [-1, 4, 0]
+    assert [member.step for member in membership.members.values()] == [-1, 4, 0]
     aborted = Report(ending="aborted", step=9, committed_at=1.0, formed=False)
     assert membership.reported("w0", aborted) == -1
     paused = Report(ending="paused", step=5, committed_at=1.0)
@@ -468,7 +480,7 @@ def test_whoever_is_distrusted_must_form_a_group_to_be_trusted(make):
         membership.reported("w0", Report(ending="aborted", step=5, committed_at=1, formed=False))
         == 5
     )
-    assert membership.seats["w0"].warm
+    assert membership.members["w0"].warm
 
 
 def test_a_cause_is_named_once(make):

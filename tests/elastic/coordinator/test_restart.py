@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from raytrain_plus.elastic.protocol.faults import Fault
-from raytrain_plus.elastic.protocol.messages import Corruption, Found, Report
+from raytrain_plus.elastic.protocol.messages import Corruption, Report, WorkerState
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import Journal
 from tests.elastic.scripted_pool import STEP_SECONDS, comes, loss_of, make_ready
@@ -41,7 +41,7 @@ def told_step(journal, step, generation):
 def found(worker, step, generation=1, **report):
     """Return how a worker stands: it trains, or its generation has ended."""
     ended = Report(**{"step": step, "committed_at": 1.0, **report}) if report else None
-    return Found(ready=make_ready(worker), generation=generation, report=ended, step=step)
+    return WorkerState(ready=make_ready(worker), generation=generation, report=ended, step=step)
 
 
 def training(step, workers=PAIR):
@@ -97,7 +97,7 @@ def test_who_does_not_let_go_of_its_group_is_given_up(lead, tmp_path):
 def test_who_has_not_come_up_or_does_not_answer_is_ended_and_its_name_not_used_again(
     lead, tmp_path
 ):
-    unready = Found(ready=None, generation=0, report=None, step=0)
+    unready = WorkerState(ready=None, generation=0, report=None, step=0)
     left = {"w0": found("w0", 6), "w5": unready}
 
     def prepare(pool):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from raytrain_plus.elastic.coordinator.status import RunStatus, phase_of
-from raytrain_plus.elastic.coordinator.workers import Pool
-from raytrain_plus.elastic.policy.make_plan import Seat
+from raytrain_plus.elastic.coordinator.workers import WorkerActors
+from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.messages import Assignment, WorkerStatus
 from tests.elastic.scripted_pool import loss_of, make_ready, make_spec
 
@@ -16,12 +16,12 @@ def at(phase):
     return WorkerStatus(phase=phase, waiting=False, age=0.1)
 
 
-def seat(worker="w0", *, draining=False):
-    return Seat(worker, make_ready(worker), draining=draining)
+def member(worker="w0", *, draining=False):
+    return Member(worker, make_ready(worker), draining=draining)
 
 
 @pytest.mark.parametrize(
-    ("standing", "phase"),
+    ("status", "phase"),
     [
         (at("forward"), "computing"),
         (at("backward"), "computing"),
@@ -36,19 +36,19 @@ def seat(worker="w0", *, draining=False):
         (None, "no answer"),
     ],
 )
-def test_a_members_phase_is_what_it_is_at(standing, phase):
-    assert phase_of(seat(), standing, is_member=True) == phase
+def test_a_members_phase_is_what_it_is_at(status, phase):
+    assert phase_of(member(), status, is_member=True) == phase
 
 
 def test_others_are_starting_spare_or_draining():
-    assert phase_of(Seat("w0"), None, is_member=False) == "starting"
-    assert phase_of(seat(), at("idle"), is_member=False) == "spare"
-    assert phase_of(seat(draining=True), at("forward"), is_member=True) == "draining"
-    assert phase_of(seat(draining=True), None, is_member=True) == "no answer"
+    assert phase_of(Member("w0"), None, is_member=False) == "starting"
+    assert phase_of(member(), at("idle"), is_member=False) == "spare"
+    assert phase_of(member(draining=True), at("forward"), is_member=True) == "draining"
+    assert phase_of(member(draining=True), None, is_member=True) == "no answer"
 
 
-def run_status(tmp_path, pool, *seats):
-    membership = SimpleNamespace(seats={one.worker: one for one in seats})
+def run_status(tmp_path, pool, *members):
+    membership = SimpleNamespace(members={one.worker: one for one in members})
     return RunStatus(make_spec(tmp_path), None, None, membership, pool)
 
 
@@ -58,7 +58,7 @@ class Answers:
     def __init__(self, **answers):
         self.answers = answers
 
-    def standings(self, workers, timeout):
+    def statuses(self, workers, timeout):
         assert timeout < 1
         return {worker: self.answers[worker] for worker in workers}
 
@@ -66,7 +66,7 @@ class Answers:
 def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
     group = (Assignment("w0", 0, 6), Assignment("w1", 6, 8))
     pool = Answers(w0=at("backward"), w1=None)
-    made = run_status(tmp_path, pool, seat("w0"), seat("w1"), Seat("w2"))
+    made = run_status(tmp_path, pool, member("w0"), member("w1"), Member("w2"))
     for slow in (0.6, 60.0, 0.6):  # one hiccup is no speed
         made.heard(group, (slow, 0.1))
     first, second, third = made._members(group)
@@ -84,7 +84,7 @@ def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
 
 
 def test_a_speed_of_before_is_forgotten_with_the_worker(tmp_path):
-    made = run_status(tmp_path, Answers(w0=at("idle"), w1=at("idle")), seat("w0"), seat("w1"))
+    made = run_status(tmp_path, Answers(w0=at("idle"), w1=at("idle")), member("w0"), member("w1"))
     made.heard((Assignment("w0", 0, 4), Assignment("w1", 4, 8)), (0.4, 0.8))
     made.heard((Assignment("w0", 0, 8),), (0.8,))
     assert [one["seconds_per_rank"] for one in made._members(())] == [0.1, None]
@@ -94,13 +94,13 @@ def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
     asking, answered = threading.Event(), threading.Event()
 
     class Slow(Answers):
-        def standings(self, workers, timeout):
+        def statuses(self, workers, timeout):
             asking.set()
             assert answered.wait(10)
-            return super().standings(workers, timeout)
+            return super().statuses(workers, timeout)
 
     group = (Assignment("w0", 0, 8),)
-    made = run_status(tmp_path, Slow(w0=at("forward")), seat())
+    made = run_status(tmp_path, Slow(w0=at("forward")), member())
     first = []
     thread = threading.Thread(target=lambda: first.extend(made._members(group)))
     thread.start()
@@ -113,9 +113,9 @@ def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
 
 def test_who_has_gone_meanwhile_does_not_answer():
     """The thread that decides may end a worker at any moment."""
-    pool = object.__new__(Pool)
+    pool = object.__new__(WorkerActors)
     pool._handles = {}
-    assert pool.standings(["w0"], 0.1) == {"w0": None}
+    assert pool.statuses(["w0"], 0.1) == {"w0": None}
 
 
 def test_the_coordinator_tells_it_while_a_worker_hangs(lead):

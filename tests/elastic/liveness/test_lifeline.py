@@ -12,14 +12,14 @@ import threading
 
 import pytest
 
-from raytrain_plus.elastic.liveness.lifeline import Anchor, Lifelines
+from raytrain_plus.elastic.liveness.lifeline import Lifelines, LifelineServer
 
 PATIENCE = 20.0
 CHILD = """
 import sys, threading
-from raytrain_plus.elastic.liveness.lifeline import Anchor
-anchor = Anchor("127.0.0.1", lambda: None)
-print(*anchor.address, flush=True)
+from raytrain_plus.elastic.liveness.lifeline import LifelineServer
+lifeline = LifelineServer("127.0.0.1", lambda: None)
+print(*lifeline.address, flush=True)
 threading.Event().wait()
 """
 
@@ -91,16 +91,16 @@ def test_who_cannot_be_reached_is_gone(child, gone):
 
 def test_the_worker_learns_that_its_coordinator_has_let_go(gone):
     released = threading.Event()
-    anchor = Anchor("127.0.0.1", released.set)
+    lifeline = LifelineServer("127.0.0.1", released.set)
     lines, told = gone
-    lines.hold("w0", anchor.address)
+    lines.hold("w0", lifeline.address)
     assert not released.wait(0.2)
-    assert anchor.is_held
+    assert lifeline.is_held
     lines.release("w0")
     assert released.wait(PATIENCE)
-    assert not anchor.is_held
+    assert not lifeline.is_held
     assert told.empty()
-    anchor.close()
+    lifeline.close()
 
 
 def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
@@ -129,22 +129,22 @@ def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
 
 def test_a_stranger_neither_holds_a_worker_nor_lets_go_of_it():
     released = queue.Queue()
-    anchor = Anchor("127.0.0.1", lambda: released.put("released"))
-    host, port, secret = anchor.address
+    lifeline = LifelineServer("127.0.0.1", lambda: released.put("released"))
+    host, port, secret = lifeline.address
     for said in (b"", b"x" * 32, b"x" * 5000, secret[:-1].encode()):
         with socket.create_connection((host, port)) as stranger:
             stranger.settimeout(PATIENCE)
-            # Bytes that the anchor leaves unread reset the connection, at any point of these lines.
+            # Bytes that the server leaves unread reset the connection, at any point of these lines.
             with contextlib.suppress(ConnectionError):
                 stranger.sendall(said)
                 _say_no_more(stranger)
                 assert stranger.recv(1) == b""
-        assert not anchor.is_held
+        assert not lifeline.is_held
     assert released.empty()
     with socket.create_connection((host, port)) as ours:  # the control
         ours.sendall(secret.encode())
     assert released.get(timeout=PATIENCE) == "released"
-    anchor.close()
+    lifeline.close()
 
 
 def _say_no_more(connection: socket.socket) -> None:

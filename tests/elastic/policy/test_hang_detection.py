@@ -120,7 +120,7 @@ def waits(age):
 
 
 @pytest.mark.parametrize(
-    ("standings", "blamed"),
+    ("statuses", "blamed"),
     [
         ({"a": waits(9), "b": busy(9)}, {"b": "it was in forward for 9.0 s"}),
         ({"a": waits(9), "b": None}, {"b": "it did not answer"}),
@@ -130,8 +130,8 @@ def waits(age):
         ({}, {}),
     ],
 )
-def test_who_waits_is_innocent_and_who_is_busy_or_silent_is_not(standings, blamed):
-    found = culprits(standings, 5.0)
+def test_who_waits_is_innocent_and_who_is_busy_or_silent_is_not(statuses, blamed):
+    found = culprits(statuses, 5.0)
     assert found.keys() == blamed.keys()
     assert all(why in found[worker] for worker, why in blamed.items())
 
@@ -143,12 +143,12 @@ STANDINGS = st.dictionaries(
 
 
 @given(STANDINGS, st.floats(0.1, 10))
-def test_nobody_is_blamed_when_all_wait_for_each_other(standings, deadline):
-    if all_wait(standings, deadline):
-        assert culprits(standings, deadline) == {}
-        assert all(s.phase == "exchange" and s.age > deadline for s in standings.values())
-    elif not culprits(standings, deadline):
-        assert any(s.age <= deadline for s in standings.values())
+def test_nobody_is_blamed_when_all_wait_for_each_other(statuses, deadline):
+    if all_wait(statuses, deadline):
+        assert culprits(statuses, deadline) == {}
+        assert all(s.phase == "exchange" and s.age > deadline for s in statuses.values())
+    elif not culprits(statuses, deadline):
+        assert any(s.age <= deadline for s in statuses.values())
 
 
 def test_all_wait_only_after_the_deadline():

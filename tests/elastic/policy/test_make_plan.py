@@ -4,21 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed
-from raytrain_plus.elastic.policy.make_plan import Seat, Situation, make_plan
+from raytrain_plus.elastic.policy.make_plan import Member, Situation, make_plan
 from raytrain_plus.elastic.protocol.faults import Fault
 from tests.elastic.scripted_pool import make_ready
 
 PLACE = "/runs/run/checkpoint_00000007"
 
 
-def seat(worker, step=0, *, warm=True):
-    return Seat(worker, make_ready(worker), step, warm=warm)
+def member(worker, step=0, *, warm=True):
+    return Member(worker, make_ready(worker), step, warm=warm)
 
 
-def plan_of(*seats, previous=(), **situation):
-    members = [WorkerSpeed(one.worker, 1.0) for one in seats]
+def plan_of(*members, previous=(), **situation):
+    speeds = [WorkerSpeed(one.worker, 1.0) for one in members]
     described = {"logical_ranks": 8, "generation": 3, "previous": previous, **situation}
-    return make_plan(members, seats, Situation(**described))
+    return make_plan(speeds, members, Situation(**described))
 
 
 def healing(plan):
@@ -28,63 +28,63 @@ def healing(plan):
 
 
 def test_whoever_is_behind_is_healed_by_whoever_is_ahead():
-    plan = plan_of(seat("w0", 4), seat("w1", 5), seat("w2", 5), seat("w3", 0))
+    plan = plan_of(member("w0", 4), member("w1", 5), member("w2", 5), member("w3", 0))
     assert (plan.step, plan.generation, plan.checkpoint) == (5, 3, None)
     assert healing(plan) == {"w0": "w1", "w3": "w2"}  # each by another, to be done sooner
     assert plan.meeting_point == make_ready(plan.assignments[0].worker).meeting_point
 
 
 def test_equals_heal_nobody():
-    assert healing(plan_of(seat("w0", 5), seat("w1", 5))) == {}
+    assert healing(plan_of(member("w0", 5), member("w1", 5))) == {}
 
 
 def test_a_checkpoint_that_is_newer_than_all_is_loaded_by_one_who_heals_the_others():
-    plan = plan_of(seat("w0"), seat("w1"), seat("w2"), checkpoint=(PLACE, 7))
+    plan = plan_of(member("w0"), member("w1"), member("w2"), checkpoint=(PLACE, 7))
     assert (plan.step, plan.checkpoint) == (7, PLACE)
     assert healing(plan) == {"w1": "w0", "w2": "w0"}
 
 
 def test_a_checkpoint_that_is_no_newer_is_not_loaded():
-    plan = plan_of(seat("w0", 7), seat("w1"), checkpoint=(PLACE, 7))
+    plan = plan_of(member("w0", 7), member("w1"), checkpoint=(PLACE, 7))
     assert (plan.step, plan.checkpoint) == (7, None)
     assert healing(plan) == {"w1": "w0"}
 
 
 def test_whoever_is_distrusted_is_healed_even_by_a_newcomer():
-    plan = plan_of(seat("w0", -1), seat("w1", 0))
+    plan = plan_of(member("w0", -1), member("w1", 0))
     assert (plan.step, healing(plan)) == (0, {"w0": "w1"})
 
 
 def test_where_steps_do_not_prove_equal_states_one_heals_all():
-    plan = plan_of(seat("w0", 5, warm=False), seat("w1", 5), seat("w2", 5), bitwise=False)
+    plan = plan_of(member("w0", 5, warm=False), member("w1", 5), member("w2", 5), bitwise=False)
     assert healing(plan) == {"w0": "w1", "w2": "w1"}
     assert not plan.bitwise
-    cold = plan_of(seat("w0", warm=False), seat("w1", warm=False), bitwise=False)
+    cold = plan_of(member("w0", warm=False), member("w1", warm=False), bitwise=False)
     assert healing(cold) == {"w1": "w0"}
 
 
 def test_a_plan_ends_before_the_next_planned_change_and_takes_strikes_along():
     faults = [Fault(step=step, action="add") for step in (4, 9, 6)]
     strike = Fault(step=5, action="kill")
-    plan = plan_of(seat("w0", 4), faults=[*faults, strike])
+    plan = plan_of(member("w0", 4), faults=[*faults, strike])
     assert (plan.pause_at, plan.faults) == (6, [strike])
-    assert plan_of(seat("w0", 9), faults=faults).pause_at is None
+    assert plan_of(member("w0", 9), faults=faults).pause_at is None
 
 
 def test_an_evaluation_that_is_known_is_not_done_again():
-    assert plan_of(seat("w0", 5), evaluated_step=5).evaluated
-    assert not plan_of(seat("w0", 5), evaluated_step=4).evaluated
+    assert plan_of(member("w0", 5), evaluated_step=5).evaluated
+    assert not plan_of(member("w0", 5), evaluated_step=4).evaluated
 
 
 # -- whatever is there
 
-seats = st.lists(st.tuples(st.integers(-1, 9), st.booleans()), min_size=1, max_size=8)
+members = st.lists(st.tuples(st.integers(-1, 9), st.booleans()), min_size=1, max_size=8)
 checkpoints = st.none() | st.tuples(st.just(PLACE), st.integers(0, 9))
 
 
-@given(seats, checkpoints, st.booleans(), st.randoms())
+@given(members, checkpoints, st.booleans(), st.randoms())
 def test_after_healing_all_have_one_state_and_it_is_the_latest(states, checkpoint, bitwise, random):
-    here = [seat(f"w{i}", step, warm=warm) for i, (step, warm) in enumerate(states)]
+    here = [member(f"w{i}", step, warm=warm) for i, (step, warm) in enumerate(states)]
     shuffled = random.sample(here, len(here))
     plan = plan_of(*here, bitwise=bitwise, checkpoint=checkpoint)
     again = make_plan(

@@ -25,21 +25,21 @@ class Group:
     def __init__(self, logical_ranks, workers, *, noise=0.1, overhead=0.0, seed=0, **settings):
         self.logical_ranks = logical_ranks
         self.workers = [f"w{i}" for i in range(workers)]
-        self.speeds = Rebalancer(**settings)
+        self.rebalancer = Rebalancer(**settings)
         self.noise, self.overhead = noise, overhead
         self.draw = random.Random(seed)
         self.step = 0
         self.rebalances = []
-        self.slacks = [self.speeds.imbalance.value]
+        self.imbalances = [self.rebalancer.imbalance.value]
         self.plan = assign(logical_ranks, [WorkerSpeed(w) for w in self.workers])
-        self.speeds.begin(self.plan)
+        self.rebalancer.begin(self.plan)
 
     def run(self, steps, true=None):
         """Commit some steps while the workers named in `true` compute at those speeds."""
         rate = dict.fromkeys(self.workers, 1.0) | (true or {})
         for _ in range(steps):
             self.step += 1
-            self.speeds.heard(
+            self.rebalancer.heard(
                 self.step,
                 [
                     (self.overhead + len(a.ranks) / rate[a.worker])
@@ -47,21 +47,21 @@ class Group:
                     for a in self.plan
                 ],
             )
-            if self.speeds.advises():
+            if self.rebalancer.advises():
                 self.replan()
         return self
 
     def replan(self):
-        members = self.speeds.members(self.workers)
-        imbalance = self.speeds.imbalance.follow()
-        if imbalance == self.slacks[-1]:
+        members = self.rebalancer.speeds(self.workers)
+        imbalance = self.rebalancer.imbalance.follow()
+        if imbalance == self.imbalances[-1]:
             self.rebalances.append(self.step)
         else:
-            self.slacks.append(imbalance)
+            self.imbalances.append(imbalance)
         self.plan = assign(self.logical_ranks, members, self.plan, imbalance)
-        self.speeds.begin(self.plan)
+        self.rebalancer.begin(self.plan)
         assert sum(len(a.ranks) for a in self.plan) == self.logical_ranks
-        assert not self.speeds.advises()
+        assert not self.rebalancer.advises()
 
     def ranks(self, worker="w0"):
         return next(len(a.ranks) for a in self.plan if a.worker == worker)
@@ -95,7 +95,7 @@ SEEDS = st.integers(0, 2**32)
 def test_noise_changes_nothing_in_ten_thousand_steps(size, seed):
     group = Group(*size, seed=seed).run(10_000)
     assert group.rebalances == []
-    assert len(group.slacks) <= 3
+    assert len(group.imbalances) <= 3
 
 
 def test_noise_does_change_plans_without_threshold_and_window():
@@ -204,12 +204,12 @@ def test_a_cost_per_step_does_not_keep_a_worker_small(size, overhead, seed):
 
 def test_speeds_are_kept_when_somebody_dies_or_joins():
     group = Group(64, 4).run(PROMPT, {"w0": 0.25})
-    assert [m.speed < 0.5 for m in group.speeds.members(["w0", "w1", "new"])] == [
+    assert [m.speed < 0.5 for m in group.rebalancer.speeds(["w0", "w1", "new"])] == [
         True,
         False,
         False,
     ]
-    assert group.speeds.members(["new"]) == [WorkerSpeed("new", 1.0)]
+    assert group.rebalancer.speeds(["new"]) == [WorkerSpeed("new", 1.0)]
     group.workers = ["w0", "w1", "w2", "new"]
     group.replan()
     assert group.ranks() < 8
@@ -219,14 +219,14 @@ def test_speeds_are_kept_when_somebody_dies_or_joins():
     # Who has left is forgotten.
     group.workers = ["w1", "w2"]
     group.replan()
-    assert group.speeds.members(["w0"]) == [WorkerSpeed("w0", 1.0)]
+    assert group.rebalancer.speeds(["w0"]) == [WorkerSpeed("w0", 1.0)]
 
 
 def test_speeds_are_ranks_per_second():
     group = Group(8, 2, noise=0.0).run(18, {"w0": 0.5})
-    assert group.speeds.measured == pytest.approx({"w0": 0.5, "w1": 1.0})
+    assert group.rebalancer.measured == pytest.approx({"w0": 0.5, "w1": 1.0})
     group.run(1, {"w0": 0.1})
-    assert group.speeds.measured == pytest.approx({"w0": 0.5, "w1": 1.0})
+    assert group.rebalancer.measured == pytest.approx({"w0": 0.5, "w1": 1.0})
 
 
 def test_the_first_steps_of_a_generation_do_not_count():
@@ -257,8 +257,8 @@ def test_equal_histories_give_equal_advice():
 def test_times_that_take_no_time_are_no_division_by_zero():
     group = Group(8, 2)
     for step in range(1, 100):
-        group.speeds.heard(step, [0.0, 0.0])
-    assert not group.speeds.advises()
+        group.rebalancer.heard(step, [0.0, 0.0])
+    assert not group.rebalancer.advises()
 
 
 @pytest.mark.parametrize(
@@ -274,4 +274,4 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_times_of_another_group_are_refused():
     group = Group(8, 2)
     with pytest.raises(ValueError, match="3 compute times for a group of 2"):
-        group.speeds.heard(1, [1.0, 1.0, 1.0])
+        group.rebalancer.heard(1, [1.0, 1.0, 1.0])

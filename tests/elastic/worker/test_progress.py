@@ -35,7 +35,7 @@ def test_every_phase_moves_the_heartbeat():
     for moves, phase in enumerate(["fetch", "forward", "exchange"], 1):
         progress.enter(phase)
         assert progress.moves == moves
-        assert progress.standing().phase == phase
+        assert progress.status().phase == phase
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_phase_moves_the_heartbeat():
 def test_who_waits_for_others_says_so(phase, waiting):
     progress, _ = begun()
     progress.enter(phase)
-    assert progress.standing().waiting == waiting
+    assert progress.status().waiting == waiting
 
 
 def test_the_age_of_a_phase_counts_from_its_beginning(monkeypatch):
@@ -66,17 +66,17 @@ def test_the_age_of_a_phase_counts_from_its_beginning(monkeypatch):
     progress, _ = begun()
     progress.enter("forward")
     now = 107.5
-    assert progress.standing().age == 7.5
+    assert progress.status().age == 7.5
     progress.enter("forward")
-    assert progress.standing().age == 0.0
+    assert progress.status().age == 0.0
 
 
 def test_a_worker_without_a_generation_is_idle_and_innocent():
     progress, _ = begun()
     progress.enter("forward")
     progress.end()
-    assert progress.standing().phase == "idle"
-    assert progress.standing().waiting
+    assert progress.status().phase == "idle"
+    assert progress.status().waiting
 
 
 def test_an_abort_interrupts_and_ends_the_next_phase():
@@ -88,7 +88,7 @@ def test_an_abort_interrupts_and_ends_the_next_phase():
     with pytest.raises(AbortedError, match="w1 was lost"):
         progress.enter("backward")
     assert progress.moves == 2  # it did move, and it says where it is
-    assert progress.standing().phase == "backward"
+    assert progress.status().phase == "backward"
 
 
 def test_an_abort_of_the_past_is_ignored():
