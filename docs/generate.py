@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer.main
 
 from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Mixture, Stream, Task
 from raytrain_plus.cli.commands import app
+from raytrain_plus.streams import format as stream_format
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -78,9 +80,16 @@ def configuration() -> str:
     return "\n".join([_CONFIGURATION, *parts, _RAY]).rstrip() + "\n"
 
 
+def stream_format_page() -> str:
+    """Return the page about the stream format, with the tables of its fields."""
+    tables = {"manifest": stream_format.Manifest, "file": stream_format.FileEntry}
+    return _filled(REFERENCE / "stream-format.md", tables)
+
+
 PAGES: Mapping[Path, Callable[[], str]] = {
     REFERENCE / "command-line.md": command_line,
     REFERENCE / "configuration.md": configuration,
+    REFERENCE / "stream-format.md": stream_format_page,
 }
 
 
@@ -115,14 +124,7 @@ def _settings(kind: type, about: str) -> list[str]:
     """Return the lines about the settings that a class documents."""
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     options = {option for parameter in command.params for option in parameter.opts}
-    docstring = griffe.Docstring(inspect.getdoc(kind) or "", parser="google")
-    sections = docstring.parse(warnings=False, warn_missing_types=False)
-    documented = [
-        item
-        for section in sections
-        if section.kind in (griffe.DocstringSectionKind.attributes, _PARAMETERS)
-        for item in section.value
-    ]
+    documented = _documented(kind)
     defaults = _defaults(kind)
     rows = []
     for item in documented:
@@ -135,7 +137,26 @@ def _settings(kind: type, about: str) -> list[str]:
     return [f"## {kind.__name__}", "", about, "", *head, *rows, ""]
 
 
-_PARAMETERS = griffe.DocstringSectionKind.parameters
+_FIELDS = (griffe.DocstringSectionKind.attributes, griffe.DocstringSectionKind.parameters)
+
+
+def _documented(kind: type) -> list[Any]:
+    """Return what a class's docstring says of its attributes or arguments."""
+    docstring = griffe.Docstring(inspect.getdoc(kind) or "", parser="google")
+    sections = docstring.parse(warnings=False, warn_missing_types=False)
+    return [item for section in sections if section.kind in _FIELDS for item in section.value]
+
+
+def _filled(page: Path, tables: Mapping[str, type]) -> str:
+    """Return a page with its tables of fields made from the docstrings of classes."""
+    text = page.read_text()
+    for name, kind in tables.items():
+        rows = [row(f"`{item.name}`", item.description) for item in _documented(kind)]
+        table = "\n".join(["| field | meaning |", "| --- | --- |", *rows])
+        begin, end = f"<!-- made by docs/generate.py: {name} -->", "<!-- /made -->"
+        pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(end)})", re.DOTALL)
+        text = pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)  # noqa: B023
+    return text
 
 
 def _defaults(kind: type) -> dict[str, str]:

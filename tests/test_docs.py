@@ -1,10 +1,13 @@
 """Pages that are made from the code are those of this code, and what pages name is there."""
 
+import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+
+from raytrain_plus.checkpoint.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -30,6 +33,20 @@ def test_every_setting_has_its_default_and_its_option():
     assert "| `batch_size` | `256` | `--batch-size` | " in page
     assert "| `check_every` | `10` |  | " in page
     assert "| `window` | `8` |  | " in page
+
+
+def test_the_page_about_checkpoints_has_each_field_of_a_manifest():
+    scalars = {"step": 3, "samples": 0, "tokens": 0, "aspects": {}, "optimizer": {}, "groups": []}
+    manifest = Manifest(run="r", digest="0" * 64, scalars=scalars, algorithms=(), pieces=())
+    page = (DOCS / "reference" / "checkpoint-format.md").read_text()
+    first_cells = [
+        line.split("|")[1]
+        for line in page.split("## The manifest")[1].splitlines()
+        if line.startswith("| `")
+    ]
+    assert {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)} == set(
+        json.loads(manifest.dump())
+    )
 
 
 def missing_files(text):
