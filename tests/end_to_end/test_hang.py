@@ -12,7 +12,7 @@ from tests.end_to_end.runs import Script, at_step, differences, flaws, train, un
 from tests.end_to_end.tasks import Momentum, Plain, Stuck, StuckBackward
 
 DEADLINE = 4.0
-IMBALANCE = 4.0  # seconds, for a machine that has other things to do
+LATENESS = 4.0  # seconds, for a machine that has other things to do
 
 
 class Moment:
@@ -41,7 +41,7 @@ class Moment:
 def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_slow(storage):
     moment = Moment()
     script = Script(
-        (lambda events: at_step(40)(events) and moment.begin(events), lambda _: None),
+        (lambda events: at_step(60)(events) and moment.begin(events), lambda _: None),
         (moment.is_over, moment.end),
     )
     stop = Fault(step=31, action="stop", phase="forward", victim=0)
@@ -51,8 +51,8 @@ def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_
         logical_ranks=6,
         workers=(1, 3),
         faults=[stop],
-        wanted={1: 3, 40: 1},
-        patience=1.0,
+        wanted={1: 3, 60: 1},
+        patience=1.5,
         director=script,
         hang_deadline=DEADLINE,
     )
@@ -75,13 +75,13 @@ def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_
     assert "stopped" in told[2]
     for event in lost:
         before = [e for e in run.of("step") if e["time"] < event["time"]][-1]
-        assert DEADLINE - 1 < event["time"] - before["time"] < DEADLINE + IMBALANCE
-    assert [event["workers"] for event in run.of("step", step=39)] == [3]
+        assert DEADLINE - 1 < event["time"] - before["time"] < DEADLINE + LATENESS
+    assert [event["workers"] for event in run.of("step", step=59)] == [3]
     # A worker that is stopped for half the deadline only makes the others wait.
     assert script.is_over
     assert moment.worker not in {event["worker"] for event in lost}
     steps = [event["time"] for event in run.of("step")]
-    assert max(b - a for a, b in itertools.pairwise(steps[39:])) > DEADLINE / 4
+    assert max(b - a for a, b in itertools.pairwise(steps[59:])) > DEADLINE / 4
     problems = flaws(run, [stop])
     victims = sorted(e["worker"] for e in lost if e["worker"] not in run.of("fault")[0]["hit"])
     assert problems == [f"workers were lost that no fault had hit: {victims}"]
@@ -114,7 +114,7 @@ def test_a_data_source_that_never_answers_and_an_evaluation_that_stalls_are_foun
         workers=(1, 2),
         faults=faults,
         wanted={1: 2},
-        patience=1.0,
+        patience=1.5,
         hang_deadline=DEADLINE,
     )
     assert differences(run, undisturbed(Momentum, 4)) == []

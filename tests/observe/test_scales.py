@@ -102,5 +102,5 @@ def test_a_mean_is_that_of_the_values_around_it(values, window, data):
     half = window // 2
     around = values[max(0, place - half) : place + half + 1]
     (mean,) = smoothed(values, window, [place])
-    imbalance = 1e-9 * max(1.0, *map(abs, values)) * len(values)
-    assert mean == pytest.approx(sum(around) / len(around), abs=imbalance)
+    tolerance = 1e-9 * max(1.0, *map(abs, values)) * len(values)
+    assert mean == pytest.approx(sum(around) / len(around), abs=tolerance)

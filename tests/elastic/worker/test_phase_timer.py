@@ -23,7 +23,7 @@ class Clock:
 
 
 def spent(told):
-    """Return a phase_timer after some (phase, seconds), and its clock."""
+    """Return a phase timer after some (phase, seconds), and its clock."""
     clock = Clock()
     sheet = PhaseTimer(clock)
     for phase, seconds in told:
