@@ -121,13 +121,13 @@ def record_seconds(plan: tuple[Assignment, ...]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run_log = RunLog(Journal(Path(folder)))
         speeds = Rebalancer()
-        speeds.begin(plan)
+        speeds.start_generation(plan)
         messages = [pickle.dumps(_record(step, len(plan))) for step in range(1, 2 * _WINDOW + 4)]
         begun = time.process_time()
         for message in messages:
             record = pickle.loads(message)  # noqa: S301 - our own, of a moment ago
             run_log.add([record], len(plan))
-            speeds.heard(record.step, record.compute_seconds)
+            speeds.add_step(record.step, record.compute_seconds)
         return (time.process_time() - begun) / len(messages)
 
 
@@ -247,7 +247,7 @@ class _Worker:
 
     def tell(self, coordinator: Any, times: int) -> None:
         for _ in range(times):
-            ray.get(coordinator.told.remote("w0", 1, 1.0, 1, []))
+            ray.get(coordinator.report_steps.remote("w0", 1, 1.0, 1, []))
 
 
 class _Coordinator:
@@ -262,7 +262,7 @@ class _Coordinator:
         await self._worker.tell.remote(me, times)
         return (time.process_time() - begun) / times
 
-    async def told(self, *_: Any) -> None:
+    async def report_steps(self, *_: Any) -> None:
         """Take a word."""
 
     async def train(self, plan: Plan, times: int) -> float:

@@ -10,7 +10,7 @@ from rich.live import Live
 from raytrain_plus.cli.answers import answer
 from raytrain_plus.cli.remote import here_or_there
 from raytrain_plus.elastic.client import control
-from raytrain_plus.observe.standing import standing_of
+from raytrain_plus.observe.status_table import status_table
 from raytrain_plus.ray_cluster.joining import is_web
 
 Watch = Annotated[
@@ -51,7 +51,7 @@ def show_status(
             lambda: control.status(run, storage, address),
         )
         if not as_json:
-            console.print(standing_of(told))
+            console.print(status_table(told))
         return told
 
     def follow() -> dict[str, Any]:
@@ -59,7 +59,7 @@ def show_status(
         table = Live(console=console, auto_refresh=False)
         with table, contextlib.suppress(KeyboardInterrupt):
             for told in control.watch(run, storage, address=address):
-                table.update(standing_of(told), refresh=True)
+                table.update(status_table(told), refresh=True)
         return told
 
     return answer(follow if follows and not as_json else once, as_json=as_json, debug=debug)

@@ -11,7 +11,7 @@ from raytrain_plus.observe.journal import Event
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What two journals have in common.
 
     Attributes:
@@ -25,7 +25,7 @@ class Comparison:
     first_difference: dict[str, Any] | None
 
 
-def compare(one: Iterable[Event], other: Iterable[Event]) -> Comparison:
+def compare(one: Iterable[Event], other: Iterable[Event]) -> RunComparison:
     """Compare two journals: losses bit for bit, metrics, and the digest of the final state.
 
     Args:
@@ -48,10 +48,10 @@ def compare(one: Iterable[Event], other: Iterable[Event]) -> Comparison:
             for facts in (left, right)
         ]
         told = {"step": None if step == _END else int(step), "what": what, "values": values}
-        return Comparison(False, common, told)
+        return RunComparison(False, common, told)
     ended = any(what == "digest" for _, what in left.rest)
     unfinished = None if ended else {"step": None, "what": "digest", "values": [None, None]}
-    return Comparison(ended, common, unfinished)
+    return RunComparison(ended, common, unfinished)
 
 
 _END = float("inf")

@@ -338,7 +338,7 @@ class ScriptedPool:
         if self.told:
             generation = group.plan.generation
             first = group.plan.assignments[0].worker
-            self.coordinator.told(first, generation, self.time.now, step, self.known[-1:])
+            self.coordinator.report_steps(first, generation, self.time.now, step, self.known[-1:])
         self.take_snapshots(step)
         if step == self.coordinator._spec.clock.total_steps:
             self.report_all("finished")
@@ -368,11 +368,11 @@ class ScriptedPool:
         state = {"digest": f"state {step}", "scalars": {"step": step}, "algorithms": []}
         for worker in names:
             share = Share(step, names, generation=generation)
-            self.coordinator.written(worker, share)
+            self.coordinator.report_share(worker, share)
             if self.share_error:
-                self.coordinator.written(worker, replace(share, error=self.share_error))
+                self.coordinator.report_share(worker, replace(share, error=self.share_error))
             elif self.writes:
-                self.coordinator.written(worker, replace(share, pieces=[], state=state))
+                self.coordinator.report_share(worker, replace(share, pieces=[], state=state))
 
     def report_all(self, ending):
         for worker in sorted(self.group.running):

@@ -152,9 +152,9 @@ def test_when_nodes_come_drain_hang_or_die(storage):
     assert "EC2 will terminate it" in told["agent"][1]
     assert told["deadline"] == 1000 * datetime.fromisoformat(nodes.END).timestamp()
     # The doctor saw all that was wrong then, and nothing else.
-    complaints = told["found"]["complaints"]
-    assert [one["what"] for one in complaints if one["grave"]] == ["2 of 4 nodes have joined"]
-    assert "it is being drained" in [one["what"] for one in complaints]
+    problems = told["found"]["problems"]
+    assert [one["what"] for one in problems if one["grave"]] == ["2 of 4 nodes have joined"]
+    assert "it is being drained" in [one["what"] for one in problems]
     looked = [node for node in told["found"]["nodes"] if not node["draining"]]
     assert all(node["computed"] and abs(node["clock_offset"]) < 1 for node in looked)
     assert len(looked) == 1

@@ -36,7 +36,7 @@ from raytrain_plus.elastic.policy.attribution import Attribution
 from raytrain_plus.elastic.policy.hang_detection import Watch
 from raytrain_plus.elastic.policy.make_plan import Situation, make_plan
 from raytrain_plus.elastic.policy.rebalance import Rebalancer
-from raytrain_plus.elastic.policy.trust import History
+from raytrain_plus.elastic.policy.trust import GroupHistory
 from raytrain_plus.elastic.protocol.messages import (
     Assignment,
     CoordinatorHealth,
@@ -120,7 +120,7 @@ class Coordinator:
         self._membership.on_end = lambda worker: self._checkpoints.lost(worker, time.monotonic())
         every = spec.elastic.check_every, spec.elastic.audit_every
         self._attribution = Attribution()
-        self._history = History(*every, partial(audit_of, spec.seed))
+        self._history = GroupHistory(*every, partial(audit_of, spec.seed))
         self._history.recall(this_time)
         threshold = spec.elastic.rebalance_above
         self._rebalancer = Rebalancer(threshold=threshold or 0.5, measures=threshold is not None)
@@ -201,7 +201,7 @@ class Coordinator:
         return None
 
     @ray.method(concurrency_group="control")
-    def told(
+    def report_steps(
         self, worker: str, generation: int, started: float, moves: int, records: list[Record]
     ) -> None:
         """Take a worker's word on steps that are committed."""
@@ -210,10 +210,10 @@ class Coordinator:
             if self._state == "ended":
                 return
             self._run_log.started(generation, started)
-            self._take(records)
+            self._add_records(records)
             if moves != self._moves and generation == self._generation:
                 self._moves = moves
-                self._watch.moved(time.monotonic())
+                self._watch.note_progress(time.monotonic())
 
     @ray.method(concurrency_group="control")
     def scale(self, workers: int) -> Event:
@@ -251,17 +251,17 @@ class Coordinator:
         return CoordinatorHealth(unwritten=self._journal.trouble, unwritten_end=end)
 
     @ray.method(concurrency_group="control")
-    def starting(self, worker: str, process: WorkerProcess) -> None:
+    def report_starting(self, worker: str, process: WorkerProcess) -> None:
         """Take a worker's word that it has a process, and begins to prepare itself."""
         self._actors.tell(WorkerStarting(worker, process))
 
     @ray.method(concurrency_group="control")
-    def noticed(self, worker: str, why: str) -> None:
+    def report_notice(self, worker: str, why: str) -> None:
         """Take a worker's word that it will be ended before long."""
         self._actors.tell(PreemptionNotice(worker, why))
 
     @ray.method(concurrency_group="control")
-    def written(self, worker: str, share: Share) -> None:
+    def report_share(self, worker: str, share: Share) -> None:
         """Take a worker's word on its share of a checkpoint."""
         self._actors.tell(ShareWritten(worker, share))
 
@@ -306,12 +306,12 @@ class Coordinator:
                 ),
             )
             self._group = plan.assignments
-            self._rebalancer.begin(self._group)
-            self._run_log.begin_at(plan.step)
-            self._history.begin(plan.step, {a.worker: a.ranks for a in self._group})
+            self._rebalancer.start_generation(self._group)
+            self._run_log.extend_to(plan.step)
+            self._history.start_generation(plan.step, {a.worker: a.ranks for a in self._group})
             before = {a.worker for a in previous}
             joined = [f"{a.worker} joined" for a in self._group if a.worker not in before]
-            causes = [*self._membership.take_causes(), *(joined if previous else ())]
+            causes = [*self._membership.pop_causes(), *(joined if previous else ())]
             self._cause = "start" if self._generation == 1 else ", ".join(causes) or "regrouped"
             self._run_log.expect(plan, self._cause, self._last_commit)
             self._moves = -1
@@ -340,7 +340,7 @@ class Coordinator:
             if behind and event.share.pieces is not None and event.worker in members:
                 # No checkpoint is to know more steps than the journal; nor is a worker that hangs
                 # by now to keep anybody waiting.
-                self._take_after(event.worker, _GLANCE)
+                self._fetch_records_after(event.worker, _GLANCE)
             self._checkpoints.written(event.worker, event.share, members, time.monotonic())
         elif isinstance(event, CommitReturned):
             self._checkpoints.committed(event, time.monotonic())
@@ -415,7 +415,7 @@ class Coordinator:
 
     def _blame(self, plan: Plan | None, *, on_purpose: bool) -> str | None:
         """Return why the run ends if the task is the likely cause of what was lost."""
-        losses = self._membership.take_losses()
+        losses = self._membership.pop_losses()
         alone = self._membership.target == 1 and plan is not None
         step = self._run_log.step
         return self._attribution.lost(step, losses, alone=alone, on_purpose=on_purpose)
@@ -454,30 +454,30 @@ class Coordinator:
         for worker in ahead:
             if self._run_log.step >= top and (not due or self._run_log.evaluated_step >= top):
                 return
-            self._take_after(worker, _CALL_SECONDS)
+            self._fetch_records_after(worker, _CALL_SECONDS)
 
-    def _take_after(self, worker: str, timeout: float) -> None:
+    def _fetch_records_after(self, worker: str, timeout: float) -> None:
         """Ask a worker for the steps that it has not told yet."""
         records = self._actors.records(worker, self._run_log.step, timeout)
         with self._lock:
-            self._take(records)
+            self._add_records(records)
 
-    def _take(self, records: Sequence[Record]) -> None:
+    def _add_records(self, records: Sequence[Record]) -> None:
         try:
             commits = self._run_log.add(records, len(self._group))
         except DivergenceError as error:
             self._failure = str(error)
             return
         if records:
-            self._watch.moved(time.monotonic(), commits)
+            self._watch.note_progress(time.monotonic(), commits)
         if commits:  # if all are lost, no report tells of the last one
             self._last_commit = max(self._last_commit or 0.0, *commits)
         for record in records:
             seconds = record.compute_seconds
             known = len(seconds) == len(self._group) > 0 and all(seconds)
             if known and record.generation == self._generation:
-                self._rebalancer.heard(record.step, seconds, record.exchange_seconds)
-                self._run_status.heard(self._group, seconds)
+                self._rebalancer.add_step(record.step, seconds, record.exchange_seconds)
+                self._run_status.add_step(self._group, seconds)
 
     # -- the end
 

@@ -4,13 +4,13 @@ from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CheckpointC
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import WorkerActors
-from raytrain_plus.elastic.policy.trust import History
+from raytrain_plus.elastic.policy.trust import GroupHistory
 from raytrain_plus.elastic.protocol.messages import Corruption
 
 
 def expel(
     found: Corruption,
-    history: History,
+    history: GroupHistory,
     generation: int,
     *,
     actors: WorkerActors,

@@ -63,7 +63,7 @@ class Generation:
             What the survivors report; one may have been lost after its report.
         """
         warm = all(self._membership.members[worker].warm for worker in self.running)
-        self._watch.begin(time.monotonic(), warm=warm)
+        self._watch.start_generation(time.monotonic(), warm=warm)
         for worker in sorted(self.running):
             self._actors.train(worker, self._plan)
         look()  # at once: a checkpoint may be due after the first steps
@@ -98,7 +98,7 @@ class Generation:
         """Tell all who are still running; only a lost worker's neighbours notice by themselves."""
         if not self._aborted:
             self._aborted = True
-            self._watch.begin(time.monotonic(), warm=True)
+            self._watch.start_generation(time.monotonic(), warm=True)
             self._actors.abort(sorted(self.running), self._plan.generation, reason)
 
     def _is_about_a_member(self, event: CoordinatorEvent | None) -> bool:
@@ -143,7 +143,7 @@ class Generation:
         if late and not found and all_wait(statuses, busy):
             self.abort("everybody waited for everybody")
         if found or late:
-            self._watch.moved(time.monotonic())
+            self._watch.note_progress(time.monotonic())
 
     def _tell_of_hang(
         self, statuses: dict[str, WorkerStatus | None], found: dict[str, str], deadline: float

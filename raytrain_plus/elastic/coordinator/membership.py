@@ -188,9 +188,9 @@ class Membership:
             group: the members of the last generation, in order.
         """
         if isinstance(event, PrepareReturned):
-            self.came(event)
+            self.on_prepared(event)
         elif isinstance(event, WorkerStarting):
-            self.coming(event)
+            self.on_starting(event)
         elif isinstance(event, TrainReturned) and event.report is None:
             self.lost(event.worker, event.died)
         elif isinstance(event, WorkerLost):
@@ -198,7 +198,7 @@ class Membership:
         elif isinstance(event, PreemptionNotice):
             self.drain([event.worker], event.why)
         elif isinstance(event, TargetChanged) and event.lost:
-            self.take_away(group[-event.lost :], event.workers)
+            self.kill_members(group[-event.lost :], event.workers)
         elif isinstance(event, TargetChanged):
             self.set_target(event.workers, f"scaled to {event.workers}")
 
@@ -213,7 +213,7 @@ class Membership:
             self.members[worker] = Member(worker)
             self._actors.start(worker, fault=self.fault_of(worker))
 
-    def coming(self, event: WorkerStarting) -> None:
+    def on_starting(self, event: WorkerStarting) -> None:
         """A worker has a process; from now on it is due to come up."""
         member = self.members.get(event.worker)
         if member is not None:
@@ -241,7 +241,7 @@ class Membership:
                 ended += 1
         return ended
 
-    def came(self, event: PrepareReturned) -> None:
+    def on_prepared(self, event: PrepareReturned) -> None:
         """A worker has come up, or failed to: admit it or not."""
         member = self.members.get(event.worker)
         if member is None:
@@ -405,7 +405,7 @@ class Membership:
         self._note(member, "lost", why)
         self._end(member, hangs=hangs)
 
-    def take_losses(self) -> list[Loss]:
+    def pop_losses(self) -> list[Loss]:
         """Return who was lost since the last time."""
         losses, self._losses = self._losses, []
         return losses
@@ -438,7 +438,7 @@ class Membership:
             "its node is being drained",
         )
 
-    def take_away(self, workers: Sequence[str], target: int) -> None:
+    def kill_members(self, workers: Sequence[str], target: int) -> None:
         """Kill workers as a cluster does that takes their machines, and want `target` from then."""
         for worker in workers:
             self._actors.kill(worker)
@@ -501,7 +501,7 @@ class Membership:
         if cause not in self._causes:
             self._causes.append(cause)
 
-    def take_causes(self) -> list[str]:
+    def pop_causes(self) -> list[str]:
         """Return why the group is to change, and forget it."""
         causes, self._causes = self._causes, []
         return causes

@@ -100,7 +100,7 @@ class RunLog:
         """Return what the last evaluation at or before a step found."""
         return next((found for at, found in reversed(self._evaluations) if at <= step), {})
 
-    def begin_at(self, step: int) -> None:
+    def extend_to(self, step: int) -> None:
         """The state has at least so many steps, even if the journal does not tell of them all."""
         missing = step - self.step
         if missing > _MOST_MISSING:
@@ -122,21 +122,21 @@ class RunLog:
             why: for people.
             generation: the last whose word on later steps does not count any more.
         """
-        self._take_back(step, generation)
+        self._forget_after(step, generation)
         self.note("withdrawn", step=step, reason=why, generation=generation)
 
     def is_void(self, generation: int, step: int) -> bool:
         """Say whether what a generation has made of a step is withdrawn."""
         return generation <= self._void[0] and step > self._void[1]
 
-    def _take_back(self, step: int, generation: int) -> None:
+    def _forget_after(self, step: int, generation: int) -> None:
         del self._losses[step:]
         self._evaluations = [one for one in self._evaluations if one[0] <= step]
         self._void = (generation, step)
 
     def _go_on_differently(self) -> None:
         """Forget what the run before the resume found: what follows is another run's."""
-        self._take_back(self._resumed_step, 0)
+        self._forget_after(self._resumed_step, 0)
         # The state is the same there, but it may be evaluated on other data.
         self._evaluations = [one for one in self._evaluations if one[0] < self._resumed_step]
 
@@ -150,14 +150,14 @@ class RunLog:
         elif kind == "environment":
             self._compute_with(event.get("fingerprint", {}), event.get("changes", ()))
         elif kind == "step":
-            self.begin_at(event["step"] - 1)
+            self.extend_to(event["step"] - 1)
             if event["step"] == self.step + 1:
                 self._losses.append(event["loss"])
             self.device_seconds += event.get("busy_seconds", 0.0)
         elif kind == "evaluate":
             self._evaluations.append((event["step"], event["metrics"]))
         elif kind == "withdrawn":
-            self._take_back(event["step"], event.get("generation", 0))
+            self._forget_after(event["step"], event.get("generation", 0))
         elif kind == "generation":
             self.generations.append({key: event[key] for key in GENERATION})
 

@@ -54,7 +54,7 @@ class RunStatus:
         self._asking = threading.Lock()
         self._statuses: dict[str, WorkerStatus | None] = {}
 
-    def heard(self, group: Sequence[Assignment], compute_seconds: Sequence[float]) -> None:
+    def add_step(self, group: Sequence[Assignment], compute_seconds: Sequence[float]) -> None:
         """The group has committed a step; so long did each of it compute."""
         self._seconds = {
             one.worker: (*self._seconds.get(one.worker, ()), seconds / len(one.ranks))[-_STEPS:]

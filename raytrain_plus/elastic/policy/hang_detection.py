@@ -29,7 +29,7 @@ class Watch:
         self._heard = False
         self._slowest_first = 0.0
 
-    def begin(self, now: float, *, warm: bool) -> None:
+    def start_generation(self, now: float, *, warm: bool) -> None:
         """A generation begins.
 
         Args:
@@ -40,7 +40,7 @@ class Watch:
         self._asked = False
         self._warm = warm
 
-    def moved(self, now: float, commits: Sequence[float] = ()) -> None:
+    def note_progress(self, now: float, commits: Sequence[float] = ()) -> None:
         """The group has got on; `commits` are the times at which steps in sequence ended."""
         self._last = now
         self._asked = False

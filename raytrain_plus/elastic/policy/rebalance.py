@@ -89,11 +89,11 @@ class Rebalancer:
         self._ignored = self._votes = 0
         self._last_step = -1
 
-    def begin(self, group: Sequence[Assignment]) -> None:
+    def start_generation(self, group: Sequence[Assignment]) -> None:
         """A generation begins; what was measured of its workers before is kept.
 
         Args:
-            group: the plan, in the order in which `heard` gives the workers' times.
+            group: the plan, in the order in which `add_step` gives the workers' times.
         """
         workers = [assignment.worker for assignment in group]
         same = {assignment.worker for assignment in self._group} == set(workers)
@@ -109,7 +109,7 @@ class Rebalancer:
         self._ignored = self._votes = 0
         self._last_step = -1
 
-    def heard(
+    def add_step(
         self,
         step: int,
         compute_seconds: Sequence[float],

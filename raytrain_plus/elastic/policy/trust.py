@@ -29,7 +29,7 @@ def named(error: CorruptionError, places: Sequence[str]) -> Corruption:
 
 
 @dataclass
-class History:
+class GroupHistory:
     """Which groups have trained since when, and what was compared in them.
 
     Args:
@@ -42,7 +42,7 @@ class History:
     audit: Audit
     _groups: list[tuple[int, Mapping[str, range]]] = field(default_factory=list)
 
-    def begin(self, step: int, group: Mapping[str, range]) -> None:
+    def start_generation(self, step: int, group: Mapping[str, range]) -> None:
         """A group trains from a step on; groups before it that had begun later are undone."""
         self._groups = [one for one in self._groups if one[0] < step]
         self._groups.append((step, dict(group)))
@@ -51,7 +51,7 @@ class History:
         """Take in the groups of which a journal tells, but not who computed what in them."""
         for event in events:
             if event["event"] == "generation":
-                self.begin(event["step"], dict.fromkeys(event["members"], range(0)))
+                self.start_generation(event["step"], dict.fromkeys(event["members"], range(0)))
 
     def group_at(self, step: int) -> Mapping[str, range]:
         """Return the group that went on from a step, and who computed what; nobody if unknown."""

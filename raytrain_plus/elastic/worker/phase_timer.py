@@ -37,9 +37,9 @@ class PhaseTimer:
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock or time.monotonic
-        self.begin()
+        self.start()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Begin a generation."""
         self._phase, self._since = "idle", self._clock()
         self._spent: dict[str, float] = {}

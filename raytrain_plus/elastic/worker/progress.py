@@ -47,7 +47,7 @@ class Progress:
         self._checkpoint = (0, 0)  # generation, step
         self._on_abort: Callable[[str], None] | None = None
 
-    def begin(
+    def start_generation(
         self,
         plan: Plan,
         faults: Sequence[Fault],
@@ -60,7 +60,7 @@ class Progress:
             self.step = plan.step  # a newcomer, too, is struck as a member of the group it joins
             self._faults = faults
             self._thread = threading.get_ident()
-            self.phase_timer.begin()
+            self.phase_timer.start()
             self._on_fault = on_fault
             self._on_abort = on_abort
             reason = self._aborted.get(plan.generation)

@@ -110,7 +110,7 @@ class Reporter:
             records, count = self._records.since(self._sent)
             try:
                 ray.get(
-                    self._coordinator.told.remote(
+                    self._coordinator.report_steps.remote(
                         self._worker,
                         self._generation,
                         self._started_at,

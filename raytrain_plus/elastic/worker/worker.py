@@ -126,7 +126,7 @@ class Worker:
             fault: what is to go wrong meanwhile: `hang_newcomer` or `edit_task`.
         """
         process = _process()
-        self._coordinator.starting.remote(self._name, process)
+        self._coordinator.report_starting.remote(self._name, process)
         if fault == "hang_newcomer":
             process_faults.stall()
         self._crash_word = crashes.offer(spec.folder, self._name)
@@ -178,7 +178,7 @@ class Worker:
         self._uploads = Uploads(
             spec.checkpoint_store,
             self._weave.aspects,
-            lambda share: self._coordinator.written.remote(self._name, share),
+            lambda share: self._coordinator.report_share.remote(self._name, share),
             partial(check_claim, spec.checkpoint_store, spec.claim),
             spec.manifest_header(proof),
         )
@@ -207,7 +207,7 @@ class Worker:
         transport = self._transport = Transport(index, len(places), self._device)
         faults = [f for f in plan.faults if index in f.victims(len(places))]
         self._report_of = None
-        self._progress.begin(plan, faults, self._faults.hit, self._interrupt)
+        self._progress.start_generation(plan, faults, self._faults.hit, self._interrupt)
         reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
         self._formed_at = 0.0
         try:
@@ -455,7 +455,7 @@ class Worker:
         """SIGTERM: the machine will be taken away. Leave at the next step boundary."""
         notice = "it got SIGTERM"
         threading.Thread(
-            target=lambda: self._coordinator.noticed.remote(self._name, notice), daemon=True
+            target=lambda: self._coordinator.report_notice.remote(self._name, notice), daemon=True
         ).start()
 
     def _on_release(self) -> None:

@@ -7,7 +7,7 @@ from raytrain_plus.observe.causes import class_of
 from raytrain_plus.observe.charts import Mark, Tone
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.quantities import duration, number
-from raytrain_plus.observe.report.history import Generation, History, Session
+from raytrain_plus.observe.report.history import GenerationSpan, RunHistory, Session
 from raytrain_plus.observe.report.spending import spans
 
 _MOST_PINS = 40  # with numbers; more would hide each other
@@ -25,7 +25,7 @@ _ENDS: dict[str, Tone] = {"finished": "good", "stopped": "warn", "failed": "bad"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class GroupChange:
     """A row of what happened.
 
     Attributes:
@@ -50,9 +50,9 @@ class Change:
     notes: tuple[str, ...] = field(default=())
 
 
-def changes_of(history: History) -> list[Change]:
+def changes_of(history: RunHistory) -> list[GroupChange]:
     """Return the changes of a run in order, the beginnings and ends of its sessions with them."""
-    found: list[Change] = []
+    found: list[GroupChange] = []
     workers = 0
     for session in history.sessions:
         found += _of_session(session, history)
@@ -61,7 +61,7 @@ def changes_of(history: History) -> list[Change]:
     return found
 
 
-def marks_of(changes: list[Change]) -> list[Mark]:
+def marks_of(changes: list[GroupChange]) -> list[Mark]:
     """Return the changes as marks on an axis of active seconds, numbered as their rows."""
     pinned = len(changes) <= _MOST_PINS
     return [
@@ -77,7 +77,7 @@ def marks_of(changes: list[Change]) -> list[Mark]:
     ]
 
 
-def said(change: Change) -> str:
+def said(change: GroupChange) -> str:
     """Return a change in one line."""
     parts = [change.what]
     if change.before != change.after:
@@ -116,11 +116,11 @@ def words_of(event: Event) -> str:
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} ..."
 
 
-def _of_session(session: Session, history: History) -> Iterator[Change]:
-    before: tuple[Generation, float] | None = None
+def _of_session(session: Session, history: RunHistory) -> Iterator[GroupChange]:
+    before: tuple[GenerationSpan, float] | None = None
     for generation, start, until in spans(session):
         paused = None if before is None else start - before[1]
-        yield Change(
+        yield GroupChange(
             at=session.active(start),
             step=generation.step,
             what=_beginning(session, history) if before is None else generation.cause,
@@ -134,18 +134,18 @@ def _of_session(session: Session, history: History) -> Iterator[Change]:
         before = generation, until
 
 
-def _beginning(session: Session, history: History) -> str:
+def _beginning(session: Session, history: RunHistory) -> str:
     if session is history.sessions[0]:
         return "start"
     changed = session.run.get("changes")
     return "resumed" + (f" with changes: {'; '.join(map(str, changed))}" if changed else "")
 
 
-def _last(session: Session, workers: int, step: int) -> Change:
+def _last(session: Session, workers: int, step: int) -> GroupChange:
     end = session.ended
     what = str(end["state"]) if end is not None else "no end is written"
     step = max([step, *(g.last_step for g in session.generations)])
-    return Change(
+    return GroupChange(
         at=session.active(session.end),
         step=end["step"] if end is not None else step,
         what=what,

@@ -13,8 +13,8 @@ from raytrain_plus.observe.charts import (
     chart,
     stacked_bar,
 )
-from raytrain_plus.observe.report.changes import Change
-from raytrain_plus.observe.report.history import History
+from raytrain_plus.observe.report.changes import GroupChange
+from raytrain_plus.observe.report.history import RunHistory
 from raytrain_plus.observe.report.spending import (
     ENDING,
     STARTUP,
@@ -54,7 +54,7 @@ _LOG_ABOVE = 20  # largest loss over smallest
 Scalar = int | float
 
 
-def loss_charts(history: History) -> list[str]:
+def loss_charts(history: RunHistory) -> list[str]:
     """Return the loss over steps, and over time."""
     charts = []
     losses = history.losses
@@ -69,7 +69,7 @@ def loss_charts(history: History) -> list[str]:
     return charts
 
 
-def metric_charts(history: History) -> list[tuple[str, list[str]]]:
+def metric_charts(history: RunHistory) -> list[tuple[str, list[str]]]:
     """Return for each metric that is a number its name, and its charts over steps and time."""
     found = []
     for i, name in enumerate(_scalar_names(history)):
@@ -92,7 +92,7 @@ def metric_charts(history: History) -> list[tuple[str, list[str]]]:
     return found
 
 
-def workers_chart(history: History, marks: list[Mark]) -> str:
+def workers_chart(history: RunHistory, marks: list[Mark]) -> str:
     """Return the number of workers over time; zero while the group pauses for long."""
     points: list[Point] = []
     for session in history.sessions:
@@ -143,12 +143,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def last_metrics(history: History) -> Mapping[str, Any]:
+def last_metrics(history: RunHistory) -> Mapping[str, Any]:
     """Return the values of the last evaluation that stands."""
     return history.evaluations[-1][2] if history.evaluations else {}
 
 
-def workers_between(changes: list[Change]) -> tuple[int, int]:
+def workers_between(changes: list[GroupChange]) -> tuple[int, int]:
     """Return the least and the most workers that a run had."""
     counts = [change.after for change in changes] or [0]
     return min(counts), max(counts)
@@ -170,7 +170,7 @@ def _loss_series(places: Sequence[float], losses: Sequence[float]) -> list[Serie
     ]
 
 
-def _scalar_names(history: History) -> list[str]:
+def _scalar_names(history: RunHistory) -> list[str]:
     names: dict[str, None] = {}
     for _, _, metrics in history.evaluations:
         names |= {name: None for name, value in metrics.items() if is_number(value)}

@@ -17,7 +17,7 @@ _USUAL = ("ready", "left")  # states of workers that need no words
 
 
 @dataclass
-class Generation:
+class GenerationSpan:
     """A stretch of training with one fixed set of workers.
 
     Attributes:
@@ -62,7 +62,7 @@ class Session:
     end: float
     offset: float
     ended: Event | None = None
-    generations: list[Generation] = field(default_factory=list)
+    generations: list[GenerationSpan] = field(default_factory=list)
     notes: list[Event] = field(default_factory=list)
 
     def active(self, time: float) -> float:
@@ -71,7 +71,7 @@ class Session:
 
 
 @dataclass
-class History:
+class RunHistory:
     """A run, as its journal tells of it.
 
     Attributes:
@@ -107,14 +107,14 @@ class History:
         return self.last.run
 
 
-def read_history(events: Iterable[Event]) -> History:
+def read_history(events: Iterable[Event]) -> RunHistory:
     """Return what happened in a run.
 
     Raises:
         JournalError: there is no `run` line.
     """
-    history = History()
-    reading: dict[str, Callable[[History, Event], None]] = {
+    history = RunHistory()
+    reading: dict[str, Callable[[RunHistory, Event], None]] = {
         "generation": _generation,
         "step": _step,
         "evaluate": _evaluate,
@@ -144,7 +144,7 @@ def read_history(events: Iterable[Event]) -> History:
     return history
 
 
-def _begin(history: History, event: Event) -> None:
+def _begin(history: RunHistory, event: Event) -> None:
     need(event, "run", "total_steps", "batch_size")
     before = history.sessions[-1] if history.sessions else None
     offset = before.active(before.end) if before else 0.0
@@ -154,7 +154,7 @@ def _begin(history: History, event: Event) -> None:
         _take_back(history, event.get("resumed_step", 0))
 
 
-def _environment(history: History, event: Event) -> None:
+def _environment(history: RunHistory, event: Event) -> None:
     history.fingerprint = event.get("fingerprint", {})
     if changes := event.get("changes"):  # what follows is another run's
         run = history.last.run
@@ -162,12 +162,12 @@ def _environment(history: History, event: Event) -> None:
         _take_back(history, run.get("resumed_step", 0))
 
 
-def _generation(history: History, event: Event) -> None:
+def _generation(history: RunHistory, event: Event) -> None:
     session = history.last
     before = session.generations[-1] if session.generations else None
     start = max(event["time"], before.last_commit if before else session.start)
     session.generations.append(
-        Generation(
+        GenerationSpan(
             number=event["generation"],
             start=start,
             step=event["step"],
@@ -183,7 +183,7 @@ def _generation(history: History, event: Event) -> None:
     session.notes = []
 
 
-def _step(history: History, event: Event) -> None:
+def _step(history: RunHistory, event: Event) -> None:
     _take_back(history, event["step"] - 1)  # of a journal that has lost lines, too
     session = history.last
     history.steps.append(event["step"])
@@ -199,35 +199,35 @@ def _step(history: History, event: Event) -> None:
             generation.salvaged += event.get("salvaged", 0)
 
 
-def _evaluate(history: History, event: Event) -> None:
+def _evaluate(history: RunHistory, event: Event) -> None:
     at = history.last.active(event["time"])
     history.evaluations.append((event["step"], at, event["metrics"]))
 
 
-def _account(history: History, event: Event) -> None:
+def _account(history: RunHistory, event: Event) -> None:
     for generation in reversed(history.last.generations):
         if generation.number == event["generation"]:
             generation.account = event
             return
 
 
-def _withdrawn(history: History, event: Event) -> None:
+def _withdrawn(history: RunHistory, event: Event) -> None:
     before = len(history.steps)
     _take_back(history, event["step"])
     history.withdrawn += before - len(history.steps)
     _note(history, event)
 
 
-def _end(history: History, event: Event) -> None:
+def _end(history: RunHistory, event: Event) -> None:
     history.last.ended = event
 
 
-def _note(history: History, event: Event) -> None:
+def _note(history: RunHistory, event: Event) -> None:
     if event["event"] != "worker" or event.get("state") not in _USUAL:
         history.last.notes.append(event)
 
 
-def _take_back(history: History, step: int) -> None:
+def _take_back(history: RunHistory, step: int) -> None:
     """Drop the steps after a step; evaluations after it, too."""
     while history.steps and history.steps[-1] > step:
         for kept in (history.steps, history.losses, history.active):

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from raytrain_plus.observe.pages.rendering import render
-from raytrain_plus.observe.report.history import History
+from raytrain_plus.observe.report.history import RunHistory
 from raytrain_plus.observe.report.view import view_of
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 
 
-def page_of(history: History, now: float) -> str:
+def page_of(history: RunHistory, now: float) -> str:
     """Return the page of a run.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from raytrain_plus.observe.causes import class_of
-from raytrain_plus.observe.report.history import Generation, History, Session
+from raytrain_plus.observe.report.history import GenerationSpan, RunHistory, Session
 
 TRAINING = ("compute", "exchange", "data", "evaluation", "snapshot")
 UNKNOWN = "not accounted"
@@ -69,7 +69,7 @@ class Spending:
         return sum(self.workers.values())
 
 
-def spending_of(history: History) -> Spending:
+def spending_of(history: RunHistory) -> Spending:
     """Say where a run's time went, over all its sessions."""
     spent = Spending()
     for session in history.sessions:
@@ -77,14 +77,14 @@ def spending_of(history: History) -> Spending:
     return spent
 
 
-def cause_of(generation: Generation) -> str:
+def cause_of(generation: GenerationSpan) -> str:
     """Return what the pause before a generation is put down to."""
     found = class_of(generation.cause)
     # Noticing a hang takes seconds, a death milliseconds: they are not one kind of pause.
     return _HUNG if found == "lost" and " hung" in generation.cause else _SAID.get(found, _OTHER)
 
 
-def spans(session: Session) -> Iterator[tuple[Generation, float, float]]:
+def spans(session: Session) -> Iterator[tuple[GenerationSpan, float, float]]:
     """Yield each generation with its start and end; they follow each other within the session."""
     at = session.start
     for i, generation in enumerate(session.generations):
@@ -115,7 +115,7 @@ def _add_session(spent: Spending, session: Session) -> None:
         spent.workers["pause"] += seconds * _held(before, after)
 
 
-def _add_training(spent: Spending, generation: Generation, seconds: float) -> None:
+def _add_training(spent: Spending, generation: GenerationSpan, seconds: float) -> None:
     spent.training += seconds
     whole = seconds * generation.workers
     told: Mapping[str, float] = (generation.account or {}).get("seconds", {})
@@ -131,7 +131,7 @@ def _add_training(spent: Spending, generation: Generation, seconds: float) -> No
         spent.shares[part] += value / generation.workers
 
 
-def _held(before: Generation, after: Generation) -> int:
+def _held(before: GenerationSpan, after: GenerationSpan) -> int:
     """Return how many workers a pause kept waiting: those in both generations."""
     if before.members and after.members:
         return len(set(before.members) & set(after.members))

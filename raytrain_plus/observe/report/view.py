@@ -11,7 +11,7 @@ from raytrain_plus.observe.quantities import bytes_of, duration, number, share
 from raytrain_plus.observe.report import curves
 from raytrain_plus.observe.report.changes import changes_of, marks_of
 from raytrain_plus.observe.report.curves import COLOURS, NAMES
-from raytrain_plus.observe.report.history import History
+from raytrain_plus.observe.report.history import RunHistory
 from raytrain_plus.observe.report.spending import (
     ENDING,
     STARTUP,
@@ -33,7 +33,7 @@ _UNITS = {
 _DATA = ("data content", "data window", "data shuffle", "data transform", "evaluation data")
 
 
-def view_of(history: History, now: float) -> dict[str, Any]:
+def view_of(history: RunHistory, now: float) -> dict[str, Any]:
     """Return all that the page's template needs.
 
     Args:
@@ -80,13 +80,13 @@ def view_of(history: History, now: float) -> dict[str, Any]:
     }
 
 
-def state_of(history: History) -> str:
+def state_of(history: RunHistory) -> str:
     """Return `finished`, `stopped`, `failed`, or `running` where no end is written."""
     end = history.last.ended
     return str(end["state"]) if end is not None else "running"
 
 
-def _sentence(history: History, spent: Spending, workers: tuple[int, int]) -> str:
+def _sentence(history: RunHistory, spent: Spending, workers: tuple[int, int]) -> str:
     steps = f"{history.steps[-1] if history.steps else 0:,} of {history.run['total_steps']:,} steps"
     least, most = workers
     who = f"{most} worker{'s' * (most != 1)}" if least == most else f"{least} to {most} workers"
@@ -105,7 +105,7 @@ def _sentence(history: History, spent: Spending, workers: tuple[int, int]) -> st
     return "; ".join(parts) + "."
 
 
-def _tiles(history: History, spent: Spending) -> list[Row]:
+def _tiles(history: RunHistory, spent: Spending) -> list[Row]:
     tiles = []
     if history.losses:
         tiles.append(Row("loss of the last step", number(history.losses[-1])))
@@ -131,7 +131,7 @@ def _tiles(history: History, spent: Spending) -> list[Row]:
     return tiles
 
 
-def _steps_of(history: History) -> list[int]:
+def _steps_of(history: RunHistory) -> list[int]:
     """Return how many steps each generation has made."""
     return [g.last_step - g.step for s in history.sessions for g in s.generations]
 
@@ -158,7 +158,7 @@ def _pause_rows(spent: Spending) -> list[tuple[str, int, str, str]]:
     ]
 
 
-def _data_rows(history: History, spent: Spending) -> list[Row]:
+def _data_rows(history: RunHistory, spent: Spending) -> list[Row]:
     traffic: dict[str, int] = {}
     accounted = [g.account for s in history.sessions for g in s.generations if g.account]
     for account in accounted:
@@ -186,7 +186,7 @@ def _data_rows(history: History, spent: Spending) -> list[Row]:
     ]
 
 
-def _checkpoint_rows(history: History) -> list[Row]:
+def _checkpoint_rows(history: RunHistory) -> list[Row]:
     events = history.checkpoints
     written = [e for e in events if "step" in e and "folder" in e and "error" not in e]
     failed = [e for e in events if "error" in e]
@@ -203,7 +203,7 @@ def _checkpoint_rows(history: History) -> list[Row]:
     return rows
 
 
-def _recipe_rows(history: History, end: Event | None, spent: Spending) -> list[tuple[str, ...]]:
+def _recipe_rows(history: RunHistory, end: Event | None, spent: Spending) -> list[tuple[str, ...]]:
     """Return name, settings, and what its advice cost, of each algorithm."""
     costs = end.get("costs", {}) if end else {}
     rows: list[tuple[str, ...]] = []
@@ -220,7 +220,7 @@ def _recipe_rows(history: History, end: Event | None, spent: Spending) -> list[t
     return rows
 
 
-def _verdict(history: History) -> tuple[str, str]:
+def _verdict(history: RunHistory) -> tuple[str, str]:
     """Return whether the guarantee holds, as `yes`, `no` or `so far`, and why."""
     changes = [c for s in history.sessions for c in s.run.get("changes", ())]
     if changes:
@@ -236,7 +236,7 @@ def _verdict(history: History) -> tuple[str, str]:
     )
 
 
-def _condition_rows(history: History) -> list[Row]:
+def _condition_rows(history: RunHistory) -> list[Row]:
     run, identity, proof = history.run, history.run.get("identity", {}), history.fingerprint
     end = history.last.ended or {}
     epochs = run["total_steps"] / max(1, run.get("steps_per_epoch", 1))
@@ -284,7 +284,7 @@ def _configuration_rows(run: Event) -> list[Row]:
     return rows
 
 
-def _environment_rows(history: History) -> list[Row]:
+def _environment_rows(history: RunHistory) -> list[Row]:
     run = history.run
     said = [("Ray", "ray"), ("system of the driver", "platform"), ("Ray cluster", "address")]
     return [Row(label, str(run[key])) for label, key in said if run.get(key)]

@@ -44,7 +44,7 @@ class Run:
         self.checkpoints = CheckpointCoordinator(self.spec, self.run_log, self.told.append, events)
 
     def share(self, step, place, generation=1, workers=PAIR):
-        self.run_log.begin_at(step)  # no checkpoint is to know more steps than the journal
+        self.run_log.extend_to(step)  # no checkpoint is to know more steps than the journal
         replica = trained(step, seed=generation)
         snapshot = Snapshot.take(replica)
         folder = self.folder / checkpointer.name_of(step)

@@ -31,7 +31,9 @@ def make(tmp_path, time):
 
 
 def handler(membership):
-    return lambda event: membership.came(event) if isinstance(event, PrepareReturned) else None
+    return lambda event: (
+        membership.on_prepared(event) if isinstance(event, PrepareReturned) else None
+    )
 
 
 def gathered(membership, **members):
@@ -134,7 +136,7 @@ def test_a_task_that_fails_on_a_later_worker_does_not(make, tmp_path):
     membership.set_target(2, "scaled to 2")
     pool.arrive = lambda worker: PrepareReturned(worker, None, failed="Traceback: disk full")
     membership.recruit()
-    membership.came(pool.next_event(0))
+    membership.on_prepared(pool.next_event(0))
     assert names(membership.await_members(handler(membership))) == ["w0"]
     assert states_in(tmp_path)[-1] == ("w1", "failed")
 
@@ -149,7 +151,7 @@ def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, 
         event = pool.next_event(0.125)
         if event is not None:
             asked.append(time.now)
-            membership.came(event)
+            membership.on_prepared(event)
     waits = [b - a for a, b in itertools.pairwise(asked)]
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.2)
     assert pool.started == [f"w{i}" for i in range(9)]  # each under a name of its own
@@ -163,14 +165,14 @@ def test_a_worker_that_comes_up_ends_the_waiting(make, time):
     for _ in range(3):
         membership.recruit()
         while (event := pool.next_event(0)) is not None:
-            membership.came(event)
+            membership.on_prepared(event)
         time.now += 100
     pool.arrive = comes
     gathered(membership)
     pool.arrive = lambda worker: PrepareReturned(worker, None, died="no image")
     membership.lost("w6", "gone")
     membership.recruit()
-    membership.came(pool.next_event(0))
+    membership.on_prepared(pool.next_event(0))
     before = len(pool.started)
     time.now += 1.01  # the first wait again
     membership.recruit()
@@ -263,9 +265,9 @@ def test_a_password_in_the_address_of_the_data_is_no_difference(make, tmp_path):
     again = RunLog(Journal(tmp_path), read(tmp_path))  # of a coordinator that comes back
     membership = Membership(make_spec(tmp_path), ScriptedPool(FakeTime()), again)
     membership.recruit()
-    membership.came(from_store("w0"))
+    membership.on_prepared(from_store("w0"))
     assert membership.members["w0"].ready is not None
-    membership.came(PrepareReturned("w1", make_ready("w1")))
+    membership.on_prepared(PrepareReturned("w1", make_ready("w1")))
     assert "w1" not in membership.members  # it reads other data
 
 
@@ -280,8 +282,8 @@ def test_a_lost_worker_is_replaced_under_another_name(make, tmp_path):
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
     assert pool.ended == ["w0"]
-    assert membership.take_causes() == ["w0 lost"]
-    assert membership.take_causes() == []
+    assert membership.pop_causes() == ["w0 lost"]
+    assert membership.pop_causes() == []
     assert states_in(tmp_path)[-1] == ("w0", "lost")
 
 
@@ -290,14 +292,14 @@ def test_a_worker_that_hangs_is_ended_from_outside(make):
     gathered(membership)
     membership.lost("w1", "no progress", hangs=True)
     assert pool.hung == ["w1"]
-    assert membership.take_causes() == ["w1 hung"]
+    assert membership.pop_causes() == ["w1 hung"]
 
 
 def test_a_draining_worker_is_replaced_and_leaves_when_others_have_its_state(make):
     membership, pool = make(workers=(2, 2))
     gathered(membership, w0={"step": 5, "warm": True}, w1={"step": 5, "warm": True})
     membership.drain(["w1", "w1", "unknown"])
-    assert membership.take_causes() == ["w1 drained"]
+    assert membership.pop_causes() == ["w1 drained"]
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
     assert pool.ended == []
@@ -332,7 +334,7 @@ def test_when_all_drain_one_holder_of_the_state_goes_on_alone(make):
     membership, pool = make(nobody, workers=(1, 3))
     membership.recruit()
     for worker in ("w0", "w1", "w2"):
-        membership.came(comes(worker))
+        membership.on_prepared(comes(worker))
         membership.members[worker].step = 4 + (worker == "w1")
     membership.drain(["w0", "w1", "w2"])
     membership.release_surplus()
@@ -359,7 +361,7 @@ def test_a_lower_target_lets_the_least_useful_go_first(make):
     assert [w for w, member in membership.members.items() if member.draining] == [
         "w2"
     ]  # has run no step yet
-    assert membership.take_causes() == ["scaled to 3", "scaled to 2"]
+    assert membership.pop_causes() == ["scaled to 3", "scaled to 2"]
     membership.recruit()
     assert len(pool.started) == 4
 
@@ -373,7 +375,7 @@ def test_a_higher_target_asks_for_more(make):
     membership.set_target(3, "again")  # no change, no cause
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
-    assert membership.take_causes() == ["scaled to 3"]
+    assert membership.pop_causes() == ["scaled to 3"]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +404,7 @@ def test_at_the_end_all_go(make):
     membership.dismiss_all()
     assert sorted(pool.ended) == ["w0", "w1", "w2"]
     assert membership.members == {}
-    membership.came(comes("w0"))  # a word that comes late
+    membership.on_prepared(comes("w0"))  # a word that comes late
     assert membership.members == {}
 
 
@@ -413,7 +415,7 @@ def test_spares_are_kept_beside_the_group(make):
     membership, pool = make(workers=(1, 2), elastic=ElasticConfig(spares=2))
     gathered(membership)
     while (event := pool.next_event(0)) is not None:
-        membership.came(event)
+        membership.on_prepared(event)
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2", "w3"]
     assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
@@ -440,7 +442,7 @@ def test_whoever_is_found_again_is_what_newcomers_are_compared_with(make):
     membership, pool = make(lambda w: PrepareReturned(w, make_ready(w, torch="3")), workers=(1, 2))
     membership.readmit("w0", make_ready("w0"), 7)
     membership.recruit()
-    membership.came(pool.next_event(0))
+    membership.on_prepared(pool.next_event(0))
     assert pool.ended == ["w1"]
 
 
@@ -450,7 +452,7 @@ def test_a_task_that_fails_on_a_newcomer_does_not_end_a_run_that_was_found_again
     )
     membership.readmit("w0", make_ready("w0"), 7)
     membership.recruit()
-    membership.came(pool.next_event(0))
+    membership.on_prepared(pool.next_event(0))
     assert names(membership.await_members(handler(membership))) == ["w0"]
 
 
@@ -463,7 +465,7 @@ def test_whoever_is_expelled_is_ended_and_replaced(make, tmp_path):
     membership.expel("w1", "its memory changed")  # said twice
     membership.recruit()
     assert (pool.ended, ended, pool.started) == (["w1"], ["w1"], ["w0", "w1", "w2"])
-    assert membership.take_causes() == ["w1 expelled"]
+    assert membership.pop_causes() == ["w1 expelled"]
     assert states_in(tmp_path)[-1] == ("w1", "expelled")
 
 
@@ -487,4 +489,4 @@ def test_a_cause_is_named_once(make):
     membership, _ = make()
     membership.because("rebalanced")
     membership.because("rebalanced")
-    assert membership.take_causes() == ["rebalanced"]
+    assert membership.pop_causes() == ["rebalanced"]

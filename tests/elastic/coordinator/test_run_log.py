@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def begin(folder, first=0):
     run_log = RunLog(Journal(folder))
-    run_log.begin_at(first)
+    run_log.extend_to(first)
     return run_log
 
 

@@ -68,7 +68,7 @@ def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
     pool = Answers(w0=at("backward"), w1=None)
     made = run_status(tmp_path, pool, member("w0"), member("w1"), Member("w2"))
     for slow in (0.6, 60.0, 0.6):  # one hiccup is no speed
-        made.heard(group, (slow, 0.1))
+        made.add_step(group, (slow, 0.1))
     first, second, third = made._members(group)
     assert first == {
         "worker": "w0",
@@ -85,8 +85,8 @@ def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
 
 def test_a_speed_of_before_is_forgotten_with_the_worker(tmp_path):
     made = run_status(tmp_path, Answers(w0=at("idle"), w1=at("idle")), member("w0"), member("w1"))
-    made.heard((Assignment("w0", 0, 4), Assignment("w1", 4, 8)), (0.4, 0.8))
-    made.heard((Assignment("w0", 0, 8),), (0.8,))
+    made.add_step((Assignment("w0", 0, 4), Assignment("w1", 4, 8)), (0.4, 0.8))
+    made.add_step((Assignment("w0", 0, 8),), (0.8,))
     assert [one["seconds_per_rank"] for one in made._members(())] == [0.1, None]
 
 

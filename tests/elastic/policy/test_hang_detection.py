@@ -10,7 +10,7 @@ from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
 
 def watch(**config):
     made = Watch(ElasticConfig(**config))
-    made.begin(100.0, warm=False)
+    made.start_generation(100.0, warm=False)
     return made
 
 
@@ -19,7 +19,7 @@ def committed(made, start, durations):
     commits = [start]
     for duration in durations:
         commits.append(commits[-1] + duration)
-    made.moved(commits[-1], commits)
+    made.note_progress(commits[-1], commits)
     return commits[-1]
 
 
@@ -48,7 +48,7 @@ def test_later_steps_have_four_times_the_usual_step(durations, deadline):
 
 def test_a_coordinator_that_has_just_come_back_knows_no_usual_step_yet():
     made = Watch(ElasticConfig(first_step_deadline=60.0))
-    made.begin(100.0, warm=True)
+    made.start_generation(100.0, warm=True)
     assert made.deadline == 60.0
     committed(made, 110.0, [0.1] * 20)
     assert made.deadline == 5.0
@@ -66,7 +66,7 @@ def test_any_progress_puts_the_deadline_off():
     made = watch(hang_deadline=10.0)
     now = committed(made, 110.0, [1.0])
     assert made.overdue(now + 10.0)
-    made.moved(now + 9.0)
+    made.note_progress(now + 9.0)
     assert not made.overdue(now + 10.0)
     assert made.overdue(now + 9.0 + 10.0)
 
@@ -74,7 +74,7 @@ def test_any_progress_puts_the_deadline_off():
 def test_a_generation_starts_the_deadline_again():
     made = watch(hang_deadline=10.0)
     now = committed(made, 110.0, [1.0])
-    made.begin(now + 50.0, warm=True)
+    made.start_generation(now + 50.0, warm=True)
     assert not made.overdue(now + 55.0)
     assert made.overdue(now + 60.0)
 
@@ -83,20 +83,20 @@ def test_a_first_step_with_a_newcomer_has_four_times_the_slowest_such_step():
     made = watch(first_step_deadline=120.0)
     now = committed(made, 107.0, [0.1] * 20)  # the first step took 7 s of its 9
     slowest = now - 100.0
-    made.begin(now, warm=False)
+    made.start_generation(now, warm=False)
     assert made.deadline == pytest.approx(4 * slowest)
-    made.moved(now + 1.0, [now + 1.0])
+    made.note_progress(now + 1.0, [now + 1.0])
     assert made.deadline == 5.0
-    made.begin(now + 1.0, warm=True)
+    made.start_generation(now + 1.0, warm=True)
     assert made.deadline == 5.0  # nobody is new, so nothing has to warm up
-    made.begin(now + 2.0, warm=False)
+    made.start_generation(now + 2.0, warm=False)
     assert made.deadline == pytest.approx(4 * slowest)  # the slowest, not the last
 
 
 def test_a_newcomer_has_never_longer_than_the_first_step_deadline():
     made = watch(first_step_deadline=20.0)
     now = committed(made, 115.0, [0.1])
-    made.begin(now, warm=False)
+    made.start_generation(now, warm=False)
     assert made.deadline == 20.0
 
 
@@ -106,7 +106,7 @@ def test_who_is_asked_has_time_to_answer_before_the_deadline(deadline):
     committed(made, 110.0, [0.001] * 3)
     assert 0 < made.answer_seconds <= min(1.0, made.deadline / 2)
     now = 200.0
-    made.moved(now)
+    made.note_progress(now)
     assert not made.overdue(now + (made.deadline - made.answer_seconds) * 0.99)
     assert made.overdue(now + made.deadline)
 
@@ -167,6 +167,6 @@ def test_those_that_do_not_answer_are_asked_early_and_those_that_do_have_the_who
     assert not made.overdue(now + 9.9)
     assert made.overdue(now + 10.1)
     assert made.asked() is True
-    made.moved(now + 11.0)
+    made.note_progress(now + 11.0)
     assert made.overdue(now + 20.5)
     assert made.asked() is False

@@ -32,14 +32,14 @@ class Group:
         self.rebalances = []
         self.imbalances = [self.rebalancer.imbalance.value]
         self.plan = assign(logical_ranks, [WorkerSpeed(w) for w in self.workers])
-        self.rebalancer.begin(self.plan)
+        self.rebalancer.start_generation(self.plan)
 
     def run(self, steps, true=None):
         """Commit some steps while the workers named in `true` compute at those speeds."""
         rate = dict.fromkeys(self.workers, 1.0) | (true or {})
         for _ in range(steps):
             self.step += 1
-            self.rebalancer.heard(
+            self.rebalancer.add_step(
                 self.step,
                 [
                     (self.overhead + len(a.ranks) / rate[a.worker])
@@ -59,7 +59,7 @@ class Group:
         else:
             self.imbalances.append(imbalance)
         self.plan = assign(self.logical_ranks, members, self.plan, imbalance)
-        self.rebalancer.begin(self.plan)
+        self.rebalancer.start_generation(self.plan)
         assert sum(len(a.ranks) for a in self.plan) == self.logical_ranks
         assert not self.rebalancer.advises()
 
@@ -237,12 +237,12 @@ def test_the_first_steps_of_a_generation_do_not_count():
 
 def test_a_step_that_is_told_again_is_ignored():
     speeds = Rebalancer(window=3, warmup=0, patience=1)
-    speeds.begin([Assignment("a", 0, 4), Assignment("b", 4, 8)])
+    speeds.start_generation([Assignment("a", 0, 4), Assignment("b", 4, 8)])
     for _ in range(3):
-        speeds.heard(1, [4.0, 1.0])
+        speeds.add_step(1, [4.0, 1.0])
     assert not speeds.advises()
-    speeds.heard(2, [4.0, 1.0])
-    speeds.heard(3, [4.0, 1.0])
+    speeds.add_step(2, [4.0, 1.0])
+    speeds.add_step(3, [4.0, 1.0])
     assert speeds.advises()
 
 
@@ -257,7 +257,7 @@ def test_equal_histories_give_equal_advice():
 def test_times_that_take_no_time_are_no_division_by_zero():
     group = Group(8, 2)
     for step in range(1, 100):
-        group.rebalancer.heard(step, [0.0, 0.0])
+        group.rebalancer.add_step(step, [0.0, 0.0])
     assert not group.rebalancer.advises()
 
 
@@ -274,4 +274,4 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_times_of_another_group_are_refused():
     group = Group(8, 2)
     with pytest.raises(ValueError, match="3 compute times for a group of 2"):
-        group.rebalancer.heard(1, [1.0, 1.0, 1.0])
+        group.rebalancer.add_step(1, [1.0, 1.0, 1.0])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.policy.trust import History, named
+from raytrain_plus.elastic.policy.trust import GroupHistory, named
 from raytrain_plus.elastic.protocol.messages import Corruption
 from raytrain_plus.training.corruption import CorruptionError, Finding
 
@@ -17,9 +17,9 @@ def found(step, accused=(), suspects=(), *, tie=False):
 
 
 def history(*groups, check=1, audit=0, audited=FIRST_RANK):
-    told = History(check, audit, audited)
+    told = GroupHistory(check, audit, audited)
     for step, group in groups or [(0, PAIR)]:
-        told.begin(step, group)
+        told.start_generation(step, group)
     return told
 
 
@@ -97,12 +97,12 @@ def test_groups_whose_steps_were_withdrawn_are_forgotten():
     assert list(told.group_at(9)) == ["w0", "w2"]
     assert list(told.group_at(4)) == ["w0"]
     assert told.group_at(-1) == {}
-    told.begin(12, PAIR)
+    told.start_generation(12, PAIR)
     assert told.trusted(found(14, tie=True), ["w1"]) == 12  # what it did from 7 on is undone
 
 
 def test_of_groups_that_a_journal_tells_of_it_is_known_who_joined_when():
-    told = History(1, 10, FIRST_RANK)
+    told = GroupHistory(1, 10, FIRST_RANK)
     told.recall(
         [
             {"event": "generation", "step": 0, "members": ["w0"]},
@@ -110,7 +110,7 @@ def test_of_groups_that_a_journal_tells_of_it_is_known_who_joined_when():
             {"event": "generation", "step": 12, "members": ["w0", "w1"]},
         ]
     )
-    told.begin(25, PAIR)  # by the coordinator that came back
+    told.start_generation(25, PAIR)  # by the coordinator that came back
     what = found(40, suspects=["w0", "w1"])
     assert told.trusted(what, ["w0"]) == 30
     assert told.trusted(found(30, suspects=["w0", "w1"]), ["w0"]) == 0
@@ -141,9 +141,9 @@ def cases(draw):
         rank = step * 7 % len(ranges)
         return rank, (rank + 1) % len(ranges)
 
-    told = History(check, audit, audited)
+    told = GroupHistory(check, audit, audited)
     for step, names in sorted(draw(groups), key=lambda one: one[0]):
-        told.begin(step, cut(names))
+        told.start_generation(step, cut(names))
     step = draw(st.integers(0, 80)) * check
     accused, guilty = draw(st.lists(st.sampled_from("abcd"))), draw(st.lists(st.sampled_from("ab")))
     return told, found(step, accused, tie=draw(st.booleans())), guilty, audited

@@ -51,7 +51,7 @@ def test_what_follows_the_last_commit_does_not_stand():
     assert sheet.parts() == stands
     sheet.settle()  # the control: had it been committed, it would stand
     assert sheet.parts() == {**stands, "compute": 9.25}
-    sheet.begin()
+    sheet.start()
     assert sheet.parts() == {}
 
 
@@ -67,7 +67,7 @@ def test_waiting_between_generations_is_nobodys():
 def test_entering_phases_fills_the_timesheet_of_the_generation():
     progress = Progress()
     progress.enter("forward")
-    progress.begin(plan(1), (), print, print)
+    progress.start_generation(plan(1), (), print, print)
     progress.phase_timer.settle()
     assert progress.phase_timer.parts() == {}
     progress.enter("fetch")

@@ -25,7 +25,7 @@ def plan(generation, step=0):
 def begun(generation=3, step=0, faults=()):
     """Return a progress in a generation, and what has been called."""
     progress, called = Progress(), []
-    progress.begin(plan(generation, step), faults, called.append, called.append)
+    progress.start_generation(plan(generation, step), faults, called.append, called.append)
     return progress, called
 
 
@@ -108,12 +108,12 @@ def test_an_abort_of_the_future_waits_for_it():
     progress.enter("forward")
     assert called == []
     progress.end()
-    progress.begin(plan(4), (), called.append, called.append)
+    progress.start_generation(plan(4), (), called.append, called.append)
     assert called == ["too early"]
     with pytest.raises(AbortedError, match="too early"):
         progress.enter("meet")
     progress.end()
-    progress.begin(plan(5), (), called.append, called.append)
+    progress.start_generation(plan(5), (), called.append, called.append)
     progress.enter("meet")  # the next one is new
 
 
@@ -153,7 +153,7 @@ def test_a_pause_is_asked_of_one_generation():
     progress.ask_pause(3)
     assert progress.pause_asked
     progress.end()
-    progress.begin(plan(4), (), print, print)
+    progress.start_generation(plan(4), (), print, print)
     assert not progress.pause_asked
 
 

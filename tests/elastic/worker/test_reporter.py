@@ -59,7 +59,7 @@ class Coordinator:
     def __init__(self):
         self.listens = threading.Event()
         self.steps = []
-        self.told = self
+        self.report_steps = self
 
     def remote(self, *told):
         return [record.step for record in told[-1]]

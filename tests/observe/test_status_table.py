@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from raytrain_plus.observe.standing import standing_of
+from raytrain_plus.observe.status_table import status_table
 
 LIVE = {
     "run": "demo",
@@ -48,7 +48,7 @@ ENDED = {
 
 def lines(status, width=100):
     console = Console(file=io.StringIO(), width=width)
-    console.print(standing_of(status))
+    console.print(status_table(status))
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 
 

@@ -21,7 +21,7 @@ _STYLES = {
 }
 
 
-def standing_of(status: Mapping[str, Any]) -> RenderableType:
+def status_table(status: Mapping[str, Any]) -> RenderableType:
     """Return what there is to see of a run.
 
     Args:
