@@ -12,7 +12,7 @@ from tests.end_to_end.runs import Script, at_step, differences, flaws, train, un
 from tests.end_to_end.tasks import Momentum, Plain, Stuck, StuckBackward
 
 DEADLINE = 4.0
-LATENESS = 4.0  # seconds, for a machine that has other things to do
+LATENESS = 20.0  # seconds, for a machine that has other things to do
 
 
 class Moment:
@@ -38,6 +38,7 @@ class Moment:
         os.kill(self._pid, signal.SIGCONT)
 
 
+@pytest.mark.timeout(400)
 def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_slow(storage):
     moment = Moment()
     script = Script(
