@@ -1,0 +1,122 @@
+"""The tutorial does what it says: each page's commands run in order, as a reader types them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import tutorial
+
+PATIENCE = 300.0  # seconds for any one command, on a busy machine
+EQUAL = "equal in every bit"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder in which a reader works, after the first page."""
+    here = tmp_path_factory.mktemp("tutorial")
+    outputs = follow(tutorial.TUTORIAL / "first-run.md", here)
+    (shown,) = [
+        b.text for b in tutorial.blocks(tutorial.TUTORIAL / "first-run.md") if b.language == "text"
+    ]
+    assert all(line.split()[1] in outputs for line in shown.splitlines())
+    return here
+
+
+def environment():
+    """Return a reader's environment: the tools on the PATH, and no cluster that is known."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    tools = str(Path(sys.executable).parent)
+    path = f"{tools}{os.pathsep}{known['PATH']}"
+    paths = os.pathsep.join(filter(None, [str(tutorial.ROOT), known.get("PYTHONPATH")]))
+    return {**known, "PATH": path, "PYTHONPATH": paths, "REPOSITORY": str(tutorial.ROOT)}
+
+
+def follow(page, folder):
+    """Do what a page says, and return what its commands have printed.
+
+    A block of terminal 1 goes on while those of terminal 2 run, and has to end before what comes
+    after them.
+    """
+    for name, text in tutorial.files(page).items():
+        (folder / name).write_text(text)
+    printed, live = [], []
+    for block in tutorial.blocks(page):
+        if block.language == "text":
+            exact = [line for line in block.text.splitlines() if EQUAL in line]
+            assert all(line in printed[-1] for line in exact), (block.text, printed[-1])
+        if block.language != "sh":
+            continue
+        if block.title == "terminal 2":
+            wait_for_a_step(folder, live[0])
+        elif live:
+            printed.append(ended(live.pop()))
+        begun = begin(block.text, folder)
+        if block.title == "terminal 1":
+            live.append(begun)
+        else:
+            printed.append(ended(begun))
+    return "\n".join([*printed, *map(ended, live)])
+
+
+def begin(script, folder):
+    return subprocess.Popen(
+        ["bash", "-eu", "-c", script],
+        cwd=folder, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def ended(process):
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        output, _ = process.communicate()
+        pytest.fail(f"no end after {PATIENCE} s:\n{output[-3000:]}")
+    assert process.returncode == 0, f"{process.args[-1]}\n{output[-3000:]}"
+    return output
+
+
+def wait_for_a_step(folder, process):
+    """Wait until the newest run trains."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        journals = sorted(
+            folder.glob("runs/*/journal.jsonl"), key=lambda path: path.stat().st_mtime
+        )
+        if journals and b'"event": "step"' in journals[-1].read_bytes():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no step"
+        time.sleep(0.1)
+
+
+def test_your_own_task(folder):
+    assert EQUAL in follow(tutorial.TUTORIAL / "your-own-task.md", folder)
+
+
+def test_resize_it_and_kill_it(folder):
+    output = follow(tutorial.TUTORIAL / "resize-and-kill.md", folder)
+    assert EQUAL in output
+    journal = (folder / "runs/mine/journal.jsonl").read_text()
+    assert '"cause": "lost' in journal or "SIGKILL" in journal  # a worker was really killed
+    assert journal.count('"event": "run"') == 2  # and it was really resumed
+
+
+def test_a_sweep(folder):
+    output = follow(tutorial.TUTORIAL / "sweep.md", folder)
+    assert "frontier.html" in output
+
+
+def test_a_page_whose_output_is_wrong_fails(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"```sh\necho 3 common steps\n```\n\n```text\n3 common steps; {EQUAL}\n```\n")
+    with pytest.raises(AssertionError, match=EQUAL):
+        follow(page, tmp_path)
+    page.write_text("```sh\nfalse\n```\n")
+    with pytest.raises(AssertionError, match="false"):
+        follow(page, tmp_path)
