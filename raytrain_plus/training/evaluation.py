@@ -91,9 +91,8 @@ class Evaluation:
 
                 def forward(batch: Batch) -> Any:
                     buffers.attributes.begin()  # what metrics leave in the task is its own affair
-                    mark = weights.mark()
-                    outputs = self._task.forward(step.model, batch)
-                    weights.compare(mark, "the forward of an evaluation")
+                    with weights.unchanged_by("the forward of an evaluation"):
+                        outputs = self._task.forward(step.model, batch)
                     buffers.attributes.note()
                     return outputs
 

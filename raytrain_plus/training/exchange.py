@@ -1,20 +1,22 @@
-"""The sums of one step: leaves go in one after the other, the global mean comes out.
+"""The sums of one step on one worker: leaves go in one after the other, the global mean comes out.
 
-Two things save time and no bits. A leaf and its sibling on the same worker are added by autograd
-itself, in one go with the backward. And while the last leaf's backward still runs, its first
-buckets are on their way already, by a thread of their own.
+Each sum is one of a maximal subtree of the worker's logical ranks (`tree.py`), cut into buckets of
+parameters. While the last leaf's backward still runs, its first buckets are sent already, by a
+thread of their own. What a failed step has summed outlives it: survivors need not compute it again.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raytrain_plus.algorithms import Step
 from raytrain_plus.task import TaskError
+from raytrain_plus.training.backward import TWICE, Backward, FirstSibling
 from raytrain_plus.training.bits import bit_sum
-from raytrain_plus.training.partial_sums import TWICE, Sibling, Subtree, add, halves
 from raytrain_plus.training.reduction import (
     OF_A_PART,
     SALVAGED,
@@ -30,47 +32,78 @@ _PATIENCE = 1.0  # seconds; the generation's sockets have been shut by then, so 
 _OVERLAP_BYTES = 1 << 20  # below, handing over to a thread takes longer than it saves
 
 
+@dataclass(frozen=True)
+class Subtree:
+    """A sum that a failed attempt at a step has left behind.
+
+    Attributes:
+        start, stop: the logical ranks that it sums: a node of the tree.
+        leaf: its sum: gradients, then changes of the buffers.
+        present: per gradient, whether any leaf that its worker had computed has it.
+        rows: those logical ranks' rows of the step header.
+        attachment: that of logical rank 0, if it is among them.
+    """
+
+    start: int
+    stop: int
+    leaf: Leaf
+    present: list[bool]
+    rows: Rows
+    attachment: bytes
+
+
+def add(left: Partial, right: Partial) -> Leaf:
+    """Return the sum of two partial sums, in the memory of the left one."""
+    assert isinstance(left, list)
+    if left:
+        torch._foreach_add_(left, right if isinstance(right, list) else add(*right))
+    return left
+
+
+def halves(left: Partial, right: Partial) -> Partial:
+    """Leave the last addition to the copy of the sum: one pass over memory instead of two."""
+    assert isinstance(left, list)
+    return left, right if isinstance(right, list) else add(*right)
+
+
 class Exchange:
     """The sums of one generation's steps.
 
     Attributes:
         audited_bits: the sum of bits of the audited leaf, once it is computed.
-        beside_seconds: how long the thread was busy that sends beside the last backward.
+        overlapped_seconds: how long the thread was busy that sends during the last backward.
 
     Args:
         reduction: how partial sums become the global mean.
-        parameters: whose gradients are summed, in the reduction's order.
+        backward: computes the gradients; its parameters are in the reduction's order.
         ranks: our logical ranks.
-        leaves: all logical ranks, V.
-        merge: whether autograd may add siblings; not if somebody looks at a leaf's gradients.
-        overlap: whether the exchange may run beside the backward.
+        leaves: the number of all logical ranks, V.
+        overlap: whether buckets may be sent while the backward runs.
     """
 
     def __init__(
         self,
         reduction: Reduction,
-        parameters: Sequence[nn.Parameter],
+        backward: Backward,
         ranks: range,
         leaves: int,
         *,
-        merge: bool,
         overlap: bool,
     ) -> None:
         self._reduction = reduction
-        self._parameters = parameters
+        self._backward = backward
         self._ranks = ranks
         self._leaves = leaves
-        self._merge = merge
         self._bucket_of = {i: b for b, bucket in enumerate(reduction.buckets) for i in bucket}
-        size = sum(p.numel() * p.element_size() for p in parameters)
+        size = sum(p.numel() * p.element_size() for p in backward.parameters)
         self._sums: list[Accumulator[Partial]] = []
         self._submitted: list[Future[None]] = []
-        self.beside_seconds = 0.0
+        self.overlapped_seconds = 0.0
         self._thread: ThreadPoolExecutor | None = None
         if overlap and size >= _OVERLAP_BYTES:
             self._thread = ThreadPoolExecutor(1, "exchange")
 
-    def begin(
+    def begin_step(
         self, rows: Rows, salvaged: Sequence[Subtree] = (), audited: int | None = None
     ) -> None:
         """Begin a step.
@@ -78,27 +111,28 @@ class Exchange:
         Args:
             rows: our rows of the step header, which are sent before the last backward.
             salvaged: what an attempt at the same step has left; used where it lies in our range.
-            audited: the logical rank whose leaf `audited_bits` is to tell, if it is ours.
+            audited: the logical rank of which `audited_bits` is wanted, if it is ours.
         """
         start, stop = self._ranks.start, self._ranks.stop
         buckets = self._reduction.buckets
         self._rows = rows
-        self._integers = b""
+        self._backward.begin_step()
+        self._attachment = b""
         self._salvaged = {s.start: s for s in salvaged if start <= s.start and s.stop <= stop}
         self._reused = {r for s in self._salvaged.values() for r in range(s.start, s.stop)}
         self._sums = [Accumulator(start, stop, self._leaves, add) for _ in buckets]
-        self._sibling: Sibling | None = None
+        self._first: FirstSibling | None = None
         self._final: list[dict[int, Tensor]] = [{} for _ in buckets]
         self._submitted = []
         self._next = 0
         self._whole = False
         self._broken = False
-        self.beside_seconds = 0.0
+        self.overlapped_seconds = 0.0
         self._audited = audited
         self.audited_bits: int | None = None
 
     def reuse(self, rank: int) -> bool:
-        """Say whether a logical rank need not be computed; its turn is over then.
+        """Say whether a logical rank need not be computed, and if so, use what is left of it.
 
         Raises:
             Exception: whatever the wire raises.
@@ -110,49 +144,52 @@ class Exchange:
             mine = slice(rank - self._ranks.start, subtree.stop - self._ranks.start)
             self._rows[mine, OF_A_PART] = subtree.rows[:, OF_A_PART]
             self._rows[mine, SALVAGED] = 1
-            self._integers = self._integers or subtree.integers
+            self._attachment = self._attachment or subtree.attachment
+            present = self._backward.present
+            present[:] = [a or b for a, b in zip(present, subtree.present, strict=True)]
             if subtree.stop < self._ranks.stop:
                 self._push(subtree.leaf, subtree.stop - rank)
             else:
                 self._final = [{i: subtree.leaf[i] for i in b} for b in self._reduction.buckets]
                 self._whole = True
-                self._reduction.open(self._rows, self._integers)
+                self._reduction.open(self._rows, self._attachment)
                 self._submit_complete(subtree.stop - rank)
         return True
 
-    def backward(self, rank: int, changes: Leaf, integers: bytes, run: Callable[[], None]) -> None:
-        """Run one logical rank's backward, in order, and take its leaf.
+    def backward(self, step: Step, loss: Tensor, changes: Leaf, attachment: bytes) -> None:
+        """Run the backward of one logical rank, in order, and add its leaf to the sums.
 
         Args:
-            rank: the logical rank; its row of the step header is complete.
+            step: the step, in the middle of the rank's part. Its row of the step header is whole.
+            loss: the sum of the part's weighted losses.
             changes: how far its forward has moved the floating buffers.
-            integers: what its forward has made of the other buffers, if it is logical rank 0.
-            run: the backward; it adds to the gradients of the parameters.
+            attachment: what travels with the step header, if it is logical rank 0.
+
+        Raises:
+            Exception: whatever the task or the wire raises.
         """
-        self._integers = self._integers or integers
+        rank = step.logical_rank
+        self._attachment = self._attachment or attachment
         if self._is_merged(rank):
-            run()
-            self._sibling = Sibling(self._parameters, changes)
+            self._backward.run(step, loss)
+            self._first = self._backward.keep(changes)
             return
-        is_last = rank == self._ranks[-1]
-        if is_last:
-            self._reduction.open(self._rows, self._integers)
-        sibling, self._sibling = self._sibling or Sibling.none(self._parameters), None
-        if is_last:
-            self._run_last(run, sibling, changes)
+        first, self._first = self._first, None
+        if first is not None:
+            changes = add(first.changes, changes)
+        if rank == self._ranks[-1]:
+            self._reduction.open(self._rows, self._attachment)
+            self._run_last(step, loss, first, changes)
             if rank == self._audited:  # nothing is added to a last leaf where it lies
                 leaf_of = {i: tensor for final in self._final for i, tensor in final.items()}
-                size = len(self._parameters) + len(changes)
-                self.audited_bits = bit_sum([leaf_of[i] for i in range(size)])
+                self.audited_bits = bit_sum([leaf_of[i] for i in range(len(leaf_of))])
         else:
-            run()
-            marks = self._reduction.marks(sibling.marks())
-            leaf = [*sibling.settled(), *sibling.with_changes(changes)]
+            self._backward.run(step, loss)
+            leaf = [*self._backward.leaf(first), *changes]
             if rank == self._audited:
                 self.audited_bits = bit_sum(leaf)
-            self._push([*leaf, *marks], sibling.leaves)
-        for parameter in self._parameters:
-            parameter.grad = None
+            self._push(leaf, 1 if first is None else 2)
+        self._backward.drop()
 
     def finish(self) -> Reduced:
         """Return the global mean.
@@ -168,24 +205,22 @@ class Exchange:
     def clear(self) -> None:
         """Forget the step's sums: it is about to be committed, or they cannot be trusted."""
         self._sums, self._final, self._submitted, self._salvaged = [], [], [], {}
-        self._sibling = None
+        self._first = None
 
     def interrupt(self) -> None:
         """Keep a leaf that waits for its sibling: the step has failed, gradients are dropped."""
-        sibling, self._sibling = self._sibling, None
-        if sibling is not None:
-            marks = self._reduction.marks(sibling.marks())
-            self._push([*sibling.leaf(), *marks], 1)
+        first, self._first = self._first, None
+        if first is not None:
+            self._push([*self._backward.leaf(), *first.changes], 1)
 
     def end(self) -> list[Subtree]:
-        """End the generation; returns what a step has left that began and was not committed."""
+        """End the generation; returns what a step that was not committed has left."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
         kept = self._harvest()
         self.clear()
         return kept
 
-    @torch.no_grad()
     def _harvest(self) -> list[Subtree]:
         """Collect whole subtrees; none if the last leaf is in some buckets and not in others."""
         late = wait([s for s in self._submitted if not s.cancelled()], _PATIENCE).not_done
@@ -204,30 +239,32 @@ class Exchange:
                 leaf |= zip(bucket, whole, strict=True)
             start, stop = nodes[0][:2]
             rows = self._rows[start - self._ranks.start : stop - self._ranks.start]
-            integers = b"" if start else self._integers
-            kept.append(Subtree(start, stop, [leaf[i] for i in range(len(leaf))], rows, integers))
+            attachment = b"" if start else self._attachment
+            ordered, present = [leaf[i] for i in range(len(leaf))], [*self._backward.present]
+            kept.append(Subtree(start, stop, ordered, present, rows, attachment))
         return [*kept, *self._salvaged.values()]
 
     def _is_merged(self, rank: int) -> bool:
         """Say whether a leaf waits for its sibling, which is computed next."""
         follows = rank % 2 == 0 and rank + 1 in self._ranks
         apart = self._audited in (rank, rank + 1) or rank + 1 in self._reused
-        return self._merge and follows and not apart
+        return self._backward.may_merge and follows and not apart
 
     def _push(self, leaf: Leaf, leaves: int) -> None:
         for sums, bucket in zip(self._sums, self._reduction.buckets, strict=True):
             sums.push([leaf[i] for i in bucket], leaves)
 
-    def _run_last(self, run: Callable[[], None], sibling: "Sibling", changes: Leaf) -> None:
-        @torch.no_grad()
+    def _run_last(
+        self, step: Step, loss: Tensor, first: FirstSibling | None, changes: Leaf
+    ) -> None:
+        backward, leaves = self._backward, 1 if first is None else 2
+
         def arrived(i: int) -> None:
             bucket = self._final[self._bucket_of[i]]
             if i in bucket:
                 raise TaskError(TWICE)
-            bucket[i] = sibling.settle(i)
-            if len(bucket) == len(self._reduction.gradients_of[self._bucket_of[i]]):
-                self._mark(self._bucket_of[i], sibling)
-            self._submit_complete(sibling.leaves)
+            bucket[i] = backward.gradient(i, first)
+            self._submit_complete(leaves)
 
         hooks = []
         if self._thread is not None:
@@ -235,33 +272,23 @@ class Exchange:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     lambda _, i=i: arrived(i)
                 )
-                for i, parameter in enumerate(self._parameters)
+                for i, parameter in enumerate(backward.parameters)
                 if parameter.requires_grad  # an aspect may have frozen it for this step
             ]
         try:
-            run()
+            backward.run(step, loss)
         finally:
             for hook in hooks:
                 hook.remove()
-        n = len(self._parameters)
-        with torch.no_grad():
-            for i in range(n):
-                bucket = self._final[self._bucket_of[i]]
-                if i not in bucket:
-                    bucket[i] = sibling.settle(i)
-        for b in range(len(self._final)):
-            self._mark(b, sibling)
-        for i, change in enumerate(sibling.with_changes(changes)):
-            self._final[self._bucket_of[n + i]][n + i] = change
+        n = len(backward.parameters)
+        for i in range(n):
+            bucket = self._final[self._bucket_of[i]]
+            if i not in bucket:
+                bucket[i] = backward.gradient(i, first)
+        for i, change in enumerate(changes, n):
+            self._final[self._bucket_of[i]][i] = change
         self._whole = True
-        self._submit_complete(sibling.leaves)
-
-    def _mark(self, b: int, sibling: "Sibling") -> None:
-        """Add a bucket's marks to the last leaf, whose gradients of it are all there."""
-        place = self._reduction.marks_of[b]
-        if place is not None and place not in self._final[b]:
-            mine = self._reduction.gradients_of[b]
-            self._final[b][place] = self._reduction.mark(b, [sibling.present(i) for i in mine])
+        self._submit_complete(leaves)
 
     def _submit_complete(self, leaves: int) -> None:
         """Send complete buckets: in their order, which must be the same on every worker."""
@@ -270,12 +297,12 @@ class Exchange:
             buckets[self._next]
         ):
             if self._thread is not None:
-                self._submitted.append(self._thread.submit(self._send_beside, self._next, leaves))
+                self._submitted.append(self._thread.submit(self._send_early, self._next, leaves))
             else:
                 self._send(self._next, leaves)
             self._next += 1
 
-    def _send_beside(self, b: int, leaves: int) -> None:
+    def _send_early(self, b: int, leaves: int) -> None:
         if self._broken:  # peers take messages in their order: none may follow one that is missing
             raise RuntimeError(f"bucket {b} is not sent: one before it has failed")
         began = time.perf_counter()
@@ -284,12 +311,11 @@ class Exchange:
         except BaseException:
             self._broken = True
             raise
-        self.beside_seconds += time.perf_counter() - began
+        self.overlapped_seconds += time.perf_counter() - began
 
-    @torch.no_grad()
     def _send(self, b: int, leaves: int) -> None:
         final, sums = self._final[b], self._sums[b]
         sums.push([final[i] for i in self._reduction.buckets[b]], leaves, halves)
-        self._reduction.send(b, sums.partials)
+        self._reduction.send(b, sums.partials, self._backward.present)
         if b:  # the bucket before has had time to arrive
             self._reduction.finish(b - 1)

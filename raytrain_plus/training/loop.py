@@ -4,26 +4,25 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Batch, Task, TaskError
 from raytrain_plus.training.admission import check_first_update
+from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.bookkeeping import Bookkeeping
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.building import learning_rate_factor
 from raytrain_plus.training.busy_time import BusyTime
 from raytrain_plus.training.corruption import CorruptionError, Guard
-from raytrain_plus.training.exchange import Exchange
+from raytrain_plus.training.exchange import Exchange, Subtree
 from raytrain_plus.training.modes import evaluated
-from raytrain_plus.training.partial_sums import Subtree
 from raytrain_plus.training.parts import Parts
 from raytrain_plus.training.reduction import (
     BUSY_SECONDS,
@@ -46,6 +45,7 @@ from raytrain_plus.training.reduction import (
 )
 from raytrain_plus.training.round_trip import rehearsed
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.weights import Weights
 
 
 class LossError(ArithmeticError):
@@ -126,9 +126,18 @@ class TrainingLoop:
         self._epoch: AbstractContextManager[None] | None = None
         self._enter = enter
         self.bookkeeping = Bookkeeping(replica, self.buffers.attributes)
-        self._parts = Parts(task, replica, weave, self.buffers, self.bookkeeping, self._enter_phase)
-        self._parameters = self._parts.parameters
-        self.weights = self._parts.weights
+        self.weights = Weights(replica.model, in_phases=bool(weave.aspects))
+        self._backward = Backward(replica, weave, self.weights)
+        self._parameters = self._backward.parameters
+        self._parts = Parts(
+            task,
+            replica,
+            weave,
+            self.buffers,
+            self.bookkeeping,
+            self._backward,
+            self._enter_phase,
+        )
         self._exchange: Exchange | None = None
         self.guard = Guard(replica, self.buffers, check_every, audit_every, self._reproduce)
         self._example: tuple[Step, int, Batch] | None = None
@@ -154,18 +163,16 @@ class TrainingLoop:
         self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         if self._salvaged_at != (self.replica.step, self.replica.loads):
             self._salvaged = []
-        alone = not self._weave.advises("backward")
         self._n_ranks = ranges[-1].stop
         self._reduction = Reduction(
             self._parameters, self.buffers.floating, ranges, wire, enter=self._enter
         )
         self._exchange = Exchange(
             self._reduction,
-            self._parameters,
+            self._backward,
             self._ranks,
             self._n_ranks,
-            merge=alone,
-            overlap=alone and wire.size > 1 and wire.device.type == "cpu",
+            overlap=self._backward.may_merge and wire.size > 1 and wire.device.type == "cpu",
         )
         self.buffers.snapshot()
         self.guard.begin(ranges, wire, alike=alike)
@@ -221,7 +228,7 @@ class TrainingLoop:
         replica, exchange = self.replica, self._exchange
         assert exchange is not None, "begin() comes first"
         step = Step(replica.training, replica.step, self._parts.losses)
-        self.weights.check_frozen()
+        self.weights.begin_step()
         self._enter_epoch(step)
         rows = self._rows(ask_pause, ask_checkpoint)
         replica.model.train()
@@ -238,9 +245,7 @@ class TrainingLoop:
                 rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
             except BaseException as error:
-                self._give_up(exchange)
-                if isinstance(error, CorruptionError):
-                    self._wire.fence()
+                self._give_up(exchange, error)
                 raise
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
@@ -281,23 +286,13 @@ class TrainingLoop:
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
         audit = self.guard.audit_of(step.number)
-        exchange.begin(rows, salvaged, None if audit is None else audit[0])
-        began = ended = time.perf_counter()
-
-        def backward(total: Tensor) -> None:
-            def run() -> None:
-                nonlocal ended
-                self._parts.backward(step, total)
-                ended = time.perf_counter()
-
-            told = b""
-            if step.logical_rank == 0:
-                told = self.buffers.integers() + self.bookkeeping.told()
-            exchange.backward(step.logical_rank, self.buffers.changes(), told, run)
-
+        exchange.begin_step(rows, salvaged, None if audit is None else audit[0])
+        began = time.perf_counter()
         for row, rank, batch in zip(rows, self._ranks, parts, strict=True):
             if not exchange.reuse(rank):
-                self._parts.run(step, rank, batch, row, backward)
+                self._add_part(exchange, step, rank, batch, row)
+        self._check_weights()
+        ended = max(began, self._backward.ended)
         if self._device.type != "cpu":  # it computes while the host goes on
             torch.accelerator.synchronize(self._device)
             ended = time.perf_counter()
@@ -308,8 +303,33 @@ class TrainingLoop:
         finally:
             waited = time.perf_counter() - ended
             self._busy.waited(waited)
-        self._exchange_seconds = waited, exchange.beside_seconds
+        self._exchange_seconds = waited, exchange.overlapped_seconds
         return reduced
+
+    def _add_part(self, exchange: Exchange, step: Step, rank: int, batch: Batch, row: Rows) -> None:
+        """Compute one logical rank's part, and add its gradient to the step's sums."""
+        with self._parts.loss(step, rank, batch, row) as loss:
+            attachment = b""
+            if rank == 0:
+                attachment = self.buffers.integers() + self.bookkeeping.told()
+            exchange.backward(step, loss, self.buffers.changes(), attachment)
+
+    def _check_weights(self) -> None:
+        """Check that the parts of the step have left the weights alone.
+
+        Where aspects may change weights between the phases of a part, each phase was checked.
+
+        Raises:
+            TaskError: they have not.
+        """
+        changed = None if self._weave.aspects else self.weights.changed()
+        if changed is None:
+            return
+        self._backward.drop()
+        with suppress(ArithmeticError, RuntimeError):  # a look for the phase that does it
+            assert self._example is not None
+            self._parts.leaf(*self._example)
+        raise TaskError(self.weights.explain("the forward, the loss or the backward", changed))
 
     def _compare(self, exchange: Exchange, step: Step, audit_part: Batch | None) -> None:
         """Compare with all workers what must be equal, before the update."""
@@ -348,11 +368,19 @@ class TrainingLoop:
                 what = "an aspect's advice around the evaluation"
             raise TaskError(self.weights.explain(what, changed[0]))
 
-    def _give_up(self, exchange: Exchange) -> None:
-        """Put back what an unfinished step has changed."""
+    def _give_up(self, exchange: Exchange, error: BaseException) -> None:
+        """Put back what an unfinished step has changed.
+
+        Raises:
+            TaskError: the parts have changed weights, which may have led to the error.
+        """
         exchange.interrupt()
         self.buffers.restore()
-        self._parts.drop_gradients()
+        self._backward.drop()
+        if isinstance(error, CorruptionError):
+            self._wire.fence()
+        elif isinstance(error, Exception):
+            self._check_weights()
 
     def _update(self, step: Step, reduced: Reduced, rate_factor: float) -> None:
         """Change the replica: the same on every worker."""
@@ -360,18 +388,14 @@ class TrainingLoop:
         told = reduced.attachment[self.buffers.integer_bytes :]
         self.bookkeeping.commit(told, self._n_ranks)
         self.replica.set_learning_rate(rate_factor)
-        for parameter, gradient, present in zip(
-            self._parameters, reduced.gradients, reduced.present, strict=True
-        ):
-            # What no logical rank has used is left alone by an optimizer, also by decay.
-            parameter.grad = gradient if present else None
+        self._backward.set(reduced.gradients, reduced.present)
         step.logical_rank = -1
         # The parts have left the generators where they stand, and each worker had other parts.
         seed_global_generators(seed_for(self._seed, "update", step.number))
         with self._weave.around("update", step), rehearsed(self.replica, self._build_another):
             self.replica.optimizer.step()
         self.weights.check_kinds()
-        self._parts.drop_gradients()
+        self._backward.drop()
 
     def _commit(self, header: Rows) -> None:
         """Count the step: the replica is whole again, one step further."""

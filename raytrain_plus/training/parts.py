@@ -1,18 +1,18 @@
-"""One logical rank's part of a step: forward, one loss per sample, backward of their sum."""
+"""One logical rank's part of a step: forward, one loss per sample, and their weighted sum."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Batch, Task, TaskError
 from raytrain_plus.training.attributes import Place, Slot, same
+from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.bookkeeping import Bookkeeping
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.losses import take_losses, weighted
@@ -26,7 +26,6 @@ from raytrain_plus.training.reduction import (
     Rows,
 )
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.weights import Mark, Weights
 
 _INSTEAD = (
     "no checkpoint and no other worker has it. Make it a buffer (self.register_buffer), draw from "
@@ -43,6 +42,7 @@ class Parts:
         weave: the run's aspects.
         buffers: the model's.
         bookkeeping: of the same attributes.
+        backward: of the parts, and the watch over the parameters.
         enter: called with the name of each phase as it begins.
     """
 
@@ -53,6 +53,7 @@ class Parts:
         weave: Weave,
         buffers: Buffers,
         bookkeeping: Bookkeeping,
+        backward: Backward,
         enter: Callable[[str], None],
     ) -> None:
         self._task = task
@@ -62,29 +63,22 @@ class Parts:
         self._attributes = buffers.attributes
         self._bookkeeping = bookkeeping
         self._advised = bool(weave.aspects)
-        self.weights = Weights(replica.model)
-        self._marked: tuple[Step, Mark] | None = None
-        self._names = {id(p): name for name, p in replica.parameters.items()}
+        self._weights = backward.weights
+        self._backward = backward
         self._enter = enter
-        in_forward = {id(p): place for place, p in enumerate(replica.model.parameters())}
-        self.parameters = sorted(replica.parameters.values(), key=lambda p: in_forward[id(p)])
 
-    def run(
-        self,
-        step: Step,
-        rank: int,
-        batch: Batch,
-        row: Rows,
-        backward: Callable[[Tensor], None],
-    ) -> None:
-        """Compute the loss of one logical rank's part, and let `backward` take its gradient.
+    @contextmanager
+    def loss(self, step: Step, rank: int, batch: Batch, row: Rows) -> Iterator[Tensor]:
+        """Compute the loss of one logical rank's part, whose backward runs in this context.
 
         Args:
-            step: the step; afterwards what it knows of the part is dropped.
+            step: the step. Afterwards what it knows of the part is dropped.
             rank: the logical rank.
             batch: its part of the batch.
-            row: its row of the step header, filled before the backward.
-            backward: is given the sum of the weighted losses.
+            row: its row of the step header, which is filled.
+
+        Yields:
+            The sum of the weighted losses.
         """
         self._enter("forward")
         self._buffers.restore()
@@ -94,40 +88,32 @@ class Parts:
         with self._weave.around("batch", step):
             self._forward(step)
             losses, weight, samples = weighted(step)
+            if not self._advised:  # advice may freeze parameters for a while
+                self._weights.check_trained("the forward or the loss")
             if self._attributes.fresh or self._buffers.has_new():
                 self._settle(step, losses)
             total = losses.sum()
             row[LOSS], row[WEIGHT] = total.item(), weight
             row[SAMPLES], row[TOKENS] = samples, _tokens(step, samples)
             self._enter("backward")
-            backward(total)
+            yield total
         step.outputs = step.losses = None
-
-    def backward(self, step: Step, total: Tensor) -> None:
-        """Add the gradient of a part to those of the parameters."""
-        with self._weave.around("backward", step):
-            mark = self._mark(step)
-            total.backward()  # type: ignore[no-untyped-call]
-            self.weights.compare(mark, "the loss or the backward")
 
     def leaf(self, step: Step, rank: int, batch: Batch) -> Leaf:
         """Compute one leaf, gradients and then changes of the buffers, and leave no trace of it.
 
         No gradients may be pending. The buffers must be at a snapshot, and are so afterwards.
+
+        Raises:
+            TaskError: among others, a phase of the part changes a parameter.
         """
-        self._marked = None
-        self.run(step, rank, batch, np.zeros(HEADER_WIDTH), partial(self.backward, step))
-        leaf = [self._gradient(p) for p in self.parameters]
-        leaf += self._buffers.changes()
-        self.drop_gradients()
+        row = np.zeros(HEADER_WIDTH)
+        with self._weights.each_phase(), self.loss(step, rank, batch, row) as loss:
+            self._backward.run(step, loss)
+        leaf = [*self._backward.leaf(), *self._buffers.changes()]
+        self._backward.drop()
         self._buffers.restore()
         return leaf
-
-    def drop_gradients(self) -> None:
-        """Drop all gradients."""
-        # Not by the optimizer: it may not have all of them, and what it leaves would be added to.
-        for parameter in self.parameters:
-            parameter.grad = None
 
     def losses(self, step: Step, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Run forward and loss of a batch in the middle of a part, and leave no trace.
@@ -146,29 +132,20 @@ class Parts:
             self._seed_part(step.number, step.logical_rank)
 
     def _forward(self, step: Step) -> None:
-        attributes, advised = self._attributes, self._advised
+        attributes, advised, weights = self._attributes, self._advised, self._weights
         with self._weave.around("forward", step):
             if advised:  # advice may have set attributes, and takes care of them itself
                 attributes.begin()
-            mark = self._mark(step)
-            step.outputs = self._task.forward(step.model, step.batch)
-            self.weights.compare(mark, "the forward")
+            with weights.phase("the forward"):
+                step.outputs = self._task.forward(step.model, step.batch)
             if advised:
                 attributes.note()
         with self._weave.around("loss", step):
             if advised:
                 attributes.begin()
-            take_losses(step, self._task.loss(step.outputs, step.batch))
+            with weights.phase("the loss"):
+                take_losses(step, self._task.loss(step.outputs, step.batch))
             attributes.note()
-
-    def _mark(self, step: Step) -> Mark:
-        """Return how the parameters must be left: what they were when the step began.
-
-        Advice of aspects may change them for a while, and is left out.
-        """
-        if self._advised or self._marked is None or self._marked[0] is not step:
-            self._marked = step, self.weights.mark()
-        return self._marked[1]
 
     def _settle(self, step: Step, losses: Tensor) -> None:
         """Find out what the forward has left in Python for the first time.
@@ -241,14 +218,6 @@ class Parts:
                 return losses, self._attributes.describe() | self._buffers.describe(keep)
         finally:
             step.outputs, step.losses, step.weights, step.notes = before
-
-    def _gradient(self, parameter: nn.Parameter) -> Tensor:
-        if parameter.grad is not None and parameter.grad.layout != torch.strided:
-            raise TaskError(
-                f"parameter {self._names[id(parameter)]!r} has a sparse gradient, and sums over "
-                "workers are of dense ones: use nn.Embedding(sparse=False)"
-            )
-        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
     def _seed_part(self, number: int, rank: int) -> None:
         seed_global_generators(seed_for(self._seed, "step", number, rank))

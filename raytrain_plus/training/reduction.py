@@ -150,25 +150,9 @@ class Reduction:
         tensors = [*gradients, *buffers]
         self.buckets = _buckets(tensors, len(gradients))
         self.gradients_of = [[i for i in b if i < len(gradients)] for b in self.buckets]
-        self.marks_of: list[int | None] = []
-        for bucket, mine in zip(self.buckets, self.gradients_of, strict=True):
-            self.marks_of.append(len(tensors) if mine else None)
-            if mine:
-                first = gradients[mine[0]]
-                bucket.append(len(tensors))
-                tensors.append(torch.ones(len(mine), dtype=first.dtype, device=first.device))
-        self._ones = tensors[len(gradients) + len(buffers) :]
-        self._ones_of = {
-            b: tensors[place] for b, place in enumerate(self.marks_of) if place is not None
-        }
         self._vectors = [
-            _Vector(
-                [tensors[i] for i in bucket],
-                sum(i < len(gradients) for i in bucket),
-                self._partials,
-                wire,
-            )
-            for bucket in self.buckets
+            _Vector([tensors[i] for i in bucket], len(mine), self._partials, wire)
+            for bucket, mine in zip(self.buckets, self.gradients_of, strict=True)
         ]
         totals = {
             i: total
@@ -178,44 +162,28 @@ class Reduction:
         self._totals = [totals[i] for i in range(len(totals))]
         self._marked = [i for mine in self.gradients_of for i in mine]
 
-    def run(self, partials: Sequence[Leaf], rows: Rows, attachment: bytes) -> Reduced:
+    def run(
+        self,
+        partials: Sequence[Leaf],
+        rows: Rows,
+        attachment: bytes,
+        present: Sequence[bool] | None = None,
+    ) -> Reduced:
         """Sum over all workers.
 
         Args:
-            partials: for each maximal subtree of our range, its sum: gradients, then buffers; all
-                gradients are present.
+            partials: for each maximal subtree of our range, its sum: gradients, then buffers.
             rows: float64 (our logical ranks, HEADER_WIDTH), our rows of the step header.
-            attachment: bytes for everybody; taken from the worker of logical rank 0 only.
+            attachment: bytes for all workers; only those of the worker of logical rank 0 count.
+            present: per gradient, whether any of our logical ranks has it. Default: all.
         """
         self.open(rows, attachment)
-        partials = [[*partial, *self.marks()] for partial in partials]
         for b, bucket in enumerate(self.buckets):
-            self.send(b, [[partial[i] for i in bucket] for partial in partials])
+            own = [[partial[i] for i in bucket] for partial in partials]
+            self.send(b, own, present or [True] * self._n_gradients)
         for b in range(len(self.buckets)):
             self.finish(b)
         return self.close()
-
-    def marks(self, present: Sequence[bool] | None = None) -> Leaf:
-        """Return the marks of one leaf.
-
-        Args:
-            present: per gradient, whether the leaf has it. Default: all.
-        """
-        if present is None or all(present):
-            return [ones.clone() for ones in self._ones]
-        return [
-            self.mark(b, [present[i] for i in mine])
-            for b, mine in enumerate(self.gradients_of)
-            if mine
-        ]
-
-    def mark(self, b: int, present: Sequence[bool]) -> Tensor:
-        """Return the marks of bucket b in one leaf: for each of its gradients, whether it is there.
-
-        They are a tensor of their own, since sums are added to it.
-        """
-        ones = self._ones_of[b]
-        return ones.clone() if all(present) else ones.new_tensor([float(one) for one in present])
 
     def open(self, rows: Rows, attachment: bytes) -> None:
         """Begin a sum: send the step header."""
@@ -228,8 +196,14 @@ class Reduction:
         else:
             self._boxes, self._header_pending = self._post_header(rows, attachment)
 
-    def send(self, b: int, partials: Sequence[Partial]) -> None:
-        """Send our partial sums of bucket b; buckets go in order, on every worker alike."""
+    def send(self, b: int, partials: Sequence[Partial], present: Sequence[bool]) -> None:
+        """Send our partial sums of bucket b. Every worker sends the buckets in the same order.
+
+        Args:
+            b: the bucket.
+            partials: its sums, one for each maximal subtree of our range.
+            present: per gradient of all buckets, whether any of our logical ranks has it.
+        """
         vector = self._vectors[b]
         for views, partial in zip(vector.partials, partials, strict=True):
             if isinstance(partial, list):
@@ -238,8 +212,10 @@ class Reduction:
                 for view, left, right in zip(views, *partial, strict=True):
                     torch.add(left, right, out=view)
         if self._wire.size == 1:
+            self._present = present
             vector.divide(self._weight(), self._leaves)
             return
+        vector.mark([present[i] for i in self.gradients_of[b]])
         self._sent[b] = vector.post_partials(self._wire)
 
     def finish(self, b: int) -> None:
@@ -261,29 +237,36 @@ class Reduction:
         rows = self._rows()
         for pending in self._last:
             pending.wait()
-        n, first_mark = self._n_gradients, len(self._totals) - len(self._ones)
-        marks, finite = self._facts(self._totals[first_mark:])
-        present = [True] * n
-        if not all(marks):
-            for i, mark in zip(self._marked, marks, strict=True):
-                present[i] = mark != 0
+        present, finite = self._facts()
+        n = self._n_gradients
         return Reduced(
             self._totals[:n],
             present,
             finite,
-            self._totals[n:first_mark],
+            self._totals[n:],
             rows,
             self._sum_of_rows(),
             self._attached,
         )
 
-    def _facts(self, marks: Leaf) -> tuple[list[complex], bool]:
-        """Return all marks, and whether all gradients are finite: one transfer to the host."""
-        if not marks:
+    def _facts(self) -> tuple[list[bool], bool]:
+        """Return which gradients are there, and whether all are finite, by one transfer."""
+        vectors = [vector for vector in self._vectors if vector.n_gradients]
+        if not vectors:
             return [], True
-        sums = [vector.gradient_sum() for vector in self._vectors if vector.n_gradients]
-        facts: list[complex] = torch.cat([*sums, *marks]).tolist()
-        return facts[len(sums) :], all(map(cmath.isfinite, facts[: len(sums)]))
+        found = [vector.gradient_sum() for vector in vectors]
+        if self._wire.size > 1:
+            found += [vector.marks for vector in vectors]
+        facts: list[complex] = (torch.cat(found) if found[1:] else found[0]).tolist()
+        finite = all(map(cmath.isfinite, facts[: len(vectors)]))
+        if self._wire.size == 1:
+            return [*self._present], finite
+        marks = facts[len(vectors) :]
+        present = [True] * self._n_gradients
+        if not all(marks):
+            for i, mark in zip(self._marked, marks, strict=True):
+                present[i] = mark != 0
+        return present, finite
 
     def _sum_of_rows(self) -> Rows:
         if self._header_sum is None:
@@ -341,22 +324,25 @@ def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:
 class _Vector:
     """A bucket, laid out as one vector of n elements: gradients, buffers, marks.
 
+    There is a mark for each gradient: after a step it is not zero if any logical rank has the
+    gradient.
+
     Attributes:
         n_gradients: how many of its tensors are gradients.
         partials: views of our partial sums, [partial][tensor].
         totals: views of the finished sums, [tensor].
+        marks: the finished marks, shape (n_gradients,).
     """
 
     def __init__(
         self, like: Sequence[Tensor], n_gradients: int, partials: Sequence[int], wire: Wire
     ) -> None:
         offsets = [0]
-        for tensor in like:
-            offsets.append(offsets[-1] + -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT)
+        for size in [*(tensor.numel() for tensor in like), n_gradients]:
+            offsets.append(offsets[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
         n = offsets[-1]
         self.n_gradients = n_gradients
         self._gradient_end = offsets[n_gradients]
-        self._counts = partials
         self._chunks = _cuts(0, n, wire.size)
         slices = _SLICES if n // wire.size > _SLICED_ABOVE // 2 else 1
         self._slices = [_cuts(start, stop, slices) for start, stop in self._chunks]
@@ -377,6 +363,8 @@ class _Vector:
         self._wide = torch.float32 if self._total.dtype in _HALVES else self._total.dtype
         self._own = allocate(partials[wire.index], n) if wire.size > 1 else self._total[None]
         self.partials = [views(flat) for flat in self._own]
+        self.marks = self._total[offsets[-2] : offsets[-2] + n_gradients]
+        self._own_marks = self._own[:, offsets[-2] : offsets[-2] + n_gradients]
         mine_start, mine_stop = self._chunks[wire.index]
         self._incoming = {
             peer: allocate(partials[peer], mine_stop - mine_start) for peer in wire.peers
@@ -389,11 +377,21 @@ class _Vector:
         """
         return self._gradients.sum(0, keepdim=True, dtype=self._wide)
 
+    def mark(self, present: Sequence[bool]) -> None:
+        """Set the marks of our partial sums: of all alike, as only their sum counts."""
+        if not self.n_gradients:
+            return
+        if all(present):
+            self._own_marks.fill_(1.0)
+        else:
+            self._own_marks.copy_(self._own_marks.new_tensor([float(one) for one in present]))
+
     def divide(self, weight: float, leaves: int) -> None:
-        """Make means of the sums of a single worker."""
+        """Make means of the sums of a single worker, which needs no marks."""
         if weight:  # a step whose weight is zero is refused, and the padding must stay zero
             self._gradients.div_(weight)
-        self._others.div_(leaves)
+        if len(self.totals) > self.n_gradients:
+            self._others.div_(leaves)
 
     def post_partials(self, wire: Wire) -> list[Pending]:
         """Start sending our partial sums to the owner of each chunk: one pending per slice."""
@@ -460,8 +458,9 @@ def tree_sum(rows: Rows) -> Rows:
     """Return the sum of rows (V, width) in tree order, float64 (width,)."""
     while len(rows) > 1:
         even = len(rows) // 2 * 2
+        sums = rows[0:even:2] + rows[1:even:2]
         # A last node without a sibling moves up unchanged: that is the tree of `tree.py`.
-        rows = np.concatenate([rows[0:even:2] + rows[1:even:2], rows[even:]])
+        rows = sums if even == len(rows) else np.concatenate([sums, rows[even:]])
     total: Rows = rows[0]
     return total
 

@@ -8,7 +8,8 @@ replicas are compared.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ _INSTEAD = (
     "torch.nn.functional), or change it in an aspect's `update` advice, after its yield"
 )
 
-Mark = tuple[list[int], list[bool]]  # how often each was changed, and whether it is trained
+_NOTHING = nullcontext()
 
 
 class Weights:
@@ -29,9 +30,11 @@ class Weights:
 
     Args:
         model: the model, as it is trained.
+        in_phases: check the parameters after each phase of a part. One check at the end of a step
+            costs less, and misses changes where aspects change parameters between the phases.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, in_phases: bool = False) -> None:
         self._model = model
         self._places = [
             (module, key, parameter, f"{path}.{key}".lstrip("."))
@@ -54,28 +57,77 @@ class Weights:
         self._trained = [p.requires_grad for p in self._all]
         self._kinds = [(p.shape, p.dtype, p.device) for p in self._all]
         self._memory = [p.data_ptr() for p in self._all]
+        self._in_phases = in_phases
+        self._before = self._versions()
 
-    def mark(self) -> Mark:
-        """Return what `compare` is to compare with."""
-        return [p._version for p in self._all], [p.requires_grad for p in self._all]  # noqa: SLF001
+    def begin_step(self) -> None:
+        """Take the present values as those that the parts of a step must leave.
 
-    def compare(self, mark: Mark, what: str) -> None:
-        """Check that all parameters have been left alone since a mark.
+        Raises:
+            TaskError: a parameter was frozen or unfrozen for good since the start.
+        """
+        self._before = self._versions()
+        self.check_trained("something between two steps")
+
+    def check_trained(self, what: str) -> None:
+        """Check that the same parameters are trained as at the start.
 
         Args:
-            mark: from before.
-            what: has been run since, for the error.
+            what: what has been run, for the error.
+
+        Raises:
+            TaskError: a parameter was frozen or unfrozen.
+        """
+        trained = [p.requires_grad for p in self._all]
+        if trained != self._trained:
+            place = next(i for i, now in enumerate(trained) if now != self._trained[i])
+            raise TaskError(self._toggled(place, what))
+
+    def changed(self) -> str | None:
+        """Return the name of a parameter that was changed since the step began, or None."""
+        now = self._versions()
+        if now == self._before:
+            return None
+        pairs = zip(self._names, now, self._before, strict=True)
+        return next(name for name, one, other in pairs if one != other)
+
+    @contextmanager
+    def each_phase(self) -> Iterator[None]:
+        """Check the parameters after each phase inside, so that an error names the phase."""
+        before, self._in_phases = self._in_phases, True
+        try:
+            yield
+        finally:
+            self._in_phases = before
+
+    def phase(self, what: str) -> AbstractContextManager[None]:
+        """Return the context for one phase of a part.
+
+        Args:
+            what: the phase, for the error.
+        """
+        return self.unchanged_by(what) if self._in_phases else _NOTHING
+
+    @contextmanager
+    def unchanged_by(self, what: str) -> Iterator[None]:
+        """Check that what runs inside leaves all parameters alone.
+
+        Args:
+            what: what it is, for the error.
 
         Raises:
             TaskError: a parameter was changed, frozen or unfrozen.
         """
-        now = self.mark()
-        if now == mark:
+        before, trained = self._versions(), [p.requires_grad for p in self._all]
+        yield
+        now = self._versions()
+        toggled = [p.requires_grad for p in self._all]
+        if now == before and toggled == trained:
             return
         for place, name in enumerate(self._names):
-            if now[0][place] != mark[0][place]:
+            if now[place] != before[place]:
                 raise TaskError(self.explain(what, name))
-            if now[1][place] != mark[1][place]:
+            if toggled[place] != trained[place]:
                 raise TaskError(self._toggled(place, what))
 
     def check(self) -> None:
@@ -103,16 +155,6 @@ class Weights:
                 f"the model has other parameters than at its start: {sorted(now_named ^ known)}; "
                 "make all of them in task.model(), or in an aspect's `fit` advice"
             )
-
-    def check_frozen(self) -> None:
-        """Check, at the start of a step, that frozen is what was frozen at the start.
-
-        Raises:
-            TaskError: a parameter was frozen or unfrozen for good.
-        """
-        if [p.requires_grad for p in self._all] != self._trained:
-            place = next(i for i, p in enumerate(self._all) if p.requires_grad != self._trained[i])
-            raise TaskError(self._toggled(place, "something between two steps"))
 
     def check_kinds(self) -> None:
         """Check, after an update, that each parameter has its shape and dtype.
@@ -171,6 +213,9 @@ class Weights:
     def explain(self, what: str, name: str) -> str:
         """Return the sentence that says that something changes a parameter."""
         return f"{what} changes parameter {name!r}: {_INSTEAD}"
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self._all]  # noqa: SLF001 - how often each was changed
 
     def _n_parameters(self) -> int:
         return sum(len(module._parameters) for module in self._model.modules())  # noqa: SLF001

@@ -123,8 +123,12 @@ def test_a_parameter_that_no_rank_uses_is_left_alone(cut, monkeypatch):
 
 def test_zeros_in_the_place_of_none_move_what_is_not_used(monkeypatch):
     """The negative control: decay and momentum move a parameter whose gradient is zero."""
-    whole = reduction.Reduction.marks
-    monkeypatch.setattr(reduction.Reduction, "marks", lambda self, _=None: whole(self))
+    whole = reduction.Reduction.send
+
+    def send(self, b, partials, present):
+        whole(self, b, partials, [True] * len(present))
+
+    monkeypatch.setattr(reduction.Reduction, "send", send)
     moved = train(Experts(), 1, 1)[0].replica.model.never.weight
     torch.manual_seed(seed_for(SEED, "model"))
     assert bits(moved) != bits(Experts().model().never.weight)

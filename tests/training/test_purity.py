@@ -13,14 +13,24 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from raytrain_plus.algorithms import Weave
+from raytrain_plus.algorithms import Aspect, Weave
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
-from tests.training.small_tasks import CLASSES, CLOCK, FEATURES, PART, SEED, Plain, everything
+from tests.training.small_tasks import (
+    CLASSES,
+    CLOCK,
+    FEATURES,
+    PART,
+    SEED,
+    Plain,
+    everything,
+    loop_alone,
+    run,
+)
 from tests.training.small_tasks import part as batch_of
 from tests.training.wires import Network, bits
 
@@ -636,6 +646,73 @@ def test_a_parameter_that_is_unfrozen_later_is_refused_before_anything_is_lost()
         with pytest.raises(TaskError, match=r"switches on requires_grad of parameter '0.weight'"):
             train(Later, workers, 3)
         assert {loop.replica.step for loop in loops} == {2}
+
+
+class LaterChange(Plain):
+    """One phase changes a weight, from the third step on."""
+
+    def __init__(self, phase, caught=None):
+        super().__init__()
+        self.phase = phase
+        self.caught = caught
+
+    def model(self):
+        model = super().model()
+        model.register_buffer("steps", torch.tensor(0))
+        return model
+
+    def change(self, model, phase):
+        if model.steps > 2 and phase == self.phase:
+            with torch.no_grad():
+                model[2].bias.add_(0.5)
+
+    def forward(self, model, batch):
+        model.steps += 1
+        self.change(model, "forward")
+        outputs = model(batch["x"])
+        outputs.register_hook(lambda _: self.change(model, "backward"))
+        batch["model"] = model
+        return outputs
+
+    def loss(self, outputs, batch):
+        self.change(batch["model"], "loss")
+        losses = super().loss(outputs, batch)
+        if self.caught is not None and batch["model"].steps > 2:
+            raise self.caught
+        return losses
+
+
+class Idle(Aspect):
+    """Advises each phase and does nothing."""
+
+    def forward(self, _):
+        yield
+
+    def loss(self, _):
+        yield
+
+
+@pytest.mark.parametrize("algorithms", [(), (Idle(),)])
+@pytest.mark.parametrize("phase", ["forward", "loss", "backward"])
+def test_a_phase_that_changes_a_parameter_later_is_named_before_the_update(phase, algorithms):
+    loop = loop_alone(LaterChange(phase), 2, algorithms=algorithms)
+    run(loop, 2, range(2))
+    with pytest.raises(TaskError, match=rf"^the {phase} changes parameter '2\.bias'"):
+        run(loop, 1, range(2))
+    assert loop.replica.step == 2
+    assert not loop.replica.torn
+
+
+def test_a_change_of_a_parameter_is_named_where_it_leads_to_another_error():
+    loop = loop_alone(LaterChange("forward", RuntimeError("modified by an inplace operation")), 2)
+    run(loop, 2, range(2))
+    with pytest.raises(TaskError, match=r"changes parameter '2\.bias'") as raised:
+        run(loop, 1, range(2))
+    assert isinstance(raised.value.__context__, RuntimeError)
+    other = loop_alone(LaterChange("none", RuntimeError("another")), 2)  # the control
+    run(other, 2, range(2))
+    with pytest.raises(RuntimeError, match="another"):
+        run(other, 1, range(2))
 
 
 def test_a_parameter_that_is_replaced_or_added_between_steps_is_refused():
