@@ -5,7 +5,8 @@ made, never on who makes it or on what was drawn before. So each place that need
 fresh generator from a hash of exactly those things:
 
 - one logical rank's part of a step (dropout, augmentation): `(seed, "step", step, logical rank)`;
-- an update (noise in an optimizer, an aspect's `update` advice): `(seed, "update", step)`;
+- an update (noise in an optimizer, an aspect's `update` advice): `(seed, "update", step)`; torch's
+  own optimizers draw nothing, so that without aspects nothing is seeded for them;
 - one logical rank's part of an evaluation: `(seed, "evaluate", step, logical rank)`; what a metric
   draws when it is computed: `(seed, "metrics", step)`;
 - the model's initial weights: `(seed, "model")`; the newcomer's probe: `(seed, "probe")`;

@@ -45,7 +45,7 @@ class Buffers:
             for name, module in _modules(model)
         ]
         self._held = [module._buffers for module, _, _ in self._modules]  # noqa: SLF001
-        self._sizes = [len(held) for held in self._held]
+        self._size = sum(map(len, self._held))
         self._empty = [
             (module, key)
             for _, module in _modules(model)
@@ -108,7 +108,7 @@ class Buffers:
         found = []
         if self._empty:
             found = [(m, k) for m, k in self._empty if _buffer(m, k) is not None]
-        if list(map(len, self._held)) == self._sizes:
+        if sum(map(len, self._held)) == self._size:
             return found
         for module, _, keys in self._modules:
             if len(module._buffers) != len(keys):  # noqa: SLF001

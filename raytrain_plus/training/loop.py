@@ -45,6 +45,7 @@ from raytrain_plus.training.reduction import (
 )
 from raytrain_plus.training.round_trip import rehearsed
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.users_optimizer import may_draw
 from raytrain_plus.training.weights import Weights
 
 
@@ -308,11 +309,14 @@ class TrainingLoop:
 
     def _add_part(self, exchange: Exchange, step: Step, rank: int, batch: Batch, row: Rows) -> None:
         """Compute one logical rank's part, and add its gradient to the step's sums."""
-        with self._parts.loss(step, rank, batch, row) as loss:
+        self._parts.begin(step, rank, batch)
+        with self._weave.around("batch", step):
+            loss = self._parts.loss(step, row)
             attachment = b""
             if rank == 0:
                 attachment = self.buffers.integers() + self.bookkeeping.told()
             exchange.backward(step, loss, self.buffers.changes(), attachment)
+        step.outputs = step.losses = None
 
     def _check_weights(self) -> None:
         """Check that the parts of the step have left the weights alone.
@@ -391,7 +395,8 @@ class TrainingLoop:
         self._backward.set(reduced.gradients, reduced.present)
         step.logical_rank = -1
         # The parts have left the generators where they stand, and each worker had other parts.
-        seed_global_generators(seed_for(self._seed, "update", step.number))
+        if self._weave.aspects or may_draw(self.replica.optimizer):
+            seed_global_generators(seed_for(self._seed, "update", step.number))
         with self._weave.around("update", step), rehearsed(self.replica, self._build_another):
             self.replica.optimizer.step()
         self.weights.check_kinds()

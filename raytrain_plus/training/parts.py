@@ -1,8 +1,7 @@
 """One logical rank's part of a step: forward, one loss per sample, and their weighted sum."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,37 +66,38 @@ class Parts:
         self._backward = backward
         self._enter = enter
 
-    @contextmanager
-    def loss(self, step: Step, rank: int, batch: Batch, row: Rows) -> Iterator[Tensor]:
-        """Compute the loss of one logical rank's part, whose backward runs in this context.
+    def begin(self, step: Step, rank: int, batch: Batch) -> None:
+        """Begin one logical rank's part: from the buffers of the snapshot, and from its own seed.
 
         Args:
-            step: the step. Afterwards what it knows of the part is dropped.
+            step: the step, which holds the part from now on.
             rank: the logical rank.
             batch: its part of the batch.
-            row: its row of the step header, which is filled.
-
-        Yields:
-            The sum of the weighted losses.
         """
         self._enter("forward")
         self._buffers.restore()
         self._bookkeeping.begin_part(rank)
         self._seed_part(step.number, rank)
         step.logical_rank, step.batch, step.weights, step.notes = rank, batch, None, {}
-        with self._weave.around("batch", step):
-            self._forward(step)
-            losses, weight, samples = weighted(step)
-            if not self._advised:  # advice may freeze parameters for a while
-                self._weights.check_trained("the forward or the loss")
-            if self._attributes.fresh or self._buffers.has_new():
-                self._settle(step, losses)
-            total = losses.sum()
-            row[LOSS], row[WEIGHT] = total.item(), weight
-            row[SAMPLES], row[TOKENS] = samples, _tokens(step, samples)
-            self._enter("backward")
-            yield total
-        step.outputs = step.losses = None
+
+    def loss(self, step: Step, row: Rows) -> Tensor:
+        """Run forward and loss of the part that has begun; return the sum of its weighted losses.
+
+        Args:
+            step: the step, inside of the `batch` advice.
+            row: the logical rank's row of the step header, which is filled.
+        """
+        self._forward(step)
+        losses, weight, samples = weighted(step)
+        if not self._advised:  # advice may freeze parameters for a while
+            self._weights.check_trained("the forward or the loss")
+        if self._attributes.fresh or self._buffers.has_new():
+            self._settle(step, losses)
+        total = losses.sum()
+        row[LOSS], row[WEIGHT] = total.item(), weight
+        row[SAMPLES], row[TOKENS] = samples, _tokens(step, samples)
+        self._enter("backward")
+        return total
 
     def leaf(self, step: Step, rank: int, batch: Batch) -> Leaf:
         """Compute one leaf, gradients and then changes of the buffers, and leave no trace of it.
@@ -107,9 +107,10 @@ class Parts:
         Raises:
             TaskError: among others, a phase of the part changes a parameter.
         """
-        row = np.zeros(HEADER_WIDTH)
-        with self._weights.each_phase(), self.loss(step, rank, batch, row) as loss:
-            self._backward.run(step, loss)
+        self.begin(step, rank, batch)
+        with self._weights.each_phase(), self._weave.around("batch", step):
+            self._backward.run(step, self.loss(step, np.zeros(HEADER_WIDTH)))
+        step.outputs = step.losses = None
         leaf = [*self._backward.leaf(), *self._buffers.changes()]
         self._backward.drop()
         self._buffers.restore()

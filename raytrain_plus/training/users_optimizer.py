@@ -1,4 +1,4 @@
-"""What `task.optimizer(model)` returned, checked before anything is trained with it."""
+"""What `task.optimizer(model)` returned: whether it can be used, and whether its step may draw."""
 
 import inspect
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from raytrain_plus.task import Task, TaskError
 
@@ -60,6 +61,17 @@ def check_unscheduled(optimizer: Optimizer) -> None:
     for inner in _and_inner(optimizer):
         if hasattr(inner.step, "_wrapped_by_lr_sched"):
             raise TaskError(_steered(inner, "a torch scheduler"))
+
+
+def may_draw(optimizer: Any) -> bool:
+    """Say whether an optimizer's step may draw random numbers: those of torch.optim do not."""
+    hooks = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
+    return (
+        not type(optimizer).__module__.startswith("torch.optim.")
+        or "step" in vars(optimizer)
+        or any(getattr(optimizer, name) for name in hooks)
+        or bool(_global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+    )
 
 
 def _and_inner(optimizer: Any) -> Iterable[Any]:

@@ -317,6 +317,17 @@ def test_a_step_starts_no_thread():
     assert threading.active_count() == before
 
 
+def own_optimizers():
+    """Return the optimizers of torch that take a step from one dense gradient."""
+    kinds = vars(torch.optim).values()
+    found = [k for k in kinds if isinstance(k, type) and issubclass(k, torch.optim.Optimizer)]
+    return [
+        k
+        for k in found
+        if k not in {torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam}
+    ]
+
+
 class Langevin(torch.optim.SGD):
     """Adds noise of torch's, Python's and NumPy's global generators in each step."""
 
@@ -346,6 +357,43 @@ def drawn_before_updates(draws):
     loop = loop_alone(Thermal(), enter=enter)
     run(loop, 3)
     return loop.replica.digest()
+
+
+class Hooked(Thermal):
+    """A hook of one of torch's optimizers draws."""
+
+    def optimizer(self, model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.register_step_post_hook(lambda *_: torch.rand(1))
+        return optimizer
+
+
+def test_an_update_is_seeded_if_something_of_the_users_may_draw_in_it(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(loop_module, "seed_global_generators", seeded.append)
+    for task, algorithms, expected in [
+        (Plain(), (), 0),
+        (Plain("AdamW"), (), 0),
+        (Plain(), [LabelSmoothing()], 1),
+        (Thermal(), (), 1),
+        (Hooked(), (), 1),
+    ]:
+        seeded.clear()
+        run(loop_alone(task, algorithms=algorithms), 1)
+        assert seeded == [seed_for(SEED, "update", 0)] * expected
+
+
+@pytest.mark.parametrize("kind", [*own_optimizers()])
+def test_torchs_own_optimizers_draw_nothing(kind):
+    """The control is Langevin, in the test above and below."""
+    model = torch.nn.Linear(3, 3, bias=False)
+    optimizer = kind(model.parameters(), lr=0.1)
+    model(torch.ones(2, 3)).sum().backward()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    optimizer.step()
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
 
 
 def test_what_an_update_draws_does_not_depend_on_the_parts_before_it(monkeypatch):
