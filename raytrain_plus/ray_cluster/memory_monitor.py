@@ -2,7 +2,8 @@
 
 The monitor (Ray 2.60) ends what can be restarted first, and of that the newest first, until the
 node is below its threshold by a margin. Sizes do not count. A coordinator can be restarted, and
-workers cannot: it is ended before them.
+workers cannot: it is ended before them. So workers end themselves before the monitor acts
+(`elastic/worker/memory_watch.py`).
 """
 
 import contextlib
@@ -11,40 +12,142 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import utils
 from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RayError
 
 THRESHOLD = "RAY_memory_usage_threshold"
 _DEFAULT = 0.95  # of Ray
+_LEAST_FREE = "RAY_min_memory_free_bytes"
+_INTERVAL = "RAY_memory_monitor_refresh_ms"
 _GIB = 2**30
 _ANSWER_SECONDS = 1.0  # which a survivor may wait for Ray's answer; it takes 3 ms
 _TOLD = re.compile(r"Memory usage (\d+)B exceeded threshold of (\d+)B \(.* of (\d+)B limit\)")
+# A container's files, each with its limit, its usage, its statistics and their fields of cached
+# files, which the kernel can free.
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
 
 
-def trouble(
-    used: Callable[[], float] = utils.get_used_memory,
-    total: Callable[[], float] = utils.get_system_memory,
-) -> str:
+@dataclass(frozen=True)
+class NodeMemory:
+    """The memory of a node, or of the container in which its Ray runs.
+
+    Attributes:
+        used: bytes in use, without cached files.
+        total: bytes that there are.
+        allowed: bytes in use above which Ray's memory monitor ends processes.
+    """
+
+    used: float
+    total: float
+    allowed: float
+
+    def __str__(self) -> str:
+        """Say what is used, and what Ray allows."""
+        return (
+            f"{self.used / _GIB:.1f} of {self.total / _GIB:.1f} GiB of memory, and Ray allows "
+            f"{self.allowed / _GIB:.1f} GiB ({THRESHOLD})"
+        )
+
+
+def node_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> NodeMemory | None:
+    """Return this node's memory; None where there is no monitor, or the system does not tell.
+
+    Args:
+        meminfo: the system's file.
+        cgroups: the folder of the container's files.
+    """
+    if os.environ.get(_INTERVAL) == "0":
+        return None
+    try:
+        system = _numbers(meminfo)
+        total = system["MemTotal:"] * 1024
+        used = total - system["MemAvailable:"] * 1024
+        container = _container(cgroups)
+        if container is not None and container[1] <= total:
+            used, total = container
+        allowed = total * float(os.environ.get(THRESHOLD, _DEFAULT))
+        least_free = int(os.environ.get(_LEAST_FREE, "-1"))
+    except (OSError, ValueError, KeyError):
+        return None
+    return NodeMemory(used, total, max(allowed, total - least_free) if least_free >= 0 else allowed)
+
+
+def _container(folder: Path) -> tuple[int, int] | None:
+    """Return the bytes that a container uses and may use; None if it has no limit."""
+    for limit, usage, statistics, cached in _CGROUPS:
+        if (folder / limit).exists():
+            allowed = (folder / limit).read_text().strip()
+            if not allowed.isdigit():  # "max"
+                return None
+            numbers = _numbers(folder / statistics)
+            used = int((folder / usage).read_text()) - sum(numbers[field] for field in cached)
+            return max(0, used), int(allowed)
+    return None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    lines = [line.split() for line in path.read_text().splitlines()]
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1}
+
+
+def is_largest_here(processes: Path = Path("/proc"), own: int | None = None) -> tuple[bool, int]:
+    """Say whether this process is the largest of those that this node's Ray has started.
+
+    Memory that is shared with other processes, or backed by a file, does not count.
+
+    Args:
+        processes: the system's folder.
+        own: this process.
+
+    Returns:
+        Whether it is, and its size in bytes.
+    """
+    own = os.getpid() if own is None else own
+    parent = _parent(processes / str(own))
+    sizes = {}
+    for process in processes.iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
+                if _parent(process) == parent:
+                    sizes[int(process.name)] = _size(process)
+    return sizes[own] == max(sizes.values()), sizes[own]
+
+
+def _parent(process: Path) -> int:
+    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _size(process: Path) -> int:
+    _, resident, shared, *_ = (process / "statm").read_text().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def trouble(look: Callable[[], NodeMemory | None] = node_memory) -> str:
     """Say that this node's memory is above Ray's threshold; nothing if it is not.
 
     Args:
-        used: bytes that are in use on this node, or in its container.
-        total: bytes that there are.
+        look: how the memory is read.
     """
-    try:
-        share, threshold = used() / total(), float(os.environ.get(THRESHOLD, _DEFAULT))
-    except (OSError, ValueError, ZeroDivisionError):
-        return ""
-    if share < threshold:
+    memory = look()
+    if memory is None or memory.used < memory.allowed:
         return ""
     return (
-        f"; this node uses {used() / _GIB:.1f} of its {total() / _GIB:.1f} GiB of memory, which is "
-        f"above {threshold:.0%} ({THRESHOLD}), so that Ray's memory monitor ends what is started "
-        "here: free memory, use a larger node, or raise the threshold"
+        f"; this node uses {memory}, so that Ray's memory monitor ends what is started here: free "
+        "memory, use a larger node, or raise the threshold"
     )
 
 
@@ -64,11 +167,8 @@ class Kill:
         """Say what has happened, with the sizes of the process and of its node."""
         node = "its node was short of memory"
         if found := _TOLD.search(self.told):
-            used, threshold, total = (int(number) for number in found.groups())
-            node = (
-                f"its node used {used / _GIB:.1f} of {total / _GIB:.1f} GiB of memory, and Ray "
-                f"allows {threshold / _GIB:.1f} GiB ({THRESHOLD})"
-            )
+            used, allowed, total = (int(number) for number in found.groups())
+            node = f"its node used {NodeMemory(used, total, allowed)}"
         size = f", which used {self.size / _GIB:.1f} GiB" if self.size else ""
         return f"Ray's memory monitor ended its process{size}: {node}"
 

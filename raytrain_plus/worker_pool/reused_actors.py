@@ -89,6 +89,8 @@ class LentWorker(Worker):
                 self._source.close()
             if "_evaluation" in held and self._evaluation is not None:
                 self._evaluation.source.close()
+            if "_memory_watch" in held:
+                self._memory_watch.close()
             if "_exporter" in held:
                 self._exporter.stop()
         except Exception as error:  # noqa: BLE001 - an aspect's own; another process serves as well

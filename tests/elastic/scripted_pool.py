@@ -133,7 +133,7 @@ class ScriptedPool:
         self.known = []  # all records of the survivors
         self.group = None
         self.held, self.asked, self.tested = [], [], []
-        self.short = {}  # worker -> how Ray's memory monitor has ended it
+        self.short = {}  # worker -> how it was ended for want of memory
         self.wrong = set()  # workers whose arithmetic is wrong
         self.left = {}  # worker -> how it stands, when a coordinator has come back
         self.seconds = lambda _, ranks: 0.1 * len(ranks)  # that a worker computes in a step
@@ -229,6 +229,9 @@ class ScriptedPool:
 
     def states(self, workers, _timeout):
         return {worker: self.left[worker] for worker in workers}
+
+    def report_memory_shortage(self, worker, why):
+        self.short[worker] = why
 
     def memory_kill(self, worker):
         return self.short.get(worker, "")

@@ -1,5 +1,7 @@
-"""How a worker that Ray's memory monitor has ended is named."""
+"""A node's memory is read as Ray's monitor reads it; what the monitor has ended is named."""
 
+import os
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -85,3 +87,107 @@ def test_a_ray_that_does_not_answer_keeps_nobody_waiting(asked, monkeypatch):
     monkeypatch.setattr(memory_monitor, "_ANSWER_SECONDS", 0.01)
     assert asked(tables) == ""
     gate.set()
+
+
+MEMINFO = "MemTotal:       24000000 kB\nMemFree:  1000 kB\nMemAvailable:   18000000 kB\nHuge:\n"
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """A system's files; those of a container can be added."""
+    for name in ("RAY_memory_usage_threshold", "RAY_min_memory_free_bytes"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RAY_memory_monitor_refresh_ms", raising=False)
+    (tmp_path / "meminfo").write_text(MEMINFO)
+
+    def read(**files):
+        for name, text in files.items():
+            path = tmp_path / "cgroup" / name.replace("__", "/").replace("_of_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return memory_monitor.node_memory(tmp_path / "meminfo", tmp_path / "cgroup")
+
+    return read
+
+
+def test_the_memory_of_a_node_is_what_is_not_available(system):
+    assert system() == memory_monitor.NodeMemory(
+        6_000_000 * 1024, 24_000_000 * 1024, 24_000_000 * 1024 * 0.95
+    )
+
+
+def test_a_container_has_its_own_memory_without_cached_files(system, monkeypatch):
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.5")
+    stat = "anon 1\ninactive_file 300\nactive_file 200\n"
+    found = system(memory_of_max="4000\n", memory_of_current="2500\n", memory_of_stat=stat)
+    assert found == memory_monitor.NodeMemory(2000, 4000, 2000)
+
+
+def test_a_container_of_the_older_kind(system):
+    stat = "cache 9\ntotal_inactive_file 300\ntotal_active_file 200\n"
+    found = system(
+        memory__memory_of_limit_in_bytes="4000\n",
+        memory__memory_of_usage_in_bytes="2500\n",
+        memory__memory_of_stat=stat,
+    )
+    assert found == memory_monitor.NodeMemory(2000, 4000, 3800)
+
+
+@pytest.mark.parametrize("limit", ["max\n", "9223372036854771712\n"])
+def test_a_container_without_a_limit_has_the_systems_memory(system, limit):
+    stat = "inactive_file 300\nactive_file 200\n"
+    found = system(memory_of_max=limit, memory_of_current="2500\n", memory_of_stat=stat)
+    assert found == system()
+    assert found.total == 24_000_000 * 1024
+
+
+def test_memory_that_ray_is_to_leave_free_counts_where_it_allows_more(system, monkeypatch):
+    monkeypatch.setenv("RAY_min_memory_free_bytes", "1024")
+    assert system().allowed == 24_000_000 * 1024 - 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RAY_memory_monitor_refresh_ms", "0"), ("RAY_memory_usage_threshold", "much")],
+)
+def test_there_is_nothing_to_watch_without_a_monitor(system, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert system() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_this_system_says():
+    memory = memory_monitor.node_memory()
+    assert 0 < memory.used < memory.total
+    largest, size = memory_monitor.is_largest_here()
+    assert largest in (True, False)
+    assert size > 2**20
+
+
+def test_a_node_above_the_threshold_is_named_in_errors():
+    high = memory_monitor.NodeMemory(23 * GIB, 24 * GIB, 22 * GIB)
+    assert memory_monitor.trouble(lambda: high) == (
+        "; this node uses 23.0 of 24.0 GiB of memory, and Ray allows 22.0 GiB "
+        "(RAY_memory_usage_threshold), so that Ray's memory monitor ends what is started here: "
+        "free memory, use a larger node, or raise the threshold"
+    )
+    assert memory_monitor.trouble(lambda: memory_monitor.NodeMemory(1, 24 * GIB, 22 * GIB)) == ""
+    assert memory_monitor.trouble(lambda: None) == ""
+
+
+def make_process(folder, pid, parent, pages, shared=0):
+    (folder / str(pid)).mkdir(parents=True)
+    (folder / str(pid) / "stat").write_text(f"{pid} (ray::A (b) c) S {parent} 1 1 0")
+    (folder / str(pid) / "statm").write_text(f"9999 {pages} {shared} 1 0 1 0")
+
+
+def test_only_processes_of_the_same_ray_are_compared_by_their_own_memory(tmp_path):
+    page = os.sysconf("SC_PAGE_SIZE")
+    make_process(tmp_path, 10, 1, 5000)  # Ray's own, the parent
+    make_process(tmp_path, 11, 10, 300)
+    make_process(tmp_path, 12, 10, 900, shared=700)
+    make_process(tmp_path, 13, 7, 5000)
+    (tmp_path / "14").mkdir()  # it has ended
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    assert memory_monitor.is_largest_here(tmp_path, 11) == (True, 300 * page)
+    assert memory_monitor.is_largest_here(tmp_path, 12) == (False, 200 * page)

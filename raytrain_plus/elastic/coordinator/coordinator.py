@@ -256,6 +256,11 @@ class Coordinator:
         self._actors.tell(WorkerStarting(worker, process))
 
     @ray.method(concurrency_group="control")
+    def report_memory_shortage(self, worker: str, why: str) -> None:
+        """Take a worker's word that it ends itself, as it is too large for its node."""
+        self._actors.report_memory_shortage(worker, why)
+
+    @ray.method(concurrency_group="control")
     def report_notice(self, worker: str, why: str) -> None:
         """Take a worker's word that it will be ended before long."""
         self._actors.tell(PreemptionNotice(worker, why))

@@ -141,6 +141,7 @@ class WorkerActors:
         self._awaited: set[str] = set()
         self._faults: dict[str, Action | None] = {}
         self._handles: dict[str, Any] = {}
+        self._short: dict[str, str] = {}  # worker -> why it ends itself for want of memory
         self._lifelines = Lifelines(lambda worker, why: self.events.put(WorkerLost(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
 
@@ -261,8 +262,17 @@ class WorkerActors:
             if other is not member and other.ready is not None and other.ready.node == ready.node
         ]
 
+    def report_memory_shortage(self, worker: str, why: str) -> None:
+        """Note why a worker ends itself for want of memory. From any thread."""
+        self._short[worker] = why
+
     def memory_kill(self, worker: str) -> str:
-        """Say that Ray's memory monitor has ended a worker that died; nothing if it has not."""
+        """Say that a worker that died was ended for want of memory; nothing if it was not.
+
+        It has ended itself, or Ray's memory monitor has ended it.
+        """
+        if worker in self._short:
+            return self._short.pop(worker)
         handle = self._handles.get(worker)
         return "" if handle is None else memory_monitor.kill_of(handle)
 

@@ -45,6 +45,7 @@ from raytrain_plus.elastic.worker.data import open_data, open_evaluation, resolv
 from raytrain_plus.elastic.worker.fault_injection import WorkerFaults
 from raytrain_plus.elastic.worker.fingerprint import fingerprint
 from raytrain_plus.elastic.worker.healing import receive_state, send_state
+from raytrain_plus.elastic.worker.memory_watch import MemoryWatch
 from raytrain_plus.elastic.worker.process import (
     CODE_THAT_MAY_EXIT,
     USERS,
@@ -70,6 +71,7 @@ from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
 
+_LAST_WORD_SECONDS = 0.5  # for the coordinator to hear why a worker ends itself
 _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
 
 
@@ -130,6 +132,7 @@ class Worker:
         if fault == "hang_newcomer":
             process_faults.stall()
         self._crash_word = crashes.offer(spec.folder, self._name)
+        self._memory_watch = MemoryWatch(self._end_for_memory)
         try:
             self._ready = self._prepare(spec)
         except USERS as error:  # Ray would bury its traceback, and take an exit for its own
@@ -457,6 +460,13 @@ class Worker:
         threading.Thread(
             target=lambda: self._coordinator.report_notice.remote(self._name, notice), daemon=True
         ).start()
+
+    def _end_for_memory(self, why: str) -> None:
+        """End this process, which is too large for its node. The coordinator hears it first."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            word = self._coordinator.report_memory_shortage.remote(self._name, why)
+            ray.get(word, timeout=_LAST_WORD_SECONDS)
+        exits.leave_at_once(1)
 
     def _on_release(self) -> None:
         """The coordinator has let go of us, or has died."""

@@ -212,6 +212,17 @@ def test_a_worker_that_was_ended_for_want_of_memory_is_named_as_that(lead, tmp_p
     check_journal(tmp_path)
 
 
+def test_a_worker_that_ends_itself_for_want_of_memory_is_named_by_its_own_word(lead, tmp_path):
+    def script(pool):
+        pool.coordinator.report_memory_shortage("w1", "it used 7.0 GiB")
+        pool.die("w1")
+
+    outcome, _ = lead({4: script}, workers=(1, 2))
+    assert outcome.state == "finished"
+    lost = [e for e in read(tmp_path) if e.get("state") == "lost"]
+    assert [(e["worker"], e["reason"]) for e in lost] == [("w1", "it used 7.0 GiB")]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_step_that_needs_more_memory_than_there_is_ends_the_run(lead, tmp_path, workers):
     def again(pool):
