@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from raytrain_plus.trainer import ElasticTrainer as ElasticTrainer
     from raytrain_plus.trainer import TrainingFailedError as TrainingFailedError
 
-# Imported when they are asked for. A worker, whose start-up is what a recovery waits for, does
-# without the driver's side and comes up a second earlier; a node's agent does without torch, and
-# needs a third of the memory.
-_WHERE = {
+# Imported at first use. A recovery waits for a worker to start, and a worker that does not import
+# the driver's modules starts a second earlier. A node agent does not import torch, and so needs a
+# third of the memory.
+_MODULES = {
     "ElasticConfig": "raytrain_plus.elastic.protocol.messages",
     "ElasticTrainer": "raytrain_plus.trainer",
     "Fault": "raytrain_plus.elastic.protocol.faults",
@@ -43,6 +43,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "algorithms":
         return importlib.import_module("raytrain_plus.algorithms")
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m raytrain_plus` is `raytrain-plus`."""
+"""Runs `raytrain-plus` as `python -m raytrain_plus`."""
 
 from raytrain_plus.cli import main
 

@@ -1,4 +1,4 @@
-"""Where a run is: steps, epochs, batches, samples, tokens, and how long it lasts."""
+"""The length of a run, and a place in it: steps, epochs, batches, samples, tokens."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Duration:
     """A length of training, such as `10ep`.
 
     Attributes:
-        value: how many, not below zero; a fraction only of epochs and of the whole run.
+        value: how many, at least zero; only epochs and the whole run may be fractions.
         unit: `ep` (epochs), `ba` (batches, that is steps), `sp` (samples), `tok` (tokens) or `dur`
             (the duration of the run).
     """
@@ -36,7 +36,7 @@ class Duration:
         """Read `10ep`, `0.5ep`, `500ba`, `20000sp`, `1000000tok` or `0.5dur`.
 
         Raises:
-            DurationError: the text is none of these.
+            DurationError: the text has another form.
         """
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*", str(text))
         if match is None or match[2] not in _UNITS:
@@ -57,14 +57,16 @@ class Duration:
 
         Args:
             lengths: of an epoch and a batch.
-            total_steps: of the run; None where it is not known, as it is being asked for.
+            total_steps: of the run; None if it is not known, because it is being computed.
 
         Raises:
             DurationError: the unit is `dur` and the run's length is not known, or it is `tok` and
                 the task has no tokens.
         """
         if self.unit == "dur" and total_steps is None:
-            raise DurationError(f"{self.value:g}dur is a part of the run, and cannot be its length")
+            raise DurationError(
+                f"{self.value:g}dur is a fraction of the run, and cannot be the run's length"
+            )
         if self.unit == "tok" and not lengths.tokens_per_sample:
             raise DurationError(
                 "a duration in tokens needs a task that says which column holds them: set the "
@@ -83,13 +85,13 @@ class Duration:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """What turns steps into other units.
+    """The lengths that convert steps into other units.
 
     Attributes:
         steps_per_epoch: whole global batches in an epoch.
         batch_size: samples in a global batch.
-        tokens_per_sample: tokens in a sample as it is loaded, the mean of all where their numbers
-            differ; 0 where there are none.
+        tokens_per_sample: tokens in a sample as it is loaded; the mean over all samples if their
+            numbers differ; 0 if there are none.
     """
 
     steps_per_epoch: int
@@ -98,7 +100,7 @@ class Lengths:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens in a global batch as it is loaded; of an average one where they differ."""
+        """Tokens in a global batch as it is loaded; in an average batch if they differ."""
         return round(self.batch_size * self.tokens_per_sample)
 
 
@@ -106,7 +108,7 @@ def run_length(text: str, lengths: Lengths, total_steps: int | None = None) -> i
     """Return the steps of a run, or between two evaluations or checkpoints: at least 1.
 
     Raises:
-        DurationError: the text is no duration, is zero, or cannot be counted in this run.
+        DurationError: the text is not a duration, is zero, or cannot be counted in this run.
     """
     duration = Duration.parse(text)
     if duration.value <= 0:
@@ -121,12 +123,12 @@ def _steps(text: str, lengths: Lengths, total_steps: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Clock(Lengths):
-    """The lengths that turn a number of committed steps into every other unit.
+    """The lengths that convert a number of committed steps into every other unit.
 
     Attributes:
         total_steps: the step after which the run ends.
-        evaluate_every: steps between evaluations; also one at the end.
-        checkpoint_every: steps between checkpoints; None has one at the end alone.
+        evaluate_every: steps between evaluations; there is also one at the end.
+        checkpoint_every: steps between checkpoints; None means one at the end only.
     """
 
     total_steps: int
@@ -137,16 +139,16 @@ class Clock(Lengths):
         """Return how many steps are committed at a time such as `0.5dur`, `2ep` or `100ba`.
 
         Raises:
-            DurationError: it is no time, or cannot be counted in this run.
+            DurationError: it is not a time, or cannot be counted in this run.
         """
         return _steps(when, self, self.total_steps)
 
     def progress(self, step: int) -> float:
-        """Return the fraction of the run that `step` committed steps are, in [0, 1]."""
+        """Return the fraction of the run that is done after `step` committed steps, in [0, 1]."""
         return step / self.total_steps
 
     def epoch(self, step: int) -> int:
-        """Return the epoch, from 0, in which the step after `step` committed ones falls."""
+        """Return the epoch, from 0, of the step that follows `step` committed steps."""
         return step // self.steps_per_epoch
 
     def evaluation_due(self, step: int) -> bool:

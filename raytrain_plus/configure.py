@@ -1,4 +1,4 @@
-"""From a user's words to a run: all that can be checked is checked before a worker starts."""
+"""From a user's settings to a run: checks everything that can be checked before a worker starts."""
 
 import dataclasses
 import hashlib
@@ -35,7 +35,7 @@ from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task
-from raytrain_plus.task_check import asked, check_form
+from raytrain_plus.task_check import call_task_method, check_form
 from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
 
@@ -45,11 +45,11 @@ _UNNAMED = re.compile(r"ray_train_run-\d{4}(-\d\d){2}_\d\d(-\d\d){2}")
 
 
 class ConfigError(ValueError):
-    """Something that was asked for is not possible; the message says what, and what to do."""
+    """A setting that is not possible; the message says which one, and what to do."""
 
 
 def check_sizes(batch_size: int, logical_ranks: int, workers: tuple[int, int]) -> None:
-    """Check what depends on numbers alone.
+    """Check the settings that depend on numbers alone.
 
     Raises:
         ConfigError: they do not fit together.
@@ -78,7 +78,7 @@ def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
     """Return the least and the most workers of a ScalingConfig.
 
     Raises:
-        ConfigError: it sets something that raytrain_plus does not honour.
+        ConfigError: it sets a field that raytrain_plus does not support.
     """
     refused = {
         "trainer_resources": scaling.trainer_resources,
@@ -96,11 +96,11 @@ def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
 def worker_resources(scaling: ray.train.ScalingConfig) -> dict[str, float]:
     """Return what each worker asks Ray for. Default: one CPU, and one GPU if `use_gpu`.
 
-    An `accelerator_type` becomes a small amount of Ray's resource of that name, as Ray Train has
-    it: a worker then runs on nodes with that kind of GPU only.
+    An `accelerator_type` becomes a small amount of Ray's resource of that name, as in Ray Train. A
+    worker then runs only on nodes with that kind of GPU.
 
     Raises:
-        ConfigError: a worker would hold another number of GPUs than one.
+        ConfigError: a worker would hold more than one GPU, or a fraction of one.
     """
     resources = dict(scaling.resources_per_worker or {"CPU": 1})
     if scaling.use_gpu:
@@ -124,10 +124,10 @@ def worker_resources(scaling: ray.train.ScalingConfig) -> dict[str, float]:
 
 
 def check_run_config(run: ray.train.RunConfig) -> None:
-    """Refuse what would be ignored.
+    """Refuse fields that would be ignored.
 
     Raises:
-        ConfigError: it sets something that raytrain_plus does not honour.
+        ConfigError: it sets a field that raytrain_plus does not support.
     """
     refused = {
         "storage_filesystem": run.storage_filesystem,
@@ -141,7 +141,7 @@ def check_run_config(run: ray.train.RunConfig) -> None:
     plain = ray.train.FailureConfig()
     names = [field.name for field in dataclasses.fields(plain)]
     changed = {name: getattr(failure, name) != getattr(plain, name) for name in names}
-    # No limit is what there is: lost workers never end a run.
+    # Both values mean no limit: lost workers never end a run.
     _refuse("FailureConfig", {**changed, "max_failures": failure.max_failures not in (0, -1)})
 
 
@@ -149,12 +149,12 @@ def retention_of(run: ray.train.RunConfig, task: Task, *, evaluates: bool) -> Re
     """Return which checkpoints are kept.
 
     Args:
-        run: its CheckpointConfig says it. Default: all, as Ray Train does it.
+        run: its CheckpointConfig says which. Default: all, as in Ray Train.
         task: its metrics, and the training loss as `loss`, can be the score.
-        evaluates: there is evaluation data.
+        evaluates: whether there is evaluation data.
 
     Raises:
-        ConfigError: the score is no metric of the run.
+        ConfigError: the score is not a metric of the run.
     """
     asked = run.checkpoint_config or ray.train.CheckpointConfig()
     score = asked.checkpoint_score_attribute
@@ -172,7 +172,8 @@ def _refuse(what: str, fields: Mapping[str, Any]) -> None:
     given = [name for name, value in fields.items() if value]
     if given:
         raise ConfigError(
-            f"{what} sets {', '.join(given)}, which raytrain_plus does not honour yet: leave it out"
+            f"{what} sets {', '.join(given)}, which raytrain_plus does not support yet: leave it "
+            "out"
         )
 
 
@@ -199,35 +200,35 @@ def warnings_of(task: Task, evaluation_data: Any) -> list[str]:
 
 
 def check_algorithms(algorithms: Sequence[Aspect]) -> None:
-    """Check that aspects go together.
+    """Check that aspects can be used together.
 
     Raises:
-        AspectError: they do not.
+        AspectError: they cannot.
     """
     for aspect in algorithms:
         if not isinstance(aspect, Aspect):
-            raise AspectError(f"algorithms holds {aspect!r}, which is no raytrain_plus Aspect")
+            raise AspectError(f"algorithms holds {aspect!r}, which is not a raytrain_plus Aspect")
     Weave(algorithms)
 
 
 def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
-    """Return what to train and to evaluate on: what is given, or else what the task names.
+    """Return the data to train and to evaluate on: what is given, or else the task's own.
 
     Raises:
         ConfigError: there is nothing to train on.
     """
     with exits.as_errors("the task's data()"):
-        data = data if data is not None else asked(task, "data")
+        data = data if data is not None else call_task_method(task, "data")
     if data is None:
         raise ConfigError("no training data: give `data`, or define the task's data()")
     with exits.as_errors("the task's evaluation_data()"):
         given = evaluation_data is not None
-        held_out = evaluation_data if given else asked(task, "evaluation_data")
+        held_out = evaluation_data if given else call_task_method(task, "evaluation_data")
     return _absolute(data), _absolute(held_out)
 
 
 def _absolute(data: Any) -> Any:
-    """Return data so that its path means the same in the working directory of every worker."""
+    """Return data with an absolute path, which is valid in every worker's working directory."""
     if isinstance(data, Mixture):
         streams = {name: _absolute(stream) for name, stream in data.streams.items()}
         return dataclasses.replace(data, streams=streams)
@@ -238,11 +239,11 @@ def _absolute(data: Any) -> Any:
     return data
 
 
-def checkpoints_elsewhere(elastic: ElasticConfig) -> ElasticConfig:
-    """Return how a run is to be elastic, with a place for checkpoints that means the same anywhere.
+def with_absolute_checkpoint_storage(elastic: ElasticConfig) -> ElasticConfig:
+    """Return a configuration with an absolute path for checkpoints.
 
     Raises:
-        ConfigError: the place goes away with a Ray job.
+        ConfigError: the path is deleted with a Ray job.
     """
     storage = elastic.checkpoint_storage
     path = (
@@ -257,7 +258,7 @@ def checkpoints_elsewhere(elastic: ElasticConfig) -> ElasticConfig:
 
 
 def check_lasting(path: Path, what: str) -> None:
-    """Refuse a place in the copy of a working directory that Ray makes for a job, and deletes.
+    """Refuse a path in the copy of a working directory that Ray makes for a job, and deletes.
 
     Raises:
         ConfigError: it is there.
@@ -277,8 +278,8 @@ def code_of(task: Task, algorithms: Sequence[Aspect], data: Any) -> dict[str, Co
     return code_behind([task, *algorithms, *transforms], import_paths())
 
 
-def placed(task: Task | str) -> Task | str:
-    """Return a task, named so that it means the same in every working directory."""
+def with_absolute_path(task: Task | str) -> Task | str:
+    """Return a task; if it is named by a file, with the file's absolute path."""
     if not isinstance(task, str):
         return task
     module, _, attribute = task.rpartition(":")
@@ -286,10 +287,10 @@ def placed(task: Task | str) -> Task | str:
 
 
 def with_options(options: Mapping[str, Any], *named: str | None) -> list[Any]:
-    """Return data that URLs name, with the options of their store; what is local as it is.
+    """Return data with the options of its store, if a URL names it; local data unchanged.
 
     Raises:
-        ConfigError: there are options, and no URL of a store that they could be for.
+        ConfigError: there are options, and no data is named by the URL of a store.
     """
     if not options:
         return list(named)
@@ -312,13 +313,13 @@ def open_for(
     *,
     hash_data: bool = False,
 ) -> Source:
-    """Open data and hold it against what a task asks for.
+    """Open data and compare it with what a task needs.
 
     Args:
         task: the task.
         data: the data.
-        what: to call it in an error.
-        hash_data: the data's identity is made of hashes of all its bytes.
+        what: its name in an error.
+        hash_data: derive the data's identity from hashes of all its bytes.
 
     Raises:
         DataError: the data is missing, empty, or of another schema.
@@ -346,7 +347,7 @@ def open_for(
     inputs = [name for name in shapes if name != task.target]
     if type(task).forward is Task.forward and len(inputs) != 1:
         raise DataError(
-            f"{what}: the columns beside the target {task.target!r} are {', '.join(inputs)}, and "
+            f"{what}: the columns besides the target {task.target!r} are {', '.join(inputs)}, and "
             "the task's default forward() needs one: set the task's `columns` or `target`, or "
             "define forward(model, batch)"
         )
@@ -361,7 +362,7 @@ def describe_task(
     algorithms: Sequence[Aspect],
     scaling: ray.train.ScalingConfig,
 ) -> dict[str, Any]:
-    """Return what the task, its code and its aspects add to a run's identity."""
+    """Return the part of a run's identity that follows from the task, its code and its aspects."""
     accelerator = scaling.accelerator_type
     hashes = {name: file.sha256 for name, file in code.items()}
     return {
@@ -374,7 +375,7 @@ def describe_task(
 
 
 def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str, str]:
-    """Return what the data adds to a run's identity, and close the source.
+    """Return the part of a run's identity that follows from the data, and close the source.
 
     Raises:
         DataError: the evaluation data cannot be read, or does not fit the task.
@@ -419,7 +420,7 @@ def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
 
 
 def probe(source: Source, rows: int) -> Batch:
-    """Return the first rows of the data: what each worker computes to prove itself.
+    """Return the first rows of the data, which each worker computes to prove its arithmetic.
 
     Raises:
         DataError: they cannot be read.
@@ -442,7 +443,7 @@ def clock(
 
     Raises:
         DurationError: a duration does not parse.
-        DataError: the data has no column of tokens where the task says it has.
+        DataError: the task names a column of tokens that the data does not have.
         ValueError: the batch is larger than the data.
     """
     order = source.order(logical_ranks, 0, batch_size // logical_ranks)
@@ -467,7 +468,7 @@ def clock(
 
 
 def _tokens_per_sample(source: Source, task: Task, lengths: Sequence[str]) -> float:
-    """Return the tokens of a sample; rows of any length are read and counted if a length asks."""
+    """Return the tokens of a sample; rows of any length are read and counted only if needed."""
     if task.tokens is None:
         return 0
     shapes = _shapes(source)
@@ -501,16 +502,16 @@ def evaluation_rows(batch_size: int, logical_ranks: int) -> int:
 
 
 def run_name(run: ray.train.RunConfig, *, resume: bool) -> str:
-    """Return a run's name; where none was given, one that no other run has.
+    """Return a run's name; if none was given, a unique one.
 
-    Ray names such a run after the second in which it was described.
+    Ray names such a run after the second in which its RunConfig was made.
     """
     name = str(run.name)
     return f"{name}-{uuid.uuid4().hex[:8]}" if not resume and _UNNAMED.fullmatch(name) else name
 
 
 def folder_of(run: ray.train.RunConfig, checkpoint_storage: str | None, *, resume: bool) -> Path:
-    """Return the folder of a run; it may be lost if its checkpoints are elsewhere.
+    """Return the folder of a run; it may be missing if its checkpoints are elsewhere.
 
     Raises:
         ConfigError: as for `run_folder`.
@@ -520,10 +521,10 @@ def folder_of(run: ray.train.RunConfig, checkpoint_storage: str | None, *, resum
 
 
 def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
-    """Return a run's folder; it can be written, and is made when the run begins.
+    """Return a run's folder after testing that it can be written; the run creates it later.
 
     Raises:
-        ConfigError: the name cannot be used; the storage is not local, or cannot be written; or
+        ConfigError: the name is not valid; the storage is not local, or cannot be written; or
             there is nothing to resume.
     """
     try:
@@ -559,10 +560,10 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
 
 
 def check_fresh(folder: Path) -> None:
-    """Refuse to write over another run.
+    """Refuse to overwrite another run.
 
     Raises:
-        ConfigError: the folder holds a run.
+        ConfigError: the folder contains a run.
     """
     if (folder / journal.FILE_NAME).exists():
         raise ConfigError(

@@ -1,8 +1,8 @@
 """A task's code must not end the process that runs it: an exit becomes an error with its place.
 
-A task may call `sys.exit` as its file is imported (a script whose last line is not guarded), or
-`os._exit` where it gives up. Unnoticed, the first would end a command with status 0 and nothing
-trained, and the second one worker after the other.
+A task may call `sys.exit` while its file is imported (a script whose last line is not guarded), or
+`os._exit` when it gives up. Without this check, the first would end a command with status 0 and
+nothing trained, and the second would end one worker after another.
 """
 
 import contextlib
@@ -14,32 +14,32 @@ from pathlib import Path
 from typing import NoReturn
 
 leave_at_once = os._exit
-"""The system's own exit, for processes that have to end without cleaning up."""
+"""The original `os._exit`, for processes that have to end without cleaning up."""
 
 
 class TaskExitError(ValueError):
-    """A task's code has tried to end the process."""
+    """A task's code tried to end the process."""
 
 
 @contextlib.contextmanager
 def as_errors(what: str) -> Iterator[None]:
-    """Turn an exit into an error.
+    """Raise an error if the code inside exits.
 
     Args:
-        what: whose code runs, for the error.
+        what: the code that runs, for the error.
 
     Raises:
-        TaskExitError: the code has called `sys.exit`, `quit`, `exit` or `os._exit`.
+        TaskExitError: the code called `sys.exit`, `quit`, `exit` or `os._exit`.
     """
     try:
         with _hard_exits_are_exits():
             yield
     except SystemExit as error:
-        raise TaskExitError(f"{what} ends the process: {_told(error)}") from error
+        raise TaskExitError(f"{what} ends the process: {_describe_exit(error)}") from error
 
 
 def refuse_hard_exits(libraries: tuple[str, ...]) -> None:
-    """Let `os._exit` raise SystemExit in this process from now on; in forked children it exits.
+    """Make `os._exit` raise SystemExit in this process from now on; in forked children it exits.
 
     Args:
         libraries: folders whose code may end the process.
@@ -67,8 +67,8 @@ def _hard_exits_are_exits() -> Iterator[None]:
         os._exit = before
 
 
-def _told(error: SystemExit) -> str:
-    """Say with what an exit was called, and where."""
+def _describe_exit(error: SystemExit) -> str:
+    """Say which value an exit had, and where it was called."""
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith((_OURS, "<frozen"))]
     place = f" at {users[-1].filename}:{users[-1].lineno} ({users[-1].line})" if users else ""

@@ -1,7 +1,7 @@
-"""Signals that ask this process to end: the first one in good order, the second one at once.
+"""Signals that ask this process to end: the first in good order, the second at once.
 
 SIGINT is Ctrl-C, SIGTERM comes from `timeout`, systemd, `scancel`, `docker stop` and `ray job
-stop`, SIGHUP from a terminal that is closed. SIGQUIT asks for an end at once.
+stop`, SIGHUP from a terminal that is closed. SIGQUIT asks the process to end at once.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_STATUS = 128  # what a shell adds to the number of the signal that has ended a process
+_STATUS = 128  # what a shell adds to the number of the signal that ended a process
 _AT_ONCE = 2  # signals
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked this process to end.
+    """A signal asked this process to end.
 
     Args:
         number: of the signal.
@@ -31,16 +31,16 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The exit status that tells of the signal: 130 for SIGINT, 143 for SIGTERM."""
+        """The exit status for the signal: 130 for SIGINT, 143 for SIGTERM."""
         return _STATUS + self.number
 
 
 class RunInterrupted(Interrupted):
-    """A signal has ended a run before its last step; or has ended the process that follows it.
+    """A signal ended a run before its last step, or ended the process that follows the run.
 
     Args:
         number: of the signal.
-        text: what has become of the run, for people.
+        text: the state of the run, for people.
         summary: what is known of the run, as the command line prints it.
     """
 
@@ -56,14 +56,14 @@ def status_of(error: KeyboardInterrupt) -> int:
 
 
 class Interrupts:
-    """Takes the signals for as long as it is entered, in the main thread.
+    """Handles the signals while it is entered, in the main thread.
 
-    A signal that was ignored before (`nohup`, a background job of a script) stays ignored. In
-    other threads Python allows no handlers: nothing is taken there.
+    A signal that was ignored before (`nohup`, a background job of a script) stays ignored. Python
+    allows no handlers in other threads: there, it handles nothing.
 
     Attributes:
-        number: of the first signal; 0 while none has come.
-        count: how many have come.
+        number: of the first signal; 0 before any.
+        count: how many signals have come.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Interrupts:
                 before = signal.getsignal(number)
                 if before is not signal.SIG_IGN:
                     self._before[number] = before
-                    signal.signal(number, self._take)
+                    signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -93,7 +93,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Note the first signal and go on; only the second one raises, at once."""
+        """Record the first signal and continue; only the second one raises, at once."""
         self._held = True
         try:
             yield
@@ -102,27 +102,27 @@ class Interrupts:
 
     @property
     def at_once(self) -> bool:
-        """Whether this process is to end without waiting for anything."""
+        """Whether this process must end without waiting for anything."""
         return self.count >= _AT_ONCE
 
     def note(self, number: int = signal.SIGINT) -> None:
-        """Take a signal that has come in another way, such as a notebook's KeyboardInterrupt."""
+        """Record a signal that came in another way, such as a notebook's KeyboardInterrupt."""
         self.number = self.number or number
         self.count = max(self.count + 1, _AT_ONCE if number == signal.SIGQUIT else 0)
 
-    def _take(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.note(number)
-        if self.count > _AT_ONCE:  # somebody does not want to wait for the cleaning up either
+        if self.count > _AT_ONCE:  # the user does not want to wait for the cleaning up either
             os._exit(_STATUS + number)
         if not self._held or self.at_once:
             raise Interrupted(self.number)
 
 
 def redeliver(number: int) -> None:
-    """End this process by a signal that it has taken, if it has no handler for it.
+    """End this process by a signal that it has handled, if it has no handler of its own for it.
 
-    A script whose `fit` a SIGTERM has ended ends as any other script does. SIGINT is left to
-    Python, which has a KeyboardInterrupt for it.
+    So a script whose `fit` was ended by SIGTERM ends like any other script. SIGINT is left to
+    Python, which raises KeyboardInterrupt for it.
     """
     if number == signal.SIGINT or threading.current_thread() is not threading.main_thread():
         return

@@ -1,8 +1,8 @@
 """The one rule for names of runs, trials, sweeps and checkpoints.
 
 A name becomes a folder, a part of an object's key, the name of an actor, and an argument of a
-command that runs on a cluster's head. A name that all of these take as it stands needs no quoting
-anywhere, so every other name is refused before anything is touched.
+command that runs on a cluster's head. A name that is valid in all of these needs no quoting
+anywhere. Every other name is refused before anything is touched.
 """
 
 import os
@@ -10,7 +10,7 @@ import unicodedata
 from pathlib import Path
 
 NAMESPACE = "raytrain_plus"  # of all named actors of Ray
-MOST_BYTES = 200  # file systems take 255; the rest is for what is put before or after a name
+MOST_BYTES = 200  # file systems take 255; the rest is for prefixes and suffixes
 _SIGNS = frozenset("._-+=@,() ")
 _RULE = (
     "a name has letters and digits of any script, blanks inside, and . _ - + = @ , ( ); it begins "
@@ -24,7 +24,7 @@ class InvalidNameError(ValueError):
 
 
 def check_name(name: str, what: str = "run name") -> str:
-    """Return a name if it can be used everywhere as it stands.
+    """Return a name if it can be used everywhere without quoting.
 
     Args:
         name: the name.
@@ -40,21 +40,16 @@ def check_name(name: str, what: str = "run name") -> str:
     return name
 
 
-def is_name(text: object) -> bool:
-    """Say whether a text is a name that can be used everywhere."""
-    return isinstance(text, str) and not _objection(text)
-
-
 def is_path(text: str) -> bool:
-    """Say whether a user who may give a name or a folder means a folder."""
+    """Say whether a text is a folder, where a user may give a name or a folder."""
     return "/" in text or os.sep in text or text in (".", "..", "~")
 
 
 def check_reference(text: str, what: str = "run") -> str:
-    """Return what a user gives to mean a run, by its name or its folder, if it can be one.
+    """Return a run's name or folder as a user gave it, if it is valid.
 
     Raises:
-        InvalidNameError: it can be neither.
+        InvalidNameError: it is neither a valid name nor a valid folder.
     """
     if not is_path(text):
         return check_name(text, f"{what} name")
@@ -66,12 +61,12 @@ def check_reference(text: str, what: str = "run") -> str:
     return text
 
 
-def folders_meant(text: str, storage: str | os.PathLike[str]) -> list[Path]:
-    """Return the folders that a name or a folder may mean, in the order in which to look.
+def possible_folders(text: str, storage: str | os.PathLike[str]) -> list[Path]:
+    """Return the folders that a name or a folder may stand for, in the order in which to look.
 
     Args:
         text: a folder, or a name: then a folder of that name here, or in the storage.
-        storage: where folders are looked for by their names.
+        storage: where folders are searched by name.
 
     Raises:
         InvalidNameError: it is neither a usable name nor a folder.
@@ -88,8 +83,8 @@ def _objection(name: str) -> str:
         return "is empty"
     wrong = next((letter for letter in name if not _is_allowed(letter)), None)
     if wrong is not None:
-        told = unicodedata.name(wrong, f"U+{ord(wrong):04X}")
-        return f"holds {wrong!a} ({told.lower()})"
+        sign = unicodedata.name(wrong, f"U+{ord(wrong):04X}")
+        return f"holds {wrong!a} ({sign.lower()})"
     if not (name[0].isalnum() or name[0] == "_"):
         return f"begins with {name[0]!r}"
     if name[-1] in " .":

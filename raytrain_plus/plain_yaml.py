@@ -1,4 +1,4 @@
-"""YAML from a file that may come from anybody: plain data in bounded memory, or a clear error."""
+"""YAML from an untrusted file: plain data in bounded memory, or a clear error."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import yaml
 
 _MOST_BYTES = 4 << 20
-_MOST_VALUES = 200_000  # also those that aliases repeat: ten lines can stand for billions
+_MOST_VALUES = 200_000  # including repetition by aliases: ten lines can stand for billions
 
 
 class YamlError(ValueError):
-    """What is read is no YAML that can be used; the message says why."""
+    """A file that is not usable YAML; the message says why."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -18,7 +18,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        YamlError: it is too large, or no plain YAML.
+        YamlError: it is too large, or not plain YAML.
     """
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
@@ -34,7 +34,7 @@ def load_yaml(text: str) -> Any:
     """Return what a YAML text holds.
 
     Raises:
-        YamlError: it is too large, or no plain YAML.
+        YamlError: it is too large, or not plain YAML.
     """
     try:
         found = yaml.safe_load(text)
@@ -54,11 +54,11 @@ def load_yaml(text: str) -> Any:
 
 
 def _values(value: Any, known: dict[int, int]) -> int:
-    """Count values, those that an alias repeats each time; each object is looked at once."""
+    """Count values, repeating those behind an alias; each object is visited once."""
     if not isinstance(value, dict | list | tuple | set):
         return 1
     if id(value) not in known:
-        known[id(value)] = _MOST_VALUES + 1  # for one that holds itself
+        known[id(value)] = _MOST_VALUES + 1  # for an object that contains itself
         inner = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
         known[id(value)] = min(_MOST_VALUES + 1, 1 + sum(_values(one, known) for one in inner))
     return known[id(value)]

@@ -1,7 +1,7 @@
-"""Secrets never become text: what looks like one is replaced where text is made for people.
+"""Replaces secrets in text that people read.
 
 Passwords and keys come in through URLs (`https://user:password@host`, signed queries) and through
-the options of a file system. Whatever leaves this process as text passes `redact`: errors, the
+the options of a file system. All text that leaves this process passes `redact`: errors, the
 journal and reports made from it, and what the commands print.
 """
 
@@ -23,7 +23,7 @@ _NAMES_A_SECRET = re.compile(_KEY, re.IGNORECASE)
 _NAMES_AN_OPTION = re.compile(rf"{_KEY}|token|key|sig|sas|signature", re.IGNORECASE)
 _VALUE = r"(?:\"[^\"]*\"|'[^']*'|[^\s'\"&,;)}\]]+)"
 _PATTERNS = (
-    # https://user:password@host: up to the last @, as a password may hold one unquoted.
+    # https://user:password@host: up to the last @, as a password may contain one unquoted.
     (re.compile(r"\b([A-Za-z][\w+.\-]*://)[^/\s:@'\"]*:(?!\d+(?:/|$))[^\s?'\"<>]*@"), r"\1***@"),
     (re.compile(r"\b([A-Za-z][\w+.\-]*://)[^\s/?#'\"<>@]+@"), r"\1***@"),
     # A signed query: X-Amz-Signature=..., sig=...
@@ -41,22 +41,22 @@ _PATTERNS = (
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), HIDDEN),
 )
 _MARKS = ("@", "=", ":", "earer", "asic", "AKIA", "ASIA")
-_LEAST = 4  # letters of an option that is looked for in texts
+_LEAST = 4  # letters of an option's value that is searched in texts
 
 
 def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
-    """Return a text without what looks like a secret.
+    """Return a text in which everything that looks like a secret is replaced.
 
     Args:
         text: for people.
-        secrets: values that must not be in it, see `secrets_of`.
+        secrets: values to replace in any case, see `secrets_of`.
     """
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     if not any(mark in text for mark in _MARKS):
         return text
     before = None
-    while text != before:  # a URL may stand in another one
+    while text != before:  # a URL may contain another one
         before = text
         for pattern, shown in _PATTERNS:
             text = pattern.sub(shown, text)
@@ -77,7 +77,7 @@ def redacted(value: Any) -> Any:
     return value
 
 
-def described(value: Any) -> str:
+def redacted_repr(value: Any) -> str:
     """Return a dataclass's `repr` without secrets."""
     shown = (f"{one.name}={getattr(value, one.name)!r}" for one in fields(value) if one.repr)
     return redact(f"{type(value).__qualname__}({', '.join(shown)})")

@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, and whether it is still the same run."""
+"""Resuming a run: from which checkpoint, and whether it is still the same run."""
 
 import contextlib
 import json
@@ -17,23 +17,23 @@ from raytrain_plus.redaction import redacted
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.store import Store
 
-_CODE = "code:"  # how a change of code begins
+_CODE = "code:"  # prefix of a change of code
 _DATA = ("data", "evaluation data")  # in a worker's fingerprint
 _COMPUTED = ("initial model", "probe gradient")
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """From where a run goes on.
+    """The point from which a run continues.
 
     Attributes:
         place: the checkpoint's folder, as a path or a URL; None for the beginning.
         step: its committed steps.
-        changes: how the run is now described otherwise than before.
-        refused: newer checkpoints that are not used, and why.
-        run_id: tells the run from others of its name; empty where that was not recorded.
-        found: the checkpoints that there are, where the journal that told of them is lost.
-        environment: how the workers computed before, as far as it must be the same now.
+        changes: how the run's description differs from before.
+        refused: newer checkpoints that cannot be used, and why.
+        run_id: tells the run from others of its name; empty if it was not recorded.
+        found: the existing checkpoints, if the journal that listed them is lost.
+        environment: how the workers computed before; only the parts that must be equal now.
     """
 
     place: Path | str | None
@@ -44,15 +44,15 @@ class Resumption:
     found: Sequence[Kept] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def told(self) -> dict[str, Any]:
-        """Return what the journal's `run` line tells of it."""
+    def journal_fields(self) -> dict[str, Any]:
+        """Return its fields in the journal's `run` line."""
         place = None if self.place is None else str(self.place)
-        told: dict[str, Any] = {"resumed_from": place, "resumed_step": self.step}
+        fields: dict[str, Any] = {"resumed_from": place, "resumed_step": self.step}
         if self.changes:
-            told["changes"] = list(self.changes)
+            fields["changes"] = list(self.changes)
         if self.refused:
-            told["refused"] = dict(self.refused)
-        return told
+            fields["refused"] = dict(self.refused)
+        return fields
 
 
 def last_checkpoint(
@@ -63,18 +63,18 @@ def last_checkpoint(
     accept_changed_code: bool = False,
     store: Store | None = None,
 ) -> Resumption:
-    """Return the newest checkpoint of a run that is to be resumed; it has been read and is whole.
+    """Return the newest complete checkpoint of a run to resume, after reading and checking it.
 
     Args:
         folder: the run's folder, which holds its journal.
-        identity: what the run's bits depend on, now.
-        allow_change: go on with another identity than before.
-        accept_changed_code: go on with other code, but with nothing else changed.
+        identity: what the run's bits depend on now.
+        allow_change: continue with another identity than before.
+        accept_changed_code: continue with other code, if nothing else changed.
         store: where the checkpoints are. Default: the run's folder.
 
     Raises:
-        ConfigError: there is none, though there was one; or the run was described differently,
-            naming the differences.
+        ConfigError: there is none, although there was one; or the run's description differs. The
+            message names the differences.
         StoreError: the store cannot be read.
     """
     store = store or Store(folder)
@@ -102,7 +102,7 @@ def last_checkpoint(
 def _from_checkpoints(
     folder: Path, identity: Mapping[str, Any], store: Store, allowed: tuple[str, ...]
 ) -> Resumption:
-    """Go on with a run whose folder is lost, as with a machine's disk, but not its checkpoints."""
+    """Continue a run whose folder is lost, but whose checkpoints exist elsewhere."""
     name, refused = checkpointer.newest_whole(store, folder.name)
     if name is None:
         where = store.location
@@ -118,8 +118,8 @@ def _from_checkpoints(
     return Resumption(place.location, step, changes, refused, run_id, there, computed)
 
 
-def rescued(run_id: str, step: int, folder: Path | None = None) -> Sequence[str]:
-    """Return states of a run that a worker has kept on this node, as the storage took nothing.
+def rescued_states(run_id: str, step: int, folder: Path | None = None) -> Sequence[str]:
+    """Return states of a run that a worker kept on this node because the storage failed.
 
     Args:
         run_id: of the run.
@@ -140,26 +140,26 @@ def rescued(run_id: str, step: int, folder: Path | None = None) -> Sequence[str]
 
 
 def _check_changes(changes: Sequence[str], where: Path | str, allowed: tuple[str, ...]) -> None:
-    """Refuse changes, but for those that begin with what is allowed."""
+    """Refuse all changes except those that begin with an allowed prefix."""
     refused = [change for change in changes if not change.startswith(allowed)]
     if not refused:
         return
     if all(change.startswith(_CODE) for change in refused):
         raise ConfigError(
             f"the run in {where} cannot be resumed with other code; {'; '.join(refused)}: put it "
-            "back as it was, or start a new run under another name; or go on with the new code "
-            "(--accept-changed-code): the run is then marked, and its bits are those of no "
-            "undisturbed run"
+            "back as it was, or start a new run under another name; or continue with the new code "
+            "(--accept-changed-code): the run is then marked, and its bits are no longer those of "
+            "an undisturbed run"
         )
     raise ConfigError(
-        f"the run in {where} cannot be resumed differently; {'; '.join(refused)}: say the same as "
-        "before, or start a new run under another name; or allow the change (--allow-change), and "
-        "its bits are those of no undisturbed run"
+        f"the run in {where} cannot be resumed with other settings; {'; '.join(refused)}: give the "
+        "same as before, or start a new run under another name; or allow the change "
+        "(--allow-change): its bits are then no longer those of an undisturbed run"
     )
 
 
 def check_unused(store: Store, run: str) -> None:
-    """See that a new run's checkpoints will not lie among those of another one of its name.
+    """Check that the storage holds no checkpoints of another run with the same name.
 
     Raises:
         ConfigError: there are some.
@@ -179,7 +179,7 @@ def _listed(refused: Mapping[str, str]) -> str:
 
 
 def run_id_of(folder: Path) -> str:
-    """Return the id that a run had when it was begun, as its journal tells; empty if it does not.
+    """Return the id that a run got at its start, from its journal; empty if there is none.
 
     Raises:
         FileNotFoundError: there is no journal.
@@ -189,13 +189,13 @@ def run_id_of(folder: Path) -> str:
 
 
 def _has_checkpoints(folder: Path) -> bool:
-    """Say whether the journal tells of checkpoints: then there must be some."""
+    """Say whether the journal lists checkpoints: then there must be some."""
     told = journal.each(folder / journal.FILE_NAME, {"checkpoint"})
     return any("metrics" in event for event in told)
 
 
 def _identity_before(folder: Path) -> Mapping[str, Any]:
-    """Return what the run's first words said, with the changes that were allowed since."""
+    """Return the identity that the run started with, with the changes that were allowed since."""
     try:
         described = list(journal.each(folder / journal.FILE_NAME, {"run"}))
     except FileNotFoundError as error:
@@ -208,7 +208,7 @@ def _identity_before(folder: Path) -> Mapping[str, Any]:
 
 
 def _environment_before(folder: Path) -> Mapping[str, str]:
-    """Return how the run's workers computed the last time; empty if none came up."""
+    """Return how the run's workers computed the last time; empty if no worker came up."""
     computed: Mapping[str, str] = {}
     for event in journal.each(folder / journal.FILE_NAME, {"environment"}):
         computed = event.get("fingerprint", {})
@@ -216,16 +216,16 @@ def _environment_before(folder: Path) -> Mapping[str, str]:
 
 
 def _comparable(environment: Mapping[str, str], changes: Sequence[str]) -> dict[str, str]:
-    """Return what of the workers' fingerprint must be the same now, after allowed changes.
+    """Return the parts of the workers' fingerprint that must be equal now, after allowed changes.
 
-    The data was compared already, and what is computed follows from what was changed.
+    The data was compared already. The results of the probe follow from what was changed.
     """
     left_out = {*_DATA, *(_COMPUTED if changes else ())}
     return {key: value for key, value in environment.items() if key not in left_out}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say what differs, as the journal holds it: as JSON and without secrets."""
+    """Say what differs; both sides as the journal holds them, as JSON and without secrets."""
     before, now = redacted(before), redacted(json.loads(json.dumps(now)))
     return [
         *_code_changes(before, now),

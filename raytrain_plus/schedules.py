@@ -1,6 +1,6 @@
 """Schedules: pure functions from the progress of a run to a factor on the learning rate.
 
-Progress goes from 0 to 1 whatever the duration, so that a schedule scales with it.
+Progress goes from 0 to 1 whatever the duration, so a schedule scales with the duration.
 """
 
 import math

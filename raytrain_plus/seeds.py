@@ -1,8 +1,8 @@
 """Where every random number comes from.
 
-The policy: a draw may depend on the run's seed, on what it is for, and on where in the run it is
-made, never on who makes it or on what was drawn before. So each place that needs chance makes a
-fresh generator from a hash of exactly those things:
+The policy: a draw may depend on the run's seed, on its purpose, and on its place in the run. It
+never depends on which worker makes it, nor on earlier draws. So each place that needs random
+numbers makes a fresh generator from a hash of exactly these values:
 
 - one logical rank's part of a step (dropout, augmentation): `(seed, "step", step, logical rank)`;
 - an update (noise in an optimizer, an aspect's `update` advice): `(seed, "update", step)`; torch's
@@ -13,8 +13,8 @@ fresh generator from a hash of exactly those things:
 - which logical rank is computed a second time in a step, and by whom: `(seed, "audit", step)`;
 - the order of samples: `(seed, "files")`, `(seed, "lane", epoch, lane)` and so on.
 
-No generator's state is ever carried from one place to the next, so nothing has to move when a
-logical rank moves to another worker.
+No generator's state is carried from one place to the next. So no state has to move when a logical
+rank moves to another worker.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ import torch
 def seed_for(seed: int, purpose: str, *place: int) -> int:
     """Return the 64-bit seed of one place in a run: a hash of all arguments.
 
-    Equal on every machine and in every version: BLAKE2b over a text without ambiguity.
+    It is equal on every machine and in every version: BLAKE2b over an unambiguous text.
     """
     text = ":".join([str(seed), purpose, *map(str, place)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -36,9 +36,9 @@ def seed_for(seed: int, purpose: str, *place: int) -> int:
 def seed_global_generators(seed: int) -> None:
     """Set torch's (CPU and CUDA), Python's and NumPy's global generators from a 64-bit seed.
 
-    A user's forward draws from these, so they are set before each logical rank's part.
+    A user's forward draws from these, so they are seeded before each logical rank's part.
     """
-    # Not torch.manual_seed: it formats a stack trace each time, half a millisecond of it.
+    # Not torch.manual_seed: it formats a stack trace each time, which takes half a millisecond.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)

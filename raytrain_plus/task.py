@@ -1,4 +1,4 @@
-"""What a user writes: a model, its optimizer, its loss, and how to measure it."""
+"""A task: what a user writes. A model, its optimizer, its loss, and its metrics."""
 
 import dataclasses
 import importlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torchmetrics
 
 Batch = dict[str, Any]
-"""Column name -> tensor of shape (rows, ...), or for rows of no fixed shape a list."""
+"""Column name -> tensor of shape (rows, ...), or a list if rows have no fixed shape."""
 
 
 class TaskError(ValueError):
@@ -28,27 +28,27 @@ class TaskError(ValueError):
 
 
 class TaskWarning(UserWarning):
-    """Something in a task that probably does not do what was meant."""
+    """Something in a task that probably does not do what its author intended."""
 
 
 class Task:
     """A training task: plain PyTorch inside, nothing about workers.
 
-    Override `model`, `optimizer` and `loss`; the rest has defaults. Whatever `forward` draws from
-    torch's, NumPy's or Python's global generators is reproducible: they are seeded anew for each
+    Override `model`, `optimizer` and `loss`; the rest has defaults. What `forward` draws from
+    torch's, NumPy's or Python's global generators is reproducible: they are seeded for each
     logical rank's part of each step.
 
     Attributes:
         columns: the data's columns that are loaded, as names, or as a mapping from name to the
             shape of one row (`{"image": (1, 28, 28), "label": ()}`), which is then checked before
             any worker starts. Default: every column.
-        target: the column that holds the labels, left out of what the default `forward` looks at
-            and given to the default `update_metric`. Default `"label"`.
-        tokens: the column whose values are tokens; a duration in tokens counts them. Rows may be of
-            any length: then all of the column is read at the start, if a duration in tokens is
-            given, and the mean of all rows counts. Default: none.
-        ignore_index: the label that stands for none, as `torch.nn.functional.cross_entropy` has it.
-            Algorithms that smooth or mix labels leave such samples without one. Default -100.
+        target: the column with the labels. The default `forward` ignores it; the default
+            `update_metric` uses it. Default `"label"`.
+        tokens: the column whose values are tokens; a duration in tokens counts them. Rows may have
+            any length. Then, if a duration is given in tokens, the whole column is read at the
+            start, and the mean over all rows counts. Default: none.
+        ignore_index: the label that means "no label", as in `torch.nn.functional.cross_entropy`.
+            Algorithms that smooth or mix labels leave such samples without a label. Default -100.
     """
 
     columns: Sequence[str] | Mapping[str, tuple[int, ...]] | None = None
@@ -57,7 +57,7 @@ class Task:
     ignore_index: int = -100
 
     def model(self) -> nn.Module:
-        """Build the model. Called on every worker, from the run's seed."""
+        """Build the model. It is called on every worker, with the same seed."""
         raise TaskError(f"{type(self).__name__} does not define model()")
 
     def optimizer(self, model: nn.Module) -> Optimizer:  # noqa: ARG002
@@ -78,29 +78,29 @@ class Task:
         inputs = [name for name in batch if name != self.target]
         if len(inputs) != 1:
             raise TaskError(
-                f"the batch has {len(inputs)} columns beside the target {self.target!r} "
+                f"the batch has {len(inputs)} columns besides the target {self.target!r} "
                 f"({', '.join(inputs) or 'none'}) and the default forward() needs one: "
                 "set `columns` or `target`, or override forward(model, batch)"
             )
         values = batch[inputs[0]]
         if not isinstance(values, Tensor):
             raise TaskError(
-                f"column {inputs[0]!r} holds a list, of values that have no fixed shape or are no "
+                f"column {inputs[0]!r} is a list, since its values have no fixed shape or are not "
                 "numbers, and the default forward() needs a tensor: override forward(model, batch)"
             )
         return model(values)
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Return one loss per sample, not averaged; or those and one weight per sample.
+        """Return one loss per sample, not averaged; or a pair of losses and weights per sample.
 
-        With weights the mean over a step is `sum(weights * losses) / sum(weights)`, over all
-        samples of the batch; without any, each sample counts once. For a mean over tokens return
-        each sample's mean over its tokens, and how many they are.
+        With weights, the mean over a step is `sum(weights * losses) / sum(weights)`, over all
+        samples of the batch. Without weights, each sample counts once. For a mean over tokens,
+        return each sample's mean over its tokens, and the number of its tokens.
 
         Returns:
-            Losses, floating, shape (n,); or losses and weights, each of shape (n,). Weights are of
-            any real type, not negative, and depend on no parameter. A sample of weight zero counts
-            nothing, but its loss must be a number.
+            Losses, floating, shape (n,); or losses and weights, each of shape (n,). Weights have
+            any real type, are not negative, and do not depend on a parameter. A sample of weight
+            zero counts nothing, but its loss must be a number.
         """
         raise TaskError(f"{type(self).__name__} does not define loss(outputs, batch)")
 
@@ -109,15 +109,15 @@ class Task:
         return {}
 
     def update_metric(self, metric: "torchmetrics.Metric", outputs: Any, batch: Batch) -> None:
-        """Feed a metric. Default: `metric.update(outputs, batch[self.target])`."""
+        """Update a metric. Default: `metric.update(outputs, batch[self.target])`."""
         metric.update(outputs, batch[self.target])
 
     def data(self) -> "pa.Table | str | None":
-        """Return the training data used where the trainer is given none. Default: none."""
+        """Return the training data for a trainer that is given none. Default: none."""
         return None
 
     def evaluation_data(self) -> "pa.Table | str | None":
-        """Return the evaluation data used where the trainer is given none. Default: none."""
+        """Return the evaluation data for a trainer that is given none. Default: none."""
         return None
 
 
@@ -126,16 +126,16 @@ def load_task(
 ) -> Task:
     """Return the task that a `"module:attribute"` string or `"file.py:attribute"` names.
 
-    The attribute may be a Task, or a class or function that makes one without arguments.
+    The attribute may be a Task, or a class or function that returns one without arguments.
 
     Args:
         task: the name, or the task itself.
-        settings: fields of the task to set otherwise; it must then be a dataclass.
-        folder: where a module is looked for first. Default: the working directory.
+        settings: new values of the task's fields; the task must then be a dataclass.
+        folder: where a module is searched first. Default: the working directory.
 
     Raises:
-        TaskError: the name has another form, its import fails, it is no task, or it has no such
-            settings.
+        TaskError: the name has another form, its import fails, it is not a task, or it has no
+            such settings.
     """
     loaded = task if isinstance(task, Task) else _named(task, folder)
     return _set(loaded, settings) if settings else loaded
@@ -179,7 +179,7 @@ def _made(found: Any, name: str) -> Any:
         raise
     except Exception as error:
         raise TaskError(
-            f"task {name!r} cannot be made, as {found.__name__}() fails:\n"
+            f"task {name!r} cannot be made: {found.__name__}() fails:\n"
             + traceback.format_exc().rstrip()
         ) from error
 
@@ -189,8 +189,8 @@ def import_named(name: str, what: str, folder: str | None = None) -> Any:
 
     Args:
         name: the name.
-        what: what it is of, for the errors.
-        folder: where a module is looked for first. Default: the working directory.
+        what: what is named, for the errors.
+        folder: where a module is searched first. Default: the working directory.
 
     Raises:
         TaskError: the name has another form, or its import fails.
@@ -204,10 +204,10 @@ def import_named(name: str, what: str, folder: str | None = None) -> Any:
     return getattr(module, attribute)
 
 
-def loaded(name: str) -> Any:
-    """Return what `"module:attribute"` names if its module is imported already; None if not.
+def already_imported(name: str) -> Any:
+    """Return what `"module:attribute"` names if its module is imported already, else None.
 
-    Nothing is imported and no code is run, so the name may come from a file.
+    Nothing is imported and no code is run. So the name may come from an untrusted file.
     """
     module_name, _, attribute = name.rpartition(":")
     path = Path(module_name).absolute() if module_name.endswith(".py") else None

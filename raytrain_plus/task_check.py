@@ -1,4 +1,4 @@
-"""The form of a task, checked before any worker starts: its attributes and its methods."""
+"""Checks a task's attributes and methods before any worker starts."""
 
 import inspect
 import traceback
@@ -25,11 +25,11 @@ _NEEDED = ("model", "optimizer", "loss")
 
 
 def check_form(task: Task) -> None:
-    """Check that a task defines what it must, and that it can be called as it will be.
+    """Check that a task defines what it must, and that its methods accept the right arguments.
 
     Raises:
-        TaskError: it lacks a method, a method takes other arguments, or an attribute is of another
-            type than it may be.
+        TaskError: it lacks a method, a method takes other arguments, or an attribute has a wrong
+            type.
     """
     name = type(task).__name__
     missing = [f"{n}()" for n in _NEEDED if getattr(type(task), n) is getattr(Task, n)]
@@ -45,24 +45,24 @@ def check_form(task: Task) -> None:
     _check_attribute(name, "ignore_index", task.ignore_index, (int,), "a whole number")
 
 
-def asked(task: Task, method: str) -> Any:
-    """Return what a method of a task without arguments returns.
+def call_task_method(task: Task, method: str) -> Any:
+    """Call a method of a task without arguments, and return its result.
 
     Raises:
-        TaskError: it raises; the text has the user's part of the traceback.
+        TaskError: it raised; the text has the user's part of the traceback.
     """
-    return guarded(getattr(task, method), f"{type(task).__name__}.{method}()")
+    return call_user_code(getattr(task, method), f"{type(task).__name__}.{method}()")
 
 
-def guarded(call: Callable[[], Any], what: str) -> Any:
-    """Return what a user's function returns.
+def call_user_code(call: Callable[[], Any], what: str) -> Any:
+    """Call a user's function, and return its result.
 
     Args:
         call: the function, without arguments.
         what: what it is, for the error.
 
     Raises:
-        TaskError: it raises; the text has the user's part of the traceback.
+        TaskError: it raised; the text has the user's part of the traceback.
     """
     try:
         return call()
@@ -85,7 +85,7 @@ def _check_method(task: str, method: str, call: str, given: Any) -> None:
     try:
         signature: Any = inspect.signature(given)
     except (TypeError, ValueError):
-        if not inspect.ismethod(given):  # built in: nothing is known of it
+        if not inspect.ismethod(given):  # built in: its signature is not known
             return
         signature, why = "()", "it does not take `self`"
     else:
@@ -111,10 +111,12 @@ def _check_columns(task: str, columns: Any) -> None:
         )
     wrong = [name for name in columns if not isinstance(name, str)]
     if wrong:
-        raise TaskError(f"columns of task {task} holds {wrong[0]!r}, which is no name of a column")
+        raise TaskError(
+            f"columns of task {task} has {wrong[0]!r}, which is not the name of a column"
+        )
     doubled = [name for i, name in enumerate(columns) if name in list(columns)[:i]]
     if doubled:
-        raise TaskError(f"columns of task {task} holds {doubled[0]!r} twice")
+        raise TaskError(f"columns of task {task} has {doubled[0]!r} twice")
     if not columns:
         raise TaskError(f"columns of task {task} is empty: name some, or leave it out for all")
     if isinstance(columns, Mapping):

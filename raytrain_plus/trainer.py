@@ -46,44 +46,44 @@ Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
 
 
 class TrainingFailedError(RunFailedError, ray.train.TrainingFailedError):  # type: ignore[misc]
-    """The run failed, as Ray Train says it."""
+    """The run failed; also an error of Ray Train's type."""
 
 
 class ElasticTrainer:
-    """Trains a task with workers that may come and go, to the same bits whatever happens.
+    """Trains a task with workers that may come and go; the result has the same bits in any case.
 
     Args:
-        task: a Task, or where to import one: `"module:attribute"` or `"file.py:attribute"`.
-        task_settings: fields of the task, which is then a dataclass, to set otherwise.
+        task: a Task, or the name of one to import: `"module:attribute"` or `"file.py:attribute"`.
+        task_settings: new values of the task's fields; the task must then be a dataclass.
         data: the training data: a Stream or the URL of one, a Mixture, a pyarrow.Table, an Arrow or
             Parquet file, or a folder of them. Default: `task.data()`.
-        evaluation_data: likewise for evaluation. Default: `task.evaluation_data()`; without any,
+        evaluation_data: the same for evaluation. Default: `task.evaluation_data()`; without any,
             nothing is evaluated.
         batch_size: samples per step, over all workers. Default 256.
         duration: `"10ep"`, `"500ba"`, `"20000sp"` or `"1000000tok"`. Default `"1ep"`.
-        evaluate_every: how often to evaluate, in the same units or as a part of the run, such as
-            `"0.1dur"`; also at the end. Default `"1ep"`.
-        seed: where all chance comes from. Default 17.
-        logical_ranks: V, the parts that a batch is cut into; part of what the bits depend on, and
-            the most workers that a run can have. Default 8.
+        evaluate_every: how often to evaluate, in the same units or as a fraction of the run, for
+            example `"0.1dur"`. There is also an evaluation at the end. Default `"1ep"`.
+        seed: from which all random numbers follow. Default 17.
+        logical_ranks: V, the number of parts into which a batch is cut. The bits depend on it, and
+            a run cannot have more workers. Default 8.
         algorithms: aspects, in any order.
         scaling_config: `num_workers` as a number or (least, most), and resources per worker. The
-            least is what a run needs to start; once started it goes on with whoever is left.
+            least is what a run needs to start; then it continues with the workers that are left.
         run_config: name, storage path, and which checkpoints are kept (by default all).
-        elastic: how to deal with workers that come, go, or hang; when and where to keep the state.
-        faults: disturbances on purpose.
-        resume: go on with the run of that name from its newest whole checkpoint, or from the
+        elastic: how to handle workers that come, go, or hang; when and where to keep checkpoints.
+        faults: faults to inject.
+        resume: continue the run of that name from its newest complete checkpoint, or from the
             beginning if it has none.
-        allow_change: go on even if what the bits depend on has changed since.
-        accept_changed_code: go on even if the user's code has changed since, but nothing else. The
-            run is marked by `changes` in its summary.
-        hash_data: read all data at the start, here and at each worker, and let its SHA-256 say
-            whether it is the same. Default: tables and streams with a manifest are compared by
-            their hashes, other files by name, size, and what their store has that changes with
-            them: a tag, a version, or the time of the last change.
+        allow_change: continue even if something on which the bits depend has changed.
+        accept_changed_code: continue even if the user's code has changed, but nothing else. The run
+            is marked by `changes` in its summary.
+        hash_data: read all data at the start, here and at each worker, and compare its SHA-256.
+            Default: tables and streams with a manifest are compared by their hashes; other files by
+            name, size, and what their store has (a tag, a version, or the time of the last
+            change).
 
     Raises:
-        ValueError: something is wrong with what was given; its subclasses say what.
+        ValueError: a setting is wrong; its subclasses say which kind.
     """
 
     def __init__(  # noqa: PLR0913 - the public face: what users say, by name
@@ -110,7 +110,7 @@ class ElasticTrainer:
     ) -> None:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
-        elastic = configure.checkpoints_elsewhere(elastic or ElasticConfig())
+        elastic = configure.with_absolute_checkpoint_storage(elastic or ElasticConfig())
         workers = configure.worker_range(scaling)
         configure.check_sizes(batch_size, logical_ranks, workers)
         configure.check_run_config(run)
@@ -142,7 +142,7 @@ class ElasticTrainer:
             name=folder.name,
             folder=folder,
             run_id=ownership.new_claim(),
-            task=configure.placed(task),
+            task=configure.with_absolute_path(task),
             task_settings=dict(task_settings or {}),
             import_paths=configure.import_paths(),
             code=code,
@@ -168,7 +168,7 @@ class ElasticTrainer:
         self._found = self._look_at_storage(changes)
 
     def _look_at_storage(self, changes: Mapping[str, bool]) -> resume.Resumption | None:
-        """Find from where the run goes on; a new run finds that it touches no other."""
+        """Find where a resumed run continues, or check that a new run touches no other run."""
         folder, store = self.spec.folder, self.spec.checkpoint_store
         self._storage = None if _is_same(store, folder) else store
         self._storage_before = ownership.look_from_storage(self._storage, _is_known)
@@ -179,7 +179,7 @@ class ElasticTrainer:
         return None
 
     def _resumption(self, changes: Mapping[str, bool]) -> resume.Resumption:
-        """Find from where the run goes on, and have it begin there."""
+        """Find where the run continues, and let it start there."""
         folder, store = self.spec.folder, self.spec.checkpoint_store
         found = resume.last_checkpoint(folder, self._identity, store=store, **changes)
         self.spec = replace(
@@ -198,7 +198,7 @@ class ElasticTrainer:
             f"{store.location}. This run goes on from step {found.step}. To go on from that state, "
             f"stop it, copy the folder to {store.location}, and give the command again with "
             "--resume"
-            for kept in resume.rescued(found.run_id, found.step)
+            for kept in resume.rescued_states(found.run_id, found.step)
         ]
         if found.place is not None:
             self.spec = replace(self.spec, resume_from=(str(found.place), found.step))
@@ -207,9 +207,9 @@ class ElasticTrainer:
     def fit(self, watcher: Watcher | None = None) -> ray.train.Result:
         """Train to the end.
 
-        On a cluster that is there already the run goes on if this process ends; `attach` follows
-        it again. Only in a trial of Ray Tune does the run end with the process: a trial that Tune
-        stops keeps no CPUs.
+        On a cluster that existed before, the run continues if this process ends; `attach` follows
+        it again. Only in a trial of Ray Tune, the run ends with the process, so that a trial that
+        Tune stops keeps no CPUs.
 
         Args:
             watcher: called now and then with the journal's new events.
@@ -221,10 +221,10 @@ class ElasticTrainer:
 
         Raises:
             TrainingFailedError: the run failed; journal and last state are kept.
-            RunInterrupted: a signal (Ctrl-C, SIGTERM, SIGHUP) has ended the run before its last
-                step; its last state is kept. It is a KeyboardInterrupt. After SIGTERM and SIGHUP a
-                process that has no handler for them ends by the signal instead.
-            ValueError: a run of that name lives on the cluster.
+            RunInterrupted: a signal (Ctrl-C, SIGTERM, SIGHUP) ended the run before its last step;
+                its last state is kept. It is a KeyboardInterrupt. After SIGTERM and SIGHUP, a
+                process without its own handler for them ends by the signal instead.
+            ValueError: a run of that name is live on the cluster.
         """
         spec = self.spec
         most = spec.workers[1] + spec.elastic.spares
@@ -236,15 +236,15 @@ class ElasticTrainer:
             taken.held(),
         ):
             check_not_running(spec.name)
-            with self._take(joined.address) as held:
+            with self._claim_ownership(joined.address) as held:
                 if self._storage is not None:
                     ownership.take_storage(self._storage, held, self._storage_before)
                 spec = replace(spec, claim=held.owner.claim, address=joined.address)
-                keep = _put if joined.is_ours else partial(_kept, spec.folder)
+                keep = _put if joined.is_ours else partial(_written_table, spec.folder)
                 shared = replace(
                     spec,
-                    data=_shared(spec.data, keep, "train"),
-                    evaluation_data=_shared(spec.evaluation_data, keep, "evaluation"),
+                    data=_share_table(spec.data, keep, "train"),
+                    evaluation_data=_share_table(spec.evaluation_data, keep, "evaluation"),
                     probe=ray.put(spec.probe) if joined.is_ours else spec.probe,
                     driver=lifeline if spec.lender is None else None,
                 )
@@ -290,8 +290,8 @@ class ElasticTrainer:
         end_leader(spec, leader)
         return ended
 
-    def _take(self, address: str) -> ownership.Held:
-        """Become the run's owner, unless another driver has it since it was looked at."""
+    def _claim_ownership(self, address: str) -> ownership.Held:
+        """Become the run's owner, unless another driver has become it since the first check."""
 
         def is_over(owner: ownership.Owner) -> bool:
             return owner.address == address and not is_running(self.spec.name)
@@ -307,7 +307,7 @@ class ElasticTrainer:
             "address": spec.address,
             "resumed": self._resume,
             "identity": self._identity,
-            **(self._found.told() if self._found else {}),
+            **(self._found.journal_fields() if self._found else {}),
             "total_steps": clock.total_steps,
             "steps_per_epoch": clock.steps_per_epoch,
             "batch_size": self.spec.batch_size,
@@ -327,18 +327,18 @@ class ElasticTrainer:
 def attach(
     run: str, storage: str, watcher: Watcher | None = None, address: str | None = None
 ) -> ray.train.Result:
-    """Follow a run to its end that another process has started.
+    """Follow a run that another process started, to its end.
 
     Args:
         run: its name or folder.
         storage: where runs are kept.
         watcher: called now and then with the journal's events, from the run's beginning.
         address: of its cluster; None for the one that its journal names, if this machine vouches
-            for it (`vouched.py`).
+            for it (`ray_cluster/vouched.py`).
 
     Raises:
         FileNotFoundError: there is no such run.
-        SteeringError: it does not live, and has not ended by itself.
+        SteeringError: it is not live, and has not ended by itself.
         TrainingFailedError: it failed.
     """
     folder = control.folder_of(run, storage)
@@ -358,7 +358,7 @@ def attach(
 
 
 def _interrupt(ended: Ended, number: int) -> None:
-    """Raise RunInterrupted if a signal has ended a run."""
+    """Raise RunInterrupted if a signal ended a run."""
     if not number or ended.outcome.state != "stopped":
         return
     run, steps, total = (ended.summary[key] for key in ("run", "steps", "total_steps"))
@@ -374,15 +374,15 @@ def _interrupt(ended: Ended, number: int) -> None:
 
 
 def result_of(ended: Ended, spec: RunSpec | None = None) -> ray.train.Result:
-    """Return what Ray Train returns.
+    """Return Ray Train's Result.
 
-    A metric of the task that is called loss, steps or digest is found as `evaluation_loss` and so
-    on: it replaces nothing of the run's.
+    A metric of the task with the name loss, steps or digest becomes `evaluation_loss` and so on, so
+    that it does not replace the run's own value.
 
     Args:
         ended: how the run ended.
-        spec: the run, which knows how to reach its checkpoints. Default: they are reached by what
-            the journal tells and what is configured.
+        spec: the run, with the options of its checkpoint store. Default: the address in the journal
+            and the machine's own configuration are used.
 
     Raises:
         TrainingFailedError: the run failed.
@@ -408,13 +408,13 @@ def _checkpoint(outcome: Outcome, spec: RunSpec | None) -> ray.train.Checkpoint:
         options = spec.elastic.checkpoint_options
     if "://" not in place:
         return ray.train.Checkpoint(place)
-    # Left to itself it would look with pyarrow's own clients, which know other configurations.
+    # By default it would use pyarrow's own clients, which read other configurations.
     files, path = Store(place, options).for_arrow()
     return ray.train.Checkpoint(path, filesystem=files)
 
 
 def _with_secrets(place: str, step: int, spec: RunSpec) -> str:
-    """Return a checkpoint's address as it is; the journal holds it without passwords and keys."""
+    """Return a checkpoint's address with passwords and keys, which the journal does not hold."""
     name = place.rstrip("/").rpartition("/")[2]
     store = spec.checkpoint_store.inside(name if is_named(name) else name_of(step))
     address = str(store.location)
@@ -427,7 +427,7 @@ class Cluster:
 
     Attributes:
         address: where it is.
-        is_ours: it ends with this process.
+        is_ours: whether it ends with this process.
     """
 
     address: str
@@ -436,10 +436,10 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(slots: int) -> Iterator[Cluster]:
-    """Join the Ray cluster that is known here, or run one of our own for as long as it is needed.
+    """Join the Ray cluster that is known here, or run our own for as long as it is needed.
 
-    A cluster of our own has a slot for every worker: on one machine more workers than cores are
-    slow, but they are what somebody wants who tries out elasticity on a laptop.
+    Our own cluster has a slot for every worker. More workers than cores are slow, but they let a
+    user try elasticity on a laptop.
 
     Args:
         slots: CPUs that all workers hold together.
@@ -463,7 +463,7 @@ def _is_same(store: Store, folder: Path) -> bool:
 
 
 def _is_known(owner: ownership.Owner) -> bool:
-    """Say whether an owner's cluster is the one that a run would join, which knows if it lives."""
+    """Say whether an owner's cluster is the one that a run would join and can ask about the run."""
     if ray.is_initialized():
         return bool(owner.address == ray.get_runtime_context().gcs_address)
     try:
@@ -476,7 +476,7 @@ def _name(task: Task) -> str:
     return f"{type(task).__module__}:{type(task).__qualname__}"
 
 
-def _shared(data: Any, keep: Callable[..., Any], name: str) -> Any:
+def _share_table(data: Any, keep: Callable[..., Any], name: str) -> Any:
     return keep(data.combine_chunks(), name) if isinstance(data, pa.Table) else data
 
 
@@ -485,8 +485,8 @@ def _put(table: pa.Table, name: str) -> Any:
     return ray.put(table)
 
 
-def _kept(folder: Path, table: pa.Table, name: str) -> str:
-    """Keep a table where the run's workers find it, whoever lives."""
+def _written_table(folder: Path, table: pa.Table, name: str) -> str:
+    """Write a table where the run's workers find it, also after this process has ended."""
     path = folder / f"{name}.arrow"
     with pa.ipc.new_file(path, table.schema) as file:
         file.write_table(table)

@@ -1,8 +1,8 @@
-"""The user's code that a run's bits depend on: the files of its modules, by their hashes.
+"""The user's code on which a run's bits depend: the files of its modules, by their hashes.
 
-The driver finds the modules by reading what they import, without running anything. Each worker
-tells which files of the user's it has loaded when the task is built and probed. The user's are all
-files that belong neither to Python, nor to an installed package, nor to raytrain_plus.
+The driver finds the modules by reading their import statements, without running anything. Each
+worker reports which of the user's files it has loaded when the task is built and probed. The user's
+files are all that belong neither to Python, nor to an installed package, nor to raytrain_plus.
 """
 
 import ast
@@ -29,7 +29,7 @@ class CodeFile:
     """A file of the user's.
 
     Attributes:
-        path: where it is; empty for what has a source but no file, as in a notebook.
+        path: where it is; empty for source without a file, as in a notebook.
         sha256: of its content, in hex.
     """
 
@@ -40,16 +40,16 @@ class CodeFile:
 Code = Mapping[str, CodeFile]
 """Files by their names: a module's name with slashes, such as package/module.py."""
 
-# Python 3.11 counts the depth of all syntax trees that are being built together, in all threads.
+# Python 3.11 counts the depth of all syntax trees together that any thread is building.
 _PARSING = threading.Lock()
 
 
 def code_behind(things: Iterable[Any], folders: Sequence[str]) -> dict[str, CodeFile]:
-    """Return the files in which some objects are defined, and all that these import.
+    """Return the files that define some objects, and all files of the user that these import.
 
     Args:
-        things: objects: a task, aspects, transforms. What their fields hold counts, too.
-        folders: where modules are looked for that are not imported yet.
+        things: objects: a task, aspects, transforms. The contents of their fields count, too.
+        folders: where to search modules that are not imported yet.
     """
     found: dict[str, CodeFile] = {}
     left = [name for thing in things for name in _modules_of(thing)]
@@ -62,9 +62,11 @@ def code_behind(things: Iterable[Any], folders: Sequence[str]) -> dict[str, Code
         path = _file_of(name, folders)
         if path is None or not is_users(path):
             continue
-        with contextlib.suppress(OSError):  # an import that is tried, of what is not there
+        with contextlib.suppress(OSError):  # an optional import of a module that does not exist
             content = path.read_bytes()
-            found[_told(name, path)] = CodeFile(str(path), hashlib.sha256(content).hexdigest())
+            found[_file_name_of(name, path)] = CodeFile(
+                str(path), hashlib.sha256(content).hexdigest()
+            )
             left += _imports(content, name, is_package=path.name == "__init__.py")
     return {**_typed_in(things), **dict(sorted(found.items()))}
 
@@ -77,30 +79,30 @@ def loaded_code() -> dict[str, CodeFile]:
         if path is not None and name != _MAIN and is_users(path):
             with contextlib.suppress(OSError):
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                found[_told(name, path)] = CodeFile(str(path), digest)
+                found[_file_name_of(name, path)] = CodeFile(str(path), digest)
     return found
 
 
 def as_if_edited(code: Code, thing: Any) -> dict[str, CodeFile]:
-    """Return what some code would be if the file that defines an object had been edited.
+    """Return the hashes as they would be if the file that defines an object had been edited.
 
     Args:
-        code: files, among them perhaps that one.
+        code: files, which may include that one.
         thing: the object.
     """
     found = dict(code)
     for name in _modules_of(thing):
         path = _file_of(name, ())
-        if path is not None and (file := found.get(told := _told(name, path))) is not None:
+        if path is not None and (file := found.get(told := _file_name_of(name, path))) is not None:
             edited = hashlib.sha256(path.read_bytes() + b"\n").hexdigest()
             return {**found, told: CodeFile(file.path, edited)}
     return found
 
 
 def difference(meant: Code, found: Code) -> str:
-    """Say which files are not as they are meant to be; empty if all are that both have.
+    """Say which files differ; empty if all files that both have are equal.
 
-    A worker may import less than the driver has seen, and more.
+    A worker may import fewer files than the driver has seen, or more.
     """
     return "; ".join(
         f"{name} has changed ({found[name].path})"
@@ -124,7 +126,7 @@ def standard_folders() -> tuple[Path, ...]:
 
 
 def _modules_of(thing: Any) -> Iterator[str]:
-    """Yield the names of the modules that define an object, its type, and what its fields hold."""
+    """Yield the names of the modules that define an object, its type, and its fields' values."""
     thing = thing.func if isinstance(thing, partial) else thing
     held = vars(thing).values() if hasattr(thing, "__dict__") else ()
     for one in (thing, *held):
@@ -171,8 +173,8 @@ def _path_of(module: ModuleType | None) -> Path | None:
     return Path(file).resolve() if isinstance(file, str) and Path(file).is_file() else None
 
 
-def _told(name: str, path: Path) -> str:
-    """Return what a module's file is called wherever it lies."""
+def _file_name_of(name: str, path: Path) -> str:
+    """Return the name of a module's file, which does not depend on where the file is."""
     if name == _MAIN:
         return path.name
     parts = name.replace(".", "/")
@@ -180,7 +182,7 @@ def _told(name: str, path: Path) -> str:
 
 
 def _imports(content: bytes, module: str, *, is_package: bool) -> Iterator[str]:
-    """Yield the names of the modules that a source may import, wherever in it."""
+    """Yield the names of the modules that a source may import, anywhere in it."""
     try:
         with _PARSING:
             tree = ast.parse(content)

@@ -80,7 +80,7 @@ def test_what_is_no_duration_is_refused_with_what_it_should_be(text, says):
     [
         ("0ep", "must be above zero"),
         ("0ba", "must be above zero"),
-        ("0.5dur", "cannot be its length"),
+        ("0.5dur", "cannot be the run's length"),
         ("100tok", "set the task's `tokens`"),
     ],
 )

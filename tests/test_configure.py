@@ -230,8 +230,8 @@ def test_a_task_with_metrics_that_cannot_be_merged_is_refused():
 @pytest.mark.parametrize(
     ("algorithms", "parts"),
     [
-        (["GradientClipping"], ["'GradientClipping'", "no raytrain_plus Aspect"]),
-        ([GradientClipping], ["no raytrain_plus Aspect"]),
+        (["GradientClipping"], ["'GradientClipping'", "not a raytrain_plus Aspect"]),
+        ([GradientClipping], ["not a raytrain_plus Aspect"]),
         ([LabelSmoothing(), LabelSmoothing()], ["LabelSmoothing is given twice", "give it once"]),
         (
             [
@@ -265,9 +265,9 @@ def test_algorithms_that_do_not_go_together_are_refused(algorithms, parts):
         (
             Fine(),
             table(more=np.ones(40)),
-            ["beside the target 'label' are x, more", "set the task's `columns` or `target`"],
+            ["besides the target 'label' are x, more", "set the task's `columns` or `target`"],
         ),
-        (with_(columns=["label"]), table(), ["beside the target 'label'", "needs one"]),
+        (with_(columns=["label"]), table(), ["besides the target 'label'", "needs one"]),
         (
             with_(
                 target="digit",
@@ -424,10 +424,12 @@ def test_relative_places_are_those_of_the_driver(tmp_path, monkeypatch):
     assert (stream.url, stream.window) == (f"{here}/train", 3)
     mixture, _ = configure.data_of(Task(), Mixture({"one": Stream("one")}), None)
     assert mixture.streams["one"].url == f"{here}/one"
-    assert configure.placed("task.py:Mine") == f"{here}/task.py:Mine"
-    assert configure.placed("package.task:Mine") == "package.task:Mine"
+    assert configure.with_absolute_path("task.py:Mine") == f"{here}/task.py:Mine"
+    assert configure.with_absolute_path("package.task:Mine") == "package.task:Mine"
     for storage, meant in (("kept", f"{here}/kept"), ("s3://b/kept", "s3://b/kept"), (None, None)):
-        elastic = configure.checkpoints_elsewhere(ElasticConfig(checkpoint_storage=storage))
+        elastic = configure.with_absolute_checkpoint_storage(
+            ElasticConfig(checkpoint_storage=storage)
+        )
         assert elastic.checkpoint_storage == meant
 
 
@@ -438,7 +440,7 @@ def test_what_a_run_keeps_does_not_go_away_with_a_job(tmp_path, monkeypatch):
     with says(ConfigError, "storage path runs", str(folder / "runs"), "absolute path"):
         configure.run_folder("runs", "mine")
     with says(ConfigError, "checkpoint storage kept", str(folder / "kept")):
-        configure.checkpoints_elsewhere(ElasticConfig(checkpoint_storage="kept"))
+        configure.with_absolute_checkpoint_storage(ElasticConfig(checkpoint_storage="kept"))
     assert not list(folder.iterdir())
     configure.run_folder(str(tmp_path), "mine")
 

@@ -78,7 +78,7 @@ def test_a_run_cannot_be_resumed_differently_unless_that_is_allowed(tmp_path):
     described(tmp_path, checkpoints=[9])
     with says(
         ConfigError,
-        "cannot be resumed differently",
+        "cannot be resumed with other settings",
         "seed: was 17, is 18",
         "same as before",
         "--allow-change",
@@ -325,7 +325,7 @@ def test_later_states_that_a_worker_has_kept_on_this_node_are_named(tmp_path):
     damaged.mkdir(parents=True)
     write(Store(tmp_path / "other"), "run", [40], run_id="a")
     kept = str(tmp_path / f"{checkpointer.RESCUED}1" / checkpointer.name_of(9))
-    assert resume.rescued("a", 5, tmp_path) == [kept]
+    assert resume.rescued_states("a", 5, tmp_path) == [kept]
     # The controls: no earlier state, and none of a run that has no id.
-    assert resume.rescued("a", 9, tmp_path) == []
-    assert resume.rescued("", 0, tmp_path) == []
+    assert resume.rescued_states("a", 9, tmp_path) == []
+    assert resume.rescued_states("", 0, tmp_path) == []

@@ -9,7 +9,7 @@ import pydantic
 
 from raytrain_plus.algorithms.aspect import Aspect, AspectError
 from raytrain_plus.algorithms.registry import ALGORITHMS
-from raytrain_plus.task import TaskError, import_named, loaded
+from raytrain_plus.task import TaskError, already_imported, import_named
 
 
 class Described(NamedTuple):
@@ -131,7 +131,7 @@ def _kind(name: str) -> type[Aspect]:
                 "own is named module:Class or file.py:Class"
             )
         return ALGORITHMS[name]
-    found = loaded(name)
+    found = already_imported(name)
     if found is None:
         raise AspectError(
             f"the algorithm {name!r} is in code that is not imported here. Code is never run "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from raytrain_plus.redaction import described
+from raytrain_plus.redaction import redacted_repr
 from raytrain_plus.storage.store import Stat, Store, stat_of
 from raytrain_plus.streams.cache import Cache, Entry, node_cache
 from raytrain_plus.streams.columns import Column, DataError, columns_of
@@ -91,7 +91,7 @@ class Stream:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     deadline: float = 60.0
 
-    __repr__ = described
+    __repr__ = redacted_repr
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str):

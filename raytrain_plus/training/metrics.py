@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_plus.task import Task, TaskError
-from raytrain_plus.task_check import asked
+from raytrain_plus.task_check import call_task_method
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
@@ -44,7 +44,7 @@ def metrics_of(task: Task) -> dict[str, Measure]:
         TaskError: `task.metrics()` returned anything else, or a name or a metric that cannot be
             used.
     """
-    given = asked(task, "metrics")
+    given = call_task_method(task, "metrics")
     if _is_collection(given):
         given = dict(given.items())
     if not isinstance(given, Mapping):

@@ -43,7 +43,7 @@ def follow(page, folder):
     """
     for name, text in tutorial.files(page).items():
         (folder / name).write_text(text)
-    printed, live = [], []
+    printed, live, before = [], [], set()
     for block in tutorial.blocks(page):
         if block.language == "text":
             exact = [line for line in block.text.splitlines() if EQUAL in line]
@@ -51,9 +51,10 @@ def follow(page, folder):
         if block.language != "sh":
             continue
         if block.title == "terminal 2":
-            wait_for_a_step(folder, live[0])
+            wait_for_a_step(folder, before, live[0])
         elif live:
             printed.append(ended(live.pop()))
+        before = before if live else set(journals(folder))
         begun = begin(block.text, folder)
         if block.title == "terminal 1":
             live.append(begun)
@@ -81,15 +82,16 @@ def ended(process):
     return output
 
 
-def wait_for_a_step(folder, process):
-    """Wait until the newest run trains."""
+def journals(folder):
+    return folder.glob("runs/*/journal.jsonl")
+
+
+def wait_for_a_step(folder, before, process):
+    """Wait until the run trains whose journal was not there before."""
     deadline = time.monotonic() + PATIENCE
-    while True:
-        journals = sorted(
-            folder.glob("runs/*/journal.jsonl"), key=lambda path: path.stat().st_mtime
-        )
-        if journals and b'"event": "step"' in journals[-1].read_bytes():
-            return
+    while not any(
+        b'"event": "step"' in path.read_bytes() for path in set(journals(folder)) - before
+    ):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no step"
         time.sleep(0.1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from raytrain_plus.names import NAMESPACE, check_name, folders_meant
+from raytrain_plus.names import NAMESPACE, check_name, possible_folders
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster.joining import find_leader, join, trusted
@@ -39,7 +39,7 @@ def folder_of(run: str, storage: str) -> Path:
         InvalidNameError: it is neither a usable name nor a folder.
         FileNotFoundError: there is no journal in either place.
     """
-    candidates = folders_meant(run, storage)
+    candidates = possible_folders(run, storage)
     for folder in candidates:
         if (folder / journal.FILE_NAME).exists():
             return folder.resolve()

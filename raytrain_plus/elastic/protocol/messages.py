@@ -13,7 +13,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.names import check_name
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
-from raytrain_plus.redaction import described, redacted
+from raytrain_plus.redaction import redacted, redacted_repr
 from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.user_code import Code
@@ -101,7 +101,7 @@ class ElasticConfig:
         if self.isa not in (None, "default", "avx2", "avx512"):
             raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
 
-    __repr__ = described
+    __repr__ = redacted_repr
 
     def told(self) -> dict[str, Any]:
         """Return what the journal tells of it: all but a store's options, which may be secret."""
@@ -169,7 +169,7 @@ class RunSpec:
     cwd: str = ""
     hash_data: bool = False
 
-    __repr__ = described
+    __repr__ = redacted_repr
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Arrive so that what is the user's is unpacked where its modules can be imported."""
