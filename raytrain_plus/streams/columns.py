@@ -107,8 +107,9 @@ def _column(name: str, stored: pa.DataType, where: str) -> Column:
             break
     if _is_number(inner):
         return Column(np.dtype(inner.to_pandas_dtype()), shape)
+    nulls = ", since it holds nothing but nulls" if pa.types.is_null(arrow_type) else ""
     raise DataError(
-        f"column {name!r} of {where} is of type {stored}. Integers, floats and booleans are "
+        f"column {name!r} of {where} is of type {stored}{nulls}. Integers, floats and booleans are "
         "supported, lists of them (nested ones if they are of fixed size), fixed shape tensors "
         "whose dimensions are stored in order, strings and binary values. Convert the column, or "
         "select the others with `columns` (`--columns` of `data write`)."

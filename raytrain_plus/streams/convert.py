@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -20,6 +21,7 @@ from raytrain_plus.streams.folders import (
     SPLITS,
     Contents,
     DataPath,
+    check_regular,
     form_of,
     is_hidden,
     is_split,
@@ -109,6 +111,8 @@ def read_any(
     fs, root = file_system(place, options)
     named = os.fspath(source)
     try:
+        if (local := local_path(place)) is not None and local.exists() and not local.is_dir():
+            check_regular(local)
         if fs.isfile(root):
             data = _of_file(fs, root, named, choice)
         elif pattern is None and fs.exists(f"{root.rstrip('/')}/{MANIFEST}"):
@@ -253,6 +257,11 @@ class _TableFile:
 
     def types(self, columns: Sequence[str] | None) -> dict[str, pa.DataType]:
         """Return the plain types of the columns that are wanted, with those of folders' names."""
+        twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{self.path} has more than one column {listed(twice)}: rename one of them."
+            )
         table = _with_partitions(self.schema.remove_metadata().empty_table(), self.found)
         present = dict(zip(table.column_names, table.schema.types, strict=True))
         missing = [name for name in columns or () if name not in present]

@@ -33,7 +33,7 @@ from raytrain_plus.streams.decoding import (
     parquet_file,
     values_in,
 )
-from raytrain_plus.streams.folders import DataPath, form_of
+from raytrain_plus.streams.folders import DataPath, check_regular, form_of
 from raytrain_plus.streams.foreign import format_of_files, told
 from raytrain_plus.streams.labels import Labels, labels_of
 from raytrain_plus.streams.parquet_footer import Footer
@@ -160,6 +160,7 @@ def inspect_file(
             or of an unsupported type, or the footer says that one holds nulls.
     """
     with explained(str(path)):
+        check_regular(path)
         stat = stat_of(path)
         kind = _recognize(path)
         if kind == "Parquet":
@@ -197,12 +198,14 @@ def recognized(file: IO[bytes], path: str) -> tuple[str, int]:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     tail = file.read()
+    if not size:
+        raise DataError(f"{path} is empty (0 bytes): remove it, or write it again.")
     for magic, (kind, end) in _FORMATS.items():
         if head.startswith(magic):
             if size < len(magic) + len(end) or not tail.endswith(end):
                 raise DataError(
-                    f"{path} is cut short: it begins as {kind} but its end is missing. Write or "
-                    "copy it again."
+                    f"{path} is cut short, or has more after its end: it begins as {kind} but does "
+                    "not end as such. Write or copy it again."
                 )
             return kind, size
     if form_of(path) not in (None, "table"):

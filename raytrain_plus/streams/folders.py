@@ -7,6 +7,7 @@ named like `label=3` are columns. Training and test files are never read as one.
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -267,9 +268,24 @@ def _local_paths(root: str) -> list[str]:
             if form_of(name) is not None and not is_hidden(inside):
                 if not os.path.exists(path):  # noqa: PTH110
                     raise DataError(f"{path} is a link to a file that is not there: remove it.")
+                check_regular(path)
                 _note(found, os.path.realpath(path), inside, root)
             paths.append(inside)
     return paths
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Check that a path of this machine is a file whose bytes can be read again and again.
+
+    Raises:
+        DataError: it is a pipe, a socket or a device, where reading would wait for ever.
+        OSError: it is not there.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - many paths
+        raise DataError(
+            f"{path} is no regular file, but a pipe, a socket or a device, which cannot be read "
+            "twice: store what comes out of it in a file."
+        )
 
 
 def _note(found: dict[str, str], real: str, path: str, root: str) -> bool:
@@ -376,10 +392,10 @@ def _of_one_form(paths: Sequence[str], where: str) -> tuple[Form, list[str]]:
         if foreign is not None:
             raise DataError(told(where, foreign))
         endings = sorted({suffix_of(path) or "no suffix" for path in paths})
+        found = f"but only {', '.join(endings)}" if endings else "and no file at all"
         raise DataError(
-            f"{where} has no data file, but {', '.join(endings) or 'no file at all'}: files ending "
-            f"in {', '.join(_FORMS)} are read, without those that are hidden (named with '.' or "
-            "'_' first) or temporary."
+            f"{where} has no data file, {found}: files ending in {', '.join(_FORMS)} are read, "
+            "without those that are hidden (named with '.' or '_' first) or temporary."
         )
     if len(by_form) > 1:
         found = "; ".join(

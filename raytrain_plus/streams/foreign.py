@@ -83,6 +83,7 @@ _SUFFIXES = {
     ".wav": _MEDIA,
     ".txt": _TEXT,
     ".zip": Format("an archive", "unpack it, and name the folder"),
+    ".zst": Format("packed as Zstandard", "unpack it (zstd -d), or pack text as .gz instead"),
 }
 _SUFFIXES |= {
     other: _SUFFIXES[known]

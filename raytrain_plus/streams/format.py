@@ -93,6 +93,8 @@ class Manifest(_Strict):
     def _unique(cls, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
         if len({file.name for file in files}) != len(files):
             raise ValueError("a file is named twice")
+        if any(file.name in (".", "..") or not file.name.isprintable() for file in files):
+            raise ValueError("the name of a file is none")
         return files
 
     @classmethod

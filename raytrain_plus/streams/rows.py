@@ -51,8 +51,15 @@ def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise RowError(number, f"it is a {type(row).__name__}, but must be a dictionary")
+        if not row:
+            raise RowError(
+                number, "it has no column: give it the columns of the others, or drop it"
+            )
         if row.keys() != rows[0].keys():
-            raise RowError(number, f"its columns differ: {list(row)} after {list(rows[0])}")
+            raise RowError(number, _differing(row, rows[0]))
+    odd = next((name for name in rows[0] if not isinstance(name, str)), None)
+    if odd is not None:
+        raise RowError(0, f"a column is named {odd!r} ({type(odd).__name__}): names must be text")
     columns = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
@@ -64,8 +71,20 @@ def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
             raise RowError(error.row, f"column {name!r}: {error}") from error
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             first = next((i for i, value in enumerate(values) if not _storable(value)), 0)
-            raise RowError(first, f"column {name!r} cannot be stored: {error}") from error
+            what = f"{values[first]!r:.80} ({type(values[first]).__name__})"
+            raise RowError(first, f"column {name!r}: {what} cannot be stored: {error}") from error
     return pa.table(columns)
+
+
+def _differing(row: Row, first: Row) -> str:
+    more = [name for name in row if name not in first]
+    less = [name for name in first if name not in row]
+    found = [f"has {', '.join(map(repr, more))} more"] if more else []
+    found += [f"lacks {', '.join(map(repr, less))}"] if less else []
+    return (
+        f"its columns differ from those of the rows before: it {' and '.join(found)}. Give all "
+        "rows the same columns, and fill in what is absent; or leave the column out of all"
+    )
 
 
 def _storable(value: Any) -> bool:
@@ -78,6 +97,7 @@ def _storable(value: Any) -> bool:
 
 def _array(values: list[Any]) -> pa.Array:
     arrays = [_without_torch(value) for value in values]
+    _check_whole(arrays)
     shaped = [isinstance(value, np.ndarray) for value in arrays]
     if all(shaped):
         return _tensors(arrays)
@@ -99,6 +119,19 @@ def _array(values: list[Any]) -> pa.Array:
         if not kinds or not next(iter(kinds)).endswith("number"):
             raise
         return pa.array(_as_floats(arrays))
+
+
+def _check_whole(values: list[Any]) -> None:
+    """Refuse values of which Arrow would keep a part, or an order that they do not have.
+
+    Raises:
+        RowError: one is a set, or an array with masked values.
+    """
+    for row, value in enumerate(values):
+        if isinstance(value, set | frozenset):
+            raise RowError(row, f"{value!r:.80} is a set, which has no order: give a sorted list")
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise RowError(row, "values of the array are masked: fill them (`array.filled()`)")
 
 
 def _without_torch(value: Any) -> Any:

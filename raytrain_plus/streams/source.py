@@ -372,10 +372,10 @@ class Source:
             yield int(grouped[first]), by_file[first:end], inside[first:end]
 
     def named(self, file: int, row: int) -> str:
-        """Return what to call a row in an error: its number in its file, and the file."""
+        """Return what to call a row in an error: its number in its file from 1, and the file."""
         if self._piece_rows:
             file, row = 0, int(file) * self._piece_rows + int(row)
-        return f"row {row} of {self.shards[file].where}"
+        return f"row {int(row) + 1:,} (counted from 1) of {self.shards[file].where}"
 
     def confirm(self, files: npt.NDArray[np.int64]) -> None:
         """Check that files that are open are still what they were when they were opened.

@@ -7,10 +7,13 @@ empty field among numbers is an error, since a tensor has no place for it.
 
 import itertools
 import json
+import lzma
 import re
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -29,6 +32,7 @@ _SPECIAL = r"^(?i:nan|[+-]?inf|[+-]?infinity)$"
 _TRUTH = r"^(true|false|True|False|TRUE|FALSE)$"
 _MISSING = ("", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "None", "none", "<NA>", "-", "?")
 
+_END = "\x04"  # in each field of the row that is added to a CSV file: the end of a transmission
 _MARK = b"\xef\xbb\xbf"  # of UTF-8, which some editors write first
 
 
@@ -133,7 +137,7 @@ def csv_types(
     """
     guesses: dict[str, _Guess] = {}
     for file in files:
-        with file.open() as opened:
+        with _opened(file) as opened:
             names = _header(opened, file)
         if columns is not None and (missing := [name for name in columns if name not in names]):
             raise DataError(f"{file.where} has no column {listed(missing)}; it has {listed(names)}")
@@ -214,6 +218,23 @@ def _typed(texts: pa.Array, kind: pa.DataType, name: str, where: str, first: int
     return values
 
 
+@contextmanager
+def _opened(file: TextFile) -> Iterator[IO[bytes]]:
+    """Open a file; what unpacking it says of damage becomes an error that names it.
+
+    Raises:
+        DataError: it is packed, and damaged, cut short, or followed by something else.
+    """
+    try:
+        with file.open() as opened:
+            yield opened
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(
+            f"{file.where} cannot be read: {error}. If it is packed, it may be damaged or cut "
+            "short, or not be packed as its name says: pack or copy it again."
+        ) from error
+
+
 def _texts(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """Yield the fields of a CSV file as they are, each block as a table of strings."""
     first, block = 0, _BLOCK
@@ -238,9 +259,12 @@ def _texts(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[int, pa.Tab
 def _blocks(file: TextFile, columns: Sequence[str], block: int) -> Iterator[pa.RecordBatch]:
     from pyarrow import csv  # noqa: PLC0415 - imports pandas, which few need
 
-    with file.open() as opened:
-        yield from csv.open_csv(
-            opened,
+    with _opened(file) as opened:
+        names = _header(opened, file)
+    end = b"\n" + file.delimiter.join([_END] * len(names)).encode()
+    with _opened(file) as opened:
+        reader = csv.open_csv(
+            _Ended(opened, end),
             read_options=csv.ReadOptions(block_size=block),
             parse_options=csv.ParseOptions(newlines_in_values=True, delimiter=file.delimiter),
             convert_options=csv.ConvertOptions(
@@ -249,6 +273,52 @@ def _blocks(file: TextFile, columns: Sequence[str], block: int) -> Iterator[pa.R
                 strings_can_be_null=False,
             ),
         )
+        yield from _without_end(reader, file)
+
+
+class _Ended:
+    """A file of CSV with one more row, which shows whether the row before it has an end.
+
+    Of a quoted field that is never closed Arrow says nothing: all that follows becomes its value.
+    """
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], end: bytes) -> None:
+        self._file, self._end = file, end
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes; the row is the last of them."""
+        content = self._file.read(size)
+        if content:
+            return content
+        end, self._end = self._end, b""
+        return end
+
+    def readable(self) -> bool:
+        """Return True, as Arrow asks."""
+        return True
+
+
+def _without_end(batches: Iterable[pa.RecordBatch], file: TextFile) -> Iterator[pa.RecordBatch]:
+    """Yield the rows before the one that `_Ended` adds.
+
+    Raises:
+        DataError: that row became part of another.
+    """
+    held: pa.RecordBatch | None = None
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        if held is not None:
+            yield held
+        held = batch
+    if held is None or any(column[-1].as_py() != _END for column in held.columns):
+        raise DataError(
+            f'{file.where} ends within a quoted field: a quotation mark (") is not closed. Close '
+            'it, or write it twice ("") where it is part of a value.'
+        )
+    yield held.slice(0, held.num_rows - 1)
 
 
 def _header(opened: IO[bytes], file: TextFile) -> list[str]:
@@ -259,6 +329,12 @@ def _header(opened: IO[bytes], file: TextFile) -> list[str]:
         head += line
         if head.strip() and not head.count(b'"') % 2:
             break
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the first line of {file.where} is not UTF-8 ({head!r:.60}): store the text as UTF-8."
+        ) from error
     try:
         table = csv.read_csv(
             pa.BufferReader(head),
@@ -312,9 +388,9 @@ def json_tables(
 
 
 def _objects(file: TextFile, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    with file.open() as opened:
+    with _opened(file) as opened:
         start = opened.read(64).removeprefix(_MARK).lstrip()
-    with file.open() as opened:
+    with _opened(file) as opened:
         is_list = start[:1] == b"["
         found = _listed(opened, file.where) if is_list else _lines(opened, file.where)
         for row, value in enumerate(found):

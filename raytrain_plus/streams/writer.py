@@ -152,10 +152,7 @@ class StreamWriter:
         """
         if isinstance(rows, Mapping):
             rows = [rows]
-        if isinstance(rows, pa.RecordBatch):
-            rows = pa.Table.from_batches([rows])
-        elif not isinstance(rows, pa.Table) and hasattr(rows, "__arrow_c_stream__"):
-            rows = pa.table(rows)
+        rows = _as_table(rows)
         first = self._rows
         place = place or _numbered(first)
         if isinstance(rows, pa.Table):
@@ -331,7 +328,7 @@ class StreamWriter:
                 "one was not: write to another place."
             ) from error
         if self._warn and (sorted_by := told(skews)):
-            warnings.warn(sorted_by, stacklevel=4)
+            warnings.warn(sorted_by, stacklevel=3)  # the user's `with` block
         for one in narrow:  # not before: another writer of the same rows may have named it
             self._store.delete(one.entry.name)
 
@@ -344,6 +341,32 @@ class _Stored:
     first_row: int
     entry: FileEntry
     schema: pa.Schema
+
+
+def _as_table(rows: Any) -> pa.Table | Iterable[Row]:
+    """Return a table of what holds one, as a DataFrame does; rows of any other kind as they are.
+
+    Raises:
+        DataError: it is neither a table nor an iterable of rows, or has no table in Arrow.
+    """
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if isinstance(rows, pa.Table):
+        return rows
+    if not hasattr(rows, "__arrow_c_stream__"):
+        if not isinstance(rows, Iterable):
+            raise DataError(
+                f"{rows!r:.80} ({type(rows).__name__}) holds no rows: give a dictionary for one "
+                "row, an iterable of dictionaries, or a table."
+            )
+        return rows
+    try:
+        return pa.table(rows)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"the {type(rows).__name__} cannot be stored: {'; '.join(map(str, error.args))}. Give "
+            "each column one name and values of one kind."
+        ) from error
 
 
 def _numbered(first: int) -> Place:

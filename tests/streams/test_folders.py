@@ -278,8 +278,8 @@ def test_parquet_that_is_not_whole_is_no_data(ways, tmp_path):
         (["cats/1.png"], "data write"),
         (["a.csv"], "data write"),
         (["a.parquet", "b.csv"], "several forms"),
-        ([], "no data file, but no file at all"),
-        (["notes.docx"], "no data file, but .docx"),
+        ([], "no data file, and no file at all"),
+        (["notes.docx"], "no data file, but only .docx"),
     ],
 )
 def test_other_formats_are_named_for_what_they_are(files, words, tmp_path):

@@ -1,5 +1,8 @@
 """What cannot be read is refused, and the error says what is wrong with it."""
 
+import json
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +10,10 @@ import pytest
 
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.convert import read_any
+from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.opening import open_source
+from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.arrow_data import (
     N,
     as_compressed_batches,
@@ -148,3 +154,45 @@ def test_a_text_file_is_refused(tmp_path):
     path.write_text("label,pixel\n1,2\n")
     with pytest.raises(DataError, match=r"a\.arrow is neither an Arrow IPC file nor a Parquet"):
         open_source(path)
+
+
+@pytest.mark.parametrize("read", [open_source, read_any])
+def test_a_pipe_is_refused_and_not_waited_for(read, tmp_path):
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    os.mkfifo(tmp_path / "b.parquet")
+    for place in (tmp_path, tmp_path / "b.parquet"):
+        with pytest.raises(DataError, match=r"b\.parquet is no regular file"):
+            read(place)
+
+
+@pytest.mark.parametrize("read", [open_source, read_any])
+def test_an_empty_file_is_named_as_that(read, tmp_path):
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").touch()
+    with pytest.raises(DataError, match=r"b\.parquet is empty \(0 bytes\)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("read", [open_source, read_any])
+def test_columns_of_one_name_are_refused(read, tmp_path):
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has more than one column 'x'"):
+        read(tmp_path)
+
+
+def test_a_column_of_nothing_but_nulls_is_named_as_that():
+    with pytest.raises(DataError, match=r"column 'x' of the table .* nothing but nulls"):
+        open_source(pa.table({"x": pa.nulls(2)}))
+
+
+@pytest.mark.parametrize("name", [".", "..", "a\0b", "a\nb", "", "../a"])
+def test_a_manifest_that_names_no_file_is_refused(name, tmp_path):
+    with StreamWriter(tmp_path / "s") as writer:
+        writer.write({"x": 1})
+    path = tmp_path / "s" / MANIFEST
+    described = json.loads(path.read_text())
+    described["files"][0]["name"] = name
+    path.write_text(json.dumps(described))
+    with pytest.raises(DataError, match="is not a manifest"):
+        open_source(tmp_path / "s")

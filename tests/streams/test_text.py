@@ -32,6 +32,10 @@ def csv_file(path, rows, names=("x", "t")):
     return path
 
 
+def rows_of(path):
+    return [row for piece in read_any(path).pieces for row in piece.table.to_pylist()]
+
+
 def json_file(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -62,7 +66,8 @@ def test_json_values_stay_what_they_are(early, late, expected, tmp_path):
     ("rows", "words"),
     [
         ('{"x": 1}\n{"x": 2, "y": 3}\n', r"a\.jsonl, row 2: its columns differ.*'y'"),
-        ('{"x": 1}\n{}\n', r"row 2: its columns differ"),
+        ('{"x": 1}\n{}\n', r"row 2: it has no column"),
+        ('{}\n{"x": 1}\n', r"row 1: it has no column"),
         ('{"x": 1}\n{"x": null}\n', r"row 2: column 'x' holds nulls"),
         ('{"x": 1}\n{"x": "1"}\n', r"row 2: column 'x': '1' \(text\) does not go together"),
         ('{"x": 1}\n{"x": true}\n', r"row 2: column 'x'"),
@@ -73,7 +78,7 @@ def test_json_values_stay_what_they_are(early, late, expected, tmp_path):
         ('{"x": 0.5}\n{"x": 9007199254740993}\n', r"row 2: column 'x': 9007199254740993"),
         ('{"x": 18446744073709551616}\n', r"row 1: column 'x': 18446744073709551616"),
         ('{"x": {"a": 1}}\n', r"is of type struct"),
-        ('{"x": "\\ud800"}\n', r"row 1: column 'x' cannot be stored"),
+        ('{"x": "\\ud800"}\n', r"row 1: column 'x': .* cannot be stored"),
     ],
 )
 def test_json_that_cannot_be_kept_is_refused_by_its_place(rows, words, tmp_path):
@@ -189,3 +194,66 @@ def test_a_marked_file_and_tabs_are_read(tmp_path):
     assert written(tmp_path / "b.tsv", tmp_path / "s2") == {"x": [1], "t": ["a,b"]}
     data = read_any(tmp_path / "a.csv", None, Choice(columns=["t"]))
     assert pa.concat_tables(piece.table for piece in data.pieces).to_pydict() == {"t": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'x,y\n1,"a\n2,b\n3,c\n',
+        b'x,y\n1,"',
+        b'x,y\n1,a\n2,"b""\n',
+        b'y\n"',
+        b'y\n"a',
+    ],
+)
+def test_a_quoted_field_that_is_never_closed_is_refused(content, tmp_path):
+    """Else all rows after it would become its value."""
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.csv ends within a quoted field"):
+        rows_of(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "last"),
+    [
+        (b'x,y\n1,""', ""),
+        (b'x,y\n1,""""', '"'),
+        (b'x,y\n1,"a\nb"\n', "a\nb"),
+        (b'x,y\r\n1,5" disk\r\n', '5" disk'),
+        (b"x,y\n1,a", "a"),
+        (b"\xef\xbb\xbfx,y\r1,a\r\r", "a"),
+    ],
+)
+def test_a_quoted_field_that_is_closed_at_the_very_end_is_kept(content, last, tmp_path):
+    (tmp_path / "a.csv").write_bytes(content)
+    assert rows_of(tmp_path / "a.csv") == [{"x": 1, "y": last}]
+
+
+@pytest.mark.parametrize("text", ["x,y\n1,ä\n".encode("utf-16"), "ä,y\n1,a\n".encode("latin-1")])
+def test_a_header_of_another_encoding_is_named_as_that(text, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text)
+    with pytest.raises(DataError, match=r"a\.csv is not UTF-8"):
+        rows_of(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda packed: packed[:-20],
+        lambda packed: packed + b"garbage",
+        lambda packed: packed[:-8] + bytes(4) + packed[-4:],
+        lambda packed: packed[: len(packed) // 2] + b"\xff" * 9 + packed[len(packed) // 2 + 9 :],
+        gzip.decompress,
+    ],
+)
+def test_a_packed_file_that_is_damaged_is_named(ending, damage, tmp_path):
+    lines = [b"x"] if ending == ".csv" else []
+    lines += [b"%d" % i if ending == ".csv" else b'{"x": %d}' % i for i in range(3000)]
+    path = tmp_path / f"a{ending}.gz"
+    packed = gzip.compress(b"\n".join(lines))
+    path.write_bytes(packed)
+    assert len(rows_of(path)) == 3000
+    path.write_bytes(damage(packed))
+    with pytest.raises(DataError, match=rf"a{ending}\.gz"):
+        rows_of(path)

@@ -81,7 +81,7 @@ def kind(sample, generator):
 def test_the_row_and_the_file_are_named(transform, words, stream):
     source = open_source(stream(transform))
     files, rows = source.plain_order(1).locate(0, 0, 150, 151)
-    row = f"row {rows[0]} of {source.shards[files[0]].where}"
+    row = rf"row {rows[0] + 1} \(counted from 1\) of {source.shards[files[0]].where}"
     assert files[0] > 0
     with pytest.raises(DataError, match=words.format(row=row)):
         load(stream(transform))
@@ -92,7 +92,7 @@ def test_a_batch_transform_names_its_rows(stream):
         del given, generator
         raise KeyError("missing")
 
-    with pytest.raises(DataError, match=r"fails on 200 rows, the first of them row 0 of .*KeyErr"):
+    with pytest.raises(DataError, match=r"fails on 200 rows, the first of them row 1 .*KeyErr"):
         load(stream(batch, per="batch"))
 
 
@@ -112,4 +112,4 @@ def test_rows_of_a_single_file_are_numbered_in_the_file(tmp_path):
     with pa.ipc.new_file(io.FileIO(path, "w"), table.schema) as writer:
         writer.write_table(table)
     source = open_source(path)
-    assert source.named(7, 0) == f"row 7 of {path}"
+    assert source.named(7, 0) == f"row 8 (counted from 1) of {path}"

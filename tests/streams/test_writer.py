@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -245,3 +247,54 @@ def test_verify_names_every_file_that_is_not_as_it_should_be(tmp_path):
 
 
 GOLDEN_ORDER = "5e5e3ec3d7b7a1ce9584686f82b2089062e0bf8c5a4647a76f6386c8c22a3c8d"
+
+
+def test_a_warning_stands_where_the_writer_was_used(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with StreamWriter(tmp_path / "s") as writer:
+            writer.write({"label": i // 500} for i in range(2000))
+    assert [Path(one.filename) for one in caught] == [Path(__file__)]
+
+
+class MixedFrame:
+    """What a DataFrame does that Arrow has no types for."""
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        raise pa.ArrowInvalid("Could not convert 'a'", "column x")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"x": 1}, {}, {"x": 2}], "row 2: it has no column"),
+        ([{}], "row 1: it has no column"),
+        ([{"x": 1}, {"x": {3, 1}}], "row 2: column 'x': .*set, which has no order"),
+        ([{"x": [1]}, {"x": frozenset()}], "row 2: column 'x': .*set, which has no order"),
+        ([{"x": np.ma.array([1, 2], mask=[0, 1])}], "row 1: column 'x': .*masked"),
+        ([{1: 2}], "row 1: a column is named 1 .*must be text"),
+        ([{"x": np.datetime64("2020-01-01")}], "row 1: column 'x': .*datetime64"),
+        ([None], "None .*holds no rows"),
+        ([7], "7 .*holds no rows"),
+        ([MixedFrame()], "MixedFrame cannot be stored: Could not convert 'a'; column x"),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_rows_that_would_lose_something_are_refused(rows, words, together, tmp_path):
+    if together and not isinstance(rows[0], dict):
+        return
+
+    def write():
+        with StreamWriter(tmp_path / "s") as writer:
+            for piece in [iter(rows)] if together else rows:
+                writer.write(piece)
+
+    with pytest.raises(DataError, match=words):
+        write()
+    assert not (tmp_path / "s" / "index.json").exists()
+
+
+def test_an_array_without_masked_values_is_kept(tmp_path):
+    with StreamWriter(tmp_path / "s") as writer:
+        writer.write({"x": np.ma.array([1, 2], mask=[0, 0])})
+    assert len(list((tmp_path / "s").glob("*.arrow"))) == 1
