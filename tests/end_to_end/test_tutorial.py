@@ -10,7 +10,7 @@ import pytest
 
 from tests import tutorial
 
-PATIENCE = 300.0  # seconds for any one command, on a busy machine
+PATIENCE = 600.0  # seconds for any one command, on a busy machine
 EQUAL = "equal in every bit"
 
 
