@@ -26,8 +26,8 @@ def sentence(task: str, row: Row) -> str:
     gain, half = row["gain at equal cost"] * factor, row["+-"] * factor
     sure = "" if abs(gain) > half else " (no effect that these seeds show)"
     return (
-        f"- {_TITLES[task]}: {gain:+.2f} +- {half:.2f} {unit} compared with the baseline at equal cost"
-        f"{sure}; {row['speed-up at equal quality']:.2f} times as fast as the baseline to the "
+        f"- {_TITLES[task]}: {gain:+.2f} +- {half:.2f} {unit} compared with the baseline at equal "
+        f"cost{sure}; {row['speed-up at equal quality']:.2f} times as fast as the baseline to the "
         f"same quality. {row['seeds']} seeds, 95 % interval; `python -m benchmarks.effects {task}`."
     )
 
