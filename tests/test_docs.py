@@ -74,3 +74,16 @@ def test_the_files_that_a_page_or_a_source_names_are_there():
 def test_a_file_that_is_not_there_is_noticed():
     assert missing_files("`training/loop.py` and `training/lop.py`") == {"training/lop.py"}
     assert missing_files("see docs/index.md, docs/indes.md") == {"docs/indes.md"}
+
+
+def broken_links(page):
+    """Return the relative links of a page outside of the site that lead nowhere."""
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    return [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_pages_outside_of_the_site_have_no_broken_links(tmp_path):
+    pages = [*ROOT.glob("*.md"), *(ROOT / "cluster").rglob("*.md")]
+    assert {page.name: broken_links(page) for page in pages if broken_links(page)} == {}
+    (tmp_path / "page.md").write_text("[here](page.md#part), [there](gone.md), [far](https://x.y)")
+    assert broken_links(tmp_path / "page.md") == ["gone.md"]
