@@ -64,7 +64,7 @@ def ours(aspects: list[Aspect]) -> Callable[[Batch], object]:
     weave = Weave(aspects)
     replica = Replica.build(task, 17, CPU, weave=weave, clock=clock)
     loop = TrainingLoop(task, replica, weave)
-    loop.begin([range(1)], Alone())
+    loop.begin_generation([range(1)], Alone())
     return lambda batch: loop.run_step([batch])
 
 

@@ -4,7 +4,7 @@ Run as `python -m benchmarks.checkpoint_pause [--quick] [--json]`.
 
 The state is a model of linear layers with AdamW's two moments, of 4, 40 and 400 MB in all.
 
-Pause: `Snapshot.take`, for the first time and into the memory of the snapshot before it, beside a
+Pause: `Snapshot.of`, for the first time and into the memory of the snapshot before it, beside a
 bare `clone()` of every tensor of the state, and beside `torch.save` of both state dicts into a
 file, which is what a loop waits for that has no snapshots. Medians over 9 rounds (quick: 3) on one
 thread, the methods taking turns.
@@ -86,7 +86,7 @@ def measure(megabytes: int, rounds: int) -> Row:
     replica = replica_of(megabytes)
     tensors = replica.tensors()
     total = sum(tensor.nbytes for tensor in tensors.values())
-    taken = Snapshot.take(replica)
+    taken = Snapshot.of(replica)
     times: dict[str, list[float]] = {}
 
     def note(name: str, action: Callable[[], Any]) -> None:
@@ -99,8 +99,8 @@ def measure(megabytes: int, rounds: int) -> Row:
             torch.save(state, place / "state.pt")
 
         for number in range(rounds):
-            note("fresh", lambda: Snapshot.take(replica))
-            note("reused", lambda: Snapshot.take(replica, taken))
+            note("fresh", lambda: Snapshot.of(replica))
+            note("reused", lambda: Snapshot.of(replica, taken))
             note("clone", lambda: [tensor.clone() for tensor in tensors.values()])
             note("torch.save", saved)
             where = place / str(number)

@@ -53,7 +53,7 @@ def stepper(
     weave = Weave([])
     replica = Replica.build(task, 17, torch.device("cpu"), weave=weave, clock=clock)
     loop = TrainingLoop(task, replica, weave, check_every=check_every, audit_every=audit_every)
-    loop.begin([range(workload.logical_ranks)], Alone())
+    loop.begin_generation([range(workload.logical_ranks)], Alone())
 
     def step() -> float:
         audit = loop.audit_of(replica.step)

@@ -110,7 +110,7 @@ class Group:
             loop = self.loops[wire.index]
             turn = Turn(lock)
             loop._enter = turn  # noqa: SLF001 - set for each generation
-            loop.begin(ranges, wire)
+            loop.begin_generation(ranges, wire)
             try:
                 for _ in range(steps):
                     step = loop.replica.step
@@ -118,7 +118,7 @@ class Group:
                     turn.end()
             finally:
                 turn.end()
-                loop.end()
+                loop.end_generation()
 
         Network(size).run(train)
         assert len({loop.replica.digest() for loop in self.loops}) == 1, "workers differ"

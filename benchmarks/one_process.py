@@ -86,7 +86,7 @@ def train(task: Task, recipe: Recipe, *, seed: int = 17, logical_ranks: int = 2)
     replica = Replica.build(task, seed, CPU, weave=weave, clock=clock)
     loop = TrainingLoop(task, replica, weave)
     wire = Alone()
-    loop.begin([range(logical_ranks)], wire)
+    loop.begin_generation([range(logical_ranks)], wire)
     order = source.order(logical_ranks, seed, part_rows)
     loader = Loader(
         source, order, part_rows=part_rows, lanes=range(logical_ranks), first_step=0, depth=2

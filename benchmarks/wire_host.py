@@ -78,7 +78,7 @@ def ours(place: Place) -> Callable[[], None]:
     replica = Replica.build(task, 17, torch.device("cpu"), weave=weave, clock=clock)
     checks = {"check_every": config.check_every, "audit_every": config.audit_every}
     loop = TrainingLoop(task, replica, weave, **checks)
-    loop.begin(place.ranges, transport)
+    loop.begin_generation(place.ranges, transport)
     parts = batches(workload)
     mine = place.ranges[place.index]
 

@@ -118,6 +118,22 @@ def is_users(path: Path) -> bool:
     return not any(path.is_relative_to(folder) for folder in standard_folders())
 
 
+def is_users_module(name: str) -> bool:
+    """Say whether an imported module is the user's own code, by its name in `sys.modules`.
+
+    What was typed at a prompt or in a notebook is.
+    """
+    if name == _MAIN:
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return isinstance(file, str) and _is_users_file(file)
+
+
+@cache
+def _is_users_file(file: str) -> bool:
+    return is_users(Path(file).resolve())
+
+
 @cache
 def standard_folders() -> tuple[Path, ...]:
     """Return the folders of Python's own library."""

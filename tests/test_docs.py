@@ -37,7 +37,7 @@ def test_every_setting_has_its_default_and_its_option():
 
 def test_the_page_about_checkpoints_has_each_field_of_a_manifest():
     scalars = {"step": 3, "samples": 0, "tokens": 0, "aspects": {}, "optimizer": {}, "groups": []}
-    manifest = Manifest(run="r", digest="0" * 64, scalars=scalars, algorithms=(), pieces=())
+    manifest = Manifest(run="r", digest="0" * 64, scalars=scalars, algorithms=(), files=())
     page = (DOCS / "reference" / "checkpoint-format.md").read_text()
     first_cells = [
         line.split("|")[1]

@@ -46,7 +46,7 @@ def write(store, run, steps, **header):
         replica = Replica.build(Line(), step, torch.device("cpu"))
         replica.step = step
         place = store.inside(checkpointer.name_of(step))
-        snapshot = checkpointer.Snapshot.take(replica)
+        snapshot = checkpointer.Snapshot.of(replica)
         pieces = checkpointer.write_share(place, snapshot, 0, 1)
         described = {"run": run, **checkpointer.describe_state(snapshot), **header}
         checkpointer.commit(place, described, pieces)

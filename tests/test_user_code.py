@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raytrain_plus import user_code
-from raytrain_plus.user_code import CodeFile, difference, is_users
+from raytrain_plus.user_code import CodeFile, difference, is_users, is_users_module
 
 TASK = """
 from rates import factor
@@ -183,3 +184,17 @@ def test_a_file_is_as_if_edited_only_where_it_is_known():
     # The control: of what is not known, nothing is edited.
     assert user_code.as_if_edited({"other.py": code["other.py"]}, thing).keys() == {"other.py"}
     assert difference(code, user_code.as_if_edited({"other.py": code["other.py"]}, thing)) == ""
+
+
+def test_a_module_is_the_users_if_its_file_is(monkeypatch, tmp_path):
+    places = {
+        "mine": tmp_path / "mine.py",
+        "packaged": tmp_path / "dist-packages" / "packaged.py",
+        "installed": tmp_path / "site-packages" / "installed.py",
+    }
+    for name, file in places.items():
+        module = types.ModuleType(name)
+        module.__file__ = str(file)
+        monkeypatch.setitem(sys.modules, name, module)
+    found = [n for n in (*places, "__main__", "json", "sys", "nowhere") if is_users_module(n)]
+    assert found == ["mine", "__main__"]

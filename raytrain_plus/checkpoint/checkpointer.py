@@ -1,11 +1,11 @@
 """Checkpoints: a replica's state in a store, plain files and a manifest that makes them visible.
 
-Between two steps every worker takes a `Snapshot`; in the background each writes its share of the
-files (`write_share`), and when all are there one writes the manifest (`commit`). Until then there
-is no checkpoint, only leftovers. Whoever reads goes by the manifest and believes no file that has
-not the size and the sha256 that it names.
+Between two steps every worker takes a `Snapshot`. In the background each writes its share of the
+files (`write_share`), and when all are there, one process writes the manifest (`commit`). Until
+then there is no checkpoint, only leftovers. A reader starts from the manifest and uses no file
+whose size or sha256 differs from what the manifest says.
 
-A checkpoint's place is given as a folder's path or URL, or as the `Store` of it.
+The place of a checkpoint is the path or URL of its folder, or the folder's `Store`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described, describe
-from raytrain_plus.checkpoint.files import MODEL, Piece, files_of
+from raytrain_plus.checkpoint.files import MODEL, FileEntry, files_of
 from raytrain_plus.checkpoint.manifest import MANIFEST, Manifest
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
@@ -34,7 +34,7 @@ __all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_who
 
 Place: TypeAlias = Store | Path | str
 
-# How the folders begin in which workers keep a last state that the storage does not take.
+# The prefix of the folders in which workers keep a last state when the storage cannot be written.
 RESCUED = "raytrain_plus-state-"
 _MOST_MANIFEST = 64 << 20  # bytes; each tensor of an optimizer takes about 100
 _NAME = re.compile(r"checkpoint_([0-9]{8,18})")
@@ -59,17 +59,17 @@ def write_share(
     share: int,
     shares: int,
     cancelled: threading.Event | None = None,
-) -> list[Piece]:
-    """Write one worker's files of a checkpoint; it stays invisible.
+) -> list[FileEntry]:
+    """Write one worker's files of a checkpoint, which stays invisible.
 
-    `model.safetensors`, which the first share holds, is the model's `state_dict()` and, unless an
-    aspect has added parameters (`export.py` takes them away where that is possible), loads into
-    the plain model. The rest is spread over all shares by bytes.
+    The first share holds `model.safetensors`, the model's `state_dict()`. It loads into the plain
+    model, unless an aspect has added parameters (`export.py` removes them if that is possible).
+    The rest is spread over all shares by bytes.
 
     Args:
         place: where the checkpoint is to be.
-        snapshot: the state; it must not be reused before this has returned.
-        share: this worker's, from 0.
+        snapshot: the state; it must not be reused before this function returns.
+        share: this worker's share, from 0.
         shares: how many workers write.
         cancelled: when it is set, no further file is begun.
 
@@ -85,7 +85,7 @@ def write_share(
             hashed.update(part)
             size += len(part)
         store.write(file, content, cancelled=cancelled)
-        written.append(Piece(file, size, hashed.hexdigest()))
+        written.append(FileEntry(file, size, hashed.hexdigest()))
     return written
 
 
@@ -98,24 +98,24 @@ def describe_state(snapshot: Snapshot, aspects: Sequence[Aspect] = ()) -> dict[s
     }
 
 
-def commit(place: Place, header: Mapping[str, Any], pieces: Sequence[Piece]) -> None:
-    """Make a checkpoint visible whose files are all written; of two that try at once, one wins.
+def commit(place: Place, header: Mapping[str, Any], files: Sequence[FileEntry]) -> None:
+    """Make a checkpoint visible whose files are all written; of two writers at once, one wins.
 
-    What has the same name and is damaged, or was written over, is replaced.
+    A damaged checkpoint of the same name is replaced.
 
     Args:
         place: where the checkpoint is.
         header: `run`, what `describe_state` returned, and if known `run_id`,
             `identity`, `environment` and `metrics`.
-        pieces: what `write_share` returned on all workers.
+        files: what `write_share` returned on all workers.
 
     Raises:
-        CheckpointError: another whole checkpoint is there.
+        CheckpointError: another whole checkpoint has this name.
         StoreError: the store cannot be written.
     """
     store = _at(place)
-    pieces = sorted(Piece(*piece) for piece in pieces)
-    content = Manifest(**header, pieces=pieces).dump()
+    files = sorted(FileEntry(*entry) for entry in files)
+    content = Manifest(**header, files=files).dump()
     try:
         store.create(MANIFEST, content)
     except ExistsError as error:
@@ -126,27 +126,27 @@ def commit(place: Place, header: Mapping[str, Any], pieces: Sequence[Piece]) -> 
             header["run"], header.get("run_id", "")
         ):
             raise CheckpointError(
-                f"checkpoint {_told(store)} was committed by another writer, with another state: "
-                "is the run going on twice?"
+                f"checkpoint {_where(store)} was committed by another writer, with another state: "
+                "does the run exist twice?"
             ) from error
         else:  # ours, whose answer was lost, or the same state in other shares
-            pieces = list(theirs.pieces)
-    with contextlib.suppress(StoreError):  # what attempts that were given up have left behind
-        for file in store.sizes().keys() - {MANIFEST, *(piece.file for piece in pieces)}:
+            files = list(theirs.files)
+    with contextlib.suppress(StoreError):  # files of attempts that were given up
+        for file in store.sizes().keys() - {MANIFEST, *(entry.file for entry in files)}:
             store.delete(file)
 
 
 def save(place: Place, replica: Replica, run: str, aspects: Sequence[Aspect] = ()) -> str:
-    """Write a checkpoint alone and at once; returns the digest of the state.
+    """Write a whole checkpoint in one call; returns the digest of the state.
 
     Raises:
-        CheckpointError: an update failed half-way, so that there is no state to keep.
+        CheckpointError: an update has failed, so that there is no state to keep.
         StoreError: the place cannot be written.
     """
-    snapshot = Snapshot.take(replica)
-    pieces = write_share(place, snapshot, 0, 1)
+    snapshot = Snapshot.of(replica)
+    files = write_share(place, snapshot, 0, 1)
     state = describe_state(snapshot, aspects)
-    commit(place, {"run": run, **state}, pieces)
+    commit(place, {"run": run, **state}, files)
     return str(state["digest"])
 
 
@@ -154,26 +154,26 @@ def save(place: Place, replica: Replica, run: str, aspects: Sequence[Aspect] = (
 
 
 def read_header(place: Place) -> Manifest:
-    """Return what a checkpoint says of itself; all its files are there, in their size.
+    """Return the manifest of a checkpoint, after checking that all files have their size.
 
     Raises:
-        CheckpointError: there is none, or it is incomplete or damaged.
+        CheckpointError: there is no checkpoint, or it is incomplete or damaged.
         StoreError: the store cannot be read.
     """
     store = _at(place)
     sizes = store.sizes()
     if MANIFEST not in sizes:
-        raise CheckpointError(f"checkpoint {_told(store)} is incomplete: it has no {MANIFEST}")
+        raise CheckpointError(f"checkpoint {_where(store)} is incomplete: it has no {MANIFEST}")
     if sizes[MANIFEST] > _MOST_MANIFEST:
         raise CheckpointError(
-            f"checkpoint file {_told(store, MANIFEST)} is damaged: it has {sizes[MANIFEST]} bytes"
+            f"checkpoint file {_where(store, MANIFEST)} is damaged: it has {sizes[MANIFEST]} bytes"
         )
-    manifest = Manifest.parse(store.read(MANIFEST), _told(store, MANIFEST))
-    for piece in manifest.pieces:
-        found = sizes.get(piece.file)
-        if found != piece.bytes:
-            has = "is missing" if found is None else f"has {found} of {piece.bytes} bytes"
-            raise CheckpointError(f"checkpoint {_told(store)} is incomplete: {piece.file} {has}")
+    manifest = Manifest.parse(store.read(MANIFEST), _where(store, MANIFEST))
+    for entry in manifest.files:
+        found = sizes.get(entry.file)
+        if found != entry.bytes:
+            has = "is missing" if found is None else f"has {found} of {entry.bytes} bytes"
+            raise CheckpointError(f"checkpoint {_where(store)} is incomplete: {entry.file} {has}")
     return manifest
 
 
@@ -182,7 +182,7 @@ def load(place: Place, replica: Replica, run_id: str = "") -> None:
 
     Args:
         place: where the checkpoint is.
-        replica: what is filled.
+        replica: the replica to fill.
         run_id: the run that it must be of. Default: any.
 
     Raises:
@@ -193,16 +193,16 @@ def load(place: Place, replica: Replica, run_id: str = "") -> None:
     manifest = read_header(store)
     objection = manifest.objection(None, run_id)
     if objection:
-        raise CheckpointError(f"checkpoint {_told(store)} cannot be used: {objection}")
+        raise CheckpointError(f"checkpoint {_where(store)} cannot be used: {objection}")
     tensors: dict[str, Tensor] = {}
-    for piece in manifest.pieces:
-        prefix = "model/" if piece.file == MODEL else ""
+    for entry in manifest.files:
+        prefix = "model/" if entry.file == MODEL else ""
         try:
-            content = safetensors.torch.load(_content(store, piece))
+            content = safetensors.torch.load(_content(store, entry))
         except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            where = _told(store, piece.file)
+            where = _where(store, entry.file)
             raise CheckpointError(f"checkpoint file {where} is no safetensors: {error}") from error
         tensors |= {f"{prefix}{name}": tensor for name, tensor in content.items()}
     tied = {f"model/{name}" for name in replica.model.state_dict()} - replica.tensors().keys()
@@ -210,17 +210,17 @@ def load(place: Place, replica: Replica, run_id: str = "") -> None:
     try:
         replica.check(state)
         if digest_of(state, manifest.scalars) != manifest.digest:
-            raise ValueError("its files hold another state than its manifest names")
+            raise ValueError("its files do not hold the state that its manifest describes")
         replica.load(state, manifest.scalars)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         said = str(error) or type(error).__name__
-        raise CheckpointError(f"checkpoint {_told(store)} does not fit: {said}") from error
+        raise CheckpointError(f"checkpoint {_where(store)} does not fit: {said}") from error
 
 
 def newest_whole(
     store: Store, run: str | None = None, run_id: str = ""
 ) -> tuple[str | None, dict[str, str]]:
-    """Find the newest checkpoint that can be trusted, by reading all of it.
+    """Find the newest checkpoint that is whole, by reading all of it.
 
     Args:
         store: the folder that holds the checkpoints.
@@ -246,14 +246,14 @@ def newest_whole(
         except CheckpointError as error:
             refused[name] = str(error)
         except StoreError as error:
-            if not store.is_local:  # not that checkpoint's fault
+            if not store.is_local:  # the store fails, not this checkpoint
                 raise
             refused[name] = str(error)
     return None, refused
 
 
 def verify(place: Place) -> Manifest:
-    """Read all of a checkpoint; returns what it says of itself.
+    """Read and check all of a checkpoint; returns its manifest.
 
     Raises:
         CheckpointError: it is incomplete or damaged.
@@ -261,8 +261,8 @@ def verify(place: Place) -> Manifest:
     """
     store = _at(place)
     manifest = read_header(store)
-    for piece in manifest.pieces:
-        _content(store, piece)
+    for entry in manifest.files:
+        _content(store, entry)
     return manifest
 
 
@@ -317,10 +317,10 @@ def remove(place: Place, run_id: str = "") -> None:
 
     Args:
         place: where it is.
-        run_id: the run that it must be of; another's is left alone. Default: any.
+        run_id: the run that it must be of; a checkpoint of another run is kept. Default: any.
 
     Raises:
-        StoreError: something cannot be deleted; what is left is invisible, or whole.
+        StoreError: something cannot be deleted. The rest is invisible, or the whole checkpoint.
     """
     store = _at(place)
     if run_id:
@@ -332,7 +332,7 @@ def remove(place: Place, run_id: str = "") -> None:
 
 
 def remove_leftovers(store: Store, under_way: Collection[str] = ()) -> list[str]:
-    """Delete what attempts without a manifest have left behind; returns their names.
+    """Delete folders of checkpoints that have no manifest; returns their names.
 
     Args:
         store: the folder that holds the checkpoints.
@@ -354,8 +354,8 @@ def _at(place: Place) -> Store:
     return place if isinstance(place, Store) else Store(place)
 
 
-def _told(store: Store, file: str = "") -> str:
-    """Return where something is, in the words of whoever looks for it."""
+def _where(store: Store, file: str = "") -> str:
+    """Return the path or URL of a store or file, for an error."""
     if store.is_local:
         return str(store.local_path / file)
     return store.where(file) if file else store.url
@@ -368,9 +368,11 @@ def _whole(store: Store) -> Manifest | None:
         return None
 
 
-def _content(store: Store, piece: Piece) -> bytes:
-    for _ in range(1 if store.is_local else 2):  # what rots on the way comes whole the next time
-        content = store.read(piece.file, piece.bytes)
-        if hashlib.sha256(content).hexdigest() == piece.sha256:
+def _content(store: Store, entry: FileEntry) -> bytes:
+    for _ in range(1 if store.is_local else 2):  # damage in transit is gone at the next read
+        content = store.read(entry.file, entry.bytes)
+        if hashlib.sha256(content).hexdigest() == entry.sha256:
             return content
-    raise CheckpointError(f"checkpoint file {_told(store, piece.file)} is damaged (sha256 differs)")
+    raise CheckpointError(
+        f"checkpoint file {_where(store, entry.file)} is damaged (sha256 differs)"
+    )

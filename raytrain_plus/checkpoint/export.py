@@ -21,10 +21,10 @@ def export(
 ) -> nn.Module:
     """Return the model of a checkpoint as the task makes it, on the CPU, in evaluation mode.
 
-    Every aspect undoes what it has done to the model: averages take the place of the weights they
-    are of, factors are multiplied, exchanged layers come back. A method that has added something
-    which the plain model has no place for (a gate, say) is undone all the same, and says in its
-    card that the function is then another one.
+    Every aspect undoes its changes of the model: averages replace the weights, factors are
+    multiplied, exchanged layers come back. A method that has added something which the plain model
+    has no place for (a gate, for example) is undone as well. Its card says that the exported
+    function is then a different one.
 
     Args:
         task: the task of the run.
@@ -33,8 +33,8 @@ def export(
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged, or of another model.
-        AspectError: an aspect that the checkpoint names is not of this library, and its module has
-            not been imported: what a checkpoint names is never imported.
+        AspectError: the checkpoint names an aspect that is not of this library and whose module is
+            not imported. Nothing that a checkpoint names is ever imported.
     """
     if algorithms is None:
         algorithms = [make(described) for described in checkpointer.algorithms_of(folder)]

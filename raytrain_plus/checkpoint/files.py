@@ -1,4 +1,4 @@
-"""How a state is cut into files, so that every worker writes its share."""
+"""How a state is divided into files, so that every worker writes its share."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from raytrain_plus.checkpoint.snapshot import Snapshot
 MODEL = "model.safetensors"
 
 
-class Piece(NamedTuple):
+class FileEntry(NamedTuple):
     """One file of a checkpoint.
 
     Attributes:
@@ -25,11 +25,11 @@ class Piece(NamedTuple):
 
 
 def share_out(model_bytes: int, rest: Mapping[str, int], shares: int) -> list[list[str]]:
-    """Spread the tensors beside the model over the workers. Pure, and the same on every worker.
+    """Assign the tensors outside of the model to the workers. Pure, and equal on every worker.
 
     The first worker writes the model, which is one file, and gets less of the rest, or nothing.
-    Largest first, each to who has least: no share is above the mean by more than one tensor, but
-    for a model that is larger than that by itself.
+    The tensors are assigned largest first, each to the share with the fewest bytes. So no share is
+    above the mean by more than one tensor, unless the model alone is larger than that.
 
     Args:
         model_bytes: size of the model's tensors.
@@ -56,8 +56,8 @@ def share_out(model_bytes: int, rest: Mapping[str, int], shares: int) -> list[li
 def files_of(snapshot: Snapshot, share: int, shares: int) -> dict[str, dict[str, Tensor]]:
     """Return the files of one share: their names, and the tensors in each.
 
-    The names say how many shares there are, so that a late writer of an attempt that was given up
-    never writes over a file of the next one, which may have another number of workers.
+    The names contain the number of shares. So a late writer of an attempt that was given up never
+    overwrites a file of the next attempt, which may have another number of workers.
     """
     rest = snapshot.rest
     sizes = {name: tensor.nbytes for name, tensor in rest.items()}

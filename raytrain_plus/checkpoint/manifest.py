@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the file that makes it visible, and is written last."""
+"""The manifest: the file that describes a checkpoint and makes it visible. It is written last."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from raytrain_plus.algorithms.naming import Described
-from raytrain_plus.checkpoint.files import Piece
+from raytrain_plus.checkpoint.files import FileEntry
 from raytrain_plus.checkpoint.snapshot import CheckpointError
 from raytrain_plus.training.state import Scalars
 
@@ -25,8 +25,8 @@ def _described(told: list[Any]) -> list[Any]:
     return told
 
 
-# What a file must hold before anything of it is used. A state says more of itself than its steps;
-# the replica that loads it checks the rest.
+# What a manifest must hold before any of it is used. The replica that loads the state checks the
+# rest of the scalars.
 _Count = Annotated[int, Field(ge=0, le=10**15, strict=True)]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -70,14 +70,14 @@ _CONTENT = TypeAdapter(_Content)
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A checkpoint, described.
+    """The content of a checkpoint's manifest.
 
     Attributes:
         run: the run's name.
         digest: of the state.
         scalars: of the state.
         algorithms: the aspects with which it was trained.
-        pieces: the files.
+        files: the files.
         identity: what the run's bits depend on.
         environment: the fingerprint of the workers.
         metrics: of the last evaluation at or before its step.
@@ -88,18 +88,18 @@ class Manifest:
     digest: str
     scalars: Scalars
     algorithms: Sequence[Described]
-    pieces: Sequence[Piece]
+    files: Sequence[FileEntry]
     identity: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
 
     def objection(self, run: str | None, run_id: str = "") -> str:
-        """Say why this is no checkpoint of a run; empty if it is one.
+        """Say why this is not a checkpoint of a run; empty if it is one.
 
         Args:
-            run: the run's name; None takes any.
-            run_id: the run's id; where one of both is unknown, the name decides.
+            run: the run's name; None accepts any.
+            run_id: the run's id. If one of both ids is unknown, the name decides.
         """
         if run is not None and self.run != run:
             return f"it is of the run {self.run!r}"
@@ -116,13 +116,11 @@ class Manifest:
         return int(self.scalars["step"])
 
     def dump(self) -> bytes:
-        """Return the file's content, with a hash over itself: a learning rate may rot, too."""
-        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del said["pieces"]
-        files = {
-            piece.file: {"bytes": piece.bytes, "sha256": piece.sha256} for piece in self.pieces
-        }
-        content = {"format": _FORMAT, "step": self.step, **said, "files": files}
+        """Return the file's content, with a hash over itself: any value in it may be damaged."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["files"]
+        files = {entry.file: {"bytes": entry.bytes, "sha256": entry.sha256} for entry in self.files}
+        content = {"format": _FORMAT, "step": self.step, **fields, "files": files}
         return json.dumps({**content, "sha256": _hash(content)}, indent=1).encode()
 
     @classmethod
@@ -134,35 +132,37 @@ class Manifest:
             where: the file, for the errors.
 
         Raises:
-            CheckpointError: it is damaged, or of a format that is not known.
+            CheckpointError: it is damaged, or its format is unknown.
         """
         try:
-            said: dict[str, Any] = json.loads(content)
-            whole = said.pop("sha256") == _hash(said)
+            fields: dict[str, Any] = json.loads(content)
+            whole = fields.pop("sha256") == _hash(fields)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"checkpoint file {where} is damaged: {error!r}") from error
         if not whole:
             raise CheckpointError(f"checkpoint file {where} is damaged (sha256 differs)")
-        if said.get("format") != _FORMAT:
+        if fields.get("format") != _FORMAT:
             raise CheckpointError(
-                f"checkpoint file {where} is of format {said.get('format')!r}, and this version of "
-                f"raytrain_plus knows {_FORMAT}: use the version that wrote it"
+                f"checkpoint file {where} is of format {fields.get('format')!r}, and this version "
+                f"of raytrain_plus knows {_FORMAT}: use the version that wrote it"
             )
         try:
-            checked = _CONTENT.validate_python(said)
+            checked = _CONTENT.validate_python(fields)
         except (pydantic.ValidationError, RecursionError) as error:
             raise CheckpointError(f"checkpoint file {where} is damaged: {_wrong(error)}") from error
-        said = {**said, "files": checked.files}
+        fields = {**fields, "files": checked.files}
         return cls(
-            run=said["run"],
-            digest=said["digest"],
-            scalars=said["scalars"],
-            algorithms=[Described(*one) for one in said["algorithms"]],
-            pieces=[Piece(file, told.bytes, told.sha256) for file, told in said["files"].items()],
-            identity=said.get("identity", {}),
-            environment=said.get("environment", {}),
-            metrics=said.get("metrics", {}),
-            run_id=said.get("run_id", ""),
+            run=fields["run"],
+            digest=fields["digest"],
+            scalars=fields["scalars"],
+            algorithms=[Described(*one) for one in fields["algorithms"]],
+            files=[
+                FileEntry(file, told.bytes, told.sha256) for file, told in fields["files"].items()
+            ],
+            identity=fields.get("identity", {}),
+            environment=fields.get("environment", {}),
+            metrics=fields.get("metrics", {}),
+            run_id=fields.get("run_id", ""),
         )
 
 

@@ -39,8 +39,8 @@ class Kept:
 def surplus(kept: Sequence[Kept], retention: Retention) -> list[str]:
     """Return the names of the checkpoints that are to be deleted, oldest first.
 
-    Never the newest, from which a run goes on, and never the best: where these are two, two are
-    kept at least. One without the metric, or with one that is no number, counts as worst.
+    The newest, from which a run continues, and the best are never deleted: if they differ, at least
+    two are kept. A checkpoint without the metric, or with NaN, counts as the worst.
     """
     if retention.num_to_keep is None:
         return []
@@ -54,7 +54,7 @@ def surplus(kept: Sequence[Kept], retention: Retention) -> list[str]:
 
 
 def _score(one: Kept, retention: Retention) -> float:
-    """Return what is larger for what is better; all are equal where nothing is asked for."""
+    """Return a score that is larger for a better checkpoint; 0 for all if there is no metric."""
     if retention.score_attribute is None:
         return 0.0
     value = one.metrics.get(retention.score_attribute)

@@ -1,9 +1,9 @@
-"""Who owes what of a checkpoint, and when the next one is due. Pure: time is given, never taken.
+"""Which worker still has to write its share of a checkpoint, and when the next checkpoint is due.
 
-An attempt begins when all workers have taken a snapshot after the same step. Each then writes its
-share while training goes on; when all shares are in, somebody commits. There is one attempt at a
-time: another that falls due meanwhile is left out, and the newest step is taken as soon as the one
-under way has ended.
+Pure: time is passed in. An attempt begins when all workers have taken a snapshot after the same
+step. Each then writes its share while training goes on. When all shares are written, the caller
+commits. There is one attempt at a time. A checkpoint that becomes due during an attempt is skipped,
+and the newest step is used as soon as the attempt has ended.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,10 +40,10 @@ class Shares:
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt that came to nothing.
+    """An attempt that has failed.
 
     Attributes:
-        step: whose state it was to keep.
+        step: the step whose state it should keep.
         reason: why.
         in_a_row: failures since the last checkpoint.
         delay: seconds until the next attempt.
@@ -56,14 +56,14 @@ class Failure:
 
 
 class Checkpoints:
-    """Keeps the books of a run's checkpoints.
+    """Tracks a run's checkpoints: those that exist, and the attempt under way.
 
     Args:
-        every: steps between two checkpoints; None has them on request alone.
+        every: steps between two checkpoints; None: on request only.
         retention: which are kept.
-        max_failures: failures in a row after which the run is to end; None has it go on for ever.
-        there: the checkpoints that there are.
-        step: the step at which the run starts or goes on; it needs no checkpoint.
+        max_failures: failures in a row after which the run must end; None: no limit.
+        there: the checkpoints that exist.
+        step: the step at which the run starts or continues; it needs no checkpoint.
 
     Raises:
         ValueError: a number is below one.
@@ -95,17 +95,17 @@ class Checkpoints:
 
     @property
     def under_way(self) -> Attempt | None:
-        """The attempt that has begun and not ended."""
+        """The attempt that has begun and not ended, or None."""
         return self._attempt
 
     @property
     def kept(self) -> list[Kept]:
-        """The checkpoints that there are, newest first."""
+        """The checkpoints that exist, newest first."""
         return sorted(self._kept.values(), key=lambda one: one.step, reverse=True)
 
     @property
     def fatal(self) -> str | None:
-        """Why the run is to end: no checkpoint for too many attempts. None while it need not."""
+        """Why the run must end: too many attempts have failed in a row. None: it need not end."""
         if self._max_failures is None or len(self._failures) < self._max_failures:
             return None
         return (
@@ -134,8 +134,8 @@ class Checkpoints:
             return None
         return max(step + 1, (self._last // self._every + 1) * self._every)
 
-    def begin(self, step: int, workers: Sequence[str]) -> Attempt:
-        """All workers have taken a snapshot; each now owes a share.
+    def begin_attempt(self, step: int, workers: Sequence[str]) -> Attempt:
+        """Begin an attempt: all workers have taken a snapshot, and each must write its share.
 
         Args:
             step: after which.
@@ -145,13 +145,13 @@ class Checkpoints:
         self._number += 1
         self._attempt = Attempt(self._number, step, tuple(workers))
         self._returned = {}
-        self._asked = False  # whoever asks from now on wants a newer one
+        self._asked = False  # a later request is for a newer checkpoint
         return self._attempt
 
     def returned(self, number: int, worker: str, share: Any) -> Shares | None:
-        """Take in a share that is written; returns all of them when this was the last.
+        """Record a share that is written; returns all shares when this was the last.
 
-        What belongs to an attempt that was given up is left out.
+        A share of an attempt that was given up is ignored.
         """
         attempt = self._attempt
         if attempt is None or attempt.number != number or worker not in attempt.workers:
@@ -163,7 +163,7 @@ class Checkpoints:
         return Shares(attempt, tuple(self._returned[name] for name in attempt.workers))
 
     def lost(self, worker: str, now: float) -> bool:
-        """A worker has gone; returns whether that ends the attempt, which is then due again."""
+        """Record that a worker is lost; returns whether that ends the attempt, due again now."""
         owes = self._attempt is not None and worker in self._attempt.workers
         if not owes or worker in self._returned:
             return False
@@ -171,15 +171,15 @@ class Checkpoints:
         return True
 
     def give_up(self) -> None:
-        """Let the attempt under way come to nothing: its state is wrong."""
+        """Give up the attempt under way, because its state is wrong."""
         self._attempt = None
         self._last = max((one.step for one in self._kept.values()), default=0)
 
     def failed(self, number: int, reason: str, now: float) -> Failure | None:
-        """A share or the commit has failed; it is due again after a delay that doubles.
+        """Record that a share or the commit has failed; the delay before the next one doubles.
 
         Returns:
-            What to tell, or None if the attempt had been given up before.
+            The failure to report, or None if the attempt had been given up before.
         """
         attempt = self._attempt
         if attempt is None or attempt.number != number:
@@ -190,9 +190,9 @@ class Checkpoints:
         return Failure(attempt.step, reason, len(self._failures), delay)
 
     def committed(self, number: int, name: str, metrics: Mapping[str, Any]) -> list[str]:
-        """The checkpoint is there; returns those that are to be deleted now.
+        """Record that a checkpoint is committed; returns those that must be deleted now.
 
-        Each is returned again the next time, unless `removed` has been told that it is gone.
+        Each is returned again the next time, until `removed` is called for it.
 
         Args:
             number: of the attempt.
@@ -209,11 +209,11 @@ class Checkpoints:
         return surplus(self.kept, self._retention)
 
     def add(self, name: str, step: int, metrics: Mapping[str, Any]) -> list[str]:
-        """Somebody has written a checkpoint alone; returns those that are to be deleted now."""
+        """Record a checkpoint that one worker has written; returns those to delete now."""
         self._kept[name] = Kept(name, step, dict(metrics))
         self._last = max(self._last, step)
         return surplus(self.kept, self._retention)
 
     def removed(self, name: str) -> None:
-        """A checkpoint is deleted."""
+        """Record that a checkpoint is deleted."""
         self._kept.pop(name, None)

@@ -15,7 +15,7 @@ class CheckpointError(ValueError):
 
 
 class Snapshot:
-    """A replica's state as it was between two steps; nothing of the replica is referenced.
+    """A copy of a replica's state between two steps. It holds no reference to the replica.
 
     Attributes:
         step: committed steps.
@@ -34,22 +34,22 @@ class Snapshot:
 
     @classmethod
     @torch.no_grad()
-    def take(cls, replica: Replica, reuse: Optional["Snapshot"] = None) -> "Snapshot":
+    def of(cls, replica: Replica, reuse: Optional["Snapshot"] = None) -> "Snapshot":
         """Copy a replica's state.
 
         Args:
             replica: what to copy, between two steps.
-            reuse: an older snapshot that nobody needs any more, whose memory is taken where it
-                fits: that of fresh memory is several times the cost of a copy.
+            reuse: an older snapshot that is not needed any more. Its memory is reused where it
+                fits, since allocating memory costs several times as much as the copy.
 
         Raises:
-            CheckpointError: an update failed half-way, or has made a weight NaN or infinite, so
-                that there is no state to keep.
-            TaskError: the state holds something that no checkpoint can, by name.
+            CheckpointError: an update has failed, or has made a weight NaN or infinite, so that
+                there is no state to keep.
+            TaskError: the state holds something that a checkpoint cannot hold, by name.
         """
         if replica.torn:
             raise CheckpointError(
-                f"the update after step {replica.step} failed half-way; its state is not kept"
+                f"the update after step {replica.step} failed before its end; its state is not kept"
             )
         lost = replica.first_not_finite()
         if lost is not None:

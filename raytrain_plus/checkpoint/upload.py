@@ -7,7 +7,7 @@ from typing import Any
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.checkpoint import checkpointer
-from raytrain_plus.checkpoint.files import Piece
+from raytrain_plus.checkpoint.files import FileEntry
 from raytrain_plus.checkpoint.snapshot import Snapshot
 from raytrain_plus.storage.store import Store
 from raytrain_plus.training.state import Replica
@@ -15,12 +15,12 @@ from raytrain_plus.training.state import Replica
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker tells of its share.
+    """What a worker reports of its share.
 
     Attributes:
         step: of the checkpoint.
         workers: the group that writes it, in its order.
-        pieces: the files that it has written; None if it could not, or has only begun.
+        files: the files that it has written; None if it could not, or has only begun.
         state: what the first worker adds to the manifest.
         error: why it could not; empty if it has only begun.
         generation: in which the snapshot was taken.
@@ -28,7 +28,7 @@ class Share:
 
     step: int
     workers: Sequence[str]
-    pieces: Sequence[Piece] | None = None
+    files: Sequence[FileEntry] | None = None
     state: dict[str, Any] | None = None
     error: str = ""
     generation: int = 0
@@ -37,15 +37,15 @@ class Share:
 class Uploads:
     """Takes snapshots and writes them, one at a time.
 
-    A snapshot takes the memory of the one before, unless that is still being written: a store that
-    stalls holds it, and whoever asks for another checkpoint has given that one up.
+    A snapshot reuses the memory of the one before, unless that is still being written to a store
+    that stalls. A new checkpoint cancels the one before.
 
     Args:
         store: where checkpoints are.
         aspects: the run's, for the manifest.
         tell: called with the share, from a thread.
         allowed: called before anything is written; raises if the run has another owner.
-        header: what the manifest of a checkpoint says of its run.
+        header: the part of a manifest that describes the run.
 
     Attributes:
         store: where checkpoints are.
@@ -68,19 +68,19 @@ class Uploads:
         self._thread: threading.Thread | None = None
         self._spare: Snapshot | None = None
 
-    def take(self, replica: Replica, share: int, workers: Sequence[str], generation: int) -> None:
-        """Copy the replica's state, which is all that training waits for, and begin to write it.
+    def start(self, replica: Replica, share: int, workers: Sequence[str], generation: int) -> None:
+        """Copy the replica's state and start to write it. Training waits for the copy only.
 
         Args:
             replica: between two steps.
-            share: our place among those who write.
-            workers: who writes, in order.
+            share: our place in `workers`.
+            workers: the writers, in order.
             generation: the present one.
         """
         self._cancelled.set()
         self._cancelled = threading.Event()
         spare, self._spare = self._spare, None
-        snapshot = Snapshot.take(replica, spare)
+        snapshot = Snapshot.of(replica, spare)
         told = Share(snapshot.step, workers, generation=generation)
         self._thread = threading.Thread(
             target=self._write,
@@ -91,27 +91,27 @@ class Uploads:
         self._thread.start()
 
     def write_alone(self, replica: Replica, store: Store | None = None) -> str:
-        """Write a whole checkpoint at once, without the others; returns its digest.
+        """Write a whole checkpoint in this process alone; returns its digest.
 
         Args:
             replica: between two steps.
             store: where to. Default: where the run's checkpoints are.
 
         Raises:
-            CheckpointError: an update failed half-way, so that there is no state to keep.
+            CheckpointError: an update has failed, so that there is no state to keep.
             StoreError: it cannot be written.
         """
         self._cancelled.set()
         self._allowed()
-        snapshot = Snapshot.take(replica)
+        snapshot = Snapshot.of(replica)
         place = (store or self.store).inside(checkpointer.name_of(snapshot.step))
-        pieces = checkpointer.write_share(place, snapshot, 0, 1)
+        files = checkpointer.write_share(place, snapshot, 0, 1)
         state = checkpointer.describe_state(snapshot, self._aspects)
-        checkpointer.commit(place, {**self._header, **state}, pieces)
+        checkpointer.commit(place, {**self._header, **state}, files)
         return str(state["digest"])
 
     def finish(self, seconds: float) -> None:
-        """Wait until nothing is being written any more, for so long at most."""
+        """Cancel what is being written, and wait for its end, for so many seconds at most."""
         self._cancelled.set()
         if self._thread is not None:
             self._thread.join(seconds)
@@ -123,10 +123,10 @@ class Uploads:
         try:
             self._allowed()
             place = self.store.inside(checkpointer.name_of(snapshot.step))
-            pieces = checkpointer.write_share(place, snapshot, share, len(told.workers), cancelled)
+            files = checkpointer.write_share(place, snapshot, share, len(told.workers), cancelled)
             state = checkpointer.describe_state(snapshot, self._aspects) if share == 0 else None
-            told = replace(told, pieces=pieces, state=state)
-        except Exception as error:  # noqa: BLE001 - told to whoever decides; training goes on
+            told = replace(told, files=files, state=state)
+        except Exception as error:  # noqa: BLE001 - it is reported, and training goes on
             told = replace(told, error=str(error) or type(error).__name__)
         if not cancelled.is_set():
             self._spare = snapshot

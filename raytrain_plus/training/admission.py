@@ -1,8 +1,8 @@
 """Admission: what the loop relies on is checked before anything can be lost.
 
-Two moments: when a worker has built its replica, before the first step (`check_start`), and after
-the first update of each process (`check_first_update`). Whatever breaks an assumption is refused by
-a `TaskError` that names it and says what to do.
+There are two checks: before the first step, when a worker has built its replica (`check_start`),
+and after the first update of each process (`check_first_update`). What breaks an assumption is
+refused by a `TaskError` that names it and says what to do.
 """
 
 from raytrain_plus.task import Task

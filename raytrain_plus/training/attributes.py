@@ -1,17 +1,17 @@
-"""Python-side state: what a task and its model hold beside parameters and buffers.
+"""Python-side state: what a task and its model hold in addition to parameters and buffers.
 
-Checkpoints and other workers do not have it, and which parts a worker computes decides what it
-holds. So whatever a forward changes there is put back after each part. That is right for caches and
-last values, which are functions of the input; `purity.py` refuses everything else by its name.
-What is set up at first use, whatever the input, stays.
+Checkpoints and other workers do not have this state, and it depends on the parts that a worker has
+computed. So everything that a forward changes there is put back after each part. That is right for
+caches and last values, which are functions of the input. `purity.py` refuses everything else by its
+name. What is set up at first use and does not depend on the input stays.
 
-Watched are the attributes of all modules and of the task, those of plain objects that they hold,
-class attributes and globals of the user's own modules, and the content of lists, dictionaries,
-sets, tensors, arrays and generators. A look compares identities, a few hundredths of a microsecond
-per attribute; content is compared cheaply in each look, and whole at the start.
+These are watched: the attributes of all modules and of the task, the attributes of plain objects
+that they hold, class attributes and globals of the user's own modules, and the content of lists,
+dictionaries, sets, tensors, arrays and generators. Each check compares identities, which takes a
+few hundredths of a microsecond per attribute. Content is compared by a cheap token in each check,
+and completely at the start.
 """
 
-import os
 import random
 import sys
 import types
@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from raytrain_plus.user_code import is_users_module
 
 Place = tuple[int, str]  # of an attribute: which mapping holds it, and its name
 
@@ -35,8 +36,6 @@ _FEW = 64  # entries of a container up to which each is looked at
 _SMALL = 1 << 12  # bytes of an array up to which a look compares them
 _DEEPEST = 4
 _MOST = 50_000  # attributes that are watched; more would cost too much
-_LIBRARIES = tuple(f"{p}{os.sep}" for p in (Path(__file__).parents[1], Path(types.__file__).parent))
-_SITE = f"{os.sep}site-packages{os.sep}"
 _PLAIN = (int, float, complex, str, bytes, type(None))
 _NUMPY = (np.random.Generator, np.random.RandomState)
 _CONTAINERS = (list, dict, set, deque)
@@ -57,7 +56,7 @@ class Slot:
     """One attribute.
 
     Attributes:
-        where: of what it is an attribute, for people.
+        where: the object that has it, as an error names it.
         module: the module that it belongs to, or None.
         owner: the mapping that holds it; a class for class attributes.
         key: its name.
@@ -70,7 +69,7 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """What it is called, in an error and on every worker."""
+        """Its name in errors, the same on every worker."""
         return f"{self.key!r} of {self.where}"
 
     @property
@@ -84,12 +83,12 @@ class Slot:
         return get(key, ABSENT)
 
     def getter(self) -> tuple[Callable[..., Any], str]:
-        """Return how to get its value with one call, now and later."""
+        """Return a function and its argument that give the value, now and later."""
         held = self.owner if isinstance(self.owner, dict) else vars(self.owner)
         return held.get, self.key
 
     def put(self, value: Any) -> None:
-        """Set its value, or take it away."""
+        """Set its value; ABSENT deletes it."""
         if isinstance(self.owner, dict):
             if value is ABSENT:
                 self.owner.pop(self.key, None)
@@ -111,11 +110,11 @@ class Content:
         self.saved = copy_of(value)
 
     def token(self) -> Any:
-        """Return what differs after most changes, at little cost."""
+        """Return a cheap value that differs after most changes."""
         return _token(self.value)
 
     def put_back(self) -> bool:
-        """Put the saved content back; says whether that is possible."""
+        """Put the saved content back; returns False if that is not possible."""
         value, saved = self.value, self.saved
         if isinstance(value, Tensor):
             if saved is None or saved.shape != value.shape:
@@ -143,10 +142,11 @@ class Attributes:
 
     Args:
         model: whose modules are watched.
-        task: the user's task, to watch it too, and classes and globals of the user's modules.
+        task: the user's task. If it is given, it is watched as well, with the classes and globals
+            of the user's modules.
 
     Attributes:
-        fresh: the attributes found to change since this was last emptied, that did not before.
+        fresh: attributes that have changed for the first time since this list was emptied.
     """
 
     def __init__(self, model: nn.Module, task: object | None = None) -> None:
@@ -170,10 +170,10 @@ class Attributes:
 
     # -- what a part does
 
-    def begin(self) -> None:
-        """Take the present values as those to which a forward's changes are put back.
+    def snapshot(self) -> None:
+        """Record the present values, to which the changes of a forward are put back.
 
-        Advice of an aspect may have set attributes since the last part.
+        An aspect's advice may have set attributes since the last part.
         """
         now = [get(key, ABSENT) for get, key in self._getters]
         if not all(map(is_, now, self._values)):
@@ -187,7 +187,7 @@ class Attributes:
         self._sizes = self._present_sizes()
 
     def note(self) -> None:
-        """Note what has changed since; each change is noted once, with the value before it."""
+        """Note what has changed since the snapshot: each change once, with the value before it."""
         now = [get(key, ABSENT) for get, key in self._getters]
         if not all(map(is_, now, self._values)):
             for i, value in enumerate(now):
@@ -203,7 +203,7 @@ class Attributes:
                     self._note_added(place)
 
     def put_back(self) -> list[Slot]:
-        """Put back what was noted; returns what cannot be."""
+        """Put back what was noted; returns the attributes that cannot be put back."""
         if self._held:
             return []
         for i, value in self._undo.items():
@@ -222,17 +222,17 @@ class Attributes:
         return failed
 
     def adopt(self, places: Iterable[Place]) -> None:
-        """Let some attributes stay what they are when they are next put back.
+        """Keep some attributes as they are at the next `put_back`.
 
-        They were set up at first use, and the input does not matter for them.
+        They were set up at first use and do not depend on the input.
 
         Args:
             places: among those that `describe` names.
         """
         self._adopted = {*places}
 
-    def settle(self, slot: Slot, value: Any) -> None:
-        """Set an attribute between two parts, as that from which the next part starts."""
+    def set(self, slot: Slot, value: Any) -> None:
+        """Set an attribute between two parts; the next part starts from this value."""
         slot.put(value)
         if slot.place not in self._watched:
             self._watch(slot)
@@ -244,7 +244,7 @@ class Attributes:
         self._look_into(slot, value, 0)
 
     def find(self, key: str, where: str) -> Slot | None:
-        """Return the attribute of a name; None if what would have it is not there."""
+        """Return the attribute of a name; None if the object that would have it is not there."""
         for slot in self._slots:
             if slot.key == key and slot.where == where:
                 return slot
@@ -255,7 +255,7 @@ class Attributes:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Put nothing back for a while."""
+        """Put nothing back inside this context."""
         self._held = True
         try:
             yield
@@ -264,8 +264,8 @@ class Attributes:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Put back what is changed between two parts by something that must leave no trace."""
-        self.begin()
+        """Put back everything that changes inside this context, between two parts."""
+        self.snapshot()
         fresh, known = [*self.fresh], {*self._known}
         try:
             yield
@@ -276,7 +276,7 @@ class Attributes:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Let a forward in between start from the values before this part, and leave no trace."""
+        """Start another forward inside this part from the values before it, and leave no trace."""
         noted = [(self._slots[i], self._slots[i].get()) for i in self._undo]
         noted += [(slot, slot.get()) for slot in self._added]
         self.put_back()
@@ -327,7 +327,7 @@ class Attributes:
         return next(c.slot for c in self._touched if id(c.value) == place[0])
 
     def drop_copies(self) -> None:
-        """Forget the copies of large content that nothing has changed; later it is refused."""
+        """Drop the copies of large content that has not changed. A later change is refused."""
         for content in self._contents:
             large = isinstance(content.value, (Tensor, np.ndarray))
             if large and content not in self._touched:
@@ -390,11 +390,11 @@ class Attributes:
         self._add_owner(f"the task ({type(task).__name__})", None, vars(task), 0)
         things: list[object] = [*model.modules(), task]
         for kind_ in dict.fromkeys(base for thing in things for base in type(thing).__mro__):
-            if is_users(kind_.__module__):
+            if is_users_module(kind_.__module__):
                 self._add_class(kind_)
         modules = dict.fromkeys(type(thing).__module__ for thing in things)
         for name in modules:
-            if is_users(name) and name in sys.modules:
+            if is_users_module(name) and name in sys.modules:
                 self._add_globals(name)
 
     def _add_owner(
@@ -413,7 +413,7 @@ class Attributes:
                 self._look_into(slot, value, depth)
 
     def _unique(self, where: str) -> str:
-        """Return what nothing else is called, the same on every worker: two meters in a list."""
+        """Return a name that is not taken yet, the same on every worker: two meters in a list."""
         name, times = where, 1
         while name in self._names:
             times += 1
@@ -454,17 +454,6 @@ class Attributes:
         elif not isinstance(value, _CONTENT) and _is_plain_object(value):
             where = f"{type(value).__name__} in {slot.key!r} of {slot.where}"
             self._add_owner(where, slot.module, vars(value), depth + 1)
-
-
-def is_users(module: str) -> bool:
-    """Say whether a Python module is the user's own: neither a library's nor ours."""
-    if module == "__main__":
-        return True
-    found = sys.modules.get(module)
-    file = getattr(found, "__file__", None)
-    if file is None:
-        return False
-    return _SITE not in file and not file.startswith(_LIBRARIES)
 
 
 def copy_of(value: Any) -> Any:
@@ -510,7 +499,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Say whether an object is none whose content is watched: a tokenizer, say."""
+    """Say whether an object is one whose content is not watched: a tokenizer, say."""
     return value is not ABSENT and not isinstance(value, (*_PLAIN, *_CONTENT, tuple, frozenset))
 
 

@@ -1,9 +1,9 @@
-"""Sums of bits: whether tensors are what they were, or what they are elsewhere, for one fast pass.
+"""Sums of bits: one fast pass says whether tensors are unchanged, or equal to those elsewhere.
 
-The bits of each element are taken as an integer of its width, and a tensor's are added with
-wrap-around: the order does not matter, nor how the tensor lies in memory, and one flipped bit
-always changes the sum. Each tensor's sum is multiplied by an odd number made from its name, so
-that values which change places show, too, and no single bit gets lost.
+The bits of each element are read as an integer of its width, and those of a tensor are added with
+wrap-around. Neither the order nor the layout in memory matters, and one flipped bit always changes
+the sum. Each tensor's sum is multiplied by an odd number made from its name. So values that change
+places change the sum as well, and no single bit is lost.
 """
 
 import functools
@@ -22,7 +22,7 @@ class BitSum:
     """The sum of the bits of some tensors; views of them are made once.
 
     Args:
-        tensors: by name. They may change in place, but not be given other memory.
+        tensors: by name. They may change in place, but must keep their memory.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -43,16 +43,16 @@ class BitSum:
             kind.close()
 
     @torch.no_grad()
-    def take(self) -> int:
+    def compute(self) -> int:
         """Return the sum, at least 0 and below 2**64."""
         for copy, tensor in self._copies:
             copy.copy_(tensor)
-        return sum(kind.take() * _odd_number(str(kind.dtype)) for kind in self._kinds) & _MASK
+        return sum(kind.compute() * _odd_number(str(kind.dtype)) for kind in self._kinds) & _MASK
 
 
 def bit_sum(tensors: Sequence[Tensor]) -> int:
     """Return the sum of the bits of some tensors, each weighted by its place."""
-    return BitSum({str(i): tensor for i, tensor in enumerate(tensors)}).take()
+    return BitSum({str(i): tensor for i, tensor in enumerate(tensors)}).compute()
 
 
 def hash_of(text: str) -> int:
@@ -92,7 +92,7 @@ class _Kind:
         self._per_element = few.repeat_interleave(lengths.long()).to(self._width)
         self._per_tensor = many.to(self._width)
 
-    def take(self) -> int:
+    def compute(self) -> int:
         parts = []
         if self._few:
             parts.append((torch.cat(self._few), self._per_element))

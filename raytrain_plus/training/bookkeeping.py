@@ -1,15 +1,16 @@
 """Bookkeeping: plain values that a forward or a loss changes each time, and that change no result.
 
-A counter, a mean of recent losses, a time stamp. It is carried like an integer buffer, so that what
-a part finds there is a function of the step and the logical rank, and never of the worker: every
-logical rank starts from the same values; those that logical rank 0 leaves are everyone's after the
-step; checkpoints hold them and newcomers receive them. A counter that changes what is computed at
-some step therefore does so on any number of workers alike.
+Examples are a counter, a mean of recent losses, a time stamp. Bookkeeping is carried like an
+integer buffer. What a part finds there depends on the step and the logical rank, and never on the
+worker: every logical rank starts from the same values, and after the step all workers have the
+values that logical rank 0 has left. Checkpoints hold them and newcomers receive them. So a counter
+that changes what is computed from some step on does so on any number of workers alike.
 
-Where an object keeps whole numbers only, they count every logical rank: after a step each has moved
-by the number of logical ranks times what logical rank 0 has added, and within a step each logical
+If an object keeps whole numbers only, they count every logical rank. After a step each number has
+moved by the number of logical ranks times what logical rank 0 has added. Within a step each logical
 rank starts further by what was added in the step before. Other values would not fit such counts (a
-mean is a sum divided by one), so an object that keeps any is left as logical rank 0 leaves it.
+mean is a sum divided by a count), so an object that keeps any other value is left as logical rank 0
+leaves it.
 """
 
 import json
@@ -32,10 +33,10 @@ _DEEPEST = 4
 
 
 class NotPlainError(TypeError):
-    """A value that no JSON text holds."""
+    """A value that JSON cannot hold."""
 
 
-def encode(value: Any, depth: int = 0) -> Any:
+def to_json(value: Any, depth: int = 0) -> Any:
     """Return what JSON holds of numbers, strings, None, and containers of them.
 
     Raises:
@@ -44,44 +45,44 @@ def encode(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, (bool, str)) or type(value) is int:
         return value
     if isinstance(value, np.generic):
-        return encode(value.item(), depth)
+        return to_json(value.item(), depth)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"float": float(value).hex()}
     if depth > _DEEPEST or (depth and type(value) not in (list, tuple, dict, set, deque)):
         raise NotPlainError(type(value).__name__)
     if type(value) is list:
-        return [encode(item, depth + 1) for item in value]
+        return [to_json(item, depth + 1) for item in value]
     if type(value) is tuple:
-        return {"tuple": [encode(item, depth + 1) for item in value]}
+        return {"tuple": [to_json(item, depth + 1) for item in value]}
     if isinstance(value, deque):
-        return {"deque": [encode(item, depth + 1) for item in value], "most": value.maxlen}
+        return {"deque": [to_json(item, depth + 1) for item in value], "most": value.maxlen}
     if isinstance(value, set):
-        return {"set": sorted((encode(item, depth + 1) for item in value), key=json.dumps)}
+        return {"set": sorted((to_json(item, depth + 1) for item in value), key=json.dumps)}
     if isinstance(value, dict):
-        return {"dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()]}
+        return {"dict": [[to_json(k, depth + 1), to_json(v, depth + 1)] for k, v in value.items()]}
     raise NotPlainError(type(value).__name__)
 
 
-def decode(said: Any) -> Any:
-    """Return the value that `encode` has encoded."""
-    if isinstance(said, list):
-        return [decode(item) for item in said]
-    if not isinstance(said, dict):
-        return said
-    if "float" in said:
-        return float.fromhex(said["float"])
-    if "tuple" in said:
-        return tuple(map(decode, said["tuple"]))
-    if "deque" in said:
-        return deque(map(decode, said["deque"]), said["most"])
-    if "set" in said:
-        return set(map(decode, said["set"]))
-    return {decode(key): decode(value) for key, value in said["dict"]}
+def from_json(encoded: Any) -> Any:
+    """Return the value that `to_json` has encoded."""
+    if isinstance(encoded, list):
+        return [from_json(item) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    if "float" in encoded:
+        return float.fromhex(encoded["float"])
+    if "tuple" in encoded:
+        return tuple(map(from_json, encoded["tuple"]))
+    if "deque" in encoded:
+        return deque(map(from_json, encoded["deque"]), encoded["most"])
+    if "set" in encoded:
+        return set(map(from_json, encoded["set"]))
+    return {from_json(key): from_json(value) for key, value in encoded["dict"]}
 
 
-def fill(value: Any, said: Any) -> Any:
+def fill(value: Any, encoded: Any) -> Any:
     """Return the value that was encoded: a container of the same kind as `value` in its place."""
-    new = decode(said)
+    new = from_json(encoded)
     if isinstance(value, list) and isinstance(new, list):
         value[:] = new
     elif isinstance(value, deque) and isinstance(new, deque) and value.maxlen == new.maxlen:
@@ -122,7 +123,7 @@ class Bookkeeping:
         self._attributes = attributes
         self._slots: dict[str, Slot] = {}
         self._loads = replica.loads
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     # -- what is bookkeeping
 
@@ -131,26 +132,26 @@ class Bookkeeping:
         found = {}
         for slot in slots:
             with suppress(NotPlainError):
-                found[slot] = encode(slot.get())
+                found[slot] = to_json(slot.get())
         return found
 
     def keep(self, values: Mapping[Slot, Any]) -> None:
-        """Take attributes for bookkeeping, and set them to some values within a part."""
+        """Treat attributes as bookkeeping, and set them to some values within a part."""
         self._slots |= {slot.name: slot for slot in values}
-        self.put(values)
+        self.set_in_part(values)
 
-    def put(self, values: Mapping[Slot, Any]) -> None:
+    def set_in_part(self, values: Mapping[Slot, Any]) -> None:
         """Set attributes to values within a part."""
         for slot, value in values.items():
             slot.put(fill(slot.get(), value))
         if values:
             self._attributes.note()
 
-    def settle(self, values: Mapping[Slot, Any]) -> None:
+    def set_between_parts(self, values: Mapping[Slot, Any]) -> None:
         """Set attributes to values between two parts."""
         for slot, value in values.items():
-            self._attributes.settle(slot, fill(slot.get(), value))
-        self._attributes.begin()
+            self._attributes.set(slot, fill(slot.get(), value))
+        self._attributes.snapshot()
 
     @property
     def slots(self) -> list[Slot]:
@@ -158,9 +159,9 @@ class Bookkeeping:
         return [*self._slots.values()]
 
     def admit(self) -> None:
-        """Make what was found at the start part of the state, at its present value."""
+        """Add the bookkeeping that was found at the start to the state, at its present values."""
         self._replica.bookkeeping = {
-            name: [encode(slot.get()), 0]
+            name: [to_json(slot.get()), 0]
             for name, slot in sorted(self._slots.items())
             if slot.get() is not ABSENT
         }
@@ -173,13 +174,13 @@ class Bookkeeping:
         return ROOM if self._replica.bookkeeping else FIRST_ROOM
 
     def begin_step(self) -> None:
-        """Set all values, if another state has been taken over."""
+        """Set all values, if another state has been loaded."""
         if self._loads != self._replica.loads:
             self._loads = self._replica.loads
-            self._settle()
+            self._set_all()
 
     def begin_part(self, rank: int) -> None:
-        """Set the counts from which a logical rank starts; all else was put back."""
+        """Set the counts from which a logical rank starts. Everything else was put back."""
         counts = [
             (n, value + rank * by) for n, (value, by) in self._replica.bookkeeping.items() if by
         ]
@@ -188,31 +189,31 @@ class Bookkeeping:
         if counts:
             self._attributes.note()
 
-    def told(self) -> bytes:
-        """Return what the part of logical rank 0 has left, for `commit`."""
+    def message(self) -> bytes:
+        """Return the values that the part of logical rank 0 has left, as bytes for `commit`."""
         names = {*self._slots, *self._replica.bookkeeping}
         left: dict[str, Any] = {}
         for name in sorted(names):
             slot = self._slot(name)
             if slot is not None and slot.get() is not ABSENT:
-                left[name] = encode(slot.get())
+                left[name] = to_json(slot.get())
         while len(text := json.dumps(left).encode()) > self.room:
             largest = max(left, key=lambda name: len(json.dumps(left[name])))
             del left[largest]
             self._warn(largest)
         return text if left else b""
 
-    def commit(self, told: bytes, ranks: int) -> None:
+    def commit(self, message: bytes, ranks: int) -> None:
         """Set the values that end the step: the same on every worker.
 
         Args:
-            told: by the worker of logical rank 0.
+            message: from the worker of logical rank 0.
             ranks: the number of logical ranks.
 
         Raises:
             TaskError: an attribute is not there on this worker.
         """
-        text = told.rstrip(b"\0")
+        text = message.rstrip(b"\0")
         if not text:
             return
         left: dict[str, Any] = json.loads(text)
@@ -229,17 +230,17 @@ class Bookkeeping:
             counts = _owner(name) not in others
             kept = after_step(before[name], value, ranks) if counts else (value, 0)
             self._replica.bookkeeping[name] = [*kept]
-        self._settle()
+        self._set_all()
 
     # -- inside
 
-    def _settle(self) -> None:
+    def _set_all(self) -> None:
         kept = self._replica.bookkeeping
-        self.settle({self._needed(name): value for name, (value, _) in kept.items()})
+        self.set_between_parts({self._needed(name): value for name, (value, _) in kept.items()})
 
     def _present(self, name: str) -> Any:
         value = self._needed(name).get()
-        return None if value is ABSENT else encode(value)
+        return None if value is ABSENT else to_json(value)
 
     def _needed(self, name: str) -> Slot:
         slot = self._slot(name)
@@ -259,12 +260,12 @@ class Bookkeeping:
         return self._slots[name]
 
     def _warn(self, name: str) -> None:
-        if name not in self._told:
-            self._told.add(name)
+        if name not in self._warned:
+            self._warned.add(name)
             warnings.warn(
-                f"{name} is more than the {self.room} bytes that are carried from step to step of "
-                "all that a forward or loss keeps in Python: it stays what it was a step before. "
-                "Keep fewer values (collections.deque(maxlen=...))",
+                f"{name} does not fit into the {self.room} bytes that are carried from step to "
+                "step of what a forward or loss keeps in Python: it keeps its value of the step "
+                "before. Keep fewer values (collections.deque(maxlen=...))",
                 TaskWarning,
                 stacklevel=2,
             )

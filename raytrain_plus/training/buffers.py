@@ -5,9 +5,9 @@ from what the logical rank before it on the same worker left behind. Afterwards 
 (a BatchNorm statistic) moves by the mean of its changes over all logical ranks, summed in the same
 tree as the gradient; an integer buffer (a counter) takes the value that logical rank 0 gave it.
 
-A module may also keep a buffer as a cache that an attribute of its own tells to be valid: a table
-that is made for a length. Such buffers and attributes are put back together (`attributes.py`), and
-the table never becomes part of the state.
+A module may also keep a buffer as a cache, and an attribute that says whether the cache is valid: a
+table that is made for a length, for example. Such buffers and attributes are put back together
+(`attributes.py`), and the table never becomes part of the state.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Buffers:
         start: all buffers as they were at the last snapshot, the floating ones first.
         floating: tensors like the floating buffers, in name order.
         integer_bytes: the size of all other buffers together, in bytes.
-        attributes: what the model and the task hold beside them.
+        attributes: what the model and the task hold in addition to parameters and buffers.
         cached: the places, in `start`, of buffers that are caches.
     """
 
@@ -71,7 +71,7 @@ class Buffers:
         self._known: set[tuple[int, str]] = set()
 
     def snapshot(self) -> None:
-        """Take the present values as those from which every logical rank starts."""
+        """Record the present values, from which every logical rank starts."""
         if not self._places:
             return
         if self.attributes.is_held:  # caches are where the last part has left them
@@ -104,7 +104,7 @@ class Buffers:
             )
 
     def appeared(self) -> list[tuple[nn.Module, str]]:
-        """Return the buffers that a forward has added, or put where there was None."""
+        """Return the buffers that a forward has added, or has set where there was None."""
         found = []
         if self._empty:
             found = [(m, k) for m, k in self._empty if _buffer(m, k) is not None]
@@ -138,7 +138,7 @@ class Buffers:
         }
 
     def moved_in(self, slots: Sequence[Slot]) -> set[int]:
-        """Return the places of buffers that differ from the snapshot, beside some attributes."""
+        """Return the places of buffers that differ from the snapshot, in some slots' modules."""
         modules = [slot.module for slot in slots]
         return {
             place
@@ -160,7 +160,7 @@ class Buffers:
 
     @contextmanager
     def replayed(self, keep: set[int]) -> Iterator[None]:
-        """Let the model compute a part again, from what the first time has left in Python.
+        """Compute a part again inside this context, from what the first time has left in Python.
 
         Args:
             keep: places of the buffers that it finds as the first time has left them. All others
@@ -179,9 +179,9 @@ class Buffers:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Let the model work on copies of the last snapshot for a while.
+        """Give the model copies of the last snapshot inside this context.
 
-        A graph may keep what it was lent; the model's own buffers are not touched.
+        A graph may keep these copies. The model's own buffers are not touched.
         """
         own = self.values()
         for (module, key, _), start in zip(self._places, self.start, strict=True):
@@ -202,8 +202,8 @@ class Buffers:
     def changes(self) -> list[Tensor]:
         """Return how far each floating buffer has moved since the snapshot.
 
-        What has not moved gives exactly zero, infinite masks and tables included. That zero is
-        negative, since adding a positive one would turn the buffer's own negative zeros over.
+        A value that has not moved gives exactly zero, also if it is infinite. That zero is
+        negative, since adding a positive zero would turn the buffer's own negative zeros positive.
 
         Raises:
             TaskError: a buffer has another shape or dtype now, or a new one has appeared.
@@ -252,14 +252,12 @@ class Buffers:
         """Return the model's buffers in the order of `start`; no copies.
 
         Raises:
-            TaskError: one is not there any more.
+            TaskError: a buffer was removed.
         """
         found = [_buffer(module, key) for module, key, _ in self._places]
         if any(value is None for value in found):
             name = next(n for n, v in zip(self.names, found, strict=True) if v is None)
-            raise TaskError(
-                f"the forward takes buffer {name!r} away: buffers are state and must stay"
-            )
+            raise TaskError(f"the forward removes buffer {name!r}: buffers are state and must stay")
         return found  # type: ignore[return-value]
 
     def _check(self, values: Sequence[Tensor]) -> None:

@@ -28,8 +28,8 @@ def build_model(task: Task) -> nn.Module:
         raise TaskError(f"task.model() returned {described(model)}, not an nn.Module")
     if type(model).__name__ in _WRAPPERS:
         raise TaskError(
-            f"task.model() returned a {type(model).__name__}: return the module inside, as the "
-            "workers exchange the gradients themselves"
+            f"task.model() returned a {type(model).__name__}: return the module inside, because "
+            "the workers exchange the gradients themselves"
         )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
@@ -46,10 +46,10 @@ def build_model(task: Task) -> nn.Module:
 
 
 def build_optimizer(task: Task, model: nn.Module) -> Optimizer:
-    """Return the task's optimizer of a model, and warn of hooks that see other gradients.
+    """Return the task's optimizer of a model, and warn of gradient hooks.
 
     Raises:
-        TaskError: it is no optimizer, not of this model, or one that cannot be used as it is.
+        TaskError: it is no optimizer, not one of this model, or it cannot be used.
     """
     optimizer = task.optimizer(model)
     # Some wrap an optimizer and are none by their class.
@@ -95,7 +95,7 @@ def learning_rate_factor(task: Task, progress: float) -> float:
 
 
 def described(value: Any) -> str:
-    """Say what a task has returned instead of what it should, for an error."""
+    """Describe a wrong value that a task has returned, for an error."""
     if value is None:
         return "None (does it end with `return`?)"
     if inspect.isclass(value):

@@ -9,9 +9,9 @@ import torch
 class BusyTime:
     """Counts the busy time of this process.
 
-    On a CPU it is the CPU time of the process. On an accelerator it is the time that the device was
-    held while a generation ran, without the time spent waiting for other workers: the host's CPU
-    time says nothing about what a device has cost.
+    On a CPU this is the CPU time of the process. On an accelerator it is the time that the device
+    was held while a generation ran, without waiting for other workers: the host's CPU time says
+    nothing about the cost of a device.
 
     Args:
         device: the device that the worker computes on.
@@ -32,23 +32,23 @@ class BusyTime:
         self._running = True
 
     def resume(self) -> None:
-        """A generation begins. On an accelerator the time between generations does not count."""
+        """Count again: a generation begins. An accelerator's time between two does not count."""
         if self._held and not self._running:
             self._since = self._now()
         self._running = True
 
     def pause(self) -> None:
-        """A generation has ended."""
+        """Stop counting: a generation has ended."""
         if self._held and self._running:
             self._settle()
         self._running = False
 
     def waited(self, seconds: float) -> None:
-        """Leave out time that was spent waiting for other workers; CPU time has none in it."""
+        """Subtract time spent waiting for other workers; CPU time contains none of it."""
         if self._held:
             self._seconds -= seconds
 
-    def take(self) -> float:
+    def read_and_reset(self) -> float:
         """Return the busy seconds since the last call, or since the beginning."""
         if self._running or not self._held:
             self._settle()

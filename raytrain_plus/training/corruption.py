@@ -1,11 +1,15 @@
-"""Silent corruption: memory that changes by itself, arithmetic that is wrong without an error.
+"""Silent data corruption: memory that changes by itself, arithmetic that is wrong without an error.
 
-Two things find it. Replicas must be equal, so every few steps each worker takes a fingerprint of
-its state twice, after an update and before the next, between which nothing may change it, and all
-compare theirs. An evaluation is followed by the same, before its results count; and who is given
-another's state is given the fingerprint that this should have, too, so that it takes over no state
-that has changed since. And now and then one logical rank's leaf is computed by a second worker as
-well. All see the same facts before the update, and so decide alike that it shall not be.
+Two checks find it.
+
+- Replicas must be equal. Every few steps each worker computes a fingerprint of its state twice:
+  after an update, and before the next one. Nothing may change the state between them, and all
+  workers compare theirs. The same check follows an evaluation, before its results count. A worker
+  that receives another's state also receives the fingerprint that this state should have, so that
+  it loads no state that has changed since.
+- Every few steps a second worker computes one logical rank's leaf as well.
+
+All workers see the same facts before the update, and so make the same decision not to update.
 """
 
 import json
@@ -30,7 +34,7 @@ class Facts:
 
     Attributes:
         state: the fingerprint of its state; 0 if the step is not checked.
-        changed: its state is not what it was after the last update.
+        changed: its state is not the same as after the last update.
         leaf: the sum of bits of the audited leaf, if the worker owns that logical rank.
         second: the same of the leaf that it has computed as the auditor.
     """
@@ -46,9 +50,9 @@ class Finding:
     """What the facts of all workers say together.
 
     Attributes:
-        accused: places in the group of those whose state is wrong.
-        suspects: places of the two of whom one has computed a wrong leaf.
-        tie: states differ, and no majority says whose is wrong.
+        accused: places in the group of the workers whose state is wrong.
+        suspects: places of two workers, one of which has computed a wrong leaf.
+        tie: states differ, and there is no majority that says which is wrong.
         why: the same in words.
     """
 
@@ -63,9 +67,9 @@ class CorruptionError(RuntimeError):
 
     Attributes:
         step: the committed steps, to which the state belongs.
-        accused, suspects, tie, why: those of the `Finding`. The state of all who are neither
-            accused nor part of a tie is whole; who of two suspects is wrong must be found by
-            something whose answer is known.
+        accused, suspects, tie, why: those of the `Finding`. The state of every worker that is
+            neither accused nor part of a tie is whole. Which of two suspects is wrong must be
+            found by a computation whose result is known.
     """
 
     def __init__(self, step: int, finding: Finding) -> None:
@@ -114,11 +118,11 @@ class Guard:
     Args:
         replica: whose state is watched.
         buffers: the model's.
-        check_every: states are compared each time that so many steps are committed; 0: only with
-            an audit.
-        audit_every: likewise, a leaf is computed twice, and states are compared; 0: never.
-        reproduce: called when the state has changed by itself, and whether within a step. It raises
-            an error if the task's own code has changed it. Default: memory is to blame.
+        check_every: compare states every so many committed steps; 0: only with an audit.
+        audit_every: compute a leaf twice, and compare states, every so many steps; 0: never.
+        reproduce: called when the state has changed by itself, with whether that was within a
+            step. It raises an error if the task's own code has changed the state. Default: the
+            memory is taken to be wrong.
 
     Raises:
         ValueError: one of the two is negative.
@@ -143,13 +147,13 @@ class Guard:
         self._alike = True
         self._reproduce = reproduce
 
-    def begin(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
+    def begin_generation(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
         """Prepare for a generation; the state is that from which it starts.
 
         Args:
             ranges: which logical ranks each worker computes.
             wire: to the other workers.
-            alike: all compute the same bits. If not, each only watches its own memory.
+            alike: all workers compute the same bits. If not, each checks its own memory only.
         """
         self._ranges = ranges
         self._wire = wire
@@ -161,10 +165,10 @@ class Guard:
         """Note what the state is, after an update.
 
         Args:
-            always: even if the step that begins is not checked.
+            always: also if the step that begins is not checked.
         """
         if always or self.watches(self._replica.step):
-            self.expect(self._fingerprint.take())
+            self.expect(self._fingerprint.compute())
 
     @property
     def noted(self) -> int | None:
@@ -190,7 +194,7 @@ class Guard:
         """Say whether anything is compared in a step."""
         return _due(step, self._check_every) or _due(step, self._audit_every)
 
-    def find(self, leaf: int | None, second: int | None) -> Finding | None:
+    def compare(self, leaf: int | None, second: int | None) -> Finding | None:
         """Compare, before an update, with all workers.
 
         Args:
@@ -201,17 +205,17 @@ class Guard:
             Exception: whatever the wire raises.
         """
         state, changed = 0, False
-        # With an audit, too: a wrong state gives a wrong leaf, and nobody's arithmetic is to blame.
+        # With an audit, too: a wrong state gives a wrong leaf by right arithmetic.
         if self.watches(self._replica.step):
             state, changed = self._state(in_step=True)
         return judge(_tell(self._wire, Facts(state, changed, leaf, second)))
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Compare, after what must change no state, with all workers whether it did.
+        """Check with all workers that what runs inside this context has not changed the state.
 
         Raises:
-            CorruptionError: it did, or the states differed before.
+            CorruptionError: it has, or the states differed before.
             Exception: whatever the wire raises.
         """
         if not (self._check_every or self._audit_every):
@@ -225,8 +229,8 @@ class Guard:
             raise CorruptionError(self._replica.step, finding)
 
     def _state(self, *, in_step: bool) -> tuple[int, bool]:
-        """Return the fingerprint to compare, and whether it is another than was noted."""
-        state = self._fingerprint.take(in_step=in_step)
+        """Return the fingerprint to compare, and whether it differs from the one noted."""
+        state = self._fingerprint.compute(in_step=in_step)
         changed = self.noted is not None and state != self.noted
         if changed:
             self._reproduce(in_step=in_step)
@@ -243,12 +247,12 @@ class Fingerprint:
         self._sums: dict[bool, tuple[list[tuple[str, int]], BitSum]] = {}
         self._structure: tuple[Any, int] = (None, 0)
 
-    def take(self, *, in_step: bool = False) -> int:
+    def compute(self, *, in_step: bool = False) -> int:
         """Return the fingerprint, at least 0 and below 2**64.
 
         Args:
-            in_step: parts have been computed since, so that the state's buffers are those of the
-                snapshot. Default: between two steps.
+            in_step: parts were computed since the last update, so that the state's buffers are
+                those of the snapshot. Default: between two steps.
         """
         buffers = self._buffers.start if in_step else self._buffers.values()
         kept, scalars = self._replica.kept()
@@ -258,10 +262,10 @@ class Fingerprint:
         known = self._sums.get(in_step)
         if known is None or known[0] != memory:
             known = self._sums[in_step] = memory, BitSum(named)
-        return known[1].take() ^ self._hash_of(scalars)
+        return known[1].compute() ^ self._hash_of(scalars)
 
     def _hash_of(self, scalars: Scalars) -> int:
-        """Return a hash of all scalars; a structure is hashed when it is new."""
+        """Return a hash of all scalars. A structure is hashed once."""
         structure = scalars["optimizer"]["state"]
         if structure is not self._structure[0]:
             self._structure = structure, hash_of(_text(structure))

@@ -1,7 +1,7 @@
 """Back from plain data and tensors to Python values: what `encoding.py` describes, read.
 
-Nothing is made but values of the types that are named there, and nothing is imported: what is read
-may come from anywhere.
+Only values of the types that are named there are made, and nothing is imported: the data may come
+from anywhere.
 """
 
 import collections
@@ -31,10 +31,10 @@ _FACTORIES: dict[str, Callable[[], Any]] = {f.__name__: f for f in (dict, list, 
 
 
 class Decoder:
-    """Decodes what an `Encoder` has made, into the objects that are there.
+    """Decodes what an `Encoder` has made, into the objects that exist already.
 
     Args:
-        tensors: those that have travelled.
+        tensors: those that were carried, by name.
         model: the model's tensors by name.
         device: the model's.
         packages: as the encoder had them.
@@ -72,7 +72,7 @@ class Decoder:
         }
 
     def note(self, value: object, path: str) -> None:
-        """Remember where an object stands, as the encoder has."""
+        """Record the place of an object, as the encoder has."""
         self._places[free(path, self._taken)] = value
 
     def set_attribute(self, owner: object, name: str, encoded: Encoded, path: str) -> None:
@@ -89,7 +89,7 @@ class Decoder:
             path: where, as the encoder named it.
 
         Raises:
-            ValueError: it is none that can be, or another object stands there.
+            ValueError: no such value can be made, or another object is there.
             KeyError, TypeError, IndexError, AttributeError, RuntimeError: it is damaged.
         """
         if type(encoded) in PLAIN or type(encoded) is float:

@@ -10,10 +10,10 @@ Everything else is a dictionary with a tag:
     {"tuple": [...]}              likewise set, frozenset, deque, OrderedDict, defaultdict, dict
     {"dict": [[key, value]]}      in order, with keys of any kind
     {"float": bits}               not finite; likewise complex, bytes, numpy, size, dtype, device
-    {"same": place}               the object that stands at another place, too
-    {"object": [type, attributes]}  filled where it stands; none is ever made
+    {"same": place}               the object that is at another place as well
+    {"object": [type, attributes]}  filled in place; no object is ever created
     {"generator": [type, state]}  of random numbers; likewise
-    {"constant": type}            anything else that was there from the start, and stays
+    {"constant": type}            anything else that exists from the start, and stays
 
 `decoding.py` makes nothing but values of these types: what it reads may come from anywhere.
 """
@@ -119,7 +119,7 @@ class Encoder:
         self._sources: dict[str, Tensor] = {}
 
     def note(self, value: object, path: str) -> str:
-        """Remember where an object stands; returns the place, which is the path or like it."""
+        """Record the place of an object and return it: the path, with marks if it was taken."""
         place = free(path, self._taken)
         self._places[id(value)] = place
         self._alive.append(value)
@@ -179,7 +179,7 @@ class Encoder:
         return found
 
     def key(self, value: Any, path: str) -> Encoded:
-        """Encode what something is found by, which may be where a tensor of the model lies."""
+        """Encode the key of a mapping, which may be the identity or address of a model's tensor."""
         if type(value) is int and value in self._names:
             return {"id": self._names[value]}
         if type(value) is int and (own := _at_address(self._memory, value)) is not None:
@@ -236,7 +236,7 @@ def attributes_of(value: object) -> list[tuple[str, Any]]:
 
 
 def told_key(encoded: Encoded) -> str:
-    """Return how a key is told in a path: equal on all workers."""
+    """Return how a path names a key, the same on all workers."""
     if isinstance(encoded, dict) and "parameter" in encoded:
         return str(encoded["parameter"])
     return encoded if isinstance(encoded, str) else json.dumps(encoded)
@@ -289,7 +289,7 @@ def _memory_of(model: Mapping[str, Tensor]) -> Memory:
 
 
 def _at_address(memory: Memory, address: int) -> tuple[str, int, torch.dtype] | None:
-    """Return whose memory an address is in: the name, where it begins, and the dtype."""
+    """Return the tensor whose memory holds an address: its name, its start and its dtype."""
     place = bisect.bisect_right(memory[0], address) - 1
     if place < 0:
         return None
@@ -298,7 +298,7 @@ def _at_address(memory: Memory, address: int) -> tuple[str, int, torch.dtype] | 
 
 
 def _unfit(value: Tensor) -> str | None:
-    """Say what makes a tensor one that cannot be carried; None if nothing does."""
+    """Say why a tensor cannot be carried; None if it can."""
     if type(value) not in (Tensor, nn.Parameter):
         return f"a tensor of the class {kind_of(value)}"
     if value.layout != torch.strided:
@@ -313,7 +313,7 @@ def _unfit(value: Tensor) -> str | None:
 
 
 def fits(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Say whether a tensor may be laid out by some strides: each element apart, none far."""
+    """Say whether a tensor can have some strides: no element shared, and none far away."""
     if len(strides) != tensor.dim() or any(type(s) is not int or s < 0 for s in strides):
         return False
     reach = 0

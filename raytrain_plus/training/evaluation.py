@@ -1,7 +1,7 @@
 """Evaluation: every sample exactly once, the same bits on any number of workers.
 
-Each logical rank feeds metrics of its own; they are merged in the order of logical ranks, on every
-worker alike (`metrics.py`).
+Each logical rank feeds metrics of its own. Every worker merges them in the order of logical ranks
+(`metrics.py`).
 
 The rows of a logical rank are computed in parts of one size, and the last part has the rows that
 are left. Nothing is padded, so outputs may have any form and the model may compute across rows. The
@@ -33,7 +33,7 @@ Values = dict[str, Any]
 
 
 class Gather(Protocol):
-    """What brings every worker's bytes to every worker, in the order of the generation."""
+    """Brings every worker's bytes to every worker, in the order of the generation."""
 
     index: int
     device: torch.device
@@ -90,7 +90,8 @@ class Evaluation:
                 buffers, weights = Buffers(step.model, self._task), Weights(step.model)
 
                 def forward(batch: Batch) -> Any:
-                    buffers.attributes.begin()  # what metrics leave in the task is its own affair
+                    # What metrics leave in the task stays there.
+                    buffers.attributes.snapshot()
                     with weights.unchanged_by("the forward of an evaluation"):
                         outputs = self._task.forward(step.model, batch)
                     buffers.attributes.note()
@@ -150,7 +151,7 @@ class Evaluation:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Return what JSON can hold; it has no word for what is not a number, nor for infinity."""
+    """Return a value that JSON can hold; NaN and infinity become None, since JSON has neither."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return _plain(name, value.tolist())
     if isinstance(value, dict):

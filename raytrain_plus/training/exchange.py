@@ -74,7 +74,7 @@ class Exchange:
         overlapped_seconds: how long the thread was busy that sends during the last backward.
 
     Args:
-        reduction: how partial sums become the global mean.
+        reduction: makes the global mean of the partial sums.
         backward: computes the gradients; its parameters are in the reduction's order.
         ranks: our logical ranks.
         leaves: the number of all logical ranks, V.
@@ -110,7 +110,7 @@ class Exchange:
 
         Args:
             rows: our rows of the step header, which are sent before the last backward.
-            salvaged: what an attempt at the same step has left; used where it lies in our range.
+            salvaged: what an attempt at the same step has left; used if it lies in our range.
             audited: the logical rank of which `audited_bits` is wanted, if it is ours.
         """
         start, stop = self._ranks.start, self._ranks.stop
@@ -213,7 +213,7 @@ class Exchange:
         if first is not None:
             self._push([*self._backward.leaf(), *first.changes], 1)
 
-    def end(self) -> list[Subtree]:
+    def end_generation(self) -> list[Subtree]:
         """End the generation; returns what a step that was not committed has left."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
@@ -303,7 +303,7 @@ class Exchange:
             self._next += 1
 
     def _send_early(self, b: int, leaves: int) -> None:
-        if self._broken:  # peers take messages in their order: none may follow one that is missing
+        if self._broken:  # peers receive messages in order: none may follow a missing one
             raise RuntimeError(f"bucket {b} is not sent: one before it has failed")
         began = time.perf_counter()
         try:

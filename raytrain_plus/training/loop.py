@@ -54,16 +54,16 @@ class LossError(ArithmeticError):
 
 
 class StateError(ArithmeticError):
-    """An update has made weights that are no finite numbers; an older checkpoint is the newest."""
+    """An update has made the state NaN or infinite; the newest checkpoint is an older one."""
 
 
 class GradientError(ArithmeticError):
-    """A step's gradient is not a finite number; the state before that step is whole."""
+    """A step's gradient is not finite; the state before that step is whole."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What every worker knows after a step.
+    """What every worker knows after a step, bit for bit the same.
 
     Attributes:
         step: committed steps, this one included.
@@ -71,14 +71,14 @@ class StepResult:
         pause: whether any worker asks the group to pause.
         busy_seconds: summed busy time of all workers in the step before (`BusyTime`).
         checkpoint: whether any worker asks for a checkpoint of this step.
-        compute_seconds: for each worker of the group, how long it computed in the step before, in
-            seconds of wall time, waiting for others left out. 0.0 where it is not known: in a
-            generation's first step, and after one of which something was salvaged.
-        exchange_seconds: of the exchange of the step before, as the worker saw it that had computed
-            last: how long it waited for the sums of all, and how long, at most, the exchange had
-            run beside its computing, in seconds; (0.0, 0.0) where it is not known.
-        salvaged: logical ranks that were not computed again, as an attempt at this step that had
-            failed had left their sums behind.
+        compute_seconds: for each worker of the group, the wall time that it computed in the step
+            before, in seconds, without waiting for others. 0.0 if it is not known: in a
+            generation's first step, and after a step in which something was salvaged.
+        exchange_seconds: of the exchange of the step before, as seen by the worker that finished
+            computing last: how long it waited for the sums of all, and an upper bound of how long
+            the exchange ran during its computing, in seconds. (0.0, 0.0) if it is not known.
+        salvaged: how many logical ranks were not computed again, because a failed attempt at this
+            step had left their sums.
     """
 
     step: int
@@ -98,13 +98,14 @@ class TrainingLoop:
         task: the user's task.
         replica: the state that the steps change.
         weave: the run's aspects, which built the replica.
-        enter: called with the name of each phase as it begins, the hook of progress and abort;
-            what it raises ends the step, whose traces are undone.
-        check_every: compare the replicas' states each time that so many steps are committed; 0:
-            never. In these steps nothing but `update` may change the state.
-        audit_every: likewise, compute the leaf of one logical rank a second time.
-        watch_task: put back what a part changes in the task's attributes and in its module, or
-            refuse it; the process then has one loop at a time. Default: only in the model's.
+        enter: called with the name of each phase as it begins, for progress and abort. An error
+            that it raises ends the step, and the step's changes are undone.
+        check_every: compare the replicas' states every so many committed steps; 0: never. Only the
+            update may change the state in such a step.
+        audit_every: compute the leaf of one logical rank a second time, every so many steps.
+        watch_task: watch the attributes of the task and of its module as well: put back what a part
+            changes there, or refuse it. The process then has one loop at a time. Default: watch
+            the model's attributes only.
     """
 
     def __init__(
@@ -149,15 +150,15 @@ class TrainingLoop:
         self._salvaged: list[Subtree] = []
         self._salvaged_at = (0, 0)
 
-    def begin(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
+    def begin_generation(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
         """Prepare for a generation in which worker i computes the logical ranks `ranges[i]`.
 
         Args:
             ranges: of all workers.
             wire: to the others.
-            alike: all compute the same bits, so that what differs is wrong.
+            alike: all workers compute the same bits, so that a difference is an error.
         """
-        self.end()
+        self.end_generation()
         self._wire = wire
         self._ranks = ranges[wire.index]
         self._firsts = [r.start for r in ranges]
@@ -176,15 +177,15 @@ class TrainingLoop:
             overlap=self._backward.may_merge and wire.size > 1 and wire.device.type == "cpu",
         )
         self.buffers.snapshot()
-        self.guard.begin(ranges, wire, alike=alike)
+        self.guard.begin_generation(ranges, wire, alike=alike)
         self._place = wire.index
         self._busy.resume()
 
-    def end(self) -> None:
+    def end_generation(self) -> None:
         """End the generation, if there is one."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            self._salvaged += exchange.end()
+            self._salvaged += exchange.end_generation()
         self._leave_epoch()
         self._busy.pause()
 
@@ -196,7 +197,7 @@ class TrainingLoop:
         ask_checkpoint: bool = False,
         audit_part: Batch | None = None,
     ) -> StepResult:
-        """Run one step: a part per logical rank of ours, and one update.
+        """Run one step: one part for each of our logical ranks, and one update.
 
         The join points, in order:
 
@@ -222,12 +223,12 @@ class TrainingLoop:
         Raises:
             CorruptionError: some replica's memory or arithmetic is wrong.
             LossError: the loss is not finite.
-            StateError, GradientError: nor are the weights, or a gradient.
-            Exception: whatever the task or the wire raises. The replica then stands where it
-                stood before the step, unless the update itself had begun: it is then `torn`.
+            StateError, GradientError: the weights, or a gradient, are not finite.
+            Exception: whatever the task or the wire raises. The replica is then as it was before
+                the step, unless the update had begun: it is then `torn`.
         """
         replica, exchange = self.replica, self._exchange
-        assert exchange is not None, "begin() comes first"
+        assert exchange is not None, "begin_generation() comes first"
         step = Step(replica.training, replica.step, self._parts.losses)
         self.weights.begin_step()
         self._enter_epoch(step)
@@ -238,7 +239,7 @@ class TrainingLoop:
             try:
                 reduced = self._sum_over_all(exchange, step, parts, rows)
                 self._compare(exchange, step, audit_part)
-                # Before anything is decided by what came: after an abort it may be rubbish.
+                # Before any decision by what was received: after an abort it may be garbage.
                 self._wire.fence()
                 header = reduced.header_sum
                 loss = self._checked_loss(reduced, header)
@@ -282,7 +283,7 @@ class TrainingLoop:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
         self._example = step, self._ranks[0], dict(parts[0])
         self.bookkeeping.begin_step()
-        self.buffers.attributes.begin()  # between two steps the task and aspects may set some
+        self.buffers.attributes.snapshot()  # between two steps the task and aspects may set some
         self._reduction.attachment_bytes = self.buffers.integer_bytes + self.bookkeeping.room
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
@@ -294,7 +295,7 @@ class TrainingLoop:
                 self._add_part(exchange, step, rank, batch, row)
         self._check_weights()
         ended = max(began, self._backward.ended)
-        if self._device.type != "cpu":  # it computes while the host goes on
+        if self._device.type != "cpu":  # the device may still compute
             torch.accelerator.synchronize(self._device)
             ended = time.perf_counter()
         self._compute_seconds = 0.0 if salvaged else ended - began
@@ -309,12 +310,12 @@ class TrainingLoop:
 
     def _add_part(self, exchange: Exchange, step: Step, rank: int, batch: Batch, row: Rows) -> None:
         """Compute one logical rank's part, and add its gradient to the step's sums."""
-        self._parts.begin(step, rank, batch)
+        self._parts.begin_part(step, rank, batch)
         with self._weave.around("batch", step):
             loss = self._parts.loss(step, row)
             attachment = b""
             if rank == 0:
-                attachment = self.buffers.integers() + self.bookkeeping.told()
+                attachment = self.buffers.integers() + self.bookkeeping.message()
             exchange.backward(step, loss, self.buffers.changes(), attachment)
         step.outputs = step.losses = None
 
@@ -344,16 +345,16 @@ class TrainingLoop:
             batch = dict(audit_part)  # it may be a part of ours, too, and advice changes it
             second = bit_sum(self._parts.leaf(step, audit[0], batch))
         self._enter("exchange")
-        finding = self.guard.find(exchange.audited_bits, second)
+        finding = self.guard.compare(exchange.audited_bits, second)
         if finding is not None:
-            exchange.clear()  # what a wrong worker has computed is not to be salvaged
+            exchange.clear()  # sums of a wrong worker must not be salvaged
             raise CorruptionError(step.number, finding)
 
     def _reproduce(self, *, in_step: bool) -> None:
-        """Find out whether the task's own code changes weights, as bad memory may: run it again.
+        """Run the task's code again, to find out whether it, and not the memory, changes weights.
 
         Raises:
-            TaskError: it does.
+            TaskError: the task's code changes weights.
         """
 
         def run() -> None:
@@ -416,7 +417,7 @@ class TrainingLoop:
             self._leave_epoch()
 
     def _build_another(self) -> Replica:
-        """Build a replica as a newcomer does; neither the task nor its aspects notice."""
+        """Build a replica as a newcomer does, and leave the task and its aspects unchanged."""
         aspects = [type(one).model_validate(one.model_dump()) for one in self._weave.aspects]
         device = next(iter(self._parameters)).device
         with self.buffers.attributes.undone():
@@ -427,7 +428,7 @@ class TrainingLoop:
     def _result(self, reduced: Reduced, loss: float) -> StepResult:
         header = reduced.header_sum
         of_workers = reduced.header[self._firsts]
-        # Who waited least had computed last: the others waited for it as well.
+        # The worker that waited least had computed last: the others waited for it as well.
         last = of_workers[of_workers[:, SEEN_SECONDS].argmin()]
         return StepResult(
             self.replica.step,
@@ -444,9 +445,9 @@ class TrainingLoop:
         """Return the loss, if everything is as the update needs it."""
         if not header[WEIGHT]:
             raise LossError(
-                f"no sample counts in step {self.replica.step + 1}: the weights of all are zero, "
-                "so that their mean is no number. Are all labels of this batch to be ignored? "
-                "Leave samples without a label out of the data, or mix them with others, or use "
+                f"no sample counts in step {self.replica.step + 1}: the weights of all samples are "
+                "zero, so that the loss has no mean. Are all labels of this batch ignored? "
+                "Leave samples without a label out of the data, mix them with others, or use "
                 f"larger batches. The state after step {self.replica.step} is kept."
             )
         loss = float(header[LOSS] / header[WEIGHT])
@@ -498,7 +499,7 @@ class TrainingLoop:
         rows = np.zeros((len(self._ranks), HEADER_WIDTH))
         rows[0, PAUSE] = ask_pause
         rows[0, CHECKPOINT] = ask_checkpoint
-        rows[0, BUSY_SECONDS] = self._busy.take()
+        rows[0, BUSY_SECONDS] = self._busy.read_and_reset()
         rows[0, COMPUTE_SECONDS] = self._compute_seconds
         rows[0, SEEN_SECONDS], rows[0, UNSEEN_SECONDS] = self._exchange_seconds
         return rows

@@ -17,15 +17,15 @@ from raytrain_plus.algorithms import Step
 from raytrain_plus.task import TaskError
 
 
-def take_losses(step: Step, returned: Any) -> None:
-    """Take over what `task.loss()` has returned for a step's batch.
+def set_losses(step: Step, returned: Any) -> None:
+    """Check what `task.loss()` has returned for a step's batch, and set it in the step.
 
     Args:
-        step: is given the losses and, if there are any, the weights.
+        step: the step, whose losses and weights are set.
         returned: one loss per sample, shape (n,), or a pair of those and of weights, shape (n,).
 
     Raises:
-        TaskError: it is anything else.
+        TaskError: the task returned anything else.
     """
     first = next(iter(step.batch.values()))
     n = first.shape[0] if isinstance(first, Tensor) else len(first)  # len() of one takes 3 times

@@ -4,8 +4,8 @@ Each logical rank feeds a copy of the metric. A state is merged over logical ran
 merges it over processes, by its `dist_reduce_fx`, always in the order of logical ranks:
 
 - `"sum"`, `"max"`, `"min"`: one after the other;
-- `"cat"`, and every state that is a list: one behind the other;
-- a function: it is given the states of all logical ranks, stacked, shape (ranks, ...);
+- `"cat"`, and every state that is a list: concatenated;
+- a function: it receives the states of all logical ranks, stacked, shape (ranks, ...);
 - `None` and `"mean"` for a tensor: refused, unless the metric is one of torchmetrics' own. Nothing
   says what such a state means for several processes, or how many samples each mean stands for.
 
@@ -34,7 +34,7 @@ Measure = Union["Metric", "MetricCollection"]
 States = dict[str, Tensor]
 _ATTRIBUTES, _UPDATES = "!attributes", "!updates"  # no names of states
 _Plain = (type(None), bool, int, float, str)
-_Gathered = (Tensor, np.ndarray, list, tuple, dict, set)  # what a user gathers samples in
+_Gathered = (Tensor, np.ndarray, list, tuple, dict, set)  # types in which users gather samples
 
 
 def metrics_of(task: Task) -> dict[str, Measure]:

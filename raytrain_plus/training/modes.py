@@ -1,10 +1,10 @@
-"""Optimizers with two sets of weights: those that are trained, and those that are evaluated.
+"""Optimizers with two sets of weights: one that is trained, and one that is evaluated.
 
 Schedule-free optimizers train one point and evaluate another (Defazio et al. 2024, arXiv
-2405.15682). Such an optimizer has the methods `train()` and `eval()`, which turn the model's
-weights into the one or the other. They are called here, so that a task need not: the weights of an
-evaluation and of an export are those of `eval()`, and afterwards the trained ones are back, to the
-bit. A checkpoint holds the trained ones, from which a run goes on.
+2405.15682). Such an optimizer has the methods `train()` and `eval()`, which set the model's weights
+to the one or the other. They are called here, so that a task need not call them. An evaluation and
+an export use the weights of `eval()`. Afterwards the trained weights are back, to the bit. A
+checkpoint holds the trained weights, from which a run continues.
 """
 
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ from torch import nn
 
 
 def has_modes(optimizer: Any) -> bool:
-    """Say whether an optimizer tells training from evaluation."""
+    """Say whether an optimizer has different weights for training and for evaluation."""
     return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
 
 
 def to_training(optimizer: Any) -> None:
-    """Let an optimizer begin to train, if it tells training from evaluation."""
+    """Set the weights to those that are trained, if the optimizer has two sets."""
     if has_modes(optimizer):
         optimizer.train()
 
 
 def to_evaluation(optimizer: Any) -> None:
-    """Turn the weights into those to evaluate, for good, if they are not."""
+    """Set the weights to those that are evaluated, if the optimizer has two sets."""
     if has_modes(optimizer):
         optimizer.eval()
 
 
 @contextmanager
 def evaluated(model: nn.Module, optimizer: Any) -> Iterator[None]:
-    """Let a model have the weights to evaluate; afterwards it has its own, to the bit."""
+    """Give a model the weights to evaluate inside this context, and its own afterwards."""
     if not has_modes(optimizer):
         yield
         return

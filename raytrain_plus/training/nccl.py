@@ -2,8 +2,8 @@
 
 NCCL differs from gloo in four ways, and each decides something here:
 
-- Its `wait` only orders streams. After an abort the stream goes on with whatever the memory holds,
-  so a fence on the host must come before anything that is kept (`NcclGroup.fence`).
+- Its `wait` only orders streams. After an abort the stream continues with whatever the memory
+  holds. So a fence on the host must come before anything that is kept (`NcclGroup.fence`).
 - It connects at the first message. An abort cannot reach a communicator that does not exist yet,
   so members greet each other while they meet (`NcclGroup.greet`).
 - Its watchdog ends the process of a survivor by default (`environment`).
@@ -144,7 +144,7 @@ class NcclGroup:
         """Block until the device has done all that was queued in the current stream.
 
         Args:
-            check: raises if the generation was aborted; what the stream computes is then rubbish.
+            check: raises if the generation was aborted; the stream then computes garbage.
         """
         event = self._record(self._device)
         while not event.query():

@@ -5,15 +5,15 @@ under any other key), `param_groups`, its own attributes, those of an optimizer 
 what an overridden `state_dict()` adds. The data is what JSON can hold; a container's type, a float
 that is not finite, a shared object and a tensor are dictionaries with one tag, see `encoding.py`.
 
-Functions, and objects that exist since the optimizer was built, are constants or are filled in
-place. An object that appears later has no counterpart in another worker and is refused by name.
+Functions are constants. Objects that exist since the optimizer was built are constants or are
+filled in place. An object that appears later has no counterpart in another worker: it is refused by
+its name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -106,7 +106,7 @@ class OptimizerState:
         return tensors, groups, rest
 
     def _look(self) -> Look | None:
-        """Look at the structure of the state; None if it has to be encoded each time."""
+        """Look at the structure of the state. None: the state must be encoded each time."""
         optimizer = self.optimizer
         if self._has_own_state_dict():
             return None
@@ -147,16 +147,13 @@ class OptimizerState:
     def load(
         self, tensors: Mapping[str, Tensor], groups: list[Encoded], rest: Mapping[str, Encoded]
     ) -> None:
-        """Take over a state that `read` returned, or one that an older version has written.
+        """Take over a state that `read` returned.
 
         Raises:
             ValueError: it is of another optimizer, or damaged.
         """
         self._reading = None
         try:
-            if "state" not in rest:
-                self._load_older(tensors, groups, rest)
-                return
             decoder = self._fill(tensors, groups, rest)
             if "saved" in rest and not self._is_saved(tensors, rest["saved"]):
                 self._load_saved(decoder, rest["saved"])
@@ -275,7 +272,7 @@ class OptimizerState:
         )
 
     def _load_saved(self, decoder: Decoder, saved: Encoded) -> None:
-        """Give the optimizer's own `load_state_dict()` what is out of sight otherwise."""
+        """Give the optimizer's own `load_state_dict()` what can be set in no other way."""
         optimizer = self.optimizer
         whole = "_optimizer_state_dict_pre_hooks" in vars(optimizer)
         base = Optimizer.state_dict(optimizer) if whole else {}
@@ -284,23 +281,6 @@ class OptimizerState:
         more = {k: decoder.decode(v, None, f"optimizer state_dict/{k}") for k, v in saved.items()}
         optimizer.load_state_dict({**base, **more})
         vars(optimizer).update(before)
-
-    def _load_older(
-        self, tensors: Mapping[str, Tensor], groups: list[Encoded], rest: Mapping[str, Encoded]
-    ) -> None:
-        """Take over a state as format 1 had it before: tensors and numbers under parameters."""
-        state = self.optimizer.state
-        state.clear()
-        for full, tensor in tensors.items():
-            if full.startswith("optimizer/"):
-                name, _, key = full.removeprefix("optimizer/").rpartition("/")
-                state[self._by_name[name]][key] = laid_out_like(self._by_name[name], tensor)
-        for full, value in rest.items():
-            name, _, key = full.rpartition("/")
-            state[self._by_name[name]][key] = value
-        for group, saved in zip(self.optimizer.param_groups, groups, strict=True):
-            for key, value in saved.items():
-                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
 
 
 def _reading(
@@ -315,18 +295,8 @@ def _reading(
     return _Reading(look.facts, places, groups, dict(rest))
 
 
-def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Copy a tensor into a parameter's strides: other strides may be added up by other kernels."""
-    if tensor.shape != parameter.shape:
-        return tensor.clone()
-    return torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-
-
 def plain_entries(groups: Sequence[Encoded], rest: Mapping[str, Encoded]) -> dict[str, Encoded]:
-    """Return what a digest covers besides the tensors: all that is no setting, by name.
-
-    What stands under parameters as tensors and numbers has the names and values that it had before
-    there were other kinds, so that digests are what they were.
+    """Return what a digest covers in addition to the tensors: everything but settings, by name.
 
     Raises:
         ValueError: they are damaged.
@@ -338,8 +308,6 @@ def plain_entries(groups: Sequence[Encoded], rest: Mapping[str, Encoded]) -> dic
 
 
 def _plain_entries(groups: Sequence[Encoded], rest: Mapping[str, Encoded]) -> dict[str, Encoded]:
-    if "state" not in rest:
-        return {f"optimizer/{name}": value for name, value in rest.items()}
     entries: dict[str, Encoded] = {}
     for at, (key, held) in enumerate(_pairs(rest["state"]) or []):
         name = key["parameter"] if isinstance(key, dict) and "parameter" in key else f"[{at}]"

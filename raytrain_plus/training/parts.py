@@ -14,7 +14,7 @@ from raytrain_plus.training.attributes import Place, Slot, same
 from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.bookkeeping import Bookkeeping
 from raytrain_plus.training.buffers import Buffers
-from raytrain_plus.training.losses import take_losses, weighted
+from raytrain_plus.training.losses import set_losses, weighted
 from raytrain_plus.training.reduction import (
     HEADER_WIDTH,
     LOSS,
@@ -66,7 +66,7 @@ class Parts:
         self._backward = backward
         self._enter = enter
 
-    def begin(self, step: Step, rank: int, batch: Batch) -> None:
+    def begin_part(self, step: Step, rank: int, batch: Batch) -> None:
         """Begin one logical rank's part: from the buffers of the snapshot, and from its own seed.
 
         Args:
@@ -107,7 +107,7 @@ class Parts:
         Raises:
             TaskError: among others, a phase of the part changes a parameter.
         """
-        self.begin(step, rank, batch)
+        self.begin_part(step, rank, batch)
         with self._weights.each_phase(), self._weave.around("batch", step):
             self._backward.run(step, self.loss(step, np.zeros(HEADER_WIDTH)))
         step.outputs = step.losses = None
@@ -136,27 +136,27 @@ class Parts:
         attributes, advised, weights = self._attributes, self._advised, self._weights
         with self._weave.around("forward", step):
             if advised:  # advice may have set attributes, and takes care of them itself
-                attributes.begin()
+                attributes.snapshot()
             with weights.phase("the forward"):
                 step.outputs = self._task.forward(step.model, step.batch)
             if advised:
                 attributes.note()
         with self._weave.around("loss", step):
             if advised:
-                attributes.begin()
+                attributes.snapshot()
             with weights.phase("the loss"):
-                take_losses(step, self._task.loss(step.outputs, step.batch))
+                set_losses(step, self._task.loss(step.outputs, step.batch))
             attributes.note()
 
     def _settle(self, step: Step, losses: Tensor) -> None:
         """Find out what the forward has left in Python for the first time.
 
-        The part is computed once more, from what it has left behind. A cache and a last value are
-        then what they were; bookkeeping is not, but the losses are. All are put back after each
-        part from now on.
+        The part is computed once more, from what the first computation has left. A cache and a
+        last value are then equal to what they were. Bookkeeping differs, and the losses are equal.
+        All three are put back after each part from now on.
 
         Raises:
-            TaskError: what was left is none of these.
+            TaskError: the forward has left something else.
         """
         attributes, buffers, bookkeeping = self._attributes, self._buffers, self._bookkeeping
         fresh, attributes.fresh = attributes.fresh, []
@@ -170,7 +170,7 @@ class Parts:
             slots = self._slots_of(changed)
             plain = all(slot in values for slot in slots)
             kept = {slot: values[slot] for slot in slots if plain and slot}
-            bookkeeping.put(kept)
+            bookkeeping.set_in_part(kept)
             if plain and same(losses.detach(), again) and self._is_apart(step, losses, kept):
                 buffers.cached |= keep if fresh else set()
                 attributes.fresh = []
@@ -187,29 +187,29 @@ class Parts:
         )
 
     def _slots_of(self, places: Sequence[Place]) -> list[Slot | None]:
-        """Return the attributes at places that were described; None for a buffer."""
+        """Return the attribute at each place; None if it is a buffer's."""
         described = self._attributes.describe()
         return [self._attributes.slot_of(p) if p in described else None for p in places]
 
     def _is_apart(self, step: Step, losses: Tensor, kept: Mapping[Slot, Any]) -> bool:
-        """Say whether the losses are the same where nothing but bookkeeping is left behind."""
+        """Say whether the losses are the same when only the bookkeeping is left changed."""
         if not kept or self._attributes.is_held:  # `purity.py` tries that itself
             return True
         with self._attributes.suspended():
-            self._bookkeeping.put(kept)
+            self._bookkeeping.set_in_part(kept)
             again, _ = self._again(step, set())
-        self._bookkeeping.put(kept)
+        self._bookkeeping.set_in_part(kept)
         return same(losses.detach(), again)
 
     def _again(self, step: Step, keep: set[int]) -> tuple[Tensor, dict[Place, Any]]:
-        """Compute the present part from what the first time has left: losses, and what that left.
+        """Compute the present part again; return the losses, and what this computation has left.
 
         Args:
             step: the step, in the middle of a part.
             keep: places of the buffers that are left as well.
         """
         before = step.outputs, step.losses, step.weights, step.notes
-        self._enter("forward")  # one more: that it takes as long again is no hang
+        self._enter("forward")  # so that the additional time does not count as a hang
         try:
             with self._buffers.replayed(keep):
                 self._seed_part(step.number, step.logical_rank)

@@ -1,8 +1,8 @@
-"""What belongs to the process and not to a replica, and is the same after a second replica is made.
+"""State of the process, which building a second replica must not change.
 
 A task's `model()` and `optimizer()` may set threads, precision, the default dtype, seeds, or names
-of their own module. They do so once in each process that trains. Where a replica is made only to
-compare, all that is put back, since it can change the bits of those that train.
+of their own module. They do so once in each process that trains. When a replica is built only to
+compare, all of that is put back, since it can change the bits of the replica that trains.
 """
 
 import os
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from raytrain_plus.training.attributes import ABSENT, is_users
+from raytrain_plus.training.attributes import ABSENT
+from raytrain_plus.user_code import is_users_module
 
 
 def _flag(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
@@ -71,7 +72,7 @@ def set_generators(states: list[Any]) -> None:
 def process_kept() -> Iterator[None]:
     """Put the process's state back afterwards: settings, generators, names of the user's modules.
 
-    What lists and dictionaries hold is not looked at (`Attributes.undone` does that).
+    The content of lists and dictionaries is not put back here (`Attributes.undone` does that).
     """
     drawn = generators()
     settings = [read() for read, _ in _SETTINGS]
@@ -100,7 +101,7 @@ def _flushes_denormals() -> bool:
 
 def _owners() -> list[Any]:
     """Return the user's modules, and the classes that they define."""
-    modules = [module for name, module in [*sys.modules.items()] if is_users(name)]
+    modules = [module for name, module in [*sys.modules.items()] if is_users_module(name)]
     classes = [
         value
         for module in modules

@@ -1,9 +1,9 @@
-"""Whether a part is a function of its data, the state and its seeds, and of nothing else.
+"""Checks that a part is a function of its data, the state and its seeds, and of nothing else.
 
-It is tried for real, on one part, before the first step: the part is computed, everything is put
-back, and it is computed again. Caches are tried with other data as well: what an earlier part has
-left must not show in a later one. `parts.py` does the same, in less depth, for what first changes
-in a later step.
+One part is tried before the first step: it is computed, everything is put back, and it is computed
+again. Caches are tried with other data as well: an earlier part must not change the result of a
+later one. `parts.py` does a smaller check of the same kind for attributes that first change in a
+later step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ _LOOK_FOR = (
 
 
 def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> None:
-    """Compute one part several times, and check that it gives the same and leaves no trace.
+    """Compute one part several times, and check that the results are equal and leave no trace.
 
     Args:
         loop: of a replica that has not been trained; it is left as it was.
@@ -71,7 +71,7 @@ def _check_bookkeeping(
     first: Sequence[Tensor],
     kept: Mapping[Slot, Any],
 ) -> None:
-    """Compute the first part as a later step finds it: bookkeeping goes on, caches are put back.
+    """Compute the first part as in a later step: bookkeeping has moved on, caches are put back.
 
     Args:
         loop: the loop.
@@ -81,13 +81,13 @@ def _check_bookkeeping(
     """
     attributes, bookkeeping = loop.buffers.attributes, loop.bookkeeping
     before = bookkeeping.encoded(kept)
-    bookkeeping.settle(kept)
+    bookkeeping.set_between_parts(kept)
     again = loop.probe(make_batch())
-    bookkeeping.settle(before)
+    bookkeeping.set_between_parts(before)
     for slot in kept:
         if slot not in before:
             slot.put(ABSENT)
-    attributes.begin()
+    attributes.snapshot()
     if not _equal(first, again):
         name = next(iter(kept)).name
         raise TaskError(
@@ -116,7 +116,7 @@ def _check_caches(
         with attributes.held():
             alone = loop.probe(_varied(make_batch()))
             now = attributes.describe()
-    except Exception:  # noqa: BLE001 - data that nobody has written may be refused by the task
+    except Exception:  # noqa: BLE001 - the task may refuse data that is made up
         return
     finally:
         attributes.fresh = []

@@ -4,7 +4,7 @@ Each logical rank's gradient is a leaf of one fixed binary tree (`tree.py`). A w
 maximal subtrees inside its range while it computes. Then, chunk by chunk:
 
 1. every worker sends its partial sums of chunk w to worker w, and its rows of the step header to
-   everybody;
+   all workers;
 2. worker w finishes the tree for its chunk, in tree order, divides by the total weight, and sends
    the result to everybody.
 
@@ -35,8 +35,8 @@ Rows = npt.NDArray[np.float64]
 Leaf = list[Tensor]
 Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
 
-# What a row of the step header holds, one row per logical rank; everybody sees all of them. What
-# concerns a worker stands in the row of its first logical rank.
+# The columns of the step header. It has a row per logical rank, and every worker receives all rows.
+# The values of a worker are in the row of its first logical rank.
 LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS, CHECKPOINT, COMPUTE_SECONDS = range(8)
 SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED = range(8, 11)
 HEADER_WIDTH = 11
@@ -65,7 +65,7 @@ class Pending(Protocol):
 
 
 class Wire(Protocol):
-    """What moves the bytes: point to point, in the order in which messages are posted."""
+    """Moves the bytes: point to point, in the order in which messages are posted."""
 
     index: int
     size: int
@@ -76,9 +76,9 @@ class Wire(Protocol):
         """Start sending and receiving, all at once."""
 
     def fence(self) -> None:
-        """Return when all that was waited for is there for good, or raise what the wire raises.
+        """Return when everything that was waited for has arrived, or raise what the wire raises.
 
-        A wait may return before: on a GPU it only orders streams, also after an abort.
+        A wait alone does not say so: on a GPU it only orders streams, also after an abort.
         """
 
 
@@ -89,7 +89,7 @@ class Reduced:
     Attributes:
         gradients: per parameter, the sum over logical ranks divided by the total weight.
         present: per parameter, whether any logical rank has a gradient for it.
-        finite: all gradients are finite for sure; if not, at least one may hold NaN or infinity.
+        finite: True says that all gradients are finite. False says that one may not be.
         buffers: per floating buffer, the mean over logical ranks.
         header: float64 (logical ranks, HEADER_WIDTH), every logical rank's row.
         header_sum: float64 (HEADER_WIDTH,), their sum in the tree's order.
@@ -219,7 +219,7 @@ class Reduction:
         self._sent[b] = vector.post_partials(self._wire)
 
     def finish(self, b: int) -> None:
-        """Finish our chunk of bucket b as it arrives, and send it to everybody; in order, too."""
+        """Finish our chunk of bucket b as it arrives, and send it to all; buckets go in order."""
         if self._wire.size == 1:
             self._enter("slice" if b else "finish")
             return
@@ -419,7 +419,7 @@ class _Vector:
         divisors: tuple[float, int],
         enter: Callable[[str], None],
     ) -> list[Pending]:
-        """Finish the tree for our chunk, slice by slice as it arrives, and send it to everybody.
+        """Finish the tree for our chunk, slice by slice as it arrives, and send it to all workers.
 
         Args:
             wire: how to reach the other workers.
@@ -466,7 +466,7 @@ def tree_sum(rows: Rows) -> Rows:
 
 
 def _cuts(start: int, stop: int, parts: int) -> list[tuple[int, int]]:
-    """Cut [start, stop) into `parts` nearly equal pieces at multiples of the alignment."""
+    """Cut [start, stop) into `parts` nearly equal ranges at multiples of the alignment."""
     blocks = -(-(stop - start) // _ALIGNMENT)
     ends = [min(stop, start + blocks * part // parts * _ALIGNMENT) for part in range(parts + 1)]
     return list(itertools.pairwise(ends))

@@ -1,13 +1,14 @@
-"""A rehearsal: the state goes to a newcomer, through what a checkpoint holds, once for real.
+"""A rehearsal: a newcomer loads the state, through the format of a checkpoint, once for real.
 
 In a run's second update, when the optimizer has its state, a second replica is built from the task,
-as a newcomer builds its own. It takes the state over through the files' and the manifest's content,
-and then takes the same update. Both must be equal to the bit before and after it. What differs is
-kept where nothing can carry it (a global, a closure), and ends the run before anything can be lost.
+as a newcomer builds its own. It loads the state through the content of the files and the manifest,
+and then takes the same update. Both replicas must be equal to the bit before and after it. If they
+differ, something is kept where nothing can carry it (a global, a closure), and the run ends before
+anything can be lost.
 
-The rehearsal costs, in that one update, the time to build a model and the memory of a model with
-its optimizer and gradients. It is left out where the state is above `LARGEST` bytes or the model
-took more than `SLOWEST` seconds to build; the structure of the state is then all that is checked.
+In that one update the rehearsal takes the time to build a model, and the memory of a model with its
+optimizer and gradients. It is left out if the state is above `LARGEST` bytes or if the model took
+more than `SLOWEST` seconds to build. Then only the structure of the state is checked.
 """
 
 import json
@@ -30,7 +31,7 @@ SLOWEST = 10.0
 
 
 def rehearsed(replica: Replica, build: Callable[[], Replica]) -> AbstractContextManager[None]:
-    """Let a newcomer take part in the optimizer's step that stands inside, if it is the second.
+    """Return the context for an optimizer's step. A newcomer takes the run's second step as well.
 
     Args:
         replica: whose optimizer takes a step.

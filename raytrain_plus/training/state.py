@@ -34,11 +34,11 @@ class Replica:
         training: what is the same in all steps.
         parameters: the trainable parameters by name, in name order.
         step: committed steps.
-        samples, tokens: how many have been trained on, which may be fewer than have been loaded.
-        torn: an update has begun and not ended, so that this is the state of no step.
+        samples, tokens: how many were trained on, which may be fewer than were loaded.
+        torn: an update has begun and not ended, so that this is not the state after any step.
         bookkeeping: what the forward keeps in Python, by name: its value, and what each logical
-            rank adds (`bookkeeping.py`). It is no part of the digest.
-        loads: how often another state has been taken over.
+            rank adds (`bookkeeping.py`). It is not part of the digest.
+        loads: how often another state has been loaded.
         build_seconds: how long the task took to make model and optimizer.
     """
 
@@ -123,7 +123,7 @@ class Replica:
         return None
 
     def undo_fit(self) -> nn.Module:
-        """Change the model back to what the task made; returns it. Nothing can be trained then."""
+        """Change the model back to what the task made, and return it. It cannot be trained then."""
         self._fit.__exit__(None, None, None)
         self._fit = nullcontext()
         return self.model
@@ -153,7 +153,7 @@ class Replica:
         return self.kept()[1]
 
     def kept(self) -> tuple[dict[str, Tensor], Scalars]:
-        """Return what the model does not hold: tensors by name, and the rest; no copies.
+        """Return the state outside of the model: tensors by name, and plain data; no copies.
 
         Raises:
             TaskError: the optimizer keeps something that cannot be carried, by name.
@@ -179,7 +179,7 @@ class Replica:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], scalars: Scalars) -> None:
-        """Take over another replica's state; tensors of model and aspects are filled in place.
+        """Load another replica's state; tensors of model and aspects are filled in place.
 
         Raises:
             ValueError: the state belongs to another model, naming the tensors that differ.
@@ -234,8 +234,8 @@ class Replica:
                 of_model = one.startswith("model/") and other.startswith("model/")
                 if begin < end and not of_model:
                     raise TaskError(
-                        f"{one} and {other} share memory, which another worker's would not: keep "
-                        "a copy (.clone())"
+                        f"{one} and {other} share memory, and in another worker they would not: "
+                        "keep a copy (.clone())"
                     )
         for key, value in self.scalars()["aspects"].items():
             _check_plain(key, value)
@@ -246,7 +246,7 @@ class Replica:
 
 
 def _span(name: str, tensor: Tensor) -> tuple[int, int, str]:
-    """Return from where to where a tensor's elements lie in memory, in bytes, and its name."""
+    """Return the range of addresses of a tensor's elements, and its name."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     reach = sum((size - 1) * stride for size, stride in sizes) + 1
     return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size(), name

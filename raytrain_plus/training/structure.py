@@ -1,8 +1,8 @@
-"""How a structure of Python values is built, for one look that costs little.
+"""A cheap description of a structure of Python values, to notice that the structure has changed.
 
 An optimizer's state is a structure of containers and tensors. Its values change with each update,
-and its structure hardly ever does. Two looks with equal facts say that what `encoding.py` makes of
-the structure is equal, but for the values of its tensors. Nothing that was seen is kept alive.
+and its structure rarely does. If two looks have equal facts, then `encoding.py` makes the same of
+both, except for the values of tensors. A look keeps no object alive but its tensors.
 """
 
 import collections
@@ -19,7 +19,7 @@ _MAPPINGS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
 class UnknownKindError(TypeError):
-    """A value of a kind whose changes a look would not see."""
+    """A value of a kind whose changes a look does not see."""
 
 
 class Look:
@@ -62,7 +62,7 @@ class Look:
             raise UnknownKindError(kind.__name__)
 
     def at_settings(self, settings: dict[str, Any]) -> None:
-        """Look at a mapping whose plain values may change: `is_plain` says which these are."""
+        """Look at a mapping whose plain values (`is_plain`) may change."""
         self.facts += (id(settings), len(settings))
         for key, value in settings.items():
             self.facts += (key, type(value))

@@ -10,13 +10,13 @@ from raytrain_plus.training.state import tensor_memory
 
 
 def encode(tensors: Mapping[str, Tensor]) -> Sequence[memoryview]:
-    """Return the content of a safetensors file as stretches of memory: a header, then the tensors.
+    """Return the content of a safetensors file as blocks of memory: a header, then the tensors.
 
     The library's own `save` copies everything while it holds the interpreter's lock, and training
-    would wait for that. Names that share their memory are written once each.
+    would wait for that. Tensors that share memory are written once for each name.
 
     Raises:
-        ValueError: the format knows no such dtype.
+        ValueError: the format does not have the dtype of a tensor.
     """
     # As the library does it: large elements first, so that each tensor is aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))

@@ -1,9 +1,9 @@
 """The process group of one generation: meet, exchange, abort.
 
 A transport only moves bytes between the members of one generation; it never adds anything (the
-order of additions is `training/reduction.py`'s). Everything it does is point to point, so that one
-abort is enough: closing the sockets of the group ends a wait within milliseconds, where the
-collectives of gloo would sit out their timeout.
+order of additions is that of `training/reduction.py`). All messages are point to point, so that one
+abort is enough: closing the sockets of the group ends a wait within milliseconds. The collectives
+of gloo would wait for their timeout.
 """
 
 import datetime as dt
@@ -34,7 +34,7 @@ _TAGS = 1 << 30
 _Ends = tuple[str, str]  # local and remote address
 
 MeetingAddress = tuple[str, int, str]
-"""Host and port of a `MeetingPoint`, and the secret under whose name its members meet."""
+"""Host and port of a `MeetingPoint`, and the secret that its keys begin with."""
 
 
 class TransportError(RuntimeError):
@@ -67,16 +67,16 @@ class Transport:
     def meet(self, store: MeetingAddress, generation: str, host: str) -> None:
         """Connect to all other members.
 
-        The blocking part runs in a thread of its own: when a member dies before it has come, an
-        abort leaves that thread behind (it ends by its timeout) instead of waiting for it.
+        The blocking part runs in a thread of its own. If a member dies before it has connected, an
+        abort does not wait for that thread, which ends by its timeout.
 
         Args:
             store: the address of a `MeetingPoint`.
-            generation: a name that nobody else meets under.
+            generation: a name that no other group of this meeting point uses.
             host: the address at which this worker can be reached.
 
         Raises:
-            TransportError: a member did not come, or the generation was aborted meanwhile.
+            TransportError: a member did not connect, or the generation was aborted.
         """
         if self.size == 1:
             return
@@ -123,10 +123,10 @@ class Transport:
         return _Works(self, works)
 
     def fence(self) -> None:
-        """Return when what has been received is really there, on the device and for good.
+        """Return when all received data is in the memory of the device.
 
-        On a CPU a wait says so already. On a GPU a wait only orders streams, and after an abort
-        the stream goes on with rubbish.
+        On a CPU a wait ensures that already. On a GPU a wait only orders streams, and after an
+        abort the stream continues with garbage.
 
         Raises:
             TransportError: the generation was aborted.
@@ -162,7 +162,7 @@ class Transport:
         return [tensor_bytes(box) for box in boxes]
 
     def abort(self, reason: str) -> None:
-        """End every wait of this transport, now and later, by a TransportError. From any thread."""
+        """End every wait of this transport, now and later, by a TransportError; thread-safe."""
         with self._changed:
             if self._reason is None:
                 self._reason = reason
@@ -219,15 +219,15 @@ class _Works:
 class MeetingPoint:
     """A key-value store in this process, at which the members of a generation find each other.
 
-    It listens on this node's address alone. Keys stand under a secret that travels in Ray's calls
-    only, so that what a stranger writes is nobody's.
+    It listens on this node's address only. Keys begin with a secret that is sent in Ray's calls
+    only, so that no worker reads what a stranger has written.
 
     Args:
         host: the address at which this worker can be reached.
     """
 
     def __init__(self, host: str) -> None:
-        # By itself the store would listen on all addresses of the machine.
+        # Without a socket of ours the store would listen on all addresses of the machine.
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, 0), family=family)
         port = int(listening.getsockname()[1])
@@ -263,7 +263,7 @@ def _connect(
 
 
 def _confirmed(opened: dict[int, _Ends], transport: Transport, store: Any) -> dict[int, _Ends]:
-    """Return the sockets whose other end a member holds: the group's own.
+    """Return the group's own sockets: those whose other end is held by a member.
 
     Other threads of this process (Ray's) may have opened connections at the same moment; shutting
     one of those down would end the worker.

@@ -5,9 +5,9 @@ other bits on other numbers of workers. Here the order is a binary tree fixed by
 leaves alone: a range of more than one leaf is split at the largest power of two below its length.
 Its nodes are thus the aligned blocks `[j * 2**k, min((j + 1) * 2**k, leaves))`.
 
-Whoever owns the leaves `[start, stop)` sums the *maximal subtrees* inside (`Accumulator`), and
-whoever holds all these partial sums finishes the tree (`additions`): the same additions in the
-same association as on one worker (`fold`).
+The owner of the leaves `[start, stop)` sums the *maximal subtrees* inside (`Accumulator`), and the
+holder of all these partial sums finishes the tree (`additions`): the same additions in the same
+association as on one worker (`fold`).
 
 Prior art: a fixed tree over the elements that makes MPI reductions independent of the number of
 cores (Stelz, Binary Tree Summation and its successor ReproRed, for scalars); tree-based invariant

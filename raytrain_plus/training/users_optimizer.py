@@ -34,10 +34,10 @@ def check_optimizer(optimizer: Optimizer) -> None:
 def check_schedule(task: Task, optimizer: Optimizer) -> None:
     """Check that no torch scheduler sets the learning rate of a task's optimizer.
 
-    This comes after the first part has been tried: a mistake in forward or loss is named first.
+    It is called after the first part was tried: a mistake in forward or loss is named first.
 
     Raises:
-        TaskError: a scheduler does, or has done so.
+        TaskError: a scheduler sets it, or has set it.
     """
     check_unscheduled(optimizer)
     for name, value in vars(task).items():
@@ -53,10 +53,10 @@ def check_schedule(task: Task, optimizer: Optimizer) -> None:
 
 
 def check_unscheduled(optimizer: Optimizer) -> None:
-    """Check that no torch scheduler has been made for an optimizer.
+    """Check that there is no torch scheduler of an optimizer.
 
     Raises:
-        TaskError: one has.
+        TaskError: there is one.
     """
     for inner in _and_inner(optimizer):
         if hasattr(inner.step, "_wrapped_by_lr_sched"):
@@ -94,8 +94,8 @@ def _needs_closure(optimizer: Any) -> bool:
 
 def _steered(optimizer: Any, scheduler: str) -> str:
     return (
-        f"the optimizer {type(optimizer).__name__} is steered by {scheduler}, and schedulers are "
-        f"not run here: {_INSTEAD}"
+        f"the learning rate of the optimizer {type(optimizer).__name__} is set by {scheduler}, and "
+        f"schedulers are not run here: {_INSTEAD}"
     )
 
 

@@ -1,10 +1,10 @@
-"""What the loop relies on of a model's parameters, and by name what breaks it.
+"""What the loop relies on of a model's parameters, and errors that name what breaks it.
 
 Between two updates parameters stay what they are: the same objects in the same modules, of the same
-shape and dtype, frozen or not as at the start, with the same values. PyTorch counts the changes of
-each tensor, so that looking costs less than a tenth of a microsecond per parameter. What changes
-values without being counted (`parameter.data`) is found by their bits, at the start, and when the
-replicas are compared.
+shape and dtype, frozen or trained as at the start, with the same values. PyTorch counts the changes
+of each tensor, so that a check takes less than a tenth of a microsecond per parameter. A change
+that PyTorch does not count (`parameter.data`) is found by the bits of the values, at the start and
+when the replicas are compared.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class Weights:
         self._before = self._versions()
 
     def begin_step(self) -> None:
-        """Take the present values as those that the parts of a step must leave.
+        """Record the present values, which the parts of a step must not change.
 
         Raises:
             TaskError: a parameter was frozen or unfrozen for good since the start.
@@ -131,10 +131,10 @@ class Weights:
                 raise TaskError(self._toggled(place, what))
 
     def check(self) -> None:
-        """Check, before an update, that the model has the parameters that it began with.
+        """Check, before an update, that the model has the same parameters as at its start.
 
         Raises:
-            TaskError: one was replaced, resized, retyped, unfrozen, added or taken away.
+            TaskError: one was replaced, unfrozen, added or removed.
         """
         for module, key, parameter, name in self._places:
             held = module._parameters  # noqa: SLF001 - in a ScriptModule it is no dict
@@ -157,10 +157,10 @@ class Weights:
             )
 
     def check_kinds(self) -> None:
-        """Check, after an update, that each parameter has its shape and dtype.
+        """Check, after an update, that each parameter has its shape, dtype and device.
 
         Raises:
-            TaskError: one has another.
+            TaskError: one has changed.
         """
         memory = [p.data_ptr() for p in self._all]
         if memory == self._memory:
@@ -189,9 +189,10 @@ class Weights:
 
     @torch.no_grad()
     def changed_by(self, run: Callable[[], None]) -> list[str]:
-        """Return the names of the parameters that something changes; they keep their values.
+        """Return the names of the parameters that a function changes; their values are put back.
 
-        It is run on these values, and on others: clamping, say, changes nothing the second time.
+        The function runs on the present values and on others: clamping, for example, changes
+        nothing the second time.
         """
         own = self.copies()
         try:

@@ -83,7 +83,7 @@ class Fleet:
             loop = self.loops[wire.index]
             dies = kill_in is not None and wire.index == size - 1
             turn = loop._enter = Turn(lock, kill_in if dies else None)
-            loop.begin(ranges, wire)
+            loop.begin_generation(ranges, wire)
             try:
                 for _ in range(steps):
                     number = loop.replica.step
@@ -91,7 +91,7 @@ class Fleet:
                     turn.end()
             finally:
                 turn.end()
-                loop.end()
+                loop.end_generation()
 
         if kill_in is None:
             Network(size).run(train)

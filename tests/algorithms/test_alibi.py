@@ -177,7 +177,7 @@ def test_training_leaves_the_positions_alone_and_undoing_brings_them_back():
     loop, losses = trained(TinyTokens(), [ALiBi()], steps=4)
     _, plain = trained(TinyTokens(), steps=4)
     assert losses != plain
-    loop.end()
+    loop.end_generation()
     model = loop.replica.undo_fit()
     assert torch.equal(model.positions.weight, begun.replica.model.positions.weight)
     assert not torch.equal(model.words.weight, begun.replica.model.words.weight)

@@ -141,7 +141,7 @@ def test_a_pair_trains_the_same_bits_in_either_order_of_listing(one, other, task
 @single
 def test_it_acts_when_it_should_and_only_then(case, task):
     loop, weave = build(task(), [case.aspect])
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     weave.spent()
     acted = []
     for step in range(STEPS):

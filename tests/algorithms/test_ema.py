@@ -47,7 +47,7 @@ def naive(trajectory, smoothing):
 
 def begun(*aspects):
     loop, weave = build(TinyImages(), aspects)
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     return loop, weave
 
 

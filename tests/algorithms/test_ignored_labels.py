@@ -167,7 +167,7 @@ def first_loss(aspects, share=0.5):
     weave = Weave(aspects)
     replica = Replica.build(Ignoring(), 17, torch.device("cpu"), weave=weave, clock=CLOCK)
     loop = TrainingLoop(Ignoring(), replica, weave)
-    loop.begin([range(2)], Network(1).wire(0))
+    loop.begin_generation([range(2)], Network(1).wire(0))
     results = [loop.run_step([part(n, rank, share) for rank in range(2)]) for n in range(3)]
     batch = [part(0, rank, share) for rank in range(2)]
     return results[0].loss, {key: torch.cat([one[key] for one in batch]) for key in batch[0]}

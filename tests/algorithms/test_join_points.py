@@ -50,7 +50,7 @@ def test_the_docstring_lists_every_join_point_once():
 def test_a_step_runs_its_join_points_in_the_listed_order():
     record = []
     loop, _ = trained(TinyImages(), [recorder(record)], steps=1)
-    loop.end()
+    loop.end_generation()
     loop.replica.undo_fit()
     seen = [name for name, _, rank in record if rank in (-1, 0)]
     assert seen == nested([(d, n) for d, n in listed() if n not in BETWEEN_STEPS])
@@ -90,7 +90,7 @@ def test_a_step_that_fails_ends_every_advice_and_leaves_the_state():
 
     undone = []
     loop, _ = build(TinyImages(), [Fragile()])
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     parts = [TinyImages.part(0, r) for r in range(RANKS)]
     loop.run_step(parts)
     before = loop.replica.digest()

@@ -19,7 +19,7 @@ LAYERS = 15  # of the tiny network, each normalisation included
 
 def begun(task, *aspects):
     loop, weave = build(task, aspects)
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     return loop, weave
 
 

@@ -16,7 +16,7 @@ from tests.algorithms.tiny import PART, RANKS, SEED, TinyImages, alone, build, t
 
 def begun(*aspects):
     loop, weave = build(TinyImages(), aspects)
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     return loop, weave
 
 

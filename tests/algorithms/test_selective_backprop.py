@@ -40,7 +40,7 @@ def uneven(step):
 
 def begun(task, *aspects):
     loop, weave = build(task, aspects)
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     return loop, weave
 
 

@@ -18,7 +18,7 @@ def values(model):
 
 def begun(*aspects):
     loop, weave = build(TinyImages(), aspects)
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     return loop, weave
 
 
@@ -87,7 +87,7 @@ def test_the_learning_rate_is_changed_from_the_start_on():
             return 0.5 if progress >= 0.5 else 1.0
 
     loop, _ = build(Scheduled())
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     scheduled = run(loop, 10)
     ours = run(begun(SWA(start="0.5dur", interval="1ba", learning_rate=0.5))[0], 10)
     plain = run(begun()[0], 10)

@@ -111,7 +111,7 @@ def alone():
 def trained(task, aspects=(), steps=3):
     """Train on one worker; return the loop and the losses."""
     loop, _ = build(task, aspects)
-    loop.begin([range(RANKS)], alone())
+    loop.begin_generation([range(RANKS)], alone())
     losses = [
         loop.run_step([task.part(loop.replica.step, r) for r in range(RANKS)]).loss
         for _ in range(steps)

@@ -25,7 +25,7 @@ REST = "rest-00000-of-00002.safetensors"
 def snapshot(step, task=Normed):
     loop = loop_alone(task("AdamW"))
     run(loop, step)
-    return Snapshot.take(loop.replica)
+    return Snapshot.of(loop.replica)
 
 
 TAKEN = {step: snapshot(step) for step in (2, 4)}
@@ -34,8 +34,8 @@ TAKEN = {step: snapshot(step) for step in (2, 4)}
 def write(store, step, run="run", shares=2, taken=None):
     taken = taken or TAKEN[step]
     place = store.inside(checkpointer.name_of(step))
-    pieces = [p for i in range(shares) for p in checkpointer.write_share(place, taken, i, shares)]
-    commit(place, {"run": run, **checkpointer.describe_state(taken)}, pieces)
+    files = [p for i in range(shares) for p in checkpointer.write_share(place, taken, i, shares)]
+    commit(place, {"run": run, **checkpointer.describe_state(taken)}, files)
     return place
 
 
@@ -116,18 +116,18 @@ def test_one_of_another_run_or_model_is_refused(store):
 def test_of_two_that_commit_at_once_one_wins(store):
     place = store.inside("checkpoint_00000004")
     header = {"run": "run", **checkpointer.describe_state(TAKEN[4])}
-    pieces = [p for i in range(2) for p in checkpointer.write_share(place, TAKEN[4], i, 2)]
-    commit(place, header, pieces)
-    commit(place, header, pieces)  # whose first answer was lost
+    files = [p for i in range(2) for p in checkpointer.write_share(place, TAKEN[4], i, 2)]
+    commit(place, header, files)
+    commit(place, header, files)  # whose first answer was lost
     with pytest.raises(CheckpointError, match=r"another writer.*another state"):
-        commit(place, {**header, "digest": "0" * 64}, pieces)
+        commit(place, {**header, "digest": "0" * 64}, files)
     assert loaded(place) == TAKEN[4].digest()
 
 
 def test_the_same_state_in_other_shares_leaves_the_first_one_whole(store):
     write(store, 4, shares=2)
     place = write(store, 4, shares=3)
-    assert [piece.file for piece in checkpointer.read_header(place).pieces][1] == REST
+    assert [entry.file for entry in checkpointer.read_header(place).files][1] == REST
     assert loaded(place) == TAKEN[4].digest()
     assert len(place.names()) == 4  # the third's files are gone
 

@@ -215,17 +215,17 @@ def test_saving_twice_replaces(tmp_path):
 def test_a_piece_that_was_forgotten_is_noticed(tmp_path):
     """An optimizer without its momentum would go on, to other bits."""
     replica = trained(Plain()).replica
-    snapshot = Snapshot.take(replica)
+    snapshot = Snapshot.of(replica)
     header = {"run": "run", **checkpointer.describe_state(snapshot)}
-    pieces = checkpointer.write_share(tmp_path, snapshot, 0, 1)
-    commit(tmp_path, header, pieces[:1])
-    with pytest.raises(CheckpointError, match="hold another state than its manifest names"):
+    files = checkpointer.write_share(tmp_path, snapshot, 0, 1)
+    commit(tmp_path, header, files[:1])
+    with pytest.raises(CheckpointError, match="do not hold the state that its manifest describes"):
         load(tmp_path, loop_alone(Plain()).replica)
 
 
 def test_a_torn_replica_is_not_kept(tmp_path):
     replica = trained(Normed()).replica
     replica.torn = True
-    with pytest.raises(CheckpointError, match="failed half-way"):
+    with pytest.raises(CheckpointError, match="failed before its end"):
         save(tmp_path / "checkpoint", replica, "run")
     assert not list(tmp_path.iterdir())

@@ -98,12 +98,12 @@ def test_any_split_loads_to_the_same_bits_and_steps(optimizer, shares, order, tm
     ours, other = loop_alone(Noisy(optimizer)), loop_alone(Noisy(optimizer))
     run(ours, 2)
     place = tmp_path_factory.mktemp("split") / "checkpoint_00000002"
-    taken = Snapshot.take(ours.replica)
+    taken = Snapshot.of(ours.replica)
     turns = list(range(shares))
     order.shuffle(turns)
-    pieces = [p for share in turns for p in checkpointer.write_share(place, taken, share, shares)]
+    files = [p for share in turns for p in checkpointer.write_share(place, taken, share, shares)]
     assert not checkpointer.kept(checkpointer.Store(place.parent))
-    checkpointer.commit(place, {"run": "r", **checkpointer.describe_state(taken)}, pieces)
+    checkpointer.commit(place, {"run": "r", **checkpointer.describe_state(taken)}, files)
 
     checkpointer.load(place, other.replica)
     assert other.replica.digest() == ours.replica.digest() == taken.digest()
@@ -116,7 +116,7 @@ def test_any_split_loads_to_the_same_bits_and_steps(optimizer, shares, order, tm
 def test_the_first_share_alone_has_the_model_and_empty_shares_have_no_file():
     loop = loop_alone(Tied("AdamW"))
     run(loop, 1)
-    taken = Snapshot.take(loop.replica)
+    taken = Snapshot.of(loop.replica)
     files = [files_of(taken, share, 30) for share in range(30)]
     assert [MODEL in names for names in files] == [True] + [False] * 29
     assert files[29] == {}
@@ -128,6 +128,6 @@ def test_shares_of_other_numbers_of_workers_have_other_names():
     """A late writer of an attempt that was given up writes over nothing of the next one."""
     loop = loop_alone(Normed("AdamW"))
     run(loop, 1)
-    taken = Snapshot.take(loop.replica)
+    taken = Snapshot.of(loop.replica)
     two, three = ({f for i in range(n) for f in files_of(taken, i, n)} for n in (2, 3))
     assert two & three == {MODEL}

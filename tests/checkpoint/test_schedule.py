@@ -18,7 +18,7 @@ def due(books, step, now):
 
 def whole(books, step, *, workers=("a", "b"), metrics=None, now=0.0):
     """Let an attempt succeed; returns what is to be deleted."""
-    attempt = books.begin(step, workers)
+    attempt = books.begin_attempt(step, workers)
     done = [books.returned(attempt.number, worker, worker.upper()) for worker in workers]
     assert done[:-1] == [None] * (len(workers) - 1)
     assert done[-1].returned == tuple(worker.upper() for worker in workers)
@@ -51,7 +51,7 @@ def test_a_run_that_goes_on_needs_none_where_it_starts():
 def test_what_is_asked_for_while_one_is_under_way_comes_after_it():
     books = Checkpoints(None, ALL)
     books.request()
-    attempt = books.begin(5, ["a"])
+    attempt = books.begin_attempt(5, ["a"])
     books.request()
     assert not due(books, 9, 0.0)
     books.returned(attempt.number, "a", None)
@@ -61,7 +61,7 @@ def test_what_is_asked_for_while_one_is_under_way_comes_after_it():
 
 def test_one_that_falls_due_meanwhile_is_left_out_and_the_newest_is_taken_then():
     books = Checkpoints(10, ALL)
-    attempt = books.begin(10, ["a", "b"])
+    attempt = books.begin_attempt(10, ["a", "b"])
     assert not any(due(books, step, 0.0) for step in range(100))
     assert books.returned(attempt.number, "a", 1) is None
     assert books.returned(attempt.number, "a", 1) is None  # told twice
@@ -75,13 +75,13 @@ def test_one_that_falls_due_meanwhile_is_left_out_and_the_newest_is_taken_then()
 
 def test_a_worker_that_is_lost_before_its_share_is_in_voids_the_attempt():
     books = Checkpoints(10, ALL, max_failures=1)
-    first = books.begin(10, ["a", "b"])
+    first = books.begin_attempt(10, ["a", "b"])
     assert not books.lost("c", 5.0)
     assert books.lost("b", 5.0)
     assert books.under_way is None
     assert due(books, 11, 5.0)  # at once, and not as a failure
     assert books.fatal is None
-    second = books.begin(11, ["a"])
+    second = books.begin_attempt(11, ["a"])
     assert books.returned(first.number, "b", "late") is None
     assert books.returned(first.number, "a", "late") is None
     assert books.failed(first.number, "late", 6.0) is None
@@ -90,7 +90,7 @@ def test_a_worker_that_is_lost_before_its_share_is_in_voids_the_attempt():
 
 def test_a_worker_that_is_lost_after_its_share_does_no_harm():
     books = Checkpoints(10, ALL)
-    attempt = books.begin(10, ["a", "b"])
+    attempt = books.begin_attempt(10, ["a", "b"])
     books.returned(attempt.number, "a", 1)
     assert not books.lost("a", 0.0)
     assert books.returned(attempt.number, "b", 2).returned == (1, 2)
@@ -99,7 +99,7 @@ def test_a_worker_that_is_lost_after_its_share_does_no_harm():
 
 
 def fail(books, step, reason, now):
-    attempt = books.begin(step, ["a"])
+    attempt = books.begin_attempt(step, ["a"])
     return books.failed(attempt.number, reason, now)
 
 
@@ -170,7 +170,7 @@ class AnyRun(RuleBasedStateMachine):
         if due(self.books, self.step, self.now):
             assert under_way is None
             assert self.step > max(self.committed, default=0)
-            self.books.begin(self.step, self.workers)
+            self.books.begin_attempt(self.step, self.workers)
             self.ready = None
 
     @rule()

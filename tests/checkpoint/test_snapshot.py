@@ -19,7 +19,7 @@ def test_it_keeps_the_state_while_training_goes_on(optimizer):
     before, tensors = loop.replica.digest(), loop.replica.tensors()
     expected = {name: tensor.clone() for name, tensor in tensors.items()}
     scalars = loop.replica.scalars()
-    taken = Snapshot.take(loop.replica)
+    taken = Snapshot.of(loop.replica)
     assert (taken.step, taken.digest()) == (2, before)
 
     run(loop, 1)
@@ -34,7 +34,7 @@ def test_it_keeps_the_state_while_training_goes_on(optimizer):
 def test_numbers_that_are_changed_in_place_are_copied_too():
     replica = trained(Plain()).replica
     replica.training.states["Mine"] = {"seen": [1, 2]}
-    taken = Snapshot.take(replica)
+    taken = Snapshot.of(replica)
     replica.training.states["Mine"]["seen"].append(3)
     assert taken.scalars["aspects"] == {"Mine/seen": [1, 2]}
     assert replica.scalars()["aspects"] == {"Mine/seen": [1, 2, 3]}
@@ -43,7 +43,7 @@ def test_numbers_that_are_changed_in_place_are_copied_too():
 def test_no_memory_is_shared_with_the_replica():
     replica = trained(Normed("AdamW")).replica
     theirs = {t.untyped_storage().data_ptr() for t in replica.tensors().values()}
-    taken = Snapshot.take(replica)
+    taken = Snapshot.of(replica)
     ours = {
         t.untyped_storage().data_ptr() for t in (*taken.tensors.values(), *taken.model.values())
     }
@@ -53,12 +53,12 @@ def test_no_memory_is_shared_with_the_replica():
 
 def test_the_memory_of_an_older_one_is_taken_where_it_fits():
     loop = trained(Normed("AdamW"))
-    older = Snapshot.take(loop.replica)
+    older = Snapshot.of(loop.replica)
     places = {name: tensor.data_ptr() for name, tensor in older.tensors.items()}
     older.tensors["model/0.weight"] = torch.zeros(1)  # does not fit
     older.tensors["model/0.bias"] = older.tensors["model/0.bias"].double()  # nor does this
     run(loop, 1)
-    newer = Snapshot.take(loop.replica, reuse=older)
+    newer = Snapshot.of(loop.replica, reuse=older)
     assert newer.digest() == loop.replica.digest()
     moved = {name for name, tensor in newer.tensors.items() if tensor.data_ptr() != places[name]}
     assert moved == {"model/0.weight", "model/0.bias"}
@@ -72,7 +72,7 @@ def test_the_models_state_dict_is_told_from_the_rest_and_shares_its_copies():
             return model
 
     replica = trained(WithATable()).replica
-    taken = Snapshot.take(replica)
+    taken = Snapshot.of(replica)
     assert taken.model.keys() == replica.model.state_dict().keys()
     assert taken.model["second.weight"] is taken.model["first.weight"]
     assert taken.model["first.weight"] is taken.tensors["model/first.weight"]
@@ -92,7 +92,7 @@ def test_what_only_the_state_dict_holds_is_copied_too():
             return model
 
     loop = trained(Odd())
-    taken = Snapshot.take(loop.replica)
+    taken = Snapshot.of(loop.replica)
     loop.replica.model.extra += 1
     assert taken.model["extra"].tolist() == [1.0, 1.0]
 
@@ -103,7 +103,7 @@ def test_other_layouts_are_copied_element_by_element():
     with torch.no_grad():
         weight.set_(weight.t().contiguous().t())
     assert not weight.is_contiguous()
-    taken = Snapshot.take(replica)
+    taken = Snapshot.of(replica)
     assert taken.tensors["model/0.weight"].is_contiguous()
     assert taken.digest() == replica.digest()
 
@@ -111,5 +111,5 @@ def test_other_layouts_are_copied_element_by_element():
 def test_there_is_none_of_a_torn_replica():
     replica = trained(Plain()).replica
     replica.torn = True
-    with pytest.raises(CheckpointError, match="failed half-way"):
-        Snapshot.take(replica)
+    with pytest.raises(CheckpointError, match="failed before its end"):
+        Snapshot.of(replica)

@@ -67,10 +67,10 @@ def test_all_shares_together_are_a_checkpoint(tmp_path):
         (3, PAIR, "", 5)
     ] * 2
     assert shares[1].state is None  # one is enough
-    pieces = [piece for one in shares for piece in one.pieces]
-    assert len({piece.file for piece in pieces}) == len(pieces)
+    files = [entry for one in shares for entry in one.files]
+    assert len({entry.file for entry in files}) == len(files)
     place = tmp_path / "checkpoint_00000003"
-    checkpointer.commit(place, {"run": "run", **shares[0].state}, pieces)
+    checkpointer.commit(place, {"run": "run", **shares[0].state}, files)
     other = trained(0, seed=1)
     checkpointer.load(place, other)
     assert other.digest() == replica.digest()
@@ -86,7 +86,7 @@ def test_what_is_written_is_the_state_of_the_step_though_training_goes_on(gate):
     writer.next()
     written = writer.next()
     place = gate.local_path / "checkpoint_00000003"
-    checkpointer.commit(place, {"run": "run", **written.state}, written.pieces)
+    checkpointer.commit(place, {"run": "run", **written.state}, written.files)
     other = trained(0)
     checkpointer.load(place, other)
     assert (other.step, other.digest()) == (3, digest)
@@ -104,7 +104,7 @@ def test_whoever_asks_for_another_has_given_the_one_before_up(gate):
     first.join(PATIENCE)
     writer.ended()
     told = [writer.told.get_nowait() for _ in range(writer.told.qsize())]
-    assert [(one.step, one.pieces is not None) for one in told] == [
+    assert [(one.step, one.files is not None) for one in told] == [
         (3, False),
         (4, False),
         (4, True),
@@ -118,7 +118,7 @@ def test_a_snapshot_takes_the_memory_of_the_last_unless_that_is_being_written(ga
     class Watched(Snapshot):
         @classmethod
         def take(cls, replica, reuse=None):
-            snapshot = Snapshot.take(replica, reuse)
+            snapshot = Snapshot.of(replica, reuse)
             taken.append((snapshot, reuse))
             return snapshot
 
@@ -150,9 +150,9 @@ def test_a_store_that_fails_is_told_and_leaves_training_alone(gate):
 def test_the_state_of_no_step_is_not_written(tmp_path):
     replica, writer = trained(3), Writer(Store(tmp_path))
     replica.torn = True
-    with pytest.raises(CheckpointError, match="failed half-way"):
+    with pytest.raises(CheckpointError, match="failed before its end"):
         writer.take(replica, 0, ["w0"], 1)
-    with pytest.raises(CheckpointError, match="failed half-way"):
+    with pytest.raises(CheckpointError, match="failed before its end"):
         writer.write_alone(replica)
     assert writer.told.empty()
     assert list(tmp_path.iterdir()) == []

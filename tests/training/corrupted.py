@@ -49,7 +49,7 @@ class Group:
     def begin(self):
         self.network = Network(len(self.members))
         for i, member in enumerate(self.members):
-            member.loop.begin(self.cuts, self.network.wire(i), alike=self.alike)
+            member.loop.begin_generation(self.cuts, self.network.wire(i), alike=self.alike)
 
     def step(self):
         """Run one step; returns each worker's result or CorruptionError."""

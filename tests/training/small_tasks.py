@@ -107,7 +107,7 @@ def make_loop(task, ranges, wire, *, algorithms=(), seed=SEED, enter=lambda _: N
     weave = Weave(algorithms)
     replica = Replica.build(task, seed, torch.device("cpu"), weave=weave, clock=CLOCK)
     loop = TrainingLoop(task, replica, weave, enter)
-    loop.begin(ranges, wire)
+    loop.begin_generation(ranges, wire)
     return loop
 
 

@@ -28,9 +28,9 @@ def test_one_flipped_bit_changes_the_sum_and_flipping_it_back_restores_it(data):
         dtype = data.draw(st.sampled_from(DTYPES))
         tensors[f"tensor {i}"] = (torch.randn(shape) * 9).to(dtype)
     total = BitSum(tensors)
-    before = total.take()
+    before = total.compute()
     assert 0 <= before < 1 << 64
-    assert BitSum(dict(reversed(tensors.items()))).take() == before
+    assert BitSum(dict(reversed(tensors.items()))).compute() == before
     sizes = [t.numel() * t.element_size() for t in tensors.values()]
     if not sum(sizes):
         return
@@ -39,10 +39,10 @@ def test_one_flipped_bit_changes_the_sum_and_flipping_it_back_restores_it(data):
     byte = data.draw(st.integers(0, sizes[chosen] - 1))
     bit = 0 if tensor.dtype == torch.bool else data.draw(st.integers(0, 7))
     flip(tensor, byte, bit)
-    assert total.take() != before
-    assert BitSum(tensors).take() == total.take()
+    assert total.compute() != before
+    assert BitSum(tensors).compute() == total.compute()
     flip(tensor, byte, bit)
-    assert total.take() == before
+    assert total.compute() == before
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (20, 30, 4, 5)])
@@ -57,12 +57,12 @@ def test_how_a_tensor_lies_in_memory_does_not_matter(shape):
 def test_a_tensor_with_gaps_is_watched_as_well():
     base = torch.randn(6, 4)
     gaps = BitSum({"a": base[:, ::2]})
-    before = gaps.take()
-    assert before == BitSum({"a": base[:, ::2].clone()}).take()
+    before = gaps.compute()
+    assert before == BitSum({"a": base[:, ::2].clone()}).compute()
     base[0, 1] += 1  # in a gap
-    assert gaps.take() == before
+    assert gaps.compute() == before
     base[0, 2] += 1
-    assert gaps.take() != before
+    assert gaps.compute() != before
 
 
 def test_tensors_that_change_places_show():

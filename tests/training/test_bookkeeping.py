@@ -15,7 +15,7 @@ from torch import nn
 
 from raytrain_plus.task import TaskError, TaskWarning
 from raytrain_plus.training import bookkeeping
-from raytrain_plus.training.bookkeeping import Bookkeeping, NotPlainError, decode, encode
+from raytrain_plus.training.bookkeeping import Bookkeeping, NotPlainError, from_json, to_json
 from tests.training.small_tasks import FEATURES, Plain
 from tests.training.small_tasks import part as batch_of
 from tests.training.wires import Network
@@ -185,7 +185,7 @@ def test_a_newcomer_and_a_resumed_run_go_on_with_it(kind):
         loop.replica.load(tensors, json.loads(scalars))
     ranges, network = [range(2), range(2, RANKS)], Network(2)
     for place, loop in enumerate(later):
-        loop.begin(ranges, network.wire(place))
+        loop.begin_generation(ranges, network.wire(place))
 
     def go_on(wire):
         torch.set_num_threads(1)
@@ -212,7 +212,7 @@ def test_without_carrying_it_the_bits_are_others(kind, monkeypatch):
             ranges = [range(RANKS)] if workers == 1 else [range(4), range(4, 5), range(5, RANKS)]
             network = Network(workers)
             for place, loop in enumerate(loops):
-                loop.begin(ranges, network.wire(place))
+                loop.begin_generation(ranges, network.wire(place))
 
             def run(wire, loops=loops, ranges=ranges):
                 torch.set_num_threads(1)
@@ -239,7 +239,7 @@ def test_counts_are_those_of_one_process_that_computes_all_logical_ranks():
 
     loop = admitted(Counting())
     found.clear()
-    loop.begin([range(RANKS)], Network(1).wire(0))
+    loop.begin_generation([range(RANKS)], Network(1).wire(0))
     for step in range(3):
         loop.run_step([batch_of(step, r) for r in range(RANKS)])
     assert found[RANKS:] == [*range(RANKS + 1, 3 * RANKS + 1)]
@@ -247,7 +247,7 @@ def test_counts_are_those_of_one_process_that_computes_all_logical_ranks():
 
 def test_an_object_with_other_values_is_as_logical_rank_0_leaves_it():
     loop = admitted(task_of(Metered)())
-    loop.begin([range(RANKS)], Network(1).wire(0))
+    loop.begin_generation([range(RANKS)], Network(1).wire(0))
     means = []
     for step in range(3):
         loop.run_step([batch_of(step, r) for r in range(RANKS)])
@@ -289,7 +289,7 @@ def test_counters_of_classes_and_globals_count_on(where):
 
     before = CALLS
     loop = admitted(OfTheClass())
-    loop.begin([range(RANKS)], Network(1).wire(0))
+    loop.begin_generation([range(RANKS)], Network(1).wire(0))
     for step in range(3):
         loop.run_step([batch_of(step, r) for r in range(RANKS)])
     counted = OfTheClass.calls if where == "class" else CALLS - before
@@ -358,7 +358,7 @@ def test_more_than_can_be_carried_stays_what_it_was_and_is_said(monkeypatch):
 
 def test_a_failed_step_leaves_it_as_it_was():
     loop = admitted(task_of(Switching)())
-    loop.begin([range(RANKS)], Network(1).wire(0))
+    loop.begin_generation([range(RANKS)], Network(1).wire(0))
     loop.run_step([batch_of(0, r) for r in range(RANKS)])
     before = loop.replica.model.forwards, json.dumps(loop.replica.bookkeeping)
     with pytest.raises(KeyError):
@@ -385,10 +385,10 @@ _KEYS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 )
 def test_what_is_encoded_comes_back(value):
     try:
-        said = json.loads(json.dumps(encode(value)))
+        said = json.loads(json.dumps(to_json(value)))
     except NotPlainError:
         return
-    again = decode(said)
+    again = from_json(said)
     assert repr(again) == repr(value) or again == value
     assert type(again) is type(value)
 
@@ -398,4 +398,4 @@ def test_what_is_encoded_comes_back(value):
 )
 def test_other_values_are_not_encoded(value):
     with pytest.raises(NotPlainError):
-        encode(value)
+        to_json(value)

@@ -25,8 +25,8 @@ def test_a_device_costs_the_time_that_it_is_held_and_a_cpu_the_time_that_it_work
     clocks = Clocks()
     busy = clocks.busy(device)
     clocks.pass_by(wall=2.0, cpu=0.5)
-    assert busy.take() == pytest.approx(seconds)
-    assert busy.take() == 0.0
+    assert busy.read_and_reset() == pytest.approx(seconds)
+    assert busy.read_and_reset() == 0.0
 
 
 @pytest.mark.parametrize(("device", "seconds"), [(CPU, 0.5), (GPU, 1.5)])
@@ -35,7 +35,7 @@ def test_waiting_for_others_costs_nothing(device, seconds):
     busy = clocks.busy(device)
     clocks.pass_by(wall=2.0, cpu=0.5)
     busy.waited(0.5)
-    assert busy.take() == pytest.approx(seconds)
+    assert busy.read_and_reset() == pytest.approx(seconds)
 
 
 def test_the_time_between_generations_costs_nothing_on_a_device():
@@ -46,7 +46,7 @@ def test_the_time_between_generations_costs_nothing_on_a_device():
     clocks.pass_by(wall=50.0, cpu=0.1)
     busy.resume()
     clocks.pass_by(wall=2.0, cpu=0.1)
-    assert busy.take() == pytest.approx(3.0)
+    assert busy.read_and_reset() == pytest.approx(3.0)
 
 
 def test_cpu_time_between_generations_counts():
@@ -55,4 +55,4 @@ def test_cpu_time_between_generations_counts():
     busy.pause()
     clocks.pass_by(wall=50.0, cpu=0.25)
     busy.resume()
-    assert busy.take() == pytest.approx(0.25)
+    assert busy.read_and_reset() == pytest.approx(0.25)

@@ -88,7 +88,7 @@ def test_a_step_that_corruption_ended_leaves_no_trace_and_no_salvage():
     found(group.step())
     assert [everything(member.loop) for member in group.members] == states
     for member in group.members:
-        member.loop.end()
+        member.loop.end_generation()
         assert not member.loop._salvaged
 
 
@@ -184,7 +184,7 @@ def test_audits_and_checks_leave_no_trace(workers, algorithms, overlap, monkeypa
     assert watched.digests() == plain.digests()
     assert audited == set(range(RANKS))
     for member in (*watched.members, *plain.members):
-        member.loop.end()
+        member.loop.end_generation()
 
 
 def test_audits_are_drawn_alike_from_seed_and_step():

@@ -175,7 +175,7 @@ def test_steps_have_the_same_bits_on_every_number_of_workers(
         threads = {thread.name.split("_")[0] for thread in threading.enumerate()}
         assert ("exchange" in threads) == (overlap and workers > 1)
         for loop in built.values():
-            loop.end()
+            loop.end_generation()
         digests = {loop.replica.digest() for loop in built.values()}
         assert len(digests) == 1
         ends.add((digests.pop(), *losses[0]))

@@ -163,13 +163,13 @@ def test_a_failure_of_one_worker_leaves_no_trace_on_any(place, overlap, monkeypa
     task.armed = False
     network = Network(2)
     for i, (_, loop) in enumerate(workers):
-        loop.begin(ranges, network.wire(i))
+        loop.begin_generation(ranges, network.wire(i))
     network.run(partial(train, steps=2))
     undisturbed = failing_loop("nowhere")[1]
     run(undisturbed, 4)
     assert {loop.replica.digest() for _, loop in workers} == {undisturbed.replica.digest()}
     for _, loop in workers:
-        loop.end()
+        loop.end_generation()
 
 
 def test_an_update_that_fails_leaves_a_torn_replica():

@@ -77,7 +77,7 @@ def train(task, workers, steps, algorithms=()):
 
     network.run(one)
     for loop in loops:
-        loop.end()
+        loop.end_generation()
     return loops
 
 

@@ -212,7 +212,7 @@ def test_an_update_that_overflows_never_becomes_a_checkpoint(tmp_path):
     run(loop, 1)
     with pytest.raises(StateError, match=r"model/0\.(weight|bias) is not finite after step 3"):
         loop.check_state()
-    for keep in (Snapshot.take, lambda r: checkpointer.save(tmp_path / "lost", r, "run")):
+    for keep in (Snapshot.of, lambda r: checkpointer.save(tmp_path / "lost", r, "run")):
         with pytest.raises(CheckpointError, match="after step 3 is not kept"):
             keep(replica)
     assert not (tmp_path / "lost").exists()

@@ -97,7 +97,7 @@ def test_the_second_build_of_a_rehearsal_leaves_no_trace(monkeypatch):
 def test_what_it_appends_to_a_list_of_the_task_s_module_is_put_back():
     task = Leaving()
     first = loop_alone(task)
-    first.end()
+    first.end_generation()
     loop = TrainingLoop(task, first.replica, first._weave, watch_task=True)
     with loop.buffers.attributes.undone():
         BUILT.append("second")

@@ -55,7 +55,7 @@ def train(make_task, workers, steps=3):
     network = Network(workers)
     loops = [admitted(make_task()) for _ in range(workers)]
     for i, loop in enumerate(loops):
-        loop.begin(ranges, network.wire(i))
+        loop.begin_generation(ranges, network.wire(i))
 
     def one(wire):
         torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def train(make_task, workers, steps=3):
 
     losses = network.run(one)[0]
     for loop in loops:
-        loop.end()
+        loop.end_generation()
     return loops, losses
 
 
@@ -267,7 +267,7 @@ def test_without_putting_attributes_back_the_function_is_another(kind, monkeypat
     task = type("Cached", (Base,), {"kind": kind})()
     loop = admitted(task)
     monkeypatch.setattr(loop.buffers.attributes, "put_back", list)
-    loop.begin([range(RANKS)], Network(1).wire(0))
+    loop.begin_generation([range(RANKS)], Network(1).wire(0))
     losses = [loop.run_step([batch_of(s, r) for r in range(RANKS)]).loss for s in range(3)]
     expected = plain(task, 3)[1]
     assert kind is Attribute or losses != pytest.approx(expected, rel=1e-3)
@@ -287,7 +287,7 @@ def test_what_is_set_up_at_first_use_stays():
 
     loop = admitted(Lazy())
     before = len(made)
-    loop.begin([range(RANKS)], Network(1).wire(0))
+    loop.begin_generation([range(RANKS)], Network(1).wire(0))
     loop.run_step([batch_of(0, r) for r in range(RANKS)])
     assert len(made) == before
 
@@ -722,7 +722,7 @@ def test_a_parameter_that_is_replaced_or_added_between_steps_is_refused():
         (lambda m: m[0].requires_grad_(False), "switches off requires_grad"),
     ]:
         loop = admitted(Plain())
-        loop.begin([range(2)], Network(1).wire(0))
+        loop.begin_generation([range(2)], Network(1).wire(0))
         loop.run_step([batch_of(0, r) for r in range(2)])
         change(loop.replica.model)
         before = [bits(p) for p in loop.replica.model.parameters()]
@@ -747,5 +747,5 @@ def test_a_parameter_that_is_replaced_or_added_between_steps_is_refused():
 def test_usual_models_are_admitted(make):
     loop = admitted(type("Usual", (Plain,), {"model": lambda _: make()})())
     assert not loop.buffers.cached
-    loop.begin([range(2)], Network(1).wire(0))
+    loop.begin_generation([range(2)], Network(1).wire(0))
     assert loop.run_step([batch_of(0, r) for r in range(2)]).step == 1

@@ -67,7 +67,7 @@ def train(workers, task, *, steps=3):
         replica = Replica.build(task, SEED, torch.device("cpu"), clock=CLOCK)
         loop = TrainingLoop(task, replica, Weave(()))
         check_function(loop, lambda: batch_of(0, 1))
-        loop.begin(ranges, network.wire(index))
+        loop.begin_generation(ranges, network.wire(index))
         loops.append(loop)
 
     def one(wire):
@@ -79,7 +79,7 @@ def train(workers, task, *, steps=3):
 
     losses = network.run(one)[0]
     for loop in loops:
-        loop.end()
+        loop.end_generation()
     return loops, losses
 
 

@@ -100,7 +100,7 @@ class Worker:
             self.patience = None
             if self.lock is not None:
                 self.turn(wanted=False)
-        loop.end()
+        loop.end_generation()
         return results
 
 
@@ -121,7 +121,7 @@ class Group:
         cuts = CUTS[len(self.members)]
         network = Network(len(self.members))
         for i, member in enumerate(self.members):
-            member.loop.begin(cuts, network.wire(i))
+            member.loop.begin_generation(cuts, network.wire(i))
         return network.run(lambda w: self.members[w.index].train(cuts, w, until))
 
     def resize(self, workers, lost=None):
@@ -281,7 +281,7 @@ def test_what_belongs_to_another_state_is_not_used():
     for state, expected in ((replica, 4), (loop.replica, 0)):
         if state is not replica:
             replica.load(state.tensors(), state.scalars())
-        interrupted.loop.begin(CUTS[1], Network(1).wire(0))
+        interrupted.loop.begin_generation(CUTS[1], Network(1).wire(0))
         assert sum(s.stop - s.start for s in interrupted.loop._salvaged) == expected
 
 

@@ -82,7 +82,7 @@ def test_seconds_of_computing_are_wall_time_without_the_wait_for_others():
     assert seconds[1] >= 0.6
     assert seconds[1] > max(seconds[0], seconds[2])
     for loop, wire in zip(loops, map(network.wire, range(3)), strict=True):
-        loop.begin(RANGES, wire)
+        loop.begin_generation(RANGES, wire)
     assert step_of(network, loops)[0].compute_seconds == (0.0, 0.0, 0.0)
 
 
@@ -101,5 +101,5 @@ def test_seconds_of_the_exchange_are_those_of_who_computed_last():
     assert 0 < seen < 0.3
     assert all(waited >= 0.6 for waited in others)  # the negative control
     for loop, wire in zip(loops, map(network.wire, range(3)), strict=True):
-        loop.begin(RANGES, wire)
+        loop.begin_generation(RANGES, wire)
     assert step_of(network, loops)[0].exchange_seconds == (0.0, 0.0)

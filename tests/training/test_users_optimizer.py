@@ -58,15 +58,15 @@ class Inside(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (cosine, r"SGD is steered by a torch scheduler.*write .* task.schedule\(progress\)"),
-        (one_cycle, r"SGD is steered by a torch scheduler"),
-        (on_plateau, r"SGD is steered by ReduceLROnPlateau \(task.plateau\)"),
+        (cosine, r"SGD is set by a torch scheduler.*write .* task.schedule\(progress\)"),
+        (one_cycle, r"SGD is set by a torch scheduler"),
+        (on_plateau, r"SGD is set by ReduceLROnPlateau \(task.plateau\)"),
         (warmed, r"group 0 of the optimizer holds initial_lr=1.0 and lr=0.01"),
         (pair, r"returned a tuple, not a .*schedule belongs into schedule"),
         (lambda _, o: [o], r"returned a list, not a torch.optim.Optimizer"),
         (lambda _, o: {"optimizer": o}, r"returned a dict, not"),
         (lambda *_: None, r"returned None"),
-        (lambda _, o: Inside(o), r"SGD is steered by a torch scheduler"),
+        (lambda _, o: Inside(o), r"SGD is set by a torch scheduler"),
         (
             lambda _, o: torch.optim.LBFGS(o.param_groups[0]["params"]),
             r"LBFGS needs a closure that computes the loss",
@@ -82,7 +82,7 @@ def test_what_would_be_ignored_is_refused_at_once(make, message):
 def test_a_scheduler_that_is_made_later_is_refused_after_the_first_update():
     loop = loop_alone(Returns(lambda _, o: o))
     lr_scheduler.StepLR(loop.replica.optimizer, 3)
-    with pytest.raises(TaskError, match="steered by a torch scheduler"):
+    with pytest.raises(TaskError, match="is set by a torch scheduler"):
         run(loop, 1)
 
 

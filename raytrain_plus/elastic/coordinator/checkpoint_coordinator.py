@@ -124,7 +124,7 @@ class CheckpointCoordinator:
             return
         if self._books.under_way is None and taken > self._begun:
             self._begun = taken
-            self._books.begin(share.step, share.workers)
+            self._books.begin_attempt(share.step, share.workers)
             for gone in set(share.workers).difference(living):
                 self._books.lost(gone, now)
         attempt = self._books.under_way
@@ -132,7 +132,7 @@ class CheckpointCoordinator:
             return  # it was given up
         if share.error:
             self._failed(attempt, f"{worker}: {share.error}", now)
-        elif share.pieces is not None:
+        elif share.files is not None:
             shares = self._books.returned(attempt.number, worker, share)
             if shares is not None and self._run_log.step < share.step:
                 self._failed(attempt, "nobody is left who knows all steps before it", now)
@@ -260,12 +260,12 @@ class CheckpointCoordinator:
             "metrics": self._metrics(shares.attempt.step),
             **state,
         }
-        pieces = [piece for one in shares.returned for piece in one.pieces]
+        files = [entry for one in shares.returned for entry in one.files]
         try:
             self._run_log.sync()  # no checkpoint knows of steps that a journal could still lose
             check_claim(self._store, self._spec.claim)
             place = self._store.inside(checkpointer.name_of(shares.attempt.step))
-            checkpointer.commit(place, header, pieces)
+            checkpointer.commit(place, header, files)
         except FencedError as error:
             self._tell(CommitReturned(shares.attempt, str(error), error))
         except (ValueError, OSError) as error:

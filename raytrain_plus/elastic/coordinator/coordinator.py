@@ -342,7 +342,7 @@ class Coordinator:
         if isinstance(event, ShareWritten):
             members = self._membership.members
             behind = self._run_log.step < event.share.step
-            if behind and event.share.pieces is not None and event.worker in members:
+            if behind and event.share.files is not None and event.worker in members:
                 # No checkpoint is to know more steps than the journal; nor is a worker that hangs
                 # by now to keep anybody waiting.
                 self._fetch_records_after(event.worker, _GLANCE)

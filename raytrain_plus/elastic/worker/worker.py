@@ -238,7 +238,7 @@ class Worker:
             self._loader.close()
             self._loader = None
         reporter.stop()
-        self._loop.end()
+        self._loop.end_generation()
         self._progress.end()
         self._report_of = report
         return report
@@ -343,7 +343,7 @@ class Worker:
             if noted is not None:
                 self._loop.guard.expect(noted)
         self._progress.step = replica.step
-        self._loop.begin(plan.ranges, transport, alike=plan.bitwise)
+        self._loop.begin_generation(plan.ranges, transport, alike=plan.bitwise)
 
     def _load(self, place: str) -> None:
         try:
@@ -412,7 +412,7 @@ class Worker:
         replica = self._loop.replica
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
             workers = [assignment.worker for assignment in plan.assignments]
-            self._uploads.take(replica, transport.index, workers, plan.generation)
+            self._uploads.start(replica, transport.index, workers, plan.generation)
 
     def _evaluate(self, plan: Plan, transport: Transport) -> None:
         if self._evaluation is None:

@@ -46,7 +46,7 @@ class Run:
     def share(self, step, place, generation=1, workers=PAIR):
         self.run_log.extend_to(step)  # no checkpoint is to know more steps than the journal
         replica = trained(step, seed=generation)
-        snapshot = Snapshot.take(replica)
+        snapshot = Snapshot.of(replica)
         folder = self.folder / checkpointer.name_of(step)
         pieces = checkpointer.write_share(folder, snapshot, place, len(workers))
         state = checkpointer.describe_state(snapshot) if place == 0 else None
