@@ -1,4 +1,4 @@
-"""Whatever becomes of a store, a checkpoint is complete or invisible; the previous one stays."""
+"""Whatever happens to a store, a checkpoint is complete or invisible; the previous one stays."""
 
 import errno
 import os
@@ -181,7 +181,7 @@ def test_removing_begins_with_the_manifest(store, monkeypatch):
 
 
 def test_a_store_that_nobody_reaches_is_an_error_and_no_empty_folder(server):
-    options = server.options("http://127.0.0.1:9")  # the discard port, which nobody serves
+    options = server.options("http://127.0.0.1:9")  # the discard port, on which no server listens
     store = Store("s3://bucket/run", options, deadline=1.0, stall=0.5)
     for ask in (
         lambda: newest_whole(store),

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or refused, and a run goes on from it with the same bits."""
+"""A checkpoint is whole or refused, and a run continues from it with the same bits."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_one_flipped_bit_is_refused(whole, tmp_path_factory, file, place):
 
 
 def test_the_unbroken_copy_is_taken(broken):
-    """The control of everything that is refused here."""
+    """The control for everything that is refused here."""
     replica = loop_alone(Normed("AdamW")).replica
     load(broken, replica)
     assert replica.step == 3
@@ -157,7 +157,7 @@ def test_what_is_no_manifest_has_no_step(broken, content):
 
 
 def test_a_changed_setting_in_the_manifest_is_refused(broken):
-    """No tensor shows it: only a hash over the manifest itself does."""
+    """No tensor shows the damage: only the hash over the manifest does."""
     file = broken / "manifest.json"
     assert file.read_text().count("0.01,") >= 1
     file.write_text(file.read_text().replace("0.01,", "0.03,"))
@@ -213,7 +213,7 @@ def test_saving_twice_replaces(tmp_path):
 
 
 def test_a_piece_that_was_forgotten_is_noticed(tmp_path):
-    """An optimizer without its momentum would go on, to other bits."""
+    """An optimizer without its momentum would continue, with other bits."""
     replica = trained(Plain()).replica
     snapshot = Snapshot.of(replica)
     header = {"run": "run", **checkpointer.describe_state(snapshot)}

@@ -1,4 +1,4 @@
-"""A checkpoint becomes the plain model again, whatever aspects have made of it."""
+"""A checkpoint becomes the plain model again, whatever aspects have changed."""
 
 import json
 
@@ -55,14 +55,14 @@ def test_a_checkpoint_in_any_store_can_be_exported(tmp_path):
 
 
 def test_without_the_aspects_it_was_trained_with_a_checkpoint_does_not_fit(tmp_path):
-    """The negative control: the checkpoint itself says with which."""
+    """The negative control: the checkpoint itself names the aspects."""
     _, folder = saved(tmp_path, TinyTokens(), [GatedLinearUnits()])
     with pytest.raises(CheckpointError, match=r"another model.*gate"):
         export(TinyTokens(), folder, algorithms=[])
 
 
 def test_code_that_a_manifest_names_is_never_run(tmp_path, monkeypatch):
-    """Nor is it imported from beside the weights: a manifest can be anybody's."""
+    """No file next to the weights is imported: a manifest may come from anywhere."""
     _, folder = saved(tmp_path, TinyImages(), [])
     (folder / "weights_helper.py").write_text("import pathlib\npathlib.Path('was-run').touch()\n")
     monkeypatch.chdir(tmp_path)

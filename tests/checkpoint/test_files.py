@@ -1,4 +1,4 @@
-"""However a state is cut into shares, it is put together again bit for bit."""
+"""However a state is divided into shares, it is read back bit for bit."""
 
 import math
 import shutil
@@ -125,7 +125,7 @@ def test_the_first_share_alone_has_the_model_and_empty_shares_have_no_file():
 
 
 def test_shares_of_other_numbers_of_workers_have_other_names():
-    """A late writer of an attempt that was given up writes over nothing of the next one."""
+    """A late writer of an attempt that was given up overwrites no file of the next one."""
     loop = loop_alone(Normed("AdamW"))
     run(loop, 1)
     taken = Snapshot.of(loop.replica)

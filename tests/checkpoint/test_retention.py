@@ -1,4 +1,4 @@
-"""Retention keeps as many as were asked for, and never lets go of the newest or the best."""
+"""Retention keeps the requested number, and always the newest and the best."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The books of checkpoints: what is due, who owes, what is given up, and what is deleted."""
+"""The schedule of checkpoints: what is due, missing, given up, and deleted."""
 
 import pytest
 from hypothesis import strategies as st
@@ -11,13 +11,13 @@ ALL = Retention()
 
 
 def due(books, step, now):
-    """Say whether a step that is committed now is one to keep."""
+    """Say whether a checkpoint is due after a step that is committed now."""
     at = books.next_step(step - 1, now)
     return at is not None and at <= step
 
 
 def whole(books, step, *, workers=("a", "b"), metrics=None, now=0.0):
-    """Let an attempt succeed; returns what is to be deleted."""
+    """Let an attempt succeed; returns what must be deleted."""
     attempt = books.begin_attempt(step, workers)
     done = [books.returned(attempt.number, worker, worker.upper()) for worker in workers]
     assert done[:-1] == [None] * (len(workers) - 1)

@@ -1,4 +1,4 @@
-"""A snapshot is the state of one moment, whatever becomes of the replica afterwards."""
+"""A snapshot is the state of one moment, whatever happens to the replica afterwards."""
 
 import pytest
 import torch

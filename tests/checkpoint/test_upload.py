@@ -1,4 +1,4 @@
-"""A worker's share is that of the step at which it was taken, or is not told at all."""
+"""A worker's share is of the step of its snapshot, or is not reported at all."""
 
 import queue
 import threading
@@ -19,7 +19,7 @@ PAIR = ("w0", "w1")
 
 
 class Gate(Store):
-    """A store that is reached only when the gate is opened."""
+    """A store that answers only when the gate is open."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -34,7 +34,7 @@ class Gate(Store):
 
 
 class Writer(Uploads):
-    """Uploads whose words can be waited for."""
+    """Uploads whose reports can be waited for."""
 
     def __init__(self, store, header=None):
         self.told = queue.Queue()
@@ -44,7 +44,7 @@ class Writer(Uploads):
         return self.told.get(timeout=PATIENCE)
 
     def ended(self):
-        """Wait until nothing is written any more."""
+        """Wait until nothing is being written."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 

@@ -1,4 +1,4 @@
-"""Workers that train together, and bits of theirs that can be flipped."""
+"""Workers that train together, whose bits can be flipped."""
 
 import torch
 from test_bit_sums import flip
@@ -68,7 +68,7 @@ class Group:
         return self.network.run(one)
 
     def measure(self, happens):
-        """Let something happen between two steps that must change no state."""
+        """Run something between two steps that must change no state."""
 
         def one(wire):
             loop = self.members[wire.index].loop
@@ -96,7 +96,7 @@ def flip_momentum(loop):
 
 
 def flip_buffer(loop):
-    """In what the buffers are put back to, and so in what they will be."""
+    """In the values to which the buffers are put back."""
     flip(loop.buffers.start[0], 0, 7)
     flip(loop.buffers.values()[0], 0, 7)
 
@@ -112,7 +112,7 @@ def flip_average(loop):
 
 
 def found(results):
-    """Return what all found alike, or None."""
+    """Return the finding that all workers have in common, or None."""
     findings = {
         (r.accused, r.tie, r.suspects) if isinstance(r, CorruptionError) else None for r in results
     }

@@ -1,4 +1,4 @@
-"""One flipped bit anywhere changes a sum of bits; how a tensor lies in memory does not."""
+"""One flipped bit anywhere changes a sum of bits; the layout of a tensor in memory does not."""
 
 import hypothesis.strategies as st
 import pytest
@@ -15,7 +15,7 @@ SHAPES = [(), (0,), (1,), (3,), (7, 5), (4, 3, 3, 3), (513,), (2, 300)]
 
 
 def flip(tensor, byte, bit):
-    """Flip one bit of a tensor's memory, of which torch learns nothing."""
+    """Flip one bit of a tensor's memory without torch."""
     tensor.detach().reshape(-1).view(torch.uint8).numpy()[byte] ^= 1 << bit
 
 

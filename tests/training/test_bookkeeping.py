@@ -1,4 +1,4 @@
-"""What a task keeps in Python beside its result is the same on any number of workers."""
+"""What a task keeps in Python is the same on any number of workers."""
 
 import collections
 import contextlib
@@ -24,7 +24,7 @@ STEPS = 4
 
 
 class Switching(Layered):
-    """A counter that matters from the third step on."""
+    """A counter that changes results from the third step on."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Switching(Layered):
 
 
 class Growing(Layered):
-    """A list that grows, and matters once it is long."""
+    """A list that grows, and changes results when it is long."""
 
     def __init__(self):
         super().__init__()
@@ -300,7 +300,7 @@ CALLS = 0
 
 
 class FirstCallMakesATable(Layered):
-    """A table that the count says to be made: it is put back, and the count is not."""
+    """A table that is made at a certain count: the table is put back, and the count is not."""
 
     def __init__(self):
         super().__init__()

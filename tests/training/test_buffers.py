@@ -1,4 +1,4 @@
-"""Buffers end a step the same, however the logical ranks are spread over workers."""
+"""Buffers are equal after a step, however the logical ranks are spread over workers."""
 
 import copy
 import itertools
@@ -76,7 +76,7 @@ def test_statistics_and_counters_do_not_depend_on_the_spread(ranks, cuts):
 
 
 def test_buffers_that_go_on_from_rank_to_rank_depend_on_the_spread():
-    """The negative control: what a worker holds without restoring says how many ranks it had."""
+    """The negative control: without restoring, buffers depend on how many ranks a worker has."""
     ends = []
     for mine in ([0, 1, 2], [0, 1]):
         model = normed()

@@ -45,7 +45,7 @@ def test_a_bit_flipped_between_two_steps_is_found_too(workers, flipped):
     group.step()
     flipped(group.members[0].loop)
     assert found(group.step()) == ((0,), False, ())
-    group.begin()  # nobody healed it
+    group.begin()  # no worker healed it
     assert found(group.step()) == ((0,), False, ())
 
 
@@ -66,7 +66,7 @@ def found_nothing(results):
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_an_update_that_went_wrong_is_found_within_n_steps(workers):
-    """The worker itself cannot know; the majority does, and two are a tie."""
+    """The worker itself cannot notice it; the majority does, and two workers are a tie."""
     group = Group(workers, check_every=3)
     for _ in range(4):
         assert found(group.step()) is None
@@ -132,7 +132,7 @@ def test_an_audit_finds_wrong_arithmetic_when_it_meets_it(workers, algorithms):
 
 
 def test_without_audits_wrong_arithmetic_is_not_found():
-    """The negative control: all take the wrong sum, so that their states are equal."""
+    """The negative control: all workers use the wrong sum, so that their states are equal."""
     group = Group(2, Wrong, check_every=1)
     group.members[1].task.error = 1e-3
     for _ in range(8):
@@ -141,7 +141,7 @@ def test_without_audits_wrong_arithmetic_is_not_found():
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_that_need_not_compute_the_same_are_not_compared(workers):
-    """But each still watches its own memory."""
+    """Each worker still checks its own memory."""
     group = Group(workers, Wrong, alike=False, check_every=1, audit_every=1)
     group.members[-1].task.error = 1e-3
     flip_parameter(group.members[0].loop)
@@ -246,7 +246,7 @@ def test_what_facts_say(facts, accused, suspects, tie):
     [
         [Facts(1), Facts(1)],
         [Facts(leaf=3), Facts(second=3)],
-        [Facts(leaf=3), Facts()],  # nobody computed it a second time
+        [Facts(leaf=3), Facts()],  # no worker computed it a second time
         [Facts(), Facts(second=3)],  # the owner has salvaged it
     ],
 )

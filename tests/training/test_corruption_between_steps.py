@@ -1,4 +1,4 @@
-"""A state that changes where no step looks: at who heals others, and in an evaluation."""
+"""A state that changes outside of steps: in a worker that heals others, and in an evaluation."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.training.corrupted import FLIPS, Group, found
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("flipped", FLIPS)
 def test_who_takes_over_a_state_that_has_changed_is_found_with_who_gave_it(flipped, told):
-    """But not if it is not told what the state should be: the negative control."""
+    """The negative control: it does not notice if it does not know what the state should be."""
     group = Group(2, algorithms=(EMA(),), check_every=1)
     group.step()
     giver, taker = (member.loop for member in group.members)
@@ -42,7 +42,7 @@ def test_a_state_that_is_taken_over_whole_is_what_it_should_be(workers):
 @pytest.mark.parametrize("flipped", FLIPS)
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_what_changes_while_it_should_not_is_found_after_it(workers, flipped, check_every):
-    """As in an evaluation, whatever the step; and where nothing is checked it is not."""
+    """As in an evaluation, at any step. If nothing is checked, it is not found."""
     group = Group(workers, algorithms=(EMA(),), check_every=check_every)
     group.step()
     assert found(group.measure(lambda _: None)) is None
@@ -50,4 +50,4 @@ def test_what_changes_while_it_should_not_is_found_after_it(workers, flipped, ch
     accused = (workers - 1,), False, ()
     wanted = accused if check_every else None
     assert found(group.measure(lambda loop: flipped(loop) if loop is victim else None)) == wanted
-    assert found(group.measure(lambda _: None)) == wanted  # nobody has healed it
+    assert found(group.measure(lambda _: None)) == wanted  # no worker has healed it

@@ -1,4 +1,4 @@
-"""An evaluation counts every sample exactly once, and says the same on every number of workers."""
+"""An evaluation counts every sample once, and is equal on every number of workers."""
 
 import itertools
 import random
@@ -32,7 +32,7 @@ class GatheredError(Exception):
 
 
 class Collect:
-    """A worker that takes part, and goes no further."""
+    """A worker that takes part in the gathering only."""
 
     device = torch.device("cpu")
 
@@ -44,7 +44,7 @@ class Collect:
 
 
 class Deliver(Collect):
-    """The same worker, given what all have sent."""
+    """The same worker, with what all workers have sent."""
 
     def __init__(self, index, payloads):
         super().__init__(index)
@@ -307,7 +307,7 @@ class Across(Summing):
 
 
 def test_a_model_that_computes_across_rows_gives_what_plain_pytorch_does():
-    """Five rows in one lane, of which none may be joined by another."""
+    """Five rows in one lane; none may be computed with another."""
     table = numbers(5)
     x = torch.tensor(table["x"].to_pylist())
     task = Across(seen=CatMetric)

@@ -1,4 +1,4 @@
-"""What a stream of a GPU hands over after an abort is rubbish, and is never committed."""
+"""What a stream of a GPU delivers after an abort is garbage, and is never committed."""
 
 from functools import partial
 
@@ -12,14 +12,14 @@ RANGES = [range(2), range(2, 4)]
 
 
 class Returned:
-    """A wait of a stream: it returns at once, and nothing says that nothing came."""
+    """A wait of a stream: it returns at once, also if nothing was received."""
 
     def wait(self):
         pass
 
 
 class StreamWire(QueueWire):
-    """A wire as on a GPU: after an abort waits return, and only the fence tells of the abort."""
+    """A wire as on a GPU: after an abort waits return, and only the fence raises."""
 
     aborted = False
 
@@ -38,7 +38,7 @@ class Unfenced(StreamWire):
 
 
 class RubbishWire(StreamWire):
-    """What is read after an abort is no number."""
+    """What is read after an abort is NaN."""
 
     def post(self, sends, receives):
         pending = super().post(sends, receives)

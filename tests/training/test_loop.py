@@ -113,14 +113,14 @@ def test_two_runs_have_the_same_bits_and_another_seed_has_others(algorithms):
 
 
 class Clipped(Normed):
-    """Some parameters that no optimizer has: only the clipped norm feels them."""
+    """Some parameters that no optimizer has: they change the clipped norm only."""
 
     def optimizer(self, model):
         return torch.optim.SGD([*model[0].parameters(), *model[1].parameters()], lr=0.5)
 
 
 class LeafClipping(Aspect):
-    """Looks at the gradient of one logical rank, so none may be added to it before."""
+    """Looks at the gradient of one logical rank, so no other may be added to it before."""
 
     def backward(self, step):
         yield
@@ -128,7 +128,7 @@ class LeafClipping(Aspect):
 
 
 class Counting(Normed):
-    """An integer buffer that every logical rank would set otherwise."""
+    """An integer buffer that each logical rank would set to another value."""
 
     def model(self):
         model = super().model()
@@ -348,7 +348,7 @@ class Thermal(Plain):
 
 
 def drawn_before_updates(draws):
-    """Return the digest of a run on a worker whose last part has left the generators elsewhere."""
+    """Return the digest of a run whose last part leaves the generators in some state."""
 
     def enter(phase):
         if phase == "update":

@@ -28,7 +28,7 @@ class FailError(RuntimeError):
 
 
 class Failing(Plain):
-    """Fails in one place, once; some parameters have no optimizer, so that nobody clears them."""
+    """Fails in one place, once; some parameters have no optimizer that clears their gradients."""
 
     def __init__(self, place, rank=2):
         super().__init__("AdamW")
@@ -83,7 +83,7 @@ PLACES = ("forward", "loss", "backward", "nan", "shape", "schedule", *PHASES)
 
 
 def failing_loop(place, rank=2, make=loop_alone):
-    """Return a task that fails, when armed, as it comes to its part `rank`; and its loop."""
+    """Return a task that fails, when armed, at its part `rank`; and its loop."""
     task = Failing(place, rank)
 
     def enter(phase):

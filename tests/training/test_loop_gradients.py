@@ -1,4 +1,4 @@
-"""What no logical rank uses is left alone, and a gradient that is not finite is never applied."""
+"""Parameters that no logical rank uses stay, and a gradient that is not finite is not applied."""
 
 from dataclasses import replace
 
@@ -99,11 +99,11 @@ def by_hand(task, steps):
     return model, optimizer
 
 
-@pytest.mark.parametrize("cut", ["one bucket", "many buckets", "beside the backward"])
+@pytest.mark.parametrize("cut", ["one bucket", "many buckets", "during the backward"])
 def test_a_parameter_that_no_rank_uses_is_left_alone(cut, monkeypatch):
     if cut != "one bucket":
         monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
-    if cut == "beside the backward":
+    if cut == "during the backward":
         monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)
     model, optimizer = by_hand(Experts(), 5)
     digests = set()

@@ -1,4 +1,4 @@
-"""Samples count as much as they weigh, and parameters that get no gradient count as zero."""
+"""Samples count by their weights, and parameters without a gradient count as zero."""
 
 import itertools
 
@@ -82,7 +82,7 @@ def test_a_step_in_which_nothing_counts_is_an_error():
 
 
 class Tokens(Plain):
-    """Tells three to eight tokens a sample apart, some of which do not count."""
+    """Has three to eight tokens a sample, some of which do not count."""
 
     def __init__(self, form):
         super().__init__()

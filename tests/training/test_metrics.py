@@ -56,7 +56,7 @@ def made(metric):
 
 
 def over(make, samples, ranks):
-    """Return the metric's value where so many logical ranks share the samples."""
+    """Return the metric's value when some number of logical ranks share the samples."""
     template = made(make())
     states = []
     for share in range(ranks):

@@ -59,7 +59,7 @@ class Free(Plain):
 
 
 class OwnSwitch(Aspect):
-    """What users write who call the optimizer's methods themselves."""
+    """A task that calls the optimizer's methods itself."""
 
     def evaluate(self, step):
         step.optimizer.eval()
@@ -68,7 +68,7 @@ class OwnSwitch(Aspect):
 
 
 def evaluate(loop, seen=None):
-    """Look at the weights in the way that an evaluation does."""
+    """Read the weights as an evaluation does."""
     replica = loop.replica
     with loop.guard.unchanged(), modes.evaluated(replica.model, replica.optimizer):
         if seen is not None:
@@ -131,7 +131,7 @@ def test_an_export_has_the_weights_to_evaluate_and_a_checkpoint_those_to_train(t
 
 
 class LeavesChanged(Aspect):
-    """Evaluates other weights and puts them back up to rounding."""
+    """Evaluates other weights and puts its own back, up to rounding."""
 
     def evaluate(self, step):
         weights = [p.data for p in step.model.parameters()]  # PyTorch does not count these

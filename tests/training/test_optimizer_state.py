@@ -42,7 +42,7 @@ def test_a_run_that_is_resized_and_resumed_has_the_bits_of_an_undisturbed_one(na
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_each_of_these_optimizers_has_state_that_matters(name):
-    """The negative control: a newcomer that is given the weights alone goes on with other bits."""
+    """The negative control: a newcomer that loads the weights alone has other bits."""
     ours, other = loop_alone(With(CARRIED[name])), loop_alone(With(CARRIED[name]))
     run(ours, 3)
     other.replica.model.load_state_dict(ours.replica.model.state_dict())

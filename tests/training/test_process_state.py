@@ -19,7 +19,7 @@ BUILT = []
 
 
 class Leaving(Plain):
-    """A task whose model() sets what belongs to the process, the second time otherwise."""
+    """A task whose model() changes the process, each time in another way."""
 
     def model(self):
         global NET  # noqa: PLW0603 - what is tried

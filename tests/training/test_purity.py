@@ -88,7 +88,7 @@ def plain(task, steps):
 
 
 def length_of(batch):
-    """A number that is now the same as in the part before, now another, like a length."""
+    """A number that sometimes equals that of the part before, as a length does."""
     return 2 + int(batch["label"][0])
 
 
@@ -345,7 +345,7 @@ class HiddenStatistic(PlainStatistic):
 
 
 class Previous(Layered):
-    """Looks at the part before."""
+    """Uses a value of the part before."""
 
     def __init__(self):
         super().__init__()

@@ -35,7 +35,7 @@ BUFFERS = [((63,), torch.float32), ((0,), torch.float64), ((1,), torch.float64),
 
 
 def draw_leaf(shapes, generator):
-    """Return tensors whose magnitudes are so spread that every order of summation tells."""
+    """Return tensors of such magnitudes that each order of summation gives other bits."""
     leaf = []
     for shape, dtype in shapes:
         spread = torch.exp2(torch.randint(-8, 9, shape, generator=generator).float())
@@ -60,7 +60,7 @@ def add(left, right):
 
 
 def folded(leaves, rows, n_gradients):
-    """Return what a reduction must give, the plain way: the oracle."""
+    """Return what a reduction must give, computed in the plain way: the oracle."""
     weight = float(fold([row[WEIGHT] for row in rows], lambda a, b: a + b))
     total = fold(leaves, add)
     return [t / (weight if i < n_gradients else len(leaves)) for i, t in enumerate(total)]

@@ -29,7 +29,7 @@ SIZES = {
 
 
 class Rotary(Task):
-    """A tiny Llama whose sequences are now within its context, now beyond."""
+    """A tiny Llama whose sequences are sometimes longer than its context."""
 
     def __init__(self, kind="dynamic"):
         self.kind = kind

@@ -125,7 +125,7 @@ class Group:
         return network.run(lambda w: self.members[w.index].train(cuts, w, until))
 
     def resize(self, workers, lost=None):
-        """Drop one, bring everybody to the latest step, and let newcomers join."""
+        """Drop one, bring all to the latest step, and let newcomers join."""
         if lost is not None:
             del self.members[lost]
         members = self.members[:workers]
@@ -140,7 +140,7 @@ class Group:
         return ahead.step
 
     def computed(self, step):
-        """Return the logical ranks computed for a step since this was last asked."""
+        """Return the logical ranks computed for a step since the last call."""
         found = []
         for member in self.members:
             found += [rank for number, rank in member.computed._log if number == step]
@@ -159,7 +159,7 @@ def undisturbed(task, steps, algorithms=(), ranks=RANKS):
 
 
 class Large(Plain):
-    """Above the size at which the exchange runs beside the backward, without a trick."""
+    """Above the size at which the exchange runs during the backward."""
 
     def model(self):
         return nn.Sequential(
@@ -170,18 +170,18 @@ class Large(Plain):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Let the main thread add up in the order of the workers' threads."""
+    """Let the main thread add in the order of the workers' threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["one bucket", "many buckets", "beside the backward"])
+@pytest.fixture(params=["one bucket", "many buckets", "during the backward"])
 def cut(request, monkeypatch):
     if request.param != "one bucket":
         monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
-    if request.param == "beside the backward":
+    if request.param == "during the backward":
         monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)
     return request.param
 
@@ -210,7 +210,7 @@ def test_one_worker_goes_on_wherever_it_was_interrupted(algorithms):
 @pytest.mark.parametrize("task", [Normed("AdamW"), Branching()])
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_survivors_compute_only_what_is_lost(task, after, cut):
-    """Everybody is interrupted somewhere, and the last one is lost."""
+    """Every worker is interrupted somewhere, and the last one is lost."""
     expected = undisturbed(task, 3)
     chance = random.Random(f"{after} {cut}")
     saved = 0

@@ -1,4 +1,4 @@
-"""A replica's state is told apart by every bit, and moves to another replica without losing one."""
+"""Each bit of a replica's state changes its digest, and another replica loads all of them."""
 
 import json
 import random
@@ -24,7 +24,7 @@ def trained(task, steps=2):
 
 
 def flip(tensor, place):
-    """Turn one bit of a tensor over; twice is never."""
+    """Flip one bit of a tensor; a second flip restores it."""
     place %= tensor.numel() * tensor.element_size() * 8
     raw = tensor.view(-1).view(torch.uint8) if tensor.ndim else tensor.view(1).view(torch.uint8)
     raw[place // 8] ^= 1 << place % 8

@@ -1,4 +1,4 @@
-"""What the workers tell each other beside the gradient."""
+"""The step header: what the workers send each other in addition to the gradient."""
 
 import threading
 
@@ -37,7 +37,7 @@ def test_a_flag_of_one_worker_is_seen_by_all_and_no_other_is(flag):
 
 
 class Held(Plain):
-    """A forward that does not go on before others have done something, once it is armed."""
+    """A forward that waits, once it is armed, until other workers have done something."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The optimizer's state is encoded when its structure changes, and a look never misses that."""
+"""The optimizer's state is encoded when its structure changes, and a look notices each change."""
 
 import collections
 import copy

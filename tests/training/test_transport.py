@@ -1,4 +1,4 @@
-"""Real processes on the loopback meet, exchange, die and are told to stop."""
+"""Real processes on the loopback meet, exchange, die and are aborted."""
 
 import datetime as dt
 import os
@@ -88,7 +88,7 @@ def listen(kept):
 
 
 def abort_after_reuse(kept, generation, reason):
-    """Abort when a descriptor of the group has become another's; say what happens to that."""
+    """Abort when a descriptor of the group belongs to another connection; return what happens."""
     transport = kept[generation]
     numbers = set(transport._sockets)
     listener = kept["listener"]
@@ -187,7 +187,7 @@ def test_a_death_ends_the_waits_for_the_dead_and_an_abort_all_others(members, st
     with pytest.raises(TransportError, match="a peer was lost"):
         on_dead.result(PATIENCE)
     assert time.monotonic() - began < SOON
-    with pytest.raises(TimeoutError):  # whoever waits for somebody else is told by nobody
+    with pytest.raises(TimeoutError):  # a wait for another worker is not ended
         on_living.result(A_WHILE)
     first.do(abort, "one was lost", "death")
     with pytest.raises(TransportError, match="a peer was lost"):
@@ -212,8 +212,8 @@ def test_an_abort_ends_the_wait_for_a_member_that_does_not_come(members, store):
     with pytest.raises(TimeoutError):
         future.result(A_WHILE)
     began = time.monotonic()
-    alone.do(abort, "nobody comes", "lonely")
-    with pytest.raises(TransportError, match="nobody comes"):
+    alone.do(abort, "no peer connects", "lonely")
+    with pytest.raises(TransportError, match="no peer connects"):
         future.result(PATIENCE)
     assert time.monotonic() - began < SOON
     assemble([alone, *members(1)], store, "in company")  # it is as good as new
@@ -229,7 +229,7 @@ def test_an_abort_before_the_meeting_ends_it_at_once(store):
 def test_generations_do_not_hear_each_other(members, store):
     first, second = group = members(2)
     assemble(group, store, "old")
-    first.call(send, "old", 1, [1])  # nobody receives this
+    first.call(send, "old", 1, [1])  # no worker receives this
     assemble(group, store, "new")
     sent = first.call(send, "new", 1, [2])
     assert second.do(receive, "new", 0, 1) == [{2.0}]
@@ -283,7 +283,7 @@ def test_the_meeting_point_listens_on_its_own_address_alone():
 
 
 def test_strangers_at_the_meeting_point_change_nothing(members, store):
-    """What they write stands under other keys; garbage ends their own connection only."""
+    """What they write has other keys; garbage ends their own connection only."""
     host, port, secret = store.address
     assert len(secret) == 32
     assert MeetingPoint(HOST).address[2] != secret

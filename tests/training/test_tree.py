@@ -1,4 +1,4 @@
-"""The tree sum has one association, whoever sums which part of it."""
+"""The tree sum has one association, whichever worker sums which part of it."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a task returns as its optimizer is looked at before anything is trained."""
+"""The optimizer that a task returns is checked before anything is trained."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def pair(_, optimizer):
 
 
 class Inside(torch.optim.SGD):
-    """An optimizer around another, which a scheduler steers."""
+    """An optimizer around another, whose learning rate a scheduler sets."""
 
     def __init__(self, inner):
         super().__init__(inner.param_groups[0]["params"], lr=0.1)

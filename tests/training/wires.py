@@ -1,4 +1,4 @@
-"""Workers of one process, joined by queues: all that a reduction sees of a transport, no sockets.
+"""Workers of one process, joined by queues: a transport as a reduction sees it, without sockets.
 
 The wire is as unkind as a real one may be: what is to be received holds rubbish until it has been
 waited for, and what has been sent must stay as it was until then.
@@ -31,7 +31,7 @@ class Network:
         return QueueWire(self, index)
 
     def cut(self):
-        """Let every wait, now and later, fail."""
+        """Make every wait fail, now and later."""
         for line in self.queues.values():
             line.put(None)
 
