@@ -60,7 +60,7 @@ def test_all_shares_together_are_a_checkpoint(tmp_path):
     replica, shares = trained(3), []
     for place in range(2):
         writer = Writer(Store(tmp_path))
-        writer.take(replica, place, PAIR, generation=5)
+        writer.start(replica, place, PAIR, generation=5)
         assert writer.next() == Share(3, PAIR, generation=5)  # all know at once that it has begun
         shares.append(writer.next())
     assert [(one.step, one.workers, one.error, one.generation) for one in shares] == [
@@ -79,7 +79,7 @@ def test_all_shares_together_are_a_checkpoint(tmp_path):
 def test_what_is_written_is_the_state_of_the_step_though_training_goes_on(gate):
     replica, writer = trained(3), Writer(gate)
     digest = replica.digest()
-    writer.take(replica, 0, ["w0"], 1)
+    writer.start(replica, 0, ["w0"], 1)
     assert gate.reached.wait(PATIENCE)
     train(replica, 2)
     gate.opened.set()
@@ -95,11 +95,11 @@ def test_what_is_written_is_the_state_of_the_step_though_training_goes_on(gate):
 
 def test_whoever_asks_for_another_has_given_the_one_before_up(gate):
     replica, writer = trained(3), Writer(gate)
-    writer.take(replica, 0, ["w0"], 1)
+    writer.start(replica, 0, ["w0"], 1)
     assert gate.reached.wait(PATIENCE)
     first = writer._thread
     train(replica, 1)
-    writer.take(replica, 0, ["w0"], 2)
+    writer.start(replica, 0, ["w0"], 2)
     gate.opened.set()
     first.join(PATIENCE)
     writer.ended()
@@ -117,7 +117,7 @@ def test_a_snapshot_takes_the_memory_of_the_last_unless_that_is_being_written(ga
 
     class Watched(Snapshot):
         @classmethod
-        def take(cls, replica, reuse=None):
+        def of(cls, replica, reuse=None):
             snapshot = Snapshot.of(replica, reuse)
             taken.append((snapshot, reuse))
             return snapshot
@@ -125,11 +125,11 @@ def test_a_snapshot_takes_the_memory_of_the_last_unless_that_is_being_written(ga
     monkeypatch.setattr(module, "Snapshot", Watched)
     replica, writer = trained(1), Writer(gate)
     gate.opened.set()
-    writer.take(replica, 0, ["w0"], 1)
+    writer.start(replica, 0, ["w0"], 1)
     writer.ended()
     gate.opened.clear()
-    writer.take(replica, 0, ["w0"], 1)
-    writer.take(replica, 0, ["w0"], 1)
+    writer.start(replica, 0, ["w0"], 1)
+    writer.start(replica, 0, ["w0"], 1)
     assert [reuse for _, reuse in taken] == [None, taken[0][0], None]
 
 
@@ -137,11 +137,11 @@ def test_a_store_that_fails_is_told_and_leaves_training_alone(gate):
     replica, writer = trained(3), Writer(gate)
     gate.error = StoreError("no bucket of that name")
     gate.opened.set()
-    writer.take(replica, 0, ["w0"], 1)
+    writer.start(replica, 0, ["w0"], 1)
     assert [writer.next().error, writer.next().error] == ["", "no bucket of that name"]
     gate.error = None
     train(replica, 1)
-    writer.take(replica, 0, ["w0"], 1)
+    writer.start(replica, 0, ["w0"], 1)
     writer.next()
     assert (written := writer.next()).error == ""
     assert written.state["digest"] == replica.digest()
@@ -151,7 +151,7 @@ def test_the_state_of_no_step_is_not_written(tmp_path):
     replica, writer = trained(3), Writer(Store(tmp_path))
     replica.torn = True
     with pytest.raises(CheckpointError, match="failed before its end"):
-        writer.take(replica, 0, ["w0"], 1)
+        writer.start(replica, 0, ["w0"], 1)
     with pytest.raises(CheckpointError, match="failed before its end"):
         writer.write_alone(replica)
     assert writer.told.empty()
@@ -162,7 +162,7 @@ def test_one_can_write_alone_and_what_was_under_way_is_given_up(gate):
     replica = trained(3)
     spec = make_spec(gate.local_path, identity={"seed": 17})
     writer = Writer(gate, spec.manifest_header({}))
-    writer.take(replica, 1, PAIR, 1)
+    writer.start(replica, 1, PAIR, 1)
     assert gate.reached.wait(PATIENCE)
     gate.opened.set()
     train(replica, 1)
