@@ -35,6 +35,7 @@ from raytrain_plus.elastic.protocol.messages import (
     RunSpec,
 )
 from raytrain_plus.elastic.protocol.records import Record
+from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import Facts, judge
 from raytrain_plus.training.tree import additions, maximal_subtrees
@@ -136,7 +137,7 @@ def _lines(plan: Plan) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run_log = RunLog(Journal(folder))
-        run_log.expect(plan, "start", None)
+        run_log.expect(plan, [Cause("start")], None)
         run_log.started(1, 1.0)
         run_log.add([_record(1, len(plan.assignments))], len(plan.assignments))
         lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)

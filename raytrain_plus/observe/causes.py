@@ -1,33 +1,68 @@
-"""Why a group changed, in one word of a few. Pure.
+"""Why a group of workers changed, as a value. Pure.
 
-The journal gives causes as sentences that name workers; a label of a metric must not, since each
-of its values is kept as a series of its own.
+The journal holds causes as data. A sentence is made where one is shown, and nothing reads a
+sentence back. The kinds are few, so that a metric can have them as a label.
 """
 
-import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
-# What forces a pause stands before what happens on the occasion.
-_CLASSES = {
-    "corruption": r"\w+ expelled",
-    "coordinator": r"the coordinator came back",
-    "lost": r"\w+ (lost|hung|failed)|\d+ taken away",
-    "drained": r"\w+ drained",
-    "scaled": r"scaled to \d+|(add|remove) \d+",
-    "rebalanced": r"rebalanced",
-    "joined": r"\w+ joined",
-    "start": r"start",
+CauseKind = Literal[
+    "corruption", "coordinator", "hung", "lost", "failed", "drained", "scaled", "rebalanced",
+    "joined", "start", "other",
+]  # fmt: skip
+KINDS: tuple[CauseKind, ...] = get_args(CauseKind)
+"""All kinds. What forces a pause stands before what happens on the occasion."""
+
+_SENTENCES: Mapping[CauseKind, str] = {
+    "corruption": "{worker} expelled",
+    "coordinator": "the coordinator was restarted",
+    "hung": "{worker} hung",
+    "lost": "{worker} lost",
+    "failed": "{worker} failed",
+    "drained": "{worker} drained",
+    "scaled": "scaled to {detail}",
+    "rebalanced": "rebalanced",
+    "joined": "{worker} joined",
+    "start": "start",
+    "other": "regrouped",
 }
-CAUSES = (*_CLASSES, "other")
 
 
-def class_of(cause: str) -> str:
-    """Return the class of a cause: one of `CAUSES`.
+@dataclass(frozen=True)
+class Cause:
+    """One reason for which a new generation is formed.
 
-    Args:
-        cause: as a `generation` line of the journal has it, such as "w1 lost, w3 joined".
+    Attributes:
+        kind: what happened; see `KINDS`.
+        worker: to which worker; empty if it is about none.
+        detail: for `scaled`, how many workers the run wants now; empty otherwise.
     """
-    parts = cause.split(", ")
-    for name, pattern in _CLASSES.items():
-        if any(re.fullmatch(pattern, part) for part in parts):
-            return name
-    return "other"
+
+    kind: CauseKind
+    worker: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """Return it for people, as `w1 lost`."""
+        return _SENTENCES[self.kind].format(worker=self.worker, detail=self.detail)
+
+    def as_data(self) -> dict[str, str]:
+        """Return it as the journal holds it, without what is empty."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+def causes_of(event: Mapping[str, Any]) -> list[Cause]:
+    """Return the causes of a `generation` event, or of a generation in a run's summary."""
+    return [Cause(**one) for one in event["causes"]]
+
+
+def sentence(causes: Iterable[Cause]) -> str:
+    """Return causes for people, as `w1 lost, w3 joined`."""
+    return ", ".join(map(str, causes))
+
+
+def main_kind(causes: Sequence[Cause]) -> CauseKind:
+    """Return the kind that forced the pause: of several causes, the first in `KINDS`."""
+    return min((cause.kind for cause in causes), key=KINDS.index, default="other")

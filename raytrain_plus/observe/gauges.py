@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raytrain_plus.observe.causes import CAUSES, class_of
+from raytrain_plus.observe.causes import KINDS, causes_of, main_kind
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.throughput import Throughput
 
@@ -102,7 +102,7 @@ class LiveRun:
         self._throughput = Throughput()
         self._step = self._generation = self._workers = 0
         self._loss: float | None = None
-        self._pauses = dict.fromkeys(CAUSES, 0.0)
+        self._pauses = dict.fromkeys(KINDS, 0.0)
         self._checkpoints: dict[str, tuple[int, float]] = {}  # folder -> step, Unix time
 
     def add(self, events: Iterable[Event]) -> None:
@@ -167,7 +167,7 @@ class LiveRun:
             self._step = event["step"]
         elif kind == "generation":
             self._generation, self._workers = event["generation"], event["workers"]
-            self._pauses[class_of(event["cause"])] += event["pause_seconds"]
+            self._pauses[main_kind(causes_of(event))] += event["pause_seconds"]
         elif kind == "checkpoint" and event.get("folder"):
             if "refused" in event or "removed" in event:
                 self._checkpoints.pop(event["folder"], None)

@@ -8,6 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raytrain_plus.observe.causes import causes_of, sentence
+
 _BAR = 24  # columns
 _STYLES = {
     "training": "green",
@@ -107,7 +109,7 @@ def _generations(generations: Sequence[Mapping[str, Any]]) -> Table:
             f"{one['step']:,}",
             str(one["workers"]),
             f"{one['pause_seconds']:.2f} s",
-            one["cause"],
+            sentence(causes_of(one)),
         )
     return table
 

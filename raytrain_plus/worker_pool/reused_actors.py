@@ -142,7 +142,7 @@ class LentCoordinator(Coordinator):
             self._leading.join()
         (run,) = ray.get(list(spec))
         journal = Journal(run.folder)  # as if somebody had asked for that many
-        journal.write("target", workers=target, cause="so many were free")
+        journal.write("target", workers=target, reason="so many were free")
         journal.close()
         self._take_up(run, returns=False)
 

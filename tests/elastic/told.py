@@ -1,11 +1,15 @@
 """What an outcome and a journal tell of a run."""
 
+from raytrain_plus.observe.causes import causes_of, sentence
 from raytrain_plus.observe.journal import read
 from tests.elastic.scripted_pool import loss_of
 
 
 def groups_in(outcome):
-    return [(g["generation"], g["step"], g["workers"], g["cause"]) for g in outcome.generations]
+    return [
+        (g["generation"], g["step"], g["workers"], sentence(causes_of(g)))
+        for g in outcome.generations
+    ]
 
 
 def check_journal(folder, total=10):

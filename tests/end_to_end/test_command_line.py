@@ -146,7 +146,7 @@ def test_a_disturbed_run_is_watched_scaled_stopped_and_resumed_to_the_bits_of_an
     assert 60 <= stopped["steps"] < 70
     assert stopped["faults_left"] == 0
     assert len(stopped["generations"]) >= 2
-    generation = {"generation", "step", "workers", "cause", "pause_seconds"}
+    generation = {"generation", "step", "workers", "causes", "pause_seconds"}
     assert generation <= stopped["generations"][0].keys()
     resumed = ask(folder, *train, "--name", "live", "--resume")
     whole = ask(folder, *train, "--name", "whole")

@@ -57,7 +57,9 @@ def test_by_scale_and_steps_go_on_until_the_newcomers_are_ready(storage):
     assert run.of("step", step=100)[0]["workers"] == 1
     # The newcomers' start was overlapped: the group paused for a fraction of what it took.
     ready = [event["time"] for event in run.of("worker", state="ready")]
-    grown = [event for event in run.of("generation") if "joined" in event["cause"]]
+    grown = [
+        e for e in run.of("generation") if {"joined"} & {cause["kind"] for cause in e["causes"]}
+    ]
     meanwhile = [e for e in run.of("step") if ready[0] < e["time"] < ready[-1]]
     assert len(meanwhile) > 5
     assert max(event["pause_seconds"] for event in grown) < (ready[-1] - ready[0]) / 2

@@ -1,6 +1,8 @@
 """Journals of runs that never were, written as a coordinator writes them."""
 
 RUN = "a run"
+LOST = {"kind": "lost", "worker": "w1"}
+JOINED = {"kind": "joined", "worker": "w2"}
 
 
 def run_line(time, total=100, **more):
@@ -19,8 +21,8 @@ def run_line(time, total=100, **more):
     return {"event": "run", "time": time, **fields, **more}
 
 
-def generation(time, number, step, members, cause="start", pause=0.0):
-    fields = {"generation": number, "step": step, "workers": len(members), "cause": cause}
+def generation(time, number, step, members, causes=({"kind": "start"},), pause=0.0):
+    fields = {"generation": number, "step": step, "workers": len(members), "causes": list(causes)}
     fields |= {"pause_seconds": pause, "members": list(members)}
     return {"event": "generation", "time": time, **fields}
 
@@ -68,11 +70,11 @@ def disturbed():
         lost,
         account(22.0, 1, 20.0, ["w0"], compute=6.0, exchange=3.0, data=1.0, forming=0.5),
         kill,
-        generation(22.5, 2, 10, ["w0"], "w1 lost", 2.5),
+        generation(22.5, 2, 10, ["w0"], [LOST], 2.5),
         *(step(22.5 + n - 10, n, 2) for n in range(11, 16)),
         evaluation(27.9, 15, accuracy=0.75, table=[1, 2]),
         account(28.0, 2, 28.0, ["w0"], compute=5.0, evaluation=0.25, snapshot=0.25),
-        generation(29.0, 3, 15, ["w0", "w2"], "w2 joined", 1.5),
+        generation(29.0, 3, 15, ["w0", "w2"], [JOINED], 1.5),
         *(step(29.0 + n - 15, n, 3) for n in range(16, 21)),
         {
             "event": "checkpoint",

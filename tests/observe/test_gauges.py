@@ -2,21 +2,22 @@
 
 import pytest
 
-from raytrain_plus.observe.causes import CAUSES
+from raytrain_plus.observe.causes import KINDS
 from raytrain_plus.observe.gauges import METRICS, LiveRun, traffic
 
 EVENTS = [
     {"event": "run", "time": 100.0},
     {"event": "worker", "time": 105.0, "worker": "w0", "state": "ready"},
-    {"event": "generation", "time": 110.0, "generation": 1, "workers": 2, "cause": "start",
-     "pause_seconds": 0.0},
+    {"event": "generation", "time": 110.0, "generation": 1, "workers": 2,
+     "causes": [{"kind": "start"}], "pause_seconds": 0.0},
     *({"event": "step", "time": 110.0 + n, "step": n, "loss": 1 / n} for n in range(1, 11)),
     {"event": "checkpoint", "time": 120.0, "step": 10, "folder": "/runs/c_10"},
-    {"event": "generation", "time": 121.5, "generation": 2, "workers": 1, "cause": "w1 lost",
-     "pause_seconds": 0.75},
+    {"event": "generation", "time": 121.5, "generation": 2, "workers": 1,
+     "causes": [{"kind": "lost", "worker": "w1"}], "pause_seconds": 0.75},
     {"event": "step", "time": 122.0, "step": 11, "loss": 0.5},
     {"event": "generation", "time": 125.0, "generation": 3, "workers": 2,
-     "cause": "w1 lost, w2 joined", "pause_seconds": 0.5},
+     "causes": [{"kind": "joined", "worker": "w2"}, {"kind": "lost", "worker": "w1"}],
+     "pause_seconds": 0.5},
 ]  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def test_the_values_are_those_of_the_events():
     }
     assert {key: found[key] for key in expected} == expected
     assert {key for key in found if key.startswith("pause")} == {
-        f"pause_seconds:{cause}" for cause in CAUSES
+        f"pause_seconds:{cause}" for cause in KINDS
     }
 
 

@@ -20,8 +20,10 @@ LIVE = {
     "pids": {"w0": 10, "w2": 12},
     "checkpoint": {"step": 1000, "age_seconds": 125.0},
     "generations": [
-        {"generation": 3, "step": 900, "workers": 3, "cause": "w1 joined", "pause_seconds": 0.2},
-        {"generation": 4, "step": 1100, "workers": 2, "cause": "w1 lost", "pause_seconds": 0.125},
+        {"generation": 3, "step": 900, "workers": 3, "pause_seconds": 0.2,
+         "causes": [{"kind": "joined", "worker": "w1"}]},
+        {"generation": 4, "step": 1100, "workers": 2, "pause_seconds": 0.125,
+         "causes": [{"kind": "lost", "worker": "w1"}]},
     ],
     "members": [
         {"worker": "w0", "node": "10.0.0.1", "pid": 10, "ranks": [0, 1, 2, 3],

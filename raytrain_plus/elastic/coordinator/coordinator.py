@@ -49,6 +49,7 @@ from raytrain_plus.elastic.protocol.messages import (
 )
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.causes import Cause, sentence
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster.joining import draining_nodes
@@ -106,7 +107,7 @@ class Coordinator:
         self._faults = CoordinatorFaults(spec, self._run_log, self._journal, this_time)
         self._membership.fault_of = lambda w: self._faults.of_newcomer(w, self._run_log.step)
         self._generation = 0
-        self._cause = "start"
+        self._causes: Sequence[Cause] = (Cause("start"),)
         self._moves = -1
         self._last_commit: float | None = None
         self._stopping = any(event["event"] == "stop" for event in this_time)
@@ -163,7 +164,7 @@ class Coordinator:
                 if futile >= _FUTILE:
                     raise RunError(
                         f"{futile} groups in a row ended without a step, the last because "
-                        f"{self._cause}: see the `worker` lines of the journal"
+                        f"{sentence(self._causes)}: see the `worker` lines of the journal"
                     )
         except StoppedError:
             outcome = self._outcome("stopped", [])
@@ -190,7 +191,7 @@ class Coordinator:
         if self._returns:
             self._generation, reports = find_workers(self._actors, self._membership, self._run_log)
             if self._membership.members:
-                self._membership.because("the coordinator came back")
+                self._membership.because(Cause("coordinator"))
                 return self._learn(reports)
         else:
             self._faults.forget()
@@ -315,10 +316,11 @@ class Coordinator:
             self._run_log.extend_to(plan.step)
             self._history.start_generation(plan.step, {a.worker: a.ranks for a in self._group})
             before = {a.worker for a in previous}
-            joined = [f"{a.worker} joined" for a in self._group if a.worker not in before]
+            joined = [Cause("joined", a.worker) for a in self._group if a.worker not in before]
             causes = [*self._membership.pop_causes(), *(joined if previous else ())]
-            self._cause = "start" if self._generation == 1 else ", ".join(causes) or "regrouped"
-            self._run_log.expect(plan, self._cause, self._last_commit)
+            causes = causes if self._generation > 1 else [Cause("start")]
+            self._causes = causes or [Cause("other")]
+            self._run_log.expect(plan, self._causes, self._last_commit)
             self._moves = -1
             self._state = "training"
         return plan
@@ -371,7 +373,7 @@ class Coordinator:
         if self._stopping or self._membership.wants_change([a.worker for a in self._group]):
             running.pause()
         elif self._rebalancer.advises():
-            self._membership.because("rebalanced")
+            self._membership.because(Cause("rebalanced"))
             running.pause()
         running.ask_checkpoint(self._checkpoints.next_step(self._run_log.step, now))
 

@@ -108,7 +108,7 @@ class CoordinatorFaults:
         change = fault.workers if fault.action == "add" else -fault.workers
         least, most = self._workers
         wanted = min(most, max(least, membership.target + change))
-        membership.set_target(wanted, f"{fault.action} {fault.workers}")
+        membership.set_target(wanted, f"the fault `{fault.action}` asks for it")
 
 
 class FullDisk(Journal):

@@ -23,6 +23,7 @@ from raytrain_plus.elastic.policy.attribution import Loss
 from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import Fingerprint, Ready, Report, RunSpec
+from raytrain_plus.observe.causes import Cause
 from raytrain_plus.redaction import redacted
 
 _LOOK = 0.25
@@ -88,7 +89,7 @@ class Membership:
         self._futile = 0  # newcomers in a row with other code or bits than the run's
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
-        self._causes: list[str] = []
+        self._causes: list[Cause] = []
         self._losses: list[Loss] = []
         self._failures: list[tuple[str, str]] = []  # worker, error of the task as it came up
 
@@ -200,7 +201,7 @@ class Membership:
         elif isinstance(event, TargetChanged) and event.lost:
             self.kill_members(group[-event.lost :], event.workers)
         elif isinstance(event, TargetChanged):
-            self.set_target(event.workers, f"scaled to {event.workers}")
+            self.set_target(event.workers, "asked for by `scale`")
 
     def recruit(self) -> None:
         """Ask for as many workers as are missing."""
@@ -370,7 +371,7 @@ class Membership:
         """End a worker whose memory or arithmetic is wrong; it will be replaced."""
         member = self.members.get(worker)
         if member is not None:
-            self._causes.append(f"{worker} expelled")
+            self._causes.append(Cause("corruption", worker))
             self._note(member, "expelled", why)
             self._end(member)
 
@@ -401,7 +402,7 @@ class Membership:
         short = "" if crash or hangs else self._actors.memory_kill(worker)
         why = crash or short or why
         self._losses.append(Loss(worker, why, crashed=bool(crash), memory=bool(short)))
-        self._causes.append(f"{worker} {'hung' if hangs else 'lost'}")
+        self._causes.append(Cause("hung" if hangs else "lost", worker))
         self._note(member, "lost", why)
         self._end(member, hangs=hangs)
 
@@ -414,7 +415,7 @@ class Membership:
         """End a worker on which the task failed, where its machine may be to blame."""
         member = self.members.get(worker)
         if member is not None:
-            self._causes.append(f"{worker} failed")
+            self._causes.append(Cause("failed", worker))
             self._note(member, "failed", why)
             self._end(member)
 
@@ -428,7 +429,7 @@ class Membership:
             member = self.members.get(worker)
             if member is not None and not member.draining:
                 member.draining = True
-                self._causes.append(f"{worker} drained")
+                self._causes.append(Cause("drained", worker))
                 self._note(member, "draining", why)
 
     def drain_nodes(self, nodes: set[str]) -> None:
@@ -442,15 +443,21 @@ class Membership:
         """Kill workers as a cluster does that takes their machines, and want `target` from then."""
         for worker in workers:
             self._actors.kill(worker)
-        self.set_target(target, f"{len(workers)} taken away", gone=workers)
+        self.set_target(target, f"{len(workers)} workers were killed without notice", gone=workers)
 
-    def set_target(self, workers: int, cause: str, gone: Sequence[str] = ()) -> None:
-        """Change how many workers there should be; those who are `gone` count no more."""
+    def set_target(self, workers: int, reason: str, gone: Sequence[str] = ()) -> None:
+        """Change how many workers there should be; those that are `gone` count no more.
+
+        Args:
+            workers: how many.
+            reason: who wants that, for people.
+            gone: members that are being killed.
+        """
         if workers == self.target:
             return
         self.target = workers
-        self._causes.append(cause)
-        self._run_log.note("target", workers=workers, cause=cause)
+        self._causes.append(Cause("scaled", detail=str(workers)))
+        self._run_log.note("target", workers=workers, reason=reason)
         staying = [s for s in self.members.values() if not s.draining and s.worker not in gone]
         for member in sorted(staying, key=lambda s: (s.ready is not None, s.warm)):
             if len(staying) <= workers + self._spec.elastic.spares:
@@ -460,7 +467,7 @@ class Membership:
                 self._release(member)
             else:
                 member.draining = True
-                self._note(member, "draining", cause)
+                self._note(member, "draining", f"scaled to {workers}: {reason}")
 
     def release_surplus(self) -> None:
         """End those that drain, unless they alone hold the latest state."""
@@ -496,12 +503,12 @@ class Membership:
         members = list(self.members.values())  # workers come and go meanwhile
         return {s.worker: s.ready.pid for s in members if s.ready is not None}
 
-    def because(self, cause: str) -> None:
+    def because(self, cause: Cause) -> None:
         """Add a cause for the group to change, once."""
         if cause not in self._causes:
             self._causes.append(cause)
 
-    def pop_causes(self) -> list[str]:
+    def pop_causes(self) -> list[Cause]:
         """Return why the group is to change, and forget it."""
         causes, self._causes = self._causes, []
         return causes

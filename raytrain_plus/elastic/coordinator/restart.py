@@ -33,11 +33,11 @@ def find_workers(
         if one is not None and one.ready is not None:
             membership.readmit(worker, one.ready, one.step)
     if generation:
-        actors.abort(sorted(membership.members), generation, "the coordinator came back")
+        actors.abort(sorted(membership.members), generation, "the coordinator was restarted")
         found |= _settled(actors, membership)
     for worker in sorted(membership.members):
         if not _is_idle(found.get(worker)):
-            membership.lost(worker, "it did not let go of its group when the coordinator came back")
+            membership.lost(worker, "it did not leave its group when the coordinator was restarted")
     actors.end_strangers(membership.members)
     run_log.note("returned", workers=sorted(membership.members), generation=generation)
     for worker, member in membership.members.items():

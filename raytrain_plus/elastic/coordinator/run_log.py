@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from raytrain_plus.elastic.protocol.messages import Outcome, Plan
 from raytrain_plus.elastic.protocol.records import GENERATION, Record
+from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.journal import Event, JournalError
 
 # Steps in a row of which a journal may have lost the lines; each takes 8 bytes here.
@@ -61,7 +62,7 @@ class RunLog:
         self._evaluations: list[tuple[int, dict[str, Any]]] = []
         self.generations: list[Event] = []
         self.device_seconds = 0.0
-        self._pending: dict[int, tuple[Plan, str, float | None]] = {}
+        self._pending: dict[int, tuple[Plan, Sequence[Cause], float | None]] = {}
         self._void = (0, 0)  # generation, step
         self._resumed_step = 0
         self.environment: dict[str, str] = {}
@@ -161,15 +162,15 @@ class RunLog:
         elif kind == "generation":
             self.generations.append({key: event[key] for key in GENERATION})
 
-    def expect(self, plan: Plan, cause: str, last_commit: float | None) -> None:
+    def expect(self, plan: Plan, causes: Sequence[Cause], last_commit: float | None) -> None:
         """A generation is planned; it is written when it starts.
 
         Args:
             plan: the plan.
-            cause: why there is a new generation.
+            causes: why there is a new generation.
             last_commit: Unix time of the last commit before it, None for the first.
         """
-        self._pending[plan.generation] = (plan, cause, last_commit)
+        self._pending[plan.generation] = (plan, causes, last_commit)
 
     def started(self, generation: int, at: float) -> None:
         """A generation runs its first step from Unix time `at`."""
@@ -179,13 +180,13 @@ class RunLog:
         found = self._pending.pop(generation, None)
         if found is None:
             return []
-        plan, cause, last_commit = found
+        plan, causes, last_commit = found
         self._pending.clear()
         entry = {
             "generation": generation,
             "step": plan.step,
             "workers": len(plan.assignments),
-            "cause": cause,
+            "causes": [cause.as_data() for cause in causes],
             "pause_seconds": round(max(0.0, at - last_commit), 6) if last_commit else 0.0,
         }
         self.generations.append(entry)

@@ -441,7 +441,8 @@ class Outcome:
         digest: sha256 of the final state; empty when failed.
         loss: of the last step, None before the first.
         metrics: of the last evaluation.
-        generations: `{generation, step, workers, cause, pause_seconds}` each.
+        generations: `{generation, step, workers, causes, pause_seconds}` each, the causes as
+            `{kind, worker, detail}`.
         device_seconds: summed busy time of the workers.
         checkpoint: where the last state is, or None if no worker was left to write it.
         bitwise: whether all workers proved to compute the same bits.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # What a generation is described by, in the journal and in a run's summary.
-GENERATION = ("generation", "step", "workers", "cause", "pause_seconds")
+GENERATION = ("generation", "step", "workers", "causes", "pause_seconds")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from raytrain_plus.observe.causes import class_of
+from raytrain_plus.observe.causes import CauseKind, main_kind, sentence
 from raytrain_plus.observe.charts import Mark, Tone
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.quantities import duration, number
@@ -13,9 +13,9 @@ from raytrain_plus.observe.report.spending import spans
 _MOST_PINS = 40  # with numbers; more would hide each other
 _MOST_WORDS = 400  # characters of one note
 _NO_MARKS = ("start", "finished", "no end is written")
-_TONES: dict[str, Tone] = {
+_TONES: dict[CauseKind, Tone] = {
     "corruption": "bad",
-    "lost": "bad",
+    **dict.fromkeys(("hung", "lost", "failed"), "bad"),
     "coordinator": "warn",
     "drained": "warn",
     "scaled": "warn",
@@ -106,9 +106,9 @@ def words_of(event: Event) -> str:
     elif kind == "withdrawn":
         words = f"all steps after {event.get('step')} withdrawn: {event.get('reason')}"
     elif kind == "returned":
-        words = f"the coordinator came back and found {len(event.get('workers', ()))} workers"
+        words = f"the coordinator was restarted and found {len(event.get('workers', ()))} workers"
     elif kind == "target":
-        words = f"{event.get('workers')} workers wanted: {event.get('cause')}"
+        words = f"{event.get('workers')} workers wanted: {event.get('reason')}"
     elif kind == "stop":
         words = "somebody asked the run to stop"
     else:
@@ -123,12 +123,12 @@ def _of_session(session: Session, history: RunHistory) -> Iterator[GroupChange]:
         yield GroupChange(
             at=session.active(start),
             step=generation.step,
-            what=_beginning(session, history) if before is None else generation.cause,
+            what=_beginning(session, history) if before is None else sentence(generation.causes),
             before=before[0].workers if before else generation.workers,
             after=generation.workers,
             pause=paused,
             salvaged=generation.salvaged,
-            tone=_TONES.get(class_of(generation.cause), "plain"),
+            tone=_TONES.get(main_kind(generation.causes), "plain"),
             notes=tuple(map(words_of, generation.notes)),
         )
         before = generation, until

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raytrain_plus.observe.causes import Cause, causes_of
 from raytrain_plus.observe.journal import Event, JournalError, need
 
 _NOTED = ("worker", "fault", "hang", "corruption", "returned", "target", "warning", "stop")
@@ -21,7 +22,7 @@ class GenerationSpan:
     """A stretch of training with one fixed set of workers.
 
     Attributes:
-        number, step, workers, cause, pause_seconds, members: as the journal has them.
+        number, step, workers, causes, pause_seconds, members: as the journal has them.
         start: when its first step began.
         last_commit: when its last step was committed; `start` if there was none.
         last_step: committed steps at its end.
@@ -34,7 +35,7 @@ class GenerationSpan:
     start: float
     step: int
     workers: int
-    cause: str
+    causes: tuple[Cause, ...]
     pause_seconds: float
     members: tuple[str, ...]
     last_commit: float
@@ -172,7 +173,7 @@ def _generation(history: RunHistory, event: Event) -> None:
             start=start,
             step=event["step"],
             workers=event["workers"],
-            cause=event["cause"],
+            causes=tuple(causes_of(event)),
             pause_seconds=event["pause_seconds"],
             members=tuple(event.get("members", ())),
             last_commit=start,

@@ -12,23 +12,26 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from raytrain_plus.observe.causes import class_of
+from raytrain_plus.observe.causes import CauseKind, main_kind
 from raytrain_plus.observe.report.history import GenerationSpan, RunHistory, Session
 
 TRAINING = ("compute", "exchange", "data", "evaluation", "snapshot")
 UNKNOWN = "not accounted"
 STARTUP, ENDING = "starting up", "ending"
-_HUNG = "a worker hung"
-_SAID = {
+_PUT_DOWN_TO: Mapping[CauseKind, str] = {
     "corruption": "a worker computed wrong",
-    "coordinator": "the coordinator came back",
+    "coordinator": "the coordinator was restarted",
+    # Noticing a hang takes seconds, a death milliseconds: they are not one kind of pause.
+    "hung": "a worker hung",
     "lost": "a worker was lost",
+    "failed": "the task failed on a worker",
     "drained": "a worker was drained",
     "scaled": "the run was scaled",
-    "rebalanced": "the work was spread anew",
+    "rebalanced": "the work was rebalanced",
     "joined": "a worker joined",
+    "start": "the run started",
+    "other": "the group was formed again",
 }
-_OTHER = "the group formed anew"
 
 
 @dataclass
@@ -79,9 +82,7 @@ def spending_of(history: RunHistory) -> Spending:
 
 def cause_of(generation: GenerationSpan) -> str:
     """Return what the pause before a generation is put down to."""
-    found = class_of(generation.cause)
-    # Noticing a hang takes seconds, a death milliseconds: they are not one kind of pause.
-    return _HUNG if found == "lost" and " hung" in generation.cause else _SAID.get(found, _OTHER)
+    return _PUT_DOWN_TO[main_kind(generation.causes)]
 
 
 def spans(session: Session) -> Iterator[tuple[GenerationSpan, float, float]]:

@@ -11,6 +11,7 @@ from raytrain_plus.elastic.client.following import LostError, ended, follow
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.messages import Assignment, CoordinatorHealth, Outcome, Plan
 from raytrain_plus.interrupts import RunInterrupted
+from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
 from raytrain_plus.ray_cluster import joining
 
@@ -115,7 +116,7 @@ def end(folder, outcome=OUTCOME):
         generation=1, step=0, assignments=(Assignment("w0", 0, 8),), healed_by={},
         meeting_point=("", 0, ""), pause_at=None, evaluated=False,
     )  # fmt: skip
-    run_log.expect(plan, "start", None)
+    run_log.expect(plan, [Cause("start")], None)
     run_log.started(1, 50.0)
     run_log.end(outcome)
 
@@ -152,7 +153,7 @@ def test_the_outcome_is_read_from_the_journal_as_it_was_written(tmp_path):
     begin(tmp_path)
     end(tmp_path)
     found = ended(read(tmp_path), tmp_path)
-    generation = {"generation": 1, "step": 0, "workers": 1, "cause": "start", "pause_seconds": 0.0}
+    generation = {"generation": 1, "step": 0, "workers": 1, "causes": [], "pause_seconds": 0.0}
     assert found.outcome == Outcome(**{**vars(OUTCOME), "generations": [generation]})
     assert found.summary["samples"] == {"loaded": 32, "trained": 30}
     assert found.summary["tokens"] == {"loaded": 64, "trained": 60}

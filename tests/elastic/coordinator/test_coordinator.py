@@ -11,6 +11,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.coordinator.workers import PrepareReturned, WorkerLost
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
+from raytrain_plus.observe.causes import causes_of, sentence
 from raytrain_plus.observe.journal import read
 from raytrain_plus.storage.fencing import FencedError
 from raytrain_plus.storage.ownership import Owner, Owners
@@ -18,6 +19,10 @@ from raytrain_plus.storage.store import Store
 from raytrain_plus.user_code import CodeFile
 from tests.elastic.scripted_pool import comes, loss_of, make_ready
 from tests.elastic.told import check_journal, groups_in
+
+
+def said(generation):
+    return sentence(causes_of(generation))
 
 
 def test_a_run_that_was_taken_over_ends_its_workers_and_writes_nothing_more(lead, tmp_path):
@@ -292,7 +297,7 @@ def test_a_group_that_never_gets_a_step_done_is_given_up(lead):
 def test_fewer_workers_are_planned_out_at_a_step_boundary(lead, tmp_path, target, sizes):
     outcome, pool = lead({4: lambda pool: pool.coordinator.scale(target)}, workers=(1, 3))
     assert [g["workers"] for g in outcome.generations] == sizes
-    assert outcome.generations[1]["cause"] == f"scaled to {target}"
+    assert said(outcome.generations[1]) == f"scaled to {target}"
     assert len(pool.started) == 3  # nobody is asked for instead
     check_journal(tmp_path)
 
@@ -305,7 +310,7 @@ def test_more_workers_are_asked_for_and_join(lead, tmp_path):
     outcome, _ = lead(script, workers=(1, 3))
     assert [g["workers"] for g in outcome.generations][:2] == [3, 1]
     assert outcome.generations[-1]["workers"] == 3
-    assert "scaled to 3" in outcome.generations[2]["cause"]
+    assert "scaled to 3" in said(outcome.generations[2])
     check_journal(tmp_path)
 
 
@@ -337,7 +342,7 @@ def test_workers_of_a_draining_node_are_replaced(lead, tmp_path):
     assert outcome.state == "finished"
     assert "w1" not in [a.worker for a in pool.plans[-1].assignments]
     assert len(pool.plans[-1].assignments) == 2
-    assert any("w1 drained" in g["cause"] for g in outcome.generations)
+    assert any("w1 drained" in said(g) for g in outcome.generations)
     assert pool.hung == []
     check_journal(tmp_path)
 
@@ -361,9 +366,9 @@ def test_planned_changes_happen_after_their_step(lead, tmp_path):
     first = outcome.generations[0]
     assert (first["workers"], first["step"]) == (1, 0)
     assert pool.plans[0].pause_at == 3
-    assert "add 1" in [g["cause"] for g in outcome.generations][1]
+    assert "scaled to" in said(outcome.generations[1])
     at_six = next(g for g in outcome.generations if g["step"] == 6)
-    assert "drained" in at_six["cause"]
+    assert "drained" in said(at_six)
     assert all(plan.faults == faults[3:] for plan in pool.plans)
     assert outcome.faults_left == 1  # nobody of the script struck itself
     notes = [e for e in check_journal(tmp_path) if e["event"] == "fault"]

@@ -9,6 +9,7 @@ from raytrain_plus.elastic.coordinator.membership import Membership, RunError
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import PrepareReturned, WorkerStarting
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Report, WorkerProcess
+from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.journal import Journal, read
 from tests.elastic.scripted_pool import FakeTime, ScriptedPool, comes, make_ready, make_spec
 
@@ -282,7 +283,7 @@ def test_a_lost_worker_is_replaced_under_another_name(make, tmp_path):
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
     assert pool.ended == ["w0"]
-    assert membership.pop_causes() == ["w0 lost"]
+    assert membership.pop_causes() == [Cause("lost", "w0")]
     assert membership.pop_causes() == []
     assert states_in(tmp_path)[-1] == ("w0", "lost")
 
@@ -292,14 +293,14 @@ def test_a_worker_that_hangs_is_ended_from_outside(make):
     gathered(membership)
     membership.lost("w1", "no progress", hangs=True)
     assert pool.hung == ["w1"]
-    assert membership.pop_causes() == ["w1 hung"]
+    assert membership.pop_causes() == [Cause("hung", "w1")]
 
 
 def test_a_draining_worker_is_replaced_and_leaves_when_others_have_its_state(make):
     membership, pool = make(workers=(2, 2))
     gathered(membership, w0={"step": 5, "warm": True}, w1={"step": 5, "warm": True})
     membership.drain(["w1", "w1", "unknown"])
-    assert membership.pop_causes() == ["w1 drained"]
+    assert membership.pop_causes() == [Cause("drained", "w1")]
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
     assert pool.ended == []
@@ -361,7 +362,7 @@ def test_a_lower_target_lets_the_least_useful_go_first(make):
     assert [w for w, member in membership.members.items() if member.draining] == [
         "w2"
     ]  # has run no step yet
-    assert membership.pop_causes() == ["scaled to 3", "scaled to 2"]
+    assert membership.pop_causes() == [Cause("scaled", detail="3"), Cause("scaled", detail="2")]
     membership.recruit()
     assert len(pool.started) == 4
 
@@ -375,7 +376,7 @@ def test_a_higher_target_asks_for_more(make):
     membership.set_target(3, "again")  # no change, no cause
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
-    assert membership.pop_causes() == ["scaled to 3"]
+    assert membership.pop_causes() == [Cause("scaled", detail="3")]
 
 
 @pytest.mark.parametrize(
@@ -465,7 +466,7 @@ def test_whoever_is_expelled_is_ended_and_replaced(make, tmp_path):
     membership.expel("w1", "its memory changed")  # said twice
     membership.recruit()
     assert (pool.ended, ended, pool.started) == (["w1"], ["w1"], ["w0", "w1", "w2"])
-    assert membership.pop_causes() == ["w1 expelled"]
+    assert membership.pop_causes() == [Cause("corruption", "w1")]
     assert states_in(tmp_path)[-1] == ("w1", "expelled")
 
 
@@ -487,6 +488,6 @@ def test_whoever_is_distrusted_must_form_a_group_to_be_trusted(make):
 
 def test_a_cause_is_named_once(make):
     membership, _ = make()
-    membership.because("rebalanced")
-    membership.because("rebalanced")
-    assert membership.pop_causes() == ["rebalanced"]
+    membership.because(Cause("rebalanced"))
+    membership.because(Cause("rebalanced"))
+    assert membership.pop_causes() == [Cause("rebalanced")]

@@ -29,8 +29,8 @@ def journal(tmp_path):
 
 def told_group(journal, generation, step, workers):
     journal.write(
-        "generation", generation=generation, step=step, workers=len(workers), cause="start",
-        pause_seconds=0.0, members=list(workers),
+        "generation", generation=generation, step=step, workers=len(workers), pause_seconds=0.0,
+        causes=[{"kind": "start"}], members=list(workers),
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_what_was_trained_meanwhile_is_told_once_and_training_goes_on(lead, tmp_
     assert (plan.step, plan.generation, plan.healed_by) == (6, 2, {})
     assert pool.held == ["w0", "w1"]
     assert pool.started == []
-    assert groups_in(outcome)[-1] == (2, 6, 2, "the coordinator came back")
+    assert groups_in(outcome)[-1] == (2, 6, 2, "the coordinator was restarted")
     assert notes(tmp_path, "returned")[0]["workers"] == ["w0", "w1"]
     check_journal(tmp_path)
 
@@ -138,14 +138,14 @@ def test_a_run_that_has_ended_meanwhile_is_over(lead, tmp_path):
 
 
 def test_the_number_of_workers_is_the_one_that_was_asked_for(lead, journal):
-    journal.write("target", workers=2, cause="scaled to 2")
+    journal.write("target", workers=2)
     outcome, pool = lead(left=training(6), prepare=knowing, workers=(1, 3))
     assert pool.started == []
     assert outcome.state == "finished"
 
 
 def test_a_number_that_a_run_before_was_asked_for_is_not(lead, journal):
-    journal.write("target", workers=1, cause="scaled to 1")
+    journal.write("target", workers=1)
     journal.write("run", run="run", resumed_step=4)
     _, pool = lead(workers=(1, 3))
     assert len(pool.started) == 3

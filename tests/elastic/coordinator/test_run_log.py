@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from raytrain_plus.elastic.coordinator.run_log import DivergenceError, RunLog
 from raytrain_plus.elastic.protocol.messages import Assignment, Plan
 from raytrain_plus.elastic.protocol.records import Record
+from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
 
 
@@ -165,7 +166,7 @@ def test_an_evaluation_is_no_commit(folder):
 
 def test_a_generation_is_written_when_it_starts(folder):
     run_log = begin(folder)
-    run_log.expect(plan(1), "start", None)
+    run_log.expect(plan(1), [Cause("start")], None)
     assert read(folder) == []
     run_log.started(1, 50.0)
     run_log.started(1, 60.0)  # and once
@@ -176,7 +177,7 @@ def test_a_generation_is_written_when_it_starts(folder):
             "generation": 1,
             "step": 0,
             "workers": 2,
-            "cause": "start",
+            "causes": [{"kind": "start"}],
             "pause_seconds": 0.0,
             "members": ["w0", "w1"],
             "ranks": [1, 1],
@@ -192,14 +193,14 @@ def test_a_generation_is_written_when_it_starts(folder):
 )
 def test_a_pause_lasts_from_the_last_commit_to_the_start(folder, last_commit, started, pause):
     run_log = begin(folder)
-    run_log.expect(plan(2), "w1 lost", last_commit)
+    run_log.expect(plan(2), [Cause("lost", "w1")], last_commit)
     run_log.started(2, started)
     assert run_log.generations[0]["pause_seconds"] == pause
 
 
 def test_a_step_of_a_generation_that_nobody_announced_announces_it(folder):
     run_log = begin(folder)
-    run_log.expect(plan(1), "start", None)
+    run_log.expect(plan(1), [Cause("start")], None)
     run_log.add([step(1, 1)], 2)
     assert [event["event"] for event in read(folder)] == ["generation", "step"]
     assert read(folder)[0]["time"] == 1001.0
@@ -207,17 +208,17 @@ def test_a_step_of_a_generation_that_nobody_announced_announces_it(folder):
 
 def test_steps_stand_below_their_own_generation(folder):
     run_log = begin(folder)
-    run_log.expect(plan(1), "start", None)
+    run_log.expect(plan(1), [Cause("start")], None)
     run_log.started(1, 1000.0)
-    run_log.expect(plan(2, 2), "w1 lost", 1002.0)
+    run_log.expect(plan(2, 2), [Cause("lost", "w1")], 1002.0)
     run_log.add([step(1, 1), step(2, 1), step(3, 2)], 2)
     assert [event.get("generation") for event in read(folder)] == [1, 1, 1, 2, 2]
 
 
 def test_a_generation_that_never_started_is_not_written(folder):
     run_log = begin(folder)
-    run_log.expect(plan(1), "start", None)
-    run_log.expect(plan(2), "w1 lost", None)
+    run_log.expect(plan(1), [Cause("start")], None)
+    run_log.expect(plan(2), [Cause("lost", "w1")], None)
     run_log.started(2, 50.0)
     run_log.started(1, 60.0)  # a word that comes late
     assert [event["generation"] for event in read(folder)] == [2]
@@ -244,7 +245,7 @@ def wrong(number, generation=1):
 
 def test_what_a_journal_tells_is_known_and_not_written_again(folder):
     run_log = begin(folder)
-    run_log.expect(plan(4), "start", None)
+    run_log.expect(plan(4), [Cause("start")], None)
     run_log.add([step(1, 4), step(2, 4), evaluation(2, 0.75, 4)], 2)
     restored = again(folder)
     assert (restored.step, restored.loss) == (2, loss_of(2))

@@ -131,6 +131,6 @@ def test_the_coordinator_tells_it_while_a_worker_hangs(lead):
     assert [one["ranks"] for one in status["members"]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert status["members"][0]["seconds_per_rank"] == pytest.approx(0.1)
     assert status["loss"] == loss_of(3)
-    assert status["generations"][0]["cause"] == "start"
+    assert status["generations"][0]["causes"] == [{"kind": "start"}]
     assert status["checkpoint"] is None
     assert outcome.state == "finished"
