@@ -117,12 +117,19 @@ def test_damaged_tensors_are_never_loaded(state, draw):
 
 
 EVENTS = [
-    {"event": "run", "time": 1.0, "run": "r", "address": "127.0.0.1:1", "identity": {"seed": 1}}
+    {
+        "event": "run",
+        "time": 1.0,
+        "version": 1,
+        "run": "r",
+        "address": "127.0.0.1:1",
+        "identity": {"seed": 1},
+    }
     | {"total_steps": 3, "steps_per_epoch": 3, "batch_size": 8, "batch_tokens": 0}
     | {"workers": [1, 2], "threads": 1, "task": "a:B", "elastic": {}, "lender": None},
     {"event": "worker", "time": 1.5, "worker": "w1", "state": "ready", "reason": ""},
     {"event": "generation", "time": 2.0, "generation": 1, "step": 0, "workers": 1}
-    | {"cause": "start", "pause_seconds": 0.0, "members": ["w1"], "ranks": [8]},
+    | {"causes": [{"kind": "start"}], "pause_seconds": 0.0, "members": ["w1"], "ranks": [8]},
     *(
         {"event": "step", "time": 2.0 + s, "step": s, "loss": 1 / s, "loss_hex": (1 / s).hex()}
         | {"busy_seconds": 0.1, "generation": 1, "workers": 1}
@@ -132,7 +139,7 @@ EVENTS = [
     {"event": "checkpoint", "time": 6.5, "step": 3, "folder": "/runs/r/checkpoint_00000003"}
     | {"metrics": {"loss": 0.3}},
     {"event": "account", "time": 6.6, "generation": 1, "seconds": {"compute": 1.0}}
-    | {"traffic": {"hits": 1}, "reports": 1, "until": 6.0},
+    | {"traffic": {"hits": 1}, "workers": ["w1"], "until": 6.0},
     {"event": "end", "time": 7.0, "state": "finished", "step": 3, "digest": "d", "error": ""}
     | {"loss": 0.3, "metrics": {}, "device_seconds": 0.3, "checkpoint": None, "bitwise": True}
     | {"faults_left": 0, "samples": 24, "tokens": 0, "costs": {}},

@@ -1,15 +1,21 @@
 """The journal: one JSON object per line, the only thing that reports and tests read.
 
-`run` opens it, `end` closes it; between them stand `generation`, `step`, `worker`, `evaluate`,
-`checkpoint`, `fault`, `environment` (how the workers compute, by the first that came) and `account`
-(where the workers' time went in a generation, and what they fetched, in sums over all who could
-report). Every line has `event` and `time` (Unix seconds).
+Every line has `event` and `time` (Unix seconds). `observe/events.py` has the fields of each event.
 
-A resume believes what stands here. So every line ends with a checksum of itself (`crc`), and the
-file is synced to disk with each line of `SYNCED`. A line is written in one call. The last line of a
+- Of a run: `run` opens the journal and `end` closes it. Between them are `environment`, `worker`,
+  `generation`, `step`, `evaluate`, `checkpoint`, `withdrawn`, `corruption`, `hang`, `fault`,
+  `target`, `returned`, `account`, `warning` and `stop`.
+- Of a sweep: `sitting` opens the journal. After it come `proposal`, `trial`, `problem`, `over` and
+  `rest`.
+
+`run` and `sitting` state the version of the format. An unknown version or an unknown event is an
+error that names file and line.
+
+A resume relies on the journal. So every line ends with a checksum of itself (`crc`), and the file
+is synced to disk with each event of `SYNCED`. A line is written in one call. The last line of a
 writer that was killed may be cut short: it has no line feed, readers leave it out, and the next
 writer cuts it off. Any other line that is not what was written is an error that names file and
-line. A journal of a million steps is read in bounded memory by `each`, `follow` and `newest`.
+line. `each`, `follow` and `newest` read a journal of a million steps in bounded memory.
 """
 
 import contextlib
@@ -17,16 +23,23 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from raytrain_plus.observe.events import (
+    EVENTS,
+    OPENING,
+    VERSION,
+    EventError,
+    EventVersionError,
+    check_event,
+)
 from raytrain_plus.observe.events import Event as Event  # noqa: PLC0414 - part of this one
-from raytrain_plus.observe.events import EventError, check_event
 from raytrain_plus.redaction import redacted
 
 FILE_NAME = "journal.jsonl"
-# Whoever loses power does not lose these, nor what stands before them.
+# A power failure loses neither these events nor what was written before them.
 SYNCED = frozenset({"run", "checkpoint", "withdrawn", "stop", "end"})
 MOST_LINE = 16 << 20  # bytes
 
@@ -34,10 +47,11 @@ _MARK, _CLOSE = b', "crc": "', b'"}'
 _TAIL = len(_MARK) + 8 + len(_CLOSE)
 _BEGIN = b'{"event": "'
 AT_ONCE = 4 << 20  # bytes that `follow` reads in one call, and `newest` in one go
+_KNOWN = frozenset(kind.encode() for kind in EVENTS.keys() - OPENING)  # that may be skipped unread
 
 
 class JournalError(ValueError):
-    """A journal that is damaged or tells of no run; the message says where."""
+    """A journal that is damaged, of another version, or tells of no run; it says where."""
 
 
 class Journal:
@@ -57,17 +71,28 @@ class Journal:
             _cut_off_half_a_line(self._file)
 
     def write(self, event: str, **fields: Any) -> Event:
-        """Append one event and return it."""
+        """Append one event and return it, with the version if it is one that states it.
+
+        Raises:
+            EventError: it is none of the listed events, or has other fields.
+            OSError: it cannot be written.
+        """
+        if event in OPENING:
+            fields = {"version": VERSION, **fields}
         return self.write_all([{"event": event, "time": time.time(), **fields}])[0]
 
     def write_all(self, events: list[Event]) -> list[Event]:
         """Append finished events, all or none of them; returns them as they were written.
 
         Raises:
+            EventError: one is none of the listed events, or has other fields.
             OSError: they cannot be written; nothing of them is left in the file.
         """
-        # A step holds numbers only, which no secret is.
-        events = [one if one["event"] == "step" else redacted(one) for one in events]
+        # A step comes often, from one place, and holds numbers only, which are no secrets.
+        events = [
+            one if one["event"] == "step" else check_event(redacted(one), is_new=True)
+            for one in events
+        ]
         data = b"".join(map(line_of, events))
         size = os.fstat(self._file).st_size
         try:
@@ -160,7 +185,8 @@ def each(path: Path, kinds: Collection[str] | None = None) -> Iterator[Event]:
     with path.open("rb") as file:
         for line in _lines(file, path, 0):
             kind = _kind_of(line) if wanted is not None else None
-            if wanted is None or kind is None or kind in wanted or not _is_whole(line):
+            skip = wanted is not None and kind not in wanted and kind in _KNOWN
+            if not (skip and _is_whole(line)):
                 event = _parsed(line, path, offset)
                 if kinds is None or event["event"] in kinds:
                     yield event
@@ -178,7 +204,7 @@ def newest(path: Path, kinds: Collection[str]) -> dict[str, Event]:
         FileNotFoundError: there is no journal.
         JournalError: a line among the last, or one that is returned, is damaged.
     """
-    missing, found = set(kinds), {}
+    missing, seen = set(kinds), list[Event]()
     with path.open("rb") as file:
         end = _end_of_lines(file)
         is_last = True
@@ -189,13 +215,28 @@ def newest(path: Path, kinds: Collection[str]) -> dict[str, Event]:
             for line in reversed(lines):
                 at -= len(line)
                 kind = _kind_of(line)
-                if is_last or kind is None or kind.decode(errors="replace") in missing:
+                if is_last or kind not in _KNOWN or kind.decode() in missing:
                     event = _parsed(line, path, at)
                     if event["event"] in missing:
                         missing.discard(event["event"])
-                        found[event["event"]] = event
+                        seen.append(event)
             end, is_last = begin, False
-    return dict(reversed(found.items()))
+    return newest_of(reversed(seen), kinds)
+
+
+def newest_of(events: Iterable[Event], kinds: Collection[str]) -> dict[str, Event]:
+    """Return the last event of each kind, in the order of the events, as `newest` does for a file.
+
+    Args:
+        events: in the order of the journal.
+        kinds: the events that are wanted.
+    """
+    found: dict[str, Event] = {}
+    for event in events:
+        if event["event"] in kinds:
+            found.pop(event["event"], None)
+            found[event["event"]] = event
+    return found
 
 
 def size_of(path: Path) -> int:
@@ -249,6 +290,8 @@ def _parsed(line: bytes, path: Path, offset: int) -> Event:
             has_crc = line[-_TAIL - 1 : -len(_CLOSE) - 9] == _MARK
             raise EventError("its checksum differs" if has_crc else "it has no checksum")
         event: Event = check_event(json.loads(line[: -_TAIL - 1].decode() + "}"))
+    except EventVersionError as error:
+        raise JournalError(f"{path}, line {_number_of(path, offset)}: {error}") from None
     except (ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, EventError) else f"it is no JSON ({error})"
         raise _damaged(path, offset, why) from None
@@ -267,13 +310,19 @@ def _kind_of(line: bytes) -> bytes | None:
     return line[len(_BEGIN) : line.find(b'"', len(_BEGIN))]
 
 
-def _damaged(path: Path, offset: int, why: str) -> JournalError:
+def _number_of(path: Path, offset: int) -> int:
+    """Return the number of the line that starts at an offset."""
     number = 1
     with path.open("rb") as file:
         left = offset
         while left > 0 and (data := file.read(min(left, 1 << 20))):
             number += data.count(b"\n")
             left -= len(data)
+    return number
+
+
+def _damaged(path: Path, offset: int, why: str) -> JournalError:
+    number = _number_of(path, offset)
     return JournalError(
         f"{path}, line {number}: the line is damaged, {why}. Bring the file back from a copy; or "
         f"go on with what stands before it: keep the file, and put its first {number - 1} lines "

@@ -1,5 +1,7 @@
 """Journals of runs that never were, written as a coordinator writes them."""
 
+from raytrain_plus.observe.events import VERSION
+
 RUN = "a run"
 LOST = {"kind": "lost", "worker": "w1"}
 JOINED = {"kind": "joined", "worker": "w2"}
@@ -18,7 +20,7 @@ def run_line(time, total=100, **more):
     fields = {"run": RUN, "total_steps": total, "steps_per_epoch": 10, "batch_size": 32}
     described = {"address": "127.0.0.1:1", "workers": [1, 3], "threads": 1, "task": "tasks:Small"}
     fields |= {**described, "identity": identity, "elastic": {"check_every": 10}, "ray": "2.60.0"}
-    return {"event": "run", "time": time, **fields, **more}
+    return {"event": "run", "time": time, "version": VERSION, **fields, **more}
 
 
 def generation(time, number, step, members, causes=({"kind": "start"},), pause=0.0):

@@ -23,7 +23,7 @@ from raytrain_plus.observe.journal import (
 )
 
 EVENTS = [
-    {"event": "run", "time": 1.5, "run": "é\n\r\u2028 name", "total_steps": 1},
+    {"event": "run", "time": 1.5, "version": 1, "run": "é\n\r\u2028 name", "total_steps": 1},
     {"event": "step", "time": 2.0, "step": 1, "loss": 0.1, "loss_hex": (0.1).hex()},
     {"event": "end", "time": 3.0, "metrics": {"accuracy": [0.5, {"deep": None}]}},
 ]
@@ -100,8 +100,9 @@ def test_the_file_is_synced_with_what_a_resume_relies_on(journal, monkeypatch):
     journal.write("step", step=1, loss=0.5)
     journal.write("worker", worker="w1", state="ready")
     assert synced == []  # the control: a step costs no trip to the disk
-    for count, event in enumerate(("run", "checkpoint", "withdrawn", "stop", "end"), 1):
-        journal.write(event, step=1)
+    events = {"run": {}, "checkpoint": {}, "withdrawn": {"step": 1}, "stop": {}, "end": {}}
+    for count, (event, fields) in enumerate(events.items(), 1):
+        journal.write(event, **fields)
         assert len(synced) == count
 
 
@@ -291,8 +292,10 @@ def test_no_secret_reaches_the_journal(journal):
         "run",
         run="a",
         total_steps=1,
-        elastic={"checkpoint_storage": "https://user:hunter2@host/x?X-Amz-Signature=abcdef"},
-        options={"secret": "hunter2"},
+        elastic={
+            "checkpoint_storage": "https://user:hunter2@host/x?X-Amz-Signature=abcdef",
+            "secret": "hunter2",
+        },
     )
     assert "hunter2" not in journal.path.read_text()
     assert "abcdef" not in journal.path.read_text()

@@ -14,6 +14,7 @@ from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster.joining import find_leader, join, trusted
 
 _ANSWER_SECONDS = 30.0
+_STATUS_EVENTS = ("run", "step", "evaluate", "end")  # of which a status is made
 
 
 class SteeringError(RuntimeError):
@@ -127,7 +128,7 @@ def reached(folder: Path, address: str | None = None) -> Iterator[str]:
 def _known(folder: Path) -> list[Event]:
     """Return the last event of each kind that a status is made of, in the journal's order."""
     path = folder / journal.FILE_NAME
-    return list(journal.newest(path, ("run", "step", "evaluate", "end")).values())
+    return list(journal.newest(path, _STATUS_EVENTS).values())
 
 
 def _run_of(events: list[Event]) -> Event:
@@ -171,7 +172,7 @@ def watch(
                 yield _live(name, known) or {**_from_journal(folder, known), "state": "no answer"}
                 sleep(every)
                 events, offset = journal.follow(folder / journal.FILE_NAME, offset)
-                known = [*_latest(known), *events]
+                known = list(journal.newest_of([*known, *events], _STATUS_EVENTS).values())
         yield _from_journal(folder, known)
     except SteeringError as error:
         known = _known(folder)
@@ -187,15 +188,6 @@ def _live(name: str, events: list[Event]) -> Event | None:
     except ray.exceptions.RayError:
         return None
     return answer
-
-
-def _latest(events: list[Event]) -> list[Event]:
-    """Return the last event of each kind: all that a status is made of."""
-    last: dict[str, Event] = {}
-    for event in events:
-        last.pop(event["event"], None)
-        last[event["event"]] = event
-    return list(last.values())
 
 
 def _from_journal(folder: Path, events: list[Event]) -> Event:
