@@ -14,6 +14,8 @@ import typer.main
 
 from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Mixture, Stream, Task
 from raytrain_plus.cli.commands import app
+from raytrain_plus.observe import events, gauges
+from raytrain_plus.observe.causes import KINDS
 from raytrain_plus.streams import format as stream_format
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -28,6 +30,28 @@ _CONFIGURATION = (
     "# Configuration\n\n"
     "Every setting of a run, with its default. A setting that the command line has, too, names the "
     "option of `raytrain-plus train`. This page is made from the docstrings by "
+    "`python docs/generate.py`.\n"
+)
+_EVENTS = (
+    "# Journal events\n\n"
+    "A run writes everything that happens to `journal.jsonl` in its folder: one JSON object per "
+    "line. Each line has `event` (its kind), `time` (seconds since 1970) and, as its last field, "
+    '`crc` (CRC-32 of all bytes before `, "crc"`, as eight hexadecimal digits). A reader refuses '
+    "a line that is damaged, an event that it does not know, and a journal of another format. "
+    f"These are the events of format {events.VERSION}. This page is made from "
+    "`observe/events.py` by `python docs/generate.py`.\n\n"
+    'A cause is `{"kind": "lost", "worker": "w1"}`: what happened, to which worker, and for '
+    "`scaled` in `detail` how many workers are wanted. A field that says nothing is left out. "
+    f"The kinds are {', '.join(f'`{kind}`' for kind in KINDS)}. If an event has several causes, "
+    "the first of them in this order has forced the pause.\n"
+)
+_METRICS = (
+    "# Metrics\n\n"
+    "Every run exports these through Ray to Prometheus; nothing has to be switched on. "
+    "`cluster/grafana/README.md` says how to show them. Each has the run's name as the label "
+    "`run`, and the labels that Ray adds. The label `cause` is the kind of a cause, see "
+    "[journal events](journal-events.md). The coordinator exports the gauges, each worker the "
+    "counters of what its process has fetched. This page is made from `observe/gauges.py` by "
     "`python docs/generate.py`.\n"
 )
 _RAY = (
@@ -86,10 +110,44 @@ def stream_format_page() -> str:
     return _filled(REFERENCE / "stream-format.md", tables)
 
 
+def journal_events() -> str:
+    """Return the page about the journal's events."""
+    index = [row(f"[`{kind}`](#{kind})", _about(kind)) for kind in events.EVENTS]
+    parts = [part for kind in events.EVENTS for part in _event(kind)]
+    head = ["| event | what it tells |", "| --- | --- |"]
+    return "\n".join([_EVENTS, *head, *index, "", *parts]).rstrip() + "\n"
+
+
+def _about(kind: str) -> str:
+    return inspect.getdoc(events.EVENTS[kind]) or ""
+
+
+def _event(kind: str) -> list[str]:
+    """Return the lines about one kind of event."""
+    rows = [
+        row(f"`{name}`", one.allowed, "yes" if one.required else "", one.meaning)
+        for name, one in events.fields_of(kind).items()
+    ]
+    head = ["| field | type | required | meaning |", "| --- | --- | --- | --- |"]
+    return [f"## {kind}", "", _about(kind), "", *((*head, *rows, "") if rows else ())]
+
+
+def metrics() -> str:
+    """Return the page about the metrics."""
+    rows = [
+        row(f"`{one.seen_as}`", one.kind, f"`{one.label}`" if one.label else "", one.text)
+        for one in gauges.METRICS
+    ]
+    head = ["| name in Prometheus | kind | label | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([_METRICS, *head, *rows]) + "\n"
+
+
 PAGES: Mapping[Path, Callable[[], str]] = {
     REFERENCE / "command-line.md": command_line,
     REFERENCE / "configuration.md": configuration,
     REFERENCE / "stream-format.md": stream_format_page,
+    REFERENCE / "journal-events.md": journal_events,
+    REFERENCE / "metrics.md": metrics,
 }
 
 

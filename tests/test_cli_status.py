@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 from raytrain_plus.cli import app
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import SteeringError
+from raytrain_plus.observe.events import VERSION
 from raytrain_plus.observe.journal import line_of
 
 BEGUN = [
-    {"event": "run", "time": 1.0, "run": "demo", "total_steps": 30, "address": "127.0.0.1:1"},
+    {"event": "run", "time": 1.0, "version": VERSION, "run": "demo", "total_steps": 30}
+    | {"address": "127.0.0.1:1"},
     {"event": "step", "time": 2.0, "step": 1, "loss": 0.5, "generation": 1},
 ]
 END = {"event": "end", "time": 3.0, "state": "finished", "digest": "abc"}

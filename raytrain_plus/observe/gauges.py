@@ -51,14 +51,14 @@ class Reading:
 
 
 _STEP = Metric("raytrain_plus_step", "Committed steps.")
-_TOTAL = Metric("raytrain_plus_total_steps", "Steps that the run will have in all.")
+_TOTAL = Metric("raytrain_plus_total_steps", "Steps of the whole run.")
 _LOSS = Metric("raytrain_plus_loss", "Loss of the last step.")
-_RATE = Metric("raytrain_plus_samples_per_second", "Samples trained on per second, just now.")
+_RATE = Metric("raytrain_plus_samples_per_second", "Samples trained on per second now.")
 _WORKERS = Metric("raytrain_plus_workers", "Workers of the running generation.")
 _GENERATION = Metric("raytrain_plus_generation", "The running generation's number.")
 _PAUSES = Metric(
     "raytrain_plus_pause_seconds",
-    "Seconds in which nobody trained, since the run began, by what forced the pause.",
+    "Seconds without training since the run began, by the kind of cause that forced the pause.",
     label="cause",
 )
 _CHECKPOINT_AGE = Metric(
@@ -67,11 +67,9 @@ _CHECKPOINT_AGE = Metric(
 )
 _FETCHED = Metric("raytrain_plus_fetched_bytes", "Bytes fetched from stores.", "counter")
 _HITS = Metric(
-    "raytrain_plus_cache_hits", "Files that were in the cache when they were to be read.", "counter"
+    "raytrain_plus_cache_hits", "Files that were in the cache when they were needed.", "counter"
 )
-_MISSES = Metric(
-    "raytrain_plus_cache_misses", "Files that had to be waited for to be read.", "counter"
-)
+_MISSES = Metric("raytrain_plus_cache_misses", "Files that a worker waited for.", "counter")
 
 METRICS = (
     *(_STEP, _TOTAL, _LOSS, _RATE, _WORKERS, _GENERATION, _PAUSES, _CHECKPOINT_AGE),

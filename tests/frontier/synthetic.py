@@ -9,6 +9,7 @@ from raytrain_plus.frontier.points import FinishedTrial, Objective
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.records import record
 from raytrain_plus.frontier.report.account import SweepAccount
+from raytrain_plus.observe.events import VERSION
 from raytrain_plus.observe.journal import line_of
 
 BEGAN = 1.7e9
@@ -123,7 +124,8 @@ class Sweep:
         said = {"name": "synthetic", "task": task, "logical_ranks": 4}
         said |= {"metric": METRIC, "mode": self.world.objective.mode}
         events = [
-            {"event": "sitting", "time": BEGAN, "sweep": said, "workers": 2, "budget": 3600},
+            {"event": "sitting", "time": BEGAN, "version": VERSION, "sweep": said, "workers": 2}
+            | {"budget": 3600},
             *(proposal(trial.name) for trial in self.trials),
             *(proposal(f"live-{i}") for i in range(under_way)),
             *({"event": event, "time": self.clock, "text": "no more"} for event in ends),

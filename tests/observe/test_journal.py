@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import zlib
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain_plus.observe import journal as journals
+from raytrain_plus.observe.events import EVENTS as KINDS
+from raytrain_plus.observe.events import OPENING, VERSION, EventError, fields_of
 from raytrain_plus.observe.journal import (
     FILE_NAME,
     Journal,
@@ -19,6 +22,7 @@ from raytrain_plus.observe.journal import (
     follow,
     line_of,
     newest,
+    newest_of,
     read,
 )
 
@@ -230,6 +234,70 @@ def test_a_line_that_is_no_event_is_an_error_that_names_it(tmp_path, line):
             reading(path)
     path.write_bytes(end + end)  # the control
     assert len(read(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        ({"event": "run", "version": VERSION + 1}, f"has format {VERSION + 1}, .*format {VERSION}"),
+        ({"event": "sitting", "version": 0, "sweep": {}}, "has format 0"),
+        ({"event": "leap"}, f"event 'leap' is unknown .*format {VERSION}"),
+    ],
+)
+def test_a_journal_of_another_version_is_an_error_that_names_the_line(tmp_path, event, why):
+    path = tmp_path / FILE_NAME
+    step = line_of(EVENTS[1])
+    path.write_bytes(step + line_of(event) + step)
+    ways = (read, follow, lambda p: list(each(p, {"step"})), lambda p: newest(p, {"end"}))
+    for reading in ways:
+        with pytest.raises(JournalError, match=rf"{FILE_NAME}, line 2: .*{why}"):
+            reading(path)
+    path.write_bytes(step + line_of({"event": "run", "version": VERSION}) + step)  # the control
+    assert len(read(path)) == 3
+
+
+def test_without_its_version_a_journal_is_not_read(tmp_path):
+    (tmp_path / FILE_NAME).write_bytes(line_of({"event": "run", "run": "r"}))
+    with pytest.raises(JournalError, match=r"line 1: .*a 'run' event has no 'version'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "why"),
+    [
+        ("leap", {}, "the event 'leap' is unknown"),
+        ("worker", {"worker": "w1", "state": "lost", "mood": "bad"}, "has no field mood"),
+        ("worker", {"worker": "w1"}, "has no 'state'"),
+        ("target", {"workers": "three"}, "is 'three', not a whole number"),
+        ("generation", {"causes": [{"kind": "bored"}]}, "not a list of causes"),
+    ],
+)
+def test_what_no_reader_would_take_is_not_written(journal, tmp_path, event, fields, why):
+    group = {"generation": 1, "step": 0, "workers": 1, "pause_seconds": 0.0}
+    with pytest.raises(EventError, match=why):
+        journal.write(event, **(group if event == "generation" else {}), **fields)
+    journal.write("generation", **group, causes=[{"kind": "start"}])  # the control
+    assert len(read(tmp_path)) == 1
+
+
+def test_the_docstring_of_the_journal_names_every_event():
+    named = set(re.findall(r"`(\w+)`", journals.__doc__))
+    assert set(KINDS) <= named
+    assert set(OPENING) == {"run", "sitting"}
+
+
+def test_every_field_of_every_event_has_a_meaning():
+    fields = [field for kind in KINDS for field in fields_of(kind).values()]
+    assert len(fields) > 100
+    assert all(field.meaning and field.check.allowed for field in fields)
+
+
+def test_the_newest_in_memory_are_those_of_a_file(journal):
+    journal.write_all([*EVENTS, {"event": "run", "time": 4.0, "version": VERSION}, EVENTS[1]])
+    kinds = ("run", "step", "end")
+    found = newest_of(read(journal.path), kinds)
+    assert list(found) == ["end", "run", "step"]
+    assert found == newest(journal.path, kinds)
 
 
 def test_a_line_without_its_checksum_is_an_error_that_names_it(tmp_path):

@@ -153,7 +153,13 @@ def test_the_outcome_is_read_from_the_journal_as_it_was_written(tmp_path):
     begin(tmp_path)
     end(tmp_path)
     found = ended(read(tmp_path), tmp_path)
-    generation = {"generation": 1, "step": 0, "workers": 1, "causes": [], "pause_seconds": 0.0}
+    generation = {
+        "generation": 1,
+        "step": 0,
+        "workers": 1,
+        "causes": [{"kind": "start"}],
+        "pause_seconds": 0.0,
+    }
     assert found.outcome == Outcome(**{**vars(OUTCOME), "generations": [generation]})
     assert found.summary["samples"] == {"loaded": 32, "trained": 30}
     assert found.summary["tokens"] == {"loaded": 64, "trained": 60}

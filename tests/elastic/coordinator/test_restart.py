@@ -89,7 +89,7 @@ def test_who_does_not_let_go_of_its_group_is_given_up(lead, tmp_path):
     assert pool.time.now - pool.hung_at < 60 + 10 * STEP_SECONDS
     lost = next(e for e in notes(tmp_path, "worker") if e["state"] == "lost")
     assert lost["worker"] == "w1"
-    assert "did not let go" in lost["reason"]
+    assert "did not leave its group" in lost["reason"]
     assert outcome.state == "finished"
     check_journal(tmp_path)
 
