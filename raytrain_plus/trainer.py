@@ -31,6 +31,7 @@ from raytrain_plus.elastic.coordinator.actor import (
 )
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome, RunSpec
+from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.interrupts import Interrupts
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.ray_cluster import joining, own_ray
@@ -359,7 +360,7 @@ def attach(
 
 def _interrupt(ended: Ended, number: int) -> None:
     """Raise RunInterrupted if a signal ended a run."""
-    if not number or ended.outcome.state != "stopped":
+    if not number or ended.outcome.state is not RunState.STOPPED:
         return
     run, steps, total = (ended.summary[key] for key in ("run", "steps", "total_steps"))
     kept = ended.outcome.checkpoint
@@ -388,7 +389,7 @@ def result_of(ended: Ended, spec: RunSpec | None = None) -> ray.train.Result:
         TrainingFailedError: the run failed.
     """
     outcome = ended.outcome
-    if outcome.state == "failed":
+    if outcome.state is RunState.FAILED:
         raise TrainingFailedError(outcome.error, ended.summary)
     own = {"loss": outcome.loss, "steps": outcome.steps, "digest": outcome.digest}
     found = {f"evaluation_{k}" if k in own else k: v for k, v in outcome.metrics.items()}

@@ -96,11 +96,11 @@ def test_a_run_that_cannot_be_reached_says_so(status, option):
 def test_watching_follows_a_run_to_its_end(tmp_path, told, live):
     def end():
         told(END)
-        return {**LIVE, "state": "ended"}
+        return {**LIVE, "state": "stopping"}
 
     live(LIVE, None, end)
     seen = list(control.watch("demo", str(tmp_path), every=0.0))
-    assert [one["state"] for one in seen] == ["training", "no answer", "ended", "finished"]
+    assert [one["state"] for one in seen] == ["training", "no answer", "stopping", "finished"]
     assert seen[-1]["digest"] == "abc"
 
 

@@ -91,6 +91,9 @@ Whole = Annotated[
 ]
 Number = Annotated[float, Check("a number", _is_number)]
 Finite = Annotated[float, Check("a finite number", _is_finite)]
+EndState = Annotated[
+    str, Check("`finished`, `stopped` or `failed`", ("finished", "stopped", "failed").__contains__)
+]
 Hexadecimal = Annotated[str, Check("a hexadecimal number", _is_hexadecimal)]
 Time = Annotated[
     float,
@@ -277,7 +280,7 @@ class StopEvent(TypedDict):
 class EndEvent(TypedDict):
     """The run has ended; closes the journal until it is resumed."""
 
-    state: NotRequired[Annotated[Text, "`finished`, `stopped` or `failed`"]]
+    state: NotRequired[Annotated[EndState, "how"]]
     step: NotRequired[Annotated[Count, "committed steps of the final state"]]
     error: NotRequired[Annotated[Text, "why it failed"]]
     failed_on: NotRequired[Annotated[Table, "`{worker, node, host, step}` where the task failed"]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.names import NAMESPACE, check_name, possible_folders
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
@@ -67,7 +68,11 @@ def status(run: str, storage: str, address: str | None = None) -> Event:
             answer: Event = _ask(coordinator.status.remote())
             return answer
     except SteeringError as error:
-        return {**_from_journal(folder, events), "state": "unreachable", "reason": str(error)}
+        return {
+            **_from_journal(folder, events),
+            "state": RunState.UNREACHABLE,
+            "reason": str(error),
+        }
 
 
 def scale(run: str, workers: int, storage: str, address: str | None = None) -> Event:
@@ -169,7 +174,10 @@ def watch(
     try:
         with reached(folder, address) as name:
             while not _ended(known):
-                yield _live(name, known) or {**_from_journal(folder, known), "state": "no answer"}
+                yield _live(name, known) or {
+                    **_from_journal(folder, known),
+                    "state": RunState.NO_ANSWER,
+                }
                 sleep(every)
                 events, offset = journal.follow(folder / journal.FILE_NAME, offset)
                 known = list(journal.newest_of([*known, *events], _STATUS_EVENTS).values())
@@ -177,7 +185,7 @@ def watch(
     except SteeringError as error:
         known = _known(folder)
         told = _from_journal(folder, known)
-        gone = {"state": "unreachable", "reason": str(error)}
+        gone = {"state": RunState.UNREACHABLE, "reason": str(error)}
         yield told if _ended(known) else {**told, **gone}  # it may have ended a moment ago
 
 
@@ -202,7 +210,7 @@ def _from_journal(folder: Path, events: list[Event]) -> Event:
     step, end = last.get("step", {}), last.get("end", {})
     return {
         "run": run["run"],
-        "state": end.get("state", "unknown"),
+        "state": RunState(end.get("state", RunState.UNKNOWN)),
         "step": end.get("step", step.get("step", 0)),
         "total_steps": run["total_steps"],
         "loss": end.get("loss", step.get("loss")),

@@ -12,6 +12,7 @@ from typing import Any
 from raytrain_plus.elastic.client.coordinator_watch import CoordinatorWatch
 from raytrain_plus.elastic.protocol.messages import Outcome
 from raytrain_plus.elastic.protocol.records import GENERATION
+from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
@@ -128,7 +129,7 @@ class _Follower:
                     return ended(self._seen, self._folder)
                 if lost and not is_behind:
                     self._check_last()
-                    raise LostError(f"{lost}{self._kept()}", self._summary("lost"))
+                    raise LostError(f"{lost}{self._kept()}", self._summary(RunState.LOST))
                 self._obey(lookout)
                 if time.monotonic() > look_at:
                     look_at = time.monotonic() + _LOOK
@@ -159,7 +160,9 @@ class _Follower:
         with contextlib.suppress(StoreError):
             last = Owners(Store(self._folder)).latest()
             if self._claim is not None and last is not None and last.claim != self._claim:
-                raise LostError(f"{FencedError(last, replaced=False)}", self._summary("lost"))
+                raise LostError(
+                    f"{FencedError(last, replaced=False)}", self._summary(RunState.LOST)
+                )
 
     def _print(self, *, last: bool) -> None:
         """Write what the workers have printed."""
@@ -211,9 +214,9 @@ class _Follower:
     def _left(self, how: str) -> RunInterrupted:
         number = self._interrupts.number
         text = f"run {self._run} was left alone by {signal.Signals(number).name} {how}"
-        return RunInterrupted(number, f"{text}{self._kept()}", self._summary("interrupted"))
+        return RunInterrupted(number, f"{text}{self._kept()}", self._summary(RunState.INTERRUPTED))
 
-    def _summary(self, state: str) -> dict[str, Any]:
+    def _summary(self, state: RunState) -> dict[str, Any]:
         step, run = self._last.get("step", {}), self._last.get("run", {})
         kept = self._last.get("checkpoint", {})
         return {
@@ -277,4 +280,5 @@ def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
         for event in events
         if event["event"] == "generation"
     ]
+    told["state"] = RunState(told["state"])
     return Outcome(**{**told, "steps": end["step"], "generations": generations})

@@ -48,6 +48,7 @@ from raytrain_plus.elastic.protocol.messages import (
     WorkerProcess,
 )
 from raytrain_plus.elastic.protocol.records import Record
+from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.causes import Cause, sentence
 from raytrain_plus.observe.gauges import LiveRun
@@ -110,10 +111,11 @@ class Coordinator:
         self._causes: Sequence[Cause] = (Cause("start"),)
         self._moves = -1
         self._last_commit: float | None = None
-        self._stopping = any(event["event"] == "stop" for event in this_time)
         self._failure: str | None = None
         self._drains_at = 0.0
-        self._state = "starting"
+        self._state = RunState.STARTING
+        if any(event["event"] == "stop" for event in this_time):
+            self._state = RunState.STOPPING
         if spec.resume_from is not None and not returns:
             place, step = spec.resume_from
             events = [*events, {"event": "checkpoint", "folder": place, "step": step}]
@@ -140,7 +142,7 @@ class Coordinator:
         try:
             outcome = self._train(driver)
         except FencedError as error:
-            self._state = "ended"
+            self._become(RunState.REPLACED)
             driver.close()
             if not error.replaced:  # else they are the other's
                 self._membership.dismiss_all()
@@ -167,12 +169,11 @@ class Coordinator:
                         f"{sentence(self._causes)}: see the `worker` lines of the journal"
                     )
         except StoppedError:
-            outcome = self._outcome("stopped", [])
+            outcome = self._outcome(RunState.STOPPED, [])
         except (RunError, DivergenceError) as error:
             where = getattr(error, "failed_on", {})
-            outcome = self._outcome("failed", [], error=str(error), failed_on=where)
-        with self._lock:
-            self._state = "ended"
+            outcome = self._outcome(RunState.FAILED, [], error=str(error), failed_on=where)
+        self._become(outcome.state)
         driver.close()
         self._membership.dismiss_all()
         self._run_log.end(outcome)
@@ -208,7 +209,7 @@ class Coordinator:
         """Take a worker's word on steps that are committed."""
         del worker
         with self._lock:
-            if self._state == "ended":
+            if self._state.is_over:
                 return
             self._run_log.started(generation, started)
             self._add_records(records)
@@ -234,10 +235,10 @@ class Coordinator:
     @ray.method(concurrency_group="control")
     def stop(self) -> Event:
         """End the run after the step in flight, keeping its state."""
-        self._stopping = True
         with self._lock:
-            if self._state != "ended":  # nothing is said of a run after its end
-                self._run_log.note("stop")  # for a coordinator that comes back
+            if not self._state.is_over:  # nothing is written after a run's end
+                self._become(RunState.STOPPING)
+                self._run_log.note("stop")  # for a coordinator that is restarted
         self._actors.tell(Wakeup())
         return self._status()
 
@@ -285,8 +286,15 @@ class Coordinator:
 
     def _status(self) -> Event:
         with self._lock:
-            state = "stopping" if self._stopping and self._state != "ended" else self._state
-            return self._run_status.of(state, self._generation, self._group)
+            return self._run_status.of(self._state, self._generation, self._group)
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._state is RunState.STOPPING
+
+    def _become(self, state: RunState) -> None:
+        with self._lock:
+            self._state = self._state.followed_by(state)
 
     # -- plan
 
@@ -322,7 +330,8 @@ class Coordinator:
             self._causes = causes or [Cause("other")]
             self._run_log.expect(plan, self._causes, self._last_commit)
             self._moves = -1
-            self._state = "training"
+            if not self._is_stopping:
+                self._become(RunState.TRAINING)
         return plan
 
     # -- run a generation
@@ -339,7 +348,7 @@ class Coordinator:
         """Deal with whatever is not about a member of the running generation."""
         self._journal.flush()
         ready = any(member.ready is not None for member in self._membership.members.values())
-        if self._stopping and self._running is None and not (self._group and ready):
+        if self._is_stopping and self._running is None and not (self._group and ready):
             raise StoppedError("the run was stopped while it waited for workers")
         if isinstance(event, ShareWritten):
             members = self._membership.members
@@ -370,7 +379,7 @@ class Coordinator:
         self._failure = self._failure or self._checkpoints.fatal or self._journal.fatal
         if self._failure is not None:
             running.abort(self._failure)
-        if self._stopping or self._membership.wants_change([a.worker for a in self._group]):
+        if self._is_stopping or self._membership.wants_change([a.worker for a in self._group]):
             running.pause()
         elif self._rebalancer.advises():
             self._membership.because(Cause("rebalanced"))
@@ -391,7 +400,7 @@ class Coordinator:
         on_purpose = self._faults.mark_struck()
         blamed = self._blame(plan, on_purpose=on_purpose)
         if blamed is not None:
-            return self._outcome("failed", ahead, error=blamed)
+            return self._outcome(RunState.FAILED, ahead, error=blamed)
         for report in reports.values():
             if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
                 self._checkpoints.refuse(plan.checkpoint, report.reason)
@@ -402,19 +411,19 @@ class Coordinator:
         failed = {w: r for w, r in reports.items() if r.ending == "failed"}
         finished = {w: r for w, r in reports.items() if r.ending == "finished"}
         if self._failure and not failed:
-            return self._outcome("failed", ahead, error=str(self._failure))
+            return self._outcome(RunState.FAILED, ahead, error=str(self._failure))
         if failed and not self._is_transient(failed):
             worker, report = next(iter(failed.items()))
             where = {**self._membership.place_of(worker), "step": report.step + 1}
-            return self._outcome("failed", ahead, error=report.error, failed_on=where)
+            return self._outcome(RunState.FAILED, ahead, error=report.error, failed_on=where)
         self._replace(failed, ahead)
         if finished:
             digests = sorted({report.digest for report in finished.values()})
             if len(digests) > 1 and self._membership.bitwise:
                 raise RunError(f"the replicas ended with different states: {digests}")
-            return self._outcome("finished", sorted(finished), digests[0])
-        if self._stopping and ahead:
-            return self._outcome("stopped", ahead)
+            return self._outcome(RunState.FINISHED, sorted(finished), digests[0])
+        if self._is_stopping and ahead:
+            return self._outcome(RunState.STOPPED, ahead)
         step = max(top, self._run_log.step)
         self._faults.apply_planned(step, self._group, self._membership)
         self._membership.release_surplus()
@@ -490,7 +499,7 @@ class Coordinator:
 
     def _outcome(
         self,
-        state: Any,
+        state: RunState,
         ahead: Sequence[str],
         digest: str = "",
         error: str = "",

@@ -11,6 +11,7 @@ from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.coordinator.workers import WorkerActors
 from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec, WorkerStatus
+from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Event
 
@@ -61,7 +62,7 @@ class RunStatus:
             for one, seconds in zip(group, compute_seconds, strict=True)
         }
 
-    def of(self, state: str, generation: int, group: Sequence[Assignment]) -> Event:
+    def of(self, state: RunState, generation: int, group: Sequence[Assignment]) -> Event:
         """Return what is known without asking a worker.
 
         Args:

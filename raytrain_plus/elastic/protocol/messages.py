@@ -11,6 +11,7 @@ from raytrain_plus.algorithms.naming import Described
 from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.protocol.faults import Fault
+from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.names import check_name
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
 from raytrain_plus.redaction import redacted, redacted_repr
@@ -435,7 +436,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        state: `finished`, `stopped` (on request) or `failed`.
+        state: one of `ENDS`.
         error: why it failed, for people; the user's traceback first where there is one.
         failed_on: `{worker, node, host, step}` where the task failed; empty otherwise.
         digest: sha256 of the final state; empty when failed.
@@ -451,7 +452,7 @@ class Outcome:
         costs: by aspect, `{seconds, acted, idle}` of its advice over all workers.
     """
 
-    state: Literal["finished", "stopped", "failed"]
+    state: RunState
     steps: int
     error: str = ""
     failed_on: Mapping[str, Any] = field(default_factory=dict)

@@ -442,7 +442,7 @@ def test_the_status_says_how_the_run_stands(lead):
     assert status["workers"] == ["w0", "w1"]
     assert status["pids"] == {"w0": 1000, "w1": 1001}
     assert outcome.state == "finished"
-    assert pool.coordinator.status()["state"] == "ended"
+    assert pool.coordinator.status()["state"] == "finished"
 
 
 # -- spares, and speeds
