@@ -25,9 +25,9 @@ from raytrain_plus.elastic.client.following import Ended, LostError, Watcher, fo
 from raytrain_plus.elastic.client.tune_trial import lifeline_of_trial
 from raytrain_plus.elastic.coordinator.actor import (
     check_not_running,
-    end_leader,
+    end_coordinator,
     is_running,
-    start_leader,
+    start_coordinator,
 )
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome, RunSpec
@@ -271,7 +271,7 @@ class ElasticTrainer:
         for text in self._warnings:
             opened.write("warning", text=text)
         opened.close()
-        leader = start_leader(spec)
+        coordinator = start_coordinator(spec)
         try:
             ended = follow(
                 spec.name,
@@ -286,9 +286,9 @@ class ElasticTrainer:
             raise TrainingFailedError(str(error), error.summary) from None
         except BaseException:  # such as the SystemExit by which Tune ends a function
             if spec.driver is not None:
-                leader.stop.remote()
+                coordinator.stop.remote()
             raise
-        end_leader(spec, leader)
+        end_coordinator(spec, coordinator)
         return ended
 
     def _claim_ownership(self, address: str) -> ownership.Held:

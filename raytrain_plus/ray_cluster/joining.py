@@ -3,14 +3,11 @@
 import os
 import re
 import socket
-from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from raytrain_plus.names import NAMESPACE
-from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster.gcs import (
     ClusterError,
     Gcs,
@@ -166,23 +163,3 @@ def _told(address: str, error: Exception) -> str:
             "here, or give --address http://HOST:8265, which runs the command there"
         )
     return f"the Ray cluster at {address} cannot be joined: {text.strip().splitlines()[0]}"
-
-
-def find_leader(run: str, events: Sequence[Event]) -> Any:
-    """Return the handle of a run's coordinator.
-
-    Args:
-        run: its name.
-        events: of its journal, which names who lends it its processes, if somebody does.
-
-    Raises:
-        ValueError: there is none.
-        RayActorError: it is being started again.
-    """
-    lender = next((e.get("lender") for e in reversed(events) if e["event"] == "run"), None)
-    if lender is None:
-        return ray.get_actor(run, namespace=NAMESPACE)
-    handle = ray.get(ray.get_actor(lender, namespace=NAMESPACE).leader_of.remote(run))
-    if handle is None:
-        raise ValueError(f"Failed to look up actor: lender {lender} has lent nothing to run {run}")
-    return handle

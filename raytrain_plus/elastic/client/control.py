@@ -8,11 +8,13 @@ from typing import Any
 
 import ray
 
+from raytrain_plus.elastic.client.find_run import find_coordinator
+from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, Ref
 from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.names import NAMESPACE, check_name, possible_folders
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.ray_cluster.joining import find_leader, join, trusted
+from raytrain_plus.ray_cluster.joining import join, trusted
 
 _ANSWER_SECONDS = 30.0
 _STATUS_EVENTS = ("run", "step", "evaluate", "end")  # of which a status is made
@@ -65,8 +67,7 @@ def status(run: str, storage: str, address: str | None = None) -> Event:
         return _from_journal(folder, events)
     try:
         with _coordinator(events, address) as coordinator:
-            answer: Event = _ask(coordinator.status.remote())
-            return answer
+            return _ask(coordinator.status.remote())
     except SteeringError as error:
         return {
             **_from_journal(folder, events),
@@ -105,8 +106,7 @@ def stop(run: str, storage: str, address: str | None = None) -> Event:
 
 def _tell(run: str, storage: str, address: str | None, what: str, *given: int) -> Event:
     with _coordinator(_known(folder_of(run, storage)), address) as coordinator:
-        answer: Event = _ask(getattr(coordinator, what).remote(*given))
-        return answer
+        return _ask(getattr(coordinator, what).remote(*given))
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def watch(
 def _live(name: str, events: list[Event]) -> Event | None:
     """Ask a run's coordinator; None if it does not answer, as when Ray is starting it again."""
     try:
-        answer: Event = _ask(find_leader(name, events).status.remote())
+        answer: Event = _ask(find_coordinator(name, events).status.remote())
     except ray.exceptions.RayError:
         return None
     return answer
@@ -222,7 +222,7 @@ def _from_journal(folder: Path, events: list[Event]) -> Event:
 
 
 @contextmanager
-def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
+def _coordinator(events: list[Event], address: str | None) -> Iterator[CoordinatorHandle]:
     run = _run_of(events)
     if _ended(events):
         raise SteeringError(f"run {run['run']} has ended")
@@ -233,7 +233,7 @@ def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
                 journal.need(run, "address")
                 address = trusted(run["address"])
             join(address, namespace=NAMESPACE)
-        yield find_leader(run["run"], events)
+        yield find_coordinator(run["run"], events)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         if isinstance(error, SteeringError):
             raise
@@ -247,8 +247,9 @@ def _coordinator(events: list[Event], address: str | None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _ask(ref: Any) -> Any:
+def _ask(ref: Ref[Event]) -> Event:
     try:
-        return ray.get(ref, timeout=_ANSWER_SECONDS)
+        answer: Event = ray.get(ref, timeout=_ANSWER_SECONDS)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    return answer

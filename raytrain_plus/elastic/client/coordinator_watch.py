@@ -15,10 +15,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
+from raytrain_plus.elastic.client.find_run import find_coordinator
 from raytrain_plus.elastic.protocol.messages import CoordinatorHealth
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster import actors, memory_monitor, own_ray
-from raytrain_plus.ray_cluster.joining import find_leader
 
 _WAIT = 1.0  # seconds that a look may keep who follows
 _ANSWER = 5.0  # seconds to answer
@@ -131,11 +131,11 @@ class CoordinatorWatch:
         if not ray.is_initialized():  # a question would start a Ray of its own
             return _Seen()
         try:
-            leader = find_leader(self._run, self._events)
+            coordinator = find_coordinator(self._run, self._events)
             if self._stop_asked is not None and not self._stop_taken:
-                ray.get(leader.stop.remote(), timeout=_ANSWER)
+                ray.get(coordinator.stop.remote(), timeout=_ANSWER)
                 self._stop_taken = True
-            return _Seen(health=ray.get(leader.health.remote(), timeout=_ANSWER))
+            return _Seen(health=ray.get(coordinator.health.remote(), timeout=_ANSWER))
         except ValueError:
             return _Seen(gone=True)
         except (RayActorError, GetTimeoutError):
@@ -145,7 +145,7 @@ class CoordinatorWatch:
 
     def _unanswered(self) -> _Seen:
         with contextlib.suppress(RayError, ValueError, RuntimeError):
-            return _Seen(actor=actors.state_of(find_leader(self._run, self._events)))
+            return _Seen(actor=actors.state_of(find_coordinator(self._run, self._events)))
         return _Seen()
 
 
@@ -159,4 +159,4 @@ def _end_hung(run: str, events: Sequence[Event], actor: actors.ActorState) -> No
             os.kill(actor.pid, signal.SIGKILL)
         return
     with contextlib.suppress(RayError, ValueError):
-        ray.kill(find_leader(run, events), no_restart=False)
+        ray.kill(find_coordinator(run, events), no_restart=False)

@@ -9,12 +9,12 @@ import os
 import threading
 import time
 import traceback
-from typing import Any
 
 import ray
 
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
 from raytrain_plus.elastic.coordinator.worker_sources import request_of
+from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, LenderHandle
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.ray_cluster.metrics import Exporter
@@ -43,26 +43,28 @@ def is_running(run: str) -> bool:
     return True
 
 
-def end_leader(spec: RunSpec, leader: Any) -> None:
+def end_coordinator(spec: RunSpec, coordinator: CoordinatorHandle) -> None:
     """End a run's coordinator, which has nothing more to do."""
     if spec.lender is None:
-        ray.kill(leader)  # one that is lent leads another run
+        ray.kill(coordinator)  # one that is lent leads another run
 
 
-def start_leader(spec: RunSpec) -> Any:
+def start_coordinator(spec: RunSpec) -> CoordinatorHandle:
     """Start a run's coordinator on this node; returns its handle.
 
     It is detached: whoever started it may go, and find it again by the run's name.
     """
     if spec.lender is not None:
-        lender = ray.get_actor(spec.lender, namespace=NAMESPACE)
+        lender: LenderHandle = ray.get_actor(spec.lender, namespace=NAMESPACE)
         # By reference: the lender need not be able to import what is the user's.
-        return ray.get(lender.lead.remote(request_of(spec), [ray.put(spec)]))
+        spec_ref = ray.put(spec)
+        lent: CoordinatorHandle = ray.get(lender.lead.remote(request_of(spec), [spec_ref]))
+        return lent
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )
-    return (
-        ray.remote(concurrency_groups={"control": 4})(_leader_of(spec))
+    started: CoordinatorHandle = (
+        ray.remote(concurrency_groups={"control": 4})(_actor_class(spec))
         .options(
             name=spec.name,
             namespace=NAMESPACE,
@@ -75,6 +77,7 @@ def start_leader(spec: RunSpec) -> Any:
         )
         .remote()
     )
+    return started
 
 
 def lead(coordinator: Coordinator, run: str) -> None:
@@ -99,7 +102,7 @@ def lead(coordinator: Coordinator, run: str) -> None:
     exporter.stop()
 
 
-def _leader_of(spec: RunSpec) -> type[Coordinator]:
+def _actor_class(spec: RunSpec) -> type[Coordinator]:
     class CoordinatorActor(Coordinator):
         def __init__(self) -> None:
             returns = ray.get_runtime_context().was_current_actor_reconstructed

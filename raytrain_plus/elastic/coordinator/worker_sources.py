@@ -4,10 +4,16 @@ import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 
+from raytrain_plus.elastic.protocol.handles import (
+    CoordinatorHandle,
+    LenderHandle,
+    ReusedWorkerHandle,
+    WorkerHandle,
+)
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.elastic.worker.worker import Worker
 from raytrain_plus.names import NAMESPACE
@@ -30,20 +36,20 @@ _ISA = {
 class WorkerSource(Protocol):
     """Gives a run its workers. Called by the coordinator's thread alone."""
 
-    def take(self, worker: str) -> "Future[Any]":
+    def take(self, worker: str) -> "Future[WorkerHandle]":
         """Ask for a worker of that name; its handle may come at once, later, or never."""
 
-    def give_back(self, worker: str, handle: Any | None) -> None:
+    def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
         """Return a worker that does nothing; without a handle, one that has not come yet."""
 
-    def end(self, worker: str, handle: Any) -> None:
+    def end(self, worker: str, handle: WorkerHandle) -> None:
         """End a worker that is not to be trusted, or does not answer."""
 
-    def find(self) -> dict[str, Any]:
+    def find(self) -> dict[str, WorkerHandle]:
         """Return the handles of all workers that this run has, by name."""
 
 
-def worker_source(spec: RunSpec, coordinator: Any) -> WorkerSource:
+def worker_source(spec: RunSpec, coordinator: CoordinatorHandle) -> WorkerSource:
     """Return where a run's workers come from.
 
     Args:
@@ -62,14 +68,14 @@ class FromRay:
     them again.
     """
 
-    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+    def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:
         self._spec = spec
         self._coordinator = coordinator
         self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
 
-    def take(self, worker: str) -> "Future[Any]":
+    def take(self, worker: str) -> "Future[WorkerHandle]":
         """Ask Ray; while it cannot place the worker, it is demand that an autoscaler sees."""
-        taken: Future[Any] = Future()
+        taken: Future[WorkerHandle] = Future()
         taken.set_result(
             self._actor.options(
                 name=f"{self._spec.name}/{worker}",
@@ -80,17 +86,17 @@ class FromRay:
         )
         return taken
 
-    def give_back(self, worker: str, handle: Any | None) -> None:
+    def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
         """End it: nobody else would use it."""
         if handle is not None:
             self.end(worker, handle)
 
-    def end(self, worker: str, handle: Any) -> None:
+    def end(self, worker: str, handle: WorkerHandle) -> None:
         """End its process."""
         del worker
         ray.kill(handle)
 
-    def find(self) -> dict[str, Any]:
+    def find(self) -> dict[str, WorkerHandle]:
         """Return all of that name; those of an earlier run of the same name are among them."""
         prefix = f"{self._spec.name}/"
         named = [
@@ -108,29 +114,29 @@ class FromRay:
 class FromLender:
     """Processes that serve one run after another; see `worker_pool/server.py`."""
 
-    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+    def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:
         del coordinator  # the lender knows it
         self._run = spec.name
-        self._lender = ray.get_actor(str(spec.lender), namespace=NAMESPACE)
+        self._lender: LenderHandle = ray.get_actor(str(spec.lender), namespace=NAMESPACE)
 
-    def take(self, worker: str) -> "Future[Any]":
+    def take(self, worker: str) -> "Future[WorkerHandle]":
         """Wait for a process that nobody else uses."""
-        taken: Future[Any] = self._lender.take.remote(self._run, worker).future()
+        taken: Future[WorkerHandle] = self._lender.take.remote(self._run, worker).future()
         return taken
 
-    def give_back(self, worker: str, handle: Any | None) -> None:
+    def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
         """Let the process forget the run; the lender waits for that, and looks at what is left."""
-        left = [] if handle is None else [handle.vacate.remote()]
+        left = [] if handle is None else [cast("ReusedWorkerHandle", handle).vacate.remote()]
         self._lender.give_back.remote(self._run, worker, left)
 
-    def end(self, worker: str, handle: Any) -> None:
+    def end(self, worker: str, handle: WorkerHandle) -> None:
         """End the process: the lender will see it."""
         del worker
         ray.kill(handle)
 
-    def find(self) -> dict[str, Any]:
+    def find(self) -> dict[str, WorkerHandle]:
         """Ask the lender what it has lent to this run."""
-        found: dict[str, Any] = ray.get(self._lender.lent_to.remote(self._run))
+        found: dict[str, WorkerHandle] = ray.get(self._lender.lent_to.remote(self._run))
         return found
 
 

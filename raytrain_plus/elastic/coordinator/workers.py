@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
 from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.faults import Action
+from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerHandle
 from raytrain_plus.elastic.protocol.messages import (
     Plan,
     Ready,
@@ -107,7 +109,7 @@ class _WorkerGranted:
     """A worker that was asked for is there, or none will come."""
 
     worker: str
-    handle: Any
+    handle: WorkerHandle | None
     error: BaseException | None
 
 
@@ -134,13 +136,13 @@ class WorkerActors:
         coordinator: the handle that workers report to.
     """
 
-    def __init__(self, spec: RunSpec, coordinator: Any) -> None:
+    def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:
         self.events: queue.Queue[CoordinatorEvent | _WorkerGranted] = queue.Queue()
         self._spec = spec
         self._source = worker_source(spec, coordinator)
         self._awaited: set[str] = set()
         self._faults: dict[str, Action | None] = {}
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, WorkerHandle] = {}
         self._short: dict[str, str] = {}  # worker -> why it ends itself for want of memory
         self._lifelines = Lifelines(lambda worker, why: self.events.put(WorkerLost(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
@@ -165,12 +167,15 @@ class WorkerActors:
         if worker not in self._awaited:
             return  # it was given back before it had come
         self._awaited.remove(worker)
-        if event.error is not None:
-            self.events.put(PrepareReturned(worker, None, died=_first_line(event.error)))
+        if event.error is not None or handle is None:
+            why = _first_line(event.error or RuntimeError("no process"))
+            self.events.put(PrepareReturned(worker, None, died=why))
             return
         self._handles[worker] = handle
         prepared = handle.prepare.remote(self._spec, self._faults.pop(worker, None))
-        prepared.future().add_done_callback(lambda future: self.events.put(_came(worker, future)))
+        prepared.future().add_done_callback(
+            lambda future: self.events.put(_prepared(worker, future))
+        )
 
     def find(self) -> list[str]:
         """Find the workers that a coordinator of this run has started before; returns their names.
@@ -254,7 +259,7 @@ class WorkerActors:
 
     def _on_node_of(
         self, member: Member, ready: Ready | WorkerProcess, members: Sequence[Member]
-    ) -> list[Any]:
+    ) -> list[WorkerHandle]:
         """Return the handles of the other workers on a worker's node."""
         return [
             self._handles[other.worker]
@@ -334,7 +339,7 @@ class WorkerActors:
         if handle is not None:
             self._source.give_back(member.worker, handle)
 
-    def _let_go(self, worker: str) -> Any | None:
+    def _let_go(self, worker: str) -> WorkerHandle | None:
         """Return the worker's handle for the last time, or None if it has not come."""
         self._lifelines.release(worker)
         if worker in self._awaited:
@@ -384,12 +389,12 @@ def missing_resources(resources: Mapping[str, float], workers: int) -> str:
     return "; ".join(lines)
 
 
-def _granted(worker: str, taken: Any) -> _WorkerGranted:
+def _granted(worker: str, taken: "Future[WorkerHandle]") -> _WorkerGranted:
     error = taken.exception()
     return _WorkerGranted(worker, None if error else taken.result(), error)
 
 
-def _came(worker: str, future: Any) -> PrepareReturned:
+def _prepared(worker: str, future: "Future[Ready | Unready]") -> PrepareReturned:
     error = future.exception()
     if isinstance(error, RayTaskError) and not isinstance(error, RayActorError):
         return PrepareReturned(
@@ -404,7 +409,7 @@ def _came(worker: str, future: Any) -> PrepareReturned:
     return PrepareReturned(worker, answer)
 
 
-def _returned(worker: str, generation: int, future: Any) -> TrainReturned:
+def _returned(worker: str, generation: int, future: "Future[Report]") -> TrainReturned:
     error = future.exception()
     if error is None:
         return TrainReturned(worker, generation, future.result())

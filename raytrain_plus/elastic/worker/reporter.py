@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from raytrain_plus.elastic.protocol.handles import CoordinatorHandle
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker.progress import Progress
 from raytrain_plus.training.loop import StepResult
@@ -80,7 +81,9 @@ class Reporter:
         records: what is told.
     """
 
-    def __init__(self, coordinator: Any, worker: str, progress: Progress, records: Records) -> None:
+    def __init__(
+        self, coordinator: CoordinatorHandle, worker: str, progress: Progress, records: Records
+    ) -> None:
         self._coordinator = coordinator
         self._worker = worker
         self._progress = progress

@@ -20,13 +20,14 @@ from raytrain_plus.algorithms import AspectWarning, Step, Weave
 from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.checkpointer import CheckpointError
-from raytrain_plus.checkpoint.upload import Uploads
+from raytrain_plus.checkpoint.upload import Share, Uploads
 from raytrain_plus.elastic.liveness import crashes, stacks
 from raytrain_plus.elastic.liveness.fault_log import FaultLog
 from raytrain_plus.elastic.liveness.lifeline import LifelineServer
 from raytrain_plus.elastic.policy.attribution import may_be_a_machines
 from raytrain_plus.elastic.policy.trust import named
 from raytrain_plus.elastic.protocol.faults import Action
+from raytrain_plus.elastic.protocol.handles import CoordinatorHandle
 from raytrain_plus.elastic.protocol.messages import (
     Ending,
     Plan,
@@ -101,24 +102,29 @@ class Worker:
 
     Args:
         name: the worker's name in the run.
-        coordinator: the coordinator's handle, which is told of steps.
+        coordinator: the coordinator's handle; None for a process that serves no run yet.
     """
 
-    def __init__(self, name: str, coordinator: Any) -> None:
+    def __init__(self, name: str, coordinator: CoordinatorHandle | None) -> None:
         signal.signal(signal.SIGTERM, self._on_notice)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
         exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
         self._begin(name, coordinator)
 
-    def _begin(self, name: str, coordinator: Any) -> None:
+    def _begin(self, name: str, coordinator: CoordinatorHandle | None) -> None:
         self._name = name
-        self._coordinator = coordinator
+        self._led_by = coordinator
         self._progress = Progress()
         self._records = Records()
         self._transport: Transport | None = None
         self._loader: Loader | None = None
         self._ready: Ready | None = None
         self._report_of: Report | None = None
+
+    @property
+    def _coordinator(self) -> CoordinatorHandle:
+        assert self._led_by is not None, "this process serves no run"
+        return self._led_by
 
     def prepare(self, spec: RunSpec, fault: Action | None = None) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe.
@@ -181,7 +187,7 @@ class Worker:
         self._uploads = Uploads(
             spec.checkpoint_store,
             self._weave.aspects,
-            lambda share: self._coordinator.report_share.remote(self._name, share),
+            self._report_share,
             partial(check_claim, spec.checkpoint_store, spec.claim),
             spec.manifest_header(proof),
         )
@@ -447,6 +453,9 @@ class Worker:
             digest=replica.digest() if ending == "finished" else "",
             **why,
         )
+
+    def _report_share(self, share: Share) -> None:
+        self._coordinator.report_share.remote(self._name, share)
 
     def _interrupt(self, reason: str) -> None:
         if self._transport is not None:

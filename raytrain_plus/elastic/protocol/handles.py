@@ -1,0 +1,89 @@
+"""What a process may call on the actors of a run, by their handles. Types only, no Ray."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from raytrain_plus.elastic.protocol.faults import Action
+from raytrain_plus.elastic.protocol.messages import (
+    CoordinatorHealth,
+    Plan,
+    Ready,
+    Report,
+    RunSpec,
+    Unready,
+    WorkerProcess,
+    WorkerState,
+    WorkerStatus,
+)
+from raytrain_plus.elastic.protocol.records import Record
+from raytrain_plus.observe.events import Event
+
+if TYPE_CHECKING:
+    from raytrain_plus.checkpoint.upload import Share
+
+_Given = ParamSpec("_Given")
+_Answer_co = TypeVar("_Answer_co", covariant=True)
+
+
+class Ref(Protocol[_Answer_co]):
+    """The answer of an actor, which may be still to come; `ray.get` waits for it."""
+
+    def future(self) -> "Future[Any]":
+        """Return the answer as a future."""
+
+
+class Remote(Protocol[_Given, _Answer_co]):
+    """A method of an actor, as its handle has it."""
+
+    def remote(self, *args: _Given.args, **kwargs: _Given.kwargs) -> Ref[_Answer_co]:
+        """Call it; returns at once."""
+
+
+class WorkerHandle(Protocol):
+    """A worker. What is not `prepare`, `train`, `save`, `rescue`, is answered while it trains."""
+
+    prepare: Remote[[RunSpec, Action | None], Ready | Unready]
+    train: Remote[[Plan], Report]
+    computes_right: Remote[[], bool]
+    save: Remote[[int], str]
+    rescue: Remote[[int], tuple[str, str]]
+    ask_pause: Remote[[int], None]
+    ask_checkpoint: Remote[[int, int], None]
+    abort: Remote[[int, str], None]
+    status: Remote[[], WorkerStatus]
+    state: Remote[[], WorkerState]
+    records: Remote[[int], list[Record]]
+    stack_of_neighbour: Remote[[int, int], str]
+    kill_neighbour: Remote[[int], None]
+
+
+class ReusedWorkerHandle(WorkerHandle, Protocol):
+    """A worker's process that serves one run after another."""
+
+    vacate: Remote[[], str]
+
+
+class CoordinatorHandle(Protocol):
+    """A run's coordinator."""
+
+    report_starting: Remote[[str, WorkerProcess], None]
+    report_steps: Remote[[str, int, float, int, list[Record]], None]
+    report_share: "Remote[[str, Share], None]"
+    report_notice: Remote[[str, str], None]
+    status: Remote[[], Event]
+    scale: Remote[[int], Event]
+    lose: Remote[[int, int], Event]
+    checkpoint: Remote[[], Event]
+    stop: Remote[[], Event]
+    health: Remote[[], CoordinatorHealth]
+
+
+class LenderHandle(Protocol):
+    """The actor that lends processes to the runs of a sweep."""
+
+    lead: Remote[[Any, Sequence[Ref[RunSpec]]], CoordinatorHandle]
+    take: Remote[[str, str], ReusedWorkerHandle]
+    give_back: Remote[[str, str, Sequence[Ref[str]]], None]
+    lent_to: Remote[[str], dict[str, ReusedWorkerHandle]]
+    leader_of: Remote[[str], CoordinatorHandle | None]
