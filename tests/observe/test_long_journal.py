@@ -92,6 +92,6 @@ def test_a_resume_verify_and_report_do_not_hold_the_events(folder):
 def test_a_journal_that_jumps_far_ahead_does_not_fill_the_memory(tmp_path):
     opened = Journal(tmp_path)
     opened.write("step", step=10**14, loss=0.5)
-    with pytest.raises(journal.JournalError, match="does not tell of the"):
+    with pytest.raises(journal.JournalError, match="lacks the"):
         RunLog(opened, journal.read(tmp_path))
     assert compare(journal.read(tmp_path), journal.read(tmp_path)).steps == 1

@@ -1,7 +1,7 @@
-"""The Ray actor around the coordinator: it begins by itself, also when Ray has started it again.
+"""The Ray actor around the coordinator: it starts to lead its run when Ray starts or restarts it.
 
-Its class is made for one run and holds that run's description, so that Ray can start it again when
-nobody else is left who knows it.
+Its class is made for one run and holds that run's description, so that Ray can restart it when no
+other process knows the run any more.
 """
 
 import logging
@@ -22,7 +22,7 @@ from raytrain_plus.storage.fencing import FencedError
 
 
 def check_not_running(run: str) -> None:
-    """Refuse a run whose name another one has, which lives.
+    """Refuse a run if another run of its name lives.
 
     Raises:
         ValueError: a run of that name lives on this cluster.
@@ -44,19 +44,19 @@ def is_running(run: str) -> bool:
 
 
 def end_coordinator(spec: RunSpec, coordinator: CoordinatorHandle) -> None:
-    """End a run's coordinator, which has nothing more to do."""
+    """End a run's coordinator after the run."""
     if spec.lender is None:
-        ray.kill(coordinator)  # one that is lent leads another run
+        ray.kill(coordinator)  # a lent coordinator leads another run next
 
 
 def start_coordinator(spec: RunSpec) -> CoordinatorHandle:
     """Start a run's coordinator on this node; returns its handle.
 
-    It is detached: whoever started it may go, and find it again by the run's name.
+    It is detached: the process that started it may end, and find it later by the run's name.
     """
     if spec.lender is not None:
         lender: LenderHandle = ray.get_actor(spec.lender, namespace=NAMESPACE)
-        # By reference: the lender need not be able to import what is the user's.
+        # By reference: the lender need not be able to import the user's modules.
         spec_ref = ray.put(spec)
         lent: CoordinatorHandle = ray.get(lender.lead.remote(request_of(spec), [spec_ref]))
         return lent
@@ -81,9 +81,9 @@ def start_coordinator(spec: RunSpec) -> CoordinatorHandle:
 
 
 def lead(coordinator: Coordinator, run: str) -> None:
-    """Let a coordinator lead its run to the end, while Ray's metrics see it.
+    """Lead a run to its end and export its metrics.
 
-    What goes wrong in the coordinator itself ends the process, and Ray starts another.
+    An error of the coordinator itself ends the process, and Ray restarts it.
     """
     exporter = Exporter(run, lambda: coordinator.live.readings(time.time()))
     exporter.start()
@@ -94,7 +94,7 @@ def lead(coordinator: Coordinator, run: str) -> None:
             coordinator.run()
     except FencedError as error:
         if error.replaced:
-            os._exit(0)  # Ray has started another in our place
+            os._exit(0)  # Ray has started another in its place
         logging.getLogger(__name__).warning("%s", error)
     except BaseException:  # noqa: BLE001 - whatever it is, it is not the end of the run
         traceback.print_exc()
@@ -111,7 +111,7 @@ def _actor_class(spec: RunSpec) -> type[Coordinator]:
 
         def _lead(self) -> None:
             lead(self, spec.name)
-            # All is in the journal; a driver that waits for it may have gone.
+            # Everything is in the journal; a driver that waits for it may be gone.
             ray.kill(ray.get_actor(spec.name, namespace=NAMESPACE))
 
     return CoordinatorActor

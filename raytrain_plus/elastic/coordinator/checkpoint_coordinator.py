@@ -1,4 +1,4 @@
-"""The coordinator's side of checkpoints: asking for them, committing them, keeping some."""
+"""The coordinator's side of checkpoints: it requests, commits and retains them."""
 
 import contextlib
 import threading
@@ -23,7 +23,7 @@ _COMMIT_SECONDS = 30.0  # to wait for a commit under way before the last state i
 
 @dataclass(frozen=True)
 class CommitReturned:
-    """A checkpoint is there, or could not be made to be.
+    """A checkpoint was committed, or could not be.
 
     Attributes:
         attempt: which.
@@ -42,8 +42,8 @@ class CheckpointCoordinator:
     Args:
         spec: the run.
         run_log: takes notes.
-        tell: called, from a thread, with what becomes of an attempt.
-        events: what the journal tells of checkpoints that are there.
+        tell: called from a thread with the result of an attempt.
+        events: of the journal, which name the checkpoints that are there.
     """
 
     def __init__(
@@ -70,53 +70,53 @@ class CheckpointCoordinator:
 
     @property
     def fatal(self) -> str | None:
-        """Why the run is to end: no checkpoint could be written for too long."""
+        """Why the run must end: too many checkpoints in a row could not be written."""
         return self._books.fatal
 
     def newest(self) -> tuple[str, int] | None:
-        """Return where the newest checkpoint is that may be used, and its step."""
+        """Return the place and the step of the newest checkpoint that may be used."""
         kept = self._books.kept
         return (self._place(kept[0].name), kept[0].step) if kept else None
 
     def refuse(self, place: str, why: str) -> None:
-        """Use a checkpoint no more: it is damaged, or does not fit."""
+        """Stop using a checkpoint: it is damaged, or does not fit."""
         self._books.removed(_name(place))
         self._run_log.note("checkpoint", folder=place, refused=why)
 
     def distrust_after(self, step: int, generation: int) -> None:
-        """Use no checkpoint from after a step any more, and delete it: what it holds is wrong.
+        """Delete all checkpoints of steps after a step: their state may be wrong.
 
         Args:
-            step: the last that can be trusted.
-            generation: the last that has computed what cannot.
+            step: the last step that can be trusted.
+            generation: the last generation that has computed later steps.
         """
         wrong = [one.name for one in self._books.kept if one.step > step]
         for name in wrong:
-            self.refuse(self._place(name), "it holds what corruption has made")
+            self.refuse(self._place(name), "its state comes from silent data corruption")
         self._distrusted = (generation, step)
         self._books.give_up()
-        for name in wrong:  # at once: steps that are computed again are kept under the same names
+        for name in wrong:  # at once: the steps will be computed again, under the same names
             self._remove_one(name)
 
     def request(self) -> None:
-        """Ask for a checkpoint as soon as it can be."""
+        """Request a checkpoint as soon as possible."""
         self._books.request()
 
     def next_step(self, step: int, now: float) -> int | None:
-        """Return after which step all workers should take a snapshot.
+        """Return after which step all workers should take a snapshot; None if none is due.
 
-        None while there is none to take: one is under way, or the run's last is near.
+        None is due while one is under way, or when the run's last step comes before it.
         """
         at = self._books.next_step(step, now)
         return at if at is not None and at < self._spec.clock.total_steps else None
 
     def written(self, worker: str, share: Share, living: Collection[str], now: float) -> None:
-        """A worker has taken a snapshot, or written its share of one, or could not.
+        """Note that a worker has taken a snapshot, or has written its share of one, or could not.
 
         Args:
-            worker: who.
-            share: of what.
-            living: the workers that are there.
+            worker: its name.
+            share: of which snapshot.
+            living: the workers that live.
             now: monotonic seconds.
         """
         taken = (share.generation, share.step)
@@ -129,13 +129,13 @@ class CheckpointCoordinator:
                 self._books.lost(gone, now)
         attempt = self._books.under_way
         if attempt is None or taken != self._begun:
-            return  # it was given up
+            return  # the attempt was given up
         if share.error:
             self._failed(attempt, f"{worker}: {share.error}", now)
         elif share.files is not None:
             shares = self._books.returned(attempt.number, worker, share)
             if shares is not None and self._run_log.step < share.step:
-                self._failed(attempt, "nobody is left who knows all steps before it", now)
+                self._failed(attempt, "no worker is left that knows all steps before it", now)
             elif shares is not None:
                 self._committing = threading.Thread(
                     target=self._commit, args=(shares,), daemon=True
@@ -143,7 +143,7 @@ class CheckpointCoordinator:
                 self._committing.start()
 
     def committed(self, event: CommitReturned, now: float) -> None:
-        """Take in what has become of an attempt.
+        """Process the result of an attempt.
 
         Raises:
             FencedError: the run has another owner.
@@ -171,15 +171,15 @@ class CheckpointCoordinator:
         save: Callable[[str, int], str],
         rescue: Callable[[str, int], tuple[str, str]] | None = None,
     ) -> tuple[str | None, str]:
-        """Let somebody write the last state alone; returns where it is, and its digest.
+        """Make one worker write the last state; returns the place and the digest.
 
-        Where the store takes nothing, a worker keeps the state in a folder of its own node. If
-        nobody can do that either, it is where the newest checkpoint is, without a digest.
+        If the store cannot be written, a worker writes the state to a folder of its own node. If
+        that fails, too, the place is that of the newest checkpoint, and there is no digest.
 
         Args:
-            steps: who has it, and of which step it is.
-            save: lets a worker write.
-            rescue: lets a worker write to a new folder on its node; returns the digest and the
+            steps: by worker that has the state: its step.
+            save: makes a worker write.
+            rescue: makes a worker write to a new folder on its node; returns the digest and the
                 folder. Default: this is not tried.
         """
         why = ""
@@ -205,8 +205,8 @@ class CheckpointCoordinator:
                 self._run_log.note("checkpoint", step=step, error=why, elsewhere=place)
                 self._run_log.note(
                     "warning",
-                    text=f"the state of step {step} could not be kept in {due}: {why}. "
-                    f"{worker} has kept it in {place} on its node: copy that folder to this "
+                    text=f"the state of step {step} could not be written to {due}: {why}. "
+                    f"{worker} has written it to {place} on its node: copy that folder to this "
                     "place, and `train --resume` goes on from it",
                 )
                 return place, digest
@@ -214,7 +214,7 @@ class CheckpointCoordinator:
         return newest[0] if newest else None, ""
 
     def _settle(self) -> None:
-        """Wait for the commit under way: what it makes visible counts among those to be kept."""
+        """Wait for the commit under way, so that its checkpoint counts for retention."""
         attempt, committing = self._books.under_way, self._committing
         if attempt is None or committing is None:
             return
@@ -227,7 +227,7 @@ class CheckpointCoordinator:
                 self._books.add(name, attempt.step, self._metrics(attempt.step))
 
     def lost(self, worker: str, now: float) -> None:
-        """A worker has gone, and its share with it."""
+        """Note that a worker is gone, and its share with it."""
         self._books.lost(worker, now)
 
     def _place(self, name: str) -> str:
@@ -246,7 +246,7 @@ class CheckpointCoordinator:
             )
 
     def _metrics(self, step: int) -> dict[str, Any]:
-        """Return the loss of a step, and the metrics of the last evaluation by then."""
+        """Return the loss of a step, and the metrics of the last evaluation until then."""
         return {"loss": self._run_log.loss_at(step), **self._run_log.metrics_at(step)}
 
     def _note(self, name: str, step: int) -> None:
@@ -262,7 +262,7 @@ class CheckpointCoordinator:
         }
         files = [entry for one in shares.returned for entry in one.files]
         try:
-            self._run_log.sync()  # no checkpoint knows of steps that a journal could still lose
+            self._run_log.sync()  # a checkpoint must not know steps that the journal could lose
             check_claim(self._store, self._spec.claim)
             place = self._store.inside(checkpointer.name_of(shares.attempt.step))
             checkpointer.commit(place, header, files)
@@ -274,7 +274,7 @@ class CheckpointCoordinator:
             self._tell(CommitReturned(shares.attempt))
 
     def _tidy(self, surplus: Sequence[str], newest: str) -> None:
-        """Delete what is not to be kept, and what attempts before the newest have left behind."""
+        """Delete checkpoints that are not retained, and leftovers of attempts before the newest."""
 
         def tidy() -> None:
             for name in surplus:
@@ -291,28 +291,28 @@ class CheckpointCoordinator:
             check_claim(self._store, self._spec.claim)
             checkpointer.remove(self._store.inside(name), self._spec.run_id)
         except (StorageError, OSError, FencedError):
-            return  # it is named again with the next
+            return  # retention names it again with the next checkpoint
         self._books.removed(name)
         self._run_log.note("checkpoint", folder=self._place(name), removed=True)
 
 
 def _there(events: Sequence[Event]) -> list[Kept]:
-    """Return the checkpoints of which a journal tells, and does not tell that they are gone."""
+    """Return the checkpoints that are there, by the events of a journal."""
     found: dict[str, Kept] = {}
     for event in events:
         if event["event"] == "run":
-            # Those after the one from which a run was resumed were not there any more, or damaged.
+            # Those after the one from which the run was resumed were gone or damaged.
             resumed = event.get("resumed_step", 0)
             found = {name: one for name, one in found.items() if one.step <= resumed}
             name = _name(event.get("resumed_from") or "")
-            if checkpointer.is_named(name):  # though the journal may have lost its line
+            if checkpointer.is_named(name):  # even if the journal has lost its line
                 found.setdefault(name, Kept(name, resumed, {}))
             continue
         if event["event"] != "checkpoint" or event.get("folder") is None:
             continue
         name = _name(event["folder"])
         if not checkpointer.is_named(name):
-            continue  # what is no checkpoint's name is never joined to a path, nor deleted
+            continue  # only a checkpoint's name is ever joined to a path or deleted
         if "refused" in event or "removed" in event:
             found.pop(name, None)
         elif "metrics" in event or name not in found:

@@ -1,4 +1,4 @@
-"""The coordinator: plan, run a generation, learn who is left, plan again."""
+"""The coordinator: plan, run a generation, learn which workers are left, plan again."""
 
 import threading
 import time
@@ -57,30 +57,29 @@ from raytrain_plus.ray_cluster.joining import draining_nodes
 from raytrain_plus.storage.fencing import Fence, FencedError
 from raytrain_plus.training.corruption import audit_of
 
-_DRAIN_POLL = 1.0  # seconds between two looks at what nobody tells
-_CALL_SECONDS = 30.0  # to wait for whoever alone knows what has been computed
-_GLANCE = 1.0  # seconds to wait for what may be had later
+_DRAIN_POLL = 1.0  # seconds between two questions to Ray for draining nodes
+_CALL_SECONDS = 30.0  # to wait for records that may be nowhere else
+_GLANCE = 1.0  # seconds to wait for records that can be fetched later
 _SETTLE_SECONDS = 10.0  # to wait at the end for a journal that cannot be written
-_FOLLOWER_SECONDS = 30.0  # to wait for who follows the run to ask how it ended
-_FUTILE = 20  # generations in a row without a step, after which something is wrong for good
+_FOLLOWER_SECONDS = 30.0  # to wait for the driver to ask how the run ended
+_FUTILE = 20  # generations in a row without a step, after which the run fails
 
 
 class Coordinator:
     """Leads one run.
 
-    `run` is the one thread that decides; all else arrives in one queue. Methods of the
-    concurrency group `control` only leave word. What must outlive this process is in the journal
-    and on the workers.
+    `run` is the one thread that decides. Methods of the concurrency group `control` only put events
+    into its queue. What must outlive this process is in the journal and on the workers.
 
     Args:
         spec: the run.
-        returns: this run had a coordinator before, whose place this one takes.
+        returns: the run had a coordinator before, and this one takes its place.
 
     Raises:
         FencedError: another driver has the run.
 
     Attributes:
-        is_over: the coordinator before has seen the run's end.
+        is_over: the coordinator before has written the run's end.
         live: the run in numbers.
     """
 
@@ -131,7 +130,7 @@ class Coordinator:
         self._membership.target = targets[-1] if targets else self._membership.target
 
     def run(self) -> Outcome:
-        """Train; returns how it ended. Nothing that goes wrong in the run is raised.
+        """Train; returns how the run ended. An error of the run is in the outcome, not raised.
 
         Raises:
             FencedError: another coordinator leads the run now.
@@ -144,14 +143,14 @@ class Coordinator:
         except FencedError as error:
             self._become(RunState.REPLACED)
             driver.close()
-            if not error.replaced:  # else they are the other's
+            if not error.replaced:  # else the workers belong to the other coordinator
                 self._membership.dismiss_all()
             raise
         self.retire()
         return outcome
 
     def retire(self) -> None:
-        """The run has ended: from now on anyone may resume it."""
+        """Release the run's folder after the end: from now on any driver may resume the run."""
         self._fence.release()
 
     def _train(self, driver: Lifelines) -> Outcome:
@@ -178,17 +177,19 @@ class Coordinator:
         self._membership.dismiss_all()
         self._run_log.end(outcome)
         self._journal.settle(_SETTLE_SECONDS)
-        if self._journal.trouble:  # then the end is told to who follows, and asks now and then
+        if self._journal.trouble:  # the driver gets the end when it next asks for our health
             self._end_told.wait(_FOLLOWER_SECONDS)
         return outcome
 
     def _driver_gone(self, driver: str, why: str) -> None:
-        """Stop: the process that the run was started for is gone."""
-        self._run_log.note("warning", text=f"the run is stopped as its {driver} is gone: {why}")
+        """Stop the run: its driver is gone."""
+        self._run_log.note(
+            "warning", text=f"the run is stopped because its {driver} is gone: {why}"
+        )
         self.stop()
 
     def _recover(self) -> Outcome | None:
-        """Take up what a coordinator before has left, or begin; returns how it ended if it had."""
+        """Recover an earlier coordinator's workers, or start; returns the outcome if it ended."""
         if self._returns:
             self._generation, reports = find_workers(self._actors, self._membership, self._run_log)
             if self._membership.members:
@@ -206,7 +207,7 @@ class Coordinator:
     def report_steps(
         self, worker: str, generation: int, started: float, moves: int, records: list[Record]
     ) -> None:
-        """Take a worker's word on steps that are committed."""
+        """Take a worker's report of committed steps."""
         del worker
         with self._lock:
             if self._state.is_over:
@@ -219,7 +220,7 @@ class Coordinator:
 
     @ray.method(concurrency_group="control")
     def scale(self, workers: int) -> Event:
-        """Change how many workers there should be, from the next step boundary on."""
+        """Change the number of workers from the next step boundary on."""
         least, most = self._spec.workers
         if not least <= workers <= most:
             raise ValueError(f"the run has between {least} and {most} workers, not {workers}")
@@ -228,13 +229,13 @@ class Coordinator:
 
     @ray.method(concurrency_group="control")
     def lose(self, workers: int, target: int) -> Event:
-        """Kill members without notice, and want so many workers from then on: a trace says so."""
+        """Kill members without notice, and change the number of workers: for replays of traces."""
         self._actors.tell(TargetChanged(target, lost=workers))
         return {**self._status(), "target": target}
 
     @ray.method(concurrency_group="control")
     def stop(self) -> Event:
-        """End the run after the step in flight, keeping its state."""
+        """End the run after the step in flight, and keep its state."""
         with self._lock:
             if not self._state.is_over:  # nothing is written after a run's end
                 self._become(RunState.STOPPING)
@@ -244,7 +245,7 @@ class Coordinator:
 
     @ray.method(concurrency_group="control")
     def health(self) -> CoordinatorHealth:
-        """Answer, and say what the journal cannot."""
+        """Show that this process lives; returns what the journal lacks."""
         waiting = self._journal.waiting()
         if not any(event["event"] == "end" for event in waiting):
             return CoordinatorHealth(unwritten=self._journal.trouble)
@@ -254,7 +255,7 @@ class Coordinator:
 
     @ray.method(concurrency_group="control")
     def report_starting(self, worker: str, process: WorkerProcess) -> None:
-        """Take a worker's word that it has a process, and begins to prepare itself."""
+        """Take a worker's report that it has a process and starts to prepare itself."""
         self._actors.tell(WorkerStarting(worker, process))
 
     @ray.method(concurrency_group="control")
@@ -264,24 +265,24 @@ class Coordinator:
 
     @ray.method(concurrency_group="control")
     def report_notice(self, worker: str, why: str) -> None:
-        """Take a worker's word that it will be ended before long."""
+        """Take a worker's report that it will be preempted soon."""
         self._actors.tell(PreemptionNotice(worker, why))
 
     @ray.method(concurrency_group="control")
     def report_share(self, worker: str, share: Share) -> None:
-        """Take a worker's word on its share of a checkpoint."""
+        """Take a worker's report on its share of a checkpoint."""
         self._actors.tell(ShareWritten(worker, share))
 
     @ray.method(concurrency_group="control")
     def checkpoint(self) -> Event:
-        """Let all workers write a checkpoint as soon as they can."""
+        """Make all workers write a checkpoint as soon as they can."""
         self._checkpoints.request()
         self._actors.tell(Wakeup())
         return self._status()
 
     @ray.method(concurrency_group="control")
     def status(self) -> Event:
-        """Say how the run stands, and what each worker is doing."""
+        """Return the status of the run, and what each worker is doing."""
         return {**self._status(), **self._run_status.more(self._group)}
 
     def _status(self) -> Event:
@@ -299,7 +300,7 @@ class Coordinator:
     # -- plan
 
     def _plan(self) -> Plan:
-        """Decide who is in the next generation: survivors, and newcomers that are ready."""
+        """Plan the next generation: of survivors, and of newcomers that are ready."""
         members = self._membership.await_members(self._handle)
         self._fence.check()
         with self._lock:
@@ -337,7 +338,7 @@ class Coordinator:
     # -- run a generation
 
     def _run_generation(self, plan: Plan) -> dict[str, Report]:
-        """Let all members run; returns what the survivors report."""
+        """Run all members; returns the survivors' reports."""
         self._running = Generation(plan, self._actors, self._membership, self._run_log, self._watch)
         try:
             return self._running.run(self._handle, self._look_around)
@@ -345,7 +346,7 @@ class Coordinator:
             self._running = None
 
     def _handle(self, event: CoordinatorEvent | None) -> None:
-        """Deal with whatever is not about a member of the running generation."""
+        """Handle an event that is not about a member of the running generation."""
         self._journal.flush()
         ready = any(member.ready is not None for member in self._membership.members.values())
         if self._is_stopping and self._running is None and not (self._group and ready):
@@ -354,8 +355,8 @@ class Coordinator:
             members = self._membership.members
             behind = self._run_log.step < event.share.step
             if behind and event.share.files is not None and event.worker in members:
-                # No checkpoint is to know more steps than the journal; nor is a worker that hangs
-                # by now to keep anybody waiting.
+                # No checkpoint may know more steps than the journal. The wait is short, since the
+                # worker may hang by now.
                 self._fetch_records_after(event.worker, _GLANCE)
             self._checkpoints.written(event.worker, event.share, members, time.monotonic())
         elif isinstance(event, CommitReturned):
@@ -365,7 +366,7 @@ class Coordinator:
                 self._membership.handle(event, [assignment.worker for assignment in self._group])
 
     def _look_around(self) -> None:
-        """Ask for a pause if the group is to change; find draining nodes."""
+        """Ask for a pause if the group must change; find draining nodes."""
         now = time.monotonic()
         if now >= self._drains_at:
             self._drains_at = now + _DRAIN_POLL
@@ -386,10 +387,10 @@ class Coordinator:
             running.pause()
         running.ask_checkpoint(self._checkpoints.next_step(self._run_log.step, now))
 
-    # -- learn who is left
+    # -- learn which workers are left
 
     def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
-        """Take in how a generation ended; returns the outcome if the run has ended with it."""
+        """Process the reports of a generation; returns the outcome if the run has ended."""
         steps = {w: self._membership.reported(w, report) for w, report in reports.items()}
         self._run_log.note("account", generation=self._generation, **self._account.add(reports))
         top = max(steps.values(), default=-1)
@@ -430,22 +431,22 @@ class Coordinator:
         return None
 
     def _blame(self, plan: Plan | None, *, on_purpose: bool) -> str | None:
-        """Return why the run ends if the task is the likely cause of what was lost."""
+        """Return why the run ends, if the task is the likely cause of the losses."""
         losses = self._membership.pop_losses()
         alone = self._membership.target == 1 and plan is not None
         step = self._run_log.step
         return self._attribution.lost(step, losses, alone=alone, on_purpose=on_purpose)
 
     def _is_transient(self, failed: Mapping[str, Report]) -> bool:
-        """Say whether the machine may be to blame for errors, so that another is tried."""
+        """Say whether a machine may have caused the errors, so that another one is tried."""
         if len(failed) > 1 or not all(report.transient for report in failed.values()):
             return False
         return not any(self._attribution.failed(r.step, w) for w, r in failed.items())
 
     def _replace(self, failed: Mapping[str, Report], ahead: list[str]) -> None:
-        """Have others go on in the place of those on which the task has failed once."""
+        """Replace the workers on which the task has failed once."""
         for worker, report in failed.items():
-            if ahead == [worker]:  # it alone has the last state
+            if ahead == [worker]:  # no other worker has the last state
                 self._checkpoints.save_last({worker: report.step}, self._actors.save)
             self._membership.replace(worker, report.error)
 
@@ -465,7 +466,7 @@ class Coordinator:
         )
 
     def _catch_up(self, ahead: Sequence[str], top: int) -> None:
-        """Ask a survivor for the steps that a lost worker did not tell any more."""
+        """Fetch the steps from a survivor that a lost worker did not report."""
         due = self._spec.clock.evaluation_due(top) and self._spec.evaluation_data is not None
         for worker in ahead:
             if self._run_log.step >= top and (not due or self._run_log.evaluated_step >= top):
@@ -473,7 +474,7 @@ class Coordinator:
             self._fetch_records_after(worker, _CALL_SECONDS)
 
     def _fetch_records_after(self, worker: str, timeout: float) -> None:
-        """Ask a worker for the steps that it has not told yet."""
+        """Fetch the steps that a worker has not reported yet."""
         records = self._actors.records(worker, self._run_log.step, timeout)
         with self._lock:
             self._add_records(records)
@@ -486,7 +487,7 @@ class Coordinator:
             return
         if records:
             self._watch.note_progress(time.monotonic(), commits)
-        if commits:  # if all are lost, no report tells of the last one
+        if commits:  # if all workers are lost, no report has the last commit
             self._last_commit = max(self._last_commit or 0.0, *commits)
         for record in records:
             seconds = record.compute_seconds
@@ -505,9 +506,9 @@ class Coordinator:
         error: str = "",
         failed_on: Mapping[str, Any] | None = None,
     ) -> Outcome:
-        """Save the last state, if somebody has it, and sum up."""
+        """Save the last state, if a worker has it, and return the run's outcome."""
         steps = {worker: self._membership.members[worker].step for worker in ahead}
-        # A run that goes on from a checkpoint may end before the last step that the journal knows.
+        # A run that goes on from a checkpoint may end before the journal's last step.
         step = max(steps.values(), default=self._run_log.step)
         place, saved = self._checkpoints.save_last(steps, self._actors.save, self._actors.rescue)
         digest = saved or digest

@@ -1,4 +1,4 @@
-"""A journal that outlasts a full disk, a read-only mount and a folder that is removed.
+"""A journal that survives a full disk, a read-only mount and a folder that is removed.
 
 What cannot be written is kept in memory, in order, and written as soon as there is room again. A
 journal that was removed or renamed is written again at its place, from the file that is still open.
@@ -28,7 +28,7 @@ _REMOVED = (
 
 
 class DurableJournal:
-    """Appends events to a run's journal, now or later.
+    """Appends events to a run's journal at once, or when that is possible again.
 
     Args:
         folder: the run's folder, which must exist.
@@ -65,12 +65,12 @@ class DurableJournal:
 
     @property
     def trouble(self) -> str:
-        """Why lines wait; empty while none does."""
+        """Why lines wait; empty if none does."""
         return self._trouble
 
     @property
     def fatal(self) -> str | None:
-        """Why the run is to end; None while it may go on."""
+        """Why the run must end; None if it may go on."""
         if len(self._waiting) <= self._most:
             return None
         return (
@@ -87,17 +87,17 @@ class DurableJournal:
         return events
 
     def write_through(self, wrap: Callable[[Journal], Journal]) -> None:
-        """Write to what `wrap` makes of the journal from now on: a fault wants it."""
+        """From now on write to what `wrap` returns for the journal; for fault injection."""
         with self._lock:
             self._journal = wrap(self._journal)
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk, as far as that takes it."""
+        """Return when all that was written is on the disk; a disk that fails is ignored."""
         with self._lock, contextlib.suppress(OSError):
             self._journal.sync()
 
     def flush(self) -> None:
-        """Write what waits, if that is possible again."""
+        """Write the waiting events if that is possible again."""
         if self._waiting:
             with self._lock:
                 self._flush()
@@ -108,7 +108,7 @@ class DurableJournal:
             return list(self._waiting)
 
     def settle(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Wait until all is written, for so long at most; then keep the rest in a local file."""
+        """Wait for some seconds until all is written; then write the rest to a local file."""
         until = self._clock() + seconds
         while self._waiting and self._clock() < until:
             sleep(_RETRY)
@@ -156,7 +156,7 @@ class DurableJournal:
                 while data := os.pread(self._held, _COPY, offset):
                     file.write(data)
                     offset += len(data)
-            os.link(name, path)  # unless somebody has made one meanwhile
+            os.link(name, path)  # fails if there is one by now
         finally:
             with contextlib.suppress(OSError):
                 Path(name).unlink()

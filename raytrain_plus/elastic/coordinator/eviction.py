@@ -1,4 +1,4 @@
-"""After corruption was found: who is guilty, and from where the others go on."""
+"""After silent data corruption: which workers are removed, and from where the others go on."""
 
 from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CheckpointCoordinator
 from raytrain_plus.elastic.coordinator.membership import Membership
@@ -18,23 +18,23 @@ def expel(
     checkpoints: CheckpointCoordinator,
     run_log: RunLog,
 ) -> None:
-    """End the guilty, and go back to what can be trusted.
+    """End the guilty workers, and go back to a state that can be trusted.
 
-    Whether somebody's arithmetic is wrong, computing what is known shows. If steps that were
-    committed cannot be trusted, they are withdrawn; all go back to the newest checkpoint from
-    before, or, where there is none, to the beginning, with new workers.
+    A self-test with a known result shows whether a worker's arithmetic is wrong. If committed steps
+    cannot be trusted, they are withdrawn. All workers then go back to the newest checkpoint before
+    them or, if there is none, to the beginning, with new workers.
 
     Args:
         found: what was found.
-        history: who has computed what.
+        history: which worker has computed what.
         generation: in which it was found.
         actors: reaches the workers.
         membership: knows the members.
         checkpoints: the checkpoints.
-        run_log: takes notes.
+        run_log: writes the journal.
     """
     asked = history.group_at(found.step) if found.tie else found.suspects
-    # One that has gone meanwhile cannot prove that it was right.
+    # A worker that is gone by now cannot prove that it was right.
     guilty = [w for w in asked if w not in membership.members or not actors.computes_right(w)]
     trusted = history.trusted(found, guilty)
     run_log.note(
@@ -48,7 +48,7 @@ def expel(
     )
     for worker in dict.fromkeys([*found.accused, *guilty]):
         membership.expel(worker, found.why)
-    # What the accused had in memory may have gone into a checkpoint of that very step.
+    # The accused's wrong state may be in a checkpoint of that very step.
     clean = min(trusted, found.step - 1) if found.accused else trusted
     if clean < found.step:
         checkpoints.distrust_after(clean, generation)
@@ -59,8 +59,8 @@ def expel(
 
 
 def forsake(membership: Membership, checkpoints: CheckpointCoordinator) -> None:
-    """End all workers whose state cannot be trusted if there is none that they could go back to."""
+    """End all workers if no state can be trusted, neither of theirs nor of a checkpoint."""
     ready = [member for member in membership.members.values() if member.ready is not None]
     if checkpoints.newest() is None and all(member.step < 0 for member in ready):
         for member in ready:
-            membership.expel(member.worker, "nobody has a state that can be trusted")
+            membership.expel(member.worker, "no worker has a state that can be trusted")

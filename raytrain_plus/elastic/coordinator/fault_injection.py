@@ -1,4 +1,4 @@
-"""Faults on purpose, as the coordinator deals with them: those that it brings about, and notes."""
+"""The coordinator's part of fault injection: it causes some faults, and notes all."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from raytrain_plus.elastic.protocol.faults import SIGNALS, Action, Fault, due_at
 from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec
 from raytrain_plus.observe.journal import Event, Journal
 
-# After these nothing can be noted, or not for a while.
+# After these faults nothing can be written to the journal, or not for a while.
 _NOTED_FIRST = ("kill_coordinator", "stop_coordinator", "fill_disk")
 
 
@@ -23,12 +23,12 @@ class CoordinatorFaults:
 
     Args:
         spec: the run.
-        run_log: takes notes.
-        journal: what the notes are written to.
-        events: what the journal tells of this run so far.
+        run_log: writes the journal.
+        journal: the journal itself, for `fill_disk`.
+        events: of the run so far.
 
     Attributes:
-        left: what has not happened.
+        left: the faults that have not happened.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class CoordinatorFaults:
         self.left = left(spec.faults, events)
 
     def forget(self) -> None:
-        """Forget the strikes of an earlier run in this folder."""
+        """Forget the faults that have struck in an earlier run in this folder."""
         self._log.forget()
 
     def mark_struck(self) -> bool:
@@ -58,7 +58,7 @@ class CoordinatorFaults:
         struck = False
         for fault, hit in self._log.new().items():
             struck = True
-            if fault in self.left:  # else a coordinator before has noted it
+            if fault in self.left:  # else an earlier coordinator has noted it
                 self.left.remove(fault)
                 self._run_log.note(
                     "fault", step=fault.step, action=fault.action, phase=fault.phase, hit=hit
@@ -66,7 +66,7 @@ class CoordinatorFaults:
         return struck
 
     def apply_planned(self, step: int, group: Sequence[Assignment], membership: Membership) -> None:
-        """Bring about what is due when so many steps are committed."""
+        """Cause the faults that are due when so many steps are committed."""
         for fault in due_at(self.left, step):
             self.left.remove(fault)
             hit: list[str] = []
@@ -82,7 +82,7 @@ class CoordinatorFaults:
             self._run_log.note("fault", step=fault.step, action=fault.action, hit=hit)
 
     def of_newcomer(self, worker: str, step: int) -> Action | None:
-        """Return what happens to a worker that is asked for, as it comes up.
+        """Return what goes wrong with a requested worker as it prepares itself.
 
         Args:
             worker: its name.
@@ -92,7 +92,7 @@ class CoordinatorFaults:
             if not fault.waits_for_newcomer or fault.step > step:
                 continue
             if fault.action == "edit_task" and not self._code:
-                continue  # the task is not the user's own code: no file of it is compared
+                continue  # no file of the task is compared: it is not the user's own code
             self.left.remove(fault)
             self._run_log.note("fault", step=fault.step, action=fault.action, hit=[worker])
             return fault.action

@@ -1,4 +1,4 @@
-"""One generation, as the coordinator sees it: all run, until each has reported or is lost."""
+"""One generation, as the coordinator leads it: until each member has reported or is lost."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from raytrain_plus.elastic.coordinator.workers import (
 from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
 from raytrain_plus.elastic.protocol.messages import Plan, Report, WorkerStatus
 
-_TICK = 0.25  # seconds between two looks at what nobody tells
+_TICK = 0.25  # seconds between two looks at what sends no event
 
 Handle = Callable[[CoordinatorEvent | None], None]
 
@@ -27,7 +27,7 @@ class Generation:
         actors: reaches the members.
         membership: knows the members.
         run_log: takes notes.
-        watch: says when nobody gets on.
+        watch: says when no member makes progress.
 
     Attributes:
         running: the members that have neither reported nor been lost.
@@ -53,7 +53,7 @@ class Generation:
         self._checkpoint_at: int | None = None
 
     def run(self, handle: Handle, look: Callable[[], None]) -> dict[str, Report]:
-        """Let all members run.
+        """Run all members.
 
         Args:
             handle: called with each event that is not about a member's end.
@@ -77,16 +77,16 @@ class Generation:
         return {w: r for w, r in self._reports.items() if w in self._membership.members}
 
     def pause(self) -> None:
-        """Let the members stop after the same step."""
+        """Make all members stop after the same step."""
         if not self._pause_asked and self.running:
             self._pause_asked = True
             for worker in sorted(self.running):
                 self._actors.ask_pause(worker, self._plan.generation)
 
     def ask_checkpoint(self, step: int | None) -> None:
-        """Let all members take a snapshot after a step; None if there is none to take now.
+        """Make all members take a snapshot after a step; None if none is due.
 
-        It is asked for once, or again if it is to be earlier.
+        It is requested once, and again if it becomes due earlier.
         """
         if step is None:
             self._checkpoint_at = None
@@ -95,7 +95,7 @@ class Generation:
             self._actors.ask_checkpoint(min(self.running), self._plan.generation, step)
 
     def abort(self, reason: str) -> None:
-        """Tell all who are still running; only a lost worker's neighbours notice by themselves."""
+        """Abort all members that still run: only a lost worker's neighbours notice it otherwise."""
         if not self._aborted:
             self._aborted = True
             self._watch.start_generation(time.monotonic(), warm=True)
@@ -126,29 +126,29 @@ class Generation:
         self.abort(f"{worker} was lost")
 
     def _investigate(self) -> None:
-        """The group makes no progress: find out who keeps it waiting, and go on without."""
+        """The group makes no progress: find the workers that hang, and go on without them."""
         deadline, patience = self._watch.deadline, self._watch.answer_seconds
         statuses = self._actors.statuses(sorted(self.running), patience)
         late = self._watch.asked()
-        # Who hangs entered its phase a moment after the last progress that was heard of.
+        # A worker that hangs entered its phase a moment after the last reported progress.
         busy = deadline - patience if late else deadline
         found = culprits(statuses, busy)
         if late and self._aborted:  # there is nothing left to wait for
-            found = {**dict.fromkeys(statuses, "it did not let go of its group"), **found}
+            found = {**dict.fromkeys(statuses, "it did not leave its group"), **found}
         if found:
-            self._tell_of_hang(statuses, found, deadline)
+            self._note_hang(statuses, found, deadline)
         for worker, why in found.items():
             if worker in self.running:
                 self._lose(worker, f"no progress for {deadline:.1f} s: {why}", hangs=True)
         if late and not found and all_wait(statuses, busy):
-            self.abort("everybody waited for everybody")
+            self.abort("all members waited for each other")
         if found or late:
             self._watch.note_progress(time.monotonic())
 
-    def _tell_of_hang(
+    def _note_hang(
         self, statuses: dict[str, WorkerStatus | None], found: dict[str, str], deadline: float
     ) -> None:
-        """Leave a report: who waited, for whom, and where those stand that kept the others."""
+        """Write to the journal which workers waited, and where the stacks of the others stand."""
         members = self._membership.members
         stacks = {
             worker: status.stack

@@ -1,4 +1,4 @@
-"""Who works for a run: asking for workers, admitting them, letting them go."""
+"""The workers of a run: requests them, admits them, releases them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +27,11 @@ from raytrain_plus.observe.causes import Cause
 from raytrain_plus.redaction import redacted
 
 _LOOK = 0.25
-_FUTILE = 3  # newcomers refused in a row, after which a run without workers ends
-_HUNG = 2  # newcomers that hang, after which a run that waits for workers ends
+_FUTILE = 3  # newcomers refused in a row, after which a run without workers fails
+_HUNG = 2  # newcomers that hang, after which a run that waits for workers fails
 _GRACE = 2.0
 _STATUS_SECONDS = 1.0
-_FIRST_DELAY = 1.0  # seconds before asking again after a worker that failed to come up; doubles
+_FIRST_DELAY = 1.0  # seconds before the next request after a worker failed to start; doubles
 _LONGEST_DELAY = 60.0
 
 Handle = Callable[[CoordinatorEvent | None], None]
@@ -50,7 +50,7 @@ class RunError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """Somebody asked the run to stop while it waited for its first workers."""
+    """The run was asked to stop while it waited for workers."""
 
 
 class Membership:
@@ -58,15 +58,15 @@ class Membership:
 
     Args:
         spec: the run.
-        actors: asks Ray.
-        run_log: takes notes.
+        actors: starts, reaches and ends workers.
+        run_log: writes the journal.
 
     Attributes:
-        members: all workers that live or are coming, by name.
+        members: all workers that live or were requested, by name.
         target: how many there should be.
-        bitwise: whether all that were admitted compute the same bits.
-        on_end: called with each worker that is given up.
-        fault_of: called with each worker that is asked for: what a fault does to it, if one does.
+        bitwise: whether all admitted workers compute the same bits.
+        on_end: called with each worker that is ended or released.
+        fault_of: called with each requested worker; returns the fault that is injected into it.
     """
 
     def __init__(self, spec: RunSpec, actors: WorkerActors, run_log: RunLog) -> None:
@@ -96,40 +96,41 @@ class Membership:
     # -- waiting
 
     def next_event(self, timeout: float) -> CoordinatorEvent | None:
-        """Return what happened next, or None after `timeout` seconds."""
+        """Return the next event, or None after `timeout` seconds."""
         return self._actors.next_event(timeout)
 
     def await_first(self, handle: Handle) -> None:
         """Wait for the least number of workers that the run may start with.
 
         Raises:
-            RunError: they did not come, or the task failed on them.
+            RunError: too few were ready in time, or the task failed on them.
         """
         began = time.monotonic()
         self._await(handle, lambda: len(self._available()) >= self._least())
-        # Others that were asked for at the same time are about to come, if they come at all.
+        # Others were requested at the same time and are about to be ready, if they will be.
         until = time.monotonic() + max(_GRACE, (time.monotonic() - began) / 2)
         while len(self._available()) < self.target and time.monotonic() < until:
             handle(self.next_event(_LOOK))
 
     def await_members(self, handle: Handle) -> list[Member]:
-        """Return who is to be in the next generation; waits for somebody if nobody is left.
+        """Return the workers of the next generation; waits for one if none is left.
 
         Raises:
-            RunError: nobody came.
+            RunError: no worker was ready in time.
         """
         self._await(handle, lambda: bool(self._available() or self._leaving()))
         self._group_once = True
         chosen = self._available()[: self.target]
         top = max(member.step for member in [*self._available(), *self._leaving()])
         if not any(member.step == top for member in chosen):
-            # Whoever holds the latest state stays until somebody else has it, even if it drains.
+            # A worker that alone has the latest state stays until another has it, even if it
+            # drains.
             holder = [s for s in [*self._available(), *self._leaving()] if s.step == top][:1]
             chosen = [*holder, *chosen][: self._spec.logical_ranks]
         return chosen
 
     def wants_change(self, group: Sequence[str]) -> bool:
-        """Say whether a pause of the group would let somebody join or leave."""
+        """Say whether a worker would join or leave if the group paused."""
         staying = [w for w in group if w in self.members and not self.members[w].draining]
         leaving = [w for w in group if w in self.members and self.members[w].draining]
         members = set(group)
@@ -145,7 +146,7 @@ class Membership:
             self.recruit()
             if stuck := self.give_up_stuck():
                 hung += stuck
-                deadline = time.monotonic() + timeout  # as long for who comes in its place
+                deadline = time.monotonic() + timeout  # as long for its replacement
             if self._error:
                 raise RunError(self._error, self._failed_on)
             if self._futile >= _FUTILE and not (self._available() or self._leaving()):
@@ -165,14 +166,14 @@ class Membership:
             handle(self.next_event(_LOOK))
 
     def _is_coming(self) -> bool:
-        """Say whether a worker has a process and comes up: it has its own time for that."""
+        """Say whether a worker has a process and prepares itself: it has its own time for that."""
         return any(s.ready is None and s.since is not None for s in self.members.values())
 
     def _least(self) -> int:
         return min(self._spec.workers[0], self.target)
 
     def _available(self) -> list[Member]:
-        """Those that can work: who has run steps first, then in the order in which they came."""
+        """Return the workers that can train: those that have run steps first, then by age."""
         members = [s for s in self.members.values() if s.ready is not None and not s.draining]
         return sorted(members, key=lambda member: not member.warm)
 
@@ -182,10 +183,10 @@ class Membership:
     # -- coming
 
     def handle(self, event: CoordinatorEvent | None, group: Sequence[str]) -> None:
-        """Deal with what happens to workers that are not in a running generation, or to come.
+        """Handle an event about a worker that is not in the running generation.
 
         Args:
-            event: what has happened; what is of no concern here is left alone.
+            event: what has happened; an event of another kind is ignored.
             group: the members of the last generation, in order.
         """
         if isinstance(event, PrepareReturned):
@@ -204,7 +205,7 @@ class Membership:
             self.set_target(event.workers, "asked for by `scale`")
 
     def recruit(self) -> None:
-        """Ask for as many workers as are missing."""
+        """Request the workers that are missing."""
         if time.monotonic() < self._retry_at:
             return
         wanted = self.target + self._spec.elastic.spares
@@ -215,13 +216,13 @@ class Membership:
             self._actors.start(worker, fault=self.fault_of(worker))
 
     def on_starting(self, event: WorkerStarting) -> None:
-        """A worker has a process; from now on it is due to come up."""
+        """Note that a worker has a process; its start timeout begins now."""
         member = self.members.get(event.worker)
         if member is not None:
             member.process, member.since = event.process, time.monotonic()
 
     def give_up_stuck(self) -> int:
-        """End who has a process but does not come up within the start timeout: it hangs.
+        """End the workers that have a process but are not ready within the start timeout.
 
         Returns:
             How many were ended.
@@ -243,7 +244,7 @@ class Membership:
         return ended
 
     def on_prepared(self, event: PrepareReturned) -> None:
-        """A worker has come up, or failed to: admit it or not."""
+        """Admit or refuse a worker that is ready; replace one that failed."""
         member = self.members.get(event.worker)
         if member is None:
             return
@@ -256,7 +257,7 @@ class Membership:
             self._note(member, "refused", f"it has imported other code than the run: {changed}")
             self._give_up(
                 member,
-                f"The last that came has imported other code than the run has begun with: "
+                f"The last that came has imported other code than the run was started with: "
                 f"{changed}. Put it back as it was and give the command again with --resume, or "
                 "go on with the new code (--resume --accept-changed-code).",
             )
@@ -281,13 +282,13 @@ class Membership:
             "worker", worker=member.worker, state="ready", pid=ready.pid, node=ready.node
         )
         for said in sorted(set(ready.warnings) - self._warnings):
-            self._warnings.add(said)  # once, not once for each worker
+            self._warnings.add(said)  # once for the run, not for each worker
             self._run_log.note("warning", text=said)
 
     def _is_as_before(self, member: Member, fingerprint: Fingerprint) -> bool:
-        """Let the first worker of a resumed run compute as those before; else it is refused.
+        """Say whether the first worker of a resumed run computes as those before the resume.
 
-        One that computes differently is admitted if that is allowed, and the run is marked.
+        If it computes differently it is refused or, if that is allowed, the run is marked.
         """
         changed = difference(self._spec.environment, fingerprint, "before it was")
         if changed and self._spec.elastic.bitwise and not self._spec.allow_change:
@@ -311,7 +312,8 @@ class Membership:
 
     def _other_code(self, ready: Ready) -> str:
         """Say which of the user's files a newcomer has imported in another version."""
-        self._code = {**ready.code, **self._code}  # of files that the driver did not see the first
+        # Of files that the driver has not seen, the first worker's version counts.
+        self._code = {**ready.code, **self._code}
         return user_code.difference(self._code, ready.code)
 
     def _admit(self, member: Member, ready: Ready) -> None:
@@ -319,7 +321,7 @@ class Membership:
         self._actors.hold(member.worker, ready)
 
     def avoid(self, names: Sequence[str]) -> None:
-        """Give nobody these names: who has them may not have ended yet."""
+        """Give these names to no new worker: their holders may not have ended yet."""
         taken = [int(name.removeprefix("w")) for name in names]
         self._started = max([self._started, *(number + 1 for number in taken)])
 
@@ -348,10 +350,10 @@ class Membership:
             self._error = why
 
     def _is_the_tasks(self, *, transient: bool) -> bool:
-        """Say whether the task is to blame for what has failed as workers came up.
+        """Say whether the task is to blame for the failures of workers that started.
 
-        It is not while one has come up with this task, or is coming; nor by a single failure that
-        its machine may have caused.
+        It is not to blame while a worker is ready or prepares itself, nor for a single failure that
+        a machine may have caused.
         """
         if self._group_once or any(member.ready is not None for member in self.members.values()):
             return False
@@ -376,7 +378,7 @@ class Membership:
             self._end(member)
 
     def distrust_after(self, step: int) -> None:
-        """Take no later state for right any more: who has one must be healed."""
+        """Trust no state of a later step any more: a worker that has one must be healed."""
         for member in self.members.values():
             if member.step > step:
                 member.step = -1
@@ -394,7 +396,7 @@ class Membership:
         return member.step
 
     def lost(self, worker: str, why: str, *, hangs: bool = False) -> None:
-        """A worker has died, or is given up because it hangs."""
+        """End a worker that has died or hangs; it will be replaced."""
         member = self.members.get(worker)
         if member is None:
             return
@@ -407,12 +409,12 @@ class Membership:
         self._end(member, hangs=hangs)
 
     def pop_losses(self) -> list[Loss]:
-        """Return who was lost since the last time."""
+        """Return the workers that were lost since the last call."""
         losses, self._losses = self._losses, []
         return losses
 
     def replace(self, worker: str, why: str) -> None:
-        """End a worker on which the task failed, where its machine may be to blame."""
+        """End a worker on which the task failed, if its machine may have caused that."""
         member = self.members.get(worker)
         if member is not None:
             self._causes.append(Cause("failed", worker))
@@ -420,11 +422,11 @@ class Membership:
             self._end(member)
 
     def place_of(self, worker: str) -> dict[str, str]:
-        """Return where a worker is, as the journal tells it."""
+        """Return a worker's node and host, with its name."""
         return _location_of(self.members[worker])
 
     def drain(self, workers: Sequence[str], why: str = "") -> None:
-        """Let workers leave at the next step boundary; they will be replaced."""
+        """Make workers leave at the next step boundary; they will be replaced."""
         for worker in workers:
             member = self.members.get(worker)
             if member is not None and not member.draining:
@@ -433,14 +435,14 @@ class Membership:
                 self._note(member, "draining", why)
 
     def drain_nodes(self, nodes: set[str]) -> None:
-        """Let the workers of some nodes leave."""
+        """Make the workers of some nodes leave."""
         self.drain(
             [w for w, s in self.members.items() if s.ready is not None and s.ready.node in nodes],
             "its node is being drained",
         )
 
     def kill_members(self, workers: Sequence[str], target: int) -> None:
-        """Kill workers as a cluster does that takes their machines, and want `target` from then."""
+        """Kill workers as if their machines were preempted, and set the number of workers."""
         for worker in workers:
             self._actors.kill(worker)
         self.set_target(target, f"{len(workers)} workers were killed without notice", gone=workers)
@@ -470,7 +472,7 @@ class Membership:
                 self._note(member, "draining", f"scaled to {workers}: {reason}")
 
     def release_surplus(self) -> None:
-        """End those that drain, unless they alone hold the latest state."""
+        """Release the workers that drain, unless they alone have the latest state."""
         held = max((member.step for member in self._available()), default=-1)
         for member in self._leaving():
             if member.step <= held:
@@ -478,7 +480,7 @@ class Membership:
                 self._release(member)
 
     def dismiss_all(self) -> None:
-        """Let all workers go."""
+        """Release all workers."""
         for member in list(self.members.values()):
             self._release(member)
         self._actors.end_strangers(())
@@ -496,20 +498,20 @@ class Membership:
         self.on_end(member.worker)
         self._actors.end(member, list(self.members.values()), hangs=hangs)
 
-    # -- telling
+    # -- status and causes
 
     def pids(self) -> dict[str, int]:
-        """Return the process id of each worker that has come up. From any thread."""
+        """Return the process id of each worker that is ready. Thread-safe."""
         members = list(self.members.values())  # workers come and go meanwhile
         return {s.worker: s.ready.pid for s in members if s.ready is not None}
 
     def because(self, cause: Cause) -> None:
-        """Add a cause for the group to change, once."""
+        """Add a cause for the group to change, unless it is there already."""
         if cause not in self._causes:
             self._causes.append(cause)
 
     def pop_causes(self) -> list[Cause]:
-        """Return why the group is to change, and forget it."""
+        """Return the causes for the group to change, and forget them."""
         causes, self._causes = self._causes, []
         return causes
 

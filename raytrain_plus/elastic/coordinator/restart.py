@@ -1,4 +1,4 @@
-"""A coordinator that comes back finds its workers, and lets go on what they were doing."""
+"""A restarted coordinator finds its workers and ends the generation they are in."""
 
 import time
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from raytrain_plus.elastic.coordinator.workers import WorkerActors
 from raytrain_plus.elastic.protocol.messages import Report, WorkerState
 
 _ANSWER_SECONDS = 5.0
-_SETTLE_SECONDS = 20.0  # for a generation to end that is told to
+_SETTLE_SECONDS = 20.0  # for an aborted generation to end
 _LOOK = 0.02
 
 
 def find_workers(
     actors: WorkerActors, membership: Membership, run_log: RunLog
 ) -> tuple[int, dict[str, Report]]:
-    """Find the workers, who went on training meanwhile, and end their generation.
+    """Find the workers, which may still train, and end their generation.
 
-    They keep what they have; the next plan begins where they stand. Who has not come up yet, or
-    does not answer, is ended: another will be asked for.
+    They keep their state, and the next plan starts from it. A worker that is not ready yet or does
+    not answer is ended and replaced.
 
     Returns:
-        The last generation, and how it ended for those who were in it.
+        The last generation, and the reports of its members.
     """
     workers = actors.find()
     found = actors.states(workers, _ANSWER_SECONDS) if workers else {}
@@ -56,7 +56,7 @@ def find_workers(
 
 
 def _settled(actors: WorkerActors, membership: Membership) -> Mapping[str, WorkerState | None]:
-    """Wait until everybody has ended its generation, or time is up."""
+    """Wait until all workers have ended their generation, or time is up."""
     until = time.monotonic() + _SETTLE_SECONDS
     while True:
         found = actors.states(sorted(membership.members), _ANSWER_SECONDS)
@@ -66,7 +66,7 @@ def _settled(actors: WorkerActors, membership: Membership) -> Mapping[str, Worke
 
 
 def _trusted_step(one: WorkerState | None, run_log: RunLog) -> int:
-    """Return which step's state a worker has, or -1 if that is withdrawn."""
+    """Return the step of a worker's state, or -1 if that is withdrawn."""
     assert one is not None
     formed = one.report is None or one.report.formed
     return -1 if run_log.is_void(one.generation - (not formed), one.step) else one.step

@@ -1,4 +1,4 @@
-"""What is known of a run: its steps, evaluations and generations, each written down once."""
+"""The run's log: its steps, evaluations and generations, each written to the journal once."""
 
 import math
 import time
@@ -32,20 +32,20 @@ class DivergenceError(RuntimeError):
 class RunLog:
     """Writes the journal, without gaps and without repetitions.
 
-    A step may be told by several workers, and be computed again after a failure. It is written
-    once; if it is told again with another loss, the promise of equal bits is broken, and that is
-    an error.
+    Several workers may report a step, and a step may be computed again after a failure. It is
+    written once. If it is reported again with another loss, the promise of equal bits is broken,
+    and that is an error.
 
     Args:
         journal: where to write.
-        events: what the journal holds already: of a run that is resumed, or whose coordinator has
-            come back.
-        allowed: called before each line; raises if we are not to write any more.
+        events: what the journal holds already, if the run was resumed or its coordinator
+            restarted.
+        allowed: called before each line; raises if this process must not write any more.
         listener: called with what has been written.
 
     Attributes:
-        environment: the fingerprint of the run's workers since it was begun or resumed; empty
-            until the first has come up.
+        environment: the fingerprint of the run's workers since it was started or resumed; empty
+            until the first worker is ready.
     """
 
     def __init__(
@@ -86,33 +86,33 @@ class RunLog:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the last evaluation found."""
+        """The result of the last evaluation."""
         return self.metrics_at(self.evaluated_step)
 
     def loss_at(self, step: int) -> float | None:
         """Return a step's loss, None if it is not known.
 
-        A run that goes on from a checkpoint knows later steps than the state that it has.
+        A run that goes on from a checkpoint knows the losses of later steps than its state.
         """
         known = 0 < step <= self.step and not math.isnan(self._losses[step - 1])
         return self._losses[step - 1] if known else None
 
     def metrics_at(self, step: int) -> dict[str, Any]:
-        """Return what the last evaluation at or before a step found."""
+        """Return the result of the last evaluation at or before a step."""
         return next((found for at, found in reversed(self._evaluations) if at <= step), {})
 
     def extend_to(self, step: int) -> None:
-        """The state has at least so many steps, even if the journal does not tell of them all."""
+        """Note that the state has at least so many steps, even if the journal lacks some."""
         missing = step - self.step
         if missing > _MOST_MISSING:
             raise JournalError(
-                f"the journal goes from step {self.step} to {step}, and does not tell of the "
-                f"{missing} steps in between: it is damaged, or of another run"
+                f"the journal goes from step {self.step} to {step} and lacks the {missing} steps "
+                "in between: it is damaged, or of another run"
             )
         self._losses.extend([math.nan] * missing)
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk: before a checkpoint that knows of it."""
+        """Return when all that was written is on the disk; a checkpoint relies on that."""
         self._journal.sync()
 
     def withdraw(self, step: int, why: str, generation: int) -> None:
@@ -121,13 +121,13 @@ class RunLog:
         Args:
             step: the last that stands.
             why: for people.
-            generation: the last whose word on later steps does not count any more.
+            generation: the last whose reports of later steps no longer count.
         """
         self._forget_after(step, generation)
         self.note("withdrawn", step=step, reason=why, generation=generation)
 
     def is_void(self, generation: int, step: int) -> bool:
-        """Say whether what a generation has made of a step is withdrawn."""
+        """Say whether a generation's result of a step is withdrawn."""
         return generation <= self._void[0] and step > self._void[1]
 
     def _forget_after(self, step: int, generation: int) -> None:
@@ -136,7 +136,7 @@ class RunLog:
         self._void = (generation, step)
 
     def _go_on_differently(self) -> None:
-        """Forget what the run before the resume found: what follows is another run's."""
+        """Forget the later steps of the run before the resume: what follows is another run's."""
         self._forget_after(self._resumed_step, 0)
         # The state is the same there, but it may be evaluated on other data.
         self._evaluations = [one for one in self._evaluations if one[0] < self._resumed_step]
@@ -163,7 +163,7 @@ class RunLog:
             self.generations.append({key: event[key] for key in GENERATION})
 
     def expect(self, plan: Plan, causes: Sequence[Cause], last_commit: float | None) -> None:
-        """A generation is planned; it is written when it starts.
+        """Note that a generation is planned; it is written when it starts.
 
         Args:
             plan: the plan.
@@ -173,7 +173,7 @@ class RunLog:
         self._pending[plan.generation] = (plan, causes, last_commit)
 
     def started(self, generation: int, at: float) -> None:
-        """A generation runs its first step from Unix time `at`."""
+        """Note that a generation has started its first step at Unix time `at`."""
         self._write(self._beginning(generation, at))
 
     def _beginning(self, generation: int, at: float) -> list[Event]:
@@ -195,7 +195,7 @@ class RunLog:
         return [{"event": "generation", "time": at, **entry, "members": names, "ranks": ranks}]
 
     def add(self, records: Sequence[Record], workers: int) -> list[float]:
-        """Write what is new; returns the times at which steps were committed, new or again.
+        """Write what is new; returns the commit times of all steps, also of those that are not new.
 
         Raises:
             DivergenceError: a step that is known was computed again, to another loss.
@@ -212,7 +212,7 @@ class RunLog:
                     continue
                 commits.append(record.time)
                 events += self._committed(record, workers)
-        finally:  # what was new before a divergence is known, so it is written, too
+        finally:  # what was new before a divergence is written, too
             self._write(events)
         return commits
 
@@ -225,8 +225,8 @@ class RunLog:
 
         Args:
             fingerprint: of the first worker.
-            changes: what is different from before the run was resumed. If anything is, the steps
-                after the checkpoint may be computed again to other losses.
+            changes: what is different from before the resume. If anything is, the steps after the
+                checkpoint may get other losses.
         """
         self._compute_with(fingerprint, changes)
         changed = {"changes": list(changes)} if changes else {}
@@ -238,7 +238,7 @@ class RunLog:
             self._go_on_differently()
 
     def end(self, outcome: Outcome) -> None:
-        """Write how the run has ended; its generations are there already."""
+        """Write how the run has ended; its generations are written already."""
         told = {k: v for k, v in vars(outcome).items() if k not in ("steps", "generations")}
         self.note("end", **told, step=outcome.steps)
 
@@ -251,7 +251,7 @@ class RunLog:
         if record.step <= self.step:
             self._compare(record)
         if record.step != self.step + 1:
-            return []  # what is missing in between comes first, and this once more with it
+            return []  # the missing steps are reported first, and this one again with them
         self._losses.append(record.loss)
         self.device_seconds += record.busy_seconds
         return [

@@ -1,4 +1,4 @@
-"""How a live run stands, as the coordinator tells whoever asks."""
+"""The status of a live run."""
 
 import os
 import statistics
@@ -17,7 +17,7 @@ from raytrain_plus.observe.journal import Event
 
 _ANSWER_SECONDS = 0.5  # to wait for workers that are asked what they are doing
 _STEPS = 15  # of which a worker's speed is the median
-_GENERATIONS = 5  # that are told of
+_GENERATIONS = 5  # in a status
 
 # What the training thread's phases are called for people; any other is "computing".
 _PHASES = {
@@ -28,13 +28,13 @@ _PHASES = {
 
 
 class RunStatus:
-    """Puts together what is known of a run. From any thread.
+    """Makes the status of a run. Thread-safe.
 
     Args:
         spec: the run.
         run_log: its losses, metrics and generations.
         live: its speed and checkpoints.
-        membership: the workers' members.
+        membership: the workers.
         actors: asks them.
     """
 
@@ -56,17 +56,17 @@ class RunStatus:
         self._statuses: dict[str, WorkerStatus | None] = {}
 
     def add_step(self, group: Sequence[Assignment], compute_seconds: Sequence[float]) -> None:
-        """The group has committed a step; so long did each of it compute."""
+        """Note how long each worker of the group computed in a committed step."""
         self._seconds = {
             one.worker: (*self._seconds.get(one.worker, ()), seconds / len(one.ranks))[-_STEPS:]
             for one, seconds in zip(group, compute_seconds, strict=True)
         }
 
     def of(self, state: RunState, generation: int, group: Sequence[Assignment]) -> Event:
-        """Return what is known without asking a worker.
+        """Return the status without asking the workers.
 
         Args:
-            state: what the coordinator is at.
+            state: of the run.
             generation: the last that was planned.
             group: its members.
         """
@@ -86,10 +86,10 @@ class RunStatus:
         }
 
     def more(self, group: Sequence[Assignment]) -> Event:
-        """Return how fast the run is, why the group has changed, and how each worker stands.
+        """Return the speed, the causes of recent changes, and the status of each worker.
 
-        Workers are asked, but none that does not answer is waited for. Never called by the thread
-        that decides, nor while anything is locked.
+        Asks the workers, and waits half a second for those that do not answer. Must not be called
+        by the thread that decides, nor with a lock held.
         """
         now = time.time()
         return {
@@ -100,7 +100,7 @@ class RunStatus:
         }
 
     def _members(self, group: Sequence[Assignment]) -> list[Event]:
-        members = list(self._membership.members.values())  # workers come and go meanwhile
+        members = list(self._membership.members.values())  # a copy: workers come and go meanwhile
         statuses = self._ask([member.worker for member in members if member.ready is not None])
         ranks = {one.worker: list(one.ranks) for one in group}
         return [
@@ -118,7 +118,7 @@ class RunStatus:
         ]
 
     def _ask(self, workers: Sequence[str]) -> dict[str, WorkerStatus | None]:
-        """One asks at a time; who comes meanwhile gets the answers from before."""
+        """Ask the workers; a caller that comes while another asks gets the answers from before."""
         if self._asking.acquire(blocking=False):
             try:
                 self._statuses = self._actors.statuses(workers, _ANSWER_SECONDS)
@@ -132,12 +132,12 @@ class RunStatus:
 
 
 def phase_of(member: Member, status: WorkerStatus | None, *, is_member: bool) -> str:
-    """Return what a worker is at, in one word for people.
+    """Return what a worker is doing, in one or two words for people.
 
     Args:
-        member: its member.
-        status: what it says, None for no answer.
-        is_member: it is in the group.
+        member: the worker.
+        status: its answer, None for no answer.
+        is_member: whether it is in the group.
     """
     if member.ready is None:
         return "starting"

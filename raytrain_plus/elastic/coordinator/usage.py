@@ -10,10 +10,10 @@ from raytrain_plus.elastic.protocol.messages import Report
 class Usage:
     """Adds up the workers' reports, generation by generation.
 
-    What a worker did that died in a generation is not known, and missing.
+    The share of a worker that died in a generation is unknown, and missing.
 
     Attributes:
-        samples, tokens: trained on, by the worker that is furthest; fewer than were loaded where
+        samples, tokens: trained on, by the worker with the most steps; fewer than were loaded if
             an aspect drops some.
     """
 
@@ -23,11 +23,11 @@ class Usage:
         self._costs: dict[str, dict[str, Any]] = {}
 
     def add(self, reports: Mapping[str, Report]) -> dict[str, Any]:
-        """Take in the reports that end a generation.
+        """Add the reports that end a generation.
 
         Returns:
-            What the journal tells of it: `workers` who have reported, `seconds` of theirs by part
-            and `traffic`, both summed, and `until` which Unix time that goes.
+            The fields of the journal's `account` event: `workers` that have reported, their summed
+            `seconds` by part and `traffic`, and `until` which Unix time that goes.
         """
         for report in reports.values():
             self.samples = max(self.samples, report.samples)

@@ -34,16 +34,16 @@ _ISA = {
 
 
 class WorkerSource(Protocol):
-    """Gives a run its workers. Called by the coordinator's thread alone."""
+    """Provides a run's workers. Only the coordinator's thread calls it."""
 
     def take(self, worker: str) -> "Future[WorkerHandle]":
         """Ask for a worker of that name; its handle may come at once, later, or never."""
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
-        """Return a worker that does nothing; without a handle, one that has not come yet."""
+        """Return an idle worker; without a handle, one that was requested and is not there yet."""
 
     def end(self, worker: str, handle: WorkerHandle) -> None:
-        """End a worker that is not to be trusted, or does not answer."""
+        """End a worker that cannot be trusted or does not answer."""
 
     def find(self) -> dict[str, WorkerHandle]:
         """Return the handles of all workers that this run has, by name."""
@@ -64,8 +64,8 @@ def worker_source(spec: RunSpec, coordinator: CoordinatorHandle) -> WorkerSource
 class FromRay:
     """A new process for each worker.
 
-    They are detached, under names that begin with the run's: a coordinator that comes back finds
-    them again.
+    The actors are detached, and their names begin with the run's name, so that a restarted
+    coordinator finds them.
     """
 
     def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:
@@ -74,7 +74,7 @@ class FromRay:
         self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
 
     def take(self, worker: str) -> "Future[WorkerHandle]":
-        """Ask Ray; while it cannot place the worker, it is demand that an autoscaler sees."""
+        """Ask Ray; a worker that Ray cannot place yet is demand that an autoscaler sees."""
         taken: Future[WorkerHandle] = Future()
         taken.set_result(
             self._actor.options(
@@ -87,7 +87,7 @@ class FromRay:
         return taken
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
-        """End it: nobody else would use it."""
+        """End it: no other run would use it."""
         if handle is not None:
             self.end(worker, handle)
 
@@ -97,7 +97,7 @@ class FromRay:
         ray.kill(handle)
 
     def find(self) -> dict[str, WorkerHandle]:
-        """Return all of that name; those of an earlier run of the same name are among them."""
+        """Return all workers of the run's name, also those of an earlier run of that name."""
         prefix = f"{self._spec.name}/"
         named = [
             entry["name"]
@@ -106,7 +106,7 @@ class FromRay:
         ]
         found = {}
         for name in named:
-            with contextlib.suppress(ValueError):  # it has died meanwhile
+            with contextlib.suppress(ValueError):  # it has died since
                 found[name.removeprefix(prefix)] = ray.get_actor(name, NAMESPACE)
         return found
 
@@ -120,17 +120,17 @@ class FromLender:
         self._lender: LenderHandle = ray.get_actor(str(spec.lender), namespace=NAMESPACE)
 
     def take(self, worker: str) -> "Future[WorkerHandle]":
-        """Wait for a process that nobody else uses."""
+        """Ask the lender for a process that is free."""
         taken: Future[WorkerHandle] = self._lender.take.remote(self._run, worker).future()
         return taken
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
-        """Let the process forget the run; the lender waits for that, and looks at what is left."""
+        """Make the process forget the run; the lender checks what is left of it."""
         left = [] if handle is None else [cast("ReusedWorkerHandle", handle).vacate.remote()]
         self._lender.give_back.remote(self._run, worker, left)
 
     def end(self, worker: str, handle: WorkerHandle) -> None:
-        """End the process: the lender will see it."""
+        """End the process; the lender will notice."""
         del worker
         ray.kill(handle)
 
@@ -142,7 +142,7 @@ class FromLender:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a lender is to know of a run.
+    """What a lender must know of a run.
 
     Attributes:
         run: its name.
@@ -159,7 +159,7 @@ class RunRequest:
 
 
 def request_of(spec: RunSpec) -> RunRequest:
-    """Return what a lender is to know of a run."""
+    """Return what a lender must know of a run."""
     least, most = spec.workers
     return RunRequest(
         run=spec.name,

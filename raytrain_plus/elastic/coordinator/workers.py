@@ -1,4 +1,4 @@
-"""A run's workers; what Ray knows of their deaths and of draining nodes."""
+"""A run's workers as Ray actors, and the events that reach its coordinator."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ _SELF_TEST_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class PrepareReturned:
-    """A worker has come up, or failed to."""
+    """A worker's `prepare` call has returned: it is ready, or it failed."""
 
     worker: str
     ready: Ready | None
@@ -51,7 +51,7 @@ class PrepareReturned:
 
 @dataclass(frozen=True)
 class WorkerStarting:
-    """A worker has a process, and begins to prepare itself."""
+    """A worker has a process and starts to prepare itself."""
 
     worker: str
     process: WorkerProcess
@@ -59,7 +59,7 @@ class WorkerStarting:
 
 @dataclass(frozen=True)
 class TrainReturned:
-    """A worker's generation has ended, or the worker has."""
+    """A worker's `train` call has returned: the generation has ended for it, or it died."""
 
     worker: str
     generation: int
@@ -69,7 +69,7 @@ class TrainReturned:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """A worker's lifeline was cut: its process or its host is gone."""
+    """A worker's lifeline was closed: its process or its host is gone."""
 
     worker: str
     why: str
@@ -77,7 +77,7 @@ class WorkerLost:
 
 @dataclass(frozen=True)
 class PreemptionNotice:
-    """A worker got notice that it will be ended."""
+    """A worker was told that it will be preempted."""
 
     worker: str
     why: str
@@ -85,7 +85,7 @@ class PreemptionNotice:
 
 @dataclass(frozen=True)
 class ShareWritten:
-    """A worker has something to tell of its share of a checkpoint."""
+    """A worker reports on its share of a checkpoint."""
 
     worker: str
     share: Share
@@ -93,7 +93,7 @@ class ShareWritten:
 
 @dataclass(frozen=True)
 class TargetChanged:
-    """Somebody wants another number of workers; `lost` of the group are taken away for it."""
+    """The run is to have another number of workers; `lost` members are killed for it."""
 
     workers: int
     lost: int = 0
@@ -101,12 +101,12 @@ class TargetChanged:
 
 @dataclass(frozen=True)
 class Wakeup:
-    """Somebody wants something of the coordinator."""
+    """The coordinator should look at what it was asked to do."""
 
 
 @dataclass(frozen=True)
 class _WorkerGranted:
-    """A worker that was asked for is there, or none will come."""
+    """A requested worker has a process, or will get none."""
 
     worker: str
     handle: WorkerHandle | None
@@ -148,11 +148,11 @@ class WorkerActors:
         self._node = ray.get_runtime_context().get_node_id()
 
     def start(self, worker: str, *, fault: Action | None = None) -> None:
-        """Ask for a worker, and let it prepare itself as soon as it is there.
+        """Request a worker, which prepares itself as soon as it has a process.
 
         Args:
             worker: its name.
-            fault: what is to happen to it meanwhile.
+            fault: what goes wrong as it prepares itself, or None.
         """
         self._awaited.add(worker)
         self._faults[worker] = fault
@@ -165,7 +165,7 @@ class WorkerActors:
     def _on_granted(self, event: _WorkerGranted) -> None:
         worker, handle = event.worker, event.handle
         if worker not in self._awaited:
-            return  # it was given back before it had come
+            return  # it was given back before it was there
         self._awaited.remove(worker)
         if event.error is not None or handle is None:
             why = _first_line(event.error or RuntimeError("no process"))
@@ -178,7 +178,7 @@ class WorkerActors:
         )
 
     def find(self) -> list[str]:
-        """Find the workers that a coordinator of this run has started before; returns their names.
+        """Find the workers that an earlier coordinator has started; returns their names.
 
         Those of an earlier run of the same name are among them.
         """
@@ -186,31 +186,31 @@ class WorkerActors:
         return sorted(self._handles)
 
     def hold(self, worker: str, ready: Ready) -> None:
-        """Take up a worker's lifeline: from now on its end is told at once."""
+        """Connect to a worker's lifeline: from now on its end is noticed at once."""
         self._lifelines.hold(worker, ready.lifeline)
 
     def train(self, worker: str, plan: Plan) -> None:
-        """Let a worker run a generation."""
+        """Start a generation on a worker."""
         ref = self._handles[worker].train.remote(plan)
         ref.future().add_done_callback(
             lambda future: self.events.put(_returned(worker, plan.generation, future))
         )
 
     def ask_pause(self, worker: str, generation: int) -> None:
-        """Let a worker raise the flag that pauses the group."""
+        """Make a worker raise the flag that pauses the group."""
         self._handles[worker].ask_pause.remote(generation)
 
     def ask_checkpoint(self, worker: str, generation: int, step: int) -> None:
-        """Let a worker raise the flag that has all take a snapshot after a step."""
+        """Make a worker raise the flag that makes all take a snapshot after a step."""
         self._handles[worker].ask_checkpoint.remote(generation, step)
 
     def abort(self, workers: Sequence[str], generation: int, reason: str) -> None:
-        """Tell workers that a generation is over."""
+        """Abort a generation on some workers."""
         for worker in workers:
             self._handles[worker].abort.remote(generation, reason)
 
     def statuses(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerStatus | None]:
-        """Ask workers what they are doing; None for those that do not answer. From any thread."""
+        """Ask workers what they are doing; None for those that do not answer. Thread-safe."""
         return self._ask("status", workers, timeout)
 
     def states(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerState | None]:
@@ -219,7 +219,7 @@ class WorkerActors:
 
     def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
         answers: dict[str, Any] = dict.fromkeys(workers)
-        handles = self._handles.copy()  # another thread may end somebody meanwhile
+        handles = self._handles.copy()  # another thread may end a worker meanwhile
         refs = {w: getattr(handles[w], method).remote() for w in workers if w in handles}
         if not refs:
             return answers
@@ -232,7 +232,7 @@ class WorkerActors:
         return answers
 
     def computes_right(self, worker: str) -> bool:
-        """Let a worker compute what is known; one that cannot does not compute right."""
+        """Make a worker repeat its probe; False if the result differs or it does not answer."""
         try:
             right: bool = ray.get(
                 self._handles[worker].computes_right.remote(), timeout=_SELF_TEST_SECONDS
@@ -242,7 +242,7 @@ class WorkerActors:
         return right
 
     def stack_of(self, member: Member, neighbours: Sequence[Member]) -> str:
-        """Return where a worker stands that does not answer: somebody on its node can see it."""
+        """Return the stacks of a worker that does not answer, read by a process of its node."""
         ready = member.ready
         if ready is None:
             return ""
@@ -255,7 +255,7 @@ class WorkerActors:
                     timeout=_STACK_SECONDS,
                 )
                 return seen
-        return "nobody else is on its node, who could see it"
+        return "no other worker is on its node to read its stacks"
 
     def _on_node_of(
         self, member: Member, ready: Ready | WorkerProcess, members: Sequence[Member]
@@ -272,7 +272,7 @@ class WorkerActors:
         self._short[worker] = why
 
     def memory_kill(self, worker: str) -> str:
-        """Say that a worker that died was ended for want of memory; nothing if it was not.
+        """Say that a worker was ended for want of memory; empty if it was not.
 
         It has ended itself, or Ray's memory monitor has ended it.
         """
@@ -282,7 +282,7 @@ class WorkerActors:
         return "" if handle is None else memory_monitor.kill_of(handle)
 
     def records(self, worker: str, after: int, timeout: float) -> list[Record]:
-        """Ask a worker what it knows of the steps after a step; nothing if it does not answer."""
+        """Return a worker's records of the steps after a step; none if it does not answer."""
         try:
             found: list[Record] = ray.get(
                 self._handles[worker].records.remote(after), timeout=timeout
@@ -292,22 +292,22 @@ class WorkerActors:
         return found
 
     def save(self, worker: str, step: int) -> str:
-        """Let a worker write the checkpoint of a step; returns the digest.
+        """Make a worker write the checkpoint of a step; returns the digest.
 
         Raises:
-            RayError: the worker has gone, or could not write.
+            RayError: the worker is gone or could not write.
         """
         digest: str = ray.get(self._handles[worker].save.remote(step))
         return digest
 
     def rescue(self, worker: str, step: int) -> tuple[str, str]:
-        """Let a worker write the checkpoint of a step to a folder of its node.
+        """Make a worker write the checkpoint of a step to a folder of its node.
 
         Returns:
             The digest, and where it is.
 
         Raises:
-            RayError: the worker has gone, or could not write.
+            RayError: the worker is gone or could not write.
         """
         kept: tuple[str, str] = ray.get(self._handles[worker].rescue.remote(step))
         return kept
@@ -317,10 +317,10 @@ class WorkerActors:
     ) -> None:
         """End a worker at once.
 
-        Ray's own kill is a message to the process; one that hangs does not read it, so somebody on
-        the same node sends it the signal.
+        Ray's own kill is a message to the process. A process that hangs does not read it, so
+        another process of the same node sends the signal.
         """
-        handle = self._let_go(member.worker)
+        handle = self._forget(member.worker)
         if handle is None:
             return
         process = member.ready or member.process
@@ -334,13 +334,13 @@ class WorkerActors:
         self._source.end(member.worker, handle)
 
     def release(self, member: Member) -> None:
-        """Let a worker go that did nothing wrong: another run may use its process."""
-        handle = self._let_go(member.worker)
+        """Release a worker that did nothing wrong: another run may use its process."""
+        handle = self._forget(member.worker)
         if handle is not None:
             self._source.give_back(member.worker, handle)
 
-    def _let_go(self, worker: str) -> WorkerHandle | None:
-        """Return the worker's handle for the last time, or None if it has not come."""
+    def _forget(self, worker: str) -> WorkerHandle | None:
+        """Forget a worker; returns its handle, or None if it has none yet."""
         self._lifelines.release(worker)
         if worker in self._awaited:
             self._awaited.remove(worker)
@@ -348,23 +348,23 @@ class WorkerActors:
         return self._handles.pop(worker, None)
 
     def close(self) -> None:
-        """Watch nobody any more."""
+        """Close all lifelines."""
         self._lifelines.close()
 
     def kill(self, worker: str) -> None:
-        """Kill a worker as if its machine had been taken away; that it is lost is then noticed."""
+        """Kill a worker as if its machine was preempted; the loss is noticed like any other."""
         handle = self._handles.get(worker)
         if handle is not None:
             ray.kill(handle)
 
     def end_strangers(self, members: Collection[str]) -> None:
-        """End everybody of this run who has no member."""
+        """End all workers of this run's name that are no members."""
         for worker in list(self._handles):
             if worker not in members:
                 self.end(Member(worker))
 
     def next_event(self, timeout: float) -> CoordinatorEvent | None:
-        """Return what happened next, or None after `timeout` seconds."""
+        """Return the next event, or None after `timeout` seconds."""
         with contextlib.suppress(queue.Empty):
             event = self.events.get(timeout=timeout)
             if not isinstance(event, _WorkerGranted):
@@ -373,12 +373,12 @@ class WorkerActors:
         return None
 
     def tell(self, event: CoordinatorEvent) -> None:
-        """Let the coordinator know of something."""
+        """Put an event into the coordinator's queue."""
         self.events.put(event)
 
 
 def missing_resources(resources: Mapping[str, float], workers: int) -> str:
-    """Say what a cluster lacks for some workers."""
+    """Say what resources some workers need, and what the cluster has of them."""
     total = ray.cluster_resources()
     free = ray.available_resources()
     lines = [
