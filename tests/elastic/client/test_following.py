@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from raytrain_plus.elastic.client import coordinator_watch, following
+from raytrain_plus.elastic.client import coordinator_watch, find_run, following
 from raytrain_plus.elastic.client.following import LostError, ended, follow
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.messages import Assignment, CoordinatorHealth, Outcome, Plan
 from raytrain_plus.interrupts import RunInterrupted
 from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
-from raytrain_plus.ray_cluster import joining
 
 OUTCOME = Outcome(
     state="finished",
@@ -46,7 +45,7 @@ class Script:
             state=SimpleNamespace(state=SimpleNamespace(actor_table=self.table))
         )
         monkeypatch.setattr(following, "time", self)
-        monkeypatch.setattr(joining, "ray", self)
+        monkeypatch.setattr(find_run, "ray", self)
         monkeypatch.setattr(coordinator_watch, "ray", self)
         monkeypatch.setattr(coordinator_watch.actors, "ray", self)
         monkeypatch.setattr(coordinator_watch.own_ray, "dead_daemon", lambda: self.dead)
