@@ -1,7 +1,7 @@
-"""Whether a run's coordinator lives and answers, as the process sees it that follows the run.
+"""Whether a run's coordinator lives and answers, as the process that follows the run sees it.
 
-A question to Ray may take a minute where Ray's head has gone, and one to a coordinator that is
-stopped is never answered. So each look has a thread of its own, and who follows goes on meanwhile.
+A question to Ray may take a minute if Ray's head is gone, and a stopped coordinator never answers.
+So each look has a thread of its own, and the follower goes on meanwhile.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from raytrain_plus.elastic.protocol.messages import CoordinatorHealth
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.ray_cluster import actors, memory_monitor, own_ray
 
-_WAIT = 1.0  # seconds that a look may keep who follows
+_WAIT = 1.0  # seconds that a look may block the follower
 _ANSWER = 5.0  # seconds to answer
 _HUNG = 30.0  # the same as `coordinator_deadline`, for a journal that does not tell it
-_STOPPING = 15.0  # seconds without an answer, after which who asked for a stop waits no more
-_AWAY = 120.0  # seconds that a coordinator may take to come back
-_RAY_AWAY = 40.0  # seconds without a word from Ray, which ends this process after 60
+_STOPPING = 15.0  # seconds without an answer, after which a request to stop is given up
+_AWAY = 120.0  # seconds that a restart of the coordinator may take
+_RAY_AWAY = 40.0  # seconds without an answer of Ray, which ends this process after 60
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a look has found: an answer, that there is no coordinator, or none of both."""
+    """What a look has found: an answer, that there is no coordinator, or neither."""
 
     health: CoordinatorHealth | None = None
     gone: bool = False
@@ -38,16 +38,16 @@ class _Seen:
 
 
 class CoordinatorWatch:
-    """Looks after the coordinator of one run.
+    """Watches the coordinator of one run.
 
     Args:
         run: its name.
-        events: the run's `run` line among them; may grow meanwhile.
+        events: with the run's `run` event; may grow meanwhile.
         now: monotonic seconds.
 
     Attributes:
         health: the last answer, None before the first.
-        given_up: a coordinator that was asked to stop is not to be waited for any more.
+        given_up: whether to stop waiting for a coordinator that was asked to stop.
     """
 
     def __init__(self, run: str, events: Sequence[Event], now: float) -> None:
@@ -62,12 +62,12 @@ class CoordinatorWatch:
         self._found: list[_Seen] = []
 
     def ask_stop(self, now: float) -> None:
-        """Have the coordinator stop the run; asked again with each look until it has taken it."""
+        """Ask the coordinator to stop the run, again with each look until it has accepted."""
         self._stop_asked = now
         self.look(now)
 
     def look(self, now: float) -> str | None:
-        """Return why the run will not go on by itself; None while it may.
+        """Return why the run cannot go on without help; None while it may go on.
 
         Args:
             now: monotonic seconds.
@@ -76,7 +76,7 @@ class CoordinatorWatch:
         if dead is not None:
             return f"Ray's own process {dead} has ended, and the run's workers with it"
         if self._thread is None:
-            self._thread = threading.Thread(target=self._ask, daemon=True, name="lookout")
+            self._thread = threading.Thread(target=self._ask, daemon=True, name="coordinator watch")
             self._thread.start()
         self._thread.join(_WAIT)
         if not self._thread.is_alive():
@@ -88,13 +88,13 @@ class CoordinatorWatch:
 
     @property
     def _patience(self) -> float:
-        """Seconds that the coordinator may take to come up, or to come back."""
+        """Seconds that the coordinator may take to start or to restart."""
         start = float(self._elastic.get("start_timeout", _AWAY))
         return start if self.health is None else max(_AWAY, start)
 
     @property
     def _elastic(self) -> dict[str, Any]:
-        """The run's settings, as its journal tells them."""
+        """The run's settings, from its journal."""
         told = [event.get("elastic", {}) for event in self._events if event["event"] == "run"]
         settings: dict[str, Any] = (told or [{}])[-1]
         return settings
@@ -150,7 +150,7 @@ class CoordinatorWatch:
 
 
 def _end_hung(run: str, events: Sequence[Event], actor: actors.ActorState) -> None:
-    """End a coordinator that is stopped or stuck; Ray starts another in its place.
+    """End a coordinator that is stopped or hangs; Ray restarts it.
 
     Ray's own kill is a message to the process, and one that is stopped does not read it.
     """

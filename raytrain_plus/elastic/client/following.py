@@ -1,4 +1,4 @@
-"""Following a run from the process that started it, or from another one, by its journal."""
+"""Following a run by its journal, from the process that started it or from another one."""
 
 import contextlib
 import signal
@@ -29,7 +29,7 @@ _LOOK = 2.0  # seconds between two looks at whether the coordinator lives
 
 
 class LostError(RuntimeError):
-    """The coordinator has gone for good, so that this run will not go on by itself.
+    """The coordinator is gone and will not be restarted, so that the run cannot go on.
 
     Attributes:
         summary: what is known of the run.
@@ -66,21 +66,21 @@ def follow(
     """Wait for the end of a run.
 
     The first signal (Ctrl-C, or SIGTERM, as `ray job stop` sends it) asks the run to stop after
-    the step in flight, the second leaves it alone. SIGHUP leaves a run alone that can go on
-    without this process. What the workers' Python prints meanwhile is written to stderr, with the
-    worker's name before each line.
+    the step in flight. The second one leaves it alone. SIGHUP leaves a run alone that can go on
+    without this process. What the workers' Python prints is written to stderr, with the worker's
+    name before each line.
 
     Args:
         run: its name.
         folder: its folder.
-        watcher: called now and then with the journal's new events.
-        offset: of the journal, from which on events are new.
-        claim: of the driver that has started the run. Default: whoever has it is followed.
-        interrupts: notes the signals. Default: they are taken for as long as this waits.
-        is_ours: the run ends with this process.
+        watcher: called several times a second with the journal's new events.
+        offset: in the journal, from which on events are new.
+        claim: of the driver that has started the run. Default: any driver's run is followed.
+        interrupts: notes the signals. Default: signals are handled while this waits.
+        is_ours: whether the run ends with this process.
 
     Raises:
-        LostError: the coordinator was ended from outside, or another driver has taken the run.
+        LostError: the coordinator was ended from outside, or another driver has the run.
         RunInterrupted: this process was asked to leave the run alone.
     """
     with contextlib.ExitStack() as stack:
@@ -118,7 +118,7 @@ class _Follower:
 
     def follow(self) -> Ended:
         """Wait for the end."""
-        lookout = CoordinatorWatch(self._run, self._seen, time.monotonic())
+        watch = CoordinatorWatch(self._run, self._seen, time.monotonic())
         look_at, lost = time.monotonic() + _LOOK, ""
         while True:
             try:
@@ -130,12 +130,12 @@ class _Follower:
                 if lost and not is_behind:
                     self._check_last()
                     raise LostError(f"{lost}{self._kept()}", self._summary(RunState.LOST))
-                self._obey(lookout)
+                self._obey(watch)
                 if time.monotonic() > look_at:
                     look_at = time.monotonic() + _LOOK
-                    # If it is lost, look once more at what has been written last.
-                    lost = lookout.look(time.monotonic()) or ""
-                    self._take_unwritten(lookout)
+                    # If it is lost, read the journal once more.
+                    lost = watch.look(time.monotonic()) or ""
+                    self._take_unwritten(watch)
                 time.sleep(0.0 if lost or is_behind else _POLL)
             except RunInterrupted:
                 raise
@@ -146,12 +146,12 @@ class _Follower:
                     raise self._left("at once") from None
 
     def _read(self) -> bool:
-        """Take in what is new in the journal; returns whether there is more of it already."""
+        """Read new events of the journal; returns whether there are more already."""
         before = self._offset
         events, self._offset = journal.follow(self._folder / journal.FILE_NAME, self._offset)
         claims = [event.get("claim") for event in events if event["event"] == "run"]
         if self._claim is not None and any(claim != self._claim for claim in claims):
-            self._check_last()  # another driver has begun to write the journal
+            self._check_last()  # another driver writes the journal now
         self._note(events)
         return self._offset - before >= journal.AT_ONCE
 
@@ -187,21 +187,21 @@ class _Follower:
         except OSError:  # the terminal has been closed
             self._watcher = None
 
-    def _obey(self, lookout: CoordinatorWatch) -> None:
-        """Do what signals ask for."""
+    def _obey(self, watch: CoordinatorWatch) -> None:
+        """Do what the signals ask for."""
         if not self._interrupts.number:
             return
         if self._interrupts.number == signal.SIGHUP and not self._is_ours:
             raise self._left("and goes on")
         if not self._stopping:
             self._stopping = True
-            lookout.ask_stop(time.monotonic())
-        if lookout.given_up:
+            watch.ask_stop(time.monotonic())
+        if watch.given_up:
             raise self._left("since its coordinator does not answer")
 
-    def _take_unwritten(self, lookout: CoordinatorWatch) -> None:
-        """Take the end of a run from its coordinator if the journal cannot be written."""
-        health = lookout.health
+    def _take_unwritten(self, watch: CoordinatorWatch) -> None:
+        """Get the end of a run from its coordinator if the journal cannot be written."""
+        health = watch.health
         if health is None:
             return
         self._seen += health.unwritten_end
@@ -230,7 +230,7 @@ class _Follower:
         }
 
     def _kept(self) -> str:
-        """Say how far the run came, and what is kept of it."""
+        """Say how far the run came, and which state of it is saved."""
         run = self._last.get("run", {})
         before = run.get("resumed_step", 0)
         step = self._last.get("step", {}).get("step", before)
@@ -241,7 +241,7 @@ class _Follower:
 
 
 def ended(events: Sequence[Event], folder: Path) -> Ended:
-    """Read from a journal how its last run ended; it must have."""
+    """Read from a journal how its last run ended. It must have ended."""
     events = journal.since_last_run(list(events))
     run = next(event for event in events if event["event"] == "run")
     end = next(event for event in reversed(events) if event["event"] == "end")

@@ -1,7 +1,7 @@
 """A driver that is a trial of Ray Tune: Tune ends its process, and the run must end with it.
 
-Other drivers may go while their run goes on. A trial that a scheduler stops, a time limit or Ctrl-C
-ends would else train on, and hold its CPUs, for a result that nobody takes.
+The run of another driver goes on without it. The run of a trial that a scheduler, a time limit or
+Ctrl-C has ended would only hold CPUs for a result that is not wanted any more.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def in_trial() -> bool:
 
 @contextlib.contextmanager
 def lifeline_of_trial() -> Iterator[Address | None]:
-    """Offer a lifeline while this process is a trial; yield where it is, or None in any other."""
+    """Offer a lifeline while this process is a trial; yields its address, or None in no trial."""
     if not in_trial():
         yield None
         return

@@ -1,6 +1,6 @@
-"""A worker whose process crashes leaves word of where it stood, for who asks why it was lost.
+"""A worker whose process crashes leaves its stack, which tells why it was lost.
 
-The word is written by the system's handler of SIGSEGV, SIGABRT, SIGBUS, SIGFPE and SIGILL, which
+The stack is written by the handler of SIGSEGV, SIGABRT, SIGBUS, SIGFPE and SIGILL, which
 needs no interpreter. A process that is ended from outside (SIGKILL) leaves none: that tells the two
 apart.
 """
@@ -17,9 +17,9 @@ _LINES = 12
 
 
 def offer(folder: Path, worker: str) -> IO[bytes] | None:
-    """Let this process leave word if it crashes; returns the file, which must stay open.
+    """Make this process leave its stack if it crashes; returns the file, which must stay open.
 
-    A folder that cannot be written is no reason not to train: then there is no word.
+    A folder that cannot be written is no reason not to train: then no stack is left.
     """
     try:
         file = _path(folder, worker).open("wb")
@@ -30,7 +30,7 @@ def offer(folder: Path, worker: str) -> IO[bytes] | None:
 
 
 def of(folder: Path, worker: str) -> str:
-    """Return what a worker has left: what has ended it, and where; empty if it has not crashed."""
+    """Return what has crashed a worker, and where; empty if it has not crashed."""
     try:
         with _path(folder, worker).open("rb") as file:
             text = file.read(_MOST).decode(errors="replace")
@@ -46,7 +46,7 @@ def of(folder: Path, worker: str) -> str:
 
 
 def forget(folder: Path, worker: str) -> None:
-    """Remove what a worker has left, or might have."""
+    """Remove what a worker has left, if anything."""
     with contextlib.suppress(OSError):
         _path(folder, worker).unlink()
 

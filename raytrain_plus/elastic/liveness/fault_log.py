@@ -1,6 +1,6 @@
-"""Faults on purpose, logged by the process that they hit, a moment before they do.
+"""Injected faults, logged by the process that they strike, a moment before they do.
 
-Afterwards it cannot be told which of several faults has ended a worker.
+Afterwards nothing says which of several faults has ended a worker.
 """
 
 import json
@@ -25,7 +25,7 @@ class FaultLog:
         self._read = 0
 
     def forget(self) -> None:
-        """Forget those of an earlier run in this folder."""
+        """Forget the faults of an earlier run in this folder."""
         self._path.unlink(missing_ok=True)
 
     def add(self, worker: str, fault: Fault) -> None:

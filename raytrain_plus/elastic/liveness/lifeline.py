@@ -1,12 +1,12 @@
-"""Knowing within moments that a process or its host is gone: a connection that the kernel watches.
+"""Lifelines: connections by which the kernel tells at once that a process or its host is gone.
 
-The coordinator holds one TCP connection to each worker. It begins with a secret that only who has
-the address from a Ray call knows; nothing else is ever sent on it. When the
-process ends, for whatever reason, its kernel closes the connection; when the host or the cable is
-gone, the keepalive of our own kernel gives up after some six seconds. Neither asks anything of an
-interpreter that may be busy, stopped or starved: a worker that is merely slow keeps its line.
+The coordinator holds one TCP connection to each worker. It begins with a secret that comes with the
+address in a Ray call; nothing else is ever sent on it. When the process ends, for whatever reason,
+its kernel closes the connection. When the host or the cable is gone, the keepalive of our own
+kernel gives up after some six seconds. Neither needs an interpreter that may be busy, stopped or
+starved: a worker that is merely slow keeps its lifeline.
 
-Ray tells of a dead process as fast, but of a dead host only after 15 to 60 seconds at its default
+Ray reports a dead process as fast, but a dead host only after 15 to 60 seconds at its default
 settings (measured with Ray 2.60).
 """
 
@@ -36,8 +36,8 @@ class LifelineServer:
 
     Args:
         host: the address at which this process can be reached.
-        released: called, from a thread, each time that the line is cut: the coordinator has let
-            go, has died, or cannot be reached any more.
+        released: called from a thread each time that the connection ends: the coordinator has
+            closed it, has died, or cannot be reached any more.
     """
 
     def __init__(self, host: str, released: Callable[[], None]) -> None:
@@ -54,20 +54,20 @@ class LifelineServer:
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody holds the other end."""
+        """Whether a coordinator holds the other end."""
         with self._lock:
             return self._lines > 0
 
     def close(self) -> None:
-        """Accept nobody any more."""
+        """Accept no connection any more."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # which ends a wait for somebody
+            self._socket.shutdown(socket.SHUT_RDWR)  # which ends the wait for a connection
         self._socket.close()
 
     def leave_to_parent(self) -> None:
-        """Close in a forked child what the parent listens on: the child must not keep it open.
+        """Close the parent's sockets in a forked child.
 
-        Else the end of the parent's process would not close the line.
+        If the child kept them, the end of the parent's process would not close the connection.
         """
         for held in (self._socket, *self._held):
             with contextlib.suppress(OSError):
@@ -97,7 +97,7 @@ class LifelineServer:
             self._released()
 
     def _is_ours(self, line: socket.socket) -> bool:
-        """Say whether the other end knows the secret; a stranger is let go, and changes nothing."""
+        """Say whether the other end knows the secret; a stranger is refused and changes nothing."""
         line.settimeout(_CONNECT_SECONDS)
         said = b""
         while len(said) < _SECRET_BYTES and (more := line.recv(_SECRET_BYTES - len(said))):
@@ -134,7 +134,7 @@ class Lifelines:
         self._closed = False
 
     def hold(self, worker: str, address: Address) -> None:
-        """Connect to a worker; if it cannot be reached, that is its end."""
+        """Connect to a worker; one that cannot be reached counts as gone."""
         try:
             line = socket.create_connection(address[:2], timeout=_CONNECT_SECONDS)
             line.sendall(address[2].encode())
@@ -150,7 +150,7 @@ class Lifelines:
                 self._thread.start()
 
     def release(self, worker: str) -> None:
-        """Let go of a worker; nothing is told of it any more."""
+        """Close the connection to a worker, without a call of `gone`."""
         with self._lock:
             line = self._lines.pop(worker, None)
             if line is not None:
@@ -158,7 +158,7 @@ class Lifelines:
                 line.close()
 
     def close(self) -> None:
-        """Let go of all, for good."""
+        """Close all connections."""
         for worker in list(self._lines):
             self.release(worker)
         self._closed = True
@@ -174,7 +174,7 @@ class Lifelines:
         with self._lock:
             for worker in workers:
                 line = self._lines.get(worker)
-                if line is None:  # released meanwhile
+                if line is None:  # released since
                     continue
                 why = "its process ended"
                 try:

@@ -1,8 +1,8 @@
 """Where a process stands: the stacks of its threads, even when its interpreter does not answer.
 
-A worker that answers says it itself. For one that does not, the system's signal handler writes
-them: it needs no lock of the interpreter. It writes into memory that only the process holds, which
-a neighbour on the same machine reads, so that no file is left behind.
+A worker that answers reports them itself. For one that does not, a signal handler writes them: it
+needs no lock of the interpreter. It writes into memory of the process, which a neighbour on the
+same machine reads, so that no file is left behind.
 """
 
 import faulthandler
@@ -27,14 +27,14 @@ _TRAINING = " in train\n"
 
 @cache
 def offer() -> int:
-    """Let others read where this process stands; returns the descriptor that they need."""
+    """Let other processes read this process's stacks; returns the descriptor that they need."""
     descriptor = os.memfd_create("stacks")
     faulthandler.register(_SIGNAL, file=descriptor, all_threads=True)
     return descriptor
 
 
 def own(thread: int) -> str:
-    """Return the stacks of one of our threads, and of all that read data for it."""
+    """Return the stacks of a thread of this process, and of the threads that read data for it."""
     names = {t.ident: t.name for t in threading.enumerate()}
     found = []
     for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way
@@ -48,7 +48,7 @@ def own(thread: int) -> str:
 def of_neighbour(pid: int, descriptor: int) -> str:
     """Return the stacks of another process of this machine, which has offered them.
 
-    A stopped process cannot say anything; that it is stopped is then what is returned.
+    A stopped process cannot write them; then the result says that it is stopped.
     """
     try:
         state = _state(pid)
@@ -74,7 +74,7 @@ def _state(pid: int) -> str:
 
 
 def _in_training(text: str) -> str:
-    """Keep of all threads those that are in this package: a worker of Ray has many others."""
+    """Keep the threads that are in this package: a Ray worker has many others."""
     package = str(Path(__file__).parents[2])
     parts = _THREAD.split(text)[1:]
     ours = [part for part in parts if package in part]

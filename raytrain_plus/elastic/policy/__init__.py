@@ -1,1 +1,1 @@
-"""Pure decisions: who computes what, who is slow, hangs or is wrong. No I/O, no clock, no Ray."""
+"""Pure decisions: which worker computes what, is slow, hangs or is wrong. No I/O, no Ray."""

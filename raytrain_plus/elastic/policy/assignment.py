@@ -65,12 +65,12 @@ def assign(
     first, and otherwise goes to the end; newcomers come in the order of their names. So the plan
     does not depend on the order in which members are listed.
 
-    Let the *pace* be the least time in which all can finish when whoever could not finish even one
-    logical rank in it computes exactly one. A worker gets at most what it computes in 1 + imbalance
-    times the pace, and at least 1 - imbalance times its proportional share, both rounded down, but
-    never less than one. Among these plans the result has the fewest maximal subtrees, then the
-    fewest logical ranks that change owner, then the lexicographically smallest cuts. Planning again
-    from the result, with the same members and imbalance, returns it unchanged.
+    Let the *pace* be the least time in which all can finish, if a worker that could not finish even
+    one logical rank in it computes exactly one. A worker gets at most what it computes in
+    1 + imbalance times the pace, and at least 1 - imbalance times its proportional share, both
+    rounded down, but never less than one. Among these plans the result has the fewest maximal
+    subtrees, then the fewest logical ranks that change owner, then the lexicographically smallest
+    cuts. Planning again from the result, with the same speeds and imbalance, returns it unchanged.
 
     Args:
         logical_ranks: Number V of logical ranks of the run.
@@ -157,12 +157,12 @@ def _order(members: set[str], before: Sequence[str]) -> list[str]:
 
 def _loads(logical_ranks: int, speeds: Floats, imbalance: float) -> tuple[list[int], list[int]]:
     """Return the least and the most logical ranks of each worker, for balance."""
-    # Only ratios matter. Whoever is that slow computes one logical rank in any case.
+    # Only ratios matter. A worker that is that slow computes one logical rank in any case.
     speeds = np.maximum(speeds / speeds.max(), 1e-12)
     level = _water_level(logical_ranks, speeds)
     least = np.maximum(1, np.floor((1 - imbalance) * level * speeds + _ROUNDING))
 
-    # Whole logical ranks: those left over go, one by one, to whoever would finish them first.
+    # Whole logical ranks: those left over go, one by one, to the worker that finishes it first.
     loads = np.maximum(1, np.floor(level * speeds + _ROUNDING))
     pace = float((loads / speeds)[level * speeds >= 1 - _ROUNDING].max())
     finish = [

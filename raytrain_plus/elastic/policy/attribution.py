@@ -67,10 +67,10 @@ def _is_of_a_device(error: BaseException) -> bool:
 class Loss:
     """A worker that was lost in a generation.
 
-    Attributes:
-        worker: its name.
-        why: what is known of it.
-        crashed: its process has crashed by itself, such as with a segmentation fault.
+        Attributes:
+            worker: its name.
+            why: what is known of it.
+            crashed: its process has crashed, such as with a segmentation fault.
         memory: its process was ended because its node was short of memory.
     """
 
@@ -94,13 +94,13 @@ class Attribution:
     def lost(
         self, step: int, losses: Sequence[Loss], *, alone: bool, on_purpose: bool
     ) -> str | None:
-        """Take in who was lost in a generation; returns why the run ends, None if it goes on.
+        """Note the losses of a generation; returns why the run ends, None if it goes on.
 
         Args:
             step: committed steps when it ended.
-            losses: who was lost.
+            losses: the workers that were lost.
             alone: the run wants one worker and no more.
-            on_purpose: a fault that was asked for has struck in it.
+            on_purpose: an injected fault has struck in it.
         """
         if step != self._step:
             self._step, self._crashes, self._short, self._alone = step, [], [], []
@@ -133,7 +133,7 @@ class Attribution:
         return None
 
     def failed(self, step: int, worker: str) -> bool:
-        """Take in an error that a machine may have caused; returns whether it is the task's.
+        """Note an error that a machine may have caused; returns whether it is the task's.
 
         Args:
             step: committed steps of the worker.
@@ -144,12 +144,12 @@ class Attribution:
         return before is not None
 
     def expelled(self, step: int, workers: Sequence[str], *, on_purpose: bool) -> str | None:
-        """Take in who was expelled for a step; returns why the run ends, None if it goes on.
+        """Note the workers expelled for a step; returns why the run ends, None if it goes on.
 
         Args:
             step: committed steps when the corruption was found.
-            workers: who is expelled.
-            on_purpose: a fault that was asked for has struck.
+            workers: which are expelled.
+            on_purpose: an injected fault has struck.
         """
         before = self._expelled.get(step, [])
         if on_purpose or not workers:

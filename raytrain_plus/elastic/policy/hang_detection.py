@@ -1,4 +1,4 @@
-"""Noticing a worker that lives but does not get on. Pure: time is given, never taken."""
+"""Detects a worker that lives but makes no progress. Pure: the caller passes the time."""
 
 import itertools
 import statistics
@@ -30,18 +30,18 @@ class Watch:
         self._slowest_first = 0.0
 
     def start_generation(self, now: float, *, warm: bool) -> None:
-        """A generation begins.
+        """Start a generation.
 
         Args:
             now: monotonic seconds.
-            warm: all its members have run steps before, so that nothing has to warm up.
+            warm: all its members have run steps before, so that no first step is slow.
         """
         self._begun = self._last = now
         self._asked = False
         self._warm = warm
 
     def note_progress(self, now: float, commits: Sequence[float] = ()) -> None:
-        """The group has got on; `commits` are the times at which steps in sequence ended."""
+        """Note progress of the group; `commits` are the times at which successive steps ended."""
         self._last = now
         self._asked = False
         self._heard = self._heard or bool(commits)
@@ -52,11 +52,11 @@ class Watch:
 
     @property
     def deadline(self) -> float:
-        """Seconds without progress after which somebody hangs."""
+        """Seconds without progress after which a worker counts as hung."""
         if not self._warm and not self._slowest_first:
             return max(self._config.first_step_deadline, self._config.hang_deadline or 0.0)
         if self._config.hang_deadline is None and not self._heard:
-            return self._config.first_step_deadline  # a coordinator that has just come back
+            return self._config.first_step_deadline  # the coordinator was just restarted
         usual = statistics.median(self._steps) if self._steps else 0.0
         deadline = self._config.hang_deadline or max(_LEAST, _TIMES * usual)
         if self._warm:
@@ -71,26 +71,26 @@ class Watch:
     def overdue(self, now: float) -> bool:
         """Say whether it is time to ask all workers what they are doing.
 
-        First so early that the verdict on those that do not answer falls at the deadline; then at
-        the deadline itself, for those that answer.
+        The first time is early enough to judge workers that do not answer at the deadline. The
+        second time is the deadline itself, to judge those that answer.
         """
         return now - self._last > self.deadline - (0.0 if self._asked else self.answer_seconds)
 
     def asked(self) -> bool:
-        """Note that all have been asked; returns whether the deadline is now, not yet to come."""
+        """Note that all workers were asked; returns whether this was at the deadline."""
         late, self._asked = self._asked, True
         return late
 
 
 def culprits(statuses: Mapping[str, WorkerStatus | None], deadline: float) -> dict[str, str]:
-    """Find who keeps a group waiting.
+    """Find the workers that keep a group waiting.
 
-    A worker that does not answer is stopped, or does not let go of its interpreter. One that has
-    been busy with itself for too long hangs, however lively it answers. Those that wait in an
+    A worker that does not answer is stopped, or never releases its interpreter. A worker that has
+    been busy with its own work for too long hangs, even if it answers. Workers that wait in an
     exchange are innocent.
 
     Args:
-        statuses: what each worker said, None for no answer.
+        statuses: each worker's answer, None for no answer.
         deadline: seconds.
 
     Returns:
@@ -106,5 +106,5 @@ def culprits(statuses: Mapping[str, WorkerStatus | None], deadline: float) -> di
 
 
 def all_wait(statuses: Mapping[str, WorkerStatus | None], deadline: float) -> bool:
-    """Say whether everybody answers and has waited for others for too long: a lost message."""
+    """Say whether all answer and have waited for others for too long: a message was lost."""
     return all(s is not None and s.waiting and s.age > deadline for s in statuses.values())

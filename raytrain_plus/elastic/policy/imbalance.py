@@ -1,15 +1,16 @@
-"""How much imbalance to plan with, from what the exchange turns out to cost. Pure.
+"""How much imbalance to plan with, from the measured cost of the exchange. Pure.
 
 `assignment.assign` gives away some balance for fewer bytes. What an imbalance is worth depends on
 the model and on the network. Where a step is nearly all compute, an imbalance of an eighth loses
 up to an eighth of it. Where the exchange takes a tenth of a step or more, it gains.
 
-A step is taken to last as long as its slowest worker computes, and then as long as what is left of
-the exchange, which is seen. Under another plan the exchange follows the bytes of the worker that
-sends most. But a part of it ran unseen, beside the backward of the last logical rank, and with more
-bytes as much again could come to light. So a plan with more bytes must pay although it does, a plan
-with fewer by what was seen alone: as far as the model holds, each change shortens the step, and
-none is undone. Where it does not hold, patience doubles with each return to what was left.
+The model of a step: it lasts as long as its slowest worker computes, plus the visible part of the
+exchange. The exchange is proportional to the bytes of the worker that sends most. A part of it is
+hidden by the backward of the last logical rank, and with more bytes it may become visible. So a
+plan that sends more bytes must save time even if all hidden communication becomes visible. A plan
+that sends fewer bytes is judged by visible communication only. As far as the model holds, each
+change shortens the step and none is undone. Where it does not hold, patience doubles each time that
+an earlier value returns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,14 +50,14 @@ class Imbalance:
         seen: float,
         unseen: float,
     ) -> None:
-        """A window is full: ask once whether another imbalance would pay.
+        """Ask at the end of a window whether another imbalance would pay.
 
         Args:
             plan: the present one.
             speeds: its workers, with the speeds to plan with.
             measured: logical ranks per second of each worker.
             seen: seconds per step that the group waits for the exchange.
-            unseen: seconds per step that the exchange runs, at most, beside the computing.
+            unseen: seconds per step that the exchange runs, at most, while workers compute.
         """
         compute = makespan(plan, measured)
         fair = plan[-1].stop / sum(measured.values())
@@ -75,11 +76,11 @@ class Imbalance:
         self._votes = self._votes + 1 if wanted != self.value else 0
 
     def advises(self) -> bool:
-        """Say whether planning with another imbalance would pay: `follow`, and plan anew."""
+        """Say whether a plan with another imbalance would pay; `follow` returns that imbalance."""
         return self._votes >= self._patience
 
     def follow(self) -> float:
-        """A plan is made: return the imbalance for it, which is `value` from now on."""
+        """Return the imbalance for a new plan; it is `value` from now on."""
         if self.advises():
             if self._wanted in self._left:
                 self._patience *= 2
@@ -91,7 +92,7 @@ class Imbalance:
     def _alternatives(
         self, plan: Sequence[Assignment], speeds: Sequence[WorkerSpeed]
     ) -> list[tuple[float, Sequence[Assignment]]]:
-        """Return the plans that other slacks would give: once, as long as nothing has changed."""
+        """Return the plans with other imbalances; cached as long as nothing has changed."""
         if (key := (self.value, tuple(plan), tuple(speeds))) != self._plans_for:
             others = [imbalance for imbalance in CHOICES if imbalance != self.value]
             leaves = plan[-1].stop

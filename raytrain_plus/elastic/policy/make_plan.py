@@ -1,4 +1,4 @@
-"""From who is there to a plan: who computes what, who heals whom. Pure."""
+"""From members to a plan: which worker computes what, and which one heals which. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ class Member:
 
     Attributes:
         worker: its name.
-        ready: what it said when it had come up, None before.
+        ready: what it reported when it was ready, None before.
         step: committed steps of its state.
-        draining: it is to leave at the next step boundary.
-        warm: it has run steps.
-        process: its process, None before it has begun to prepare itself.
-        since: monotonic seconds at which it has begun.
+        draining: whether it leaves at the next step boundary.
+        warm: whether it has run steps.
+        process: its process, None before it starts to prepare itself.
+        since: monotonic seconds at which it started to.
     """
 
     worker: str
@@ -33,7 +33,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What a plan is made of, beside the members.
+    """What a plan depends on, apart from the members.
 
     Attributes:
         logical_ranks: V.
@@ -61,8 +61,8 @@ def make_plan(
 ) -> Plan:
     """Plan a generation.
 
-    Whoever has the latest state heals the others. If nobody has one as late as the newest
-    checkpoint, the first member loads that, and heals the others: so it is read once.
+    The members with the latest state heal the others. If the newest checkpoint is later than all
+    of them, the first member loads it and heals the others, so that it is read once.
 
     Args:
         speeds: the workers and their speeds.

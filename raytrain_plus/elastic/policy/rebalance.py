@@ -1,4 +1,4 @@
-"""Noticing a worker that is slow, and when to share the work anew. Pure: no clock, no Ray.
+"""Stragglers: when a new plan would give a slow worker less to compute. Pure: no clock, no Ray.
 
 Each committed step tells how long every worker computed. Steps are looked at in windows, one after
 the other. At the end of each, a worker's speed is the median of its logical ranks per second, and
@@ -7,8 +7,8 @@ the question is asked once: would a new plan pay? Four things keep the answer ca
 - *Levels.* A plan uses speeds in steps of 25 % of the group's median. A worker keeps its level
   until it is clearly off it, so noise gives equal plans.
 - *Threshold.* A new plan must shorten the step by more than the threshold, by the speeds measured.
-  But who computes less than its share because it was slow gets ranks back when it is faster,
-  however little the step gains: in a large group it gains next to nothing.
+  But a worker that computes less than its share because it was slow gets ranks back when it is
+  faster, however little the step gains: in a large group it gains next to nothing.
 - *Patience.* A number of windows in a row must say so. The number doubles each time that a
   rebalance is undone soon after, and is halved only after a calm as long as all that went before.
   So a worker that comes and goes costs a number of rebalances that grows as the logarithm of the
@@ -18,8 +18,9 @@ the question is asked once: would a new plan pay? Four things keep the answer ca
 How much balance the plan gives away for fewer bytes is asked at the same times, see `imbalance.py`.
 
 Limit: what a worker spends once per step, whatever its number of ranks, counts as time of its
-ranks. So who has few of them seems slower than it is, and gets its ranks back in several rebalances
-(each shows it more truly), the last few not at all where this cost exceeds what a rank takes.
+ranks. So a worker with few ranks seems slower than it is. It gets its ranks back in several
+rebalances, since each shows its speed more truly. It does not get the last few back if this cost
+exceeds the time of a rank.
 """
 
 import math
@@ -37,14 +38,15 @@ _INSTANT = 1e-9  # seconds; the least that a rank takes
 
 
 class Rebalancer:
-    """What is known of the workers' speeds, and whether to plan anew because of it.
+    """Measures the workers' speeds, and says when a new plan would pay.
 
     Args:
         threshold: share by which a new plan must shorten the step. Default 0.2.
         window: steps that are looked at together; odd, so that a median is a step. Default 15.
         warmup: first steps of each generation that are ignored. Default 3.
         patience: windows in a row that must speak for a new plan, to begin with. Default 2.
-        measures: else all count as equally fast, and the imbalance stays, for good. Default True.
+        measures: if False, all workers count as equally fast, and the imbalance never changes.
+            Default True.
 
     Attributes:
         imbalance: how much imbalance to plan with.
@@ -90,7 +92,7 @@ class Rebalancer:
         self._last_step = -1
 
     def start_generation(self, group: Sequence[Assignment]) -> None:
-        """A generation begins; what was measured of its workers before is kept.
+        """Start a generation; earlier measurements of its workers are kept.
 
         Args:
             group: the plan, in the order in which `add_step` gives the workers' times.
@@ -115,13 +117,13 @@ class Rebalancer:
         compute_seconds: Sequence[float],
         exchange: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        """The running generation has committed a step. A step that is told again is ignored.
+        """Note a committed step of the generation. A step that is reported again is ignored.
 
         Args:
             step: its number.
             compute_seconds: seconds that each worker computed, in the group's order.
             exchange: seconds that the group waited for the exchange, and seconds that it ran, at
-                most, beside their computing. Default 0 and 0.
+                most, while workers computed. Default 0 and 0.
 
         Raises:
             ValueError: there are more or fewer times than workers.
@@ -149,10 +151,10 @@ class Rebalancer:
         """Return workers with the speeds to plan with.
 
         Args:
-            workers: who is to be in the next generation.
+            workers: of the next generation.
 
         Returns:
-            One member each; a speed of 1.0 is the group's median, and that of who is not known.
+            One each; 1.0 is the group's median, and the speed of a worker that is not known.
         """
         return _speeds({worker: self._levels.get(worker, 0) for worker in workers})
 
@@ -162,11 +164,11 @@ class Rebalancer:
         return dict(self._measured)
 
     def advises(self) -> bool:
-        """Say whether a new plan would pay: pause, plan with `speeds` and `imbalance`."""
+        """Say whether a new plan, with `speeds` and `imbalance`, would pay."""
         return self._votes >= self._patience or self.imbalance.advises()
 
     def _judge(self) -> None:
-        """A window is full: measure, and ask once whether a new plan would pay."""
+        """Measure at the end of a window, and ask once whether a new plan would pay."""
         self._windows += 1
         self._calm_down()
         for assignment, times in zip(self._group, self._times, strict=True):
@@ -183,14 +185,14 @@ class Rebalancer:
         self._votes = self._votes + 1 if pays or self._gives_back(better) else 0
         seen, unseen = map(statistics.median, zip(*self._exchange, strict=True))
         self._exchange.clear()
-        if not self._votes:  # who is slow comes first
+        if not self._votes:  # a straggler comes first
             speeds = _speeds(self._planned)
             self.imbalance.judge(self._group, speeds, self._measured, seen, unseen)
             if self.imbalance.advises():
                 self._levels = dict(self._planned)  # the imbalance is all that is to change
 
     def _gives_back(self, plan: Sequence[Assignment]) -> bool:
-        """Say whether a plan gives more ranks to somebody who was slow and is faster now."""
+        """Say whether a plan gives more ranks to a worker that was slow and is faster now."""
         present = {a.worker: len(a.ranks) for a in self._group}
         return any(
             self._planned[a.worker] < min(0, self._levels[a.worker])
@@ -199,7 +201,7 @@ class Rebalancer:
         )
 
     def _note_rebalance(self, planned: Mapping[str, int]) -> None:
-        """The work is shared anew among the same workers: be more patient if that undoes a last."""
+        """Note a rebalance of the same workers: be more patient if it undoes the last one."""
         changes = {worker: level - self._planned[worker] for worker, level in planned.items()}
         undone = any(change * self._directions.get(w, 0) < 0 for w, change in changes.items())
         if undone and self._windows - self._rebalanced < _SOON:

@@ -1,9 +1,9 @@
-"""What is to be trusted no more, after corruption was found: whom, and the steps since when. Pure.
+"""Which workers and steps can no longer be trusted after silent data corruption. Pure.
 
 With `check_every` of 1 nothing wrong is ever committed: a state is compared before the update that
-would use it. With a longer interval, or when a worker's arithmetic is found wrong by an audit, what
-was committed since the last comparison that such a worker passed may be wrong, on all workers
-alike: the run goes back to before that.
+would use it. With a longer interval, or if an audit finds that a worker's arithmetic is wrong, all
+steps since the last comparison that this worker passed may be wrong, on all workers alike. The run
+then goes back to before them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ Audit = Callable[[int, Sequence[range]], tuple[int, int]]
 
 
 def named(error: CorruptionError, places: Sequence[str]) -> Corruption:
-    """Return what was found, with workers' names for their places in the group."""
+    """Return what was found, with names in place of places in the group."""
     return Corruption(
         step=error.step,
         accused=tuple(places[i] for i in error.accused),
@@ -30,11 +30,11 @@ def named(error: CorruptionError, places: Sequence[str]) -> Corruption:
 
 @dataclass
 class GroupHistory:
-    """Which groups have trained since when, and what was compared in them.
+    """Which group has trained each step, and what was compared then.
 
     Args:
         check_every, audit_every: steps between comparisons; 0 for never.
-        audit: who is audited when.
+        audit: says which worker is audited in a step.
     """
 
     check_every: int
@@ -43,18 +43,18 @@ class GroupHistory:
     _groups: list[tuple[int, Mapping[str, range]]] = field(default_factory=list)
 
     def start_generation(self, step: int, group: Mapping[str, range]) -> None:
-        """A group trains from a step on; groups before it that had begun later are undone."""
+        """Note that a group trains from a step on; groups that started later are forgotten."""
         self._groups = [one for one in self._groups if one[0] < step]
         self._groups.append((step, dict(group)))
 
     def recall(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Take in the groups of which a journal tells, but not who computed what in them."""
+        """Note the groups of a journal, which does not say which worker computed what."""
         for event in events:
             if event["event"] == "generation":
                 self.start_generation(event["step"], dict.fromkeys(event["members"], range(0)))
 
     def group_at(self, step: int) -> Mapping[str, range]:
-        """Return the group that went on from a step, and who computed what; nobody if unknown."""
+        """Return the group that trained from a step on, with each worker's logical ranks; or {}."""
         later = [group for start, group in self._groups if start <= step]
         return later[-1] if later else {}
 
@@ -63,7 +63,7 @@ class GroupHistory:
 
         Args:
             found: what was found.
-            guilty: who of the suspects, or of all in a tie, failed to compute what is known.
+            guilty: the suspects, or of all in a tie, that failed the self-test.
         """
         step = found.step
         bounds = [step]
@@ -87,7 +87,7 @@ class GroupHistory:
         return next((before for before in steps if self._passed(worker, before)), joined)
 
     def _passed(self, worker: str, step: int) -> bool:
-        """Say whether an audit has compared a worker with another: alone it proves nothing."""
+        """Say whether an audit has compared a worker with another; alone it proves nothing."""
         group = self.group_at(step)
         ranges = list(group.values())
         if worker not in group or len(group) == 1 or not ranges[-1]:

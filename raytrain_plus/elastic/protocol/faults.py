@@ -1,4 +1,4 @@
-"""Faults on purpose: the way anybody can replay a disturbance."""
+"""Fault injection: a list of faults that replays a disturbance."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ _TAKES: dict[Action, tuple[str, ...]] = {
     "remove": ("workers",),
 }
 _OF_NEWCOMERS = ("hang_newcomer", "edit_task")
-_EVERYBODY = ("kill_all", "lose_store")
+_ALL_WORKERS = ("kill_all", "lose_store")
 SIGNALS: dict[Action, signal.Signals] = {
     "kill": signal.SIGKILL,
     "kill_all": signal.SIGKILL,
@@ -67,23 +67,23 @@ class Fault:
     Strikes hit workers without notice, in the middle of a step:
 
     - `kill` (SIGKILL), `stop` (SIGSTOP), `terminate` (SIGTERM: a preemption notice);
-    - `spin`: the training thread computes for ever and never lets go of the interpreter;
-    - `stall`: the training thread waits for ever, while the process answers whoever asks;
+    - `spin`: the training thread computes for ever and never releases the interpreter;
+    - `stall`: the training thread waits for ever, while the process answers questions;
     - `slow`: another process competes for the worker's CPU for `seconds`;
     - `flip`: one bit of one weight flips, at each victim another one. A lone worker's `update` is
       spared: no other replica is there to tell its outcome from the right one;
     - `miscompute`: all arithmetic is wrong from then on;
     - `nan_gradient`: the next gradient that it computes is NaN, though the loss is a number. The
       run ends by design, with the state before that step, and is to be resumed;
-    - `lose_store`: nobody reaches the checkpoint store for `seconds`;
-    - `kill_all`: `kill`, for everybody at once.
+    - `lose_store`: no worker reaches the checkpoint store for `seconds`;
+    - `kill_all`: `kill`, for all workers at once.
 
     The others act when a step is committed: `drain` plans workers out, and they are replaced; `add`
     and `remove` change how many there should be; `kill_coordinator` is SIGKILL to the coordinator,
     `stop_coordinator` SIGSTOP; `fill_disk` lets no line be written to the journal for `seconds`.
 
-    Two wait for the next worker that is asked for: `hang_newcomer` lets it hang while it comes up,
-    and with `edit_task` it finds the file of the task edited. No file is written.
+    Two wait for the next worker that is requested: with `hang_newcomer` it hangs while it prepares
+    itself, and with `edit_task` it finds the file of the task edited. No file is written.
 
     Attributes:
         step: strikes hit while this step (from 1) is being computed; the others act when it is
@@ -124,12 +124,12 @@ class Fault:
 
     @property
     def is_planned(self) -> bool:
-        """Whether the coordinator brings it about when its step is committed."""
+        """Whether the coordinator causes it when its step is committed."""
         return not self.strikes and not self.waits_for_newcomer
 
     @property
     def waits_for_newcomer(self) -> bool:
-        """Whether it happens to the next worker that is asked for."""
+        """Whether it happens to the next worker that is requested."""
         return self.action in _OF_NEWCOMERS
 
     @property
@@ -138,9 +138,9 @@ class Fault:
         return DEFAULT_SECONDS if self.seconds is None else self.seconds
 
     def draw(self, worker: str) -> int:
-        """Return a number of 64 bits: whatever the fault leaves to chance at one of its victims.
+        """Return a number of 64 bits, from which what the fault leaves to chance is drawn.
 
-        No two victims share it: replicas that break alike could not be told from whole ones.
+        Each victim has another one: replicas that break alike could not be told from whole ones.
         """
         text = json.dumps([*as_data([self]), worker], sort_keys=True)
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -151,7 +151,7 @@ class Fault:
 
     def victims(self, size: int) -> list[int]:
         """Return the places in a group of `size` workers that it hits."""
-        if self.action in _EVERYBODY:
+        if self.action in _ALL_WORKERS:
             return list(range(size))
         if self.action == "flip" and self.phase == "update" and size == 1:
             return []
@@ -222,7 +222,7 @@ def due_at(faults: Sequence[Fault], step: int) -> list[Fault]:
 def left(faults: Sequence[Fault], events: Sequence[Mapping[str, Any]]) -> list[Fault]:
     """Return the faults that have not happened yet, by the run's journal.
 
-    What happened before its last `run` line does not count: a run that is resumed suffers anew.
+    What happened before its last `run` event does not count: a resumed run suffers all again.
     """
     happened: Counter[tuple[Any, ...]] = Counter()
     for event in events:

@@ -1,4 +1,4 @@
-"""What the workers tell of each step, and the journal keeps."""
+"""What workers report of each step, and the journal keeps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,9 @@ class Record:
         busy_seconds: summed busy time of all workers since the step before.
         metrics: the evaluation's values, or None for a step.
         compute_seconds: how long each worker of the group computed in the step before.
-        exchange_seconds: how long its exchange kept all of them, and how long, at most, it had run
-            beside their computing.
-        salvaged: logical ranks that a failed attempt at the step had computed already.
+        exchange_seconds: how long its exchange kept all of them waiting, and how long, at most, it
+            ran while they computed.
+        salvaged: logical ranks that a failed attempt at the step had computed.
     """
 
     step: int

@@ -43,7 +43,7 @@ def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
 
 
 def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> None:
-    """See that a name means the data here that it means to the driver."""
+    """Check that a name means the same data here as on the driver."""
     is_table = not isinstance(data, str | Stream | Mixture) or (
         isinstance(data, str) and data.startswith(f"{spec.folder}/")
     )
@@ -58,7 +58,7 @@ def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> 
 
 
 def resolve(data: Any) -> Any:
-    """Return what a reference into Ray's store stands for; anything else as it is."""
+    """Return the value of a reference into Ray's store; any other value as it is."""
     return ray.get(data) if isinstance(data, ray.ObjectRef) else data
 
 

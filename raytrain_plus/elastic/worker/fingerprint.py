@@ -1,4 +1,4 @@
-"""A newcomer proves that it computes the same bits as the group."""
+"""A newcomer's proof that it computes the same bits as the group."""
 
 import hashlib
 import platform
@@ -16,9 +16,9 @@ from raytrain_plus.training.state import tensor_bytes
 def fingerprint(loop: TrainingLoop, batch: Batch, device: torch.device) -> Fingerprint:
     """Describe how this process computes, by versions and by a probe of the real model.
 
-    The probe is the leaf (gradient and buffer changes) of one part of real data, on the model as
-    it is built from the seed; a library build, an instruction set, a number of threads or a broken
-    core that gives other bits shows in it. On an accelerator it is computed twice: kernels that
+    The probe is the gradient and the buffer changes of one part of real data, on the model as it is
+    built from the seed. It shows a library build, an instruction set, a number of threads or a
+    broken core that gives other bits. On an accelerator it is computed twice, because kernels that
     add by atomic operations give other bits each time.
 
     Raises:

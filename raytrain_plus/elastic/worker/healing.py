@@ -1,4 +1,4 @@
-"""Giving a replica's state to a newcomer, or to a survivor that is a step behind."""
+"""Healing: a replica's state is sent to a newcomer, or to a survivor that is a step behind."""
 
 import json
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def send_state(
 
     Args:
         replica: has the state.
-        receivers: the members' places.
-        transport: reaches them.
+        receivers: the members' places in the group.
+        transport: of the group.
         noted: the fingerprint that the state should have, if it is known.
 
     Raises:
@@ -45,7 +45,7 @@ def send_state(
 
 
 def receive_state(replica: Replica, source: int, transport: Transport) -> int | None:
-    """Take over the state that a member sends. Until all has arrived, ours is untouched.
+    """Receive a member's state. The replica does not change until all of it has arrived.
 
     Returns:
         The fingerprint that the state should have, if it is known.

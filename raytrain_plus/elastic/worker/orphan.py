@@ -1,6 +1,6 @@
-"""A worker whose coordinator has gone waits for it to come back, and ends itself if it does not.
+"""A worker that has lost its coordinator waits for the next one, and ends itself if none comes.
 
-Workers are detached, so that they outlive their coordinator; nobody else would end them.
+Workers are detached, so that they outlive their coordinator; no other process would end them.
 """
 
 import time
@@ -16,22 +16,22 @@ _LOOK = 0.2  # seconds
 
 
 def wait_or_end(spec: RunSpec, lifeline: LifelineServer) -> None:
-    """Return when a coordinator has taken up the lifeline again; else end this process.
+    """Return when a coordinator holds the lifeline again; else end this process.
 
-    Ray knows whether the coordinator is about to be started again; where Ray cannot be asked (this
-    host may be cut off), there is a limit.
+    Ray knows whether the coordinator will be restarted. If Ray cannot be asked, since this host may
+    be cut off, there is a time limit.
     """
     until = time.monotonic() + spec.elastic.orphan_seconds
     while not lifeline.is_held:
         if time.monotonic() > until or not _is_expected(spec.name):
-            leave_at_once(1)  # at once: nobody waits for anything that this process still has
+            leave_at_once(1)  # at once: no other process needs anything of this one
         time.sleep(_LOOK)
 
 
 def _is_expected(run: str) -> bool:
     try:
         ray.get_actor(run, namespace=NAMESPACE)
-    except ValueError:  # it has ended for good
+    except ValueError:  # it will not be restarted
         return False
     except Exception:  # noqa: BLE001 - Ray cannot be reached: it may be again
         return True

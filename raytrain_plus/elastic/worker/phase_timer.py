@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-# What the phases of a step are parts of, as reports name them. An exchange that runs beside the
-# backward costs nothing, and is not in it.
+# The part of a step to which each phase belongs, as reports name it. An exchange that runs during
+# the backward costs nothing, and is not counted.
 PART_OF = {
     "meet": "forming",
     "heal": "forming",
@@ -25,14 +25,14 @@ PART_OF = {
 class PhaseTimer:
     """One worker's time in one generation.
 
-    What has been spent stands once it is settled, when a step is committed; what follows the last
-    commit of a generation that was lost belongs to the pause that this caused.
+    Time becomes final when a step commits. What follows the last commit of a lost generation
+    belongs to the pause that the loss caused.
 
     Args:
         clock: gives monotonic seconds. Default: the machine's.
 
     Attributes:
-        settled_at: Unix time at which it was settled last; 0.0 if it was not.
+        settled_at: Unix time up to which the time is final; 0.0 if none is.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
@@ -40,27 +40,27 @@ class PhaseTimer:
         self.start()
 
     def start(self) -> None:
-        """Begin a generation."""
+        """Start a generation."""
         self._phase, self._since = "idle", self._clock()
         self._spent: dict[str, float] = {}
         self._settled: dict[str, float] = {}
         self.settled_at = 0.0
 
     def enter(self, phase: str) -> float:
-        """Note that a phase begins; returns when, in monotonic seconds."""
+        """Note that a phase starts; returns the monotonic seconds."""
         now = self._clock()
         self._spent[self._phase] = self._spent.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = phase, now
         return now
 
     def settle(self) -> None:
-        """Let stand what has been spent so far."""
+        """Make the time so far final."""
         self.enter(self._phase)
         self._settled = self._spent.copy()
         self.settled_at = time.time()
 
     def parts(self) -> dict[str, float]:
-        """Return the seconds that stand, by part."""
+        """Return the final seconds by part."""
         parts: dict[str, float] = {}
         for phase, seconds in self._settled.items():
             if phase != "idle":

@@ -68,7 +68,7 @@ class Progress:
             on_abort(reason)
 
     def end(self) -> None:
-        """The generation has ended."""
+        """End the generation."""
         with self._lock:
             self._on_abort = None
             self._phase, self._since = "idle", time.monotonic()
@@ -76,8 +76,8 @@ class Progress:
     def enter(self, phase: str) -> None:
         """Note that a phase begins.
 
-        Where the exchange runs beside the backward, its thread enters phases, too; but what a
-        worker is doing, when somebody asks, is what its training thread does.
+        If the exchange runs during the backward, its thread enters phases, too. The status of a
+        worker is the phase of its training thread.
 
         Raises:
             AbortedError: the generation has been aborted.
@@ -93,7 +93,7 @@ class Progress:
             raise AbortedError(self._aborted[self.generation])
 
     def abort(self, generation: int, reason: str) -> None:
-        """End a generation from outside, whether it has begun or not."""
+        """Abort a generation, whether it has started or not."""
         with self._lock:
             if generation < max([self.generation, *self._aborted]):
                 return

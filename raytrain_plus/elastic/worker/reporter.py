@@ -1,6 +1,6 @@
-"""How the coordinator learns of steps: nobody asks in steady state, one worker tells now and then.
+"""How the coordinator learns of steps: one worker reports them, several times a second.
 
-Every worker keeps what it knows of recent steps, so that nothing is lost with the one that tells.
+Every worker keeps its records of recent steps, so that nothing is lost with the one that reports.
 """
 
 import threading
@@ -18,13 +18,13 @@ from raytrain_plus.training.loop import StepResult
 _KEPT = 100_000
 _INTERVAL = 0.2  # seconds between two messages
 _PATIENCE = 30.0
-# Seconds to tell the rest, for which the whole group waits. A call to a coordinator that is being
-# started again hangs until Ray's next look, every 2 s; what is not told is asked for.
+# Seconds to report the rest, for which the whole group waits. A call to a coordinator that Ray is
+# restarting hangs for up to 2 s. The coordinator later fetches the steps that were not reported.
 _PARTING = 0.1
 
 
 class Records:
-    """What a worker knows of recent steps."""
+    """A worker's records of recent steps."""
 
     def __init__(self) -> None:
         self._kept: deque[Record] = deque(maxlen=_KEPT)
@@ -72,13 +72,13 @@ class Records:
 
 
 class Reporter:
-    """Tells the coordinator of new records and of the heartbeat, from a thread of its own.
+    """Reports new records and the heartbeat to the coordinator, from a thread of its own.
 
     Args:
         coordinator: its handle.
-        worker: who tells.
+        worker: this worker's name.
         progress: the heartbeat.
-        records: what is told.
+        records: what is reported.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Reporter:
         self._thread: threading.Thread | None = None
 
     def start(self, generation: int, *, sends: bool) -> None:
-        """Say that the group trains again and, if it is ours to do, go on telling."""
+        """Start to report that the group trains; does nothing unless `sends`."""
         self._generation = generation
         if sends:
             self._started_at = time.time()
@@ -101,7 +101,7 @@ class Reporter:
             self._thread.start()
 
     def stop(self) -> None:
-        """Tell the rest, as far as the coordinator listens, and end."""
+        """Report the rest, as far as the coordinator answers, and end."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(_PARTING)

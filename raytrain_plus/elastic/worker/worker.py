@@ -131,7 +131,7 @@ class Worker:
 
         Args:
             spec: the run.
-            fault: what is to go wrong meanwhile: `hang_newcomer` or `edit_task`.
+            fault: what goes wrong meanwhile: `hang_newcomer`, `edit_task` or None.
         """
         process = _process()
         self._coordinator.report_starting.remote(self._name, process)
@@ -141,7 +141,7 @@ class Worker:
         self._memory_watch = MemoryWatch(self._end_for_memory)
         try:
             self._ready = self._prepare(spec)
-        except USERS as error:  # Ray would bury its traceback, and take an exit for its own
+        except USERS as error:  # Ray would hide the traceback, and obey an exit
             return Unready(users_traceback(error), process, transient=may_be_a_machines(error))
         if fault == "edit_task":
             return replace(self._ready, code=user_code.as_if_edited(self._ready.code, self._task))
@@ -183,7 +183,7 @@ class Worker:
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
         }
         proof = {**identity, **fingerprint(self._loop, self._probe(), self._device)}
-        self._weave.spent()  # what the probe cost is not the run's
+        self._weave.spent()  # the cost of the probe is not the run's
         self._uploads = Uploads(
             spec.checkpoint_store,
             self._weave.aspects,
@@ -229,7 +229,7 @@ class Worker:
                 self._loop.check_state()
             report = self._report(ending)
         except USERS as error:  # the coordinator decides what to do about it
-            transport.abort("the generation is over")  # the others notice at once
+            transport.abort("the generation is over")  # the other members notice at once
             ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
             if isinstance(error, CheckpointError):
                 report = self._report("refused", reason=str(error))
@@ -250,7 +250,7 @@ class Worker:
         return report
 
     def computes_right(self) -> bool:
-        """Compute once more what this process computed when it came up; is it the same?"""
+        """Repeat the probe of the start; returns whether the result is the same."""
         assert self._ready is not None
         weave = Weave(unpack(self._spec.algorithms))
         with warnings.catch_warnings():
@@ -263,7 +263,7 @@ class Worker:
         return all(self._ready.fingerprint[key] == value for key, value in again.items())
 
     def _probe(self) -> Batch:
-        batch = copy.deepcopy(resolve(self._spec.probe))  # not as it lies in the store
+        batch = copy.deepcopy(resolve(self._spec.probe))  # not the one in Ray's store
         return to_device(batch, self._device)
 
     def save(self, step: int) -> str:
@@ -334,7 +334,7 @@ class Worker:
             os.kill(pid, signal.SIGKILL)
 
     def _form(self, plan: Plan, transport: Transport) -> None:
-        """Meet the other members and bring everybody to the same step."""
+        """Meet the other members and bring all to the same step."""
         self._progress.enter("meet")
         transport.meet(plan.meeting_point, f"{self._spec.name}/{plan.generation}", self._host)
         replica, index = self._loop.replica, transport.index
@@ -355,7 +355,7 @@ class Worker:
         try:
             store = Store(place, self._spec.elastic.checkpoint_options)
             checkpointer.load(store, self._loop.replica, self._spec.run_id)
-        except StoreError as error:  # not the checkpoint's fault: it is tried again
+        except StoreError as error:  # not the checkpoint's fault: the load is tried again
             raise AbortedError(str(error)) from error
 
     def _run(self, plan: Plan, transport: Transport) -> Ending:
@@ -397,7 +397,7 @@ class Worker:
                 return "paused"
 
     def _audit_part(self, place: int) -> Batch | None:
-        """Return the part that this worker is to compute beside its own, to check its owner."""
+        """Return the part that this worker computes in addition to its own, to check its owner."""
         step = self._loop.replica.step
         audit = self._loop.guard.audit_of(step)
         if audit is None or audit[1] != place:
@@ -464,7 +464,7 @@ class Worker:
             self._loader.close()
 
     def _on_notice(self, *_: Any) -> None:
-        """SIGTERM: the machine will be taken away. Leave at the next step boundary."""
+        """SIGTERM: the machine will be preempted. Leave at the next step boundary."""
         notice = "it got SIGTERM"
         threading.Thread(
             target=lambda: self._coordinator.report_notice.remote(self._name, notice), daemon=True
@@ -478,7 +478,7 @@ class Worker:
         exits.leave_at_once(1)
 
     def _on_release(self) -> None:
-        """The coordinator has let go of us, or has died."""
+        """The coordinator has closed the lifeline, or has died."""
         orphan.wait_or_end(self._spec, self._lifeline)
 
 
