@@ -133,7 +133,7 @@ class _Jobs:
             ) from error
         except OSError as error:
             raise ClusterError(
-                f"nobody listens at {self._address}: is the dashboard running there, and is the "
+                f"no server listens at {self._address}: is the dashboard running there, and is the "
                 "port right, which is 8265 unless told otherwise?"
             ) from error
         except RuntimeError as error:

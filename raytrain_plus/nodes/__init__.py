@@ -1,1 +1,1 @@
-"""The nodes of a cluster: telling Ray that one will be taken away, and what is wrong with any."""
+"""The nodes of a cluster: draining one that will be preempted, and diagnosing all of them."""

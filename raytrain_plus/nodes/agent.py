@@ -1,6 +1,6 @@
-"""The agent of a node: waits for the notice that it will be taken away, and has Ray drain it.
+"""The agent of a node: waits for the notice that it will be preempted, and has Ray drain it.
 
-Each source of notices is asked by a thread of its own, so that none that stalls holds up another.
+A thread of its own asks each source of notices, so that a source that stalls blocks no other.
 """
 
 import queue
@@ -18,7 +18,7 @@ from raytrain_plus.ray_cluster.gcs import ClusterError, Gcs, Node, UnreachableEr
 Say = Callable[[str], None]
 
 _LOOK = 1.0  # seconds between two looks at the raylet, and between two tries to drain
-_GONE = 3  # looks in a row at which it was not there
+_GONE = 3  # looks in a row without the raylet, after which the node is gone
 _LONGEST_PAUSE = 5.0  # for a source that fails again and again
 
 
@@ -28,7 +28,7 @@ class Agent:
     Args:
         gcs: the cluster's head.
         sources: where notices come from.
-        say: is given one line per event.
+        say: called with one line per event.
     """
 
     def __init__(self, gcs: Gcs, sources: Sequence[NoticeSource], say: Say) -> None:
@@ -37,14 +37,14 @@ class Agent:
         self._say = say
         self._notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
         self._known: Notice | None = None
-        self._due: Notice | None = None  # Ray has not been told of it yet
-        self._trouble = ""  # in telling it
+        self._due: Notice | None = None  # the node must still be drained for it
+        self._trouble = ""  # why that failed
 
     def run(self, node_id: str | None, grace: float, patience: float) -> None:
-        """Watch until the node has gone; returns then, or when it was drained for a SIGTERM.
+        """Watch until the node is gone, or until it was drained because of a SIGTERM.
 
         Args:
-            node_id: which node; None for the one on this host.
+            node_id: of the node; None for the one on this host.
             grace: seconds from SIGTERM to the end.
             patience: seconds to wait for the node to join.
 
@@ -106,10 +106,10 @@ class Agent:
             self._known = self._due = notice
 
     def _drained(self, node: Node, notice: Notice) -> bool:
-        """Tell Ray; says whether there is nothing left to do about the notice."""
+        """Drain the node; returns whether there is nothing left to do about the notice."""
         left = notice.deadline - time.time()
         try:
-            # A deadline that has passed would be refused; the node may live a little longer.
+            # Ray would refuse a deadline that has passed; the node may live a little longer.
             self._gcs.drain(node.node_id, notice.reason, time.time() + max(left, 1.0))
         except ClusterError as error:
             if str(error) != self._trouble:
@@ -121,7 +121,7 @@ class Agent:
         return True
 
     def _watch(self, source: NoticeSource) -> None:
-        """Ask a source for ever; tell of trouble when it begins and when it ends."""
+        """Ask a source for ever; report trouble when it starts and when it ends."""
         trouble, pause = "", source.pause
         while True:
             try:

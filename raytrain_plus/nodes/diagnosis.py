@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, from what its nodes say of themselves, and what to do. Pure."""
+"""What is wrong with a cluster, from the facts of its nodes, and what to do. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ DISK_PART = 0.95
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """A node, as Ray knows it and as it says of itself.
+    """A node, by Ray and by a probe on it.
 
     Attributes:
         node_id: Ray's id of it, in hexadecimal.
         host: its host's name.
         address: its host's address.
         is_head: it is the head.
-        draining: Ray takes it for one that will go, and lets nobody in to look at it.
-        trouble: why it has said nothing of itself; empty if it has.
+        draining: Ray drains it, so that no probe can be placed on it.
+        trouble: why the probe has no answer; empty if it has one.
         versions: of Python and the libraries that the bits depend on.
         hardware: kind of processor and instruction set, by name.
         computed: a hash of a small computation that gives the same bits on the same hardware.
@@ -30,8 +30,8 @@ class NodeFacts:
         disk: bytes of Ray's temporary folder: free, and all.
         shared_memory: bytes of /dev/shm.
         object_store: bytes of Ray's object store.
-        token: it asks for a token.
-        agent: an agent waits there for the cloud's notice.
+        token: whether it asks for a token.
+        agent: whether an agent waits there for the cloud's notice.
     """
 
     node_id: str
@@ -59,9 +59,9 @@ class Expected:
     """Which nodes a cluster should have.
 
     Attributes:
-        count: how many at least, the head included; None if nobody has said.
+        count: how many at least, with the head; None if that is not known.
         addresses: of their hosts, where they are known.
-        pitfalls: of the file that the cluster was launched with: what, and what to do.
+        pitfalls: of the launch file: what is wrong, and what to do.
     """
 
     count: int | None = None
@@ -71,13 +71,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is wrong, or that may be meant.
+    """Something that is wrong, or that looks wrong.
 
     Attributes:
         where: the hosts, or `cluster`.
-        what: is wrong.
+        what: what is wrong.
         do: what to do about it.
-        grave: training will fail, or will not start on these nodes.
+        grave: whether training will fail, or will not start on these nodes.
     """
 
     where: str
@@ -87,11 +87,11 @@ class Problem:
 
 
 def problems(nodes: Sequence[NodeFacts], expected: Expected) -> list[Problem]:
-    """Say what is wrong, the gravest first.
+    """Return what is wrong, the gravest first.
 
     Args:
-        nodes: that have joined and not gone.
-        expected: which there should be.
+        nodes: those that are in the cluster.
+        expected: those that should be.
     """
     staying = [node for node in nodes if not node.draining]
     known = [node for node in staying if not node.trouble]
@@ -145,7 +145,7 @@ def _differing(nodes: Sequence[NodeFacts]) -> list[Problem]:
         do = "run with ElasticConfig(isa='avx2'), or with --no-bitwise, or on like machines"
         told = {n.node_id: n.hardware.get(key, "unknown") for n in nodes}
         found += _unlike(nodes, told, key, do)
-    if not found:  # else it is no wonder
+    if not found:  # other versions or hardware compute other bits anyway
         do = "its processor or memory may be broken: take it out and test it"
         told = {n.node_id: n.computed for n in nodes}
         found += _unlike(nodes, told, "the same computation", do)
@@ -159,7 +159,7 @@ def _keys(nodes: Sequence[NodeFacts], of: str) -> list[str]:
 def _unlike(
     nodes: Sequence[NodeFacts], told: Mapping[str, str], key: str, do: str
 ) -> list[Problem]:
-    """Complain of the nodes that say something else than most; than the head, if none are most."""
+    """Return the nodes that differ from most of them, or from the head if there is no majority."""
     counts = Counter(told.values())
     head = next((told[node.node_id] for node in nodes if node.is_head), "")
     usual = max(counts, key=lambda value: (counts[value], value == head), default="")
@@ -204,10 +204,10 @@ def _of_all(nodes: Sequence[NodeFacts]) -> list[Problem]:
     without = [node for node in nodes if not node.agent]
     if 0 < len(without) < len(nodes):
         what = "no agent waits for a preemption notice, as it does elsewhere"
-        do = "start `raytrain-plus node-agent` beside `ray start`, unless it is never taken away"
+        do = "start `raytrain-plus node-agent` next to `ray start`, unless it is never preempted"
         found.append(Problem(", ".join(map(_name, without)), what, do, grave=False))
     if nodes and not any(node.token for node in nodes):
-        what = "it asks for no token: whoever reaches its ports can run code there"
+        what = "it asks for no token: anyone who reaches its ports can run code there"
         do = (
             "set RAY_AUTH_MODE=token on all hosts, with one token (`ray get-auth-token --generate`)"
         )

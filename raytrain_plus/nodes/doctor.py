@@ -1,4 +1,4 @@
-"""Asking every node of a cluster how it is, all at once, and within a deadline."""
+"""Examines all nodes of a cluster at once, within a deadline."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -70,14 +70,14 @@ class Diagnosis:
 
 
 def diagnosis_of(nodes: object, expected: Expected) -> Diagnosis:
-    """Make a diagnosis of nodes that are given as data.
+    """Diagnose nodes that are given as data.
 
     Args:
         nodes: their facts, as a cluster answers.
         expected: which nodes there should be.
 
     Raises:
-        ClusterError: they are something else.
+        ClusterError: the data is not that of nodes.
     """
     try:
         known = _NODES.validate_python(nodes)
@@ -88,15 +88,15 @@ def diagnosis_of(nodes: object, expected: Expected) -> Diagnosis:
 
 
 def examine(deadline: float) -> list[NodeFacts]:
-    """Look at all nodes of the cluster that this process has joined; the head comes first.
+    """Examine all nodes of the cluster that this process has joined; the head comes first.
 
     Args:
         deadline: seconds within which a node must answer.
     """
     draining = draining_nodes()
     nodes = [_of_ray(node, draining) for node in ray.nodes() if node["Alive"]]
-    # Ray lets nobody onto a node that it drains.
-    probes = {node.node_id: _send(node.node_id) for node in nodes if not node.draining}
+    # Ray places no actor on a node that it drains.
+    probes = {node.node_id: _start_probe(node.node_id) for node in nodes if not node.draining}
     looks = {node_id: probe.look.remote() for node_id, probe in probes.items()}
     ray.wait(list(looks.values()), num_returns=len(looks), timeout=deadline)
     seen = [
@@ -163,7 +163,7 @@ def _of_ray(node: dict[str, Any], draining: set[str]) -> NodeFacts:
     )
 
 
-def _send(node_id: str) -> Any:
+def _start_probe(node_id: str) -> Any:
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(NodeProbe)
     return actor.options(scheduling_strategy=there).remote()

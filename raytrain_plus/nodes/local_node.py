@@ -1,7 +1,7 @@
 """Which of a cluster's nodes is on this host, whether it lives, and whether an agent watches it.
 
-An agent holds a socket in Linux's abstract namespace, under its node's id. It goes with the
-process, needs no file, and is seen by all who share the host's network, so also from another
+An agent holds a socket in Linux's abstract namespace, under its node's id. The socket ends with the
+process and needs no file. All processes that share the host's network see it, also those in another
 container of the same pod.
 """
 
@@ -20,10 +20,10 @@ def node_here(nodes: Sequence[Node], node_id: str | None = None) -> Node | None:
 
     Args:
         nodes: all of the cluster.
-        node_id: which, where there are several on one host.
+        node_id: which one, if there are several on one host.
 
     Raises:
-        ClusterError: there are several, and none is named.
+        ClusterError: there are several, and `node_id` is None.
     """
     if node_id is not None:
         return next((node for node in nodes if node.node_id == node_id and node.alive), None)

@@ -29,7 +29,7 @@ _Told = TypeVar("_Told")
 
 
 class NoticeSource(Protocol):
-    """Something that may have a notice.
+    """Something that may have a notice of preemption.
 
     Attributes:
         name: for people.
@@ -40,7 +40,7 @@ class NoticeSource(Protocol):
     pause: float
 
     def look(self) -> Notice | None:
-        """Return the notice, if there is one; may wait for it.
+        """Return the notice if there is one; may wait for it.
 
         Raises:
             OSError: it does not answer.
@@ -131,11 +131,11 @@ class Gce:
 
 @dataclass
 class NoticeFile:
-    """A file that a script of the machine's writes when the machine is to go.
+    """A file that a script of the machine writes when the machine will be preempted.
 
     Attributes:
         path: of the file.
-        grace: seconds that count where it names none.
+        grace: seconds to the end, if the file names none.
     """
 
     path: Path
@@ -158,7 +158,7 @@ class NoticeFile:
 def notice_source(
     provider: str, url: str | None = None, *, rebalance: bool = True
 ) -> NoticeSource | None:
-    """Return where a machine's notices come from.
+    """Return the source of a machine's notices.
 
     Args:
         provider: `ec2`, `gce`, `none`, or `auto`: whichever answers.

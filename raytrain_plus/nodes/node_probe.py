@@ -1,4 +1,4 @@
-"""What a node says of itself: an actor that the doctor sends to each."""
+"""The actor that the doctor starts on each node to examine it."""
 
 import hashlib
 import os
@@ -14,14 +14,14 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at only
 
 
 class NodeProbe:
-    """Looks at the node that it is on."""
+    """Examines the node that it is on."""
 
     def clock(self) -> float:
         """Return the node's time, in seconds since 1970."""
         return time.time()
 
     def look(self) -> dict[str, Any]:
-        """Return what the node says of itself, by the names of NodeFacts."""
+        """Return facts of the node, by the names of `NodeFacts`."""
         import ray  # noqa: PLC0415 - on the node
         import torch  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What a cloud's answers mean: is this machine to be taken away, and when? Pure.
+"""What a cloud's answers mean: whether this machine will be preempted, and when. Pure.
 
 Sources: EC2's "Spot Instance interruption notices" and "Amazon EC2 instance rebalance
 recommendations"; Compute Engine's "Preemptible VM instances: preemption process".
@@ -25,7 +25,7 @@ class NoticeError(ValueError):
 
 @dataclass(frozen=True)
 class Notice:
-    """A machine will be taken away.
+    """A machine will be preempted.
 
     Attributes:
         reason: why, for people.
@@ -37,14 +37,14 @@ class Notice:
 
 
 def is_news(notice: Notice, known: Notice | None) -> bool:
-    """Say whether a notice changes anything for a machine of which another is known."""
+    """Say whether a notice changes the deadline that is known."""
     return known is None or notice.deadline < known.deadline - 1.0
 
 
 def ec2_action(status: int, body: str, now: float) -> Notice | None:
     """Read EC2's `spot/instance-action`.
 
-    An action whose time cannot be read counts from now: the machine will go all the same.
+    An action whose time cannot be read counts from now: the machine will go in any case.
 
     Args:
         status: of the answer; 404 as long as there is no notice.
@@ -103,7 +103,7 @@ def gce_preempted(status: int, body: str, now: float) -> Notice | None:
 
 
 def file_notice(text: str, written: float, grace: float) -> Notice:
-    """Read a notice that a script has left in a file: when, and then why.
+    """Read a notice that a script has left in a file: the time, and then the reason.
 
     Args:
         text: nothing, or seconds from when it was written, as `90`, or an instant, as

@@ -1,6 +1,6 @@
 """Charts as HTML and SVG, without a library: lines, steps, dots, bands, and stacked bars.
 
-A drawing stretches with the page, the words beside it do not: curves are drawn in an SVG that
+A drawing stretches with the page, the words next to it do not: curves are drawn in an SVG that
 takes whatever room there is, with strokes of fixed width, and labels are HTML at places in percent.
 So one chart reads well on a wide screen and on a phone. The style sheet and the script that shows
 values under the pointer are those of the page (`pages/style.css`, `pages/script.js`); without the
@@ -156,7 +156,7 @@ def stacked_bar(title: str, parts: Sequence[Part], *, unit: str = "") -> str:
     Args:
         title: what the whole is.
         parts: from left to right, none below zero.
-        unit: of the values, in words; they are told as durations.
+        unit: of the values, in words; they are shown as durations.
     """
     whole = sum(part.value for part in parts)
     drawn, at = [], 0.0

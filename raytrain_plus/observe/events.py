@@ -20,7 +20,7 @@ VERSION = 1
 """Of the format, which each `run` and `sitting` event states."""
 
 MOST_STEPS = 10**15
-_LATEST = 1e11  # seconds since 1970; what is later is no time at which anybody trained
+_LATEST = 1e11  # seconds since 1970; a later time is damaged
 
 
 class EventError(ValueError):

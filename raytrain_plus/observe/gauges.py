@@ -1,6 +1,6 @@
-"""A live run in numbers: which metrics there are, and how the journal's events make their values.
+"""A live run in numbers: the metrics, and their values from the journal's events.
 
-Pure: time is passed in; `ray_cluster/metrics.py` exports the values.
+Pure: the caller passes the time. `ray_cluster/metrics.py` exports the values.
 """
 
 import threading
@@ -18,10 +18,10 @@ class Metric:
     """One metric; its values have the run's name as a label.
 
     Attributes:
-        name: as Ray is told; Prometheus sees `seen_as`.
+        name: in Ray; Prometheus sees `seen_as`.
         text: what it is, for people.
-        kind: a counter only grows, for as long as its process lives.
-        label: a second label, or none.
+        kind: a counter only grows as long as its process lives.
+        label: a second label, or empty.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Metric:
 
     @property
     def seen_as(self) -> str:
-        """Its name in Prometheus: Ray puts its own before it, and says that a counter is one."""
+        """Its name in Prometheus: Ray adds a prefix, and a suffix to counters."""
         return f"ray_{self.name}{'_total' if self.kind == 'counter' else ''}"
 
 
@@ -41,7 +41,7 @@ class Reading:
 
     Attributes:
         metric: which.
-        value: the number; of a counter, how much there has been in all.
+        value: the number; of a counter, the total.
         of: the value of the second label, if the metric has one.
     """
 
@@ -78,13 +78,13 @@ METRICS = (
 
 
 class LiveRun:
-    """What the events of a run add up to. From any thread.
+    """The current numbers of a run, from its events. Thread-safe.
 
     Args:
         batch_size: samples per step.
-        total_steps: that the run will have.
-        began: Unix time; the run's own, if its events tell.
-        events: of the run so far; those of runs before it, in the same journal, count no more.
+        total_steps: of the whole run.
+        began: Unix time of its start, unless its events have one.
+        events: of the run so far. Those before the last `run` event do not count.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class LiveRun:
         self._checkpoints: dict[str, tuple[int, float]] = {}  # folder -> step, Unix time
 
     def add(self, events: Iterable[Event]) -> None:
-        """Take in new events of the journal."""
+        """Add new events of the journal."""
         with self._lock:
             for event in events:
                 self._add(event)
 
     def passing(self, events: Iterable[Event], rare: list[Event]) -> Iterator[Event]:
-        """Take in the events of a journal one by one and pass them on, for one that is long.
+        """Add the events of a long journal one by one, and pass them on.
 
         Args:
             events: of this run and those before it.
-            rare: is given all but the steps, of which there may be millions.
+            rare: gets all events but the steps, of which there may be millions.
         """
         for event in events:
             with self._lock:
@@ -124,7 +124,7 @@ class LiveRun:
             yield event
 
     def samples_per_second(self, now: float) -> float:
-        """Return how fast the run gets on, at Unix time `now`."""
+        """Return the speed of the run at Unix time `now`."""
         with self._lock:
             return self._throughput.rate(now) * self._batch_size
 
@@ -175,7 +175,7 @@ class LiveRun:
 
 
 def traffic(counts: Mapping[str, int]) -> list[Reading]:
-    """Return what a process has fetched and found in its cache, as metrics.
+    """Return a process's counts of fetches and cache hits as readings.
 
     Args:
         counts: `Traffic.counts()`.

@@ -1,4 +1,4 @@
-"""An estimate with its interval as a small drawing, to stand in a row of a table."""
+"""An estimate with its interval, as a small drawing for a row of a table."""
 
 import html
 
@@ -11,14 +11,14 @@ _WIDTH, _HEIGHT = 1000, 40  # units of the drawing
 def interval(
     ends: tuple[float, float], value: float, scale: Scale, zero: float, told: str, tone: Tone
 ) -> str:
-    """Return a line from end to end with a dot, and a rule where nothing would be found.
+    """Return a line from end to end with a dot, and a rule at the value that means no effect.
 
     Args:
         ends: of the interval; what lies outside of the scale is cut off.
         value: the estimate.
         scale: the same for all rows of a table.
         zero: the value that means no effect.
-        told: the same in words, for those who cannot see it.
+        told: the same in words, for screen readers.
         tone: how it is coloured.
     """
     low, high, at, none = (_WIDTH * scale.place(x) for x in (*ends, value, zero))

@@ -121,12 +121,12 @@ class Journal:
 
 
 def follow(path: Path, offset: int = 0, most: int = AT_ONCE) -> tuple[list[Event], int]:
-    """Return whole events that stand after a byte offset, and the offset behind them.
+    """Return the whole events after a byte offset, and the offset behind them.
 
     Args:
         path: the journal's file.
-        offset: where a line begins.
-        most: about how many bytes to read; call again with the new offset for what is left.
+        offset: of the first byte of a line.
+        most: about how many bytes to read; call again with the new offset for the rest.
 
     Raises:
         JournalError: a line is damaged.
@@ -147,7 +147,7 @@ def follow(path: Path, offset: int = 0, most: int = AT_ONCE) -> tuple[list[Event
 def read(path: Path) -> list[Event]:
     """Return all whole events of a journal file, or of the run's folder that holds it.
 
-    For journals that are short: a long one is read by `each`.
+    For short journals; `each` reads a long one.
 
     Raises:
         FileNotFoundError: there is no journal.
@@ -169,11 +169,11 @@ def file_of(path: Path) -> Path:
 
 
 def each(path: Path, kinds: Collection[str] | None = None) -> Iterator[Event]:
-    """Yield the whole events of a journal file one by one, for journals that are long.
+    """Yield the whole events of a journal file one by one, for long journals.
 
     Args:
         path: the journal's file.
-        kinds: the events that are wanted; the checksums of the others are checked all the same.
+        kinds: the events that are wanted. The checksums of the others are checked, too.
             Default: all.
 
     Raises:
@@ -196,9 +196,9 @@ def each(path: Path, kinds: Collection[str] | None = None) -> Iterator[Event]:
 def newest(path: Path, kinds: Collection[str]) -> dict[str, Event]:
     """Return the last event of each kind, read from the file's end, in the order of the file.
 
-    What stands before the last of these lines is not looked at, so that this takes as long for a
-    journal of a million steps as for a short one, if the run was resumed lately; else it takes as
-    long as reading the file's bytes.
+    Lines before the last of these events are not read. So this takes as long for a journal of a
+    million steps as for a short one if the run was resumed lately, and else as long as reading the
+    file's bytes.
 
     Raises:
         FileNotFoundError: there is no journal.
@@ -248,27 +248,27 @@ def size_of(path: Path) -> int:
 
 
 def since_last_run(events: list[Event]) -> list[Event]:
-    """Return what follows the last `run`: a run that is resumed writes on in the same journal."""
+    """Return the events from the last `run` on: a resumed run appends to the same journal."""
     begins = [i for i, event in enumerate(events) if event["event"] == "run"]
     return events[begins[-1] :] if begins else events
 
 
 def need(event: Event, *fields: str) -> None:
-    """See that an event has what its reader cannot do without.
+    """Check that an event has the fields that its reader needs.
 
     Raises:
         JournalError: a field is missing.
     """
     for field in fields:
         if field not in event:
-            raise JournalError(f"the journal's {event['event']!r} line does not say its {field!r}")
+            raise JournalError(f"the journal's {event['event']!r} event has no {field!r}")
 
 
 # -- lines
 
 
 def line_of(event: Event) -> bytes:
-    """Return an event as the line that stands for it in a journal, with its checksum."""
+    """Return an event as a line of a journal, with its checksum."""
     body = json.dumps(event).encode()[:-1]
     return b"%b%b%08x%b\n" % (body, _MARK, zlib.crc32(body), _CLOSE)
 
@@ -304,7 +304,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _kind_of(line: bytes) -> bytes | None:
-    """Return an event's name as every writer of ours puts it first; None if it does not."""
+    """Return an event's name, which our writers put first; None if it is not there."""
     if not line.startswith(_BEGIN):
         return None
     return line[len(_BEGIN) : line.find(b'"', len(_BEGIN))]
@@ -372,7 +372,7 @@ def _cut_off_half_a_line(file: int) -> None:
 def _sync_folder(folder: Path) -> None:
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with contextlib.suppress(OSError):  # some file systems have no such thing
+        with contextlib.suppress(OSError):  # some file systems cannot do it
             os.fsync(opened)
     finally:
         os.close(opened)

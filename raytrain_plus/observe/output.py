@@ -1,9 +1,9 @@
-"""What a task prints: kept in the run's folder, and shown by whoever follows the run.
+"""What a task prints: kept in the run's folder, and shown by the process that follows the run.
 
 A worker writes each line that its Python prints (prints, warnings, logging) also to a file of its
 own, `logs/WORKER.log` in the run's folder, up to a limit. A process that follows the run reads the
-new lines of these files and shows them with the worker's name, so many per second; the files have
-the rest.
+new lines of these files and shows them with the worker's name, at a limited rate. The files have
+all lines.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ FOLDER = "logs"
 _MOST_BYTES = 16 << 20  # of one worker's file
 _BURST, _RATE = 100, 10.0  # lines of one worker that are shown at once, and per second after that
 _LINE = 2_000  # characters of a line that are shown
-_RAYS_OWN = (":actor_name:", ":task_name:", ":job_id:")  # what Ray prints for itself
+_RAYS_OWN = (":actor_name:", ":task_name:", ":job_id:")  # lines that Ray prints for itself
 
 
 class _Tee:
@@ -48,7 +48,7 @@ class _Tee:
 
 
 class OutputCapture:
-    """Keeps what this process prints from now on in a file.
+    """Writes what this process prints from now on also to a file.
 
     Args:
         folder: the run's.
@@ -74,14 +74,14 @@ class OutputCapture:
             if len(data) > self._left:
                 data = data[: self._left] + b"\n(this file is full; later lines are not kept)\n"
             self._left -= len(data)
-            with contextlib.suppress(OSError):  # a print must not fail as a disk is full
+            with contextlib.suppress(OSError):  # a print must not fail because a disk is full
                 self._path.parent.mkdir(exist_ok=True)
                 with self._path.open("ab") as file:
                     file.write(data)
 
 
 class Tail:
-    """Reads what workers have written since the last look.
+    """Reads the lines that workers have written since the last look.
 
     Args:
         folder: the run's.
@@ -93,16 +93,16 @@ class Tail:
         self._budgets: dict[Path, _Budget] = {}
 
     def new(self, now: float, *, last: bool = False) -> Iterator[str]:
-        """Yield the new lines that are to be shown, each with its worker's name.
+        """Yield the new lines to show, each with its worker's name.
 
         Args:
             now: a clock's seconds.
-            last: this is the last look, which tells of all lines that were not shown.
+            last: whether this is the last look, which counts all lines that were not shown.
         """
         for path in self._files():
             lines = self._read(path)
             budget = self._budgets.setdefault(path, _Budget())
-            shown, hidden = budget.take(len(lines), now, last=last)
+            shown, hidden = budget.spend(len(lines), now, last=last)
             for line in lines[:shown]:
                 text = line if len(line) <= _LINE else line[:_LINE] + " ..."
                 yield f"[{path.stem}] {text}"
@@ -126,15 +126,15 @@ class Tail:
 
 
 class _Budget:
-    """How many lines of one worker may be shown: a burst, and then so many per second."""
+    """How many lines of one worker may be shown: a burst, and then a rate."""
 
     def __init__(self) -> None:
         self._left = float(_BURST)
         self._at: float | None = None
         self._hidden = 0
 
-    def take(self, lines: int, now: float, *, last: bool) -> tuple[int, int]:
-        """Return how many of so many new lines are shown, and how many hidden ones to tell of."""
+    def spend(self, lines: int, now: float, *, last: bool) -> tuple[int, int]:
+        """Return how many of the new lines to show, and how many hidden lines to mention."""
         if self._at is not None:
             self._left = min(_BURST, self._left + _RATE * (now - self._at))
         self._at = now
@@ -142,6 +142,6 @@ class _Budget:
         self._left -= shown
         self._hidden += lines - shown
         if self._left < 1 and not last:
-            return shown, 0  # to tell of hidden lines again and again would be a flood, too
+            return shown, 0  # to mention hidden lines each time would be a flood, too
         hidden, self._hidden = self._hidden, 0
         return shown, hidden

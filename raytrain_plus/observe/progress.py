@@ -66,7 +66,7 @@ class ProgressLine:
         self._progress.stop()
 
     def __call__(self, events: list[Event]) -> None:
-        """Take in new events of the journal."""
+        """Show new events of the journal."""
         for event in events:
             if event["event"] == "run":
                 self._batch_size = event["batch_size"]
@@ -90,7 +90,7 @@ class ProgressLine:
             self._print(steps[-1])
 
     def _print(self, step: Event) -> None:
-        """Print a line where nothing can change in place, if the last one is some time ago."""
+        """Print a line, if the output is no terminal and the last line is some seconds old."""
         console = self._progress.console
         if console.is_terminal or self._clock() - self._printed_at < _INTERVAL:
             return

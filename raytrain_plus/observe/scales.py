@@ -1,4 +1,4 @@
-"""From values to places on an axis, and to the round numbers beside it; and thinning of curves."""
+"""The scale of an axis, its round numbers, and the thinning of curves."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 _STEPS = (1.0, 2.0, 5.0, 10.0)
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
 _DAY = 86400
-_LEAST = 1e-100  # on a logarithmic axis, which has room left over then
+_LEAST = 1e-100  # on a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ def scale_of(
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """Return at most about `most` points of a curve that keep its look, by `telling_places`."""
+    """Return at most about `most` points of a curve that keep its shape, by `telling_places`."""
     if len(points) <= most:
         return list(points)
     return [points[i] for i in telling_places([y for _, y in points], most)]
 
 
 def telling_places(values: Sequence[float], most: int) -> Sequence[int]:
-    """Return the places of at most `most` values that keep the look of a curve, growing.
+    """Return the places of at most `most` values that keep the shape of a curve, growing.
 
-    Of each of many stretches of equal length the lowest and the highest value stay, and the first
-    and last of all.
+    The curve is cut into stretches of equal length. The lowest and the highest value of each
+    stretch stay, and the first and the last value of the curve.
 
     Args:
         values: by growing x.

@@ -1,4 +1,4 @@
-"""How a run stands, on a terminal: what `raytrain-plus status` shows. Pure: from data to tables."""
+"""The status of a run as tables for a terminal: what `raytrain-plus status` shows. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,10 +24,10 @@ _STYLES = {
 
 
 def status_table(status: Mapping[str, Any]) -> RenderableType:
-    """Return what there is to see of a run.
+    """Return the status of a run for a terminal.
 
     Args:
-        status: as `Coordinator.status` answers or, of a run that does not live, its journal tells.
+        status: the answer of `Coordinator.status` or, of a run that does not live, its journal's.
     """
     parts: list[RenderableType] = [_summary(status)]
     if status.get("members"):

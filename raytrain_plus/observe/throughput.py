@@ -1,4 +1,4 @@
-"""How fast a run gets on just now. Pure: time is given, never taken."""
+"""The speed of a run now. Pure: the caller passes the time."""
 
 from collections import deque
 
@@ -16,7 +16,7 @@ class Throughput:
         self._commits: deque[tuple[float, int]] = deque()
 
     def add(self, time: float, step: int) -> None:
-        """A step was committed; steps come in order, and begin again after some are withdrawn.
+        """Add a committed step; steps come in order, and go back after some are withdrawn.
 
         Args:
             time: Unix seconds.

@@ -1,4 +1,4 @@
-"""Holding two runs against each other, step by step."""
+"""Compares two runs step by step."""
 
 from array import array
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ from raytrain_plus.observe.journal import Event
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What two journals have in common.
+    """The result of a comparison of two journals.
 
     Attributes:
-        equal: both runs ended, and every step, evaluation and digest is the same.
-        steps: steps that both have.
-        first_difference: what differs first, None if nothing does.
+        equal: whether both runs ended, and every step, evaluation and digest is the same.
+        steps: how many steps both have.
+        first_difference: `{step, what, values}` of the first difference, None if there is none.
     """
 
     equal: bool
@@ -30,7 +30,7 @@ def compare(one: Iterable[Event], other: Iterable[Event]) -> RunComparison:
 
     Args:
         one: the events of a run, which are read once; a step takes 16 bytes.
-        other: those of another one.
+        other: the events of another run.
     """
     left, right = _Facts.of(one), _Facts.of(other)
     at, common = _losses_differ(left, right)
@@ -59,7 +59,7 @@ _END = float("inf")
 
 @dataclass
 class _Facts:
-    """What a journal tells of a run; what it tells again stands in the place of what it told."""
+    """The facts of a run's journal; a repeated fact replaces the one before."""
 
     steps: "array[int]" = field(default_factory=lambda: array("q"))
     losses: "array[float]" = field(default_factory=lambda: array("d"))
@@ -72,9 +72,9 @@ class _Facts:
             if event["event"] == "run":
                 resumed = event.get("resumed_step", 0)
             if event.get("changes"):  # of a `run` or `environment`: what follows is another run's
-                facts.take_back(resumed)
+                facts.forget_after(resumed)
             elif event["event"] == "withdrawn":
-                facts.take_back(event["step"])
+                facts.forget_after(event["step"])
             elif event["event"] == "step":
                 facts.steps.append(event["step"])
                 told = event.get("loss_hex")
@@ -86,22 +86,22 @@ class _Facts:
                 facts.rest[_END, "digest"] = event["digest"]
         return facts
 
-    def take_back(self, step: int) -> None:
-        """Forget what was told of the time after a step."""
+    def forget_after(self, step: int) -> None:
+        """Forget the facts after a step."""
         while self.steps and self.steps[-1] > step:
             self.steps.pop()
             self.losses.pop()
         self.rest = {key: value for key, value in self.rest.items() if key[0] <= step}
 
     def by_step(self) -> tuple[Any, Any]:
-        """Return the steps in order, and the bits of the loss that was told last of each."""
+        """Return the steps in order, and the bits of the last loss of each."""
         steps = np.frombuffer(self.steps, np.int64)[::-1]
         bits = np.frombuffer(self.losses, np.int64)[::-1]
         known, last = np.unique(steps, return_index=True)
         return known, bits[last]
 
     def loss_at(self, step: int) -> str | None:
-        """Return a step's loss in hexadecimal; None if the journal does not tell it."""
+        """Return a step's loss in hexadecimal; None if the journal does not have it."""
         for at in range(len(self.steps) - 1, -1, -1):
             if self.steps[at] == step:
                 return self.losses[at].hex()
@@ -109,7 +109,7 @@ class _Facts:
 
 
 def _losses_differ(left: _Facts, right: _Facts) -> tuple[int | None, int]:
-    """Return the first step of which both do not have the same loss, and how many both have."""
+    """Return the first step with different losses, and how many steps both have."""
     (one, ours), (other, theirs) = left.by_step(), right.by_step()
     common, here, there = np.intersect1d(one, other, assume_unique=True, return_indices=True)
     unequal = common[ours[here] != theirs[there]]

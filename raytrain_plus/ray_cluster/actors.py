@@ -1,4 +1,4 @@
-"""What Ray knows of actors, beyond its public API."""
+"""Facts about actors that Ray's public API does not give."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ class ActorState:
     """An actor's state, as Ray's head has it.
 
     Attributes:
-        state: Ray's word for it, such as ALIVE or RESTARTING.
+        state: as Ray names it, such as ALIVE or RESTARTING.
         pid: of its process.
         here: whether that is on this node.
         starts: how often it was started.

@@ -1,8 +1,8 @@
-"""What Ray's head answers to anybody who asks it over the network, without joining the cluster.
+"""What Ray's head answers over the network to a process that has not joined the cluster.
 
-Ray's own client of the head tries for 40 s where nobody listens, and ends its process when the head
+Ray's own client of the head tries for 40 s if no server listens, and ends its process when the head
 has been away for a minute. Here Ray's messages go over plain gRPC: an answer or an error comes at
-once, and the kinds of errors are told apart.
+once, and errors are of different kinds.
 """
 
 import importlib
@@ -81,7 +81,7 @@ class Gcs:
         self.address = address
 
     def check(self) -> None:
-        """See that Ray's head is there, and lets this process in.
+        """Check that Ray's head is there and accepts this process.
 
         Raises:
             ClusterError: it is not, or does not.
@@ -114,7 +114,7 @@ class Gcs:
         ]
 
     def drain(self, node_id: str, reason: str, deadline: float) -> None:
-        """Have Ray take a node for one that will be preempted: it places nothing new there.
+        """Make Ray drain a node that will be preempted: Ray places nothing new there.
 
         Args:
             node_id: in hexadecimal.
@@ -155,8 +155,8 @@ class Gcs:
 def present_token() -> None:
     """Make this process show the token of `~/.ray`, if there is one.
 
-    A cluster that `ray.init` starts asks for it, but a process that joins by address does not show
-    it unless RAY_AUTH_MODE says so from the start.
+    A cluster that `ray.init` starts asks for the token. A process that joins by address does not
+    show it unless RAY_AUTH_MODE says so from the start.
     """
     module = importlib.import_module("ray._private.authentication.authentication_token_setup")
     logging.getLogger(module.__name__).setLevel(logging.ERROR)
@@ -164,7 +164,7 @@ def present_token() -> None:
 
 
 def _explained(address: str, error: Any) -> ClusterError:
-    """Say in one line why the head does not answer."""
+    """Return an error that says in one line why the head does not answer."""
     code, details = error.code(), str(error.details() or "")
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return ClusterError(
@@ -186,7 +186,7 @@ def _explained(address: str, error: Any) -> ClusterError:
         return UnreachableError(f"no host of the name in {address} is known here: check it")
     if "refused" in details:
         return UnreachableError(
-            f"nobody listens at {address}: is Ray running there, and is the port right?"
+            f"no server listens at {address}: is Ray running there, and is the port right?"
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED or "timed out" in details.lower():
         return UnreachableError(

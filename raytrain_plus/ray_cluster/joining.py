@@ -1,4 +1,4 @@
-"""Joining a Ray cluster by its address; what is wrong is said at once, in one line."""
+"""Joins a Ray cluster by its address; an error says at once, in one line, what is wrong."""
 
 import os
 import re
@@ -60,8 +60,8 @@ def head_address(address: str | None = None) -> str | None:
 def _last_that_lives() -> str | None:
     """Return the address of the Ray that was last started on this host; None if it is dead.
 
-    A Ray that is killed leaves its address behind. It is dead if no daemon of it is left on this
-    host and no head of Ray answers there. Where a daemon is left, its head may be away for a while.
+    A Ray that is killed leaves its address behind. It is dead if none of its daemons is left on
+    this host and no head of Ray answers there. If a daemon is left, its head may only be away.
     """
     address = last_started()
     if address is None or address in addresses_of_raylets():
@@ -71,15 +71,15 @@ def _last_that_lives() -> str | None:
     except (UnreachableError, NoHeadError):
         return None
     except ClusterError:
-        pass  # it answers, but does not let this process in: `join` says why
+        pass  # it answers, but refuses this process: `join` says why
     return address
 
 
 def trusted(told: str) -> str:
     """Return the address that a run's journal names, if this machine vouches for it.
 
-    Joining a cluster shows it this user's token, so an address from a file, which may come from
-    anybody, is no reason to join.
+    Joining a cluster shows it this user's token, and a file with an address may come from anyone.
+    So an address in a file is no reason to join.
 
     Raises:
         ClusterError: no Ray of this user on this machine belongs to a cluster at that address.
@@ -120,7 +120,7 @@ def join(address: str | None = None, **settings: Any) -> None:
 def draining_nodes() -> set[str]:
     """Return the ids of nodes that Ray is draining.
 
-    Ray pushes this to nobody and has no public call for it; this is the one place that knows.
+    Ray has neither an event nor a public call for this.
     """
     return set(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
 
@@ -140,7 +140,7 @@ def _checked_head(address: str | None) -> str:
 
 
 def _check_client_server(address: str) -> None:
-    """See that somebody listens: Ray's client would try for half a minute."""
+    """Check that a server listens; Ray's client would try for half a minute."""
     host, _, port = address.removeprefix(RAY_CLIENT).rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(f"{address!r} is not ray://HOST:PORT, such as ray://10.0.0.1:10001")
@@ -148,7 +148,7 @@ def _check_client_server(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_SECONDS).close()
     except OSError as error:
         raise ClusterError(
-            f"nobody listens at {address}: {error.strerror or error}. Ray's client server is on "
+            f"no server listens at {address}: {error.strerror or error}. Ray's client server is on "
             "the head, on port 10001 unless told otherwise"
         ) from error
 

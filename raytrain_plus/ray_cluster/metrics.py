@@ -1,4 +1,4 @@
-"""Giving a process's numbers to Ray, whose agent on each node shows them to Prometheus."""
+"""Exports a process's metrics to Ray, whose agent on each node shows them to Prometheus."""
 
 import logging
 import threading
@@ -14,13 +14,13 @@ _INTERVAL = 1.0  # seconds between two looks
 
 
 class Exporter:
-    """Gives readings to Ray now and then, from a thread of its own, for as long as it lives.
+    """Exports readings to Ray every second, from a thread of its own.
 
-    A run never fails because of it: if Ray takes no metrics, a warning says so once, and that is
-    all.
+    A run never fails because of it: if Ray refuses a metric, there is one warning, and the export
+    ends.
 
     Args:
-        run: the run's name, which every value has as a label.
+        run: the run's name, a label of every value.
         read: returns the readings; called from the thread.
     """
 
@@ -32,24 +32,24 @@ class Exporter:
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         threading.Thread(target=self._go_on, daemon=True, name="metrics").start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """End the export."""
         self._stopped.set()
 
     def _go_on(self) -> None:
         try:
             while not self._stopped.wait(_INTERVAL):
                 self.export()
-        except Exception:  # whatever it is, the run matters more
+        except Exception:  # the run matters more than any error here
             logging.getLogger(__name__).warning(
                 "the metrics of run %s are not exported any more", self._run, exc_info=True
             )
 
     def export(self) -> None:
-        """Give Ray the values that the readings have now."""
+        """Export the current values once."""
         for reading in self._read():
             metric = reading.metric
             labels = {"run": self._run}
@@ -65,7 +65,7 @@ class Exporter:
                 self._count(made, reading, labels)
 
     def _count(self, counter: Any, reading: Reading, labels: dict[str, str]) -> None:
-        """A counter is told what has been added; Ray refuses nothing at all."""
+        """Add what is new to a counter; Ray refuses an increment of zero."""
         key = (reading.metric.name, reading.of)
         added = reading.value - self._told.get(key, 0.0)
         if added > 0:
@@ -74,7 +74,7 @@ class Exporter:
 
 
 def export_traffic(run: str) -> Exporter:
-    """Begin to give Ray what this process fetches, and finds in its node's cache."""
+    """Start to export what this process fetches, and finds in its node's cache."""
     exporter = Exporter(run, lambda: traffic(TRAFFIC.counts()))
     exporter.start()
     return exporter

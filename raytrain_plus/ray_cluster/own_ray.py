@@ -1,8 +1,8 @@
-"""A Ray of this process's own: it ends with the process, and no signal to the process reaches it.
+"""A Ray of this process's own: it ends with the process, but gets none of its signals.
 
 Ray's daemons would get each signal that is sent to the process group of the command (`timeout`,
-systemd, `scancel`, a terminal that is closed) and would end before the run's last state is kept. So
-they get a session of their own. The kernel ends them if this process dies.
+systemd, `scancel`, a terminal that is closed) and would end before the run's last state is saved.
+So they get a session of their own. The kernel ends them if this process dies.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def start(cpus: int) -> None:
     """Start a Ray cluster on this host alone, and join it.
 
     Args:
-        cpus: that the cluster has to give away.
+        cpus: that the cluster offers.
     """
     # Ray's memory monitor frees by default 5 % of the node's memory more than it must. After the
     # worker that is too large it would end the coordinator, too.
@@ -67,7 +67,7 @@ def _daemons_in_a_session() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_as_they_are() -> Iterator[None]:
-    """Let `ray.init` leave this process's handlers of signals in place.
+    """Keep this process's signal handlers while `ray.init` runs.
 
     Ray's Python handler of SIGTERM ends the daemons, and the process with 1. Its C++ one prints a
     stack and aborts.

@@ -1,8 +1,8 @@
-"""Which Ray clusters this machine itself vouches for: only there does the token go unasked.
+"""Which Ray clusters this machine vouches for: only they get the token without being named.
 
-A token opens a whole cluster. It is shown to an address that the user gives, and to one that a Ray
-of this user on this machine has; never to an address that merely stands in a file of a run, which
-may come from anybody.
+A token opens a whole cluster. It is shown to an address that the user gives, and to that of a
+cluster to which a Ray of this user on this machine belongs. It is never shown to an address that is
+only in a file of a run, since such a file may come from anyone.
 """
 
 import os

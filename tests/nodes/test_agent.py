@@ -215,7 +215,7 @@ def test_its_command_needs_neither_torch_nor_the_trainer():
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (["--address", "127.0.0.1:1", "--wait", "0"], 1, ["nobody listens at 127.0.0.1:1"]),
+        (["--address", "127.0.0.1:1", "--wait", "0"], 1, ["no server listens at 127.0.0.1:1"]),
         (["--address", "head"], 1, ["'head' is not HOST:PORT"]),
         (["--metadata-url", "ftp://x"], 2, ["'ftp://x' does not begin with http://"]),
     ],

@@ -1,1 +1,1 @@
-"""The report of a run: one page that stands by itself."""
+"""The report of a run: one page that needs no other file."""

@@ -1,4 +1,4 @@
-"""Each time that a run's workers changed: when, why, what it cost, and what was said about it."""
+"""The changes of a run's workers: when, why, what each cost, and the journal's notes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,17 +26,17 @@ _ENDS: dict[str, Tone] = {"finished": "good", "stopped": "warn", "failed": "bad"
 
 @dataclass(frozen=True, kw_only=True)
 class GroupChange:
-    """A row of what happened.
+    """A row of the table of changes.
 
     Attributes:
         at: active seconds.
         step: committed steps.
         what: in a few words.
-        before, after: workers; equal where nobody came or went.
-        pause: wall seconds without training, None where there was no pause to speak of.
+        before, after: numbers of workers.
+        pause: wall seconds without training, None if there was no pause.
         salvaged: logical ranks of the step in flight that need not be computed again.
         tone: how grave it is.
-        notes: all that was said about it.
+        notes: the journal's notes about it.
     """
 
     at: float
@@ -51,7 +51,7 @@ class GroupChange:
 
 
 def changes_of(history: RunHistory) -> list[GroupChange]:
-    """Return the changes of a run in order, the beginnings and ends of its sessions with them."""
+    """Return the changes of a run in order, with the starts and ends of its sessions."""
     found: list[GroupChange] = []
     workers = 0
     for session in history.sessions:
@@ -88,7 +88,7 @@ def said(change: GroupChange) -> str:
 
 
 def words_of(event: Event) -> str:
-    """Return what the journal notes, for people."""
+    """Return a note of the journal for people."""
     kind = event["event"]
     if kind == "worker":
         reason = event.get("reason")
@@ -110,7 +110,7 @@ def words_of(event: Event) -> str:
     elif kind == "target":
         words = f"{event.get('workers')} workers wanted: {event.get('reason')}"
     elif kind == "stop":
-        words = "somebody asked the run to stop"
+        words = "the run was asked to stop"
     else:
         words = str(event.get("text", kind))
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} ..."

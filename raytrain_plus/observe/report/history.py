@@ -1,8 +1,8 @@
 """What happened in a run, read from the events of its journal in one pass.
 
-Nothing here interprets: this is the journal by sessions, generations and steps. A run that is
-resumed has one session for each `run` line. Times are Unix seconds; `active` seconds count from the
-beginning of the run and leave out what lies between two sessions.
+This is the journal by sessions, generations and steps, without interpretation. A resumed run has
+one session for each `run` event. Times are Unix seconds. `active` seconds count from the start of
+the run and leave out the time between two sessions.
 """
 
 from array import array
@@ -14,7 +14,7 @@ from raytrain_plus.observe.causes import Cause, causes_of
 from raytrain_plus.observe.journal import Event, JournalError, need
 
 _NOTED = ("worker", "fault", "hang", "corruption", "returned", "target", "warning", "stop")
-_USUAL = ("ready", "left")  # states of workers that need no words
+_USUAL = ("ready", "left")  # states of workers that are no news
 
 
 @dataclass
@@ -26,9 +26,9 @@ class GenerationSpan:
         start: when its first step began.
         last_commit: when its last step was committed; `start` if there was none.
         last_step: committed steps at its end.
-        account: what the journal tells of its time and traffic; None if it does not.
-        salvaged: logical ranks that need not be computed again in its first step.
-        notes: what happened from the generation before until it began.
+        account: the journal's `account` event of it; None if there is none.
+        salvaged: logical ranks that were not computed again in its first step.
+        notes: what happened between the start of the generation before and its own.
     """
 
     number: int
@@ -47,15 +47,15 @@ class GenerationSpan:
 
 @dataclass
 class Session:
-    """What follows a `run` line.
+    """The part of a journal from one `run` event to the next.
 
     Attributes:
-        run: that line.
-        start, end: when it began, and the last time that anything was written.
-        ended: its `end` line, or None: it lives, or was ended from outside.
+        run: that event.
+        start, end: the times of its first and its last event.
+        ended: its `end` event, or None: it lives, or was ended from outside.
         offset: active seconds before it.
         generations: in order.
-        notes: what happened after the last generation had begun.
+        notes: what happened after the start of the last generation.
     """
 
     run: Event
@@ -73,7 +73,7 @@ class Session:
 
 @dataclass
 class RunHistory:
-    """A run, as its journal tells of it.
+    """A run, by its journal.
 
     Attributes:
         sessions: at least one.
@@ -81,9 +81,9 @@ class RunHistory:
         evaluations: (step, active seconds, metrics) of each evaluation that stands.
         checkpoints: all `checkpoint` events.
         fingerprint: how the workers compute.
-        withdrawn: steps that were taken back because of corruption.
+        withdrawn: steps that were withdrawn because of silent data corruption.
         busy_seconds: CPU time of all workers in steps.
-        events: how many lines the journal has.
+        events: how many events the journal has.
     """
 
     sessions: list[Session] = field(default_factory=list)
@@ -141,7 +141,9 @@ def read_history(events: Iterable[Event]) -> RunHistory:
         elif kind in reading:
             reading[kind](history, event)
     if not history.sessions:
-        raise JournalError("the journal has no `run` line: it tells of no run, or has just begun")
+        raise JournalError(
+            "the journal has no `run` line: it is of no run, or of one that has just started"
+        )
     return history
 
 
@@ -152,7 +154,7 @@ def _begin(history: RunHistory, event: Event) -> None:
     start = event["time"]
     history.sessions.append(Session(event, start, start, offset))
     if event.get("changes"):  # what follows is another run's
-        _take_back(history, event.get("resumed_step", 0))
+        _drop_after(history, event.get("resumed_step", 0))
 
 
 def _environment(history: RunHistory, event: Event) -> None:
@@ -160,7 +162,7 @@ def _environment(history: RunHistory, event: Event) -> None:
     if changes := event.get("changes"):  # what follows is another run's
         run = history.last.run
         run["changes"] = [*run.get("changes", ()), *changes]
-        _take_back(history, run.get("resumed_step", 0))
+        _drop_after(history, run.get("resumed_step", 0))
 
 
 def _generation(history: RunHistory, event: Event) -> None:
@@ -185,7 +187,7 @@ def _generation(history: RunHistory, event: Event) -> None:
 
 
 def _step(history: RunHistory, event: Event) -> None:
-    _take_back(history, event["step"] - 1)  # of a journal that has lost lines, too
+    _drop_after(history, event["step"] - 1)  # a journal may have lost lines
     session = history.last
     history.steps.append(event["step"])
     history.losses.append(event["loss"])
@@ -214,7 +216,7 @@ def _account(history: RunHistory, event: Event) -> None:
 
 def _withdrawn(history: RunHistory, event: Event) -> None:
     before = len(history.steps)
-    _take_back(history, event["step"])
+    _drop_after(history, event["step"])
     history.withdrawn += before - len(history.steps)
     _note(history, event)
 
@@ -228,8 +230,8 @@ def _note(history: RunHistory, event: Event) -> None:
         history.last.notes.append(event)
 
 
-def _take_back(history: RunHistory, step: int) -> None:
-    """Drop the steps after a step; evaluations after it, too."""
+def _drop_after(history: RunHistory, step: int) -> None:
+    """Drop the steps and evaluations after a step."""
     while history.steps and history.steps[-1] > step:
         for kept in (history.steps, history.losses, history.active):
             kept.pop()

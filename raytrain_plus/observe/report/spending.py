@@ -1,9 +1,9 @@
 """Where a run's time went: the wall's and the workers', each second in one part.
 
 Wall time is cut at the beginnings and ends of generations, so that its parts sum to it exactly.
-Worker-seconds are workers times seconds: of all members while a generation trains, and of those who
-were there before and after while it pauses. What a worker did is known from its report at the end
-of a generation; what one did that died, or the members of a generation that still runs, is not
+Worker-seconds are workers times seconds: of all members while a generation trains, and of those
+that were there before and after while it pauses. What a worker did is known from its report at the
+end of a generation. The time of a worker that died, and of a generation that still runs, is not
 accounted for.
 """
 
@@ -41,8 +41,8 @@ class Spending:
     Attributes:
         startup, ending: of wall time, before the first generations and after the last.
         training: of wall time, while generations trained.
-        pauses: of wall time, by what they are put down to.
-        pause_counts: how many pauses, likewise.
+        pauses: of wall time, by what caused them.
+        pause_counts: how many pauses, by what caused them.
         longest_pause: the longest, of wall time.
         wall: all of it.
         workers: worker-seconds by part, of `TRAINING`, `UNKNOWN` and `"pause"`.
@@ -73,7 +73,7 @@ class Spending:
 
 
 def spending_of(history: RunHistory) -> Spending:
-    """Say where a run's time went, over all its sessions."""
+    """Return where a run's time went, over all its sessions."""
     spent = Spending()
     for session in history.sessions:
         _add_session(spent, session)
@@ -81,7 +81,7 @@ def spending_of(history: RunHistory) -> Spending:
 
 
 def cause_of(generation: GenerationSpan) -> str:
-    """Return what the pause before a generation is put down to."""
+    """Return what caused the pause before a generation, in words."""
     return _PUT_DOWN_TO[main_kind(generation.causes)]
 
 
@@ -123,7 +123,7 @@ def _add_training(spent: Spending, generation: GenerationSpan, seconds: float) -
     known = {part: max(0.0, told.get(part, 0.0)) for part in TRAINING}
     spent.forming += told.get("forming", 0.0)
     total = sum(known.values())
-    # Workers end a generation some milliseconds apart: what they tell may be a little more.
+    # Workers end a generation some milliseconds apart: the sum of their parts may exceed it.
     fit = min(1.0, whole / total) if total else 0.0
     parts = {part: value * fit for part, value in known.items()}
     parts[UNKNOWN] = max(0.0, whole - sum(parts.values()))

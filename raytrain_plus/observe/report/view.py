@@ -1,4 +1,4 @@
-"""What the page says of a run, section by section, as words and rows."""
+"""The contents of a run's page, section by section, as words and rows."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from raytrain_plus.observe.report.spending import (
     spending_of,
 )
 
-_MOST_ROWS = 120  # of a table; of a longer one the first and last stand
+_MOST_ROWS = 120  # of a table; a longer one shows its first and last rows
 _HASHES = ("initial model", "probe gradient")
 _PROOF = ("device", "instruction set", "torch", "numpy", "python", "raytrain_plus", *_HASHES)
 _UNITS = {
@@ -34,11 +34,11 @@ _DATA = ("data content", "data window", "data shuffle", "data transform", "evalu
 
 
 def view_of(history: RunHistory, now: float) -> dict[str, Any]:
-    """Return all that the page's template needs.
+    """Return what the page's template needs.
 
     Args:
         history: of the run.
-        now: Unix time, to be named as the page's.
+        now: Unix time at which the page is made.
     """
     spent = spending_of(history)
     changes = changes_of(history)
@@ -137,7 +137,7 @@ def _steps_of(history: RunHistory) -> list[int]:
 
 
 def _spending_rows(spent: Spending) -> list[tuple[Row, str, str]]:
-    """Return rows of worker-seconds and, beside each, of wall time and its share."""
+    """Return rows of worker-seconds, each with wall time and its share."""
     wall = {**spent.shares, "pause": spent.paused, STARTUP: spent.startup, ENDING: spent.ending}
     rows = []
     for part in (*TRAINING, "pause", UNKNOWN, STARTUP, ENDING):
@@ -204,7 +204,7 @@ def _checkpoint_rows(history: RunHistory) -> list[Row]:
 
 
 def _recipe_rows(history: RunHistory, end: Event | None, spent: Spending) -> list[tuple[str, ...]]:
-    """Return name, settings, and what its advice cost, of each algorithm."""
+    """Return name, settings and cost of each algorithm."""
     costs = end.get("costs", {}) if end else {}
     rows: list[tuple[str, ...]] = []
     for name, settings in history.run.get("identity", {}).get("algorithms", {}).items():
@@ -224,15 +224,15 @@ def _verdict(history: RunHistory) -> tuple[str, str]:
     """Return whether the guarantee holds, as `yes`, `no` or `so far`, and why."""
     changes = [c for s in history.sessions for c in s.run.get("changes", ())]
     if changes:
-        return "no", "It was resumed with changes, so that its bits are those of no one run."
+        return "no", "It was resumed with changes, so that its bits are those of no single run."
     ends = [s.ended for s in history.sessions if s.ended is not None]
     if any(not end.get("bitwise", True) for end in ends):
         return "no", "Workers were admitted that may compute other bits than the group."
     if history.last.ended is None:
         return "so far", "Every worker that was admitted has proved that it computes the same bits."
     return "yes", (
-        "Every worker proved that it computes the same bits before it was admitted. Whoever runs "
-        "this again under the conditions below, on any number of workers, gets this digest."
+        "Every worker proved that it computes the same bits before it was admitted. A run under "
+        "the conditions below, on any number of workers, gives this digest again."
     )
 
 
