@@ -67,11 +67,11 @@ def _is_of_a_device(error: BaseException) -> bool:
 class Loss:
     """A worker that was lost in a generation.
 
-        Attributes:
-            worker: its name.
-            why: what is known of it.
-            crashed: its process has crashed, such as with a segmentation fault.
-        memory: its process was ended because its node was short of memory.
+    Attributes:
+        worker: its name.
+        why: what is known of it.
+        crashed: its process has crashed, such as with a segmentation fault.
+    memory: its process was ended because its node was short of memory.
     """
 
     worker: str

@@ -71,6 +71,7 @@ class CoordinatorHandle(Protocol):
     report_steps: Remote[[str, int, float, int, list[Record]], None]
     report_share: "Remote[[str, Share], None]"
     report_notice: Remote[[str, str], None]
+    report_memory_shortage: Remote[[str, str], None]
     status: Remote[[], Event]
     scale: Remote[[int], Event]
     lose: Remote[[int, int], Event]
