@@ -71,7 +71,7 @@ class Loss:
         worker: its name.
         why: what is known of it.
         crashed: its process has crashed, such as with a segmentation fault.
-    memory: its process was ended because its node was short of memory.
+        memory: its process was ended because its node was short of memory.
     """
 
     worker: str
