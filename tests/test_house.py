@@ -262,7 +262,7 @@ def test_an_arrow_that_points_up_is_found():
     assert upward_imports("raytrain_plus.algorithms.aspect", sideways) == {
         "raytrain_plus.streams.order"
     }
-    assert upward_imports("raytrain_plus.elastic.coordinator.generation", up) == set()
+    assert upward_imports("raytrain_plus.elastic.coordinator.coordinator", up) == set()
 
 
 def test_the_coordinator_knows_nothing_of_what_runs_in_a_worker():

@@ -6,7 +6,6 @@ import pytest
 
 from raytrain_plus.elastic.coordinator import (
     checkpoint_coordinator,
-    generation,
     membership,
     restart,
 )
@@ -23,7 +22,7 @@ def lead(tmp_path, monkeypatch):
     """
     time = FakeTime()
     context = SimpleNamespace(current_actor=None)
-    for one in (module, membership, generation, restart):
+    for one in (module, membership, restart):
         monkeypatch.setattr(one, "time", time)
     monkeypatch.setattr(module, "ray", SimpleNamespace(get_runtime_context=lambda: context))
     monkeypatch.setattr(membership, "missing_resources", lambda _, n: f"CPU: {n} needed")

@@ -34,7 +34,7 @@ _STATUS_SECONDS = 1.0
 _FIRST_DELAY = 1.0  # seconds before the next request after a worker failed to start; doubles
 _LONGEST_DELAY = 60.0
 
-Handle = Callable[[CoordinatorEvent | None], None]
+Handler = Callable[[CoordinatorEvent | None], None]
 
 
 class RunError(RuntimeError):
@@ -99,7 +99,7 @@ class Membership:
         """Return the next event, or None after `timeout` seconds."""
         return self._actors.next_event(timeout)
 
-    def await_first(self, handle: Handle) -> None:
+    def await_first(self, handle: Handler) -> None:
         """Wait for the least number of workers that the run may start with.
 
         Raises:
@@ -112,7 +112,7 @@ class Membership:
         while len(self._available()) < self.target and time.monotonic() < until:
             handle(self.next_event(_LOOK))
 
-    def await_members(self, handle: Handle) -> list[Member]:
+    def await_members(self, handle: Handler) -> list[Member]:
         """Return the workers of the next generation; waits for one if none is left.
 
         Raises:
@@ -139,7 +139,7 @@ class Membership:
             return True
         return bool(leaving and staying)
 
-    def _await(self, handle: Handle, enough: Callable[[], bool]) -> None:
+    def _await(self, handle: Handler, enough: Callable[[], bool]) -> None:
         timeout = self._spec.elastic.start_timeout
         deadline, hung = time.monotonic() + timeout, 0
         while not enough():
@@ -183,7 +183,7 @@ class Membership:
     # -- coming
 
     def handle(self, event: CoordinatorEvent | None, group: Sequence[str]) -> None:
-        """Handle an event about a worker that is not in the running generation.
+        """Handler an event about a worker that is not in the running generation.
 
         Args:
             event: what has happened; an event of another kind is ignored.
