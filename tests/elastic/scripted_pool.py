@@ -1,4 +1,4 @@
-"""A pool without Ray or processes: workers that come, train, die and hang as a script says.
+"""Workers without Ray or processes, which start, train, die and hang as a script says.
 
 Time passes only when the coordinator waits for something, so that no test does.
 """
@@ -104,7 +104,7 @@ class Workers:
     called: set = field(default_factory=set)
     running: set = field(default_factory=set)
     formed: bool = False  # all have the state from which the plan starts
-    stuck: bool = False  # a member is lost or hangs, so that nobody gets on
+    stuck: bool = False  # a member is lost or hangs, so that no member makes progress
     pausing: bool = False
 
 
@@ -129,7 +129,7 @@ class ScriptedPool:
         self.started, self.ended, self.hung, self.plans, self.saved = [], [], [], [], []
         self.steps = {}  # worker -> committed steps, of those that live
         self.answers = {}  # worker -> what it says when asked what it is doing
-        self.told = True  # whether steps are told as they are committed
+        self.told = True  # whether steps are reported as they are committed
         self.known = []  # all records of the survivors
         self.group = None
         self.held, self.asked, self.tested = [], [], []
@@ -272,7 +272,7 @@ class ScriptedPool:
         self.events.append(came)
 
     def die(self, worker):
-        """Lose a worker; its neighbours wait until they are told."""
+        """Lose a worker; its neighbours wait until the generation is aborted."""
         self.steps.pop(worker, None)
         self.group.running.discard(worker)
         self.group.stuck = True

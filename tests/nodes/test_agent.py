@@ -61,7 +61,7 @@ class Told:
             self._said.put(one)
 
     def look(self):
-        one = self._said.get()  # whoever has no more to say stalls
+        one = self._said.get()  # a source without notices left stalls
         if isinstance(one, Exception):
             raise one
         return one

@@ -46,7 +46,7 @@ def test_a_token_that_has_expired_is_renewed(ec2):
     ec2.token = "second"
     ec2.said[ACTION] = SOON
     assert source.look().deadline == SOON_SECONDS
-    # The control: without a new token nothing is told.
+    # The control: without a new token there is no notice.
     ec2.token = None
     with pytest.raises(NoticeError, match="no token"):
         source.look()

@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back_in_order(journal, tmp_path):
 
 
 def with_crc(folder):
-    """Read the lines as anybody would who knows that each is one JSON object."""
+    """Read the lines as another program would that knows that each is one JSON object."""
     lines = (folder / FILE_NAME).read_text().splitlines()
     for line in lines:
         body, _, rest = line.partition(', "crc": "')

@@ -98,7 +98,7 @@ def test_nothing_is_sent_to_an_address_that_only_a_journal_names(run, monkeypatc
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """A port at which nobody listens, as the address of the Ray that was last started."""
+    """A port without a server, as the address of the Ray that was last started."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -36,7 +36,7 @@ _ISA = {
 class WorkerSource(Protocol):
     """Provides a run's workers. Only the coordinator's thread calls it."""
 
-    def take(self, worker: str) -> "Future[WorkerHandle]":
+    def request(self, worker: str) -> "Future[WorkerHandle]":
         """Ask for a worker of that name; its handle may come at once, later, or never."""
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
@@ -73,7 +73,7 @@ class FromRay:
         self._coordinator = coordinator
         self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
 
-    def take(self, worker: str) -> "Future[WorkerHandle]":
+    def request(self, worker: str) -> "Future[WorkerHandle]":
         """Ask Ray; a worker that Ray cannot place yet is demand that an autoscaler sees."""
         taken: Future[WorkerHandle] = Future()
         taken.set_result(
@@ -119,7 +119,7 @@ class FromLender:
         self._run = spec.name
         self._lender: LenderHandle = ray.get_actor(str(spec.lender), namespace=NAMESPACE)
 
-    def take(self, worker: str) -> "Future[WorkerHandle]":
+    def request(self, worker: str) -> "Future[WorkerHandle]":
         """Ask the lender for a process that is free."""
         taken: Future[WorkerHandle] = self._lender.take.remote(self._run, worker).future()
         return taken

@@ -156,11 +156,11 @@ class WorkerActors:
         """
         self._awaited.add(worker)
         self._faults[worker] = fault
-        taken = self._source.take(worker)
-        if taken.done():
-            self._on_granted(_granted(worker, taken))
+        future = self._source.request(worker)
+        if future.done():
+            self._on_granted(_granted(worker, future))
         else:
-            taken.add_done_callback(lambda future: self.events.put(_granted(worker, future)))
+            future.add_done_callback(lambda future: self.events.put(_granted(worker, future)))
 
     def _on_granted(self, event: _WorkerGranted) -> None:
         worker, handle = event.worker, event.handle

@@ -419,7 +419,7 @@ def test_sigterm_stops_the_run_too_and_is_as_before_afterwards(tmp_path, monkeyp
         assert follow("run", tmp_path).outcome.state == "finished"
         assert script.stops == 1
         assert taken == []
-        terminate()  # the control: nobody follows any more
+        terminate()  # the control: no process follows any more
         assert taken == [True]
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -28,7 +28,7 @@ CLOCK = Clock(
 
 
 class Run:
-    """The checkpoints of a run, and workers that write them as they are told."""
+    """The checkpoints of a run, and workers that write their shares."""
 
     def __init__(self, folder, **spec):
         self.folder = folder

@@ -129,7 +129,7 @@ def test_a_newcomer_is_healed_by_who_has_the_state(lead):
 
 def test_a_survivor_that_is_a_step_behind_is_healed_by_one_ahead(lead, tmp_path):
     def script(pool):
-        pool.commit(["w2"])  # only this one got everybody's part of step 4
+        pool.commit(["w2"])  # only this one got all parts of step 4
         pool.die("w0")
 
     outcome, pool = lead({4: script}, workers=(1, 3))
@@ -230,7 +230,7 @@ def test_all_may_die_and_be_replaced(lead, tmp_path):
 
     outcome, pool = lead({5: script}, workers=(2, 2))
     assert outcome.state == "finished"
-    assert pool.plans[1].step == 0  # nobody was left who knew better
+    assert pool.plans[1].step == 0  # no worker was left with a later state
     assert [a.worker for a in pool.plans[-1].assignments] == ["w2", "w3"]
     check_journal(tmp_path)  # what was computed again is not written again
 
@@ -298,7 +298,7 @@ def test_fewer_workers_are_planned_out_at_a_step_boundary(lead, tmp_path, target
     outcome, pool = lead({4: lambda pool: pool.coordinator.scale(target)}, workers=(1, 3))
     assert [g["workers"] for g in outcome.generations] == sizes
     assert said(outcome.generations[1]) == f"scaled to {target}"
-    assert len(pool.started) == 3  # nobody is asked for instead
+    assert len(pool.started) == 3  # no replacement is requested
     check_journal(tmp_path)
 
 
@@ -370,7 +370,7 @@ def test_planned_changes_happen_after_their_step(lead, tmp_path):
     at_six = next(g for g in outcome.generations if g["step"] == 6)
     assert "drained" in said(at_six)
     assert all(plan.faults == faults[3:] for plan in pool.plans)
-    assert outcome.faults_left == 1  # nobody of the script struck itself
+    assert outcome.faults_left == 1  # no worker of the script struck itself
     notes = [e for e in check_journal(tmp_path) if e["event"] == "fault"]
     assert [(e["step"], e["action"]) for e in notes] == [(0, "remove"), (3, "add"), (6, "drain")]
 
@@ -451,7 +451,7 @@ def test_the_status_says_how_the_run_stands(lead):
 def test_a_spare_takes_over_at_once(lead, tmp_path):
     def script(pool):
         assert pool.started == ["w0", "w1", "w2"]  # one more than there should be
-        pool.arrive = lambda _: None  # whoever is asked for from now on never comes
+        pool.arrive = lambda _: None  # workers that are requested from now on never start
         pool.die("w1")
 
     outcome, pool = lead({4: script}, workers=(2, 2), elastic=ElasticConfig(spares=1))
@@ -503,7 +503,7 @@ def test_where_the_exchange_is_short_all_get_as_much_to_do(lead, tmp_path, excha
 
 @pytest.mark.parametrize(
     ("slowness", "above"),
-    [(0.4, None), (0.1, 0.2), (0.0, 0.2)],  # not wanted; nobody is slow; not known
+    [(0.4, None), (0.1, 0.2), (0.0, 0.2)],  # not wanted; no worker is slow; not known
 )
 def test_work_is_not_shared_anew_without_need(lead, slowness, above):
     def prepare(pool):

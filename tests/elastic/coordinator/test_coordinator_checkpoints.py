@@ -18,7 +18,7 @@ def place(folder, step):
 
 
 def kept(folder):
-    """Return the steps of the checkpoints that are told of, in order, but for the last."""
+    """Return the steps of the checkpoints in the journal, in order, without the last."""
     return [e["step"] for e in notes(folder, "checkpoint") if "error" not in e and "step" in e][:-1]
 
 

@@ -43,7 +43,7 @@ def losses(folder):
 
 
 def check_losses(folder):
-    """All steps are right in the end, for whoever reads on, too."""
+    """All steps are right in the end, also for a reader that follows the journal."""
     assert losses(folder) == {step: 1.0 / step for step in range(1, 11)}
     known = RunLog(Journal(folder), read(folder))
     assert list(known._losses) == list(losses(folder).values())
@@ -93,7 +93,7 @@ def test_steps_since_the_last_comparison_are_computed_again(lead, tmp_path):
     assert outcome.state == "finished"
     (withdrawn,) = notes(tmp_path, "withdrawn")
     assert withdrawn["step"] == 4
-    # Nobody has a state of step 4 any more, nor is there a checkpoint: others begin anew.
+    # No worker has a state of step 4 any more, and no checkpoint is there: new workers start.
     assert (pool.plans[1].step, pool.plans[1].checkpoint) == (0, None)
     assert expelled(tmp_path) == ["w1", "w0", "w2"]
     assert [e["step"] for e in notes(tmp_path, "step")] == [*range(1, 9), *range(5, 11)]

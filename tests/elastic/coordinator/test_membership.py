@@ -1,4 +1,4 @@
-"""Who is asked for, admitted, kept and let go."""
+"""Which workers are requested, admitted, kept and released."""
 
 import itertools
 
@@ -68,7 +68,7 @@ def test_as_many_are_asked_for_as_there_should_be(make, tmp_path):
     assert names(membership.await_members(handler(membership))) == ["w0", "w1", "w2"]
     assert states_in(tmp_path) == [("w0", "ready"), ("w1", "ready"), ("w2", "ready")]
     membership.recruit()
-    assert len(pool.started) == 3  # nobody is missing
+    assert len(pool.started) == 3  # none is missing
 
 
 def test_a_run_starts_with_the_least_when_the_others_do_not_come(make, time):
@@ -387,7 +387,7 @@ def test_a_higher_target_asks_for_more(make):
         (["w0", "w1"], [], 2, False),  # and not needed
         (["w0", "w1", "w2"], ["w1"], 3, True),  # one wants to leave
         (["w0"], ["w0"], 3, True),  # the only one does, and others are ready
-        (["w0", "w1", "w2"], ["w0", "w1", "w2"], 3, False),  # all do, and nobody is there instead
+        (["w0", "w1", "w2"], ["w0", "w1", "w2"], 3, False),  # all do, and no other is there
     ],
 )
 def test_a_change_is_wanted_when_somebody_can_join_or_leave(make, group, draining, target, wants):

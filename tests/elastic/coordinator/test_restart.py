@@ -49,7 +49,7 @@ def training(step, workers=PAIR):
 
 
 def knowing(pool):
-    """Let workers know of steps that nobody has been told of."""
+    """Let workers know steps that they have not reported."""
     pool.known = [Record(step, 1, 1.0, loss_of(step), 1.0) for step in range(1, 7)]
 
 
@@ -192,7 +192,7 @@ def test_it_is_known_who_has_computed_what_was_computed_before(lead, tmp_path):
     [
         (1, True, False),  # what it has was withdrawn
         (2, False, False),  # it had not come to load the checkpoint
-        (2, True, True),  # it has what was computed anew
+        (2, True, True),  # it has what was computed again
     ],
 )
 def test_what_is_withdrawn_stays_withdrawn(lead, tmp_path, journal, generation, formed, trusted):
@@ -210,7 +210,7 @@ def test_what_is_withdrawn_stays_withdrawn(lead, tmp_path, journal, generation, 
 
 
 def test_a_coordinator_that_does_not_come_back_ends_those_that_it_finds(lead):
-    """The negative control: of an earlier run of this name nobody is taken over."""
+    """The negative control: no worker of an earlier run of this name is kept."""
 
     def prepare(pool):
         pool.steps = {"w0": 6, "w1": 6}

@@ -1,4 +1,4 @@
-"""A run's journal has every step once, in order, whoever tells of it and however often."""
+"""A run's journal has every step once, in order, no matter who reports it and how often."""
 
 import math
 
@@ -90,7 +90,7 @@ def test_every_step_is_written_once_and_in_order_however_it_is_told(tmp_path_fac
 def test_a_gap_is_filled_before_what_comes_after_it(folder):
     run_log = begin(folder)
     run_log.add([step(1), step(2)], 2)
-    assert run_log.add([step(5), step(6)], 2) == [1005.0, 1006.0]  # it did get on
+    assert run_log.add([step(5), step(6)], 2) == [1005.0, 1006.0]  # there was progress
     assert (run_log.step, steps_in(folder)) == (2, [1, 2])
     run_log.add([step(number) for number in range(3, 7)], 2)
     assert steps_in(folder) == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,4 @@
-"""What a run's status says of each worker; whoever asks never waits for long."""
+"""A run's status says what each worker is doing, and never takes long."""
 
 import threading
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Whoever hangs can be asked where, even if its interpreter cannot."""
+"""A process that hangs shows where, even if its interpreter does not answer."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import itertools
 from raytrain_plus.elastic.liveness import stacks
 def spinning():
     print(stacks.offer(), flush=True)
-    sum(itertools.repeat(0))  # never lets go of the interpreter
+    sum(itertools.repeat(0))  # never releases the interpreter
 spinning()
 """
 

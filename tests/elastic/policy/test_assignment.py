@@ -91,7 +91,7 @@ def test_loads_stay_within_the_slack_of_balance(case, imbalance):
         for load, low, high in zip(sizes(plan), least, most, strict=True):
             assert low <= load <= high
         makespan = max(len(a.ranks) / speed[a.worker] for a in plan)
-        slowest = 1 / min(speed.values())  # whoever computes one rank takes this long, at best
+        slowest = 1 / min(speed.values())  # a worker with one rank takes this long, at best
         assert makespan <= max((1 + imbalance) * float(pace), slowest) + 1e-9
 
 

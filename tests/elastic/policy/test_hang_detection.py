@@ -1,4 +1,4 @@
-"""A group that does not get on is noticed in time, and the right one is blamed."""
+"""A group without progress is noticed in time, and the right worker is blamed."""
 
 import pytest
 from hypothesis import given
@@ -88,7 +88,7 @@ def test_a_first_step_with_a_newcomer_has_four_times_the_slowest_such_step():
     made.note_progress(now + 1.0, [now + 1.0])
     assert made.deadline == 5.0
     made.start_generation(now + 1.0, warm=True)
-    assert made.deadline == 5.0  # nobody is new, so nothing has to warm up
+    assert made.deadline == 5.0  # no member is new, so no first step is slow
     made.start_generation(now + 2.0, warm=False)
     assert made.deadline == pytest.approx(4 * slowest)  # the slowest, not the last
 
@@ -125,7 +125,7 @@ def waits(age):
         ({"a": waits(9), "b": busy(9)}, {"b": "it was in forward for 9.0 s"}),
         ({"a": waits(9), "b": None}, {"b": "it did not answer"}),
         ({"a": None, "b": busy(7, "fetch")}, {"a": "did not", "b": "in fetch for 7.0 s"}),
-        ({"a": waits(9), "b": busy(1)}, {}),  # it does get on
+        ({"a": waits(9), "b": busy(1)}, {}),  # it makes progress
         ({"a": waits(9), "b": waits(9)}, {}),
         ({}, {}),
     ],

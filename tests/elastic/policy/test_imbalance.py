@@ -32,7 +32,7 @@ class Group:
         self.changes = []
 
     def run(self, windows):
-        """Let some windows pass, and plan anew whenever that is advised."""
+        """Let some windows pass, and plan again each time that this is advised."""
         for _ in range(windows):
             measured = {m.worker: 1 / self._about(1.0) for m in self.members}
             seen, unseen = map(self._about, self.exchange(self.plan))
@@ -74,7 +74,7 @@ def loads(group):
 
 
 def test_three_workers_share_128_ranks():
-    """Where bytes count two have 48 of them, where they do not nobody has more than 43."""
+    """Where bytes count, two workers have 48 ranks; where they do not, none has more than 43."""
     assert max(loads(Group(128, 3, unit=5.0).run(10))) == 48
     assert max(loads(Group(128, 3).run(10))) == 43
 
@@ -128,13 +128,13 @@ def test_a_network_that_becomes_slow_is_followed_and_one_that_comes_and_goes_is_
 def test_the_slack_outlives_the_group():
     group = Group(128, 3).run(10)
     assert (wanted := group.imbalance.value) < IMBALANCE
-    assert group.imbalance.follow() == wanted  # somebody joins
+    assert group.imbalance.follow() == wanted  # a worker joins
 
 
 def test_one_window_is_not_enough():
     group = Group(128, 3).run(1)
     assert group.changes == []
-    assert group.imbalance.follow() == IMBALANCE  # somebody joins
+    assert group.imbalance.follow() == IMBALANCE  # a worker joins
     assert len(group.run(2).changes) == 1
 
 

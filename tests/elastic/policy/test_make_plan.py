@@ -1,4 +1,4 @@
-"""Who heals whom, and who loads a checkpoint, whoever is there."""
+"""Which member heals which, and which one loads a checkpoint, in any group."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -192,7 +192,7 @@ def test_phases_that_last_are_followed():
 @settings(max_examples=25, deadline=None)
 @given(sizes(), st.floats(0.0, 1.0), SEEDS)
 def test_a_cost_per_step_does_not_keep_a_worker_small(size, overhead, seed):
-    """Up to the time of one rank, beside which who has few ranks seems slower than it is."""
+    """Up to the time of one rank: a worker with few ranks seems slower than it is."""
     group = Group(*size, overhead=overhead, seed=seed)
     fair, usual = group.ranks(), group.seconds()
     group.run(PROMPT, {"w0": 0.25})

@@ -32,7 +32,7 @@ def cut(workers):
     [
         (1, found(10, ["w1"]), 10),  # it was found before anything came of it
         (5, found(10, ["w1"]), 5),
-        (1, found(10, tie=True), 9),  # nobody's state of that step is known to be right
+        (1, found(10, tie=True), 9),  # no state of that step is known to be right
         (5, found(10, tie=True), 5),
         (5, found(10, suspects=["w0", "w1"]), 10),  # both compute right now: it has passed
         (20, found(0, tie=True), 0),
@@ -67,7 +67,7 @@ def test_an_audit_of_others_proves_nothing():
 
 
 def test_only_the_steps_that_were_audited_count():
-    # A tie is found at any step that is compared: 45 - 10 is none at which anybody was audited.
+    # A tie is found at any step that is compared: at 45 - 10 no worker was audited.
     asked = []
 
     def audited(step, _):

@@ -54,7 +54,7 @@ def test_a_long_run_keeps_the_latest(monkeypatch):
 
 
 class Coordinator:
-    """Stands for the handle: takes in what it is told when it listens."""
+    """In place of the handle: keeps what is reported when it listens."""
 
     def __init__(self):
         self.listens = threading.Event()
