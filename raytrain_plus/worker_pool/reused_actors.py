@@ -10,12 +10,18 @@ import importlib
 import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import ray
 
 from raytrain_plus.elastic.coordinator.actor import lead
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
+from raytrain_plus.elastic.protocol.handles import (
+    CoordinatorHandle,
+    LenderHandle,
+    Ref,
+    ReusedCoordinatorHandle,
+)
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.elastic.worker.worker import Worker
 from raytrain_plus.observe.journal import Journal
@@ -36,7 +42,7 @@ class Addressed:
         run: the run's name.
     """
 
-    def __init__(self, coordinator: Any, run: str) -> None:
+    def __init__(self, coordinator: ReusedCoordinatorHandle, run: str) -> None:
         self._coordinator = coordinator
         self._run = run
 
@@ -70,9 +76,9 @@ class LentWorker(Worker):
         gc.collect()
         gc.freeze()
 
-    def serve(self, worker: str, run: str, coordinator: Any) -> None:
+    def serve(self, worker: str, run: str, coordinator: ReusedCoordinatorHandle) -> None:
         """Be a worker of a run from now on."""
-        self._begin(worker, Addressed(coordinator, run))
+        self._begin(worker, cast("CoordinatorHandle", Addressed(coordinator, run)))
 
     def vacate(self) -> str:
         """Forget the run; returns what is left of it in this process, empty if nothing."""
@@ -118,7 +124,7 @@ class LentCoordinator(Coordinator):
         place: our number among the lender's coordinators.
     """
 
-    def __init__(self, lender: Any, place: int) -> None:
+    def __init__(self, lender: LenderHandle, place: int) -> None:
         self._lender = lender
         self._place = place
         self._leading: threading.Thread | None = None
@@ -131,7 +137,7 @@ class LentCoordinator(Coordinator):
                     # Whoever asked for the run is gone, and it with them; or another has it.
                     lender.abandon_led_by.remote(place)
 
-    def lead(self, spec: "Sequence[ray.ObjectRef[RunSpec]]", target: int) -> None:
+    def lead(self, spec: Sequence[Ref[RunSpec]], target: int) -> None:
         """Begin to lead a run.
 
         Args:
@@ -141,7 +147,7 @@ class LentCoordinator(Coordinator):
         if self._leading is not None:
             self._leading.join()
         (run,) = ray.get(list(spec))
-        journal = Journal(run.folder)  # as if somebody had asked for that many
+        journal = Journal(run.folder)  # as if `scale` had asked for that many
         journal.write("target", workers=target, reason="so many were free")
         journal.close()
         self._take_up(run, returns=False)

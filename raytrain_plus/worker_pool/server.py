@@ -16,6 +16,13 @@ import ray
 from ray.exceptions import RayError
 
 from raytrain_plus.elastic.coordinator.worker_sources import RunRequest, process_options
+from raytrain_plus.elastic.protocol.handles import (
+    LenderHandle,
+    Ref,
+    ReusedCoordinatorHandle,
+    ReusedWorkerHandle,
+)
+from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.worker_pool.reused_actors import LentCoordinator, LentWorker
 from raytrain_plus.worker_pool.shares import Claim, shares
@@ -39,7 +46,7 @@ class Process:
         worker: its name there.
     """
 
-    handle: Any
+    handle: ReusedWorkerHandle
     run: str = ""
     worker: str = ""
 
@@ -58,11 +65,11 @@ class Lease:
     """
 
     request: RunRequest
-    spec: "Sequence[ray.ObjectRef[Any]]"
+    spec: Sequence[Ref[RunSpec]]
     place: int
     target: int
     done: float = 0.0
-    waiting: "dict[str, asyncio.Future[Any]]" = field(default_factory=dict)
+    waiting: "dict[str, asyncio.Future[ReusedWorkerHandle]]" = field(default_factory=dict)
 
     @property
     def claim(self) -> Claim:
@@ -100,9 +107,10 @@ class Lender:
         self._leading = ray.remote(concurrency_groups={"control": 4})(LentCoordinator)
         self._coordinators = [self._coordinator(place) for place in range(coordinators)]
 
-    def _coordinator(self, place: int) -> Any:
+    def _coordinator(self, place: int) -> ReusedCoordinatorHandle:
         options = {"num_cpus": 0, "memory": 1, "max_restarts": -1, "max_task_retries": 0}
-        return self._leading.options(**options).remote(self._me, place)
+        started: ReusedCoordinatorHandle = self._leading.options(**options).remote(self._me, place)
+        return started
 
     async def open(self) -> None:
         """Start all processes; returns when all are warm."""
@@ -113,7 +121,9 @@ class Lender:
 
     # -- what a run says
 
-    async def lead(self, request: RunRequest, spec: "Sequence[ray.ObjectRef[Any]]") -> Any:
+    async def lead(
+        self, request: RunRequest, spec: Sequence[Ref[RunSpec]]
+    ) -> ReusedCoordinatorHandle:
         """Begin a run, as soon as there is room for it; returns its coordinator's handle.
 
         Args:
@@ -138,14 +148,15 @@ class Lender:
         self._balance()
         return leader
 
-    async def take(self, run: str, worker: str) -> Any:
+    async def take(self, run: str, worker: str) -> ReusedWorkerHandle:
         """Return a worker's process, as soon as there is one for it."""
         lease = self._leases[run]
-        future = lease.waiting[worker] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ReusedWorkerHandle] = asyncio.get_running_loop().create_future()
+        lease.waiting[worker] = future
         self._hand_out()
         return await future
 
-    async def give_back(self, run: str, worker: str, left: "Sequence[ray.ObjectRef[str]]") -> None:
+    async def give_back(self, run: str, worker: str, left: Sequence[Ref[str]]) -> None:
         """Take back a process that does nothing, or give up one that is to come.
 
         Args:
@@ -189,16 +200,16 @@ class Lender:
             ray.kill(process.handle)
         await self.ended(run)
 
-    async def lent_to(self, run: str) -> dict[str, Any]:
+    async def lent_to(self, run: str) -> dict[str, ReusedWorkerHandle]:
         """Return the workers that a run has, by name: its coordinator has come back."""
         return {one.worker: one.handle for one in self._lent if one.run == run}
 
-    async def leader_of(self, run: str) -> Any | None:
+    async def leader_of(self, run: str) -> ReusedCoordinatorHandle | None:
         """Return the coordinator of a live run."""
         lease = self._leases.get(run)
         return None if lease is None else self._coordinators[lease.place]
 
-    async def led_by(self, place: int) -> "Sequence[ray.ObjectRef[Any]]":
+    async def led_by(self, place: int) -> Sequence[Ref[RunSpec]]:
         """Return the run that a coordinator leads, if any: it has come back and does not know."""
         led = self._led_by(place)
         return () if led is None else self._leases[led].spec
@@ -265,7 +276,9 @@ class Lender:
                 self._lent.append(process)
                 self._later(self._serve(process, lease.waiting.pop(worker), lease.place))
 
-    async def _serve(self, process: Process, future: "asyncio.Future[Any]", place: int) -> None:
+    async def _serve(
+        self, process: Process, future: "asyncio.Future[ReusedWorkerHandle]", place: int
+    ) -> None:
         leader = self._coordinators[place]
         with contextlib.suppress(RayError):  # it has died: whoever takes it will see
             await process.handle.serve.remote(process.worker, process.run, leader)
@@ -356,7 +369,7 @@ def start_lender(
     elastic: bool = True,
     isa: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
-) -> Any:
+) -> LenderHandle:
     """Start a lender, and all of its processes; returns its handle when they are warm.
 
     It ends with this process, and all that it has lent ends with it.
@@ -371,7 +384,7 @@ def start_lender(
         runtime_env: of the workers.
     """
     terms = process_options(resources, isa, runtime_env or {})
-    lender = (
+    lender: LenderHandle = (
         ray.remote(Lender)
         .options(name=name, namespace=NAMESPACE, num_cpus=0, memory=1, max_concurrency=1000)
         .remote(terms, workers, coordinators, elastic=elastic)
@@ -382,9 +395,11 @@ def start_lender(
 
 def stop(lender: str, run: str) -> None:
     """Let a run end after the step in flight."""
-    ray.get(ray.get_actor(lender, namespace=NAMESPACE).stop.remote(run))
+    handle: LenderHandle = ray.get_actor(lender, namespace=NAMESPACE)
+    ray.get(handle.stop.remote(run))
 
 
 def abandon(lender: str, run: str) -> None:
     """Give up a run that does not end by itself."""
-    ray.get(ray.get_actor(lender, namespace=NAMESPACE).abandon.remote(run))
+    handle: LenderHandle = ray.get_actor(lender, namespace=NAMESPACE)
+    ray.get(handle.abandon.remote(run))

@@ -1,6 +1,6 @@
 """What a process may call on the actors of a run, by their handles. Types only, no Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -27,7 +27,10 @@ _Answer_co = TypeVar("_Answer_co", covariant=True)
 
 
 class Ref(Protocol[_Answer_co]):
-    """The answer of an actor, which may be still to come; `ray.get` waits for it."""
+    """The answer of an actor, which may be still to come; `ray.get` or `await` waits for it."""
+
+    def __await__(self) -> Generator[Any, None, _Answer_co]:
+        """Wait for the answer."""
 
     def future(self) -> "Future[Any]":
         """Return the answer as a future."""
@@ -61,7 +64,10 @@ class WorkerHandle(Protocol):
 class ReusedWorkerHandle(WorkerHandle, Protocol):
     """A worker's process that serves one run after another."""
 
+    warm: Remote[[], None]
+    serve: "Remote[[str, str, CoordinatorHandle], None]"
     vacate: Remote[[], str]
+    live: Remote[[], None]
 
 
 class CoordinatorHandle(Protocol):
@@ -80,11 +86,24 @@ class CoordinatorHandle(Protocol):
     health: Remote[[], CoordinatorHealth]
 
 
+class ReusedCoordinatorHandle(CoordinatorHandle, Protocol):
+    """A coordinator's process that leads one run after another."""
+
+    lead: Remote[[Sequence[Ref[RunSpec]], int], None]
+    hear: Remote[..., Any]
+
+
 class LenderHandle(Protocol):
     """The actor that lends processes to the runs of a sweep."""
 
+    open: Remote[[], None]
     lead: Remote[[Any, Sequence[Ref[RunSpec]]], CoordinatorHandle]
     take: Remote[[str, str], ReusedWorkerHandle]
     give_back: Remote[[str, str, Sequence[Ref[str]]], None]
     lent_to: Remote[[str], dict[str, ReusedWorkerHandle]]
     leader_of: Remote[[str], CoordinatorHandle | None]
+    led_by: Remote[[int], Sequence[Ref[RunSpec]]]
+    ended: Remote[[str], None]
+    abandon_led_by: Remote[[int], None]
+    stop: Remote[[str], None]
+    abandon: Remote[[str], None]
