@@ -1,4 +1,4 @@
-"""What the trainer, the coordinator and the workers say to each other: values, nothing else."""
+"""The values that the trainer, the coordinator and the workers exchange."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ class ElasticConfig:
     __repr__ = redacted_repr
 
     def told(self) -> dict[str, Any]:
-        """Return what the journal tells of it: all but a store's options, which may be secret."""
+        """Return the settings for the journal: all but a store's options, which may be secret."""
         return {name: value for name, value in vars(self).items() if name != "checkpoint_options"}
 
 
@@ -173,7 +173,7 @@ class RunSpec:
     __repr__ = redacted_repr
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Arrive so that what is the user's is unpacked where its modules can be imported."""
+        """Unpickle the user's values only after their modules can be imported."""
         from ray import cloudpickle  # noqa: PLC0415 - the values themselves need no Ray
 
         described = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -216,17 +216,17 @@ def _arrived(import_paths: Sequence[str], described: bytes) -> RunSpec:
 
 
 def import_first(folders: Sequence[str]) -> None:
-    """Let this process look for modules in some folders before all others."""
+    """Make this process look for modules in some folders before all others."""
     sys.path[:] = [*folders, *(path for path in sys.path if path not in folders)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A worker that has come up, loaded the task and computed the probe.
+    """A worker that is ready: it has loaded the task and computed the probe.
 
     Attributes:
-        lifeline: where the coordinator connects, to know that the worker lives.
-        stacks: the descriptor with which a neighbour reads where the worker stands.
+        lifeline: where the coordinator connects to watch the worker.
+        stacks: the descriptor with which a neighbour reads the worker's stacks.
         warnings: of aspects that found nothing to do in the model.
         code: the files of the user's code that it has loaded.
     """
@@ -260,12 +260,12 @@ class WorkerProcess:
 
 @dataclass(frozen=True)
 class Unready:
-    """A worker that has come up and on which the task failed.
+    """A worker on which the task failed before it was ready.
 
     Attributes:
         error: the user's traceback.
         process: the one in which it runs.
-        transient: the machine may be to blame; it is tried once elsewhere.
+        transient: whether a machine may have caused it, so that another one is tried once.
     """
 
     error: str
@@ -275,10 +275,10 @@ class Unready:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerState:
-    """What a worker says to a coordinator that has come back.
+    """A worker's state, for a coordinator that was restarted.
 
     Attributes:
-        ready: what it said when it had come up; None if it has not.
+        ready: what it reported when it was ready; None if it is not.
         generation: the last generation that it was in, 0 for none.
         report: how that ended for it; None while it runs.
         step: committed steps of its state.
@@ -292,11 +292,11 @@ class WorkerState:
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorHealth:
-    """What a coordinator says to the process that follows its run.
+    """A coordinator's answer to the process that follows its run.
 
     Attributes:
-        unwritten: why the journal cannot be written, empty if it can.
-        unwritten_end: the run's end, if that is not in the journal; empty before.
+        unwritten: why the journal cannot be written; empty if it can be.
+        unwritten_end: the events of the run's end, if they are not in the journal; else empty.
     """
 
     unwritten: str = ""
@@ -319,7 +319,7 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Who is in a generation, who computes what, and who heals whom.
+    """The members of a generation, what each computes, and which one heals which.
 
     Attributes:
         generation: its number, from 1.
@@ -330,7 +330,7 @@ class Plan:
         pause_at: the step after which the generation ends by itself, or None.
         evaluated: whether the evaluation that is due at its start has been done.
         faults: strikes that have not struck yet.
-        checkpoint: what the members that heal others load first, or None: somebody has a state.
+        checkpoint: what the members that heal others load first; None if they have the state.
         bitwise: all members compute the same bits.
     """
 
@@ -353,7 +353,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Corruption:
-    """What all workers of a group found before an update.
+    """Silent data corruption, as all workers of a group found it before an update.
 
     Attributes:
         step: the committed steps then.
@@ -375,14 +375,14 @@ class Report:
     """How a generation ended for one worker.
 
     Attributes:
-        ending: `finished` (the run's last step is done), `paused`, `aborted` (a peer was lost; our
+        ending: `finished` (the run's last step is done), `paused`, `aborted` (a peer was lost; the
             state is that of the last committed step), `failed` (an error of the task), `refused`
-            (the checkpoint to start from is not whole, or does not fit), or `corrupt` (somebody's
+            (the checkpoint to start from is not whole, or does not fit), or `corrupt` (a worker's
             memory or arithmetic is wrong).
-        step: committed steps of our state.
+        step: committed steps of the worker's state.
         committed_at: Unix time of the last commit.
         error: the user's traceback, when failed.
-        transient: the machine may be to blame for it; it is tried once elsewhere.
+        transient: whether a machine may have caused it, so that another one is tried once.
         reason: why it was aborted, or the checkpoint refused.
         digest: of the final state, when finished.
         samples, tokens: trained on since the run began.
@@ -391,10 +391,10 @@ class Report:
         seconds: where the time of this worker's training thread went in the generation, up to its
             last commit, by part (`phase_timer.py`).
         settled_at: Unix time up to which `seconds` tells; 0.0 if it does not.
-        traffic: files and bytes that its process has fetched, or found in the cache, since its last
+        traffic: files and bytes that its process has fetched or found in the cache since its last
             report.
-        formed: the worker has come to the state from which the plan starts; until then it has the
-            one from before.
+        formed: whether the worker has reached the state from which the plan starts; until then it
+            has its state from before.
     """
 
     ending: Ending
@@ -416,13 +416,13 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStatus:
-    """What a worker says when asked what it is doing.
+    """A worker's answer to the question what it is doing.
 
     Attributes:
         phase: the phase that it is in.
         waiting: whether it waits there for others.
         age: seconds since it entered the phase.
-        stack: where its threads stand.
+        stack: the stacks of its threads.
     """
 
     phase: str
@@ -439,7 +439,7 @@ class Outcome:
         state: one of `ENDS`.
         error: why it failed, for people; the user's traceback first where there is one.
         failed_on: `{worker, node, host, step}` where the task failed; empty otherwise.
-        digest: sha256 of the final state; empty when failed.
+        digest: sha256 of the final state; empty if the run failed.
         loss: of the last step, None before the first.
         metrics: of the last evaluation.
         generations: `{generation, step, workers, causes, pause_seconds}` each, the causes as
@@ -447,8 +447,8 @@ class Outcome:
         device_seconds: summed busy time of the workers.
         checkpoint: where the last state is, or None if no worker was left to write it.
         bitwise: whether all workers proved to compute the same bits.
-        faults_left: faults that were asked for and did not happen.
-        samples, tokens: trained on, as opposed to loaded.
+        faults_left: faults that did not happen.
+        samples, tokens: trained on, which may be fewer than were loaded.
         costs: by aspect, `{seconds, acted, idle}` of its advice over all workers.
     """
 
