@@ -86,6 +86,7 @@ LAYERS = [
         "plain_yaml",
         "user_code",
         "observe.journal",
+        "observe.causes",
         "observe.events",
     },
     {"schedules", "models", "task_check", "storage"},
