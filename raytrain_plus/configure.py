@@ -567,7 +567,7 @@ def check_fresh(folder: Path) -> None:
     """
     if (folder / journal.FILE_NAME).exists():
         raise ConfigError(
-            f"there is a run in {folder} already: give another --name, or --resume to go on with it"
+            f"there is a run in {folder} already: give another --name, or --resume to continue it"
         )
 
 

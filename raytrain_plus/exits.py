@@ -73,7 +73,7 @@ def _describe_exit(error: SystemExit) -> str:
     users = [frame for frame in frames if not frame.filename.startswith((_OURS, "<frozen"))]
     place = f" at {users[-1].filename}:{users[-1].lineno} ({users[-1].line})" if users else ""
     return (
-        f"it raised SystemExit({error.code!r}){place}. Raise another error to refuse to go on; put "
+        f"it raised SystemExit({error.code!r}){place}. Raise another error to stop the run; put "
         "what is a script's own under `if __name__ == '__main__':`"
     )
 

@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return load_yaml(content.decode())
     except UnicodeDecodeError as error:
-        raise YamlError(f"it is no text ({error})") from None
+        raise YamlError(f"it is not text ({error})") from None
 
 
 def load_yaml(text: str) -> Any:
@@ -39,11 +39,11 @@ def load_yaml(text: str) -> Any:
     try:
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise YamlError(f"it is no YAML: {error}") from None
+        raise YamlError(f"it is not YAML: {error}") from None
     except RecursionError:
         raise YamlError("it is nested too deeply") from None
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
-        raise YamlError(f"it is no YAML: {error}") from None  # a date such as 2026-99-99
+        raise YamlError(f"it is not YAML: {error}") from None  # a date such as 2026-99-99
     try:
         values = _values(found, {})
     except RecursionError:

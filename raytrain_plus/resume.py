@@ -90,7 +90,7 @@ def last_checkpoint(
         return Resumption(None, 0, changes, {}, run_id, environment=computed)
     if name is None:
         raise ConfigError(
-            f"there is no checkpoint in {store.location} to resume from, and the journal tells of "
+            f"there is no checkpoint in {store.location} to resume from, and the journal lists "
             "some: name the storage that they are in (--checkpoint-storage), or start a new run "
             f"under another name{_listed(refused)}"
         )
@@ -169,8 +169,8 @@ def check_unused(store: Store, run: str) -> None:
     if there:
         raise ConfigError(
             f"{store.location} holds checkpoints of another run {run!r}, the newest of step "
-            f"{there[0].step}: give another --name or --checkpoint-storage, or --resume to go on "
-            "with that run"
+            f"{there[0].step}: give another --name or --checkpoint-storage, or --resume to "
+            "continue that run"
         )
 
 

@@ -196,8 +196,8 @@ class ElasticTrainer:
             )
         self._warnings += [
             f"a worker has kept a later state of this run in {kept}, as it could not be kept in "
-            f"{store.location}. This run goes on from step {found.step}. To go on from that state, "
-            f"stop it, copy the folder to {store.location}, and give the command again with "
+            f"{store.location}. This run continues from step {found.step}. To continue from that "
+            f"state, stop it, copy the folder to {store.location}, and give the command again with "
             "--resume"
             for kept in resume.rescued_states(found.run_id, found.step)
         ]
@@ -352,7 +352,7 @@ def attach(
             ended = follow(name, folder, watcher, interrupts=taken)
         except LostError as error:
             raise control.SteeringError(
-                f"{error}: `raytrain-plus train --resume --name {name}` goes on with it"
+                f"{error}: `raytrain-plus train --resume --name {name}` continues it"
             ) from None
     _interrupt(ended, taken.number)
     return result_of(ended)
@@ -369,7 +369,7 @@ def _interrupt(ended: Ended, number: int) -> None:
         number,
         f"run {run} was stopped by {signal.Signals(number).name} after {steps} of {total} steps; "
         + (f"its state is kept in {kept}" if kept else "no state is kept")
-        + f": `raytrain-plus train ... --resume --name {run}` goes on with it",
+        + f": `raytrain-plus train ... --resume --name {run}` continues it",
         ended.summary,
     )
 
