@@ -17,7 +17,7 @@ import ray
 
 from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Calls
 from benchmarks.traffic import ranges_of
-from raytrain_plus.checkpoint.files import Piece, share_out
+from raytrain_plus.checkpoint.files import FileEntry, share_out
 from raytrain_plus.checkpoint.manifest import Manifest
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.membership import Membership
@@ -68,10 +68,11 @@ def at_size(workers: int) -> AtSize:
     plan = _plan(first)
     nodes = _nodes(first)
     # One file for each worker, as far as there are tensors for them.
-    pieces = [Piece(f"rest-{i:05d}.safetensors", 1, "0" * 64) for i in range(min(workers, TENSORS))]
-    manifest = Manifest(run="run", digest="", scalars={"step": 1}, algorithms=(), pieces=pieces)
+    count = min(workers, TENSORS)
+    files = [FileEntry(f"rest-{i:05d}.safetensors", 1, "0" * 64) for i in range(count)]
+    manifest = Manifest(run="run", digest="", scalars={"step": 1}, algorithms=(), files=files)
     sizes = {f"optimizer/layers.{i}.weight/exp_avg": 4 * i for i in range(TENSORS)}
-    told = Share(1, names, [Piece("rest", 1, "0" * 64)])
+    told = Share(1, names, [FileEntry("rest", 1, "0" * 64)])
     facts = [Facts(state=17)] * workers
     lines = _lines(plan)
     return AtSize(

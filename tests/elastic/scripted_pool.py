@@ -375,7 +375,7 @@ class ScriptedPool:
             if self.share_error:
                 self.coordinator.report_share(worker, replace(share, error=self.share_error))
             elif self.writes:
-                self.coordinator.report_share(worker, replace(share, pieces=[], state=state))
+                self.coordinator.report_share(worker, replace(share, files=[], state=state))
 
     def report_all(self, ending):
         for worker in sorted(self.group.running):
