@@ -127,6 +127,7 @@ class ScriptedPool:
         self.draining = set()
         self.events = deque()
         self.started, self.ended, self.hung, self.plans, self.saved = [], [], [], [], []
+        self.avoided = {}  # worker -> the node on which it is not to start
         self.steps = {}  # worker -> committed steps, of those that live
         self.answers = {}  # worker -> what it says when asked what it is doing
         self.told = True  # whether steps are reported as they are committed
@@ -146,8 +147,9 @@ class ScriptedPool:
 
     # -- what `WorkerActors` offers
 
-    def start(self, worker, *, fault=None):
+    def start(self, worker, *, fault=None, avoid=""):
         self.started.append(worker)
+        self.avoided[worker] = avoid
         if fault == "hang_newcomer":
             process = WorkerProcess(pid=1000 + int(worker[1:]), node="node", host="127.0.0.1")
             self.events.append(WorkerStarting(worker, process))

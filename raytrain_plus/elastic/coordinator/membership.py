@@ -89,6 +89,7 @@ class Membership:
         self._futile = 0  # newcomers in a row with other code or bits than the run's
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
+        self._failed_node = ""  # node on which the task has failed last, for the next worker
         self._causes: list[Cause] = []
         self._losses: list[Loss] = []
         self._failures: list[tuple[str, str]] = []  # worker, error of the task as it came up
@@ -213,7 +214,8 @@ class Membership:
             worker = f"w{self._started}"
             self._started += 1
             self.members[worker] = Member(worker)
-            self._actors.start(worker, fault=self.fault_of(worker))
+            avoid, self._failed_node = self._failed_node, ""
+            self._actors.start(worker, fault=self.fault_of(worker), avoid=avoid)
 
     def on_starting(self, event: WorkerStarting) -> None:
         """Note that a worker has a process; its start timeout begins now."""
@@ -345,6 +347,7 @@ class Membership:
         if event.failed or crash:
             self._failures.append((member.worker, why))
             self._failed_on = {**_location_of(member), "step": 0}
+            self._failed_node = self._failed_on.get("node", "")
         self._give_up(member, f"The last that came, {_place(member)}, failed: {why}")
         if (event.failed or crash) and self._is_the_tasks(transient=event.transient or bool(crash)):
             self._error = why
@@ -418,6 +421,7 @@ class Membership:
         member = self.members.get(worker)
         if member is not None:
             self._causes.append(Cause("failed", worker))
+            self._failed_node = _location_of(member).get("node", "")
             self._note(member, "failed", why)
             self._end(member)
 

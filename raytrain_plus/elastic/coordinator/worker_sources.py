@@ -18,6 +18,7 @@ from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.elastic.worker.worker import Worker
 from raytrain_plus.names import NAMESPACE
 
+_NODE_LABEL = "ray.io/node-id"  # which Ray gives to each node
 _ISA = {
     "default": {
         "ATEN_CPU_CAPABILITY": "default",
@@ -36,8 +37,13 @@ _ISA = {
 class WorkerSource(Protocol):
     """Provides a run's workers. Only the coordinator's thread calls it."""
 
-    def request(self, worker: str) -> "Future[WorkerHandle]":
-        """Ask for a worker of that name; its handle may come at once, later, or never."""
+    def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
+        """Ask for a worker of that name; its handle may come at once, later, or never.
+
+        Args:
+            worker: its name.
+            avoid: node on which it starts only if no other node has room.
+        """
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
         """Return an idle worker; without a handle, one that was requested and is not there yet."""
@@ -73,15 +79,17 @@ class FromRay:
         self._coordinator = coordinator
         self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
 
-    def request(self, worker: str) -> "Future[WorkerHandle]":
+    def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
         """Ask Ray; a worker that Ray cannot place yet is demand that an autoscaler sees."""
         taken: Future[WorkerHandle] = Future()
+        elsewhere = {"scheduling_strategy": _elsewhere(avoid)} if avoid else {}
         taken.set_result(
             self._actor.options(
                 name=f"{self._spec.name}/{worker}",
                 namespace=NAMESPACE,
                 lifetime="detached",
                 **worker_options(self._spec),
+                **elsewhere,
             ).remote(worker, self._coordinator)
         )
         return taken
@@ -111,6 +119,13 @@ class FromRay:
         return found
 
 
+def _elsewhere(node: str) -> Any:
+    """Return how Ray places an actor on another node than this one, if another has room."""
+    return ray.util.scheduling_strategies.NodeLabelSchedulingStrategy(
+        hard={}, soft={_NODE_LABEL: ray.util.scheduling_strategies.NotIn(node)}
+    )
+
+
 class FromLender:
     """Processes that serve one run after another; see `worker_pool/server.py`."""
 
@@ -119,8 +134,9 @@ class FromLender:
         self._run = spec.name
         self._lender: LenderHandle = ray.get_actor(str(spec.lender), namespace=NAMESPACE)
 
-    def request(self, worker: str) -> "Future[WorkerHandle]":
-        """Ask the lender for a process that is free."""
+    def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
+        """Ask the lender for a process that is free, on any node."""
+        del avoid
         taken: Future[WorkerHandle] = self._lender.take.remote(self._run, worker).future()
         return taken
 

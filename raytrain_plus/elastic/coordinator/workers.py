@@ -147,16 +147,17 @@ class WorkerActors:
         self._lifelines = Lifelines(lambda worker, why: self.events.put(WorkerLost(worker, why)))
         self._node = ray.get_runtime_context().get_node_id()
 
-    def start(self, worker: str, *, fault: Action | None = None) -> None:
+    def start(self, worker: str, *, fault: Action | None = None, avoid: str = "") -> None:
         """Request a worker, which prepares itself as soon as it has a process.
 
         Args:
             worker: its name.
             fault: what goes wrong as it prepares itself, or None.
+            avoid: node on which it starts only if no other node has room.
         """
         self._awaited.add(worker)
         self._faults[worker] = fault
-        future = self._source.request(worker)
+        future = self._source.request(worker, avoid)
         if future.done():
             self._on_granted(_granted(worker, future))
         else:

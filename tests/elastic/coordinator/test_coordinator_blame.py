@@ -9,6 +9,8 @@ from raytrain_plus.observe.journal import read
 from tests.elastic.scripted_pool import PrepareReturned, comes
 from tests.elastic.told import check_journal, groups_in
 
+PROCESS = WorkerProcess(pid=7, node="bad node", host="h")
+
 
 def workers_in(folder, state):
     events = read(folder)
@@ -22,6 +24,7 @@ def test_what_a_machine_may_have_caused_is_tried_once_elsewhere(lead, tmp_path):
     assert groups_in(outcome)[1] == (2, 3, 2, "w1 failed")
     assert workers_in(tmp_path, "failed") == ["w1"]
     assert pool.started == ["w0", "w1", "w2", "w3"]
+    assert pool.avoided == {"w0": "", "w1": "", "w2": "", "w3": "node"}
     check_journal(tmp_path)
 
 
@@ -108,14 +111,15 @@ def test_a_worker_on_which_the_task_fails_first_does_not_end_a_run_that_another_
 ):
     def arrive(worker):
         return (
-            PrepareReturned(worker, None, failed="no einops", transient=True)
+            PrepareReturned(worker, None, failed="no einops", process=PROCESS, transient=True)
             if worker == "w0"
             else comes(worker)
         )
 
-    outcome, _ = lead(arrive=arrive, workers=(1, 2))
+    outcome, pool = lead(arrive=arrive, workers=(1, 2))
     assert outcome.state == "finished"
     assert workers_in(tmp_path, "failed") == ["w0"]
+    assert pool.avoided == {"w0": "", "w1": "", "w2": "bad node"}
 
 
 @pytest.mark.parametrize(("transient", "tried"), [(True, 2), (False, 1)])
