@@ -4,6 +4,7 @@ SIGINT is Ctrl-C, SIGTERM comes from `timeout`, systemd, `scancel`, `docker stop
 stop`, SIGHUP from a terminal that is closed. SIGQUIT asks the process to end at once.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -116,6 +117,20 @@ class Interrupts:
             os._exit(_STATUS + number)
         if not self._held or self.at_once:
             raise Interrupted(self.number)
+
+
+def end_at_next_signal() -> None:
+    """Let a further signal end this process at once, without a traceback, as it cleans up.
+
+    To be called where a signal has ended a command. It takes effect when Python begins to exit.
+    """
+    atexit.register(_end_at_next_signal)
+
+
+def _end_at_next_signal() -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: os._exit(_STATUS + number))
 
 
 def redeliver(number: int) -> None:
