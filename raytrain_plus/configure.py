@@ -1,5 +1,6 @@
 """From a user's settings to a run: checks everything that can be checked before a worker starts."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -385,12 +386,32 @@ def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str,
     if sorted_by is not None:
         warnings.warn(f"training data: {sorted_by}", stacklevel=3)
     source.close()
-    if evaluation_data is not None:
-        held_out = open_for(task, evaluation_data, "evaluation data", hash_data=source.hash_data)
+    if evaluation_data is None:
+        return described
+    held_out = open_for(task, evaluation_data, "evaluation data", hash_data=source.hash_data)
+    with contextlib.closing(held_out):
         check_same(source.labels, held_out.labels, "the training data", "the evaluation data")
+        _check_targets(task.target, source, held_out)
         described["evaluation data"] = held_out.identity
-        held_out.close()
     return described
+
+
+def _check_targets(target: str, source: Source, held_out: Source) -> None:
+    """Refuse targets that are text in one of the two and numbers in the other.
+
+    Raises:
+        DataError: they are.
+    """
+    sources = (source, held_out)
+    if any(one.transform is not None or target not in one.columns for one in sources):
+        return
+    column, other = (one.columns[target] for one in sources)
+    if (column.dtype == object) != (other.dtype == object):
+        raise DataError(
+            f"the target column {target!r} is {column} in the training data and {other} in the "
+            "evaluation data: give both the same values. `raytrain-plus data write --label "
+            f"{target}` turns names into numbers, and `--labels-from STREAM` gives them those of another stream."
+        )
 
 
 def _need_target(task: Task, columns: Iterable[str], what: str) -> None:

@@ -19,9 +19,9 @@ from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.streams.check import inspect_stream, verify_stream
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import (
-    Choice,
+    Block,
     Data,
-    Piece,
+    Wanted,
     check_apart,
     names_of,
     read_any,
@@ -92,7 +92,7 @@ def write(  # noqa: PLR0913 - one option each
 
     def run() -> dict[str, Any]:
         options = _options(storage_option)
-        chosen = Choice(
+        chosen = Wanted(
             columns=columns.split(",") if columns else None,
             split=split,
             seed=seed if order != "kept" else None,
@@ -131,11 +131,11 @@ def convert(  # noqa: PLR0913 - one option each
     def run() -> dict[str, Any]:
         options = _options(storage_option)
         if to == "parquet":
-            with _read(source, options, Choice()) as data:
+            with _read(source, options, Wanted()) as data:
                 rows = write_parquet(data, destination, options)
             return _said({"url": destination, "rows": rows}, as_json=as_json)
         written = _write_stream(
-            source, destination, options, Choice(), file_size=file_size, compression=compression
+            source, destination, options, Wanted(), file_size=file_size, compression=compression
         )
         return _said(written, as_json=as_json)
 
@@ -180,7 +180,7 @@ def verify(
 def _labels(
     source: str,
     options: dict[str, Any],
-    choice: Choice,
+    choice: Wanted,
     columns: list[str] | None,
     stream: str | None,
 ) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _write_stream(
     source: str,
     destination: str,
     options: dict[str, Any],
-    choice: Choice,
+    choice: Wanted,
     *,
     is_mixed: bool = False,
     **settings: Any,
@@ -224,7 +224,7 @@ def _write_stream(
 
 
 @contextlib.contextmanager
-def _read(source: str, options: dict[str, Any], choice: Choice) -> Iterator[Data]:
+def _read(source: str, options: dict[str, Any], choice: Wanted) -> Iterator[Data]:
     """Open something to read, and show how far it has been read."""
     data = read_any(source, options, choice)
     with _bar(data.rows) as advance:
@@ -272,7 +272,7 @@ def _short(value: Any) -> str:
     return f"{shown}, ..." if len(value) > 10 else shown
 
 
-def _watched(pieces: Iterator[Piece], advance: Callable[[pa.Table], None]) -> Iterator[Piece]:
+def _watched(pieces: Iterator[Block], advance: Callable[[pa.Table], None]) -> Iterator[Block]:
     for piece in pieces:
         yield piece
         advance(piece.table)

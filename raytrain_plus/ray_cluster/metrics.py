@@ -8,7 +8,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 from raytrain_plus.observe.gauges import Reading, traffic
-from raytrain_plus.streams.traffic import TRAFFIC
+from raytrain_plus.streams.cache import TRAFFIC
 
 _INTERVAL = 1.0  # seconds between two looks
 

@@ -43,7 +43,7 @@ class OwnedError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Process:
+class OwnerProcess:
     """A process that can be found again, by whoever is on the same host.
 
     Attributes:
@@ -59,7 +59,7 @@ class Process:
     began: int
 
     @classmethod
-    def this(cls) -> "Process":
+    def this(cls) -> "OwnerProcess":
         """Return this process."""
         pid = os.getpid()
         return cls(host=socket.gethostname(), kernel=_kernel(), pid=pid, began=_began(pid))
@@ -92,7 +92,7 @@ class Owner:
     claim: str
     run_id: str
     role: Literal["driver", "coordinator"]
-    process: Process
+    process: OwnerProcess
     user: str
     address: str
     folder: str
@@ -113,7 +113,7 @@ class Owner:
             claim=claim,
             run_id=run_id,
             role=role,
-            process=Process.this(),
+            process=OwnerProcess.this(),
             user=_user(),
             address=address,
             folder=str(folder),
@@ -125,7 +125,7 @@ class Owner:
         """Read a record; one that is damaged names nobody, and its sign of life alone counts."""
         try:
             said = json.loads(content)
-            process = Process(**said.pop("process"))
+            process = OwnerProcess(**said.pop("process"))
             owner = cls(number=number, process=process, **said)
             texts = (owner.claim, owner.run_id, owner.user, owner.address, owner.folder)
             numbers = (process.pid, process.began, owner.since)
@@ -134,7 +134,7 @@ class Owner:
             if not all(isinstance(one, int | float) for one in numbers):
                 raise TypeError("a number is none")
         except (ValueError, TypeError, KeyError, AttributeError):
-            nobody = Process(host="an unknown host", kernel="", pid=0, began=0)
+            nobody = OwnerProcess(host="an unknown host", kernel="", pid=0, began=0)
             return cls(
                 number=number, claim="", run_id="", role="driver", process=nobody, user="?",
                 address="", folder="", since=0.0,

@@ -1,19 +1,24 @@
 """A node's cache of shard files, shared by all processes, bounded in bytes, safe under any kill.
 
-An entry is one file: the raw bytes, then their SHA-256. It is written under another name, synced,
-and renamed, so that it is there as a whole or not at all; and each process verifies it before its
-first use, so that what was damaged at rest is fetched again.
+An entry is one file: the raw bytes, then their SHA-256. It is written under another name, synced
+and renamed, so that a reader sees a complete entry or none. Each process verifies an entry before
+its first use. A damaged entry is fetched again.
 
-All that processes agree on are advisory locks of open files (flock), which the system drops when
-their owner dies, however it dies:
+Processes coordinate by advisory locks of open files (flock) only. The system drops such a lock when
+its owner dies, whatever the cause:
 
-    lock          exclusive while somebody counts bytes, makes room and reserves it
-    KEY.part      exclusive while its owner fills it: others wait; unlocked, its owner has died
-    KEY.cached    shared by those who read it: nobody evicts it
+    lock          exclusive while a process counts bytes, makes room and reserves it
+    KEY.part      exclusive while its owner fills it, and others wait; unlocked, its owner has died
+    KEY.cached    shared by its readers; a locked entry is not evicted
 
-So the bound holds at every moment: a part is as large as what it will hold before it is filled.
-What goes first is what is needed last: whoever knows the order of a run says when each entry is
-read next (Belady, "A study of replacement algorithms", 1966); what nobody knows of goes before.
+A part has its final size before it is filled, so the limit holds at every moment. The entry whose
+next use is furthest away is evicted first (Belady, "A study of replacement algorithms", 1966).
+Entries without a known next use go before all others. A source knows the order of its run and says
+when each entry is read next.
+
+A `Prefetcher` fetches files into the cache before they are read, in the order in which they will be
+read. How far ahead is counted in bytes, since files differ in size. The files ahead follow from the
+order, so after a resize a new owner begins with the windows of the lanes that it was given.
 """
 
 import errno
@@ -24,16 +29,24 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.traffic import TRAFFIC
+from raytrain_plus.streams.order import Ordering
+
+if TYPE_CHECKING:
+    from raytrain_plus.streams.stream import StreamFile
 
 ENTRY_OVERHEAD = 32  # bytes at the end of an entry: its digest
 _LOOK = 0.02  # seconds between two tries for a lock that somebody else holds
@@ -377,3 +390,193 @@ def _is_at(handle: int, path: Path) -> bool:
 def node_cache(folder: Path, limit: int) -> Cache:
     """Return this process's one cache of a folder."""
     return Cache(folder, limit)
+
+
+# -- what was fetched, and what was found here instead
+
+
+@dataclass
+class Traffic:
+    """Counts that only grow; from any thread.
+
+    Attributes:
+        hits: files that were whole in the cache when they were to be read.
+        misses: files that somebody had to wait for when they were to be read.
+        fetched_files: files that this process has fetched, ahead or in need.
+        fetched_bytes: of these, as they lie in the store.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    fetched_files: int = 0
+    fetched_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _told: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def looked(self, *, found: bool) -> None:
+        """A file was to be read."""
+        with self._lock:
+            if found:
+                self.hits += 1
+            else:
+                self.misses += 1
+
+    def fetched(self, size: int) -> None:
+        """A file of so many bytes has been fetched."""
+        with self._lock:
+            self.fetched_files += 1
+            self.fetched_bytes += size
+
+    def counts(self) -> dict[str, int]:
+        """Return all counts by name."""
+        with self._lock:
+            return {name: n for name, n in vars(self).items() if not name.startswith("_")}
+
+    def news(self) -> dict[str, int]:
+        """Return what has been counted since this was last asked; there is one who asks."""
+        before, self._told = self._told, self.counts()
+        return {name: n - before.get(name, 0) for name, n in self._told.items()}
+
+
+TRAFFIC = Traffic()
+"""Of this process: its caches are shared, and so is the wire."""
+
+
+# -- fetching ahead
+
+_THREADS = 4
+_MOST_AHEAD = 1 << 30  # bytes
+_SHARE = 4  # of the cache: what is ahead takes no more than one part in so many
+_PREFETCH_LOOK = 0.25  # seconds
+
+
+class Prefetcher:
+    """Fetches the files of one source ahead.
+
+    Args:
+        files: of the source.
+        cache: where to.
+    """
+
+    def __init__(self, files: "Sequence[StreamFile]", cache: Cache) -> None:
+        self._files, self._cache = files, cache
+        self._budget = min(_MOST_AHEAD, cache.limit // _SHARE)
+        self._changed = threading.Condition()
+        self._needs: Iterator[tuple[float, int]] = iter(())
+        self._ahead: deque[tuple[float, int]] = deque()
+        self._stands: tuple[Ordering, int, int] | None = None
+        self._begun = 0
+        owner = object()
+        cache.foresee(owner, partial(_asked, weakref.ref(self)))
+        self._forget = weakref.finalize(self, cache.forget, owner)
+
+    def close(self) -> None:
+        """Fetch nothing more, and let the cache forget what we read next; twice does no harm."""
+        with self._changed:
+            self._needs, self._ahead = iter(()), deque()
+            self._changed.notify_all()
+        self._forget()
+
+    @property
+    def largest(self) -> int:
+        """The raw bytes of the largest file, as far as they are known."""
+        return max(file.entry.raw_bytes for file in self._files)
+
+    def check_room(self, files: int) -> None:
+        """Refuse a cache that cannot hold so many files, or all there are, at once.
+
+        Where the data does not say how large its values are, one file is fetched to measure it.
+
+        Raises:
+            DataError: it cannot, or a file cannot be read.
+        """
+        files = min(files, len(self._files))
+        largest = self._measured()
+        needed = files * (largest + ENTRY_OVERHEAD)
+        if needed > self._cache.limit:
+            raise DataError(
+                f"the cache may take {self._cache.limit:,} bytes, but one node that reads all "
+                f"logical ranks holds {files} files of up to {largest:,} bytes at once, "
+                f"{needed:,} in all: raise `cache_limit`, lower `window` or the logical ranks, or "
+                "write the data set with smaller files"
+            )
+
+    def _measured(self) -> int:
+        """Return the raw bytes of the largest file; guesses are scaled by what one file takes."""
+        guessed = [file for file in self._files if not file.is_exact]
+        if not guessed or self.largest + ENTRY_OVERHEAD > self._cache.limit:
+            return self.largest
+        sample = max(guessed, key=lambda file: file.entry.raw_bytes)
+        fetched = sample.fetch(threading.Event())
+        size = fetched.size
+        fetched.close()
+        exact = [file.entry.raw_bytes for file in self._files if file.is_exact]
+        return max([size, *exact])
+
+    def expect(
+        self,
+        order: Ordering,
+        epoch: int,
+        lanes: range,
+        position: int,
+        cancelled: threading.Event,
+    ) -> None:
+        """Begin to fetch what some lanes read from a position on, until `cancelled` is set."""
+        needs = order.needs(epoch, lanes, position)
+        with self._changed:
+            self._needs, self._ahead = needs, deque()
+            self._stands = (order, epoch, position)
+            self._begun = order.place(epoch, position)
+        for number in range(_THREADS):
+            threading.Thread(
+                target=self._work,
+                args=(needs, cancelled),
+                name=f"raytrain_plus prefetch {number}",
+                daemon=True,
+            ).start()
+
+    def moved(self, order: Ordering, epoch: int, position: int) -> None:
+        """Note where the lanes stand: what they have come to is ahead no more."""
+        progress = order.place(epoch, position) - self._begun
+        with self._changed:
+            self._stands = (order, epoch, position)
+            while self._ahead and self._ahead[0][0] <= progress:
+                self._ahead.popleft()
+                self._changed.notify_all()
+
+    def _work(self, needs: Iterator[tuple[float, int]], cancelled: threading.Event) -> None:
+        while (file := self._next(needs, cancelled)) is not None:
+            try:
+                self._files[file].fetch(cancelled, ahead=True).close()
+            except CacheFullError:  # what is needed sooner has it: come back when that is read
+                cancelled.wait(_PREFETCH_LOOK)
+            except InterruptedReadError:
+                return
+            except (DataError, StorageError):  # the reader of the file meets and reports it
+                continue
+
+    def _next(self, needs: Iterator[tuple[float, int]], cancelled: threading.Event) -> int | None:
+        """Return the next file to fetch, once there is room ahead; None at the end."""
+        with self._changed:
+            while not cancelled.is_set() and self._needs is needs:
+                has_room = sum(size for _, size in self._ahead) < self._budget
+                if has_room and len(self._ahead) < len(self._files):
+                    away, file = next(needs)
+                    self._ahead.append((away, self._files[file].entry.raw_bytes))
+                    return file
+                self._changed.wait(_PREFETCH_LOOK)
+        return None
+
+    def next_use(self) -> Mapping[str, float]:
+        """Return how far away the next use of each entry is."""
+        if self._stands is None:
+            return {}
+        order, epoch, position = self._stands
+        away = order.next_use(epoch, position)
+        return {file.key: float(d) for file, d in zip(self._files, away, strict=True)}
+
+
+def _asked(prefetcher: "weakref.ref[Prefetcher]") -> Mapping[str, float]:
+    """Ask a prefetcher that the cache does not keep alive."""
+    alive = prefetcher()
+    return alive.next_use() if alive is not None else {}

@@ -9,7 +9,7 @@ from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.folders import paths_in, select
-from raytrain_plus.streams.format import MANIFEST, Manifest
+from raytrain_plus.streams.format import MANIFEST, StreamManifest
 from raytrain_plus.streams.stream import read_manifest
 
 _DEADLINE = 10.0  # seconds to wait for a file that may not be there
@@ -60,7 +60,7 @@ def verify_stream(
     return {**_described(store, manifest), "problems": problems, "extra": extra}
 
 
-def _manifest_of(store: Store) -> Manifest:
+def _manifest_of(store: Store) -> StreamManifest:
     """Return a stream's manifest; where there is none, say what the folder holds instead."""
     if MANIFEST not in store.names():
         contents = select(paths_in(store), store.url)
@@ -72,7 +72,7 @@ def _manifest_of(store: Store) -> Manifest:
     return read_manifest(store)
 
 
-def _described(store: Store, manifest: Manifest) -> dict[str, Any]:
+def _described(store: Store, manifest: StreamManifest) -> dict[str, Any]:
     return {
         "url": store.url,
         "rows": manifest.rows,

@@ -13,7 +13,7 @@ import pyarrow as pa
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.storage.locations import file_system, local_path
 from raytrain_plus.storage.store import Store
-from raytrain_plus.streams.columns import DataError, listed
+from raytrain_plus.streams.columns import DataError, listed, plain_table, plain_type
 from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.files import recognized
 from raytrain_plus.streams.folders import (
@@ -34,7 +34,6 @@ from raytrain_plus.streams.foreign import format_of_files, told
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.labels import Labels, check_same, labels_of, numbers_of, with_names
 from raytrain_plus.streams.order import permutation
-from raytrain_plus.streams.plain import plain_table, plain_type
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.text import TextFile, csv_tables, csv_types, json_tables
 from raytrain_plus.streams.widening import InexactError, cast_exactly, wider
@@ -45,7 +44,7 @@ _PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class Block:
     """Consecutive rows of what is read, and where each of them comes from, for people."""
 
     table: pa.Table
@@ -63,14 +62,14 @@ class Data:
         is_mixed: the rows are in an order that was drawn.
     """
 
-    pieces: Iterator[Piece]
+    pieces: Iterator[Block]
     rows: int | None = None
     labels: Labels = field(default_factory=dict)
     is_mixed: bool = False
 
 
 @dataclass(frozen=True)
-class Choice:
+class Wanted:
     """What is wanted of some data.
 
     Attributes:
@@ -90,7 +89,7 @@ class Choice:
 def read_any(
     source: str | os.PathLike[str],
     options: Mapping[str, Any] | None = None,
-    choice: Choice | None = None,
+    choice: Wanted | None = None,
 ) -> Data:
     """Return the rows of a file or folder, in the order of the files' names.
 
@@ -106,7 +105,7 @@ def read_any(
     Raises:
         DataError: there is no such data, or it is of no known format or of more than one.
     """
-    choice = choice or Choice()
+    choice = choice or Wanted()
     place, pattern = without_pattern(source)
     fs, root = file_system(place, options)
     named = os.fspath(source)
@@ -145,7 +144,7 @@ def _whole(place: str | os.PathLike[str]) -> str:
     return os.fspath(place).rstrip("/") if local is None else os.path.realpath(local)
 
 
-def _of_file(fs: Any, path: str, named: str, choice: Choice) -> Data:
+def _of_file(fs: Any, path: str, named: str, choice: Wanted) -> Data:
     folder, _, name = path.rpartition("/")
     form = form_of(name)
     if form in (None, "images"):
@@ -160,7 +159,7 @@ def _of_file(fs: Any, path: str, named: str, choice: Choice) -> Data:
     return _of_folder(fs, folder, Contents(form, (DataPath(name),)), choice)
 
 
-def _of_folder(fs: Any, root: str, contents: Contents, choice: Choice) -> Data:
+def _of_folder(fs: Any, root: str, contents: Contents, choice: Wanted) -> Data:
     if contents.form == "images":
         return _of_images(fs, root, contents.files, choice)
     if contents.form == "table":
@@ -173,23 +172,23 @@ def _of_folder(fs: Any, root: str, contents: Contents, choice: Choice) -> Data:
         own = [name for name in choice.columns if name not in contents.files[0].partitions]
     types = csv_types([file for _, file in files], own)
 
-    def read() -> Iterator[Piece]:
+    def read() -> Iterator[Block]:
         for found, file in files:
             for first, table in csv_tables(file, types):
                 whole = _with_partitions(table, found, choice.columns)
-                yield Piece(whole, _rows_of(file.where, first))
+                yield Block(whole, _rows_of(file.where, first))
 
     return Data(read())
 
 
 def _json_pieces(
     files: Sequence[tuple[DataPath, TextFile]], columns: Sequence[str] | None
-) -> Iterator[Piece]:
+) -> Iterator[Block]:
     for found, file in files:
         own = columns and [name for name in columns if name not in found.partitions]
         for first, table in json_tables(file, own):
             whole = _with_partitions(table, found, columns)
-            yield Piece(whole, _rows_of(file.where, first))
+            yield Block(whole, _rows_of(file.where, first))
 
 
 def _text_file(fs: Any, root: str, found: DataPath) -> TextFile:
@@ -282,7 +281,7 @@ def _opened(file: Any, kind: str) -> Any:
     return (pa.ipc.open_file if kind == "Arrow IPC" else pa.ipc.open_stream)(file)
 
 
-def _of_tables(files: Sequence[_TableFile], choice: Choice) -> Data:
+def _of_tables(files: Sequence[_TableFile], choice: Wanted) -> Data:
     first = files[0]
     types = first.types(choice.columns)
     labels: dict[str, tuple[str, ...]] = labels_of(first.schema)
@@ -305,11 +304,11 @@ def _of_tables(files: Sequence[_TableFile], choice: Choice) -> Data:
         check_same(labels, labels_of(file.schema), first.path, file.path)
     order = list(types)
 
-    def read() -> Iterator[Piece]:
+    def read() -> Iterator[Block]:
         for file in files:
             before = 0
             for table in file.tables(order):
-                yield Piece(table, _rows_of(file.path, before))
+                yield Block(table, _rows_of(file.path, before))
                 before += table.num_rows
 
     known = [file.rows for file in files if file.rows is not None]
@@ -320,7 +319,7 @@ def _of_tables(files: Sequence[_TableFile], choice: Choice) -> Data:
 # -- streams
 
 
-def _of_stream(store: Store, choice: Choice) -> Data:
+def _of_stream(store: Store, choice: Wanted) -> Data:
     manifest = read_manifest(store)
     columns = list(choice.columns or manifest.columns)
     if missing := [name for name in columns if name not in manifest.columns]:
@@ -328,11 +327,11 @@ def _of_stream(store: Store, choice: Choice) -> Data:
             f"{store.url} has no column {listed(missing)}; it has {listed(manifest.columns)}."
         )
 
-    def read() -> Iterator[Piece]:
+    def read() -> Iterator[Block]:
         for entry in manifest.files:
             content = store.read(entry.name, entry.stored_bytes, entry.sha256)
             table = pa.ipc.open_file(content).read_all().select(columns)
-            yield Piece(table, _rows_of(store.where(entry.name), 0))
+            yield Block(table, _rows_of(store.where(entry.name), 0))
 
     labels = {name: names for name, names in manifest.labels.items() if name in columns}
     return Data(read(), manifest.rows, labels)
@@ -341,7 +340,7 @@ def _of_stream(store: Store, choice: Choice) -> Data:
 # -- images
 
 
-def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Choice) -> Data:
+def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Wanted) -> Data:
     inside = [PurePosixPath(each.path) for each in found]
     # With a split, as in `train/cats/1.png`, the label is the second folder.
     depth = int(choice.split is not None and all(is_split(path.parts[0]) for path in inside))
@@ -374,7 +373,7 @@ def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Choice) ->
         inside = [inside[i] for i in drawn.tolist()]
     numbers = {name: number for number, name in enumerate(names)}
 
-    def read() -> Iterator[Piece]:
+    def read() -> Iterator[Block]:
         for start in range(0, len(inside), _READ_IMAGES):
             some = inside[start : start + _READ_IMAGES]
             content = [fs.cat_file(f"{root}/{path}") for path in some]
@@ -386,7 +385,7 @@ def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Choice) ->
                 }
             )
             where = [f"{root}/{path}" for path in some]
-            yield Piece(table.select(list(choice.columns or table.column_names)), where.__getitem__)
+            yield Block(table.select(list(choice.columns or table.column_names)), where.__getitem__)
 
     return Data(read(), len(inside), {"label": tuple(names)}, choice.seed is not None)
 
@@ -426,7 +425,7 @@ def _joined(labels: set[str], others: Sequence[set[str]]) -> set[str]:
 def names_of(
     source: str | os.PathLike[str],
     options: Mapping[str, Any] | None,
-    choice: Choice,
+    choice: Wanted,
     columns: Sequence[str],
 ) -> dict[str, list[str]]:
     """Return the different texts of some columns, sorted, in all splits of some data.
@@ -473,7 +472,7 @@ def _with_numbers(data: Data, labels: Labels) -> Data:
     if not labels:
         return data
 
-    def read() -> Iterator[Piece]:
+    def read() -> Iterator[Block]:
         for piece in data.pieces:
             table = plain_table(piece.table)
             for name, names in labels.items():
@@ -489,7 +488,7 @@ def _with_numbers(data: Data, labels: Labels) -> Data:
                         )
                     place = table.column_names.index(name)
                     table = table.set_column(place, name, numbers)
-            yield Piece(table, piece.place)
+            yield Block(table, piece.place)
 
     given = {name: tuple(names) for name, names in labels.items()}
     for name, names in data.labels.items():
@@ -532,7 +531,7 @@ def write_parquet(data: Data, folder: str, options: Any = None) -> int:
     return rows
 
 
-def _as_schema(table: pa.Table, schema: pa.Schema, piece: Piece) -> pa.Table:
+def _as_schema(table: pa.Table, schema: pa.Schema, piece: Block) -> pa.Table:
     if table.schema.equals(schema):
         return table.replace_schema_metadata(schema.metadata)
     before = 0

@@ -60,7 +60,7 @@ class FoundFile(FileEntry):
     name: str
 
 
-class Manifest(_Strict):
+class StreamManifest(_Strict):
     """What a data set is.
 
     Attributes:
@@ -105,7 +105,7 @@ class Manifest(_Strict):
         compression: Compression,
         labels: Mapping[str, tuple[str, ...]] | None = None,
         label_skew: Mapping[str, float] | None = None,
-    ) -> "Manifest":
+    ) -> "StreamManifest":
         """Return the manifest of files that have been written."""
         return cls(
             arrow_schema=encode_schema(schema),
@@ -119,7 +119,7 @@ class Manifest(_Strict):
         )
 
     @classmethod
-    def parse(cls, text: bytes, where: str) -> "Manifest":
+    def parse(cls, text: bytes, where: str) -> "StreamManifest":
         """Return the manifest that some JSON describes.
 
         Raises:

@@ -1,14 +1,15 @@
 """A mixture as a user names it, and opened: one source of the rows of several streams."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raytrain_plus.streams.cache import Prefetcher
 from raytrain_plus.streams.columns import DataError, listed
 from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.mixture_order import DEFAULT_BLOCK, MixedOrder, block_counts
 from raytrain_plus.streams.order import Ordering
-from raytrain_plus.streams.prefetch import Prefetcher
 from raytrain_plus.streams.source import Source
 from raytrain_plus.streams.stream import Stream, StreamFile, open_stream
 
@@ -65,17 +66,19 @@ class MixedSource(Source):
         files = [file for source in sources.values() for file in source.shards]
         remote = [file for file in files if isinstance(file, StreamFile)]
         ahead = Prefetcher(remote, remote[0].cache) if first.lookahead is not None else None
-        super().__init__(
-            files,
-            (open_mixture, (mixture, selection)),
-            window=sum(source.window or 1 for source in sources.values()),
-            shuffle=first.shuffle,
-            transform=first.transform,
-            lookahead=ahead,
-        )
+        with contextlib.ExitStack() as undo:
+            if ahead is not None:
+                undo.callback(ahead.close)
+            super().__init__(
+                files,
+                (open_mixture, (mixture, selection)),
+                window=sum(source.window or 1 for source in sources.values()),
+                shuffle=first.shuffle,
+                transform=first.transform,
+                lookahead=ahead,
+            )
+            undo.pop_all()  # this source closes it from here on
         self._mixture, self._sources = mixture, sources
-        for source in sources.values():
-            source.close()  # they only say what there is: this one reads
 
     def described(self) -> Mapping[str, Any]:
         """Return all of it that a run's bits depend on."""
@@ -120,7 +123,16 @@ def open_mixture(mixture: Mixture, selection: Any = None) -> MixedSource:
     Raises:
         DataError: one cannot be opened, or they differ in their columns.
     """
-    sources = {name: open_stream(one, selection) for name, one in mixture.streams.items()}
+    # The streams' own sources only say what there is: the mixture's reads.
+    with contextlib.ExitStack() as opened:
+        sources: dict[str, Source] = {}
+        for name, one in mixture.streams.items():
+            sources[name] = open_stream(one, selection)
+            opened.callback(sources[name].close)
+        return _mixed(mixture, sources, selection)
+
+
+def _mixed(mixture: Mixture, sources: Mapping[str, Source], selection: Any) -> MixedSource:
     first_name, first = next(iter(sources.items()))
     for name, source in sources.items():
         if source.columns != first.columns:

@@ -119,6 +119,7 @@ def open_source(
             "or URL of an Arrow or Parquet file or of a folder of them."
         )
     if source.total_rows == 0:
+        source.close()
         raise DataError(f"{_called(data)} has no rows: there is nothing to train on.")
     source.hash_data = hash_data
     return source

@@ -88,7 +88,7 @@ def permutation(n: int, key: int) -> Indices:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _LaneReading:
     """The pieces of one lane in the order in which one epoch reads them.
 
     Attributes:
@@ -139,7 +139,7 @@ class Order:
     seed: int
     window: int | None = 8
     shuffle: bool = True
-    _readings: dict[int, _Reading] = field(init=False, repr=False, default_factory=dict)
+    _readings: dict[int, _LaneReading] = field(init=False, repr=False, default_factory=dict)
     _windows: dict[int, _Window] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -276,13 +276,13 @@ class Order:
             raise ValueError(f"lane is {lane}, but the lanes are 0..{self.lanes - 1}.")
         return lane * self._total // self.lanes, (lane + 1) * self._total // self.lanes
 
-    def _reading(self, epoch: int, lane: int) -> _Reading:
+    def _reading(self, epoch: int, lane: int) -> _LaneReading:
         kept = self._readings.get(lane)
         if kept is None or kept.epoch != epoch:
             kept = self._readings[lane] = self._arrange(epoch, lane)
         return kept
 
-    def _arrange(self, epoch: int, lane: int) -> _Reading:
+    def _arrange(self, epoch: int, lane: int) -> _LaneReading:
         start, stop = self._cut(lane)
         low = int(np.searchsorted(self._starts, start, side="right")) - 1
         high = max(low, int(np.searchsorted(self._starts, stop, side="left")))
@@ -293,7 +293,7 @@ class Order:
         if self.shuffle:
             pieces = pieces[permutation(len(pieces), seed_for(self.seed, "lane", epoch, lane))]
         starts = _starts(lengths[pieces])
-        return _Reading(
+        return _LaneReading(
             epoch=epoch,
             files=self._files[low:high][pieces],
             starts=starts,
@@ -301,7 +301,7 @@ class Order:
             windows=np.append(starts[: -1 : self.window or len(starts)], starts[-1]),
         )
 
-    def _positions(self, reading: _Reading, lane: int, start: int, stop: int) -> Indices:
+    def _positions(self, reading: _LaneReading, lane: int, start: int, stop: int) -> Indices:
         """Return the positions before the rows were mixed within their windows."""
         if not self.shuffle or start == stop:
             return np.arange(start, stop, dtype=np.int64)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.storage.store import Store
-from raytrain_plus.streams.convert import Data, Piece
+from raytrain_plus.streams.convert import Block, Data
 from raytrain_plus.streams.order import permutation
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.writer import StreamWriter
@@ -43,7 +43,7 @@ def mixed(data: Data, seed: int, scratch: Path) -> Data:
     order = permutation(manifest.rows, seed_for(seed, "rows"))
     starts = np.cumsum([0, *(table.num_rows for table in tables)])
 
-    def read() -> Iterator[Piece]:
+    def read() -> Iterator[Block]:
         for begun in range(0, len(order), _ROWS_AT_ONCE):
             rows = order[begun : begun + _ROWS_AT_ONCE]
             files = np.searchsorted(starts, rows, side="right") - 1
@@ -55,6 +55,6 @@ def mixed(data: Data, seed: int, scratch: Path) -> Data:
             gathered = pa.concat_tables(parts).combine_chunks()
             back = np.empty_like(by_file)
             back[by_file] = np.arange(len(by_file))
-            yield Piece(gathered.take(pa.array(back)), lambda row: f"row {row + 1:,}")
+            yield Block(gathered.take(pa.array(back)), lambda row: f"row {row + 1:,}")
 
     return Data(read(), manifest.rows, data.labels)

@@ -23,9 +23,8 @@ import torch
 from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.cache import CacheFullError, FileTooLargeError
 from raytrain_plus.streams.columns import Column, Values, listed
-from raytrain_plus.streams.decoding import explained
+from raytrain_plus.streams.decoding import check_order_memory, explained
 from raytrain_plus.streams.labels import Labels
-from raytrain_plus.streams.memory import check_order_memory
 from raytrain_plus.streams.order import Order, Ordering
 
 # A table or a single file is mixed in at most this many pieces, to bound the memory of the order.
@@ -99,7 +98,7 @@ class Shard(Protocol):
 
 
 class Lookahead(Protocol):
-    """What fetches shards before they are read (`prefetch.py`)."""
+    """What fetches shards before they are read (`cache.py`)."""
 
     def expect(
         self,

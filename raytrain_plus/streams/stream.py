@@ -1,9 +1,16 @@
-"""A stream: a data set at any fsspec URL, as a user names it, and opened for reading."""
+"""A stream: a data set at any fsspec URL, as a user names it, and opened for reading.
 
+Its files are those that a manifest names. A folder of Parquet files without a manifest is a stream,
+too: their footers are read once, and the node keeps what they say.
+"""
+
+import contextlib
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,9 +20,24 @@ import pyarrow as pa
 
 from raytrain_plus.redaction import redacted_repr
 from raytrain_plus.storage.store import Stat, Store, stat_of
-from raytrain_plus.streams.cache import Cache, Entry, node_cache
-from raytrain_plus.streams.columns import Column, DataError, columns_of
-from raytrain_plus.streams.decoding import check_values, decode, explained, least_bytes, values_in
+from raytrain_plus.streams.cache import TRAFFIC, Cache, Entry, Prefetcher, node_cache
+from raytrain_plus.streams.columns import (
+    Column,
+    DataError,
+    columns_of,
+    difference,
+    null_error,
+    plain_table,
+    with_constants,
+)
+from raytrain_plus.streams.decoding import (
+    check_order_memory,
+    check_values,
+    decode,
+    explained,
+    least_bytes,
+    values_in,
+)
 from raytrain_plus.streams.files import DataFile, confirm, inspect_file
 from raytrain_plus.streams.folders import (
     DataPath,
@@ -25,27 +47,26 @@ from raytrain_plus.streams.folders import (
     tables_of,
     without_pattern,
 )
-from raytrain_plus.streams.footers import common_columns, common_labels, parquet_files
 from raytrain_plus.streams.format import (
     MANIFEST,
     PINNED_WINDOW,
     FileEntry,
-    Manifest,
+    FoundFile,
+    StreamManifest,
+    decode_schema,
+    encode_schema,
     order_digest,
 )
-from raytrain_plus.streams.labels import Labels
-from raytrain_plus.streams.memory import check_order_memory
-from raytrain_plus.streams.plain import plain_table
-from raytrain_plus.streams.prefetch import Prefetcher
+from raytrain_plus.streams.labels import Labels, check_same, labels_of, with_names
+from raytrain_plus.streams.parquet_footer import Footer, read_footer
 from raytrain_plus.streams.source import Function, Opened, Source, Transform
-from raytrain_plus.streams.traffic import TRAFFIC
 
 DEFAULT_CACHE_LIMIT = 16 << 30
 _LARGEST_MANIFEST = 1 << 30  # bytes: some five million files
 # How many times fewer bytes compression can leave, of nothing but zeros.
 _MOST_COMPRESSED = {"none": 1, "lz4": 260, "zstd": 40_000}
 _FILE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
-_IMBALANCE = 1 << 20  # bytes that a file may have beyond what is declared
+_MARGIN = 1 << 20  # bytes that a file may have beyond what is declared
 _RAW_FORMAT = "2"  # of the cache's entries: part of their names
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -249,7 +270,7 @@ class StreamFile:
         TRAFFIC.fetched(entry.stored_bytes)
         most = self.cache.limit
         if self.stat is None:  # what it declares is exact, but for what lies between the values
-            most = min(most, 2 * entry.raw_bytes + _IMBALANCE)
+            most = min(most, 2 * entry.raw_bytes + _MARGIN)
         where = self.store.where(entry.name)
         return as_raw(content, where, is_parquet=self.is_parquet, most=most)
 
@@ -322,14 +343,18 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     if not files:
         raise DataError(f"{store.url} has no rows: there is nothing to train on.")
     lookahead = None if files[0].in_place else Prefetcher(files, cache)
-    source = Source(
-        files,
-        (open_stream, (stream, selection)),
-        window=stream.window,
-        shuffle=stream.shuffle,
-        transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
-        lookahead=lookahead,
-    )
+    with contextlib.ExitStack() as undo:
+        if lookahead is not None:
+            undo.callback(lookahead.close)
+        source = Source(
+            files,
+            (open_stream, (stream, selection)),
+            window=stream.window,
+            shuffle=stream.shuffle,
+            transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
+            lookahead=lookahead,
+        )
+        undo.pop_all()  # the source closes it from here on
     source.labels = files[0].labels
     if manifest is not None:
         source.label_skew = manifest.label_skew
@@ -353,7 +378,8 @@ def _open_file(
         files = _from_footers(inside, cache, wanted, [DataPath(name)])
         if not files:
             raise DataError(f"{store.url} has no rows: there is nothing to train on.")
-        Prefetcher(files, cache).check_room(1)
+        with contextlib.closing(Prefetcher(files, cache)) as lookahead:
+            lookahead.check_room(1)
         file = files[0]
     source = Source(
         [file],
@@ -368,7 +394,7 @@ def _open_file(
     return source
 
 
-def read_manifest(store: Store) -> Manifest:
+def read_manifest(store: Store) -> StreamManifest:
     """Return a stream's manifest, once it is clear that it is read as it was written.
 
     Raises:
@@ -377,7 +403,7 @@ def read_manifest(store: Store) -> Manifest:
     where = store.where(MANIFEST)
     if (size := store.stat(MANIFEST).size) > _LARGEST_MANIFEST:
         raise DataError(f"{where} is damaged: no manifest has {size:,} bytes. Write it again.")
-    manifest = Manifest.parse(store.read(MANIFEST), where)
+    manifest = StreamManifest.parse(store.read(MANIFEST), where)
     for file in manifest.files:
         check_declared_sizes(file, manifest, store.where(file.name))
     check_order_memory([file.rows for file in manifest.files], PINNED_WINDOW, where)
@@ -389,14 +415,14 @@ def read_manifest(store: Store) -> Manifest:
     return manifest
 
 
-def check_declared_sizes(file: FileEntry, manifest: Manifest, where: str) -> None:
+def check_declared_sizes(file: FileEntry, manifest: StreamManifest, where: str) -> None:
     """Check that a file can hold the rows that its manifest declares.
 
     Raises:
         DataError: it cannot.
     """
     least = least_bytes(manifest.schema, file.rows)
-    most = _MOST_COMPRESSED[manifest.compression] * file.stored_bytes + _IMBALANCE
+    most = _MOST_COMPRESSED[manifest.compression] * file.stored_bytes + _MARGIN
     if least > file.raw_bytes or file.raw_bytes > most:
         raise DataError(
             f"the manifest says that {where} has {file.rows:,} rows in {file.raw_bytes:,} bytes, "
@@ -405,7 +431,7 @@ def check_declared_sizes(file: FileEntry, manifest: Manifest, where: str) -> Non
 
 
 def _from_manifest(
-    store: Store, manifest: Manifest, cache: Cache, selection: Sequence[str] | None
+    store: Store, manifest: StreamManifest, cache: Cache, selection: Sequence[str] | None
 ) -> list[StreamFile]:
     columns = columns_of(manifest.schema, selection, store.url)
     in_place = store.is_local and manifest.compression == "none"
@@ -451,3 +477,193 @@ def _is_verified(path: Path, entry: FileEntry) -> bool:
                 return False
         _verified.add(seen)
     return True
+
+
+# -- a folder of Parquet files without a manifest: its footers
+
+_READERS = 16
+_TAIL = 64 << 10  # bytes: most footers are shorter
+_KEPT_FORMAT = 2  # of what a node keeps of footers
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """What a footer says.
+
+    Attributes:
+        entry: as a manifest would name the file. Its `sha256` is a hash of what the store says of
+            it, not of its bytes; its `raw_bytes` is a guess unless `is_exact`.
+        schema: of its columns.
+        nulls: column -> whether it is one of plain values; of columns whose statistics count nulls.
+        is_exact: the writer has said how large all values are.
+        stat: what the store says of it.
+        constants: values of columns that the names of its folders give, and it has not.
+        labels: column -> the names of its numbers, where the file says them.
+    """
+
+    entry: FileEntry
+    schema: pa.Schema
+    nulls: dict[str, bool]
+    is_exact: bool
+    stat: Stat
+    constants: Mapping[str, int | str]
+    labels: Labels
+
+
+def parquet_files(store: Store, folder: Path, found: Sequence[DataPath]) -> list[ParquetFile]:
+    """Return what the footers of a folder's files say; asks the store for those not kept.
+
+    Args:
+        store: the folder.
+        folder: where the node keeps what it has read of footers.
+        found: the paths of the files in it.
+
+    Raises:
+        DataError: one is damaged, or of another format.
+    """
+    chosen = [each.path for each in found]
+    for name in chosen:
+        if suffix_of(name) not in (".parquet", ".pq"):
+            raise DataError(
+                f"{store.where(name)} is an Arrow file: a stream without a manifest is a folder of "
+                "Parquet files. Make a stream of it with `raytrain-plus data write`, or train on "
+                "the folder by its path."
+            )
+    with ThreadPoolExecutor(_READERS) as readers:
+        stats = list(readers.map(store.stat, chosen))
+        listing = json.dumps(
+            [_KEPT_FORMAT, store.url, list(chosen), [(s.size, s.exact) for s in stats]]
+        )
+        kept = folder / f"footers-{hashlib.sha256(listing.encode()).hexdigest()[:40]}.json"
+        described = _kept(kept)
+        if described is None:
+            footers = readers.map(partial(_footer, store), chosen, [s.size for s in stats])
+            described = _described(list(footers))
+            content = json.dumps(described).encode()
+            digest = hashlib.sha256(content).hexdigest().encode()
+            Store(folder).write(kept.name, digest + b"\n" + content)
+    schemas = [decode_schema(text) for text in described["schemas"]]
+    names = [set(schema.names) for schema in schemas]
+    labels = [labels_of(schema) for schema in schemas]
+    return [
+        ParquetFile(
+            FoundFile(
+                name=name,
+                rows=said["rows"],
+                stored_bytes=stat.size,
+                raw_bytes=said["raw_bytes"],
+                sha256=hashlib.sha256(f"{store.where(name)}:{stat}".encode()).hexdigest(),
+            ),
+            schemas[said["schema"]],
+            said["nulls"],
+            said["is_exact"],
+            stat,
+            {
+                key: value
+                for key, value in each.partitions.items()
+                if key not in names[said["schema"]]
+            },
+            labels[said["schema"]],
+        )
+        for each, name, stat, said in zip(found, chosen, stats, described["files"], strict=True)
+    ]
+
+
+def common_columns(
+    files: Sequence[ParquetFile], selection: Sequence[str] | None, store: Store
+) -> dict[str, Column]:
+    """Return the selected columns, which all files have.
+
+    They may differ in the order of columns, in columns that are not selected, and in types that
+    become the same values.
+
+    Raises:
+        DataError: the files differ, or one holds nulls.
+    """
+    first = files[0]
+    columns: dict[str, Column] = {}
+    seen: set[tuple[int, ...]] = set()
+    for file in files:
+        where = store.where(file.entry.name)
+        kind = (id(file.schema), *map(hash, sorted(file.constants)))
+        if kind not in seen:
+            seen.add(kind)
+            own = columns_of(with_constants(file.schema, file.constants), selection, where)
+            columns = columns or own
+            if own != columns:
+                raise DataError(
+                    f"{store.where(first.entry.name)} and {where} differ in their columns: "
+                    f"{difference(columns, own)}. All files of a stream must have the same ones; "
+                    "select those that agree, or write the files again."
+                )
+        for name, is_plain in file.nulls.items():
+            column = columns.get(name)
+            # A list's count includes its empty lists, and the path of an image may be null.
+            if column and (is_plain or (column.kind == "tensor" and 0 not in column.shape)):
+                raise null_error(name, where)
+    return columns
+
+
+def common_labels(files: Sequence[ParquetFile], store: Store) -> Labels:
+    """Return the names of labels that the files' columns have.
+
+    Raises:
+        DataError: a number stands for different names in two of them.
+    """
+    first = files[0]
+    for other in {id(file.labels): file for file in files}.values():
+        one, two = (store.where(file.entry.name) for file in (first, other))
+        check_same(first.labels, other.labels, one, two)
+    return first.labels
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """Return what was kept, unless it is absent or damaged: then footers are read again."""
+    try:
+        digest, content = path.read_bytes().split(b"\n", 1)
+    except (OSError, ValueError):
+        return None
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        return None
+    described: dict[str, Any] = json.loads(content)
+    return described
+
+
+def _described(footers: Sequence[tuple[Footer, str]]) -> dict[str, Any]:
+    schemas = {text: None for _, text in footers}
+    numbers = {text: number for number, text in enumerate(schemas)}
+    return {
+        "schemas": list(schemas),
+        "files": [
+            {
+                "rows": footer.rows,
+                "raw_bytes": footer.decoded,
+                "is_exact": footer.is_exact,
+                "schema": numbers[text],
+                "nulls": {
+                    chunk.leaf.path[0]: len(chunk.leaf.path) == 1 and not chunk.leaf.repeated
+                    for chunk in footer.chunks
+                    if chunk.nulls
+                },
+            }
+            for footer, text in footers
+        ],
+    }
+
+
+def _footer(store: Store, name: str, size: int) -> tuple[Footer, str]:
+    from pyarrow import parquet  # noqa: PLC0415 - imports pandas, which few need
+
+    tail = store.read_range(name, max(0, size - _TAIL), size)
+    where = store.where(name)
+    if size < 12 or tail[-4:] != b"PAR1":
+        raise DataError(f"{where} is cut short, or no Parquet file: write it again.")
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > size:
+        raise DataError(f"{where} is damaged: its footer is longer than the file. Write it again.")
+    if length > len(tail):
+        tail = store.read_range(name, size - length, size)
+    footer = read_footer(tail, where)
+    with explained(where):
+        schema = parquet.read_metadata(pa.BufferReader(tail)).schema.to_arrow_schema()
+    return footer, encode_schema(with_names(schema.remove_metadata(), labels_of(schema)))

@@ -24,11 +24,10 @@ import pyarrow.compute as pc
 
 from raytrain_plus.storage.errors import ExistsError
 from raytrain_plus.storage.store import Store
-from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed
-from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, Manifest
+from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed, plain_table
+from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, StreamManifest
 from raytrain_plus.streams.label_skew import SkewMeter, told
 from raytrain_plus.streams.labels import Labels, check_names
-from raytrain_plus.streams.plain import plain_table
 from raytrain_plus.streams.rows import Row, RowError, chunks, table_of
 from raytrain_plus.streams.stream import parse_bytes, write_raw
 from raytrain_plus.streams.widening import InexactError, cast_exactly, leaf_type, settled, wider
@@ -316,7 +315,7 @@ class StreamWriter:
         again = dict(zip(narrow, self._threads.map(self._store_again, narrow), strict=True))
         files = tuple(again.get(one, one).entry for one in self._stored)
         skews = self._skew.measured()
-        manifest = Manifest.of(self._schema, files, self._compression, self._labels, skews)
+        manifest = StreamManifest.of(self._schema, files, self._compression, self._labels, skews)
         try:
             if self._only_writer:
                 self._store.write(MANIFEST, manifest.dump())

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from raytrain_plus.storage import ownership
 from raytrain_plus.storage.errors import ExistsError
-from raytrain_plus.storage.ownership import OwnedError, Owner, Owners, Process
+from raytrain_plus.storage.ownership import OwnedError, Owner, OwnerProcess, Owners
 from raytrain_plus.storage.store import Store
 
 NOWHERE = "127.0.0.1:9"
-ELSEWHERE = Process(host="elsewhere", kernel="another", pid=1, began=1)
+ELSEWHERE = OwnerProcess(host="elsewhere", kernel="another", pid=1, began=1)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def ended_process():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         began = ownership._began(child.pid)
     assert began > 0
-    return replace(Process.this(), pid=child.pid, began=began)
+    return replace(OwnerProcess.this(), pid=child.pid, began=began)
 
 
 def age(folder, owner, seconds):
@@ -108,7 +108,7 @@ def touch(folder, owner):
 
 
 def test_a_process_whose_id_was_given_again_is_another():
-    this = Process.this()
+    this = OwnerProcess.this()
     assert this.lives() is True
     assert replace(this, began=this.began - 1).lives() is False
     assert replace(this, kernel="another").lives() is None
@@ -116,7 +116,7 @@ def test_a_process_whose_id_was_given_again_is_another():
 
 def test_what_is_left_of_a_process_that_was_killed_does_not_live():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = replace(Process.this(), pid=child.pid, began=ownership._began(child.pid))
+    process = replace(OwnerProcess.this(), pid=child.pid, began=ownership._began(child.pid))
     assert process.lives() is True
     child.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it is left as a zombie

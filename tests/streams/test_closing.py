@@ -1,19 +1,24 @@
-"""Whoever opens a source closes it, and then it steers nothing any more."""
+"""The code that opens a source closes it. A closed source steers the cache no more."""
 
 import gc
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from raytrain_plus.streams.cache import Cache
+from raytrain_plus.streams import source as sources
+from raytrain_plus.streams.cache import TRAFFIC, Cache, Prefetcher, node_cache
 from raytrain_plus.streams.check import inspect_stream
+from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import Loader
+from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
-from raytrain_plus.streams.prefetch import Prefetcher
-from raytrain_plus.streams.stream import Stream
-from raytrain_plus.streams.traffic import TRAFFIC
+from raytrain_plus.streams.stream import Stream, parse_bytes
 from raytrain_plus.streams.writer import StreamWriter
 
 ROWS, LANES, PART = 600, 2, 10
@@ -108,3 +113,47 @@ def test_a_prefetcher_that_is_closed_ends_its_threads(two_runs):
     source.close()
     assert isinstance(source.lookahead, Prefetcher)
     assert source.lookahead._next(iter(()), source.cancelled) is None
+
+
+def told(stream):
+    """Return what sources have told the cache of a stream about their future."""
+    return node_cache(stream.cache_folder, parse_bytes(stream.cache_limit))._foresight
+
+
+def test_a_mixture_that_is_refused_leaves_nothing_open(two_runs, tmp_path):
+    first, _ = two_runs
+    with StreamWriter(tmp_path / "other") as writer:
+        writer.write({"z": 1})
+    other = replace(first, url=tmp_path / "other")
+    with pytest.raises(DataError, match="same columns") as caught:
+        open_source(Mixture({"first": first, "other": other}))
+    assert caught.tb is not None  # it still holds all that was open
+    assert told(first) == {}
+    source = open_source(Mixture({"first": first, "again": first}))
+    assert len(told(first)) == 1  # the control: the mixture's own
+    source.close()
+    assert told(first) == {}
+
+
+def test_a_stream_that_is_refused_for_its_memory_leaves_nothing_open(two_runs, monkeypatch):
+    def refuse(*_):
+        raise DataError("no memory")
+
+    first, _ = two_runs
+    monkeypatch.setattr(sources, "check_order_memory", refuse)
+    for data in (first, Mixture({"first": first})):
+        with pytest.raises(DataError, match="no memory") as caught:
+            open_source(data)
+        assert caught.tb is not None
+        assert told(first) == {}
+
+
+def test_a_single_file_that_was_measured_leaves_nothing_open(tmp_path):
+    files = fsspec.filesystem("memory")
+    with files.open("/closing/a.parquet", "wb") as file:
+        pq.write_table(pa.table({"x": [1, 2]}), file)
+    stream = Stream("memory://closing/a.parquet", cache=tmp_path / "cache")
+    source = open_source(stream)
+    assert source.total_rows == 2
+    assert told(stream) == {}
+    source.close()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain_plus.storage.errors import StorageError
-from raytrain_plus.streams import decoding, memory
+from raytrain_plus.streams import decoding
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
@@ -179,7 +179,7 @@ def test_what_decodes_to_more_than_there_is_memory_is_refused(tmp_path, monkeypa
     with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
         writer.write_table(table)
     assert len(all_rows(tmp_path / "a.arrow")) == 64  # the control
-    monkeypatch.setattr(memory, "memory_left", lambda: 5_000_000)
+    monkeypatch.setattr(decoding, "memory_left", lambda: 5_000_000)
     with pytest.raises(DataError, match="takes 10,000,000 bytes of memory"):
         all_rows(tmp_path / "a.arrow")
 

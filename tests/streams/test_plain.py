@@ -7,10 +7,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain_plus.streams.columns import DataError, columns_of
+from raytrain_plus.streams.columns import DataError, columns_of, plain, plain_type
 from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
-from raytrain_plus.streams.plain import plain, plain_type
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.arrow_data import write_ipc

@@ -12,13 +12,12 @@ import torch
 
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.streams import parquet_footer
-from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache
+from raytrain_plus.streams.cache import ENTRY_OVERHEAD, TRAFFIC, Cache
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.loader import Loader, evaluation_parts, load_part, steps_per_epoch
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
-from raytrain_plus.streams.traffic import TRAFFIC
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.s3_server import Fault
 

@@ -15,7 +15,7 @@ from raytrain_plus.cli import app
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.check import inspect_stream
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.convert import Data, Piece, read_any
+from raytrain_plus.streams.convert import Block, Data, read_any
 from raytrain_plus.streams.label_skew import WORTH_A_WARNING, SkewMeter, skew, skew_of, told
 from raytrain_plus.streams.labels import check_same, labels_of
 from raytrain_plus.streams.mixture import Mixture
@@ -199,6 +199,19 @@ def test_training_and_evaluation_data_of_other_names_are_refused(tmp_path):
         configure.describe_data(task, source, tmp_path / "b")
 
 
+@pytest.mark.parametrize("names", [["x", "y"], [b"x", b"y"]])
+def test_targets_that_are_names_in_one_of_two_and_numbers_in_the_other_are_refused(names):
+    from raytrain_plus import configure
+    from raytrain_plus.task import Task
+
+    numbers, texts = (pa.table({"v": [0.5, 1.5], "label": given}) for given in ([0, 1], names))
+    for data, held_out in ((numbers, texts), (texts, numbers)):
+        source = configure.open_for(Task(), data, "training data")
+        with pytest.raises(DataError, match="target column 'label' is .* in the training data and"):
+            configure.describe_data(Task(), source, held_out)
+        assert configure.describe_data(Task(), source, data)["evaluation data"]  # the control
+
+
 # -- how well they are mixed
 
 ROWS, LABELS = 1400, 10
@@ -335,7 +348,7 @@ def test_every_kind_of_column_is_mixed(tmp_path):
     assert isinstance(data, Data)
     with StreamWriter(tmp_path / "m") as writer:
         for piece in data.pieces:
-            assert isinstance(piece, Piece)
+            assert isinstance(piece, Block)
             writer.write(piece.table)
     found = read_all(tmp_path / "m")
     assert sorted(found["x"]) == list(range(100))

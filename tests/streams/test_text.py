@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.convert import Choice, read_any
+from raytrain_plus.streams.convert import Wanted, read_any
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.test_plain import read_all
 
@@ -17,7 +17,7 @@ MANY = 20_000  # rows of more than one block
 
 
 def written(source, folder, **choice):
-    data = read_any(source, None, Choice(**choice))
+    data = read_any(source, None, Wanted(**choice))
     with StreamWriter(folder, warn=False) as writer:
         for piece in data.pieces:
             writer.write(piece.table, piece.place)
@@ -192,7 +192,7 @@ def test_a_marked_file_and_tabs_are_read(tmp_path):
     (tmp_path / "b.tsv").write_text("x\tt\n1\ta,b\n")
     assert written(tmp_path / "a.csv", tmp_path / "s1") == {"x": [1], "t": ["a"]}
     assert written(tmp_path / "b.tsv", tmp_path / "s2") == {"x": [1], "t": ["a,b"]}
-    data = read_any(tmp_path / "a.csv", None, Choice(columns=["t"]))
+    data = read_any(tmp_path / "a.csv", None, Wanted(columns=["t"]))
     assert pa.concat_tables(piece.table for piece in data.pieces).to_pydict() == {"t": ["a"]}
 
 

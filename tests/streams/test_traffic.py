@@ -7,9 +7,8 @@ import pytest
 
 from raytrain_plus.streams import cache as caching
 from raytrain_plus.streams import stream as streams
-from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache, CacheFullError
+from raytrain_plus.streams.cache import ENTRY_OVERHEAD, Cache, CacheFullError, Traffic
 from raytrain_plus.streams.stream import Stream, open_stream
-from raytrain_plus.streams.traffic import Traffic
 from raytrain_plus.streams.writer import StreamWriter
 
 NONE = {"hits": 0, "misses": 0, "fetched_files": 0, "fetched_bytes": 0}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raytrain_plus.streams.check import verify_stream
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.format import MANIFEST, Manifest
+from raytrain_plus.streams.format import MANIFEST, StreamManifest
 from raytrain_plus.streams.rows import RowError, table_of
 from raytrain_plus.streams.widening import InexactError, cast_exactly, wider
 from raytrain_plus.streams.writer import StreamWriter
@@ -21,7 +21,7 @@ FIRST = 1024  # rows that a writer takes at a time: types are those of what it h
 
 def stored(folder):
     """Return the rows of a stream as its files hold them."""
-    manifest = Manifest.parse((folder / MANIFEST).read_bytes(), "it")
+    manifest = StreamManifest.parse((folder / MANIFEST).read_bytes(), "it")
     tables = [pa.ipc.open_file(str(folder / file.name)).read_all() for file in manifest.files]
     assert all(table.schema.equals(manifest.schema) for table in tables)
     assert verify_stream(folder)["problems"] == []

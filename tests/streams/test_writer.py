@@ -13,7 +13,7 @@ import torch
 
 from raytrain_plus.streams.check import verify_stream
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.format import MANIFEST, Manifest, order_digest
+from raytrain_plus.streams.format import MANIFEST, StreamManifest, order_digest
 from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
@@ -81,7 +81,9 @@ def test_the_files_do_not_depend_on_how_many_are_written_at_once(parallel, tmp_p
             for rows in [*batches, 10_000]:
                 writer.write(table.slice(start, rows))
                 start += rows
-    one, many = (Manifest.parse((tmp_path / f / MANIFEST).read_bytes(), f) for f in ("one", "many"))
+    one, many = (
+        StreamManifest.parse((tmp_path / f / MANIFEST).read_bytes(), f) for f in ("one", "many")
+    )
     assert one == many
     assert max(file.raw_bytes for file in one.files) < 12_000
     assert len(one.files) == 8

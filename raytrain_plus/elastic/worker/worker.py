@@ -61,8 +61,8 @@ from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import check_claim
 from raytrain_plus.storage.ownership import Owners
 from raytrain_plus.storage.store import Store
+from raytrain_plus.streams.cache import TRAFFIC
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
-from raytrain_plus.streams.traffic import TRAFFIC
 from raytrain_plus.task import TaskWarning, load_task
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.corruption import CorruptionError
