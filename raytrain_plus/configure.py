@@ -410,7 +410,8 @@ def _check_targets(target: str, source: Source, held_out: Source) -> None:
         raise DataError(
             f"the target column {target!r} is {column} in the training data and {other} in the "
             "evaluation data: give both the same values. `raytrain-plus data write --label "
-            f"{target}` turns names into numbers, and `--labels-from STREAM` gives them those of another stream."
+            f"{target}` turns names into numbers, and `--labels-from STREAM` gives them those of "
+            "another stream."
         )
 
 

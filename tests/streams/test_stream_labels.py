@@ -207,7 +207,9 @@ def test_targets_that_are_names_in_one_of_two_and_numbers_in_the_other_are_refus
     numbers, texts = (pa.table({"v": [0.5, 1.5], "label": given}) for given in ([0, 1], names))
     for data, held_out in ((numbers, texts), (texts, numbers)):
         source = configure.open_for(Task(), data, "training data")
-        with pytest.raises(DataError, match="target column 'label' is .* in the training data and"):
+        with pytest.raises(
+            DataError, match=r"target column 'label' is .* in the training data and"
+        ):
             configure.describe_data(Task(), source, held_out)
         assert configure.describe_data(Task(), source, data)["evaluation data"]  # the control
 
