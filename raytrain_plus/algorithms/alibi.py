@@ -20,7 +20,7 @@ from raytrain_plus.algorithms.transformer_layers import (
     layers,
 )
 
-_MASKED_BY_ADDING = ("sdpa", "eager", None)  # None stands for eager where nobody has chosen
+_MASKED_BY_ADDING = ("sdpa", "eager", None)  # None stands for eager where no choice was made
 
 
 class ALiBi(Aspect):

@@ -1,7 +1,7 @@
 """Short convolutions along the sequence, before attention (So et al. 2021, arXiv 2109.08668).
 
 "Primer" found them in a search over programs: a convolution of each channel by itself, three tokens
-wide, after each projection to queries, keys and values. What tokens beside each other say together
+wide, after each projection to queries, keys and values. What neighbouring tokens say together
 need not be learnt by attention then.
 """
 
@@ -19,7 +19,7 @@ from raytrain_plus.algorithms.transformer_layers import PROJECTIONS, cached_toke
 
 
 class AttentionConvolution(Aspect):
-    """Mix each channel of queries, keys and values with the same channel of tokens beside it.
+    """Mix each channel of queries, keys and values with the same channel of neighbouring tokens.
 
     Where attention looks back only, so does the convolution. It begins as the identity, and the
     model as the one without it.
@@ -60,7 +60,7 @@ def apply_attention_convolution(
     surgery = Surgery(model, optimizer)
     for name, attention, path, keys in list(layers(surgery, PROJECTIONS, _Convolved)):
         if getattr(attention, "is_cross_attention", False):
-            continue  # tokens of another sequence stand beside none of this one
+            continue  # tokens of another sequence are no neighbours of this one
         looks_both_ways = path.endswith("BertSelfAttention")
         may_have_cache = path.endswith("GPT2Attention")
         surgery.mix_in(name, attention, _ConvolvedWithoutCache if may_have_cache else _Convolved)
@@ -124,7 +124,7 @@ class _Mix(torch.autograd.Function):
 
 
 def _neighbours(width: int, first: int, tokens: int) -> Iterator[tuple[int, slice, slice]]:
-    """Yield (row of the weight, tokens, those beside them) for all but the tokens themselves."""
+    """Yield (row of the weight, tokens, their neighbours) for all but the tokens themselves."""
     for i in range(width):
         back = first + i
         if back and abs(back) < tokens:

@@ -38,7 +38,7 @@ class ColOut(Aspect):
 def col_out(
     images: Tensor, generator: torch.Generator, *, rows: float = 0.15, columns: float = 0.15
 ) -> Tensor:
-    """Drop rows and columns, chosen anew for each image; the others stay in their order.
+    """Drop rows and columns, chosen for each image; the others stay in their order.
 
     Args:
         images: shape (n, channels, height, width), of any dtype.

@@ -10,7 +10,7 @@ def image_column(step: Step, column: str | None) -> str:
 
     Args:
         step: whose batch is looked at.
-        column: the one to take; None for the only one of that shape beside the target.
+        column: the one to take; None for the only one of that shape other than the target.
 
     Raises:
         AspectError: there is none, or there are several.

@@ -139,7 +139,7 @@ class _Factorized:
 
     @property
     def weight(self) -> Tensor:
-        """The product, for whoever reads it."""
+        """The product, for code that reads the weight."""
         inner = self.weight_in
         return (self.weight_out.flatten(1) @ inner.flatten(1)).reshape(-1, *inner.shape[1:])
 

@@ -24,7 +24,7 @@ class GatedLinearUnits(Aspect):
             the model begins as the one without gates. Default 0.02.
     """
 
-    runs_before = ("Factorize",)  # a gate is made like the layer beside it, not like its factors
+    runs_before = ("Factorize",)  # a gate is made like the layer next to it, not like its factors
 
     std: float = Field(default=0.02, ge=0, le=1)
 

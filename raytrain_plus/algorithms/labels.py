@@ -65,7 +65,7 @@ def soft_labels(labels: Tensor, logits: Tensor, ignore_index: int = -100) -> Ten
 def labels_that_count(labels: Tensor, ignore_index: int = -100) -> Tensor:
     """Return which samples have a label, also where an algorithm has made the labels soft.
 
-    What a task returns as weights beside its losses, so that samples without a label are not
+    What a task returns as weights with its losses, so that samples without a label are not
     averaged over.
 
     Args:

@@ -1,4 +1,4 @@
-"""Embeddings of hashed n-grams beside those of tokens (Pagnoni et al. 2024, arXiv 2412.09871).
+"""Embeddings of hashed n-grams, added to those of tokens (Pagnoni et al. 2024, arXiv 2412.09871).
 
 The "Byte Latent Transformer" tells its layers of the last few bytes at once: each n-gram that ends
 at a byte is hashed to a row of a table, and the rows are added to the byte's own embedding. What

@@ -39,7 +39,7 @@ class SelectiveBackprop(Aspect):
         column: the column of images, for `scale`; None for the only one. Default None.
     """
 
-    runs_before = ("*",)  # nobody need work on what is dropped
+    runs_before = ("*",)  # no other aspect needs to work on what is dropped
 
     keep: float = Field(default=0.5, gt=0, le=1)
     beta: float = Field(default=1.0, ge=0)

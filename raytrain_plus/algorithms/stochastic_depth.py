@@ -54,7 +54,7 @@ def apply_stochastic_depth(
 ) -> Surgery:
     """Let the residual branches of a model drop out at random in training, in place.
 
-    It draws from PyTorch's global generator of the CPU, in each forward anew.
+    It draws from PyTorch's global generator of the CPU, again in each forward.
 
     Args:
         model: one with blocks that `residual_branches` knows.

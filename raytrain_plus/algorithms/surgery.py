@@ -2,7 +2,7 @@
 
 A module's class is exchanged for a subclass of it, made of the class it had and a mixin that holds
 what is new. Everything else stays: the module's identity and name, its Parameters, buffers, hooks,
-dtype, device, mode, `requires_grad`, `padding_mode`, and whoever else refers to it. So optimizers,
+dtype, device, mode, `requires_grad`, `padding_mode`, and all other references to it. So optimizers,
 checkpoints and tied weights need no repair, and several methods may change one and the same module.
 """
 
@@ -134,7 +134,7 @@ class Surgery:
                 self._undo.append(undo)
                 return
         raise AspectError(
-            "the optimizer does not train the parameter beside which new ones were added: give it "
+            "the optimizer does not train the parameter next to which new ones were added: give it "
             "all parameters of the model"
         )
 

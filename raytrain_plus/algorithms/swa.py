@@ -18,7 +18,7 @@ from raytrain_plus.algorithms.weight_averaging import (
 class SWA(WeightAveraging):
     """Evaluate and export the plain mean of the weights at regular times near the run's end.
 
-    BatchNorm statistics are averaged like weights; the paper measures them anew instead, in one
+    BatchNorm statistics are averaged like weights; the paper measures them again instead, in one
     more pass over the data. Before `start` the live weights are evaluated.
 
     Attributes:

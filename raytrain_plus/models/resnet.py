@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: `relu(shortcut(x) + residual(x))`.
+    """Two 3x3 convolutions and a shortcut: `relu(shortcut(x) + residual(x))`.
 
     Args:
         before, after: channels of the input and of the output.

@@ -30,7 +30,7 @@ def is_failed_precondition(error: BaseException) -> bool:
 
 
 def is_denied(error: BaseException) -> bool:
-    """Say whether whoever asks has no right to."""
+    """Say whether the store has refused for lack of rights."""
     return isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
 
 

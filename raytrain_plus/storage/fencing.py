@@ -1,4 +1,4 @@
-"""One coordinator at a time: whoever begins to lead a run leaves word, and who led before stops.
+"""One coordinator at a time: a new leader of a run leaves a record, and the leader before it stops.
 
 Two things may go wrong. A coordinator that Ray believes dead may live on for seconds, cut off from
 its node or its network, while another has taken its place: it has been replaced. And a run that
@@ -31,7 +31,7 @@ class FencedError(RuntimeError):
 
 
 def check_claim(store: Store, claim: str) -> None:
-    """See that nobody else has a run, before its checkpoints are changed.
+    """Check that no other owner has a run, before its checkpoints are changed.
 
     Args:
         store: where its checkpoints are.

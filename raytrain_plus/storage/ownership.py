@@ -44,7 +44,7 @@ class OwnedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnerProcess:
-    """A process that can be found again, by whoever is on the same host.
+    """A process that others on the same host can find again.
 
     Attributes:
         host: the host's name.
@@ -122,7 +122,7 @@ class Owner:
 
     @classmethod
     def parse(cls, number: int, content: bytes) -> "Owner":
-        """Read a record; one that is damaged names nobody, and its sign of life alone counts."""
+        """Read a record; a damaged one names no owner, and only its sign of life counts."""
         try:
             said = json.loads(content)
             process = OwnerProcess(**said.pop("process"))
@@ -134,9 +134,9 @@ class Owner:
             if not all(isinstance(one, int | float) for one in numbers):
                 raise TypeError("a number is none")
         except (ValueError, TypeError, KeyError, AttributeError):
-            nobody = OwnerProcess(host="an unknown host", kernel="", pid=0, began=0)
+            unknown = OwnerProcess(host="an unknown host", kernel="", pid=0, began=0)
             return cls(
-                number=number, claim="", run_id="", role="driver", process=nobody, user="?",
+                number=number, claim="", run_id="", role="driver", process=unknown, user="?",
                 address="", folder="", since=0.0,
             )  # fmt: skip
         return owner
@@ -190,7 +190,7 @@ class Owners:
         return numbered
 
     def is_last(self, owner: Owner) -> bool:
-        """Say whether nobody has followed an owner.
+        """Say whether no other owner has followed one.
 
         Raises:
             StoreError: the store cannot be read.

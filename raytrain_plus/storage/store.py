@@ -50,7 +50,7 @@ _LOOK = 0.05  # seconds between two looks at whether the reader has gone away
 
 
 class InterruptedReadError(RuntimeError):
-    """Whoever wanted the data does not want it any more."""
+    """A read was cancelled: its data is not wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -459,7 +459,7 @@ def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event
     def run() -> None:
         try:
             future.set_result(request())
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it must see it
+        except BaseException as error:  # noqa: BLE001 - the thread that waits must see it
             future.set_exception(error)
 
     threading.Thread(target=run, name="raytrain_plus store", daemon=True).start()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from raytrain_plus.streams.stream import StreamFile
 
 ENTRY_OVERHEAD = 32  # bytes at the end of an entry: its digest
-_LOOK = 0.02  # seconds between two tries for a lock that somebody else holds
+_LOOK = 0.02  # seconds between two tries for a lock that another process holds
 
 NextUse = Callable[[], Mapping[str, float]]
 
@@ -64,7 +64,7 @@ class FileTooLargeError(CacheFullError):
 
 @dataclass
 class Entry:
-    """An entry that is held: nobody evicts it until it is closed and no buffer of it is left.
+    """An entry that is held: it is not evicted until it is closed and no buffer of it is left.
 
     Attributes:
         path: its file.
@@ -81,7 +81,7 @@ class Entry:
         return pa.py_buffer(mapped).slice(0, self.size)
 
     def close(self) -> None:
-        """Let go of it; doing so twice does no harm."""
+        """Release it, so that it may be evicted; a second call has no effect."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -164,7 +164,7 @@ class Cache:
             ahead: it is not needed yet: nothing that is needed sooner makes room for it.
 
         Raises:
-            CacheFullError: there is no room until somebody closes an entry.
+            CacheFullError: there is no room until a reader closes an entry.
             DataError: the disk is full or fails.
             InterruptedReadError: `cancelled` was set.
             Exception: whatever `make` raises.
@@ -201,7 +201,7 @@ class Cache:
             handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _lock(handle, cancelled)
-                if not _is_at(handle, part):  # whoever filled it has finished, or given it up
+                if not _is_at(handle, part):  # its owner has finished it, or given it up
                     continue
                 if (entry := self.find(key)) is not None:  # finished since we looked
                     part.unlink(missing_ok=True)
@@ -241,7 +241,7 @@ class Cache:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        # The lock moves with the file: nobody can evict it before it is held for reading.
+        # The lock moves with the file: it cannot be evicted before it is held for reading.
         held = os.dup(handle)
         fcntl.flock(held, fcntl.LOCK_SH)
         self._verified.add((key, os.fstat(held).st_ino))
@@ -319,7 +319,7 @@ class Cache:
                 yield True
 
     def _known(self) -> dict[str, float]:
-        """Return how far away the next use is of each entry that somebody knows of."""
+        """Return how far away the next use of each entry is, where a source knows it."""
         with self._mutex:
             asked = list(self._foresight.values())
         known: dict[str, float] = {}
@@ -349,7 +349,7 @@ class Cache:
 
 
 def _remove(path: Path) -> bool:
-    """Remove a file that nobody holds; returns whether it did."""
+    """Remove a file unless a process holds it; returns whether it did."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -366,7 +366,7 @@ def _remove(path: Path) -> bool:
 
 
 def _lock(handle: int, cancelled: threading.Event | None) -> None:
-    """Lock a part for filling it; waits for whoever does so already."""
+    """Lock a part for filling it; waits while another process fills it."""
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -401,7 +401,7 @@ class Traffic:
 
     Attributes:
         hits: files that were whole in the cache when they were to be read.
-        misses: files that somebody had to wait for when they were to be read.
+        misses: files that were waited for when they were to be read.
         fetched_files: files that this process has fetched, ahead or in need.
         fetched_bytes: of these, as they lie in the store.
     """

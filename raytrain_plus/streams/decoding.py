@@ -421,7 +421,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory_left() -> float:
-    """Return the bytes of memory that this process may still take; infinite where nobody says."""
+    """Return the bytes of memory that this process may still take; infinite without a limit."""
     return max(0.0, min(_of_machine(), _of_container(), _of_process()))
 
 

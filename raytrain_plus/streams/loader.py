@@ -28,7 +28,7 @@ Batch = dict[str, Any]
 # How long `close` waits for a read that is under way, in seconds; the thread then ends by itself.
 _PATIENCE = 5.0
 _NUMBERS = (bool, int, float, np.ndarray, np.generic, torch.Tensor)
-_BEAT = 1.0  # seconds between two signs of life of somebody who waits for a store
+_BEAT = 1.0  # seconds between two signs of life while a store is waited for
 
 # PyTorch has few operations for unsigned integers wider than a byte.
 _WIDENED = {np.dtype(kind): np.dtype(np.int64) for kind in (np.uint16, np.uint32, np.uint64)}
@@ -195,8 +195,8 @@ class Loader:
         """Return the next step's batches, one per lane in the order of `lanes`; waits for them.
 
         Args:
-            waiting: called now and then while a store is waited for, which has a deadline of its
-                own: nobody hangs.
+            waiting: called about once a second while a store is waited for. The store has a
+                deadline of its own, so such a wait is no hang.
 
         Raises:
             RuntimeError: The loader is closed.

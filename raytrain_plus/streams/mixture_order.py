@@ -2,11 +2,11 @@
 
 A lane's places are cut into blocks of B. In every block each stream has exactly its share of the
 places (the largest remainders decide where shares are no whole numbers), at places that a keyed
-permutation chooses anew for each block. So the stream at a place, and which of its rows that is,
+permutation chooses for each block. So the stream at a place, and which of its rows that is,
 follow from (seed, lane, place) in O(B), and nothing has to be replayed. A stream that is used up
 begins its next epoch, in another order, at its own pace.
 
-Shares may change at given steps. The blocks begin anew there, and every stream goes on where it
+Shares may change at given steps. New blocks begin there, and every stream goes on where it
 was.
 """
 
@@ -46,7 +46,7 @@ def block_counts(shares: Sequence[float], block: int) -> Indices:
         )
     exact = weights / weights.sum() * block
     counts: Indices = np.floor(exact).astype(np.int64)
-    # Equal remainders go to whoever is named first: the sort is stable.
+    # Equal remainders go to the stream that is named first: the sort is stable.
     by_remainder = np.argsort(-(exact - counts), kind="stable")
     counts[by_remainder[: block - counts.sum()]] += 1
     if (counts[weights > 0] == 0).any():

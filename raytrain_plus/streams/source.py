@@ -29,7 +29,7 @@ from raytrain_plus.streams.order import Order, Ordering
 
 # A table or a single file is mixed in at most this many pieces, to bound the memory of the order.
 _MOST_PIECES = 2**20
-_ROOM_DEADLINE = 60.0  # seconds to wait until others let go of what they hold in the cache
+_ROOM_DEADLINE = 60.0  # seconds to wait until other readers close entries of the cache
 _ROOM_LOOK = 0.05
 
 Function = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
@@ -63,7 +63,7 @@ class Opened:
 
     Attributes:
         values: column -> its rows.
-        close: lets go of them.
+        close: closes the file that they map.
         confirm: raises DataError if what they are read from has changed since it was opened.
     """
 
@@ -144,7 +144,7 @@ class Source:
         label_skew: Column -> how sorted by it the rows are, where it was measured.
         waits_for_store: whether opening a file may wait for a store, which has a deadline.
         hash_data: whether the identity is made of hashes of all bytes.
-        cancelled: set by whoever does not want what is being waited for.
+        cancelled: when it is set, waiting for a store ends.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class Source:
 
     @property
     def is_fetching(self) -> bool:
-        """Whether somebody waits for a file to be opened, under a deadline of its own."""
+        """Whether a thread waits for a file to be opened, under a deadline of its own."""
         return self._fetching > 0 and self.waits_for_store
 
     def gather(
@@ -404,7 +404,7 @@ class Source:
             return self._opened[file].values
 
     def _open_shard(self, file: int) -> Opened:
-        """Open a shard; where the cache has no room, let go of what was used longest ago."""
+        """Open a shard; if the cache has no room, close the shard that was used longest ago."""
         until = time.monotonic() + _ROOM_DEADLINE
         while True:
             try:
@@ -422,13 +422,13 @@ class Source:
     def _close_one(self) -> None:
         _, opened = self._opened.popitem(last=False)
         close = opened.close
-        del opened  # its arrays map the file, which nobody may evict before they are gone
+        del opened  # its arrays map the file, which must not be evicted before they are gone
         close()
 
     def close(self) -> None:
-        """Let go of all files, fetch nothing more, and take back what the cache was told.
+        """Close all files, stop fetching, and withdraw what the cache was told of the future.
 
-        The code that opens a source closes it; doing so twice does no harm.
+        The code that opens a source closes it; a second call has no effect.
         """
         self.cancelled.set()
         self.release()
@@ -436,7 +436,7 @@ class Source:
             self.lookahead.close()
 
     def release(self) -> None:
-        """Let go of all files; they are opened again when they are read."""
+        """Close all files; they are opened again when they are read."""
         with self._lock, contextlib.suppress(KeyError):
             while True:
                 self._close_one()

@@ -58,7 +58,7 @@ class StreamWriter:
             compared where data is used together.
         parallel: how many files are compressed and stored at once.
         storage_options: passed to fsspec's filesystem.
-        only_writer: the store need not keep two writers apart: nobody else writes to this place.
+        only_writer: no other process writes here, so the store need not keep two apart.
         deadline: seconds without progress after which a store's fault is an error.
         on_file: called after each file is stored, in any order.
         warn: whether to warn when the rows are sorted by a column of few values, as by a label.
@@ -116,7 +116,7 @@ class StreamWriter:
         if not only_writer and not self._store.creates_conditionally():
             raise DataError(
                 f"the store of {self._store.url} does not keep two writers apart: it writes over "
-                "what is there when it was asked not to. If nobody else writes to this place, say "
+                "what is there when it was asked not to. If no other process writes here, say "
                 "so with `only_writer=True` (`--only-writer`)."
             )
 

@@ -49,7 +49,7 @@ class Fleet:
 
     Args:
         task: the task.
-        make_aspects: returns the aspects anew for each worker.
+        make_aspects: returns new aspects for each worker.
     """
 
     def __init__(self, task, make_aspects):
@@ -101,7 +101,7 @@ class Fleet:
         except (LostError, NetworkDownError):
             self.loops.pop()
         else:
-            raise AssertionError(f"nobody was killed in {kill_in}")
+            raise AssertionError(f"no worker was killed in {kill_in}")
 
     def resume(self, folder):
         """Write a checkpoint and go on from it with workers that have never seen the run."""

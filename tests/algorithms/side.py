@@ -1,4 +1,4 @@
-"""transformers, which stands beside the environment and not in it.
+"""transformers, which is installed next to the environment and not in it.
 
 torchmetrics imports it wherever it finds it, which would cost each worker of each test a second of
 CPU.

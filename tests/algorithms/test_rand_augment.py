@@ -25,7 +25,7 @@ def test_images_keep_type_shape_and_range(dtype, channels):
 
 
 def test_depth_times_brightness_is_its_power():
-    """Brightness at severity 5 is a factor of 1 +- 0.45, drawn anew each time."""
+    """Brightness at severity 5 is a factor of 1 +- 0.45, drawn each time."""
     images = torch.full((400, 1, 2, 2), 0.2)
     for depth in (1, 2):
         changed = rand_augment(

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, and a proxy in front of it that breaks what it is told to."""
+"""A real S3 server on this machine, and a proxy in front of it that breaks requests on command."""
 
 import contextlib
 import os

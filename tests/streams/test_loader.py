@@ -1,4 +1,4 @@
-"""Batches: the same rows whoever loads them, from any step on, and never a hang."""
+"""Batches: any worker loads the same rows, from any step on, and never hangs."""
 
 import threading
 import traceback

@@ -1,4 +1,4 @@
-"""Reading a stream: the same rows in the same places whoever reads, and nothing fetched twice."""
+"""Reading a stream: all readers get the same rows in the same places, and nothing comes twice."""
 
 import itertools
 import threading

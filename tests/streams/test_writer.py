@@ -109,7 +109,7 @@ def test_an_error_in_the_block_publishes_nothing(tmp_path):
     assert not (tmp_path / "s" / MANIFEST).exists()
     with pytest.raises(DataError, match="not a whole stream"):
         open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
-    with StreamWriter(tmp_path / "s") as writer:  # and is in nobody's way
+    with StreamWriter(tmp_path / "s") as writer:  # and is in the way of no writer
         writer.write(ROWS)
     assert read_all(tmp_path / "s", cache=tmp_path / "c")["label"].tolist() == list(range(50))
 
