@@ -98,6 +98,7 @@ class Coordinator:
         self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
         self._fence.take()
         self._journal = DurableJournal(spec.folder)
+        self._settled = False  # the journal has what it takes of the run's end
         self._end_told = threading.Event()
         self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
         events: list[Event] = []  # all but the steps, of which there may be millions
@@ -185,6 +186,7 @@ class Coordinator:
         self._membership.dismiss_all()
         self._run_log.end(outcome)
         self._journal.settle(_SETTLE_SECONDS)
+        self._settled = True
         if self._journal.trouble:  # the driver gets the end when it next asks for our health
             self._end_told.wait(_FOLLOWER_SECONDS)
         return outcome
@@ -255,7 +257,8 @@ class Coordinator:
     def health(self) -> CoordinatorHealth:
         """Show that this process lives; returns what the journal lacks."""
         waiting = self._journal.waiting()
-        if not any(event["event"] == "end" for event in waiting):
+        # A driver that has the end may shut down Ray: not before the journal had its time.
+        if not self._settled or not any(event["event"] == "end" for event in waiting):
             return CoordinatorHealth(unwritten=self._journal.trouble)
         self._end_told.set()
         end = [event for event in waiting if event["event"] in ("generation", "end")]

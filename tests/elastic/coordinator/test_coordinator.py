@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from raytrain_plus.clock import Clock
+from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
 from raytrain_plus.elastic.coordinator.workers import PrepareReturned, WorkerLost
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
@@ -513,3 +514,19 @@ def test_work_is_not_shared_anew_without_need(lead, slowness, above):
     elastic = ElasticConfig(rebalance_above=above)
     outcome, _ = lead(workers=(2, 2), clock=clock, prepare=prepare, elastic=elastic)
     assert len(outcome.generations) == 1
+
+
+def test_a_driver_gets_an_unwritten_end_only_after_the_journal_had_time_to_take_it(
+    lead, monkeypatch
+):
+    pools, while_it_settles = [], []
+    end = {"event": "end", "time": 1.0}
+
+    def settle(_journal, _seconds):
+        while_it_settles.append(pools[0].coordinator.health().unwritten_end)
+
+    monkeypatch.setattr(DurableJournal, "settle", settle)
+    monkeypatch.setattr(DurableJournal, "waiting", lambda _: [end])
+    _, pool = lead(prepare=pools.append)
+    assert [list(events) for events in while_it_settles] == [[]]
+    assert list(pool.coordinator.health().unwritten_end) == [end]
