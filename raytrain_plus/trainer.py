@@ -247,7 +247,7 @@ class ElasticTrainer:
                     data=_share_table(spec.data, keep, "train"),
                     evaluation_data=_share_table(spec.evaluation_data, keep, "evaluation"),
                     probe=ray.put(spec.probe) if joined.is_ours else spec.probe,
-                    driver=lifeline if spec.lender is None else None,
+                    driver=lifeline if spec.worker_pool is None else None,
                 )
                 ended = self._train(shared, watcher, taken, is_ours=joined.is_ours)
                 held.retire()
@@ -321,7 +321,7 @@ class ElasticTrainer:
             "elastic": self.spec.elastic.told(),
             "ray": ray.__version__,
             "platform": platform.platform(),
-            "lender": self.spec.lender,
+            "worker_pool": self.spec.worker_pool,
         }
 
 

@@ -127,7 +127,7 @@ EVENTS = [
     }
     | {"total_steps": 3, "steps_per_epoch": 3, "batch_size": 8, "batch_tokens": 0}
     | {"identity": {"seed": 1}}
-    | {"workers": [1, 2], "threads": 1, "task": "a:B", "elastic": {}, "lender": None},
+    | {"workers": [1, 2], "threads": 1, "task": "a:B", "elastic": {}, "worker_pool": None},
     {"event": "worker", "time": 1.5, "worker": "w1", "state": "ready", "reason": ""},
     {"event": "generation", "time": 2.0, "generation": 1, "step": 0, "workers": 1}
     | {"causes": [{"kind": "start"}], "pause_seconds": 0.0, "members": ["w1"], "ranks": [8]},

@@ -10,7 +10,7 @@ from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.hopeless import Glimpse, why_hopeless
 from raytrain_plus.frontier.points import FinishedTrial, Objective
 from raytrain_plus.frontier.recipe import Recipe
-from raytrain_plus.worker_pool.server import stop
+from raytrain_plus.worker_pool.server import stop_run
 
 
 class EarlyEnd(FIFOScheduler):  # type: ignore[misc]
@@ -19,14 +19,14 @@ class EarlyEnd(FIFOScheduler):  # type: ignore[misc]
     Args:
         folder: of the sweep.
         objective: what is to be good.
-        lender: the name of who lends the workers.
+        worker_pool: the name of the worker pool.
     """
 
-    def __init__(self, folder: SweepFolder, objective: Objective, lender: str) -> None:
+    def __init__(self, folder: SweepFolder, objective: Objective, worker_pool: str) -> None:
         super().__init__()
         self._folder = folder
         self._objective = objective
-        self._lender = lender
+        self._worker_pool = worker_pool
         self._curves: dict[tuple[str, str], list[Glimpse]] = defaultdict(list)
         self._complete: set[tuple[str, str]] = set()
 
@@ -54,7 +54,9 @@ class EarlyEnd(FIFOScheduler):  # type: ignore[misc]
                     error=why,
                 )
             )
-            stop(self._lender, result["run"])  # Tune itself lets its process wait for another trial
+            stop_run(
+                self._worker_pool, result["run"]
+            )  # Tune itself lets its process wait for another trial
             decision = TrialScheduler.STOP
         return decision
 

@@ -32,7 +32,7 @@ from raytrain_plus.frontier.stopping import EarlyEnd
 from raytrain_plus.frontier.trials import RecipeTrial, Setting
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import cluster
-from raytrain_plus.worker_pool.server import start_lender
+from raytrain_plus.worker_pool.server import start_worker_pool
 
 Watcher = Callable[[SweepFolder], None]
 
@@ -80,13 +80,13 @@ def run_sweep(
             joined = stack.enter_context(cluster(cpus))
             workers = workers or (most if joined.is_ours else _room(sweep.resources))
             _check(sweep, budget, workers)
-            lender = stack.enter_context(_lent(sweep, workers, elastic=elastic))
+            pool = stack.enter_context(_worker_pool(sweep, workers, elastic=elastic))
             described = sweep.described()
             folder.write("sitting", sweep=described, workers=workers, budget=budget)
             setting = Setting(
                 sweep=sweep,
                 folder=folder.path,
-                lender=lender,
+                worker_pool=pool,
                 workers=workers,
                 data=_kept(task, folder.path / "data"),
             )
@@ -100,14 +100,14 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
     sittings = sum(event["event"] == "sitting" for event in folder.events())
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(RecipeTrial, paths=import_paths(), setting=[ray.put(setting)]),
-        # Its workers are the lender's; Ray wants a trial to ask for something.
+        # Its workers are the worker pool's; Ray wants a trial to ask for something.
         ray.tune.PlacementGroupFactory([{"memory": 1}]),
     )
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
             search_alg=RecipeSearch(sweep, folder, agenda_of(sweep), budget, setting.workers),
-            scheduler=EarlyEnd(folder, sweep.objective, setting.lender),
+            scheduler=EarlyEnd(folder, sweep.objective, setting.worker_pool),
             num_samples=-1,
             max_concurrent_trials=at_once(sweep, setting.workers),
             reuse_actors=True,
@@ -178,9 +178,9 @@ class _Watching(ray.tune.Callback):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _lent(sweep: Sweep, workers: int, *, elastic: bool) -> Iterator[str]:
-    name = f"lender-{uuid.uuid4().hex[:12]}"
-    lender = start_lender(
+def _worker_pool(sweep: Sweep, workers: int, *, elastic: bool) -> Iterator[str]:
+    name = f"worker-pool-{uuid.uuid4().hex[:12]}"
+    pool = start_worker_pool(
         name,
         workers=workers,
         coordinators=at_once(sweep, workers),
@@ -190,7 +190,7 @@ def _lent(sweep: Sweep, workers: int, *, elastic: bool) -> Iterator[str]:
     try:
         yield name
     finally:
-        ray.kill(lender)
+        ray.kill(pool)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A trial, as Ray Tune runs it: one complete elastic run of a recipe, with lent workers."""
+"""A trial, as Ray Tune runs it: one complete elastic run of a recipe on the sweep's worker pool."""
 
 import math
 import queue
@@ -23,7 +23,7 @@ from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
-from raytrain_plus.worker_pool.server import abandon, stop
+from raytrain_plus.worker_pool.server import abandon_run, stop_run
 
 _PARTING = 30.0  # seconds for a run that is told to stop
 
@@ -35,14 +35,14 @@ class Setting:
     Attributes:
         sweep: as its user defines it.
         folder: of the sweep.
-        lender: the name of who lends the workers.
+        worker_pool: the name of the worker pool.
         workers: of the pool.
         data: the training data and the evaluation data.
     """
 
     sweep: Sweep
     folder: Path
-    lender: str
+    worker_pool: str
     workers: int
     data: tuple[Any, Any]
 
@@ -110,10 +110,10 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
     def _leave(self) -> None:
         if not self._thread.is_alive():
             return
-        stop(self._setting.lender, self._run)
+        stop_run(self._setting.worker_pool, self._run)
         self._thread.join(_PARTING)
         if self._thread.is_alive():
-            abandon(self._setting.lender, self._run)
+            abandon_run(self._setting.worker_pool, self._run)
 
     def _train(self) -> None:
         summary: Mapping[str, Any] = {}
@@ -123,7 +123,7 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
         except TrainingFailedError as failure:
             summary, error = failure.summary, str(failure)
             if not summary:  # its coordinator was ended from outside
-                abandon(self._setting.lender, self._run)
+                abandon_run(self._setting.worker_pool, self._run)
         except Exception as failure:  # noqa: BLE001 - a recipe that cannot be run is a result
             error = f"{type(failure).__name__}: {failure}"
         if summary.get("state") == "stopped":
@@ -161,7 +161,7 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
                 resources_per_worker=dict(sweep.resources),
             ),
             run_config=ray.train.RunConfig(name=self._run, storage_path=str(self._folder.runs)),
-            elastic=ElasticConfig(lender=setting.lender, checkpoint_every=None),
+            elastic=ElasticConfig(worker_pool=setting.worker_pool, checkpoint_every=None),
         )
 
     def _watch(self, events: list[Event]) -> None:

@@ -135,7 +135,7 @@ class RunEvent(TypedDict):
     elastic: NotRequired[Annotated[Table, "the settings of `ElasticConfig`"]]
     ray: NotRequired[Annotated[Text, "Ray's version"]]
     platform: NotRequired[Annotated[Text, "the driver's system"]]
-    lender: NotRequired[Annotated[Text | None, "the actor that lends the workers' processes"]]
+    worker_pool: NotRequired[Annotated[Text | None, "the worker pool whose processes it uses"]]
 
 
 class EnvironmentEvent(TypedDict):

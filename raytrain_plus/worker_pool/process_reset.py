@@ -1,8 +1,9 @@
-"""What a run leaves behind in its process: undone where it can be, found where it cannot.
+"""Reset of a process between two runs.
 
-A process that serves one run after another must compute for each what a new one would. Whatever
-libraries keep per process and a task may set is put back, modules of the user's are forgotten, and
-a small computation must give the bits that it gave when the process was young.
+A reused process must compute for each run what a new process would. The reset restores the settings
+that libraries keep per process and that a task may change, and removes the user's modules. It then
+repeats a small computation: if its bits differ from those of the new process, something is left
+that cannot be undone, and the process must be replaced.
 """
 
 import gc
@@ -25,7 +26,7 @@ _ROWS = 8
 
 
 class ProcessBaseline:
-    """How a process was before it served anybody."""
+    """The state of a process before its first run."""
 
     def __init__(self) -> None:
         self._environment = dict(os.environ)
@@ -33,11 +34,11 @@ class ProcessBaseline:
         self._modules = frozenset(sys.modules)
         self._warnings = list(warnings.filters)
         self._settings = [(set_to, get()) for get, set_to in _SETTINGS]
-        self._forget_chance()
+        self._reset_generators()
         self._bits = _bits()
 
     def restore(self, folders: Iterable[str]) -> str:
-        """Undo what a run has changed; returns what cannot be undone, empty if nothing is left.
+        """Undo what a run has changed; returns what is left, or an empty text.
 
         Args:
             folders: where the run's modules came from.
@@ -46,25 +47,25 @@ class ProcessBaseline:
         os.environ.update(self._environment)
         sys.path[:] = self._paths
         warnings.filters[:] = self._warnings  # type: ignore[index]  # a list, whatever its type says
-        self._forget_modules([Path(folder) for folder in folders])
+        self._remove_modules([Path(folder) for folder in folders])
         for set_to, value in self._settings:
             set_to(value)
         torch.set_flush_denormal(False)
         torch.set_default_device(None)
         if "torch._dynamo" in sys.modules:
             torch._dynamo.reset()  # noqa: SLF001 - the documented way
-        self._forget_chance()
+        self._reset_generators()
         gc.collect()
-        return "" if _bits() == self._bits else "it computes other bits than when it was young"
+        return "" if _bits() == self._bits else "it computes other bits than when it was new"
 
-    def _forget_modules(self, folders: list[Path]) -> None:
-        """Let the next run import its modules anew: what they hold may have changed."""
+    def _remove_modules(self, folders: list[Path]) -> None:
+        """Remove the user's modules, so that the next run imports them again."""
         for name in set(sys.modules) - self._modules:
             file = getattr(sys.modules[name], "__file__", None)
             if file and name.split(".")[0] != _OURS and _is_users(Path(file), folders):
                 del sys.modules[name]
 
-    def _forget_chance(self) -> None:
+    def _reset_generators(self) -> None:
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002 - the generator that tasks may draw from
@@ -76,7 +77,7 @@ def _is_users(file: Path, folders: list[Path]) -> bool:
     return not installed and any(file.is_relative_to(folder) for folder in folders)
 
 
-# What libraries keep per process, as they tell it and as it is set.
+# Settings that libraries keep per process: how to read each, and how to set it.
 _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_num_threads, torch.set_num_threads),

@@ -1,16 +1,17 @@
-"""Processes that outlive a run: a worker and a coordinator that serve one run after another.
+"""Actors that outlive a run: each has one Worker or Coordinator after the other.
 
-What makes a run slow to begin is what it has in common with all others: processes and imports. A
-lender (`worker_pool/server.py`) keeps some of both kinds ready.
+Starting processes and importing libraries make a run's start slow. A worker pool
+(`worker_pool/server.py`) keeps processes of both kinds warm.
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray
 
@@ -18,27 +19,53 @@ from raytrain_plus.elastic.coordinator.actor import lead
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
 from raytrain_plus.elastic.protocol.handles import (
     CoordinatorHandle,
-    LenderHandle,
     Ref,
     ReusedCoordinatorHandle,
+    WorkerPoolHandle,
 )
 from raytrain_plus.elastic.protocol.messages import RunSpec
-from raytrain_plus.elastic.worker.worker import Worker
+from raytrain_plus.elastic.worker.worker import Worker, own_process
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.storage.fencing import FencedError
 from raytrain_plus.worker_pool.process_reset import ProcessBaseline
 
-_UPLOAD_SECONDS = 10.0
+Actor = TypeVar("Actor")
 
 
-class Addressed:
-    """A lent coordinator's handle, for the workers of one run.
+def forwards(served: type) -> Callable[[type[Actor]], type[Actor]]:
+    """Give an actor's class the public methods of the object that its `_served` returns.
 
-    What they say is marked with the run's name, since it may arrive when the coordinator leads
-    another one.
+    Callers use the same handle methods for a reused actor and for one of a single run. Each method
+    keeps its concurrency group.
 
     Args:
-        coordinator: its handle.
+        served: the class of that object.
+    """
+
+    def forwarding(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)  # also copies the concurrency group
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return getattr(self._served(), name)(*args, **kwargs)
+
+        return forward
+
+    def add_methods(actor: type[Actor]) -> type[Actor]:
+        for name, method in vars(served).items():
+            if callable(method) and not name.startswith("_"):
+                assert name not in vars(actor), f"{actor.__name__}.{name} would be replaced"
+                setattr(actor, name, forwarding(name, method))
+        return actor
+
+    return add_methods
+
+
+class RunCoordinator:
+    """A reused coordinator's handle, for the workers of one run.
+
+    Each call names the run: when it arrives, the process may lead another one.
+
+    Args:
+        coordinator: the actor's handle.
         run: the run's name.
     """
 
@@ -49,121 +76,131 @@ class Addressed:
     def __getattr__(self, method: str) -> Any:
         if method.startswith("_"):
             raise AttributeError(method)
-        hear = self._coordinator.hear
+        call = self._coordinator.call
 
-        def remote(*given: Any) -> Any:
-            return hear.remote(self._run, method, *given)
+        def remote(*args: Any) -> Any:
+            return call.remote(self._run, method, *args)
 
         return SimpleNamespace(remote=remote)
 
 
-class LentWorker(Worker):
-    """A worker's process, which forgets a run when it is over.
+@forwards(Worker)
+class ReusedWorker:
+    """A worker's process that serves one run after another.
 
-    To be called in turn: `serve`, all that a worker does, `vacate`.
+    For each run the pool calls `start_run`, the coordinator calls the methods of a Worker, and then
+    `close_run`.
     """
 
     def __init__(self) -> None:
-        super().__init__("", None)
+        self._worker: Worker | None = None
+        own_process(self._on_notice)
         self._baseline = ProcessBaseline()
-        self._own = {"_own", *vars(self)}
 
     def warm(self) -> None:
-        """Return when this process has come up, with what most tasks import."""
+        """Import what most tasks use; returns when this process is ready."""
         for module in ("torchmetrics", "torch._dynamo"):
             importlib.import_module(module)
-        # Between two runs garbage is looked for, and a million objects of libraries are none.
+        # The reset collects garbage. Libraries hold a million objects that are none.
         gc.collect()
         gc.freeze()
 
-    def serve(self, worker: str, run: str, coordinator: ReusedCoordinatorHandle) -> None:
-        """Be a worker of a run from now on."""
-        self._begin(worker, cast("CoordinatorHandle", Addressed(coordinator, run)))
+    def start_run(self, worker: str, run: str, coordinator: ReusedCoordinatorHandle) -> None:
+        """Begin to serve a run.
 
-    def vacate(self) -> str:
-        """Forget the run; returns what is left of it in this process, empty if nothing."""
-        held = vars(self)  # which is not all there if the task failed while it was prepared
-        folders = held["_spec"].import_paths if "_spec" in held else ()
+        Args:
+            worker: the name of this worker in the run.
+            run: the run's name.
+            coordinator: the handle of its reused coordinator.
+        """
+        told = cast("CoordinatorHandle", RunCoordinator(coordinator, run))
+        # The pool ends a worker whose coordinator is gone for good.
+        self._worker = Worker(worker, told, on_release=lambda *_: None)
+
+    def close_run(self) -> str:
+        """Close the run and reset this process; returns what cannot be reset, or an empty text."""
+        worker = self._served()
+        folders = worker.import_paths
         try:
-            if "_loop" in held:
-                self._loop.replica.undo_fit()
-            if "_uploads" in held:
-                self._uploads.finish(_UPLOAD_SECONDS)
-            if "_lifeline" in held:
-                self._lifeline.close()
-            if "_source" in held:
-                self._source.close()
-            if "_evaluation" in held and self._evaluation is not None:
-                self._evaluation.source.close()
-            if "_memory_watch" in held:
-                self._memory_watch.close()
-            if "_exporter" in held:
-                self._exporter.stop()
-        except Exception as error:  # noqa: BLE001 - an aspect's own; another process serves as well
+            worker.close()
+        except Exception as error:  # noqa: BLE001 - an aspect's own; the pool replaces the process
             return f"what it did for the run could not be undone: {error!r}"
-        for name in set(held) - self._own:
-            delattr(self, name)
-        self._begin("", None)
+        del worker
+        self._worker = None
         return self._baseline.restore(folders)
 
     @ray.method(concurrency_group="life")
     def live(self) -> None:
-        """Return never: whoever waits for it is told at once of this process's end."""
+        """Never return: the call fails as soon as this process ends."""
         threading.Event().wait()
 
-    def _on_release(self) -> None:
-        """The coordinator has let go of us, or has died: the lender knows, and decides."""
+    def _served(self) -> Worker:
+        if self._worker is None:
+            raise RuntimeError("this worker process serves no run")
+        return self._worker
+
+    def _on_notice(self) -> None:
+        worker = self._worker
+        if worker is not None:
+            worker.notice()
 
 
-class LentCoordinator(Coordinator):
-    """A coordinator's process, which leads one run after another.
+@forwards(Coordinator)
+class ReusedCoordinator:
+    """A coordinator's process that leads one run after another.
 
     Args:
-        lender: who is told when a run is over, and knows which one is ours if Ray has started this
-            process again.
-        place: our number among the lender's coordinators.
+        pool: the handle of the worker pool. It learns when a run has ended, and knows which run
+            this process leads when Ray has restarted it.
+        slot: the number of this process in the pool.
     """
 
-    def __init__(self, lender: LenderHandle, place: int) -> None:
-        self._lender = lender
-        self._place = place
+    def __init__(self, pool: WorkerPoolHandle, slot: int) -> None:
+        self._pool = pool
+        self._coordinator: Coordinator | None = None
         self._leading: threading.Thread | None = None
-        self._name = ""
+        self._run = ""
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            for spec in ray.get(lender.led_by.remote(place)):
+            for spec in ray.get(pool.spec_in.remote(slot)):
                 try:
-                    self._take_up(ray.get(spec), returns=True)
+                    self._lead(ray.get(spec), returns=True)
                 except (ray.exceptions.RayError, FencedError):
-                    # Whoever asked for the run is gone, and it with them; or another has it.
-                    lender.abandon_led_by.remote(place)
+                    # The driver is gone and its spec with it, or another driver has the run.
+                    pool.abandon_run_in.remote(slot)
 
-    def lead(self, spec: Sequence[Ref[RunSpec]], target: int) -> None:
+    def start_run(self, spec: Sequence[Ref[RunSpec]], target: int) -> None:
         """Begin to lead a run.
 
         Args:
-            spec: the run; one, as a reference.
-            target: how many workers it should have at first.
+            spec: the run, as a list of one reference.
+            target: how many workers it has at first.
         """
         if self._leading is not None:
             self._leading.join()
         (run,) = ray.get(list(spec))
-        journal = Journal(run.folder)  # as if `scale` had asked for that many
-        journal.write("target", workers=target, reason="so many were free")
+        journal = Journal(run.folder)  # the same event as when a user scales a run
+        journal.write("target", workers=target, reason="the worker pool has as many for it")
         journal.close()
-        self._take_up(run, returns=False)
-
-    def _take_up(self, spec: RunSpec, *, returns: bool) -> None:
-        super().__init__(spec, returns=returns)
-        self._name = spec.name
-        self._leading = threading.Thread(target=self._lead, daemon=True, name="coordinator")
-        self._leading.start()
+        self._lead(run, returns=False)
 
     @ray.method(concurrency_group="control")
-    def hear(self, run: str, method: str, *given: Any) -> Any:
-        """Take what is said to the coordinator of a run, if that is who we are."""
-        return getattr(self, method)(*given) if run == self._name else None
+    def call(self, run: str, method: str, *args: Any) -> Any:
+        """Call a method of a run's coordinator; None if this process leads another run."""
+        return getattr(self._served(), method)(*args) if run == self._run else None
 
-    def _lead(self) -> None:
-        lead(self, self._name)
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._lender.ended.remote(self._name))
+    def _served(self) -> Coordinator:
+        if self._coordinator is None:
+            raise RuntimeError("this coordinator process has led no run yet")
+        return self._coordinator
+
+    def _lead(self, spec: RunSpec, *, returns: bool) -> None:
+        coordinator = self._coordinator = Coordinator(spec, returns=returns)
+        self._run = spec.name
+
+        def until_end() -> None:
+            lead(coordinator, spec.name)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._pool.run_ended.remote(spec.name))
+
+        self._leading = threading.Thread(target=until_end, daemon=True, name="coordinator")
+        self._leading.start()

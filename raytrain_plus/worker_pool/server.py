@@ -1,9 +1,9 @@
-"""The lender: owns worker processes that are warm, and lends them to the runs of a sweep.
+"""The worker pool: an actor that owns warm worker processes and shares them between runs.
 
-A run that has a lender does not start processes. Its coordinator is one of the lender's, and so are
-its workers; they go back when the run is over, or when it is told to make do with fewer. What comes
-back is given to whoever would end last (`leases.py`), who takes it in at its next step boundary. A
-process that died, or that a run has left other than it was, is replaced.
+A run with a worker pool starts no processes. Its coordinator and its workers are processes of the
+pool. A worker goes back to the pool when its run ends, or when the run is scaled down. The pool
+gives a free worker to the run that would end last (`shares.py`). That run takes it in at its next
+step boundary. The pool replaces a process that died, and one that cannot be reset.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from ray.exceptions import RayError
 
 from raytrain_plus.elastic.coordinator.worker_sources import RunRequest, process_options
 from raytrain_plus.elastic.protocol.handles import (
-    LenderHandle,
     Ref,
     ReusedCoordinatorHandle,
     ReusedWorkerHandle,
+    WorkerPoolHandle,
 )
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.names import NAMESPACE
-from raytrain_plus.worker_pool.reused_actors import LentCoordinator, LentWorker
-from raytrain_plus.worker_pool.shares import Claim, shares
+from raytrain_plus.worker_pool.reused_actors import ReusedCoordinator, ReusedWorker
+from raytrain_plus.worker_pool.shares import Demand, shares
 
-_LOOK = 0.5  # seconds between two looks at how far the runs are
-_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # before another try to start a process
-_FORGET_SECONDS = 15.0  # for a worker to forget a run
+_POLL = 0.5  # seconds between two looks at the runs' progress
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds before another try to start a process
+_RESET_SECONDS = 15.0  # for a worker to close its run
 
 
-class LendingError(RuntimeError):
-    """A run asks for what the lender cannot lend."""
+class WorkerPoolError(RuntimeError):
+    """A run asks for what the worker pool does not have."""
 
 
 @dataclass
@@ -42,8 +42,8 @@ class Process:
 
     Attributes:
         handle: of the actor.
-        run: whom it serves, empty for nobody.
-        worker: its name there.
+        run: that it works for; empty for none.
+        worker: its name in that run.
     """
 
     handle: ReusedWorkerHandle
@@ -52,315 +52,322 @@ class Process:
 
 
 @dataclass
-class Lease:
-    """A live run.
+class RunShare:
+    """A live run's share of the pool.
 
     Attributes:
-        request: what it asks for.
-        spec: the run, for its coordinator; one, as a reference.
-        place: which coordinator leads it.
-        target: workers that it was told it should have; 0 until it has begun.
-        done: the part of its work that is behind it.
-        waiting: workers that it has asked for, in order, and which are to come.
+        request: what the run asked for.
+        spec: the run, for its coordinator: a list of one reference, so that Ray does not resolve it
+            in the pool.
+        slot: number of the coordinator process that leads it.
+        target: workers that the pool has granted; 0 until the run has begun.
+        done: part of the run's work that is done, in [0, 1].
+        waiting: workers that the run waits for, in the order of its requests.
     """
 
     request: RunRequest
     spec: Sequence[Ref[RunSpec]]
-    place: int
+    slot: int
     target: int
     done: float = 0.0
     waiting: "dict[str, asyncio.Future[ReusedWorkerHandle]]" = field(default_factory=dict)
 
     @property
-    def claim(self) -> Claim:
-        """What it asks for; its work is counted in samples."""
+    def demand(self) -> Demand:
+        """How many workers it can use; its work is counted in samples."""
         work = (1.0 - self.done) * self.request.samples
-        return Claim(least=self.request.least, most=self.request.most, work=work)
+        return Demand(least=self.request.least, most=self.request.most, work=work)
 
 
-class Lender:
-    """See the head of this file. All methods run in one event loop.
+class WorkerPool:
+    """The pool's actor (see the head of this file). All methods run in one event loop.
 
     Args:
-        terms: a run as all those that will come: its workers' resources, environment and
-            instruction set are those of the processes.
-        workers: how many processes.
-        coordinators: how many runs at a time; each has a process of its own, too.
+        options: what each worker's process asks Ray for: resources, environment, instruction set.
+            Every run must ask for the same.
+        workers: how many worker processes.
+        coordinators: how many runs at a time; each has a coordinator process.
         elastic: whether runs are given more than their least. Default True.
     """
 
     def __init__(
-        self, terms: Mapping[str, Any], workers: int, coordinators: int, *, elastic: bool = True
+        self, options: Mapping[str, Any], workers: int, coordinators: int, *, elastic: bool = True
     ) -> None:
-        self._options = dict(terms)
+        self._options = dict(options)
         self._workers = workers
         self._elastic = elastic
         self._free: list[Process] = []
-        self._lent: list[Process] = []
-        self._leases: dict[str, Lease] = {}
-        self._idle_places: asyncio.Queue[int] = asyncio.Queue()
+        self._in_use: list[Process] = []
+        self._runs: dict[str, RunShare] = {}
+        self._free_slots: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._replaced: list[str] = []
         self._changed = asyncio.Event()
-        self._actor = ray.remote(concurrency_groups={"control": 2, "life": 1})(LentWorker)
+        self._worker_actor = ray.remote(concurrency_groups={"control": 2, "life": 1})(ReusedWorker)
         self._me = ray.get_runtime_context().current_actor
-        self._leading = ray.remote(concurrency_groups={"control": 4})(LentCoordinator)
-        self._coordinators = [self._coordinator(place) for place in range(coordinators)]
+        self._coordinator_actor = ray.remote(concurrency_groups={"control": 4})(ReusedCoordinator)
+        self._coordinators = [self._start_coordinator(slot) for slot in range(coordinators)]
 
-    def _coordinator(self, place: int) -> ReusedCoordinatorHandle:
+    def _start_coordinator(self, slot: int) -> ReusedCoordinatorHandle:
         options = {"num_cpus": 0, "memory": 1, "max_restarts": -1, "max_task_retries": 0}
-        started: ReusedCoordinatorHandle = self._leading.options(**options).remote(self._me, place)
+        started: ReusedCoordinatorHandle = self._coordinator_actor.options(**options).remote(
+            self._me, slot
+        )
         return started
 
     async def open(self) -> None:
         """Start all processes; returns when all are warm."""
-        for place in range(len(self._coordinators)):
-            self._idle_places.put_nowait(place)
-        self._later(self._watch())
-        await asyncio.gather(*(self._start() for _ in range(self._workers)))
+        for slot in range(len(self._coordinators)):
+            self._free_slots.put_nowait(slot)
+        self._in_background(self._follow_progress())
+        await asyncio.gather(*(self._start_worker() for _ in range(self._workers)))
 
-    # -- what a run says
+    # -- what runs call
 
-    async def lead(
+    async def start_run(
         self, request: RunRequest, spec: Sequence[Ref[RunSpec]]
     ) -> ReusedCoordinatorHandle:
-        """Begin a run, as soon as there is room for it; returns its coordinator's handle.
+        """Start a run as soon as there is room for it; returns its coordinator's handle.
 
         Args:
             request: what the run asks for.
-            spec: the run, for its coordinator; one, as a reference, which is not resolved here.
+            spec: the run, for its coordinator; a list of one reference, which is not resolved here.
 
         Raises:
-            LendingError: a run of that name lives, or this one asks for other processes than there
-                are.
+            WorkerPoolError: a run of that name is live, or the run does not fit the pool.
         """
         self._check(request)
-        place = await self._idle_places.get()
-        lease = self._leases[request.run] = Lease(request, spec, place, target=0)
-        self._balance()  # others make room
-        while (
-            not (can_have := min(self._shares()[request.run], self._unpromised())) >= request.least
-        ):
+        slot = await self._free_slots.get()
+        share = self._runs[request.run] = RunShare(request, spec, slot, target=0)
+        self._balance()  # other runs give workers back
+        while not (free := min(self._shares()[request.run], self._ungranted())) >= request.least:
             await self._changed.wait()
-        lease.target = can_have
-        leader = self._coordinators[place]
-        await leader.lead.remote(spec, lease.target)
+        share.target = free
+        coordinator = self._coordinators[slot]
+        await coordinator.start_run.remote(spec, share.target)
         self._balance()
-        return leader
+        return coordinator
 
-    async def take(self, run: str, worker: str) -> ReusedWorkerHandle:
-        """Return a worker's process, as soon as there is one for it."""
-        lease = self._leases[run]
-        future: asyncio.Future[ReusedWorkerHandle] = asyncio.get_running_loop().create_future()
-        lease.waiting[worker] = future
-        self._hand_out()
-        return await future
-
-    async def give_back(self, run: str, worker: str, left: Sequence[Ref[str]]) -> None:
-        """Take back a process that does nothing, or give up one that is to come.
+    async def request_worker(self, run: str, worker: str) -> ReusedWorkerHandle:
+        """Return the handle of a process for a worker, as soon as one is free.
 
         Args:
-            run: whose it was.
-            worker: its name there.
-            left: what says what the run has left in it; empty if it has not served yet.
+            run: that asks.
+            worker: the name that the process will have in the run.
         """
-        lease = self._leases.get(run)
-        future = lease.waiting.pop(worker, None) if lease is not None else None
+        share = self._runs[run]
+        future: asyncio.Future[ReusedWorkerHandle] = asyncio.get_running_loop().create_future()
+        share.waiting[worker] = future
+        self._assign_free()
+        return await future
+
+    async def return_worker(self, run: str, worker: str, closed: Sequence[Ref[str]]) -> None:
+        """Take a worker back, or withdraw the request for one.
+
+        Args:
+            run: that had the worker.
+            worker: its name in that run.
+            closed: what `ReusedWorker.close_run` will return; empty if the worker had not come.
+        """
+        share = self._runs.get(run)
+        future = share.waiting.pop(worker, None) if share is not None else None
         if future is not None:
             future.cancel()
-        found = [one for one in self._lent if (one.run, one.worker) == (run, worker)]
+        found = [one for one in self._in_use if (one.run, one.worker) == (run, worker)]
         for process in found:
             try:
-                left_over = await asyncio.wait_for(_said(left), _FORGET_SECONDS)
+                problem = await asyncio.wait_for(_answer(closed), _RESET_SECONDS)
             except (RayError, TimeoutError) as error:
-                left_over = f"it does not answer: {error!r}"
-            self._returned(process, left_over)
+                problem = f"it does not answer: {error!r}"
+            self._take_back(process, problem)
 
-    async def ended(self, run: str) -> None:
-        """A coordinator's word that its run is over; it can lead another one."""
-        lease = self._leases.pop(run, None)
-        if lease is not None:
-            self._idle_places.put_nowait(lease.place)
+    async def run_ended(self, run: str) -> None:
+        """Free the coordinator's slot: it has led its run to the end."""
+        share = self._runs.pop(run, None)
+        if share is not None:
+            self._free_slots.put_nowait(share.slot)
             self._balance()
 
-    async def stop(self, run: str) -> None:
+    async def stop_run(self, run: str) -> None:
         """Let a run end after the step in flight."""
-        lease = self._leases.get(run)
-        if lease is not None:
-            self._coordinators[lease.place].hear.remote(run, "stop")
+        share = self._runs.get(run)
+        if share is not None:
+            self._coordinators[share.slot].call.remote(run, "stop")
 
-    async def abandon(self, run: str) -> None:
-        """Give up a run that does not end by itself: its coordinator and workers are ended."""
-        lease = self._leases.get(run)
-        if lease is None:
+    async def abandon_run(self, run: str) -> None:
+        """End a run that does not stop: kill its coordinator and its workers."""
+        share = self._runs.get(run)
+        if share is None:
             return
-        ray.kill(self._coordinators[lease.place])
-        self._coordinators[lease.place] = self._coordinator(lease.place)
-        for process in [one for one in self._lent if one.run == run]:
+        ray.kill(self._coordinators[share.slot])
+        self._coordinators[share.slot] = self._start_coordinator(share.slot)
+        for process in [one for one in self._in_use if one.run == run]:
             ray.kill(process.handle)
-        await self.ended(run)
+        await self.run_ended(run)
 
-    async def lent_to(self, run: str) -> dict[str, ReusedWorkerHandle]:
-        """Return the workers that a run has, by name: its coordinator has come back."""
-        return {one.worker: one.handle for one in self._lent if one.run == run}
+    async def workers_of(self, run: str) -> dict[str, ReusedWorkerHandle]:
+        """Return the handles of a run's workers by name, for a restarted coordinator."""
+        return {one.worker: one.handle for one in self._in_use if one.run == run}
 
-    async def leader_of(self, run: str) -> ReusedCoordinatorHandle | None:
-        """Return the coordinator of a live run."""
-        lease = self._leases.get(run)
-        return None if lease is None else self._coordinators[lease.place]
+    async def coordinator_of(self, run: str) -> ReusedCoordinatorHandle | None:
+        """Return the handle of a live run's coordinator, or None."""
+        share = self._runs.get(run)
+        return None if share is None else self._coordinators[share.slot]
 
-    async def led_by(self, place: int) -> Sequence[Ref[RunSpec]]:
-        """Return the run that a coordinator leads, if any: it has come back and does not know."""
-        led = self._led_by(place)
-        return () if led is None else self._leases[led].spec
+    async def spec_in(self, slot: int) -> Sequence[Ref[RunSpec]]:
+        """Return the run that a restarted coordinator leads: a list of one reference or none."""
+        run = self._run_in(slot)
+        return () if run is None else self._runs[run].spec
 
-    async def abandon_led_by(self, place: int) -> None:
-        """Give up the run that a coordinator leads: nobody knows any more what it is."""
-        led = self._led_by(place)
-        if led is not None:
-            await self.abandon(led)
+    async def abandon_run_in(self, slot: int) -> None:
+        """End the run of a restarted coordinator that cannot lead it."""
+        run = self._run_in(slot)
+        if run is not None:
+            await self.abandon_run(run)
 
-    def _led_by(self, place: int) -> str | None:
-        return next((run for run, one in self._leases.items() if one.place == place), None)
+    def _run_in(self, slot: int) -> str | None:
+        return next((run for run, share in self._runs.items() if share.slot == slot), None)
 
     async def status(self) -> dict[str, Any]:
-        """Say who has how many workers."""
+        """Return `free` workers, workers `in_use` and `targets` by run, and those `replaced`."""
         return {
             "free": len(self._free),
-            "lent": {run: sum(one.run == run for one in self._lent) for run in self._leases},
-            "targets": {run: lease.target for run, lease in self._leases.items()},
+            "in_use": {run: self._held_by(run) for run in self._runs},
+            "targets": {run: share.target for run, share in self._runs.items()},
             "replaced": list(self._replaced),
         }
 
-    # -- who gets what
+    # -- shares
 
     def _balance(self) -> None:
-        """Tell runs how many workers they should have; nobody is told more than there are."""
+        """Scale runs to their shares; never grant more workers than there are."""
         wanted = self._shares()
-        for run, lease in self._leases.items():
-            if 0 < wanted[run] < lease.target:
-                self._tell(run, wanted[run])
-        for run, lease in self._leases.items():
-            more = min(wanted[run] - lease.target, self._unpromised())
-            if lease.target and more > 0:
-                self._tell(run, lease.target + more)
-        self._hand_out()
+        for run, share in self._runs.items():
+            if 0 < wanted[run] < share.target:
+                self._scale(run, wanted[run])
+        for run, share in self._runs.items():
+            more = min(wanted[run] - share.target, self._ungranted())
+            if share.target and more > 0:
+                self._scale(run, share.target + more)
+        self._assign_free()
         self._changed.set()
         self._changed = asyncio.Event()
 
     def _shares(self) -> dict[str, int]:
-        claims = {run: lease.claim for run, lease in self._leases.items()}
+        demands = {run: share.demand for run, share in self._runs.items()}
         if not self._elastic:
-            claims = {run: replace(claim, most=claim.least) for run, claim in claims.items()}
-        return shares(self._workers, claims)
+            demands = {run: replace(one, most=one.least) for run, one in demands.items()}
+        return shares(self._workers, demands)
 
-    def _unpromised(self) -> int:
-        """Processes that are free, and that nobody is waiting for or has been told of."""
-        held = {run: sum(one.run == run for one in self._lent) for run in self._leases}
-        owed = sum(max(0, one.target - held[run]) for run, one in self._leases.items())
+    def _held_by(self, run: str) -> int:
+        return sum(one.run == run for one in self._in_use)
+
+    def _ungranted(self) -> int:
+        """Return how many free processes are granted to no run."""
+        owed = sum(max(0, one.target - self._held_by(run)) for run, one in self._runs.items())
         return max(0, len(self._free) - owed)
 
-    def _tell(self, run: str, target: int) -> None:
-        lease = self._leases[run]
-        lease.target = target
-        self._coordinators[lease.place].hear.remote(run, "scale", target)
+    def _scale(self, run: str, target: int) -> None:
+        share = self._runs[run]
+        share.target = target
+        self._coordinators[share.slot].call.remote(run, "scale", target)
 
-    def _hand_out(self) -> None:
-        """Give free processes to those who wait, in the order in which they came."""
-        for run, lease in self._leases.items():
-            for worker in list(lease.waiting):
+    def _assign_free(self) -> None:
+        """Give free processes to the runs that wait, in the order of their requests."""
+        for run, share in self._runs.items():
+            for worker in list(share.waiting):
                 if not self._free:
                     return
                 process = self._free.pop(0)
                 process.run, process.worker = run, worker
-                self._lent.append(process)
-                self._later(self._serve(process, lease.waiting.pop(worker), lease.place))
+                self._in_use.append(process)
+                self._in_background(self._assign(process, share.waiting.pop(worker), share.slot))
 
-    async def _serve(
-        self, process: Process, future: "asyncio.Future[ReusedWorkerHandle]", place: int
+    async def _assign(
+        self, process: Process, future: "asyncio.Future[ReusedWorkerHandle]", slot: int
     ) -> None:
-        leader = self._coordinators[place]
-        with contextlib.suppress(RayError):  # it has died: whoever takes it will see
-            await process.handle.serve.remote(process.worker, process.run, leader)
+        coordinator = self._coordinators[slot]
+        with contextlib.suppress(RayError):  # it has died: the run will notice
+            await process.handle.start_run.remote(process.worker, process.run, coordinator)
         if not future.done():
             future.set_result(process.handle)
 
     # -- processes
 
-    async def _start(self) -> None:
-        process = Process(self._actor.options(**self._options).remote())
+    async def _start_worker(self) -> None:
+        process = Process(self._worker_actor.options(**self._options).remote())
         await process.handle.warm.remote()
-        self._later(self._live(process))
+        self._in_background(self._replace_at_end(process))
         self._free.append(process)
         self._balance()
 
-    async def _live(self, process: Process) -> None:
-        """Wait for a process's end, and start another one."""
+    async def _replace_at_end(self, process: Process) -> None:
+        """Wait until a process ends, and start another one."""
         with contextlib.suppress(RayError):
             await process.handle.live.remote()
-        for held in (self._free, self._lent):
+        for held in (self._free, self._in_use):
             if process in held:
                 held.remove(process)
         delay = _FIRST_DELAY
         while True:
             try:
-                return await self._start()
-            except RayError:  # as when the node is short of memory just now
+                return await self._start_worker()
+            except RayError:  # for example, the node is short of memory
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_DELAY, 2 * delay)
 
-    def _returned(self, process: Process, left_over: str) -> None:
-        if process not in self._lent:  # it died, and another is coming
+    def _take_back(self, process: Process, problem: str) -> None:
+        if process not in self._in_use:  # it died, and another one is starting
             return
-        if left_over:
-            self._replaced.append(f"{process.run}/{process.worker}: {left_over}")
+        if problem:
+            self._replaced.append(f"{process.run}/{process.worker}: {problem}")
             ray.kill(process.handle)
             return
-        self._lent.remove(process)
+        self._in_use.remove(process)
         process.run = process.worker = ""
         self._free.append(process)
         self._balance()
 
-    async def _watch(self) -> None:
-        """Learn now and then how far the runs are."""
+    async def _follow_progress(self) -> None:
+        """Ask the runs for their progress, as long as the pool lives."""
         while True:
-            await asyncio.sleep(_LOOK)
-            for run, lease in list(self._leases.items()):
+            await asyncio.sleep(_POLL)
+            for run, share in list(self._runs.items()):
                 with contextlib.suppress(RayError, TimeoutError):
-                    leader = self._coordinators[lease.place]
-                    said = await asyncio.wait_for(_said([leader.hear.remote(run, "status")]), 2.0)
-                    if said:
-                        lease.done = said["step"] / said["total_steps"]
-                        if said["target"] != lease.target:  # it has come back, and did not hear
-                            self._tell(run, lease.target)
+                    asked = self._coordinators[share.slot].call.remote(run, "status")
+                    status = await asyncio.wait_for(_answer([asked]), 2.0)
+                    if status:
+                        share.done = status["step"] / status["total_steps"]
+                        if status["target"] != share.target:  # it was restarted when we scaled it
+                            self._scale(run, share.target)
 
-    def _later(self, coroutine: Any) -> None:
+    def _in_background(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)  # the loop itself keeps no reference
         task.add_done_callback(self._tasks.discard)
 
     def _check(self, request: RunRequest) -> None:
-        if request.run in self._leases:
-            raise LendingError(f"run {request.run!r} lives: give another name")
+        if request.run in self._runs:
+            raise WorkerPoolError(f"a run {request.run!r} is live already: give another name")
         other = [key for key, value in request.options.items() if value != self._options[key]]
         if other:
-            raise LendingError(
+            raise WorkerPoolError(
                 f"run {request.run!r} asks for workers with other "
                 + ", ".join(f"{k} ({request.options[k]}, not {self._options[k]})" for k in other)
-                + " than the lender has"
+                + " than those of the worker pool: ask for the same"
             )
         if request.least > self._workers:
-            raise LendingError(
-                f"run {request.run!r} needs {request.least} workers, and the lender has "
-                f"{self._workers}"
+            raise WorkerPoolError(
+                f"run {request.run!r} needs at least {request.least} workers, and the worker pool "
+                f"has {self._workers}"
             )
 
 
-async def _said(answers: Sequence[Any]) -> Any:
+async def _answer(answers: Sequence[Any]) -> Any:
     return await answers[0] if answers else ""
 
 
-def start_lender(
+def start_worker_pool(
     name: str,
     *,
     workers: int,
@@ -369,37 +376,37 @@ def start_lender(
     elastic: bool = True,
     isa: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
-) -> LenderHandle:
-    """Start a lender, and all of its processes; returns its handle when they are warm.
+) -> WorkerPoolHandle:
+    """Start a worker pool and all its processes; returns its handle when they are warm.
 
-    It ends with this process, and all that it has lent ends with it.
+    The pool and its processes end with the calling process.
 
     Args:
-        name: under which runs find it (`ElasticConfig(lender=name)`).
+        name: by which runs find it (`ElasticConfig(worker_pool=name)`).
         workers: how many worker processes.
         coordinators: how many runs at a time.
         resources: what each worker asks Ray for.
-        elastic: whether runs are given more than their least.
-        isa: cap on their instruction set, as in ElasticConfig.
-        runtime_env: of the workers.
+        elastic: whether runs are given more than their least. Default True.
+        isa: cap on the workers' instruction set, as in ElasticConfig. Default: none.
+        runtime_env: Ray's runtime environment of the workers. Default: none.
     """
-    terms = process_options(resources, isa, runtime_env or {})
-    lender: LenderHandle = (
-        ray.remote(Lender)
+    options = process_options(resources, isa, runtime_env or {})
+    pool: WorkerPoolHandle = (
+        ray.remote(WorkerPool)
         .options(name=name, namespace=NAMESPACE, num_cpus=0, memory=1, max_concurrency=1000)
-        .remote(terms, workers, coordinators, elastic=elastic)
+        .remote(options, workers, coordinators, elastic=elastic)
     )
-    ray.get(lender.open.remote())
-    return lender
+    ray.get(pool.open.remote())
+    return pool
 
 
-def stop(lender: str, run: str) -> None:
+def stop_run(worker_pool: str, run: str) -> None:
     """Let a run end after the step in flight."""
-    handle: LenderHandle = ray.get_actor(lender, namespace=NAMESPACE)
-    ray.get(handle.stop.remote(run))
+    pool: WorkerPoolHandle = ray.get_actor(worker_pool, namespace=NAMESPACE)
+    ray.get(pool.stop_run.remote(run))
 
 
-def abandon(lender: str, run: str) -> None:
-    """Give up a run that does not end by itself."""
-    handle: LenderHandle = ray.get_actor(lender, namespace=NAMESPACE)
-    ray.get(handle.abandon.remote(run))
+def abandon_run(worker_pool: str, run: str) -> None:
+    """End a run that does not stop: its processes are killed."""
+    pool: WorkerPoolHandle = ray.get_actor(worker_pool, namespace=NAMESPACE)
+    ray.get(pool.abandon_run.remote(run))

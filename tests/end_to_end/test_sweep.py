@@ -16,7 +16,7 @@ from raytrain_plus.algorithms import LabelSmoothing
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.points import key_of
 from raytrain_plus.observe import journal
-from raytrain_plus.worker_pool.server import LendingError, start_lender
+from raytrain_plus.worker_pool.server import WorkerPoolError, start_worker_pool
 from tests.end_to_end.runs import await_events, cluster
 from tests.end_to_end.small_sweep import SWEEP, Rings
 from tests.end_to_end.spoiling import Raises, Spoils
@@ -26,7 +26,7 @@ FILE = Path(__file__).with_name("small_sweep.py")
 ROOT = Path(__file__).parents[2]
 
 
-def train(storage, name, *, lender, task, seed=17, aspects=(), faults=(), steps=20):
+def train(storage, name, *, worker_pool, task, seed=17, aspects=(), faults=(), steps=20):
     trainer = ElasticTrainer(
         task=task,
         batch_size=64,
@@ -38,41 +38,41 @@ def train(storage, name, *, lender, task, seed=17, aspects=(), faults=(), steps=
         faults=faults,
         scaling_config=ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 0.25}),
         run_config=RunConfig(name=name, storage_path=str(storage)),
-        elastic=ElasticConfig(lender=lender, checkpoint_every=None),
+        elastic=ElasticConfig(worker_pool=worker_pool, checkpoint_every=None),
     )
     return trainer.fit().return_value
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_lent_workers_compute_what_new_ones_compute(tmp_path):
-    """After another task, seed and aspects; after a kill; and whatever was left behind is ended."""
+def test_reused_workers_compute_what_new_ones_compute(tmp_path):
+    """After another task, after a kill; and a process that cannot be reset is replaced."""
     with cluster():
-        lender = start_lender("pool", workers=2, coordinators=1, resources={"CPU": 0.25})
+        pool = start_worker_pool("pool", workers=2, coordinators=1, resources={"CPU": 0.25})
 
-        def lent(name, task, **more):
-            return train(tmp_path, name, lender="pool", task=task, **more)
+        def reused(name, task, **more):
+            return train(tmp_path, name, worker_pool="pool", task=task, **more)
 
-        first = lent("first", Momentum())
-        between = lent("between", Rings(), seed=3, aspects=[LabelSmoothing(smoothing=0.1)])
-        again = lent("again", Momentum())
-        assert not ray.get(lender.status.remote())["replaced"]
+        first = reused("first", Momentum())
+        between = reused("between", Rings(), seed=3, aspects=[LabelSmoothing(smoothing=0.1)])
+        again = reused("again", Momentum())
+        assert not ray.get(pool.status.remote())["replaced"]
         with pytest.raises(TrainingFailedError, match="a user's own error"):
-            lent("raises", Raises())
-        killed = lent("killed", Momentum(), faults=[Fault(step=5, action="kill")])
-        led = lent("led", Momentum(), faults=[Fault(step=5, action="kill_coordinator")])
-        spoilt = lent("spoilt", Spoils())
-        after = lent("after", Momentum())
-        status = ray.get(lender.status.remote())
-        with pytest.raises(LendingError, match="num_cpus"):
+            reused("raises", Raises())
+        killed = reused("killed", Momentum(), faults=[Fault(step=5, action="kill")])
+        led = reused("led", Momentum(), faults=[Fault(step=5, action="kill_coordinator")])
+        spoilt = reused("spoilt", Spoils())
+        after = reused("after", Momentum())
+        status = ray.get(pool.status.remote())
+        with pytest.raises(WorkerPoolError, match="num_cpus"):
             ElasticTrainer(
                 task=Momentum(),
                 batch_size=64,
                 scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
                 run_config=RunConfig(name="other", storage_path=str(tmp_path)),
-                elastic=ElasticConfig(lender="pool"),
+                elastic=ElasticConfig(worker_pool="pool"),
             ).fit()
-        new = train(tmp_path, "new", lender=None, task=Momentum())
+        new = train(tmp_path, "new", worker_pool=None, task=Momentum())
     digests = [run["digest"] for run in (first, again, killed, led, after, new)]
     assert len(set(digests)) == 1
     assert between["digest"] != first["digest"]  # the control

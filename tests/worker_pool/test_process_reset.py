@@ -1,4 +1,4 @@
-"""What a run leaves in its process is undone, or found out."""
+"""What a run leaves in its process is undone, or found."""
 
 import subprocess
 import sys

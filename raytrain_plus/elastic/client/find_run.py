@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import ray
 
-from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, LenderHandle
+from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerPoolHandle
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.observe.journal import Event
 
@@ -14,18 +14,18 @@ def find_coordinator(run: str, events: Sequence[Event]) -> CoordinatorHandle:
 
     Args:
         run: its name.
-        events: of its journal, which names the actor that lends its processes, if there is one.
+        events: of its journal, which names its worker pool, if it has one.
 
     Raises:
         ValueError: there is none.
         RayActorError: Ray is starting it again.
     """
-    name = next((e.get("lender") for e in reversed(events) if e["event"] == "run"), None)
+    name = next((e.get("worker_pool") for e in reversed(events) if e["event"] == "run"), None)
     if name is None:
         found: CoordinatorHandle = ray.get_actor(run, namespace=NAMESPACE)
         return found
-    lender: LenderHandle = ray.get_actor(name, namespace=NAMESPACE)
-    lent: CoordinatorHandle | None = ray.get(lender.leader_of.remote(run))
-    if lent is None:
-        raise ValueError(f"Failed to look up actor: lender {name} has lent nothing to run {run}")
-    return lent
+    pool: WorkerPoolHandle = ray.get_actor(name, namespace=NAMESPACE)
+    reused: CoordinatorHandle | None = ray.get(pool.coordinator_of.remote(run))
+    if reused is None:
+        raise ValueError(f"Failed to look up actor: worker pool {name} has no live run {run}")
+    return reused

@@ -14,7 +14,7 @@ import ray
 
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
 from raytrain_plus.elastic.coordinator.worker_sources import request_of
-from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, LenderHandle
+from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerPoolHandle
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.ray_cluster.metrics import Exporter
@@ -45,8 +45,8 @@ def is_running(run: str) -> bool:
 
 def end_coordinator(spec: RunSpec, coordinator: CoordinatorHandle) -> None:
     """End a run's coordinator after the run."""
-    if spec.lender is None:
-        ray.kill(coordinator)  # a lent coordinator leads another run next
+    if spec.worker_pool is None:
+        ray.kill(coordinator)  # one of a worker pool leads another run next
 
 
 def start_coordinator(spec: RunSpec) -> CoordinatorHandle:
@@ -54,12 +54,12 @@ def start_coordinator(spec: RunSpec) -> CoordinatorHandle:
 
     It is detached: the process that started it may end, and find it later by the run's name.
     """
-    if spec.lender is not None:
-        lender: LenderHandle = ray.get_actor(spec.lender, namespace=NAMESPACE)
-        # By reference: the lender need not be able to import the user's modules.
+    if spec.worker_pool is not None:
+        pool: WorkerPoolHandle = ray.get_actor(spec.worker_pool, namespace=NAMESPACE)
+        # By reference: the pool need not be able to import the user's modules.
         spec_ref = ray.put(spec)
-        lent: CoordinatorHandle = ray.get(lender.lead.remote(request_of(spec), [spec_ref]))
-        return lent
+        reused: CoordinatorHandle = ray.get(pool.start_run.remote(request_of(spec), [spec_ref]))
+        return reused
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )

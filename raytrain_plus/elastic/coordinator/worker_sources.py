@@ -1,4 +1,4 @@
-"""Where a run's workers come from: Ray starts a process for each, or a lender lends one."""
+"""Where a run's workers come from: new processes of Ray, or the processes of a worker pool."""
 
 import contextlib
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ import ray
 
 from raytrain_plus.elastic.protocol.handles import (
     CoordinatorHandle,
-    LenderHandle,
     ReusedWorkerHandle,
     WorkerHandle,
+    WorkerPoolHandle,
 )
 from raytrain_plus.elastic.protocol.messages import RunSpec
-from raytrain_plus.elastic.worker.worker import Worker
+from raytrain_plus.elastic.worker.worker import WorkerActor
 from raytrain_plus.names import NAMESPACE
 
 _NODE_LABEL = "ray.io/node-id"  # which Ray gives to each node
@@ -62,9 +62,9 @@ def worker_source(spec: RunSpec, coordinator: CoordinatorHandle) -> WorkerSource
         spec: the run.
         coordinator: the handle that workers report to.
     """
-    if spec.lender is None:
+    if spec.worker_pool is None:
         return FromRay(spec, coordinator)
-    return FromLender(spec, coordinator)
+    return FromPool(spec, coordinator)
 
 
 class FromRay:
@@ -77,7 +77,7 @@ class FromRay:
     def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:
         self._spec = spec
         self._coordinator = coordinator
-        self._actor = ray.remote(concurrency_groups={"control": 2})(Worker)
+        self._actor = ray.remote(concurrency_groups={"control": 2})(WorkerActor)
 
     def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
         """Ask Ray; a worker that Ray cannot place yet is demand that an autoscaler sees."""
@@ -119,46 +119,41 @@ class FromRay:
         return found
 
 
-def _elsewhere(node: str) -> Any:
-    """Return how Ray places an actor on another node than this one, if another has room."""
-    return ray.util.scheduling_strategies.NodeLabelSchedulingStrategy(
-        hard={}, soft={_NODE_LABEL: ray.util.scheduling_strategies.NotIn(node)}
-    )
-
-
-class FromLender:
+class FromPool:
     """Processes that serve one run after another; see `worker_pool/server.py`."""
 
     def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:
-        del coordinator  # the lender knows it
+        del coordinator  # the pool knows it
         self._run = spec.name
-        self._lender: LenderHandle = ray.get_actor(str(spec.lender), namespace=NAMESPACE)
+        self._pool: WorkerPoolHandle = ray.get_actor(str(spec.worker_pool), namespace=NAMESPACE)
 
     def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
-        """Ask the lender for a process that is free, on any node."""
+        """Ask the pool for a free process, on any node."""
         del avoid
-        taken: Future[WorkerHandle] = self._lender.take.remote(self._run, worker).future()
-        return taken
+        requested: Future[WorkerHandle] = self._pool.request_worker.remote(
+            self._run, worker
+        ).future()
+        return requested
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
-        """Make the process forget the run; the lender checks what is left of it."""
-        left = [] if handle is None else [cast("ReusedWorkerHandle", handle).vacate.remote()]
-        self._lender.give_back.remote(self._run, worker, left)
+        """Let the process close the run; the pool waits for that and checks what is left."""
+        closed = [] if handle is None else [cast("ReusedWorkerHandle", handle).close_run.remote()]
+        self._pool.return_worker.remote(self._run, worker, closed)
 
     def end(self, worker: str, handle: WorkerHandle) -> None:
-        """End the process; the lender will notice."""
+        """Kill the process; the pool notices and starts another one."""
         del worker
         ray.kill(handle)
 
     def find(self) -> dict[str, WorkerHandle]:
-        """Ask the lender what it has lent to this run."""
-        found: dict[str, WorkerHandle] = ray.get(self._lender.lent_to.remote(self._run))
+        """Ask the pool which processes this run has."""
+        found: dict[str, WorkerHandle] = ray.get(self._pool.workers_of.remote(self._run))
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a lender must know of a run.
+    """What a run asks of its worker pool.
 
     Attributes:
         run: its name.
@@ -175,7 +170,7 @@ class RunRequest:
 
 
 def request_of(spec: RunSpec) -> RunRequest:
-    """Return what a lender must know of a run."""
+    """Return what a run asks of its worker pool."""
     least, most = spec.workers
     return RunRequest(
         run=spec.name,

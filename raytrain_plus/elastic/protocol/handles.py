@@ -65,8 +65,8 @@ class ReusedWorkerHandle(WorkerHandle, Protocol):
     """A worker's process that serves one run after another."""
 
     warm: Remote[[], None]
-    serve: "Remote[[str, str, CoordinatorHandle], None]"
-    vacate: Remote[[], str]
+    start_run: "Remote[[str, str, ReusedCoordinatorHandle], None]"
+    close_run: Remote[[], str]
     live: Remote[[], None]
 
 
@@ -89,21 +89,22 @@ class CoordinatorHandle(Protocol):
 class ReusedCoordinatorHandle(CoordinatorHandle, Protocol):
     """A coordinator's process that leads one run after another."""
 
-    lead: Remote[[Sequence[Ref[RunSpec]], int], None]
-    hear: Remote[..., Any]
+    start_run: Remote[[Sequence[Ref[RunSpec]], int], None]
+    call: Remote[..., Any]
 
 
-class LenderHandle(Protocol):
-    """The actor that lends processes to the runs of a sweep."""
+class WorkerPoolHandle(Protocol):
+    """The worker pool of a sweep."""
 
     open: Remote[[], None]
-    lead: Remote[[Any, Sequence[Ref[RunSpec]]], CoordinatorHandle]
-    take: Remote[[str, str], ReusedWorkerHandle]
-    give_back: Remote[[str, str, Sequence[Ref[str]]], None]
-    lent_to: Remote[[str], dict[str, ReusedWorkerHandle]]
-    leader_of: Remote[[str], CoordinatorHandle | None]
-    led_by: Remote[[int], Sequence[Ref[RunSpec]]]
-    ended: Remote[[str], None]
-    abandon_led_by: Remote[[int], None]
-    stop: Remote[[str], None]
-    abandon: Remote[[str], None]
+    start_run: Remote[[Any, Sequence[Ref[RunSpec]]], CoordinatorHandle]
+    request_worker: Remote[[str, str], ReusedWorkerHandle]
+    return_worker: Remote[[str, str, Sequence[Ref[str]]], None]
+    workers_of: Remote[[str], dict[str, ReusedWorkerHandle]]
+    coordinator_of: Remote[[str], CoordinatorHandle | None]
+    spec_in: Remote[[int], Sequence[Ref[RunSpec]]]
+    run_ended: Remote[[str], None]
+    abandon_run_in: Remote[[int], None]
+    stop_run: Remote[[str], None]
+    abandon_run: Remote[[str], None]
+    status: Remote[[], dict[str, Any]]

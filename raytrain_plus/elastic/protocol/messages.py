@@ -67,8 +67,8 @@ class ElasticConfig:
         coordinator_deadline: seconds without an answer after which the process that follows the run
             ends a coordinator that hangs, so that Ray starts it again. Each question may take 5 s.
             Default 30.
-        lender: the name of an actor that lends the run its workers, whose processes live on when
-            the run has ended; a sweep has one. Default: none, each worker is a new process.
+        worker_pool: the name of a worker pool, as a sweep has one: the run uses its processes,
+            which outlive the run. Default: none, each worker is a new process.
         isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
             `avx2` or `avx512`; part of what the bits depend on. Default: none.
     """
@@ -88,7 +88,7 @@ class ElasticConfig:
     max_checkpoint_failures: int | None = None
     orphan_seconds: float = 120.0
     coordinator_deadline: float = 30.0
-    lender: str | None = None
+    worker_pool: str | None = None
     isa: Literal["default", "avx2", "avx512"] | None = None
 
     def __post_init__(self) -> None:
@@ -198,9 +198,9 @@ class RunSpec:
         return {"run": self.name, "run_id": self.run_id, **redacted(described)}
 
     @property
-    def lender(self) -> str | None:
-        """The name of the actor that lends the run its workers, or None."""
-        return self.elastic.lender
+    def worker_pool(self) -> str | None:
+        """The name of the run's worker pool, or None."""
+        return self.elastic.worker_pool
 
     @property
     def threads(self) -> int:

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -73,6 +74,7 @@ from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
 
 _LAST_WORD_SECONDS = 0.5  # for the coordinator to hear why a worker ends itself
+_UPLOAD_SECONDS = 10.0  # to wait for uploads when the run is closed
 _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
 
 
@@ -102,29 +104,28 @@ class Worker:
 
     Args:
         name: the worker's name in the run.
-        coordinator: the coordinator's handle; None for a process that serves no run yet.
+        coordinator: the coordinator's handle, to which the worker reports.
+        on_release: called when the coordinator has closed the lifeline or has died. Default: wait
+            for its return, and end this process if it does not return.
     """
 
-    def __init__(self, name: str, coordinator: CoordinatorHandle | None) -> None:
-        signal.signal(signal.SIGTERM, self._on_notice)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
-        exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
-        self._begin(name, coordinator)
-
-    def _begin(self, name: str, coordinator: CoordinatorHandle | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        coordinator: CoordinatorHandle,
+        on_release: Callable[[RunSpec, LifelineServer], None] = orphan.wait_or_end,
+    ) -> None:
         self._name = name
-        self._led_by = coordinator
+        self._coordinator = coordinator
+        self._on_release = on_release
+        self._closing = contextlib.ExitStack()
+        self.import_paths: Sequence[str] = ()
         self._progress = Progress()
         self._records = Records()
         self._transport: Transport | None = None
         self._loader: Loader | None = None
         self._ready: Ready | None = None
         self._report_of: Report | None = None
-
-    @property
-    def _coordinator(self) -> CoordinatorHandle:
-        assert self._led_by is not None, "this process serves no run"
-        return self._led_by
 
     def prepare(self, spec: RunSpec, fault: Action | None = None) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe.
@@ -138,7 +139,7 @@ class Worker:
         if fault == "hang_newcomer":
             process_faults.stall()
         self._crash_word = crashes.offer(spec.folder, self._name)
-        self._memory_watch = MemoryWatch(self._end_for_memory)
+        self._closing.callback(MemoryWatch(self._end_for_memory).close)
         try:
             self._ready = self._prepare(spec)
         except USERS as error:  # Ray would hide the traceback, and obey an exit
@@ -149,24 +150,20 @@ class Worker:
 
     def _prepare(self, spec: RunSpec) -> Ready:
         OutputCapture(spec.folder, self._name)
+        self.import_paths = spec.import_paths
         import_first(spec.import_paths)
         _check_sees_checkpoints(spec)
         self._device = prepare_process(spec.threads)
         self._spec = spec
-        self._exporter = export_traffic(spec.name)
+        exporter = export_traffic(spec.name)
+        self._closing.callback(exporter.stop)
         self._task = load_task(spec.task, spec.task_settings, spec.cwd)
         self._source, self._order = open_data(spec, self._task)
+        self._closing.callback(self._source.close)
         self._evaluation = open_evaluation(spec, self._task)
-        self._weave = Weave(unpack(spec.algorithms))
-        with warnings.catch_warnings(record=True) as caught:
-            for told in _TOLD:
-                warnings.simplefilter("always", told)
-            replica = Replica.build(
-                self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
-            )
-        for one in caught:
-            if not issubclass(one.category, _TOLD):
-                warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+        if self._evaluation is not None:
+            self._closing.callback(self._evaluation.source.close)
+        replica, warned = self._build_replica(spec)
         self._loop = TrainingLoop(
             self._task,
             replica,
@@ -191,23 +188,40 @@ class Worker:
             partial(check_claim, spec.checkpoint_store, spec.claim),
             spec.manifest_header(proof),
         )
+        self._closing.callback(self._uploads.finish, _UPLOAD_SECONDS)
         victim = WorkerFaults(self._task, replica, self._uploads)
         self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
         self._host = ray.util.get_node_ip_address()
         self._meeting_point = MeetingPoint(self._host)
-        self._lifeline = LifelineServer(self._host, self._on_release)
+        lifeline = LifelineServer(self._host, lambda: self._on_release(spec, lifeline))
+        self._closing.callback(lifeline.close)
         return Ready(
             pid=os.getpid(),
             node=ray.get_runtime_context().get_node_id(),
             host=self._host,
             meeting_point=self._meeting_point.address,
-            lifeline=self._lifeline.address,
+            lifeline=lifeline.address,
             stacks=stacks.offer(),
             fingerprint=proof,
             step=replica.step,
             code=user_code.loaded_code(),
-            warnings=[str(w.message) for w in caught if issubclass(w.category, _TOLD)],
+            warnings=warned,
         )
+
+    def _build_replica(self, spec: RunSpec) -> tuple[Replica, list[str]]:
+        """Return the replica, and the warnings about it for the journal."""
+        self._weave = Weave(unpack(spec.algorithms))
+        with warnings.catch_warnings(record=True) as caught:
+            for told in _TOLD:
+                warnings.simplefilter("always", told)
+            replica = Replica.build(
+                self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
+            )
+        self._closing.callback(replica.undo_fit)
+        for one in caught:
+            if not issubclass(one.category, _TOLD):
+                warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+        return replica, [str(w.message) for w in caught if issubclass(w.category, _TOLD)]
 
     def train(self, plan: Plan) -> Report:
         """Run one generation: meet, heal, and run steps until it ends."""
@@ -285,6 +299,21 @@ class Worker:
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
             digest = self._uploads.write_alone(replica, Store(folder))
         return digest, f"{folder}/{checkpointer.name_of(step)}"
+
+    def close(self) -> None:
+        """Undo and close what the worker did in its process for the run.
+
+        Raises:
+            Exception: whatever an aspect's own undoing raises; the rest is closed all the same.
+        """
+        self._closing.close()
+
+    def notice(self) -> None:
+        """Tell the coordinator of SIGTERM, so that the worker leaves at the next step boundary."""
+        why = "it got SIGTERM"
+        threading.Thread(
+            target=lambda: self._coordinator.report_notice.remote(self._name, why), daemon=True
+        ).start()
 
     @ray.method(concurrency_group="control")
     def ask_pause(self, generation: int) -> None:
@@ -463,13 +492,6 @@ class Worker:
         if self._loader is not None:
             self._loader.close()
 
-    def _on_notice(self, *_: Any) -> None:
-        """SIGTERM: the machine will be preempted. Leave at the next step boundary."""
-        notice = "it got SIGTERM"
-        threading.Thread(
-            target=lambda: self._coordinator.report_notice.remote(self._name, notice), daemon=True
-        ).start()
-
     def _end_for_memory(self, why: str) -> None:
         """End this process, which is too large for its node. The coordinator hears it first."""
         with contextlib.suppress(ray.exceptions.RayError):
@@ -477,9 +499,24 @@ class Worker:
             ray.get(word, timeout=_LAST_WORD_SECONDS)
         exits.leave_at_once(1)
 
-    def _on_release(self) -> None:
-        """The coordinator has closed the lifeline, or has died."""
-        orphan.wait_or_end(self._spec, self._lifeline)
+
+class WorkerActor(Worker):
+    """A worker that has its process for itself."""
+
+    def __init__(self, name: str, coordinator: CoordinatorHandle) -> None:
+        super().__init__(name, coordinator)
+        own_process(self.notice)
+
+
+def own_process(on_notice: Callable[[], None]) -> None:
+    """Decide how this process ends. To be called in its main thread.
+
+    Args:
+        on_notice: called at SIGTERM: the machine will be taken away.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: on_notice())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
+    exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
 
 
 def _process() -> WorkerProcess:
