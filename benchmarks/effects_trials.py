@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from benchmarks.baselines import REFERENCES
 from benchmarks.effects import BASELINE, FOUND, RECIPES
 from benchmarks.record import DATA, Row
+from raytrain_plus.frontier.folder import write_trials
 from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
-from raytrain_plus.frontier.records import write_trials
 
 
 def trials(name: str, rows: Sequence[Row]) -> list[FinishedTrial]:

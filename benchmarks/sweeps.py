@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.record import DATA
 from raytrain_plus.cli import frontier
-from raytrain_plus.frontier.records import read_trials, to_table
+from raytrain_plus.frontier.folder import read_trials, to_table
 
 _DOCS = Path(__file__).parents[1] / "docs"
 

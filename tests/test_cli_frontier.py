@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
 from raytrain_plus.cli import frontier as command
+from raytrain_plus.frontier.folder import write_trials
 from raytrain_plus.frontier.recipe import read_recipe
-from raytrain_plus.frontier.records import write_trials
 from tests.frontier import synthetic
 from tests.frontier.synthetic import World
 

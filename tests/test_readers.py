@@ -20,10 +20,9 @@ from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.faults import FaultError, read_faults
 from raytrain_plus.frontier.errors import SweepError
-from raytrain_plus.frontier.folder import SweepFolder
+from raytrain_plus.frontier.folder import SweepFolder, read_trials, record
 from raytrain_plus.frontier.points import FinishedTrial, PointError
 from raytrain_plus.frontier.recipe import Recipe, RecipeError, read_recipe
-from raytrain_plus.frontier.records import read_trials, record
 from raytrain_plus.nodes import notices
 from raytrain_plus.nodes.diagnosis import Expected
 from raytrain_plus.nodes.doctor import ClusterFileError, diagnosis_of, read_cluster_file

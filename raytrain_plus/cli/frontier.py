@@ -71,16 +71,16 @@ def write(sweep: Path, folder: Path, metric: str | None = None, task: str = "") 
             be written.
     """
     try:
-        from raytrain_plus.frontier.report import account, writing  # noqa: PLC0415 - an extra
+        from raytrain_plus.frontier.report import results, writing  # noqa: PLC0415 - an extra
         from raytrain_plus.frontier.report.findings import findings_of  # noqa: PLC0415
-        from raytrain_plus.frontier.report.summary import summary_of  # noqa: PLC0415
+        from raytrain_plus.frontier.report.tables import summary_of  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{error.name} is not installed, which the frontier needs: "
             "pip install 'raytrain-plus[frontier]'"
         ) from error
-    objective = account.objective_of(metric) if metric else None
-    found = findings_of(account.read_sweep(sweep, objective, task))
+    objective = results.objective_of(metric) if metric else None
+    found = findings_of(results.read_sweep(sweep, objective, task))
     try:
         command = writing.write_report(found, folder)
     except OSError as error:

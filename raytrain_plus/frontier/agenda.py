@@ -248,7 +248,7 @@ def _drawn(domain: Domain, chance: random.Random) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spending:
+class SweepBudget:
     """How much of a budget is spent, and whether another trial still fits.
 
     Attributes:

@@ -38,7 +38,7 @@ class Sweep:
         least_workers: that a trial needs. Default 1.
         resources: of each worker. Default `{"CPU": 1}`.
         evaluate_every: in parts of a run such as `"0.25dur"`. The default, `"1dur"`, evaluates at
-            the end alone; more often lets hopeless trials be stopped, at the evaluations' price.
+            the end alone; more often allows early stopping, at the cost of the evaluations.
         calibrate_every: trials between two calibrations; 0 for none. Default 10.
         most_failures: failed trials in a row after which the sweep ends. Default 4.
     """

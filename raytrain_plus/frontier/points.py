@@ -163,11 +163,6 @@ def key_of(recipe: Recipe) -> str:
     return _digest({**_said(recipe), "duration": recipe.duration})
 
 
-def family_of(recipe: Recipe) -> str:
-    """Return what a recipe has in common with itself at other durations, as a short text."""
-    return _digest(_said(recipe))
-
-
 def label_of(recipe: Recipe) -> str:
     """Return the names of a recipe's algorithms, for people; several recipes may share it."""
     return " + ".join(sorted(aspects_of(recipe))) or "no algorithms"

@@ -70,7 +70,7 @@ class PromotionRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proposal:
+class Promotion:
     """A run that is worth its cost.
 
     Attributes:
@@ -89,7 +89,7 @@ def propose(
     rule: PromotionRule,
     objective: Objective,
     running: Collection[Run] = (),
-) -> list[Proposal]:
+) -> list[Promotion]:
     """Return the runs that are worth their cost, the longest first.
 
     Deterministic, whatever the order of the points. A point that dominates all others comes first
@@ -103,7 +103,7 @@ def propose(
     """
     done = {(key_of(point.recipe), seed) for point in found for seed in point.seeds}
     taken = done | set(running)
-    proposals: list[Proposal] = []
+    proposals: list[Promotion] = []
     for place in reversed(range(len(rule.durations))):
         for point in risers(found, rule, objective, place):
             proposals += [p for p in _next(point, rule, place) if _run(p) not in taken]
@@ -130,21 +130,21 @@ def risers(
     return _ranked(here, objective)[: rule.at_most]
 
 
-def _next(point: Point, rule: PromotionRule, place: int) -> list[Proposal]:
+def _next(point: Point, rule: PromotionRule, place: int) -> list[Promotion]:
     """Return what a point that goes on lacks."""
     duration = rule.durations[place]
     lacking = [seed for seed in rule.seeds[: rule.wanted[place]] if seed not in point.seeds]
     if lacking:
         reason = f"not dominated at {duration} with {len(point.seeds)} seeds: more seeds"
-        return [Proposal(recipe=point.recipe, seed=seed, reason=reason) for seed in lacking]
+        return [Promotion(recipe=point.recipe, seed=seed, reason=reason) for seed in lacking]
     if place + 1 == len(rule.durations):
         return []
     longer = point.recipe.model_copy(update={"duration": rule.durations[place + 1]})
     reason = f"not dominated at {duration} with {len(point.seeds)} seeds: longer"
-    return [Proposal(recipe=longer, seed=rule.seeds[0], reason=reason)]
+    return [Promotion(recipe=longer, seed=rule.seeds[0], reason=reason)]
 
 
-def _run(proposal: Proposal) -> Run:
+def _run(proposal: Promotion) -> Run:
     return key_of(proposal.recipe), proposal.seed
 
 

@@ -20,7 +20,7 @@ from raytrain_plus.frontier.agenda import (
     SEARCH,
     Agenda,
     Proposal,
-    Spending,
+    SweepBudget,
     rate_of,
 )
 from raytrain_plus.frontier.definition import Sweep
@@ -210,15 +210,17 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
 
     def _spending(
         self, finished: list[FinishedTrial], pending: list[Proposal], rate: float | None
-    ) -> Spending:
+    ) -> SweepBudget:
         spent = self._before + time.time() - self._began
-        plain = Spending(budget=self._budget, spent=spent, workers=self._workers)
+        plain = SweepBudget(budget=self._budget, spent=spent, workers=self._workers)
         if rate is None:
             return plain
         half_done = plain.seconds([p.recipe for p in pending], rate) / 2
         paid = sum(trial.cost for trial in finished) / self._workers + half_done
         overhead = min(max(1.0, spent / paid), _MOST_OVERHEAD) if paid else 1.0
-        return Spending(budget=self._budget, spent=spent, workers=self._workers, overhead=overhead)
+        return SweepBudget(
+            budget=self._budget, spent=spent, workers=self._workers, overhead=overhead
+        )
 
     def _draw(self, finished: list[FinishedTrial], pending: list[Proposal]) -> Recipe | None:
         most = self._sweep.most_drawn

@@ -23,12 +23,12 @@ from raytrain_plus.configure import import_paths
 from raytrain_plus.frontier.agenda import CALIBRATION, Agenda, Promote, Promoted
 from raytrain_plus.frontier.calibration import Calibration
 from raytrain_plus.frontier.definition import Sweep
+from raytrain_plus.frontier.early_stopping import EarlyStopping
 from raytrain_plus.frontier.errors import FailedSweepError, SweepError
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.points import FinishedTrial, points
 from raytrain_plus.frontier.promotion import PromotionRule, propose
 from raytrain_plus.frontier.searching import RecipeSearch
-from raytrain_plus.frontier.stopping import EarlyEnd
 from raytrain_plus.frontier.trials import RecipeTrial, Setting
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import cluster
@@ -107,7 +107,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
         trainable,
         tune_config=ray.tune.TuneConfig(
             search_alg=RecipeSearch(sweep, folder, agenda_of(sweep), budget, setting.workers),
-            scheduler=EarlyEnd(folder, sweep.objective, setting.worker_pool),
+            scheduler=EarlyStopping(folder, sweep.objective, setting.worker_pool),
             num_samples=-1,
             max_concurrent_trials=at_once(sweep, setting.workers),
             reuse_actors=True,

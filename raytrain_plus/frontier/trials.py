@@ -17,8 +17,8 @@ from raytrain_plus.algorithms.naming import import_class
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.frontier.agenda import Proposal
 from raytrain_plus.frontier.definition import Sweep
+from raytrain_plus.frontier.early_stopping import TrialProgress
 from raytrain_plus.frontier.folder import SweepFolder
-from raytrain_plus.frontier.hopeless import Glimpse
 from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.observe.journal import Event
@@ -179,7 +179,9 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
                 self._told.put(self._stand(event["step"] / self._steps, quality))
 
     def _stand(self, progress: float, quality: float = math.nan) -> dict[str, Any]:
-        glimpse = Glimpse(progress=progress, cost=self._cost, quality=quality, loss=self._loss)
+        glimpse = TrialProgress(
+            progress=progress, cost=self._cost, quality=quality, loss=self._loss
+        )
         return {
             **vars(glimpse),
             "name": self._name,

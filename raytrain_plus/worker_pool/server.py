@@ -37,7 +37,7 @@ class WorkerPoolError(RuntimeError):
 
 
 @dataclass
-class Process:
+class PoolProcess:
     """A worker's process.
 
     Attributes:
@@ -96,8 +96,8 @@ class WorkerPool:
         self._options = dict(options)
         self._workers = workers
         self._elastic = elastic
-        self._free: list[Process] = []
-        self._in_use: list[Process] = []
+        self._free: list[PoolProcess] = []
+        self._in_use: list[PoolProcess] = []
         self._runs: dict[str, RunShare] = {}
         self._free_slots: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -284,7 +284,7 @@ class WorkerPool:
                 self._in_background(self._assign(process, share.waiting.pop(worker), share.slot))
 
     async def _assign(
-        self, process: Process, future: "asyncio.Future[ReusedWorkerHandle]", slot: int
+        self, process: PoolProcess, future: "asyncio.Future[ReusedWorkerHandle]", slot: int
     ) -> None:
         coordinator = self._coordinators[slot]
         with contextlib.suppress(RayError):  # it has died: the run will notice
@@ -295,13 +295,13 @@ class WorkerPool:
     # -- processes
 
     async def _start_worker(self) -> None:
-        process = Process(self._worker_actor.options(**self._options).remote())
+        process = PoolProcess(self._worker_actor.options(**self._options).remote())
         await process.handle.warm.remote()
         self._in_background(self._replace_at_end(process))
         self._free.append(process)
         self._balance()
 
-    async def _replace_at_end(self, process: Process) -> None:
+    async def _replace_at_end(self, process: PoolProcess) -> None:
         """Wait until a process ends, and start another one."""
         with contextlib.suppress(RayError):
             await process.handle.live.remote()
@@ -316,7 +316,7 @@ class WorkerPool:
                 await asyncio.sleep(delay)
                 delay = min(_LONGEST_DELAY, 2 * delay)
 
-    def _take_back(self, process: Process, problem: str) -> None:
+    def _take_back(self, process: PoolProcess, problem: str) -> None:
         if process not in self._in_use:  # it died, and another one is starting
             return
         if problem:

@@ -9,9 +9,9 @@ import time
 import pytest
 import yaml
 
+from raytrain_plus.frontier.folder import write_trials
 from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe
-from raytrain_plus.frontier.records import write_trials
 from raytrain_plus.observe import journal
 
 TASK = """

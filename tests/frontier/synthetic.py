@@ -5,10 +5,10 @@ import random
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from raytrain_plus.frontier.folder import record
 from raytrain_plus.frontier.points import FinishedTrial, Objective
 from raytrain_plus.frontier.recipe import Recipe
-from raytrain_plus.frontier.records import record
-from raytrain_plus.frontier.report.account import SweepAccount
+from raytrain_plus.frontier.report.results import SweepResults
 from raytrain_plus.observe.events import VERSION
 from raytrain_plus.observe.journal import line_of
 
@@ -111,11 +111,11 @@ class Sweep:
         self.clock = trial.ended
         return trial
 
-    def account(self, **known):
+    def results(self, **known):
         """Return the sweep as the report reads it."""
         said = {"name": "synthetic", "task": "tasks:Synthetic", "logical_ranks": 4, "workers": 2}
         told = {**said, "objective": self.world.objective, "trials": self.trials}
-        return SweepAccount(**{**told, **known})
+        return SweepResults(**{**told, **known})
 
     def write(self, folder, *ends, task="tasks:Synthetic", under_way=0):
         """Write it as the folder of a sweep; `ends` are the last events of its journal."""

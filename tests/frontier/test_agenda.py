@@ -16,7 +16,7 @@ from raytrain_plus.frontier.agenda import (
     TUNING,
     Agenda,
     Proposal,
-    Spending,
+    SweepBudget,
     rate_of,
 )
 from raytrain_plus.frontier.designs import factorial
@@ -274,12 +274,12 @@ def test_what_does_not_fit_is_left_out_and_what_fits_is_run():
 
 def test_a_trial_fits_if_the_pool_can_finish_it_beside_what_runs():
     short, long = SPACE.recipe_with((), "100sp"), SPACE.recipe_with((), "200sp")
-    spending = Spending(budget=100.0, spent=50.0, workers=2)
+    spending = SweepBudget(budget=100.0, spent=50.0, workers=2)
     assert spending.seconds([short, long], rate=0.3) == pytest.approx(45.0)
     assert spending.fits(short, [long], 0.3)
     assert not spending.fits(long, [long], 0.3)
     assert spending.fits(long, [], None)  # nobody knows yet
-    slow = Spending(budget=100.0, spent=50.0, workers=2, overhead=2.0)
+    slow = SweepBudget(budget=100.0, spent=50.0, workers=2, overhead=2.0)
     assert not slow.fits(short, [long], 0.3)
 
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from raytrain_plus.frontier.domain import Choice, Range
-from raytrain_plus.frontier.space import RecipeSpace, SpaceError
-from raytrain_plus.frontier.switches import excluded, switches
+from raytrain_plus.frontier.space import RecipeSpace, SpaceError, excluded, switches
 from tests.frontier.spaces import BASELINE, SAID, SPACE, configs
 
 EXCLUSIONS = [("EMA", "SWA"), ("MixUp", "CutMix"), ("CutMix", "CutOut")]

@@ -11,7 +11,7 @@ from raytrain_plus.frontier.points import Objective
 from raytrain_plus.frontier.report.document import document_of
 from raytrain_plus.frontier.report.findings import findings_of
 from raytrain_plus.frontier.report.page import page_of
-from raytrain_plus.frontier.report.table import recipes_csv, trials_csv
+from raytrain_plus.frontier.report.tables import recipes_csv, trials_csv
 from tests.expected import require
 from tests.frontier import synthetic
 from tests.frontier.synthetic import World
@@ -24,7 +24,7 @@ COMMAND = "raytrain-plus train tasks:Synthetic --recipe report/winner.yaml --see
 
 @pytest.fixture(scope="module")
 def found():
-    return findings_of(synthetic.whole().account())
+    return findings_of(synthetic.whole().results())
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_a_sweep_is_told_whole(page):
 
 
 def test_a_sweep_that_is_running_says_so_and_loads_itself_anew():
-    account = synthetic.Sweep(World()).account(state="running", under_way=2)
-    text = page_of(findings_of(account), "", 1e9)
+    sweep = synthetic.Sweep(World()).results(state="running", under_way=2)
+    text = page_of(findings_of(sweep), "", 1e9)
     said = words(text)
     assert "synthetic | running" in said
     assert "No trial has run to its end yet; 2 are under way." in said
@@ -72,7 +72,7 @@ def test_a_sweep_that_is_running_says_so_and_loads_itself_anew():
 
 def test_where_no_recipe_is_faster_there_is_no_winner():
     sweep = synthetic.whole(World(effects={"SAM": (-0.01, 2.0), "EMA": (-0.02, 1.1)}))
-    found = findings_of(sweep.account())
+    found = findings_of(sweep.results())
     said = words(page_of(found, COMMAND, 1e9))
     assert "the best is the baseline at 48000sp." in said
     assert "Train the best so far" in said
@@ -83,19 +83,19 @@ def test_where_no_recipe_is_faster_there_is_no_winner():
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16, 30, 60, 120])
 def test_however_far_a_sweep_is_there_is_a_page(count):
     sweep = synthetic.whole(World(less_is_better=True))
-    found = findings_of(sweep.account(trials=sweep.trials[:count], state="running"))
+    found = findings_of(sweep.results(trials=sweep.trials[:count], state="running"))
     assert "</html>" in page_of(found, COMMAND, 1e9)
     assert document_of(found, COMMAND, "frontier.png").startswith("# The sweep")
 
 
 def test_a_problem_is_shown():
-    account = synthetic.baseline_alone(World()).account(state="failed", problem="a < b")
-    assert "Why it ended | a < b" in words(page_of(findings_of(account), COMMAND, 1e9))
+    sweep = synthetic.baseline_alone(World()).results(state="failed", problem="a < b")
+    assert "Why it ended | a < b" in words(page_of(findings_of(sweep), COMMAND, 1e9))
 
 
 def test_a_task_that_nobody_can_import_is_said():
-    account = synthetic.baseline_alone(World()).account(task="Rings")
-    assert "an object of the class Rings: say where" in words(page_of(findings_of(account), "", 1))
+    sweep = synthetic.baseline_alone(World()).results(task="Rings")
+    assert "an object of the class Rings: say where" in words(page_of(findings_of(sweep), "", 1))
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +118,10 @@ def hostile():
         )
         for trial in sweep.trials
     ]
-    account = sweep.account(
+    sweep = sweep.results(
         name=HOSTILE, task=HOSTILE, objective=Objective(metric=HOSTILE, mode="max")
     )
-    return findings_of(account)
+    return findings_of(sweep)
 
 
 def test_no_text_of_a_sweep_becomes_markup(hostile, page):

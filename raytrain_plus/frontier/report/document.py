@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from raytrain_plus.frontier.report import drawings, sentences, view, wording
+from raytrain_plus.frontier.report import drawings, page, wording
 from raytrain_plus.frontier.report.contributions import Contribution
 from raytrain_plus.frontier.report.findings import Findings
 from raytrain_plus.observe.quantities import duration, number
@@ -18,17 +18,17 @@ def document_of(found: Findings, command: str, picture: str) -> str:
         command: that trains the winner.
         picture: the name of the file that shows the frontier.
     """
-    parts = [f"# The sweep {_escaped(found.account.name)}", _escaped(sentences.sentence(found))]
-    if found.account.state == "running":
+    parts = [f"# The sweep {_escaped(found.sweep.name)}", _escaped(wording.sentence(found))]
+    if found.sweep.state == "running":
         parts.append("The sweep is running: this is how it stands so far.")
-    if found.account.problem:
-        parts.append(f"It has ended with a problem: {_escaped(found.account.problem)}")
+    if found.sweep.problem:
+        parts.append(f"It has ended with a problem: {_escaped(found.sweep.problem)}")
     if found.points:
         parts += [f"![Quality over cost]({picture})", *_frontier(found)]
     if found.winner:
         parts += [f"## Train {wording.title(found.winner)}", _code(command, "sh")]
-        parts += [_escaped(wording.remark_on_command(found.account))]
-        parts += [_code(wording.recipe_text(found.winner, found.account), "yaml")]
+        parts += [_escaped(wording.remark_on_command(found.sweep))]
+        parts += [_code(wording.recipe_text(found.winner, found.sweep), "yaml")]
     parts += _contributions(found)
     parts += _costs(found)
     parts += _trials(found)
@@ -58,7 +58,7 @@ def _frontier(found: Findings) -> list[str]:
         )
     goal = drawings.quality_label(found)
     return ["## The frontier", f"{_escaped(goal)}, beside cost.", _table(head, rows),
-            *map(_escaped, sentences.remarks(found))]  # fmt: skip
+            *map(_escaped, wording.remarks(found))]  # fmt: skip
 
 
 def _contributions(found: Findings) -> list[str]:
@@ -69,7 +69,7 @@ def _contributions(found: Findings) -> list[str]:
     if told.pairs:
         parts += ["### What pairs add beyond the sum of both"]
         parts += [_effects(told.pairs[:_MOST_PAIRS], "pair", found)]
-    return [*parts, *map(_escaped, sentences.contribution_notes(found))]
+    return [*parts, *map(_escaped, wording.contribution_notes(found))]
 
 
 def _effects(effects: Sequence[Contribution], what: str, found: Findings) -> str:
@@ -87,12 +87,12 @@ def _effects(effects: Sequence[Contribution], what: str, found: Findings) -> str
 
 
 def _costs(found: Findings) -> list[str]:
-    rows = view.cost_rows(found)
+    rows = page.cost_rows(found)
     parts = ["## The machine and the budget", _escaped(str(found.calibration)) + "."]
     if found.hypervolume:
         spent, area = found.hypervolume[-1]
         parts.append(f"Hypervolume {number(area)} after {duration(spent)}.")
-        parts.append(_escaped(sentences.reference_words(found)))
+        parts.append(_escaped(wording.reference_words(found)))
     if rows:
         head = ["aspect", "in its own advice", "share", "net effect on cost", "trials"]
         parts.append(_table(head, [list(map(str, row)) for row in rows]))
@@ -101,10 +101,10 @@ def _costs(found: Findings) -> list[str]:
 
 def _trials(found: Findings) -> list[str]:
     head = ["purpose", "complete", "stopped early", "failed", "device time"]
-    rows = [[purpose, *map(str, n), cost] for purpose, n, cost in view.trial_rows(found)]
+    rows = [[purpose, *map(str, n), cost] for purpose, n, cost in page.trial_rows(found)]
     parts = ["## Trials", _table(head, rows)]
     for outcome, title in (("dominated", "Stopped early"), ("failed", "Failed")):
-        lines = [f"- {times} x `{_inline(why)}`" for why, times in view.reasons(found, outcome)]
+        lines = [f"- {times} x `{_inline(why)}`" for why, times in page.reasons(found, outcome)]
         parts += [f"{title}:", "\n".join(lines)] if lines else []
     return parts
 

@@ -16,8 +16,8 @@ from raytrain_plus.frontier.pareto import (
     non_dominated,
 )
 from raytrain_plus.frontier.points import FinishedTrial, Objective, Point, key_of, points
-from raytrain_plus.frontier.report.account import SweepAccount
 from raytrain_plus.frontier.report.contributions import Contributions, contributions_of
+from raytrain_plus.frontier.report.results import SweepResults
 
 CALIBRATION, BASELINE = "calibration", "baseline"
 MOST_ON_FRONTIER = 40  # recipes that are compared; what a page can show, too
@@ -26,7 +26,7 @@ Corners = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class FrontierRow:
     """A recipe on the frontier, beside the baseline.
 
     Attributes:
@@ -52,11 +52,6 @@ class Standing:
         """Whether it is surely faster than the baseline to the same quality."""
         return self.speed_up is not None and self.speed_up.low > 1
 
-    @property
-    def is_better(self) -> bool:
-        """Whether it is surely better than the baseline at the same cost."""
-        return self.gain is not None and self.gain.low > 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Surfaces:
@@ -76,7 +71,7 @@ class Findings:
     """All that a report tells; costs are corrected for drift.
 
     Attributes:
-        account: the sweep.
+        sweep: the sweep.
         trials: with corrected costs, in the order in which they ended.
         calibration: how fast the machine was, and when.
         points: of all complete trials.
@@ -94,16 +89,16 @@ class Findings:
         contributions: of aspects and of pairs.
     """
 
-    account: SweepAccount
+    sweep: SweepResults
     trials: Sequence[FinishedTrial]
     calibration: Calibration
     points: Sequence[Point]
     noise: Noise
     baseline: Sequence[Point]
-    frontier: Sequence[Standing]
+    frontier: Sequence[FrontierRow]
     unproven: int
     dominated: int
-    winner: Standing | None
+    winner: FrontierRow | None
     reference: tuple[float, float] | None
     hypervolume: Corners
     surfaces: Surfaces | None
@@ -112,22 +107,22 @@ class Findings:
     @property
     def objective(self) -> Objective:
         """What is to be good."""
-        return self.account.objective
+        return self.sweep.objective
 
     def is_baseline(self, point: Point) -> bool:
         """Say whether a point adds no algorithm to the baseline."""
         return set(point.recipe.algorithms) <= base_algorithms(self.trials)
 
 
-def findings_of(account: SweepAccount) -> Findings:
+def findings_of(sweep: SweepResults) -> Findings:
     """Say what the trials of a sweep show.
 
     Args:
-        account: the sweep; with no finished trial, what is found is empty.
+        sweep: the sweep; with no finished trial, what is found is empty.
     """
-    objective = account.objective
-    calibration = Calibration.of(calibration_runs(account.trials))
-    trials = [calibration.correct(trial) for trial in account.trials]
+    objective = sweep.objective
+    calibration = Calibration.of(calibration_runs(sweep.trials))
+    trials = [calibration.correct(trial) for trial in sweep.trials]
     found = points(trials)
     noise = Noise.of(found)
     base = base_algorithms(trials)
@@ -138,7 +133,7 @@ def findings_of(account: SweepAccount) -> Findings:
     rows = [_beside(point, baseline, objective, base) for point in listed]
     reference = _reference(found, baseline, objective)
     return Findings(
-        account=account,
+        sweep=sweep,
         trials=trials,
         calibration=calibration,
         points=found,
@@ -174,8 +169,8 @@ def base_algorithms(trials: Sequence[FinishedTrial]) -> set[str]:
 
 
 def winner_of(
-    rows: Sequence[Standing], baseline: Sequence[Point], objective: Objective
-) -> Standing | None:
+    rows: Sequence[FrontierRow], baseline: Sequence[Point], objective: Objective
+) -> FrontierRow | None:
     """Return the recipe to train.
 
     That is, of those with two seeds or more if there are any: the one that is surely fastest to the
@@ -209,7 +204,7 @@ def costs_by_aspect(trials: Sequence[FinishedTrial]) -> dict[str, tuple[float, f
     }
 
 
-def _surely(row: Standing) -> tuple[float, float]:
+def _surely(row: FrontierRow) -> tuple[float, float]:
     speed_up = row.speed_up or Estimate(value=0.0)
     return speed_up.low, speed_up.value
 
@@ -239,12 +234,14 @@ def _listed(found: Sequence[Point], standing: Sequence[Point], objective: Object
 
 def _beside(
     point: Point, baseline: Sequence[Point], objective: Objective, base: set[str]
-) -> Standing:
+) -> FrontierRow:
     is_baseline = set(point.recipe.algorithms) <= base
     if is_baseline or len({p.cost for p in baseline}) < 2:
-        return Standing(point=point, is_baseline=is_baseline)
+        return FrontierRow(point=point, is_baseline=is_baseline)
     found = compare(point, baseline, objective)
-    return Standing(point=point, is_baseline=is_baseline, speed_up=found.speed_up, gain=found.gain)
+    return FrontierRow(
+        point=point, is_baseline=is_baseline, speed_up=found.speed_up, gain=found.gain
+    )
 
 
 def _reference(

@@ -1,8 +1,9 @@
-"""Estimates, recipes and commands as people read them."""
+"""The report's words: results in sentences, estimates, recipes and commands as text."""
 
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import yaml
 from raytrain_plus.frontier.estimates import Estimate
 from raytrain_plus.frontier.points import Point, label_of
 from raytrain_plus.frontier.recipe import Recipe
-from raytrain_plus.frontier.report.account import SweepAccount
-from raytrain_plus.frontier.report.findings import Standing
+from raytrain_plus.frontier.report.contributions import Contributions
+from raytrain_plus.frontier.report.findings import Findings, FrontierRow
+from raytrain_plus.frontier.report.results import SweepResults
+from raytrain_plus.observe.quantities import number
 
 FEWER = "one seed, no interval"
 
@@ -52,12 +55,12 @@ def chance(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def label(row: Standing) -> str:
+def label(row: FrontierRow) -> str:
     """Return the names of a recipe's algorithms, or that it is the baseline."""
     return "the baseline" if row.is_baseline else label_of(row.point.recipe)
 
 
-def title(row: Standing) -> str:
+def title(row: FrontierRow) -> str:
     """Return what the recipe to train is called."""
     return "the winner" if row.beats_baseline else "the best so far"
 
@@ -101,38 +104,38 @@ def name_of(point: Point) -> str:
     return f"{label_of(point.recipe)}, {point.recipe.duration}, {count(len(point.seeds), 'seed')}"
 
 
-def recipe_text(row: Standing, account: SweepAccount) -> str:
+def recipe_text(row: FrontierRow, sweep: SweepResults) -> str:
     """Return a recipe as the YAML that `train --recipe` reads."""
     recipe = row.point.recipe
-    about = recipe.about or f"{label(row)}, of the sweep {account.name}."
+    about = recipe.about or f"{label(row)}, of the sweep {sweep.name}."
     said = {**recipe.model_dump(mode="json"), "about": about}
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
 
 
-def command_of(account: SweepAccount, seed: int, file: Path) -> str:
+def command_of(sweep: SweepResults, seed: int, file: Path) -> str:
     """Return the command that trains a recipe of a sweep as the sweep has.
 
     Args:
-        account: the sweep.
+        sweep: the sweep.
         seed: of the run.
         file: the recipe's.
     """
-    words = ["raytrain-plus", "train", account.task or "TASK", "--recipe", str(file)]
+    words = ["raytrain-plus", "train", sweep.task or "TASK", "--recipe", str(file)]
     words += ["--seed", str(seed), "--evaluate-every", "1dur"]
-    if account.logical_ranks is not None:
-        words += ["--logical-ranks", str(account.logical_ranks)]
+    if sweep.logical_ranks is not None:
+        words += ["--logical-ranks", str(sweep.logical_ranks)]
     return shlex.join(words)
 
 
-def remark_on_command(account: SweepAccount) -> str:
+def remark_on_command(sweep: SweepResults) -> str:
     """Return what is still to be said of the command, empty for nothing."""
-    if not account.task:
+    if not sweep.task:
         return (
             "Put in place of TASK where the task is imported from: module:Class or file.py:Class."
         )
-    if ":" not in account.task:
+    if ":" not in sweep.task:
         return (
-            f"The sweep was given an object of the class {account.task}: say where it is imported "
+            f"The sweep was given an object of the class {sweep.task}: say where it is imported "
             "from, as module:Class or file.py:Class."
         )
     return "Run it where the sweep was run, so that the task is found."
@@ -161,3 +164,120 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def sentence(found: Findings) -> str:
+    """Return the result in a sentence or two."""
+    complete = sum(trial.outcome == "complete" for trial in found.trials)
+    if not complete:
+        live = found.sweep.under_way
+        return "No trial has run to its end yet" + (f"; {live} are under way." if live else ".")
+    winner = found.winner
+    begun = f"{count(complete, 'complete trial')} of {_recipes(found)}: "
+    if winner is None:
+        return begun + "nothing stands out."
+    name, speed_up = label(winner), winner.speed_up
+    if speed_up is None or not winner.beats_baseline:
+        told = f"the best is {name} at {winner.point.recipe.duration}"
+        if any(row.speed_up is not None for row in found.frontier):
+            told += "; no recipe is faster than the baseline to the same quality so far"
+        return f"{begun}{told}."
+    known = f"({factor_interval(speed_up)})"
+    times = f"{factor(speed_up).removesuffix(' x')} times as fast"
+    if speed_up.bound == "more than":
+        return f"{begun}{name} is better than the longest baseline, and {times} {known}."
+    return f"{begun}{name} reaches the baseline's quality {times} {known}."
+
+
+def remarks(found: Findings) -> list[str]:
+    """Return what is to be known of the list of recipes on the frontier."""
+    said = []
+    if found.dominated:
+        clear = (
+            "is clearly dominated by another" if found.dominated == 1 else "are clearly dominated"
+        )
+        said.append(f"{count(found.dominated, 'recipe')} besides {clear}.")
+    if found.unproven:
+        said.append(
+            f"{count(found.unproven, 'recipe')} besides, most of one seed, cannot be told "
+            "from these and are not listed."
+        )
+    if len(found.baseline) < 2:
+        said.append("Without the baseline at two durations there is no curve to compare with.")
+    elif found.points and min(len(point.seeds) for point in found.baseline) < 2:
+        said.append(
+            "The baseline has one seed at some duration: there are no intervals without two."
+        )
+    if found.noise.freedom:
+        said.append(
+            f"Seeds alone change {found.objective.metric} by {number(found.noise.quality)} and "
+            f"cost by {found.noise.cost:.1%} (standard deviations, with {found.noise.freedom} "
+            "degrees of freedom)."
+        )
+    return said
+
+
+def contribution_notes(found: Findings) -> list[str]:
+    """Return what is to be known of the contributions."""
+    told, said = found.contributions, []
+    if told.alone or told.pairs:
+        metric = found.objective.metric
+        measure = (
+            f"{metric} beyond the baseline's at equal cost"
+            if told.at_equal_cost
+            else f"{metric}, whatever it cost, since there is no curve of the baseline"
+        )
+        said.append(
+            f"Measured in {measure}; above zero is better. From "
+            f"{count(told.trials, 'trial')}{_at(told)} that can be compared with others of "
+            "the same duration, seed and settings. p is corrected for how many were looked at "
+            "(Holm)."
+        )
+    hurting = [
+        " + ".join(one.aspects)
+        for one in told.alone
+        if one.effect is not None and one.effect.verdict == "hurts"
+    ]
+    if hurting:
+        said.append(f"On its own hurts: {', '.join(hurting)}.")
+    if told.beyond:
+        said.append(
+            f"{count(told.beyond, 'trial')} cost less or more than any baseline and cannot "
+            "be compared at equal cost."
+        )
+    reasons_why = Counter(told.unknown.values())
+    said += [f"{count(n, 'effect')} unknown: {why}." for why, n in reasons_why.items()]
+    return said
+
+
+def _at(told: Contributions) -> str:
+    return f" at {told.duration}" if told.duration else ""
+
+
+def reference_words(found: Findings) -> str:
+    """Return beyond what the hypervolume is counted."""
+    if found.reference is None:
+        return ""
+    cost, quality = found.reference
+    return (
+        f"The hypervolume is the area that the means of all recipes cover: below {number(cost)} "
+        f"device-seconds (twice the dearest baseline), and better than {number(quality)} (the "
+        "worst baseline). It may fall where further seeds take back what one was lucky with."
+    )
+
+
+def picked(row: FrontierRow) -> str:
+    """Return why a recipe is the one to train."""
+    if row.speed_up is None:
+        return "The best in quality."
+    return (
+        "The one that is most surely fast among those that reach the longest baseline's quality, "
+        "or, where none does, among all. The intervals are its own: that it was picked among many "
+        "is not in them."
+    )
+
+
+def _recipes(found: Findings) -> str:
+    durations = len({point.recipe.duration for point in found.points})
+    recipes = count(len(found.points), "recipe")
+    return f"{recipes} at {count(durations, 'duration')}"

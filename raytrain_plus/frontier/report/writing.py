@@ -10,7 +10,7 @@ from raytrain_plus.frontier.report.drawings import frontier_drawing
 from raytrain_plus.frontier.report.findings import Findings
 from raytrain_plus.frontier.report.page import page_of
 from raytrain_plus.frontier.report.picture import write_picture
-from raytrain_plus.frontier.report.table import recipes_csv, trials_csv
+from raytrain_plus.frontier.report.tables import recipes_csv, trials_csv
 from raytrain_plus.frontier.report.wording import command_of, recipe_text
 
 PAGE, PICTURE, DOCUMENT = "frontier.html", "frontier.png", "frontier.md"
@@ -37,8 +37,8 @@ def write_report(found: Findings, folder: Path) -> str:
     command = ""
     if found.winner is not None:
         seed = found.winner.point.seeds[0]
-        command = command_of(found.account, seed, folder / WINNER)
-        _write(folder / WINNER, recipe_text(found.winner, found.account))
+        command = command_of(found.sweep, seed, folder / WINNER)
+        _write(folder / WINNER, recipe_text(found.winner, found.sweep))
     _write(folder / RECIPES, recipes_csv(found))
     _write(folder / TRIALS, trials_csv(found))
     _write(folder / DOCUMENT, document_of(found, command, PICTURE))

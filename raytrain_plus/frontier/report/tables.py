@@ -1,4 +1,4 @@
-"""The recipes and the trials of a sweep as CSV."""
+"""A sweep's results for programs: recipes and trials as CSV, the main figures as JSON."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 from raytrain_plus.frontier.estimates import Estimate
 from raytrain_plus.frontier.points import FinishedTrial, Point, key_of, label_of
 from raytrain_plus.frontier.recipe import Recipe
-from raytrain_plus.frontier.report.findings import Findings, Standing
+from raytrain_plus.frontier.report.findings import Findings, FrontierRow
 
 RECIPES = (
     "recipe", "label", "duration", "batch_size", "task", "algorithms", "seeds", "cost", "quality",
@@ -44,13 +44,13 @@ def trials_csv(found: Findings) -> str:
         TRIALS,
         (
             _trial_row(measured, corrected)
-            for measured, corrected in zip(found.account.trials, found.trials, strict=True)
+            for measured, corrected in zip(found.sweep.trials, found.trials, strict=True)
         ),
     )
 
 
 def _recipe_row(
-    point: Point, number: int | None, standing: Standing | None, found: Findings
+    point: Point, number: int | None, standing: FrontierRow | None, found: Findings
 ) -> list[Any]:
     speed_up = standing.speed_up if standing else None
     gain = standing.gain if standing else None
@@ -62,8 +62,8 @@ def _recipe_row(
         found.is_baseline(point),
         number or "",
         standing is not None and standing is found.winner,
-        *_estimate(speed_up),
-        *_estimate(gain),
+        *_estimate_cells(speed_up),
+        *_estimate_cells(gain),
     ]
 
 
@@ -89,7 +89,7 @@ def _said(recipe: Recipe) -> list[Any]:
     return [key_of(recipe), label_of(recipe), recipe.duration, recipe.batch_size, *parts]
 
 
-def _estimate(estimate: Estimate | None) -> list[Any]:
+def _estimate_cells(estimate: Estimate | None) -> list[Any]:
     if estimate is None:
         return ["", "", "", ""]
     ends = [end if math.isfinite(end) else "" for end in (estimate.low, estimate.high)]
@@ -102,3 +102,44 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(head)
     writer.writerows(rows)
     return text.getvalue()
+
+
+def summary_of(found: Findings) -> dict[str, Any]:
+    """Return the main figures of a sweep."""
+    outcomes = [trial.outcome for trial in found.trials]
+    return {
+        "sweep": found.sweep.name,
+        "state": found.sweep.state,
+        "metric": found.objective.metric,
+        "trials": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
+        "device_seconds": round(sum(trial.cost for trial in found.trials), 3),
+        "dominated": found.dominated,
+        "frontier": [_row_as_json(row) for row in found.frontier],
+        "winner": _row_as_json(found.winner) if found.winner else None,
+        "synergies": [
+            list(one.aspects)
+            for one in found.contributions.pairs
+            if one.effect is not None and one.effect.verdict == "shown"
+        ],
+    }
+
+
+def _row_as_json(row: FrontierRow) -> dict[str, Any]:
+    return {
+        "recipe": row.point.recipe.model_dump(mode="json"),
+        "seeds": list(row.point.seeds),
+        "cost": row.point.cost,
+        "quality": row.point.quality,
+        "baseline": row.is_baseline,
+        "speed_up": _estimate_as_json(row.speed_up),
+        "gain": _estimate_as_json(row.gain),
+    }
+
+
+def _estimate_as_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    """Return an estimate as JSON, which has no infinity: an unknown end is null."""
+    if estimate is None:
+        return None
+    ends = {"low": estimate.low, "high": estimate.high}
+    known = {key: value if abs(value) < math.inf else None for key, value in ends.items()}
+    return {"value": estimate.value, **known, "bound": estimate.bound}

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from raytrain_plus.frontier.folder import read_trials
 from raytrain_plus.frontier.points import FinishedTrial, Objective, PointError
-from raytrain_plus.frontier.records import read_trials
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
 
@@ -21,7 +21,7 @@ State = Literal["running", "finished", "interrupted", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepAccount:
+class SweepResults:
     """A sweep, as far as a report is concerned.
 
     Attributes:
@@ -49,7 +49,7 @@ class SweepAccount:
     problem: str = ""
 
 
-def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -> SweepAccount:
+def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -> SweepResults:
     """Read a sweep's folder, or a bare table of trials.
 
     Args:
@@ -71,12 +71,12 @@ def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -
                 f"{path} has trials and no journal of a sweep, so nobody knows what was to be "
                 "good: name it with --metric, such as --metric accuracy or --metric loss:min"
             )
-        return SweepAccount(name=path.stem, task=task, objective=objective, trials=trials)
+        return SweepResults(name=path.stem, task=task, objective=objective, trials=trials)
     last, said = sittings[-1], sittings[-1]["sweep"]
     problems = [event["text"] for event in _since(events, last) if event["event"] == "problem"]
     ended = {trial.name for trial in trials}
     state = _state(path, _since(events, last))
-    return SweepAccount(
+    return SweepResults(
         name=said["name"],
         task=task or said["task"],
         objective=objective or Objective(metric=said["metric"], mode=said["mode"]),

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from raytrain_plus.frontier.folder import write_trials
 from raytrain_plus.frontier.points import Objective, PointError
-from raytrain_plus.frontier.records import write_trials
-from raytrain_plus.frontier.report.account import objective_of, read_sweep
+from raytrain_plus.frontier.report.results import objective_of, read_sweep
 from raytrain_plus.observe.journal import line_of
 from tests.frontier import synthetic
 from tests.frontier.synthetic import World
@@ -28,14 +28,14 @@ def sweep():
     ],
 )
 def test_a_folder_tells_how_its_sweep_has_ended(tmp_path, sweep, ends, state):
-    account = read_sweep(sweep.write(tmp_path / "s", *ends, under_way=2))
-    assert account.state == state
-    assert account.objective == Objective(metric=synthetic.METRIC, mode="min")
-    assert account.trials == sweep.trials
-    assert (account.name, account.task) == ("synthetic", "tasks:Synthetic")
-    assert (account.logical_ranks, account.workers, account.budget) == (4, 2, 3600)
-    assert account.under_way == 0
-    assert account.problem == ("no more" if state == "failed" else "")
+    sweep = read_sweep(sweep.write(tmp_path / "s", *ends, under_way=2))
+    assert sweep.state == state
+    assert sweep.objective == Objective(metric=synthetic.METRIC, mode="min")
+    assert sweep.trials == sweep.trials
+    assert (sweep.name, sweep.task) == ("synthetic", "tasks:Synthetic")
+    assert (sweep.logical_ranks, sweep.workers, sweep.budget) == (4, 2, 3600)
+    assert sweep.under_way == 0
+    assert sweep.problem == ("no more" if state == "failed" else "")
 
 
 @pytest.mark.parametrize(("held", "state"), [(True, "running"), (False, "interrupted")])
@@ -44,14 +44,14 @@ def test_a_sweep_runs_while_a_process_holds_its_lock(tmp_path, sweep, held, stat
     with (folder / "sweep" / "lock").open("a") as lock:
         if held:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        account = read_sweep(folder)
-        assert (account.state, account.under_way) == (state, 2 if held else 0)
+        sweep = read_sweep(folder)
+        assert (sweep.state, sweep.under_way) == (state, 2 if held else 0)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # looking has kept nobody out
 
 
 def test_a_sweep_that_has_just_begun_has_no_trials(tmp_path):
-    account = read_sweep(synthetic.Sweep(World()).write(tmp_path / "s"))
-    assert account.trials == []
+    sweep = read_sweep(synthetic.Sweep(World()).write(tmp_path / "s"))
+    assert sweep.trials == []
 
 
 def test_the_last_sitting_counts(tmp_path, sweep):
@@ -61,8 +61,8 @@ def test_the_last_sitting_counts(tmp_path, sweep):
     first.pop("crc", None)
     later = [{**first, "workers": 8}, {"event": "over", "time": 9e9}]
     path.write_bytes(path.read_bytes() + b"".join(map(line_of, later)))
-    account = read_sweep(folder)
-    assert (account.state, account.workers, account.problem) == ("finished", 8, "")
+    sweep = read_sweep(folder)
+    assert (sweep.state, sweep.workers, sweep.problem) == ("finished", 8, "")
 
 
 def test_a_bare_table_needs_an_objective(tmp_path, sweep):
@@ -70,9 +70,9 @@ def test_a_bare_table_needs_an_objective(tmp_path, sweep):
     write_trials(sweep.trials, path)
     with pytest.raises(PointError, match="--metric"):
         read_sweep(path)
-    account = read_sweep(path, objective_of("accuracy:min"), "tasks:Synthetic")
-    assert account.objective.mode == "min"
-    assert {t.name for t in account.trials} == {t.name for t in sweep.trials}
+    sweep = read_sweep(path, objective_of("accuracy:min"), "tasks:Synthetic")
+    assert sweep.objective.mode == "min"
+    assert {t.name for t in sweep.trials} == {t.name for t in sweep.trials}
 
 
 def test_what_is_no_sweep_is_refused(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raytrain_plus.frontier.folder import SCHEMA, read_trials, record, to_table, write_trials
 from raytrain_plus.frontier.points import PointError
-from raytrain_plus.frontier.records import SCHEMA, read_trials, record, to_table, write_trials
 from tests.frontier.spaces import SPACE, configs
 from tests.frontier.test_points import finished
 
@@ -59,7 +59,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tests.frontier.test_points import finished
-from raytrain_plus.frontier.records import record
+from raytrain_plus.frontier.folder import record
 for number in range(10_000):
     record(finished(f"t{number}", seed=number), Path(sys.argv[1]))
     print(number, flush=True)
