@@ -33,14 +33,15 @@ docs: install
 test: check
 	$(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/end_to_end
 
-# Everything but what is marked as slow: also whole runs, which start clusters and fill the machine,
-# and what bits depend on, as a processor without vector instructions computes it.
+# Everything but what is marked as slow: also each pair of algorithms on its own, whole runs, which
+# start clusters and fill the machine, and bits as a processor without vector instructions has them.
 test-all: test
+	$(BIN)/pytest --numprocesses $(WORKERS) -m pairs
 	$(BIN)/pytest tests/end_to_end
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
 		$(BIN)/pytest --numprocesses $(WORKERS) tests/training tests/chaos tests/end_to_end/test_bits.py
 
-# What takes minutes and seldom breaks: every algorithm together with torch.compile, more chaos.
+# Whole runs that take minutes each, such as a sweep, a cluster of namespaces and chaos: each night.
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 600
 

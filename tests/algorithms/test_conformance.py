@@ -18,6 +18,7 @@ from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.task import load_task
 from raytrain_plus.training import exchange
+from tests.algorithms.covering import covering_groups
 from tests.algorithms.fleet import Fleet
 from tests.algorithms.matrix import CASES
 from tests.algorithms.tiny import RANKS, TinyImages, TinyTokens, alone, build, trained
@@ -48,15 +49,26 @@ def compatible(one, other):
     )
 
 
+def in_pairs(task):
+    """Return the cases that are tried in pairs; those slow to start meet others in the sweeps."""
+    return [case for case in CASES if task in case.tasks and not case.slow]
+
+
 PAIRS = [
-    (one, other, task)
-    for one, other in itertools.combinations(CASES, 2)
+    (list(pair), task)
     for task in (TinyImages, TinyTokens)
-    if task in one.tasks
-    and task in other.tasks
-    and compatible(one, other)
-    # What is slow to start meets everything in the sweeps instead.
-    and not (one.slow or other.slow)
+    for pair in itertools.combinations(in_pairs(task), 2)
+    if compatible(*pair)
+]
+AT_ONCE = 6  # aspects of a weave
+WEAVES = [
+    ([BY_NAME[name] for name in group], task)
+    for task in (TinyImages, TinyTokens)
+    for group in covering_groups(
+        [case.aspect.name for case in in_pairs(task)],
+        lambda one, other: compatible(BY_NAME[one], BY_NAME[other]),
+        AT_ONCE,
+    )
 ]
 
 
@@ -119,23 +131,54 @@ def test_it_trains_the_same_bits_on_any_workers_through_a_kill_a_grow_and_a_resu
     assert fleet.replica.tokens == undisturbed.replica.tokens
 
 
-def entry(one, other, task):
-    name = f"{one.aspect.name}-{other.aspect.name}-{task.__name__}"
-    return pytest.param(one, other, task, id=name)
+def together(chosen):
+    """Parametrize a test with the cases of a weave, and a task."""
+    entries = [
+        pytest.param(cases, task, id="-".join([*(c.aspect.name for c in cases), task.__name__]))
+        for cases, task in chosen
+    ]
+    return pytest.mark.parametrize(("cases", "task"), entries)
 
 
-@pytest.mark.parametrize(("one", "other", "task"), list(itertools.starmap(entry, PAIRS)))
-def test_a_pair_trains_the_same_bits_in_either_order_of_listing(one, other, task, tmp_path):
-    undisturbed, _ = trained(task(), fresh(one.aspect, other.aspect)(), steps=3)
-    fleet = Fleet(task(), fresh(other.aspect, one.aspect))
+def assert_same_bits_in_any_order(cases, task, folder):
+    """Hold a fleet that lists the aspects backwards, and is disturbed, against one worker."""
+    aspects = [case.aspect for case in cases]
+    undisturbed, _ = trained(task(), fresh(*aspects)(), steps=3)
+    fleet = Fleet(task(), fresh(*reversed(aspects)))
     fleet.resize(2)
     fleet.run(1)
     fleet.resize(3)
     fleet.run(1, kill_in="backward")
     fleet.run(1)
-    fleet.resume(tmp_path / "checkpoint")  # in the middle of an epoch
+    fleet.resume(folder)  # in the middle of an epoch
     fleet.run(1)
     assert fleet.digests() == {undisturbed.replica.digest()}
+
+
+def test_each_pair_is_in_a_weave():
+    def pairs_of(groups):
+        return {
+            (frozenset((one.aspect.name, other.aspect.name)), task)
+            for cases, task in groups
+            for one, other in itertools.combinations(cases, 2)
+        }
+
+    assert pairs_of(WEAVES) == pairs_of(PAIRS)  # also: none that excludes another
+    assert len(PAIRS) > 300
+    assert len(WEAVES) < len(PAIRS) / 5
+    assert pairs_of(WEAVES[1:]) != pairs_of(PAIRS)  # the control: each weave is needed
+
+
+@together(WEAVES)
+def test_a_weave_trains_the_same_bits_in_either_order_of_listing(cases, task, tmp_path):
+    assert_same_bits_in_any_order(cases, task, tmp_path / "checkpoint")
+
+
+@pytest.mark.pairs
+@together(PAIRS)
+def test_a_pair_trains_the_same_bits_in_either_order_of_listing(cases, task, tmp_path):
+    """Each pair on its own, where no third aspect hides what one does to the other."""
+    assert_same_bits_in_any_order(cases, task, tmp_path / "checkpoint")
 
 
 @single
@@ -267,10 +310,13 @@ class LosesItsDisguise(Aspect):
 GENERATORS, COUNTS = {}, {}
 
 
+@pytest.mark.parametrize("others", [0, AT_ONCE - 1])
 @pytest.mark.parametrize("kind", [DrawsFromItsOwnGenerator, CountsOnTheSide, LosesItsDisguise])
-def test_an_aspect_that_breaks_the_promise_is_noticed(kind):
-    undisturbed, _ = trained(TinyImages(), [kind()], steps=3)
-    fleet = Fleet(TinyImages(), lambda: [kind()])
+def test_an_aspect_that_breaks_the_promise_is_noticed_alone_and_in_a_weave(kind, others):
+    cases = next(cases for cases, task in WEAVES if task is TinyImages)[:others]
+    make_others = fresh(*(case.aspect for case in cases))
+    undisturbed, _ = trained(TinyImages(), [kind(), *make_others()], steps=3)
+    fleet = Fleet(TinyImages(), lambda: [kind(), *make_others()])
     fleet.run(1)
     fleet.resize(2)
     fleet.run(1, kill_in="backward") if kind is LosesItsDisguise else fleet.run(1)
