@@ -119,6 +119,13 @@ class FromRay:
         return found
 
 
+def _elsewhere(node: str) -> Any:
+    """Return how Ray places an actor on another node than this one, if another has room."""
+    return ray.util.scheduling_strategies.NodeLabelSchedulingStrategy(
+        hard={}, soft={_NODE_LABEL: ray.util.scheduling_strategies.NotIn(node)}
+    )
+
+
 class FromPool:
     """Processes that serve one run after another; see `worker_pool/server.py`."""
 
