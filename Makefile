@@ -1,7 +1,7 @@
 # `make demo`, `make test` and `make test-all` set up what they need, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# Beside the environment, not in it: see tests/algorithms/side.py.
+# Next to the environment, not in it: see tests/algorithms/side.py.
 SIDE := .venv/transformers/site-packages
 WORKERS ?= 2
 LAB ?= runs/lab
@@ -63,7 +63,7 @@ lab-down: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# Which optimizers and models keep the promise; the libraries stand beside the environment.
+# Which optimizers and models keep the promise; the libraries stand next to the environment.
 bench-optimizers: install
 	$(BIN)/pip install --quiet --target benchmarks/.optimizers --no-deps \
 		pytorch_optimizer==4.1.0 schedulefree==1.4.1 prodigyopt==1.1.2 heavyball==3.2.1

@@ -43,7 +43,7 @@ find_python() {
     return 1
 }
 
-# Whoever reads Ray's token may run anything on the cluster.
+# A process that reads Ray's token may run anything on the cluster.
 [ ! -e ~/.ray/auth_token ] || chmod 600 ~/.ray/auth_token
 
 found=$(command -v raytrain-plus || true)
@@ -53,7 +53,7 @@ if [ -n "$found" ] && [ "$found" != "$environment/bin/raytrain-plus" ]; then
 fi
 if [ -x "$environment/bin/raytrain-plus" ] && [ ! -e "$mark" ]; then
     let_shells_find_it
-    echo "$environment was made by somebody else. Nothing is installed."
+    echo "$environment was made by another user. Nothing is installed."
     exit
 fi
 
@@ -68,7 +68,7 @@ if [ -x "$environment/bin/raytrain-plus" ] && [ "$(cat "$mark")" = "$(wanted)" ]
     exit
 fi
 python=$(find_python)
-# Empty until all is installed: whoever comes after a failure begins again.
+# Empty until all is installed, so that an installation after a failure begins again.
 : >"$mark"
 "$python" -m venv "$environment"
 PIP_CONSTRAINT=$source/constraints.txt "$environment/bin/pip" install --quiet \

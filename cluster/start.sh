@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start Ray on this machine, and the node agent beside it; when its raylet has ended, end the rest.
+# Start Ray on this machine, and the node agent with it. When its raylet has ended, end the rest.
 #
 #     start.sh ray start ...
 #

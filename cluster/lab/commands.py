@@ -70,7 +70,7 @@ def remove_switch(number: int) -> Command:
 
 
 def cable(number: int, host: str, *, joined: bool) -> Command:
-    """Return the command that pulls a host's cable, or plugs it in again: nobody is told."""
+    """Return the command that pulls a host's cable or plugs it in, without a notice."""
     state = "up" if joined else "down"
     return ["ip", "-n", namespace(number, SWITCH), "link", "set", "dev", host, state]
 
@@ -168,7 +168,7 @@ def enter(pid: int, command: Sequence[str], environment: Mapping[str, str], path
     Args:
         pid: of the host's process 1.
         command: what to run.
-        environment: what it finds beside the usual variables.
+        environment: variables in addition to the usual ones.
         path: where its programs are looked for, before the system's folders.
     """
     usual = {

@@ -248,7 +248,7 @@ class Lab:
         subprocess.run(commands.remove_switch(self.number), capture_output=True, check=False)
         (self.folder / _STATE).unlink()
         with contextlib.suppress(OSError):
-            self.folder.rmdir()  # unless somebody has put something else there
+            self.folder.rmdir()  # unless something else was put there
 
     def _shorten(self, host: str) -> None:
         """End the process that carries a host's frames, if there is one."""
@@ -302,7 +302,7 @@ def _kill(find: Callable[[], int | None]) -> None:
 
 
 def _claim_number() -> int:
-    """Take a number that no lab has: whoever makes the switch's namespace has it."""
+    """Take a number that no lab has. The process that makes the switch's namespace owns it."""
     while True:
         listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
         names = {line.split()[0] for line in listed.stdout.splitlines() if line}

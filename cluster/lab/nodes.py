@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from cluster.lab.hosts import Lab
 from cluster.lab.names import LabError
 
-# Beside a busy machine's other work, Ray's niceness would starve the workers. The hosts have no
-# token in common, and nobody else on their network.
+# On a busy machine, Ray's niceness would starve the workers. The hosts have no
+# token in common, and no other host is on their network.
 ENVIRONMENT = {"RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"}
 
 _PORT = 6379

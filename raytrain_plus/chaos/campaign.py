@@ -51,7 +51,7 @@ class Campaign:
         runs: schedules.
         seed: schedule number i follows from `seed + i` and from what stands below.
         kinds: of faults.
-        workers: the most; a run goes on with whoever is left.
+        workers: the most; a run continues with the workers that are left.
         logical_ranks: V.
         steps: of each schedule, an even number: it evaluates in its middle and at its end.
         batch_size: samples per step.
@@ -165,7 +165,7 @@ def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
     Raises:
         ScheduleError: such schedules cannot be drawn.
         TrainingFailedError: the undisturbed run failed.
-        KeyboardInterrupt: somebody wants it to end.
+        KeyboardInterrupt: the user interrupts it.
     """
     undisturbed = campaign.trainer("undisturbed")
     evaluates = undisturbed.spec.evaluation_data is not None

@@ -37,7 +37,7 @@ class Verdict:
         state: `equal` to the undisturbed run in every bit, or `differs` from it, or the run
             `failed`.
         reason: where it differs, or why it failed.
-        not_struck: faults that found nobody to strike, which is no failure.
+        not_struck: faults that found no worker to strike, which is no failure.
     """
 
     act: Act

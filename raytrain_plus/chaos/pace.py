@@ -1,4 +1,4 @@
-"""Holding a run back until replacements have come, so that the next fault finds somebody."""
+"""Holding a run back until replacements have come, so that the next fault finds a worker."""
 
 import time
 from pathlib import Path

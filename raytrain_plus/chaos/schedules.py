@@ -139,7 +139,7 @@ def everybody(stage: Stage) -> list[Fault]:
 
 
 def all_killed(stage: Stage) -> list[Fault]:
-    """Leave nobody: all is computed again."""
+    """Leave no worker: all steps are computed again."""
     return [Fault(step=stage.step, action="kill_all", phase=stage.anywhere())]
 
 
@@ -227,7 +227,7 @@ def during_resize(stage: Stage) -> list[Fault]:
 
 
 def while_the_replacement_joins(stage: Stage) -> list[Fault]:
-    """Strikes the replacement or whoever heals it, when it comes: at another step, any later."""
+    """Strike the replacement or the worker that heals it, when it comes: at any later step."""
     first, second = during_recovery(stage)
     return [first, replace(second, step=stage.step + 1)]
 
@@ -295,8 +295,8 @@ def schedule(
 def _wanted(acts: Sequence[_Act], workers: int) -> dict[int, int]:
     """Say when to wait for a whole group.
 
-    Where somebody is struck while the group forms again, it has to be able to: there must have been
-    more than one before, and somebody must come after.
+    A fault that strikes while the group forms again needs a group that can form: more than one
+    worker before it, and another worker after it.
     """
     wanted = {1: workers}
     regroups = [any(f.phase in IN_REGROUPING for f in act.faults) for act in acts]

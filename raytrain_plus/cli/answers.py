@@ -73,7 +73,7 @@ _EXTRAS = {
 
 
 def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
-    """Run a command; what goes wrong is told on stderr.
+    """Run a command; errors go to stderr.
 
     Wrong input ends with status 2, a failed run with 1, and what a signal has ended with 128 and
     the signal's number: 130 for Ctrl-C, 143 for SIGTERM.

@@ -96,7 +96,7 @@ def _run(campaign: Campaign, out: Console, ended_by: list[int]) -> dict[str, Any
         ended_by.append(status_of(error))
     answered = summary(judged, interrupted=interrupted)
     counts = ", ".join(f"{answered[state]} {state}" for state in get_args(State))
-    unstruck = f"; {n} faults found nobody to strike" if (n := answered["not_struck"]) else ""
+    unstruck = f"; {n} faults found no worker to strike" if (n := answered["not_struck"]) else ""
     of = f" of {campaign.runs}" if interrupted else ""
     out.print(f"{len(judged)}{of} schedules: {counts}{unstruck}", highlight=False)
     return answered

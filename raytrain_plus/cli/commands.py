@@ -144,7 +144,7 @@ def train(  # noqa: PLR0913 - one option each
     speed: Annotated[float, typer.Option(help="How many times as fast to replay it.")] = 1.0,
     hang_deadline: Annotated[float | None, typer.Option(help="Seconds without progress.")] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for MIN workers.")] = 120.0,
-    spares: Annotated[int, typer.Option(help="Workers kept warm beside the group.")] = 0,
+    spares: Annotated[int, typer.Option(help="Workers kept warm in addition to the group.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads per worker.")] = None,
     cpus: Annotated[
         float | None, typer.Option(help="CPUs that each worker holds. Default: one per thread.")

@@ -82,7 +82,10 @@ def write(  # noqa: PLR0913 - one option each
     seed: Annotated[int, typer.Option(help="Of the mixed order.")] = 0,
     parallel: Annotated[int, typer.Option(help="Files stored at once.")] = 4,
     only_writer: Annotated[
-        bool, typer.Option("--only-writer", help="Nobody else writes there: need no condition.")
+        bool,
+        typer.Option(
+            "--only-writer", help="No other process writes there, so writes need no condition."
+        ),
     ] = False,
     storage_option: Options = None,
     as_json: Json = False,

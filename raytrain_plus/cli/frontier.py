@@ -29,7 +29,8 @@ def frontier(  # noqa: PLR0913 - one option each
     ] = None,
     task: Annotated[str, typer.Option(help="Likewise, as module:attribute.")] = "",
     watch: Annotated[
-        bool, typer.Option("--watch/--once", help="Write it anew until the sweep has ended.")
+        bool,
+        typer.Option("--watch/--once", help="Write it again and again until the sweep has ended."),
     ] = False,
     open_it: Annotated[
         bool, typer.Option("--open/--no-open", help="Show the page in a browser.")

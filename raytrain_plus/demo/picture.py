@@ -1,4 +1,4 @@
-"""A picture of a disturbed run beside an undisturbed one."""
+"""A picture of a disturbed run next to an undisturbed one."""
 
 from pathlib import Path
 

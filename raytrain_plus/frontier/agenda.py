@@ -149,7 +149,7 @@ class Agenda:
     def _repeats_of_the_best(self, finished: Sequence[FinishedTrial]) -> Iterator[Proposal]:
         """Yield what the best baseline of each duration lacks, a seed at a time.
 
-        Whoever was best by luck falls behind with a further seed, and another one's turn comes.
+        A recipe that was best by luck falls behind with a further seed. Then another follows.
         """
         plain = self._baselines(finished)
         for duration in (*self.space.rungs, *self.beyond):
@@ -265,12 +265,12 @@ class SweepBudget:
     overhead: float = 1.0
 
     def fits(self, proposal: Recipe, pending: Sequence[Recipe], rate: float | None) -> bool:
-        """Say whether a trial would end within the budget, beside those that are running.
+        """Say whether a trial would end within the budget, next to those that are running.
 
         Args:
             proposal: of the trial.
             pending: of those that are running.
-            rate: device-seconds per unit of duration, None if nobody knows yet.
+            rate: device-seconds per unit of duration, None if it is not known yet.
         """
         if rate is None:
             return self.spent < self.budget

@@ -67,7 +67,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A point beside the baseline's curve.
+    """A point compared with the baseline's curve.
 
     Attributes:
         point: the point.
@@ -132,7 +132,7 @@ def best_per_duration(found: Iterable[Point], objective: Objective) -> list[Poin
 
 
 def _beside(costs: Array, qualities: Array) -> tuple[Known, Known]:
-    """Return the speed-up and the gain of the first point beside the curve of the others."""
+    """Return the speed-up and the gain of the first point over the curve of the others."""
     curve = Curve(costs[1:], qualities[1:])
     cost, quality = float(costs[0]), float(qualities[0])
     needed, reached = curve.cost_of(quality), curve.quality_at(cost)

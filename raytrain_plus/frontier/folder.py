@@ -240,6 +240,6 @@ class SweepFolder:
         return sorted(found, key=lambda trial: (trial.ended, trial.name))
 
     def new_run(self, trial: str) -> str:
-        """Return the name of a trial's next run: one that was cut off is begun anew."""
+        """Return the name of a trial's next run: one that was cut off starts again."""
         attempts = len(list(self.runs.glob(f"{trial}.*")))
         return f"{trial}.{attempts}"

@@ -26,7 +26,7 @@ class PointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is to be good, beside cost, which is to be low.
+    """What is to be good, while cost is to be low.
 
     Attributes:
         metric: the name of one of the task's metrics.

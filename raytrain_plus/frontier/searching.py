@@ -1,7 +1,7 @@
 """The sweep's searcher: what Ray Tune asks for the next trial.
 
 It decides nothing that it could forget: all that it knows is in the sweep's folder, proposals
-before Tune hears of them and trials before Tune is told that they have ended. So it needs none of
+before Tune gets them, and trials before Tune hears that they have ended. So it needs none of
 Tune's own state to go on after a kill.
 """
 
@@ -239,7 +239,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
     def _drawn_at(
         self, duration: str, finished: list[FinishedTrial], known: set[tuple[str, int]]
     ) -> Recipe | None:
-        """Return a recipe of that duration that nobody has tried, if one is found.
+        """Return a recipe of that duration that has not been tried, if one is found.
 
         Where there are few, the sampler soon proposes only what is known.
         """

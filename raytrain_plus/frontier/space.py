@@ -139,7 +139,7 @@ class RecipeSpace(BaseModel):
         return self
 
     def _check_aspects(self) -> None:
-        """Try each aspect beside the baseline's, at both ends of each of its settings."""
+        """Try each aspect together with the baseline's, at both ends of each of its settings."""
         both = sorted(self.aspects.keys() & self.baseline.algorithms.keys())
         if both:
             raise SpaceError(
@@ -192,7 +192,7 @@ class RecipeSpace(BaseModel):
 
     @cached_property
     def settings(self) -> dict[str, Domain]:
-        """What varies beside durations, batch sizes and aspects: name in a config -> domain."""
+        """What varies other than durations, batch sizes and aspects: name in a config -> domain."""
         of_aspects = {
             f"{short}.{key}": domain
             for short, name in self.names.items()

@@ -25,7 +25,7 @@ from raytrain_plus.observe.journal import Event
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
 from raytrain_plus.worker_pool.server import abandon_run, stop_run
 
-_PARTING = 30.0  # seconds for a run that is told to stop
+_PARTING = 30.0  # seconds for a run that was asked to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
         except Exception as failure:  # noqa: BLE001 - a recipe that cannot be run is a result
             error = f"{type(failure).__name__}: {failure}"
         if summary.get("state") == "stopped":
-            return  # whoever stopped it keeps it
+            return  # the one that stopped it keeps it
         finished = self._finished(summary, error)
         self._folder.finish(finished)
         self._told.put(

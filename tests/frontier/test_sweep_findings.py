@@ -137,7 +137,7 @@ def test_recipes_that_one_seed_alone_has_run_blur_no_contribution_of_the_others(
     assert ema.effect.verdict == "shown"
     assert ema.effect.estimate.value == pytest.approx(0.1, abs=0.005)
     assert (told.duration, told.trials) == ("2000sp", 16)
-    assert told.unknown["SAM",] == "not run beside the others with several seeds"
+    assert told.unknown["SAM",] == "not run with the others with several seeds"
 
 
 def test_what_was_run_with_one_seed_is_all_there_is_to_tell_from():

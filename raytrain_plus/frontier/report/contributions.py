@@ -1,7 +1,7 @@
 """What aspects contribute, in three measures: quality at equal cost, quality, and cost.
 
 Trials are compared only with those that have the same duration, seed, batch size and settings of
-the task: a learning rate that was tried beside others must not count as what an aspect does. And
+the task: a learning rate that was tried among others must not count as what an aspect does. And
 doubt comes from seeds: where some recipes were run with several, those alone count, each with all
 of the same seeds and at the same duration, so that seeds differ by nothing but chance.
 """
@@ -111,7 +111,7 @@ def contributions_of(
                 for aspects, why in main.unknown
             },
             **{
-                (name,): "not run beside the others with several seeds"
+                (name,): "not run with the others with several seeds"
                 for name in sorted(_names(alike) - _names(groups))
             },
         },

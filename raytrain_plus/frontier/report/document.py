@@ -57,7 +57,7 @@ def _frontier(found: Findings) -> list[str]:
             ]
         )
     goal = drawings.quality_label(found)
-    return ["## The frontier", f"{_escaped(goal)}, beside cost.", _table(head, rows),
+    return ["## The frontier", f"{_escaped(goal)}, over cost.", _table(head, rows),
             *map(_escaped, wording.remarks(found))]  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def calibration_drawing(found: Findings) -> Drawing:
             )
         ],
         x=Axis(label="time of the sweep", seconds=True, low=0.0),
-        y=Axis(label="speed beside the usual", low=1 - reach, high=1 + reach),
+        y=Axis(label="speed relative to the usual", low=1 - reach, high=1 + reach),
     )
 
 

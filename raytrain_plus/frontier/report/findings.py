@@ -27,7 +27,7 @@ Corners = list[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierRow:
-    """A recipe on the frontier, beside the baseline.
+    """A recipe on the frontier, compared with the baseline.
 
     Attributes:
         point: its trials.

@@ -1,6 +1,6 @@
 """The charts of a sweep as a picture for documents, where a page cannot be.
 
-The page's charts put their words beside the drawing as HTML, so that no renderer of SVG shows them
+The page's charts put their words next to the drawing as HTML, so that no renderer of SVG shows them
 whole. matplotlib draws the same values instead: it needs no browser, and brings its own font.
 """
 

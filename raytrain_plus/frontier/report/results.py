@@ -26,14 +26,14 @@ class SweepResults:
 
     Attributes:
         name: of the sweep.
-        task: where to import it; empty if nobody knows.
+        task: where to import it; empty if unknown.
         objective: what is to be good.
         trials: that have ended, in that order.
         state: whether it is running, has used up what it was given, or was cut off.
         under_way: trials that have begun and not ended.
-        logical_ranks: V of every run; None if nobody knows.
+        logical_ranks: V of every run; None if unknown.
         workers: of the pool, in the last sitting.
-        budget: seconds of the pool, in all; None if nobody knows.
+        budget: seconds of the pool, in all; None if unknown.
         problem: why it failed.
     """
 
@@ -68,8 +68,9 @@ def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -
     if not sittings:
         if objective is None:
             raise PointError(
-                f"{path} has trials and no journal of a sweep, so nobody knows what was to be "
-                "good: name it with --metric, such as --metric accuracy or --metric loss:min"
+                f"{path} has trials and no journal of a sweep, so what was to be "
+                "good is not known: name it with --metric, such as --metric accuracy or "
+                "--metric loss:min"
             )
         return SweepResults(name=path.stem, task=task, objective=objective, trials=trials)
     last, said = sittings[-1], sittings[-1]["sweep"]
@@ -137,7 +138,7 @@ def _state(path: Path, events: Sequence[Event]) -> State:
 
 
 def _is_held(path: Path) -> bool:
-    """Say whether a process works in a sweep's folder; whoever does holds its lock."""
+    """Say whether a process works in a sweep's folder: it holds the folder's lock."""
     lock = path / "sweep" / "lock"
     if not lock.exists():
         return False

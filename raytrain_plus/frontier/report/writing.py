@@ -20,7 +20,7 @@ RECIPES, TRIALS, WINNER = "recipes.csv", "trials.csv", "winner.yaml"
 def write_report(found: Findings, folder: Path) -> str:
     """Write the page, the picture, the tables, the document, and the winner's recipe.
 
-    Each file replaces the one before at once: whoever reads it sees a whole one.
+    Each file replaces the one before atomically, so a reader always sees a whole file.
 
     Args:
         found: of the sweep.
