@@ -1,11 +1,17 @@
-"""What a sweep is to run next, from what it has run: a pure function of its table of trials.
+"""Chooses the next trial of a sweep: a pure function of the trials that the sweep has run.
 
-In this order: the baseline at every duration, and at the shortest with several seeds, which show
-what chance does; a calibration where one is due; the factorial design; all seeds for the best of
-the baselines at each duration, which bear every comparison, also at durations that are longer than
-any recipe's; the design with further seeds; and then, in turns, what is promoted and what the
-sampler proposes. And whatever it is: no set of aspects is tried more often at a duration than the
-baseline itself, which is tuned there first.
+The order is:
+
+1. the baseline at every duration, at the shortest with several seeds, which show the noise;
+2. a calibration, if one is due;
+3. the factorial design;
+4. all seeds for the best baseline of each duration, since every comparison depends on them; also
+   at durations that are longer than any recipe's;
+5. the design with further seeds;
+6. promotions and the sampler's proposals, in turns.
+
+At each duration the baseline is tuned first. No set of aspects is tried there more often than the
+baseline itself.
 """
 
 import random
@@ -26,18 +32,18 @@ BASELINE, TUNING, CALIBRATION = "baseline", "tuning", "calibration"
 PROMOTION, FACTORIAL, SEARCH = "promotion", "factorial", "search"
 
 Promoted = tuple[Recipe, int]
-"""A recipe at some duration, and a seed to run it with."""
+"""A recipe at some duration, and the seed to run it with."""
 Promote = Callable[[Sequence[FinishedTrial]], Iterable[Promoted]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A trial that is to be run.
+    """A trial to run.
 
     Attributes:
-        purpose: why, one of the words at the head of this module.
+        purpose: why it is run, one of the constants at the top of this module.
         recipe: what to train.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     purpose: str
@@ -46,7 +52,7 @@ class Proposal:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells it from all trials that would compute something else."""
+        """A key that differs between trials that compute different results."""
         return key_of(self.recipe), self.seed
 
 
@@ -55,16 +61,16 @@ class Agenda:
     """The order of a sweep's trials.
 
     Attributes:
-        space: what may be proposed.
-        seeds: of the runs; the first is that of all trials but promotions.
-        promote: says what is promoted.
-        beyond: longer durations, of the baseline alone.
-        design: what is run besides, or None.
-        design_at: its duration. Default the shortest.
-        design_seeds: with how many seeds.
-        calibrate_every: trials between two calibrations; 0 for none.
-        sign: 1 where more quality is better, -1 where less is.
-        explore: the sampler's part of what is trained for promotions and for the sampler together.
+        space: the recipes that may be proposed.
+        seeds: seeds of the runs; all trials except promotions use the first.
+        promote: returns what is promoted.
+        beyond: longer durations, for the baseline only.
+        design: a factorial design to run, or None.
+        design_at: duration of the design. Default the shortest.
+        design_seeds: number of seeds of the design.
+        calibrate_every: number of trials between two calibrations; 0 for none.
+        sign: 1 if higher quality is better, -1 if lower quality is better.
+        explore: the sampler's share of the training for promotions and for the sampler.
     """
 
     space: RecipeSpace
@@ -85,14 +91,14 @@ class Agenda:
         draw: Callable[[], Recipe | None],
         fits: Callable[[Recipe], bool] = lambda _: True,
     ) -> Proposal | None:
-        """Return what to run now, or None if nothing can be run before something ends.
+        """Return what to run now, or None if nothing can run before another trial ends.
 
         Args:
             finished: all trials that have ended.
             pending: proposals whose trials have not ended.
-            draw: returns the sampler's recipe, at the shortest duration as long as there is a new
-                one; None for no more. It returns the same until that has been proposed.
-            fits: says whether the budget allows for a recipe.
+            draw: returns the sampler's recipe, at the shortest duration while there is a new one
+                there; None if there are no more. It repeats a recipe until it has been proposed.
+            fits: returns whether a recipe fits into the budget.
         """
         known = {(key_of(t.recipe), t.seed) for t in finished} | {p.key for p in pending}
         tried = _run(finished, pending)
@@ -147,9 +153,9 @@ class Agenda:
         return both > 0 and lengths[SEARCH] < self.explore * both
 
     def _repeats_of_the_best(self, finished: Sequence[FinishedTrial]) -> Iterator[Proposal]:
-        """Yield what the best baseline of each duration lacks, a seed at a time.
+        """Yield the missing trials of the best baseline of each duration, one seed at a time.
 
-        A recipe that was best by luck falls behind with a further seed. Then another follows.
+        A recipe that was best by luck falls behind with a further seed. Then the next best follows.
         """
         plain = self._baselines(finished)
         for duration in (*self.space.rungs, *self.beyond):
@@ -178,7 +184,7 @@ class Agenda:
         known: set[tuple[str, int]],
         finished: Sequence[FinishedTrial],
     ) -> Proposal:
-        """Return the wish, or a trial that tunes the baseline at the same duration."""
+        """Return the wanted trial, or one that tunes the baseline at the same duration."""
         on = self.aspects_of(wish.recipe)
         if not on:
             return wish
@@ -196,9 +202,9 @@ class Agenda:
         return wish  # there is nothing left to tune
 
     def _tunings(self, duration: str, finished: Sequence[FinishedTrial]) -> Iterator[Promoted]:
-        """Yield baselines with other settings of the task; other seeds where nothing varies.
+        """Yield baselines with other settings of the task, or other seeds if no setting varies.
 
-        First those that were best at the next shorter duration, and then what chance draws.
+        Settings that were best at the next shorter duration come first, then random ones.
         """
         varied = {key: self.space.entries[key] for key in self.space.settings_of("task")}
         varied["batch_size"] = self.space.entries["batch_size"]
@@ -217,7 +223,7 @@ class Agenda:
             yield self.space.recipe(config | {"duration": duration}), self.seeds[0]
 
     def _baselines(self, finished: Sequence[FinishedTrial]) -> list[Point]:
-        """Return what the baseline has shown, at all durations and settings."""
+        """Return the baseline's points at all durations and settings."""
         return [point for point in points(finished) if not self.aspects_of(point.recipe)]
 
     def aspects_of(self, recipe: Recipe) -> frozenset[str]:
@@ -249,14 +255,13 @@ def _drawn(domain: Domain, chance: random.Random) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepBudget:
-    """How much of a budget is spent, and whether another trial still fits.
+    """How much of a budget is spent, and whether another trial fits.
 
     Attributes:
-        budget: seconds of the whole pool.
-        spent: of them, so far.
-        workers: in the pool.
-        overhead: seconds of the pool that a device-second of training has taken so far, times its
-            workers; at least 1.
+        budget: seconds of the whole pool's time.
+        spent: seconds of the budget that are spent so far.
+        workers: number of workers in the pool.
+        overhead: worker-seconds of the pool per device-second of training so far; at least 1.
     """
 
     budget: float
@@ -268,8 +273,8 @@ class SweepBudget:
         """Say whether a trial would end within the budget, next to those that are running.
 
         Args:
-            proposal: of the trial.
-            pending: of those that are running.
+            proposal: the trial's proposal.
+            pending: proposals of the running trials.
             rate: device-seconds per unit of duration, None if it is not known yet.
         """
         if rate is None:
@@ -277,7 +282,7 @@ class SweepBudget:
         return self.spent + self.seconds([proposal, *pending], rate) <= self.budget
 
     def seconds(self, recipes: Sequence[Recipe], rate: float) -> float:
-        """Return how long the pool takes for some recipes."""
+        """Return how many seconds the pool needs for some recipes."""
         return sum(map(length_of, recipes)) * rate * self.overhead / self.workers
 
 
@@ -287,7 +292,7 @@ def length_of(recipe: Recipe) -> float:
 
 
 def rate_of(finished: Sequence[FinishedTrial]) -> float | None:
-    """Return what a unit of duration has cost so far in complete trials, None before the first."""
+    """Return the mean cost of a unit of duration in complete trials, None before the first."""
     complete = [t for t in finished if t.outcome == "complete"]
     lengths = sum(length_of(t.recipe) for t in complete)
     return sum(t.cost for t in complete) / lengths if lengths else None

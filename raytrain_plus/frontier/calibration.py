@@ -1,9 +1,9 @@
-"""Correcting costs for a machine that is not always equally fast.
+"""Corrects costs for a machine whose speed changes.
 
-Every so often a sweep runs the same baseline with the same seed again. It does the same work, bit
-for bit, so what it costs more or less is the machine's doing. Between two such runs the machine's
-speed is taken to change linearly, before the first and after the last to stay as it was. A run's
-own noise goes into the costs around it; correcting pays where `spread` is well above the noise.
+At intervals a sweep runs the same baseline with the same seed again. The work is the same bit for
+bit, so a difference in cost comes from the machine. The machine's speed is assumed to change
+linearly between two such runs, and to be constant before the first and after the last. The noise of
+each run adds to the costs around it, so the correction helps if `spread` is well above the noise.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Calibration:
 
     Attributes:
         times: the middles of the calibration runs, in seconds since the epoch, rising.
-        speeds: the median cost of all calibration runs, divided by the cost of each; above 1 the
+        speeds: the median cost of all calibration runs divided by the cost of each; above 1 the
             machine was faster than usual.
     """
 
@@ -30,13 +30,13 @@ class Calibration:
 
     @classmethod
     def of(cls, runs: Sequence[FinishedTrial]) -> "Calibration":
-        """Learn from repeated runs; with fewer than two, nothing is corrected.
+        """Compute the machine's speed from repeated runs; fewer than two correct nothing.
 
         Args:
             runs: complete trials of one recipe and one seed, in any order.
 
         Raises:
-            PointError: they are not the same run, or one is not complete.
+            PointError: the runs are not repeats of one run, or one is not complete.
         """
         if len({(key_of(run.recipe), run.seed) for run in runs}) > 1:
             raise PointError(
@@ -58,18 +58,18 @@ class Calibration:
 
     @property
     def spread(self) -> float:
-        """By how much the fastest run was faster than the slowest: 0.1 is ten per cent."""
+        """How much faster the fastest run was than the slowest: 0.1 is ten per cent."""
         return max(self.speeds) / min(self.speeds) - 1 if self.speeds else 0.0
 
     def factor(self, started: float, ended: float) -> float:
-        """Return what the cost of a trial is to be multiplied with.
+        """Return the factor by which to multiply a trial's cost.
 
         Args:
             started: seconds since the epoch.
-            ended: likewise.
+            ended: seconds since the epoch.
 
         Returns:
-            The machine's mean speed in between; 1 where nothing is known.
+            The machine's mean speed during the trial; 1 if nothing is known.
         """
         if not self.speeds:
             return 1.0
@@ -81,7 +81,7 @@ class Calibration:
         return float(np.trapezoid(speeds, (grid - started) / (ended - started)))
 
     def correct(self, trial: FinishedTrial) -> FinishedTrial:
-        """Return a trial with what it would have cost at the usual speed, all parts alike."""
+        """Return a trial with its costs at the usual speed; all parts get the same factor."""
         factor = self.factor(trial.started, trial.ended)
         return replace(
             trial,

@@ -1,9 +1,9 @@
-"""How much faster, and how much better, than the baseline's curve.
+"""How much faster and how much better a point is than the baseline's curve.
 
 The baseline is trained at several durations. Between them its quality is interpolated linearly over
-the logarithm of its cost, and never falls as cost rises: where noise made a longer run worse, the
-shorter one's quality counts, which favours the baseline. Nothing is said beyond the curve's ends
-but that it is beyond.
+the logarithm of its cost. The curve never falls as cost rises: where noise made a longer run worse,
+the quality of the shorter run counts, which favours the baseline. Outside of the curve's ends only
+a bound is known.
 """
 
 import math
@@ -16,15 +16,15 @@ from raytrain_plus.frontier.estimates import Array, Estimate, draws, from_replic
 from raytrain_plus.frontier.points import Objective, Point, PointError
 
 Known = tuple[float, float]
-"""Between what a number lies: twice the same where it is known exactly."""
+"""Lower and upper bound of a number; both are equal if it is known exactly."""
 
 
 class Curve:
-    """What quality costs.
+    """Quality as a function of cost.
 
     Args:
         costs: device-seconds, above zero; at least two that differ, in any order.
-        qualities: of which more is better.
+        qualities: higher is better.
 
     Raises:
         PointError: fewer than two costs.
@@ -40,7 +40,7 @@ class Curve:
         self._qualities: Array = np.maximum.accumulate([quality for _, quality in pairs])
 
     def quality_at(self, cost: float) -> Known:
-        """Return between what the quality at a cost lies."""
+        """Return bounds of the quality at a cost."""
         at = math.log(cost)
         if at < self._costs[0]:
             return -math.inf, float(self._qualities[0])
@@ -50,7 +50,7 @@ class Curve:
         return quality, quality
 
     def cost_of(self, quality: float) -> Known:
-        """Return between what the least cost of a quality lies."""
+        """Return bounds of the least cost of a quality."""
         place = int(np.searchsorted(self._qualities, quality))
         if place == len(self._qualities):
             return math.exp(self._costs[-1]), math.inf
@@ -72,8 +72,8 @@ class Comparison:
     Attributes:
         point: the point.
         speed_up: the baseline's cost of the point's quality, divided by the point's cost.
-        gain: the point's quality less the baseline's at the point's cost, in the metric's units;
-            above zero is better, whichever way the metric goes.
+        gain: the point's quality minus the baseline's at the point's cost, in the metric's units;
+            above zero is better, also if a lower metric is better.
     """
 
     point: Point
@@ -86,18 +86,18 @@ def compare(
 ) -> Comparison:
     """Compare a point with the baseline's curve.
 
-    Intervals come from a bootstrap over seeds (see `estimates`): a seed is drawn for the point and
-    for the whole curve at once, so that where both share seeds, they are paired. How many seeds
-    count is the fewest that the point or any point of the curve has.
+    Intervals come from a bootstrap over seeds (see `estimates`). Each seed is drawn for the point
+    and for the whole curve together, so shared seeds are paired. The number of seeds that counts is
+    the smallest among the point and the points of the curve.
 
     Args:
         point: the point.
         baseline: one point per duration, at least two.
-        objective: what is good.
-        seed: of the bootstrap.
+        objective: the metric and its direction.
+        seed: seed of the bootstrap.
 
     Raises:
-        PointError: fewer than two baselines, or all of one cost.
+        PointError: there are fewer than two baselines, or all have the same cost.
     """
     all_points = [point, *baseline]
     seeds = sorted({s for p in all_points for s in p.seeds})
@@ -115,9 +115,9 @@ def compare(
 
 
 def best_per_duration(found: Iterable[Point], objective: Objective) -> list[Point]:
-    """Return the tuned baseline: at each duration the best of its recipes, from cheap to dear.
+    """Return the tuned baseline: the best baseline recipe of each duration, by rising cost.
 
-    Those with the most seeds come into question; among them the best mean counts.
+    Only the recipes with the most seeds are candidates; among them the best mean wins.
     """
     best: dict[str, Point] = {}
 
@@ -145,7 +145,7 @@ def _means(
 ) -> list[tuple[Array, Array]]:
     """Return all points' costs and qualities in each replicate.
 
-    A replicate in which a point has none of its seeds is left out.
+    A replicate that drew none of a point's seeds is left out.
     """
     has = np.array([[s in p.costs for s in seeds] for p in found], dtype=np.float64)
     costs = np.array([[p.costs.get(s, 0.0) for s in seeds] for p in found])

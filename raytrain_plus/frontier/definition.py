@@ -14,33 +14,34 @@ from raytrain_plus.training.metrics import metrics_of
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Which recipes to try, on what, and what is to be good.
+    """Which recipes to try, on which task, and by which metric.
 
     Attributes:
-        name: of the sweep's folder.
-        task: a Task, or where to import one; its data and evaluation data are used.
+        name: name of the sweep's folder.
+        task: a Task, or its import path; its data and evaluation data are used.
         space: the recipes, with the baseline and the durations.
-        objective: one of the task's metrics, and its direction.
-        seeds: the first is that of all trials; promoted recipes get the others. Default five.
-        beyond: durations longer than the space's, of the baseline alone: with them also what is
-            better than the baseline at the space's longest has a speed-up. Default none.
+        objective: one of the task's metrics and its direction.
+        seeds: all trials use the first; promoted recipes use the others also. Default five.
+        beyond: durations longer than the space's, for the baseline only. They extend its curve, so
+            recipes that are better than the baseline at the space's longest duration get a speed-up
+            too. Default none.
         factors: aspects, by class name, of a factorial design. Default: none is run.
-        design_at: the design's duration, one of the space's. Default the shortest; at a longer one
-            aspects that save time still find baselines of their cost.
-        design_seeds: with how many of the seeds it is run. Default 1; what an aspect or a pair
-            contributes has an interval only with two or more.
-        resolution: of that design; None is full. Default None.
-        most_promoted: recipes that may rise from each duration. Default 8.
-        explore: the sampler's part of what is trained for promotions and for the sampler together,
-            while there is something to promote. Default 0.3.
-        most_drawn: trials that the sampler may propose. Default: as many as the budget allows.
+        design_at: the design's duration, one of the space's. Default the shortest. At a longer one
+            there are baselines as cheap as the aspects that save time.
+        design_seeds: number of seeds of the design. Default 1. Contributions of aspects and pairs
+            have an interval only with two or more.
+        resolution: resolution of the design; None is a full design. Default None.
+        most_promoted: number of recipes that may be promoted from each duration. Default 8.
+        explore: the sampler's share of the training for promotions and for the sampler, while
+            there is something to promote. Default 0.3.
+        most_drawn: number of trials that the sampler may propose. Default: no limit but the budget.
         logical_ranks: V of every run, and the most workers that a trial can have. Default 4.
-        least_workers: that a trial needs. Default 1.
-        resources: of each worker. Default `{"CPU": 1}`.
-        evaluate_every: in parts of a run such as `"0.25dur"`. The default, `"1dur"`, evaluates at
-            the end alone; more often allows early stopping, at the cost of the evaluations.
-        calibrate_every: trials between two calibrations; 0 for none. Default 10.
-        most_failures: failed trials in a row after which the sweep ends. Default 4.
+        least_workers: number of workers that a trial needs. Default 1.
+        resources: resources of each worker. Default `{"CPU": 1}`.
+        evaluate_every: a part of a run such as `"0.25dur"`. The default, `"1dur"`, evaluates only
+            at the end. More frequent evaluation costs time and allows early stopping.
+        calibrate_every: number of trials between two calibrations; 0 for none. Default 10.
+        most_failures: number of failed trials in a row that ends the sweep. Default 4.
     """
 
     name: str
@@ -106,8 +107,8 @@ class Sweep:
         """Return the task, and check that it reports the objective.
 
         Raises:
-            SweepError: it does not.
-            TaskError: it cannot be loaded.
+            SweepError: the task does not report it, or has no evaluation data.
+            TaskError: the task cannot be loaded.
         """
         task = load_task(self.task, dict(self.space.baseline.task))
         known = sorted(metrics_of(task))
@@ -124,7 +125,7 @@ class Sweep:
         return task
 
     def described(self) -> dict[str, Any]:
-        """Return what a sweep that goes on must have in common with the one before, as JSON."""
+        """Return, as JSON, the settings that must not change when a sweep is resumed."""
         task = self.task if isinstance(self.task, str) else type(self.task).__qualname__
         return {
             "name": self.name,

@@ -1,10 +1,10 @@
-"""Factorial designs: which aspects to turn on together, to learn of each and of each pair.
+"""Factorial designs: which aspects to turn on together to estimate their effects.
 
 Two-level designs after Box and Hunter 1961 ("The 2^(k-p) fractional factorial designs"). A run of
-a design is a number r, an aspect a column v, both read as bits, and the aspect is on where r and v
-have an odd number of bits in common. Columns of which no fewer than R add up to nothing (bit by
-bit, without carry) give a design of resolution R; they are found one after another, each the
-smallest that still goes, as the words of a lexicographic code are.
+a design is a number r and an aspect is a column v, both read as bits. The aspect is on if r and v
+have an odd number of 1 bits in common. A design has resolution R if no fewer than R columns have
+the XOR zero. Columns are chosen one after another, each the smallest that keeps the resolution, as
+in a lexicographic code.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from itertools import combinations
 MOST_RUNS = 4096
 
 Refusal = Callable[[frozenset[str]], str | None]
-"""Says why aspects may not be on together, None where they may: `RecipeSpace.refusal`."""
+"""Returns why aspects may not be on together, None if they may: `RecipeSpace.refusal`."""
 
 
 class DesignError(ValueError):
@@ -26,13 +26,13 @@ class Design:
     """Which aspects are on in each run.
 
     Attributes:
-        aspects: those that the design is about.
-        resolution: 3: an aspect's own effect is mixed up with those of pairs alone; 4: it is not,
-            but pairs are mixed up with one another; 5: pairs are clear as well, where no three
-            aspects have an effect together. None: full, nothing is mixed up.
-        runs: the aspects that are on in each, the run without any first.
-        dropped: the runs that are not allowed, with the reason. Without them the columns are no
-            longer balanced.
+        aspects: the aspects of the design.
+        resolution: 3: effects of single aspects are confounded with those of pairs; 4: only
+            pairs are confounded with each other; 5: pairs are clear too, if no three aspects
+            interact. None: a full design, nothing is confounded.
+        runs: the aspects that are on in each run; the first run has none.
+        dropped: the runs that are not allowed, each with the reason. Without them the columns are
+            not balanced.
     """
 
     aspects: tuple[str, ...]
@@ -56,8 +56,8 @@ def factorial(
 
     Args:
         aspects: their names.
-        resolution: at least that much; 3 or more. Default None, a full design.
-        refusal: says which aspects may not be on together. Default all may.
+        resolution: the least resolution, 3 or more. Default None, a full design.
+        refusal: returns why aspects may not be on together. Default: all may.
 
     Raises:
         DesignError: there is no aspect, one is given twice, the resolution is below 3, or there
@@ -103,13 +103,13 @@ def _check(aspects: Sequence[str], resolution: int | None) -> None:
 
 
 def _columns(count: int, resolution: int | None) -> tuple[int, list[int]]:
-    """Return the fewest bits, and the columns, that a design needs."""
+    """Return the fewest bits that a design needs, and its columns."""
     full = [1 << place for place in range(count)]
     if resolution is None:
         return count, full
     columns: list[int] = []
     candidate = 0
-    # The sums of fewer than R - 1 columns: a further column that is one of them closes a word.
+    # XORs of fewer than R - 1 columns: a new column equal to one would lower the resolution.
     taken: set[int] = {0}
     while len(columns) < count:
         candidate += 1
@@ -121,7 +121,7 @@ def _columns(count: int, resolution: int | None) -> tuple[int, list[int]]:
 
 
 def _sums(columns: Sequence[int], most: int) -> Iterable[int]:
-    """Yield the sums, bit by bit, of up to some columns."""
+    """Yield the XORs of up to some number of columns."""
     for size in range(min(most, len(columns)) + 1):
         for chosen in combinations(columns, size):
             total = 0

@@ -1,4 +1,4 @@
-"""What a setting may be in a sweep: a range, a choice, or one fixed value."""
+"""The values that a setting may have in a sweep: a range, a choice, or one fixed value."""
 
 import math
 from typing import Any, Self
@@ -15,15 +15,15 @@ from pydantic import (
 )
 
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr | None
-"""What JSON, YAML and every search library can hold."""
+"""A value that JSON, YAML and every search library can hold."""
 
 
 class Range(BaseModel):
-    """All numbers between two, both among them.
+    """All numbers from `low` to `high`, both included.
 
     Attributes:
-        low, high: the ends; whole numbers where both are whole.
-        log: whether to search over the logarithm, as for a learning rate. Default no.
+        low, high: the ends; if both are whole, only whole numbers belong to the range.
+        log: whether to search on a logarithmic scale, as for a learning rate. Default no.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,18 +46,18 @@ class Range(BaseModel):
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers count."""
+        """Whether only whole numbers belong to the range."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def typical(self) -> int | float:
-        """The middle, of the logarithms where those are searched."""
+        """The middle; on a logarithmic scale if `log` is set."""
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return round(middle) if self.whole else middle
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """The values to try when the range itself is to be checked."""
+        """The values to try when the range itself is checked."""
         return (self.low, self.typical, self.high)
 
     def __contains__(self, value: object) -> bool:
@@ -73,7 +73,7 @@ class Range(BaseModel):
 
 
 class Choice(BaseModel):
-    """One of some values; the first is the typical one.
+    """One of several values; the first is the typical one.
 
     Attributes:
         values: numbers, texts, booleans or None; at least one, none twice.
@@ -97,11 +97,11 @@ class Choice(BaseModel):
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """The values to try when the choice itself is to be checked: all."""
+        """The values to try when the choice itself is checked: all."""
         return self.values
 
     def __contains__(self, value: object) -> bool:
-        # Python's True equals 1, which is another setting.
+        # In Python True equals 1, but they are different settings.
         return any(
             value == known and isinstance(value, bool) == isinstance(known, bool)
             for known in self.values

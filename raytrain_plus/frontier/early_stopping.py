@@ -1,8 +1,8 @@
-"""Early stopping: which trials end before their last step, and the scheduler of Ray Tune for it.
+"""Early stopping: which trials end before their last step, and the Ray Tune scheduler.
 
 A trial is stopped if its loss is not finite. It is also stopped if a known point would dominate it
-even with more than the greatest gain that any complete trial of its duration made from there on. A
-stopped trial is counted, and is no point on the frontier.
+even after `slack` times the greatest gain that any complete trial of its duration made from there
+on. A stopped trial is counted, but cannot be a point on the frontier.
 """
 
 import math
@@ -21,13 +21,13 @@ from raytrain_plus.worker_pool.server import stop_run
 
 @dataclass(frozen=True, kw_only=True)
 class TrialProgress:
-    """How a trial stands at some moment; quality always so that more is better.
+    """The state of a trial at some moment; higher quality is always better here.
 
     Attributes:
         progress: the part of the run that is done, in (0, 1].
         cost: device-seconds so far.
-        quality: of the last evaluation, not a number before the first.
-        loss: of the last step.
+        quality: quality at the last evaluation, NaN before the first.
+        loss: loss of the last step.
     """
 
     progress: float
@@ -42,13 +42,13 @@ def why_stop_early(
     points: Sequence[tuple[float, float]],
     slack: float = 1.5,
 ) -> str:
-    """Say why a trial need not go on; empty where it should.
+    """Return why a trial should stop; empty if it should go on.
 
     Args:
-        now: how it stands.
+        now: its present state.
         curves: complete trials of the same duration, each from its first evaluation to its last.
-        points: (cost, quality) of what is known, at any duration.
-        slack: by how much more than the greatest known gain a trial may still gain. Default 1.5.
+        points: (cost, quality) of all known points, at any duration.
+        slack: factor on the greatest known gain, to allow a trial to gain more. Default 1.5.
     """
     if not math.isfinite(now.loss):
         return f"its loss is {now.loss}"
@@ -71,15 +71,15 @@ def why_stop_early(
     return ""
 
 
-_FEWEST = 3  # complete trials to learn from
+_FEWEST = 3  # complete trials that are needed before any trial is stopped
 
 
 class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
-    """Lets trials run in the order in which they come, and stops those that are hopeless.
+    """Runs trials in their order of arrival, and stops those that cannot reach the frontier.
 
     Args:
-        folder: of the sweep.
-        objective: what is to be good.
+        folder: the sweep's folder.
+        objective: the metric and its direction.
         worker_pool: the name of the worker pool.
     """
 
@@ -92,7 +92,7 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
         self._complete: set[tuple[str, str]] = set()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Take notice of how a trial stands; keep it as finished before it is stopped."""
+        """Read a trial's state; if it is to stop, first keep it as finished."""
         del tune_controller
         decision: str = TrialScheduler.CONTINUE
         now = self._noted(trial, result)
@@ -117,12 +117,12 @@ class EarlyStopping(FIFOScheduler):  # type: ignore[misc]
             )
             stop_run(
                 self._worker_pool, result["run"]
-            )  # Tune itself lets its process wait for another trial
+            )  # Tune itself keeps its process for another trial
             decision = TrialScheduler.STOP
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Learn from a trial that has run to its end."""
+        """Record a trial that has run to its end."""
         del tune_controller
         if result.get("outcome") == "complete":
             self._noted(trial, result)

@@ -1,4 +1,4 @@
-"""What may go wrong with a sweep. Light: commands that never sweep name these, too."""
+"""Errors of sweeps. This module imports little, since commands that run no sweep use it too."""
 
 
 class SweepError(ValueError):

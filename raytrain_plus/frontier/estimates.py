@@ -1,4 +1,4 @@
-"""Estimates with intervals, from as few seeds as one can afford."""
+"""Estimates with confidence intervals from few seeds."""
 
 import math
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Estimate:
     """A value and the interval that holds the true one with 95 % confidence.
 
     Attributes:
-        value: the estimate, or what it is known to be beyond.
-        low, high: the ends; infinite where nothing is known.
-        bound: `more than` or `less than` where the value itself lies beyond what was measured.
+        value: the estimate, or the bound if `bound` is set.
+        low, high: the ends of the interval; infinite if nothing is known.
+        bound: `more than` or `less than` if the value itself lies outside of what was measured.
     """
 
     value: float
@@ -35,10 +35,10 @@ class Estimate:
 
 
 def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
-    """Return how many standard errors the half of a two-sided interval of Student's t has.
+    """Return the half width of a two-sided Student t interval, in standard errors.
 
     Args:
-        freedom: degrees; infinite for the normal distribution, below 1 for an infinite answer.
+        freedom: degrees of freedom; infinite is the normal distribution, below 1 returns infinity.
         confidence: in (0, 1).
     """
     if freedom < 1:
@@ -50,14 +50,14 @@ def from_replicates(known: tuple[float, float], lows: Array, highs: Array, seeds
     """Return an estimate from a bootstrap over seeds.
 
     The interval is the expanded percentile interval of Hesterberg 2015 (arXiv 1411.5279, 4.3),
-    since the plain one is too narrow for few seeds; for two or three it is all that was drawn.
+    since the plain one is too narrow for few seeds. For two or three it spans all replicates.
 
     Args:
-        known: between what the value lies; twice the same where it is known exactly, and with an
-            infinite end (or 0 for a ratio) where it lies beyond what was measured.
-        lows: the lower of these, in each replicate.
-        highs: the higher.
-        seeds: how many there were; with fewer than two nothing is known.
+        known: lower and upper bound of the value; equal if it is known exactly, and with an
+            infinite end (or 0 for a ratio) if it lies outside of what was measured.
+        lows: the lower bound in each replicate.
+        highs: the upper bound in each replicate.
+        seeds: number of seeds; with fewer than two the interval is infinite.
     """
     low, high = known
     bound: Literal["", "more than", "less than"] = ""
@@ -69,7 +69,7 @@ def from_replicates(known: tuple[float, float], lows: Array, highs: Array, seeds
     tail = float(ndtr(-math.sqrt(seeds / (seeds - 1)) * t_quantile(seeds - 1)))
     ends = {"low": (lows, tail, "lower"), "high": (highs, 1 - tail, "higher")}
     found = {
-        # Not interpolated, since some may be infinite.
+        # Quantiles are not interpolated, since some values may be infinite.
         name: float(np.quantile(values, where, method=method))  # type: ignore[call-overload]
         for name, (values, where, method) in ends.items()
     }
@@ -77,12 +77,12 @@ def from_replicates(known: tuple[float, float], lows: Array, highs: Array, seeds
 
 
 def draws(seeds: int, seed: int, replicates: int = REPLICATES) -> Array:
-    """Return how often each seed is drawn in each replicate, shape (replicates, seeds).
+    """Return the count of each seed in each replicate, shape (replicates, seeds).
 
     Args:
-        seeds: how many there are to draw from.
-        seed: of the drawing.
-        replicates: how many.
+        seeds: number of seeds to draw from.
+        seed: seed of the draws.
+        replicates: number of replicates.
     """
     chance = np.full(seeds, 1 / seeds)
     drawn = np.random.default_rng(seed).multinomial(seeds, chance, size=replicates)

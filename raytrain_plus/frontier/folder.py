@@ -4,11 +4,11 @@ sweep/journal.jsonl   sittings, proposals and trials, one line each
 trials/               the finished trials, one Parquet file each
 runs/                 each trial's run: its journal and its last state
 data/                 the data, once for all runs
-tune/                 Ray Tune's own
+tune/                 the files of Ray Tune
 
-A trial that ends is written under another name, and then renamed. No file is changed afterwards, so
-a kill leaves whole files only, and writing a trial twice has the same effect as writing it once. A
-table of trials may also be one Parquet file.
+A finished trial is written under a temporary name and then renamed. The file is never changed
+afterwards. So a kill leaves only whole files, and writing a trial twice has the same effect as
+writing it once. A table of trials may also be one Parquet file.
 """
 
 import fcntl
@@ -56,17 +56,17 @@ SCHEMA = pa.schema(
 
 
 def record(trial: FinishedTrial, folder: Path) -> Path:
-    """Write one trial into a folder; once this returns, no kill can lose it.
+    """Write one trial into a folder; after this returns, a kill cannot lose it.
 
     Args:
-        trial: the trial; one of the same name is replaced.
-        folder: is made if it does not exist.
+        trial: the trial; an earlier one of the same name is replaced.
+        folder: the folder; it is made if it does not exist.
 
     Returns:
         The file.
 
     Raises:
-        OSError: it cannot be written; what was there before is there still.
+        OSError: it cannot be written; an earlier file is unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{trial.name}.parquet"
@@ -83,7 +83,7 @@ def record(trial: FinishedTrial, folder: Path) -> Path:
 
 
 def write_trials(trials: Iterable[FinishedTrial], path: Path) -> None:
-    """Write trials as one Parquet file, by name."""
+    """Write trials as one Parquet file, sorted by name."""
     pq.write_table(to_table(sorted(trials, key=lambda trial: trial.name)), path)
 
 
@@ -91,7 +91,7 @@ def read_trials(path: Path) -> list[FinishedTrial]:
     """Read the trials of a folder or of one file, in the order in which they ended.
 
     Raises:
-        PointError: there is nothing there, or it is no table of trials of this version.
+        PointError: the path has no trials, or is not a table of trials of this version.
     """
     if not path.exists():
         raise PointError(f"there are no trials at {path}")
@@ -136,7 +136,7 @@ def _trial(row: dict[str, Any]) -> FinishedTrial:
 
 
 class SweepFolder:
-    """Reads and writes what a sweep keeps; several processes may each have one.
+    """Reads and writes a sweep's files; several processes may each have one.
 
     Args:
         path: the folder.
@@ -149,15 +149,15 @@ class SweepFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a sweep has begun here."""
+        """Whether a sweep has begun in this folder."""
         return (self.path / "sweep" / journal.FILE_NAME).exists()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Work here alone, until the block or the process ends, however it ends.
+        """Lock the folder until the block or the process ends, even by a kill.
 
         Raises:
-            SweepError: another process works here.
+            SweepError: another process has the lock.
         """
         (self.path / "sweep").mkdir(parents=True, exist_ok=True)
         with (self.path / "sweep" / "lock").open("a") as lock:
@@ -183,7 +183,7 @@ class SweepFolder:
         return journal.read(self.path / "sweep") if self.exists else []
 
     def spent(self) -> float:
-        """Return the seconds that all sittings have taken, as far as the journal knows."""
+        """Return the seconds of all sittings that the journal records."""
         total, began, last = 0.0, None, 0.0
         for event in self.events():
             if event["event"] == "sitting":
@@ -195,7 +195,7 @@ class SweepFolder:
     # -- trials
 
     def propose(self, proposal: Proposal, names: Sequence[str]) -> str:
-        """Note a proposal; returns the name of its trial."""
+        """Record a proposal; returns the name of its trial."""
         name = f"{len(names):05d}-{proposal.purpose}"
         self.write(
             "proposal",
@@ -224,7 +224,7 @@ class SweepFolder:
             ) from error
 
     def finish(self, trial: FinishedTrial) -> None:
-        """Keep a finished trial; once this returns, no kill loses it."""
+        """Keep a finished trial; after this returns, a kill cannot lose it."""
         record(trial, self.path / "trials")
         self.write(
             "trial", name=trial.name, outcome=trial.outcome, cost=trial.cost, seconds=time.time()
@@ -234,12 +234,12 @@ class SweepFolder:
     def finished(self) -> list[FinishedTrial]:
         """Return all finished trials, in the order in which they ended."""
         for path in (self.path / "trials").glob("*.parquet"):
-            if path not in self._trials:  # which never changes again
+            if path not in self._trials:  # a file never changes once it is there
                 self._trials[path] = read_trials(path)
         found = [trial for trials in self._trials.values() for trial in trials]
         return sorted(found, key=lambda trial: (trial.ended, trial.name))
 
     def new_run(self, trial: str) -> str:
-        """Return the name of a trial's next run: one that was cut off starts again."""
+        """Return the name of a trial's next run; a trial that was interrupted starts again."""
         attempts = len(list(self.runs.glob(f"{trial}.*")))
         return f"{trial}.{attempts}"

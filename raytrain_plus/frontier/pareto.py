@@ -1,8 +1,8 @@
 """Which points are on the frontier, and how much the frontier covers.
 
-A point dominates another where it costs no more and is no worse, and is better in one of the two.
-Means over a few seeds say that by chance as well; so here a point is dominated only where another
-one does so by more than what seeds alone explain.
+A point dominates another if it costs no more, is no worse, and is better in one of the two. Means
+over a few seeds can show this by chance. So here a point is dominated only if the difference is
+larger than the noise of seeds explains.
 """
 
 import math
@@ -24,18 +24,18 @@ from raytrain_plus.frontier.points import (
     points,
 )
 
-_BLOCK = 256  # points looked at at once: thousands fit into memory then
+_BLOCK = 256  # points compared at once, so that thousands of points fit into memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What seeds alone do to a trial: standard deviations, pooled over recipes.
+    """The noise of seeds: standard deviations of a trial, pooled over recipes.
 
     Attributes:
-        cost: of the logarithm of device-seconds, which is about a part of the cost.
+        cost: of the logarithm of device-seconds, so about relative to the cost.
         quality: in the metric's own units.
-        freedom: degrees of freedom of both: trials less recipes. With 0 nothing is known, and no
-            point is clearly dominated.
+        freedom: degrees of freedom of both: number of trials minus number of recipes. With 0 the
+            noise is unknown, and no point is clearly dominated.
     """
 
     cost: float
@@ -44,7 +44,7 @@ class Noise:
 
     @classmethod
     def of(cls, measured: Iterable[Point]) -> "Noise":
-        """Pool what points with more than one seed show; one seed shows nothing."""
+        """Estimate the noise from all points that have more than one seed."""
         squares = np.zeros(2)
         freedom = 0
         for point in measured:
@@ -57,11 +57,11 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How much worse is as good as equal.
+    """Differences that count as equal.
 
     Attributes:
-        cost: as a part of the cost. Default 0.1, about the noise of CPU time on a shared machine; a
-            point whose mean cost is lower is never dominated, however little.
+        cost: relative to the cost. Default 0.1, about the noise of CPU time on a shared machine. A
+            point with a lower mean cost is never dominated, however small the difference.
         quality: in the metric's own units. Default 0.
     """
 
@@ -83,21 +83,21 @@ def dominance(
 ) -> NDArray[np.bool_]:
     """Say which points clearly dominate which.
 
-    One does where its means are no worse in both, where it is surely better in one, and where it is
-    surely not worse in the other by more than the tolerance. "Surely" is a two-sided t interval of
-    the difference, with the pooled noise and no pairing of seeds. More seeds with the same means
-    never undo it, and points never dominate one another in a circle.
+    A point dominates another if its means are no worse in both, if it is surely better in one, and
+    if it is surely not worse in the other by more than the tolerance. "Surely" is a two-sided t
+    interval of the difference, with the pooled noise and without pairing of seeds. More seeds with
+    the same means never undo a dominance, and points never dominate each other in a cycle.
 
     Args:
         found: the points.
-        objective: what is good.
-        noise: what seeds alone do.
-        tolerance: default `Tolerance()`.
-        confidence: of each comparison by itself.
-        columns: of which points it is asked whether they are dominated. Default all.
+        objective: the metric and its direction.
+        noise: the noise of seeds.
+        tolerance: differences that count as equal. Default `Tolerance()`.
+        confidence: confidence of each single comparison.
+        columns: the points to test for being dominated. Default all.
 
     Returns:
-        Shape (n, number of columns): whether the point of the row dominates that of the column.
+        Shape (n, number of columns): whether the row's point dominates the column's point.
     """
     tolerance = tolerance or Tolerance()
     costs, qualities = _coordinates(found, objective)
@@ -106,7 +106,7 @@ def dominance(
     cheaper = np.log(costs)[None, columns] - np.log(costs)[:, None]
     better = qualities[:, None] - qualities[None, columns]
     no_worse = (cheaper >= 0) & (better >= 0)
-    with np.errstate(invalid="ignore"):  # no noise known, and none seen: 0 times infinity
+    with np.errstate(invalid="ignore"):  # 0 times infinity, where the noise is unknown
         unsure = np.nan_to_num(error * noise.cost, nan=math.inf, posinf=math.inf)
         unsure_quality = np.nan_to_num(error * noise.quality, nan=math.inf, posinf=math.inf)
     surely_cheaper, surely_better = cheaper > unsure, better > unsure_quality
@@ -123,7 +123,7 @@ def non_dominated(
     tolerance: Tolerance | None = None,
     confidence: float = CONFIDENCE,
 ) -> list[Point]:
-    """Return the points that none clearly dominates (see `dominance`), from cheap to dear."""
+    """Return the points that no other clearly dominates (see `dominance`), by rising cost."""
     if not found:
         return []
     blocks = [slice(at, at + _BLOCK) for at in range(0, len(found), _BLOCK)]
@@ -136,7 +136,7 @@ def non_dominated(
 
 
 def frontier(found: Sequence[Point], objective: Objective) -> list[Point]:
-    """Return the points whose means none dominates, from cheap to dear, without regard to noise."""
+    """Return the points that no other dominates by its means, by rising cost; ignores noise."""
     if not found:
         return []
     kept = moocore.is_nondominated(plane(found, objective), maximise=[False, True])
@@ -152,11 +152,11 @@ def hypervolume(
 
     Args:
         found: the points.
-        objective: what is good.
+        objective: the metric and its direction.
         reference: cost and quality; a point that is not better in both adds nothing.
 
     Returns:
-        In doublings of cost times units of quality.
+        The area, in doublings of cost times units of quality.
     """
     if not found:
         return 0.0
@@ -172,17 +172,17 @@ def hypervolume_over_budget(
     reference: tuple[float, float],
     steps: int = 100,
 ) -> list[tuple[float, float]]:
-    """Return what a sweep had reached when it had spent how much.
+    """Return the hypervolume of a sweep as a function of the cost it had spent.
 
     Args:
-        trials: all of them, of any outcome and purpose, in any order; they count when they end.
-        objective: what is good.
+        trials: all trials, of any outcome and purpose, in any order; each counts when it ends.
+        objective: the metric and its direction.
         reference: see `hypervolume`.
-        steps: at most so many pairs.
+        steps: the most pairs to return.
 
     Returns:
-        Device-seconds spent, and the hypervolume of the points so far; it falls where further seeds
-        take back what one was lucky with.
+        Device-seconds spent, and the hypervolume of the points so far. It falls where further seeds
+        correct a lucky first one.
     """
     ended = sorted(trials, key=lambda trial: (trial.ended, trial.name))
     places = set(np.linspace(1, len(ended), min(steps, len(ended))).round().astype(int).tolist())
@@ -208,16 +208,16 @@ def attainment(
 ) -> dict[int, list[tuple[float, float]]]:
     """Return the empirical attainment surfaces of a set of points over seeds.
 
-    The surface of k bounds what is reached, at that cost and that quality or better, by k seeds at
-    least (Grunert da Fonseca et al. 2001; computed by moocore).
+    The surface of k bounds the pairs of cost and quality that at least k seeds reach or improve on
+    (Grunert da Fonseca et al. 2001; computed by moocore).
 
     Args:
         found: points that share at least two seeds; their other seeds are left out.
-        objective: what is good.
-        attained_by: numbers of seeds. Default 1, the half and all.
+        objective: the metric and its direction.
+        attained_by: numbers of seeds. Default: 1, half of them and all.
 
     Returns:
-        Number of seeds -> corners (cost, quality), from cheap to dear.
+        Number of seeds -> corners (cost, quality), by rising cost.
 
     Raises:
         PointError: fewer than two seeds are shared.
@@ -232,7 +232,7 @@ def attainment(
         [[p.costs[s], -objective.sign * p.qualities[s], s] for s in seeds for p in found]
     )
     counts = sorted(set(attained_by or (1, math.ceil(len(seeds) / 2), len(seeds))))
-    # Half a seed less than asked for, so that no rounding asks for one more.
+    # Half a seed less than asked for, so that rounding cannot ask for one more.
     levels = {100 * (count - 0.5) / len(seeds): count for count in counts}
     corners = moocore.eaf(rows[:, :2], rows[:, 2], percentiles=list(levels))
     return {
@@ -246,12 +246,12 @@ def attainment(
 
 
 def _coordinates(found: Sequence[Point], objective: Objective) -> tuple[Array, Array]:
-    """Return costs, and qualities of which more is better."""
+    """Return costs and qualities; higher quality is always better here."""
     costs = np.array([point.cost for point in found], dtype=np.float64)
     return costs, np.array([objective.sign * point.quality for point in found], dtype=np.float64)
 
 
 def plane(found: Sequence[Point], objective: Objective) -> Array:
-    """Return the binary logarithm of cost, and quality of which more is better, shape (n, 2)."""
+    """Return log2 of cost, and quality (higher is always better here), shape (n, 2)."""
     costs, qualities = _coordinates(found, objective)
     return np.stack([np.log2(costs), qualities], axis=1)

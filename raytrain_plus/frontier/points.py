@@ -1,7 +1,7 @@
-"""Finished trials as values; a point is what the trials of one recipe have in common over seeds.
+"""Finished trials as values; a point holds the trials of one recipe over seeds.
 
-A point is made of complete runs alone. Cost is device-seconds: the summed busy time of a trial's
-workers, on a CPU the processes' own CPU time.
+A point is made of complete runs only. Cost is device-seconds: the summed busy time of a trial's
+workers. On a CPU this is the CPU time of the processes.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class PointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is to be good, while cost is to be low.
+    """The metric that a sweep improves at low cost.
 
     Attributes:
         metric: the name of one of the task's metrics.
@@ -42,7 +42,7 @@ class Objective:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is: quality times this is always to be high."""
+        """1 if higher is better, -1 if lower is: of quality times this, higher is always better."""
         return 1 if self.mode == "max" else -1
 
 
@@ -52,17 +52,17 @@ class FinishedTrial:
 
     Attributes:
         name: unique in the sweep; letters, digits, `_`, `-` and `.`.
-        purpose: why it was run, such as `baseline`, `factorial`, `search`, `promotion` or
+        purpose: why the trial was run, such as `baseline`, `factorial`, `search`, `promotion` or
             `calibration`.
         outcome: how it ended.
         recipe: what was trained.
-        seed: of the run.
+        seed: seed of the run.
         cost: device-seconds.
-        quality: the objective's metric; not a number unless the outcome is `complete`.
+        quality: the objective's metric; NaN unless the outcome is `complete`.
         started, ended: seconds since the epoch.
-        aspect_costs: device-seconds in each aspect's advice, by its name.
-        parts: device-seconds by what they went into, such as `compute` and `exchange`.
-        error: what was raised, for those that failed.
+        aspect_costs: device-seconds in each aspect's advice, by the aspect's name.
+        parts: device-seconds by part of the work, such as `compute` and `exchange`.
+        error: the error of a failed trial.
     """
 
     name: str
@@ -101,7 +101,7 @@ class FinishedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What the complete trials of one recipe, at one duration, have shown.
+    """Costs and qualities of the complete trials of one recipe at one duration.
 
     Attributes:
         recipe: what was trained.
@@ -119,7 +119,7 @@ class Point:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those that were run, in rising order."""
+        """The seeds that were run, in rising order."""
         return tuple(sorted(self.costs))
 
     @cached_property
@@ -136,10 +136,10 @@ class Point:
 def points(trials: Iterable[FinishedTrial]) -> list[Point]:
     """Group the complete trials by recipe.
 
-    Where a recipe was run more than once with one seed, as in calibrations, the mean counts.
+    If a recipe was run several times with one seed, as in calibrations, the mean counts.
 
     Returns:
-        By recipe, in an order that does not depend on that of the trials.
+        One point per recipe, in an order that does not depend on the order of the trials.
     """
     groups: dict[str, dict[int, list[FinishedTrial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
@@ -159,7 +159,7 @@ def points(trials: Iterable[FinishedTrial]) -> list[Point]:
 
 
 def key_of(recipe: Recipe) -> str:
-    """Return what tells a recipe from all others, its duration included, as a short text."""
+    """Return a short text that identifies a recipe, its duration included."""
     return _digest({**_said(recipe), "duration": recipe.duration})
 
 
@@ -174,7 +174,7 @@ def aspects_of(recipe: Recipe) -> frozenset[str]:
 
 
 def _said(recipe: Recipe) -> dict[str, object]:
-    # Not what it is about, which changes nothing.
+    # Without `about`, which does not change what is trained.
     algorithms = {name: dict(settings or {}) for name, settings in recipe.algorithms.items()}
     return {
         "batch_size": recipe.batch_size,

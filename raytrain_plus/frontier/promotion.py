@@ -1,10 +1,10 @@
 """Successive promotion: which recipes deserve a longer run, and which more seeds.
 
-Recipes start at the shortest duration with one seed. Those that none clearly dominates there get
-more seeds, and with these, if still none dominates them, a run at the next duration; at the longest
-they get all seeds. This is successive halving (Jamieson and Talwalkar 2016) with two objectives and
-regard to noise, and with one difference: each run is a complete one, with its schedule scaled to
-its duration, so that each is a point in its own right.
+Recipes start at the shortest duration with one seed. A recipe that no other clearly dominates there
+gets more seeds. If it is still not dominated, it gets a run at the next duration. At the longest
+duration it gets all seeds. This is successive halving (Jamieson and Talwalkar 2016) with two
+objectives and with regard to noise. One thing differs: each run is complete, with its schedule
+scaled to its duration, so each result is a valid point at that duration.
 """
 
 from collections.abc import Collection, Sequence
@@ -26,15 +26,15 @@ _ENOUGH = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionRule:
-    """How recipes rise.
+    """The rule by which recipes are promoted.
 
     Attributes:
         durations: from short to long.
-        seeds: in the order in which they are used; the last duration uses all.
-        seeds_at: how many seeds a recipe needs at each duration before it goes to the next. Default
-            from one to all in even steps.
-        at_most: how many recipes may rise from each duration. Default all that are not dominated.
-        tolerance: what is as good as equal.
+        seeds: seeds in the order of their use; the last duration uses all.
+        seeds_at: number of seeds that a recipe needs at each duration before it goes to the next.
+            Default: from one to all in even steps.
+        at_most: most recipes to promote from each duration. Default: all that are not dominated.
+        tolerance: differences that count as equal.
     """
 
     durations: tuple[str, ...]
@@ -74,9 +74,9 @@ class Promotion:
     """A run that is worth its cost.
 
     Attributes:
-        recipe: with its duration.
-        seed: of the run.
-        reason: for people.
+        recipe: the recipe, with its duration.
+        seed: seed of the run.
+        reason: the reason, as text for people.
     """
 
     recipe: Recipe
@@ -92,14 +92,14 @@ def propose(
 ) -> list[Promotion]:
     """Return the runs that are worth their cost, the longest first.
 
-    Deterministic, whatever the order of the points. A point that dominates all others comes first
-    at its duration, and no further evidence for it takes that away.
+    The result is deterministic and does not depend on the order of the points. A point that
+    dominates all others comes first at its duration, and more seeds of it do not change that.
 
     Args:
         found: all points so far.
         rule: how recipes rise.
-        objective: what is good.
-        running: runs under way, which are not proposed again.
+        objective: the metric and its direction.
+        running: runs in progress, which are not proposed again.
     """
     done = {(key_of(point.recipe), seed) for point in found for seed in point.seeds}
     taken = done | set(running)
@@ -113,17 +113,17 @@ def propose(
 def risers(
     found: Sequence[Point], rule: PromotionRule, objective: Objective, place: int
 ) -> list[Point]:
-    """Return the points of one duration that are to go on, the best first.
+    """Return the points of one duration that may be promoted, the best first.
 
     Args:
-        found: all points so far; one of another duration can dominate as well.
+        found: all points so far; a point of another duration can dominate too.
         rule: how recipes rise.
-        objective: what is good.
-        place: of the duration among the rule's.
+        objective: the metric and its direction.
+        place: index of the duration in the rule.
     """
     duration = rule.durations[place]
     noise = Noise.of(point for point in found if point.recipe.duration == duration)
-    if noise.freedom < _ENOUGH:  # too little is known of this duration by itself
+    if noise.freedom < _ENOUGH:  # this duration alone has too few repeats
         noise = Noise.of(found)
     kept = non_dominated(found, objective, noise, rule.tolerance)
     here = [point for point in kept if point.recipe.duration == duration]
@@ -131,7 +131,7 @@ def risers(
 
 
 def _next(point: Point, rule: PromotionRule, place: int) -> list[Promotion]:
-    """Return what a point that goes on lacks."""
+    """Return the missing runs of a point that may be promoted."""
     duration = rule.durations[place]
     lacking = [seed for seed in rule.seeds[: rule.wanted[place]] if seed not in point.seeds]
     if lacking:
@@ -149,13 +149,13 @@ def _run(proposal: Promotion) -> Run:
 
 
 def _ranked(found: Sequence[Point], objective: Objective) -> list[Point]:
-    """Return points by their means: by front, and within one by what they alone cover."""
+    """Sort points by their means: by front, and in a front by the area that only they cover."""
     if not found:
         return []
     where = plane(found, objective)
     fronts = moocore.pareto_rank(where, maximise=[False, True])
-    # One doubling of cost beyond the dearest, and as much below the worst as it is apart from the
-    # best, so that the ends of the front count too.
+    # The reference is one doubling above the highest cost, and as far below the worst quality as
+    # the worst is below the best, so that the ends of the front count too.
     costs, qualities = where[:, 0], where[:, 1]
     corner = [costs.max() + 1, qualities.min() - max(float(np.ptp(qualities)), 1e-9)]
     alone = moocore.hv_contributions(where, ref=corner, maximise=[False, True])

@@ -1,4 +1,4 @@
-"""Recipes: everything about a run that trades time for quality, as data."""
+"""Recipes: all settings of a run that trade time for quality, as data."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -24,11 +24,11 @@ class Recipe(BaseModel):
     """One candidate of a sweep.
 
     Attributes:
-        about: a sentence on what it is.
+        about: a sentence that describes it.
         duration: how long to train; the schedule scales with it.
         batch_size: samples per step.
         task: settings of the task, such as the learning rate.
-        algorithms: name, or `module:Class` -> settings.
+        algorithms: name or `module:Class` -> settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +40,7 @@ class Recipe(BaseModel):
     algorithms: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
 
     def aspects(self) -> list[Aspect]:
-        """Return the algorithms, as they nest.
+        """Return the algorithms in the order in which they nest.
 
         Nothing is imported: the module of `module:Class` must be imported already.
 
@@ -59,7 +59,7 @@ def read_recipe(name: str) -> Recipe:
             `cluttered_digits/medium`.
 
     Raises:
-        RecipeError: there is none, or it holds something else.
+        RecipeError: there is no such recipe, or the file holds something else.
     """
     path = Path(name)
     bundled = files(_BUNDLED) / "recipes"
@@ -70,7 +70,7 @@ def read_recipe(name: str) -> Recipe:
             content = load_yaml((bundled / f"{name}.yaml").read_text())
     except YamlError as error:
         raise RecipeError(f"recipe {name}: {error}") from error
-    except (OSError, ValueError) as error:  # a name that can be no file's is one, too
+    except (OSError, ValueError) as error:  # also if the name cannot be the name of a file
         raise RecipeError(
             f"there is no recipe {name!r}: give a .yaml file or one of {', '.join(bundled_names())}"
         ) from error

@@ -1,8 +1,7 @@
-"""The sweep's searcher: what Ray Tune asks for the next trial.
+"""The sweep's searcher: Ray Tune asks it for the next trial.
 
-It decides nothing that it could forget: all that it knows is in the sweep's folder, proposals
-before Tune gets them, and trials before Tune hears that they have ended. So it needs none of
-Tune's own state to go on after a kill.
+All its knowledge is in the sweep's folder. A proposal is written there before Tune gets it, and a
+trial before Tune learns that it has ended. So after a kill it goes on without any state of Tune.
 """
 
 import itertools
@@ -29,8 +28,8 @@ from raytrain_plus.frontier.points import FinishedTrial, key_of
 from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.frontier.tune_space import optuna_space
 
-_DRAWS = 20  # tries of the sampler for a recipe that is new
-_CHANCES = 1000  # further tries by chance, after which a duration counts as exhausted
+_DRAWS = 20  # draws of the sampler to find a new recipe
+_CHANCES = 1000  # further random draws, after which a duration counts as exhausted
 _CRASHES = 2  # of a trial's process, after which the trial counts as failed
 _MOST_OVERHEAD = 10.0
 
@@ -40,9 +39,9 @@ class Sampler:
 
     Args:
         sweep: the sweep.
-        duration: of all that is drawn.
-        seed: of the draws.
-        learns: draws by what it was told; otherwise by chance alone.
+        duration: duration of all recipes that are drawn.
+        seed: seed of the draws.
+        learns: whether it draws by the results that it got; otherwise at random.
     """
 
     def __init__(self, sweep: Sweep, duration: str, seed: int, *, learns: bool = True) -> None:
@@ -63,12 +62,12 @@ class Sampler:
         self._numbers = itertools.count()
 
     def draw(self) -> tuple[str, Recipe]:
-        """Return a recipe, and what to say when telling of it."""
+        """Return a recipe, and the identifier to report its result with."""
         ticket = str(next(self._numbers))
         return ticket, self._space.recipe(self._search.suggest(ticket))
 
     def tell(self, ticket: str, trial: FinishedTrial | None) -> None:
-        """Tell how what was drawn has ended; None: it was not run."""
+        """Report the result of a drawn recipe; None if it was not run."""
         if trial is None or trial.outcome != "complete":
             self._search.on_trial_complete(ticket, error=True)
         else:
@@ -76,7 +75,7 @@ class Sampler:
             self._search.on_trial_complete(ticket, result=values)
 
     def teach(self, trial: FinishedTrial) -> None:
-        """Tell of a complete trial that was not drawn here."""
+        """Report a complete trial that was not drawn here."""
         self._study.enqueue_trial(self._space.config(trial.recipe))
         asked = self._study.ask()
         self._define(asked)
@@ -84,14 +83,14 @@ class Sampler:
 
 
 class RecipeSearch(Searcher):  # type: ignore[misc]
-    """See the head of this file.
+    """See the docstring of this module.
 
     Args:
         sweep: the sweep.
         folder: of the sweep.
         agenda: the order of its trials.
-        budget: seconds of the whole pool, over all sittings.
-        workers: in the pool.
+        budget: seconds of the whole pool's time, over all sittings.
+        workers: number of workers in the pool.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
         self._proposals = folder.proposals()
         self._live: dict[str, str] = {}
         self._crashes: Counter[str] = Counter()
-        self._samplers: dict[str, Sampler] = {}  # made when needed: Tune pickles us before
+        self._samplers: dict[str, Sampler] = {}  # made on first use: Tune pickles us before
         self._chance: dict[str, Sampler] = {}
         self._exhausted: set[str] = set()
         self._taught: set[str] = set()
@@ -119,11 +118,11 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
     # -- what Tune asks
 
     def set_search_properties(self, *_: Any, **__: Any) -> bool:
-        """Take no notice: cost and quality are ours."""
+        """Ignore Tune's metric: the sweep has its own cost and quality."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's config, None for nothing now, or that there is no more."""
+        """Return the next trial's config, None for nothing now, or FINISHED at the end."""
         if self._over:
             return Searcher.FINISHED
         finished = self._folder.finished()
@@ -145,7 +144,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Take notice that a trial has ended: how, its record says."""
+        """Handle the end of a trial; its record says how it ended."""
         del result
         name = self._live.pop(trial_id, None)
         if name is None or not error or any(t.name == name for t in self._folder.finished()):
@@ -168,10 +167,10 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
             )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Take no notice: half a run says nothing here."""
+        """Ignore results before the end of a run."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing: all is in the sweep's folder."""
+        """Save nothing: all state is in the sweep's folder."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing, likewise."""
@@ -185,7 +184,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
     # -- what is to be run
 
     def _cut_off(self, finished: list[FinishedTrial]) -> tuple[str, Proposal] | None:
-        """Return a trial that was begun and neither runs nor has ended."""
+        """Return a trial that was begun, does not run now, and has not ended."""
         done = {trial.name for trial in finished} | set(self._live.values())
         return next(((n, p) for n, p in self._proposals.items() if n not in done), None)
 
@@ -233,15 +232,15 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
                 found = self._drawn_at(duration, finished, known)
                 if found is not None:
                     return found
-                self._exhausted.add(duration)  # there is more to find at the next
+                self._exhausted.add(duration)  # the next duration has more
         return None
 
     def _drawn_at(
         self, duration: str, finished: list[FinishedTrial], known: set[tuple[str, int]]
     ) -> Recipe | None:
-        """Return a recipe of that duration that has not been tried, if one is found.
+        """Return a recipe of a duration that has not been tried, if one is found.
 
-        Where there are few, the sampler soon proposes only what is known.
+        If the space is small, the sampler soon proposes only known recipes, so random ones follow.
         """
         seed = self._sweep.seeds[0]
         if duration not in self._samplers:
@@ -291,7 +290,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
         return self._too_small(finished)
 
     def _too_small(self, finished: list[FinishedTrial]) -> str:
-        """Say whether the baseline alone would take longer than the budget."""
+        """Return an error message if the baseline alone would take longer than the budget."""
         rate = rate_of(finished)
         space = self._sweep.space
         missing = [

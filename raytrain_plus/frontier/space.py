@@ -1,9 +1,9 @@
 """The space that a sweep searches: every recipe that it may propose, as data.
 
-A recipe of the space can be written as a flat config (name -> value), which search libraries use,
-and a config as a recipe. Aspects that exclude one another, directly or through others, share one
-entry of the config, a switch. Its values are their allowed combinations, so no config has two
-aspects that exclude each other, and a sampler that draws a switch evenly prefers no combination.
+A recipe of the space can be converted to a flat config (name -> value), which search libraries use,
+and back. Aspects that exclude each other, directly or through others, share one entry of the
+config, a switch. Its values are their allowed combinations. So no config has two aspects that
+exclude each other, and a sampler that draws a switch evenly prefers no combination.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,9 +28,9 @@ class Switch(NamedTuple):
     """One entry of a config that turns aspects on.
 
     Attributes:
-        key: the aspect's name, or `A_or_B` for those that exclude one another.
-        choices: what the entry may be -> the aspects that are then on: False and True, or `none`,
-            `A`, `B` and so on, with `A+C` where A and C go together.
+        key: the aspect's name, or `A_or_B` for aspects that exclude each other.
+        choices: value of the entry -> the aspects that are on: False and True, or `none`, `A`, `B`
+            and so on, with `A+C` if A and C are allowed together.
     """
 
     key: str
@@ -38,11 +38,11 @@ class Switch(NamedTuple):
 
     @property
     def off(self) -> bool | str:
-        """The value that turns none on."""
+        """The value that turns no aspect on."""
         return next(iter(self.choices))
 
     def value_of(self, on: Iterable[str]) -> bool | str:
-        """Return the value with which those of its aspects are on that are in `on`."""
+        """Return the value that turns on exactly those of its aspects that are in `on`."""
         wanted = frozenset(on) & frozenset().union(*self.choices.values())
         return next(value for value, names in self.choices.items() if names == wanted)
 
@@ -67,12 +67,12 @@ def switches(names: Sequence[str], pairs: Pairs) -> tuple[Switch, ...]:
 
 
 def excluded(names: Iterable[str], pairs: Pairs) -> list[tuple[str, str]]:
-    """Return those pairs among some names that exclude each other, by alphabet."""
+    """Return the pairs among some names that exclude each other, in alphabetical order."""
     return [pair for pair in combinations(sorted(set(names)), 2) if frozenset(pair) in pairs]
 
 
 def _connected(names: Sequence[str], pairs: Pairs) -> list[list[str]]:
-    """Return groups of names such that those that exclude each other are in one."""
+    """Return groups of names; names that exclude each other are in the same group."""
     groups: list[list[str]] = []
     for name in names:
         near = [g for g in groups if any(frozenset((name, other)) in pairs for other in g)]
@@ -86,25 +86,25 @@ Config = dict[str, Any]
 
 
 class SpaceError(ValueError):
-    """A space that is empty or contradicts itself, or a config or recipe outside of it."""
+    """A space is empty or contradicts itself, or a config or recipe is outside of it."""
 
 
 class RecipeSpace(BaseModel):
     """Which recipes a sweep may propose.
 
     Attributes:
-        baseline: the recipe that all others are compared with. What the space does not vary is in
-            every recipe as it is here; the baseline lies in the space itself.
-        aspects: those that may be on, `Name` or `module:Class` -> settings, each a `Range`, a
-            `Choice` or a fixed value. Settings that are left out keep the aspect's own default.
-        excludes: groups of aspects, by class name, of which at most one may be on; what aspects
-            declare as conflicts is added.
+        baseline: the recipe that all others are compared with. Settings that the space does not
+            vary have its values in every recipe. The baseline itself is in the space.
+        aspects: the aspects that may be on, `Name` or `module:Class` -> settings, each a `Range`,
+            a `Choice` or a fixed value. Settings that are left out keep the aspect's default.
+        excludes: groups of aspects, by class name, of which at most one may be on. Conflicts that
+            aspects declare are added.
         task: settings of the task that vary. Default none.
-        batch_sizes: to choose from. Default the baseline's alone.
-        durations: from short to long, in one unit. Default the baseline's alone.
+        batch_sizes: batch sizes to choose from. Default: only the baseline's.
+        durations: from short to long, in one unit. Default: only the baseline's.
 
     Raises:
-        ValidationError: of pydantic, a ValueError; it says what is wrong with the space.
+        ValidationError: (pydantic's, a ValueError) the space is wrong; the message says where.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -192,7 +192,7 @@ class RecipeSpace(BaseModel):
 
     @cached_property
     def settings(self) -> dict[str, Domain]:
-        """What varies other than durations, batch sizes and aspects: name in a config -> domain."""
+        """The task's and aspects' settings that vary: name in a config -> domain."""
         of_aspects = {
             f"{short}.{key}": domain
             for short, name in self.names.items()
@@ -208,7 +208,7 @@ class RecipeSpace(BaseModel):
 
     @cached_property
     def entries(self) -> dict[str, Domain]:
-        """Everything that a config may say: name -> what it may be."""
+        """All entries of a config: name -> domain."""
         return {
             "duration": Choice(values=self.rungs),
             "batch_size": Choice(values=self.batch_sizes or (self.baseline.batch_size,)),
@@ -221,7 +221,7 @@ class RecipeSpace(BaseModel):
         return {k: d for k, d in self.settings.items() if k.startswith(f"{short}.")}
 
     def refusal(self, on: Iterable[str]) -> str | None:
-        """Say why aspects, by class name, may not be on together; None where they may."""
+        """Return why aspects, by class name, may not be on together; None if they may."""
         chosen = sorted(set(on))
         unknown = [name for name in chosen if name not in self.names]
         if unknown:
@@ -230,7 +230,7 @@ class RecipeSpace(BaseModel):
         return f"{' and '.join(wrong[0])} exclude each other" if wrong else None
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Refuse a config, or a part of one, with what the space does not have.
+        """Refuse a config, or a part of one, with entries that are not in the space.
 
         Raises:
             SpaceError: an entry is unknown or outside of its domain.
@@ -255,14 +255,14 @@ class RecipeSpace(BaseModel):
     def recipe_with(self, on: Iterable[str], duration: str | None = None) -> Recipe:
         """Return the baseline with some aspects on, at typical settings.
 
-        Typical is the first value of a choice, and the middle of a range.
+        The typical value of a choice is its first, that of a range its middle.
 
         Args:
-            on: their class names.
-            duration: default the baseline's.
+            on: class names of the aspects.
+            duration: duration of the recipe. Default the baseline's.
 
         Raises:
-            SpaceError: they may not be on together, or are not in the space.
+            SpaceError: the aspects may not be on together, or are not in the space.
         """
         chosen = set(on)
         if refused := self.refusal(chosen):
@@ -273,10 +273,10 @@ class RecipeSpace(BaseModel):
         return self.recipe(config | ({"duration": duration} if duration else {}))
 
     def recipe(self, config: Mapping[str, Any]) -> Recipe:
-        """Return the recipe that a config says.
+        """Return the recipe of a config.
 
-        What is left out is as in the baseline; only a setting of an aspect that is on must be
-        given. Settings of aspects that are off count for nothing.
+        Entries that are left out are as in the baseline, but every varying setting of an aspect
+        that is on must be given. Settings of aspects that are off are ignored.
 
         Raises:
             SpaceError: an entry is unknown, missing or outside of its domain, or an aspect refuses
@@ -306,7 +306,7 @@ class RecipeSpace(BaseModel):
         return recipe
 
     def config(self, recipe: Recipe) -> Config:
-        """Return the config that says a recipe: every entry but settings of aspects that are off.
+        """Return the config of a recipe: all entries except settings of aspects that are off.
 
         Raises:
             SpaceError: the recipe lies outside of the space.
@@ -365,7 +365,7 @@ def check_durations(texts: Sequence[str]) -> None:
     """Refuse durations that do not rise.
 
     Raises:
-        SpaceError: they do not, or are of several units.
+        SpaceError: they do not rise, or have several units.
     """
     durations = [Duration.parse(text) for text in texts]
     if len({duration.unit for duration in durations}) > 1:

@@ -1,7 +1,7 @@
-"""Running a sweep: Ray Tune runs elastic trials on a pool of workers that is warm.
+"""Runs a sweep: Ray Tune runs elastic trials on a pool of warm workers.
 
-Each sitting is one experiment of Tune's. What carries over from one to the next is the sweep's
-folder: its table of finished trials, and its proposals.
+Each sitting is one Tune experiment. Only the sweep's folder carries over from one sitting to the
+next: its table of finished trials and its proposals.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from raytrain_plus.worker_pool.server import start_worker_pool
 
 Watcher = Callable[[SweepFolder], None]
 
-_LOOK = 1.0  # seconds between two looks of a watcher
+_LOOK = 1.0  # seconds between two calls of a watcher
 
 
 def run_sweep(
@@ -49,15 +49,15 @@ def run_sweep(
     elastic: bool = True,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Run trials until the budget is used up, or nothing is left to try.
+    """Run trials until the budget is used up or no trial is left.
 
     Args:
         sweep: the sweep.
-        storage: where sweeps are kept, one folder each; on a cluster, where all nodes see it.
-        budget: seconds of the whole pool, over all sittings.
-        workers: in the pool. Default: as many as the cluster has room for that this process joins,
-            or where there is none, as this machine has cores.
-        resume: go on with the sweep that is there.
+        storage: folder for sweeps, one folder each; on a cluster all nodes must see it.
+        budget: seconds of the whole pool's time, over all sittings.
+        workers: number of workers in the pool. Default: as many as fit on the cluster that this
+            process joins; without a cluster, one per core of this machine.
+        resume: go on with the sweep that is in the folder.
         elastic: move workers to trials that can use more. Default True.
         watcher: called about once a second.
 
@@ -66,10 +66,10 @@ def run_sweep(
         `device_seconds`.
 
     Raises:
-        SweepError: the sweep cannot be run as it is defined, or here.
+        SweepError: the sweep cannot be run as it is defined, or not on this cluster.
         FailedSweepError: too many trials failed, or the budget is too small for the baseline.
     """
-    most = workers or os.cpu_count() or 1  # where there is no cluster to say it
+    most = workers or os.cpu_count() or 1  # without a cluster
     _check(sweep, budget, workers)
     task = sweep.loaded_task()
     folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
@@ -100,7 +100,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
     sittings = sum(event["event"] == "sitting" for event in folder.events())
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(RecipeTrial, paths=import_paths(), setting=[ray.put(setting)]),
-        # Its workers are the worker pool's; Ray wants a trial to ask for something.
+        # The workers belong to the pool, but Ray requires that a trial asks for some resource.
         ray.tune.PlacementGroupFactory([{"memory": 1}]),
     )
     tuner = ray.tune.Tuner(
@@ -126,7 +126,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
 
 
 def at_once(sweep: Sweep, workers: int) -> int:
-    """Return how many trials there are at a time: one more than have room, to begin at once."""
+    """Return how many trials exist at a time: one more than fit, so the next begins at once."""
     return workers // sweep.least_workers + 1
 
 
@@ -147,7 +147,7 @@ def agenda_of(sweep: Sweep) -> Agenda:
 
 
 def promotions(sweep: Sweep) -> Promote:
-    """Return what promotes recipes to longer durations and to more seeds."""
+    """Return the function that promotes recipes to longer durations and to more seeds."""
     rule = PromotionRule(
         durations=sweep.space.rungs, seeds=sweep.seeds, at_most=sweep.most_promoted
     )
@@ -168,7 +168,7 @@ class _Watching(ray.tune.Callback):  # type: ignore[misc]
         self._next = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune keeps a copy of us, which a terminal cannot be part of."""
+        """Return an empty state: Tune copies this object, and a terminal cannot be copied."""
         return {}
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -195,7 +195,7 @@ def _worker_pool(sweep: Sweep, workers: int, *, elastic: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _without_loggers() -> Iterator[None]:
-    """Keep Tune from writing each result in three more formats: the trials have journals."""
+    """Stop Tune from writing each result in three more formats: the trials have journals."""
     name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -209,7 +209,7 @@ def _without_loggers() -> Iterator[None]:
 
 
 def _room(resources: Mapping[str, float]) -> int:
-    """Return how many workers the cluster has room for."""
+    """Return how many workers fit on the cluster."""
     there = ray.cluster_resources()
     room = (there.get(name, 0.0) / wanted for name, wanted in resources.items() if wanted)
     return int(min(room, default=1.0))
@@ -246,7 +246,7 @@ def _check_place(sweep: Sweep, folder: SweepFolder, *, resume: bool) -> None:
 
 
 def _kept(task: Task, folder: Path) -> tuple[Any, Any]:
-    """Return the data; tables are written once, where all trials find them."""
+    """Return the data; tables are written once into the sweep's folder for all trials."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, data in (("train", task.data()), ("evaluation", task.evaluation_data())):

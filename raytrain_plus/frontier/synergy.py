@@ -1,13 +1,13 @@
 """What each aspect contributes alone, and what each pair adds beyond the sum of both.
 
-Least squares: a trial's value is that of its block, plus the contribution of each aspect that is
-on, plus that of each pair that is on. A block is one duration at one seed, so that whatever seed
-and duration do to all recipes alike cancels out. Contributions of three and more are left to the
-residual. (Aspects count 0 or 1 here. The coding -1 and +1 spans the same columns, and gives the
-same answers by a detour.)
+Least squares: a trial's value is the value of its block, plus the contribution of each aspect that
+is on, plus that of each pair that is on. A block is one duration at one seed, so the common effect
+of seed and duration on all recipes cancels out. Interactions of three or more aspects stay in the
+residual. (Aspects are coded 0 or 1. The coding -1 and +1 spans the same columns and gives the same
+results.)
 
-Doubt comes from leaving out one seed after another (the cluster jackknife, CV3J of MacKinnon,
-Nielsen and Webb 2023): where every seed has the same trials, it is the paired t test over seeds.
+Standard errors come from leaving out one seed at a time (the cluster jackknife, CV3J of MacKinnon,
+Nielsen and Webb 2023). If every seed has the same trials, this is the paired t test over seeds.
 """
 
 import math
@@ -28,13 +28,13 @@ Verdict = Literal["shown", "not shown", "hurts"]
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One trial, as far as contributions are concerned.
+    """The part of a trial that contributions are estimated from.
 
     Attributes:
-        on: class names of its aspects.
-        duration: trials are compared within one duration only.
-        seed: and within one seed only.
-        value: of which more is better.
+        on: class names of the aspects that are on.
+        duration: duration of the trial; only trials of the same duration are compared.
+        seed: seed of the trial; only trials of the same seed are compared.
+        value: higher is better.
     """
 
     on: frozenset[str]
@@ -49,11 +49,10 @@ class Effect:
 
     Attributes:
         aspects: one, or the two of a pair.
-        estimate: in the observations' units, with the interval of this effect by itself.
-        seeds: in how many all its aspects were seen on together.
-        p: how likely so large an effect is by chance, times what Holm's method asks for, as many
-            effects of its kind were looked at; at most 1.
-        verdict: `shown` or `hurts` where p is below 0.05.
+        estimate: in the observations' units, with the interval of this single effect.
+        seeds: number of seeds that have trials with all its aspects on.
+        p: two-sided p value, corrected by Holm's method for the number of effects of its kind.
+        verdict: `shown` or `hurts` if p is below 0.05.
     """
 
     aspects: tuple[str, ...]
@@ -68,9 +67,9 @@ class Effects:
     """All contributions, the largest first.
 
     Attributes:
-        alone: of each aspect without any other.
-        pairs: what both add beyond the sum of each alone.
-        unknown: what the observations cannot tell, with the reason.
+        alone: contribution of each aspect without any other.
+        pairs: contribution of each pair beyond the sum of both.
+        unknown: contributions that cannot be estimated, each with the reason.
     """
 
     alone: tuple[Effect, ...]
@@ -84,8 +83,8 @@ def observe(
     """Return the complete trials as observations.
 
     Args:
-        trials: of any outcome.
-        value: of a trial, more being better (see `by_quality`, `by_gain`); None leaves it out.
+        trials: trials of any outcome.
+        value: a trial's value, higher is better (see `by_quality`, `by_gain`); None leaves it out.
     """
     found = []
     for trial in trials:
@@ -99,12 +98,12 @@ def observe(
 
 
 def by_quality(objective: Objective) -> Callable[[FinishedTrial], float | None]:
-    """Value a trial by its quality, whatever it cost."""
+    """Value a trial by its quality, independent of its cost."""
     return lambda trial: objective.sign * trial.quality
 
 
 def by_gain(objective: Objective, curve: Curve) -> Callable[[FinishedTrial], float | None]:
-    """Value a trial by its gain at equal cost; those beyond the baseline's curve are left out."""
+    """Value a trial by its gain at equal cost; trials outside of the curve are left out."""
 
     def gain(trial: FinishedTrial) -> float | None:
         low, high = curve.quality_at(trial.cost)
@@ -114,9 +113,9 @@ def by_gain(objective: Objective, curve: Curve) -> Callable[[FinishedTrial], flo
 
 
 def effects(observations: Sequence[Observation]) -> Effects:
-    """Estimate all contributions that the observations can tell.
+    """Estimate all contributions that the observations determine.
 
-    An aspect that is on in all of them is part of what they have in common, and left out.
+    An aspect that is on in all observations cannot be estimated and is left out.
     """
     names = sorted(
         name
@@ -144,7 +143,7 @@ def effects(observations: Sequence[Observation]) -> Effects:
 
 
 def holm(chances: Sequence[float]) -> list[float]:
-    """Return chances, corrected for how many there are (Holm 1979)."""
+    """Return p values, corrected for their number (Holm 1979)."""
     corrected = [0.0] * len(chances)
     least = 0.0
     for place, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
@@ -170,7 +169,7 @@ def _judged(found: Sequence[tuple[tuple[str, ...], float, float, int]]) -> tuple
 
 
 def _chance(value: float, error: float, seeds: int) -> float:
-    """Return the two-sided chance of a value this far from zero."""
+    """Return the two-sided p value of an estimate."""
     if seeds < 2 or math.isinf(error):
         return 1.0
     if error == 0:
@@ -181,7 +180,7 @@ def _chance(value: float, error: float, seeds: int) -> float:
 def _jackknifed(
     observations: Sequence[Observation], terms: Sequence[tuple[str, ...]]
 ) -> list[_Fitted | None]:
-    """Return each term's value and standard error; None for what cannot be told."""
+    """Return each term's value and standard error; None for what cannot be estimated."""
     values = _fit(observations, terms)
     seeds = sorted({o.seed for o in observations})
     without = np.array([_fit([o for o in observations if o.seed != s], terms) for s in seeds])
@@ -191,7 +190,7 @@ def _jackknifed(
             found.append(None)
             continue
         left = without[:, term]
-        # Where one seed alone tells it, how sure that is cannot be known.
+        # If only one seed determines it, its standard error is unknown.
         unsure = bool(np.isnan(left).any())
         squares = float(((left - left.mean()) ** 2).sum())
         error = math.sqrt((1 - 1 / len(seeds)) * squares) if not unsure else math.inf
@@ -200,7 +199,7 @@ def _jackknifed(
 
 
 def _fit(observations: Sequence[Observation], terms: Sequence[tuple[str, ...]]) -> Array:
-    """Return each term's contribution; not a number for what cannot be told."""
+    """Return each term's contribution; NaN for what cannot be estimated."""
     if not observations or not terms:
         return np.full(len(terms), math.nan)
     on = np.array([[o.on >= set(term) for term in terms] for o in observations], dtype=np.float64)
@@ -213,6 +212,6 @@ def _fit(observations: Sequence[Observation], terms: Sequence[tuple[str, ...]]) 
     inverse = np.linalg.pinv(on, rcond=1e-9)
     told = np.isclose(inverse @ on, np.eye(len(terms)), atol=1e-6).all(axis=1)
     fitted = inverse @ values
-    # What is left by rounding alone is no contribution, however equal it is in all seeds.
+    # A rounding error is not a contribution, even if it is equal in all seeds.
     fitted[np.abs(fitted) < 1e-9 * np.abs([o.value for o in observations]).max()] = 0.0
     return np.where(told, fitted, math.nan)

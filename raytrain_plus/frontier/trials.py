@@ -25,18 +25,18 @@ from raytrain_plus.observe.journal import Event
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
 from raytrain_plus.worker_pool.server import abandon_run, stop_run
 
-_PARTING = 30.0  # seconds for a run that was asked to stop
+_PARTING = 30.0  # seconds for a run to end after a request to stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all trials of a sweep have in common.
+    """The setting that all trials of a sweep share.
 
     Attributes:
-        sweep: as its user defines it.
-        folder: of the sweep.
+        sweep: the sweep as its user defines it.
+        folder: the sweep's folder.
         worker_pool: the name of the worker pool.
-        workers: of the pool.
+        workers: number of workers in the pool.
         data: the training data and the evaluation data.
     """
 
@@ -48,9 +48,9 @@ class Setting:
 
 
 class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
-    """Trains one recipe to its end; a result at each evaluation on the way, the last at the end.
+    """Trains one recipe to its end; each evaluation is a result, and so is the end.
 
-    Its process may serve one trial after another. Whatever the task raises is a result, too.
+    Its process may run several trials one after another. An error that the task raises is a result.
     """
 
     def setup(
@@ -62,15 +62,15 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
         """Begin the first trial.
 
         Args:
-            config: of the trial.
-            paths: folders from which the task is imported.
-            setting: one, as a reference, since it may hold what can be imported only then.
+            config: config of the trial.
+            paths: folders to import the task from.
+            setting: one item, a Ray reference, since it may hold objects that need `paths` first.
         """
         sys.path[:0] = [path for path in paths if path not in sys.path]
         (self._setting,) = ray.get(list(setting))
         space = self._setting.sweep.space
         space.import_aspects()
-        for name in space.baseline.algorithms:  # which the driver had imported
+        for name in space.baseline.algorithms:  # the driver had imported these
             import_class(name)
         self._folder = SweepFolder(self._setting.folder)
         self._begin(config)
@@ -82,15 +82,15 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return how the trial stands at its next evaluation, or how it has ended."""
+        """Return the trial's state at its next evaluation, or how it has ended."""
         told: dict[str, Any] = self._told.get()
         return told
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save nothing: what is worth it is in the sweep's folder."""
+        """Save nothing: all that must be kept is in the sweep's folder."""
 
     def cleanup(self) -> None:
-        """Let nothing of the trial live on."""
+        """End everything that belongs to the trial."""
         self._leave()
 
     def _begin(self, config: Mapping[str, Any]) -> None:
@@ -122,12 +122,12 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
             summary = self._trainer().fit(self._watch).return_value
         except TrainingFailedError as failure:
             summary, error = failure.summary, str(failure)
-            if not summary:  # its coordinator was ended from outside
+            if not summary:  # another process ended its coordinator
                 abandon_run(self._setting.worker_pool, self._run)
         except Exception as failure:  # noqa: BLE001 - a recipe that cannot be run is a result
             error = f"{type(failure).__name__}: {failure}"
         if summary.get("state") == "stopped":
-            return  # the one that stopped it keeps it
+            return  # the scheduler that stopped it has recorded it
         finished = self._finished(summary, error)
         self._folder.finish(finished)
         self._told.put(

@@ -1,4 +1,4 @@
-"""The space in the words of Ray Tune and of Optuna."""
+"""Converts the space to the search spaces of Ray Tune and Optuna."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ Fixed = Mapping[str, Any]
 
 
 class Trial(Protocol):
-    """What is used of an `optuna.Trial`."""
+    """The part of an `optuna.Trial` that is used here."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """Choose one of some values."""
@@ -26,15 +26,14 @@ class Trial(Protocol):
 def tune_space(space: RecipeSpace, fixed: Fixed | None = None) -> Config:
     """Return a search space for Ray Tune's `param_space`.
 
-    It is flat, so that settings of aspects that are off are drawn as well; `space.recipe` ignores
-    them.
+    It is flat, so settings of aspects that are off are drawn as well; `space.recipe` ignores them.
 
     Args:
         space: the space.
-        fixed: what is not to be searched. Default nothing.
+        fixed: values of entries that are not searched. Default none.
 
     Raises:
-        SpaceError: what is fixed lies outside of the space.
+        SpaceError: a fixed value is outside of the space.
     """
     from ray import tune  # noqa: PLC0415 - seconds, and only a sweep needs it
 
@@ -57,13 +56,13 @@ def optuna_space(space: RecipeSpace, fixed: Fixed | None = None) -> Callable[[Tr
 
     Args:
         space: the space.
-        fixed: what is not to be searched. Default nothing.
+        fixed: values of entries that are not searched. Default none.
 
     Returns:
         A function from a trial to the whole config.
 
     Raises:
-        SpaceError: what is fixed lies outside of the space.
+        SpaceError: a fixed value is outside of the space.
     """
     held = _held(space, fixed)
 
@@ -89,7 +88,7 @@ def optuna_space(space: RecipeSpace, fixed: Fixed | None = None) -> Callable[[Tr
 
 
 def _held(space: RecipeSpace, fixed: Fixed | None) -> Config:
-    """Return what is fixed, and what leaves no choice."""
+    """Return the fixed values, and the entries with only one value."""
     alone = {
         key: domain.values[0]
         for key, domain in space.entries.items()

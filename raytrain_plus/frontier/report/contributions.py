@@ -77,7 +77,7 @@ def contributions_of(
     Args:
         trials: all of a sweep, but for its calibrations.
         baseline: its curve; with fewer than two costs, quality decides.
-        objective: what is good.
+        objective: the metric and its direction.
     """
     alike = _alike(trials)
     groups = _repeated(alike)
