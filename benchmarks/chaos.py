@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event, Lock
+from typing import get_args
 
 from benchmarks import report
 from benchmarks.record import Record, Row
+from raytrain_plus.chaos.judge import State
 from raytrain_plus.chaos.schedules import USUAL_KINDS
 
 RECORD = Record("chaos", lambda row: int(row["seed"]))
@@ -117,7 +119,7 @@ def _counted(task: str, rows: list[Row]) -> Row:
     return {
         "task": task,
         "schedules": len(rows),
-        **{state: states[state] for state in ("equal", "differs", "failed")},
+        **{state: states[state] for state in get_args(State)},
         "faults": sum(len(row["faults"]) for row in rows),
         "struck nobody": sum(row["not_struck"] for row in rows),
     }

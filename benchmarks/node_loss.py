@@ -18,10 +18,11 @@ from typing import Any
 from benchmarks import report
 from benchmarks.report import Aim
 from cluster.lab.hosts import why_not
+from raytrain_plus.chaos.flaws import lost_steps
 from raytrain_plus.observe import journal
 from tests.end_to_end import lab_run
 from tests.end_to_end.lab_driver import NAME
-from tests.end_to_end.runs import Run, lost_steps, program
+from tests.end_to_end.runs import program
 
 _AIMS = {"power_off": 2.0, "cable_pull": 10.0}  # seconds, for the worst
 _ROUNDS, _QUICK_ROUNDS = 10, 2
@@ -33,7 +34,7 @@ def one_round(powered_off: str, cut: str) -> dict[str, Any]:
         told = program(lab_run.__name__, storage, powered_off, cut)
         events = journal.read(Path(storage) / NAME)
     seconds = {event: told[event]["seconds"] for event in _AIMS}
-    return {**seconds, "digest": told["summary"]["digest"], "lost": lost_steps(Run(events))}
+    return {**seconds, "digest": told["summary"]["digest"], "lost": lost_steps(events)}
 
 
 def main() -> None:

@@ -1,15 +1,16 @@
-"""Which of the schedules that shared a run changed a bit of it. Pure."""
+"""Which of the schedules that shared a run changed a bit of it, or lost a step. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from raytrain_plus.chaos.flaws import broken_promises
 from raytrain_plus.chaos.schedules import Schedule
 from raytrain_plus.elastic.protocol.faults import Fault, left
 from raytrain_plus.observe.journal import Event, since_last_run
 from raytrain_plus.observe.verify import compare
 
-State = Literal["equal", "differs", "failed"]
+State = Literal["equal", "differs", "failed", "flawed"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Verdict:
     Attributes:
         act: the schedule.
         state: `equal` to the undisturbed run in every bit, or `differs` from it, or the run
-            `failed`.
-        reason: where it differs, or why it failed.
+            `failed`, or its bits are equal and it is `flawed`: it lost a step or a worker.
+        reason: where it differs, why it failed, or what it lost.
         not_struck: faults that found no worker to strike, which is no failure.
     """
 
@@ -52,7 +53,8 @@ def judge(
     """Hold a run against the undisturbed one.
 
     A difference is the fault of the schedule in whose steps it begins. Those before it were equal;
-    those after it are not judged, since they could not show anything.
+    those after it are not judged, since they could not show anything. A run of equal bits that has
+    lost steps or surviving workers is flawed: its last schedule says so.
 
     Args:
         acts: the schedules that shared the run, in order.
@@ -65,13 +67,16 @@ def judge(
     """
     found = compare(reference, events)
     if found.equal and not error:
-        return [_verdict(act, "equal", "", events) for act in acts]
+        verdicts = [_verdict(act, "equal", "", events) for act in acts]
+        if broken := broken_promises(events):
+            verdicts[-1] = _verdict(acts[-1], "flawed", "; ".join(broken), events)
+        return verdicts
     step = (found.first_difference or {}).get("step")
     guilty = next((i for i, act in enumerate(acts) if step is not None and step <= act.last), -1)
-    verdicts = [_verdict(act, "equal", "", events) for act in acts[:guilty]]
+    before = [_verdict(act, "equal", "", events) for act in acts[:guilty]]
     reason = error or _first_difference(found.first_difference)
     state: State = "failed" if error else "differs"
-    return [*verdicts, _verdict(acts[guilty], state, reason, events)]
+    return [*before, _verdict(acts[guilty], state, reason, events)]
 
 
 def ended_by_gradient(events: Sequence[Event], error: str) -> bool:

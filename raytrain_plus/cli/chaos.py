@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -68,7 +69,7 @@ def chaos(  # noqa: PLR0913 - one option each
         out = Console(file=sys.stderr if as_json else sys.stdout, markup=False)
         answered = _run(campaign, out, ended_by)
         left = storage is not None and answered["interrupted"]
-        if keep or left or answered["differs"] or answered["failed"]:
+        if keep or left or _is_bad(answered):
             out.print(f"runs are kept in {campaign.storage}", soft_wrap=True, highlight=False)
         elif storage is None:
             shutil.rmtree(passing, ignore_errors=True)
@@ -77,7 +78,7 @@ def chaos(  # noqa: PLR0913 - one option each
     answered = answer(run, as_json=as_json, debug=debug)
     if answered["interrupted"]:
         raise typer.Exit(ended_by[0])
-    if answered["differs"] or answered["failed"]:
+    if _is_bad(answered):
         raise typer.Exit(1)
 
 
@@ -131,6 +132,10 @@ def _tell(campaign: Campaign, verdict: Verdict, out: Console) -> None:
         listed = yaml.safe_dump(as_data(faults), default_flow_style=None, sort_keys=False)
         lines += [f"         {verdict.reason}", f"# {campaign.command()}", listed.rstrip()]
     out.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _is_bad(answered: Mapping[str, Any]) -> bool:
+    return any(answered[state] for state in get_args(State) if state != "equal")
 
 
 def _said(faults: tuple[Fault, ...]) -> str:

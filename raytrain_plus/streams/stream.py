@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from raytrain_plus.redaction import redacted_repr
 from raytrain_plus.storage.store import Stat, Store, stat_of
@@ -68,8 +69,7 @@ _MOST_COMPRESSED = {"none": 1, "lz4": 260, "zstd": 40_000}
 _FILE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 _MARGIN = 1 << 20  # bytes that a file may have beyond what is declared
 _RAW_FORMAT = "2"  # of the cache's entries: part of their names
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SIZE = TypeAdapter(ByteSize)
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,9 @@ def parse_bytes(size: int | str) -> int:
     Raises:
         DataError: it is none, or not above zero.
     """
-    text = str(size).strip().upper()
-    digits = text.rstrip("KMGTIB ")
-    unit = text[len(digits) :].strip()
     try:
-        count = int(float(digits) * _UNITS[unit])
-    except (KeyError, ValueError) as error:
+        count = int(_SIZE.validate_python(size))
+    except ValidationError as error:
         raise DataError(
             f"{size!r} is not a size: give a number of bytes, or one with KB, MB, GB, TB, KiB, "
             "MiB, GiB or TiB."

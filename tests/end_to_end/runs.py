@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Task, TrainingFailedError
 from raytrain_plus.algorithms import Aspect, GradientClipping
+from raytrain_plus.chaos import flaws as disturbed
 from raytrain_plus.chaos.pace import Pace
-from raytrain_plus.chaos.schedules import IN_REGROUPING
 from raytrain_plus.names import NAMESPACE
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.verify import compare
@@ -290,84 +289,11 @@ def differences(run: Run, reference: Run) -> list[str]:
 
 
 def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
-    """Say what is wrong with a disturbed run, whatever its bits."""
-    found = []
-    steps: list[int] = []
-    for event in run.events:
-        if event["event"] == "withdrawn":  # they are computed again
-            steps = [step for step in steps if step <= event["step"]]
-        elif event["event"] == "step":
-            steps.append(event["step"])
-    if steps != list(range(1, len(steps) + 1)):
-        found.append(f"steps are missing or there twice: {steps}")
-    found += lost_steps(run)
+    """Say what is wrong with a disturbed run, whatever its bits: its journal and its processes."""
+    found = disturbed.flaws(run.events, faults)
     hit = {worker for event in run.of("fault") for worker in event["hit"]}
-    lost = {event["worker"] for event in run.of("worker", state="lost")}
-    if lost - hit:
-        found.append(f"workers were lost that no fault had hit: {sorted(lost - hit)}")
     if run.changed - hit:
         found.append(f"processes of surviving workers changed: {sorted(run.changed - hit)}")
-    ready = Counter(event["worker"] for event in run.of("worker", state="ready"))
-    if any(count > 1 for count in ready.values()):
-        found.append(f"workers came up more than once: {ready}")
-    return found + _left_out(run, faults)
-
-
-def _left_out(run: Run, faults: Sequence[Fault]) -> list[str]:
-    """Every fault happens, where somebody gets to where it strikes.
-
-    One worker alone has no slices. Where nobody survived, the steps before are computed again, and
-    the group may be whole by the time of a strike that waits for it to form.
-    """
-    left = Counter((f.step, f.action, f.phase if f.strikes else None) for f in faults)
-    left.subtract((e["step"], e["action"], e.get("phase")) for e in run.of("fault"))
-    alone = {event["step"] for event in run.of("step", workers=1)}
-    return [
-        f"it did not happen: {action} in {phase} at step {step}"
-        for (step, action, phase), count in left.items()
-        if count > 0
-        and not (phase == "slice" and step in alone)
-        and not (phase in IN_REGROUPING and _began_anew(run, step))
-    ]
-
-
-def _began_anew(run: Run, step: int) -> bool:
-    """Say whether the steps before a step were computed again after it had been its turn."""
-    reached = False
-    for event in run.events:
-        reached |= event["event"] == "step" and event["step"] >= step - 1
-        if reached and event["event"] == "generation" and event["step"] < step - 1:
-            return True
-    return False
-
-
-def lost_steps(run: Run) -> list[str]:
-    """Say where a generation did not go on where its survivors stood.
-
-    They stand after the last step, or the one before. (The one before, if those that had already
-    committed the last step were lost right then.)
-    Where nobody survives, the next generation begins anew, and known steps are not written again.
-    Survivors stay in the group, unless they drain.
-    """
-    found = []
-    last, members = 0, set[str]()
-    gone, draining = set[str](), set[str]()
-    for event in run.events:
-        if event["event"] == "step":
-            last = event["step"]
-        elif event["event"] == "withdrawn":
-            last = 0  # they go back to a checkpoint
-        elif event["event"] == "worker" and event["state"] in ("lost", "left", "expelled"):
-            gone.add(event["worker"])
-        elif event["event"] == "worker" and event["state"] == "draining":
-            draining.add(event["worker"])
-        elif event["event"] == "generation":
-            survivors = members - gone
-            if survivors and event["step"] < last - 1:
-                found.append(f"{survivors} survived step {last}, and it went on at {event['step']}")
-            if not survivors <= draining | set(event["members"]):
-                found.append(f"{survivors} survived, but {event['members']} went on")
-            last, members = event["step"], set(event["members"])
     return found
 
 

@@ -8,10 +8,11 @@ import pytest
 from cluster.lab import ssh
 from cluster.lab.hosts import Lab, why_not
 from cluster.lab.names import LabError
+from raytrain_plus.chaos.flaws import lost_steps
 from raytrain_plus.observe.verify import compare
 from tests.end_to_end import cluster_run
 from tests.end_to_end.cluster_run import ALONE, NAME
-from tests.end_to_end.runs import Run, lost_steps, program
+from tests.end_to_end.runs import Run, program
 from tests.expected import require
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,7 +34,7 @@ def test_a_run_on_hosts_that_come_and_go_has_the_bits_of_one_on_a_single_worker(
     assert found.equal, found.first_difference
     assert found.steps == len([e for e in alone if e["event"] == "step"]) > 400
     run = Run(disturbed)
-    assert lost_steps(run) == []
+    assert lost_steps(run.events) == []
     # One worker alone; one on each host, one host without power, a late one, one that drained.
     assert {event["workers"] for event in alone if event["event"] == "generation"} == {1}
     sizes = [event["workers"] for event in run.of("generation")]

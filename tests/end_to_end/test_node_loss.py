@@ -9,10 +9,11 @@ import pytest
 
 from cluster.lab.hosts import Lab, why_not
 from cluster.lab.names import LabError
+from raytrain_plus.chaos.flaws import lost_steps
 from raytrain_plus.observe import journal
 from tests.end_to_end import lab_run
 from tests.end_to_end.lab_driver import LOGICAL_RANKS, NAME, STEPS
-from tests.end_to_end.runs import Run, differences, lost_steps, program, undisturbed
+from tests.end_to_end.runs import Run, differences, program, undisturbed
 from tests.end_to_end.tasks import Plain
 from tests.expected import require
 
@@ -36,7 +37,7 @@ def test_power_off_and_a_pulled_cable_cost_no_step(folder):
     run = Run(journal.read(folder / NAME), told["summary"], told["error"])
     assert differences(run, undisturbed(Plain, LOGICAL_RANKS, STEPS)) == []
     assert [event["step"] for event in run.of("step")] == list(range(1, STEPS + 1))
-    assert lost_steps(run) == []
+    assert lost_steps(run.events) == []
     # The coordinator was where the driver is, on the host to which nothing happened.
     assert run.of("returned") == []
     # Each event took one worker, that of its host; the others went on in the processes they had.

@@ -16,7 +16,7 @@ from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.format import MANIFEST, StreamManifest, order_digest
 from raytrain_plus.streams.loader import load_part
 from raytrain_plus.streams.opening import open_source
-from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.stream import Stream, parse_bytes
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.arrow_data import N, every_type, table_of
 
@@ -196,11 +196,21 @@ def test_rows_of_other_columns_later_on_are_refused(tmp_path):
         ({"compression": "rar"}, "zstd, lz4, none"),
         ({"parallel": 0}, "at least 1"),
         ({"file_size": "10 parsecs"}, "is not a size"),
+        ({"file_size": "inf"}, "is not a size"),
+        ({"file_size": "0 MB"}, "must be above zero"),
     ],
 )
 def test_wrong_settings_are_refused(settings, words, tmp_path):
     with pytest.raises(DataError, match=words):
         StreamWriter(tmp_path / "s", **settings)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [(1000, 1000), ("64MB", 64_000_000), ("1.5 GiB", 3 << 29), (" 7 kb ", 7000), ("12", 12)],
+)
+def test_sizes_have_decimal_and_binary_units(size, count):
+    assert parse_bytes(size) == count
 
 
 # -- the manifest
