@@ -1,12 +1,16 @@
-"""The report of a sweep as Markdown, for a project's own documents."""
+"""The report of a sweep as Markdown, for a project's own documents: fills in `document.md`."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
 
 from raytrain_plus.frontier.report import drawings, page, wording
 from raytrain_plus.frontier.report.contributions import Contribution
 from raytrain_plus.frontier.report.findings import Findings
 from raytrain_plus.observe.quantities import duration, number
 
+_HERE = Path(__file__).parent
 _MOST_PAIRS = 40
 
 
@@ -18,27 +22,46 @@ def document_of(found: Findings, command: str, picture: str) -> str:
         command: that trains the winner.
         picture: the name of the file that shows the frontier.
     """
-    parts = [f"# The sweep {_escaped(found.sweep.name)}", _escaped(wording.sentence(found))]
-    if found.sweep.state == "running":
-        parts.append("The sweep is running: this is how it stands so far.")
-    if found.sweep.problem:
-        parts.append(f"It has ended with a problem: {_escaped(found.sweep.problem)}")
-    if found.points:
-        parts += [f"![Quality over cost]({picture})", *_frontier(found)]
-    if found.winner:
-        parts += [f"## Train {wording.title(found.winner)}", _code(command, "sh")]
-        parts += [_escaped(wording.remark_on_command(found.sweep))]
-        parts += [_code(wording.recipe_text(found.winner, found.sweep), "yaml")]
-    parts += _contributions(found)
-    parts += _costs(found)
-    parts += _trials(found)
-    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=False,  # noqa: S701 - Markdown is no HTML; `escaped` is its own filter
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (_escaped, _inline, _table, _code)
+    environment.filters |= {one.__name__.removeprefix("_"): one for one in filters}
+    environment.filters |= {"duration": duration, "number": number}
+    told, winner = found.contributions, found.winner
+    text = environment.get_template("document.md").render(
+        sweep=found.sweep,
+        sentence=wording.sentence(found),
+        metric=found.objective.metric,
+        goal=drawings.quality_label(found),
+        picture=picture,
+        rows=_frontier(found) if found.points else [],
+        remarks=wording.remarks(found),
+        winner=wording.title(winner) if winner else "",
+        command=command,
+        remark_on_command=wording.remark_on_command(found.sweep),
+        recipe=wording.recipe_text(winner, found.sweep) if winner else "",
+        alone=_effects(told.alone),
+        pairs=_effects(told.pairs[:_MOST_PAIRS]),
+        notes=wording.contribution_notes(found),
+        calibration=str(found.calibration),
+        hypervolume=found.hypervolume[-1] if found.hypervolume else None,
+        reference=wording.reference_words(found) if found.hypervolume else "",
+        costs=[list(map(str, row)) for row in page.cost_rows(found)],
+        trials=[[what, *map(str, n), cost] for what, n, cost in page.trial_rows(found)],
+        ends=[
+            ("Stopped early", page.reasons(found, "dominated")),
+            ("Failed", page.reasons(found, "failed")),
+        ],
+    )
+    return text.rstrip("\n") + "\n"
 
 
-def _frontier(found: Findings) -> list[str]:
-    metric = found.objective.metric
-    head = ["#", "recipe", "duration", "seeds", "device-seconds", metric]
-    head += ["speed-up at equal quality", "gain at equal cost"]
+def _frontier(found: Findings) -> list[list[str]]:
     varying = wording.varying_settings([row.point for row in found.frontier])
     rows = []
     for i, row in enumerate(found.frontier, 1):
@@ -56,24 +79,10 @@ def _frontier(found: Findings) -> list[str]:
                 _with(wording.signed(row.gain), wording.signed_interval(row.gain)),
             ]
         )
-    goal = drawings.quality_label(found)
-    return ["## The frontier", f"{_escaped(goal)}, over cost.", _table(head, rows),
-            *map(_escaped, wording.remarks(found))]  # fmt: skip
+    return rows
 
 
-def _contributions(found: Findings) -> list[str]:
-    told = found.contributions
-    if not told.alone:
-        return []
-    parts = ["## What each aspect contributes", _effects(told.alone, "aspect", found)]
-    if told.pairs:
-        parts += ["### What pairs add beyond the sum of both"]
-        parts += [_effects(told.pairs[:_MOST_PAIRS], "pair", found)]
-    return [*parts, *map(_escaped, wording.contribution_notes(found))]
-
-
-def _effects(effects: Sequence[Contribution], what: str, found: Findings) -> str:
-    head = [what, "verdict", "contribution", "p", "seeds", found.objective.metric, "cost"]
+def _effects(effects: Sequence[Contribution]) -> list[list[str]]:
     rows = []
     for one in effects:
         effect = one.effect
@@ -83,37 +92,14 @@ def _effects(effects: Sequence[Contribution], what: str, found: Findings) -> str
             told = [effect.verdict, _with(*value), wording.chance(effect.p), str(effect.seeds)]
         end = [wording.signed(one.quality), wording.percent_more(one.cost)]
         rows.append([" + ".join(one.aspects), *told, *end])
-    return _table(head, rows)
-
-
-def _costs(found: Findings) -> list[str]:
-    rows = page.cost_rows(found)
-    parts = ["## The machine and the budget", _escaped(str(found.calibration)) + "."]
-    if found.hypervolume:
-        spent, area = found.hypervolume[-1]
-        parts.append(f"Hypervolume {number(area)} after {duration(spent)}.")
-        parts.append(_escaped(wording.reference_words(found)))
-    if rows:
-        head = ["aspect", "in its own advice", "share", "net effect on cost", "trials"]
-        parts.append(_table(head, [list(map(str, row)) for row in rows]))
-    return parts
-
-
-def _trials(found: Findings) -> list[str]:
-    head = ["purpose", "complete", "stopped early", "failed", "device time"]
-    rows = [[purpose, *map(str, n), cost] for purpose, n, cost in page.trial_rows(found)]
-    parts = ["## Trials", _table(head, rows)]
-    for outcome, title in (("dominated", "Stopped early"), ("failed", "Failed")):
-        lines = [f"- {times} x `{_inline(why)}`" for why, times in page.reasons(found, outcome)]
-        parts += [f"{title}:", "\n".join(lines)] if lines else []
-    return parts
+    return rows
 
 
 def _with(value: str, known: str) -> str:
     return f"{value} ({known})" if value else ""
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     lines = [[_escaped(cell) for cell in head], ["---"] * len(head)]
     lines += [[_cell(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
