@@ -51,7 +51,7 @@ SWEEP = Sweep(
     design_at="24000sp",
     design_seeds=5,
     most_promoted=5,
-    logical_ranks=2,  # more parts of a batch of 64 would only cost time on two cores
+    logical_ranks=2,  # more logical ranks for a batch of 64 would only cost time on two cores
     factors=("BlurPool", "EMA", "LabelSmoothing", "ProgressiveResizing"),
 )
 

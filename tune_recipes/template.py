@@ -4,7 +4,7 @@
     raytrain-plus sweep template.py --budget 10m
     ray job submit --working-dir . -- python template.py --budget 10m
 
-A sweep that was interrupted or killed goes on with `--resume`.
+To continue a sweep that was interrupted or killed, add `--resume`.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from raytrain_plus.task import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class MyTask(Task):
-    """Plain PyTorch. What the sweep is to vary is a field."""
+    """Plain PyTorch. Each setting that the sweep varies is a field."""
 
     target = "label"
     learning_rate: float = 0.1
@@ -44,7 +44,7 @@ class MyTask(Task):
         return 1.0 - progress
 
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """One loss per sample; labels may have become probabilities."""
+        """One loss per sample; an aspect may have changed labels into probabilities."""
         labels = batch["label"]
         target = labels if labels.is_floating_point() else labels.long()
         return functional.cross_entropy(outputs, target, reduction="none")
@@ -58,7 +58,7 @@ class MyTask(Task):
         return _made_up(8192, seed=1)
 
     def evaluation_data(self) -> pa.Table:
-        """What quality is measured on."""
+        """The data that quality is measured on."""
         return _made_up(2048, seed=2)
 
 
@@ -78,13 +78,13 @@ SWEEP = Sweep(
     name="mine",
     task=f"{__file__}:MyTask",
     space=RecipeSpace(
-        # What all others are compared with. Whatever varies below must be said here, too.
+        # The recipe that all others are compared with. Give every setting that varies below.
         baseline=Recipe(duration="32000sp", batch_size=64, task={"learning_rate": 0.1}),
         # What may be on (`raytrain-plus algorithms` lists all), with settings fixed or varying.
         aspects={"LabelSmoothing": {"smoothing": Range(low=0.02, high=0.2)}, "EMA": {}},
-        # What is tuned for the baseline and for all recipes alike.
+        # Settings that are tuned for the baseline and for all recipes.
         task={"learning_rate": Range(low=0.01, high=1.0, log=True)},
-        # Recipes begin at the shortest; what holds out there is promoted.
+        # Recipes start at the shortest duration; the good ones are promoted.
         durations=("8000sp", "16000sp", "32000sp"),
     ),
     objective=Objective(metric="accuracy", mode="max"),

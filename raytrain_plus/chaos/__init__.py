@@ -1,1 +1,1 @@
-"""Many random schedules of faults, each held against the run to which nothing happens."""
+"""Many random schedules of faults; each run is compared with an undisturbed run."""

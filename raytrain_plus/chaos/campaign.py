@@ -1,4 +1,4 @@
-"""Trains a task again and again, disturbed in many ways, and says what changed a bit."""
+"""Trains a task many times under different faults, and reports each run that differs in a bit."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,35 +29,35 @@ from raytrain_plus.observe.journal import Event
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError, cluster
 
-_TOGETHER = 12  # schedules in a run, since workers take longest to come up
-_SCENES = 2  # in a schedule
+_TOGETHER = 12  # schedules in a run, since starting workers takes the most time
+_SCENES = 2  # scenes in a schedule
 _LEAST_DEADLINE = 6.0  # seconds
-_LEAST_SILENCE = 10.0  # seconds; a coordinator is given five for each answer
+_LEAST_SILENCE = 10.0  # seconds; a coordinator has five seconds for each answer
 _PACED = 2.0  # seconds that a worker waits in `Pace`
 _TIMES = 4.0  # times the slowest step of the undisturbed run
 _LEAST_START = 30.0  # seconds
-_STARTS = 6.0  # times what the undisturbed run's only worker took, since several come at once
+_STARTS = 6.0  # times the start of the undisturbed run's only worker, since several start at once
 
 Show = Callable[[str], AbstractContextManager[Watcher]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """What is trained, and how it is disturbed.
+    """The task to train, and how to disturb it.
 
     Attributes:
-        task: a Task, or where to import one.
-        storage: where the runs are kept; those that are equal are removed.
-        runs: schedules.
-        seed: schedule number i follows from `seed + i` and from what stands below.
-        kinds: of faults.
-        workers: the most; a run continues with the workers that are left.
-        logical_ranks: V.
-        steps: of each schedule, an even number: it evaluates in its middle and at its end.
+        task: a Task, or its import path.
+        storage: folder for the runs; runs that are equal are removed.
+        runs: number of schedules.
+        seed: schedule number i is determined by `seed + i` and the attributes below.
+        kinds: kinds of faults.
+        workers: most workers; a run continues with the workers that are left.
+        logical_ranks: V, the number of logical ranks.
+        steps: steps of each schedule, an even number: it evaluates in its middle and at its end.
         batch_size: samples per step.
         data: the training data. Default: `task.data()`.
-        keep: keep the runs that are equal, too.
-        name: which each run's name begins with.
+        keep: whether to keep also the runs that are equal.
+        name: prefix of each run's name.
     """
 
     task: Task | str
@@ -79,28 +79,28 @@ class Campaign:
         if self.runs < 1:
             raise ScheduleError(f"runs is {self.runs}; it must be at least 1")
         check_sizes(self.batch_size, self.logical_ranks, (1, self.workers))
-        self.schedule(self.seed, evaluates=False)  # so that what is wrong is said at once
+        self.schedule(self.seed, evaluates=False)  # so that wrong settings are reported at once
 
     @property
     def together(self) -> int:
-        """How many schedules share a run."""
+        """The number of schedules that share a run."""
         return min(self.runs, _TOGETHER)
 
     @property
     def duration(self) -> str:
-        """The length of each run, the undisturbed one included."""
+        """The duration of each run, the undisturbed one included."""
         return f"{self.together * self.steps}ba"
 
     @property
     def evaluate_every(self) -> str:
-        """Likewise, how often it evaluates."""
+        """The interval between evaluations of each run."""
         return f"{self.steps // 2}ba"
 
     def schedule(self, seed: int, *, evaluates: bool) -> Schedule:
         """Draw the schedule of a seed.
 
         Raises:
-            ScheduleError: there is none of these kinds, or not in so few steps.
+            ScheduleError: these kinds make no schedule, or the steps are too few.
         """
         return schedule(
             seed,
@@ -117,10 +117,10 @@ class Campaign:
         """Configure one run.
 
         Args:
-            name: what comes after the campaign's own.
-            act: what happens to it. Default: nothing, to one worker.
-            resume: go on with the run of that name.
-            elastic: settings of ElasticConfig.
+            name: suffix to the campaign's name.
+            act: the faults. Default: an undisturbed run of one worker.
+            resume: whether to resume the run of that name.
+            elastic: further settings of ElasticConfig.
         """
         full = f"{self.name}-{name}"
         held = Pace(folder=self.storage / full, wanted=dict(act.wanted)) if act else None
@@ -146,7 +146,7 @@ class Campaign:
         )
 
     def command(self) -> str:
-        """Return the command that trains as a run of the campaign does, for a file of faults."""
+        """Return the command that trains like a run of the campaign, given a file of faults."""
         data = f" --data {self.data}" if self.data else ""
         return (
             f"raytrain-plus train {self.task}{data} --batch-size {self.batch_size} "
@@ -159,8 +159,8 @@ def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
     """Train, and yield a verdict on each schedule, in order.
 
     Args:
-        campaign: what is trained, and how it is disturbed.
-        show: what shows the progress of a run, made from its title.
+        campaign: the task, and how to disturb it.
+        show: makes the watcher that shows a run's progress, from the run's title.
 
     Raises:
         ScheduleError: such schedules cannot be drawn.
@@ -171,7 +171,7 @@ def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
     evaluates = undisturbed.spec.evaluation_data is not None
     seeds = range(campaign.seed, campaign.seed + campaign.runs)
     drawn = {seed: campaign.schedule(seed, evaluates=evaluates) for seed in seeds}
-    with cluster(2 * campaign.workers):  # those that drain still have their places
+    with cluster(2 * campaign.workers):  # draining workers still hold their resources
         reference, error = _train(undisturbed, "undisturbed", show)
         if error:
             raise TrainingFailedError(error, {"checkpoint": None})
@@ -191,21 +191,21 @@ def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
 
 
 def hang_deadline(reference: Sequence[Event]) -> float:
-    """Return after how many seconds without progress a worker of a disturbed run hangs."""
+    """Return the seconds without progress after which a worker of a disturbed run hangs."""
     times = [event["time"] for event in reference if event["event"] == "step"]
     slowest = max((b - a for a, b in pairwise(times)), default=0.0)
     return max(_LEAST_DEADLINE, _PACED + _TIMES * slowest)
 
 
 def start_timeout(reference: Sequence[Event]) -> float:
-    """Return after how many seconds a newcomer of a disturbed run hangs that does not come up."""
+    """Return the seconds after which a new worker of a disturbed run fails to start."""
     began = [event["time"] for event in reference if event["event"] == "run"]
     ready = [event["time"] for event in reference if event.get("state") == "ready"]
     return max(_LEAST_START, _STARTS * (ready[0] - began[0]) if began and ready else 0.0)
 
 
 def _acts(campaign: Campaign, seeds: range, drawn: Mapping[int, Schedule]) -> list[Act]:
-    """Give each schedule its place in a run."""
+    """Assign each schedule its steps in a run."""
     steps = campaign.steps
     return [
         Act(seed, i * steps + 1, (i + 1) * steps, later(drawn[seed], i * steps))
@@ -220,12 +220,12 @@ def _judge(
     deadlines: Mapping[str, Any],
     show: Show,
 ) -> list[Verdict]:
-    """Let some schedules happen to one run."""
+    """Run several schedules in one run."""
     title = f"{acts[0].seed}-{acts[-1].seed}"
     joined = join([act.schedule for act in acts])
     trainer = campaign.trainer(title, joined, **deadlines)
     events, error = _train(trainer, f"seeds {title}", show)
-    while ended_by_gradient(events, error):  # by design; what has struck does not strike again
+    while ended_by_gradient(events, error):  # expected; faults that have struck do not strike again
         struck = [event for event in events if event["event"] == "fault"]
         rest = Schedule(tuple(left(joined.faults, struck)), joined.wanted)
         trainer = campaign.trainer(title, rest, resume=True, **deadlines)
@@ -237,7 +237,7 @@ def _judge(
 
 
 def _train(trainer: ElasticTrainer, title: str, show: Show) -> tuple[list[Event], str]:
-    """Return the journal of a run, and why it failed, empty if it did not."""
+    """Return the journal of a run, and why it failed; empty if it did not fail."""
     error = ""
     try:
         with show(title) as watcher:

@@ -1,4 +1,4 @@
-"""What is wrong with a disturbed run whatever its bits: lost steps, workers left out. Pure.
+"""Finds flaws of a disturbed run other than wrong bits: lost steps, missing workers. Pure.
 
 Equal bits do not show that nothing was lost: a run that goes back to its last checkpoint after each
 fault ends with the same bits, later.
@@ -13,11 +13,11 @@ from raytrain_plus.observe.journal import Event
 
 
 def flaws(events: Sequence[Event], faults: Sequence[Fault]) -> list[str]:
-    """Say what is wrong with a disturbed run of which each fault is known.
+    """Return the flaws of a disturbed run whose faults are all known.
 
     Args:
         events: its journal.
-        faults: what was to happen to it. Nothing else may have ended a worker.
+        faults: all planned faults. Nothing else may have ended a worker.
 
     Returns:
         A sentence for each flaw.
@@ -31,7 +31,7 @@ def flaws(events: Sequence[Event], faults: Sequence[Fault]) -> list[str]:
 
 
 def broken_promises(events: Sequence[Event]) -> list[str]:
-    """Say which promises a run has broken that hold whatever disturbed it.
+    """Return the broken promises among those that hold under all faults.
 
     Each step is committed once, in order. A group continues where its survivors are, with all
     survivors that do not drain.
@@ -50,12 +50,12 @@ def broken_promises(events: Sequence[Event]) -> list[str]:
             steps.append(event["step"])
     found = lost_steps(events)
     if steps != list(range(1, len(steps) + 1)):
-        found.insert(0, f"steps are missing or there twice: {steps}")
+        found.insert(0, f"steps are missing or repeated: {steps}")
     return found
 
 
 def lost_steps(events: Sequence[Event]) -> list[str]:
-    """Say where a generation did not continue where its survivors were.
+    """Return each generation that did not continue at its survivors' step.
 
     Survivors are after the last step, or after the one before it, if the workers that had committed
     the last step were lost right then. Where no worker survives, the next generation continues from
@@ -115,7 +115,7 @@ def _came_up_twice(events: Sequence[Event]) -> list[str]:
 
 
 def _not_injected(events: Sequence[Event], faults: Sequence[Fault]) -> list[str]:
-    """Say which faults did not happen although a worker got to where they strike.
+    """Return the faults that did not happen although a worker reached their place.
 
     A lone worker has no slices. Where no worker survived, the steps before are computed again, and
     the group may be whole by the time of a fault that waits for it to form.
@@ -135,7 +135,7 @@ def _not_injected(events: Sequence[Event], faults: Sequence[Fault]) -> list[str]
 
 
 def _started_again(events: Sequence[Event], step: int) -> bool:
-    """Say whether the steps before a step were computed again after its turn had come."""
+    """Return whether steps before a step were computed again after the step was reached."""
     reached = False
     for event in events:
         reached |= event["event"] == "step" and event["step"] >= step - 1

@@ -1,4 +1,4 @@
-"""Which of the schedules that shared a run changed a bit of it, or lost a step. Pure."""
+"""Finds which schedules of a shared run changed a bit of it, or lost a step: a pure function."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Act:
     """One schedule's place in a run.
 
     Attributes:
-        seed: that it was drawn from.
-        first, last: the steps of the run that are its own.
-        schedule: what happens, and at which steps of the run.
+        seed: seed of the schedule.
+        first, last: first and last step of the run that belong to the schedule.
+        schedule: the faults, and the steps of the run at which they strike.
     """
 
     seed: int
@@ -31,7 +31,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a run under one schedule.
+    """The result of a run under one schedule.
 
     Attributes:
         act: the schedule.
@@ -50,11 +50,11 @@ class Verdict:
 def judge(
     acts: Sequence[Act], reference: list[Event], events: list[Event], error: str = ""
 ) -> list[Verdict]:
-    """Hold a run against the undisturbed one.
+    """Compare a run with the undisturbed one.
 
-    A difference is the fault of the schedule in whose steps it begins. Those before it were equal;
-    those after it are not judged, since they could not show anything. A run of equal bits that has
-    lost steps or surviving workers is flawed: its last schedule says so.
+    A difference is attributed to the schedule in whose steps it begins. The schedules before it
+    were equal. Those after it are not judged, since the difference hides theirs. A run of equal
+    bits that has lost steps or surviving workers is flawed: the last schedule gets that verdict.
 
     Args:
         acts: the schedules that shared the run, in order.
@@ -80,7 +80,7 @@ def judge(
 
 
 def ended_by_gradient(events: Sequence[Event], error: str) -> bool:
-    """Say whether a run has ended as it should after a NaN gradient that was injected.
+    """Return whether a run ended as expected after an injected NaN gradient.
 
     Args:
         events: the journal of the run.

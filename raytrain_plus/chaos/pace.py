@@ -1,4 +1,4 @@
-"""Holding a run back until replacements have come, so that the next fault finds a worker."""
+"""Delays a run until replacements have joined, so that the next fault finds a worker."""
 
 import time
 from pathlib import Path
@@ -10,16 +10,16 @@ _LOOK = 0.02  # seconds
 
 
 class Pace(Aspect):
-    """Hold each step back for a moment while the group is smaller than wanted.
+    """Delays each step for a moment while the group is smaller than wanted.
 
-    So a short run lasts until replacements have come, however slow the machine is. Steps go on,
-    slowly, since newcomers join at their boundaries; when one is ready, nothing is held back, nor
-    is it once there is a file `hurry` in the run's folder. It changes no bit of the result.
+    So a short run lasts until replacements have joined, even on a slow machine. Steps go on slowly,
+    since new workers join at step boundaries. There is no delay while a new worker is ready to
+    join, nor after a file `hurry` exists in the run's folder. The result does not change in a bit.
 
     Attributes:
-        folder: of the run.
-        wanted: from which step (from 1) how many workers are wanted; below zero: at most so many.
-        patience: seconds per step. Default 2.
+        folder: the run's folder.
+        wanted: step (from 1) -> workers wanted from then on; -n means at most n workers.
+        patience: longest delay per step, in seconds. Default 2.
     """
 
     folder: Path
@@ -27,7 +27,7 @@ class Pace(Aspect):
     patience: float = 2.0
 
     def step(self, step: Step) -> Advice:
-        """Wait, but not for long."""
+        """Wait for the wanted workers, at most `patience` seconds."""
         starts = [start for start in self.wanted if start <= step.number + 1]
         wanted = self.wanted[max(starts)] if starts else 0
         deadline = time.monotonic() + self.patience
@@ -46,14 +46,14 @@ class Pace(Aspect):
 
 
 class _Group:
-    """Who trains and who is ready to, by the journal, of which each line is read once."""
+    """The workers that train and those that are ready, by the journal; reads each line once."""
 
     def __init__(self, folder: Path) -> None:
         self.ready, self.members = set[str](), set[str]()
         self._path, self._offset = folder / journal.FILE_NAME, 0
 
     def look(self) -> None:
-        """Read what is new."""
+        """Read new lines of the journal."""
         events, self._offset = journal.follow(self._path, self._offset)
         for event in events:
             if event["event"] == "generation":

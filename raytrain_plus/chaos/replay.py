@@ -1,4 +1,4 @@
-"""Doing to a live run what a trace says happened to a cluster."""
+"""Applies the changes of a cluster's trace to a live run."""
 
 import time
 from collections import deque
@@ -13,26 +13,26 @@ from raytrain_plus.observe.journal import Event
 
 
 class Live(Protocol):
-    """A run that can be given workers, and be robbed of some."""
+    """A run whose workers can be added and killed."""
 
     def lose(self, workers: int, target: int) -> None:
-        """Kill workers without notice, and want `target` from then on."""
+        """Kill workers without notice, and set the target to `target` workers."""
 
     def scale(self, workers: int) -> None:
-        """Want so many workers."""
+        """Set the target number of workers."""
 
 
 class Replay:
     """A watcher of a run that applies the changes of a trace, each when its time has come.
 
-    What the trace takes is killed, without notice; what it gives is asked for. The clock starts
-    with the first generation, which consists of whom the trace has at its beginning.
+    Workers that the trace removes are killed without notice; workers that it adds are requested.
+    The clock starts with the first generation, which has the workers of the trace's beginning.
 
     Args:
-        changes: in order of time; the numbers that they lead to may leave `workers`, and the run
-            then has as many as it is allowed to.
+        changes: changes in order of time. If they lead outside of the range `workers`, the run has
+            the nearest allowed number.
         live: the run.
-        workers: the least and the most that it may have.
+        workers: the least and the most workers that the run may have.
         now: monotonic seconds.
     """
 
@@ -52,7 +52,7 @@ class Replay:
         self._asked = self._ended = False
 
     def __call__(self, events: Sequence[Event]) -> None:
-        """Take in new events of the journal, and apply what is due."""
+        """Read new events of the journal, and apply the changes that are due."""
         kinds = {event["event"] for event in events}
         self._ended |= "end" in kinds
         if self._ended:
@@ -84,21 +84,21 @@ class Replay:
 
 
 class NamedRun:
-    """A run on the Ray cluster of this process, by its name.
+    """A live run on the Ray cluster of this process.
 
     Args:
-        name: of the run.
+        name: name of the run.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def lose(self, workers: int, target: int) -> None:
-        """Kill workers without notice, and want `target` from then on."""
+        """Kill workers without notice, and set the target to `target` workers."""
         ray.get(self._coordinator().lose.remote(workers, target))
 
     def scale(self, workers: int) -> None:
-        """Want so many workers."""
+        """Set the target number of workers."""
         ray.get(self._coordinator().scale.remote(workers))
 
     def _coordinator(self) -> Any:

@@ -1,7 +1,7 @@
-"""Seeded schedules of faults: pure, so that a seed is all it takes to repeat one.
+"""Seeded schedules of faults: pure functions, so a seed is enough to repeat a schedule.
 
-A schedule is made of scenes, each at a step of its own: something happens to the group, often
-together with something else that makes it worse.
+A schedule consists of scenes, each at a different step. A scene is a fault of the group, often
+combined with another fault that makes it worse.
 """
 
 import random
@@ -14,19 +14,19 @@ IN_STEP: tuple[Phase, ...] = ("fetch", "forward", "backward", "exchange", "finis
 IN_EVALUATION: tuple[Phase, ...] = ("evaluate", "gather")
 IN_REGROUPING: tuple[Phase, ...] = ("meet", "heal")
 
-# All but wrong arithmetic, which takes audits of every step to be found before a short run's end,
-# and but NaN gradients, each of which ends the run, so that it has to be resumed.
+# All kinds except two. Wrong arithmetic is found before the end of a short run only if every step
+# is audited. A NaN gradient ends the run, so that it has to be resumed.
 USUAL_KINDS: tuple[Action, ...] = (
     "kill", "stop", "terminate", "spin", "stall", "slow", "flip", "kill_all", "kill_coordinator",
     "lose_store", "drain", "add", "remove", "stop_coordinator", "hang_newcomer", "fill_disk",
     "edit_task",
 )  # fmt: skip
 
-# How often each kind strikes, where several may. Each that hangs costs a deadline.
+# Relative frequency of each kind, if several are possible. Each hang costs a whole deadline.
 _HANGS: dict[Action, float] = {"stop": 0.05, "spin": 0.05, "stall": 0.05}
 _LOSES: dict[Action, float] = {"kill": 1.0, "terminate": 0.2, **_HANGS}
 _STRIKES: dict[Action, float] = {**_LOSES, "slow": 0.1, "flip": 0.2, "miscompute": 0.2}
-_SECONDS = 3.0  # of what passes
+_SECONDS = 3.0  # length of temporary faults
 
 _APART = 5  # steps between scenes, so that most strike a group that has settled
 _LAST = 12  # steps after the last scene, for replacements to come
@@ -34,16 +34,16 @@ _WHOLE = 0.7  # the share of scenes before which the group is made whole again
 
 
 class ScheduleError(ValueError):
-    """Schedules of such a kind cannot be drawn."""
+    """Schedules with these settings cannot be drawn."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What happens in a run.
+    """The faults of a run.
 
     Attributes:
         faults: the disturbances.
-        wanted: from which step how many workers are waited for; see `Pace`.
+        wanted: step -> workers to wait for from then on; see `Pace`.
     """
 
     faults: tuple[Fault, ...]
@@ -51,14 +51,14 @@ class Schedule:
 
 
 class Stage:
-    """Where a scene is set.
+    """The conditions of a scene.
 
     Attributes:
-        draw: its source of chance.
-        step: the step, from 1.
-        workers: how many there should be.
-        phases: of each step.
-        kinds: of faults that may happen.
+        draw: source of random numbers.
+        step: step of the scene, from 1.
+        workers: number of workers that there should be.
+        phases: phases of each step.
+        kinds: kinds of faults that may happen.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Stage:
         self.kinds = kinds
 
     def strike(self, phase: Phase, *, workers: int = 1, loses: bool = False) -> Fault:
-        """Return a strike in a phase, at anybody.
+        """Return a fault that strikes any worker in a phase.
 
         Args:
             phase: the phase.
-            workers: how many it hits.
-            loses: whether it must be one after which the group has to form again.
+            workers: number of workers that it strikes.
+            loses: whether it must be a fault after which the group has to form again.
         """
         odds = _LOSES if loses else _STRIKES
         kinds = [kind for kind in ACTIONS if kind in self.kinds and kind in odds]
@@ -96,7 +96,7 @@ class Stage:
         )
 
     def anywhere(self) -> Phase:
-        """Return a phase of the step."""
+        """Return a random phase of the step."""
         return self.draw.choice(self.phases)
 
 
@@ -123,7 +123,7 @@ def two_at_once(stage: Stage) -> list[Fault]:
 
 
 def one_after_the_other(stage: Stage) -> list[Fault]:
-    """Two strikes in one step, in different phases: the second may come when it is tried again."""
+    """Strike twice in one step, in different phases: the second may hit the step's retry."""
     first, second = stage.draw.sample(stage.phases, 2)
     return [stage.strike(first), stage.strike(second)]
 
@@ -139,7 +139,7 @@ def everybody(stage: Stage) -> list[Fault]:
 
 
 def all_killed(stage: Stage) -> list[Fault]:
-    """Leave no worker: all steps are computed again."""
+    """Kill all workers at once: all steps are computed again."""
     return [Fault(step=stage.step, action="kill_all", phase=stage.anywhere())]
 
 
@@ -150,28 +150,28 @@ def store_lost(stage: Stage) -> list[Fault]:
 
 
 def coordinator_killed(stage: Stage) -> list[Fault]:
-    """Leave the workers without who plans for them."""
+    """Kill the coordinator."""
     return [Fault(step=stage.step, action="kill_coordinator")]
 
 
 def coordinator_stopped(stage: Stage) -> list[Fault]:
-    """Leave the workers with a coordinator that answers nothing."""
+    """Stop the coordinator, so that it does not answer."""
     return [Fault(step=stage.step, action="stop_coordinator")]
 
 
 def newcomer_hangs(stage: Stage) -> list[Fault]:
-    """Let the worker hang that comes to replace one."""
+    """Let a replacement worker hang while it starts."""
     return [Fault(step=stage.step, action="hang_newcomer"), _one_leaves(stage)]
 
 
 def task_edited(stage: Stage) -> list[Fault]:
-    """Edit the task's file while a worker comes to replace one, or two do, and undo it."""
+    """Edit the task's file while one or two replacement workers start, and undo the edit."""
     edited = Fault(step=stage.step, action="edit_task")
     return [*[edited] * stage.draw.randint(1, 2), _one_leaves(stage)]
 
 
 def _one_leaves(stage: Stage) -> Fault:
-    """Have a worker, a step later, that has to be replaced."""
+    """Return a fault one step later after which a worker must be replaced."""
     if _LOSES.keys() & set(stage.kinds):
         leaves = stage.strike(stage.anywhere(), loses=True)
     else:
@@ -195,14 +195,14 @@ def gradient_lost(stage: Stage) -> list[Fault]:
 
 
 def drain(stage: Stage) -> list[Fault]:
-    """Plan some workers out."""
+    """Drain some workers."""
     victim = stage.draw.randrange(stage.workers)
     workers = stage.draw.randint(1, stage.workers)
     return [Fault(step=stage.step, action="drain", workers=workers, victim=victim)]
 
 
 def shrink_and_grow(stage: Stage) -> list[Fault]:
-    """Want fewer workers, and a step later as many as before."""
+    """Request fewer workers, and a step later as many as before."""
     workers = stage.draw.randint(1, max(1, stage.workers - 1))
     return [
         Fault(step=stage.step, action="remove", workers=workers),
@@ -216,23 +216,23 @@ def during_evaluation(stage: Stage) -> list[Fault]:
 
 
 def during_recovery(stage: Stage) -> list[Fault]:
-    """While the survivors of one strike find together, there is another."""
+    """Strike again while the survivors of the first strike form a group."""
     first = stage.strike(stage.anywhere(), loses=True)
     return [first, stage.strike(stage.draw.choice(IN_REGROUPING))]
 
 
 def during_resize(stage: Stage) -> list[Fault]:
-    """While some leave, others are struck."""
+    """Strike some workers while others leave."""
     return [*drain(stage), stage.strike(stage.draw.choice(IN_REGROUPING))]
 
 
 def while_the_replacement_joins(stage: Stage) -> list[Fault]:
-    """Strike the replacement or the worker that heals it, when it comes: at any later step."""
+    """Strike the replacement or the worker that heals it, at the later step when it joins."""
     first, second = during_recovery(stage)
     return [first, replace(second, step=stage.step + 1)]
 
 
-# How often each is drawn, among those that the kinds allow.
+# Relative frequency of each scene, among those that the kinds allow.
 _SCENES: dict[Scene, float] = {
     lone_strike: 1.0,
     two_at_once: 1.0,
@@ -268,16 +268,16 @@ def schedule(
     """Draw a schedule.
 
     Args:
-        seed: of all chance.
-        workers: the most that the run has, and how many it has most of the time.
-        steps: of the run.
-        scenes: how many scenes.
-        kinds: of faults that may happen.
-        evaluations: the steps after which there is one.
-        phases: of each step.
+        seed: seed of all random choices.
+        workers: most workers of the run, and its number of workers most of the time.
+        steps: steps of the run.
+        scenes: number of scenes.
+        kinds: kinds of faults that may happen.
+        evaluations: the steps that are followed by an evaluation.
+        phases: phases of each step.
 
     Raises:
-        ScheduleError: the scenes do not fit into the steps, or no scene is of such kinds.
+        ScheduleError: the scenes do not fit into the steps, or no scene has these kinds.
     """
     draw = random.Random(seed)
     possible = _possible(kinds, workers)
@@ -293,10 +293,10 @@ def schedule(
 
 
 def _wanted(acts: Sequence[_Act], workers: int) -> dict[int, int]:
-    """Say when to wait for a whole group.
+    """Return when to wait for a whole group.
 
-    A fault that strikes while the group forms again needs a group that can form: more than one
-    worker before it, and another worker after it.
+    A fault that strikes while the group forms again needs a group that can form: it needs more
+    than one worker before it, and another worker after it.
     """
     wanted = {1: workers}
     regroups = [any(f.phase in IN_REGROUPING for f in act.faults) for act in acts]
@@ -307,7 +307,7 @@ def _wanted(acts: Sequence[_Act], workers: int) -> dict[int, int]:
 
 
 def chain(schedules: Sequence[Schedule], steps: int) -> Schedule:
-    """Let schedules of `steps` steps each follow each other in one run."""
+    """Shift schedules of `steps` steps each, so that they follow each other in one run."""
     return join([later(one, number * steps) for number, one in enumerate(schedules)])
 
 
@@ -318,16 +318,16 @@ def later(one: Schedule, steps: int) -> Schedule:
 
 
 def join(schedules: Sequence[Schedule]) -> Schedule:
-    """Return what happens in a run that several schedules share."""
+    """Return the joined schedule of a run that several schedules share."""
     wanted = {step: workers for one in schedules for step, workers in one.wanted.items()}
     return Schedule(tuple(fault for one in schedules for fault in one.faults), wanted)
 
 
 def _possible(kinds: Sequence[Action], workers: int) -> dict[Scene, float]:
-    """Return the scenes that certain kinds of faults make, and how often each is drawn.
+    """Return the scenes that the given kinds of faults allow, and their relative frequencies.
 
     Raises:
-        ScheduleError: there is no such kind, there are none, or half of a pair is missing.
+        ScheduleError: a kind is unknown, no kind is given, or half of a pair is missing.
     """
     unknown = sorted(set(kinds) - set(ACTIONS))
     if unknown or not kinds:

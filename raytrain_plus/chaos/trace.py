@@ -1,8 +1,8 @@
-"""Traces of preemptions: which nodes a cloud gave and took, and when. Pure, but for reading a file.
+"""Traces of preemptions: when a cloud added and removed nodes. Pure except for reading a file.
 
 A trace is a CSV file without a header, one line `milliseconds,add|remove,node` for each node that
-comes or goes, in order of time. It is replayed at another size and speed: what counts is when how
-much is lost and given.
+is added or removed, in order of time. It can be replayed at another size and speed: only the times
+and the shares of nodes matter.
 """
 
 import itertools
@@ -17,17 +17,17 @@ _MOST_DIGITS = 15  # thirty thousand years
 
 
 class TraceError(ValueError):
-    """A trace that cannot be understood, or replayed as asked."""
+    """A trace cannot be read, or cannot be replayed as requested."""
 
 
 @dataclass(frozen=True)
 class NodeEvent:
-    """A node comes or goes.
+    """A node is added or removed.
 
     Attributes:
         seconds: since the trace began.
-        action: which of the two.
-        node: its name.
+        action: `add` or `remove`.
+        node: name of the node.
     """
 
     seconds: float
@@ -37,25 +37,25 @@ class NodeEvent:
 
 @dataclass(frozen=True)
 class Trace:
-    """What happened to a set of nodes, in order of time."""
+    """The events of a set of nodes, in order of time."""
 
     events: tuple[NodeEvent, ...]
 
     @property
     def seconds(self) -> float:
-        """When the last event happens."""
+        """The time of the last event, in seconds."""
         return self.events[-1].seconds
 
     @property
     def peak(self) -> int:
-        """The most nodes that are there at once."""
+        """The most nodes that exist at once."""
         return max(nodes for _, nodes in self.counts())
 
     def counts(self) -> list[tuple[float, int]]:
-        """Return how many nodes there are after each change, with its time.
+        """Return the number of nodes after each change, with its time.
 
-        Lines in a row of the same time and action are one change. So a loss that is made good at
-        the same instant is seen.
+        Consecutive lines of the same time and action are one change. So a loss that is replaced at
+        the same instant still counts as a change.
         """
         found: list[tuple[float, int]] = []
         nodes = 0
@@ -69,11 +69,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class Change:
-    """Some workers come or go at once.
+    """Workers are added or removed at once.
 
     Attributes:
         seconds: since the beginning.
-        delta: how many come; below zero, how many go.
+        delta: number of workers added; below zero, removed.
     """
 
     seconds: float
@@ -84,7 +84,7 @@ def read_trace(path: Path) -> Trace:
     """Read a trace.
 
     Raises:
-        TraceError: the file cannot be read, or a line is not what it should be.
+        TraceError: the file cannot be read, or a line is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -97,11 +97,11 @@ def parse_trace(lines: Iterable[str], where: str = "trace") -> Trace:
     """Read the lines of a trace; empty ones are skipped.
 
     Args:
-        lines: `milliseconds,add|remove,node` each.
-        where: what the lines are called in errors.
+        lines: each is `milliseconds,add|remove,node`.
+        where: name of the lines in error messages.
 
     Raises:
-        TraceError: a line is not what it should be, with its number and what is allowed.
+        TraceError: a line is wrong; the message has its number and what is allowed.
     """
     events: list[NodeEvent] = []
     here: set[str] = set()
@@ -121,7 +121,7 @@ def parse_trace(lines: Iterable[str], where: str = "trace") -> Trace:
 
 
 def scaled(trace: Trace, most: int) -> list[Change]:
-    """Map a trace's nodes onto workers, so that its peak becomes `most` of them.
+    """Scale a trace from nodes to workers, so that its peak is `most` workers.
 
     At any time there are `nodes * most / peak` workers, rounded to the nearest number, halves up.
 
@@ -150,10 +150,10 @@ def scaled(trace: Trace, most: int) -> list[Change]:
 
 
 def at_speed(changes: Sequence[Change], speed: float) -> list[Change]:
-    """Let time pass faster: at speed 10, what took ten minutes takes one.
+    """Speed a trace up: at speed 10, ten minutes become one.
 
     Raises:
-        TraceError: the speed is not above zero and finite.
+        TraceError: the speed is not finite and above zero.
     """
     if not (math.isfinite(speed) and speed > 0):
         raise TraceError(f"speed is {speed}; it must be above zero, 1 being the trace's own")

@@ -11,8 +11,8 @@ import typer
 if TYPE_CHECKING:
     from raytrain_plus.cli.commands import app as app
 
-# Commands that are started without the others: without torch they come up in a third of the time,
-# and the agent, which stays for as long as its node, is small.
+# These commands are imported without the others. Without torch they start in a third of the time,
+# and the node agent, which runs as long as its node, needs little memory.
 _ALONE = {
     "node-agent": "node_agent",
     "doctor": "nodes",
@@ -22,7 +22,7 @@ _ALONE = {
     "stop": "steer",
 }
 
-_INTERRUPTED = 130  # as a shell reports it
+_INTERRUPTED = 130  # the status that a shell reports
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
             _alone(command)()
         else:
             importlib.import_module("raytrain_plus.cli.commands").app()
-    except KeyboardInterrupt:  # before a command has begun
+    except KeyboardInterrupt:  # raised before a command has begun
         sys.exit(_INTERRUPTED)
 
 

@@ -1,4 +1,4 @@
-"""The commands that show algorithms and take them off a model again."""
+"""The commands that show algorithms and that remove them from a trained model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +26,12 @@ def algorithms(
         typer.Argument(metavar="[NAME[:key=value,...]]...", help="Also module:Class."),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show who acts where, and in which order.")
+        bool, typer.Option("--explain", help="Show which algorithms act where, in which order.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List algorithms and their settings, or explain how some go together."""
+    """List algorithms and their settings, or explain how several work together."""
 
     def run() -> dict[str, Any]:
         chosen = [parse_algorithm(name) for name in names or ALGORITHMS]
@@ -59,7 +59,7 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the plain model of a run's last checkpoint, without what algorithms changed in it."""
+    """Write the plain model of a run's last checkpoint, without the changes of algorithms."""
 
     def written() -> dict[str, Any]:
         folder = folder_of(run, storage)

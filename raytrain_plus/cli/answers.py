@@ -1,4 +1,4 @@
-"""How a command answers: what it prints, and its exit status."""
+"""How a command ends: its output and its exit status."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ Storage = Annotated[
 
 
 def _checked_run(run: str) -> str:
-    """Refuse what can mean no run before anything is touched, here or on a cluster."""
+    """Refuse an invalid run name before anything is changed, here or on a cluster."""
     try:
         return check_reference(run)
     except InvalidNameError as error:
@@ -54,14 +54,14 @@ Address = Annotated[
     typer.Option(
         envvar="RAY_ADDRESS",
         metavar="ADDRESS",
-        help="Of the cluster: http://HEAD:8265 from outside, HOST:PORT or auto on one of its nodes,"
-        " or ray://HEAD:10001. Default: what is known here.",
+        help="Address of the cluster: http://HEAD:8265 from outside, HOST:PORT or auto on one of "
+        "its nodes, or ray://HEAD:10001. Default: the cluster that Ray finds from here.",
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of wrong input, too.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks also for wrong input.")]
 
 
-# What belongs to an extra of the package. matplotlib is in two; a sweep needs another one first.
+# Modules and their extra. matplotlib is in two extras; a sweep needs another module first.
 _EXTRAS = {
     "matplotlib": "demo",
     "mlxtend": "demo",
@@ -75,8 +75,8 @@ _EXTRAS = {
 def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
     """Run a command; errors go to stderr.
 
-    Wrong input ends with status 2, a failed run with 1, and what a signal has ended with 128 and
-    the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+    The status is 2 for wrong input, 1 for a failed run, and 128 plus the signal's number after a
+    signal: 130 for Ctrl-C, 143 for SIGTERM.
     """
     with Interrupts():
         answered = _answered(run, as_json=as_json, debug=debug)
@@ -135,7 +135,7 @@ def _naming_extras(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def without_ray_notices() -> Iterator[None]:
-    """Keep Ray's paragraphs about dead workers off stdout: the journal tells of each in a line."""
+    """Keep Ray's texts about dead workers off stdout: the journal has one line for each."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 

@@ -1,4 +1,4 @@
-"""The command that disturbs a task in many ways and checks that no bit changes."""
+"""The command that trains a task under many faults and checks that no bit changes."""
 
 import shutil
 import signal
@@ -27,26 +27,26 @@ def chaos(  # noqa: PLR0913 - one option each
     task: Annotated[str, typer.Argument(help="module:attribute or file.py:attribute")],
     *,
     runs: Annotated[int, typer.Option(help="How many schedules.")] = 20,
-    seed: Annotated[int, typer.Option(help="Schedule i follows from seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(help="Schedule i is drawn from seed + i.")] = 0,
     kinds: Annotated[
         str, typer.Option(metavar="KIND,...", help=f"Of {', '.join(ACTIONS)}.")
     ] = ",".join(USUAL_KINDS),
     workers: Annotated[int, typer.Option(help="The most.")] = 3,
     logical_ranks: Annotated[int, typer.Option(help="Parts of a batch, V.")] = 8,
-    steps: Annotated[int, typer.Option(help="Of each schedule; an even number.")] = 50,
+    steps: Annotated[int, typer.Option(help="Steps of each schedule; an even number.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Samples per step, over all workers.")] = 256,
     data: Annotated[str | None, typer.Option(help="As for train.")] = None,
     storage: Annotated[
         Path | None, typer.Option(help="Where runs are kept. Default: a temporary folder.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep runs that are equal, too.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Also keep runs that are equal.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train a task under many random schedules of faults, and check that no bit changes.
 
-    Each is held against the run of one worker to which nothing happens. The schedule of any that
-    differs is printed, as `train --faults` reads it, and the exit status is 1.
+    Each run is compared with an undisturbed run of one worker. If a run differs, its schedule is
+    printed in the format of `train --faults`, and the exit status is 1.
     """
     ended_by: list[int] = []
 
@@ -86,7 +86,7 @@ def _run(campaign: Campaign, out: Console, ended_by: list[int]) -> dict[str, Any
     judged: list[Verdict] = []
     err = Console(stderr=True, markup=False)
     interrupted = False
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a shell set it to be ignored
     try:
         with without_ray_notices():
             for verdict in verdicts(campaign, lambda title: ProgressLine(title, err)):
@@ -104,7 +104,7 @@ def _run(campaign: Campaign, out: Console, ended_by: list[int]) -> dict[str, Any
 
 
 def summary(judged: list[Verdict], *, interrupted: bool) -> dict[str, Any]:
-    """Return the verdicts as data, and how many there are of each."""
+    """Return the verdicts as data, and the count of each state."""
     counts = Counter(verdict.state for verdict in judged)
     return {
         **{state: counts[state] for state in get_args(State)},

@@ -1,4 +1,4 @@
-"""The commands that train, look at and steer runs."""
+"""The commands that train, show and control runs."""
 
 import sys
 import time
@@ -77,7 +77,7 @@ def train(  # noqa: PLR0913 - one option each
     data: Annotated[
         str | None, typer.Option(help="URL of a stream, or an Arrow or Parquet file or folder.")
     ] = None,
-    evaluation_data: Annotated[str | None, typer.Option(help="Likewise, to evaluate on.")] = None,
+    evaluation_data: Annotated[str | None, typer.Option(help="The same, for evaluation.")] = None,
     storage_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="For the data's store; VALUE may be JSON."),
@@ -93,7 +93,7 @@ def train(  # noqa: PLR0913 - one option each
     evaluate_every: Annotated[
         str, typer.Option(help="In the same units, or 0.1dur of the whole run.")
     ] = "1ep",
-    seed: Annotated[int, typer.Option(help="Where all chance comes from.")] = 17,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 17,
     algorithm: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[:key=value,...]", help="Or module:Class. May be repeated."),
@@ -104,13 +104,13 @@ def train(  # noqa: PLR0913 - one option each
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A YAML file, or one that comes along, as cluttered_digits/medium."),
+        typer.Option(help="A YAML file or a bundled one, such as cluttered_digits/medium."),
     ] = None,
     code: Code = None,
     storage: Storage = DEFAULT_STORAGE,
     name: Annotated[str | None, typer.Option(help="The run's name. Default: a new one.")] = None,
     checkpoint_every: Annotated[
-        str, typer.Option(help="How often to keep the state, as evaluate-every; or never.")
+        str, typer.Option(help="How often to save the state, in units of evaluate-every; or never.")
     ] = "1ep",
     checkpoint_storage: Annotated[
         str | None, typer.Option(help="Path or URL to keep checkpoints in. Default: the run's.")
@@ -124,7 +124,7 @@ def train(  # noqa: PLR0913 - one option each
         str | None, typer.Option(metavar="METRIC[:min]", help="Keep the best by a metric.")
     ] = None,
     max_checkpoint_failures: Annotated[
-        int | None, typer.Option(help="In a row, before the run ends. Default: no limit.")
+        int | None, typer.Option(help="Failures in a row that end the run. Default: no limit.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
     allow_change: Annotated[
@@ -135,14 +135,17 @@ def train(  # noqa: PLR0913 - one option each
     ] = False,
     hash_data: Annotated[
         bool,
-        typer.Option("--hash-data", help="Read all data at the start, to know it by its hash."),
+        typer.Option("--hash-data", help="Read all data at the start, to identify it by its hash."),
     ] = False,
     faults: Annotated[Path | None, typer.Option(help="YAML list of disturbances.")] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="CSV of who came and went: milliseconds,add|remove,node.")
+        Path | None,
+        typer.Option(help="CSV of node changes: milliseconds,add|remove,node."),
     ] = None,
     speed: Annotated[float, typer.Option(help="How many times as fast to replay it.")] = 1.0,
-    hang_deadline: Annotated[float | None, typer.Option(help="Seconds without progress.")] = None,
+    hang_deadline: Annotated[
+        float | None, typer.Option(help="Seconds without progress until a worker counts as hung.")
+    ] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for MIN workers.")] = 120.0,
     spares: Annotated[int, typer.Option(help="Workers kept warm in addition to the group.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads per worker.")] = None,
@@ -151,16 +154,18 @@ def train(  # noqa: PLR0913 - one option each
     ] = None,
     gpu: Annotated[bool, typer.Option(help="One GPU per worker.")] = False,
     accelerator_type: Annotated[
-        str | None, typer.Option(help="Ray's name of the GPUs to run on, as A100 or H100.")
+        str | None, typer.Option(help="Ray's name of the GPUs to use, such as A100 or H100.")
     ] = None,
-    bitwise: Annotated[bool, typer.Option(help="Refuse workers that compute other bits.")] = True,
+    bitwise: Annotated[
+        bool, typer.Option(help="Refuse workers whose results differ in a bit.")
+    ] = True,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train a task with workers that may come and go."""
 
     def run() -> dict[str, Any]:
-        import_named(task, "task")  # its module may hold algorithms that the recipe names
+        import_named(task, "task")  # its module may define algorithms that the recipe names
         for module in code or []:
             import_code(module)
         said = read_recipe(recipe) if recipe else Recipe(duration="1ep", batch_size=256)
@@ -225,7 +230,7 @@ def demo(
     """Train twice, once with workers killed, drained, stopped and added, and compare the bits."""
 
     def run() -> dict[str, Any]:
-        from raytrain_plus.demo.show import show  # noqa: PLC0415 - what it needs is an extra
+        from raytrain_plus.demo.show import show  # noqa: PLC0415 - it needs an extra
 
         out = Console(file=sys.stderr if as_json else sys.stdout, markup=False)
         with without_ray_notices():
@@ -244,7 +249,7 @@ def attach(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Follow a run to its end that another process has started."""
+    """Follow a run that another process has started, until it ends."""
 
     def follow() -> dict[str, Any]:
         progress = ProgressLine(run, Console(stderr=True, markup=False))
@@ -321,6 +326,6 @@ def _range(text: str) -> int | tuple[int, int]:
 
 
 def _new_name(task: str) -> str:
-    """Return a name that no other run has, even if both are started in the same second."""
+    """Return a name that no other run has, even of a run that starts in the same second."""
     began = time.strftime("%Y%m%d-%H%M%S")
     return f"{task.rpartition(':')[2].lower()}-{began}-{uuid.uuid4().hex[:8]}"

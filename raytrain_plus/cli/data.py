@@ -1,4 +1,4 @@
-"""The command line's `data`: makes and checks streams."""
+"""The `data` commands: make and check streams."""
 
 import contextlib
 import sys
@@ -55,8 +55,10 @@ def write(  # noqa: PLR0913 - one option each
     ],
     destination: Annotated[str, typer.Argument(help="The stream: a path or URL.")],
     *,
-    file_size: Annotated[str, typer.Option(help="Raw bytes of a file.")] = "64MiB",
-    compression: Annotated[Compression, typer.Option(help="Of the files at rest.")] = "zstd",
+    file_size: Annotated[str, typer.Option(help="Uncompressed bytes per file.")] = "64MiB",
+    compression: Annotated[
+        Compression, typer.Option(help="Compression of the stored files.")
+    ] = "zstd",
     columns: Annotated[
         str | None, typer.Option(metavar="A,B", help="The columns to keep. Default: all.")
     ] = None,
@@ -65,33 +67,36 @@ def write(  # noqa: PLR0913 - one option each
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="A column of text that becomes numbers, by name."),
+        typer.Option(metavar="COLUMN", help="A text column whose values become numbers."),
     ] = None,
     labels_from: Annotated[
         str | None,
-        typer.Option(metavar="STREAM", help="Give labels the numbers that they have there."),
+        typer.Option(
+            metavar="STREAM", help="Give labels the numbers that they have in this stream."
+        ),
     ] = None,
     order: Annotated[
         Literal["mixed", "kept"] | None,
         typer.Option(
-            help="mixed: rows in an order drawn from --seed, for which all of them take disk space "
-            "in $TMPDIR; kept: as the files have them. Default: kept, but mixed for images, whose "
+            help="mixed: rows in a random order from --seed, which needs disk space for all in "
+            "$TMPDIR; kept: the order of the files. Default: kept, but mixed for images, since "
             "folders sort them by label."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the mixed order.")] = 0,
-    parallel: Annotated[int, typer.Option(help="Files stored at once.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the mixed order.")] = 0,
+    parallel: Annotated[int, typer.Option(help="Number of files stored at once.")] = 4,
     only_writer: Annotated[
         bool,
         typer.Option(
-            "--only-writer", help="No other process writes there, so writes need no condition."
+            "--only-writer",
+            help="No other process writes there: write without conditional requests.",
         ),
     ] = False,
     storage_option: Options = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a stream of data in other forms."""
+    """Make a stream from data in other formats."""
 
     def run() -> dict[str, Any]:
         options = _options(storage_option)
@@ -119,17 +124,19 @@ def write(  # noqa: PLR0913 - one option each
 
 @data_app.command()
 def convert(  # noqa: PLR0913 - one option each
-    source: Annotated[str, typer.Argument(help="A stream, or whatever `data write` reads.")],
+    source: Annotated[str, typer.Argument(help="A stream, or any source of `data write`.")],
     destination: Annotated[str, typer.Argument(help="A path or URL.")],
     *,
     to: Annotated[Literal["parquet", "stream"], typer.Option(help="The other form.")] = "parquet",
-    file_size: Annotated[str, typer.Option(help="Raw bytes of a file of a stream.")] = "64MiB",
+    file_size: Annotated[
+        str, typer.Option(help="Uncompressed bytes per file of a stream.")
+    ] = "64MiB",
     compression: Annotated[Compression, typer.Option(help="Of a stream.")] = "zstd",
     storage_option: Options = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a stream into Parquet, or into a stream of other files or compression."""
+    """Convert a stream to Parquet, or to a stream with another file size or compression."""
 
     def run() -> dict[str, Any]:
         options = _options(storage_option)
@@ -153,7 +160,7 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a stream holds, from its manifest alone."""
+    """Show what a stream contains; reads only its manifest."""
     answer(
         lambda: _said(inspect_stream(source, _options(storage_option)), as_json=as_json),
         as_json=as_json,
@@ -169,7 +176,7 @@ def verify(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Read a whole stream: hashes, rows, schema and order; exit status 1 if something is wrong."""
+    """Read a stream and check hashes, rows, schema and order; exit status 1 if one is wrong."""
 
     def run() -> dict[str, Any]:
         with _bar(None) as advance:
@@ -187,7 +194,7 @@ def _labels(
     columns: list[str] | None,
     stream: str | None,
 ) -> dict[str, Any]:
-    """Return the names of labels: those of another stream, and those that columns of text hold."""
+    """Return the names of labels: those of another stream, and the values of text columns."""
     found: dict[str, Any] = {}
     if stream is not None:
         found = inspect_stream(stream, options).get("labels", {})
@@ -208,7 +215,7 @@ def _write_stream(
     is_mixed: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Write a stream of whatever can be read; returns what it holds then."""
+    """Write a stream from any readable source; returns what the stream contains."""
     check_apart(source, destination)
     with (
         _warnings_told(),
@@ -228,7 +235,7 @@ def _write_stream(
 
 @contextlib.contextmanager
 def _read(source: str, options: dict[str, Any], choice: Wanted) -> Iterator[Data]:
-    """Open something to read, and show how far it has been read."""
+    """Open a source, and show the progress of reading."""
     data = read_any(source, options, choice)
     with _bar(data.rows) as advance:
         yield replace(data, pieces=_watched(data.pieces, advance))
@@ -256,7 +263,7 @@ def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _warnings_told() -> Iterator[None]:
-    """Show warnings about the data as sentences, without the code that gives them."""
+    """Show warnings about the data as sentences, without their source line."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         sys.stderr.write(f"warning: {message}\n")

@@ -11,7 +11,7 @@ from rich.console import Console
 from raytrain_plus.cli.answers import Debug, Json, answer
 
 FOLDER = "report"
-"""Of the report, in a sweep's."""
+"""The report's folder in a sweep's folder."""
 _EVERY = 15.0  # seconds
 
 
@@ -25,12 +25,12 @@ def frontier(  # noqa: PLR0913 - one option each
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(metavar="METRIC[:min]", help="What is good, where there is only a table."),
+        typer.Option(metavar="METRIC[:min]", help="The objective, if DIR is only a table."),
     ] = None,
     task: Annotated[str, typer.Option(help="Likewise, as module:attribute.")] = "",
     watch: Annotated[
         bool,
-        typer.Option("--watch/--once", help="Write it again and again until the sweep has ended."),
+        typer.Option("--watch/--once", help="Write it repeatedly until the sweep has ended."),
     ] = False,
     open_it: Annotated[
         bool, typer.Option("--open/--no-open", help="Show the page in a browser.")
@@ -38,7 +38,7 @@ def frontier(  # noqa: PLR0913 - one option each
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Report which recipes are on the frontier, how sure that is, and how to train the winner."""
+    """Report the recipes on the frontier, with intervals, and how to train the winner."""
 
     def run() -> dict[str, Any]:
         folder = output or (sweep if sweep.is_dir() else sweep.parent) / FOLDER
@@ -59,17 +59,17 @@ def frontier(  # noqa: PLR0913 - one option each
 
 
 def write(sweep: Path, folder: Path, metric: str | None = None, task: str = "") -> dict[str, Any]:
-    """Write the report; returns where it is, and its main figures.
+    """Write the report; returns its path and its main figures.
 
     Args:
         sweep: the sweep's folder, or a table of its trials.
-        folder: where to write.
-        metric: what is good, where there is only a table.
-        task: likewise, what was trained.
+        folder: folder to write into.
+        metric: the objective, if `sweep` is only a table.
+        task: the task that was trained, if `sweep` is only a table.
 
     Raises:
-        ValueError: what it needs is not installed, the sweep cannot be read, or the report cannot
-            be written.
+        ValueError: a needed package is not installed, the sweep cannot be read, or the report
+            cannot be written.
     """
     try:
         from raytrain_plus.frontier.report import results, writing  # noqa: PLC0415 - an extra

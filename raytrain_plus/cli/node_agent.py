@@ -1,4 +1,4 @@
-"""The command that runs on every node of a cluster; it imports neither torch nor the trainer."""
+"""The command that runs on every node of a cluster; imports neither torch nor the trainer."""
 
 import sys
 from datetime import UTC, datetime
@@ -17,28 +17,29 @@ def node_agent(  # noqa: PLR0913 - one option each
     *,
     address: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Ray's head. Default: that of this host's Ray."),
+        typer.Option(metavar="HOST:PORT", help="Ray's head. Default: the head of this host's Ray."),
     ] = None,
     node_id: Annotated[
         str | None, typer.Option(help="Ray's id of the node. Default: the one on this host.")
     ] = None,
     provider: Annotated[
         Literal["auto", "ec2", "gce", "none"],
-        typer.Option(help="Whose metadata service is asked; auto: whichever answers."),
+        typer.Option(help="The metadata service to query; auto: the one that answers."),
     ] = "auto",
     on_rebalance: Annotated[
-        Literal["drain", "ignore"], typer.Option(help="What EC2's recommendation to leave means.")
+        Literal["drain", "ignore"],
+        typer.Option(help="What to do on EC2's rebalance recommendation."),
     ] = "drain",
     notice_file: Annotated[
         Path | None,
-        typer.Option(help="A file that appears when the node is to go: seconds or an instant."),
+        typer.Option(help="A file that announces the node's end, in seconds or as a time."),
     ] = None,
     grace: Annotated[
-        float, typer.Option(help="Seconds from SIGTERM, or such a file, to the end.", min=1.0)
+        float, typer.Option(help="Seconds from SIGTERM, or from such a file, to the end.", min=1.0)
     ] = 30.0,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the node to join.")] = 120.0,
     metadata_url: Annotated[
-        str | None, typer.Option(help="Of the metadata service, for tests.")
+        str | None, typer.Option(help="URL of the metadata service, for tests.")
     ] = None,
 ) -> None:
     """Have Ray drain this node when its cloud says that it will be taken away, or on SIGTERM."""

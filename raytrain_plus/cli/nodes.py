@@ -1,4 +1,4 @@
-"""The command that says what is wrong with a cluster's nodes."""
+"""The command that checks a cluster's nodes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,16 +24,16 @@ def doctor(
     *,
     address: Address = None,
     expect: Annotated[
-        int | None, typer.Option(help="How many nodes there should be, with the head.", min=1)
+        int | None, typer.Option(help="How many nodes there should be, including the head.", min=1)
     ] = None,
     cluster_file: Annotated[
-        Path | None, typer.Option(help="The launch file: says which nodes there should be.")
+        Path | None, typer.Option(help="The launch file, which lists the nodes there should be.")
     ] = None,
     deadline: Annotated[float, typer.Option(help="Seconds for a node to answer.", min=1.0)] = 60.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Look at every node of a cluster; exit status 1 if something is wrong."""
+    """Check every node of a cluster; exit status 1 if something is wrong."""
 
     def looked() -> dict[str, Any]:
         with joined(address):
@@ -51,7 +51,7 @@ def doctor(
             found = error.said
         if "nodes" not in found:
             raise ClusterError("the cluster answers something else than its nodes")
-        # What there should be is known here, wherever the nodes were looked at.
+        # The expected nodes are known here, also if the nodes were checked from another machine.
         found = diagnosis_of(found["nodes"], expected).as_data()
         if not as_json:
             show(found, Console())
@@ -63,7 +63,7 @@ def doctor(
 
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
-    """Be connected to a cluster for as long as it is needed."""
+    """Connect to a cluster for the duration of the block."""
     connected = ray.is_initialized()
     if not connected:
         join(address)
@@ -75,7 +75,7 @@ def joined(address: str | None) -> Iterator[None]:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """Print what was found as a table, and below it what is wrong."""
+    """Print the nodes as a table, and the problems below it."""
     table = Table("node", "address", "cores", "instructions", "clock", "disk free", "agent", "says")
     for node in found["nodes"]:
         row = (

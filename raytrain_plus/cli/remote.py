@@ -1,7 +1,7 @@
-"""Running a command on a cluster's head from outside, as a small job.
+"""Runs a command on a cluster's head from outside, as a small job.
 
-Of Ray's ways in, the jobs API alone needs no node here, no open port but the dashboard's, and no
-equal versions; it takes the cluster's token, and works through an ssh tunnel.
+Among Ray's interfaces only the jobs API needs no node here, no open port except the dashboard's,
+and no equal versions. It accepts the cluster's token, and works through an ssh tunnel.
 """
 
 import json
@@ -14,16 +14,16 @@ from typing import Any
 from raytrain_plus.ray_cluster.gcs import HOW_TO_SHOW, ClusterError, present_token
 from raytrain_plus.ray_cluster.joining import is_web
 
-CALLER = "RAYTRAIN_PLUS_CALLER"  # the version of raytrain_plus here, told there
+CALLER = "RAYTRAIN_PLUS_CALLER"  # carries this machine's version of raytrain_plus to the head
 
 _POLL = 0.1
-_SECONDS = 10.0  # for an answer of the dashboard
+_SECONDS = 10.0  # timeout of an answer of the dashboard
 _NOT_FOUND = 127
 _BEGAN = "Running entrypoint for job"
 
 
 class RemoteError(RuntimeError):
-    """The command failed there; the message is for people.
+    """The command failed on the cluster; the message is for people.
 
     Attributes:
         status: its exit status.
@@ -42,9 +42,9 @@ def here_or_there(
     """Run a command here, or on the head of the cluster whose dashboard is at an address.
 
     Args:
-        address: as a user gives it.
-        arguments: the command's, for there.
-        here: runs it here.
+        address: address as the user gives it.
+        arguments: the command's arguments on the head.
+        here: runs the command here.
 
     Raises:
         ClusterError: there is no such cluster, or it does not let this process in.
@@ -54,11 +54,11 @@ def here_or_there(
 
 
 def run_on_head(address: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Run a command of ours on a cluster's head; returns the JSON object that it prints.
+    """Run a raytrain-plus command on a cluster's head; returns the JSON object that it prints.
 
     Args:
-        address: of the dashboard, such as http://head:8265.
-        arguments: the command's, without `raytrain-plus` and `--json`.
+        address: address of the dashboard, such as http://head:8265.
+        arguments: the command's arguments, without `raytrain-plus` and `--json`.
 
     Raises:
         ClusterError: there is no such cluster, or it does not let this process in.
@@ -96,7 +96,7 @@ class _Jobs:
     """A cluster's jobs, with errors for people."""
 
     def __init__(self, address: str) -> None:
-        # It takes a second to import, and only who calls from outside needs it.
+        # The import takes a second, and only calls from outside need it.
         from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
         present_token()
@@ -127,14 +127,14 @@ class _Jobs:
                 f"the cluster at {self._address} does not accept this machine's token: "
                 f"{HOW_TO_SHOW}"
             ) from error
-        except ValueError as error:  # no JSON, or no address
+        except ValueError as error:  # the answer is not JSON, or the address is invalid
             raise ClusterError(
                 f"{self._address} is not Ray's dashboard: it answers something else ({error})"
             ) from error
         except OSError as error:
             raise ClusterError(
                 f"no server listens at {self._address}: is the dashboard running there, and is the "
-                "port right, which is 8265 unless told otherwise?"
+                "port right? The default is 8265."
             ) from error
         except RuntimeError as error:
             line = str(error).splitlines()[0]
@@ -142,10 +142,10 @@ class _Jobs:
 
 
 def _parted(logs: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """Part a command's output into the JSON object of its last line, and the lines before."""
+    """Split a command's output into the JSON object of its last line and the lines before."""
     lines = logs.splitlines()
     began = [number for number, line in enumerate(lines, 1) if line.startswith(_BEGAN)]
-    lines = lines[began[0] if began else 0 :]  # before it, Ray speaks of the job
+    lines = lines[began[0] if began else 0 :]  # the lines before are Ray's own about the job
     for index in range(len(lines) - 1, -1, -1):
         if lines[index].startswith("{"):
             try:

@@ -32,7 +32,7 @@ def report(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write one HTML page that tells all of a run, live or ended, from its journal."""
+    """Write one HTML page about a run, live or ended, from its journal."""
 
     def run_it() -> dict[str, Any]:
         written = _write(control.folder_of(run, storage), output)
@@ -48,7 +48,7 @@ def report(
 
 
 def _write(folder: Path, output: Path | None) -> dict[str, Any]:
-    """Write the page; returns where it is, and what it says in numbers."""
+    """Write the page; returns its path and its main figures."""
     history = read_history(journal.each(folder / journal.FILE_NAME))
     path = (output or folder / _PAGE).expanduser().resolve()
     try:

@@ -1,4 +1,4 @@
-"""What `raytrain-plus status` does: one look at a run, or a table that follows it."""
+"""The work of `raytrain-plus status`: shows a run once, or follows it as a table."""
 
 import contextlib
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ Watch = Annotated[
     bool | None,
     typer.Option(
         "--watch/--once",
-        help="Follow it until it ends or Ctrl-C, or look once. Default: follow on a terminal.",
+        help="Follow it until it ends or Ctrl-C, or show it once. Default: follow on a terminal.",
     ),
 ]
 
@@ -31,15 +31,15 @@ def show_status(
     as_json: bool,
     debug: bool,
 ) -> dict[str, Any]:
-    """Show how a run stands; returns what was shown last.
+    """Show the state of a run; returns the state that was shown last.
 
     Args:
         run: its name or folder.
-        storage: where runs are kept.
-        address: of its cluster; of a cluster's dashboard, there is one look.
-        watch: go on until it ends; None does so on a terminal. JSON is one look, always.
-        as_json: print data, and nothing for people.
-        debug: show tracebacks of wrong input.
+        storage: folder of the runs.
+        address: address of its cluster; with a dashboard's address the state is shown once.
+        watch: go on until it ends; None does so on a terminal. JSON is always printed once.
+        as_json: print only data.
+        debug: show tracebacks also for wrong input.
     """
     console = Console(markup=False)
     follows = (console.is_terminal if watch is None else watch) and not is_web(address)

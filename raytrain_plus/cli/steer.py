@@ -1,4 +1,4 @@
-"""The commands that look at and steer a live run; they import neither torch nor the trainer."""
+"""The commands that show and control a live run; import neither torch nor the trainer."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,13 +29,13 @@ def status(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show how a run stands, live or ended: on a terminal a table that follows it."""
+    """Show the state of a run, live or ended; on a terminal as a table that follows it."""
     show_status(run, storage, address, watch=watch, as_json=as_json, debug=debug)
 
 
 def scale(
     run: RunName,
-    workers: Annotated[int, typer.Argument(min=1, help="How many there should be.")],
+    workers: Annotated[int, typer.Argument(min=1, help="The number of workers to have.")],
     storage: Storage = DEFAULT_STORAGE,
     address: Address = None,
     as_json: Json = False,
@@ -54,7 +54,7 @@ def checkpoint(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Let a live run keep its state as soon as it can, and go on."""
+    """Make a live run save a checkpoint as soon as possible, and go on."""
     there = ["checkpoint", run, "--storage", storage]
     here = partial(control.checkpoint, run, storage, address)
     _steer(address, there, here, as_json=as_json, debug=debug)
@@ -67,7 +67,7 @@ def stop(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """End a live run after the step in flight, keeping its state."""
+    """End a live run after its present step, and save its state."""
     there = ["stop", run, "--storage", storage]
     here = partial(control.stop, run, storage, address)
     _steer(address, there, here, as_json=as_json, debug=debug)

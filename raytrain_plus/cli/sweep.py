@@ -1,4 +1,4 @@
-"""The command that runs a sweep, and the same for a file that is its own program."""
+"""The command that runs a sweep, and the same function for a file that runs itself."""
 
 import re
 import signal
@@ -24,12 +24,12 @@ from raytrain_plus.task import import_named
 _ATTRIBUTE = "SWEEP"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
-Budget = Annotated[str, typer.Option(help="Time of the whole pool: 90s, 30m, 2h or 1h30m.")]
+Budget = Annotated[str, typer.Option(help="Time of the whole pool, such as 90s, 30m, 2h or 1h30m.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="In the pool. Default: as many as the cluster has room for."),
+    typer.Option(min=1, help="Workers in the pool. Default: as many as fit on the cluster."),
 ]
-Resume = Annotated[bool, typer.Option(help="Go on with the sweep that is there.")]
+Resume = Annotated[bool, typer.Option(help="Go on with the sweep that is in the folder.")]
 Storage = Annotated[
     str, typer.Option(help="Where sweeps are kept, one folder each; all nodes must see it.")
 ]
@@ -45,9 +45,9 @@ def sweep(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Try recipes on a pool of workers, and keep what each costs and how good it is.
+    """Try recipes on a pool of workers, and record the cost and quality of each.
 
-    At its end it writes the report; while it runs, `raytrain-plus frontier DIR --watch` does.
+    It writes the report at its end. While it runs, use `raytrain-plus frontier DIR --watch`.
     """
 
     def run() -> dict[str, Any]:
@@ -88,14 +88,14 @@ def main(defined: Sweep) -> None:
 
 def _answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
     if answer(run, as_json=as_json, debug=debug)["state"] == "interrupted":
-        raise typer.Exit(Interrupted().status)  # Tune has taken the Ctrl-C
+        raise typer.Exit(Interrupted().status)  # Tune has handled the Ctrl-C
 
 
 def seconds_of(text: str) -> float:
     """Return a time such as `90s`, `30m` or `1h30m` in seconds.
 
     Raises:
-        SweepError: it is of another form, or zero.
+        SweepError: the text has another form, or is zero.
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
@@ -110,7 +110,7 @@ def _run(
     from raytrain_plus.frontier.sweep import run_sweep  # noqa: PLC0415 - Tune takes seconds
 
     terminal = Console(stderr=True, markup=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a shell set it to be ignored
     try:
         with SweepLine(defined, given["budget"], terminal) as line, without_ray_notices():
             summary = run_sweep(defined, storage=storage, watcher=line, **given)
@@ -127,7 +127,7 @@ def _run(
 
 
 def _reported(folder: Path, terminal: Console) -> str | None:
-    """Write the report of what there is; the sweep itself needs nothing of what that needs."""
+    """Write the report of all trials so far; its packages may be missing, the sweep needs none."""
     try:
         page: str = frontier.write(folder, folder / frontier.FOLDER)["page"]
     except ValueError as error:
@@ -137,12 +137,12 @@ def _reported(folder: Path, terminal: Console) -> str | None:
 
 
 class SweepLine:
-    """One line: what has ended, what runs, the best so far, and the time.
+    """One line: counts of ended and running trials, the best so far, and the time.
 
     Args:
         defined: the sweep.
-        budget: seconds.
-        console: where; nothing is shown unless it is a terminal.
+        budget: budget in seconds.
+        console: console to show it on; nothing is shown unless it is a terminal.
     """
 
     def __init__(self, defined: Sweep, budget: float, console: Console) -> None:
@@ -165,7 +165,7 @@ class SweepLine:
         self._status.stop()
 
     def __call__(self, folder: SweepFolder) -> None:
-        """Look at how the sweep stands."""
+        """Read the state of the sweep."""
         if self._shown:
             self._status.update(self.text(folder))
 

@@ -1,1 +1,1 @@
-"""The main job, shown on real images: `raytrain-plus demo`."""
+"""The demo of elastic training on real images: `raytrain-plus demo`."""

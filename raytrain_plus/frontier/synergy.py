@@ -132,7 +132,7 @@ def effects(observations: Sequence[Observation]) -> Effects:
     for term, fitted in zip(terms, _jackknifed(observations, terms), strict=True):
         seeds = len({o.seed for o in observations if o.on >= set(term)})
         if fitted is None:
-            unknown.append((term, "not told apart from others by these trials"))
+            unknown.append((term, "confounded with others in these trials"))
         else:
             found.append((term, *fitted, seeds))
     return Effects(

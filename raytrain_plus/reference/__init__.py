@@ -1,1 +1,1 @@
-"""Reference tasks: small, real, hard enough to tell recipes apart, and the recipes found so far."""
+"""Reference tasks, small but hard enough to compare recipes, and the recipes found so far."""

@@ -34,11 +34,11 @@ class ByteGPT(Task):
     The defaults are those of the tuned baseline (`python -m benchmarks.baselines text`).
 
     Attributes:
-        learning_rate: of AdamW, at its highest.
+        learning_rate: highest learning rate of AdamW.
         beta2, weight_decay: of AdamW; embeddings, norms and biases do not decay.
         schedule_name: `constant`, `linear` or `cosine`, after a warm-up.
-        warmup: the part of the run in which the learning rate rises.
-        layers, width, heads: of the transformer.
+        warmup: the part of the run during which the learning rate rises.
+        layers, width, heads: size of the transformer.
     """
 
     columns = {"tokens": (CONTEXT + 1,)}  # noqa: RUF012 - a constant of the class
@@ -103,7 +103,7 @@ class ByteGPT(Task):
         return source()["train"]
 
     def evaluation_data(self) -> pa.Table:
-        """3,000 sequences, spread over the other files."""
+        """3,000 sequences, spread over the held-out files."""
         return source()["test"]
 
 
@@ -119,8 +119,8 @@ def _losses(outputs: Tensor, batch: Batch) -> Tensor:
 def source() -> Mapping[str, pa.Table]:
     """Return the sequences, `train` and `test`: `tokens` uint8 of shape (65,).
 
-    Split by file, so that nothing of a held-out file is trained on. The bytes are those of the
-    Python that runs, and differ a little between its releases.
+    The split is by file, so no part of a held-out file is trained on. The bytes are those of the
+    running Python, and differ a little between its releases.
     """
     texts: dict[str, list[bytes]] = {"train": [], "test": []}
     for name, text in _files():

@@ -1,7 +1,7 @@
 """Handwritten digits, turned, scaled, shifted, and among fragments of others, 32x32 pixels.
 
 After the cluttered MNIST of Mnih et al. 2014 (arXiv 1406.6247). Plain digits are solved within
-seconds and tell no recipe from another; these leave room.
+seconds, so they show no difference between recipes; these digits are harder.
 """
 
 import math
@@ -38,11 +38,11 @@ class ClutteredDigits(Task):
     The defaults are those of the tuned baseline (`python -m benchmarks.baselines digits`).
 
     Attributes:
-        learning_rate: of SGD with Nesterov momentum, at its highest.
+        learning_rate: highest learning rate of SGD with Nesterov momentum.
         momentum, weight_decay: of SGD; norms and biases do not decay.
         schedule_name: `constant`, `linear` or `cosine`, after a warm-up.
-        warmup: the part of the run in which the learning rate rises.
-        widths, depth: of the residual network.
+        warmup: the part of the run during which the learning rate rises.
+        widths, depth: size of the residual network.
     """
 
     columns = {"image": (1, SIZE, SIZE), "label": ()}  # noqa: RUF012 - a constant of the class
@@ -86,7 +86,7 @@ class ClutteredDigits(Task):
         return logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy with class indices or, where an aspect makes them so, probabilities."""
+        """Cross entropy with class indices, or with probabilities if an aspect makes them."""
         labels: Tensor = batch["label"]
         target = labels if labels.is_floating_point() else labels.long()
         return functional.cross_entropy(outputs, target, reduction="none")
@@ -108,7 +108,7 @@ class ClutteredDigits(Task):
 def views() -> Mapping[str, pa.Table]:
     """Return the views, `train` and `test`: `image` uint8 (1, 32, 32) and `label` uint8.
 
-    Drawn from a fixed seed; less than a second of work.
+    They are drawn from a fixed seed in less than a second.
     """
     table = digits()
     flat = table["image"].combine_chunks().storage.flatten()
@@ -130,8 +130,8 @@ def clutter(images: Tensor, labels: Tensor, count: int, seed: int) -> tuple[Tens
     Args:
         images: float in [0, 1], shape (n, 1, 28, 28).
         labels: shape (n,).
-        count: how many views; each digit gets as many as any other, or one more.
-        seed: of the draws.
+        count: number of views; the numbers of views per digit differ by at most one.
+        seed: seed of the draws.
 
     Returns:
         Images, uint8 of shape (count, 1, 32, 32), and their labels.
@@ -162,7 +162,7 @@ def _views(images: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor
 
 
 def _fragments(images: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Return canvases with one piece of some other digit each."""
+    """Return canvases with a fragment of another digit each."""
 
     def corner(size: int) -> tuple[Tensor, Tensor]:
         edge = torch.randint(0, size - _FRAGMENT + 1, (2, n, 1), generator=generator)

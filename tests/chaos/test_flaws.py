@@ -55,7 +55,7 @@ def test_a_step_that_is_missing_or_there_twice_is_noticed():
     del missing[9]
     twice.insert(9, copy.deepcopy(twice[9]))
     assert "missing" in broken_promises(missing)[0]
-    assert "twice" in broken_promises(twice)[0]
+    assert "repeated" in broken_promises(twice)[0]
 
 
 def test_a_committed_step_that_is_lost_is_noticed_unless_no_worker_survived():

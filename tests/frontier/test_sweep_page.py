@@ -48,7 +48,7 @@ def test_a_sweep_is_told_whole(page):
         "BlurPool + ProgressiveResizing | shown",
         "SAM | hurts",
         "On its own hurts: SAM.",
-        "recipes besides are clearly dominated.",
+        "other recipes are clearly dominated.",
         "calibration runs: the machine took up to",
         "The hypervolume is the area",
         "3 x | its loss is nan",

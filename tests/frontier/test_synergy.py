@@ -109,7 +109,7 @@ def test_what_trials_cannot_tell_is_said():
     # Of resolution 3: the third column is the product of the first two.
     mixed = effects(seen({}, factorial("ABC", 3).runs))
     assert mixed.pairs == ()
-    assert dict(mixed.unknown)["A", "B"] == "not told apart from others by these trials"
+    assert dict(mixed.unknown)["A", "B"] == "confounded with others in these trials"
     apart = effects(seen({("A",): 0.2}, [frozenset(), frozenset("A"), frozenset("B")]))
     assert apart.unknown == ((("A", "B"), "never run together"),)
     assert named(apart.alone)["A",].estimate.value == pytest.approx(0.2)
@@ -133,7 +133,7 @@ def test_trials_of_different_blocks_are_not_compared():
         Observation(on=frozenset(), duration="2ep", seed=1, value=1.0),
         Observation(on=frozenset(), duration="1ep", seed=2, value=1.0),
     ]
-    assert effects(lone).unknown == ((("A",), "not told apart from others by these trials"),)
+    assert effects(lone).unknown == ((("A",), "confounded with others in these trials"),)
     assert effects([]).alone == ()
 
 

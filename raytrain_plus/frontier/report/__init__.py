@@ -1,1 +1,1 @@
-"""The report of a sweep: what its trials show, and how sure that is."""
+"""The report of a sweep: what its trials show, with intervals."""

@@ -1,9 +1,9 @@
-"""What aspects contribute, in three measures: quality at equal cost, quality, and cost.
+"""Contributions of aspects in three measures: quality at equal cost, quality, and cost.
 
-Trials are compared only with those that have the same duration, seed, batch size and settings of
-the task: a learning rate that was tried among others must not count as what an aspect does. And
-doubt comes from seeds: where some recipes were run with several, those alone count, each with all
-of the same seeds and at the same duration, so that seeds differ by nothing but chance.
+A trial is compared only with trials of the same duration, seed, batch size and task settings, so
+the effect of another learning rate does not count as an aspect's. Intervals come from seeds. If
+some recipes were run with several seeds, only these count. They share all their seeds and the
+duration, so that seeds differ only by chance.
 """
 
 import json
@@ -30,13 +30,13 @@ Aspects = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one aspect contributes, or what two add beyond the sum of each alone.
+    """The contribution of one aspect, or of a pair beyond the sum of both.
 
     Attributes:
-        aspects: one or two.
-        effect: on the measure that decides, with the evidence; None where these trials cannot tell.
-        quality: in the metric's units, above zero is better.
-        cost: as a factor: 1.1 is a tenth more.
+        aspects: one or two aspects.
+        effect: effect on the deciding measure, with its p value; None if it cannot be estimated.
+        quality: effect on quality in the metric's units; above zero is better.
+        cost: effect on cost as a factor: 1.1 is a tenth more.
     """
 
     aspects: Aspects
@@ -47,17 +47,17 @@ class Contribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Contributions:
-    """All of them, the largest first.
+    """All contributions, the largest first.
 
     Attributes:
-        at_equal_cost: whether what decides is quality at equal cost; else it is quality, since
-            there is no curve of the baseline.
-        alone: of each aspect without any other.
-        pairs: beyond the sum of both.
-        unknown: what the trials cannot tell, with the reason.
-        duration: at which they were measured; empty for several.
-        trials: how many took part.
-        beyond: how many besides cost less or more than any baseline, and have no gain.
+        at_equal_cost: whether the deciding measure is quality at equal cost; otherwise it is
+            quality, since there is no curve of the baseline.
+        alone: contribution of each aspect without any other.
+        pairs: contribution of each pair beyond the sum of both.
+        unknown: contributions that cannot be estimated, each with the reason.
+        duration: duration at which they were measured; empty for several.
+        trials: number of trials used.
+        beyond: number of other trials, which cost less or more than any baseline and have no gain.
     """
 
     at_equal_cost: bool
@@ -72,11 +72,11 @@ class Contributions:
 def contributions_of(
     trials: Iterable[FinishedTrial], baseline: Sequence[Point], objective: Objective
 ) -> Contributions:
-    """Estimate what aspects contribute.
+    """Estimate the contributions of aspects.
 
     Args:
-        trials: all of a sweep, but for its calibrations.
-        baseline: its curve; with fewer than two costs, quality decides.
+        trials: all trials of a sweep except its calibrations.
+        baseline: the points of its curve; with fewer than two costs, quality decides.
         objective: the metric and its direction.
     """
     alike = _alike(trials)
@@ -122,9 +122,9 @@ def contributions_of(
 
 
 def _alike(trials: Iterable[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
-    """Group complete trials by all that is to be equal, but for seed and duration.
+    """Group complete trials by all settings that must be equal, except seed and duration.
 
-    What stands alone in its block tells nothing, and is left out.
+    A trial that is alone in its block cannot be compared and is left out.
     """
     groups: dict[tuple[str, str, int], list[FinishedTrial]] = defaultdict(list)
     for trial in trials:
@@ -146,9 +146,9 @@ def _names(groups: Mapping[str, Sequence[FinishedTrial]]) -> set[str]:
 
 
 def _repeated(groups: Mapping[str, list[FinishedTrial]]) -> Mapping[str, list[FinishedTrial]]:
-    """Return the largest set of recipes that were run alike and with the same seeds.
+    """Return the largest set of recipes with equal settings and the same seeds.
 
-    Where nothing was run with two seeds, it is all trials.
+    If no recipe was run with two seeds, return all trials.
     """
     best: tuple[int, int, str, list[FinishedTrial]] = (0, 0, "", [])
     for said, trials in sorted(groups.items()):
@@ -184,7 +184,7 @@ def _effects(
 ) -> Effects:
     observations: list[Observation] = []
     for said, trials in groups.items():
-        # What tells two blocks apart is the duration; here it is the settings as well.
+        # `synergy` separates blocks by duration and seed; here the settings separate them too.
         observations += [
             replace(one, duration=f"{one.duration} {said}") for one in observe(trials, value)
         ]
@@ -213,7 +213,7 @@ def _joined(
 
 
 def _factor(estimate: Estimate) -> Estimate:
-    """Return a factor on cost from an estimate of less logarithm of cost."""
+    """Return a factor on cost from an estimate of the negative logarithm of cost."""
     low = math.exp(-estimate.high) if math.isfinite(estimate.high) else 0.0
     high = math.exp(-estimate.low) if math.isfinite(estimate.low) else math.inf
     return Estimate(value=math.exp(-estimate.value), low=low, high=high)

@@ -1,4 +1,4 @@
-"""The report of a sweep as Markdown, for a project's own documents: fills in `document.md`."""
+"""The report of a sweep as Markdown, for the user's own documents: fills in `document.md`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ def document_of(found: Findings, command: str, picture: str) -> str:
     """Return the report as Markdown.
 
     Args:
-        found: of the sweep.
-        command: that trains the winner.
-        picture: the name of the file that shows the frontier.
+        found: the sweep's findings.
+        command: the command that trains the winner.
+        picture: name of the file with the picture of the frontier.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=False,  # noqa: S701 - Markdown is no HTML; `escaped` is its own filter
+        autoescape=False,  # noqa: S701 - Markdown is not HTML; `escaped` is its own filter
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -111,7 +111,7 @@ def _cell(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text that is no markup, and on one line."""
+    """Return text escaped and on one line."""
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The charts of a sweep, as values: the page draws them as SVG, the picture by matplotlib."""
+"""The charts of a sweep as values: the page draws them as SVG, the picture with matplotlib."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from raytrain_plus.observe.charts import Axis, Mark, Series, chart
 
 OTHERS, FRONTIER, BASELINE, SPEED = 6, 0, 1, 2  # colours of the page's palette
 MOST_OTHERS = 2000  # dots
-_MARGIN = 0.12  # of the range of qualities, above and below what the report is about
+_MARGIN = 0.12  # of the range of qualities, above and below the points of the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Drawing:
         series: its curves.
         x, y: its axes.
         marks: numbered points.
-        left_out: points that lie outside of it.
+        left_out: number of points outside of the chart.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Drawing:
 
 
 def quality_label(found: Findings) -> str:
-    """Return the metric's name, and which way is good."""
+    """Return the metric's name, and whether higher or lower is better."""
     good = "higher" if found.objective.mode == "max" else "lower"
     return f"{found.objective.metric} ({good} is better)"
 
@@ -90,7 +90,7 @@ def frontier_drawing(found: Findings) -> Drawing:
 
 
 def hypervolume_drawing(found: Findings) -> Drawing:
-    """Draw what had been covered when how much was spent."""
+    """Draw the hypervolume over the cost that was spent."""
     points = [(0.0, 0.0), *found.hypervolume] if found.hypervolume else []
     return Drawing(
         title="Hypervolume over budget",

@@ -1,4 +1,4 @@
-"""What the trials of a sweep show: pure, from a table of trials to values."""
+"""What the trials of a sweep show: a pure function from a table of trials to values."""
 
 import statistics
 from collections import Counter
@@ -20,7 +20,7 @@ from raytrain_plus.frontier.report.contributions import Contributions, contribut
 from raytrain_plus.frontier.report.results import SweepResults
 
 CALIBRATION, BASELINE = "calibration", "baseline"
-MOST_ON_FRONTIER = 40  # recipes that are compared; what a page can show, too
+MOST_ON_FRONTIER = 40  # recipes that are compared and listed; a page can show no more
 
 Corners = list[tuple[float, float]]
 
@@ -30,10 +30,10 @@ class FrontierRow:
     """A recipe on the frontier, compared with the baseline.
 
     Attributes:
-        point: its trials.
+        point: the trials of the recipe.
         is_baseline: whether it adds no algorithm to the baseline.
-        speed_up: at equal quality; None where there is no curve to compare with.
-        gain: at equal cost, likewise.
+        speed_up: speed-up at equal quality; None if there is no curve to compare with.
+        gain: gain at equal cost; None if there is no curve.
     """
 
     point: Point
@@ -43,23 +43,23 @@ class FrontierRow:
 
     @property
     def beats_baseline(self) -> bool:
-        """Whether its mean is reached faster than by the baseline, however sure that is."""
+        """Whether it reaches its mean quality faster than the baseline, ignoring the interval."""
         speed_up = self.speed_up
         return speed_up is not None and speed_up.bound != "less than" and speed_up.value > 1
 
     @property
     def is_faster(self) -> bool:
-        """Whether it is surely faster than the baseline to the same quality."""
+        """Whether the interval shows it faster than the baseline to the same quality."""
         return self.speed_up is not None and self.speed_up.low > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surfaces:
-    """Attainment surfaces: what is reached by how many seeds at least.
+    """Attainment surfaces: the costs and qualities that at least k seeds reach.
 
     Attributes:
-        by_seeds: number of seeds -> corners, from cheap to dear.
-        recipes: how many took part: all that were run with each of the seeds.
+        by_seeds: number of seeds k -> corners, by rising cost.
+        recipes: number of recipes used: all that were run with each of the seeds.
     """
 
     by_seeds: dict[int, Corners]
@@ -68,25 +68,25 @@ class Surfaces:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that a report tells; costs are corrected for drift.
+    """All content of a report; costs are corrected for drift of the machine's speed.
 
     Attributes:
         sweep: the sweep.
-        trials: with corrected costs, in the order in which they ended.
+        trials: trials with corrected costs, in the order in which they ended.
         calibration: how fast the machine was, and when.
-        points: of all complete trials.
-        noise: what seeds alone do.
-        baseline: all baselines that were run with the most seeds, and at other durations the best,
-            from cheap to dear; of one seed only where there are no others.
-        frontier: from cheap to dear: what none clearly dominates and has two seeds or more, and
-            what none dominates by its mean.
-        unproven: recipes of one seed besides, that none clearly dominates either.
+        points: points of all complete trials.
+        noise: the noise of seeds.
+        baseline: all baselines with the most seeds, and the best one at each other duration, by
+            rising cost. Those of one seed are used only if there are no others.
+        frontier: by rising cost: recipes of two seeds or more that no other clearly dominates, and
+            recipes that no other dominates by its mean.
+        unproven: further recipes of one seed that no other clearly dominates.
         dominated: recipes that another one clearly dominates.
-        winner: the recipe to train; None as long as there is none.
-        reference: cost and quality beyond which the hypervolume is counted.
-        hypervolume: device-seconds spent, and what was covered then.
-        surfaces: None where fewer than two recipes share two seeds.
-        contributions: of aspects and of pairs.
+        winner: the recipe to train; None if there is none yet.
+        reference: cost and quality of the hypervolume's reference point.
+        hypervolume: device-seconds spent, and the hypervolume at that cost.
+        surfaces: attainment surfaces; None if fewer than two recipes share two seeds.
+        contributions: contributions of aspects and of pairs.
     """
 
     sweep: SweepResults
@@ -106,7 +106,7 @@ class Findings:
 
     @property
     def objective(self) -> Objective:
-        """What is to be good."""
+        """The metric and its direction."""
         return self.sweep.objective
 
     def is_baseline(self, point: Point) -> bool:
@@ -115,10 +115,10 @@ class Findings:
 
 
 def findings_of(sweep: SweepResults) -> Findings:
-    """Say what the trials of a sweep show.
+    """Return what the trials of a sweep show.
 
     Args:
-        sweep: the sweep; with no finished trial, what is found is empty.
+        sweep: the sweep; without finished trials the findings are empty.
     """
     objective = sweep.objective
     calibration = Calibration.of(calibration_runs(sweep.trials))
@@ -153,7 +153,7 @@ def findings_of(sweep: SweepResults) -> Findings:
 
 
 def calibration_runs(trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
-    """Return the complete runs of the recipe and seed that calibrations have repeated most."""
+    """Return the complete runs of the recipe and seed that calibrations repeated most often."""
     complete = [trial for trial in trials if trial.outcome == "complete"]
     keys = Counter((key_of(t.recipe), t.seed) for t in complete if t.purpose == CALIBRATION)
     if not keys:
@@ -173,10 +173,10 @@ def winner_of(
 ) -> FrontierRow | None:
     """Return the recipe to train.
 
-    That is, of those with two seeds or more if there are any: the one that is surely fastest to the
-    quality of the longest baseline or better; where none gets there, the one that is surely fastest
-    to its own quality. Where no recipe is faster by its mean, or there is no curve to compare with,
-    it is the best in quality.
+    Only recipes of two seeds or more are candidates, if there are any. The winner is the one with
+    the highest lower bound of its speed-up among those that reach the quality of the longest
+    baseline; if none reaches it, among all. If no recipe is faster by its mean, or there is no
+    curve to compare with, the winner is the best in quality.
     """
     proven = [row for row in rows if len(row.point.seeds) > 1] or list(rows)
     faster = [row for row in proven if row.beats_baseline]
@@ -188,7 +188,7 @@ def winner_of(
 
 
 def costs_by_aspect(trials: Sequence[FinishedTrial]) -> dict[str, tuple[float, float, int]]:
-    """Return for each aspect its mean device-seconds, mean share of a trial's cost, and trials."""
+    """Return each aspect's mean device-seconds, mean share of a trial's cost, and trials."""
     told: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
         if trial.outcome == "complete":
@@ -210,23 +210,23 @@ def _surely(row: FrontierRow) -> tuple[float, float]:
 
 
 def _curve(plain: Sequence[Point], objective: Objective) -> list[Point]:
-    """Return the baselines between which the curve is drawn: the more, the stronger it is."""
+    """Return the baselines of the curve: more of them make a stronger baseline."""
     best = best_per_duration(plain, objective)
     most = max((len(point.seeds) for point in plain), default=0)
     full = [point for point in plain if len(point.seeds) == most]
     there = {point.recipe.duration for point in full}
     chosen = [*full, *(point for point in best if point.recipe.duration not in there)]
-    # One duration without repeats would leave every comparison without an interval.
+    # One duration without repeated seeds would leave every comparison without an interval.
     proven = [point for point in chosen if len(point.seeds) > 1]
     kept = proven if len({point.recipe.duration for point in proven}) > 1 else best
     return sorted(kept, key=lambda point: point.cost)
 
 
 def _listed(found: Sequence[Point], standing: Sequence[Point], objective: Objective) -> list[Point]:
-    """Return what the report lists as the frontier, from cheap to dear."""
+    """Return the points that the report lists as the frontier, by rising cost."""
     by_mean = {key_of(point.recipe) for point in frontier(found, objective)}
     proven = [p for p in standing if len(p.seeds) > 1 or key_of(p.recipe) in by_mean]
-    if len(proven) > MOST_ON_FRONTIER:  # those of most seeds stay, of these the best
+    if len(proven) > MOST_ON_FRONTIER:  # keep those of most seeds, among them the best
         ranked = sorted(proven, key=lambda p: (-len(p.seeds), -objective.sign * p.quality))
         proven = ranked[:MOST_ON_FRONTIER]
     return sorted(proven, key=lambda point: point.cost)
@@ -247,7 +247,7 @@ def _beside(
 def _reference(
     found: Sequence[Point], baseline: Sequence[Point], objective: Objective
 ) -> tuple[float, float] | None:
-    """Return twice the dearest baseline's cost, and the worst one's quality."""
+    """Return twice the highest cost of a baseline, and the worst quality of one."""
     measured = baseline or found
     if not measured:
         return None
@@ -258,10 +258,10 @@ def _reference(
 def _surfaces(
     found: Sequence[Point], listed: Sequence[Point], objective: Objective
 ) -> Surfaces | None:
-    """Return the surfaces over the seeds that all repeated recipes of the frontier have."""
+    """Return the surfaces over the seeds that all repeated recipes of the frontier share."""
     repeated = [set(point.seeds) for point in listed if len(point.seeds) > 1]
     seeds = set.intersection(*repeated) if repeated else set()
-    if len(seeds) < 2:  # no two are common to all: those of the most repeated recipes
+    if len(seeds) < 2:  # no two seeds are common to all: use those of the most repeated recipes
         most = max((len(point.seeds) for point in found), default=0)
         sets = Counter(point.seeds for point in found if len(point.seeds) == most)
         seeds = set(sets.most_common(1)[0][0]) if most > 1 else set()

@@ -1,4 +1,4 @@
-"""The page of a sweep: one HTML file, which reloads itself while the sweep runs.
+"""The page of a sweep: one HTML file that reloads itself while the sweep runs.
 
 `view_of` makes the words and rows of each section; `page.html` is the template.
 """
@@ -32,12 +32,12 @@ _OUTCOMES = ("complete", "dominated", "failed")
 
 
 def view_of(found: Findings, command: str, now: float) -> dict[str, Any]:
-    """Return all that the page's template needs.
+    """Return all values that the page's template needs.
 
     Args:
         found: of the sweep.
         command: that trains the winner.
-        now: Unix time, to be named as the page's.
+        now: Unix time at which the page is made.
     """
     sweep = found.sweep
     picture = drawings.frontier_drawing(found)
@@ -101,7 +101,7 @@ def trial_rows(found: Findings) -> list[tuple[str, list[int], str]]:
 
 
 def reasons(found: Findings, outcome: str) -> list[tuple[str, int]]:
-    """Return why trials ended so, the most frequent first, and how often."""
+    """Return the reasons of an outcome and their counts, the most frequent first."""
     lines = Counter(
         (trial.error.strip().splitlines() or ["no reason is written"])[-1][:300]
         for trial in found.trials
@@ -214,7 +214,7 @@ def _contribution_row(one: Contribution, effect: Effect | None, scale: Scale) ->
 
 
 def _scale(estimates: Sequence[Estimate | None], none: float, *, log: bool = False) -> Scale:
-    """Return a scale for intervals, whose infinite ends and long tails are cut off."""
+    """Return a scale for intervals; infinite ends and long tails are cut off."""
     known = [estimate for estimate in estimates if estimate is not None]
     values = [none, *(estimate.value for estimate in known)]
     around = max(values) - min(values) or 1.0
@@ -230,7 +230,7 @@ def _drawn(
     told: Callable[[Estimate], str],
     tone: Tone | None = None,
 ) -> str:
-    """Return an interval as a drawing; green or red where it does not hold the zero by default."""
+    """Return an interval as a drawing; by default green or red if it does not contain zero."""
     if estimate is None or not (math.isfinite(estimate.low) or math.isfinite(estimate.high)):
         return ""
     if tone is None:
@@ -240,7 +240,7 @@ def _drawn(
 
 
 def _cost_bar(found: Findings, row: FrontierRow) -> str:
-    """Return where the device-seconds of a recipe's trials went, on average."""
+    """Return the mean device-seconds of a recipe's trials by part of the work."""
     key, seeds = key_of(row.point.recipe), len(row.point.seeds)
     mine = [t for t in found.trials if t.outcome == "complete" and key_of(t.recipe) == key]
     advice = costs_by_aspect(mine)
@@ -265,6 +265,6 @@ def page_of(found: Findings, command: str, now: float) -> str:
     Args:
         found: of the sweep.
         command: that trains the winner.
-        now: Unix time, to be named as the page's.
+        now: Unix time at which the page is made.
     """
     return render(_TEMPLATE, view_of(found, command, now))

@@ -1,7 +1,7 @@
-"""The charts of a sweep as a picture for documents, where a page cannot be.
+"""The charts of a sweep as a PNG for documents that cannot contain a page.
 
-The page's charts put their words next to the drawing as HTML, so that no renderer of SVG shows them
-whole. matplotlib draws the same values instead: it needs no browser, and brings its own font.
+The page's charts have their text as HTML next to the SVG, so an SVG renderer would lose the text.
+matplotlib draws the same values instead: it needs no browser and has its own font.
 """
 
 from pathlib import Path
@@ -22,12 +22,12 @@ def write_picture(drawing: Drawing, path: Path) -> None:
 
     Args:
         drawing: the chart.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         OSError: it cannot be written.
     """
-    # Takes a second, and what only reads the table of a sweep does not need it.
+    # The import takes a second, and reading a sweep's table does not need it.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=_SIZE, layout="constrained", facecolor="white")
@@ -94,5 +94,5 @@ def _frame(axes: Any, drawing: Drawing) -> None:
 
 
 def _plain(text: str) -> str:
-    # A metric's name is no formula.
+    # A metric's name is not a formula.
     return text.replace("$", r"\$")

@@ -1,9 +1,9 @@
-"""What is known of a sweep: its trials, and what its journal says of it.
+"""Reads the results of a sweep: its trials and its journal.
 
-A sweep's folder holds `trials/`, one Parquet file per finished trial, and `sweep/journal.jsonl`,
-with a `sitting` line for each time that it was run (which describes the sweep), a `proposal` line
-for each trial that was begun, and `rest` at the end of a sitting. A bare table of trials is enough
-as well, if the objective is named.
+A sweep's folder has `trials/` with one Parquet file per finished trial, and `sweep/journal.jsonl`.
+The journal has a `sitting` line for each time that the sweep was run (it describes the sweep), a
+`proposal` line for each trial that was begun, and a `rest` line at the end of a sitting. A table of
+trials without a journal is enough if the objective is given.
 """
 
 import fcntl
@@ -22,18 +22,18 @@ State = Literal["running", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResults:
-    """A sweep, as far as a report is concerned.
+    """The data of a sweep that a report needs.
 
     Attributes:
-        name: of the sweep.
-        task: where to import it; empty if unknown.
-        objective: what is to be good.
-        trials: that have ended, in that order.
-        state: whether it is running, has used up what it was given, or was cut off.
-        under_way: trials that have begun and not ended.
+        name: name of the sweep.
+        task: import path of the task; empty if unknown.
+        objective: the metric and its direction.
+        trials: ended trials, in the order in which they ended.
+        state: whether it is running, has finished, or was interrupted.
+        under_way: number of trials that have begun and not ended.
         logical_ranks: V of every run; None if unknown.
-        workers: of the pool, in the last sitting.
-        budget: seconds of the pool, in all; None if unknown.
+        workers: number of workers of the pool in the last sitting.
+        budget: seconds of the pool's time over all sittings; None if unknown.
         problem: why it failed.
     """
 
@@ -50,15 +50,15 @@ class SweepResults:
 
 
 def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -> SweepResults:
-    """Read a sweep's folder, or a bare table of trials.
+    """Read a sweep's folder, or a table of trials without a journal.
 
     Args:
         path: the sweep's folder; or a Parquet file of trials, or a folder of such files.
-        objective: default: what the journal says.
-        task: where to import it. Default: what the journal says.
+        objective: the metric and its direction. Default: those in the journal.
+        task: import path of the task. Default: the one in the journal.
 
     Raises:
-        PointError: there is no sweep, no objective is known, or trials cannot be read.
+        PointError: there is no sweep, the objective is unknown, or trials cannot be read.
     """
     if not path.exists():
         raise PointError(f"there is no sweep at {path}: give the folder that `sweep` has named")
@@ -68,8 +68,8 @@ def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -
     if not sittings:
         if objective is None:
             raise PointError(
-                f"{path} has trials and no journal of a sweep, so what was to be "
-                "good is not known: name it with --metric, such as --metric accuracy or "
+                f"{path} has trials and no journal of a sweep, so the metric is not "
+                "known: name it with --metric, such as --metric accuracy or "
                 "--metric loss:min"
             )
         return SweepResults(name=path.stem, task=task, objective=objective, trials=trials)
@@ -95,7 +95,7 @@ def objective_of(text: str) -> Objective:
     """Return the objective of a text such as `accuracy` or `loss:min`.
 
     Raises:
-        PointError: it is of another form.
+        PointError: the text has another form.
     """
     metric, _, mode = text.partition(":")
     if not metric or mode not in ("", "min", "max"):
@@ -138,7 +138,7 @@ def _state(path: Path, events: Sequence[Event]) -> State:
 
 
 def _is_held(path: Path) -> bool:
-    """Say whether a process works in a sweep's folder: it holds the folder's lock."""
+    """Return whether a process holds the lock of a sweep's folder."""
     lock = path / "sweep" / "lock"
     if not lock.exists():
         return False

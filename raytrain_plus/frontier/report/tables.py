@@ -24,10 +24,10 @@ TRIALS = (
 
 
 def recipes_csv(found: Findings) -> str:
-    """Return a row for each recipe at each duration, from cheap to dear.
+    """Return a row for each recipe at each duration, by rising cost.
 
-    `frontier` is its number in the report, empty for those that are not on the frontier. Ends of
-    intervals of which nothing is known are empty.
+    `frontier` is the recipe's number in the report, empty if it is not on the frontier. Unknown
+    ends of intervals are empty.
     """
     numbers = {key_of(row.point.recipe): i for i, row in enumerate(found.frontier, 1)}
     rows = []
@@ -137,7 +137,7 @@ def _row_as_json(row: FrontierRow) -> dict[str, Any]:
 
 
 def _estimate_as_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    """Return an estimate as JSON, which has no infinity: an unknown end is null."""
+    """Return an estimate as JSON. JSON has no infinity, so an unknown end is null."""
     if estimate is None:
         return None
     ends = {"low": estimate.low, "high": estimate.high}

@@ -1,4 +1,4 @@
-"""The report's words: results in sentences, estimates, recipes and commands as text."""
+"""The report's texts: results as sentences; estimates, recipes and commands as text."""
 
 import json
 import math
@@ -51,17 +51,17 @@ def percent_more(estimate: Estimate | None) -> str:
 
 
 def chance(p: float) -> str:
-    """Return a chance as `0.012` or `below 0.001`."""
+    """Return a p value as `0.012` or `below 0.001`."""
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def label(row: FrontierRow) -> str:
-    """Return the names of a recipe's algorithms, or that it is the baseline."""
+    """Return the names of a recipe's algorithms, or `the baseline`."""
     return "the baseline" if row.is_baseline else label_of(row.point.recipe)
 
 
 def title(row: FrontierRow) -> str:
-    """Return what the recipe to train is called."""
+    """Return the name for the recipe to train."""
     return "the winner" if row.beats_baseline else "the best so far"
 
 
@@ -71,11 +71,11 @@ def count(number: int, what: str) -> str:
 
 
 def settings(recipe: Recipe, varying: Iterable[str] = ()) -> str:
-    """Return what is set in a recipe: its algorithms' settings, and those of the task that vary.
+    """Return a recipe's settings: its algorithms', and those of the task that vary.
 
     Args:
         recipe: the recipe.
-        varying: names of the task's settings to tell, and `batch_size`.
+        varying: names of the task's settings to include, and `batch_size`.
     """
     said = [
         f"{name.rpartition(':')[2]}: {_pairs(values)}"
@@ -105,7 +105,7 @@ def name_of(point: Point) -> str:
 
 
 def recipe_text(row: FrontierRow, sweep: SweepResults) -> str:
-    """Return a recipe as the YAML that `train --recipe` reads."""
+    """Return a recipe as YAML for `train --recipe`."""
     recipe = row.point.recipe
     about = recipe.about or f"{label(row)}, of the sweep {sweep.name}."
     said = {**recipe.model_dump(mode="json"), "about": about}
@@ -113,12 +113,12 @@ def recipe_text(row: FrontierRow, sweep: SweepResults) -> str:
 
 
 def command_of(sweep: SweepResults, seed: int, file: Path) -> str:
-    """Return the command that trains a recipe of a sweep as the sweep has.
+    """Return the command that trains a recipe as the sweep trained it.
 
     Args:
         sweep: the sweep.
         seed: of the run.
-        file: the recipe's.
+        file: the recipe's file.
     """
     words = ["raytrain-plus", "train", sweep.task or "TASK", "--recipe", str(file)]
     words += ["--seed", str(seed), "--evaluate-every", "1dur"]
@@ -128,7 +128,7 @@ def command_of(sweep: SweepResults, seed: int, file: Path) -> str:
 
 
 def remark_on_command(sweep: SweepResults) -> str:
-    """Return what is still to be said of the command, empty for nothing."""
+    """Return a note on the command, empty if none is needed."""
     if not sweep.task:
         return (
             "Put in place of TASK where the task is imported from: module:Class or file.py:Class."
@@ -167,7 +167,7 @@ def _short(value: Any) -> str:
 
 
 def sentence(found: Findings) -> str:
-    """Return the result in a sentence or two."""
+    """Return the result in one or two sentences."""
     complete = sum(trial.outcome == "complete" for trial in found.trials)
     if not complete:
         live = found.sweep.under_way
@@ -175,7 +175,7 @@ def sentence(found: Findings) -> str:
     winner = found.winner
     begun = f"{count(complete, 'complete trial')} of {_recipes(found)}: "
     if winner is None:
-        return begun + "nothing stands out."
+        return begun + "no recipe can be chosen yet."
     name, speed_up = label(winner), winner.speed_up
     if speed_up is None or not winner.beats_baseline:
         told = f"the best is {name} at {winner.point.recipe.duration}"
@@ -190,24 +190,22 @@ def sentence(found: Findings) -> str:
 
 
 def remarks(found: Findings) -> list[str]:
-    """Return what is to be known of the list of recipes on the frontier."""
+    """Return notes on the list of recipes on the frontier."""
     said = []
     if found.dominated:
         clear = (
             "is clearly dominated by another" if found.dominated == 1 else "are clearly dominated"
         )
-        said.append(f"{count(found.dominated, 'recipe')} besides {clear}.")
+        said.append(f"{count(found.dominated, 'other recipe')} {clear}.")
     if found.unproven:
         said.append(
-            f"{count(found.unproven, 'recipe')} besides, most of one seed, cannot be told "
+            f"{count(found.unproven, 'other recipe')}, most of one seed, cannot be distinguished "
             "from these and are not listed."
         )
     if len(found.baseline) < 2:
         said.append("Without the baseline at two durations there is no curve to compare with.")
     elif found.points and min(len(point.seeds) for point in found.baseline) < 2:
-        said.append(
-            "The baseline has one seed at some duration: there are no intervals without two."
-        )
+        said.append("The baseline has one seed at some duration. Intervals need two seeds.")
     if found.noise.freedom:
         said.append(
             f"Seeds alone change {found.objective.metric} by {number(found.noise.quality)} and "
@@ -218,7 +216,7 @@ def remarks(found: Findings) -> list[str]:
 
 
 def contribution_notes(found: Findings) -> list[str]:
-    """Return what is to be known of the contributions."""
+    """Return notes on the contributions."""
     told, said = found.contributions, []
     if told.alone or told.pairs:
         metric = found.objective.metric
@@ -255,25 +253,25 @@ def _at(told: Contributions) -> str:
 
 
 def reference_words(found: Findings) -> str:
-    """Return beyond what the hypervolume is counted."""
+    """Return a note on the reference point of the hypervolume."""
     if found.reference is None:
         return ""
     cost, quality = found.reference
     return (
         f"The hypervolume is the area that the means of all recipes cover: below {number(cost)} "
         f"device-seconds (twice the dearest baseline), and better than {number(quality)} (the "
-        "worst baseline). It may fall where further seeds take back what one was lucky with."
+        "worst baseline). It may fall when further seeds correct a lucky first one."
     )
 
 
 def picked(row: FrontierRow) -> str:
-    """Return why a recipe is the one to train."""
+    """Return why this recipe was chosen for training."""
     if row.speed_up is None:
         return "The best in quality."
     return (
-        "The one that is most surely fast among those that reach the longest baseline's quality, "
-        "or, where none does, among all. The intervals are its own: that it was picked among many "
-        "is not in them."
+        "The recipe with the surest speed-up of those that reach the longest baseline's quality, "
+        "or of all if none does. The intervals do not include the effect of choosing the best "
+        "of many."
     )
 
 

@@ -1,4 +1,4 @@
-"""Writing a sweep's report into a folder."""
+"""Writes a sweep's report into a folder."""
 
 import os
 import time
@@ -24,11 +24,11 @@ def write_report(found: Findings, folder: Path) -> str:
 
     Args:
         found: of the sweep.
-        folder: is made if it does not exist. The command names the recipe's file in it as it is
-            given here.
+        folder: the folder; it is made if it does not exist. The command names the recipe's file
+            with this path.
 
     Returns:
-        The command that trains the winner; empty as long as there is none.
+        The command that trains the winner; empty if there is none yet.
 
     Raises:
         OSError: it cannot be written.
