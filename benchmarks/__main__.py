@@ -1,6 +1,6 @@
 """All benchmarks, one after the other: `python -m benchmarks [--quick] [--json]`.
 
-Each runs in a process of its own, so that none inherits threads, memory or a Ray cluster.
+Each runs in its own process, so that none inherits threads, memory or a Ray cluster.
 """
 
 import json

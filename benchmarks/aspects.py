@@ -1,12 +1,12 @@
-"""What aspects cost a step that they have nothing to do with.
+"""The cost per step of aspects that have nothing to do in the step.
 
 Run as `python -m benchmarks.aspects [--quick] [--json]`.
 
-A tiny model in one process, so that everything else shows: our loop with no, one and ten idle
-aspects (each gives advice at every join point of a step, and each time has nothing to do), and with
-ten that give none, against a bare PyTorch loop over the same batches. Composer's Trainer costs 2.4
-to 2.7 ms per batch over a bare loop; its latest release cannot be measured beside it, since it
-needs another torch (see `docs/benchmarks.md`).
+The model is tiny and runs in one process, so that all other costs show. Measured is our loop with
+no, one and ten idle aspects (each gives advice at every join point of a step and does nothing), and
+with ten aspects that give no advice, against a bare PyTorch loop over the same batches. Composer's
+Trainer costs 2.4 to 2.7 ms per batch more than a bare loop. Its latest release cannot be measured
+here, since it needs another torch (see `docs/benchmarks.md`).
 """
 
 import time

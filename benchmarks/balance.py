@@ -1,11 +1,11 @@
-"""What it gains that the balance given away for bytes follows what the exchange takes.
+"""The gain from choosing the allowed imbalance by the time of the exchange.
 
 Run as `python -m benchmarks.balance [--quick] [--json]`.
 
-Three workers train twice by turns: as they do by default, and with `rebalance_above=None`, so that
-the slack stays at an eighth (`raytrain_plus/elastic/policy/imbalance.py`). One task waits for each
-logical rank, as for a device that computes: its exchange takes next to nothing. The other sends
-23 MB of gradients, and has little to compute. Rates are those of the last half of the steps.
+Three workers train in turns with the default settings and with `rebalance_above=None`, which keeps
+the allowed imbalance at an eighth (`raytrain_plus/elastic/policy/imbalance.py`). One task waits for
+each logical rank, as for a device that computes, and its exchange takes almost no time. The other
+task sends 23 MB of gradients and computes little. Rates are those of the last half of the steps.
 """
 
 import time

@@ -1,12 +1,12 @@
-"""Tunes the baselines of the reference tasks, so that no recipe looks good beside a weak one.
+"""Tunes the baselines of the reference tasks, so that no recipe looks good against a weak baseline.
 
 Run as `python -m benchmarks.baselines digits|text [--trials N] [--processes P]`.
 
-Batch size, learning rate, schedule, warm-up and weight decay are drawn at random and each trial is
-a complete run at a short duration; the best quarter is run again at the reference duration with
-three seeds, and with them what a look at the first results suggested (`_SUGGESTED`). All that was
-tried is kept in `benchmarks/data/baselines_<task>.parquet`. Chosen is the best for its cost:
-a smaller batch reaches a little more per sample, and costs more per sample, too.
+Batch size, learning rate, schedule, warm-up and weight decay are drawn at random, and each trial is
+a complete run at a short duration. The best quarter is run again at the reference duration with
+three seeds, together with settings that the first results suggested (`_SUGGESTED`). All trials are
+kept in `benchmarks/data/baselines_<task>.parquet`. The best quality for its cost is chosen: a
+smaller batch reaches slightly more per sample, but also costs more per sample.
 """
 
 import argparse

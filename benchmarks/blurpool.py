@@ -1,13 +1,13 @@
-"""What blurred layers cost, against the plain way of writing them.
+"""The cost of blurred layers, against the usual way of writing them.
 
 Run as `python -m benchmarks.blurpool [--quick] [--json]`.
 
-Forward and backward of one layer, with our `BlurPool` and as the method is usually written: for the
-paper's order the convolution or the maximum at every pixel, then zeros around it and a depthwise
-convolution at the stride; for the other order zeros, a depthwise convolution at every pixel, then
-the strided convolution. Both in turn, in one process and one thread; the ratio is the median of
-those of the turns. Where kornia can be imported, its `blur_pool2d` takes the place of the naive
-blur in further rows.
+Measured are forward and backward of one layer, with our `BlurPool` and as the method is usually
+written. The usual way in the paper's order is the convolution or the maximum at every pixel, then
+zero padding and a depthwise convolution with the stride. In the other order it is zero padding, a
+depthwise convolution at every pixel, then the strided convolution. Both run in turns, in one
+process and one thread. The ratio is the median over the turns. If kornia can be imported, its
+`blur_pool2d` replaces the naive blur in further rows.
 """
 
 import importlib.util

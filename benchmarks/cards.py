@@ -1,4 +1,4 @@
-"""Writes what `benchmarks.effects` has measured into the cards of the algorithms, and into the log.
+"""Writes the results of `benchmarks.effects` into the cards of the algorithms and into the log.
 
 Run as `python -m benchmarks.cards`, after `python -m benchmarks.effects digits` and `text`.
 """

@@ -1,11 +1,11 @@
-"""A long campaign of chaos: many schedules of faults, each of which may change no bit.
+"""A long campaign: many schedules of faults, none of which may change a bit.
 
 Run as `python -m benchmarks.chaos [--runs N] [--at-once P] [--minutes M]`, or with `--report`.
 
-`raytrain-plus chaos` is run in pieces of some seeds, over several tasks in turn. Every verdict is
-appended to `benchmarks/data/chaos.jsonl`, and at the end all are written as Parquet. The campaign
-goes on from what is on record in either, so that it can be run in as many sittings as it takes. An
-interrupt ends it after the pieces under way.
+`raytrain-plus chaos` is run in pieces of several seeds, over several tasks in turn. Every verdict
+is appended to `benchmarks/data/chaos.jsonl`, and at the end all are written as Parquet. The
+campaign continues from the verdicts in either file, so it can be run in several sittings. An
+interrupt ends it after the running pieces.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""How long training waits for a checkpoint, and how fast one is written beside it.
+"""How long training waits for a checkpoint, and how fast one is written in the background.
 
 Run as `python -m benchmarks.checkpoint_pause [--quick] [--json]`.
 
 The state is a model of linear layers with AdamW's two moments, of 4, 40 and 400 MB in all.
 
-Pause: `Snapshot.of`, for the first time and into the memory of the snapshot before it, beside a
-bare `clone()` of every tensor of the state, and beside `torch.save` of both state dicts into a
-file, which is what a loop waits for that has no snapshots. Medians over 9 rounds (quick: 3) on one
-thread, the methods taking turns.
+Pause: `Snapshot.of`, for the first time and into the memory of the previous snapshot, next to a
+bare `clone()` of every tensor of the state, and next to `torch.save` of both state dicts into a
+file, for which a loop without snapshots waits. Figures are medians over 9 rounds (quick: 3) on one
+thread; the methods take turns.
 
 Writing: bytes per second of `write_share` with one worker into a local folder, from memory to the
-disk (fsync), with sha256; and of the digest, which one worker computes beside it.
+disk (fsync), with sha256; and of the digest, which one worker computes at the same time.
 """
 
 import tempfile

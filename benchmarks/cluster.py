@@ -1,10 +1,10 @@
-"""How long a cluster takes: to come up, to begin with a job, to go on without a host and with one.
+"""How long a cluster takes to start, to begin a job, and to go on when a host is lost or added.
 
 Run as `python -m benchmarks.cluster [--quick] [--json]`, as root: see `cluster/lab/README.md`.
 
 Each round launches `cluster.yaml` on the hosts of a new lab, submits jobs from another host, cuts
-one host's power and adds one by hand. All hosts share this machine's cores, so that what is mostly
-the start of processes takes longer than on machines of their own.
+one host's power and adds one by hand. All hosts share this machine's cores, so the start of
+processes takes longer than on separate machines.
 """
 
 import sys

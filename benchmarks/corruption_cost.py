@@ -1,11 +1,11 @@
-"""What it costs to look for silent corruption.
+"""The cost of checks for silent corruption.
 
 Run as `python -m benchmarks.corruption_cost [--quick] [--json]`.
 
-One worker, alone, trains three copies of each model in turn, step by step: one that is not watched,
-one whose state is checked in each step, one that computes one logical rank twice in each step.
-Counted is CPU time; what a step more costs is spread over the steps from one check or audit to the
-next. Not counted is what several workers tell each other in such a step: one message of 48 bytes.
+A single worker trains three copies of each model in turn, step by step: one without checks, one
+whose state is checked in each step, and one that computes one logical rank twice in each step. The
+figures are CPU time; the extra cost is spread over the steps from one check or audit to the next.
+The message between workers in such a step, of 48 bytes, is not counted.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""How often files are fetched: counted at an S3 server, each worker on a node of its own.
+"""How often files are fetched: counted at an S3 server, with each worker on its own node.
 
 Run as `python -m benchmarks.downloads [--quick] [--json]`. It starts the tests' S3 server and a
 proxy that counts.

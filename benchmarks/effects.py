@@ -1,16 +1,16 @@
-"""What each algorithm does to the two reference tasks: at equal device-seconds, at equal quality.
+"""The effect of each algorithm on both reference tasks, at equal cost and at equal quality.
 
 Run as `python -m benchmarks.effects digits|text [--seeds N] [--processes P]`, or with `--collect`
 or `--report`.
 
 Each algorithm is added alone to the tuned baseline (of `recipes/*/baseline.yaml`), with settings
 that are fair to its kind, and trained to the end at the reference duration with several seeds. The
-baseline itself is trained at several durations; between them its quality is interpolated over the
-logarithm of its cost, which answers, for each algorithm's cost and quality, what the baseline
-reaches at that cost, and at which cost it reaches that quality. Cost is CPU time of the process.
+baseline itself is trained at several durations. Between them its quality is interpolated over the
+logarithm of its cost. This gives the baseline's quality at each algorithm's cost, and the
+baseline's cost of each algorithm's quality. Cost is the CPU time of the process.
 
-Every run is appended to `benchmarks/data/effects_<task>.jsonl`; at the end, and by `--collect`
-before it, all runs are written as Parquet. A sweep goes on from what is on record in either.
+Every run is appended to `benchmarks/data/effects_<task>.jsonl`. At the end, or earlier with
+`--collect`, all runs are written as Parquet. The benchmark continues from the runs in either file.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def jobs(name: str, seeds: int) -> Iterator[tuple[str, Algorithms, int, int]]:
     """Yield (label, algorithms, samples, seed); seeds outermost, so that early ends are even."""
     reference = REFERENCES[name]
     for place, seed in enumerate(range(101, 101 + seeds)):
-        # Three seeds draw the baseline's curve; all of them stand beside the algorithms.
+        # Three seeds give the baseline's curve; all seeds are compared with the algorithms.
         for factor in _DURATIONS if place < 3 else (1.0,):
             yield BASELINE, {}, int(reference.samples * factor), seed
         for recipe in FOUND:
@@ -141,7 +141,7 @@ def _key(row: Row) -> tuple[str, str, int, int]:
 
 
 def compare(name: str, rows: Sequence[Row]) -> list[Row]:
-    """Return each algorithm beside the baseline; differences are positive where it is better."""
+    """Compare each algorithm with the baseline; differences are positive where it is better."""
     reference = REFERENCES[name]
     seeds: dict[tuple[str, int], dict[int, Row]] = defaultdict(dict)
     wanted = {
@@ -211,7 +211,7 @@ def main() -> None:
     if not (options.report or options.collect):
         sweep(options.task, options.seeds, options.processes)
     rows = pq.read_table(record.table).to_pylist() if options.report else record.collect()
-    report.show(f"{options.task}, beside the tuned baseline", compare(options.task, rows))
+    report.show(f"{options.task}, compared with the tuned baseline", compare(options.task, rows))
 
 
 if __name__ == "__main__":

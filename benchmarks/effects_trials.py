@@ -4,7 +4,7 @@
     raytrain-plus frontier digits.parquet --metric accuracy \
         --task raytrain_plus.reference.cluttered_digits:ClutteredDigits
 
-Those runs have no times; they are given some, one after another, in the order in which they stand.
+The runs have no times, so they get consecutive times in the order of their records.
 """
 
 import argparse

@@ -3,21 +3,21 @@
 Run as `python -m benchmarks.goodput [--quick] [--json]`; with `--replay [--speed X]` half an hour
 of the recorded trace is also replayed on at most four real workers (`replay.py`).
 
-Simulated (`simulator.py`), one step lasting a second at full strength: the whole recorded trace at
-32 workers (AWS p3 spot instances over 11.4 hours), and 1,000 workers of which one fails every
-minute on average, each replaced after a minute. All systems see the same losses, and a worker takes
-as long to start in all.
+Two cases are simulated (`simulator.py`), with steps of one second at full strength: the whole
+recorded trace at 32 workers (AWS p3 spot instances over 11.4 hours), and 1,000 workers of which one
+fails every minute on average, each replaced after a minute. All systems have the same losses and
+the same start time of a worker.
 
-raytrain_plus pays what `docs/benchmarks.md` has measured: 0.128 s from a kill to the next committed
-step (with that step, which is counted again: a cautious figure), 0.045 s for a newcomer. The peer
-is a model of restart-from-checkpoint, with what was measured of Ray Train when it is tuned: 5.28 s
-and 5 committed steps per kill of a process, and 38 s for the loss of a node; a newcomer restarts
-the group as well. Its work is taken as perfectly balanced. raytrain_plus is also given the 2 s per
-loss that are its aim for a node without power, which the fair comparison to 38 s is.
+raytrain_plus has the costs measured in `docs/benchmarks.md`: 0.128 s from a kill to the next
+committed step (this includes that step, which is counted again: a cautious figure), and 0.045 s for
+a new worker. The peer is a model of restart-from-checkpoint with the costs measured of tuned Ray
+Train: 5.28 s and 5 committed steps per kill of a process, and 38 s for the loss of a node. A new
+worker restarts its group too. Its work is assumed to be perfectly balanced. raytrain_plus is also
+simulated with 2 s per loss, its aim for a node without power; this is the fair comparison to 38 s.
 
-Imbalance is what `plan()` costs: whole logical ranks, and balance that it gives away for fewer
-bytes, up to 12.5 % of compute. How much, the group decides by what its exchange takes
-(`raytrain_plus/elastic/policy/imbalance.py`): here nothing.
+Imbalance is the cost of `plan()`: it assigns whole logical ranks, and allows an imbalance of up to
+12.5 % of compute to send fewer bytes. The group chooses the limit by the time of its exchange
+(`raytrain_plus/elastic/policy/imbalance.py`), which is zero here.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def compare(job: Job, changes: list[Change], until: float) -> list[Row]:
 
 
 def replayed(speed: float, *, quick: bool) -> Row:
-    """Replay the trace on real workers, beside what the simulator says of the same changes."""
+    """Replay the trace on real workers, and simulate the same changes for comparison."""
     found: dict[str, Any] = replay_trace(speed, 600.0 if quick else 1800.0)
     starts = found["start_seconds"]
     start = report.median(starts) if starts else _START

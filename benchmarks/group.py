@@ -1,7 +1,7 @@
-"""Several workers in this very process, without Ray: they grow, heal newcomers, and resume.
+"""A group of workers in this process, without Ray: it grows, heals new workers, and resumes.
 
-Workers are threads with a replica each, joined by queues. torch's global generators are one per
-process, so that the workers compute their parts and their updates one after the other.
+Workers are threads with a replica each, connected by queues. torch has one global generator per
+process, so the workers compute their parts and their updates one after the other.
 """
 
 import itertools

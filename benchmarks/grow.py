@@ -2,10 +2,10 @@
 
 Run as `python -m benchmarks.grow [--quick] [--json]`.
 
-A group of two is scaled to three and back, again and again, while it trains a model of 23 MB (and
-as much momentum). Reported is `pause_seconds` of the journal (from the last commit of the old
-group to the first step's start of the new one: meeting, new process group, transfer of the state);
-and beside it, from commit to commit, which holds the new group's first step as well.
+A group of two is scaled to three and back many times while it trains a model of 23 MB (and as much
+momentum). Reported is `pause_seconds` of the journal: from the last commit of the old group to the
+start of the new group's first step (meeting, new process group, transfer of the state). Also
+reported is the time from commit to commit, which includes the new group's first step.
 """
 
 import itertools

@@ -1,11 +1,11 @@
-"""How much of a sweep's pool is idle, elastic against fixed; and what a trial costs to begin.
+"""How much of a sweep's pool is idle, elastic against fixed; and the cost to start a trial.
 
-Run as `python -m benchmarks.idle [--workers K] [--quick] [--json]`. One sweep, twice: once its
-workers move to trials that can use more, once each trial keeps the one that it has. The trials are
-of unequal length, the longest six times the shortest, and come in rising order. A logical rank's
-part sleeps instead of computing, as if each worker had a device of its own: so the cores of this
-machine are not what is measured. Idle are the worker-seconds, from the first trial's first step to
-the last one's end, in which no generation had the worker.
+Run as `python -m benchmarks.idle [--workers K] [--quick] [--json]`. One sweep is run twice: once
+its workers move to trials that can use more, once each trial keeps its one worker. The trials have
+unequal lengths, the longest six times the shortest, and start in rising order. A logical rank's
+part sleeps instead of computing, as if each worker had its own device, so the number of this
+machine's cores does not matter. Idle are the worker-seconds, from the first trial's first step to
+the last trial's end, in which the worker was in no generation.
 """
 
 import statistics

@@ -1,7 +1,8 @@
 """Which models keep the promise: `python -m benchmarks.models [--json]`.
 
-Each is small, from the building blocks of its kind, and trains on one worker, in a group that grows
-and shrinks, and with a checkpoint and a resume. The final states must be equal to the bit.
+Each model is small and made of the building blocks of its kind. It trains on one worker, in a group
+that grows and shrinks, and with a checkpoint and a resume. The final states must be equal in every
+bit.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The network that peers train, too, in environments that know nothing of this project."""
+"""The network that peers train too, in environments without this project."""
 
 from torch import nn
 

@@ -2,11 +2,11 @@
 
 Run as `python -m benchmarks.node_loss [--quick] [--json]`, as root: see `cluster/lab/README.md`.
 
-Each round is a run of its own on three hosts with one worker each, and driver and coordinator on a
-fourth, at the default settings of Ray and of raytrain_plus: one host's power is cut, and when the
-others have gone on for a while, another's cable is pulled. The hosts take turns. Steps are held
-back to ten a second, so up to 0.1 s of each figure is a step's own time. Recovery ends with the
-first step that is committed without the lost host; steps lost are read from the journal.
+Each round is a separate run on three hosts with one worker each, and driver and coordinator on a
+fourth, at the default settings of Ray and of raytrain_plus. One host's power is cut. When the
+others have gone on for a while, another host's cable is pulled. The hosts take turns. Steps are
+limited to ten per second, so up to 0.1 s of each figure is a step's own time. Recovery ends with
+the first step that is committed without the lost host. Lost steps are read from the journal.
 """
 
 import itertools

@@ -1,7 +1,7 @@
-"""Trains a recipe in this very process, without Ray: the bits are those of any run of it.
+"""Trains a recipe in this process, without Ray; the result has the same bits as any run of it.
 
-For searches of hundreds of short runs: nothing has to start, and the cost is this process's own CPU
-time.
+It is for searches of hundreds of short runs: no process has to start, and the cost is the CPU time
+of this process.
 """
 
 import copy

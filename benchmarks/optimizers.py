@@ -1,8 +1,9 @@
 """Which optimizers keep the promise: `python -m benchmarks.optimizers [--site FOLDER] [--json]`.
 
-Each trains a small model on one worker, in a group that grows and shrinks (newcomers are healed in
-mid-run), and with a checkpoint and a resume. The final states must be equal to the bit. Libraries
-besides torch are looked for in FOLDER, into which `make bench-optimizers` installs them.
+Each trains a small model on one worker, in a group that grows and shrinks (new workers are healed
+in mid-run), and with a checkpoint and a resume. The final states must be equal in every bit.
+Libraries other than torch are imported from FOLDER, into which `make bench-optimizers` installs
+them.
 """
 
 import inspect

@@ -1,8 +1,8 @@
 """The peers of steady state: a plain PyTorch loop, and DistributedDataParallel on gloo.
 
-They are written as somebody would who knows PyTorch well: one thread per process, data in memory
-as tensors, gradients accumulated in place in the buckets that are sent, and sent while the last
-backward still runs. `measure` runs them in processes of their own: this module is their program.
+They are written as a PyTorch expert would write them: one thread per process, data in memory as
+tensors, gradients accumulated in place in the buckets that are sent, and sent while the last
+backward still runs. `measure` runs them in separate processes: this module is their program.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Run as `python -m benchmarks.plan [--quick] [--json]`.
 
 Time: `assign` over 4096 logical ranks, 20 calls per case (quick: 5) after one to warm up, on one
-core; without a previous plan, and with one from which one worker has been lost and replaced.
+core; without a previous plan, and with one of which one worker has been lost and replaced.
 
 Communication: a worker with k maximal subtrees sends (1 + k) / 2 times what it sends in a ring
 all-reduce; so a group sends (1 + mean k) / 2 times as much. The naive peer is equal ranges

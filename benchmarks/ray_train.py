@@ -1,6 +1,6 @@
-"""The peer of recovery and survival: `ray.train.torch.TorchTrainer`, whose workers are struck.
+"""The peer in recovery and survival: `ray.train.torch.TorchTrainer` under faults of its workers.
 
-`measure` runs it in a process of its own: this module is its program.
+`measure` runs it in a separate process: this module is its program.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a long benchmark has measured so far: appended line by line, and collected as Parquet."""
+"""The results of a long benchmark so far: appended line by line, and collected as Parquet."""
 
 import json
 from collections.abc import Callable, Hashable, Iterable

@@ -1,9 +1,9 @@
-"""A small space of recipes for the digits, and what every recipe of it costs and reaches.
+"""A small space of recipes for the digits, and the cost and quality of each of its recipes.
 
-Run as `python -m benchmarks.recorded_space [--processes P]`: each recipe once with each seed, in a
-process of its own, a run's cost its CPU time. Every run is appended to
-`benchmarks/data/digits_space.jsonl`, and at the end all are written as Parquet; what is on record
-is not run again. `benchmarks.searches` lets searches look their trials up here.
+Run as `python -m benchmarks.recorded_space [--processes P]`. Each recipe is run once with each
+seed, in a separate process; a run's cost is its CPU time. Every run is appended to
+`benchmarks/data/digits_space.jsonl`, and at the end all are written as Parquet. Recorded runs are
+not repeated. The searches of `benchmarks.searches` look their trials up here.
 """
 
 import argparse

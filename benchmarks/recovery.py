@@ -1,13 +1,14 @@
-"""From SIGKILL of one of two workers to the next committed step, beside Ray Train.
+"""The time from SIGKILL of one of two workers to the next committed step, compared with Ray Train.
 
 Run as `python -m benchmarks.recovery [--quick] [--json]`.
 
-raytrain_plus: in one run, a worker is killed again and again, each time when its replacement has
-joined and the group has settled; the two places of the group take turns. Recovery ends with the
+raytrain_plus: in one run a worker is killed many times, each time after the previous replacement
+has joined and the group is stable. The two places of the group take turns. Recovery ends with the
 first step that the group commits without the lost worker: a step that was nearly done when the
-signal was sent does not count. Committed steps lost are read from the journal.
+signal was sent does not count. Lost committed steps are read from the journal.
 
-Peer: `ray.train.torch.TorchTrainer`, as it is and tuned (`ray_train.py`), on the same task.
+Peer: `ray.train.torch.TorchTrainer`, with default settings and tuned (`ray_train.py`), on the same
+task.
 """
 
 import os

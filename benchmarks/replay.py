@@ -1,12 +1,13 @@
 """Half an hour of the recorded trace, replayed on real workers of this machine.
 
-What the trace takes is killed without a word, and the run scaled down; what it gives, the run is
-scaled up by. The trace's busiest half hour at this size is replayed (its first only gives).
+Workers that the trace removes are killed without notice, and the run is scaled down. For workers
+that it adds, the run is scaled up. The trace's busiest half hour at this size is replayed (its
+first half hour only adds).
 
 Goodput is read from the journal. Useful is the time between two commits of one group, times its
-workers; the first commit of a group counts as its median step. So a machine that others use as well
-makes steps longer, but takes no goodput; nor does imbalance show.
-What the trace offers is counted from the first step on.
+workers; the first commit of a group counts as its median step. So other load on the machine makes
+steps longer, but does not reduce goodput. Imbalance does not show either.
+The worker-seconds that the trace offers are counted from the first step on.
 """
 
 import itertools

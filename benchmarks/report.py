@@ -1,4 +1,4 @@
-"""How a benchmark talks: its options, its tables, and what it measured against what it aims at."""
+"""Options and output of a benchmark: its tables, and its results compared with their targets."""
 
 import argparse
 import json

@@ -1,11 +1,11 @@
-"""What coordinator, exchange, meetings and checkpoints cost at 10 to 10,000 workers.
+"""The cost of coordinator, exchange, meetings and checkpoints at 10 to 10,000 workers.
 
 Run as `python -m benchmarks.scale [--measure] [--quick] [--json]`.
 
 Prints the tables of `docs/scale.md` from the constants in `benchmarks/data/scale.json`. `--measure`
-measures the constants anew, beside what the model predicts of groups that fit on this machine, and
-writes them there; with `--quick` it writes nothing. The sizes in a table's rows up to which a
-figure was measured are said in the document.
+measures the constants again, compares the model's predictions with groups that fit on this machine,
+and writes the constants to the file; with `--quick` it writes nothing. The document says up to
+which size each figure was measured.
 
 The case: 100 MB of gradients and Adam's two moments, 8 logical ranks per worker, links of
 10 Gbit/s, 2 steps a second.

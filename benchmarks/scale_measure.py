@@ -1,7 +1,7 @@
-"""What scaling costs the coordinator and one worker, measured with as many members as are said.
+"""The cost of scale for the coordinator and one worker, measured with a given number of members.
 
-`at_size` calls the real code, in this process. What would take thousands of processes is measured
-with few (`calls`, and `scale_wire.py`), and extrapolated by `scale_model.py`.
+`at_size` calls the real code, in this process. Costs that would need thousands of processes are
+measured with few (`calls`, and `scale_wire.py`), and extrapolated by `scale_model.py`.
 """
 
 import json

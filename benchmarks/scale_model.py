@@ -1,9 +1,9 @@
-"""What scaling costs, from measured constants: pure.
+"""The cost of scale from measured constants: pure functions.
 
-What one process can do with any number of members (planning, taking in what is told) is measured
-at each size itself. What takes processes, connections and messages is measured with few, and
-extrapolated here by what the code does: each worker holds a connection to each other, and sends
-each a piece of each bucket, twice.
+Work that one process can do with any number of members (planning, processing reports) is measured
+at each size itself. Costs of processes, connections and messages are measured with few, and
+extrapolated here by the structure of the code: each worker has a connection to each other worker,
+and sends it a piece of each bucket, twice.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Wire:
     """What the exchange and the meeting cost each worker, in CPU seconds.
 
     Attributes:
-        step_seconds: of an exchange beside its messages and bytes.
+        step_seconds: of an exchange without its messages and bytes.
         message_seconds: of each message that is sent, with one that is received and added.
         byte_seconds: of each byte that is sent, likewise.
         row_seconds: of each row of the step header, in each bucket.
@@ -214,7 +214,7 @@ def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
 
 
 def checkpoint(case: Case, at: AtSize, calls: Calls, tensors: int) -> Row:
-    """Predict a checkpoint; `tensors` are those beside the model, which is the first's share."""
+    """Predict a checkpoint; `tensors` excludes the model, which the first worker writes."""
     writers = min(at.workers, 1 + tensors)
     even = case.state_bytes / writers  # the model, one file, is a third of the state
     words = 2 * at.workers  # each tells that it has begun, and that it has ended

@@ -1,7 +1,7 @@
-"""What messages, bytes and connections cost a worker, measured between processes of this machine.
+"""A worker's cost of messages, bytes and connections, measured between processes of this machine.
 
-The figures are CPU seconds of one worker's process with all its threads: that, unlike the time, can
-be measured with more workers than cores.
+The figures are CPU seconds of one worker's process with all its threads. Unlike elapsed time, CPU
+time can be measured with more workers than cores.
 """
 
 import multiprocessing

@@ -1,15 +1,15 @@
-"""How fast searches find the frontier: a sweep of ours, plain random search, plain Optuna.
+"""How fast searches find the frontier: our sweep, plain random search, plain Optuna.
 
 Run as `python -m benchmarks.searches [--repetitions N] [--slots K] [--json]`.
 
 Trials are not trained: their costs and qualities are looked up in a table that was recorded from
-real runs (`benchmarks.recorded_space`), and the clock is a simulated one, in which each of K slots
-holds a trial for as long as it costs. The others get no more than a slot per trial either, so that
-only the order of the trials is compared; what the elastic pool adds to that is measured in
-`benchmarks.idle`. Each search is what a sweep asks: Ray Tune's own random draws, Ray Tune's
-OptunaSearch with both objectives, and the sweep's searcher with its baselines, seeds, design and
-promotions. Covered is the hypervolume of the recipes that have been tried, each at its mean over
-the recorded seeds, as a part of what all recipes of the space cover together.
+real runs (`benchmarks.recorded_space`). The clock is simulated: each of K slots holds a trial for
+as long as it costs. Every search gets one slot per trial, so only the order of the trials is
+compared; the gain of the elastic pool is measured in `benchmarks.idle`. The searches are Ray Tune's
+own random draws, Ray Tune's OptunaSearch with both objectives, and the sweep's searcher with its
+baselines, seeds, design and promotions. The score is the hypervolume of the recipes that have been
+tried, each at its mean over the recorded seeds, as a share of the hypervolume of all recipes of the
+space.
 """
 
 import heapq

@@ -1,13 +1,13 @@
-"""A run under a trace, with a clock of its own: where the worker-seconds that a cloud offers go.
+"""Simulates a run under a trace: where the worker-seconds that a cloud offers go.
 
-The simulated group plans with `assign` and pays measured costs; all of its
-workers are equally fast. A worker-second that is offered is exactly one of these:
+The simulated group has its own clock, plans with `assign` and has measured costs; all its workers
+are equally fast. A worker-second that is offered is exactly one of these:
 
 - *useful*: spent on a step that is part of the result;
-- *redone*: spent on what had to be computed again;
+- *redone*: spent on steps that had to be computed again;
 - *imbalance*: waiting for the worker with the most logical ranks;
 - *paused*: while a group forms;
-- *starting*: while a worker comes up, and the others train.
+- *starting*: while a worker starts and the others train.
 """
 
 import heapq

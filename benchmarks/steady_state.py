@@ -2,14 +2,15 @@
 
 Run as `python -m benchmarks.steady_state [--quick] [--json]`.
 
-raytrain_plus is run by `ElasticTrainer.fit` and its speed read from the journal. Its peer has the
-same model, optimizer, data, batch, micro-batches and threads (one per process): with one worker a
-plain loop that accumulates gradients, with two DistributedDataParallel on gloo that sends once per
-step. Both are run in turn, several times; the window begins when a fifth of the steps is done.
+raytrain_plus is run by `ElasticTrainer.fit` and its speed is read from the journal. The peer has
+the same model, optimizer, data, batch, micro-batches and threads (one per process). With one worker
+it is a plain loop that accumulates gradients; with two it is DistributedDataParallel on gloo, which
+sends once per step. Both are run in turn, several times. The window begins after a fifth of the
+steps.
 
-Ratios are medians over pairs of neighbours, since a shared machine is not equally fast all the
-time. `ratio` compares the whole windows. `undisturbed` compares the lower quartiles of the times of
-a step: what remains when something else on the machine slows some steps down.
+Ratios are medians over pairs of consecutive runs, since the speed of a shared machine changes.
+`ratio` compares the whole windows. `undisturbed` compares the lower quartiles of the step times,
+which are hardly affected if other load on the machine slows some steps down.
 """
 
 import itertools

@@ -1,10 +1,10 @@
-"""What a step costs in CPU beside the model: coordinator, loop and journal.
+"""CPU time of a step in addition to the model: coordinator, loop and journal.
 
 Run as `python -m benchmarks.step_cost [--quick] [--json]`.
 
-A tiny model, so that everything else shows. Counted is the CPU time of the workers' processes with
-all their threads, and of the coordinator's, per step over a long window; taken off is that of a
-bare PyTorch loop (for two workers DistributedDataParallel) over the same micro-batches.
+The model is tiny, so that all other costs show. The figure is the CPU time of the workers' and the
+coordinator's processes with all their threads, per step over a long window, minus that of a bare
+PyTorch loop (for two workers DistributedDataParallel) over the same micro-batches.
 """
 
 import os
@@ -127,7 +127,7 @@ def compare(case: Case, *, quick: bool) -> Row:
 
 def main() -> None:
     """Measure all cases."""
-    options = report.options("CPU time per step beside the model")
+    options = report.options("CPU time per step in addition to the model")
     rows = [compare(case, quick=options.quick) for case in CASES]
     report.show("milliseconds of CPU per step", rows)
     aims = [

@@ -1,9 +1,9 @@
-"""What reading a stream costs: beside a bare gather, and beside other streaming libraries.
+"""The cost of reading a stream, compared with a bare gather and with other streaming libraries.
 
 Run as `python -m benchmarks.streams [--quick] [--json]`.
 
-Peers: `mosaicml-streaming` and `litdata`, each in a virtual environment of its own below
-`benchmarks/` (`make bench-peers` makes them); one that is not there is left out, with a message.
+Peers: `mosaicml-streaming` and `litdata`, each in its own virtual environment below `benchmarks/`
+(`make bench-peers` makes them); a missing one is left out, with a message.
 The limit is a vectorised gather from one memory-mapped array.
 """
 

@@ -1,7 +1,7 @@
-"""Faults that strike a run of raytrain_plus from outside, and what its journal tells of each.
+"""Faults that strike a run of raytrain_plus from outside, and their records in its journal.
 
-In one run a fault strikes again and again, each time when everybody has been replaced and the
-group has settled.
+In one run a fault strikes many times, each time after all lost workers have been replaced and the
+group is stable.
 """
 
 import itertools

@@ -1,22 +1,24 @@
-"""What faults cost: the time to the next committed step, and samples/s under fire, beside peers.
+"""The cost of faults: time to the next committed step, samples/s under fire, compared with peers.
 
 Run as `python -m benchmarks.survive [--quick] [--json] [--only NAME,...]`; the names are those of
 the faults in the first column, and `under fire`. The loss of a host's power or cable is measured
 by `benchmarks.node_loss`, which needs root.
 
-raytrain_plus: one run for each kind of fault (`strikes.py`), two workers, default settings, but
-for a checkpoint every 20 steps where all workers are killed. The time ends with the first step that
-was not committed before, so that there it holds all that is computed again; after a coordinator's
-death, since training goes on without it, it is the longest time between two commits.
+raytrain_plus: one run for each kind of fault (`strikes.py`), two workers, default settings, except
+for a checkpoint every 20 steps when all workers are killed. The time ends with the first step that
+was not committed before, so in that case it includes all steps that are computed again. After a
+coordinator's death training goes on without it, so the figure is the longest time between two
+commits.
 
 Peers on the same model: Ray Train (`ray_train.py`), with a checkpoint every 20 steps, until its
-next step, which is one that it had done before; and torchft (`torchft_group.py`, `make
-bench-peers`), whose replicas this program starts again. Tuned: with a heartbeat of 1 s and
-collectives that give up after 5 s. Nobody starts torchft's lighthouse or Ray Train's controller
-again, so that there is no peer for the coordinator's death.
+next step, which it had done before; and torchft (`torchft_group.py`, `make bench-peers`), whose
+replicas this program starts again. Tuned means a heartbeat of 1 s and collectives that give up
+after 5 s. torchft's lighthouse and Ray Train's controller are not restarted by their systems, so
+the coordinator's death has no peer.
 
-Under fire (`under_fire.py`): a worker is killed every 15 s for two minutes. A replacement takes
-seconds of CPU to come up, on two cores from the training that goes on: that is part of it.
+Under fire (`under_fire.py`): a worker is killed every 15 s for two minutes. The start of a
+replacement needs seconds of CPU. On two cores this slows the training down, and the figure includes
+it.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Keeps what a reference sweep found: its trials as Parquet, and the picture of its report.
+"""Keeps the results of a reference sweep: its trials as Parquet, and the picture of its report.
 
 Run as `python -m benchmarks.sweeps FOLDER`, after `raytrain-plus sweep tune_recipes/NAME.py`; it
 writes `benchmarks/data/sweep_NAME.parquet` and `docs/frontier_NAME.png`.

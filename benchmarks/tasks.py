@@ -1,4 +1,4 @@
-"""What is trained in the benchmarks, by raytrain_plus and by its peers alike."""
+"""The tasks of the benchmarks, for raytrain_plus and for its peers."""
 
 from dataclasses import dataclass
 

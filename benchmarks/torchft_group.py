@@ -1,7 +1,7 @@
-"""The peer of survival: two replica groups of torchft on gloo, in an environment of their own.
+"""The peer in survival: two replica groups of torchft on gloo, in a separate environment.
 
-torchft leaves the restart of a dead process to others: here it is started again at once. A process
-that hangs is left alone while the other's recovery is timed, and then replaced.
+torchft does not restart dead processes: here this program starts them again at once. A process that
+hangs is left alone while the other's recovery is timed, and then replaced.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """One replica group of torchft, of one process; `benchmarks.torchft_group` runs and ends it.
 
-Written after torchft's own examples, with the gradient in one all-reduce by hand: its
-DistributedDataParallel crashes the survivor when a peer dies in the middle of it.
+It follows torchft's own examples, but sends the gradient in one explicit all-reduce, since
+torchft's DistributedDataParallel crashes the survivor if a peer dies during it.
 It imports nothing that needs this project, which is not installed in its environment.
 """
 

@@ -1,8 +1,8 @@
-"""What one step sends, from the plan alone: pure.
+"""The bytes that one step sends, computed from the plan: pure functions.
 
 The exchange is that of `raytrain_plus/training/reduction.py`: a worker with k maximal subtrees in
 its range sends each of these partial sums, chunk by chunk, to the chunks' owners, and its own
-finished chunk to everybody. A ring all-reduce sends 2 (W - 1) / W times the gradients.
+finished chunk to all others. A ring all-reduce sends 2 (W - 1) / W times the gradients.
 """
 
 from collections.abc import Sequence

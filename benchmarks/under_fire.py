@@ -1,8 +1,8 @@
-"""Samples per second while a worker is killed every so often, as a share of the undisturbed rate.
+"""Samples per second while workers are killed at intervals, as a share of the undisturbed rate.
 
-One run, in this order: a time of rest, the kills, the group whole again, a second time of rest.
-The undisturbed rate is the mean of both rests: a machine that gets slower or faster in between is
-to count neither for nor against the kills, and shows.
+One run has, in this order: an undisturbed period, the kills, recovery of the whole group, and a
+second undisturbed period. The undisturbed rate is the mean of both periods. So a change of the
+machine's speed in between counts neither for nor against the kills, and is visible.
 """
 
 import os

@@ -2,18 +2,19 @@
 
 Run as `python -m benchmarks.wire [--quick] [--json]`, as root: see `cluster/lab/README.md`.
 
-Two to four hosts of a lab have one worker each, of raytrain_plus and of its peer in turn:
-DistributedDataParallel on gloo, whose all-reduce is a ring. Both train the communication-bound
+Two to four hosts of a lab have one worker each. The systems take turns: raytrain_plus, and as its
+peer DistributedDataParallel on gloo, whose all-reduce is a ring. Both train the communication-bound
 model (`wire_host.py`) on the same parts, one thread each.
 
-Bytes are those of the kernel's counters of each host's own interface, before and after a number of
-steps, when nothing is under way: gradients, the step header, the checks for corruption that are on
-by default, TCP's headers and acknowledgements. (A virtual cable carries up to 64 KB under one
-header, so a real one carries some 4 % more, of either system.) `planned` is what the plan says.
+Bytes come from the kernel's counters of each host's own interface, read before and after a number
+of steps, while nothing is being sent. They include gradients, the step header, the checks for
+corruption that are on by default, TCP's headers and acknowledgements. (A virtual cable carries up
+to 64 KB with one header, so a real one carries about 4 % more, for both systems.) `planned` is the
+number from the plan.
 
-Cables: of three hosts one has a slow cable, then a long one (`Lab.slow`, `Lab.delay`). A delay of
-d ms makes each round trip to that host 2 d longer. Median of the times of a step, the slowest
-worker's; both systems take turns on each cable.
+Cables: one of three hosts has a slow cable, then a long one (`Lab.slow`, `Lab.delay`). A delay of d
+ms makes each round trip to that host 2 d longer. The figure is the median step time of the slowest
+worker; both systems take turns on each cable.
 """
 
 import json
