@@ -40,15 +40,28 @@ def start(cpus: int) -> None:
 
 def dead_daemon() -> str | None:
     """Return the name of a daemon of our own Ray that has ended; None while all live."""
-    node = getattr(ray._private.worker, "_global_node", None)  # noqa: SLF001
-    if node is None:
-        return None
-    for kind in ("gcs_server", "raylet"):
-        for info in node.all_processes.get(kind, []):
-            status = info.process.poll()
-            if status is not None:
-                return f"{kind} (process {info.process.pid}, status {status})"
+    for kind, process in _daemons():
+        status = process.poll()
+        if status is not None:
+            return f"{kind} (process {process.pid}, status {status})"
     return None
+
+
+def end_daemons() -> None:
+    """End the daemons of our own Ray that still live, and its workers with them.
+
+    A raylet outlives its head by many seconds. Its workers would train on meanwhile.
+    """
+    for _, process in _daemons():
+        process.kill()
+        process.wait()
+
+
+def _daemons() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    node = getattr(ray._private.worker, "_global_node", None)  # noqa: SLF001
+    for kind in ("gcs_server", "raylet"):
+        for info in node.all_processes.get(kind, []) if node is not None else []:
+            yield kind, info.process
 
 
 @contextlib.contextmanager

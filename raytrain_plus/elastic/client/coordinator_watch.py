@@ -74,6 +74,7 @@ class CoordinatorWatch:
         """
         dead = own_ray.dead_daemon()
         if dead is not None:
+            own_ray.end_daemons()  # what the run has committed is final once its workers have ended
             return f"Ray's own process {dead} has ended, and the run's workers with it"
         if self._thread is None:
             self._thread = threading.Thread(target=self._ask, daemon=True, name="coordinator watch")

@@ -49,9 +49,13 @@ class Script:
         monkeypatch.setattr(coordinator_watch, "ray", self)
         monkeypatch.setattr(coordinator_watch.actors, "ray", self)
         monkeypatch.setattr(coordinator_watch.own_ray, "dead_daemon", lambda: self.dead)
+        monkeypatch.setattr(coordinator_watch.own_ray, "end_daemons", self.end_daemons)
         monkeypatch.setattr(coordinator_watch.os, "kill", lambda *told: self.killed.append(told))
 
     dead = None
+
+    def end_daemons(self):
+        raise AssertionError(self.dead)
 
     def answer(self):
         return self.health()
@@ -383,7 +387,13 @@ def test_the_end_of_a_daemon_of_our_own_ray_is_the_end_of_the_run(tmp_path, monk
     begin(tmp_path)
     script = Script(monkeypatch)
     script.dead = "gcs_server (process 3, status -9)"
-    with pytest.raises(LostError, match=r"gcs_server .* has ended, and the run's workers with it"):
+    journal = Journal(tmp_path)
+    # The workers train on until the raylet ends, too.
+    monkeypatch.setattr(
+        coordinator_watch.own_ray, "end_daemons", lambda: journal.write("step", step=5, loss=0.5)
+    )
+    told = r"gcs_server .* has ended, and the run's workers with it; it had committed 5 steps"
+    with pytest.raises(LostError, match=told):
         follow("run", tmp_path)
     assert script.now < 3.0
 
