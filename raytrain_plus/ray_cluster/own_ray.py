@@ -7,16 +7,20 @@ So they get a session of their own. The kernel ends them if this process dies.
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import services, utils
 
 from raytrain_plus.interrupts import SIGNALS
+
+_END_SECONDS = 10.0  # for a process that was killed
 
 
 def start(cpus: int) -> None:
@@ -48,13 +52,30 @@ def dead_daemon() -> str | None:
 
 
 def end_daemons() -> None:
-    """End the daemons of our own Ray that still live, and its workers with them.
+    """End the daemons of our own Ray that still live, and wait until its workers have ended, too.
 
     A raylet outlives its head by many seconds. Its workers would train on meanwhile.
     """
-    for _, process in _daemons():
-        process.kill()
-        process.wait()
+    workers = [pid for kind, daemon in _daemons() if kind == "raylet" for pid in _children(daemon)]
+    held = []
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            held.append(os.pidfd_open(pid))
+    for _, daemon in _daemons():
+        daemon.kill()
+        daemon.wait()
+    for descriptor in held:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        select.select([descriptor], [], [], _END_SECONDS)
+        os.close(descriptor)
+
+
+def _children(process: "subprocess.Popen[bytes]") -> list[int]:
+    if process.poll() is not None:
+        return []
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(pid) for task in tasks for pid in task.read_text().split()]
 
 
 def _daemons() -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:

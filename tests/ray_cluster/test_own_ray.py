@@ -1,6 +1,10 @@
 """A daemon of our own Ray that has ended is named, and the other one ends with it."""
 
+import contextlib
+import os
+import signal
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,28 +15,46 @@ from raytrain_plus.ray_cluster import own_ray
 
 @pytest.fixture
 def daemons(monkeypatch):
-    processes = {kind: subprocess.Popen(["sleep", "1000"]) for kind in ("gcs_server", "raylet")}
+    # Each has a child, as the raylet has workers.
+    command = ["bash", "-c", "sleep 1000 & echo $!; wait"]
+    processes = {
+        kind: subprocess.Popen(command, stdout=subprocess.PIPE) for kind in ("gcs_server", "raylet")
+    }
     infos = {kind: [SimpleNamespace(process=one)] for kind, one in processes.items()}
     node = SimpleNamespace(all_processes=infos)
     monkeypatch.setattr(ray._private.worker, "_global_node", node)
-    yield processes
-    for one in processes.values():
+    children = {kind: int(one.stdout.readline()) for kind, one in processes.items()}
+    yield SimpleNamespace(**processes, children=children)
+    for kind, one in processes.items():
         one.kill()
         one.wait()
+        one.stdout.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(children[kind], signal.SIGKILL)
+
+
+def lives(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_daemons_that_live_are_not_named(daemons):
     assert own_ray.dead_daemon() is None
-    assert all(one.poll() is None for one in daemons.values())
+    assert (daemons.gcs_server.poll(), daemons.raylet.poll()) == (None, None)
 
 
-def test_the_raylet_does_not_outlive_its_head(daemons):
-    daemons["gcs_server"].kill()
-    daemons["gcs_server"].wait()
-    named = f"gcs_server (process {daemons['gcs_server'].pid}, status -9)"
+def test_neither_the_raylet_nor_its_workers_outlive_their_head(daemons):
+    daemons.gcs_server.kill()
+    daemons.gcs_server.wait()
+    named = f"gcs_server (process {daemons.gcs_server.pid}, status -9)"
     assert own_ray.dead_daemon() == named
+    assert lives(daemons.children["raylet"])
     own_ray.end_daemons()
-    assert daemons["raylet"].poll() is not None
+    assert daemons.raylet.poll() is not None
+    assert not lives(daemons.children["raylet"])
     assert own_ray.dead_daemon() == named
 
 
