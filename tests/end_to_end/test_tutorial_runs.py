@@ -12,6 +12,7 @@ from tests import tutorial
 
 PATIENCE = 600.0  # seconds for any one command, on a busy machine
 EQUAL = "equal in every bit"
+pytestmark = pytest.mark.timeout(1800)  # a page is several commands
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,7 @@ def test_resize_it_and_kill_it(folder):
     assert journal.count('"event": "run"') == 2  # and it was really resumed
 
 
+@pytest.mark.slow  # its budgets alone take minutes; tests/test_tutorial.py checks its commands
 def test_a_sweep(folder):
     output = follow(tutorial.TUTORIAL / "sweep.md", folder)
     assert "frontier.html" in output
