@@ -102,6 +102,7 @@ def test_your_own_task(folder):
     assert EQUAL in follow(tutorial.TUTORIAL / "your-own-task.md", folder)
 
 
+@pytest.mark.slow  # minutes; test_command_line.py does the same to a shorter run
 def test_resize_it_and_kill_it(folder):
     output = follow(tutorial.TUTORIAL / "resize-and-kill.md", folder)
     assert EQUAL in output
