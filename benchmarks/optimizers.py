@@ -222,7 +222,9 @@ def main() -> None:
     """Try all, and print what works."""
     parser = report.parser(__doc__.splitlines()[0])
     parser.add_argument("--site", default="benchmarks/.optimizers", help="where libraries are")
-    parser.add_argument("--library", choices=LIBRARIES, action="append", help="only these")
+    parser.add_argument(
+        "--library", choices=LIBRARIES, action="append", dest="chosen", help="only these"
+    )
     parser.add_argument("--only", default="", help="only those whose name contains this")
     parser.add_argument("--write", metavar="FILE", help="write the table as a page")
     options = parser.parse_args()
@@ -231,7 +233,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
     rows = []
-    for library in options.library or LIBRARIES:
+    for library in options.chosen or LIBRARIES:
         try:
             listed = list(globals()[f"of_{library}"]())
         except ImportError as error:

@@ -54,7 +54,7 @@ def states_in(folder):
     return [(e["worker"], e["state"]) for e in read(folder) if e["event"] == "worker"]
 
 
-def nobody(_):
+def no_worker(_):
     return None
 
 
@@ -83,7 +83,7 @@ def test_a_run_starts_with_the_least_when_the_others_do_not_come(make, time):
 
 
 def test_a_run_that_nobody_comes_for_says_what_is_missing(make, time):
-    membership, _ = make(nobody, workers=(2, 3), elastic=ElasticConfig(start_timeout=30.0))
+    membership, _ = make(no_worker, workers=(2, 3), elastic=ElasticConfig(start_timeout=30.0))
     began = time.now
     message = r"0 of at least 2 workers came up within 30 s.*CPU: 2 needed, 0 free.*Ask for fewer"
     with pytest.raises(RunError, match=message):
@@ -332,7 +332,7 @@ def test_the_last_holder_of_the_state_is_kept_while_it_drains(make):
 
 
 def test_when_all_drain_one_holder_of_the_state_goes_on_alone(make):
-    membership, pool = make(nobody, workers=(1, 3))
+    membership, pool = make(no_worker, workers=(1, 3))
     membership.recruit()
     for worker in ("w0", "w1", "w2"):
         membership.on_prepared(comes(worker))

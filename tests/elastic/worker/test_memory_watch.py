@@ -16,7 +16,7 @@ def memory(gib):
 
 
 def first_high(uses, every=0.05):
-    """Return at which look of a row somebody has to free memory; None if at none."""
+    """Return at which look of a row a process has to free memory; None if at none."""
     pressure = MemoryPressure()
     for look, gib in enumerate(uses):
         if pressure.is_high(memory(gib), look * every):
