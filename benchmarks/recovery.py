@@ -65,6 +65,7 @@ class Killer:
     _pids: dict[str, int] = field(default_factory=dict)
     _members: list[str] = field(default_factory=list)
     _steps: int = 0
+    _has_stopped: bool = False
 
     def __call__(self, events: list[Event]) -> None:
         """Take in new events of the journal."""
@@ -75,9 +76,10 @@ class Killer:
                 self._members, self._steps = event["members"], 0
             elif event["event"] == "step":
                 self._steps += 1
-        if self._steps < _SETTLED or len(self._members) < _WORKERS:
+        if self._has_stopped or self._steps < _SETTLED or len(self._members) < _WORKERS:
             return
         if self.kills == 0:
+            self._has_stopped = True  # the events of the run's end come still
             coordinator: Any = ray.get_actor(RUN, namespace=NAMESPACE)
             coordinator.stop.remote()
             return
