@@ -136,6 +136,22 @@ def _size(process: Path) -> int:
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
+def memory_use(
+    look: Callable[[], NodeMemory | None] = node_memory, processes: Path = Path("/proc")
+) -> str:
+    """Say what this process and its node use; empty where the system does not tell.
+
+    Args:
+        look: how the node's memory is read.
+        processes: the system's folder.
+    """
+    memory = look()
+    if memory is None:
+        return ""
+    size = _size(processes / str(os.getpid()))
+    return f"its process used {size / _GIB:.1f} GiB; its node used {memory}"
+
+
 def trouble(look: Callable[[], NodeMemory | None] = node_memory) -> str:
     """Say that this node's memory is above Ray's threshold; nothing if it is not.
 

@@ -175,6 +175,16 @@ def test_a_node_above_the_threshold_is_named_in_errors():
     assert memory_monitor.trouble(lambda: None) == ""
 
 
+def test_what_a_process_and_its_node_use(tmp_path):
+    make_process(tmp_path, os.getpid(), 1, 3 * GIB // os.sysconf("SC_PAGE_SIZE"))
+    node = memory_monitor.NodeMemory(9 * GIB, 24 * GIB, 22 * GIB)
+    assert memory_monitor.memory_use(lambda: node, tmp_path) == (
+        "its process used 3.0 GiB; its node used 9.0 of 24.0 GiB of memory, and Ray allows "
+        "22.0 GiB (RAY_memory_usage_threshold)"
+    )
+    assert memory_monitor.memory_use(lambda: None, tmp_path) == ""
+
+
 def make_process(folder, pid, parent, pages, shared=0):
     (folder / str(pid)).mkdir(parents=True)
     (folder / str(pid) / "stat").write_text(f"{pid} (ray::A (b) c) S {parent} 1 1 0")

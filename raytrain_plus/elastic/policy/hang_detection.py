@@ -101,7 +101,8 @@ def culprits(statuses: Mapping[str, WorkerStatus | None], deadline: float) -> di
         if status is None:
             found[worker] = "it did not answer"
         elif not status.waiting and status.age > deadline:
-            found[worker] = f"it was in {status.phase} for {status.age:.1f} s"
+            memory = f" ({status.memory})" if status.memory else ""
+            found[worker] = f"it was in {status.phase} for {status.age:.1f} s{memory}"
     return found
 
 

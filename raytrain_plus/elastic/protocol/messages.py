@@ -423,12 +423,14 @@ class WorkerStatus:
         waiting: whether it waits there for others.
         age: seconds since it entered the phase.
         stack: the stacks of its threads.
+        memory: what its process and its node use, for people; empty if it is not known.
     """
 
     phase: str
     waiting: bool
     age: float
     stack: str = ""
+    memory: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ from raytrain_plus.elastic.worker.process import (
 from raytrain_plus.elastic.worker.progress import AbortedError, Progress
 from raytrain_plus.elastic.worker.reporter import Records, Reporter
 from raytrain_plus.observe.output import OutputCapture
+from raytrain_plus.ray_cluster.memory_monitor import memory_use
 from raytrain_plus.ray_cluster.metrics import export_traffic
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import check_claim
@@ -332,8 +333,8 @@ class Worker:
 
     @ray.method(concurrency_group="control")
     def status(self) -> WorkerStatus:
-        """Say what the training thread is doing."""
-        return self._progress.status()
+        """Say what the training thread is doing, and what memory there is: it may be short."""
+        return replace(self._progress.status(), memory=memory_use())
 
     @ray.method(concurrency_group="control")
     def records(self, after: int) -> list[Record]:

@@ -1,5 +1,7 @@
 """A group without progress is noticed in time, and the right worker is blamed."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +136,13 @@ def test_who_waits_is_innocent_and_who_is_busy_or_silent_is_not(statuses, blamed
     found = culprits(statuses, 5.0)
     assert found.keys() == blamed.keys()
     assert all(why in found[worker] for worker, why in blamed.items())
+
+
+def test_a_hang_names_the_memory_that_was_in_use():
+    status = replace(busy(9), memory="its process used 7.0 GiB")
+    assert culprits({"a": status}, 5.0) == {
+        "a": "it was in forward for 9.0 s (its process used 7.0 GiB)"
+    }
 
 
 STANDINGS = st.dictionaries(
