@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raytrain_plus.training.same_bits import same_bits
 from raytrain_plus.user_code import is_users_module
 
 Place = tuple[int, str]  # of an attribute: which mapping holds it, and its name
@@ -487,8 +488,7 @@ def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
     if isinstance(left, Tensor):
-        alike = left.dtype == right.dtype and left.shape == right.shape
-        return alike and _bits_equal(left, right)
+        return same_bits(left, right)
     if isinstance(left, np.ndarray):
         return bool(left.dtype == right.dtype and left.tobytes() == right.tobytes())
     if isinstance(left, dict):
@@ -519,13 +519,6 @@ def _equal(left: Any, right: Any) -> bool:
     if isinstance(left, tuple):
         return len(left) == len(right) and all(a is b or _equal(a, b) for a, b in zip(left, right))  # noqa: B905
     return False
-
-
-def _bits_equal(left: Tensor, right: Tensor) -> bool:
-    if left.layout != torch.strided or not left.numel():
-        return True
-    views = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (left, right))
-    return bool(torch.equal(*views))
 
 
 def _token(value: Any) -> Any:

@@ -242,16 +242,6 @@ def told_key(encoded: Encoded) -> str:
     return encoded if isinstance(encoded, str) else json.dumps(encoded)
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors have equal shapes, dtypes and elements, bit by bit."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if not one.numel():
-        return True
-    rows = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
-    return torch.equal(rows[0], rows[1].to(rows[0].device))
-
-
 def is_walked(value: object, packages: set[str]) -> bool:
     """Say whether an object's attributes are state: an optimizer's, a dataclass's, the user's."""
     if is_code(value) or isinstance(value, nn.Module | enum.Enum) or not hasattr(value, "__dict__"):

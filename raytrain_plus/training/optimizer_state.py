@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.decoding import Decoder
-from raytrain_plus.training.encoding import Encoded, Encoder, attributes_of, same_bits
+from raytrain_plus.training.encoding import Encoded, Encoder, attributes_of
+from raytrain_plus.training.same_bits import same_bits
 from raytrain_plus.training.structure import Look, UnknownKindError, is_plain
 
 _INITIAL = ("lr", "initial_lr", "params")  # what a group holds that is no state of its own

@@ -21,8 +21,8 @@ import safetensors.torch
 from torch import Tensor
 
 from raytrain_plus.task import TaskError
-from raytrain_plus.training.encoding import same_bits
 from raytrain_plus.training.process_state import generators, process_kept, set_generators
+from raytrain_plus.training.same_bits import same_bits
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.tensor_file import encode
 

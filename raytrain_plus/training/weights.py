@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raytrain_plus.task import TaskError
+from raytrain_plus.training.same_bits import same_bits
 
 _INSTEAD = (
     "a forward may read parameters and not change them, since each logical rank must start from "
@@ -184,7 +185,7 @@ class Weights:
         return [
             name
             for name, parameter, copy in zip(self._names, self._all, copies, strict=True)
-            if not _same_bits(parameter, copy)
+            if not same_bits(parameter, copy)
         ]
 
     @torch.no_grad()
@@ -229,12 +230,3 @@ class Weights:
             "in task.model(), and keep it from being trained by an aspect that freezes it in its "
             "`step` advice and undoes that after its yield (LayerFreezing is one)"
         )
-
-
-def _same_bits(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    if not left.numel():
-        return True
-    views = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (left, right))
-    return torch.equal(*views)

@@ -17,7 +17,8 @@ from raytrain_plus.task import TaskError
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.corruption import Fingerprint
 from raytrain_plus.training.decoding import Decoder
-from raytrain_plus.training.encoding import Encoder, same_bits
+from raytrain_plus.training.encoding import Encoder
+from raytrain_plus.training.same_bits import same_bits
 from raytrain_plus.training.state import Replica
 from tests.training.optimizers import CARRIED, REFUSED, Beside, InGroup, Listed, OwnAttributes
 from tests.training.small_tasks import Plain, loop_alone, part, run
