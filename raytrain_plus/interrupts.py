@@ -4,7 +4,6 @@ SIGINT is Ctrl-C, SIGTERM comes from `timeout`, systemd, `scancel`, `docker stop
 stop`, SIGHUP from a terminal that is closed. SIGQUIT asks the process to end at once.
 """
 
-import atexit
 import contextlib
 import os
 import signal
@@ -37,12 +36,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class RunInterrupted(Interrupted):
-    """A signal ended a run before its last step, or ended the process that follows the run.
+    """A signal ended a run or a sweep before its end, or the process that follows a run.
 
     Args:
         number: of the signal.
-        text: the state of the run, for people.
-        summary: what is known of the run, as the command line prints it.
+        text: the state of the run or sweep, for people.
+        summary: what is known of it, as the command line prints it.
     """
 
     def __init__(self, number: int, text: str, summary: dict[str, Any]) -> None:
@@ -119,15 +118,12 @@ class Interrupts:
             raise Interrupted(self.number)
 
 
-def end_at_next_signal() -> None:
-    """Let a further signal end this process at once, without a traceback, as it cleans up.
+def end_at_signals() -> None:
+    """Let a signal end this process at once, without a traceback.
 
-    To be called where a signal has ended a command. It takes effect when Python begins to exit.
+    A command calls this before its imports. So a signal that comes while it starts or cleans up
+    ends it with the status of the signal. In between, `Interrupts` handles the signals.
     """
-    atexit.register(_end_at_next_signal)
-
-
-def _end_at_next_signal() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: os._exit(_STATUS + number))

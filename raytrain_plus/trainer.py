@@ -449,11 +449,11 @@ def cluster(slots: int) -> Iterator[Cluster]:
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=False)
         return
     ours = joining.head_address() is None
-    if ours:
-        own_ray.start(max(os.cpu_count() or 1, slots))
-    else:
-        joining.join()
     try:
+        if ours:
+            own_ray.start(max(os.cpu_count() or 1, slots))
+        else:
+            joining.join()
         yield Cluster(ray.get_runtime_context().gcs_address, is_ours=ours)
     finally:
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from raytrain_plus.cli import app
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import SteeringError
+from raytrain_plus.interrupts import Interrupted
 from raytrain_plus.observe.events import VERSION
 from raytrain_plus.observe.journal import line_of
 
@@ -119,12 +121,17 @@ def test_a_run_whose_end_was_missed_by_a_moment_is_not_called_unreachable(tmp_pa
     assert seen[-1]["reason"] == "it was killed"
 
 
-def test_who_watches_may_leave_when_he_likes(status, live, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_watching_with_its_status_and_leaves_the_table(
+    status, live, monkeypatch, number
+):
     monkeypatch.setattr(control, "sleep", lambda _: None)
-    live(LIVE, {**LIVE, "step": 21}, KeyboardInterrupt())
+    live(LIVE, {**LIVE, "step": 21}, Interrupted(number))
     result = status("--watch")
-    assert result.exit_code == 0
+    assert result.exit_code == 128 + number
     assert "21 of 30" in result.stdout
+    assert f"interrupted by {number.name}" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_on_a_terminal_it_follows_and_in_a_pipe_it_looks_once(status, live, monkeypatch):

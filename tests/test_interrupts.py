@@ -19,7 +19,7 @@ def clean_up():
 
 atexit.register(clean_up)
 if sys.argv[1:] == ["interrupted"]:
-    interrupts.end_at_next_signal()
+    interrupts.end_at_signals()
 """
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from raytrain_plus.interrupts import end_at_signals
+
 if TYPE_CHECKING:
     from raytrain_plus.cli.commands import app as app
 
@@ -22,11 +24,10 @@ _ALONE = {
     "stop": "steer",
 }
 
-_INTERRUPTED = 130  # the status that a shell reports
-
 
 def main() -> None:
     """Run the command line."""
+    end_at_signals()
     caller, own = os.environ.pop("RAYTRAIN_PLUS_CALLER", None), version("raytrain-plus")
     if caller not in (None, own):
         sys.stderr.write(
@@ -34,15 +35,12 @@ def main() -> None:
             "install the same on both\n"
         )
     command = "".join(sys.argv[1:2])
-    try:
-        if command == "--version":
-            sys.stdout.write(f"raytrain-plus {own}\n")
-        elif command in _ALONE:
-            _alone(command)()
-        else:
-            importlib.import_module("raytrain_plus.cli.commands").app()
-    except KeyboardInterrupt:  # raised before a command has begun
-        sys.exit(_INTERRUPTED)
+    if command == "--version":
+        sys.stdout.write(f"raytrain-plus {own}\n")
+    elif command in _ALONE:
+        _alone(command)()
+    else:
+        importlib.import_module("raytrain_plus.cli.commands").app()
 
 
 def _alone(command: str) -> typer.Typer:

@@ -14,7 +14,7 @@ import typer
 from raytrain_plus.cli.remote import RemoteError
 from raytrain_plus.elastic.client.control import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
-from raytrain_plus.interrupts import Interrupts, RunInterrupted, end_at_next_signal, status_of
+from raytrain_plus.interrupts import Interrupts, RunInterrupted, status_of
 from raytrain_plus.names import InvalidNameError, check_reference
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
@@ -88,9 +88,8 @@ def _answered(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) 
     try:
         return _naming_extras(run)
     except KeyboardInterrupt as error:
-        end_at_next_signal()
         with contextlib.suppress(OSError):  # the terminal may have been closed
-            sys.stderr.write(redact(f"{error or 'interrupted'}\n"))
+            sys.stderr.write(redact(f"{str(error) or 'interrupted'}\n"))
             if isinstance(error, RunInterrupted):
                 _print_json(error.summary, as_json=as_json)
         raise typer.Exit(status_of(error)) from error

@@ -1,7 +1,6 @@
 """The command that trains a task under many faults and checks that no bit changes."""
 
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from raytrain_plus.chaos.judge import State, Verdict
 from raytrain_plus.chaos.schedules import USUAL_KINDS
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.elastic.protocol.faults import ACTIONS, Action, Fault, as_data
-from raytrain_plus.interrupts import status_of
+from raytrain_plus.interrupts import Interrupted, RunInterrupted
 from raytrain_plus.observe.progress import ProgressLine
 
 
@@ -48,7 +47,6 @@ def chaos(  # noqa: PLR0913 - one option each
     Each run is compared with an undisturbed run of one worker. If a run differs, its schedule is
     printed in the format of `train --faults`, and the exit status is 1.
     """
-    ended_by: list[int] = []
 
     def run() -> dict[str, Any]:
         passing = storage or Path(tempfile.mkdtemp(prefix="raytrain-plus-"))  # for this user alone
@@ -67,40 +65,38 @@ def chaos(  # noqa: PLR0913 - one option each
             name=f"chaos-{time.strftime('%Y%m%d-%H%M%S')}",
         )
         out = Console(file=sys.stderr if as_json else sys.stdout, markup=False)
-        answered = _run(campaign, out, ended_by)
+        answered, interrupt = _run(campaign, out)
         left = storage is not None and answered["interrupted"]
         if keep or left or _is_bad(answered):
             out.print(f"runs are kept in {campaign.storage}", soft_wrap=True, highlight=False)
         elif storage is None:
             shutil.rmtree(passing, ignore_errors=True)
+        if interrupt is not None:
+            raise RunInterrupted(interrupt.number, str(Interrupted(interrupt.number)), answered)
         return answered
 
-    answered = answer(run, as_json=as_json, debug=debug)
-    if answered["interrupted"]:
-        raise typer.Exit(ended_by[0])
-    if _is_bad(answered):
+    if _is_bad(answer(run, as_json=as_json, debug=debug)):
         raise typer.Exit(1)
 
 
-def _run(campaign: Campaign, out: Console, ended_by: list[int]) -> dict[str, Any]:
+def _run(campaign: Campaign, out: Console) -> tuple[dict[str, Any], Interrupted | None]:
+    """Return the verdicts as data, and the interrupt that ended the campaign, if any."""
     judged: list[Verdict] = []
     err = Console(stderr=True, markup=False)
-    interrupted = False
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a shell set it to be ignored
+    interrupt = None
     try:
         with without_ray_notices():
             for verdict in verdicts(campaign, lambda title: ProgressLine(title, err)):
                 judged.append(verdict)
                 _tell(campaign, verdict, out)
     except KeyboardInterrupt as error:
-        interrupted = True
-        ended_by.append(status_of(error))
-    answered = summary(judged, interrupted=interrupted)
+        interrupt = error if isinstance(error, Interrupted) else Interrupted()
+    answered = summary(judged, interrupted=interrupt is not None)
     counts = ", ".join(f"{answered[state]} {state}" for state in get_args(State))
     unstruck = f"; {n} faults found no worker to strike" if (n := answered["not_struck"]) else ""
-    of = f" of {campaign.runs}" if interrupted else ""
+    of = f" of {campaign.runs}" if interrupt is not None else ""
     out.print(f"{len(judged)}{of} schedules: {counts}{unstruck}", highlight=False)
-    return answered
+    return answered, interrupt
 
 
 def summary(judged: list[Verdict], *, interrupted: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.report.page import page_of
 from raytrain_plus.observe.report.spending import spending_of
 from raytrain_plus.observe.report.view import state_of
+from raytrain_plus.storage import atomic_files
 
 _PAGE = "report.html"
 
@@ -52,7 +53,7 @@ def _write(folder: Path, output: Path | None) -> dict[str, Any]:
     history = read_history(journal.each(folder / journal.FILE_NAME))
     path = (output or folder / _PAGE).expanduser().resolve()
     try:
-        path.write_text(page_of(history, time.time()), encoding="utf-8")
+        atomic_files.write(path, page_of(history, time.time()).encode())
     except OSError as error:
         raise ValueError(
             f"the page cannot be written to {path}: {error}. Name another place with --output"

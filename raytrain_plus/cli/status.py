@@ -1,6 +1,5 @@
 """The work of `raytrain-plus status`: shows a run once, or follows it as a table."""
 
-import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ Watch = Annotated[
     bool | None,
     typer.Option(
         "--watch/--once",
-        help="Follow it until it ends or Ctrl-C, or show it once. Default: follow on a terminal.",
+        help="Follow it until it ends, or show it once. Default: follow on a terminal.",
     ),
 ]
 
@@ -57,7 +56,7 @@ def show_status(
     def follow() -> dict[str, Any]:
         told: dict[str, Any] = {}
         table = Live(console=console, auto_refresh=False)
-        with table, contextlib.suppress(KeyboardInterrupt):
+        with table:
             for told in control.watch(run, storage, address=address):
                 table.update(status_table(told), refresh=True)
         return told

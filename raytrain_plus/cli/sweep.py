@@ -1,10 +1,8 @@
 """The command that runs a sweep, and the same function for a file that runs itself."""
 
 import re
-import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -18,7 +16,7 @@ from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.folder import SweepFolder
-from raytrain_plus.interrupts import Interrupted, status_of
+from raytrain_plus.interrupts import RunInterrupted, end_at_signals
 from raytrain_plus.task import import_named
 
 _ATTRIBUTE = "SWEEP"
@@ -61,11 +59,12 @@ def sweep(
         again = f"raytrain-plus sweep {file} --budget {budget} --storage {storage} --resume"
         return _run(found, storage, again, as_json=as_json, **given)
 
-    _answer(run, as_json=as_json, debug=debug)
+    answer(run, as_json=as_json, debug=debug)
 
 
 def main(defined: Sweep) -> None:
     """Run a sweep from the file that defines it, with the options of `raytrain-plus sweep`."""
+    end_at_signals()
 
     def program(
         *,
@@ -81,14 +80,9 @@ def main(defined: Sweep) -> None:
             again = f"python {sys.argv[0]} --budget {budget} --storage {storage} --resume"
             return _run(defined, storage, again, as_json=as_json, **given)
 
-        _answer(run, as_json=as_json, debug=debug)
+        answer(run, as_json=as_json, debug=debug)
 
     typer.run(program)
-
-
-def _answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> None:
-    if answer(run, as_json=as_json, debug=debug)["state"] == "interrupted":
-        raise typer.Exit(Interrupted().status)  # Tune has handled the Ctrl-C
 
 
 def seconds_of(text: str) -> float:
@@ -110,15 +104,15 @@ def _run(
     from raytrain_plus.frontier.sweep import run_sweep  # noqa: PLC0415 - Tune takes seconds
 
     terminal = Console(stderr=True, markup=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a shell set it to be ignored
-    try:
-        with SweepLine(defined, given["budget"], terminal) as line, without_ray_notices():
+    with SweepLine(defined, given["budget"], terminal) as line, without_ray_notices():
+        try:
             summary = run_sweep(defined, storage=storage, watcher=line, **given)
-    except KeyboardInterrupt as error:
-        terminal.print(f"interrupted; to go on: {again}", highlight=False, soft_wrap=True)
-        raise typer.Exit(status_of(error)) from None
-    if summary["state"] == "interrupted":
-        terminal.print(f"interrupted; to go on: {again}", highlight=False, soft_wrap=True)
+        except RunInterrupted as error:
+            summary = {
+                **error.summary,
+                "report": _reported(Path(error.summary["folder"]), terminal),
+            }
+            raise RunInterrupted(error.number, f"{error}; to go on: {again}", summary) from None
     summary["report"] = _reported(Path(summary["folder"]), terminal)
     if not as_json:
         for key, value in summary.items():

@@ -8,10 +8,12 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from raytrain_plus.frontier.points import FinishedTrial, points
 from raytrain_plus.frontier.promotion import PromotionRule, propose
 from raytrain_plus.frontier.searching import RecipeSearch
 from raytrain_plus.frontier.trials import RecipeTrial, Setting
+from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import cluster
 from raytrain_plus.worker_pool.server import start_worker_pool
@@ -37,6 +40,12 @@ from raytrain_plus.worker_pool.server import start_worker_pool
 Watcher = Callable[[SweepFolder], None]
 
 _LOOK = 1.0  # seconds between two calls of a watcher
+_TUNE = {
+    # Otherwise Tune writes each result in three more formats: the trials have journals.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Its handler of SIGINT waits for the next result of each trial, and SIGTERM has none.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
 
 
 def run_sweep(
@@ -62,10 +71,11 @@ def run_sweep(
         watcher: called about once a second.
 
     Returns:
-        `sweep`, `folder`, `state` (`finished`, `interrupted`), `trials` by outcome, `seconds`,
-        `device_seconds`.
+        `sweep`, `folder`, `state` (`finished`), `trials` by outcome, `seconds`, `device_seconds`.
 
     Raises:
+        RunInterrupted: a signal ended the sweep, and its trials with it. Its summary has the state
+            `interrupted`; `resume` starts these trials again.
         SweepError: the sweep cannot be run as it is defined, or not on this cluster.
         FailedSweepError: too many trials failed, or the budget is too small for the baseline.
     """
@@ -73,7 +83,7 @@ def run_sweep(
     _check(sweep, budget, workers)
     task = sweep.loaded_task()
     folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
-    with folder.held():
+    with Interrupts(), folder.held():
         _check_place(sweep, folder, resume=resume)
         cpus = math.ceil(most * sweep.resources.get("CPU", 1))
         with contextlib.ExitStack() as stack:
@@ -82,17 +92,27 @@ def run_sweep(
             _check(sweep, budget, workers)
             pool = stack.enter_context(_worker_pool(sweep, workers, elastic=elastic))
             described = sweep.described()
+            data = _kept(task, folder.path / "data")
             folder.write("sitting", sweep=described, workers=workers, budget=budget)
+            stack.push(partial(_end_sitting, sweep, folder))
             setting = Setting(
-                sweep=sweep,
-                folder=folder.path,
-                worker_pool=pool,
-                workers=workers,
-                data=_kept(task, folder.path / "data"),
+                sweep=sweep, folder=folder.path, worker_pool=pool, workers=workers, data=data
             )
             _tune(setting, folder, budget, watcher)
-            folder.write("rest")
     return _summary(sweep, folder)
+
+
+def _end_sitting(
+    sweep: Sweep, folder: SweepFolder, kind: Any, error: BaseException | None, trace: Any
+) -> None:
+    """Record the end of a sitting; give an interrupt the sweep's summary."""
+    del kind, trace
+    if error is None or isinstance(error, KeyboardInterrupt):
+        folder.write("rest")
+    if isinstance(error, KeyboardInterrupt):
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        text = f"the sweep was ended by {signal.Signals(number).name}"
+        raise RunInterrupted(number, text, _summary(sweep, folder)) from None
 
 
 def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher | None) -> None:
@@ -121,7 +141,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    with _without_loggers():
+    with _environment(_TUNE):
         tuner.fit()
 
 
@@ -194,18 +214,18 @@ def _worker_pool(sweep: Sweep, workers: int, *, elastic: bool) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _without_loggers() -> Iterator[None]:
-    """Stop Tune from writing each result in three more formats: the trials have journals."""
-    name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the duration of the block."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _room(resources: Mapping[str, float]) -> int:

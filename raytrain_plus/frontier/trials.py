@@ -12,9 +12,11 @@ from typing import Any
 
 import ray.train
 import ray.tune
+from ray.exceptions import RayActorError
 
 from raytrain_plus.algorithms.naming import import_class
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
+from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.frontier.agenda import Proposal
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.early_stopping import TrialProgress
@@ -82,8 +84,15 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the trial's state at its next evaluation, or how it has ended."""
-        told: dict[str, Any] = self._told.get()
+        """Return the trial's state at its next evaluation, or how it has ended.
+
+        Raises:
+            TrainingFailedError: the run was ended from outside, which says nothing of the recipe.
+            RayActorError: the worker pool has ended.
+        """
+        told = self._told.get()
+        if isinstance(told, Exception):
+            raise told
         return told
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -101,7 +110,7 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
             seed=config["seed"],
         )
         self._run = self._folder.new_run(self._name)
-        self._told: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._told: queue.Queue[dict[str, Any] | Exception] = queue.Queue()
         self._started = time.time()
         self._cost, self._loss, self._steps = 0.0, 0.0, 1
         self._thread = threading.Thread(target=self._train, daemon=True, name="trial")
@@ -122,8 +131,13 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
             summary = self._trainer().fit(self._watch).return_value
         except TrainingFailedError as failure:
             summary, error = failure.summary, str(failure)
-            if not summary:  # another process ended its coordinator
+            if summary.get("state") == RunState.LOST:
+                self._told.put(failure)
                 abandon_run(self._setting.worker_pool, self._run)
+                return
+        except RayActorError as failure:
+            self._told.put(failure)
+            return
         except Exception as failure:  # noqa: BLE001 - a recipe that cannot be run is a result
             error = f"{type(failure).__name__}: {failure}"
         if summary.get("state") == "stopped":

@@ -97,13 +97,15 @@ class ReusedWorker:
         own_process(self._on_notice)
         self._baseline = ProcessBaseline()
 
-    def warm(self) -> None:
-        """Import what most tasks use; returns when this process is ready."""
+    def warm(self) -> str:
+        """Import what most tasks use; returns the id of this node when the process is ready."""
         for module in ("torchmetrics", "torch._dynamo"):
             importlib.import_module(module)
         # The reset collects garbage. Libraries hold a million objects that are none.
         gc.collect()
         gc.freeze()
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def start_run(self, worker: str, run: str, coordinator: ReusedCoordinatorHandle) -> None:
         """Begin to serve a run.

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raytrain_plus.elastic.coordinator.worker_sources import RunRequest, process_options
+from raytrain_plus.elastic.coordinator.worker_sources import RunRequest, placed, process_options
 from raytrain_plus.elastic.protocol.handles import (
     Ref,
     ReusedCoordinatorHandle,
@@ -42,13 +42,28 @@ class PoolProcess:
 
     Attributes:
         handle: of the actor.
+        node: the id of its node.
         run: that it works for; empty for none.
         worker: its name in that run.
     """
 
     handle: ReusedWorkerHandle
+    node: str
     run: str = ""
     worker: str = ""
+
+
+@dataclass
+class WorkerRequest:
+    """A run's request for a worker.
+
+    Attributes:
+        answer: will get the handle of a process.
+        avoid: node whose processes are given only if no other process is free; empty for none.
+    """
+
+    answer: "asyncio.Future[ReusedWorkerHandle]"
+    avoid: str
 
 
 @dataclass
@@ -62,7 +77,7 @@ class RunShare:
         slot: number of the coordinator process that leads it.
         target: workers that the pool has granted; 0 until the run has begun.
         done: part of the run's work that is done, in [0, 1].
-        waiting: workers that the run waits for, in the order of its requests.
+        waiting: requests for workers by their names, in order.
     """
 
     request: RunRequest
@@ -70,7 +85,7 @@ class RunShare:
     slot: int
     target: int
     done: float = 0.0
-    waiting: "dict[str, asyncio.Future[ReusedWorkerHandle]]" = field(default_factory=dict)
+    waiting: dict[str, WorkerRequest] = field(default_factory=dict)
 
     @property
     def demand(self) -> Demand:
@@ -148,18 +163,19 @@ class WorkerPool:
         self._balance()
         return coordinator
 
-    async def request_worker(self, run: str, worker: str) -> ReusedWorkerHandle:
+    async def request_worker(self, run: str, worker: str, avoid: str = "") -> ReusedWorkerHandle:
         """Return the handle of a process for a worker, as soon as one is free.
 
         Args:
             run: that asks.
             worker: the name that the process will have in the run.
+            avoid: node whose processes are given only if no other process is free.
         """
         share = self._runs[run]
-        future: asyncio.Future[ReusedWorkerHandle] = asyncio.get_running_loop().create_future()
-        share.waiting[worker] = future
+        request = WorkerRequest(asyncio.get_running_loop().create_future(), avoid)
+        share.waiting[worker] = request
         self._assign_free()
-        return await future
+        return await request.answer
 
     async def return_worker(self, run: str, worker: str, closed: Sequence[Ref[str]]) -> None:
         """Take a worker back, or withdraw the request for one.
@@ -170,9 +186,9 @@ class WorkerPool:
             closed: what `ReusedWorker.close_run` will return; empty if the worker had not come.
         """
         share = self._runs.get(run)
-        future = share.waiting.pop(worker, None) if share is not None else None
-        if future is not None:
-            future.cancel()
+        request = share.waiting.pop(worker, None) if share is not None else None
+        if request is not None:
+            request.answer.cancel()
         found = [one for one in self._in_use if (one.run, one.worker) == (run, worker)]
         for process in found:
             try:
@@ -278,10 +294,13 @@ class WorkerPool:
             for worker in list(share.waiting):
                 if not self._free:
                     return
-                process = self._free.pop(0)
+                request = share.waiting.pop(worker)
+                elsewhere = [one for one in self._free if one.node != request.avoid]
+                process = (elsewhere or self._free)[0]
+                self._free.remove(process)
                 process.run, process.worker = run, worker
                 self._in_use.append(process)
-                self._in_background(self._assign(process, share.waiting.pop(worker), share.slot))
+                self._in_background(self._assign(process, request.answer, share.slot))
 
     async def _assign(
         self, process: PoolProcess, future: "asyncio.Future[ReusedWorkerHandle]", slot: int
@@ -295,8 +314,10 @@ class WorkerPool:
     # -- processes
 
     async def _start_worker(self) -> None:
-        process = PoolProcess(self._worker_actor.options(**self._options).remote())
-        await process.handle.warm.remote()
+        waiting = (one for share in self._runs.values() for one in share.waiting.values())
+        avoid = next((one.avoid for one in waiting if one.avoid), "")
+        handle = self._worker_actor.options(**self._options, **placed(avoid)).remote()
+        process = PoolProcess(handle, await handle.warm.remote())
         self._in_background(self._replace_at_end(process))
         self._free.append(process)
         self._balance()

@@ -214,7 +214,15 @@ class _Follower:
     def _left(self, how: str) -> RunInterrupted:
         number = self._interrupts.number
         text = f"run {self._run} was left alone by {signal.Signals(number).name} {how}"
-        return RunInterrupted(number, f"{text}{self._kept()}", self._summary(RunState.INTERRUPTED))
+        if self._is_ours:  # it ends with this process, which may just have written its last state
+            after = (
+                "a later one may have been written since; `raytrain-plus train ... --resume --name "
+                f"{self._run}` continues from the newest one"
+            )
+        else:
+            after = f"`raytrain-plus attach {self._run}` follows it, and says what is kept"
+        text = f"{text}{self._kept()}; {after}"
+        return RunInterrupted(number, text, self._summary(RunState.INTERRUPTED))
 
     def _summary(self, state: RunState) -> dict[str, Any]:
         step, run = self._last.get("step", {}), self._last.get("run", {})
@@ -230,14 +238,13 @@ class _Follower:
         }
 
     def _kept(self) -> str:
-        """Say how far the run came, and which state of it is saved."""
+        """Say how far the run came by its journal, and which state of it is saved."""
         run = self._last.get("run", {})
         before = run.get("resumed_step", 0)
         step = self._last.get("step", {}).get("step", before)
         kept = self._last.get("checkpoint", {}).get("step", before)
-        if not kept:
-            return f"; it had committed {step} steps, and no checkpoint is there"
-        return f"; it had committed {step} steps, and the state of step {kept} is kept"
+        newest = f"its newest checkpoint is that of step {kept}" if kept else "has no checkpoint"
+        return f"; by its journal it has committed {step} steps, and {newest}"
 
 
 def ended(events: Sequence[Event], folder: Path) -> Ended:

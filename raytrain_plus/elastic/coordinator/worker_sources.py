@@ -82,14 +82,13 @@ class FromRay:
     def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
         """Ask Ray; a worker that Ray cannot place yet is demand that an autoscaler sees."""
         taken: Future[WorkerHandle] = Future()
-        elsewhere = {"scheduling_strategy": _elsewhere(avoid)} if avoid else {}
         taken.set_result(
             self._actor.options(
                 name=f"{self._spec.name}/{worker}",
                 namespace=NAMESPACE,
                 lifetime="detached",
                 **worker_options(self._spec),
-                **elsewhere,
+                **placed(avoid),
             ).remote(worker, self._coordinator)
         )
         return taken
@@ -119,11 +118,17 @@ class FromRay:
         return found
 
 
-def _elsewhere(node: str) -> Any:
-    """Return how Ray places an actor on another node than this one, if another has room."""
-    return ray.util.scheduling_strategies.NodeLabelSchedulingStrategy(
-        hard={}, soft={_NODE_LABEL: ray.util.scheduling_strategies.NotIn(node)}
-    )
+def placed(avoid: str) -> dict[str, Any]:
+    """Return the options by which Ray places an actor on another node, if another has room.
+
+    Args:
+        avoid: the node to avoid; empty for none.
+    """
+    if not avoid:
+        return {}
+    elsewhere = {_NODE_LABEL: ray.util.scheduling_strategies.NotIn(avoid)}
+    strategy = ray.util.scheduling_strategies.NodeLabelSchedulingStrategy(hard={}, soft=elsewhere)
+    return {"scheduling_strategy": strategy}
 
 
 class FromPool:
@@ -135,10 +140,9 @@ class FromPool:
         self._pool: WorkerPoolHandle = ray.get_actor(str(spec.worker_pool), namespace=NAMESPACE)
 
     def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
-        """Ask the pool for a free process, on any node."""
-        del avoid
+        """Ask the pool for a free process."""
         requested: Future[WorkerHandle] = self._pool.request_worker.remote(
-            self._run, worker
+            self._run, worker, avoid
         ).future()
         return requested
 

@@ -64,7 +64,7 @@ class WorkerHandle(Protocol):
 class ReusedWorkerHandle(WorkerHandle, Protocol):
     """A worker's process that serves one run after another."""
 
-    warm: Remote[[], None]
+    warm: Remote[[], str]
     start_run: "Remote[[str, str, ReusedCoordinatorHandle], None]"
     close_run: Remote[[], str]
     live: Remote[[], None]
@@ -98,7 +98,7 @@ class WorkerPoolHandle(Protocol):
 
     open: Remote[[], None]
     start_run: Remote[[Any, Sequence[Ref[RunSpec]]], CoordinatorHandle]
-    request_worker: Remote[[str, str], ReusedWorkerHandle]
+    request_worker: Remote[[str, str, str], ReusedWorkerHandle]
     return_worker: Remote[[str, str, Sequence[Ref[str]]], None]
     workers_of: Remote[[str], dict[str, ReusedWorkerHandle]]
     coordinator_of: Remote[[str], CoordinatorHandle | None]

@@ -272,9 +272,14 @@ def test_an_interrupt_stops_the_run_and_a_second_one_leaves_it_alone(
     journal.write("checkpoint", step=2, folder="/kept/checkpoint_00000002")
     journal.write("checkpoint", error="no space left", step=3)
     script = Script(monkeypatch, lambda: None, signalled, signalled)
-    with pytest.raises(RunInterrupted, match=r"had committed 3 steps.* step 2 is kept") as left:
+    with pytest.raises(
+        RunInterrupted, match=r"committed 3 steps.*that of step 2.*attach run"
+    ) as left:
         follow("run", other)
     assert script.stops == 1
+    script = Script(monkeypatch, lambda: None, signalled, signalled)
+    with pytest.raises(RunInterrupted, match=r"step 2; a later one may .* --resume --name run"):
+        follow("run", other, is_ours=True)
     assert (left.value.number, left.value.status) == (signal.SIGINT, 130)
     assert left.value.summary == {
         "run": "run",
@@ -392,7 +397,7 @@ def test_the_end_of_a_daemon_of_our_own_ray_is_the_end_of_the_run(tmp_path, monk
     monkeypatch.setattr(
         coordinator_watch.own_ray, "end_daemons", lambda: journal.write("step", step=5, loss=0.5)
     )
-    told = r"gcs_server .* has ended, and the run's workers with it; it had committed 5 steps"
+    told = r"gcs_server .* has ended, and the run's workers with it; by its journal.*5 steps"
     with pytest.raises(LostError, match=told):
         follow("run", tmp_path)
     assert script.now < 3.0
