@@ -61,14 +61,19 @@ class Interrupts:
     A signal that was ignored before (`nohup`, a background job of a script) stays ignored. Python
     allows no handlers in other threads: there, it handles nothing.
 
+    Args:
+        raises: how many signals may raise `Interrupted`; a later one ends this process, since the
+            user does not want to wait for the cleaning up either. Default 2.
+
     Attributes:
         number: of the first signal; 0 before any.
         count: how many signals have come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, raises: int = 2) -> None:
         self.number = 0
         self.count = 0
+        self._raises = raises
         self._held = False
         self._before: dict[int, Any] = {}
 
@@ -112,7 +117,7 @@ class Interrupts:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.note(number)
-        if self.count > _AT_ONCE:  # the user does not want to wait for the cleaning up either
+        if self.count > self._raises:
             os._exit(_STATUS + number)
         if not self._held or self.at_once:
             raise Interrupted(self.number)

@@ -78,7 +78,7 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
     The status is 2 for wrong input, 1 for a failed run, and 128 plus the signal's number after a
     signal: 130 for Ctrl-C, 143 for SIGTERM.
     """
-    with Interrupts():
+    with Interrupts(raises=1):
         answered = _answered(run, as_json=as_json, debug=debug)
     _print_json(answered, as_json=as_json)
     return answered
