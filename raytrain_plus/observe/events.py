@@ -289,7 +289,9 @@ class EndEvent(TypedDict):
     metrics: NotRequired[Annotated[Table, "of the last evaluation"]]
     device_seconds: NotRequired[Annotated[Finite, "busy time of all workers"]]
     checkpoint: NotRequired[Annotated[Text | None, "where the last state is"]]
-    bitwise: NotRequired[Annotated[Flag, "whether all workers proved to compute the same bits"]]
+    bitwise: NotRequired[
+        Annotated[Flag, "whether all workers proved to compute the same bits, before a resume too"]
+    ]
     faults_left: NotRequired[Annotated[Count, "faults that did not happen"]]
     samples: NotRequired[Annotated[Count, "trained on"]]
     tokens: NotRequired[Annotated[Count, "trained on"]]

@@ -151,4 +151,6 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     }
     if not summary["bitwise"]:
         rows["bitwise"] = "no: workers that compute other bits were admitted"
+    if changes := summary.get("changes"):
+        rows["changed"] = "; ".join(changes)
     return rows

@@ -534,7 +534,7 @@ class Coordinator:
             generations=self._run_log.generations,
             device_seconds=self._run_log.device_seconds,
             checkpoint=place,
-            bitwise=self._membership.bitwise,
+            bitwise=self._membership.bitwise and self._run_log.bitwise,
             faults_left=len(self._faults.left),
             samples=self._account.samples,
             tokens=self._account.tokens,

@@ -46,6 +46,8 @@ class RunLog:
     Attributes:
         environment: the fingerprint of the run's workers since it was started or resumed; empty
             until the first worker is ready.
+        bitwise: whether all workers up to here proved to compute the same bits, those before a
+            resume or a restart of the coordinator included.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class RunLog:
         self._void = (0, 0)  # generation, step
         self._resumed_step = 0
         self.environment: dict[str, str] = {}
+        self.bitwise = True
         for event in events:
             self._recall(event)
 
@@ -150,6 +153,8 @@ class RunLog:
                 self._go_on_differently()
         elif kind == "environment":
             self._compute_with(event.get("fingerprint", {}), event.get("changes", ()))
+        elif kind == "worker" and event.get("state") == "admitted":
+            self.bitwise = False
         elif kind == "step":
             self.extend_to(event["step"] - 1)
             if event["step"] == self.step + 1:
@@ -235,6 +240,7 @@ class RunLog:
     def _compute_with(self, fingerprint: Mapping[str, str], changes: Sequence[str]) -> None:
         self.environment = dict(fingerprint)
         if changes:
+            self.bitwise = False
             self._go_on_differently()
 
     def end(self, outcome: Outcome) -> None:

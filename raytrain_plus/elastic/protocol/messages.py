@@ -448,7 +448,7 @@ class Outcome:
             `{kind, worker, detail}`.
         device_seconds: summed busy time of the workers.
         checkpoint: where the last state is, or None if no worker was left to write it.
-        bitwise: whether all workers proved to compute the same bits.
+        bitwise: whether all workers proved to compute the same bits, also those before a resume.
         faults_left: faults that did not happen.
         samples, tokens: trained on, which may be fewer than were loaded.
         costs: by aspect, `{seconds, acted, idle}` of its advice over all workers.

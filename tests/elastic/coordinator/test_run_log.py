@@ -285,9 +285,20 @@ def test_a_run_that_goes_on_in_another_environment_is_not_either(folder, restore
     run_log.computes_with({"torch": "2"}, ["environment: torch is 2, before it was 1"])
     run_log = restore(run_log, folder)
     assert (run_log.step, run_log.environment) == (1, {"torch": "2"})
+    assert not run_log.bitwise
     run_log.add([wrong(2)], 2)
     Journal(folder).write("run", resumed_step=2)
     assert again(folder).environment == {}  # until a worker has come up
+    assert not again(folder).bitwise  # what was computed with other bits stays in the state
+
+
+def test_a_run_with_a_worker_of_other_bits_is_never_bitwise_again(folder):
+    run_log = begin(folder)
+    run_log.note("worker", worker="w0", state="ready")
+    assert again(folder).bitwise  # the control
+    run_log.note("worker", worker="w1", state="admitted")
+    Journal(folder).write("run", resumed_step=1)
+    assert not again(folder).bitwise
 
 
 def test_a_run_that_goes_on_the_same_is(folder):
