@@ -9,18 +9,47 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
+from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.observe import journal
+from tests.end_to_end import small_sweep
+from tests.end_to_end.runs import cluster
 
 TASK = """
-import os, sys, time
-import numpy as np, pyarrow as pa, torch
+import os, pathlib, sys, time
+import numpy as np, pyarrow as pa, torch, torchmetrics
 from torch import nn
 from raytrain_plus import Task
+from raytrain_plus.storage.store import Store
+
+def linger(where):
+    \"\"\"Hang a while in one place, and say so, if the test wants that.\"\"\"
+    if os.environ.get("LINGERS_IN") == where:
+        pathlib.Path(os.environ["MARK"]).touch()
+        time.sleep(1.0)
+
+write = Store.write
+
+def write_slowly(self, name, *args, **kwargs):
+    if name.endswith(".safetensors"):
+        linger("checkpoint")
+    return write(self, name, *args, **kwargs)
+
+Store.write = write_slowly
 
 class Slow(Task):
     def model(self):
+        linger("start")
         return nn.Linear(4, 3)
+    def metrics(self):
+        return {"mean": torchmetrics.MeanMetric()}
+    def update_metric(self, metric, outputs, batch):
+        linger("evaluation")
+        metric.update(outputs)
+    def evaluation_data(self):
+        return self.data().slice(0, 16)
     def optimizer(self, model):
         return torch.optim.SGD(model.parameters(), lr=0.1)
     def schedule(self, progress):
@@ -40,27 +69,17 @@ pytestmark = pytest.mark.timeout(300)
 
 
 class Command:
-    """`raytrain-plus train` as a process of its own, in a process group of its own."""
+    """A command as a process of its own, in a process group of its own, with a Ray of its own."""
 
-    def __init__(self, folder: Path, task: str, name: str, *options: str, **env: str) -> None:
+    def __init__(self, folder: Path, run: str, *arguments: str, **env: str) -> None:
         (folder / "slow.py").write_text(TASK)
-        self.folder = folder / "runs" / name
+        self.folder = folder / "runs" / run
+        self.mark = folder / f"mark-{time.monotonic_ns()}"
         self.seen: dict[int, str] = {}
-        place = ["--storage", str(folder / "runs"), "--name", name]
-        arguments = [
-            "train",
-            task,
-            *place,
-            "--batch-size",
-            "16",
-            "--duration",
-            f"{STEPS}ba",
-            "--json",
-        ]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "raytrain_plus", *arguments, *options],
+            [sys.executable, "-m", "raytrain_plus", *arguments, "--json"],
             cwd=folder,
-            env={**os.environ, "RAY_ADDRESS": "local", **env},
+            env={**os.environ, "RAY_ADDRESS": "local", "MARK": str(self.mark), **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -72,8 +91,13 @@ class Command:
         return journal.read(self.folder) if there else []
 
     def until(self, event, step=0):
+        self.until_true(
+            lambda: any(e["event"] == event and e.get("step", 0) >= step for e in self.events())
+        )
+
+    def until_true(self, is_so):
         deadline = time.monotonic() + PATIENCE
-        while not any(e["event"] == event and e.get("step", 0) >= step for e in self.events()):
+        while not is_so():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -123,10 +147,11 @@ def alive(seen):
 
 @pytest.fixture
 def command(tmp_path):
+    """Return a function that starts a command: the name of its run, its arguments, its settings."""
     started = []
 
-    def start(*given, **env):
-        started.append(Command(tmp_path, *given, **env))
+    def start(run, *arguments, **env):
+        started.append(Command(tmp_path, run, *arguments, **env))
         return started[-1]
 
     yield start
@@ -137,10 +162,22 @@ def command(tmp_path):
             os.kill(process, signal.SIGKILL)
 
 
+@pytest.fixture
+def train(command, tmp_path):
+    """Return a function that starts `train` with the name of a run."""
+    sizes = ["--batch-size", "16", "--duration", f"{STEPS}ba", "--evaluate-every", "20ba"]
+
+    def start(run, *options, **env):
+        place = ["--storage", str(tmp_path / "runs"), "--name", run]
+        return command(run, "train", "slow.py:Slow", *place, *sizes, *options, **env)
+
+    return start
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_the_group_keeps_the_state_and_says_how_far_it_came(command, number, status):
+def test_a_signal_to_the_group_keeps_the_state_and_says_how_far_it_came(train, number, status):
     """As `timeout`, systemd, scancel and a terminal send it: to all processes of the group."""
-    run = command("slow.py:Slow", "run")
+    run = train("run")
     run.until("step", 10)
     os.killpg(run.process.pid, number)
     returned, error, told = run.ended()
@@ -156,8 +193,131 @@ def test_a_signal_to_the_group_keeps_the_state_and_says_how_far_it_came(command,
     assert not run.left()
 
 
-def test_nothing_is_left_of_a_command_that_is_killed(command):
-    run = command("slow.py:Slow", "run")
+@pytest.mark.parametrize(
+    ("where", "number"), [("evaluation", signal.SIGTERM), ("checkpoint", signal.SIGHUP)]
+)
+def test_a_signal_during_an_evaluation_or_a_checkpoint_keeps_the_state(train, where, number):
+    run = train("run", "--checkpoint-every", "20ba", LINGERS_IN=where)
+    run.until("step", 1)
+    run.until_true(run.mark.exists)
+    os.killpg(run.process.pid, number)
+    returned, error, told = run.ended()
+    assert (returned, "Traceback" in error) == (128 + number, False), error
+    end = run.events()[-1]
+    assert (end["event"], end["state"], told["state"]) == ("end", "stopped", "stopped")
+    assert 20 <= end["step"] < STEPS
+    assert checkpointer.verify(end["checkpoint"]).step == end["step"]
+    assert not run.left()
+
+
+def test_a_signal_before_a_resumed_run_has_a_group_keeps_the_checkpoint_it_has(train):
+    first = train("run")
+    first.until("step", 10)
+    first.process.send_signal(signal.SIGINT)
+    _, _, before = first.ended()
+    assert not first.left()
+    resumed = train("run", "--resume", LINGERS_IN="start")
+    resumed.until_true(resumed.mark.exists)
+    os.killpg(resumed.process.pid, signal.SIGTERM)
+    returned, error, told = resumed.ended()
+    assert (returned, "Traceback" in error) == (143, False), error
+    assert (told["state"], told["steps"]) == ("stopped", before["steps"])
+    assert told["checkpoint"] == before["checkpoint"]
+    assert before["checkpoint"] in error
+    assert checkpointer.verify(told["checkpoint"]).step == before["steps"]
+    assert not resumed.left()
+
+
+def test_a_signal_ends_the_demo(command, tmp_path):
+    demo = command("", "demo", "--storage", str(tmp_path / "runs"))
+
+    def trains():
+        journals = (tmp_path / "runs").glob("disturbed-*/journal.jsonl")
+        return any(e["event"] == "step" for one in journals for e in journal.read(one.parent))
+
+    demo.until_true(trains)
+    os.killpg(demo.process.pid, signal.SIGTERM)
+    returned, error, told = demo.ended()
+    assert (returned, "Traceback" in error) == (143, False), error
+    assert told["state"] == "stopped"
+    (run,) = (tmp_path / "runs").glob("*disturbed-*")
+    assert journal.read(run)[-1]["state"] == "stopped"
+    assert not demo.left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_sweep_that_goes_on_later(command, tmp_path, number):
+    file = str(Path(small_sweep.__file__))
+    given = ["--budget", "10m", "--workers", "2", "--storage", str(tmp_path)]
+    sweep = command("", "sweep", file, *given)
+    folder = SweepFolder(tmp_path / small_sweep.SWEEP.name)
+    sweep.until_true(lambda: folder.exists and folder.finished())
+    os.killpg(sweep.process.pid, number)
+    returned, error, told = sweep.ended()
+    assert (returned, "Traceback" in error) == (128 + number, False), error
+    assert told["state"] == "interrupted"
+    assert "to go on: raytrain-plus sweep" in error
+    assert not sweep.left()
+    outcomes = {trial.outcome for trial in folder.finished()}
+    assert outcomes <= {"complete", "dominated"}  # no trial is to blame
+    again = command("", "sweep", file, *given, "--resume")
+    finished = len(folder.finished())
+    again.until_true(lambda: len(folder.finished()) > finished)
+    os.killpg(again.process.pid, number)
+    assert again.ended()[0] == 128 + number
+    assert not again.left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_chaos_campaign(command, tmp_path, number):
+    task = ["tests.end_to_end.tasks:Plain", "--workers", "2", "--batch-size", "64"]
+    chaos = command(
+        "",
+        "chaos",
+        *task,
+        "--storage",
+        str(tmp_path / "runs"),
+        PYTHONPATH=os.pathsep.join(sys.path),
+    )
+
+    def disturbs():
+        journals = (tmp_path / "runs").glob("*-0-*/journal.jsonl")
+        return any(e["event"] == "step" for one in journals for e in journal.read(one.parent))
+
+    chaos.until_true(disturbs)
+    os.killpg(chaos.process.pid, number)
+    returned, error, told = chaos.ended()
+    assert (returned, "Traceback" in error) == (128 + number, False), error
+    assert told["interrupted"] is True
+    assert not chaos.left()
+
+
+def test_a_signal_to_a_process_that_follows_a_run(train, command, tmp_path):
+    """SIGHUP, as a terminal is closed, leaves the run alone; SIGTERM stops it."""
+    with cluster():
+        address = ray.get_runtime_context().gcs_address
+        run = train("run", RAY_ADDRESS=address)
+        run.until("step", 3)
+        follow = ["attach", "run", "--storage", str(tmp_path / "runs"), "--address", address]
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            attached = command("run", *follow)
+            assert "run" in attached.process.stderr.readline()  # its progress
+            attached.process.send_signal(number)
+            returned, error, told = attached.ended()
+            assert (returned, "Traceback" in error) == (128 + number, False), error
+            assert not attached.left()
+            if number == signal.SIGHUP:
+                assert "attach run` follows it" in error
+                run.until("step", told["steps"] + 10)  # it goes on
+        returned, error, told = run.ended()
+    assert (returned, told["state"]) == (0, "stopped"), error
+    assert checkpointer.verify(told["checkpoint"]).step == told["steps"]
+
+
+def test_nothing_is_left_of_a_command_that_is_killed(train):
+    run = train("run")
     run.until("step", 3)
     assert len(run.seen) > 3  # Ray's daemons, the coordinator, a worker
     run.process.kill()
