@@ -1,7 +1,7 @@
 """Progress of a run, fed by the journal: a line that changes on a terminal, lines elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from raytrain_plus.observe.causes import causes_of, sentence
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.throughput import Throughput
 
@@ -123,7 +124,6 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
 
 def _rows(summary: dict[str, Any]) -> dict[str, str]:
     generations = summary["generations"]
-    pauses = [g["pause_seconds"] for g in generations]
     loss = summary["loss"]
     rows = {
         "run": summary["run"],
@@ -143,7 +143,7 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     rows |= {
         "generations": str(len(generations)),
         "workers": " > ".join(str(g["workers"]) for g in generations),
-        "longest pause": f"{max(pauses, default=0.0):.3f} s",
+        "longest pause": _longest_pause(generations),
         "device time": f"{summary['device_seconds']:.1f} s",
         "wall time": f"{summary['wall_seconds']:.1f} s",
         "digest": summary["digest"][:16] or "none",
@@ -154,3 +154,11 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     if changes := summary.get("changes"):
         rows["changed"] = "; ".join(changes)
     return rows
+
+
+def _longest_pause(generations: Sequence[Mapping[str, Any]]) -> str:
+    """Return the longest pause between two generations, and why the group changed then."""
+    longest = max(generations, key=lambda one: one["pause_seconds"], default=None)
+    if longest is None or not longest["pause_seconds"]:
+        return "none"
+    return f"{longest['pause_seconds']:.3f} s ({sentence(causes_of(longest))})"

@@ -20,7 +20,7 @@ from typing import Any
 
 import s3fs
 
-KEY, SECRET = "AK", "SK"
+KEY, SECRET = "key-of-the-tests", "s3cret-of-the-tests"
 PATIENCE = 30.0
 
 
