@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from raytrain_plus.algorithms import LabelSmoothing
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.points import key_of
 from raytrain_plus.observe import journal
-from raytrain_plus.worker_pool.server import WorkerPoolError, start_worker_pool
-from tests.end_to_end.runs import await_events, cluster
+from raytrain_plus.worker_pool.server import WorkerPoolError, start_worker_pool, stop_run
+from tests.end_to_end.runs import PATIENCE, await_events, cluster
 from tests.end_to_end.small_sweep import SWEEP, Rings
 from tests.end_to_end.spoiling import Raises, Spoils
 from tests.end_to_end.tasks import Momentum
@@ -82,6 +84,26 @@ def test_reused_workers_compute_what_new_ones_compute(tmp_path):
     assert spoilt["digest"] == first["digest"]
     assert all("spoilt/" in why and "other bits" in why for why in status["replaced"])
     assert status["replaced"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_that_is_stopped_gives_its_workers_back(tmp_path):
+    """As Ray Tune stops a trial: at once, not at the run's next evaluation."""
+    with cluster(), ThreadPoolExecutor(1) as thread:
+        pool = start_worker_pool("pool", workers=2, coordinators=1, resources={"CPU": 0.25})
+        run = thread.submit(
+            train, tmp_path, "run", worker_pool="pool", task=Momentum(), steps=100_000
+        )
+        await_events(tmp_path / "run", lambda events: any(e["event"] == "step" for e in events))
+        stop_run("pool", "run")
+        summary = run.result(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while ray.get(pool.status.remote())["free"] < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert summary["state"] == "stopped"
+    assert 0 < summary["steps"] < 100_000
 
 
 def sweep(storage, *more):

@@ -195,6 +195,11 @@ class _Follower:
             raise self._left("and goes on")
         if not self._stopping:
             self._stopping = True
+            name = signal.Signals(self._interrupts.number).name
+            self._warn(
+                f"{name}: the run ends after the step in flight, or the evaluation, and its state "
+                "is kept; a second signal ends this command at once"
+            )
             watch.ask_stop(time.monotonic())
         if watch.given_up:
             raise self._left("since its coordinator does not answer")
@@ -208,8 +213,10 @@ class _Follower:
         if health.unwritten != self._unwritten:
             self._unwritten = health.unwritten
             if health.unwritten:
-                text = f"the journal cannot be written: {health.unwritten}; its lines are kept"
-                self._note([{"event": "warning", "time": time.time(), "text": text}])
+                self._warn(f"the journal cannot be written: {health.unwritten}; its lines are kept")
+
+    def _warn(self, text: str) -> None:
+        self._note([{"event": "warning", "time": time.time(), "text": text}])
 
     def _left(self, how: str) -> RunInterrupted:
         number = self._interrupts.number

@@ -258,12 +258,13 @@ def test_a_coordinator_that_is_being_started_again_is_waited_for(tmp_path, monke
 
 @pytest.mark.parametrize("signalled", [interrupt, interrupt_in_a_notebook])
 def test_an_interrupt_stops_the_run_and_a_second_one_leaves_it_alone(
-    tmp_path, monkeypatch, signalled
+    tmp_path, monkeypatch, signalled, capsys
 ):
     begin(tmp_path)
     script = Script(monkeypatch, signalled, lambda: end(tmp_path))
     assert follow("run", tmp_path).outcome.state == "finished"
     assert script.stops == 1
+    assert "SIGINT: the run ends after the step in flight" in capsys.readouterr().err
     other = tmp_path / "other"
     other.mkdir()
     begin(other, total_steps=9)
