@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -95,7 +96,10 @@ def test_a_run_that_is_stopped_gives_its_workers_back(tmp_path):
         run = thread.submit(
             train, tmp_path, "run", worker_pool="pool", task=Momentum(), steps=100_000
         )
-        await_events(tmp_path / "run", lambda events: any(e["event"] == "step" for e in events))
+        alive = SimpleNamespace(poll=lambda: run.result() if run.done() else None)
+        await_events(
+            tmp_path / "run", lambda events: any(e["event"] == "step" for e in events), alive
+        )
         stop_run("pool", "run")
         summary = run.result(PATIENCE)
         deadline = time.monotonic() + PATIENCE
