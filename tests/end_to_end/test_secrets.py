@@ -115,6 +115,9 @@ def test_no_password_in_what_whole_runs_leave_behind(tmp_path, ray_folder, serve
     (tmp_path / "lines.py").write_text(TASK)
     (tmp_path / "www").mkdir()
     parquet.write_table(rows(), tmp_path / "www" / "rows.parquet")
+    with StreamWriter(tmp_path / "www" / "cut", file_size=200) as writer:
+        writer.write(rows())
+    max((tmp_path / "www" / "cut").glob("*.arrow")).unlink()  # a worker will miss it
     bucket = server.fresh_bucket()
     with StreamWriter(f"s3://{bucket}/data", storage_options=server.options()) as writer:
         writer.write(rows())
@@ -135,6 +138,9 @@ def test_no_password_in_what_whole_runs_leave_behind(tmp_path, ray_folder, serve
         whole, told = run("lines.py:Lines", *from_web, "--name", "web", "--duration", "8ba")
         assert whole.returncode == 0, whole.stderr
         assert told["checkpoint"] == f"s3://{bucket}/kept/web/checkpoint_00000008"
+        cut = ["--data", f"{url}/cut", "--name", "cut", "--duration", "8ba"]
+        missed, _ = run("lines.py:Lines", *cut)
+        assert (missed.returncode, "***@127.0.0.1" in missed.stderr) == (1, True), missed.stderr
         moved = ["--data", f"{url}/gone.parquet", "--name", "gone"]
         assert run("lines.py:Lines", *moved)[0].returncode != 0
     unreachable = run("lines.py:Lines", *from_web, "--name", "web", "--duration", "8ba", "--resume")
