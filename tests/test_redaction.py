@@ -1,5 +1,6 @@
 """No password and no key is in what is made for people, nor in what is kept on disk."""
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from raytrain_plus.storage.errors import StorageError, StoreError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.writer import StreamWriter
 from tests.elastic.scripted_pool import make_spec
 
 SECRET = "hunter2x"
@@ -134,3 +136,17 @@ def test_an_error_of_a_command_says_where_without_the_password(command):
     said = answered.output + answered.stderr
     assert SECRET not in said
     assert "***@127.0.0.1:9" in said
+
+
+def test_what_a_command_says_of_a_stream_names_its_place_without_the_password():
+    """A file system in memory, whose URL may hold anything."""
+    url = f"memory://ann:{SECRET}@host/stream"
+    source = pa.table({"x": [1, 2, 3]})
+    with StreamWriter(url) as writer:
+        writer.write(source)
+    copy = f"memory://ann:{SECRET}@host/copy"
+    for command in (["inspect", url], ["verify", url], ["convert", url, copy]):
+        answered = CliRunner().invoke(app, ["data", *command, "--json"])
+        assert answered.exit_code == 0, answered.stderr
+        assert SECRET not in answered.output + answered.stderr
+        assert "memory://***@host/" in answered.stdout

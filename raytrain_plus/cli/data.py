@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raytrain_plus.cli.answers import Debug, Json, answer
+from raytrain_plus.redaction import redact
 from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.streams.check import inspect_stream, verify_stream
 from raytrain_plus.streams.columns import DataError
@@ -143,7 +144,7 @@ def convert(  # noqa: PLR0913 - one option each
         if to == "parquet":
             with _read(source, options, Wanted()) as data:
                 rows = write_parquet(data, destination, options)
-            return _said({"url": destination, "rows": rows}, as_json=as_json)
+            return _said({"url": redact(destination), "rows": rows}, as_json=as_json)
         written = _write_stream(
             source, destination, options, Wanted(), file_size=file_size, compression=compression
         )
@@ -266,7 +267,7 @@ def _warnings_told() -> Iterator[None]:
     """Show warnings about the data as sentences, without their source line."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        sys.stderr.write(f"warning: {message}\n")
+        sys.stderr.write(redact(f"warning: {message}\n"))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

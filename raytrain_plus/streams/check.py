@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raytrain_plus.redaction import redact
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError
@@ -74,7 +75,7 @@ def _manifest_of(store: Store) -> StreamManifest:
 
 def _described(store: Store, manifest: StreamManifest) -> dict[str, Any]:
     return {
-        "url": store.url,
+        "url": redact(store.url),
         "rows": manifest.rows,
         "files": len(manifest.files),
         "stored_bytes": manifest.stored_bytes,

@@ -62,6 +62,7 @@ class Slow(Task):
         image = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 4)
         return pa.table({"image": image, "label": x[:, :3].argmax(1)})
 """
+ROOT = str(Path(__file__).parents[2])
 PATIENCE = 90.0
 STEPS = 5000
 
@@ -250,7 +251,7 @@ def test_a_signal_ends_the_demo(command, tmp_path):
 def test_a_signal_ends_a_sweep_that_goes_on_later(command, tmp_path, number):
     file = str(Path(small_sweep.__file__))
     given = ["--budget", "10m", "--workers", "2", "--storage", str(tmp_path)]
-    sweep = command("", "sweep", file, *given)
+    sweep = command("", "sweep", file, *given, PYTHONPATH=ROOT)
     folder = SweepFolder(tmp_path / small_sweep.SWEEP.name)
     sweep.until_true(lambda: folder.exists and folder.finished())
     os.killpg(sweep.process.pid, number)
@@ -261,7 +262,7 @@ def test_a_signal_ends_a_sweep_that_goes_on_later(command, tmp_path, number):
     assert not sweep.left()
     outcomes = {trial.outcome for trial in folder.finished()}
     assert outcomes <= {"complete", "dominated"}  # no trial is to blame
-    again = command("", "sweep", file, *given, "--resume")
+    again = command("", "sweep", file, *given, "--resume", PYTHONPATH=ROOT)
     finished = len(folder.finished())
     again.until_true(lambda: len(folder.finished()) > finished)
     os.killpg(again.process.pid, number)
@@ -279,7 +280,7 @@ def test_a_signal_ends_a_chaos_campaign(command, tmp_path, number):
         *task,
         "--storage",
         str(tmp_path / "runs"),
-        PYTHONPATH=os.pathsep.join(sys.path),
+        PYTHONPATH=ROOT,
     )
 
     def disturbs():
