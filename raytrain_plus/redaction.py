@@ -40,6 +40,7 @@ _PATTERNS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9+/=._\-]{12,}"), r"\1 ***"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), HIDDEN),
 )
+_OPTION_VALUE = re.compile(r"(--(?:storage|checkpoint)-option[ =]\"?[^\s=]+=)\S+")
 _MARKS = ("@", "=", ":", "earer", "asic", "AKIA", "ASIA")
 _LEAST = 4  # letters of an option's value that is searched in texts
 
@@ -61,6 +62,11 @@ def redact(text: str, secrets: frozenset[str] = frozenset()) -> str:
         for pattern, shown in _PATTERNS:
             text = pattern.sub(shown, text)
     return text
+
+
+def redact_command(line: str) -> str:
+    """Return a command line without secrets, and without the values of a store's options."""
+    return redact(_OPTION_VALUE.sub(r"\1***", line))
 
 
 def redacted(value: Any) -> Any:

@@ -15,7 +15,7 @@ from raytrain_plus.ray_cluster.gcs import (
     UnreachableError,
     present_token,
 )
-from raytrain_plus.ray_cluster.own_ray import signals_as_they_are
+from raytrain_plus.ray_cluster.own_ray import command_without_secrets, signals_as_they_are
 from raytrain_plus.ray_cluster.vouched import addresses_of_raylets, last_started, vouched_addresses
 
 RAY_CLIENT = "ray://"
@@ -111,7 +111,7 @@ def join(address: str | None = None, **settings: Any) -> None:
     else:
         address = _checked_head(address)
     try:
-        with signals_as_they_are():
+        with signals_as_they_are(), command_without_secrets():
             ray.init(address=address, **quiet)
     except (RuntimeError, OSError, RayError) as error:
         raise ClusterError(_told(address, error)) from error

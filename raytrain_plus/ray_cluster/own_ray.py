@@ -19,6 +19,7 @@ import ray
 from ray._private import services, utils
 
 from raytrain_plus.interrupts import SIGNALS
+from raytrain_plus.redaction import redact_command
 
 _END_SECONDS = 10.0  # for a process that was killed
 
@@ -32,7 +33,7 @@ def start(cpus: int) -> None:
     # Ray's memory monitor frees by default 5 % of the node's memory more than it must. After the
     # worker that is too large it would end the coordinator, too.
     os.environ.setdefault("RAY_max_kill_memory_buffer_bytes", "0")
-    with _daemons_in_a_session(), signals_as_they_are():
+    with _daemons_in_a_session(), signals_as_they_are(), command_without_secrets():
         ray.init(
             address="local",  # else Ray would join one that is another process's own, if it sees it
             num_cpus=cpus,
@@ -116,3 +117,17 @@ def signals_as_they_are() -> Iterator[None]:
             for number, handler in handlers.items():
                 if handler is not None:
                     signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def command_without_secrets() -> Iterator[None]:
+    """Hide passwords in this process's command line from Ray's list of jobs while it joins Ray.
+
+    Ray's dashboard shows the list to every user of the cluster.
+    """
+    before = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: redact_command(before())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = before

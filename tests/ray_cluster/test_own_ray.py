@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from ray._private import utils
 
 from raytrain_plus.ray_cluster import own_ray
 
@@ -62,3 +63,17 @@ def test_a_ray_of_another_process_has_no_daemons_here(monkeypatch):
     monkeypatch.setattr(ray._private.worker, "_global_node", None)
     assert own_ray.dead_daemon() is None
     own_ray.end_daemons()
+
+
+def test_ray_lists_this_process_without_its_passwords(monkeypatch):
+    line = (
+        "raytrain-plus train a:B --data http://ann:hunter2@host/x --storage-option secret=hunter2 "
+        '--checkpoint-option "pin=hunter2" --storage-option=key=hunter2 --name mine'
+    )
+    monkeypatch.setattr(utils, "get_entrypoint_name", lambda: line)
+    with own_ray.command_without_secrets():
+        told = utils.get_entrypoint_name()
+    assert "hunter2" not in told
+    assert told.startswith("raytrain-plus train a:B --data http://***@host/x --storage-option")
+    assert told.endswith("--name mine")
+    assert utils.get_entrypoint_name() == line
