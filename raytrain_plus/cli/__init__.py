@@ -3,14 +3,13 @@
 import importlib
 import os
 import sys
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from raytrain_plus.interrupts import end_at_signals
 
 if TYPE_CHECKING:
+    import typer
+
     from raytrain_plus.cli.commands import app as app
 
 # These commands are imported without the others. Without torch they start in a third of the time,
@@ -27,7 +26,9 @@ _ALONE = {
 
 def main() -> None:
     """Run the command line."""
-    end_at_signals()
+    end_at_signals()  # before anything is imported that takes time
+    from importlib.metadata import version  # noqa: PLC0415
+
     caller, own = os.environ.pop("RAYTRAIN_PLUS_CALLER", None), version("raytrain-plus")
     if caller not in (None, own):
         sys.stderr.write(
@@ -43,7 +44,9 @@ def main() -> None:
         importlib.import_module("raytrain_plus.cli.commands").app()
 
 
-def _alone(command: str) -> typer.Typer:
+def _alone(command: str) -> "typer.Typer":
+    import typer  # noqa: PLC0415 - see `main`
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.callback()(lambda: None)  # so that its name stays on the command line
     module = importlib.import_module(f"raytrain_plus.cli.{_ALONE[command]}")
