@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -201,6 +202,48 @@ def test_the_version_is_that_of_the_package():
         check=True,
     )
     assert told.stdout == f"raytrain-plus {version('raytrain-plus')}\n"
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("status",), ("data", "write")])
+def test_help_has_a_short_form(command):
+    told = [
+        subprocess.run(
+            [sys.executable, "-m", "raytrain_plus", *command, option],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for option in ("-h", "--help")
+    ]
+    assert told[0] == told[1]
+    assert "Usage: " in told[0]
+
+
+def test_the_help_names_the_version_and_the_completion_of_the_shell():
+    help_text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    assert "--version" in help_text
+    assert "--install-completion" in help_text
+    assert help_text.index(" train ") < help_text.index(" node-agent ")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [("raytrain-plus fro", "frontier"), ("raytrain-plus train --resu", "--resume")],
+)
+def test_a_shell_completes_commands_and_options(words, wanted):
+    completion = {
+        "_RAYTRAIN_PLUS_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    told = subprocess.run(
+        [Path(sys.executable).with_name("raytrain-plus")],
+        env=os.environ | completion,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.stdout.strip() == wanted
 
 
 def test_text_in_brackets_is_shown_as_it_is(tmp_path):

@@ -47,7 +47,11 @@ def main() -> None:
 def _alone(command: str) -> "typer.Typer":
     import typer  # noqa: PLC0415 - see `main`
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback()(lambda: None)  # so that its name stays on the command line
     module = importlib.import_module(f"raytrain_plus.cli.{_ALONE[command]}")
     app.command()(getattr(module, command.replace("-", "_")))

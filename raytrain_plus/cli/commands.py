@@ -3,6 +3,7 @@
 import sys
 import time
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,28 +50,7 @@ from raytrain_plus.observe.verify import compare
 from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.task import import_code, import_named
 
-app = typer.Typer(
-    help="Elastic, bit-for-bit reproducible PyTorch training on Ray.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(data_app, name="data")
-app.command()(algorithms)
-app.command()(export)
-app.command()(chaos)
-app.command()(node_agent)
-app.command()(doctor)
-app.command()(status)
-app.command()(scale)
-app.command()(checkpoint)
-app.command()(stop)
-app.command()(report)
-app.command()(sweep)
-app.command()(frontier)
 
-
-@app.command()
 def train(  # noqa: PLR0913 - one option each
     task: Annotated[str, typer.Argument(help="module:attribute or file.py:attribute")],
     *,
@@ -221,7 +201,6 @@ def train(  # noqa: PLR0913 - one option each
     answer(run, as_json=as_json, debug=debug)
 
 
-@app.command()
 def demo(
     storage: Storage = "runs",
     as_json: Json = False,
@@ -241,7 +220,6 @@ def demo(
         raise typer.Exit(1)
 
 
-@app.command()
 def attach(
     run: RunName,
     storage: Storage = DEFAULT_STORAGE,
@@ -266,7 +244,6 @@ def attach(
     answer(follow, as_json=as_json, debug=debug)
 
 
-@app.command()
 def verify(
     one: RunName,
     other: RunName,
@@ -329,3 +306,39 @@ def _new_name(task: str) -> str:
     """Return a name that no other run has, even of a run that starts in the same second."""
     began = time.strftime("%Y%m%d-%H%M%S")
     return f"{task.rpartition(':')[2].lower()}-{began}-{uuid.uuid4().hex[:8]}"
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"raytrain-plus {version('raytrain-plus')}")
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+app = typer.Typer(
+    help="Elastic, bit-for-bit reproducible PyTorch training on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback()(_options)
+for _panel, _commands in {
+    "Train": (train, attach, export, demo),
+    "Watch and steer a run": (status, scale, checkpoint, stop, report),
+    "Search for recipes": (algorithms, sweep, frontier),
+    "Check": (verify, chaos, doctor),
+    "Run on each node": (node_agent,),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(data_app, name="data", rich_help_panel="Train")
