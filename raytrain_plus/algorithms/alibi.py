@@ -20,13 +20,13 @@ from raytrain_plus.algorithms.transformer_layers import (
     layers,
 )
 
-_MASKED_BY_ADDING = ("sdpa", "eager", None)  # None stands for eager where no choice was made
+_MASKED_BY_ADDING = ("sdpa", "eager", None)  # None: no choice was made, and eager is used
 
 
 class ALiBi(Aspect):
-    """Let attention fall off with the distance of tokens, in place of position embeddings.
+    """Make attention weaker with the distance between tokens; no position embeddings are used.
 
-    The position embeddings are frozen and no longer looked up, and come back as they were.
+    The position embeddings are frozen and not looked up. Undoing restores them unchanged.
     """
 
     def fit(self, step: Step) -> Advice:
@@ -38,15 +38,15 @@ class ALiBi(Aspect):
 
 
 def apply_alibi(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery:
-    """Bias every self-attention of a model by distance, and make its position embeddings zero.
+    """Bias each self-attention of a model by distance, and make its position embeddings zero.
 
     Args:
         model: GPT of this package, or GPT-2 or BERT of `transformers` with `sdpa` or `eager`
-            attention. BERT looks both ways: its bias is that of the distance |i - j|.
+            attention. BERT attends in both directions: its bias uses the distance |i - j|.
         optimizer: may be left out; no parameter is added.
 
     Raises:
-        AspectError: no attention of the model is known, or it takes no mask that can be added.
+        AspectError: the model has no known attention, or its attention does not add a mask.
     """
     surgery = Surgery(model, optimizer)
     if not any(known(module, SELF_ATTENTION) for module in model.modules()):
@@ -56,7 +56,7 @@ def apply_alibi(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery
         )
     for name, module, _, heads in layers(surgery, SELF_ATTENTION, _BiasedByDistance):
         if getattr(module, "is_cross_attention", False):
-            continue  # the distance between tokens of two sequences means nothing
+            continue  # tokens of two sequences have no distance
         if not hasattr(module, "attend"):
             _check_implementation(name, module)
             count = getattr(module, heads)
@@ -81,15 +81,15 @@ def distance_bias(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return what ALiBi adds to q k / sqrt(d): minus the distance, times each head's slope.
+    """Return what ALiBi adds to q k / sqrt(d): minus the distance times the head's slope.
 
     The tensor is shared between calls and must not be changed.
 
     Args:
-        heads: how many there are; see `slopes`.
-        queries: their number; query 0 stands at position `first`.
-        keys: their number; key 0 stands at position 0.
-        first: how many keys come before the first query. Default 0.
+        heads: number of heads; see `slopes`.
+        queries: number of queries; query 0 is at position `first`.
+        keys: number of keys; key 0 is at position 0.
+        first: number of keys before the first query. Default 0.
         causal: whether keys after the query get minus infinity. Default True.
         dtype: of the queries. Default float32.
         device: of the queries. Default the CPU.
@@ -97,7 +97,7 @@ def distance_bias(
     Returns:
         Shape (1, heads, queries, keys).
     """
-    # One that is made in inference mode could not take part in training later.
+    # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(mode=False):
         i = torch.arange(first, first + queries, device=device)[:, None]
         j = torch.arange(keys, device=device)[None, :]
@@ -111,11 +111,11 @@ def distance_bias(
 def slopes(heads: int) -> list[float]:
     """Return the slope of each head: the geometric sequence 2^(-8/heads), 2^(-16/heads), ...
 
-    A number of heads that is no power of two takes that of the power below, and then every other
-    slope of the power above.
+    If `heads` is not a power of two, the sequence for the next lower power comes first. Every other
+    slope of the next higher power follows.
 
     Raises:
-        AspectError: there is no head.
+        AspectError: `heads` is below 1.
     """
     if heads < 1:
         raise AspectError(f"ALiBi for {heads} heads: there must be at least 1")
@@ -130,7 +130,7 @@ class _BiasedByDistance:
 
 
 class _AttendWithDistance(_BiasedByDistance):
-    """For attention that has a method of its own for what follows after the projections."""
+    """For attention with its own method for what follows the projections."""
 
     def attend(self, q_bhtd: Tensor, k_bhtd: Tensor, v_bhtd: Tensor) -> Tensor:
         _, heads, t, _ = q_bhtd.shape
@@ -158,7 +158,8 @@ class _MaskWithDistance(_BiasedByDistance):
             queries,
             first + queries if attention_mask is None else attention_mask.shape[-1],
             first=first,
-            # Without a mask the layer relies on a flag that is only heeded without a mask.
+            # Without a mask the layer uses its `is_causal` flag, which is ignored as soon as there
+            # is a mask.
             causal=attention_mask is None and self.is_causal,
             dtype=hidden_states.dtype,
             device=hidden_states.device,
@@ -166,8 +167,8 @@ class _MaskWithDistance(_BiasedByDistance):
         if attention_mask is None:
             mask = bias
         elif attention_mask.dtype == torch.bool:
-            # Not infinite: where a row is masked as a whole (padding), not every kernel of
-            # attention has an answer to infinities alone.
+            # Not infinite: some attention kernels cannot handle a row of infinities only, and a row
+            # of padding is masked as a whole.
             mask = torch.where(attention_mask, bias, torch.finfo(bias.dtype).min)
         else:
             mask = bias + attention_mask
@@ -175,7 +176,7 @@ class _MaskWithDistance(_BiasedByDistance):
 
 
 class _NoPosition:
-    """For an embedding of positions: zero for all, also for those beyond its size."""
+    """For a position embedding: zero for each position, also beyond the embedding's size."""
 
     weight: nn.Parameter
     embedding_dim: int
@@ -185,7 +186,7 @@ class _NoPosition:
 
 
 def _freeze(surgery: Surgery, embedding: nn.Embedding) -> None:
-    """Keep weight decay away from what gets no gradient, until the surgery is undone."""
+    """Keep weight decay away from parameters without a gradient, until the surgery is undone."""
     before = embedding.weight.requires_grad
     embedding.requires_grad_(requires_grad=False)
 

@@ -1,11 +1,11 @@
 """Aspects: advice around the named points of the training loop.
 
-An aspect overrides any of the join points below with a generator: what stands before its `yield`
-runs before the point, what stands after it runs after, last in, first out. Advice that returns
-before it yields has nothing to do this time, and counts as idle. What must be put back even where
-the point fails (a peer may die at any moment, and the survivors keep their state) is put back in a
-`finally`. Aspect-oriented programming (Kiczales et al. 1997); composition of training algorithms
-after MosaicML's Composer.
+An aspect overrides any of the join points below with a generator: the code before its `yield` runs
+before the point, the code after it runs after the point, last in, first out. Advice that returns
+before it yields has nothing to do this time, and counts as idle. Restore in a `finally` what must
+be restored even if the point fails: a peer may die at any moment, and the survivors keep their
+state. Aspect-oriented programming (Kiczales et al. 1997); composition of training algorithms after
+MosaicML's Composer.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -39,11 +39,11 @@ JOIN_POINTS = (
 )
 
 EVERY_OTHER = "*"
-"""Among `runs_before` or `runs_after`: all that do not say the contrary."""
+"""In `runs_before` or `runs_after`: all aspects that do not state the opposite."""
 
 
 class AspectError(ValueError):
-    """Aspects that do not exist, are set wrongly, or do not go together or with the model."""
+    """Aspects that do not exist, have wrong settings, or do not fit each other or the model."""
 
 
 class AspectWarning(UserWarning):
@@ -52,7 +52,7 @@ class AspectWarning(UserWarning):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is the same in all steps of a replica.
+    """What stays the same in all steps of a replica.
 
     Attributes:
         model: the model.
@@ -61,7 +61,7 @@ class Training:
         seed: the run's seed.
         target: the batch's column that holds the labels.
         tokens: the batch's column that holds the tokens, or None.
-        ignore_index: the label that stands for none.
+        ignore_index: the label that means "no label".
         states: what each aspect, by name, keeps from step to step; part of the replica's state.
     """
 
@@ -76,7 +76,7 @@ class Training:
 
 
 class Step:
-    """What advice sees and may change: one step, and in it the part of one logical rank.
+    """What advice sees and may change: one step, and the part of one logical rank in it.
 
     Attributes:
         model, optimizer, clock, target, tokens, ignore_index: those of the `Training`.
@@ -85,10 +85,10 @@ class Step:
         batch: the part's tensors by column name.
         outputs: what the forward returned.
         losses: one loss per sample, shape (n,).
-        weights: one weight per sample, shape (n,), or None for all ones: the task's, times those
-            of aspects. The step's gradient is that of the sum of all weighted losses divided by
-            the sum of all weights.
-        notes: what the advice of one aspect leaves for its other advice in the same part.
+        weights: one weight per sample, shape (n,), or None for all ones: the task's weights times
+            those of aspects. The step's gradient is the gradient of the sum of all weighted losses
+            divided by the sum of all weights.
+        notes: what advice leaves for other advice in the same part.
     """
 
     def __init__(
@@ -126,17 +126,17 @@ class Step:
     def state(self, aspect: "Aspect") -> State:
         """Return what an aspect keeps from step to step: tensors, or what JSON can hold.
 
-        It is part of the replica: checkpoints keep it, newcomers are given it, digests cover it.
-        Its keys, shapes and types are settled in `fit`; later it changes in `update` only, so that
-        it stays equal on all workers.
+        It is part of the replica: checkpoints store it, newcomers receive it, digests cover it.
+        `fit` sets its keys, shapes and types. Later it may change in `update` only, so that it
+        stays equal on all workers.
         """
         return self._training.states.setdefault(aspect.name, {})
 
     def compute(self, batch: Batch) -> Tensor:
-        """Run forward and loss of another batch, and leave no trace.
+        """Run forward and loss of another batch, without side effects.
 
-        All advice around them is given. Buffers, global generators, and this step's batch, outputs,
-        losses and weights are afterwards what they were.
+        All advice around forward and loss runs. Afterwards buffers, global generators, and this
+        step's batch, outputs, losses and weights are as before.
 
         Returns:
             One weighted loss per sample, shape (n,), with its graph unless gradients are off.
@@ -147,8 +147,8 @@ class Step:
         """Run forward and loss of another batch as `compute` does.
 
         Returns:
-            One weighted loss per sample, shape (n,), and the weights that are in them, shape (n,),
-            or None for all ones.
+            One weighted loss per sample, shape (n,), and the weights used, shape (n,), or None for
+            all ones.
         """
         assert self._compute is not None, "outside of a part there is nothing to compute"
         return self._compute(self, batch)
@@ -158,10 +158,10 @@ class Aspect(BaseModel):
     """One algorithm. Its settings are typed fields, checked when it is constructed.
 
     Attributes:
-        runs_before: names of aspects inside of which this one must not stand; `"*"` for all that
-            do not say the contrary.
-        runs_after: names of aspects that must stand outside of this one; likewise.
-        conflicts_with: names of aspects that cannot be used with this one.
+        runs_before: names of aspects that must be inside of this one; `"*"` for all that do not
+            state the opposite.
+        runs_after: names of aspects that must be outside of this one; likewise.
+        conflicts_with: names of aspects that cannot be used together with this one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -176,14 +176,14 @@ class Aspect(BaseModel):
         return type(self).__name__
 
     def fit(self, step: Step) -> Advice:
-        """Advise around a replica's whole life: change the model, and change it back.
+        """Advise around a replica's whole lifetime: change the model, and change it back.
 
         The part after `yield` runs when a plain model is exported.
         """
         raise NotImplementedError
 
     def epoch(self, step: Step) -> Advice:
-        """Advise around an epoch, or as much of it as falls into one generation of workers."""
+        """Advise around an epoch, or the part of it that falls into one generation of workers."""
         raise NotImplementedError
 
     def step(self, step: Step) -> Advice:
@@ -191,7 +191,7 @@ class Aspect(BaseModel):
         raise NotImplementedError
 
     def batch(self, step: Step) -> Advice:
-        """Advise around one logical rank's use of its batch."""
+        """Advise around one logical rank's work on its batch."""
         raise NotImplementedError
 
     def forward(self, step: Step) -> Advice:
@@ -215,5 +215,5 @@ class Aspect(BaseModel):
         raise NotImplementedError
 
     def checkpoint(self, step: Step) -> Advice:
-        """Advise around the writing of a checkpoint, on the one worker that writes it."""
+        """Advise around the writing of a checkpoint, on the worker that writes it."""
         raise NotImplementedError

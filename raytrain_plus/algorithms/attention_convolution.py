@@ -1,8 +1,8 @@
 """Short convolutions along the sequence, before attention (So et al. 2021, arXiv 2109.08668).
 
-"Primer" found them in a search over programs: a convolution of each channel by itself, three tokens
-wide, after each projection to queries, keys and values. What neighbouring tokens say together
-need not be learnt by attention then.
+"Primer" found them in a search over programs: a convolution of each channel alone, three tokens
+wide, after each projection to queries, keys and values. Attention then need not learn to combine
+neighbouring tokens.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from raytrain_plus.algorithms.transformer_layers import PROJECTIONS, cached_toke
 class AttentionConvolution(Aspect):
     """Mix each channel of queries, keys and values with the same channel of neighbouring tokens.
 
-    Where attention looks back only, so does the convolution. It begins as the identity, and the
-    model as the one without it.
+    In causal attention the convolution is causal, too. It starts as the identity, so that the model
+    starts as the one without it.
 
     Attributes:
-        width: tokens that are mixed, the token itself among them. Default 3.
+        width: number of tokens that are mixed, with the token itself. Default 3.
     """
 
-    runs_before = ("Factorize",)  # which leaves alone what is computed in another way
+    runs_before = ("Factorize",)  # it skips layers that another method has changed
 
     width: int = Field(default=3, ge=2, le=32)
 
@@ -45,14 +45,14 @@ class AttentionConvolution(Aspect):
 def apply_attention_convolution(
     model: nn.Module, *, width: int = 3, optimizer: Optimizer | None = None
 ) -> Surgery:
-    """Let a convolution follow every projection to queries, keys and values of a model.
+    """Add a convolution after each projection to queries, keys and values of a model.
 
     Args:
         model: GPT of this package, or GPT-2 or BERT of `transformers`. GPT-2 cannot generate with a
-            cache then: what was before would be missing.
-        width: tokens that are mixed, the token itself among them. Default 3.
-        optimizer: is given the convolutions, in the parameter group of their projection's bias:
-            weight decay is often kept away from it, as it should be from an identity.
+            cache then: the tokens before would be missing.
+        width: number of tokens that are mixed, with the token itself. Default 3.
+        optimizer: gets the convolutions, in the parameter group of their projection's bias. That
+            group often has no weight decay, which would pull the identity towards zero.
 
     Raises:
         AspectError: the optimizer does not train the bias of a projection.
@@ -60,7 +60,7 @@ def apply_attention_convolution(
     surgery = Surgery(model, optimizer)
     for name, attention, path, keys in list(layers(surgery, PROJECTIONS, _Convolved)):
         if getattr(attention, "is_cross_attention", False):
-            continue  # tokens of another sequence are no neighbours of this one
+            continue  # the keys are tokens of another sequence, not neighbours
         looks_both_ways = path.endswith("BertSelfAttention")
         may_have_cache = path.endswith("GPT2Attention")
         surgery.mix_in(name, attention, _ConvolvedWithoutCache if may_have_cache else _Convolved)
@@ -74,15 +74,15 @@ def apply_attention_convolution(
 
 
 class Taps(nn.Module):
-    """A convolution of each channel by itself, along the sequence.
+    """A convolution of each channel alone, along the sequence.
 
     Args:
-        width: tokens that are mixed.
+        width: number of tokens that are mixed.
         channels: D.
-        first: how far back the nearest of them stands: 0 is the token itself, -1 the one after it.
+        first: how far back the last of them is: 0 is the token itself, -1 the one after it.
 
     Attributes:
-        weight: shape (width, D); row i is for the token that stands `first + i` back.
+        weight: shape (width, D); row i is for the token `first + i` back.
     """
 
     def __init__(self, width: int, channels: int, first: int = 0) -> None:
@@ -93,13 +93,13 @@ class Taps(nn.Module):
         self.weight = nn.Parameter(identity)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D); beyond the ends stand zeros."""
+        """Map (B, T, D) to (B, T, D); tokens beyond the ends count as zero."""
         mixed: Tensor = _Mix.apply(x_btd, self.weight.to(x_btd.dtype), self.first)  # type: ignore[no-untyped-call]
         return mixed
 
 
 class _Mix(torch.autograd.Function):
-    """The convolution, in half as many passes over memory as its gradient would take by itself."""
+    """The convolution, with a gradient in half as many passes over memory as autograd needs."""
 
     @staticmethod
     def forward(ctx: Any, x_btd: Tensor, weight: Tensor, first: int) -> Tensor:
@@ -133,11 +133,11 @@ def _neighbours(width: int, first: int, tokens: int) -> Iterator[tuple[int, slic
 
 
 class _Convolved:
-    """Marks attention whose projections are convolved."""
+    """Marks attention whose projections have convolutions."""
 
 
 class _ConvolvedWithoutCache(_Convolved):
-    """For attention of GPT-2, which may be given the keys and values of tokens before."""
+    """For GPT-2's attention, which may get the keys and values of earlier tokens."""
 
     layer_idx: int
 
@@ -151,7 +151,7 @@ class _ConvolvedWithoutCache(_Convolved):
 
 
 class _ThenTaps:
-    """For a projection: its output is convolved."""
+    """For a projection: a convolution of its output."""
 
     taps: Taps
 

@@ -27,19 +27,19 @@ ORIGINAL = (
     "translate_x",
     "translate_y",
 )
-"""The operations of the paper: those that do not resemble the corruptions it is measured on."""
+"""The paper's operations: none of them resembles the corruptions that the paper measures on."""
 
 
 class AugMix(Aspect):
-    """Mix each image with a mixture of chains of random operations on it.
+    """Mix each image with a mixture of copies, each changed by a chain of random operations.
 
     Attributes:
-        width: how many chains are mixed, at least 1. Default 3.
-        depth: the most operations in a chain, each of which draws its length from 1 to it; 0 to
-            change nothing. Default 3.
-        severity: the most that an operation may have, in [0, 10]. Default 3.
-        alpha: of the distributions of all shares, above 0; 1 is uniform. Default 1.0.
-        operations: names of those that are drawn from. Default: the nine of the paper.
+        width: number of chains that are mixed, at least 1. Default 3.
+        depth: the most operations in a chain. Each chain draws its length from 1 to `depth`; 0
+            changes nothing. Default 3.
+        severity: the largest severity of an operation, in [0, 10]. Default 3.
+        alpha: concentration of the distributions of all shares, above 0; 1 is uniform. Default 1.0.
+        operations: names of the operations to draw from. Default: the paper's nine.
         column: the column of images; None for the only one there is. Default None.
     """
 
@@ -85,17 +85,17 @@ def aug_mix(
     Args:
         images: shape (n, channels, height, width), uint8 in [0, 255] or floating in [0, 1].
         generator: of the CPU.
-        width: how many chains.
+        width: number of chains.
         depth: the most operations in a chain, at least 1; each draws its own length.
-        severity: the most that an operation may have, in [0, 10].
-        alpha: of the distributions, above 0.
+        severity: the largest severity of an operation, in [0, 10].
+        alpha: concentration of the distributions, above 0.
         operations: names from `raytrain_plus.algorithms.image_operations.OPERATIONS`.
 
     Returns:
         Images of the same shape and dtype.
 
     Raises:
-        AspectError: the images are of another type, or reach beyond [0, 1].
+        AspectError: the images have another dtype, or values outside [0, 1].
     """
     n = len(images)
     plain = to_unit(images)

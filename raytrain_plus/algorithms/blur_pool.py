@@ -18,16 +18,16 @@ _TAPS = (0.25, 0.5, 0.25)
 
 
 class BlurPool(Aspect):
-    """Blur where strided convolutions and poolings leave pixels out, against aliasing.
+    """Blur before strided convolutions and poolings skip pixels, against aliasing.
 
     Attributes:
         replace_convs: change `Conv2d` layers with a stride above 1. Default True.
         replace_maxpools: change `MaxPool2d` layers with a stride above 1. Default True.
-        blur_first: blur what enters a strided convolution, which leaves its own cost as it is;
-            False for the paper's order, in which the convolution is computed at every pixel and
-            its result blurred, several times as much work. Default True.
-        min_channels: convolutions with fewer input channels are left alone; the default spares the
-            one that sees the image. Default 8.
+        blur_first: blur the input of a strided convolution, whose own cost stays the same. False
+            for the paper's order: the convolution is computed at every pixel and its result is
+            blurred, which is several times as much work. Default True.
+        min_channels: convolutions with fewer input channels are left unchanged; the default
+            excludes the one that reads the image. Default 8.
     """
 
     replace_convs: bool = True
@@ -63,17 +63,18 @@ def apply_blur_pool(
     min_channels: int = 8,
     optimizer: Optimizer | None = None,
 ) -> Surgery:
-    """Let strided `Conv2d` and `MaxPool2d` layers of a model blur, in place.
+    """Make strided `Conv2d` and `MaxPool2d` layers of a model blur, in place.
 
-    Shapes of outputs stay. Left alone are poolings with `ceil_mode` or `return_indices`. Layers
-    that compute at every pixel and are strided by their blur show a `stride` of 1 until `undo`.
+    Output shapes stay the same. Poolings with `ceil_mode` or `return_indices` are left unchanged.
+    Layers that compute at every pixel, and whose blur has the stride, show a `stride` of 1 until
+    `undo`.
 
     Args:
         model: the model.
         replace_convs: change convolutions.
         replace_maxpools: change poolings: the maximum at every pixel, then the blur.
-        blur_first: blur before a strided convolution, not after an unstrided one.
-        min_channels: convolutions with fewer input channels are left alone.
+        blur_first: blur before a strided convolution, not after one without a stride.
+        min_channels: convolutions with fewer input channels are left unchanged.
         optimizer: may be left out; no parameter is added.
     """
     surgery = Surgery(model, optimizer)
@@ -91,7 +92,7 @@ def apply_blur_pool(
 def blur(images: Tensor, stride: int | Sequence[int] = 1) -> Tensor:
     """Filter each channel with the 3x3 binomial filter, and keep every `stride`-th pixel.
 
-    Beyond the edge the image counts as zero.
+    Pixels beyond the edge count as zero.
 
     Args:
         images: shape (n, channels, height, width), floating.
@@ -107,7 +108,7 @@ def blur(images: Tensor, stride: int | Sequence[int] = 1) -> Tensor:
 
 @functools.lru_cache(maxsize=256)
 def _filter(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # what is made in that mode can never be trained through
+    with torch.inference_mode(False):  # or training could not use it later
         taps = torch.tensor(_TAPS, dtype=dtype, device=device)
         return (taps[:, None] * taps).expand(channels, 1, 3, 3).contiguous()
 
@@ -139,8 +140,8 @@ class _BlurAfterMaxPool(_Blurred):
 
 def _blur_conv(surgery: Surgery, name: str, conv: nn.Conv2d, *, blur_first: bool) -> None:
     pointwise = conv.kernel_size == (1, 1) and conv.padding in ((0, 0), "valid")
-    # A filter of pixels and a mixture of channels may change places, and pixels that are left out
-    # need not be mixed. A bias would be blurred, and so dimmed at the edge: it may not.
+    # The blur and a 1x1 convolution commute, so the blur comes first and skipped pixels are not
+    # convolved. A bias does not commute: the blur would weaken it at the edge.
     if pointwise and (blur_first or conv.bias is None):
         _stride_by_blur(surgery, name, conv, _BlurBeforeConv)
     elif blur_first:

@@ -1,7 +1,7 @@
-"""Channels-last memory: the channels of a pixel stand side by side.
+"""Channels-last memory: the channels of a pixel are adjacent in memory.
 
-PyTorch, "Channels Last Memory Format in PyTorch" (tutorial). Convolutions of many devices, and of
-many CPUs, are faster on it, and the others are told by the strides.
+PyTorch, "Channels Last Memory Format in PyTorch" (tutorial). Convolutions are faster on it on many
+devices, many CPUs among them. Other operations follow the strides.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,17 @@ class ChannelsLast(Aspect):
     """Keep images, and the weights of two-dimensional convolutions, in channels-last memory.
 
     Attributes:
-        column: the batch's column of images; None for the only one of four dimensions.
+        column: the batch's column of images; None for the only one of four dimensions. Default
+            None.
     """
 
     column: str | None = None
 
-    # What other methods make of the model and of the images must be laid out too.
+    # What other methods add to the model and do to the images must be channels-last, too.
     runs_after: ClassVar[Sequence[str]] = ("*",)
 
     def fit(self, step: Step) -> Advice:
-        """Lay out the weights."""
+        """Put the weights into channels-last memory."""
         surgery = apply_channels_last(step.model, optimizer=step.optimizer)
         surgery.warn_if_unchanged(
             self.name, "parameters of four dimensions that are not in channels-last memory yet"
@@ -38,13 +39,13 @@ class ChannelsLast(Aspect):
         surgery.undo()
 
     def batch(self, step: Step) -> Advice:
-        """Lay out the images."""
+        """Put the images into channels-last memory."""
         column = image_column(step, self.column)
         step.batch[column] = in_channels_last(step.batch[column])
         yield
 
     def update(self, step: Step) -> Advice:
-        """Lay out the gradients as their parameters, so that the optimizer's state is too."""
+        """Give gradients their parameters' layout, so that the optimizer's state gets it, too."""
         for parameter in step.model.parameters():
             if parameter.ndim == 4 and parameter.grad is not None:
                 parameter.grad = in_channels_last(parameter.grad)
@@ -52,9 +53,9 @@ class ChannelsLast(Aspect):
 
 
 def apply_channels_last(model: nn.Module, *, optimizer: Optimizer | None = None) -> Surgery:
-    """Lay out all parameters of four dimensions of a model in channels-last memory.
+    """Put all four-dimensional parameters of a model into channels-last memory.
 
-    They stay the same `Parameter`s with the same values.
+    They stay the same `Parameter` objects with the same values.
 
     Args:
         model: the model.
@@ -75,7 +76,7 @@ def apply_channels_last(model: nn.Module, *, optimizer: Optimizer | None = None)
 def in_channels_last(tensor: Tensor) -> Tensor:
     """Return a tensor of shape (n, channels, height, width) in channels-last memory.
 
-    It is the tensor itself where that is so already.
+    A tensor that is in channels-last memory already is returned itself.
     """
     return tensor.contiguous(memory_format=torch.channels_last)
 

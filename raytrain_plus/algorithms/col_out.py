@@ -25,7 +25,7 @@ class ColOut(Aspect):
     column: str | None = None
 
     def batch(self, step: Step) -> Advice:
-        """Drop them, unless it would be less than one of each."""
+        """Drop rows and columns, at least one of them."""
         column = image_column(step, self.column)
         before = step.batch[column]
         after = col_out(before, step.generator(self), rows=self.rows, columns=self.columns)
@@ -43,11 +43,11 @@ def col_out(
     Args:
         images: shape (n, channels, height, width), of any dtype.
         generator: of the CPU.
-        rows: the fraction of rows that is dropped, in [0, 1), rounded down to whole ones.
+        rows: the fraction of rows that is dropped, in [0, 1), rounded down to whole rows.
         columns: likewise.
 
     Returns:
-        Images of shape (n, channels, kept rows, kept columns); the same tensor where all are kept.
+        Images of shape (n, channels, kept rows, kept columns); the same tensor if all are kept.
     """
     n, _, height, width = images.shape
     kept = [side - int(share * side + 1e-9) for side, share in ((height, rows), (width, columns))]

@@ -1,4 +1,4 @@
-"""Finding the columns of a batch that a method is for."""
+"""Finding the column of a batch that holds images."""
 
 from torch import Tensor
 
@@ -9,11 +9,11 @@ def image_column(step: Step, column: str | None) -> str:
     """Return the name of the column of images, tensors of shape (n, channels, height, width).
 
     Args:
-        step: whose batch is looked at.
-        column: the one to take; None for the only one of that shape other than the target.
+        step: the step whose batch is searched.
+        column: the column's name; None for the only one of that shape, the target excluded.
 
     Raises:
-        AspectError: there is none, or there are several.
+        AspectError: there is no such column, or there are several.
     """
     shapes = {n: tuple(v.shape) for n, v in step.batch.items() if isinstance(v, Tensor)}
     found = [name for name, s in shapes.items() if len(s) == 4 and name != step.target]

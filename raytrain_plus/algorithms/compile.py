@@ -24,26 +24,27 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class Compile(Aspect):
-    """Compile the model's forward and backward with `torch.compile`, when they are first run.
+    """Compile the model's forward and backward with `torch.compile` when they first run.
 
     Attributes:
-        cache: the folder for compiled code, for all workers of a node. None for the environment's
-            TORCHINDUCTOR_CACHE_DIR, or else PyTorch's own, one per user of a node.
-        processes: compilers that a worker runs at the same time. Each holds an imported PyTorch,
-            and workers of one node share what they compile. Default 1: the worker itself.
-        versions: how many different shapes, modes and settings of one function may be compiled;
-            the next is an error. Default 64.
+        cache: the folder for compiled code, for all workers of a node. None for the environment
+            variable TORCHINDUCTOR_CACHE_DIR, or else PyTorch's default, one per user of a node.
+            Default None.
+        processes: number of compilers that a worker runs at the same time. Each one imports
+            PyTorch. Workers of one node share what they compile. Default 1: the worker itself.
+        versions: number of different shapes, modes and settings for which one function may be
+            compiled; one more is an error. Default 64.
     """
 
     cache: str | None = None
     processes: int = Field(default=1, ge=1)
     versions: int = Field(default=64, ge=1)
 
-    # Innermost: what is compiled is the model as all others have changed it.
+    # Innermost: the model is compiled as all other aspects have changed it.
     runs_after: ClassVar[Sequence[str]] = ("*",)
 
     def fit(self, step: Step) -> Advice:
-        """Have the model compiled; the plain one is not."""
+        """Make the model compile itself; the plain model does not."""
         check_compiler(next(step.model.parameters()).device)
         surgery = apply_compile(step.model, cache=self.cache, processes=self.processes)
         yield
@@ -61,12 +62,12 @@ class Compile(Aspect):
 
 
 def apply_compile(model: nn.Module, *, cache: str | None = None, processes: int = 1) -> Surgery:
-    """Let a model compile itself when it is first called; names and parameters stay.
+    """Make a model compile itself when it is first called; names and parameters stay the same.
 
     Args:
         model: the model.
-        cache: the folder for compiled code; None for that of the environment.
-        processes: compilers to run at the same time.
+        cache: the folder for compiled code; None for the environment's.
+        processes: number of compilers that run at the same time.
 
     Returns:
         What was done, and can be undone.
@@ -77,9 +78,9 @@ def apply_compile(model: nn.Module, *, cache: str | None = None, processes: int 
         os.environ[CACHE] = str(Path(cache).expanduser().resolve())
         surgery.on_undo(lambda: _set_environment(CACHE, before))
     compiled = model._compiled_call_impl  # noqa: SLF001 - there is no public way back
-    # Static shapes: with automatic ones the second shape that a process sees is compiled for any
-    # shape, so that its code, and bits, follow from what it has seen; a newcomer has seen less.
-    # Deterministic: code is chosen by rules, and never by which was faster in a measurement.
+    # Static shapes: with automatic dynamic shapes, a process compiles the second shape that it sees
+    # for all shapes. Its code, and so its bits, would depend on what it has seen, and a newcomer
+    # has seen less. Deterministic: code is chosen by rules, never by measured speed.
     model.compile(dynamic=False, options={"deterministic": True, "compile_threads": processes})
 
     def undo() -> None:
@@ -92,10 +93,11 @@ def apply_compile(model: nn.Module, *, cache: str | None = None, processes: int 
 
 @contextmanager
 def at_most(versions: int) -> Iterator[None]:
-    """Raise an error where more than so many versions of a function would be compiled.
+    """Raise an error instead of compiling more versions of a function than this.
 
-    PyTorch would go on without compiling, which gives other bits, on those workers alone that have
-    seen so many. Its settings hold for one thread, hence around each use.
+    PyTorch would continue without compiling. That gives other bits, and only on the workers that
+    have seen as many versions. PyTorch's settings hold for one thread, so they are set around each
+    use.
     """
     from torch._dynamo import config  # noqa: PLC0415 - slow to import, and not needed by others
 
@@ -108,10 +110,10 @@ def at_most(versions: int) -> Iterator[None]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse a machine on which nothing can be compiled.
+    """Refuse a machine that cannot compile.
 
     Raises:
-        AspectError: there is no C++ compiler, which code for the CPU needs.
+        AspectError: there is no C++ compiler; code for the CPU needs one.
     """
     wanted = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and shutil.which(wanted) is None:

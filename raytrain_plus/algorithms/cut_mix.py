@@ -12,14 +12,14 @@ from raytrain_plus.algorithms.labels import Mixing, loss_of_mixed
 
 
 class CutMix(Aspect):
-    """Paste a box of another image into each, and mix the labels by area.
+    """Paste a box of another image into each image, and mix the labels by area.
 
-    Partners are of the same logical rank's part. The task's loss must accept class probabilities,
-    as `torch.nn.functional.cross_entropy` does.
+    Partners come from the same logical rank's part. The task's loss must accept class
+    probabilities, as `torch.nn.functional.cross_entropy` does.
 
     Attributes:
-        alpha: of the Beta distribution of the shares, at least 0: the smaller, the closer the box
-            is to nothing or to all of the image; 0 pastes nothing. Default 1.0.
+        alpha: parameter of the Beta distribution of the shares, at least 0. The smaller it is, the
+            closer each box is to nothing or to the whole image; 0 pastes nothing. Default 1.0.
         column: the column of images; None for the only one there is. Default None.
     """
 
@@ -38,19 +38,19 @@ class CutMix(Aspect):
         yield
 
     def loss(self, step: Step) -> Advice:
-        """Mix the labels for the loss alone."""
+        """Mix the labels, for the loss only."""
         return loss_of_mixed(step, step.notes.get(self.name))
 
 
 def cut_mix(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Mixing]:
-    """Paste into each image a box of a random partner, at the same place.
+    """Paste a box of a random partner into each image, at the same place.
 
-    The share that is kept is drawn per sample from Beta(alpha, alpha); the box has the image's
-    proportions, a uniformly random centre, and is cut at the borders.
+    The share that is kept is drawn per sample from Beta(alpha, alpha). The box has the image's
+    proportions and a uniformly random centre, and is cut at the borders.
 
     Args:
         images: shape (n, channels, height, width), of any dtype.
-        alpha: of the Beta distribution, above 0.
+        alpha: parameter of the Beta distribution, above 0.
         generator: of the CPU.
 
     Returns:

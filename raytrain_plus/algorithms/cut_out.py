@@ -13,10 +13,10 @@ class CutOut(Aspect):
     """Paint over squares of each image.
 
     Attributes:
-        holes: squares per image, at least 1. Default 1.
+        holes: number of squares per image, at least 1. Default 1.
         length: the squares' side as a fraction of the image's shorter side, in [0, 1]; 0 paints
             nothing. Default 0.5.
-        fill: what is painted, in [0, 1] from black to white. Default 0.
+        fill: brightness of the squares, from 0 (black) to 1 (white). Default 0.
         column: the column of images; None for the only one there is. Default None.
     """
 
@@ -52,14 +52,14 @@ def cut_out(
 ) -> Tensor:
     """Paint over squares of each image, their centres at uniformly random pixels.
 
-    What stands out over the border is cut, as in the paper: a square may cover less than its area.
+    As in the paper, squares are cut at the borders, so that one may cover less than its area.
 
     Args:
         images: shape (n, channels, height, width), integers in [0, 255] or floating in [0, 1].
         generator: of the CPU.
-        holes: squares per image.
-        length: their side as a fraction of the shorter side of the image; at least one pixel.
-        fill: what is painted, in [0, 1] from black to white.
+        holes: number of squares per image.
+        length: the squares' side as a fraction of the image's shorter side; at least one pixel.
+        fill: brightness of the squares, from 0 (black) to 1 (white).
 
     Returns:
         Images of the same shape and dtype.

@@ -19,14 +19,15 @@ class EMA(WeightAveraging):
     """Evaluate and export a moving average of the weights; the training itself is unchanged.
 
     Trainable parameters and running statistics (BatchNorm's) are averaged. Other buffers keep their
-    present values. Before `start` there is no average, and the live weights are evaluated.
+    current values. Before `start` there is no average, and the live weights are evaluated.
 
     Attributes:
-        half_life: after how long a value counts half in the average. Default "100ba".
-        smoothing: the average's share in its own next value, in [0, 1), instead of a half life.
+        half_life: time after which a value counts half in the average. Default "100ba", 100 steps.
+        smoothing: the weight of the old average in the new one, in [0, 1); replaces `half_life`.
             Default None.
-        update_interval: from one update of the average to the next. Default "1ba", every step.
-        start: when the average begins, with the weights of that moment. Default "0dur".
+        update_interval: time between two updates of the average. Default "1ba", every step.
+        start: when the average starts, with the weights of that moment. Default "0dur", the run's
+            first step.
     """
 
     conflicts_with = ("SWA",)
@@ -37,7 +38,7 @@ class EMA(WeightAveraging):
     start: Time = "0dur"
 
     def update(self, step: Step) -> Advice:
-        """Move the average towards the weights that the optimizer leaves."""
+        """Move the average towards the weights that the optimizer has set."""
         if not due(step.clock, step.number + 1, self.start, self.update_interval):
             return
         yield
@@ -59,14 +60,14 @@ def update_ema(averages: Mapping[str, Tensor], model: nn.Module, smoothing: floa
 
     Args:
         averages: by name, from `weight_averaging.begin_average(model)`.
-        model: whose values are averaged.
-        smoothing: in [0, 1]; 0 makes the averages the present values.
+        model: the model whose values are averaged.
+        smoothing: in [0, 1]; 0 sets the averages to the current values.
     """
     move_average(averages, model, 1.0 - smoothing)
 
 
 def smoothing_of(half_life: float, interval: float = 1) -> float:
-    """Return the smoothing with which a value counts half after `half_life` steps.
+    """Return the smoothing for which a value counts half after `half_life` steps.
 
     Args:
         half_life: in steps, above zero.

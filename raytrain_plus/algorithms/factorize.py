@@ -1,8 +1,8 @@
 """Low-rank factorisation of linear layers and convolutions.
 
-Two thin layers in the place of a thick one: Denton, Zaremba, Bruna, LeCun, Fergus 2014, "Exploiting
-Linear Structure Within Convolutional Networks for Efficient Evaluation" (arXiv 1404.0736), and
-Jaderberg, Vedaldi, Zisserman 2014 (arXiv 1405.3866). As a training method after Composer.
+Two thin layers replace a thick one: Denton, Zaremba, Bruna, LeCun, Fergus 2014, "Exploiting Linear
+Structure Within Convolutional Networks for Efficient Evaluation" (arXiv 1404.0736), and Jaderberg,
+Vedaldi, Zisserman 2014 (arXiv 1405.3866). As a training method it follows MosaicML's Composer.
 """
 
 from collections import Counter
@@ -21,19 +21,19 @@ from raytrain_plus.algorithms.surgery import Surgery
 
 
 class Factorize(Aspect):
-    """Replace the weight of large layers by the product of two thin ones, where that saves work.
+    """Replace the weights of large layers with products of two thin ones, where that saves work.
 
     Attributes:
-        rank: below 1, a share of the smaller of a layer's input and output features; from 1 on, a
-            number of features. Default 0.25.
-        min_features: layers with fewer input or output features (channels) are left alone.
+        rank: below 1, a fraction of a layer's input or output features, whichever are fewer; from 1
+            on, a number of features. Default 0.25.
+        min_features: layers with fewer input or output features (channels) are left unchanged.
             Default 512.
     """
 
     rank: float = Field(default=0.25, gt=0)
     min_features: int = Field(default=512, ge=2)
 
-    # A layer that another method computes its own way is left alone; so they must come first.
+    # Layers that another method has changed are skipped, so such methods run first.
     runs_after: ClassVar[Sequence[str]] = ("BlurPool",)
     conflicts_with: ClassVar[Sequence[str]] = ("WeightStandardization",)
 
@@ -44,7 +44,7 @@ class Factorize(Aspect):
         return rank
 
     def fit(self, step: Step) -> Advice:
-        """Factorise; the plain model is given the product as its weight."""
+        """Factorise; in the plain model the weight is the product."""
         surgery = apply_factorization(
             step.model,
             rank=self.rank,
@@ -67,17 +67,17 @@ def apply_factorization(
     min_features: int = 512,
     optimizer: Optimizer | None = None,
 ) -> Surgery:
-    """Replace the weights of large `Linear` and `Conv2d` layers by two factors, in place.
+    """Replace the weights of large `Linear` and `Conv2d` layers with two factors, in place.
 
-    A layer's `weight` makes way for `weight_in`, to `rank` features, and `weight_out`, from there;
-    reading `weight` gives their product. What the layer computes stays as near as the rank allows.
-    Left alone are layers that it would not make cheaper, that are frozen, grouped, or share their
-    weight with another module, and subclasses that compute something else.
+    A layer's `weight` is replaced by `weight_in`, which maps to `rank` features, and `weight_out`,
+    which maps from them. Reading `weight` gives their product, at first the one nearest to the old
+    weight. Left unchanged are layers that would not become cheaper, that are frozen, grouped, or
+    share their weight with another module, and subclasses that compute something else.
 
     Args:
         model: the model.
-        rank: below 1, a share of the smaller of a layer's input and output features; from 1 on, a
-            number of features.
+        rank: below 1, a fraction of a layer's input or output features, whichever are fewer; from 1
+            on, a number of features.
         min_features: the fewest input and output features of a layer that is changed.
         optimizer: trains the factors in the parameter group of the weight.
 
@@ -85,7 +85,7 @@ def apply_factorization(
         What was done; its `undo` multiplies the factors.
 
     Raises:
-        AspectError: the rank is neither a share nor a number.
+        AspectError: the rank is neither a fraction nor a whole number.
     """
     try:
         _check_rank(rank)
@@ -119,8 +119,8 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         rank: features between the two.
 
     Returns:
-        The weight to `rank` features, shape (rank, before, ...), and the one from there, shape
-        (after, rank, 1, ...). Both have the same scale.
+        The weight that maps to `rank` features, shape (rank, before, ...), and the one that maps
+        from them, shape (after, rank, 1, ...). Both have the same scale.
     """
     # In float64 on the CPU: exact enough for every dtype, and the same on every device.
     u, s, v = torch.linalg.svd(weight.double().cpu().flatten(1), full_matrices=False)
@@ -131,7 +131,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 class _Factorized:
-    """A layer with two factors in the place of its weight."""
+    """A layer with two factors instead of its weight."""
 
     weight_in: nn.Parameter
     weight_out: nn.Parameter
@@ -139,7 +139,7 @@ class _Factorized:
 
     @property
     def weight(self) -> Tensor:
-        """The product, for code that reads the weight."""
+        """The product of the factors, for code that reads the weight."""
         inner = self.weight_in
         return (self.weight_out.flatten(1) @ inner.flatten(1)).reshape(-1, *inner.shape[1:])
 
@@ -151,7 +151,7 @@ class _FactorizedLinear(_Factorized):
 
 class _FactorizedConv2d(_Factorized):
     def forward(self, x: Tensor) -> Tensor:
-        # The layer's own way, for its stride, padding, dilation and padding mode.
+        # The layer's own method handles its stride, padding, dilation and padding mode.
         thin = self._conv_forward(x, self.weight_in, None)  # type: ignore[attr-defined]
         return functional.conv2d(thin, self.weight_out, self.bias)
 
@@ -159,13 +159,13 @@ class _FactorizedConv2d(_Factorized):
 def _check_rank(rank: float) -> None:
     if rank <= 0 or (rank >= 1 and rank != int(rank)):
         raise ValueError(
-            f"rank {rank} is neither a share of the features, above 0 and below 1, nor a whole "
+            f"rank {rank} is neither a fraction of the features, above 0 and below 1, nor a whole "
             "number of them: write 0.25 or 64"
         )
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Say whether a layer computes what its class in PyTorch does, through its own call."""
+    """Return whether a layer computes what its PyTorch class does, through its own call."""
     kind = type(layer)
     if isinstance(layer, nn.Conv2d):
         return (
@@ -173,7 +173,7 @@ def _is_plain(layer: nn.Module) -> bool:
             and kind._conv_forward is nn.Conv2d._conv_forward  # type: ignore[attr-defined]  # noqa: SLF001
             and layer.groups == 1
         )
-    # nn.MultiheadAttention reads the weight of this one and never calls it.
+    # nn.MultiheadAttention reads this layer's weight and never calls the layer.
     attention = isinstance(layer, NonDynamicallyQuantizableLinear)
     return kind.forward is nn.Linear.forward and not attention
 

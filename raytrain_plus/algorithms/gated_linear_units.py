@@ -14,17 +14,18 @@ from raytrain_plus.algorithms.transformer_layers import FEED_FORWARD, layers
 
 
 class GatedLinearUnits(Aspect):
-    """Multiply the hidden layer of each feed-forward by a linear gate of its input.
+    """Multiply each feed-forward's hidden layer by a gate, a linear function of its input.
 
-    The hidden layer keeps its width, so that a feed-forward has half as many parameters again; to
+    The hidden layer keeps its width, so that a feed-forward has 1.5 times as many parameters. To
     compare at equal size, give the model's hidden layers two thirds of their width.
 
     Attributes:
-        std: standard deviation of the gate's initial weights; its bias begins at 1, so that at 0
-            the model begins as the one without gates. Default 0.02.
+        std: standard deviation of the gate's initial weights. Its bias starts at 1; with a `std` of
+            0 the model starts as the one without gates. Default 0.02.
     """
 
-    runs_before = ("Factorize",)  # a gate is made like the layer next to it, not like its factors
+    # A gate is shaped like the layer next to it, not like that layer's factors.
+    runs_before = ("Factorize",)
 
     std: float = Field(default=0.02, ge=0, le=1)
 
@@ -53,8 +54,8 @@ def apply_gated_linear_units(
     Args:
         model: GPT of this package, or GPT-2 or BERT of `transformers`.
         std: standard deviation of the gates' weights; their bias is 1. Default 0.02.
-        generator: on the CPU, of the gates' weights; None for torch's global one.
-        optimizer: is given the gates, in the parameter group of the layer `up`.
+        generator: draws the gates' weights, on the CPU; None for torch's global one.
+        optimizer: gets the gates, in the parameter group of the layer `up`.
 
     Raises:
         AspectError: the optimizer does not train a layer that gets a gate.
@@ -71,14 +72,14 @@ def apply_gated_linear_units(
 
 
 def _sizes(linear: nn.Module) -> tuple[int, int]:
-    """Return the channels that go in and out; GPT-2's linear layers lie transposed."""
+    """Return the numbers of input and output channels; GPT-2's weights are transposed."""
     weight: Any = linear.weight
     first, second = weight.shape
     return (second, first) if isinstance(linear, nn.Linear) else (first, second)
 
 
 class _Gated:
-    """What a feed-forward and its kinds of gates have in common."""
+    """The base of all feed-forwards with a gate."""
 
     gate: nn.Linear
 

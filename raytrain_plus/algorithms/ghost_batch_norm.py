@@ -14,10 +14,11 @@ _KINDS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchN
 class GhostBatchNorm(Aspect):
     """Normalise over small groups of samples, whatever the size of the batch.
 
-    A logical rank's part of a batch is normalised by itself in any case; this divides it further.
+    Each logical rank normalises its part of a batch alone in any case; this divides the part
+    further.
 
     Attributes:
-        size: samples of a ghost batch, at least. Default 32.
+        size: the fewest samples of a ghost batch. Default 32.
     """
 
     size: int = Field(default=32, ge=1)
@@ -33,15 +34,15 @@ class GhostBatchNorm(Aspect):
 def apply_ghost_batch_norm(
     model: nn.Module, *, size: int = 32, optimizer: Optimizer | None = None
 ) -> Surgery:
-    """Let the batch normalisations of a model normalise ghost batches, in place.
+    """Make the batch normalisations of a model normalise ghost batches, in place.
 
-    In training only, and only where a batch holds two ghost batches or more. As in the paper, the
-    running statistics take in one ghost batch after the other, each with the layer's momentum; so
-    one step moves them further than it would without.
+    This holds in training only, and only if a batch has at least two ghost batches. As in the
+    paper, each ghost batch in turn updates the running statistics with the layer's momentum, so
+    that one step moves them further than without ghost batches.
 
     Args:
         model: the model.
-        size: samples of a ghost batch, at least.
+        size: the fewest samples of a ghost batch.
         optimizer: may be left out; no parameter is added.
     """
     surgery = Surgery(model, optimizer)

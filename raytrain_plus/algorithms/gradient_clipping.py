@@ -22,9 +22,9 @@ class GradientClipping(Aspect):
 
     Attributes:
         norm: for kind "norm", the largest allowed 2-norm of all gradients together. Default 1.0.
-        kind: "norm" scales the whole gradient down when its global norm is above `norm`; "value"
-            cuts each element off at `value`; "adaptive" scales the gradient of each unit down when
-            its norm is above `ratio` times that of the unit's weights. Default "norm".
+        kind: "norm" scales the whole gradient down if its global norm is above `norm`; "value"
+            clips each element to [-`value`, `value`]; "adaptive" scales the gradient of each unit
+            down if its norm is above `ratio` times the norm of the unit's weights. Default "norm".
         value: for kind "value", the largest allowed absolute value. Default 1.0.
         ratio: for kind "adaptive", the largest allowed ratio of norms. Default 0.01.
     """
@@ -73,8 +73,8 @@ def clip_by_global_norm(gradients: Sequence[Tensor], norm: float) -> Tensor:
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the 2-norm of all tensors together, a scalar tensor.
 
-    It is computed on a fixed grid of blocks of each tensor, so that it does not depend on how the
-    tensors may be cut into shards.
+    It is computed over fixed blocks of each tensor, so that it does not depend on how the tensors
+    are cut into shards.
     """
     blocks = [block for t in tensors if t.numel() for block in torch.split(t.reshape(-1), _BLOCK)]
     norms = torch._foreach_norm(blocks)  # noqa: SLF001 - one call for all blocks
@@ -83,7 +83,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def clip_by_value(gradients: Sequence[Tensor], value: float) -> None:
-    """Cut each element of the gradients off at `value` and `-value`, in place."""
+    """Clip each element of the gradients to [-`value`, `value`], in place."""
     for gradient in gradients:
         gradient.clamp_(-value, value)
 
@@ -94,14 +94,15 @@ def clip_adaptively(
 ) -> None:
     """Scale each unit's gradient in place so that its norm is at most `ratio` times its weights'.
 
-    A unit is what feeds one output: a row of a matrix, a filter of a convolution, in general one
-    index of the first dimension; a vector or a scalar is one unit.
+    A unit is the weights of one output: a row of a matrix, a filter of a convolution, in general
+    one index of the first dimension. A vector or a scalar is one unit.
 
     Args:
         parameters: the weights.
         gradients: one of each parameter's shape.
         ratio: the largest allowed ratio of the norms, above zero; 0.01 to 0.08 in the paper.
-        floor: the norm of weights that are smaller, so that zeros can be left. Default 1e-3.
+        floor: the least norm that weights count with, so that weights of zero can change. Default
+            1e-3.
     """
     for parameter, gradient in zip(parameters, gradients, strict=True):
         allowed = ratio * _unit_norms(parameter).clamp(min=floor)

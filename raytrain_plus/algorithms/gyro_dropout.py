@@ -17,18 +17,20 @@ from raytrain_plus.seeds import seed_for
 
 
 class GyroDropout(Aspect):
-    """Train few subnetworks for long, where dropout trains very many for one step each.
+    """Train few subnetworks for many steps; dropout trains very many for one step each.
 
-    The run has `sigma` subnetworks: which features are dropped in each is settled from the
-    beginning. In a round `tau` of them are trained at the same time, each on its share of the
-    samples of every batch; then come the next. All have had their turn before any has the next one.
+    The run has `sigma` subnetworks. The features that each of them drops are fixed from the start.
+    A round trains `tau` of them at the same time, each on its share of the samples of every batch.
+    The next round trains the next `tau`. No subnetwork is trained again before all have been
+    trained.
 
     Attributes:
-        sigma: how many subnetworks there are. Default 256.
-        tau: how many of them are trained at a time; it divides `sigma`. Default 16.
-        p: the share of features that is dropped, in (0, 1). None for what each `Dropout` has.
+        sigma: number of subnetworks. Default 256.
+        tau: number of subnetworks that a round trains; must divide `sigma`. Default 16.
+        p: the fraction of features that is dropped, in (0, 1). None for each `Dropout`'s own.
+            Default None.
         interval: how long a round lasts. None, as in the paper, for `tau / sigma` of the run, so
-            that each subnetwork is trained in one round.
+            that each subnetwork is trained in one round. Default None.
     """
 
     sigma: int = Field(default=256, ge=1)
@@ -42,7 +44,7 @@ class GyroDropout(Aspect):
         return self
 
     def fit(self, step: Step) -> Advice:
-        """Give every `Dropout` its subnetworks."""
+        """Give each `Dropout` its subnetworks."""
         surgery = apply_gyro_dropout(step.model, _draw_seed(step.generator(self)), p=self.p)
         surgery.warn_if_unchanged(self.name, "Dropout layers with a rate between 0 and 1")
         yield
@@ -55,7 +57,8 @@ class GyroDropout(Aspect):
             return
         rows = len(next(iter(step.batch.values())))
         chosen = subnetworks_of_round(self._round(step), self.sigma, self.tau, layers[0].pool)
-        # Parts take turns where the one before ended, so that small parts together use them all.
+        # Each part starts with the subnetwork after the previous part's last one, so that small
+        # parts together use them all.
         first = step.logical_rank * rows % self.tau
         before = [layer.chosen for layer in layers]
         try:
@@ -73,20 +76,20 @@ class GyroDropout(Aspect):
 
 
 def apply_gyro_dropout(model: nn.Module, seed: int, *, p: float | None = None) -> Surgery:
-    """Let every `nn.Dropout` drop what the chosen subnetworks drop, in place.
+    """Make each `nn.Dropout` drop what the chosen subnetworks drop, in place.
 
-    Until `choose_subnetworks` has chosen, they are plain dropout.
+    Until `choose_subnetworks` is called, the layers are plain dropout.
 
     Args:
         model: the model.
-        seed: settles what each subnetwork drops.
-        p: the share of features to drop, in (0, 1); None for what each layer has.
+        seed: determines what each subnetwork drops.
+        p: the fraction of features to drop, in (0, 1); None for each layer's own.
 
     Returns:
         What was done, and can be undone.
 
     Raises:
-        AspectError: `p` is no share.
+        AspectError: `p` is not in (0, 1).
     """
     if p is not None and not 0 < p < 1:
         raise AspectError(f"p is {p}, and must be above 0 and below 1: write 0.5")
@@ -101,17 +104,17 @@ def apply_gyro_dropout(model: nn.Module, seed: int, *, p: float | None = None) -
                 place=name,
                 rate=layer.p if p is None else p,
                 chosen=(),
-                # Compiled, a choice would be a constant, and each step another program.
+                # A compiler would treat the choice as a constant and compile again at each step.
                 drop=torch.compiler.disable(_drop),  # type: ignore[no-untyped-call]
             )
     return surgery
 
 
 def choose_subnetworks(model: nn.Module, chosen: Sequence[int]) -> None:
-    """Let sample i of the following batches train the subnetwork `chosen[i % len(chosen)]`.
+    """Make sample i of the following batches train the subnetwork `chosen[i % len(chosen)]`.
 
     Args:
-        model: to which gyro dropout has been applied.
+        model: a model with gyro dropout.
         chosen: numbers of subnetworks, from 0; none for plain dropout.
     """
     for layer in gyro_layers(model):
@@ -122,10 +125,10 @@ def subnetworks_of_round(number: int, sigma: int, tau: int, seed: int) -> list[i
     """Return which `tau` of `sigma` subnetworks are trained in a round.
 
     Args:
-        number: of the round, from 0; after `sigma / tau` rounds all have been trained.
-        sigma: how many there are.
-        tau: how many are trained at a time.
-        seed: of the order in which they are.
+        number: the round's number, from 0; after `sigma / tau` rounds all have been trained.
+        sigma: number of subnetworks.
+        tau: number of subnetworks that a round trains.
+        seed: determines the order.
 
     Raises:
         AspectError: `tau` does not divide `sigma`.
@@ -141,18 +144,18 @@ def subnetworks_of_round(number: int, sigma: int, tau: int, seed: int) -> list[i
 
 
 def gyro_layers(model: nn.Module) -> list["_GyroDropout"]:
-    """Return the layers of gyro dropout in a model."""
+    """Return a model's layers of gyro dropout."""
     return [module for module in model.modules() if isinstance(module, _GyroDropout)]
 
 
 class _GyroDropout:
-    """A `Dropout` that drops what its sample's subnetwork drops.
+    """A `Dropout` that drops what each sample's subnetwork drops.
 
     Attributes:
         pool, place: the seed of all subnetworks, and this layer's name.
-        rate: the share of features that is dropped.
-        chosen: the subnetworks in use, of which the samples take turns.
-        drop: what is done in training.
+        rate: the fraction of features that is dropped.
+        chosen: the subnetworks in use; the samples use them in turn.
+        drop: computes the output in training.
     """
 
     training: bool
@@ -176,7 +179,7 @@ def _drop(layer: _GyroDropout, x: Tensor) -> Tensor:
 
 
 def _mask(layer: _GyroDropout, subnetwork: int, like: Tensor) -> Tensor:
-    """Return what a subnetwork multiplies the features of one sample by: 0, or 1 / (1 - p)."""
+    """Return a subnetwork's factors for the features of one sample: 0 or 1 / (1 - p)."""
     seed = seed_for(layer.pool, f"gyro dropout {layer.place}", subnetwork)
     generator = torch.Generator(like.device).manual_seed(seed)
     drawn = torch.rand(like.shape[1:], generator=generator, device=like.device)

@@ -1,9 +1,9 @@
 """Operations on images for RandAugment and AugMix, each with a strength of its own per sample.
 
-All are on tensors of shape (k, channels, height, width) in [0, 1]. Their ranges are those of
-AutoAugment (Cubuk et al. 2018, arXiv 1805.09501), and of AugMix for shifts, at the largest level. A
-strength lies in [-1, 1]: its size says how much and its sign which way; at 0 an operation changes
-nothing, except autocontrast and equalize, which have no strength.
+They work on tensors of shape (k, channels, height, width) in [0, 1]. A strength is in [-1, 1]: its
+size is the amount, its sign the direction. At 0 an operation changes nothing, except autocontrast
+and equalize, which have no strength. At 1 or -1 an operation has the largest level of AutoAugment
+(Cubuk et al. 2018, arXiv 1805.09501), and shifts have that of AugMix.
 """
 
 import math
@@ -19,7 +19,7 @@ from raytrain_plus.algorithms.aspect import AspectError
 
 _MOST_DEGREES = 30
 _MOST_SHEAR = 0.3
-_MOST_SHIFT = 1 / 3  # of the side
+_MOST_SHIFT = 1 / 3  # as a fraction of the side
 _MOST_BLENDING = 0.9
 _MOST_BITS_DROPPED = 4
 _LEVELS = 256
@@ -33,7 +33,7 @@ def to_unit(images: Tensor) -> Tensor:
         images: uint8 in [0, 255], or floating in [0, 1], of any shape.
 
     Raises:
-        AspectError: they are of another type, or reach beyond [0, 1].
+        AspectError: they have another dtype, or values outside [0, 1].
     """
     if images.dtype == torch.uint8:
         return images.float() / 255
@@ -47,7 +47,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def from_unit(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return images in [0, 1] as the type that `to_unit` was given."""
+    """Return images in [0, 1] in the dtype that `to_unit` got."""
     return (images * 255).round().to(dtype) if dtype == torch.uint8 else images.to(dtype)
 
 
@@ -58,13 +58,13 @@ def apply_operations(
 
     Args:
         images: shape (n, channels, height, width), floating in [0, 1].
-        chosen: for each image a place in `operations`, shape (n,), on the CPU; an image whose place
-            is -1 stays as it is.
+        chosen: for each image an index into `operations`, shape (n,), on the CPU; -1 leaves the
+            image unchanged.
         strength: in [-1, 1], shape (n,), on the CPU.
         operations: names from `OPERATIONS`.
 
     Returns:
-        Images of the same shape and type, in [0, 1].
+        Images of the same shape and dtype, in [0, 1].
     """
     changed = images.clone()
     warped, matrices = [], []
@@ -86,18 +86,18 @@ def apply_operations(
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Move pixels by affine maps, bilinearly; what comes from outside is black.
+    """Move pixels by affine maps, with bilinear interpolation; pixels from outside are black.
 
     Args:
         images: shape (k, channels, height, width).
-        matrices: from places in the result to places in the image, both in [-1, 1] as (x, y, 1),
-            shape (k, 2, 3).
+        matrices: map positions in the result to positions in the image, both in [-1, 1] as (x, y,
+            1); shape (k, 2, 3).
     """
     grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-# -- of places
+# -- geometric
 
 
 def _matrix(strength: Tensor, *entries: Tensor | float) -> Tensor:
@@ -127,7 +127,7 @@ def _translate_y(strength: Tensor, _: float) -> Tensor:
     return _matrix(strength, 1.0, 0.0, 0.0, 0.0, 1.0, 2 * _MOST_SHIFT * strength)
 
 
-# -- of pixels
+# -- of pixel values
 
 
 def _identity(images: Tensor, _: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def _contrast(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
-    """Go away from, or towards, the image smoothed by 3x3 ones with a 5 in the middle."""
+    """Interpolate to or extrapolate from the image smoothed by 3x3 ones with a 5 in the middle."""
     if min(images.shape[2:]) < 3:
         return images
     inner = (..., slice(1, -1), slice(1, -1))
@@ -231,4 +231,4 @@ def _known(operations: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Operations = Annotated[tuple[str, ...], AfterValidator(_known)]
-"""The setting of an aspect that says which operations it draws from."""
+"""The setting of an aspect that names the operations it draws from."""

@@ -1,4 +1,4 @@
-"""Parts of images: random boxes, and chosen rows and columns, other ones in each sample."""
+"""Parts of images: random boxes, and chosen rows and columns, different in each sample."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ def random_boxes(
     """Mark one box per sample, its centre at a uniformly random pixel, cut at the borders.
 
     Args:
-        heights: of the boxes in pixels, integers of shape (n,).
-        widths: likewise.
+        heights: heights of the boxes in pixels, integers of shape (n,).
+        widths: their widths, likewise.
         size: height and width of the images.
         generator: of the CPU.
 
     Returns:
-        True inside of the box, shape (n, height, width).
+        True inside the box, shape (n, height, width).
     """
     rows = _random_spans(heights, size[0], generator)
     columns = _random_spans(widths, size[1], generator)

@@ -12,7 +12,7 @@ class LabelSmoothing(Aspect):
     """Train towards a mixture of the label and the uniform distribution.
 
     The task's loss must accept class probabilities, as `torch.nn.functional.cross_entropy` does.
-    Samples without a label (the task's `ignore_index`) stay without one.
+    Samples without a label (the task's `ignore_index`) stay unlabelled.
 
     Attributes:
         smoothing: the share of the uniform distribution, in [0, 1]. Default 0.1.
@@ -21,7 +21,7 @@ class LabelSmoothing(Aspect):
     smoothing: float = Field(default=0.1, ge=0, le=1)
 
     def loss(self, step: Step) -> Advice:
-        """Smooth the labels for the loss alone."""
+        """Smooth the labels, for the loss only."""
         hard, logits = labels_of(step), logits_of(step)
         soft = soft_labels(hard, logits, step.ignore_index)
         step.batch[step.target] = smooth_labels(
@@ -40,8 +40,8 @@ def smooth_labels(
         labels: class indices, shape (n,), or class probabilities, shape (n, classes).
         logits: shape (n, classes); gives the number of classes and the dtype.
         smoothing: the share of the uniform distribution, in [0, 1].
-        known: how much of each sample's label is known, shape (n,); a sample without a label stays
-            without one. Default: all of it.
+        known: the share of each sample's label that is known, shape (n,); 0 leaves a sample
+            unlabelled. Default: all of it.
 
     Returns:
         Probabilities of shape (n, classes).

@@ -11,11 +11,11 @@ from raytrain_plus.algorithms.aspect import Advice, AspectError, Step
 
 
 class Mixing(NamedTuple):
-    """How samples have been mixed, each with one partner of the same part.
+    """How samples were mixed, each with one partner from the same logical rank's part.
 
     Attributes:
-        partners: the partner of each sample, indices of shape (n,).
-        own: the share that is the sample's own, in [0, 1], shape (n,); the rest is its partner's.
+        partners: the index of each sample's partner, shape (n,).
+        own: the sample's own share, in [0, 1], shape (n,); the rest is the partner's.
     """
 
     partners: Tensor
@@ -23,20 +23,21 @@ class Mixing(NamedTuple):
 
 
 def soft_labels(labels: Tensor, logits: Tensor, ignore_index: int = -100) -> Tensor:
-    """Return labels as class probabilities; those that are soft already pass through.
+    """Return labels as class probabilities; labels that are soft already are returned unchanged.
 
     Args:
         labels: class indices of shape (n,) and any integer type, or probabilities of shape
             (n, classes).
         logits: shape (n, classes); gives the number of classes and the dtype.
-        ignore_index: the index that stands for no label.
+        ignore_index: the index that means "no label".
 
     Returns:
-        Probabilities of shape (n, classes). Those of a sample without a label are all zero, so
-        that its cross entropy is zero, as it is with the index to ignore.
+        Probabilities of shape (n, classes). For a sample without a label all are zero, so that its
+        cross entropy is zero, as with `ignore_index`.
 
     Raises:
-        AspectError: the labels or the logits have another shape or type, or a label is no class.
+        AspectError: the labels or the logits have another shape or dtype, or a label is not a
+            class.
     """
     _check_logits(logits, logits)
     soft = labels.is_floating_point()
@@ -54,8 +55,9 @@ def soft_labels(labels: Tensor, logits: Tensor, ignore_index: int = -100) -> Ten
     wrong = known & ((indices < 0) | (indices >= classes))
     if bool(wrong.any()):
         raise AspectError(
-            f"label {int(indices[wrong][0])} is no class: the outputs are of {classes} classes, so "
-            f"labels are 0 to {classes - 1}, or {ignore_index} (the task's `ignore_index`) for none"
+            f"label {int(indices[wrong][0])} is not a class: the outputs are of {classes} classes, "
+            f"so labels are 0 to {classes - 1}, or {ignore_index} (the task's `ignore_index`) "
+            "for none"
         )
     if bool(known.all()):
         return functional.one_hot(indices, classes).to(logits.dtype)
@@ -63,14 +65,14 @@ def soft_labels(labels: Tensor, logits: Tensor, ignore_index: int = -100) -> Ten
 
 
 def labels_that_count(labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Return which samples have a label, also where an algorithm has made the labels soft.
+    """Return which samples have a label, also if an algorithm has made the labels soft.
 
-    What a task returns as weights with its losses, so that samples without a label are not
-    averaged over.
+    A task returns this as weights with its losses, so that samples without a label do not count in
+    the mean.
 
     Args:
         labels: class indices of any shape, or class probabilities of shape (n, classes).
-        ignore_index: the index that stands for no label.
+        ignore_index: the index that means "no label".
 
     Returns:
         Whether there is a label: bool, of the indices' shape, or (n,) for probabilities.
@@ -84,16 +86,17 @@ def mix_labels(labels: Tensor, mixing: Mixing, logits: Tensor, ignore_index: int
     """Return the class probabilities of mixed samples.
 
     Args:
-        labels: of the samples before mixing, as `soft_labels` takes them.
-        mixing: how they were mixed.
+        labels: labels of the samples before mixing, as `soft_labels` accepts them.
+        mixing: how the samples were mixed.
         logits: shape (n, classes); gives the number of classes and the dtype.
-        ignore_index: the index that stands for no label; such a sample adds nothing to a mixture.
+        ignore_index: the index that means "no label"; such a sample adds nothing to a mixture.
 
     Returns:
         Probabilities of shape (n, classes).
 
     Raises:
-        AspectError: there are not as many labels as mixed samples, or they cannot be made soft.
+        AspectError: the numbers of labels and of mixed samples differ, or a label cannot be made
+            soft.
     """
     if len(labels) != len(mixing.partners):
         raise AspectError(
@@ -107,7 +110,7 @@ def mix_labels(labels: Tensor, mixing: Mixing, logits: Tensor, ignore_index: int
 
 
 def loss_of_mixed(step: Step, mixing: Mixing | None) -> Advice:
-    """Advise around a loss: mix its labels as the samples were mixed, if they were."""
+    """Advise around a loss: mix its labels as the samples were mixed, if at all."""
     if mixing is None:
         return
     labels, logits = labels_of(step), logits_of(step)
@@ -125,11 +128,11 @@ _KNOWN = "known labels"
 
 
 def known_share(step: Step, labels: Tensor) -> Tensor | None:
-    """Return how much of each sample's label is known: less than 1 if one to ignore is in it.
+    """Return the share of each sample's label that is known: below 1 if a part is ignored.
 
     Args:
-        step: the step, whose notes tell it of labels that were mixed.
-        labels: of the step.
+        step: the step; its notes say which labels were mixed.
+        labels: the step's labels.
 
     Returns:
         Shares in [0, 1], shape (n,), or None if all are known.
@@ -145,7 +148,7 @@ def labels_of(step: Step) -> Tensor:
     """Return the labels of a step's batch.
 
     Raises:
-        AspectError: the batch has no such column, or it is no tensor.
+        AspectError: the batch has no such column, or the column is not a tensor.
     """
     labels = step.batch.get(step.target)
     if not isinstance(labels, Tensor):
@@ -158,10 +161,10 @@ def labels_of(step: Step) -> Tensor:
 
 
 def logits_of(step: Step) -> Tensor:
-    """Return the logits among a step's outputs: these, or what they call `logits`.
+    """Return the logits in a step's outputs: the outputs, or their entry or attribute `logits`.
 
     Raises:
-        AspectError: there are none of shape (n, classes).
+        AspectError: the outputs hold no logits of shape (n, classes).
     """
     outputs = step.outputs
     found = outputs.get("logits") if isinstance(outputs, Mapping) else outputs

@@ -10,16 +10,17 @@ from raytrain_plus.algorithms.times import Time, check_order
 
 
 class LayerFreezing(Aspect):
-    """Stop training layers one after the other, from the front, as training proceeds.
+    """Freeze layers one after the other, from the first on, as training proceeds.
 
-    No gradient is computed for a frozen layer, and the backward ends where the frozen ones begin.
-    It has no gradient in the update, so neither momentum nor weight decay moves it. Its BatchNorm
-    statistics still move.
+    No gradient is computed for frozen layers, and the backward stops before them. Without a
+    gradient, neither momentum nor weight decay changes their parameters. Their BatchNorm statistics
+    still change.
 
     Attributes:
-        fraction: of the layers, how many are frozen in the end, in [0, 1). Default 0.5.
-        start: until when none is. Default "0.5dur".
-        finish: when all of them are; between, the number grows linearly. Default "1dur".
+        fraction: the fraction of layers that are frozen in the end, in [0, 1). Default 0.5.
+        start: when freezing starts. Default "0.5dur".
+        finish: when `fraction` is reached; the number of frozen layers grows linearly. Default
+            "1dur".
     """
 
     fraction: float = Field(default=0.5, ge=0, lt=1)
@@ -50,14 +51,14 @@ class LayerFreezing(Aspect):
 
 
 def freeze_layers(model: nn.Module, fraction: float) -> list[nn.Parameter]:
-    """Let the first layers of a model require no gradient; the last layer always does.
+    """Make the first layers of a model require no gradient; the last layer always requires one.
 
     Args:
         model: the model.
-        fraction: of its layers, rounded down, in [0, 1].
+        fraction: the fraction of its layers, in [0, 1]; the number is rounded down.
 
     Returns:
-        The parameters that required a gradient until now.
+        The parameters that required a gradient before.
     """
     found = layers(model)
     first = found[: min(int(fraction * len(found)), len(found) - 1)]
@@ -68,7 +69,7 @@ def freeze_layers(model: nn.Module, fraction: float) -> list[nn.Parameter]:
 
 
 def layers(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the trainable parameters of each module that has some of its own, in model order.
+    """Return the trainable parameters of each module that owns some, in model order.
 
     A parameter that several modules share belongs to the last of them.
     """

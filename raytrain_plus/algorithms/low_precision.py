@@ -24,28 +24,29 @@ def _supported(dtype: str) -> str:
 class LowPrecision(Aspect):
     """Compute forward and loss under `torch.autocast`: products in bfloat16, sums in float32.
 
-    Parameters, gradients and the optimizer stay float32; so do outputs and losses as others see
-    them.
+    Parameters, gradients and the optimizer stay float32. Other code gets outputs and losses in
+    float32.
 
     Attributes:
-        dtype: of products. Only bfloat16, which has the range of float32 and needs no scaled loss.
-        evaluation: whether evaluations are computed so too. Default True.
+        dtype: dtype of products. Only "bfloat16", which has the range of float32 and needs no loss
+            scaling. Default "bfloat16".
+        evaluation: whether evaluations use it, too. Default True.
     """
 
     dtype: Annotated[str, AfterValidator(_supported)] = "bfloat16"
     evaluation: bool = True
 
-    # Innermost, so that what other methods compute of outputs and losses is float32.
+    # Innermost, so that other methods compute with float32 outputs and losses.
     runs_after: ClassVar[Sequence[str]] = ("*",)
 
     def forward(self, step: Step) -> Advice:
-        """Compute the outputs in low precision, and give them as float32."""
+        """Compute the outputs in low precision, and return them as float32."""
         with low_precision(step.model):
             yield
         step.outputs = in_float32(step.outputs)
 
     def loss(self, step: Step) -> Advice:
-        """Compute the losses in low precision, and give them as float32."""
+        """Compute the losses in low precision, and return them as float32."""
         with low_precision(step.model):
             yield
         step.losses = in_float32(step.losses)
@@ -62,17 +63,18 @@ def low_precision(model: nn.Module) -> torch.autocast:
     """Return the context in which a model computes in bfloat16 where that is safe.
 
     Args:
-        model: its parameters say on which kind of device.
+        model: the model; its parameters determine the kind of device.
     """
     kind = next(model.parameters()).device.type
     return torch.autocast(kind, dtype=torch.bfloat16)
 
 
 def in_float32(values: Any) -> Any:
-    """Return values with each bfloat16 tensor as float32.
+    """Return values with each bfloat16 tensor converted to float32.
 
     Args:
-        values: a tensor, or a list, tuple or mapping of such values; anything else stays.
+        values: a tensor, or a list, tuple or mapping of such values; other values are returned
+            unchanged.
     """
     if isinstance(values, Tensor):
         return values.float() if values.dtype == torch.bfloat16 else values

@@ -10,7 +10,7 @@ from raytrain_plus.algorithms.surgery import Surgery
 
 
 class LowPrecisionGroupNorm(Aspect):
-    """Compute every group normalisation in bfloat16; its weights and their updates keep theirs."""
+    """Compute each group normalisation in bfloat16; weights and updates keep their dtype."""
 
     def fit(self, step: Step) -> Advice:
         """Change how group normalisations compute."""
@@ -21,7 +21,7 @@ class LowPrecisionGroupNorm(Aspect):
 
 
 def apply_low_precision_group_norm(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery:
-    """Let every `nn.GroupNorm` of a model compute in bfloat16; see `compute_in_bfloat16`."""
+    """Make each `nn.GroupNorm` of a model compute in bfloat16; see `compute_in_bfloat16`."""
     return compute_in_bfloat16(model, nn.GroupNorm, _GroupNorm, optimizer)
 
 

@@ -10,7 +10,7 @@ from raytrain_plus.algorithms.surgery import Surgery
 
 
 class LowPrecisionLayerNorm(Aspect):
-    """Compute every layer normalisation in bfloat16; its weights and their updates keep theirs."""
+    """Compute each layer normalisation in bfloat16; weights and updates keep their dtype."""
 
     def fit(self, step: Step) -> Advice:
         """Change how layer normalisations compute."""
@@ -21,7 +21,7 @@ class LowPrecisionLayerNorm(Aspect):
 
 
 def apply_low_precision_layer_norm(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery:
-    """Let every `nn.LayerNorm` of a model compute in bfloat16; see `compute_in_bfloat16`."""
+    """Make each `nn.LayerNorm` of a model compute in bfloat16; see `compute_in_bfloat16`."""
     return compute_in_bfloat16(model, nn.LayerNorm, _LayerNorm, optimizer)
 
 
@@ -31,15 +31,15 @@ def compute_in_bfloat16(
     mixin: "type[InBfloat16]",
     optimizer: Optimizer | None = None,
 ) -> Surgery:
-    """Let every normalisation of a kind compute in bfloat16.
+    """Make each normalisation of a kind compute in bfloat16.
 
-    Subclasses that have a forward of their own are left as they are. What is returned has the
-    dtype of autocast where that is on, and the input's where not.
+    Subclasses with their own forward are left unchanged. The output has autocast's dtype if
+    autocast is on, else the input's.
 
     Args:
         model: the model.
-        kind: of normalisation, PyTorch's own class.
-        mixin: computes it.
+        kind: PyTorch's class of the normalisation.
+        mixin: the class that computes it in bfloat16.
         optimizer: may be left out; no parameter is added.
     """
     surgery = Surgery(model, optimizer)
@@ -50,20 +50,20 @@ def compute_in_bfloat16(
 
 
 def output_dtype(x: Tensor) -> torch.dtype:
-    """Return autocast's dtype where it is on for the tensor's device, and the tensor's if not."""
+    """Return autocast's dtype if autocast is on for the tensor's device, else the tensor's."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class InBfloat16:
-    """A normalisation whose input, weight and bias are bfloat16 while it is computed."""
+    """A normalisation that computes with its input, weight and bias in bfloat16."""
 
     weight: Tensor | None
     bias: Tensor | None
     eps: float
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, and give the dtype that the surroundings expect."""
+        """Normalise, and return the dtype that the surrounding code expects."""
         low = [None if t is None else t.to(torch.bfloat16) for t in (self.weight, self.bias)]
         with torch.autocast(x.device.type, enabled=False):
             normalized = self.normalize(x.to(torch.bfloat16), *low)

@@ -13,12 +13,12 @@ from raytrain_plus.algorithms.labels import Mixing, loss_of_mixed
 class MixUp(Aspect):
     """Train on weighted means of two images, towards the same mean of their labels.
 
-    Partners are of the same logical rank's part. The task's loss must accept class probabilities,
-    as `torch.nn.functional.cross_entropy` does.
+    Partners come from the same logical rank's part. The task's loss must accept class
+    probabilities, as `torch.nn.functional.cross_entropy` does.
 
     Attributes:
-        alpha: of the Beta distribution of the shares, at least 0: the smaller, the less is mixed,
-            and 0 mixes nothing. Default 0.2.
+        alpha: parameter of the Beta distribution of the shares, at least 0. The smaller it is, the
+            less is mixed; 0 mixes nothing. Default 0.2.
         column: the column of images; None for the only one there is. Default None.
     """
 
@@ -37,23 +37,23 @@ class MixUp(Aspect):
         yield
 
     def loss(self, step: Step) -> Advice:
-        """Mix the labels for the loss alone."""
+        """Mix the labels, for the loss only."""
         return loss_of_mixed(step, step.notes.get(self.name))
 
 
 def mix_up(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Mixing]:
-    """Mix each image with that of a random partner.
+    """Mix each image with the image of a random partner.
 
-    A share is drawn per sample, from Beta(alpha, alpha); the larger one is the sample's own, which
-    makes no difference to the distribution of the pairs.
+    A share is drawn per sample from Beta(alpha, alpha). The larger of it and its complement is the
+    sample's own, which does not change the distribution of the pairs.
 
     Args:
         images: shape (n, channels, height, width).
-        alpha: of the Beta distribution, above 0.
+        alpha: parameter of the Beta distribution, above 0.
         generator: of the CPU.
 
     Returns:
-        The mixed images, of the same scale, float32 where they were integers; and the mixing, for
+        The mixed images, in the same range, float32 if they were integers; and the mixing, for
         `raytrain_plus.algorithms.labels.mix_labels`.
     """
     partners = torch.randperm(len(images), generator=generator).to(images.device)

@@ -1,9 +1,9 @@
 """Embeddings of hashed n-grams, added to those of tokens (Pagnoni et al. 2024, arXiv 2412.09871).
 
-The "Byte Latent Transformer" tells its layers of the last few bytes at once: each n-gram that ends
-at a byte is hashed to a row of a table, and the rows are added to the byte's own embedding. What
-follows often on certain tokens is then looked up, where a small transformer would have to compute
-it. A table costs memory, and hardly any arithmetic.
+The "Byte Latent Transformer" gives its layers the last few bytes at once: each n-gram that ends at
+a byte is hashed to a row of a table, and the rows are added to the byte's own embedding. The model
+can then look up which tokens often follow, which a small transformer would have to compute. A table
+costs memory, but hardly any arithmetic.
 """
 
 from typing import Any
@@ -17,20 +17,20 @@ from raytrain_plus.algorithms.aspect import Advice, Aspect, AspectError, Step
 from raytrain_plus.algorithms.surgery import Surgery
 from raytrain_plus.algorithms.transformer_layers import WORDS, cached_tokens, embeddings
 
-# Odd constants of 64 bits, as signed numbers: Knuth's for a polynomial, and splitmix64's to mix it.
+# Odd 64-bit constants, as signed numbers: Knuth's for a polynomial, splitmix64's to mix its bits.
 _BASE = 6364136223846793005
 _MIX = -0x61C8864680B583EB
 _HIGH_BITS = 31
 
 
 class NGramEmbeddings(Aspect):
-    """Add to each token's embedding one of each n-gram that ends with it.
+    """Add the embeddings of all n-grams that end at a token to the token's embedding.
 
-    The tables begin at zero, and the model as the one without them.
+    The tables start at zero, so that the model starts as the one without them.
 
     Attributes:
-        longest: n-grams of 2 to so many tokens. Default 3.
-        buckets: rows of the table for each length; n-grams that share a row share what is learnt.
+        longest: the most tokens of an n-gram; the least are 2. Default 3.
+        buckets: rows of the table for each length; n-grams in one row share what is learnt.
             Default 4096.
     """
 
@@ -50,17 +50,17 @@ class NGramEmbeddings(Aspect):
 def apply_n_gram_embeddings(
     model: nn.Module, *, longest: int = 3, buckets: int = 4096, optimizer: Optimizer | None = None
 ) -> Surgery:
-    """Let a model's embedding of tokens look up n-grams, too.
+    """Make a model's token embedding look up n-grams, too.
 
     Args:
         model: GPT of this package, or GPT-2 or BERT of `transformers`. GPT-2 cannot generate with a
             cache then: the tokens before would be missing.
-        longest: n-grams of 2 to so many tokens. Default 3.
+        longest: the most tokens of an n-gram; the least are 2. Default 3.
         buckets: rows of the table for each length. Default 4096.
-        optimizer: is given the tables, in the parameter group of the embedding of tokens.
+        optimizer: gets the tables, in the parameter group of the token embedding.
 
     Raises:
-        AspectError: the optimizer does not train the embedding of tokens.
+        AspectError: the optimizer does not train the token embedding.
     """
     surgery = Surgery(model, optimizer)
     for name, owner, path, embedding in list(embeddings(model, WORDS)):
@@ -76,19 +76,19 @@ def apply_n_gram_embeddings(
 
 
 def n_gram_buckets(tokens_bt: Tensor, n: int, buckets: int) -> Tensor:
-    """Return in which bucket the n-gram falls that ends at each token.
+    """Return the bucket of the n-gram that ends at each token.
 
     Args:
-        tokens_bt: shape (B, T), int64, at least 0; before the first of a row stands nothing.
-        n: how many tokens.
-        buckets: how many there are.
+        tokens_bt: shape (B, T), int64, at least 0; no tokens come before the first one of a row.
+        n: number of tokens of an n-gram.
+        buckets: number of buckets.
 
     Returns:
         Shape (B, T), from 0 to `buckets - 1`.
     """
     polynomial = torch.zeros_like(tokens_bt)
     for back in range(min(n, tokens_bt.shape[1])):
-        # Modulo 2**64, as overflow has it; 1 more, so that nothing is not token 0.
+        # Modulo 2**64, by overflow. Plus 1, so that a missing token differs from token 0.
         factor = pow(_BASE, back, 1 << 64)
         signed = factor - (1 << 64) if factor >> 63 else factor
         kept = tokens_bt.shape[1] - back
@@ -98,14 +98,14 @@ def n_gram_buckets(tokens_bt: Tensor, n: int, buckets: int) -> Tensor:
 
 
 def _zeros(rows: int, width: int) -> nn.Embedding:
-    # Not drawn and then set to zero: that would move the generator that others draw from.
+    # Not by a constructor that draws weights: that would advance the global generator.
     table = nn.Embedding(rows, width, device="meta").to_empty(device="cpu")
     nn.init.zeros_(table.weight)
     return table
 
 
 class _WithNGrams:
-    """For an embedding of tokens: those of n-grams are added."""
+    """For a token embedding: adds the embeddings of n-grams."""
 
     n_grams: nn.ModuleList
 
@@ -119,12 +119,12 @@ class _WithNGrams:
 
 
 class _WithoutCache:
-    """For GPT-2, which may be given the keys and values of tokens before, but not the tokens."""
+    """For GPT-2, which may get the keys and values of earlier tokens, but not the tokens."""
 
     def forward(self, *given: Any, **named: Any) -> Any:
         if cached_tokens(named):
             raise AspectError(
-                "NGramEmbeddings cannot go on from a cache, which does not hold the tokens before: "
-                "generate with use_cache=False"
+                "NGramEmbeddings cannot continue from a cache, which does not hold the tokens "
+                "before: generate with use_cache=False"
             )
         return super().forward(*given, **named)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""From what a user writes to an aspect, and from an aspect to what another process can read."""
+"""Make aspects from what a user writes, and describe aspects for other processes."""
 
 import ast
 import shlex
@@ -31,7 +31,7 @@ def parse_algorithm(text: str) -> Aspect:
         AspectError: there is no such algorithm or setting, or a value is not allowed.
     """
     parts = text.split(":")
-    # After a colon stand settings, which have an equals sign, or the class in a module.
+    # After a colon come settings, which have an equals sign, or the class in a module.
     of_a_user = parts[0] not in ALGORITHMS and len(parts) > 1 and "=" not in parts[1]
     name = ":".join(parts[:2]) if of_a_user else parts[0]
     settings = ":".join(parts[2 if of_a_user else 1 :])
@@ -40,10 +40,10 @@ def parse_algorithm(text: str) -> Aspect:
 
 
 def parse_settings(items: Iterable[str], owner: str) -> dict[str, Any]:
-    """Read settings of the form `key=value`; a value is a Python literal, or else a text.
+    """Read settings of the form `key=value`; a value that is not a Python literal is a text.
 
     Raises:
-        AspectError: one is of another form.
+        AspectError: a setting has another form.
     """
     settings: dict[str, Any] = {}
     for item in items:
@@ -57,8 +57,8 @@ def parse_settings(items: Iterable[str], owner: str) -> dict[str, Any]:
 def make(described: Described) -> Aspect:
     """Make an aspect from its description, which may have been read from a file.
 
-    Nothing is imported for it: `module:Class` must be in a module that this process has imported
-    already, since the command line or Python code named it.
+    It imports nothing: the module of `module:Class` must be imported already, because the command
+    line or Python code named it.
 
     Raises:
         AspectError: there is no such algorithm or setting, a value is not allowed, or the class is
@@ -74,12 +74,12 @@ def make(described: Described) -> Aspect:
 
 
 def what_is_wrong(error: pydantic.ValidationError) -> str:
-    """Say in one line which fields are wrong, and how."""
+    """Return one line that says which fields are wrong, and how."""
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
 def describe(aspect: Aspect) -> Described:
-    """Return what `make` makes the same aspect from, in a process that can import its class."""
+    """Return the description from which `make` makes an equal aspect; it must know the class."""
     kind = type(aspect)
     known = ALGORITHMS.get(kind.__name__) is kind
     name = kind.__name__ if known else f"{kind.__module__}:{kind.__qualname__}"
@@ -87,9 +87,9 @@ def describe(aspect: Aspect) -> Described:
 
 
 def portable(aspect: Aspect) -> Aspect | Described:
-    """Return what can be sent to a process whose import path is still to be set.
+    """Return aspects in a form for a process whose import path is not set yet.
 
-    An aspect of a script or of a function cannot be imported; it travels as it is.
+    An aspect that is defined in a script or a function cannot be imported; it is sent as an object.
     """
     kind = type(aspect)
     importable = kind.__module__ != "__main__" and "<locals>" not in kind.__qualname__
@@ -97,7 +97,7 @@ def portable(aspect: Aspect) -> Aspect | Described:
 
 
 def unpack(aspects: Sequence[Aspect | Described]) -> list[Aspect]:
-    """Return the aspects that the driver made portable; imports what they are derived from."""
+    """Return the aspects that the driver made portable; imports their classes."""
     for one in aspects:
         if isinstance(one, tuple):
             import_class(one[0])
@@ -105,14 +105,14 @@ def unpack(aspects: Sequence[Aspect | Described]) -> list[Aspect]:
 
 
 def import_class(name: str) -> None:
-    """Import the module of an algorithm of a user's own; one of the library needs no import.
+    """Import the module of a user's own algorithm; one of the library needs no import.
 
     Args:
-        name: as given on the command line, in Python code, or by the driver to its workers; never
-            what was read from a file or came over the network.
+        name: a name from the command line, from Python code, or from the driver to its workers;
+            never one that was read from a file or came over the network.
 
     Raises:
-        AspectError: it cannot be imported, or is no class of an aspect.
+        AspectError: it cannot be imported, or is not a class of an aspect.
     """
     if ":" not in name:
         return
@@ -143,7 +143,7 @@ def _kind(name: str) -> type[Aspect]:
 
 def _checked(found: object, name: str) -> type[Aspect]:
     if not (isinstance(found, type) and issubclass(found, Aspect)):
-        raise AspectError(f"{name} is no class derived from raytrain_plus.algorithms.Aspect")
+        raise AspectError(f"{name} is not a class derived from raytrain_plus.algorithms.Aspect")
     return found
 
 
@@ -153,7 +153,7 @@ def _known(kind: type[Aspect]) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas that stand outside of brackets."""
+    """Split at commas outside of brackets."""
     found, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")

@@ -14,21 +14,22 @@ from raytrain_plus.algorithms.times import Time
 
 
 class ProgressiveResizing(Aspect):
-    """Begin with small images, and let them grow to their full size.
+    """Start with small images, and grow them to their full size.
 
     The model must take images of any size.
 
     Attributes:
-        initial: the sides until `start`, as a fraction of the full ones, in (0, 1]. Default 0.5.
-        start: when they begin to grow, linearly with the steps. Default "0.5dur".
-        finish: when they have the full size. Default "0.8dur".
+        initial: the images' sides until `start`, as a fraction of the full ones, in (0, 1]. Default
+            0.5.
+        start: when the sides start to grow, linearly with the steps. Default "0.5dur".
+        finish: when the images have their full size. Default "0.8dur".
         mode: "scale" to scale the images, "crop" to cut a random window out of each. Default
             "scale".
         multiple: sides are rounded down to a multiple of this many pixels. Default 4.
         column: the column of images; None for the only one there is. Default None.
     """
 
-    # Whatever else is done to images costs less on small ones.
+    # All other work on images costs less on small ones.
     runs_before = ("AugMix", "ColOut", "CutMix", "CutOut", "MixUp", "RandAugment")
 
     initial: float = Field(default=0.5, gt=0, le=1)
@@ -39,7 +40,7 @@ class ProgressiveResizing(Aspect):
     column: str | None = None
 
     def batch(self, step: Step) -> Advice:
-        """Make the images as small as they are to be at this step."""
+        """Make the images as small as this step needs."""
         start, finish = step.clock.step_of(self.start), step.clock.step_of(self.finish)
         if start > finish:
             raise AspectError(
@@ -81,13 +82,13 @@ def resize_images(
     Args:
         images: shape (n, channels, height, width), of any dtype.
         scale: of both sides, in (0, 1].
-        generator: of the CPU; only windows are drawn from it.
+        generator: of the CPU; used for windows only.
         mode: "scale" for bilinear interpolation with antialiasing, "crop" for a random window of
             each image.
-        multiple: sides are rounded down to a multiple of this, but at least it.
+        multiple: sides are rounded down to a multiple of this, and are at least this.
 
     Returns:
-        Images of the same dtype; the same tensor where they keep their size.
+        Images of the same dtype; the same tensor if they keep their size.
     """
     full = tuple(images.shape[2:])
     height, width = (_side(side, scale, multiple) for side in full)

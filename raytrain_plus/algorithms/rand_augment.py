@@ -21,9 +21,9 @@ class RandAugment(Aspect):
     """Apply random operations of one severity to each image.
 
     Attributes:
-        depth: how many operations, one after another; 0 for none. Default 2.
-        severity: of all of them, in [0, 10]. Default 9.
-        operations: names of those that are drawn from. Default: the fourteen of the paper.
+        depth: number of operations, one after another; 0 for none. Default 2.
+        severity: severity of all operations, in [0, 10]. Default 9.
+        operations: names of the operations to draw from. Default: the paper's fourteen.
         column: the column of images; None for the only one there is. Default None.
     """
 
@@ -60,15 +60,15 @@ def rand_augment(
     Args:
         images: shape (n, channels, height, width), uint8 in [0, 255] or floating in [0, 1].
         generator: of the CPU.
-        depth: how many operations.
-        severity: of all of them, in [0, 10].
+        depth: number of operations.
+        severity: severity of all operations, in [0, 10].
         operations: names from `raytrain_plus.algorithms.image_operations.OPERATIONS`.
 
     Returns:
         Images of the same shape and dtype.
 
     Raises:
-        AspectError: the images are of another type, or reach beyond [0, 1].
+        AspectError: the images have another dtype, or values outside [0, 1].
     """
     n = len(images)
     changed = to_unit(images)

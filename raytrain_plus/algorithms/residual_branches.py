@@ -1,6 +1,6 @@
-"""Where models of known families keep their residual branches.
+"""Where models of known families have their residual branches.
 
-Classes are known by their path, as in `transformer_layers`.
+Classes are found by their import path, as in `transformer_layers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,23 @@ BRANCHES: Mapping[str, Sequence[str]] = {
     "raytrain_plus.models.resnet.ResidualBlock": ("residual",),
     "raytrain_plus.models.gpt.Block": ("attention", "feed_forward"),
 }
-"""Class of a block -> its attributes that are added to a shortcut."""
+"""Class of a block -> its attributes whose outputs are added to a shortcut."""
 
 WHOLE: Mapping[str, None] = {
     "transformers.models.gpt2.modeling_gpt2.GPT2Block": None,
     "transformers.models.bert.modeling_bert.BertLayer": None,
 }
-"""Classes of blocks that map a tensor to one of its shape, shortcuts included."""
+"""Classes of blocks that map a tensor to one of the same shape and contain the shortcuts."""
 
 
 class Branch(NamedTuple):
-    """A module that a model can do without for a step.
+    """A module that a model can skip for a step.
 
     Attributes:
-        name: in the model.
+        name: its name in the model.
         module: the module.
-        whole: whether its output contains the shortcut, so that to skip it is to return its input;
-            otherwise its output is added to a shortcut, and to skip it is to return zero.
+        whole: whether its output contains the shortcut. If so, skipping it returns its input.
+            Otherwise its output is added to a shortcut, and skipping it returns zero.
     """
 
     name: str
@@ -43,7 +43,7 @@ def residual_branches(model: nn.Module) -> list[Branch]:
     """Return the residual branches of a model, from its input to its output.
 
     Raises:
-        AspectError: it has none that is known.
+        AspectError: the model has no known residual branch.
     """
     found: list[Branch] = []
     for name, block in model.named_modules():
@@ -56,7 +56,7 @@ def residual_branches(model: nn.Module) -> list[Branch]:
     if not found:
         looked_for = ", ".join([*BRANCHES, *WHOLE])
         raise AspectError(
-            f"{type(model).__name__} has no residual branch that is known: blocks of these classes "
+            f"{type(model).__name__} has no known residual branch: blocks of these classes "
             f"or of subclasses of them were looked for: {looked_for}. Build the model of them, or "
             "do without this method"
         )

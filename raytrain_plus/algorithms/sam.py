@@ -12,18 +12,19 @@ from raytrain_plus.algorithms.gradient_clipping import global_norm
 
 
 class SAM(Aspect):
-    """Take the gradient not where the weights are, but where the loss near them is worst.
+    """Take the gradient not at the weights, but where the loss near them is highest.
 
     Each logical rank perturbs the weights by its own gradient: the paper's m-sharpness, with m the
-    samples of a logical rank. Both passes draw the same dropout. The loss that is reported, and the
-    BatchNorm statistics, are those of the perturbed weights.
+    samples of a logical rank. Both passes draw the same dropout. The reported loss and the
+    BatchNorm statistics are those of the perturbed weights.
 
     Attributes:
-        rho: how far away, the 2-norm of the perturbation; 0 for none. Default 0.05.
-        interval: only every so many steps; the others are ordinary ones. Default 1.
+        rho: the 2-norm of the perturbation; 0 for none. Default 0.05.
+        interval: number of steps from one perturbed step to the next; the others are ordinary
+            steps. Default 1.
     """
 
-    runs_after = ("*",)  # both passes must see the batch that the others leave
+    runs_after = ("*",)  # both passes must see the batch as the others have changed it
 
     rho: float = Field(default=0.05, ge=0)
     interval: int = Field(default=1, ge=1)
@@ -43,11 +44,11 @@ class SAM(Aspect):
 def perturbed(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rho: float
 ) -> Iterator[None]:
-    """Move parameters up their gradient for a while; afterwards they are as before, to the bit.
+    """Move parameters along their gradient, and restore them bit for bit afterwards.
 
     Args:
-        parameters: what is moved, in place.
-        gradients: one of each parameter's shape, or None for one that stays.
+        parameters: the parameters to move, in place.
+        gradients: one per parameter, of its shape; None leaves the parameter unchanged.
         rho: the 2-norm of the whole move, `rho * gradient / (norm of all gradients)`.
     """
     moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]

@@ -16,30 +16,31 @@ from raytrain_plus.task import Batch
 
 
 class SelectiveBackprop(Aspect):
-    """Train on the part of each batch that has the larger losses.
+    """Train on the samples of each batch that have the larger losses.
 
-    The paper keeps a sample with a probability that is a power of its loss's percentile. Here the
-    number kept of each logical rank's part is fixed, so that parts cost the same, and the samples
-    are drawn without replacement by that power. The step's gradient is the mean over what is kept.
-    Samples to which the task gives no weight are kept only if there are not enough others.
+    The paper keeps a sample with a probability that is a power of its loss's percentile. Here a
+    fixed number of each logical rank's samples is kept, so that parts cost the same. They are drawn
+    without replacement, with probabilities by that power. The step's gradient is the mean over the
+    kept samples. Samples of weight zero (the task's) are kept only if there are not enough others.
 
     Attributes:
-        keep: the share of samples that is kept, in (0, 1]; 1 keeps everything. Default 0.5.
-        beta: the power of the loss's rank; 0 draws evenly, larger ones prefer large losses more.
-            Default 1.0.
+        keep: the fraction of samples that is kept, in (0, 1]; 1 keeps all. Default 0.5.
+        beta: the power of the loss's rank. 0 draws uniformly; larger values prefer large losses
+            more. Default 1.0.
         start: when selection begins. Default "0.5dur".
         finish: when it ends. Default "0.9dur".
-        interval: select in every so many steps; the others are ordinary ones. Default 2.
-        how: "score" finds the losses by a forward of its own in evaluation mode, and cuts the batch
-            for all that follows; "reuse" takes the losses of the one forward, and gives what is
-            dropped a weight of zero, which saves no time; "auto" is what computes less.
-            Default "auto".
+        interval: number of steps from one selection to the next; the others are ordinary steps.
+            Default 2.
+        how: "score" computes the losses in an extra forward in evaluation mode, and cuts the batch
+            before the ordinary forward. "reuse" uses the losses of the ordinary forward, and gives
+            dropped samples a weight of zero, which saves no time. "auto" is the one that computes
+            less. Default "auto".
         scale: the resolution of images while they are scored, in (0, 1]. Default 1.0.
-        chunk: rows that are scored at once, to save memory; 0 for all. Default 0.
+        chunk: number of rows that are scored at once, to save memory; 0 for all. Default 0.
         column: the column of images, for `scale`; None for the only one. Default None.
     """
 
-    runs_before = ("*",)  # no other aspect needs to work on what is dropped
+    runs_before = ("*",)  # other aspects need not work on dropped samples
 
     keep: float = Field(default=0.5, gt=0, le=1)
     beta: float = Field(default=1.0, ge=0)
@@ -56,17 +57,17 @@ class SelectiveBackprop(Aspect):
         check_order(self.start, self.finish)
         if self.how == "reuse" and (self.scale != 1 or self.chunk):
             raise AspectError(
-                f"scale={self.scale} and chunk={self.chunk} are of a scoring pass, and how='reuse' "
-                "has none: leave them out, or set how='score'"
+                f"scale={self.scale} and chunk={self.chunk} are for a scoring pass, and "
+                "how='reuse' has none: leave them out, or set how='score'"
             )
         return self
 
     @property
     def reuses(self) -> bool:
-        """Whether the losses are those of the one forward, not of a scoring pass."""
+        """Whether the losses come from the ordinary forward, not from a scoring pass."""
         if self.how != "auto":
             return self.how == "reuse"
-        # A backward costs two forwards.
+        # A backward costs as much as two forwards.
         return self.scale**2 + 3 * self.keep >= 3
 
     def batch(self, step: Step) -> Advice:
@@ -79,7 +80,7 @@ class SelectiveBackprop(Aspect):
         yield
 
     def loss(self, step: Step) -> Advice:
-        """Give what is dropped a weight of zero."""
+        """Give dropped samples a weight of zero."""
         if not self.reuses or not self._selects(step):
             return
         yield
@@ -120,13 +121,13 @@ def select_by_loss(
     """Draw samples without replacement, with probability proportional to a power of their rank.
 
     Args:
-        losses: one per sample, shape (n,). The smallest has rank 1, the largest rank n; of equal
-            ones, the later has the higher rank.
-        keep: how many are drawn, as a share of n, rounded, at least one.
+        losses: one per sample, shape (n,). The smallest has rank 1, the largest rank n. Of equal
+            losses, the later one has the higher rank.
+        keep: the fraction of n that is drawn, rounded to a number of samples, at least one.
         generator: of the CPU.
-        beta: the power.
-        weights: one per sample, shape (n,), or None for all ones. Samples of weight zero, which
-            count nothing, are drawn only if no others are left.
+        beta: the power of the rank.
+        weights: one per sample, shape (n,), or None for all ones. Samples of weight zero are drawn
+            only if no others are left.
 
     Returns:
         The samples' indices in ascending order, shape (kept,), on the CPU.
@@ -134,7 +135,8 @@ def select_by_loss(
     n = len(losses)
     ranks = torch.empty(n, dtype=torch.float64)
     ranks[losses.cpu().argsort(stable=True)] = torch.arange(1, n + 1, dtype=torch.float64)
-    # The largest of log(u) / weight are a draw without replacement (Efraimidis and Spirakis 2006).
+    # The samples with the largest log(u) / weight are a draw without replacement (Efraimidis and
+    # Spirakis 2006).
     chance = torch.rand(n, dtype=torch.float64, generator=generator)
     keys = chance.log() / (ranks / n) ** beta
     if weights is not None:
@@ -147,7 +149,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
 
     Args:
         batch: columns of n rows.
-        rows: indices, on the CPU.
+        rows: indices of the rows, on the CPU.
     """
     return {
         name: column[rows.to(column.device)]
@@ -167,7 +169,7 @@ def scaled(images: Tensor, scale: float) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode for a while; afterwards each is in its own again."""
+    """Put all modules into evaluation mode, and restore each one's mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

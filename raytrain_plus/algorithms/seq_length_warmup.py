@@ -11,15 +11,16 @@ from raytrain_plus.task import Batch
 
 
 class SeqLengthWarmup(Aspect):
-    """Train on the beginnings of sequences at first, which grow to the whole.
+    """Train on the first tokens of sequences, more and more of them, up to whole sequences.
 
-    What is cut off is not trained on. A length counts a column's entries: where the last one is
-    only a target (columns of T + 1 tokens), the model sees one token fewer.
+    The rest of a sequence is not trained on. A length counts a column's entries: if the last entry
+    is a target only (columns of T + 1 tokens), the model sees one token fewer.
 
     Attributes:
-        duration: when sequences are whole. Default 0.3dur.
-        start: the length at the beginning of the run, at least 2. Default 8.
-        multiple: lengths between are rounded down to multiples of this. Default 8.
+        duration: when sequences have their whole length. Default "0.3dur".
+        start: the length at the start of the run, in entries, at least 2. Default 8.
+        multiple: lengths between `start` and the whole are rounded down to a multiple of this.
+            Default 8.
         columns: the batch's columns to cut, of shape (n, length, ...), all of one length. Default:
             the task's `tokens`.
     """
@@ -48,11 +49,12 @@ def sequence_length(
 
     Args:
         step: committed steps.
-        warmup_steps: the step from which on sequences are whole.
-        whole: the length of whole sequences, which is the most that is returned.
-        start: the length at step 0, which is the least, unless whole sequences are shorter.
+        warmup_steps: the first step with whole sequences.
+        whole: the length of whole sequences, the largest that is returned.
+        start: the length at step 0, the smallest that is returned, unless whole sequences are
+            shorter. Default 8.
+        multiple: lengths between `start` and `whole` are rounded down to a multiple of this.
             Default 8.
-        multiple: what lengths between `start` and `whole` are rounded down to. Default 8.
     """
     if step >= warmup_steps or start >= whole:
         return whole
@@ -65,8 +67,8 @@ def truncate(batch: Batch, columns: Sequence[str], length: int) -> Batch:
 
     Args:
         batch: tensors by name.
-        columns: the names of those of shape (n, length, ...).
-        length: how many entries to keep.
+        columns: the names of the columns to cut, of shape (n, length, ...).
+        length: number of entries to keep.
     """
     return {name: batch[name][:, :length] for name in columns}
 

@@ -12,12 +12,12 @@ from raytrain_plus.algorithms.transformer_layers import FEED_FORWARD, layers
 
 
 class SquaredReLU(Aspect):
-    """Let each feed-forward compute `down(relu(up(x)) ** 2)`, whatever its activation was."""
+    """Make each feed-forward compute `down(relu(up(x)) ** 2)`, in place of its own activation."""
 
     conflicts_with = ("GatedLinearUnits",)
 
     def fit(self, step: Step) -> Advice:
-        """Exchange the activations; the plain model has its own again."""
+        """Replace the activations; the plain model has its own again."""
         surgery = apply_squared_relu(step.model, step.optimizer)
         surgery.warn_if_unchanged("SquaredReLU", f"modules of {', '.join(FEED_FORWARD)}")
         yield
@@ -25,7 +25,7 @@ class SquaredReLU(Aspect):
 
 
 def apply_squared_relu(model: nn.Module, optimizer: Optimizer | None = None) -> Surgery:
-    """Exchange the activation of every feed-forward of a model for the square of a ReLU.
+    """Replace the activation of each feed-forward of a model with the square of a ReLU.
 
     Args:
         model: GPT of this package, or GPT-2 or BERT of `transformers`.
@@ -38,12 +38,12 @@ def apply_squared_relu(model: nn.Module, optimizer: Optimizer | None = None) -> 
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """Return the square of what is above zero, and zero elsewhere; any shape."""
+    """Return the square of each element above zero, and zero for the others; any shape."""
     return functional.relu(x).square()
 
 
 class _Squared:
-    """What feed-forwards with this activation have in common."""
+    """The base of all feed-forwards with this activation."""
 
 
 class _SquaredFeedForward(_Squared):

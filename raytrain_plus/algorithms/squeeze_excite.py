@@ -13,9 +13,9 @@ from raytrain_plus.algorithms.surgery import Surgery
 class SqueezeExcite(Aspect):
     """Scale each channel after a convolution by a gate that sees all channels of the whole image.
 
-    The gates are new parameters, trained with the rest. They start near one half, as in the paper:
-    a normalisation behind the convolution makes up for that. They are no part of the plain model
-    that is exported, which therefore does not compute the same: keep the trained one.
+    The gates are new parameters, trained with the rest. They start near one half, as in the paper;
+    a normalisation after the convolution compensates for that. The exported plain model has no
+    gates, so that it does not compute the same: keep the trained model.
 
     Attributes:
         min_channels: convolutions with fewer input or output channels get no gate. Default 128.
@@ -52,17 +52,17 @@ def apply_squeeze_excite(
 ) -> Surgery:
     """Add a gate after each `Conv2d` of a model that has enough channels, in place.
 
-    Convolutions that are frozen get none.
+    Frozen convolutions get no gate.
 
     Args:
         model: the model.
         min_channels: the fewest input and output channels of a convolution that gets a gate.
         reduction: channels per hidden feature of a gate.
-        generator: for the gates' weights, on the CPU; None for PyTorch's global one.
+        generator: draws the gates' weights, on the CPU; None for PyTorch's global one.
         optimizer: trains each gate in the parameter group of its convolution.
 
     Returns:
-        What was done; its `undo` takes the gates away.
+        What was done; its `undo` removes the gates.
     """
     surgery = Surgery(model, optimizer)
     for name, conv in surgery.candidates(nn.Conv2d, _Gated):
@@ -78,9 +78,9 @@ class Gate(nn.Module):
     """`x * sigmoid(excite(relu(squeeze(mean of x over the image))))`.
 
     Args:
-        channels: of the images.
-        reduction: channels per hidden feature; there is at least one.
-        generator: for the weights, on the CPU; None for PyTorch's global one.
+        channels: number of the images' channels.
+        reduction: channels per hidden feature; there is at least one hidden feature.
+        generator: draws the weights, on the CPU; None for PyTorch's global one.
     """
 
     def __init__(

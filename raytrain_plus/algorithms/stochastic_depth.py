@@ -14,17 +14,17 @@ from raytrain_plus.algorithms.surgery import Surgery
 
 
 class StochasticDepth(Aspect):
-    """Drop residual branches at random while training.
+    """Drop residual branches at random in training.
 
-    What is kept is divided by the probability with which it is kept, as in torchvision, so that
-    evaluation, which drops nothing, is that of the plain model. The paper scales there instead.
+    A kept branch is divided by its probability of being kept, as in torchvision. Evaluation drops
+    nothing and scales nothing, as the plain model. The paper scales in evaluation instead.
 
     Attributes:
-        drop_rate: the probability, in [0, 1), with which the last branch is dropped. Default 0.2.
-        decay: "linear" lets the probability rise from the first branch to the last, in equal steps,
-            as in the paper; "uniform" gives all that of the last. Default "linear".
-        mode: "batch" drops a branch for a logical rank's whole part, which saves its time; "sample"
-            for each sample by itself, which saves none. Default "batch".
+        drop_rate: the probability of dropping the last branch, in [0, 1). Default 0.2.
+        decay: "linear" raises the probability from the first branch to the last, in equal steps, as
+            in the paper; "uniform" uses `drop_rate` for all. Default "linear".
+        mode: "batch" drops a branch for all samples of a logical rank, which saves its time;
+            "sample" drops it for each sample independently, which saves no time. Default "batch".
     """
 
     drop_rate: float = Field(default=0.2, ge=0, lt=1)
@@ -52,13 +52,13 @@ def apply_stochastic_depth(
     mode: Literal["batch", "sample"] = "batch",
     optimizer: Optimizer | None = None,
 ) -> Surgery:
-    """Let the residual branches of a model drop out at random in training, in place.
+    """Make a model drop residual branches at random in training, in place.
 
-    It draws from PyTorch's global generator of the CPU, again in each forward.
+    Each forward draws from PyTorch's global CPU generator.
 
     Args:
-        model: one with blocks that `residual_branches` knows.
-        drop_rate: the probability with which the last branch is dropped, in [0, 1).
+        model: a model with blocks that `residual_branches` knows.
+        drop_rate: the probability of dropping the last branch, in [0, 1).
         decay: "linear" or "uniform".
         mode: "batch" or "sample".
         optimizer: may be left out; no parameter is added.
@@ -72,7 +72,7 @@ def apply_stochastic_depth(
         )
     surgery = Surgery(model, optimizer)
     branches = residual_branches(model)
-    # A compiled graph cannot hold both cases. Not at import: this alone takes a second.
+    # A compiled graph cannot hold both cases. Not imported at the top: this import takes a second.
     draw = torch.compiler.disable(_is_drawn)  # type: ignore[no-untyped-call]
     for rate, branch in zip(drop_rates(len(branches), drop_rate, decay), branches, strict=True):
         if not isinstance(branch.module, _Droppable):
@@ -88,11 +88,11 @@ def apply_stochastic_depth(
 
 
 def drop_rates(branches: int, last: float, decay: Literal["linear", "uniform"]) -> list[float]:
-    """Return the probability with which each branch is dropped, from the first to the last.
+    """Return the probability of dropping each branch, from the first to the last.
 
     Args:
-        branches: how many there are, L.
-        last: the probability of the last one.
+        branches: number of branches, L.
+        last: the probability of dropping the last branch.
         decay: "linear" for `last * l / L` of branch l = 1 to L; "uniform" for `last` of all.
     """
     if decay == "uniform":
@@ -101,14 +101,14 @@ def drop_rates(branches: int, last: float, decay: Literal["linear", "uniform"]) 
 
 
 def drop_samples(branch: Tensor, rate: float) -> Tensor:
-    """Set a branch to zero for samples drawn with a probability; scale the others by its inverse.
+    """Set a branch to zero for random samples; divide the others by the probability to keep them.
 
     Args:
         branch: shape (n, ...).
-        rate: the probability, in [0, 1).
+        rate: the probability of zero, in [0, 1).
     """
     kept = (torch.rand(len(branch)) >= rate) / (1 - rate)
-    # Drawn on the CPU, so that the same samples are dropped on every device.
+    # Drawn on the CPU, so that the same samples are dropped on each kind of device.
     factors = kept.to(device=branch.device, dtype=branch.dtype)
     return branch * factors.reshape(-1, *[1] * (branch.ndim - 1))
 
@@ -137,7 +137,7 @@ class _DroppableBranch(_Droppable):
         if not self.training or not self.branch_drop_rate:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc,no-any-return]
         if self._is_dropped():
-            return x.new_zeros(())  # it takes the shape of what it is added to
+            return x.new_zeros(())  # broadcast to the shape of the shortcut
         return self._scale(super().forward(x, *args, **kwargs))  # type: ignore[misc]
 
 

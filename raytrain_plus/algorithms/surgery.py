@@ -1,9 +1,9 @@
-"""Surgery: changing a model where it stands, so that it can be changed back.
+"""Surgery: change a model in place, so that the change can be undone.
 
-A module's class is exchanged for a subclass of it, made of the class it had and a mixin that holds
-what is new. Everything else stays: the module's identity and name, its Parameters, buffers, hooks,
+A module's class is replaced with a subclass of it, made of its old class and a mixin with the new
+behaviour. Everything else stays: the module's identity and name, its Parameters, buffers, hooks,
 dtype, device, mode, `requires_grad`, `padding_mode`, and all other references to it. So optimizers,
-checkpoints and tied weights need no repair, and several methods may change one and the same module.
+checkpoints and tied weights need no repair, and several methods may change the same module.
 """
 
 import functools
@@ -24,7 +24,7 @@ class Surgery:
 
     Args:
         model: the model.
-        optimizer: its optimizer, which is given truly new parameters; None where there is none yet.
+        optimizer: its optimizer, which gets the new parameters; None if there is none yet.
 
     Attributes:
         changed: the modules that have been changed, by name.
@@ -43,13 +43,13 @@ class Surgery:
                 yield name, module
 
     def mix_in(self, name: str, module: nn.Module, mixin: type, **attributes: Any) -> None:
-        """Exchange a module's class for a subclass of it that has a mixin in front.
+        """Replace a module's class with a subclass of it that has a mixin in front.
 
         Args:
             name: the module's name in the model.
             module: the module; afterwards `isinstance(module, mixin)`.
-            mixin: what is new; its methods reach the former ones by `super()`.
-            attributes: plain attributes that the mixin needs; they are taken away by `undo`.
+            mixin: the new behaviour; its methods call the old ones by `super()`.
+            attributes: plain attributes that the mixin needs; `undo` removes them.
         """
         for key in attributes:
             if hasattr(module, key):
@@ -70,10 +70,10 @@ class Surgery:
     def add_module(
         self, owner: nn.Module, key: str, module: nn.Module, *, like: nn.Parameter
     ) -> None:
-        """Add a submodule whose parameters are truly new.
+        """Add a submodule with new parameters.
 
-        It gets the dtype, device and mode of its surroundings, and the optimizer trains it in the
-        parameter group of `like`.
+        It gets the dtype and device of `like` and the mode of its parent. The optimizer trains it
+        in the parameter group of `like`.
         """
         module.to(dtype=like.dtype, device=like.device).train(owner.training)
         owner.add_module(key, module)
@@ -83,9 +83,9 @@ class Surgery:
     def replace_parameter(
         self, owner: nn.Module, key: str, new: Mapping[str, nn.Parameter], *, like: nn.Parameter
     ) -> None:
-        """Take a parameter away and put others in its place, in the optimizer too.
+        """Replace a parameter with others, in the optimizer too.
 
-        Undoing puts the former one back as it was; give it its new value first.
+        Undoing restores the old parameter as it was; set its new value before that.
         """
         old = owner._parameters.pop(key)  # noqa: SLF001 - there is no public way to take one away
         for name, parameter in new.items():
@@ -102,11 +102,11 @@ class Surgery:
             self._stop_optimizing(old)
 
     def on_undo(self, undo: Callable[[], None]) -> None:
-        """Add something to what `undo` does."""
+        """Add a function that `undo` calls."""
         self._undo.append(undo)
 
     def undo(self) -> None:
-        """Give the model back as it was, last change first. Its parameters keep their values."""
+        """Undo all changes, the last one first. The model's parameters keep their values."""
         while self._undo:
             self._undo.pop()()
         self.changed.clear()
@@ -161,5 +161,5 @@ def _append(group: dict[str, Any], parameter: nn.Parameter) -> None:
 
 @functools.cache
 def _joined(mixin: type, kind: type) -> type:
-    """Return the class of both; the same one for the same two, so that compilers know it again."""
+    """Return the joined class; the same one for the same pair, so that compilers recognise it."""
     return type(f"{mixin.__name__}{kind.__name__}", (mixin, kind), {"__module__": mixin.__module__})

@@ -18,14 +18,14 @@ from raytrain_plus.algorithms.weight_averaging import (
 class SWA(WeightAveraging):
     """Evaluate and export the plain mean of the weights at regular times near the run's end.
 
-    BatchNorm statistics are averaged like weights; the paper measures them again instead, in one
+    BatchNorm statistics are averaged like weights. The paper measures them again instead, in one
     more pass over the data. Before `start` the live weights are evaluated.
 
     Attributes:
-        start: when the first weights are taken. Default "0.7dur".
-        interval: from there to the next. Default "1ep".
-        learning_rate: a factor on the scheduled learning rate from `start` on; None leaves it.
-            Default None.
+        start: when the first weights are added to the mean. Default "0.7dur".
+        interval: time between two additions. Default "1ep".
+        learning_rate: a factor on the scheduled learning rate from `start` on; None leaves it
+            unchanged. Default None.
     """
 
     start: Time = "0.7dur"
@@ -33,7 +33,7 @@ class SWA(WeightAveraging):
     learning_rate: float | None = Field(default=None, gt=0)
 
     def update(self, step: Step) -> Advice:
-        """Change the update's learning rate, and add the weights that it leaves to the mean."""
+        """Change the update's learning rate, and add the weights after the update to the mean."""
         takes = due(step.clock, step.number + 1, self.start, self.interval)
         scales = self.learning_rate is not None and step.number >= step.clock.step_of(self.start)
         if not (takes or scales):
@@ -53,7 +53,7 @@ def update_swa(averages: Mapping[str, Tensor], model: nn.Module, count: int) -> 
 
     Args:
         averages: by name, from `weight_averaging.begin_average(model)`.
-        model: whose values are averaged.
-        count: how many values the averages are the mean of; 0 makes them the present values.
+        model: the model whose values are averaged.
+        count: the number of values in the mean; 0 sets the averages to the current values.
     """
     move_average(averages, model, 1.0 / (count + 1))

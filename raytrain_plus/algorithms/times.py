@@ -1,4 +1,4 @@
-"""Times among the settings of aspects, checked when an aspect is constructed."""
+"""Types of settings that are times, checked when an aspect is constructed."""
 
 from typing import Annotated
 
@@ -22,11 +22,11 @@ Time = Annotated[str, AfterValidator(_time)]
 """A point of the run such as `0.5dur`, `2ep` or `100ba`."""
 
 Interval = Annotated[str, AfterValidator(_interval)]
-"""A stretch of the run above zero; at least one step where it is counted."""
+"""A stretch of the run above zero; it counts as at least one step."""
 
 
 def check_order(start: str, finish: str) -> None:
-    """Refuse a stretch that is empty, where that can be known before the run's length is.
+    """Refuse an empty stretch, if that is certain before the run's length is known.
 
     Raises:
         DurationError: both have the same unit and `start` is not before `finish`.
@@ -34,19 +34,19 @@ def check_order(start: str, finish: str) -> None:
     first, last = Duration.parse(start), Duration.parse(finish)
     if first.unit == last.unit and first.value >= last.value:
         raise DurationError(
-            f"start={start!r} is not before finish={finish!r}, so that nothing lies between: "
+            f"start={start!r} is not before finish={finish!r}, so that nothing is between them: "
             "make start earlier or finish later"
         )
 
 
 def due(clock: Clock, committed: int, start: str, interval: str) -> bool:
-    """Say whether something is done at `start` and from there at every `interval`.
+    """Return whether something that is done at `start` and then at every `interval` is due now.
 
     Args:
-        clock: the run's.
-        committed: how many steps are committed.
-        start: the first time.
-        interval: from one time to the next; counted as at least one step.
+        clock: the run's clock.
+        committed: number of committed steps.
+        start: when it is done first.
+        interval: from one time to the next, at least one step.
     """
     since = committed - clock.step_of(start)
     return since >= 0 and since % max(1, clock.step_of(interval)) == 0

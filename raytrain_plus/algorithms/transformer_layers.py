@@ -1,8 +1,7 @@
-"""Where transformers of known families keep attention, embeddings and feed-forwards.
+"""Where transformers of known families have attention, embeddings and feed-forwards.
 
-Classes are known by their path, so that no library of models is imported, and by the path of any
-class that they inherit from, so that a subclass, or a layer that another method has changed, is
-known too.
+Classes are found by their import path, so that no library of models is imported. The paths of base
+classes count, too, so that a subclass and a layer that another method has changed are found.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,21 +29,21 @@ POSITIONS: Mapping[str, str] = {
     f"{_GPT2}.GPT2Model": "wpe",
     f"{_BERT}.BertEmbeddings": "position_embeddings",
 }
-"""Class of a module -> its attribute that is the embedding of positions."""
+"""Class of a module -> its attribute that is the position embedding."""
 
 WORDS: Mapping[str, str] = {
     f"{_OURS}.GPT": "words",
     f"{_GPT2}.GPT2Model": "wte",
     f"{_BERT}.BertEmbeddings": "word_embeddings",
 }
-"""Class of a module -> its attribute that is the embedding of tokens."""
+"""Class of a module -> its attribute that is the token embedding."""
 
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {
     f"{_OURS}.Attention": ("qkv",),
     f"{_GPT2}.GPT2Attention": ("c_attn",),
     f"{_BERT}.BertSelfAttention": ("query", "key", "value"),
 }
-"""Class of a self-attention -> its attributes that make queries, keys and values."""
+"""Class of a self-attention -> its attributes that compute queries, keys and values."""
 
 FEED_FORWARD: Mapping[str, str] = {
     f"{_OURS}.FeedForward": "up",
@@ -55,7 +54,7 @@ FEED_FORWARD: Mapping[str, str] = {
 
 
 def known(module: nn.Module, table: Mapping[str, Entry]) -> tuple[str, Entry] | None:
-    """Return the path and the entry in a table of the class of a module, or of one it inherits."""
+    """Return the path and the table's entry of a module's class, or of one of its base classes."""
     for kind in type(module).__mro__:
         path = f"{kind.__module__}.{kind.__qualname__}"
         if path in table:
@@ -66,7 +65,7 @@ def known(module: nn.Module, table: Mapping[str, Entry]) -> tuple[str, Entry] | 
 def layers(
     surgery: Surgery, table: Mapping[str, Entry], mixin: type
 ) -> Iterator[tuple[str, nn.Module, str, Entry]]:
-    """Yield (name, module, path of its class, entry) of what a table knows and lacks the mixin."""
+    """Yield (name, module, path of its class, entry) of modules in a table without the mixin."""
     for name, module in surgery.candidates(nn.Module, mixin):
         found = known(module, table)
         if found is not None:
@@ -74,8 +73,8 @@ def layers(
 
 
 def cached_tokens(given: Mapping[str, Any], layer: int = 0) -> int:
-    """Return how many tokens are in the cache that a module of `transformers` is given by name."""
-    cache = given.get("cache", given.get("past_key_values"))  # the older name
+    """Return the number of tokens in the cache among the arguments of a `transformers` module."""
+    cache = given.get("cache", given.get("past_key_values"))  # its older name
     return 0 if cache is None else int(cache.get_seq_length(layer))
 
 

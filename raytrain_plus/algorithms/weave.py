@@ -1,4 +1,4 @@
-"""The weave: whose advice runs at each join point, in which order, and what it costs."""
+"""The weave: which aspects' advice runs at each join point, in which order, and what it costs."""
 
 import heapq
 import time
@@ -20,12 +20,12 @@ from raytrain_plus.algorithms.aspect import (
 
 @dataclass
 class Cost:
-    """What an aspect's advice has cost one worker.
+    """What an aspect's advice cost one worker.
 
     Attributes:
-        seconds: time in its advice, not in what stands between its two halves.
+        seconds: seconds in its advice, without what runs between the two halves.
         acted: how often its advice had something to do.
-        idle: how often it had not.
+        idle: how often it had nothing to do.
     """
 
     seconds: float = 0.0
@@ -37,13 +37,13 @@ _Entry = tuple[Cost, Callable[[Step], Advice]]
 
 
 class Weave:
-    """The advice of some aspects per join point, found once.
+    """The advice of some aspects at each join point, found once.
 
     Args:
         aspects: in any order.
 
     Attributes:
-        aspects: as they nest, outermost first.
+        aspects: the aspects, outermost first.
         costs: by the aspect's name.
 
     Raises:
@@ -64,18 +64,18 @@ class Weave:
         self._nothing: AbstractContextManager[None] = nullcontext()
 
     def advises(self, point: str) -> bool:
-        """Say whether any aspect gives advice at a join point."""
+        """Return whether any aspect gives advice at a join point."""
         return bool(self._advice[point])
 
     def spent(self) -> dict[str, dict[str, Any]]:
-        """Return what each aspect's advice has cost since this was last asked."""
+        """Return what each aspect's advice has cost since the last call."""
         found = {name: asdict(cost) for name, cost in self.costs.items()}
         for cost in self.costs.values():
             cost.seconds, cost.acted, cost.idle = 0.0, 0, 0
         return found
 
     def around(self, point: str, step: Step) -> AbstractContextManager[None]:
-        """Return the context in which the join point is to be run."""
+        """Return the context in which to run the join point."""
         advice = self._advice[point]
         return _Around(advice, step) if advice else self._nothing
 
@@ -132,7 +132,7 @@ class _Around:
                 raise twice
 
     def _unwind(self, error: BaseException) -> None:
-        """Let each advice see the error, innermost first; none can hide it."""
+        """Raise the error in each advice, innermost first; no advice can suppress it."""
         while self._open:
             _, advice = self._open.pop()
             try:
@@ -148,19 +148,19 @@ class _Around:
 
 
 def advises(aspect: Aspect, point: str) -> bool:
-    """Say whether an aspect gives advice at a join point."""
+    """Return whether an aspect gives advice at a join point."""
     return getattr(type(aspect), point) is not getattr(Aspect, point)
 
 
 def explain(aspects: Sequence[Aspect]) -> dict[str, list[str]]:
-    """Return who gives advice at each join point, outermost first; empty points are left out."""
+    """Return the aspects that advise at each join point, outermost first, without empty points."""
     ordered = in_order(aspects)
     found = {point: [a.name for a in ordered if advises(a, point)] for point in JOIN_POINTS}
     return {point: names for point, names in found.items() if names}
 
 
 def in_order(aspects: Sequence[Aspect]) -> list[Aspect]:
-    """Return aspects as they nest, outermost first; how they were listed does not matter.
+    """Return aspects in nesting order, outermost first, whatever the order of the list.
 
     Raises:
         AspectError: two conflict, one is given twice, or their order has a cycle.
@@ -182,7 +182,7 @@ def in_order(aspects: Sequence[Aspect]) -> list[Aspect]:
 
 
 def _sorted(outside: Mapping[str, set[str]]) -> list[str]:
-    """Return names such that each comes after those outside of it, else by alphabet."""
+    """Return names so that each comes after those outside of it, otherwise alphabetically."""
     inside: dict[str, list[str]] = {name: [] for name in outside}
     for name, others in outside.items():
         for other in others:
@@ -200,7 +200,7 @@ def _sorted(outside: Mapping[str, set[str]]) -> list[str]:
 
 
 def _edges(by_name: Mapping[str, Aspect]) -> dict[str, set[str]]:
-    """Return for each aspect those that must stand outside of it."""
+    """Return for each aspect the aspects that must be outside of it."""
     outside: dict[str, set[str]] = {name: set() for name in by_name}
     for name, aspect in by_name.items():
         outside[name] |= {other for other in aspect.runs_after if other in by_name}
@@ -208,13 +208,13 @@ def _edges(by_name: Mapping[str, Aspect]) -> dict[str, set[str]]:
             if other in by_name:
                 outside[other].add(name)
     for outer, inner in _general(by_name):
-        if inner not in outside[outer]:  # what is said of one by name weighs more
+        if inner not in outside[outer]:  # a rule that names an aspect wins
             outside[inner].add(outer)
     return outside
 
 
 def _general(by_name: Mapping[str, Aspect]) -> Iterator[tuple[str, str]]:
-    """Yield (outer, inner) for what aspects say of every other; equal claims cancel out."""
+    """Yield (outer, inner) by the rules for every other aspect; equal rules cancel out."""
     first = {name for name, a in by_name.items() if EVERY_OTHER in a.runs_before}
     last = {name for name, a in by_name.items() if EVERY_OTHER in a.runs_after}
     for outer in sorted(by_name):

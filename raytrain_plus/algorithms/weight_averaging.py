@@ -1,10 +1,10 @@
-"""Averages of a model's weights: made, moved, looked at, and taken over.
+"""Averages of a model's weights: create, update, evaluate and export them.
 
-What EMA and SWA share. A model's averages are a plain mapping from name to tensor, of every
-trainable parameter and of running statistics, such as BatchNorm's. Other buffers are no weights:
-the mean of two of spectral norm's unit vectors, say, is none. They keep their present values.
-Averages are kept in float32 where the model has fewer bits, since a small step towards a bfloat16
-value would be rounded away.
+EMA and SWA share this. A model's averages are a plain mapping from name to tensor, with each
+trainable parameter and running statistics such as BatchNorm's. Other buffers keep their current
+values, because a mean of them may be meaningless: the mean of two unit vectors of spectral norm is
+not a unit vector. Averages are float32 if the model has fewer bits, since a small step towards a
+bfloat16 value would be rounded away.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,16 +20,16 @@ _PREFIX = "average."
 _COUNT = "count"
 
 RUNNING_STATISTICS = ("running_mean", "running_var")
-"""The names that torch's norms, and those of the libraries around it, give their statistics."""
+"""The names of the statistics in the norms of torch and of libraries around it."""
 
 
 class WeightAveraging(Aspect):
-    """What EMA and SWA share: evaluate and export an average, where there is one yet."""
+    """The base of EMA and SWA: evaluate and export the average, once there is one."""
 
     runs_after = (EVERY_OTHER,)  # `fit` must see what other methods have made of the model
 
     def fit(self, step: Step) -> Advice:
-        """Make room for the average; the exported model holds it."""
+        """Allocate the average; the exported model holds it."""
         settle(step.state(self), step.model)
         yield
         averages, count = kept(step.state(self))
@@ -47,9 +47,9 @@ class WeightAveraging(Aspect):
 
 @torch.no_grad()
 def begin_average(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of what is averaged, by name in the model.
+    """Return copies of the values to average, by name in the model.
 
-    Parameters that do not require a gradient are left out, and so are all buffers but running
+    Parameters that do not require a gradient are left out, and so are all buffers except running
     statistics.
     """
     live: list[tuple[str, Tensor]] = [
@@ -69,8 +69,8 @@ def move_average(averages: Mapping[str, Tensor], model: nn.Module, weight: float
 
     Args:
         averages: from `begin_average`.
-        model: the same model, whose values are moved towards.
-        weight: of the present values, in [0, 1]; 1 makes the averages exactly equal to them.
+        model: the same model, towards whose values the averages move.
+        weight: weight of the current values, in [0, 1]; 1 sets the averages exactly to them.
     """
     values = [v.to(averages[n].dtype) for n, v in _live(model, averages).items()]
     torch._foreach_lerp_(list(averages.values()), values, weight)
@@ -78,14 +78,14 @@ def move_average(averages: Mapping[str, Tensor], model: nn.Module, weight: float
 
 @torch.no_grad()
 def load_average(model: nn.Module, averages: Mapping[str, Tensor]) -> None:
-    """Give a model its averaged values, in place and for good."""
+    """Give a model its averaged values, in place."""
     for name, value in _live(model, averages).items():
         value.copy_(averages[name])
 
 
 @contextmanager
 def averaged(model: nn.Module, averages: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a model have its averaged values for a while; afterwards it has its own, to the bit."""
+    """Give a model its averaged values, and restore its own bit for bit afterwards."""
     live = _live(model, averages)
     own = [value.detach().clone() for value in live.values()]
     try:
@@ -98,19 +98,19 @@ def averaged(model: nn.Module, averages: Mapping[str, Tensor]) -> Iterator[None]
 
 
 def settle(state: dict[str, Any], model: nn.Module) -> None:
-    """Settle what an aspect keeps: the averages of a model, of which there is none yet."""
+    """Create an aspect's state: room for a model's averages, with no values in them yet."""
     state |= {f"{_PREFIX}{name}": tensor for name, tensor in begin_average(model).items()}
     state[_COUNT] = 0
 
 
 def kept(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
-    """Return the averages that an aspect keeps, and how many values have gone into them."""
+    """Return the averages that an aspect keeps, and the number of values in them."""
     averages = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
     return averages, state[_COUNT]
 
 
 def count_one_more(state: dict[str, Any]) -> None:
-    """Note that the averages have been moved."""
+    """Count one more value in the averages."""
     state[_COUNT] += 1
 
 

@@ -17,9 +17,9 @@ class WeightStandardization(Aspect):
     """Give each filter of each convolution mean 0 and variance 1 before it is used.
 
     Attributes:
-        eps: is added to the variance of a filter, before the root. Default 1e-5.
-        ignore_last: how many convolutions, counted from the end of the model, are left alone: those
-            that no normalisation follows. Default 0.
+        eps: added to the variance of a filter before the root. Default 1e-5.
+        ignore_last: number of convolutions, counted from the end of the model, that are left
+            unchanged, because no normalisation follows them. Default 0.
     """
 
     eps: float = Field(default=1e-5, gt=0)
@@ -28,7 +28,7 @@ class WeightStandardization(Aspect):
     runs_after: ClassVar[Sequence[str]] = ("BlurPool",)
 
     def fit(self, step: Step) -> Advice:
-        """Change how convolutions compute; the plain model is given the standardised weights."""
+        """Change how convolutions compute; the plain model has the standardised weights."""
         surgery = apply_weight_standardization(
             step.model, eps=self.eps, ignore_last=self.ignore_last, optimizer=step.optimizer
         )
@@ -48,15 +48,15 @@ def apply_weight_standardization(
     ignore_last: int = 0,
     optimizer: Optimizer | None = None,
 ) -> Surgery:
-    """Let the convolutions of a model standardise their weights, in place.
+    """Make the convolutions of a model standardise their weights, in place.
 
-    The parameters stay as they are; what is used is computed from them in each forward. Left alone
-    are transposed convolutions, and filters of a single weight, which would become zero.
+    The parameters stay unchanged; each forward computes the standardised weights from them. Left
+    unchanged are transposed convolutions, and filters of a single weight, which would become zero.
 
     Args:
         model: the model.
-        eps: is added to the variance.
-        ignore_last: how many convolutions, counted from the end, are left alone.
+        eps: added to the variance.
+        ignore_last: number of convolutions, counted from the end, that are left unchanged.
         optimizer: may be left out; no parameter is added.
 
     Returns:
@@ -73,7 +73,7 @@ def apply_weight_standardization(
 
     @torch.no_grad()
     def keep_function() -> None:
-        for weight in weights.values():  # once each, also where layers share one
+        for weight in weights.values():  # each once, even if layers share one
             weight.copy_(standardize_weight(weight, eps))
 
     surgery.on_undo(keep_function)
