@@ -1,1 +1,1 @@
-"""Side-by-side comparisons and measurements; each module runs by itself."""
+"""Side-by-side comparisons and measurements; each module is a program of its own."""

@@ -1,6 +1,6 @@
 """All benchmarks, one after the other: `python -m benchmarks [--quick] [--json]`.
 
-Each runs in its own process, so that none inherits threads, memory or a Ray cluster.
+Each runs in its own process, so that it inherits no threads, memory or Ray cluster.
 """
 
 import json
@@ -29,7 +29,7 @@ NAMES = (
 
 
 def run(name: str, *, quick: bool) -> dict[str, Any]:
-    """Run one benchmark, passing on what it prints; returns its JSON object."""
+    """Run one benchmark and pass its output on; returns its JSON object."""
     command = [sys.executable, "-u", "-m", f"benchmarks.{name}", "--json"]
     command += ["--quick"] if quick else []
     line = ""
@@ -45,7 +45,7 @@ def run(name: str, *, quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run all, and sum up how their aims are met."""
+    """Run all benchmarks, and print which aims are met."""
     options = report.options(__doc__.splitlines()[0])
     results = {name: run(name, quick=options.quick) for name in NAMES}
     rows = [

@@ -31,7 +31,7 @@ _POINTS = ("step", "batch", "forward", "loss", "backward", "update")
 
 
 def idle(name: str) -> Aspect:
-    """Return an aspect that gives advice everywhere and never has anything to do."""
+    """Return an aspect that gives advice at each join point and does nothing."""
 
     def advice(_: Aspect, step: Step) -> Advice:
         if step.number >= 0:
@@ -58,7 +58,7 @@ def batches(task: Tiny) -> list[Batch]:
 
 
 def ours(aspects: list[Aspect]) -> Callable[[Batch], object]:
-    """Return one step of our loop."""
+    """Return a function that runs one step of our loop."""
     task = Tiny()
     clock = Clock(total_steps=10**9, steps_per_epoch=64, batch_size=_ROWS, evaluate_every=10**9)
     weave = Weave(aspects)
@@ -69,7 +69,7 @@ def ours(aspects: list[Aspect]) -> Callable[[Batch], object]:
 
 
 def bare() -> Callable[[Batch], object]:
-    """Return one step of a plain loop: it reads the loss, as any training loop does."""
+    """Return a function that runs one step of a plain loop, which reads the loss."""
     task = Tiny()
     model = task.model()
     optimizer = task.optimizer(model)
@@ -94,7 +94,7 @@ def milliseconds(step: Callable[[Batch], object], data: list[Batch], rounds: int
 
 
 def main() -> None:
-    """Measure all in turn, several times."""
+    """Measure all variants in turn, several times."""
     options = report.options("CPU time per step of idle aspects")
     torch.set_num_threads(1)
     data = batches(Tiny())

@@ -21,14 +21,14 @@ from raytrain_plus.task import Batch
 
 _WORKERS = 3
 _STEPS = 160
-_SECONDS = 0.002  # that a device takes for a logical rank
+_SECONDS = 0.002  # that a device needs for a logical rank
 
 
 class Device(Tiny):
-    """Computes elsewhere."""
+    """A model that waits, as if another device computed."""
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Wait as for a device."""
+        """Wait as long as the device would take."""
         time.sleep(_SECONDS)
         outputs: Tensor = super().forward(model, batch)
         return outputs
@@ -41,11 +41,11 @@ WORKLOADS = {
 
 
 def measure(name: str, **elastic: Any) -> Row:
-    """Train once; returns how the ranks were shared at last, and steps per second.
+    """Train once; returns the final number of ranks per worker, and steps per second.
 
     Args:
-        name: of the workload.
-        elastic: settings of ElasticConfig; with any, the slack stays.
+        name: name of the workload.
+        elastic: settings of ElasticConfig; with any, the allowed imbalance is fixed.
     """
     events = train(WORKLOADS[name], _WORKERS, _STEPS, **elastic)
     begin, end = (of_kind(events, "step", step=step)[0]["time"] for step in (_STEPS // 2, _STEPS))
@@ -59,8 +59,8 @@ def measure(name: str, **elastic: Any) -> Row:
 
 
 def main() -> None:
-    """Measure both tasks, by turns."""
-    options = report.options("what it gains that balance follows what the exchange takes")
+    """Measure both tasks, in turn."""
+    options = report.options("the gain from an allowed imbalance that follows the exchange")
     rows: list[Row] = []
     ratios: dict[str, list[float]] = {name: [] for name in WORKLOADS}
     for _ in range(1 if options.quick else 3):
@@ -70,7 +70,7 @@ def main() -> None:
             found.append(follows["steps/s"] / stays["steps/s"])
     report.show(f"{_WORKERS} workers", rows)
     aims = [
-        Aim(f"rate over that of an eighth: {name}", report.median(found), least=least)
+        Aim(f"rate over that with an eighth: {name}", report.median(found), least=least)
         for (name, found), least in zip(ratios.items(), (1.05, 0.97), strict=True)
     ]
     report.finish(aims, {"balance": rows}, as_json=options.json)

@@ -36,10 +36,10 @@ class Reference:
 
     Attributes:
         task: the task.
-        metric: what counts.
-        sign: 1 where more of it is better, -1 where less is.
-        samples: the reference duration.
-        draw: draws settings: those of the task, and the batch size.
+        metric: the metric that counts.
+        sign: 1 if larger values are better, -1 if smaller ones are.
+        samples: the reference duration, in samples.
+        draw: draws the task's settings and the batch size.
     """
 
     task: Task
@@ -74,8 +74,8 @@ def _text(chance: random.Random) -> tuple[Row, int]:
     }, batch_size
 
 
-# At twice the batch of the best of the first round, and in proportion: as good, for three quarters
-# of its cost.
+# Twice the batch size of the first round's best settings, the others in proportion: as good, for
+# three quarters of the cost.
 _SUGGESTED: dict[str, list[tuple[Row, int]]] = {
     "digits": [
         (
@@ -103,19 +103,19 @@ REFERENCES = {
 
 
 def trial(name: str, samples: int, settings: Row, batch_size: int, seed: int) -> Row:
-    """Train once; returns what was tried and what came out."""
+    """Train once; returns the settings and the results."""
     reference = REFERENCES[name]
     recipe = Recipe(duration=f"{samples}sp", batch_size=batch_size, task=settings)
     row = {"samples": samples, "seed": seed, "batch_size": batch_size, **settings}
     try:
         result = train(reference.task, recipe, seed=seed)
-    except ArithmeticError:  # it diverged: kept as what it is
+    except ArithmeticError:  # it diverged; this is a result, too
         return {**row, "quality": math.nan, "seconds": math.nan}
     return {**row, "quality": result.metrics[reference.metric], "seconds": result.seconds}
 
 
 def run_all(jobs: Sequence[Callable[[], Row]], processes: int) -> list[Row]:
-    """Run jobs in some processes; prints each row as it comes."""
+    """Run jobs in several processes; prints each row when it is there."""
     rows = []
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(job) for job in jobs]:
@@ -129,7 +129,7 @@ def _rank(reference: Reference, row: Row) -> float:
 
 
 def main() -> None:
-    """Search, and print the best."""
+    """Search, and print the best settings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=REFERENCES)
     parser.add_argument("--trials", type=int, default=32)

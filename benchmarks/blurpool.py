@@ -23,7 +23,7 @@ from benchmarks import report
 from benchmarks.report import Aim, Row
 from raytrain_plus.algorithms.blur_pool import apply_blur_pool
 
-_EQUAL = 1e-4  # the largest difference of outputs and gradients, relative to the largest number
+_EQUAL = 1e-4  # the largest difference of outputs and gradients, relative to their largest value
 _POINTWISE = 3.0  # times as fast as at every pixel
 _NO_SLOWER = 0.9
 
@@ -32,14 +32,14 @@ Blur = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A strided layer and what it is given.
+    """A strided layer and its input.
 
     Attributes:
-        name: for the table.
-        layer: makes the layer.
-        shape: of its input.
+        name: its name in the table.
+        layer: a function that makes the layer.
+        shape: the shape of its input.
         blur_first: whether the blur comes before the convolution.
-        least: how many times as fast as the naive layer ours should be.
+        least: our layer should be at least so many times as fast as the naive one.
     """
 
     name: str
@@ -101,7 +101,7 @@ class _Then(nn.Module):
 
 
 def blurs() -> dict[str, Blur]:
-    """Return the implementations of the blur that ours is compared with."""
+    """Return the other implementations of the blur, by name."""
     found: dict[str, Blur] = {"naive": naive_blur}
     if importlib.util.find_spec("kornia"):
         from kornia.filters import blur_pool2d  # type: ignore[import-not-found]
@@ -113,7 +113,7 @@ def blurs() -> dict[str, Blur]:
 
 
 def run(module: nn.Module, x: Tensor) -> tuple[list[Tensor], float]:
-    """Return output and gradients of one forward and backward, and its seconds."""
+    """Run a forward and a backward; returns output and gradients, and the seconds."""
     x = x.clone().requires_grad_()
     began = time.perf_counter()
     y = module(x)
@@ -122,7 +122,7 @@ def run(module: nn.Module, x: Tensor) -> tuple[list[Tensor], float]:
 
 
 def compare(case: Case, name: str, blur: Blur, *, quick: bool) -> Row:
-    """Measure ours and another in turn."""
+    """Measure our layer and another one in turn."""
     torch.manual_seed(0)
     layer = case.layer()
     other = case.layer()

@@ -21,7 +21,7 @@ _BEGIN, _END = "<!-- effects -->", "<!-- /effects -->"
 
 
 def sentence(task: str, row: Row) -> str:
-    """Say what an algorithm did to a task."""
+    """Return a sentence about an algorithm's effect on a task."""
     unit, factor = _UNITS[task]
     gain, half = row["gain at equal cost"] * factor, row["+-"] * factor
     sure = "" if abs(gain) > half else " (no effect that these seeds show)"

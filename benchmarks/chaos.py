@@ -4,8 +4,8 @@ Run as `python -m benchmarks.chaos [--runs N] [--at-once P] [--minutes M]`, or w
 
 `raytrain-plus chaos` is run in pieces of several seeds, over several tasks in turn. Every verdict
 is appended to `benchmarks/data/chaos.jsonl`, and at the end all are written as Parquet. The
-campaign continues from the verdicts in either file, so it can be run in several sittings. An
-interrupt ends it after the running pieces.
+campaign continues from the verdicts in both files, so it can run in several sessions. An interrupt
+ends it after the running pieces.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _TASKS = "tests/end_to_end/tasks.py"
 
 @dataclass(frozen=True)
 class Case:
-    """What is disturbed, and how many workers there are."""
+    """A task, and the numbers of workers and logical ranks."""
 
     task: str
     workers: int
@@ -59,7 +59,7 @@ CASES = (
 
 
 def pieces(runs: int, done: set[int]) -> Iterator[tuple[Case, int, int]]:
-    """Yield (case, first seed, seeds) of what is not done of so many runs."""
+    """Yield (case, first seed, seeds) of the runs that are not done yet."""
     for number, first in enumerate(range(0, runs, _PIECE)):
         left = [s for s in range(first, min(first + _PIECE, runs)) if s not in done]
         if left:
@@ -67,7 +67,7 @@ def pieces(runs: int, done: set[int]) -> Iterator[tuple[Case, int, int]]:
 
 
 def campaign(runs: int, at_once: int, minutes: float) -> None:
-    """Disturb what has not been disturbed yet; begin nothing new after some minutes."""
+    """Run what has not been run yet; start nothing new after some minutes."""
     done = {row["seed"] for row in RECORD.rows()}
     until, writing, interrupted = time.monotonic() + 60 * minutes, Lock(), Event()
 
@@ -78,13 +78,13 @@ def campaign(runs: int, at_once: int, minutes: float) -> None:
             case.command(seed, seeds), check=False, capture_output=True, text=True
         )
         if not ended.stdout.strip():
-            print(f"{case} from seed {seed} said nothing:\n{ended.stderr}", flush=True)
+            print(f"{case} from seed {seed} printed no verdict:\n{ended.stderr}", flush=True)
             return
         rows = [_row(case, verdict) for verdict in json.loads(ended.stdout)["schedules"]]
         with writing:
             RECORD.append(rows)
         if any(row["state"] != "equal" for row in rows):
-            print(ended.stderr, flush=True)  # with the schedules, to be run again
+            print(ended.stderr, flush=True)  # with the schedules, so that they can be run again
 
     with ThreadPoolExecutor(at_once) as pool:
         try:
@@ -107,7 +107,7 @@ def _row(case: Case, verdict: Row) -> Row:
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """Return what came out for each task, and for all."""
+    """Return the results of each task, and of all together."""
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_task[row["task"]].append(row)
@@ -121,20 +121,20 @@ def _counted(task: str, rows: list[Row]) -> Row:
         "schedules": len(rows),
         **{state: states[state] for state in get_args(State)},
         "faults": sum(len(row["faults"]) for row in rows),
-        "struck nobody": sum(row["not_struck"] for row in rows),
+        "hit no worker": sum(row["not_struck"] for row in rows),
     }
 
 
 def main() -> None:
-    """Run and report; the exit status is 1 if any bit differed or any run failed."""
+    """Run and report; the exit status is 1 if a bit differed or a run failed."""
     parser = argparse.ArgumentParser(description="A long campaign of chaos")
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--report", action="store_true", help="only show what is on record")
+    parser.add_argument("--report", action="store_true", help="only show what is recorded")
     options = parser.parse_args()
     if not options.report:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell ignored it, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also if the shell ignored it
         campaign(options.runs, options.at_once, options.minutes)
     rows = RECORD.collect()
     report.show("schedules of faults", summary(rows))

@@ -40,14 +40,14 @@ class Layers(Task):
     """Linear layers.
 
     Args:
-        megabytes: size of the whole state.
+        megabytes: size of the whole state, in MB.
     """
 
     def __init__(self, megabytes: int) -> None:
         self._width = int((megabytes * 1e6 / 3 / 4 / LAYERS) ** 0.5)
 
     def model(self) -> nn.Module:
-        """Build them."""
+        """Build the layers."""
         return nn.Sequential(*(nn.Linear(self._width, self._width) for _ in range(LAYERS)))
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -66,7 +66,7 @@ def replica_of(megabytes: int) -> Replica:
 
 
 def milliseconds(action: Callable[[], Any]) -> float:
-    """Return how long something takes. What it returns lives until after the clock is read."""
+    """Return the milliseconds of a call. Its result is freed only after the clock was read."""
     start = time.perf_counter()
     held = action()
     end = time.perf_counter()
@@ -76,7 +76,7 @@ def milliseconds(action: Callable[[], Any]) -> float:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """Make a folder that is removed at the end."""
+    """Make a folder and remove it at the end."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-pause-") as name:
         yield Path(name)
 
@@ -121,7 +121,7 @@ def measure(megabytes: int, rounds: int) -> Row:
 
 def main() -> None:
     """Measure all sizes."""
-    options = report.options("times the pause of training for a checkpoint")
+    options = report.options("the pause of training for a checkpoint")
     torch.set_num_threads(1)
     rows = [measure(size, QUICK_ROUNDS if options.quick else ROUNDS) for size in SIZES]
     report.show("pause of training for a checkpoint", rows)

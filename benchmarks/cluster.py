@@ -21,7 +21,7 @@ _ROUNDS, _QUICK_ROUNDS = 3, 1
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, and print the results."""
     options = report.options("how long a cluster takes")
     if reason := why_not() or ssh.why_not():
         sys.exit(f"error: {reason}")

@@ -42,7 +42,7 @@ def batches(workload: Workload) -> list[Batch]:
 def stepper(
     workload: Workload, parts: list[Batch], *, check_every: int = 0, audit_every: int = 0
 ) -> Callable[[], float]:
-    """Return what runs one step, and returns the milliseconds of CPU that it took."""
+    """Return a function that runs one step and returns its milliseconds of CPU."""
     task = workload.load()
     clock = Clock(
         total_steps=10**9,
@@ -65,7 +65,7 @@ def stepper(
 
 
 def measure(workload: Workload, rounds: int) -> Row:
-    """Train the copies in turn."""
+    """Train the copies of a model in turn."""
     parts = batches(workload)
     kinds = {
         "plain": stepper(workload, parts),
@@ -76,7 +76,7 @@ def measure(workload: Workload, rounds: int) -> Row:
     for _ in range(rounds):
         for name, step in kinds.items():
             found[name].append(step())
-    # The tenth percentile: on a shared machine the median tells more about the neighbours.
+    # The tenth percentile: on a shared machine the median depends more on other programs.
     ms = {name: round(sorted(times)[len(times) // 10], 3) for name, times in found.items()}
     check, audit = (ms[name] - ms["plain"] for name in ("check", "audit"))
     costs = {f"check every {n}, %": round(100 * check / n / ms["plain"], 3) for n in _CHECKS}
@@ -92,7 +92,7 @@ def measure(workload: Workload, rounds: int) -> Row:
 
 def main() -> None:
     """Measure all models."""
-    options = report.options("CPU time of looking for silent corruption")
+    options = report.options("CPU time of checks for silent corruption")
     torch.set_num_threads(1)
     cases = ((COMPUTE_BOUND, 40), (COMMUNICATION_BOUND, 40), (TINY, 2000))
     rows = [measure(load, rounds // (4 if options.quick else 1)) for load, rounds in cases]

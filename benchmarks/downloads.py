@@ -27,12 +27,12 @@ _ROWS, _FILES = 25_600, 100
 
 
 class Fleet:
-    """Nodes with a cache each, that read the lanes which a plan gives them.
+    """Nodes that read the lanes of a plan, each with its own cache.
 
     Args:
-        server, proxy: where the data is, and what counts.
-        bucket: of the data.
-        folder: for the caches.
+        server, proxy: the server that has the data, and the proxy that counts.
+        bucket: the bucket with the data.
+        folder: the folder for the caches.
     """
 
     def __init__(self, server: Server, proxy: Proxy, bucket: str, folder: Path) -> None:
@@ -41,7 +41,7 @@ class Fleet:
         self.sources: dict[str, Any] = {}
 
     def source(self, worker: str) -> Any:
-        """Return a node's source."""
+        """Return a node's source of data."""
         if worker not in self.sources:
             stream = Stream(
                 f"s3://{self._bucket}/data",
@@ -53,11 +53,11 @@ class Fleet:
         return self.sources[worker]
 
     def read(self, plan: Sequence[Assignment], first: int, steps: int) -> int:
-        """Let all read some steps; returns the requests for files that this took."""
+        """Read some steps on all nodes; returns the number of requests for files."""
         before = self.gets()
         for one in plan:
             source = self.source(one.worker)
-            source.lookahead = None  # what is ahead of the last step would be counted, too
+            source.lookahead = None  # files fetched ahead of the last step would count, too
             order = source.order(_LANES, 17, _PART)
             loader = Loader(source, order, part_rows=_PART, lanes=one.ranks, first_step=first)
             for _ in range(steps):
@@ -66,12 +66,12 @@ class Fleet:
         return self.gets() - before
 
     def gets(self) -> int:
-        """Return the requests for files so far."""
+        """Return the number of requests for files so far."""
         return sum(n for path, n in self._proxy.gets.items() if path.endswith(".arrow"))
 
 
 def planned(workers: int, previous: Sequence[Assignment] = ()) -> tuple[Assignment, ...]:
-    """Return a plan for so many workers."""
+    """Return a plan for a number of workers."""
     return assign(_LANES, [WorkerSpeed(f"w{n}") for n in range(workers)], tuple(previous))
 
 
@@ -108,7 +108,7 @@ def resize(server: Server, proxy: Proxy, bucket: str, before: int, after: int) -
 
 
 def main() -> None:
-    """Count everything and print it."""
+    """Count all cases and print the results."""
     options = report.options(__doc__ or "")
     counts = (1, 2, 8) if options.quick else range(1, 9)
     with s3_server() as server, proxy_of(server) as proxy:

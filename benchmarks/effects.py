@@ -34,7 +34,7 @@ from benchmarks.record import Record, Row
 from raytrain_plus.frontier.recipe import Recipe, read_recipe
 
 RECIPES = {"digits": "cluttered_digits", "text": "byte_gpt"}
-_DURATIONS = (0.4, 0.7, 1.0, 1.5, 2.2)  # of the baseline, in reference durations
+_DURATIONS = (0.4, 0.7, 1.0, 1.5, 2.2)  # of the baseline's runs, in reference durations
 BASELINE = "baseline"
 FOUND = ("mild", "medium", "hot")
 
@@ -86,10 +86,10 @@ ALONE: dict[str, dict[str, Algorithms]] = {
 
 
 def jobs(name: str, seeds: int) -> Iterator[tuple[str, Algorithms, int, int]]:
-    """Yield (label, algorithms, samples, seed); seeds outermost, so that early ends are even."""
+    """Yield (label, algorithms, samples, seed), seed by seed, so that an early end is fair."""
     reference = REFERENCES[name]
     for place, seed in enumerate(range(101, 101 + seeds)):
-        # Three seeds give the baseline's curve; all seeds are compared with the algorithms.
+        # Three seeds are enough for the baseline's curve; algorithms are compared at all seeds.
         for factor in _DURATIONS if place < 3 else (1.0,):
             yield BASELINE, {}, int(reference.samples * factor), seed
         for recipe in FOUND:
@@ -118,7 +118,7 @@ def run(name: str, label: str, algorithms: Algorithms, samples: int, seed: int) 
 
 
 def sweep(name: str, seeds: int, processes: int) -> None:
-    """Run what has not been run yet."""
+    """Run the jobs that have not been run yet."""
     record = record_of(name)
     done = {_key(row) for row in record.rows()}
     todo = [
@@ -132,7 +132,7 @@ def sweep(name: str, seeds: int, processes: int) -> None:
 
 
 def record_of(name: str) -> Record:
-    """Return where the runs of a task are kept."""
+    """Return the record of a task's runs."""
     return Record(f"effects_{name}", _key)
 
 
@@ -141,7 +141,7 @@ def _key(row: Row) -> tuple[str, str, int, int]:
 
 
 def compare(name: str, rows: Sequence[Row]) -> list[Row]:
-    """Compare each algorithm with the baseline; differences are positive where it is better."""
+    """Compare each algorithm with the baseline; a positive difference means that it is better."""
     reference = REFERENCES[name]
     seeds: dict[tuple[str, int], dict[int, Row]] = defaultdict(dict)
     wanted = {
@@ -149,7 +149,7 @@ def compare(name: str, rows: Sequence[Row]) -> list[Row]:
     }
     for row in rows:
         if (row["label"], row["algorithms"]) not in wanted:
-            continue  # tried with other settings once; kept as what it is
+            continue  # an earlier trial with other settings
         seeds[row["label"], row["samples"]][row["seed"]] = row
     curve = sorted(
         (samples, _mean(found, "seconds"), _mean(found, "quality"))
@@ -204,8 +204,8 @@ def main() -> None:
     parser.add_argument("task", choices=REFERENCES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--collect", action="store_true", help="end early, with what there is")
-    parser.add_argument("--report", action="store_true", help="only show what is on record")
+    parser.add_argument("--collect", action="store_true", help="end early, with the runs so far")
+    parser.add_argument("--report", action="store_true", help="only show what is recorded")
     options = parser.parse_args()
     record = record_of(options.task)
     if not (options.report or options.collect):

@@ -23,7 +23,7 @@ from raytrain_plus.frontier.recipe import Recipe, read_recipe
 
 
 def trials(name: str, rows: Sequence[Row]) -> list[FinishedTrial]:
-    """Return the runs of one task as trials; calibration is not among them."""
+    """Return the runs of one task as trials, without calibrations."""
     found: list[FinishedTrial] = []
     clock = 0.0
     for number, row in enumerate(rows):

@@ -21,7 +21,7 @@ RUN = "benchmark"
 
 @contextlib.contextmanager
 def cluster(slots: int) -> Iterator[None]:
-    """Run a Ray cluster of our own, whatever others run on this machine."""
+    """Run a separate Ray cluster, even if other clusters run on this machine."""
     ray.init(
         address="local",
         num_cpus=slots,
@@ -60,6 +60,6 @@ def train(
 
 
 def of_kind(events: list[Event], kind: str, **fields: Any) -> list[Event]:
-    """Return the events of one kind, and of given values of fields, in order."""
+    """Return the events of one kind with the given values of fields, in order."""
     wanted = {"event": kind, **fields}
     return [e for e in events if all(e.get(key) == value for key, value in wanted.items())]

@@ -38,7 +38,7 @@ _REPLACED = 60.0  # seconds after a failure
 _HOURS, _QUICK_HOURS = 2.0, 0.25
 _STEP = 1.0  # seconds of a step at full strength
 _SPEED = 10.0
-# An actor that imports torch from a warm disk takes some 2 s, from a cold one up to 17.
+# An actor imports torch in some 2 s from a warm disk, in up to 17 s from a cold one.
 _START = 5.0
 
 OURS = Costs(loss=0.128, change=0.045, start=_START)
@@ -48,8 +48,8 @@ SYSTEMS = {
     "with salvage of the step in flight": replace(OURS, salvage=True),
     "with notices of preemption": replace(OURS, loss=OURS.change, noticed=True),
     "2 s per loss (a node's power is off)": replace(OURS, loss=2.0),
-    "with a slack of an eighth throughout": replace(OURS, follows=False),
-    "if all could compute equal shares": replace(OURS, planned=False),
+    "with an allowed imbalance of an eighth": replace(OURS, follows=False),
+    "if all workers had equal shares": replace(OURS, planned=False),
     "Ray Train, tuned: processes killed": RESTART,
     "Ray Train, tuned: nodes lost": replace(RESTART, loss=38.0),
 }
@@ -57,7 +57,7 @@ _PEER = "Ray Train, tuned: processes killed"
 
 
 def failures(workers: int, seconds: float, seed: int = 0) -> list[Change]:
-    """Return one failure a minute on average, at random times, each made good a minute later."""
+    """Return one failure a minute on average, at random times, each replaced a minute later."""
     draw = random.Random(seed)
     changes = [Change(0.0, workers)]
     now = draw.expovariate(1 / 60)
@@ -68,7 +68,7 @@ def failures(workers: int, seconds: float, seed: int = 0) -> list[Change]:
 
 
 def compare(job: Job, changes: list[Change], until: float) -> list[Row]:
-    """Simulate all systems; shares are in percent of what is offered."""
+    """Simulate all systems; shares are in percent of the offered worker-seconds."""
     spent = {name: simulate(job, changes, costs, until) for name, costs in SYSTEMS.items()}
     peer = spent[_PEER].goodput
     return [
@@ -76,7 +76,7 @@ def compare(job: Job, changes: list[Change], until: float) -> list[Row]:
             "system": name,
             "goodput": round(one.goodput, 4),
             **{
-                f"{kind} %": abs(round(100 * getattr(one, kind) / one.offered, 2))  # no -0.0
+                f"{kind} %": abs(round(100 * getattr(one, kind) / one.offered, 2))  # not -0.0
                 for kind in ("redone", "imbalance", "paused", "starting")
             },
             "times the peer's": round(one.goodput / peer, 3),
@@ -92,8 +92,8 @@ def replayed(speed: float, *, quick: bool) -> Row:
     start = report.median(starts) if starts else _START
     job = Job(8, found["seconds"] / found["steps"] / 8)
     changes = [Change(**change) for change in found["changes"]]
-    # Who is there at first has started before: the clock begins with a step of theirs. Imbalance
-    # does not show in the journal.
+    # The first workers have started before the clock starts, which is at their first step. The
+    # journal does not show imbalance.
     first, *others = changes
     costs = replace(OURS, start=start, planned=False)
     spent = simulate(job, [Change(-start, first.delta), *others], costs, found["seconds"])
@@ -106,10 +106,10 @@ def replayed(speed: float, *, quick: bool) -> Row:
 
 
 def _options() -> argparse.Namespace:
-    parser = report.parser("the useful share of what preemptible workers offer")
+    parser = report.parser("the useful share of the worker-seconds of preemptible workers")
     parser.add_argument("--replay", action="store_true", help="replay it on real workers, too")
     parser.add_argument(
-        "--speed", type=float, default=_SPEED, help="of the replay; default 10: three minutes"
+        "--speed", type=float, default=_SPEED, help="how much faster; default 10: three minutes"
     )
     return parser.parse_args()
 

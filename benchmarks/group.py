@@ -29,14 +29,14 @@ _CLOCK = Clock(total_steps=1000, steps_per_epoch=100, batch_size=RANKS, evaluate
 
 
 class Turn:
-    """Lets one worker at a time compute what draws from the global generators."""
+    """Lets one worker at a time run code that draws from the global generators."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
         self._held = False
 
     def __call__(self, phase: str) -> None:
-        """Take the turn for parts and update, and leave it while others are waited for."""
+        """Take the turn for parts and update, and give it up while waiting for others."""
         if phase in ("forward", "update") and not self._held:
             self._lock.acquire()
             self._held = True
@@ -44,7 +44,7 @@ class Turn:
             self.end()
 
     def end(self) -> None:
-        """Leave the turn."""
+        """Give the turn up."""
         if self._held:
             self._held = False
             self._lock.release()
@@ -54,10 +54,10 @@ class Group:
     """The workers of one run.
 
     Args:
-        make_task: returns the task anew for each worker.
+        make_task: returns a new task for each worker.
         part: returns the batch of a step and a logical rank.
-        make_aspects: returns the aspects anew for each worker. Default: none.
-        seed: of the run.
+        make_aspects: returns new aspects for each worker. Default: none.
+        seed: the run's seed. Default 17.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Group:
 
     @property
     def replica(self) -> Replica:
-        """The state, which all workers have."""
+        """The state; all workers have the same."""
         return self.loops[0].replica
 
     def resize(self, workers: int) -> None:
-        """Let newcomers join, healed by a survivor, or let the eldest go."""
+        """Add new workers, healed by a survivor, or remove the oldest ones."""
         while len(self.loops) < workers:
             loop = self._newcomer()
             loop.replica.load(*self._sent())
@@ -87,7 +87,7 @@ class Group:
         self.loops = self.loops[len(self.loops) - workers :]
 
     def resume(self) -> None:
-        """Write a checkpoint, let all workers go, and start one from the checkpoint."""
+        """Write a checkpoint, remove all workers, and start one from the checkpoint."""
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "checkpoint"
             checkpointer.save(place, self.replica, "run")
@@ -99,7 +99,7 @@ class Group:
 
         Raises:
             AssertionError: the workers' states differ afterwards.
-            Exception: whatever a step raises.
+            Exception: a step raised it.
         """
         size = len(self.loops)
         cuts = [RANKS * i // size for i in range(size + 1)]
@@ -136,11 +136,11 @@ class Group:
 
 
 def verdict(make: Callable[[], Group], steps: int = 3) -> str:
-    """Train alone, in a group that changes, and with a resume; say whether the bits are equal.
+    """Train on one worker, in a group that changes, and with a resume; compare the bits.
 
     Args:
-        make: returns a run that has not begun.
-        steps: in each of the stretches.
+        make: returns a new run.
+        steps: number of steps between two changes.
 
     Returns:
         `"equal"`, or what was wrong.

@@ -28,10 +28,10 @@ _SMALL, _LARGE = 2, 3
 
 @dataclass
 class Resizer:
-    """Watches a run, resizes it whenever it has settled, and stops it at last.
+    """Watches a run, resizes it each time it is stable, and stops it in the end.
 
     Attributes:
-        growths: how many more.
+        growths: how many times the group has still to grow.
     """
 
     growths: int
@@ -40,7 +40,7 @@ class Resizer:
     _asked: int = 0
 
     def __call__(self, events: list[Event]) -> None:
-        """Take in new events of the journal."""
+        """Handle new events of the journal."""
         for event in events:
             if event["event"] == "generation":
                 self._size, self._steps = event["workers"], 0
@@ -58,7 +58,7 @@ class Resizer:
 
 
 def pauses(events: list[Event]) -> list[Row]:
-    """Return how long the group paused each time that it grew."""
+    """Return how long the group paused each time it grew."""
     steps = of_kind(events, "step")
     found = []
     for before, after in itertools.pairwise(of_kind(events, "generation")):

@@ -35,39 +35,39 @@ from raytrain_plus.frontier.sweep import run_sweep
 from raytrain_plus.observe import journal
 
 _RANKS, _ROWS = 4, 16  # logical ranks, samples in a batch
-_WAITS = ("run", "target")  # between these two a trial waits for the end of another
-_SECONDS = 0.02  # that one logical rank's part takes
+_WAITS = ("run", "target")  # between these two events a trial waits for the end of another one
+_SECONDS = 0.02  # for one logical rank's part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sleeps(Task):
-    """A linear model that takes its time."""
+    """A linear model whose loss sleeps."""
 
     learning_rate: float = 0.1
 
     def model(self) -> nn.Module:
-        """Four parameters or so."""
+        """Return a model with a few parameters."""
         return nn.Linear(4, 2)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD."""
+        """Return SGD."""
         return torch.optim.SGD(model.parameters(), lr=self.learning_rate)
 
     def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sleep, and return something."""
+        """Sleep, and return a loss."""
         time.sleep(_SECONDS)
         return outputs.square().mean(dim=1) + 0 * batch["label"]
 
     def metrics(self) -> dict[str, torchmetrics.Metric]:
-        """Accuracy, of nothing in particular."""
+        """Return the accuracy; its value does not matter."""
         return {"accuracy": torchmetrics.classification.MulticlassAccuracy(2, average="micro")}
 
     def data(self) -> pa.Table:
-        """Noise."""
+        """Return noise."""
         return _noise(1024)
 
     def evaluation_data(self) -> pa.Table:
-        """Noise."""
+        """Return noise."""
         return _noise(16)
 
 
@@ -78,7 +78,7 @@ def _noise(rows: int) -> pa.Table:
 
 
 def defined(trials: int) -> Sweep:
-    """Return a sweep of a baseline at so many durations, and of nothing else."""
+    """Return a sweep of a baseline at several durations only."""
     steps = np.linspace(20, 120, trials).round().astype(int)
     durations = tuple(f"{count * _ROWS}sp" for count in steps)
     task = {"learning_rate": 0.1}
@@ -100,7 +100,7 @@ def defined(trials: int) -> Sweep:
 
 
 def measured(folder: SweepFolder, workers: int) -> dict[str, Any]:
-    """Read from the journals of a sweep's runs what its pool did."""
+    """Read the use of the pool from the journals of a sweep's runs."""
     proposed = {e["name"]: e["time"] for e in folder.events() if e["event"] == "proposal"}
     runs = {path.name.rpartition(".")[0]: journal.read(path) for path in folder.runs.iterdir()}
     worked, begins, ends, overheads = 0.0, [], [], []
@@ -116,7 +116,8 @@ def measured(folder: SweepFolder, workers: int) -> dict[str, Any]:
         asked, room = (next(e["time"] for e in events if e["event"] == w) for w in _WAITS)
         overheads.append(steps[0]["time"] - proposed[name] - (room - asked))
     seconds = max(ends) - min(begins)
-    warm = sorted(overheads)[: len(overheads) - workers - 1]  # the first of each process imports
+    # The largest are left out: there, a process imported modules.
+    warm = sorted(overheads)[: len(overheads) - workers - 1]
     return {
         "trials": len(runs),
         "seconds": round(seconds, 2),
@@ -127,7 +128,7 @@ def measured(folder: SweepFolder, workers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure both, and print how the aims are met."""
+    """Measure both, and print which aims are met."""
     parser = report.parser("idle workers in a sweep of trials of unequal length")
     parser.add_argument("--workers", type=int, default=4)
     given = parser.parse_args()

@@ -29,7 +29,7 @@ Make = Callable[[], nn.Module]
 
 
 class Sequences(Task):
-    """The next token of short sequences, or their first token's class from an image of them."""
+    """Predicts the next token of short sequences, or their first token from an image of them."""
 
     def __init__(self, make: Make, *, images: bool = False) -> None:
         self._make = make
@@ -114,7 +114,7 @@ class Transformer(nn.Module):
 
 
 class Experts(nn.Module):
-    """Each token goes to one of many experts, most of which no token of a part may see."""
+    """Each token goes to one of many experts; most experts get no token of a part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Experts(nn.Module):
 
 
 def of_transformers() -> dict[str, Make]:
-    """Return models of transformers, from a configuration each."""
+    """Return models of `transformers`, each made from a configuration."""
     sys.path.append(str(_SITE))
     import transformers as hub  # type: ignore[import-not-found]
 
@@ -155,7 +155,7 @@ def of_transformers() -> dict[str, Make]:
 
 
 def models() -> dict[str, Callable[[], Task]]:
-    """Return tasks by the name of what they train."""
+    """Return tasks by the name of their model."""
     images: dict[str, Make] = {
         "convolutions, BatchNorm": lambda: convolutions(nn.BatchNorm2d),
         "convolutions, GroupNorm": lambda: convolutions(lambda n: nn.GroupNorm(2, n)),
@@ -200,7 +200,7 @@ class _Cast(nn.Module):
 
 
 def main() -> None:
-    """Try all, and print what works."""
+    """Try all models, and print the results."""
     options = report.options(__doc__.splitlines()[0])
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)

@@ -24,12 +24,12 @@ from tests.end_to_end import lab_run
 from tests.end_to_end.lab_driver import NAME
 from tests.end_to_end.runs import program
 
-_AIMS = {"power_off": 2.0, "cable_pull": 10.0}  # seconds, for the worst
+_AIMS = {"power_off": 2.0, "cable_pull": 10.0}  # seconds, of the worst case
 _ROUNDS, _QUICK_ROUNDS = 10, 2
 
 
 def one_round(powered_off: str, cut: str) -> dict[str, Any]:
-    """Lose two hosts in one run; returns the seconds of each, and what was lost of the steps."""
+    """Lose two hosts in one run; returns for each the seconds, and the lost steps."""
     with tempfile.TemporaryDirectory() as storage:
         told = program(lab_run.__name__, storage, powered_off, cut)
         events = journal.read(Path(storage) / NAME)
@@ -38,7 +38,7 @@ def one_round(powered_off: str, cut: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure, and print the results."""
     options = report.options("from the loss of a host to the next committed step")
     if reason := why_not():
         sys.exit(f"error: {reason}")

@@ -25,22 +25,22 @@ CPU = torch.device("cpu")
 
 
 class Alone:
-    """The wire of the only worker."""
+    """The transport of a single worker."""
 
     index, size = 0, 1
     peers: tuple[int, ...] = ()
     device = CPU
 
     def all_gather_bytes(self, payload: bytes) -> list[bytes]:
-        """Return what all workers, which is this one, have."""
+        """Return the message of the only worker."""
         return [payload]
 
     def post(self, sends: Any, receives: Any) -> Any:  # noqa: ARG002 - the protocol's
-        """There is nobody to send to."""
+        """Do nothing: there is no other worker."""
         raise AssertionError
 
     def fence(self) -> None:
-        """There is nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Result:
     """A complete run.
 
     Attributes:
-        metrics: of the evaluation at its end.
+        metrics: the metrics of the evaluation at its end.
         seconds: CPU seconds of this process for training, the evaluation not counted.
-        wall_seconds: likewise, by the wall clock.
-        loss: of the last step.
+        wall_seconds: the same by the wall clock.
+        loss: the loss of the last step.
         costs: what each aspect's advice cost.
-        digest: of the final state.
+        digest: the digest of the final state.
     """
 
     metrics: Mapping[str, Any]

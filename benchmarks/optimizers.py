@@ -34,7 +34,7 @@ Make = Callable[[nn.Module], Any]
 
 
 class Small(Task):
-    """A small network, trained by the optimizer that is given."""
+    """A small network, trained by a given optimizer."""
 
     def __init__(self, make: Make) -> None:
         self._make = make
@@ -46,7 +46,7 @@ class Small(Task):
         )
 
     def optimizer(self, model: nn.Module) -> Any:
-        """Return the optimizer, switched to training where it asks for that."""
+        """Return the optimizer, in training mode if it has one."""
         optimizer = self._make(model)
         switch = getattr(optimizer, "train", None)
         if callable(switch):
@@ -68,7 +68,7 @@ def part(step: int, rank: int) -> Batch:
 
 
 def plain(make: Make, steps: int = 4) -> str:
-    """Train in plain PyTorch; return what goes wrong there, or nothing."""
+    """Train in plain PyTorch; returns what goes wrong there, or an empty text."""
     torch.manual_seed(17)
     try:
         task = Small(make)
@@ -85,7 +85,7 @@ def plain(make: Make, steps: int = 4) -> str:
 
 
 def of_torch() -> Iterator[tuple[str, Make]]:
-    """Return all of torch.optim, and the ways in which Adam computes."""
+    """Return all optimizers of torch.optim, and all implementations of Adam."""
     for name, kind in sorted(vars(torch.optim).items()):
         if inspect.isclass(kind) and kind is not torch.optim.Optimizer and "step" in vars(kind):
             yield name, _made_by(kind)
@@ -107,7 +107,7 @@ def of_torch() -> Iterator[tuple[str, Make]]:
 
 
 def of_pytorch_optimizer() -> Iterator[tuple[str, Make]]:
-    """Return all that the library lists."""
+    """Return all optimizers that the library lists."""
     import pytorch_optimizer  # type: ignore[import-not-found]
 
     for name in pytorch_optimizer.get_supported_optimizers():
@@ -122,7 +122,7 @@ def of_pytorch_optimizer() -> Iterator[tuple[str, Make]]:
 
 
 def of_schedulefree() -> Iterator[tuple[str, Make]]:
-    """Return all, and the wrapper."""
+    """Return all optimizers of the library, and its wrapper."""
     import schedulefree  # type: ignore[import-not-found]
 
     for name, kind in sorted(vars(schedulefree).items()):
@@ -136,14 +136,14 @@ def of_schedulefree() -> Iterator[tuple[str, Make]]:
 
 
 def of_prodigyopt() -> Iterator[tuple[str, Make]]:
-    """Return the one that there is."""
+    """Return the library's only optimizer."""
     import prodigyopt  # type: ignore[import-not-found]
 
     yield "Prodigy", _made_by(prodigyopt.Prodigy)
 
 
 def of_heavyball() -> Iterator[tuple[str, Make]]:
-    """Return all that are made from parameters alone."""
+    """Return all optimizers that need parameters only."""
     import heavyball  # type: ignore[import-not-found]
 
     heavyball.utils.compile_mode = None
@@ -153,7 +153,7 @@ def of_heavyball() -> Iterator[tuple[str, Make]]:
 
 
 def _made_by(kind: Any) -> Make:
-    """Return what makes an optimizer of a class: of matrices only where others are refused."""
+    """Return a function that makes an optimizer, for matrices only if it refuses the rest."""
 
     def make(model: nn.Module) -> Any:
         given = inspect.signature(kind.__init__).parameters
@@ -181,7 +181,7 @@ def _made_by(kind: Any) -> Make:
 
 
 def tried(library: str, name: str, make: Make) -> report.Row:
-    """Try one optimizer; return its row of the table."""
+    """Try one optimizer; returns its row of the table."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = verdict(lambda: Group(lambda: Small(make), part))
@@ -219,7 +219,7 @@ def page(rows: list[report.Row]) -> str:
 
 
 def main() -> None:
-    """Try all, and print what works."""
+    """Try all optimizers, and print the results."""
     parser = report.parser(__doc__.splitlines()[0])
     parser.add_argument("--site", default="benchmarks/.optimizers", help="where libraries are")
     parser.add_argument(

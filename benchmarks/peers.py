@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.tasks import Classification, Workload
 
-_NICENESS = 15  # that of Ray's workers, so that what else the machine does delays both alike
+_NICENESS = 15  # that of Ray's workers, so that other programs delay both equally
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def measure(workload: Workload, workers: int, steps: int) -> Timeline:
 def micro_batches(
     task: Classification, workload: Workload, rank: int, workers: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield the inputs and labels of each step of one process, in a new order each epoch."""
+    """Yield the inputs and labels of each step of one process, in a new order in each epoch."""
     inputs, labels = (torch.from_numpy(array) for array in task.arrays())
     rows = workload.batch_size // workload.logical_ranks
     own = workload.logical_ranks // workers * rows
@@ -80,7 +80,7 @@ def train_step(model: nn.Module, parts: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def run(rank: int, workload: Workload, workers: int, steps: int, folder: Path) -> None:
-    """Train as one of the processes, and write the timeline down."""
+    """Train as one of the processes, and write its timeline to a file."""
     os.nice(_NICENESS)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -101,11 +101,11 @@ def run(rank: int, workload: Workload, workers: int, steps: int, folder: Path) -
     (folder / str(rank)).write_text(json.dumps([times, cpu]), encoding="utf-8")
     if workers > 1:
         dist.barrier()
-        os._exit(0)  # DDP's threads may end after the interpreter, which would be an abort
+        os._exit(0)  # DDP's threads may outlive the interpreter, which would abort the process
 
 
 def main() -> None:
-    """Start the processes and print the timeline of the first, with the CPU time of all."""
+    """Start the processes; print the first one's timeline, with the CPU time of all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("task")
     parser.add_argument("numbers", type=int, nargs=4)

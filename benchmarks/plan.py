@@ -99,7 +99,7 @@ def measure_communication() -> list[Row]:
                         communication(leaves, [i * leaves // workers for i in range(workers + 1)]),
                         3,
                     ),
-                    # The longest load against the best that whole logical ranks allow.
+                    # The largest load, relative to the best that whole logical ranks allow.
                     "imbalance": round(max(loads) / -(-leaves // workers) - 1, 3),
                 }
             )
@@ -107,7 +107,7 @@ def measure_communication() -> list[Row]:
 
 
 def summary(sent: list[Row]) -> list[Row]:
-    """Sum communication up over all numbers of workers."""
+    """Summarise communication over all numbers of workers."""
     return [
         {
             "logical_ranks": leaves,

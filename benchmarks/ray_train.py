@@ -27,7 +27,7 @@ from benchmarks.peers import micro_batches, train_step
 from benchmarks.tasks import Workload
 
 _CHECKPOINT_EVERY = 20  # steps
-_SETTLED = 2.0  # checkpoint intervals between a start and the next kill
+_SETTLED = 2.0  # checkpoint intervals from a start to the next fault
 _PATIENCE = 60.0  # seconds for one recovery
 _TO_SETTLE = 180.0
 _POLL = 0.1
@@ -45,11 +45,11 @@ Log = list[dict[str, Any]]
 def measure(
     workload: Workload, workers: int, times: int, *, tuned: bool, fault: str = FAULTS[0]
 ) -> list[dict[str, Any]]:
-    """Let one of the `FAULTS` strike several times.
+    """Inject one of the `FAULTS` several times.
 
     Returns:
-        For each the `seconds` until the next step and the steps `lost`; nothing for one after
-        which there was no step within a minute, which is the last.
+        For each fault the `seconds` until the next step and the steps `lost`. If no step follows
+        within a minute, the fault has no entry and is the last.
     """
     command = [sys.executable, "-m", "benchmarks.ray_train", workload.task, fault]
     command += [str(n) for n in (workload.batch_size, workload.logical_ranks, workers, times)]
@@ -60,7 +60,7 @@ def measure(
 
 
 def train(config: dict[str, Any]) -> None:
-    """Train as one worker: Ray Train's user code, with a checkpoint every so many steps."""
+    """Train as one worker: Ray Train's user code, with regular checkpoints."""
     torch.set_num_threads(1)
     context = ray.train.get_context()
     workload: Workload = config["workload"]
@@ -108,24 +108,24 @@ def save(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, ra
 
 
 def read(path: Path) -> Log:
-    """Return the whole lines of the log."""
+    """Return the complete lines of the log."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def strike(path: Path, fault: str, victim: int) -> dict[str, Any] | None:
-    """Strike when the group has settled; returns the recovery, None if there is none in time."""
+def inject(path: Path, fault: str, victim: int) -> dict[str, Any] | None:
+    """Inject a fault once the group has settled; returns the recovery, None without one."""
     _wait(lambda: _is_settled(read(path)), _TO_SETTLE)
     time.sleep(random.uniform(0.0, 1.0))  # any point between two checkpoints
     starts = {entry["rank"]: entry["pid"] for entry in read(path) if "start" in entry}
     victims = list(starts.values()) if fault == "all workers SIGKILL" else [starts[victim]]
-    struck = time.time()
+    injected = time.time()
     for pid in victims:
         os.kill(pid, signal.SIGSTOP if fault == "worker SIGSTOP" else signal.SIGKILL)
 
     def next_step() -> dict[str, Any] | None:
         log = read(path)
-        again = [i for i, e in enumerate(log) if "start" in e and e["time"] > struck]
+        again = [i for i, e in enumerate(log) if "start" in e and e["time"] > injected]
         steps = [e for e in log[again[0] :] if "step" in e] if again else []
         return steps[0] if steps else None
 
@@ -134,11 +134,11 @@ def strike(path: Path, fault: str, victim: int) -> dict[str, Any] | None:
     except TimeoutError:
         return None
     finally:
-        for pid in victims:  # nobody else may ever end a process that is stopped
+        for pid in victims:  # nothing else may end a stopped process
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    before = [e for e in read(path) if "step" in e and e["time"] <= struck][-1]
-    return {"seconds": after["time"] - struck, "lost": before["step"] - after["step"] + 1}
+    before = [e for e in read(path) if "step" in e and e["time"] <= injected][-1]
+    return {"seconds": after["time"] - injected, "lost": before["step"] - after["step"] + 1}
 
 
 def _is_settled(log: Log) -> bool:
@@ -156,16 +156,16 @@ def _wait(found: Any, patience: float) -> Any:
         if value:
             return value
         time.sleep(_POLL)
-    raise TimeoutError(f"Ray Train did not get on within {patience:g} s")
+    raise TimeoutError(f"Ray Train made no step within {patience:g} s")
 
 
 def _fit(trainer: TorchTrainer) -> None:
-    with contextlib.suppress(ray.exceptions.RayError):  # at the end it loses its cluster
+    with contextlib.suppress(ray.exceptions.RayError):  # its cluster is shut down in the end
         trainer.fit()
 
 
 def main() -> None:
-    """Train in the background, strike, and print the recoveries."""
+    """Train in the background, inject faults, and print the recoveries."""
     parser = argparse.ArgumentParser()
     parser.add_argument("task")
     parser.add_argument("fault", choices=FAULTS)
@@ -187,12 +187,12 @@ def main() -> None:
         threading.Thread(target=_fit, args=(trainer,), daemon=True).start()
         found = []
         for number in range(times):
-            recovery = strike(log, given.fault, number % workers)
+            recovery = inject(log, given.fault, number % workers)
             if recovery is None:
                 break
             found.append(recovery)
     print(json.dumps(found), flush=True)
-    os._exit(0)  # the training goes on in its thread, without a cluster
+    os._exit(0)  # the training's thread still runs, without a cluster
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Record:
-    """Rows on disk, which a benchmark that was interrupted goes on from.
+    """Rows on disk, from which an interrupted benchmark continues.
 
     Attributes:
-        name: of both files in `benchmarks/data`.
-        key: what tells two rows apart; of equal ones the later counts.
+        name: the name of both files in `benchmarks/data`.
+        key: makes a row's key; of rows with equal keys the last counts.
     """
 
     name: str
@@ -27,23 +27,23 @@ class Record:
 
     @property
     def table(self) -> Path:
-        """What has been collected, and is committed."""
+        """The file of collected rows, which is committed to the repository."""
         return DATA / f"{self.name}.parquet"
 
     @property
     def lines(self) -> Path:
-        """What was appended since."""
+        """The file of rows that were appended since."""
         return DATA / f"{self.name}.jsonl"
 
     def rows(self) -> list[Row]:
-        """Return all rows, in the order in which they came."""
+        """Return all rows, in the order in which they were appended."""
         found: list[Row] = pq.read_table(self.table).to_pylist() if self.table.exists() else []
         if self.lines.exists():
             found += [json.loads(line) for line in self.lines.read_text().splitlines()]
         return list({self.key(row): row for row in found}.values())
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Keep some rows; once this returns, no interrupt loses them."""
+        """Append rows; once this returns, no interrupt loses them."""
         with self.lines.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 

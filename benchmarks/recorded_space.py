@@ -42,7 +42,7 @@ Known = Mapping[str, list[tuple[float, float]]]
 
 
 def recipes() -> Iterator[Recipe]:
-    """Yield every recipe of the space."""
+    """Yield all recipes of the space."""
     domains = {key: domain for key, domain in SPACE.entries.items() if isinstance(domain, Choice)}
     for values in product(*(domain.values for domain in domains.values())):
         yield SPACE.recipe(dict(zip(domains, values, strict=True)))
@@ -60,10 +60,10 @@ def run(recipe: Recipe, seed: int) -> Row:
 
 
 def known() -> Known:
-    """Return what every recipe costs and reaches.
+    """Return the cost and the quality of each recipe.
 
     Raises:
-        SystemExit: some of it has not been recorded.
+        SystemExit: some recipes have not been recorded.
     """
     found: dict[str, dict[int, tuple[float, float]]] = {}
     for row in RECORD.rows():
@@ -76,7 +76,7 @@ def known() -> Known:
 
 
 def main() -> None:
-    """Record what has not been recorded."""
+    """Run and record the recipes that have not been recorded."""
     parser = argparse.ArgumentParser(description="Record a space of recipes")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()

@@ -41,8 +41,8 @@ class Recovery:
     Attributes:
         seconds: until the next committed step.
         lost: committed steps that were lost.
-        noticed: seconds until the coordinator had noticed, and
-        formed: until the new group had formed; None for a peer.
+        noticed: seconds until the coordinator had noticed; None for a peer.
+        formed: seconds until the new group had formed; None for a peer.
     """
 
     seconds: float
@@ -53,10 +53,10 @@ class Recovery:
 
 @dataclass
 class Killer:
-    """Watches a run, kills a worker whenever the group has settled, and stops the run at last.
+    """Watches a run, kills a worker each time the group has settled, and stops the run in the end.
 
     Attributes:
-        kills: how many more.
+        kills: how many kills are left.
         at: the Unix time of each kill.
     """
 
@@ -68,7 +68,7 @@ class Killer:
     _has_stopped: bool = False
 
     def __call__(self, events: list[Event]) -> None:
-        """Take in new events of the journal."""
+        """Handle new events of the journal."""
         for event in events:
             if event["event"] == "worker" and event["state"] == "ready":
                 self._pids[event["worker"]] = event["pid"]
@@ -92,7 +92,7 @@ class Killer:
 
 
 def recoveries(events: list[Event], kills: Sequence[float]) -> list[Recovery]:
-    """Read from a journal how long each kill held the run up, and what it lost."""
+    """Read from a journal how long each kill delayed the run, and how many steps it lost."""
     steps = of_kind(events, "step")
     generations = {event["generation"]: event for event in of_kind(events, "generation")}
     numbers = [step["step"] for step in steps]
@@ -119,7 +119,7 @@ def ours(kills: int) -> list[Recovery]:
 
 
 def row(system: str, found: Sequence[Recovery], reference: float) -> Row:
-    """Sum up the recoveries of one system."""
+    """Summarise the recoveries of one system."""
     seconds = [recovery.seconds for recovery in found]
     return {
         "system": system,
@@ -139,7 +139,7 @@ def main() -> None:
     found = ours(3 if options.quick else 12)
     reference = report.median([recovery.seconds for recovery in found], 6)
     rows = [row("raytrain_plus", found, reference)]
-    for name, tuned in (("Ray Train, as it is", False), ("Ray Train, tuned", True)):
+    for name, tuned in (("Ray Train, default settings", False), ("Ray Train, tuned", True)):
         peer = ray_train.measure(COMPUTE_BOUND, _WORKERS, 1 if options.quick else 3, tuned=tuned)
         rows.append(row(name, [Recovery(**one) for one in peer], reference))
     report.show("recovery: from SIGKILL of one of two workers to the next committed step", rows)

@@ -4,10 +4,10 @@ Workers that the trace removes are killed without notice, and the run is scaled 
 that it adds, the run is scaled up. The trace's busiest half hour at this size is replayed (its
 first half hour only adds).
 
-Goodput is read from the journal. Useful is the time between two commits of one group, times its
-workers; the first commit of a group counts as its median step. So other load on the machine makes
-steps longer, but does not reduce goodput. Imbalance does not show either.
-The worker-seconds that the trace offers are counted from the first step on.
+Goodput is read from the journal. Useful worker-seconds are the time between two commits of one
+group, times its workers; the first commit of a group counts as its median step. So other load on
+the machine makes steps longer, but does not reduce goodput. Imbalance does not show either. The
+worker-seconds that the trace offers are counted from the first step on.
 """
 
 import itertools
@@ -36,7 +36,7 @@ _ENDLESS = 1_000_000  # steps
 
 
 def window(changes: Sequence[Change], begin: float, seconds: float) -> list[Change]:
-    """Cut a stretch out of a trace; who is there when it begins comes at 0."""
+    """Cut a window out of a trace; workers that are there at its start come at time 0."""
     here = sum(change.delta for change in changes if change.seconds <= begin)
     inside = [c for c in changes if begin < c.seconds < begin + seconds]
     return [Change(0.0, here), *(Change(c.seconds - begin, c.delta) for c in inside)]
@@ -48,7 +48,7 @@ def offered(changes: Sequence[Change], until: float) -> float:
 
 
 def useful(events: list[Event]) -> float:
-    """Return the worker-seconds that the journal's steps are worth."""
+    """Return the useful worker-seconds of the journal's steps."""
     groups: dict[int, list[Event]] = defaultdict(list)
     for step in of_kind(events, "step"):
         groups[step["generation"]].append(step)
@@ -62,14 +62,14 @@ def useful(events: list[Event]) -> float:
 
 @dataclass
 class Replayer:
-    """Watches a run, and does to it what a trace says.
+    """Watches a run, and applies a trace's changes to it.
 
     Attributes:
-        changes: what is to come, the group to begin with first.
+        changes: the changes that are still to come; the first is the group at the start.
         until: seconds after which the run is stopped.
         began: Unix time of the first step.
         ended: Unix time at which it was stopped.
-        starts: seconds from asking for more workers to each that was ready.
+        starts: for each worker that was added, seconds from the request until it was ready.
     """
 
     changes: list[Change]
@@ -85,13 +85,14 @@ class Replayer:
     _scaled: int = 0
 
     def __call__(self, events: list[Event]) -> None:
-        """Take in new events of the journal, and act."""
+        """Handle new events of the journal."""
         for event in events:
             self._learn(event)
         now = time.time()
         if not self._wanted:
             self._wanted = self.changes.pop(0).delta
-        # A loss is told to the run only when it has noticed: it would let another worker go.
+        # The run is scaled down only after it has noticed the loss; otherwise it would remove one
+        # more worker.
         if not self._killed and self._scaled != self._wanted:
             self._steer("scale", self._wanted)
             self._asked = now if self._wanted > self._scaled > 0 else None
@@ -132,14 +133,14 @@ class Replayer:
 
 
 def replay(speed: float, seconds: float = _SECONDS) -> dict[str, Any]:
-    """Replay the trace's busiest half hour, or the beginning of it, on at most four workers.
+    """Replay the trace's busiest half hour, or its first part, on at most four workers.
 
     Args:
-        speed: how much faster than it was.
-        seconds: of the trace. Default: half an hour.
+        speed: how many times as fast as recorded.
+        seconds: seconds of the trace. Default: half an hour.
 
     Returns:
-        The measured goodput with what it is made of, and the changes that were replayed.
+        The measured goodput with its parts, and the changes that were replayed.
     """
     random.seed(0)
     changes = at_speed(window(scaled(read_trace(TRACE), MOST), _BEGIN, seconds), speed)

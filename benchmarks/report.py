@@ -17,12 +17,12 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class Aim:
-    """One number that was measured, and the bound that it should keep.
+    """A measured number and its bound.
 
     Attributes:
-        name: what was measured.
+        name: what the number is.
         value: the number.
-        least, most: the bound; one of them.
+        least, most: the bound; only one of them is set.
     """
 
     name: str
@@ -32,36 +32,36 @@ class Aim:
 
     @property
     def met(self) -> bool:
-        """Whether the bound is kept."""
+        """Whether the number keeps the bound."""
         above = self.least is None or self.value >= self.least
         return above and (self.most is None or self.value <= self.most)
 
     def row(self) -> Row:
-        """Return it as a row of a table."""
+        """Return the aim as a row of a table."""
         bound = f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
         return {"measured": self.name, "value": self.value, "aim": bound, "met": self.met}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser of the options that every benchmark has: `quick` and `json`."""
+    """Return a parser of the options that all benchmarks have: `quick` and `json`."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--quick", action="store_true", help="shorter, for a first look: noisier")
+    made.add_argument("--quick", action="store_true", help="shorter and noisier, for a first look")
     made.add_argument("--json", action="store_true", help="print a JSON object as the last line")
     return made
 
 
 def options(description: str) -> argparse.Namespace:
-    """Read the options that every benchmark has."""
+    """Read the options that all benchmarks have."""
     return parser(description).parse_args()
 
 
 def median(values: Sequence[float], digits: int = 3) -> float:
-    """Return the median, rounded for reading."""
+    """Return the median, rounded."""
     return round(statistics.median(values), digits)
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """Lay out rows of equal keys."""
+    """Return rows with equal keys as a text table."""
     result = Table(title=title, title_justify="left")
     for key in rows[0]:
         result.add_column(key, justify="right")
@@ -76,7 +76,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
 
 
 def finish(aims: Sequence[Aim], results: dict[str, Any], *, as_json: bool) -> None:
-    """Print how the aims are met and, if asked, everything as one JSON object in the last line."""
+    """Print which aims are met and, if asked, all results as a JSON object in the last line."""
     rows = [aim.row() for aim in aims]
     show("aims", rows)
     if as_json:

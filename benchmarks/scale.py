@@ -30,20 +30,20 @@ SHOWN = (10, 100, 1_000, 10_000)
 TENSORS = 600
 CASE = Case()
 
-_LEAVES = 64  # logical ranks of the groups that are measured
+_LEAVES = 64  # logical ranks of the measured groups
 _FEW_WORKERS, _MANY_WORKERS = 2, 8
 _MEETINGS = (2, 8, 16, 24)
 
 
 @dataclass(frozen=True)
 class Constants:
-    """All that was measured.
+    """All measured constants.
 
     Attributes:
         at: costs at each of `SIZES`.
-        calls: of Ray.
-        wire: of exchange and meeting.
-        checks: what was predicted and measured of small groups.
+        calls: costs of Ray's calls.
+        wire: costs of exchange and meeting.
+        checks: predicted and measured costs of small groups.
         machine: cores and load.
     """
 
@@ -55,7 +55,7 @@ class Constants:
 
     @classmethod
     def read(cls) -> "Constants":
-        """Read the last that were measured."""
+        """Read the constants of the last measurement."""
         said = json.loads(DATA.read_text())
         return cls(
             [AtSize(**one) for one in said["at"]],
@@ -66,12 +66,12 @@ class Constants:
         )
 
     def write(self) -> None:
-        """Keep them."""
+        """Write the constants to the file."""
         DATA.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def measure(*, quick: bool) -> Constants:
-    """Measure everything: some minutes."""
+    """Measure all constants; takes some minutes."""
     from benchmarks import scale_measure, scale_wire  # Ray, and torch's process groups
     from benchmarks.scale_wire import Load
 
@@ -79,7 +79,7 @@ def measure(*, quick: bool) -> Constants:
     times = 1 if quick else 3
     nothing = Load(_LEAVES, tensors=1, elements=1 << 12, steps=30)
     large = Load(_LEAVES, tensors=32, elements=1 << 18, steps=5)
-    # Chunks of 4 KB, as a thousand workers would have them.
+    # Chunks of 4 KB, as with a thousand workers.
     some, many = (
         Load(_LEAVES, tensors=n, elements=1 << 13, steps=8, bucket_bytes=4) for n in (20, 100)
     )
@@ -125,11 +125,11 @@ def fitted(
     """Fit the wire's constants to the CPU seconds of a few groups.
 
     Args:
-        fixed: an exchange of next to nothing.
-        large: one of many bytes in few messages.
-        some: one of few bytes in some messages.
-        many: one of few bytes in many, of the same group.
-        row_seconds: of the step header.
+        fixed: an exchange of almost no bytes.
+        large: an exchange of many bytes in few messages.
+        some: an exchange of few bytes in some messages.
+        many: an exchange of few bytes in many messages, of the same group.
+        row_seconds: CPU seconds of each row of the step header.
         meetings: CPU seconds of each worker, by number of workers.
     """
 
@@ -141,7 +141,7 @@ def fitted(
     step = max(0.0, fixed[1] - mean(fixed[0].messages) * message)
     rest = large[1] - step - mean(large[0].messages) * message
     least, most = min(meetings), max(meetings)
-    # As the transport writes them: both ends of one connection.
+    # Both ends of one connection, as the transport writes them.
     ends = json.dumps(["('10.123.123.123', 12345)", "('10.123.123.124', 54321)"]) + ", "
     return Wire(
         step_seconds=step,
@@ -171,7 +171,7 @@ def _checked(what: str, traffic: Traffic, predicted: float, measured: float) -> 
 
 
 def tables(known: Constants) -> dict[str, list[Row]]:
-    """Predict everything, at all sizes."""
+    """Predict all costs, at all sizes."""
     case, calls, wire = CASE, known.calls, known.wire
     at = {one.workers: one for one in known.at}
     return {
@@ -199,7 +199,7 @@ def tables(known: Constants) -> dict[str, list[Row]]:
     }
 
 
-# What is first to be too much, and how much that is.
+# Bounds, above which a cost is too much.
 BOUNDS = (
     ("a step's exchange, per worker", "messages s", 0.1),
     ("a step's exchange, per worker", "messages s", 1.0),
@@ -218,7 +218,7 @@ BOUNDS = (
 
 
 def breaking(found: dict[str, list[Row]]) -> list[Row]:
-    """Say at which of the sizes each cost passes its bound, the earliest first."""
+    """Return at which of the sizes each cost passes its bound, the smallest size first."""
     rows = [
         {"what": key, "of": title, "above": bound, "workers": first}
         for title, key, bound in BOUNDS
@@ -228,7 +228,7 @@ def breaking(found: dict[str, list[Row]]) -> list[Row]:
 
 
 def readable(row: Row) -> Row:
-    """Round what is to be read to three figures."""
+    """Round numbers to three figures."""
     return {
         key: f"{value:.3g}"
         if isinstance(value, float) and value < 1000
@@ -241,8 +241,8 @@ def readable(row: Row) -> Row:
 
 def main() -> None:
     """Print the tables."""
-    options: argparse.ArgumentParser = report.parser("what 10 to 10,000 workers cost")
-    options.add_argument("--measure", action="store_true", help="measure the constants anew")
+    options: argparse.ArgumentParser = report.parser("the cost of 10 to 10,000 workers")
+    options.add_argument("--measure", action="store_true", help="measure the constants again")
     chosen = options.parse_args()
     known = measure(quick=chosen.quick) if chosen.measure else Constants.read()
     if chosen.measure and not chosen.quick:

@@ -41,11 +41,11 @@ from raytrain_plus.training.corruption import Facts, judge
 from raytrain_plus.training.tree import additions, maximal_subtrees
 
 TENSORS = 600  # of an optimizer with two moments for 300 parameters
-_WINDOW = 15  # steps between two questions whether to plan anew
+_WINDOW = 15  # steps from one decision on a new plan to the next
 
 
 def seconds(action: Callable[[], Any], times: int = 3) -> float:
-    """Return the CPU seconds that something takes: the least of some times."""
+    """Return the CPU seconds of an action: the least of several runs."""
     found = []
     for _ in range(times):
         begun = time.process_time()
@@ -55,7 +55,7 @@ def seconds(action: Callable[[], Any], times: int = 3) -> float:
 
 
 def at_size(workers: int) -> AtSize:
-    """Measure everything that needs no network."""
+    """Measure all costs that need no network."""
     names = [f"w{i}" for i in range(workers)]
     ranks = workers * RANKS_PER_WORKER
     members = [WorkerSpeed(name) for name in names]
@@ -67,7 +67,7 @@ def at_size(workers: int) -> AtSize:
     )
     plan = _plan(first)
     nodes = _nodes(first)
-    # One file for each worker, as far as there are tensors for them.
+    # One file for each worker that has tensors.
     count = min(workers, TENSORS)
     files = [FileEntry(f"rest-{i:05d}.safetensors", 1, "0" * 64) for i in range(count)]
     manifest = Manifest(run="run", digest="", scalars={"step": 1}, algorithms=(), files=files)
@@ -119,7 +119,7 @@ def _record(step: int, workers: int) -> Record:
 
 
 def record_seconds(plan: tuple[Assignment, ...]) -> float:
-    """Return the CPU seconds of taking in one step's record, with the speeds and the journal."""
+    """Return the CPU seconds of processing one step's record, with speeds and journal."""
     with tempfile.TemporaryDirectory() as folder:
         run_log = RunLog(Journal(Path(folder)))
         speeds = Rebalancer()
@@ -162,8 +162,8 @@ def member_of(name: str) -> Member:
 
 
 def look_seconds(names: list[str]) -> float:
-    """Return the CPU seconds of what the coordinator looks at after each event."""
-    no_pool: Any = None  # nothing is asked of Ray
+    """Return the CPU seconds of the coordinator's checks after each event."""
+    no_pool: Any = None  # Ray is not asked for anything
     with tempfile.TemporaryDirectory() as folder:
         run_log = RunLog(Journal(Path(folder)))
         membership = Membership(spec_for(len(names)), no_pool, run_log)
@@ -177,7 +177,7 @@ def look_seconds(names: list[str]) -> float:
 
 
 def spec_for(workers: int) -> RunSpec:
-    """Return a run of so many workers, of which nothing else matters here."""
+    """Return a run with a number of workers; nothing else of it matters here."""
     nothing: Any = None
     return RunSpec(
         name="scale",
@@ -201,7 +201,7 @@ def spec_for(workers: int) -> RunSpec:
 
 
 def lifeline_seconds(times: int = 200) -> float:
-    """Return the CPU seconds of taking up one lifeline, both of its ends counted."""
+    """Return the CPU seconds of opening one lifeline, with both of its ends."""
     lines = Lifelines(lambda *_: None)
     lifeline = LifelineServer("127.0.0.1", lambda: None)
     begun = time.process_time()
@@ -215,7 +215,7 @@ def lifeline_seconds(times: int = 200) -> float:
 
 
 def calls(times: int = 400) -> Calls:
-    """Measure calls between actors of a cluster of our own."""
+    """Measure calls between actors of a separate cluster."""
     ray.init(
         address="local",
         num_cpus=2,
@@ -242,7 +242,7 @@ def _assignments(workers: int) -> tuple[Assignment, ...]:
 
 
 class _Worker:
-    """Does nothing, as a worker does it."""
+    """An actor with a worker's methods that do nothing."""
 
     def train(self, _plan: Plan) -> Report:
         return Report(ending="paused", step=1, committed_at=1.0)
@@ -253,7 +253,7 @@ class _Worker:
 
 
 class _Coordinator:
-    """Calls and is called as the coordinator."""
+    """An actor that calls and is called like the coordinator."""
 
     def __init__(self) -> None:
         self._worker: Any = ray.remote(num_cpus=0)(_Worker).remote()
@@ -265,7 +265,7 @@ class _Coordinator:
         return (time.process_time() - begun) / times
 
     async def report_steps(self, *_: Any) -> None:
-        """Take a word."""
+        """Accept a report."""
 
     async def train(self, plan: Plan, times: int) -> float:
         answered = []
@@ -279,5 +279,5 @@ class _Coordinator:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the machine that the figures depend on."""
     return {"cores": os.cpu_count(), "load": [round(one, 1) for one in os.getloadavg()]}

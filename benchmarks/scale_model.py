@@ -15,8 +15,8 @@ from benchmarks.traffic import BUCKET_BYTES, ROW_BYTES, Traffic, ranges_of
 Row = dict[str, Any]
 
 RANKS_PER_WORKER = 8
-TELLS = 5  # messages a second from the one worker that tells of steps
-OPTIMIZER_STATES = 3  # the model and two moments, in sizes of the model
+TELLS = 5  # messages per second from the one worker that reports steps
+OPTIMIZER_STATES = 3  # the model and two moments, in multiples of the model
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,23 @@ class AtSize:
     """Costs at a number of workers with 8 logical ranks each; seconds are of CPU.
 
     Attributes:
-        workers: how many.
-        plan_seconds: of the slower of a first plan and one that replaces a worker.
-        plan_bytes: of a plan on its way to a worker.
-        pickle_seconds: of making these bytes.
-        additions_seconds: of ordering the tree's additions, once per generation.
-        subtrees: per worker, in a plan of all workers.
-        subtrees_after_loss: per worker, when one of them is lost.
-        look_seconds: of the coordinator's look around, after each event.
-        record_bytes: of what is told of one step.
-        record_seconds: of taking that in, once per step; the plan after each 15 steps included.
-        step_line_bytes, generation_line_bytes: of the journal.
-        share_seconds: of finding a worker's share of a checkpoint.
-        share_bytes: of what a worker tells of it.
-        manifest_bytes, manifest_seconds: of a manifest, with a file of each worker that writes.
-        judge_seconds: of comparing all states, once in 10 steps.
-        lifeline_seconds: of taking up one lifeline.
+        workers: number of workers.
+        plan_seconds: a first plan or one that replaces a worker, whichever is slower.
+        plan_bytes: size of a plan as sent to a worker.
+        pickle_seconds: serialising a plan.
+        additions_seconds: ordering the tree's additions, once per generation.
+        subtrees: maximal subtrees per worker, in a plan of all workers.
+        subtrees_after_loss: the same after the loss of a worker.
+        look_seconds: the coordinator's checks after each event.
+        record_bytes: size of one step's record.
+        record_seconds: processing a record, once per step, with the decision on a plan after each
+            15 steps.
+        step_line_bytes, generation_line_bytes: sizes of these lines of the journal.
+        share_seconds: finding a worker's share of a checkpoint.
+        share_bytes: size of a worker's report about its share.
+        manifest_bytes, manifest_seconds: a manifest, with one file of each worker that writes.
+        judge_seconds: comparing all states, once in 10 steps.
+        lifeline_seconds: opening one lifeline.
     """
 
     workers: int
@@ -64,12 +65,12 @@ class AtSize:
 
 @dataclass(frozen=True)
 class Calls:
-    """What Ray's calls cost the coordinator's process, in CPU seconds.
+    """The cost of Ray's calls for the coordinator's process, in CPU seconds.
 
     Attributes:
-        train_seconds: of a call that brings a plan and is told its report, for a small plan.
-        byte_seconds: of each byte of the plan beyond that.
-        told_seconds: of being called, as by `told`.
+        train_seconds: a call that sends a small plan and gets the report.
+        byte_seconds: each further byte of the plan.
+        told_seconds: handling a call from a worker.
     """
 
     train_seconds: float
@@ -79,16 +80,16 @@ class Calls:
 
 @dataclass(frozen=True)
 class Wire:
-    """What the exchange and the meeting cost each worker, in CPU seconds.
+    """The cost of exchange and meeting for each worker, in CPU seconds.
 
     Attributes:
-        step_seconds: of an exchange without its messages and bytes.
-        message_seconds: of each message that is sent, with one that is received and added.
-        byte_seconds: of each byte that is sent, likewise.
-        row_seconds: of each row of the step header, in each bucket.
-        meeting_seconds: of a meeting of two.
-        connection_seconds: of each further connection.
-        connection_bytes: that a worker writes to the meeting point of each of its connections.
+        step_seconds: an exchange without its messages and bytes.
+        message_seconds: each message that is sent, with one that is received and added.
+        byte_seconds: each byte that is sent, likewise.
+        row_seconds: each row of the step header, in each bucket.
+        meeting_seconds: a meeting of two workers.
+        connection_seconds: each further connection.
+        connection_bytes: bytes per connection that a worker writes to the meeting point.
     """
 
     step_seconds: float
@@ -116,21 +117,21 @@ class Wire:
         return self.meeting_seconds + (workers - 2) * self.connection_seconds
 
     def meeting_bytes(self, workers: int) -> float:
-        """Return the bytes that pass through the meeting point, which is one worker.
+        """Return the bytes that pass through the meeting point, which one worker runs.
 
-        Each reads from there what each other has written of all its connections.
+        Each worker reads what each other worker has written about all its connections.
         """
         return workers * (workers - 1) ** 2 * self.connection_bytes
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run to be predicted.
+    """A run whose costs are predicted.
 
     Attributes:
-        gradient_bytes: of one replica.
-        link: bytes per second of each worker's network.
-        steps: per second, of which the coordinator is told.
+        gradient_bytes: size of one replica's gradients.
+        link: bytes per second of each worker's network link.
+        steps: steps per second.
     """
 
     gradient_bytes: float = 100e6
@@ -138,14 +139,14 @@ class Case:
     steps: float = 2.0
 
     def traffic(self, workers: int) -> Traffic:
-        """Return a step's exchange."""
+        """Return the traffic of a step's exchange."""
         ranges = ranges_of(workers, workers * RANKS_PER_WORKER)
         buckets = max(1, round(self.gradient_bytes / BUCKET_BYTES))
         return Traffic(ranges, self.gradient_bytes, buckets)
 
     @property
     def state_bytes(self) -> float:
-        """Of one replica, with its optimizer."""
+        """Size of one replica, with its optimizer."""
         return OPTIMIZER_STATES * self.gradient_bytes
 
 
@@ -169,7 +170,7 @@ def exchange(case: Case, wire: Wire, workers: int) -> Row:
 
 
 def steady(case: Case, at: AtSize, calls: Calls) -> Row:
-    """Predict what the coordinator does while a group trains."""
+    """Predict the coordinator's work while a group trains."""
     busy = TELLS * calls.told_seconds + case.steps * at.record_seconds
     return {
         "workers": at.workers,
@@ -183,7 +184,7 @@ def steady(case: Case, at: AtSize, calls: Calls) -> Row:
 
 
 def regroup(at: AtSize, calls: Calls) -> Row:
-    """Predict what the coordinator does for a new generation."""
+    """Predict the coordinator's work for a new generation."""
     workers = at.workers
     return {
         "workers": workers,
@@ -197,7 +198,7 @@ def regroup(at: AtSize, calls: Calls) -> Row:
 
 
 def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
-    """Predict how the workers of a new generation meet."""
+    """Predict the meeting of a new generation's workers."""
     workers = at.workers
     through = wire.meeting_bytes(workers)
     return {
@@ -214,10 +215,10 @@ def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
 
 
 def checkpoint(case: Case, at: AtSize, calls: Calls, tensors: int) -> Row:
-    """Predict a checkpoint; `tensors` excludes the model, which the first worker writes."""
+    """Predict a checkpoint's cost; `tensors` excludes the model, which the first worker writes."""
     writers = min(at.workers, 1 + tensors)
     even = case.state_bytes / writers  # the model, one file, is a third of the state
-    words = 2 * at.workers  # each tells that it has begun, and that it has ended
+    words = 2 * at.workers  # each reports its start and its end
     return {
         "workers": at.workers,
         "writers": writers,
@@ -231,12 +232,12 @@ def checkpoint(case: Case, at: AtSize, calls: Calls, tensors: int) -> Row:
 
 
 def healing(case: Case, workers: int, sources: int) -> float:
-    """Return the seconds until all have the state of those that have it, by their links."""
+    """Return the seconds until all workers have received the state over the links."""
     receivers = workers - sources
     return -(-receivers // sources) * case.state_bytes / case.link
 
 
 def first_above(rows: Sequence[Row], key: str, bound: float) -> int | None:
-    """Return the least number of workers at which a cost is above a bound, None if nowhere."""
+    """Return the least number of workers at which a cost is above a bound, or None."""
     found = [row["workers"] for row in rows if row[key] > bound]
     return min(found, default=None)

@@ -28,14 +28,14 @@ _SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Found:
-    """What one worker has measured.
+    """One worker's measurements.
 
     Attributes:
-        meet_seconds: from the first to the last of the meeting, by the wall clock.
-        meet_cpu: CPU seconds of it.
-        descriptors: that the meeting has opened.
+        meet_seconds: duration of the meeting, by the wall clock.
+        meet_cpu: CPU seconds of the meeting.
+        descriptors: number of file descriptors that the meeting has opened.
         step_cpu: CPU seconds of an exchange.
-        step_seconds: likewise by the wall clock.
+        step_seconds: the same by the wall clock.
     """
 
     meet_seconds: float
@@ -47,15 +47,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Load:
-    """What a group exchanges.
+    """The traffic of a group.
 
     Attributes:
         logical_ranks: V.
-        tensors: of gradients.
-        elements: of each, float32.
-        steps: how often, after three to warm up.
-        bucket_bytes: after which a bucket is full; small ones make many messages of few bytes, as
-            many workers do.
+        tensors: number of gradient tensors.
+        elements: elements of each, float32.
+        steps: number of exchanges, after three to warm up.
+        bucket_bytes: size at which a bucket is full. Small buckets make many messages of few bytes,
+            as a large group does.
     """
 
     logical_ranks: int
@@ -65,15 +65,15 @@ class Load:
     bucket_bytes: int = BUCKET_BYTES
 
     def traffic(self, workers: int) -> Traffic:
-        """Return what the plan says of it."""
+        """Return the traffic by the plan."""
         size = 4 * self.elements
         buckets = max(1, -(-self.tensors * size // max(size, self.bucket_bytes)))
         return Traffic(ranges_of(workers, self.logical_ranks), self.tensors * size, buckets)
 
 
 def run(workers: int, load: Load) -> list[Found]:
-    """Let some processes meet, and exchange gradients."""
-    context = multiprocessing.get_context("fork")  # what is imported, all have
+    """Start processes that meet and exchange gradients."""
+    context = multiprocessing.get_context("fork")  # all processes have what is imported here
     port, found = context.SimpleQueue(), context.SimpleQueue()
     together = context.Barrier(workers)
     processes: list[BaseProcess] = [
@@ -120,7 +120,7 @@ def _work(index: int, workers: int, load: Load, shared: tuple[Any, Any, Any]) ->
         for _ in range(_WARM_UP if warm else load.steps):
             reduction.run([like] * mine, rows, b"")
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    transport.all_gather_bytes(b"over")  # nobody hangs up while others still wait
+    transport.all_gather_bytes(b"over")  # no worker closes while others still wait
     found.put(Found(*met, cpu / load.steps, wall / load.steps))
     os._exit(0)
 

@@ -40,7 +40,7 @@ from raytrain_plus.frontier.sweep import agenda_of
 from raytrain_plus.frontier.tune_space import optuna_space, tune_space
 
 _MARKS = (100.0, 200.0, 400.0, 800.0)  # device-seconds
-_GOALS = (0.9, 0.95, 0.99)  # parts of what can be covered
+_GOALS = (0.9, 0.95, 0.99)  # as parts of the whole hypervolume
 _AIMED = 0.95
 
 
@@ -56,13 +56,13 @@ class Ended:
 
 
 class Search(Protocol):
-    """What is asked for trials."""
+    """A search that proposes trials."""
 
     def suggest(self, ticket: str) -> tuple[Recipe, int] | None:
-        """Return a recipe and a seed, or None for no more at the moment."""
+        """Return a recipe and a seed, or None if there is no trial at the moment."""
 
     def tell(self, ticket: str, ended: Ended) -> None:
-        """Tell how the trial has ended."""
+        """Report the end of a trial."""
 
 
 class Random:
@@ -73,7 +73,7 @@ class Random:
         self._space = tune_space(SPACE)
 
     def suggest(self, ticket: str) -> tuple[Recipe, int]:
-        """Draw from the flat space."""
+        """Draw a recipe from the flat space."""
         del ticket
         config = {
             key: value.sample(random_state=self._chance) if isinstance(value, Domain) else value
@@ -97,18 +97,18 @@ class Optuna:
         )
 
     def suggest(self, ticket: str) -> tuple[Recipe, int]:
-        """Ask it."""
+        """Return the next proposal of the search."""
         return SPACE.recipe(self._search.suggest(ticket)), 0
 
     def tell(self, ticket: str, ended: Ended) -> None:
-        """Tell it both objectives."""
+        """Report both objectives."""
         values = {"cost": ended.cost, "quality": ended.quality}
         self._search.on_trial_complete(ticket, result=values)
 
 
 @dataclass
 class _Kept:
-    """A sweep's folder that keeps nothing on disk."""
+    """A sweep's folder in memory."""
 
     path: Path = Path()
     trials: list[FinishedTrial] = field(default_factory=list)
@@ -133,9 +133,9 @@ class Ours:
     """A sweep's searcher as `raytrain-plus sweep` runs it, without calibrations.
 
     Args:
-        repetition: what chance follows from.
-        seeds: with how many a recipe is run that is to be claimed.
-        factors: of the design.
+        repetition: number of the repetition; determines the seed.
+        seeds: number of seeds that a recipe needs before its result is claimed.
+        factors: the factors of the design.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Ours:
         self._proposed: dict[str, Row] = {}
 
     def suggest(self, ticket: str) -> tuple[Recipe, int] | None:
-        """Ask it."""
+        """Return the next proposal of the search."""
         config = self._search.suggest(ticket)
         if config is None or config == Searcher.FINISHED:
             return None
@@ -164,7 +164,7 @@ class Ours:
         return Recipe.model_validate(config["recipe"]), config["seed"]
 
     def tell(self, ticket: str, ended: Ended) -> None:
-        """Keep the trial, and tell."""
+        """Store the trial, and report it."""
         config = self._proposed[ticket]
         trial = FinishedTrial(
             name=config["name"],
@@ -181,12 +181,12 @@ class Ours:
 
 
 def play(search: Search, table: Known, slots: int, budget: float) -> list[Ended]:
-    """Run a search by the simulated clock; returns its trials in the order of their ends.
+    """Run a search on the simulated clock; returns its trials in the order of their ends.
 
     Args:
-        search: what is asked.
+        search: the search.
         table: what trials cost and reach.
-        slots: trials at a time.
+        slots: number of trials at a time.
         budget: device-seconds of all slots together.
     """
     clock, asked = 0.0, 0
@@ -210,7 +210,7 @@ def play(search: Search, table: Known, slots: int, budget: float) -> list[Ended]
 
 
 class Covered:
-    """The hypervolume of some recipes, as a part of what all recipes cover.
+    """The hypervolume of some recipes, as a part of the hypervolume of all recipes.
 
     Args:
         table: what trials cost and reach.
@@ -223,7 +223,7 @@ class Covered:
         self._all = hypervolume(list(self._points.values()), OBJECTIVE, self._reference)
 
     def by(self, keys: Sequence[str]) -> float:
-        """Return the part that some recipes cover."""
+        """Return the part that these recipes cover."""
         found = [self._points[key] for key in sorted(set(keys))]
         return hypervolume(found, OBJECTIVE, self._reference) / self._all
 
@@ -240,7 +240,7 @@ def _point(recipe: Recipe, table: Known) -> Point:
 def progress(
     make: Callable[[int], Search], table: Known, slots: int, repetition: int
 ) -> list[tuple[float, float]]:
-    """Return device-seconds spent, and the part covered by then, after each trial."""
+    """Return the device-seconds spent and the part covered after each trial."""
     covered = Covered(table)
     ended = play(make(repetition), table, slots, _MARKS[-1])
     keys = [key_of(one.recipe) for one in ended]
@@ -248,17 +248,17 @@ def progress(
 
 
 def at(curve: Sequence[tuple[float, float]], seconds: float) -> float:
-    """Return the part covered when so many device-seconds were spent."""
+    """Return the part covered after a number of device-seconds."""
     return max((part for spent, part in curve if spent <= seconds), default=0.0)
 
 
 def until(curve: Sequence[tuple[float, float]], part: float) -> float:
-    """Return the device-seconds until a part was covered; infinite where it never was."""
+    """Return the device-seconds until a part was covered; infinite if it never was."""
     return min((spent for spent, covered in curve if covered >= part), default=float("inf"))
 
 
 def main() -> None:
-    """Play all and compare."""
+    """Run all searches and compare them."""
     parser = report.parser("how fast searches find the frontier")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--slots", type=int, default=4)

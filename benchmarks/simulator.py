@@ -26,18 +26,18 @@ _ROUNDING = 1e-9  # steps
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a system pays for each change of its group.
+    """The costs of a system for each change of its group.
 
     Attributes:
         loss: seconds that training pauses when workers are lost.
         change: seconds that it pauses when workers join.
-        start: seconds from being offered a worker to having it ready.
+        start: seconds from the offer of a worker until it is ready.
         redone_steps: committed steps that a new group computes again.
-        salvage: whether a lost worker's part of the step in flight is all that is computed again.
+        salvage: whether only the lost worker's part of the step in flight is computed again.
         noticed: whether losses are announced, so that no step is in flight when they happen.
         planned: whether ranges are those of `assign`; otherwise all are exactly equal.
-        follows: whether their imbalance follows what the exchange takes, which is nothing
-            here. A real group does so once it has looked for some 30 steps, this one at once.
+        follows: whether the allowed imbalance follows the time of the exchange, which is zero here.
+            A real group does so after some 30 steps, this one at once.
     """
 
     loss: float
@@ -52,7 +52,7 @@ class Costs:
 
 @dataclass
 class Spent:
-    """Worker-seconds by what they were spent on."""
+    """Worker-seconds by their use."""
 
     useful: float = 0.0
     redone: float = 0.0
@@ -62,7 +62,7 @@ class Spent:
 
     @property
     def offered(self) -> float:
-        """All of them."""
+        """All offered worker-seconds."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
@@ -73,11 +73,11 @@ class Spent:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained.
+    """The training job.
 
     Attributes:
         logical_ranks: parts of a step.
-        rank_seconds: that a worker takes for each.
+        rank_seconds: seconds that a worker needs for each part.
     """
 
     logical_ranks: int
@@ -92,24 +92,24 @@ class Job:
 def simulate(
     job: Job, changes: Sequence[Change], costs: Costs, until: float, seed: int = 0
 ) -> Spent:
-    """Train until a time; who is lost is drawn at random.
+    """Train until a time; lost workers are drawn at random.
 
     Args:
-        job: what is trained.
-        changes: workers that are offered and lost, in order of time, from 0.
-        costs: of the system.
-        until: seconds.
-        seed: of the draw.
+        job: the training job.
+        changes: numbers of workers that are offered and lost, in order of time, from 0.
+        costs: the system's costs.
+        until: the time, in seconds.
+        seed: seed of the random draw. Default 0.
 
     Returns:
-        What the offered worker-seconds were spent on.
+        The offered worker-seconds by their use.
     """
     run = _Run(job, costs, random.Random(seed))
     events = [(change.seconds, order, change.delta) for order, change in enumerate(changes)]
     ready: list[tuple[float, int, list[str]]] = []
     heapq.heapify(events)
     while events or ready:
-        # Who is ready at the instant of a loss is lost or kept like the others.
+        # A worker that is ready at the instant of a loss may be lost like any other.
         if ready and (not events or ready[0][0] <= events[0][0]):
             seconds, _, workers = heapq.heappop(ready)
             if seconds > until:
@@ -134,8 +134,8 @@ class _Run:
         self._job, self._costs, self._draw = job, costs, draw
         self._spent = Spent()
         self._now = self._paused_until = 0.0
-        self._steps = 0.0  # done, with the part of the step in flight
-        self._restored = 0.0  # steps at the last new group
+        self._steps = 0.0  # steps done, with the fraction of the step in flight
+        self._restored = 0.0  # steps done when the last group formed
         self._names = 0
         self._coming: list[str] = []
         self._group: list[str] = []
@@ -143,7 +143,7 @@ class _Run:
         self._imbalance = Imbalance()
 
     def advance(self, to: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         seconds = to - self._now
         paused = min(max(0.0, self._paused_until - self._now), seconds)
         self._now = to
@@ -163,14 +163,14 @@ class _Run:
         return names
 
     def join(self, workers: Sequence[str]) -> None:
-        """Workers are ready, unless they have been lost meanwhile."""
+        """Add workers that are ready, if they have not been lost meanwhile."""
         joining = [worker for worker in workers if worker in self._coming]
         if joining:
             self._coming = [worker for worker in self._coming if worker not in joining]
             self._regroup([*self._group, *joining], self._costs.change if self._group else 0.0)
 
     def lose(self, workers: int) -> None:
-        """Some workers are gone."""
+        """Remove some workers at random."""
         lost = set(self._draw.sample([*self._group, *self._coming], workers))
         self._coming = [worker for worker in self._coming if worker not in lost]
         left = [worker for worker in self._group if worker not in lost]
@@ -182,12 +182,12 @@ class _Run:
             self._regroup(left, self._costs.loss)
 
     def result(self) -> Spent:
-        """Return what the time was spent on."""
+        """Return the worker-seconds by their use."""
         self._spent.useful = self._steps * self._job.step_work
         return self._spent
 
     def _regroup(self, group: list[str], pause: float) -> None:
-        # A group that forms before the last one has got on goes back to the same state.
+        # A group that forms before the last one has made a step starts from the same state.
         self._again(min(self._costs.redone_steps, self._steps - self._restored))
         self._restored = self._steps
         self._paused_until = max(self._paused_until, self._now + pause)

@@ -28,7 +28,7 @@ _WARM_UP = 0.2  # of the steps
 
 @dataclass(frozen=True)
 class Case:
-    """A workload on a number of workers, and the least ratio to the peer that we aim at."""
+    """A workload on a number of workers, and the ratio to the peer that we aim at."""
 
     name: str
     workload: Workload
@@ -47,7 +47,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples per second over a window, and at the lower quartile of its steps' times."""
+    """Samples per second over a window, and at the lower quartile of its step times."""
 
     whole: float
     undisturbed: float
@@ -74,7 +74,7 @@ def theirs(case: Case, steps: int) -> Speed:
 
 
 def compare(case: Case, *, quick: bool) -> Row:
-    """Run both in turn, each going first every other time."""
+    """Run both in turn; each is first every other time."""
     steps = case.steps // 2 if quick else case.steps
     pairs = []
     for repetition in range(2 if quick else 5):

@@ -51,7 +51,7 @@ def cpu_seconds(pid: int) -> float:
 
 @dataclass(frozen=True)
 class Sample:
-    """CPU seconds used by some instant (Unix seconds)."""
+    """CPU seconds used up to a Unix time."""
 
     time: float
     workers: float
@@ -59,11 +59,11 @@ class Sample:
 
 
 class Meter:
-    """Watches a run, and reads what its processes have used: once it is warm, and at last.
+    """Watches a run, and reads its processes' CPU time: once it is warm, and at the end.
 
     Args:
         first: the step after which it is warm.
-        last: no sample is taken after this step, so that the end of the run is not in it.
+        last: the last step of a sample, so that the end of the run does not count.
     """
 
     def __init__(self, first: int, last: int) -> None:
@@ -73,7 +73,7 @@ class Meter:
         self.samples: list[Sample] = []
 
     def __call__(self, events: list[Event]) -> None:
-        """Take in new events of the journal."""
+        """Handle new events of the journal."""
         self._pids += [event["pid"] for event in of_kind(events, "worker", state="ready")]
         steps = of_kind(events, "step")
         if steps and steps[-1]["step"] in self._range:
@@ -90,7 +90,7 @@ def _coordinator_pid() -> int:
 
 
 def ours(case: Case, steps: int) -> tuple[float, float]:
-    """Return milliseconds of CPU per step of the workers, and of the coordinator."""
+    """Return milliseconds of CPU per step: of the workers, and of the coordinator."""
     meter = Meter(int(steps * _WARM_UP), int(steps * (1 - _WARM_UP / 2)))
     events = train(case.workload, case.workers, steps, meter)
     first, last = meter.samples[0], meter.samples[-1]

@@ -18,8 +18,8 @@ _PART = 32
 
 
 def streaming(folder: Path, array: np.ndarray) -> Callable[[], int]:
-    """Write an MDS data set, and return what reads an epoch of it through its loader."""
-    # It imports all of torchvision for data sets of images that nothing here reads.
+    """Write an MDS data set; returns a function that reads an epoch of it through its loader."""
+    # It imports all of torchvision for image data sets, which are not used here.
     for name in ("", ".datasets", ".transforms", ".transforms.functional"):
         whole = f"torchvision{name}"
         sys.modules[whole] = mock.MagicMock(__spec__=ModuleSpec(whole, None))
@@ -40,7 +40,7 @@ def streaming(folder: Path, array: np.ndarray) -> Callable[[], int]:
 
 
 def litdata(folder: Path, array: np.ndarray) -> Callable[[], int]:
-    """Write an optimized data set, and return what reads an epoch of it through its loader."""
+    """Write an optimized data set; returns a function that reads an epoch of it by its loader."""
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming import Cache
 

@@ -47,7 +47,7 @@ def write(folder: Path, rows: int) -> Path:
 
 
 def cpu_per_sample(read: Callable[[], int], repeats: int) -> float:
-    """Return the microseconds of CPU, over all threads, per sample that is read: the median."""
+    """Return the median microseconds of CPU per sample, over all threads."""
     found = []
     for _ in range(repeats):
         began = time.process_time()
@@ -57,7 +57,7 @@ def cpu_per_sample(read: Callable[[], int], repeats: int) -> float:
 
 
 def ours(folder: Path) -> Callable[[], int]:
-    """Return what reads one epoch as a worker does."""
+    """Return a function that reads one epoch as a worker does."""
     source = open_source(Stream(folder / "stream", cache=folder / "cache"))
     order = source.order(_LANES, 17, _PART)
     steps = steps_per_epoch(order, _PART)
@@ -74,7 +74,7 @@ def ours(folder: Path) -> Callable[[], int]:
 
 
 def limit(folder: Path) -> Callable[[], int]:
-    """Return what gathers the same number of rows, mixed, from one mapped array."""
+    """Return a function that gathers the same number of shuffled rows from one mapped array."""
     array = np.load(folder / "array.npy", mmap_mode="r")
     order = permutation(len(array), 1)
 
@@ -88,7 +88,7 @@ def limit(folder: Path) -> Callable[[], int]:
 
 
 def peer(name: str, folder: Path, repeats: int) -> float | None:
-    """Return the microseconds of CPU per sample of another library, None if it is not there."""
+    """Return another library's microseconds of CPU per sample, None if it is not installed."""
     python = _HERE / _PEERS[name] / "bin" / "python"
     if not python.exists():
         print(f"{name} is left out: there is no {python.relative_to(_HERE.parent)}")
@@ -123,7 +123,7 @@ def cost(*, quick: bool) -> tuple[list[Row], list[Aim]]:
 
 
 class Synthetic(Source):
-    """Rows of which only the numbers exist: any file reads as the same values."""
+    """Rows that exist as numbers only: each file reads as the same values."""
 
     def __init__(self, files: int, each: int) -> None:
         table = pa.table({"x": np.arange(each)})
@@ -152,10 +152,10 @@ def resume() -> tuple[list[Row], list[Aim]]:
 
 
 def mixing(window: int | None) -> float:
-    """Return how far batches of a sorted data set are from independent draws.
+    """Return how far the batches of a sorted data set are from independent draws.
 
-    The total variation between the labels of a batch and those of all rows, averaged over batches:
-    what is left for an independent draw is sampling noise.
+    It is the total variation between the labels of a batch and those of all rows, averaged over
+    batches. For independent draws, it is sampling noise only.
     """
     labels, files, each, batch = 10, 80, 400, 128
     order = Order(rows=[each] * files, lanes=4, seed=1, window=window)
@@ -236,7 +236,7 @@ def memory(*, quick: bool) -> tuple[list[Row], list[Aim]]:
 
 
 def main() -> None:
-    """Measure everything and print it."""
+    """Measure all cases and print the results."""
     options = report.options(__doc__ or "")
     results: dict[str, Any] = {}
     aims: list[Aim] = []

@@ -4,7 +4,7 @@ Run as `python -m benchmarks.survive [--quick] [--json] [--only NAME,...]`; the 
 the faults in the first column, and `under fire`. The loss of a host's power or cable is measured
 by `benchmarks.node_loss`, which needs root.
 
-raytrain_plus: one run for each kind of fault (`strikes.py`), two workers, default settings, except
+raytrain_plus: one run for each kind of fault (`outages.py`), two workers, default settings, except
 for a checkpoint every 20 steps when all workers are killed. The time ends with the first step that
 was not committed before, so in that case it includes all steps that are computed again. After a
 coordinator's death training goes on without it, so the figure is the longest time between two
@@ -26,7 +26,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import ray_train, report, strikes, torchft_group, under_fire
+from benchmarks import outages, ray_train, report, torchft_group, under_fire
 from benchmarks.report import Aim, Row
 from benchmarks.tasks import COMPUTE_BOUND
 from benchmarks.under_fire import Fire
@@ -42,7 +42,7 @@ _TORCHFT = {"torchft": torchft_group.DEFAULT, "torchft, tuned": torchft_group.TU
 
 
 def row(fault: str, system: str, seconds: Sequence[float], times: int, redone: Any) -> Row:
-    """Sum up what one system did after one kind of fault."""
+    """Summarise a system's recoveries from one kind of fault."""
     return {
         "fault": fault,
         "system": system,
@@ -54,20 +54,20 @@ def row(fault: str, system: str, seconds: Sequence[float], times: int, redone: A
 
 
 def ours(fault: str, times: int) -> tuple[Row, list[dict[str, Any]]]:
-    """Measure raytrain_plus; returns its row, and every outage."""
-    found = strikes.measure(COMPUTE_BOUND, fault, times)
+    """Measure raytrain_plus; returns its row and all outages."""
+    found = outages.measure(COMPUTE_BOUND, fault, times)
     redone = report.median([outage.redone for outage in found])
     made = row(fault, "raytrain_plus", [outage.seconds for outage in found], times, redone)
     return made, [vars(outage) for outage in found]
 
 
 def peers(fault: str, times: int) -> list[Row]:
-    """Measure the peers that know this fault."""
+    """Measure the peers that can have this fault."""
     rows = []
     if fault in ray_train.FAULTS:
         for name, tuned in (("Ray Train", False), ("Ray Train, tuned", True)):
             found = ray_train.measure(
-                COMPUTE_BOUND, strikes.WORKERS, times, tuned=tuned, fault=fault
+                COMPUTE_BOUND, outages.WORKERS, times, tuned=tuned, fault=fault
             )
             rows.append(_peer_row(fault, name, found, min(times, len(found) + 1)))
     sent = {"worker SIGKILL": signal.SIGKILL, "worker SIGSTOP": signal.SIGSTOP}.get(fault)
@@ -108,7 +108,7 @@ def fire_rows(fire: Fire, *, with_peers: bool) -> list[Row]:
 
 
 def aims_of(row: Row, every: Sequence[dict[str, Any]]) -> list[Aim]:
-    """Return what raytrain_plus aims at after a fault."""
+    """Return the aims of raytrain_plus for a fault."""
     fault = row["fault"]
     if fault == "all workers SIGKILL":
         return []
@@ -124,9 +124,9 @@ def aims_of(row: Row, every: Sequence[dict[str, Any]]) -> list[Aim]:
 def main() -> None:
     """Measure."""
     parser = report.parser("from faults to the next committed step, and samples/s under fire")
-    names = (*strikes.STRIKES, _FIRE)
+    names = (*outages.FAULTS, _FIRE)
     parser.add_argument("--only", help=f"some of: {', '.join(names)}", default=",".join(names))
-    parser.add_argument("--peers", type=int, help="how often a fault strikes each peer; 0: none")
+    parser.add_argument("--peers", type=int, help="how often each peer gets a fault; 0: no peers")
     options = parser.parse_args()
     chosen = options.only.split(",")
     if unknown := set(chosen) - set(names):
@@ -137,16 +137,16 @@ def main() -> None:
     peer_times = peer_times if options.peers is None else options.peers
     rows: list[Row] = []
     aims: list[Aim] = []
-    outages: dict[str, list[dict[str, Any]]] = {}
-    for fault in (name for name in strikes.STRIKES if name in chosen):
-        mine, outages[fault] = ours(fault, times)
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for fault in (name for name in outages.FAULTS if name in chosen):
+        mine, measured[fault] = ours(fault, times)
         rows += [mine, *(peers(fault, peer_times) if peer_times else ())]
-        aims += aims_of(mine, outages[fault])
+        aims += aims_of(mine, measured[fault])
         report.show(
             f"{fault}: to the next committed step", [r for r in rows if r["fault"] == fault]
         )
         phases = ("noticed", "formed", "seconds")
-        medians = {p: report.median([one[p] for one in outages[fault]]) for p in phases}
+        medians = {p: report.median([one[p] for one in measured[fault]]) for p in phases}
         report.show("raytrain_plus: median seconds from the fault until", [medians])
     fire: list[Row] = []
     if _FIRE in chosen:
@@ -156,7 +156,7 @@ def main() -> None:
             Aim("share of samples/s under fire", fire[0]["of the faster"], least=_SHARE),
             Aim("the same with a spare", fire[1]["of the faster"], least=_SHARE_WITH_SPARE),
         ]
-    results = {"survive": rows, "outages": outages, "under_fire": fire}
+    results = {"survive": rows, "outages": measured, "under_fire": fire}
     report.finish(aims, results, as_json=options.json)
 
 

@@ -18,8 +18,8 @@ _DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
-    """Copy both."""
-    parser = argparse.ArgumentParser(description="Keep what a reference sweep found")
+    """Copy the trials and the picture."""
+    parser = argparse.ArgumentParser(description="Keep the results of a reference sweep")
     parser.add_argument("folder", type=Path, help="of the sweep")
     folder = parser.parse_args().folder
     trials = read_trials(folder / "trials")

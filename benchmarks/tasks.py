@@ -16,7 +16,7 @@ from raytrain_plus.task import Batch, load_task
 
 
 class Classification(Task):
-    """Random inputs of one shape with random labels: speed does not depend on what is learnt."""
+    """Random inputs of one shape with random labels; the speed does not depend on the data."""
 
     rows = 4096
     shape: tuple[int, ...] = ()
@@ -69,7 +69,7 @@ class Perceptron(Classification):
 
 
 class Tiny(Classification):
-    """So little to compute that everything else shows."""
+    """Almost nothing to compute, so that all other costs show."""
 
     shape = (32,)
 
@@ -80,12 +80,12 @@ class Tiny(Classification):
 
 @dataclass(frozen=True)
 class Workload:
-    """A task and how each step cuts its batch.
+    """A task and the parts of its batch.
 
     Attributes:
         task: where the task is, for `load_task`.
         batch_size: samples per step, over all workers.
-        logical_ranks: parts of a batch: micro-batches that are accumulated, over all workers.
+        logical_ranks: parts of a batch, over all workers; each is one micro-batch.
     """
 
     task: str

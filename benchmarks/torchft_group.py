@@ -1,7 +1,7 @@
 """The peer in survival: two replica groups of torchft on gloo, in a separate environment.
 
-torchft does not restart dead processes: here this program starts them again at once. A process that
-hangs is left alone while the other's recovery is timed, and then replaced.
+torchft does not restart dead processes: here this program starts them again at once. A hanging
+process is replaced after the other's recovery has been timed.
 """
 
 import contextlib
@@ -23,19 +23,21 @@ from benchmarks.tasks import Workload
 ENVIRONMENT = Path(__file__).parent / ".venv-torchft"
 
 _REPLICAS = 2
-_SETTLED = 20  # steps of both
+_SETTLED = 20  # steps of both replicas
 _POLL = 0.05
 _TO_SETTLE = 240.0  # seconds
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How torchft is set.
+    """Settings of torchft.
 
     Attributes:
-        heartbeat: seconds without one, after which a replica is dead. torchft's default: 5.
-        timeout: seconds for a collective. torchft's default: 60.
-        join: seconds that a quorum waits for somebody who lives and has not come. Its default: 60.
+        heartbeat: seconds without a heartbeat after which a replica counts as dead. torchft's
+            default: 5.
+        timeout: the longest time for a collective, in seconds. torchft's default: 60.
+        join: the longest wait of a quorum for a live replica that has not joined, in seconds.
+            torchft's default: 60.
     """
 
     heartbeat: float = 5.0
@@ -49,11 +51,11 @@ TUNED = Settings(heartbeat=1.0, timeout=5.0, join=1.0)
 
 @dataclass
 class Group:
-    """Two replicas that run.
+    """Two running replicas.
 
     Attributes:
-        log: where they note their commits.
-        processes: one per replica.
+        log: the file to which they write their commits.
+        processes: the process of each replica.
     """
 
     workload: Workload
@@ -78,19 +80,19 @@ class Group:
             )
 
     def replace(self, replica: int) -> None:
-        """End a replica's process, if it lives, and start another."""
+        """End a replica's process, if it is alive, and start another."""
         self.processes[replica].kill()
         self.processes[replica].wait()
         self.processes[replica] = self.start(replica)
 
     def commits(self) -> list[dict[str, Any]]:
-        """Return what the replicas have noted, by time."""
+        """Return the replicas' commits in order of time."""
         text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
         found = [json.loads(line) for line in text.split("\n")[:-1]]
         return sorted(found, key=lambda commit: commit["time"])
 
     def settle(self, since: float) -> None:
-        """Wait until both have trained together for a while."""
+        """Wait until both replicas have trained together for a while."""
         deadline = time.monotonic() + _TO_SETTLE
         while time.monotonic() < deadline:
             last = [c for c in self.commits() if c["time"] > since][-_SETTLED * _REPLICAS :]
@@ -131,40 +133,40 @@ def measure(
     """Send a signal to one of two replicas, again and again.
 
     Args:
-        workload: what is trained.
-        settings: how torchft is set.
-        sent: SIGKILL or SIGSTOP.
+        workload: the model and its batches.
+        settings: settings of torchft.
+        sent: the signal, SIGKILL or SIGSTOP.
         times: how often.
         patience: seconds to wait for each recovery.
 
     Returns:
-        For each the `seconds` until the next commit and the steps `lost`; None where there was no
-        commit in time.
+        For each signal the `seconds` until the next commit and the steps `lost`; None if there was
+        no commit in time.
     """
     found = []
     with group(workload, settings) as running:
         for number in range(times):
             time.sleep(random.uniform(0.0, 0.2))  # any point of a step
             victim = number % _REPLICAS
-            struck = time.time()
+            sent_at = time.time()
             running.processes[victim].send_signal(sent)
             if sent == signal.SIGKILL:
                 running.replace(victim)
-            found.append(_next_commit(running, struck, patience))
+            found.append(_next_commit(running, sent_at, patience))
             if sent != signal.SIGKILL:
                 running.replace(victim)
             running.settle(time.time())
     return found
 
 
-def _next_commit(running: Group, struck: float, patience: float) -> dict[str, Any] | None:
-    while time.time() < struck + patience:
-        # A step of both that was nearly done is no recovery.
+def _next_commit(running: Group, sent_at: float, patience: float) -> dict[str, Any] | None:
+    while time.time() < sent_at + patience:
+        # A step of both replicas that was nearly done does not count as recovery.
         last = 0
         for commit in running.commits():
-            if commit["time"] > struck and (commit["began"] > struck or commit["replicas"] == 1):
+            if commit["time"] > sent_at and (commit["began"] > sent_at or commit["replicas"] == 1):
                 lost = max(0, last - commit["step"] + 1)
-                return {"seconds": commit["time"] - struck, "lost": lost}
+                return {"seconds": commit["time"] - sent_at, "lost": lost}
             last = commit["step"]
         time.sleep(_POLL)
     return None

@@ -25,7 +25,7 @@ _HOST = "127.0.0.1"
 
 
 def main() -> None:
-    """Train until somebody kills this process; each commit is a line of the log."""
+    """Train until this process is killed; writes a line to the log for each commit."""
     parser = argparse.ArgumentParser()
     parser.add_argument("lighthouse")
     parser.add_argument("replica", type=int)

@@ -19,7 +19,7 @@ SLICED_ABOVE = 4 * (1 << 17)  # bytes of a chunk of float32
 
 
 def ranges_of(workers: int, logical_ranks: int) -> list[range]:
-    """Return the logical ranks of each of some equally fast workers, as they are planned."""
+    """Return the planned logical ranks of each worker; all are equally fast."""
     members = [WorkerSpeed(f"w{i:06}") for i in range(workers)]
     return [assignment.ranks for assignment in assign(logical_ranks, members)]
 
@@ -30,8 +30,8 @@ class Traffic:
 
     Attributes:
         ranges: the logical ranks of each worker.
-        gradient_bytes: of one replica.
-        buckets: in which they are sent.
+        gradient_bytes: size of one replica's gradients.
+        buckets: number of buckets in which they are sent.
     """
 
     ranges: Sequence[range]
@@ -40,12 +40,12 @@ class Traffic:
 
     @property
     def workers(self) -> int:
-        """How many there are."""
+        """The number of workers."""
         return len(self.ranges)
 
     @property
     def leaves(self) -> int:
-        """Logical ranks, V."""
+        """The number of logical ranks, V."""
         return self.ranges[-1].stop
 
     @property
@@ -70,14 +70,14 @@ class Traffic:
 
     @property
     def ratio(self) -> float:
-        """All bytes that a step sends, relative to a ring; 1 for one worker, which sends none."""
+        """The bytes that a step sends, relative to a ring; 1 for one worker, which sends none."""
         if self.workers == 1:
             return 1.0
         return (sum(self.sent_bytes) + sum(self.lane_bytes)) / self.workers / self.ring_bytes
 
     @property
     def slices(self) -> int:
-        """In how many pieces a worker's chunk of a bucket travels."""
+        """The number of pieces in which a worker's chunk of a bucket is sent."""
         chunk = self.gradient_bytes / self.buckets / self.workers
         return SLICES if chunk > SLICED_ABOVE else 1
 
@@ -89,7 +89,7 @@ class Traffic:
 
     @property
     def additions(self) -> int:
-        """Additions of one slice with another that each worker does."""
+        """Additions of two slices that each worker does."""
         return self.buckets * self.slices * (sum(self.partials) - 1)
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import torchft_group
 from benchmarks.elastic import Event, of_kind, train
-from benchmarks.strikes import WORKERS, Crew, stop
+from benchmarks.outages import WORKERS, RunningGroup, stop
 from benchmarks.tasks import Workload
 
 Commits = Sequence[tuple[float, int]]  # Unix time, samples
@@ -25,12 +25,12 @@ _ENDLESS = 1_000_000  # steps
 
 @dataclass(frozen=True)
 class Fire:
-    """When workers are killed.
+    """The times of the kills.
 
     Attributes:
-        every: seconds between two kills; the last is followed by as many.
-        kills: how many.
-        rest: seconds without, before and after.
+        every: seconds between two kills, and after the last.
+        kills: number of kills.
+        rest: seconds without kills, before and after.
     """
 
     every: float = 15.0
@@ -40,7 +40,7 @@ class Fire:
 
 @dataclass
 class Timeline:
-    """How a run went.
+    """The phases of a run, as Unix times.
 
     Attributes:
         rests: the spans without kills.
@@ -52,11 +52,11 @@ class Timeline:
 
 
 def share(commits: Commits, timeline: Timeline) -> dict[str, float]:
-    """Return the rates before, under and after the fire, in samples/s.
+    """Return the rates before, during and after the kills, in samples/s.
 
     Returns:
-        `before`, `fire`, `after`; `share`, of the mean of the rests; and `least`, the share of the
-        faster of them, which no drift of the machine can flatter.
+        `before`, `fire`, `after`; `share`, the fraction of the mean of `before` and `after`; and
+        `least`, the fraction of the faster of them, which a drift of the machine cannot improve.
     """
     before, after = (_rate(commits, span) for span in timeline.rests)
     fire = _rate(commits, timeline.fire)
@@ -70,24 +70,24 @@ def _rate(commits: Commits, span: Span) -> float:
 
 
 @dataclass
-class Gunner:
-    """Watches a run of raytrain_plus, lets it rest, kills, lets it rest, and stops it.
+class PeriodicKiller:
+    """Watches a run of raytrain_plus, kills workers between two undisturbed periods, and stops it.
 
     Attributes:
-        fire: when.
-        timeline: how it went.
-        killed: how many kills there were.
+        fire: the times of the kills.
+        timeline: the phases so far.
+        killed: the number of kills so far.
     """
 
     fire: Fire
     timeline: Timeline = field(default_factory=Timeline)
     killed: int = 0
-    _crew: Crew = field(default_factory=Crew)
+    _group: RunningGroup = field(default_factory=RunningGroup)
     _rests_since: float = 0.0
 
     def __call__(self, events: list[Event]) -> None:
-        """Take in new events of the journal."""
-        self._crew.take(events)
+        """Handle new events of the journal."""
+        self._group.add(events)
         now = time.time()
         begin = self.timeline.fire[0]
         if self.killed and self.killed < self.fire.kills:
@@ -96,7 +96,7 @@ class Gunner:
         elif self.killed and now < begin + self.fire.kills * self.fire.every:
             return
         elif not self._rests_since:
-            self._rests_since = now if self._crew.is_settled else 0.0
+            self._rests_since = now if self._group.is_settled else 0.0
         elif now >= self._rests_since + self.fire.rest:
             self.timeline.rests.append((self._rests_since, now))
             self._rests_since = 0.0
@@ -108,7 +108,7 @@ class Gunner:
 
     def _kill(self) -> None:
         self.killed += 1
-        victim = random.choice(self._crew.members)
+        victim = random.choice(self._group.members)
         os.kill(victim, signal.SIGKILL)
 
 
@@ -116,17 +116,17 @@ def ours(workload: Workload, fire: Fire, spares: int) -> dict[str, float]:
     """Measure raytrain_plus.
 
     Returns:
-        As `share`; and the part of the time under fire in which one worker trained `alone`.
+        The same as `share`, and `alone`, the part of the time under fire with a single worker.
     """
-    gunner = Gunner(fire)
-    events = train(workload, WORKERS, _ENDLESS, gunner, spares=spares)
+    killer = PeriodicKiller(fire)
+    events = train(workload, WORKERS, _ENDLESS, killer, spares=spares)
     steps = of_kind(events, "step")
     commits = [(step["time"], workload.batch_size) for step in steps]
-    return {**share(commits, gunner.timeline), "alone": alone(events, gunner.timeline.fire)}
+    return {**share(commits, killer.timeline), "alone": alone(events, killer.timeline.fire)}
 
 
 def alone(events: Sequence[Event], span: Span) -> float:
-    """Return in which part of a time the group was not whole."""
+    """Return the part of a time span in which the group was not complete."""
     begin, end = span
     generations = of_kind(list(events), "generation")
     ends = [generation["time"] for generation in generations[1:]] + [end]
@@ -139,7 +139,7 @@ def alone(events: Sequence[Event], span: Span) -> float:
 
 
 def torchft(workload: Workload, fire: Fire, settings: torchft_group.Settings) -> dict[str, float]:
-    """Measure torchft. Its replicas have batches of their own, so that one alone has half of it."""
+    """Measure torchft. Each replica has its own batch, so that one alone does half of the work."""
     timeline = Timeline()
     with torchft_group.group(workload, settings) as running:
         timeline.rests.append(_rest(fire))
@@ -151,7 +151,7 @@ def torchft(workload: Workload, fire: Fire, settings: torchft_group.Settings) ->
         running.settle(time.time())
         timeline.rests.append(_rest(fire))
         commits = running.commits()
-    # Each replica notes its own commits; steps that it lost again with its state count, too.
+    # Each replica logs its own commits; those that were lost with its state count, too.
     batch = workload.batch_size // WORKERS
     return share([(commit["time"], batch) for commit in commits], timeline)
 

@@ -42,19 +42,19 @@ _SYSTEMS = ("ours", "ring")
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "GLOO_SOCKET_IFNAME": "eth0",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # hosts of the lab have no reverse look-up of names
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # hosts of the lab have no reverse name resolution
 }
 _SLOW = 100.0  # Mbit/s
 _DELAYS = (0.0, 1.0, 10.0, 50.0)  # ms
 
 
 class Group:
-    """The workers of one system, one on each host, which wait to be told to run steps.
+    """The workers of one system, one on each host, which wait for requests to run steps.
 
     Args:
-        lab: whose hosts are all taken.
-        system: one of `wire_host`.
-        logical_ranks: V.
+        lab: the lab; all its hosts are used.
+        system: a system of `wire_host`.
+        logical_ranks: the number of logical ranks, V.
     """
 
     def __init__(self, lab: Lab, system: str, logical_ranks: int) -> None:
@@ -83,7 +83,7 @@ class Group:
             self._answer(program)
 
     def run(self, steps: int) -> list[float]:
-        """Run steps on all workers; returns the seconds of each, the slowest worker's."""
+        """Run steps on all workers; returns the slowest worker's seconds for each step."""
         for program in self._programs:
             assert program.stdin is not None
             program.stdin.write(f"{steps}\n")
@@ -107,7 +107,7 @@ class Group:
 
 @contextmanager
 def groups(workers: int, logical_ranks: int) -> Iterator[tuple[Lab, dict[str, Group]]]:
-    """Have a lab with a group of each system on its hosts, both warm."""
+    """Make a lab with a group of each system on its hosts, both warm."""
     hosts = [f"n{i}" for i in range(workers)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         lab = stack.enter_context(Lab.of(Path(folder) / "lab", hosts))
@@ -162,7 +162,7 @@ def bytes_of(workers: int, logical_ranks: int, steps: int) -> Row:
 
 
 def cables(steps: int) -> list[Row]:
-    """Time steps of three hosts of which one has another cable."""
+    """Measure the steps of three hosts, one of which has another cable."""
     workers, logical_ranks = 3, _LOGICAL_RANKS[0]
     rows = []
     with groups(workers, logical_ranks) as (lab, found):
@@ -193,7 +193,7 @@ def cables(steps: int) -> list[Row]:
 
 
 def aims_of(rows: Sequence[Row]) -> list[Aim]:
-    """Hold what was counted against what the plan says."""
+    """Compare the counted bytes with the planned ones."""
     return [
         Aim(
             f"bytes counted over those planned, W = {row['workers']}, V = {row['V']}",

@@ -32,7 +32,7 @@ from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import Transport
 
-# Much of what is used here is not declared in torch's type stubs.
+# torch's type stubs lack much of what is used here.
 dist: Any = torch.distributed
 
 _OURS_PORT, _RING_PORT = 29500, 29501
@@ -40,19 +40,19 @@ _LONG = 10**9  # steps
 
 
 def workload_of(logical_ranks: int) -> Workload:
-    """Return what is trained."""
+    """Return the workload."""
     return replace(COMMUNICATION_BOUND, logical_ranks=logical_ranks)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which worker this is.
+    """A worker's place in its group.
 
     Attributes:
-        index: among the workers.
-        ranges: the logical ranks of each.
-        address: of this host.
-        meeting: address of the first worker's.
+        index: its index among the workers.
+        ranges: the logical ranks of each worker.
+        address: the address of this host.
+        meeting: the address of the first worker's meeting point.
     """
 
     index: int
@@ -62,7 +62,7 @@ class Place:
 
 
 def ours(place: Place) -> Callable[[], None]:
-    """Return what runs a step of raytrain_plus."""
+    """Return a function that runs a step of raytrain_plus."""
     first = place.index == 0
     store = dist.TCPStore(place.meeting, _OURS_PORT, is_master=first, wait_for_workers=False)
     transport = Transport(place.index, len(place.ranges), torch.device("cpu"))
@@ -82,7 +82,7 @@ def ours(place: Place) -> Callable[[], None]:
     parts = batches(workload)
     mine = place.ranges[place.index]
 
-    def step(_store: Any = store) -> None:  # the store lives as long as the step
+    def step(_store: Any = store) -> None:  # keeps the store alive as long as the step
         audit = loop.audit_of(replica.step)
         audited = parts[audit[0]] if audit is not None and audit[1] == place.index else None
         loop.run_step([dict(parts[rank]) for rank in mine], audit_part=audited)
@@ -91,7 +91,7 @@ def ours(place: Place) -> Callable[[], None]:
 
 
 def ring(place: Place) -> Callable[[], None]:
-    """Return what runs a step of DistributedDataParallel."""
+    """Return a function that runs a step of DistributedDataParallel."""
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://{place.meeting}:{_RING_PORT}",
@@ -114,7 +114,7 @@ def ring(place: Place) -> Callable[[], None]:
 
 
 def main(system: str, index: str, workers: str, logical_ranks: str, *addresses: str) -> None:
-    """Say `ready`, and run as many steps as each line asks for."""
+    """Print `ready`, and run as many steps as each line says."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     place = Place(int(index), ranges_of(int(workers), int(logical_ranks)), *addresses)
@@ -129,7 +129,7 @@ def main(system: str, index: str, workers: str, logical_ranks: str, *addresses: 
         print(json.dumps(seconds), flush=True)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    os._exit(0)  # DDP's threads may end after the interpreter, which would be an abort
+    os._exit(0)  # DDP's threads may outlive the interpreter, which would abort the process
 
 
 if __name__ == "__main__":

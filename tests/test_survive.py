@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.strikes import SETTLED, Crew, Outage, outages
-from benchmarks.under_fire import Fire, Gunner, Timeline, alone, share
+from benchmarks.outages import SETTLED, RunningGroup, Outage, outages
+from benchmarks.under_fire import Fire, PeriodicKiller, Timeline, alone, share
 
 
 def step(at, number, generation=1):
@@ -75,16 +75,16 @@ def test_a_journal_that_misses_a_step_is_an_error():
 
 
 def test_a_crew_is_settled_when_all_have_trained_together():
-    crew = Crew()
-    crew.take([ready("w0", 10), ready("w1", 11), generation(0.0, 1, 0)])
-    crew.take([step(float(n), n) for n in range(SETTLED - 1)])
-    assert crew.members == [10, 11]
-    assert not crew.is_settled
-    crew.take([step(0.0, SETTLED)])
-    assert crew.is_settled
-    crew.take([generation(1.0, 2, SETTLED, workers=1)])
-    crew.take([step(float(n), n) for n in range(SETTLED)])
-    assert not crew.is_settled
+    group = RunningGroup()
+    group.add([ready("w0", 10), ready("w1", 11), generation(0.0, 1, 0)])
+    group.add([step(float(n), n) for n in range(SETTLED - 1)])
+    assert group.members == [10, 11]
+    assert not group.is_settled
+    group.add([step(0.0, SETTLED)])
+    assert group.is_settled
+    group.add([generation(1.0, 2, SETTLED, workers=1)])
+    group.add([step(float(n), n) for n in range(SETTLED)])
+    assert not group.is_settled
 
 
 def test_share_is_the_rate_under_fire_by_that_of_the_rests():
@@ -113,13 +113,13 @@ def test_kills_come_on_time_between_two_rests(monkeypatch):
     monkeypatch.setattr("benchmarks.under_fire.time.time", lambda: now)
     monkeypatch.setattr("benchmarks.under_fire.os.kill", lambda pid, _: killed.append((now, pid)))
     monkeypatch.setattr("benchmarks.under_fire.stop", lambda: stopped.append(now))
-    gunner = Gunner(Fire(every=5.0, kills=2, rest=3.0))
-    gunner([ready("w0", 10), ready("w1", 11), generation(0.0, 1, 0)])
-    gunner([step(0.0, n) for n in range(SETTLED)])
+    killer = PeriodicKiller(Fire(every=5.0, kills=2, rest=3.0))
+    killer([ready("w0", 10), ready("w1", 11), generation(0.0, 1, 0)])
+    killer([step(0.0, n) for n in range(SETTLED)])
     while not stopped and now < 1100.0:
         now += 1.0
-        gunner([])
+        killer([])
     assert [at for at, _ in killed] == [1003.0, 1008.0]
     assert {pid for _, pid in killed} <= {10, 11}
-    assert gunner.timeline == Timeline([(1000.0, 1003.0), (1013.0, 1016.0)], (1003.0, 1013.0))
+    assert killer.timeline == Timeline([(1000.0, 1003.0), (1013.0, 1016.0)], (1003.0, 1013.0))
     assert stopped == [1016.0]

@@ -1,6 +1,6 @@
-"""Faults that strike a run of raytrain_plus from outside, and their records in its journal.
+"""Faults injected into a run of raytrain_plus from outside, and their records in its journal.
 
-In one run a fault strikes many times, each time after all lost workers have been replaced and the
+One run gets the same fault many times, each time after all lost workers have been replaced and the
 group is stable.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.tasks import Workload
 from raytrain_plus.names import NAMESPACE
 
 WORKERS = 2
-SETTLED = 20  # steps of the whole group before the next strike
+SETTLED = 20  # steps of the whole group before the next fault
 CHECKPOINTS = "20ba"
 
 _ENDLESS = 1_000_000  # steps
@@ -45,19 +45,19 @@ class Outage:
 
 
 @dataclass
-class Crew:
-    """Who works for a run, as its journal tells.
+class RunningGroup:
+    """The workers that train now, read from the run's journal.
 
     Attributes:
         members: the process of each member of the running group.
-        steps: what this group has committed.
+        steps: how many steps this group has committed.
     """
 
     members: list[int] = field(default_factory=list)
     steps: int = 0
     _pids: dict[str, int] = field(default_factory=dict)
 
-    def take(self, events: Sequence[Event]) -> None:
+    def add(self, events: Sequence[Event]) -> None:
         """Take in new events of the journal."""
         for event in events:
             if event["event"] == "worker" and event["state"] == "ready":
@@ -70,43 +70,43 @@ class Crew:
 
     @property
     def is_settled(self) -> bool:
-        """Whether all have trained together for a while."""
+        """Whether all workers have trained together for a while."""
         return len(self.members) == WORKERS and self.steps >= SETTLED
 
 
 @dataclass
-class Striker:
-    """Watches a run, strikes whenever the group has settled, and stops the run at last.
+class FaultInjector:
+    """Watches a run, injects a fault each time the group has settled, and stops the run in the end.
 
     Attributes:
-        strike: called with the members' processes and how often it has struck.
-        times: how often it is to strike.
-        spread: strikes come up to so many seconds after the group has settled.
-        at: the Unix time of each strike.
+        inject: called with the members' processes and the number of faults so far.
+        times: number of faults.
+        spread: the longest time from a settled group to the fault, in seconds. Default 0.2.
+        at: the Unix time of each fault.
     """
 
-    strike: Callable[[Sequence[int], int], None]
+    inject: Callable[[Sequence[int], int], None]
     times: int
     spread: float = 0.2
     at: list[float] = field(default_factory=list)
-    _crew: Crew = field(default_factory=Crew)
+    _group: RunningGroup = field(default_factory=RunningGroup)
 
     def __call__(self, events: list[Event]) -> None:
         """Take in new events of the journal."""
-        self._crew.take(events)
-        if not self._crew.is_settled:
+        self._group.add(events)
+        if not self._group.is_settled:
             return
         if len(self.at) == self.times:
             stop()
             return
         time.sleep(random.uniform(0.0, self.spread))
-        members, self._crew.members = self._crew.members, []  # until the next group has formed
+        members, self._group.members = self._group.members, []  # until the next group has formed
         self.at.append(time.time())
-        self.strike(members, len(self.at))
+        self.inject(members, len(self.at))
 
 
 def stop() -> None:
-    """Let the run end."""
+    """Stop the run."""
     _coordinator().stop.remote()
 
 
@@ -126,7 +126,7 @@ def the_coordinator(_members: Sequence[int], _number: int) -> None:
     os.kill(ray.get(_coordinator().status.remote())["coordinator_pid"], signal.SIGKILL)
 
 
-STRIKES: dict[str, Callable[[Sequence[int], int], None]] = {
+FAULTS: dict[str, Callable[[Sequence[int], int], None]] = {
     "worker SIGKILL": partial(one_member, sent=signal.SIGKILL),
     "worker SIGSTOP": partial(one_member, sent=signal.SIGSTOP),
     "coordinator SIGKILL": the_coordinator,
@@ -135,25 +135,25 @@ STRIKES: dict[str, Callable[[Sequence[int], int], None]] = {
 
 
 def measure(workload: Workload, fault: str, times: int) -> list[Outage]:
-    """Train, and let one of the `STRIKES` strike again and again."""
-    everybody = fault == "all workers SIGKILL"
-    spread = 1.0 if everybody else 0.2  # any point between two checkpoints, or of a step
-    striker = Striker(STRIKES[fault], times, spread)
-    keep = {"checkpoint_every": CHECKPOINTS} if everybody else {}
-    events = train(workload, WORKERS, _ENDLESS, striker, **keep)
-    return outages(events, striker.at, training_goes_on=fault == "coordinator SIGKILL")
+    """Train, and inject one of the `FAULTS` again and again."""
+    kills_all = fault == "all workers SIGKILL"
+    spread = 1.0 if kills_all else 0.2  # any point between two checkpoints, or of a step
+    injector = FaultInjector(FAULTS[fault], times, spread)
+    keep = {"checkpoint_every": CHECKPOINTS} if kills_all else {}
+    events = train(workload, WORKERS, _ENDLESS, injector, **keep)
+    return outages(events, injector.at, training_goes_on=fault == "coordinator SIGKILL")
 
 
 def outages(
-    events: Sequence[Event], strikes: Sequence[float], *, training_goes_on: bool = False
+    events: Sequence[Event], times: Sequence[float], *, training_goes_on: bool = False
 ) -> list[Outage]:
     """Read from a journal what each fault did.
 
     Args:
         events: the journal.
-        strikes: the Unix time of each.
-        training_goes_on: the group works on by itself: what counts is the longest time between
-            two commits until the next group has settled.
+        times: the Unix time of each fault.
+        training_goes_on: the group trains on during the fault. Then the longest time between two
+            commits counts, until the next group has settled.
 
     Raises:
         RuntimeError: the journal misses steps.
@@ -163,7 +163,7 @@ def outages(
     if numbers != list(range(1, len(numbers) + 1)):
         raise RuntimeError("the journal's steps are not consecutive: committed steps were lost")
     found = []
-    for at, until in itertools.pairwise([*strikes, float("inf")]):
+    for at, until in itertools.pairwise([*times, float("inf")]):
         before = [step for step in steps if step["time"] <= at][-1]
         after = next(step for step in steps if step["generation"] > before["generation"])
         formed = next(e for e in events if e["event"] == "generation" and e["time"] > at)
