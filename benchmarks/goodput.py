@@ -48,7 +48,7 @@ SYSTEMS = {
     "with salvage of the step in flight": replace(OURS, salvage=True),
     "with notices of preemption": replace(OURS, loss=OURS.change, noticed=True),
     "2 s per loss (a node's power is off)": replace(OURS, loss=2.0),
-    "with an allowed imbalance of an eighth": replace(OURS, follows=False),
+    "with an imbalance of an eighth throughout": replace(OURS, follows=False),
     "if all workers had equal shares": replace(OURS, planned=False),
     "Ray Train, tuned: processes killed": RESTART,
     "Ray Train, tuned: nodes lost": replace(RESTART, loss=38.0),
