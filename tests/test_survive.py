@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.outages import SETTLED, RunningGroup, Outage, outages
+from benchmarks.outages import SETTLED, Outage, RunningGroup, outages
 from benchmarks.under_fire import Fire, PeriodicKiller, Timeline, alone, share
 
 

@@ -1,4 +1,4 @@
-"""What the tests of algorithms put on the path is taken off again."""
+"""Removes from the import path what the tests of algorithms have added."""
 
 import pytest
 

@@ -1,15 +1,15 @@
-"""A covering array: few groups of things that go together, such that each pair is in one."""
+"""A covering array: few groups of compatible items, so that each pair is in a group."""
 
 
 def covering_groups(items, compatible, size):
     """Return groups in which each compatible pair of items is together at least once.
 
-    Greedy: a group begins with the first pair that is not covered yet, and grows by the item that
-    covers most of the pairs that are left.
+    Greedy: a group starts with the first uncovered pair, and grows by the item that covers most of
+    the remaining pairs.
 
     Args:
-        items: in the order in which ties are decided.
-        compatible: says of two items whether they may be in one group.
+        items: the items; their order decides ties.
+        compatible: says whether two items may be in one group.
         size: the most items of a group, at least 2.
     """
     order = list(items)

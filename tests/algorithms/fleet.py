@@ -1,7 +1,7 @@
 """Several workers in one process: groups that grow, lose a member in mid-step, and resume.
 
-Workers are threads, and torch's global generators are one per process, so that they compute their
-parts and updates one after the other; messages still cross as they will.
+Workers are threads. torch has one set of global generators per process, so that workers compute
+their parts and updates one after the other; their messages may come in any order.
 """
 
 import itertools
@@ -17,7 +17,7 @@ class LostError(RuntimeError):
 
 
 class Turn:
-    """Lets one worker at a time compute its parts, and can kill one of them."""
+    """Lets one worker at a time compute its parts, and can kill one worker."""
 
     def __init__(self, lock, kill_in=None):
         self.lock = lock
@@ -65,7 +65,7 @@ class Fleet:
         return self.loops[0].replica
 
     def resize(self, workers):
-        """Let newcomers join, healed by a survivor; or let the eldest go."""
+        """Add new workers, healed by a survivor, or remove the oldest ones."""
         tensors = {name: t.clone() for name, t in self.replica.tensors().items()}
         scalars = self.replica.scalars()
         while len(self.loops) < workers:
@@ -75,7 +75,7 @@ class Fleet:
         self.loops = self.loops[len(self.loops) - workers :]
 
     def run(self, steps, kill_in=None):
-        """Run steps; with `kill_in` the last worker dies in that phase of the first of them."""
+        """Run steps; with `kill_in` the last worker dies in that phase of the first step."""
         lock, size = threading.Lock(), len(self.loops)
         ranges = ranges_of(size)
 
@@ -104,7 +104,7 @@ class Fleet:
             raise AssertionError(f"no worker was killed in {kill_in}")
 
     def resume(self, folder):
-        """Write a checkpoint and go on from it with workers that have never seen the run."""
+        """Write a checkpoint and go on from it with new workers."""
         aspects = self.make_aspects()
         checkpointer.save(folder, self.replica, "run", aspects)
         self.loops = [self._newcomer() for _ in self.loops]

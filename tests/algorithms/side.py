@@ -1,7 +1,6 @@
-"""transformers, which is installed next to the environment and not in it.
+"""Imports transformers, which is installed next to the environment and not in it.
 
-torchmetrics imports it wherever it finds it, which would cost each worker of each test a second of
-CPU.
+If torchmetrics finds it, it imports it. That would cost each worker of each test a second of CPU.
 """
 
 import sys
@@ -13,13 +12,13 @@ FOLDER = str(Path(__file__).parents[2] / ".venv" / "transformers" / "site-packag
 
 
 def import_transformers():
-    """Return the package; skip the module if `make install` has not put it there."""
+    """Return the package; skip the test module if `make install` has not installed it."""
     if FOLDER not in sys.path:
         sys.path.append(FOLDER)
     return pytest.importorskip("transformers")
 
 
 def forget():
-    """Take the folder off the path again, before workers are given that."""
+    """Remove the folder from the import path, before workers get the path."""
     if FOLDER in sys.path:
         sys.path.remove(FOLDER)

@@ -1,4 +1,4 @@
-"""ALiBi: attention is the paper's formula, positions count for nothing, longer sequences work."""
+"""ALiBi: attention is the paper's formula, without position embeddings; longer sequences work."""
 
 import math
 
@@ -17,7 +17,7 @@ from tests.algorithms.tiny import CONTEXT, WORDS, TinyImages, TinyTokens, build,
 def gpt(heads=2, layers=2):
     torch.manual_seed(0)
     model = GPT(vocabulary=WORDS, context=CONTEXT, layers=layers, width=12, heads=heads).eval()
-    for parameter in model.parameters():  # the initial ones are so small that attention is flat
+    for parameter in model.parameters():  # the initial weights are so small that attention is flat
         nn.init.normal_(parameter, std=0.5)
     return model
 
@@ -27,7 +27,7 @@ def tokens(length, n=3):
 
 
 def attention_of_the_paper(layer, x, each):
-    """Attention of one token at a time, over those before it, with slopes as given."""
+    """Attention of one token at a time over earlier tokens, with the given slopes."""
     n, t, d = x.shape
     size = d // layer.heads
     q, k, v = layer.qkv(x).split(d, dim=2)
@@ -84,7 +84,7 @@ def test_attention_is_the_formula_of_the_paper(heads):
     assert not torch.allclose(layer(x), plain, atol=1e-4)
 
 
-def test_positions_count_for_nothing():
+def test_position_embeddings_have_no_effect():
     model = gpt()
     apply_alibi(model)
     before = model(tokens(CONTEXT))
@@ -115,7 +115,7 @@ def test_sequences_may_be_longer_than_the_context():
     torch.testing.assert_close(logits[:, :CONTEXT], model(long[:, :CONTEXT]))
 
 
-def test_undoing_gives_back_the_model_with_its_positions():
+def test_undoing_restores_the_position_embeddings():
     model = gpt()
     plain, kinds = model(tokens(CONTEXT)), [type(m) for m in model.modules()]
     surgery = apply_alibi(model)
@@ -127,7 +127,7 @@ def test_undoing_gives_back_the_model_with_its_positions():
     assert model.positions.weight.requires_grad
 
 
-def test_applying_it_twice_is_applying_it_once():
+def test_applying_it_twice_has_the_effect_of_once():
     model = gpt()
     first = apply_alibi(model)
     assert set(first.changed) == {"blocks.0.attention", "blocks.1.attention", "positions"}
@@ -141,7 +141,7 @@ def test_a_model_without_known_attention_is_an_error_that_says_what_was_looked_f
         apply_alibi(TinyImages().model())
 
 
-def test_the_bias_made_in_inference_mode_serves_training():
+def test_a_bias_made_in_inference_mode_can_be_used_in_training():
     with torch.inference_mode():
         bias = distance_bias(2, 3, 3, dtype=torch.float64)
     assert not bias.is_inference()
@@ -149,7 +149,7 @@ def test_the_bias_made_in_inference_mode_serves_training():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_models_of_other_types_stay_of_their_type(dtype):
+def test_the_model_keeps_its_dtype(dtype):
     model = gpt().to(dtype)
     apply_alibi(model)
     assert model(tokens(CONTEXT)).dtype == dtype
@@ -172,7 +172,7 @@ def test_the_aspect_changes_the_model_as_the_function_does():
     assert torch.equal(loop.replica.model(tokens(CONTEXT)), by_hand(tokens(CONTEXT)))
 
 
-def test_training_leaves_the_positions_alone_and_undoing_brings_them_back():
+def test_training_leaves_position_embeddings_unchanged_and_undoing_restores_them():
     begun, _ = build(TinyTokens())
     loop, losses = trained(TinyTokens(), [ALiBi()], steps=4)
     _, plain = trained(TinyTokens(), steps=4)

@@ -1,4 +1,4 @@
-"""Aspects nest by what they say of themselves, never by how they are listed."""
+"""Aspects nest by their declarations, never by the order in which they are listed."""
 
 import contextlib
 import itertools
@@ -44,7 +44,7 @@ def make_step(number=3):
 
 
 def outcome(aspects):
-    """Return the order as names, or why there is none."""
+    """Return the order as names, or the error message."""
     try:
         return [one.name for one in in_order(aspects)]
     except AspectError as error:
@@ -77,7 +77,7 @@ def test_declarations_decide_and_names_break_ties():
 
 
 @pytest.mark.parametrize("conflicts", [{"A": ["B"]}, {"B": ["A"]}, {"A": ["B"], "B": ["A"]}])
-def test_a_conflict_is_named_whoever_declares_it(conflicts):
+def test_a_conflict_is_named_whichever_aspect_declares_it(conflicts):
     aspects = [aspect(name, conflicts_with=conflicts.get(name, ())) for name in "CBA"]
     for listed in itertools.permutations(aspects):
         with pytest.raises(AspectError, match=r"(A and B|B and A) cannot be used together"):
@@ -85,7 +85,7 @@ def test_a_conflict_is_named_whoever_declares_it(conflicts):
     Weave([one for one in aspects if one.name != "A"])  # the control: one of them alone
 
 
-def test_a_contradiction_names_who_takes_part_in_it():
+def test_a_contradiction_names_the_aspects_in_it():
     a, b = aspect("A", runs_before=["B"]), aspect("B", runs_before=["A"])
     with pytest.raises(AspectError, match="the order of A, B contradicts itself"):
         Weave([b, aspect("C"), a])
@@ -102,7 +102,7 @@ def test_the_same_aspect_twice_is_refused():
 
 
 def noting(name, log, **declared):
-    """Make an aspect with advice around `step` that notes how it begins and ends."""
+    """Make an aspect with advice around `step` that notes its start and its end."""
 
     def around(_, step):
         log.append((name, "begins", step.number))
@@ -148,7 +148,7 @@ def test_an_error_passes_through_all_advice_from_the_inside():
     ]
 
 
-def test_an_error_while_advice_begins_ends_what_has_begun():
+def test_an_error_while_advice_starts_ends_the_advice_that_has_started():
     log = []
 
     def broken(_, step):
@@ -261,7 +261,7 @@ def test_an_algorithm_is_read_from_a_text(text, made):
         ),
     ],
 )
-def test_what_is_no_algorithm_is_refused_with_what_there_is(text, says):
+def test_an_unknown_algorithm_is_refused_with_a_list_of_known_ones(text, says):
     with pytest.raises(AspectError) as refused:
         parse_algorithm(text)
     for part in says:

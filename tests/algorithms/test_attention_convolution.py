@@ -1,4 +1,4 @@
-"""Convolutions before attention: the formula, no look ahead, an identity to begin with."""
+"""Convolutions before attention: the formula, no look ahead, an identity at the start."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def drawn(taps):
 
 @given(st.integers(2, 6), st.integers(0, 3), st.integers(1, 9))
 def test_it_is_the_depthwise_convolution_of_torch(width, ahead, length):
-    """Looking back only with nothing ahead, and otherwise to both sides."""
+    """If it is causal, it looks back only; otherwise it looks to both sides."""
     ahead = min(ahead, width - 1)
     taps = drawn(Taps(width, 5, first=-ahead))
     x = torch.randn(2, length, 5, generator=torch.Generator().manual_seed(3))
@@ -47,7 +47,7 @@ def test_its_gradient_is_the_true_one(width, first, length):
     )
 
 
-def test_it_begins_as_the_plain_model_and_does_not_stay_it():
+def test_it_starts_as_the_plain_model_and_then_changes():
     model = TinyTokens().model()
     plain = model(tokens())
     surgery = apply_attention_convolution(model)
@@ -58,7 +58,7 @@ def test_it_begins_as_the_plain_model_and_does_not_stay_it():
     assert torch.equal(model(tokens()), plain)
 
 
-def test_no_token_sees_one_after_it():
+def test_no_token_sees_later_tokens():
     model = TinyTokens().model()
     apply_attention_convolution(model)
     for block in model.blocks:
@@ -69,7 +69,7 @@ def test_no_token_sees_one_after_it():
     assert not torch.allclose(model(tokens())[:, 4:], model(other)[:, 4:])
 
 
-def test_one_that_looked_ahead_would_be_found():
+def test_a_convolution_that_looks_ahead_is_found():
     """The negative control."""
     model = TinyTokens().model()
     apply_attention_convolution(model)
@@ -94,7 +94,7 @@ def test_the_optimizer_trains_the_taps_in_the_group_of_the_bias():
         )
 
 
-def test_applying_it_twice_is_applying_it_once():
+def test_applying_it_twice_has_the_effect_of_once():
     model = TinyTokens().model()
     assert len(apply_attention_convolution(model).changed) == 4  # attention and its projection
     names = [n for n, _ in model.named_parameters()]
@@ -102,7 +102,7 @@ def test_applying_it_twice_is_applying_it_once():
     assert [n for n, _ in model.named_parameters()] == names
 
 
-def test_undoing_takes_the_taps_away():
+def test_undoing_removes_the_taps():
     model = TinyTokens().model()
     names = list(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -114,7 +114,7 @@ def test_undoing_takes_the_taps_away():
     assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
 
 
-def test_the_taps_are_of_the_type_of_their_projection():
+def test_the_taps_have_the_dtype_of_their_projection():
     model = TinyTokens().model().to(torch.bfloat16)
     apply_attention_convolution(model)
     assert model.blocks[0].attention.qkv.taps.weight.dtype == torch.bfloat16
@@ -129,7 +129,7 @@ def test_the_aspect_trains_the_taps():
         assert not torch.equal(a.attention.qkv.taps.weight, b.attention.qkv.taps.weight)
 
 
-def test_a_model_without_known_attention_is_warned_about():
+def test_a_model_without_known_attention_gets_a_warning():
     with pytest.warns(AspectWarning, match="Attention"):
         build(TinyImages(), [AttentionConvolution()])
 

@@ -24,7 +24,7 @@ def test_images_keep_type_shape_and_range(dtype, channels):
 
 
 def shares_of_inverted(**settings):
-    """Return m, where a chain of one operation inverts a white image with certainty."""
+    """Return m for a chain of one operation, which always inverts a white image."""
     images = torch.ones((3000, 1, 2, 2))
     return 1 - aug_mix(
         images, generator(), operations=["solarize"], severity=10, depth=1, **settings
@@ -33,16 +33,16 @@ def shares_of_inverted(**settings):
 
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
-def test_the_share_of_the_mixture_is_of_the_beta_distribution(width, alpha):
-    """All chains give the same, so their own shares, which sum to one, do not matter."""
+def test_the_share_of_the_mixture_follows_the_beta_distribution(width, alpha):
+    """All chains give the same image, so their own shares, which sum to one, do not matter."""
     m = shares_of_inverted(width=width, alpha=alpha)
     assert abs(m.mean() - 0.5) < 0.03
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(m.var() / variance - 1) < 0.1
 
 
-def test_chains_have_uniformly_from_one_to_depth_operations():
-    """A white image stays white when each of its operations, of two, is the identity."""
+def test_the_number_of_operations_is_uniform_from_one_to_depth():
+    """There are two operations. A white image stays white if all operations are the identity."""
     images = torch.ones((3000, 1, 2, 2))
     settings = {"operations": ["solarize", "identity"], "severity": 10, "width": 1}
     for depth, unchanged in ((1, 1 / 2), (2, 3 / 8), (3, 7 / 24)):
@@ -51,8 +51,8 @@ def test_chains_have_uniformly_from_one_to_depth_operations():
         assert abs(white - unchanged) < 0.04
 
 
-def test_chains_are_mixed_each_with_its_own_share():
-    """One of two chains is inverted and one is not: a value between shows the mixture."""
+def test_each_chain_has_its_own_share():
+    """One of two chains inverts the image, the other does not: values between show the mixture."""
     images = torch.ones((3000, 1, 2, 2))
     settings = {"operations": ["solarize", "identity"], "severity": 10, "depth": 1, "alpha": 50}
     one, two = (
@@ -64,8 +64,8 @@ def test_chains_are_mixed_each_with_its_own_share():
     assert abs(((two > 0.1) & (two < 0.37)).float().mean() - 0.5) < 0.05
 
 
-def test_severity_is_the_most_and_uniform_below():
-    """Brightness adds at most 0.9 times the severity's tenth, and half of that on average."""
+def test_severity_is_drawn_uniformly_up_to_its_bound():
+    """Brightness adds at most 0.9 times a tenth of the severity, and half of that on average."""
     images = torch.full((3000, 1, 2, 2), 0.4)
     settings = {"operations": ["brightness"], "severity": 5, "depth": 1, "width": 1, "alpha": 2000}
     change = (aug_mix(images, generator(), **settings) / 0.4 - 1).mean((1, 2, 3)) / 0.5
@@ -74,7 +74,7 @@ def test_severity_is_the_most_and_uniform_below():
     assert abs(change.mean()) < 0.02
 
 
-def test_what_resembles_the_corruptions_of_the_paper_is_left_out():
+def test_operations_like_the_papers_corruptions_are_left_out():
     assert set(OPERATIONS) - set(ORIGINAL) == {
         "identity",
         "brightness",
@@ -109,7 +109,7 @@ def test_a_depth_of_zero_is_idle():
     assert (weave.costs["AugMix"].acted, weave.costs["AugMix"].idle) == (0, 1)
 
 
-def test_training_with_it_is_another_and_reproducible():
+def test_training_with_it_differs_and_is_reproducible():
     _, plain = trained(TinyImages())
     _, mixed = trained(TinyImages(), [AugMix()])
     assert mixed == trained(TinyImages(), [AugMix()])[1]

@@ -1,4 +1,4 @@
-"""BlurPool: what strided layers compute is what the paper says, at the shapes they had."""
+"""BlurPool: strided layers compute what the paper says, and keep their shapes."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from tests.algorithms.tiny import TinyImages, TinyNetwork, TinyTokens, build, tr
 
 
 def naive_blur(x, stride=1):
-    """Sum nine shifted, weighted copies, and leave pixels out."""
+    """Sum nine shifted, weighted copies, and skip pixels."""
     n, c, h, w = x.shape
     padded = x.new_zeros(n, c, h + 2, w + 2)
     padded[:, :, 1:-1, 1:-1] = x
@@ -44,7 +44,7 @@ def test_the_blur_is_the_sum_of_nine_weighted_neighbours(n, channels, height, wi
     torch.testing.assert_close(blur(x, stride), naive_blur(x, stride))
 
 
-def test_an_inner_constant_stays_and_what_alternates_vanishes():
+def test_a_constant_stays_and_alternating_pixels_vanish():
     constant = blur(torch.ones(1, 2, 8, 8), 2)
     assert torch.equal(constant[:, :, 1:, 1:], torch.ones(1, 2, 3, 3))
     alternating = torch.tensor([1.0, -1.0]).repeat(4).expand(1, 1, 8, 8)
@@ -106,7 +106,7 @@ def test_a_pooling_takes_the_maximum_at_every_pixel_and_then_blurs(
     assert pool.stride == before
 
 
-def test_only_what_leaves_pixels_out_is_changed():
+def test_only_layers_that_skip_pixels_are_changed():
     model = nn.Sequential(
         nn.Conv2d(8, 8, 3),
         nn.Conv2d(7, 8, 3, 2),
@@ -124,7 +124,7 @@ def test_only_what_leaves_pixels_out_is_changed():
     assert list(apply_blur_pool(model, min_channels=7).changed) == ["1"]
 
 
-def test_pointwise_shortcuts_are_not_computed_where_pixels_are_left_out():
+def test_pointwise_shortcuts_are_not_computed_at_skipped_pixels():
     conv = nn.Conv2d(8, 8, 1, 2, bias=False)
     apply_blur_pool(conv, blur_first=False)
     seen = []
@@ -142,7 +142,7 @@ def test_pointwise_shortcuts_are_not_computed_where_pixels_are_left_out():
 
 
 @pytest.mark.parametrize("blur_first", [True, False])
-def test_standardised_weights_and_the_blur_go_together_in_either_order(blur_first):
+def test_standardised_weights_and_the_blur_can_be_combined_in_either_order(blur_first):
     x = torch.randn(2, 8, 9, 9)
     outputs = []
     for order in (0, 1):
@@ -163,7 +163,7 @@ def test_standardised_weights_and_the_blur_go_together_in_either_order(blur_firs
     assert torch.equal(*outputs)
 
 
-def test_a_first_use_in_inference_mode_does_not_spoil_training():
+def test_a_first_use_in_inference_mode_does_not_prevent_training():
     with torch.inference_mode():
         blur(torch.ones(1, 77, 4, 4))
     x = torch.ones(1, 77, 4, 4, requires_grad=True)
@@ -172,7 +172,7 @@ def test_a_first_use_in_inference_mode_does_not_spoil_training():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_compilers_take_it_in_one_graph():
+def test_it_compiles_to_one_graph():
     model = nn.Sequential(nn.Conv2d(8, 8, 3, 2), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1, 2))
     apply_blur_pool(model, blur_first=False)
     x = torch.randn(1, 8, 17, 17)
@@ -180,7 +180,7 @@ def test_compilers_take_it_in_one_graph():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_memory_format_and_type_stay(dtype):
+def test_memory_format_and_dtype_stay(dtype):
     x = torch.randn(2, 8, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last)
     y = blur(x, 2)
     assert y.dtype == dtype
@@ -199,7 +199,7 @@ def test_the_aspect_is_the_function():
     assert trained(TinyImages(), [BlurPool(**settings)])[1] != trained(TinyImages())[1]
 
 
-def test_a_model_that_leaves_nothing_out_is_warned_of_and_wrong_settings_are_refused():
+def test_a_model_without_strided_layers_gets_a_warning_and_wrong_settings_are_refused():
     with pytest.warns(AspectWarning, match="BlurPool changed nothing in GPT"):
         build(TinyTokens(), [BlurPool()])
     with pytest.raises(pydantic.ValidationError):

@@ -1,4 +1,4 @@
-"""Channels-last memory: the same numbers, laid out another way."""
+"""Channels-last memory: the same numbers in another memory layout."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def is_last(tensor):
     return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_parameters_of_four_dimensions_are_laid_out_and_stay_themselves():
+def test_four_dimensional_parameters_change_layout_and_stay_the_same_objects():
     model = TinyNetwork()
     parameters = dict(model.named_parameters())
     values = {name: p.detach().clone() for name, p in parameters.items()}
@@ -39,7 +39,7 @@ def test_parameters_of_four_dimensions_are_laid_out_and_stay_themselves():
     assert weight.stride() == plain.blocks[0].residual[0].weight.stride()
 
 
-def test_optimizers_go_on_as_if_nothing_had_happened():
+def test_optimizers_continue_unchanged():
     losses = []
     for last in (False, True):
         torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_optimizers_go_on_as_if_nothing_had_happened():
     torch.testing.assert_close(*losses)
 
 
-def test_the_aspect_lays_out_images_gradients_and_the_optimizers_state():
+def test_images_gradients_and_optimizer_state_are_channels_last():
     loop, weave = build(TinyImages(), [ChannelsLast()])
     step = Step(loop.replica.training, 0)
     images = TinyImages.part(0, 0)["image"]

@@ -22,7 +22,7 @@ SHARES = st.integers(0, 99).map(lambda percent: percent / 100)
     st.sampled_from([torch.int32, torch.float64]),
     st.integers(0, 2**32),
 )
-def test_what_is_left_is_the_image_without_some_rows_and_columns(n, size, a, b, dtype, seed):
+def test_the_result_is_the_image_without_some_rows_and_columns(n, size, a, b, dtype, seed):
     height, width = size
     # Every pixel says where it comes from.
     places = 100 * torch.arange(height)[:, None] + torch.arange(width)
@@ -38,7 +38,7 @@ def test_what_is_left_is_the_image_without_some_rows_and_columns(n, size, a, b, 
         assert torch.equal(image, original[:, rows][:, :, columns])
 
 
-def test_every_row_is_as_likely_to_go_and_each_image_loses_others():
+def test_all_rows_are_dropped_equally_often_and_each_image_loses_its_own():
     images = torch.arange(8.0)[:, None].expand(4000, 1, 8, 1)
     left = col_out(images, generator(), rows=0.25, columns=0)[:, 0, :, 0]
     counts = torch.bincount(left.long().flatten(), minlength=8) / 4000
@@ -56,7 +56,7 @@ def test_the_aspect_is_the_function():
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0.09, 0.12)])
-def test_where_nothing_is_dropped_it_is_idle(rows, columns):
+def test_it_is_idle_if_nothing_is_dropped(rows, columns):
     weave = Weave([ColOut(rows=rows, columns=columns)])
     step = part_of(draw((4, 3, 10, 8)))
     images = step.batch["image"]
@@ -65,7 +65,7 @@ def test_where_nothing_is_dropped_it_is_idle(rows, columns):
     assert (weave.costs["ColOut"].acted, weave.costs["ColOut"].idle) == (0, 1)
 
 
-def test_training_with_it_is_another_and_reproducible():
+def test_training_with_it_differs_and_is_reproducible():
     _, plain = trained(TinyImages())
     _, smaller = trained(TinyImages(), [ColOut()])
     assert smaller == trained(TinyImages(), [ColOut()])[1]

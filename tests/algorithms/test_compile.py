@@ -1,4 +1,4 @@
-"""Compilation: the same function, and bits that do not follow from what a process has seen."""
+"""Compilation: the same function, and bits that do not depend on what a process has seen."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ def _as_on_a_worker():
 
 
 def gradient(model, n):
-    """Return the digest of the gradient of a batch of n samples, whatever was drawn before."""
+    """Return the digest of the gradient of a batch of n samples; earlier draws do not matter."""
     torch.manual_seed(n)
     model(torch.randn(n, 24)).square().sum().backward()
     digest = hashlib.sha256(b"".join(p.grad.numpy().tobytes() for p in model.parameters()))
@@ -69,7 +69,7 @@ def network():
     return Network()
 
 
-def test_bits_do_not_follow_from_the_shapes_that_a_process_has_seen():
+def test_bits_do_not_depend_on_the_shapes_that_a_process_has_seen():
     newcomer = network()
     apply_compile(newcomer)
     expected = gradient(newcomer, 4)
@@ -84,7 +84,7 @@ def test_bits_do_not_follow_from_the_shapes_that_a_process_has_seen():
     assert graphs() == 3
     assert gradient(survivor, 4) == expected
     assert graphs() == 3
-    # The control: with automatic shapes, what comes third is not compiled for itself.
+    # The control: with automatic shapes, the third shape gets no code of its own.
     torch._dynamo.reset()
     counters.clear()
     automatic = network()
@@ -94,7 +94,7 @@ def test_bits_do_not_follow_from_the_shapes_that_a_process_has_seen():
     assert graphs() == 2
 
 
-def test_it_computes_what_the_plain_model_does():
+def test_it_computes_the_same_as_the_plain_model():
     model, x = network().eval(), torch.randn(4, 24)
     plain, names = model(x), list(model.state_dict())
     surgery = apply_compile(model)
@@ -122,7 +122,7 @@ print(trained(Small(), [Compile()])[0].replica.digest())
 
 
 def test_another_process_trains_to_the_same_bits_with_dropout():
-    # Other shapes first, and then the same code twice: compiled just now, and compiled before.
+    # Other shapes first, then the same code twice: newly compiled, and from the cache.
     gradient(build(Small(), [Compile()])[0].replica.model, 6)
     digests = {trained(Small(), [Compile()])[0].replica.digest() for _ in range(2)}
     done = subprocess.run(
@@ -135,7 +135,7 @@ def test_another_process_trains_to_the_same_bits_with_dropout():
     assert trained(Small())[0].replica.digest() not in digests
 
 
-def test_one_version_too_many_is_an_error_and_not_other_bits():
+def test_too_many_versions_are_an_error_and_not_other_bits():
     loop, weave = build(Small(), [Compile(versions=1)])
     step, model = Step(loop.replica.training, 0), loop.replica.model
     before = config.recompile_limit, config.fail_on_recompile_limit_hit
@@ -146,11 +146,11 @@ def test_one_version_too_many_is_an_error_and_not_other_bits():
                 model(torch.ones(5, 24))
     assert (config.recompile_limit, config.fail_on_recompile_limit_hit) == before
     with config.patch(recompile_limit=1):
-        model(torch.ones(5, 24))  # the control: it goes on without compiling
+        model(torch.ones(5, 24))  # the control: PyTorch continues without compiling
     assert graphs() == 1
 
 
-def test_a_choice_of_gyro_dropout_is_no_new_version():
+def test_a_choice_of_gyro_dropout_needs_no_new_version():
     gyro = GyroDropout(sigma=6, tau=2, interval="1ba")
     loop, _ = trained(Small(), [gyro, Compile(versions=1)])
     first = graphs()
@@ -158,11 +158,11 @@ def test_a_choice_of_gyro_dropout_is_no_new_version():
     assert graphs() == first > 0
 
 
-def test_compiled_code_is_kept_where_it_is_told(tmp_path, monkeypatch):
+def test_compiled_code_is_kept_in_the_given_folder(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE, str(tmp_path / "before"))
     loop, _ = build(Small(), [Compile(cache=str(tmp_path / "given"))])
     assert os.environ[CACHE] == str(tmp_path / "given")
-    assert graphs() == 0  # nothing is compiled before it is needed
+    assert graphs() == 0  # code is compiled only when it is needed
     with at_most(2):
         loop.replica.model(torch.ones(11, 24))  # a shape that no other test has had compiled
     assert list((tmp_path / "given").rglob("*.so"))

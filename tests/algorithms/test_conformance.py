@@ -1,4 +1,4 @@
-"""The matrix: every aspect keeps every promise, alone and with every other.
+"""The matrix: every aspect keeps every promise, alone and together with every other.
 
 An aspect without an entry in `cases` fails the suite.
 """
@@ -50,7 +50,7 @@ def compatible(one, other):
 
 
 def in_pairs(task):
-    """Return the cases that are tried in pairs; those slow to start meet others in the sweeps."""
+    """Return the cases that are tested in pairs; slow ones are tested in the weaves only."""
     return [case for case in CASES if task in case.tasks and not case.slow]
 
 
@@ -73,7 +73,7 @@ WEAVES = [
 
 
 def fresh(*aspects):
-    """Return what makes equal aspects, as another process would."""
+    """Return a function that makes equal aspects, as another process would."""
     return lambda: [make(describe(aspect)) for aspect in aspects]
 
 
@@ -101,7 +101,7 @@ def test_every_entry_has_settings_other_than_the_defaults():
 
 
 @pytest.mark.parametrize("case", CASES, ids=list(BY_NAME))
-def test_settings_survive_as_data_and_as_text(case):
+def test_settings_survive_a_conversion_to_data_and_to_text(case):
     described = describe(case.aspect)
     assert make(described) == case.aspect
     settings = ",".join(f"{key}={value!r}" for key, value in described.settings.items())
@@ -141,7 +141,7 @@ def together(chosen):
 
 
 def assert_same_bits_in_any_order(cases, task, folder):
-    """Hold a fleet that lists the aspects backwards, and is disturbed, against one worker."""
+    """Compare a disturbed fleet, which lists the aspects in reverse order, with one worker."""
     aspects = [case.aspect for case in cases]
     undisturbed, _ = trained(task(), fresh(*aspects)(), steps=3)
     fleet = Fleet(task(), fresh(*reversed(aspects)))
@@ -163,7 +163,7 @@ def test_each_pair_is_in_a_weave():
             for one, other in itertools.combinations(cases, 2)
         }
 
-    assert pairs_of(WEAVES) == pairs_of(PAIRS)  # also: none that excludes another
+    assert pairs_of(WEAVES) == pairs_of(PAIRS)  # also: no weave has two that exclude each other
     assert len(PAIRS) > 300
     assert len(WEAVES) < len(PAIRS) / 5
     assert pairs_of(WEAVES[1:]) != pairs_of(PAIRS)  # the control: each weave is needed
@@ -177,7 +177,7 @@ def test_a_weave_trains_the_same_bits_in_either_order_of_listing(cases, task, tm
 @pytest.mark.pairs
 @together(PAIRS)
 def test_a_pair_trains_the_same_bits_in_either_order_of_listing(cases, task, tmp_path):
-    """Each pair on its own, where no third aspect hides what one does to the other."""
+    """Each pair alone, so that no third aspect hides the effect of one on the other."""
     assert_same_bits_in_any_order(cases, task, tmp_path / "checkpoint")
 
 
@@ -205,9 +205,7 @@ def test_it_changes_what_is_trained(case, task):
 
 
 @each([(case, task) for case, task in SINGLE if not case.slow])
-def test_it_trains_the_same_bits_where_the_exchange_runs_beside_the_backward(
-    case, task, monkeypatch
-):
+def test_it_trains_the_same_bits_if_the_exchange_overlaps_the_backward(case, task, monkeypatch):
     undisturbed, _ = trained(task(), fresh(case.aspect)(), steps=5)
     monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)  # these models are small
     fleet = Fleet(task(), fresh(case.aspect))
@@ -276,7 +274,7 @@ def test_a_weave_of_all_that_go_together_trains_the_same_bits():
 
 
 class DrawsFromItsOwnGenerator(Aspect):
-    """Keeps a generator, whose state depends on how often this very worker has drawn."""
+    """Keeps a generator whose state depends on the number of draws of this worker."""
 
     def batch(self, step):
         generator = GENERATORS.setdefault(id(self), torch.Generator().manual_seed(1))
@@ -286,7 +284,7 @@ class DrawsFromItsOwnGenerator(Aspect):
 
 
 class CountsOnTheSide(Aspect):
-    """Keeps a count that no newcomer is given."""
+    """Keeps a count that newcomers do not receive."""
 
     def update(self, step):
         COUNTS[id(self)] = COUNTS.get(id(self), 0) + 1
@@ -296,7 +294,7 @@ class CountsOnTheSide(Aspect):
 
 
 class LosesItsDisguise(Aspect):
-    """Leaves the weights disturbed where a step fails."""
+    """Leaves the weights changed if a step fails."""
 
     def step(self, step):
         weight = next(step.model.parameters())
@@ -324,11 +322,11 @@ def test_an_aspect_that_breaks_the_promise_is_noticed_alone_and_in_a_weave(kind,
     assert fleet.digests() != {undisturbed.replica.digest()}
 
 
-# -- the recipes that come along, on the reference tasks
+# -- the package's recipes, on the reference tasks
 
 
 def parts_of(task, rows=4):
-    """Return a task of the package whose parts are cut from its own data."""
+    """Return a task of the package with parts cut from its own data."""
     table = task.data().slice(0, 4000)
     source = open_source(table, None)
     order = source.plain_order(1)

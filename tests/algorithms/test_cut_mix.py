@@ -1,4 +1,4 @@
-"""CutMix: one box per image comes from a partner, and the labels have the shares of its area."""
+"""CutMix: one box per image comes from a partner, and labels are mixed by its area."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SHAPE = (6, 2, 9, 7)
 
 
 def is_box(mask):
-    """Say whether the true places of a mask are all of the smallest box around them."""
+    """Return whether the true places of a mask fill the smallest box around them."""
     rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
     if not len(rows):
         return True
@@ -29,8 +29,8 @@ def is_box(mask):
     st.sampled_from([torch.uint8, torch.float16, torch.float32]),
     st.integers(0, 2**32),
 )
-def test_a_box_is_the_partners_and_its_area_their_share(n, alpha, dtype, seed):
-    # Every pixel of every image says whose it is.
+def test_a_box_shows_the_partner_and_its_area_is_the_partners_share(n, alpha, dtype, seed):
+    # Each pixel of each image names its image.
     images = torch.arange(n)[:, None, None, None].expand(n, 2, 9, 7).to(dtype)
     mixed, (partners, own) = cut_mix(images, alpha, generator(seed))
     assert (mixed.dtype, mixed.shape) == (dtype, images.shape)
@@ -44,7 +44,7 @@ def test_a_box_is_the_partners_and_its_area_their_share(n, alpha, dtype, seed):
             torch.testing.assert_close(1 - own[i], foreign.float().mean())
 
 
-def test_the_pasted_pixels_stay_at_their_place():
+def test_pasted_pixels_keep_their_position():
     images = draw(SHAPE)
     mixed, (partners, _) = cut_mix(images, 1.0, generator(1))
     assert ((mixed == images) | (mixed == images[partners])).all()
@@ -52,7 +52,7 @@ def test_the_pasted_pixels_stay_at_their_place():
 
 
 def test_boxes_have_the_images_proportions_and_the_drawn_area():
-    """With a large alpha nearly half is to be pasted: sides of sqrt(1/2), less what is cut."""
+    """With a large alpha, almost half of the area is pasted: sides of sqrt(1/2), cut at borders."""
     own = cut_mix(draw((3000, 1, 40, 20)), 500.0, generator())[1].own
     assert 0.48 < own.min() < 0.56
     # A side of length s around a uniform centre in [0, 1] covers s - s^2 / 4 of it on average.
@@ -60,7 +60,7 @@ def test_boxes_have_the_images_proportions_and_the_drawn_area():
     assert abs((1 - own).mean() - (side - side**2 / 4) ** 2) < 0.02
 
 
-def test_the_aspect_pastes_and_then_mixes_labels_for_the_loss_alone():
+def test_the_aspect_pastes_and_mixes_labels_for_the_loss_only():
     images, aspect = draw(SHAPE), CutMix(alpha=0.7)
     step = part_of(images, number=3, rank=2)
     labels = step.batch["label"]
@@ -74,7 +74,7 @@ def test_the_aspect_pastes_and_then_mixes_labels_for_the_loss_alone():
     assert weave.costs["CutMix"].acted == 2
 
 
-def test_without_alpha_and_in_a_loss_without_mixed_images_it_is_idle():
+def test_it_is_idle_without_alpha_and_in_a_loss_without_mixed_images():
     step = part_of(draw(SHAPE))
     before = dict(step.batch)
     for weave, point in (
@@ -87,7 +87,7 @@ def test_without_alpha_and_in_a_loss_without_mixed_images_it_is_idle():
         assert (weave.costs["CutMix"].acted, weave.costs["CutMix"].idle) == (0, 1)
 
 
-def test_training_with_it_is_another_and_reproducible():
+def test_training_with_it_differs_and_is_reproducible():
     _, plain = trained(TinyImages())
     _, mixed = trained(TinyImages(), [CutMix()])
     assert mixed == trained(TinyImages(), [CutMix()])[1]

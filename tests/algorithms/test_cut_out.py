@@ -31,7 +31,8 @@ def test_one_hole_is_a_square_cut_at_the_borders(n, size, length, seed):
             places = seen.nonzero()
             covered = int(places.max() - places.min()) + 1
             assert covered == int(seen.sum()) <= side
-            # Its centre is inside, so at least about a half is; less than all only at a border.
+            # Its centre is inside, so at least about half of a side is inside; less than all only
+            # at a border.
             assert covered >= (side + 1) // 2 or covered == len(seen)
             assert covered == side or seen[0] or seen[-1]
 
@@ -47,7 +48,7 @@ def test_centres_are_uniform_over_the_pixels():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("fill", [0.0, 0.5, 1.0])
-def test_what_is_not_painted_stays_as_it_is(dtype, fill):
+def test_pixels_outside_the_squares_stay_unchanged(dtype, fill):
     images = draw((8, 3, 9, 7), dtype)
     before = images.clone()
     painted = cut_out(images, generator(), holes=2, length=0.4, fill=fill)
@@ -84,7 +85,7 @@ def test_a_length_of_zero_is_idle():
     assert (weave.costs["CutOut"].acted, weave.costs["CutOut"].idle) == (0, 1)
 
 
-def test_training_with_it_is_another_and_reproducible():
+def test_training_with_it_differs_and_is_reproducible():
     _, plain = trained(TinyImages())
     _, cut = trained(TinyImages(), [CutOut()])
     assert cut == trained(TinyImages(), [CutOut()])[1]

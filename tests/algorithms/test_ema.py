@@ -1,4 +1,4 @@
-"""EMA: the average is that of the formula, is evaluated and exported, and changes nothing."""
+"""EMA: the average follows the formula, is evaluated and exported, and does not change training."""
 
 import pydantic
 import pytest
@@ -22,7 +22,7 @@ def values(model):
 
 
 def run(loop, steps):
-    """Run steps; return the values that each one leaves."""
+    """Run steps; return the values after each step."""
     trajectory = []
     for _ in range(steps):
         loop.run_step([TinyImages.part(loop.replica.step, r) for r in range(RANKS)])
@@ -59,17 +59,17 @@ def begun(*aspects):
         ({"smoothing": 0.9, "start": "2ba"}, 0.9, [1, 2, 3, 4, 5]),
     ],
 )
-def test_what_is_evaluated_is_the_average_of_the_formula(settings, smoothing, taken):
+def test_the_evaluated_weights_are_the_average_of_the_formula(settings, smoothing, taken):
     loop, weave = begun(EMA(**settings))
     trajectory = run(loop, 6)
     expected = naive([trajectory[i] for i in taken], smoothing)
     torch.testing.assert_close(evaluated(loop, weave), expected)
-    with pytest.raises(AssertionError):  # the control: the tolerance tells it from the live values
+    with pytest.raises(AssertionError):  # the control: not the live values
         torch.testing.assert_close(evaluated(loop, weave), trajectory[-1])
     assert values(loop.replica.model).keys() == expected.keys()
 
 
-def test_training_goes_on_as_without_it_evaluations_included():
+def test_training_is_the_same_as_without_it_also_after_evaluations():
     plain = run(begun()[0], 4)
     loop, weave = begun(EMA(half_life="2ba"))
     for expected in plain:
@@ -108,7 +108,7 @@ def test_an_evaluation_that_fails_leaves_the_live_values():
     assert all(torch.equal(now[n], v) for n, v in live.items())
 
 
-def test_the_average_travels_with_the_replica():
+def test_the_average_is_part_of_the_replica():
     aspect = EMA(half_life="2ba", start="2ba")
     loop, _ = begun(aspect)
     run(loop, 3)
@@ -123,7 +123,7 @@ def test_the_average_travels_with_the_replica():
 
 
 @pytest.mark.parametrize("name", ["Aardvark", "Zebra"])
-def test_what_another_method_adds_is_averaged_too(name):
+def test_parameters_added_by_another_method_are_averaged_too(name):
     def fit(_, step):
         step.model.stem.register_parameter("extra", nn.Parameter(torch.ones(2)))
         yield
@@ -149,7 +149,7 @@ def test_a_value_counts_half_after_its_half_life(half_life, interval):
     assert smoothing_of(half_life, interval) ** (half_life / interval) == pytest.approx(0.5)
 
 
-def test_in_a_loop_of_ones_own_the_function_is_the_aspect():
+def test_the_function_in_a_users_loop_does_what_the_aspect_does():
     loop, weave = begun(EMA(smoothing=0.8))
     plain, _ = begun()
     averages = None
@@ -182,7 +182,7 @@ def test_constants_and_counters_are_left_out():
     assert begin_average(Odd()).keys() == {"weight"}
 
 
-def test_buffers_that_are_no_weights_keep_their_present_values():
+def test_buffers_that_are_not_weights_keep_their_current_values():
     torch.manual_seed(0)
     model = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4))
     model[1].register_buffer("codebook", torch.randn(3))
@@ -200,7 +200,7 @@ def test_buffers_that_are_no_weights_keep_their_present_values():
         vector = dict(model.named_buffers())["0.parametrizations.weight.0._u"]
         assert vector.norm().item() == pytest.approx(1.0)
     both = [own["0.parametrizations.weight.0._u"], torch.ones(4) / 2]
-    assert sum(both).div(2).norm() < 0.99  # the control: the mean of unit vectors is none
+    assert sum(both).div(2).norm() < 0.99  # the control: the mean is not a unit vector
 
 
 def test_small_steps_of_a_bfloat16_value_are_not_rounded_away():

@@ -1,4 +1,4 @@
-"""Factorisation: two thin layers, as near to the thick one as their rank allows."""
+"""Factorisation: two thin layers that approximate the thick one as well as their rank allows."""
 
 import copy
 import warnings
@@ -27,12 +27,12 @@ def low_rank(rank, *shape):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
-def test_the_product_is_the_nearest_of_its_rank(after, before, rank, seed):
+def test_the_product_is_the_nearest_matrix_of_its_rank(after, before, rank, seed):
     rank = min(rank, after, before)
     weight = torch.randn(after, before, generator=torch.Generator().manual_seed(seed))
     inner, outer = factors(weight, rank)
     assert (inner.shape, outer.shape) == ((rank, before), (after, rank))
-    # Eckart and Young: the distance is that of the singular values that were cut off.
+    # Eckart and Young: the distance is the norm of the singular values that were cut off.
     values = np.linalg.svd(weight.numpy().astype(float), compute_uv=False)
     distance = torch.linalg.norm(weight - outer @ inner).item()
     assert distance == pytest.approx(np.sqrt((values[rank:] ** 2).sum()), abs=1e-4)
@@ -49,7 +49,7 @@ def test_the_product_is_the_nearest_of_its_rank(after, before, rank, seed):
     ],
     ids=str,
 )
-def test_a_layer_of_low_rank_computes_what_it_did(layer):
+def test_a_layer_of_low_rank_computes_the_same_as_before(layer):
     layer = copy.deepcopy(layer)
     with torch.no_grad():
         layer.weight.copy_(low_rank(2, *layer.weight.shape))
@@ -67,7 +67,7 @@ def test_a_layer_of_low_rank_computes_what_it_did(layer):
     assert (layer(x) - before).abs().max() > 0.1
 
 
-def test_the_plain_layer_computes_what_the_trained_factors_do():
+def test_the_plain_layer_computes_the_same_as_the_trained_factors():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(8 * 4, 8))
     weights = [model[0].weight, model[2].weight]
@@ -127,14 +127,14 @@ LEFT_ALONE = {
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_what_it_is_not_for_is_left_alone(name):
+def test_unsuitable_layers_are_left_unchanged(name):
     model = LEFT_ALONE[name]()
     names = list(model.state_dict())
     assert not apply(model, 2).changed
     assert list(model.state_dict()) == names
 
 
-def test_the_rank_is_a_share_or_a_number():
+def test_the_rank_is_a_fraction_or_a_number():
     for rank, expected in ((0.25, 4), (4, 4), (0.001, 1), (3.0, 3)):
         layer = nn.Linear(16, 24)
         apply(layer, rank)
@@ -174,7 +174,7 @@ def test_the_aspect_does_what_the_function_does_and_trains(task):
     assert set(loop.replica.undo_fit().state_dict()) == names
 
 
-def test_a_model_without_large_layers_is_warned_of():
+def test_a_model_without_large_layers_gets_a_warning():
     with pytest.warns(AspectWarning, match="Factorize changed nothing in TinyNetwork"):
         build(TinyImages(), [Factorize()])
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Gated linear units: the paper's formula, new gates that are trained, and a way back."""
+"""Gated linear units: the paper's formula, new gates that are trained, and undo."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_a_feed_forward_is_the_formula_of_the_paper():
     assert not torch.allclose(layer(x), plain, atol=1e-3)
 
 
-def test_without_spread_the_model_begins_as_the_plain_one():
+def test_with_std_0_the_model_starts_as_the_plain_one():
     model = TinyTokens().model()
     plain = model(tokens())
     apply_gated_linear_units(model, std=0.0)
@@ -40,7 +40,7 @@ def test_without_spread_the_model_begins_as_the_plain_one():
     assert not torch.equal(model(tokens()), plain)
 
 
-def test_the_gates_are_drawn_from_the_generator_alone():
+def test_the_gates_are_drawn_from_the_generator_only():
     def weights(seed, disturbance):
         torch.manual_seed(disturbance)
         model = TinyTokens().model()
@@ -55,7 +55,7 @@ def test_the_gates_are_drawn_from_the_generator_alone():
     assert not torch.equal(first[0], first[1])
 
 
-def test_the_gates_have_the_asked_for_spread():
+def test_the_gates_have_the_given_standard_deviation():
     layer = FeedForward(200, 300)
     apply_gated_linear_units(layer, std=0.1, generator=torch.Generator().manual_seed(1))
     assert layer.gate.weight.std().item() == pytest.approx(0.1, rel=0.02)
@@ -80,7 +80,7 @@ def test_an_optimizer_without_the_layer_is_an_error():
         apply_gated_linear_units(model, optimizer=torch.optim.SGD([model.norm.weight], lr=0.1))
 
 
-def test_applying_it_twice_is_applying_it_once():
+def test_applying_it_twice_has_the_effect_of_once():
     model = TinyTokens().model()
     assert len(apply_gated_linear_units(model).changed) == 2
     names = [n for n, _ in model.named_parameters()]
@@ -88,7 +88,7 @@ def test_applying_it_twice_is_applying_it_once():
     assert [n for n, _ in model.named_parameters()] == names
 
 
-def test_the_gates_are_of_the_type_and_mode_of_their_layer():
+def test_the_gates_have_the_dtype_and_mode_of_their_layer():
     model = TinyTokens().model().to(torch.bfloat16).eval()
     apply_gated_linear_units(model)
     gate = model.blocks[0].feed_forward.gate
@@ -96,7 +96,7 @@ def test_the_gates_are_of_the_type_and_mode_of_their_layer():
     assert model(tokens()).dtype == torch.bfloat16
 
 
-def test_undoing_takes_the_gates_away():
+def test_undoing_removes_the_gates():
     model = TinyTokens().model()
     plain, names = model(tokens()), list(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -132,18 +132,18 @@ def test_the_aspect_draws_the_gates_from_its_own_generator():
         assert torch.equal(a.feed_forward.gate.weight, b.feed_forward.gate.weight)
 
 
-def test_a_model_without_known_feed_forwards_is_warned_about():
+def test_a_model_without_known_feed_forwards_gets_a_warning():
     with pytest.warns(AspectWarning, match="FeedForward"):
         build(TinyImages(), [GatedLinearUnits()])
 
 
 @pytest.mark.parametrize("std", [-0.1, 1.5])
-def test_a_spread_out_of_bounds_is_an_error(std):
+def test_a_std_out_of_bounds_is_an_error(std):
     with pytest.raises(ValueError, match="std"):
         GatedLinearUnits(std=std)
 
 
-def test_a_linear_layer_that_lies_transposed_gets_a_gate_of_the_right_shape():
+def test_a_transposed_linear_layer_gets_a_gate_of_the_right_shape():
     class Conv1D(nn.Module):
         def __init__(self, into, out):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Ghost batch normalisation: each ghost batch by itself, and running statistics as in the paper."""
+"""Ghost batch normalisation: each ghost batch alone, and running statistics as in the paper."""
 
 import pydantic
 import pytest
@@ -36,7 +36,7 @@ def test_ghost_batches_are_as_many_as_fit_and_nearly_equal(n, size):
         (nn.BatchNorm3d, (2, 3, 2)),
     ],
 )
-def test_each_ghost_batch_is_normalised_by_itself(kind, shape):
+def test_each_ghost_batch_is_normalised_alone(kind, shape):
     layer = kind(3, momentum=0.2)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([1.0, 2.0, 0.5]))
@@ -61,7 +61,7 @@ def test_each_ghost_batch_is_normalised_by_itself(kind, shape):
 
 
 @pytest.mark.parametrize("n", [3, 4, 7])
-def test_below_two_ghost_batches_it_is_plain_to_the_bit(n):
+def test_below_two_ghost_batches_the_bits_are_those_of_plain_normalisation(n):
     x = torch.randn(n, 3, 5, 5)
     plain, ghost = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     apply_ghost_batch_norm(ghost, size=4)
@@ -71,7 +71,7 @@ def test_below_two_ghost_batches_it_is_plain_to_the_bit(n):
     assert not torch.allclose(ghost(more), plain(more))
 
 
-def test_in_evaluation_it_is_plain_and_undone_it_is_gone():
+def test_it_is_plain_in_evaluation_and_after_undo():
     layer = nn.BatchNorm1d(3)
     surgery = apply_ghost_batch_norm(layer, size=2)
     assert not apply_ghost_batch_norm(layer, size=2).changed
@@ -108,7 +108,7 @@ def test_the_aspect_trains_as_the_function_would():
     assert losses != trained(TinyImages())[1]
 
 
-def test_a_model_without_batch_normalisation_is_warned_of_and_wrong_sizes_are_refused():
+def test_a_model_without_batch_normalisation_gets_a_warning_and_wrong_sizes_are_refused():
     with pytest.warns(AspectWarning, match="GhostBatchNorm changed nothing in GPT"):
         trained(TinyTokens(), [GhostBatchNorm()], steps=1)
     with pytest.raises(pydantic.ValidationError):

@@ -1,4 +1,4 @@
-"""Gradient clipping: as PyTorch does it, on a grid that cuts cannot move; by value; adaptively."""
+"""Gradient clipping: by norm, over fixed blocks, as in PyTorch; by value; adaptively."""
 
 import pydantic
 import pytest
@@ -58,7 +58,7 @@ def test_large_empty_and_single_tensors_count_alike(norm):
     assert unchanged == (norm > total)
 
 
-def test_the_norm_is_at_most_what_is_asked():
+def test_the_norm_is_at_most_the_given_one():
     gradients = draw(SHAPES, scale=30)
     assert clip_by_global_norm(gradients, 2.0) > 2.0
     assert torch.cat([g.flatten() for g in gradients]).norm() == pytest.approx(2.0, rel=1e-4)
@@ -71,7 +71,7 @@ def test_the_norm_of_a_tensor_cut_on_the_grid_has_the_same_bits():
     expected = clip_by_global_norm([whole], 1.0)
     assert clip_by_global_norm(on_grid, 1.0) == expected
     assert torch.equal(torch.cat(on_grid), whole)
-    # The control: a norm of pieces cut elsewhere is another sum, so the grid is what decides.
+    # The control: pieces cut elsewhere give another sum, so the fixed blocks are needed.
     assert {clip_by_global_norm(pieces, 1.0).item() for pieces in beside_it} != {expected.item()}
 
 
@@ -128,25 +128,25 @@ def test_each_unit_is_clipped_by_the_norm_of_its_weights(shape, ratio, scale, se
     torch.testing.assert_close(gradient, expected)
 
 
-def test_weights_of_zero_can_still_be_left_and_gradients_of_zero_stay():
+def test_weights_of_zero_can_change_and_gradients_of_zero_stay():
     weights, gradient = torch.zeros(2, 3), torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]])
     clip_adaptively([weights], [gradient], 0.1)
     torch.testing.assert_close(gradient, torch.tensor([[6e-5, 0.0, 8e-5], [0.0, 0.0, 0.0]]))
 
 
-def test_one_large_unit_leaves_the_others_their_bits():
+def test_one_large_unit_does_not_change_the_others():
     weights, gradient = torch.ones(2, 4), torch.ones(2, 4) * 1e-3
     gradient[0] = 50.0
     before = gradient.clone()
     clip_adaptively([weights], [gradient], 0.01)
     assert torch.equal(gradient[1], before[1])
     assert gradient[0].norm() == pytest.approx(0.02)
-    clip_by_global_norm([before], 0.02)  # the control: the global norm makes all of them smaller
+    clip_by_global_norm([before], 0.02)  # the control: the global norm scales all
     assert before[1, 0] < 1e-3
 
 
 @pytest.mark.parametrize("value", [0.1, 1.0, 1e6])
-def test_by_value_gradients_are_cut_off_as_pytorch_cuts_them(value):
+def test_clipping_by_value_equals_pytorchs(value):
     gradients = draw(SHAPES, scale=3)
     parameters = [nn.Parameter(torch.zeros_like(g)) for g in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):

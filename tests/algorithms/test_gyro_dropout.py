@@ -1,4 +1,4 @@
-"""Gyro dropout: few subnetworks, each trained for long, and each in its turn."""
+"""Gyro dropout: few subnetworks, each trained for many steps, one round after the other."""
 
 import itertools
 
@@ -29,13 +29,13 @@ def gyro(p=0.5, *, layers=1, seed=3):
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 30), st.integers(0, 2**63))
-def test_each_subnetwork_has_its_turn_before_any_has_the_next(tau, rounds, cycle, seed):
+def test_all_subnetworks_are_trained_once_before_any_is_trained_again(tau, rounds, cycle, seed):
     sigma = tau * rounds
     turns = [subnetworks_of_round(cycle * rounds + i, sigma, tau, seed) for i in range(rounds)]
     assert sorted(itertools.chain(*turns)) == list(range(sigma))
 
 
-def test_sample_i_trains_the_subnetwork_whose_turn_it_is():
+def test_sample_i_trains_the_chosen_subnetwork():
     model = gyro()
     choose_subnetworks(model, [4, 9, 2])
     dropped = model(torch.ones(8, 5, 40))
@@ -43,14 +43,14 @@ def test_sample_i_trains_the_subnetwork_whose_turn_it_is():
     for i in range(8):
         assert torch.equal(dropped[i], dropped[i % 3])
     assert not torch.equal(dropped[0], dropped[1])
-    # What a subnetwork drops depends neither on who else is trained nor on the batch.
+    # What a subnetwork drops depends neither on the other subnetworks nor on the batch.
     choose_subnetworks(model, [2, 7])
     torch.rand(3)
     assert torch.equal(model(torch.ones(1, 5, 40))[0], dropped[2])
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_the_share_that_is_dropped_is_p_and_the_mean_stays(p):
+def test_a_fraction_p_is_dropped_and_the_mean_stays(p):
     model = gyro(p)
     choose_subnetworks(model, range(50))
     dropped = model(torch.ones(50, 2000))
@@ -68,7 +68,7 @@ def test_layers_seeds_and_subnetworks_drop_different_features():
     assert len({tuple(row.tolist()) for row in rows}) == 6
 
 
-def test_in_evaluation_nothing_is_dropped_and_undone_it_is_plain_dropout():
+def test_evaluation_drops_nothing_and_undo_restores_plain_dropout():
     layer = nn.Dropout(0.3)
     surgery = apply_gyro_dropout(layer, 3)
     assert not apply_gyro_dropout(layer, 3).changed
@@ -90,7 +90,7 @@ def test_before_a_choice_it_is_plain_dropout():
     assert torch.equal(model(x), expected)
 
 
-def test_gradients_pass_what_is_kept():
+def test_only_kept_features_get_gradients():
     model = gyro()
     choose_subnetworks(model, [0, 1])
     x = torch.ones(4, 10, requires_grad=True)
@@ -99,7 +99,7 @@ def test_gradients_pass_what_is_kept():
     assert torch.equal(x.grad, y.detach())
 
 
-def test_layers_that_drop_all_or_nothing_are_left_alone():
+def test_layers_that_drop_all_or_nothing_are_left_unchanged():
     model = nn.Sequential(nn.Dropout(0), nn.Dropout(1), nn.Dropout2d(0.5), nn.Dropout(0.5))
     assert list(apply_gyro_dropout(model, 0).changed) == ["3"]
 
@@ -130,7 +130,7 @@ def test_a_round_lasts_its_interval_on_all_ranks():
     by_step = [frozenset(seen[n, 0][1]) for n in range(6)]
     assert by_step[0] == by_step[1]
     assert by_step[0] | by_step[2] == set(range(6))
-    # The samples of a step take turns, across its parts.
+    # The samples of a step use the subnetworks in turn, across its parts.
     turns = [seen[0, r][1][i % 3] for r in range(RANKS) for i in range(PART)]
     assert turns == [seen[0, 0][1][i % 3] for i in range(RANKS * PART)]
 
@@ -142,7 +142,7 @@ def test_by_default_each_subnetwork_is_trained_in_one_round_of_the_run():
     assert set(chosen[0]) | set(chosen[6]) == set(range(6))
 
 
-def test_the_aspect_leaves_no_choice_behind_even_where_the_part_fails():
+def test_the_aspect_resets_the_choice_even_if_the_part_fails():
     loop, weave = build(TinyImages(), [GyroDropout(**SETTINGS)])
     (layer,) = gyro_layers(loop.replica.model)
     step = Step(loop.replica.training, 0)
@@ -167,7 +167,7 @@ def test_training_with_it_differs_from_dropout_and_from_another_pool():
     assert losses["gyro"] not in (losses["plain"], losses["other"])
 
 
-def test_a_model_without_dropout_is_warned_of_and_its_batches_are_idle():
+def test_a_model_without_dropout_gets_a_warning_and_the_aspect_is_idle():
     with pytest.warns(AspectWarning, match="GyroDropout changed nothing in GPT"):
         _, weave = build(TinyTokens(), [GyroDropout()])
     step = Step(build(TinyTokens())[0].replica.training, 0)

@@ -1,4 +1,4 @@
-"""Labels to ignore stay ignored where labels are smoothed, mixed, or chosen by their losses."""
+"""Labels to ignore stay ignored if labels are smoothed, mixed, or selected by their losses."""
 
 from types import SimpleNamespace
 
@@ -65,7 +65,7 @@ def test_smoothed_labels_are_those_of_pytorch(smoothing, ignore_index, kind):
 
 
 def mixed_loss(labels, smoothing=0.0):
-    """Return the mean of the losses of both labels, of which each may be ignored."""
+    """Return the mean of the losses of both labels; each label may be ignored."""
     options = {"reduction": "none", "label_smoothing": smoothing}
     own = functional.cross_entropy(LOGITS, labels, **options)
     other = functional.cross_entropy(LOGITS, labels[MIXING.partners], **options)
@@ -76,16 +76,16 @@ def test_a_label_to_ignore_adds_nothing_to_a_mixture():
     soft = mix_labels(LABELS, MIXING, LOGITS)
     ours = functional.cross_entropy(LOGITS, soft, reduction="none")
     torch.testing.assert_close(ours, mixed_loss(LABELS))
-    assert ours[4] == 0  # both are to be ignored
+    assert ours[4] == 0  # both labels are ignored
     assert ours[0] > 0
 
 
 @pytest.mark.parametrize("kind", [MixUp, CutMix])
 def test_labels_are_mixed_and_smoothed_in_either_order_of_nesting(kind):
-    """LabelSmoothing stands outside of the one, and inside of the other."""
+    """LabelSmoothing is outside of one method and inside of the other."""
     step = step_of(LABELS)
     step.notes[kind.__name__] = MIXING
-    for _ in range(2):  # nothing is left behind by the first time
+    for _ in range(2):  # the first time leaves nothing behind
         with Weave([kind(), LabelSmoothing(smoothing=0.2)]).around("loss", step):
             soft = step.batch["label"]
             ours = functional.cross_entropy(LOGITS, soft, reduction="none")
@@ -94,7 +94,7 @@ def test_labels_are_mixed_and_smoothed_in_either_order_of_nesting(kind):
         assert torch.equal(step.batch["label"], LABELS)
 
 
-def test_labels_that_count_are_told_of_indices_of_any_shape():
+def test_labels_that_count_are_found_in_indices_of_any_shape():
     assert labels_that_count(LABELS).tolist() == [True, False, True, True, False, True]
     assert labels_that_count(LABELS.view(2, 3), 2).tolist() == [
         [True, True, False],
@@ -127,7 +127,7 @@ def test_outputs_without_logits_are_refused_alike(outputs, aspect):
 
 
 @pytest.mark.parametrize("aspect", [LabelSmoothing(), MixUp(), CutMix()])
-def test_a_target_that_is_not_there_is_refused_by_name(aspect):
+def test_a_missing_target_is_refused_by_name(aspect):
     step = step_of(LABELS)
     step.notes[aspect.name] = MIXING
     del step.batch["label"]

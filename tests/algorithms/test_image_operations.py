@@ -46,7 +46,7 @@ def smooth(image):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("strength", [-1.0, -0.4, 0.7, 1.0])
 @pytest.mark.parametrize("name", ["brightness", "color", "contrast", "sharpness"])
-def test_blending_goes_away_from_what_lacks_the_quality(name, strength, channels):
+def test_blending_extrapolates_from_the_image_without_the_quality(name, strength, channels):
     images = draw((3, channels, 6, 5))
     lacks = {
         "brightness": torch.zeros_like,
@@ -59,7 +59,7 @@ def test_blending_goes_away_from_what_lacks_the_quality(name, strength, channels
     torch.testing.assert_close(apply(name, images, strength), expected)
 
 
-def test_solarize_inverts_what_is_bright():
+def test_solarize_inverts_bright_pixels():
     images = torch.tensor([0.0, 0.4, 0.6, 1.0]).view(1, 1, 2, 2)
     expected = torch.tensor([0.0, 0.4, 0.4, 0.0]).view(1, 1, 2, 2)
     for strength in (0.5, -0.5):
@@ -75,14 +75,14 @@ def test_posterize_keeps_the_highest_bits(strength, bits):
     )
 
 
-def test_autocontrast_stretches_each_channel_and_leaves_a_flat_one():
+def test_autocontrast_stretches_each_channel_except_flat_ones():
     images = torch.tensor([0.2, 0.3, 0.4, 0.7, 0.5, 0.5, 0.5, 0.5]).view(1, 2, 2, 2)
     expected = torch.tensor([0.0, 0.2, 0.4, 1.0, 0.5, 0.5, 0.5, 0.5]).view(1, 2, 2, 2)
     torch.testing.assert_close(apply("autocontrast", images, 1), expected)
 
 
 def equalized(levels):
-    """Equalize one channel of whole levels; the table is that of the Python Imaging Library."""
+    """Equalize one channel of integer levels, with the table of the Python Imaging Library."""
     counts = torch.bincount(levels.flatten(), minlength=256).tolist()
     present = [count for count in counts if count]
     step = (sum(present) - present[-1]) // 255
@@ -97,7 +97,7 @@ def equalized(levels):
 
 @given(st.integers(1, 256), st.integers(0, 2**32))
 def test_equalize_makes_each_histogram_flat(most, seed):
-    # Dark images of more than 255 pixels: smaller ones stay as they are.
+    # Dark images of more than 255 pixels: smaller images stay unchanged.
     levels = torch.randint(0, most, (2, 2, 32, 24), generator=generator(seed))
     levels[1, 0] = most - 1
     expected = torch.stack([equalized(c) for c in levels.flatten(0, 1)]).view(levels.shape)
@@ -107,7 +107,7 @@ def test_equalize_makes_each_histogram_flat(most, seed):
 
 
 def sampled(image, y, x):
-    """Return the bilinear value at a place in pixels; outside of the image is black."""
+    """Return the bilinear value at a position in pixels; black outside of the image."""
     height, width = image.shape[1:]
     total = torch.zeros(len(image))
     for row in (math.floor(y), math.floor(y) + 1):
@@ -136,7 +136,7 @@ def source_of(name, s, y, x, size):
 @pytest.mark.parametrize("strength", [-1.0, 0.3, 0.9])
 @pytest.mark.parametrize("name", WARPS)
 def test_warps_sample_where_the_pixel_comes_from(name, strength):
-    """Rotations and shears are of pixels, also where the image is no square."""
+    """Rotations and shears are in pixels, also if the image is not square."""
     size = (6, 9)
     images = draw((2, 2, *size))
     expected = torch.zeros_like(images)
@@ -175,7 +175,7 @@ def test_each_image_gets_its_own_operation_and_strength(n, seed):
         torch.testing.assert_close(changed[i : i + 1], alone)
 
 
-def test_bytes_survive_the_way_to_the_unit_interval_and_back():
+def test_bytes_survive_the_conversion_to_the_unit_interval_and_back():
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(from_unit(to_unit(images), torch.uint8), images)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -13,13 +13,13 @@ BETWEEN_STEPS = ("evaluate", "checkpoint")  # the worker's, see tests/end_to_end
 
 
 def listed():
-    """Return (indentation, join point) of each line of the docstring that begins with one."""
+    """Return (indentation, join point) of each docstring line that starts with a join point."""
     lines = re.findall(r"^( +)(\w+)\b", TrainingLoop.run_step.__doc__, re.MULTILINE)
     return [(len(indent), word) for indent, word in lines if word in JOIN_POINTS]
 
 
 def recorder(record):
-    """Return an aspect that records when each join point begins and ends."""
+    """Return an aspect that records the start and the end of each join point."""
 
     def advice(point):
         def recorded(_, step):
@@ -33,7 +33,7 @@ def recorder(record):
 
 
 def nested(points):
-    """Return begins and ends of what a list of (depth, name) says."""
+    """Return the starts and ends for a list of (depth, name)."""
     order, open_points = [], []
     for depth, name in points:
         while open_points and open_points[-1][0] >= depth:
@@ -101,7 +101,7 @@ def test_a_step_that_fails_ends_every_advice_and_leaves_the_state():
     assert not loop.replica.torn
 
 
-def test_computing_another_batch_leaves_no_trace():
+def test_computing_another_batch_has_no_side_effects():
     class Curious(Aspect):
         def batch(self, step):
             if step.number == 1:

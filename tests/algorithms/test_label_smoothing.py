@@ -1,4 +1,4 @@
-"""Label smoothing: the loss is PyTorch's own, and the labels are themselves again afterwards."""
+"""Label smoothing: the loss equals PyTorch's, and the labels are restored afterwards."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_the_loss_is_that_of_pytorch(n, classes, smoothing, seed):
 
 
 def test_smoothing_changes_the_loss():
-    """The control: the equality above is not that of two hard losses."""
+    """The control: the test above does not compare two losses without smoothing."""
     logits, labels = draw(6, 4)
     soft = functional.cross_entropy(logits, smooth_labels(labels, logits, 0.3))
     assert not torch.isclose(soft, functional.cross_entropy(logits, labels))
@@ -39,7 +39,7 @@ def test_smoothing_changes_the_loss():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_probabilities_have_the_type_of_the_logits(dtype):
+def test_probabilities_have_the_dtype_of_the_logits(dtype):
     logits, labels = draw(5, 3)
     for kind in (torch.int64, torch.int32, torch.uint8):
         smooth = smooth_labels(labels.to(kind), logits.to(dtype), 0.1)
@@ -47,7 +47,7 @@ def test_probabilities_have_the_type_of_the_logits(dtype):
 
 
 @pytest.mark.parametrize("target", ["label", "digit"])
-def test_the_aspect_smooths_the_labels_for_the_loss_alone(target):
+def test_the_aspect_smooths_the_labels_for_the_loss_only(target):
     logits, labels = draw(6, 4)
     model = nn.Linear(1, 1)
     step = Step(

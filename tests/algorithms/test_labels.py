@@ -21,7 +21,7 @@ def test_hard_labels_become_rows_of_the_identity(kind):
     assert torch.equal(soft.float(), torch.eye(3)[HARD])
 
 
-def test_soft_labels_pass_through_as_the_type_of_the_logits():
+def test_soft_labels_get_the_dtype_of_the_logits():
     soft = torch.tensor([[0.2, 0.3, 0.5]]).expand(4, 3).double()
     assert torch.equal(soft_labels(soft, LOGITS), soft.float())
     assert torch.equal(soft_labels(soft_labels(HARD, LOGITS), LOGITS), soft_labels(HARD, LOGITS))
@@ -40,7 +40,7 @@ def test_soft_labels_pass_through_as_the_type_of_the_logits():
         (HARD, {"logits": LOGITS}, "are a dict"),
     ],
 )
-def test_what_cannot_be_made_soft_is_refused(labels, logits, says):
+def test_labels_that_cannot_be_made_soft_are_refused(labels, logits, says):
     with pytest.raises(AspectError, match=says):
         soft_labels(labels, logits)
 

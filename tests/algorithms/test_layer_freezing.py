@@ -1,4 +1,4 @@
-"""Layer freezing: what is frozen does not move at all, the rest trains as if it were constant."""
+"""Layer freezing: frozen parameters do not change; the rest trains as if they were constants."""
 
 import pydantic
 import pytest
@@ -14,7 +14,7 @@ from raytrain_plus.training.reduction import Reduction
 from raytrain_plus.training.weights import Weights
 from tests.algorithms.tiny import RANKS, TinyImages, TinyTokens, alone, build, trained
 
-LAYERS = 15  # of the tiny network, each normalisation included
+LAYERS = 15  # of the tiny network, normalisations included
 
 
 def begun(task, *aspects):
@@ -24,7 +24,7 @@ def begun(task, *aspects):
 
 
 def run_step(loop, task):
-    """Run a step; return which parameters moved, by name."""
+    """Run a step; return the names of the parameters that changed."""
     before = {n: p.detach().clone() for n, p in loop.replica.model.named_parameters()}
     loop.run_step([task.part(loop.replica.step, r) for r in range(RANKS)])
     now = dict(loop.replica.model.named_parameters())
@@ -73,7 +73,7 @@ def test_a_frozen_layer_would_move_by_momentum_if_its_gradient_were_zero(monkeyp
         assert ("stem.weight" in run_step(loop, task)) == moves
 
 
-def test_the_layers_that_are_left_are_trained_as_ever():
+def test_the_other_layers_train_as_usual():
     task = TinyImages()
     frozen, losses = trained(task, [LayerFreezing(fraction=0.5, start="0ba", finish="1ba")], 2)
     plain, _ = trained(task, steps=2)
@@ -93,7 +93,7 @@ def test_the_layers_that_are_left_are_trained_as_ever():
     assert not torch.equal(ours["stem.weight"], moved["stem.weight"])
 
 
-def test_no_gradient_is_computed_for_what_is_frozen():
+def test_no_gradient_is_computed_for_frozen_layers():
     seen = []
 
     class Watch(Aspect):
@@ -124,7 +124,7 @@ def test_a_step_that_fails_leaves_nothing_frozen():
     assert loop.replica.digest() == before
 
 
-def test_a_fraction_of_zero_is_no_freezing_at_all():
+def test_a_fraction_of_zero_freezes_nothing():
     for task in (TinyImages(), TinyTokens()):
         plain, _ = trained(task)
         none, _ = trained(task, [LayerFreezing(fraction=0, start="0ba", finish="1ba")])
@@ -148,7 +148,7 @@ def test_the_last_layer_always_trains(n, fraction):
     assert len(frozen) == 2 * min(int(fraction * n), n - 1)
 
 
-def test_what_was_constant_before_is_neither_counted_nor_thawed():
+def test_parameters_that_were_frozen_before_are_not_counted_and_stay_frozen():
     model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4)))
     model[0].requires_grad_(requires_grad=False)
     frozen = freeze_layers(model, 0.67)

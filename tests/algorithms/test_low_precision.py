@@ -1,4 +1,4 @@
-"""Low precision: products in bfloat16, and all that others see in float32."""
+"""Low precision: products in bfloat16; other code gets float32."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Two(NamedTuple):
 
 
 class Outputs(dict):
-    """What some libraries return."""
+    """An object like the outputs of some libraries."""
 
 
 def step_of(model):
@@ -26,7 +26,7 @@ def step_of(model):
     return Step(Training(model=model, optimizer=optimizer, clock=CLOCK, seed=1), 0)
 
 
-def test_a_product_is_that_of_rounded_factors():
+def test_a_product_has_rounded_factors():
     model, x = nn.Linear(64, 8, bias=False), torch.randn(5, 64)
     with low_precision(model):
         y = model(x)
@@ -55,7 +55,7 @@ def test_the_aspect_is_the_context_around_forward_and_loss():
 
 
 @pytest.mark.parametrize("evaluation", [True, False])
-def test_evaluations_are_computed_as_asked(evaluation):
+def test_evaluations_use_low_precision_only_if_asked(evaluation):
     model = nn.Linear(4, 4)
     weave = Weave([LowPrecision(evaluation=evaluation)])
     with weave.around("evaluate", step_of(model)), torch.no_grad():
@@ -73,7 +73,7 @@ def test_a_failure_leaves_the_precision_as_it_was(point):
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_every_shape_of_outputs_is_converted():
+def test_outputs_of_every_structure_are_converted():
     low, whole = torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.int64)
     found = in_float32(Outputs(a=[low, whole], b=Two(low, (low, "text")), c=None))
     assert type(found) is Outputs
@@ -84,7 +84,7 @@ def test_every_shape_of_outputs_is_converted():
 
 
 @pytest.mark.parametrize("task", [TinyImages, TinyTokens])
-def test_training_stays_near_to_that_in_float32_and_keeps_float32(task):
+def test_training_stays_near_float32_and_parameters_stay_float32(task):
     loop, losses = trained(task(), [LowPrecision()])
     _, exact = trained(task())
     assert losses != exact

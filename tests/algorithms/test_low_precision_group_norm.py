@@ -1,4 +1,4 @@
-"""Low-precision group normalisation: the formula within bfloat16, and types as they were."""
+"""Low-precision group normalisation: the formula within bfloat16's precision; dtypes are kept."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_epsilon_is_that_of_the_module():
     assert not torch.allclose(before, plain, atol=0.1)
 
 
-def test_every_value_is_one_of_bfloat16():
+def test_every_value_is_a_bfloat16_value():
     module, x = norm(), inputs()
     assert not torch.equal(module(x).bfloat16().float(), module(x))
     apply_low_precision_group_norm(module)
@@ -64,7 +64,7 @@ def test_every_value_is_one_of_bfloat16():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_the_result_has_the_type_of_the_input(dtype):
+def test_the_result_has_the_dtype_of_the_input(dtype):
     module = norm().to(dtype)
     apply_low_precision_group_norm(module)
     assert module(inputs().to(dtype)).dtype == dtype
@@ -72,7 +72,7 @@ def test_the_result_has_the_type_of_the_input(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_the_result_has_its_type(dtype):
+def test_under_autocast_the_result_has_autocasts_dtype(dtype):
     module = norm()
     apply_low_precision_group_norm(module)
     with torch.autocast("cpu", dtype):
@@ -81,7 +81,7 @@ def test_under_autocast_the_result_has_its_type(dtype):
     torch.testing.assert_close(low.float(), module(inputs()), **ROUNDING)
 
 
-def test_gradients_are_near_those_of_the_plain_one_and_of_the_type_of_the_weights():
+def test_gradients_are_near_the_plain_ones_and_have_the_dtype_of_the_weights():
     def gradients(change):
         module, x = norm(), inputs().requires_grad_()
         if change:
@@ -102,7 +102,7 @@ def test_a_normalisation_without_weights_works():
     torch.testing.assert_close(module(inputs()), plain, **ROUNDING)
 
 
-def test_only_normalisations_without_a_forward_of_their_own_are_changed():
+def test_normalisations_with_their_own_forward_are_left_unchanged():
     class Own(type(norm())):
         def forward(self, x):
             return super().forward(x) * 2
@@ -120,7 +120,7 @@ def norm_arguments():
     return (2, 8)
 
 
-def test_undoing_gives_back_the_plain_one():
+def test_undoing_restores_the_plain_layer():
     module, x = norm(), inputs()
     plain, kind = module(x), type(module)
     surgery = apply_low_precision_group_norm(module)
@@ -151,7 +151,7 @@ def test_training_learns_with_other_bits():
     assert low == pytest.approx(plain, rel=0.02)
 
 
-def test_a_model_without_any_is_warned_about():
+def test_a_model_without_such_layers_gets_a_warning():
     class Without(TinyImages):
         def model(self):
             return nn.Linear(2, 2)

@@ -37,14 +37,14 @@ def test_images_are_means_of_pairs(n, alpha, dtype, seed):
 
 
 def test_shares_follow_alpha():
-    """A mean of max(b, 1 - b) for b from Beta(a, a): 3/4 at a = 1, near 1 for small a."""
+    """The mean of max(b, 1 - b) for b from Beta(a, a) is 3/4 at a = 1 and near 1 for small a."""
     shares = {a: mix_up(draw((4000, 1, 1, 1)), a, generator())[1].own for a in (0.05, 1.0, 50.0)}
     assert abs(shares[1.0].mean() - 0.75) < 0.01
     assert shares[0.05].mean() > 0.95
     assert shares[50.0].mean() < 0.55
 
 
-def test_the_aspect_mixes_images_and_then_labels_for_the_loss_alone():
+def test_the_aspect_mixes_images_and_labels_for_the_loss_only():
     images, aspect = draw(SHAPE), MixUp(alpha=0.7)
     step = part_of(images, number=3, rank=2)
     labels = step.batch["label"]
@@ -61,7 +61,7 @@ def test_the_aspect_mixes_images_and_then_labels_for_the_loss_alone():
         assert step.batch["label"] is labels
 
 
-def test_without_alpha_and_in_a_loss_without_mixed_images_it_is_idle():
+def test_it_is_idle_without_alpha_and_in_a_loss_without_mixed_images():
     step = part_of(draw(SHAPE))
     before = dict(step.batch)
     for alpha, points in ((0.0, ("batch", "loss")), (0.5, ("loss",))):
@@ -74,7 +74,7 @@ def test_without_alpha_and_in_a_loss_without_mixed_images_it_is_idle():
 
 
 @pytest.mark.parametrize("place", [(3, 1), (4, 2)])
-def test_each_step_and_logical_rank_draws_its_own(place):
+def test_each_step_and_logical_rank_draws_different_shares(place):
     def own(number, rank):
         step = part_of(draw(SHAPE), number, rank)
         with Weave([MixUp(alpha=1.0)]).around("batch", step):
@@ -85,7 +85,7 @@ def test_each_step_and_logical_rank_draws_its_own(place):
 
 
 def test_mixing_twice_mixes_the_labels_as_the_images():
-    """Images that are one-hot themselves say what their labels must be."""
+    """Images that are one-hot show what their labels must be."""
     labels = torch.arange(6)
     hot = functional.one_hot(labels, 6).float()
     images = hot[:, :, None, None].expand(6, 6, 8, 8).contiguous()
@@ -114,7 +114,7 @@ def test_images_are_mixed_after_they_are_augmented():
     assert order.index("CutOut") < min(order.index("MixUp"), order.index("CutMix"))
 
 
-def test_training_with_it_is_another_and_reproducible():
+def test_training_with_it_differs_and_is_reproducible():
     _, plain = trained(TinyImages())
     _, mixed = trained(TinyImages(), [MixUp(alpha=1.0)])
     assert mixed == trained(TinyImages(), [MixUp(alpha=1.0)])[1]

@@ -1,4 +1,4 @@
-"""Methods on GPT-2 and BERT as `transformers` has them, built from a configuration."""
+"""Methods on GPT-2 and BERT of `transformers`, built from a configuration."""
 
 import math
 
@@ -23,7 +23,7 @@ NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 
 def rough(model):
-    """Give a model weights so large that attention is not flat; turn dropout off."""
+    """Give a model large weights, so that attention is not flat; turn dropout off."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
@@ -78,7 +78,7 @@ def projections(layer, x):
 
 
 def attention_of_the_paper(layer, x, seen, each):
-    """Attention by the formula; `seen[b, i, j]` says whether token i of sequence b looks at j."""
+    """Attention by the formula; `seen[b, i, j]`: whether token i of sequence b attends to j."""
     n, t, d = x.shape
     q, k, v = (p.view(n, t, HEADS, d // HEADS) for p in projections(layer, x))
     out = torch.zeros(n, t, HEADS, d // HEADS)
@@ -92,7 +92,7 @@ def attention_of_the_paper(layer, x, seen, each):
 
 
 def in_and_out(model, **given):
-    """Return what goes into the first attention, and what comes out of it."""
+    """Return the input and the output of the first attention."""
     seen = []
     handle = first_attention(model).register_forward_hook(
         lambda _, given, out: seen.append((given[0], out[0]))
@@ -137,7 +137,7 @@ def test_padding_on_the_left_changes_nothing_for_the_other_tokens(implementation
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("pieces", [[1] * 7, [4, 1, 2], [3, 4]])
-def test_generating_with_a_cache_gives_what_the_whole_sequence_gives(implementation, pieces):
+def test_generating_with_a_cache_equals_the_whole_sequence(implementation, pieces):
     model = gpt2(implementation)
     apply_alibi(model)
     whole = model(tokens(7)).logits
@@ -156,7 +156,7 @@ def test_gpt2_reads_sequences_longer_than_its_context(implementation):
     torch.testing.assert_close(logits[:, :CONTEXT], model(tokens(3 * CONTEXT)[:, :CONTEXT]).logits)
 
 
-def test_bert_reads_longer_sequences_when_it_is_given_their_positions_and_types():
+def test_bert_reads_longer_sequences_with_given_positions_and_types():
     model = bert()
     apply_alibi(model)
     given = {"position_ids": torch.arange(20)[None], "token_type_ids": torch.zeros(2, 20).long()}
@@ -166,7 +166,7 @@ def test_bert_reads_longer_sequences_when_it_is_given_their_positions_and_types(
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_positions_count_for_nothing_and_come_back(build):
+def test_position_embeddings_have_no_effect_until_undone(build):
     model = build()
     name = "transformer.wpe" if build is gpt2 else "bert.embeddings.position_embeddings"
     positions, plain = model.get_submodule(name), model(tokens()).logits
@@ -209,14 +209,14 @@ def test_autocast_computes_about_the_same(build):
         assert (low - exact).norm() < 0.1 * exact.norm()
 
 
-def test_attention_that_adds_no_mask_is_an_error_that_names_it():
+def test_attention_that_adds_no_mask_is_refused_by_name():
     model = gpt2()
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(AspectError, match=r"transformer\.h\.0\.attn.*flex_attention.*sdpa"):
         apply_alibi(model)
 
 
-def test_attention_to_another_sequence_is_left_alone():
+def test_attention_to_another_sequence_is_left_unchanged():
     model = gpt2(add_cross_attention=True)
     cross = model.transformer.h[0].crossattention
     kind = type(cross)
@@ -243,7 +243,7 @@ def test_the_feed_forward_of_bert_is_the_formula_of_the_paper():
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_gates_without_spread_begin_as_nothing_and_are_taken_away_again(build):
+def test_gates_with_std_0_have_no_effect_and_can_be_removed(build):
     model = build()
     plain, names = model(tokens()).logits, list(model.state_dict())
     surgery = apply_gated_linear_units(model, std=0.0)
@@ -270,7 +270,7 @@ def test_squared_relu_in_gpt2_and_bert_is_the_formula_of_the_paper():
 
 
 def convolved(build):
-    """Return a model with convolutions that have left the identity."""
+    """Return a model with convolutions that are not the identity."""
     model = build()
     apply_attention_convolution(model)
     for module in model.modules():
@@ -280,7 +280,7 @@ def convolved(build):
 
 
 @pytest.mark.parametrize(("build", "looks_ahead"), [(gpt2, False), (bert, True)])
-def test_convolutions_begin_as_nothing_and_look_where_attention_looks(build, looks_ahead):
+def test_convolutions_start_without_effect_and_see_what_attention_sees(build, looks_ahead):
     plain = build()(tokens()).logits
     begun = build()
     surgery = apply_attention_convolution(begun)
@@ -322,7 +322,7 @@ def words_of(model):
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_n_grams_begin_as_nothing_and_are_added_to_the_words(build):
+def test_n_grams_start_without_effect_and_are_added_to_the_tokens(build):
     plain = build()(tokens()).logits
     model = build()
     surgery = apply_n_gram_embeddings(model, longest=2, buckets=32)
@@ -347,7 +347,7 @@ def test_n_grams_and_a_cache_that_holds_tokens_are_an_error():
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_all_methods_go_together_in_any_order(build):
+def test_all_methods_can_be_combined_in_any_order(build):
     methods = [
         apply_alibi,
         apply_attention_convolution,

@@ -1,4 +1,4 @@
-"""Embeddings of n-grams: the lookup by hand, no look ahead, nothing to begin with."""
+"""Embeddings of n-grams: the lookup by hand, no look ahead, no effect at the start."""
 
 import pytest
 import torch
@@ -19,19 +19,19 @@ def tokens():
 
 
 def drawn(model):
-    """Give the tables something to say."""
+    """Fill the tables with random values."""
     for table in model.words.n_grams:
         torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
     return model
 
 
 def signed(number):
-    """Return what 64 bits with a sign hold of a number."""
+    """Return a number as a signed 64-bit integer."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def bucket_by_hand(gram, buckets):
-    """Return the bucket of one n-gram, computed in Python's own numbers."""
+    """Return the bucket of one n-gram, computed with Python's integers."""
     polynomial = signed(
         sum((token + 1) * 6364136223846793005**back for back, token in enumerate(reversed(gram)))
     )
@@ -43,7 +43,7 @@ ROWS = st.lists(st.integers(0, 60_000), min_size=1, max_size=9)
 
 
 @given(ROWS, st.integers(1, 5), st.integers(2, 10_000))
-def test_a_bucket_follows_from_the_last_n_tokens(row, n, buckets):
+def test_a_bucket_depends_on_the_last_n_tokens_only(row, n, buckets):
     found = n_gram_buckets(torch.tensor([row]), n, buckets)[0].tolist()
     grams = [row[max(0, end - n) : end] for end in range(1, len(row) + 1)]
     assert found == [bucket_by_hand(gram, buckets) for gram in grams]
@@ -53,12 +53,12 @@ def test_n_grams_that_differ_in_order_length_or_a_zero_fall_into_different_bucke
     pairs = torch.cartesian_prod(torch.arange(256), torch.arange(256))
     found = n_gram_buckets(pairs, 2, 1 << 32)
     assert len(found[:, 1].unique()) == 256 * 256
-    assert len(found.unique()) == 256 * 256 + 256  # those of the first token alone, too
+    assert len(found.unique()) == 256 * 256 + 256  # the buckets of the first token alone, too
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_buckets_are_filled_evenly(n):
-    """As chance would: the spread of 65,536 n-grams of bytes over 256 buckets is 16."""
+    """As evenly as by chance: for 65,536 n-grams in 256 buckets the standard deviation is 16."""
     grams = torch.cartesian_prod(*[torch.arange(round(65536 ** (1 / n)))] * n)
     counts = torch.bincount(n_gram_buckets(grams, n, 256)[:, -1], minlength=256).double()
     assert counts.std() < 1.5 * counts.mean().sqrt()
@@ -76,7 +76,7 @@ def test_it_adds_one_row_for_each_length():
     torch.testing.assert_close(model.words(tokens()), expected)
 
 
-def test_it_begins_as_the_plain_model_and_does_not_stay_it():
+def test_it_starts_as_the_plain_model_and_then_changes():
     model = TinyTokens().model()
     plain = model(tokens())
     surgery = apply_n_gram_embeddings(model)
@@ -88,7 +88,7 @@ def test_it_begins_as_the_plain_model_and_does_not_stay_it():
     assert torch.equal(model(tokens()), plain)
 
 
-def test_adding_it_draws_nothing():
+def test_adding_it_draws_no_random_numbers():
     torch.manual_seed(4)
     apply_n_gram_embeddings(TinyTokens().model())
     after = torch.rand(3)
@@ -98,7 +98,7 @@ def test_adding_it_draws_nothing():
 
 
 @pytest.mark.parametrize("length", [1, 2, CONTEXT])
-def test_no_token_sees_one_after_it_and_short_sequences_are_allowed(length):
+def test_no_token_sees_later_tokens_and_short_sequences_are_allowed(length):
     model = TinyTokens().model()
     apply_n_gram_embeddings(model, longest=4)
     drawn(model)
@@ -110,7 +110,7 @@ def test_no_token_sees_one_after_it_and_short_sequences_are_allowed(length):
     assert not torch.equal(model(tokens())[:, -1], model(other)[:, -1])
 
 
-def test_a_token_sees_those_before_it():
+def test_a_token_sees_earlier_tokens():
     """The negative control: plain embeddings do not."""
     other = tokens()
     other[:, 0] = (other[:, 0] + 1) % WORDS
@@ -136,7 +136,7 @@ def test_the_optimizer_trains_the_tables_in_the_group_of_the_words():
         )
 
 
-def test_applying_it_twice_is_applying_it_once_and_undoing_takes_it_away():
+def test_applying_it_twice_has_the_effect_of_once_and_undoing_removes_it():
     model = TinyTokens().model()
     names = list(model.state_dict())
     surgery = apply_n_gram_embeddings(model)
@@ -147,7 +147,7 @@ def test_applying_it_twice_is_applying_it_once_and_undoing_takes_it_away():
     assert type(model.words) is torch.nn.Embedding
 
 
-def test_the_tables_are_of_the_type_of_the_words():
+def test_the_tables_have_the_dtype_of_the_embedding():
     model = TinyTokens().model().to(torch.bfloat16)
     apply_n_gram_embeddings(model)
     assert model.words.n_grams[0].weight.dtype == torch.bfloat16
@@ -163,7 +163,7 @@ def test_the_aspect_trains_the_tables():
     assert ended.weight.any()
 
 
-def test_a_model_without_known_words_is_warned_about():
+def test_a_model_without_a_known_embedding_gets_a_warning():
     with pytest.warns(AspectWarning, match="GPT"):
         build(TinyImages(), [NGramEmbeddings()])
 

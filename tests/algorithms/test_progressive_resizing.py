@@ -1,4 +1,4 @@
-"""Progressive resizing: small first, then growing in a line, then as they are."""
+"""Progressive resizing: small images first, then growing linearly, then unchanged."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_images_grow_from_start_to_finish(mode):
     assert sides(aspect, dtype=torch.uint8) == (grown + [(40, 24)] * 6, 6)
 
 
-def test_start_and_finish_at_once_is_a_jump():
+def test_equal_start_and_finish_are_a_jump():
     aspect = ProgressiveResizing(start="3ba", finish="3ba", initial=0.25)
     assert sides(aspect) == ([(8, 4)] * 3 + [(40, 24)] * 9, 3)
 
@@ -47,7 +47,7 @@ def test_at_the_full_size_it_is_idle():
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.floats(0.01, 1))
-def test_the_scale_is_a_line(step, start, length, initial):
+def test_the_scale_grows_linearly(step, start, length, initial):
     finish = start + length
     if step >= finish:
         expected = 1.0
@@ -59,7 +59,7 @@ def test_the_scale_is_a_line(step, start, length, initial):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.01, 0.99), st.integers(1, 8))
-def test_sides_are_multiples_below_the_scaled_ones(height, width, scale, multiple):
+def test_sides_are_rounded_down_to_multiples(height, width, scale, multiple):
     small = resize_images(
         torch.zeros((1, 1, height, width)), scale, generator(), mode="crop", multiple=multiple
     )
@@ -71,7 +71,7 @@ def test_sides_are_multiples_below_the_scaled_ones(height, width, scale, multipl
             assert side == min(full, multiple)
 
 
-def test_scaling_averages_over_what_becomes_one_pixel():
+def test_scaling_averages_the_pixels_that_become_one():
     """Half the size: weights 1 3 3 1 along both sides, away from the border."""
     images = draw((2, 3, 16, 16))
     line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
@@ -94,7 +94,7 @@ def test_a_crop_is_a_window_of_each_image(dtype, seed):
         assert torch.equal(after, before[:, top : top + 5, left : left + 4])
 
 
-def test_windows_are_everywhere_and_not_the_same():
+def test_windows_are_spread_over_the_image():
     images = torch.arange(4.0).view(1, 1, 4, 1).expand(600, 1, 4, 1)
     small = resize_images(images, 0.5, generator(), mode="crop", multiple=1)
     counts = torch.bincount(small[:, 0, 0, 0].long()) / 600
@@ -113,7 +113,7 @@ def test_the_aspect_is_the_function(mode):
         assert expected.shape == (2, 3, 6, 9)
 
 
-def test_other_augmentations_are_given_the_small_images():
+def test_other_augmentations_get_the_small_images():
     weave = Weave([RandAugment(), ProgressiveResizing()])
     assert [aspect.name for aspect in weave.aspects] == ["ProgressiveResizing", "RandAugment"]
 

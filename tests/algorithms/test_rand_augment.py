@@ -1,4 +1,4 @@
-"""RandAugment: as many operations as asked, one by one, others for each image."""
+"""RandAugment: the given number of operations, one after another, drawn for each image."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_images_keep_type_shape_and_range(dtype, channels):
 
 
 def test_depth_times_brightness_is_its_power():
-    """Brightness at severity 5 is a factor of 1 +- 0.45, drawn each time."""
+    """Brightness at severity 5 is a factor of 1 +- 0.45; the sign is drawn each time."""
     images = torch.full((400, 1, 2, 2), 0.2)
     for depth in (1, 2):
         changed = rand_augment(
@@ -39,7 +39,7 @@ def test_depth_times_brightness_is_its_power():
 
 
 def test_operations_are_drawn_uniformly():
-    """Each of two leaves a trace of its own: half as bright, or inverted."""
+    """The two operations can be told apart: half as bright, or inverted."""
     images = torch.full((2000, 1, 2, 2), 0.9)
     changed = rand_augment(
         images, generator(), depth=1, severity=10, operations=["solarize", "identity"]
@@ -48,7 +48,7 @@ def test_operations_are_drawn_uniformly():
     assert abs((changed < 0.5).float().mean() - 0.5) < 0.05
 
 
-def test_more_severity_changes_more():
+def test_higher_severity_changes_more():
     images = draw((100, 3, 16, 16))
     operations = [name for name in OPERATIONS if name not in ("autocontrast", "equalize")]
     changes = [
@@ -77,7 +77,7 @@ def test_a_depth_of_zero_is_idle():
     assert (weave.costs["RandAugment"].acted, weave.costs["RandAugment"].idle) == (0, 1)
 
 
-def test_training_with_it_is_another_and_reproducible():
+def test_training_with_it_differs_and_is_reproducible():
     _, plain = trained(TinyImages())
     _, augmented = trained(TinyImages(), [RandAugment()])
     assert augmented == trained(TinyImages(), [RandAugment()])[1]

@@ -1,4 +1,4 @@
-"""SAM: the gradient at the worst weights nearby, and the weights themselves as they were."""
+"""SAM: the gradient at the worst weights nearby; the weights are restored."""
 
 import copy
 
@@ -21,7 +21,7 @@ def begun(*aspects):
 
 
 def by_hand(rho, step=0, second_seed=None):
-    """Do the first step as the paper's algorithm says, in plain PyTorch."""
+    """Do the first step by the paper's algorithm, in plain PyTorch."""
     model = begun()[0].replica.model.train()
     optimizer = TinyImages().optimizer(model)
     sums = [torch.zeros_like(p) for p in model.parameters()]
@@ -96,7 +96,7 @@ def test_only_every_interval_th_step_is_perturbed():
     assert trained(TinyImages(), [SAM(rho=0.5)], steps=2)[1][0] > plain[0]
 
 
-def test_a_radius_of_zero_is_no_sam_at_all():
+def test_a_radius_of_zero_has_no_effect():
     plain, _ = trained(TinyImages())
     none, _ = trained(TinyImages(), [SAM(rho=0)])
     some, _ = trained(TinyImages(), [SAM(rho=0.05)])
@@ -118,7 +118,7 @@ def test_a_step_that_fails_leaves_the_weights():
     assert loop.replica.digest() == before
 
 
-def test_the_move_has_the_length_and_direction_asked_for_and_is_taken_back():
+def test_the_move_has_the_given_length_and_direction_and_is_undone():
     generator = torch.Generator().manual_seed(2)
     parameters = [torch.randn(shape, generator=generator) for shape in [(3, 4), (5,), (2,)]]
     gradients = [torch.randn((3, 4), generator=generator), None, torch.tensor([3.0, -1.0])]

@@ -1,4 +1,4 @@
-"""Selective backpropagation: who is kept, that nothing else changes, and that the mean is exact."""
+"""Selective backpropagation: which samples are kept, no other changes, and an exact mean."""
 
 import copy
 import itertools
@@ -26,7 +26,7 @@ ALWAYS = {"start": "0dur", "finish": "1dur", "interval": 1}
 
 
 class PlainImages(TinyImages):
-    """As in evaluation: without dropout and batch statistics."""
+    """A task without dropout and batch statistics."""
 
     def model(self):
         return nn.Sequential(nn.Flatten(), nn.Linear(288, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -49,7 +49,7 @@ def seeded(seed):
 
 
 @given(st.integers(1, 30), st.floats(0.01, 1), st.floats(0, 3), st.integers(0, 2**32))
-def test_the_share_asked_for_is_kept_each_once_and_in_order(n, keep, beta, seed):
+def test_the_given_fraction_is_kept_without_repetition_and_in_order(n, keep, beta, seed):
     losses = torch.randn(n, generator=seeded(seed))
     kept = select_by_loss(losses, keep, seeded(seed), beta)
     assert kept.tolist() == sorted(set(kept.tolist()))
@@ -59,8 +59,8 @@ def test_the_share_asked_for_is_kept_each_once_and_in_order(n, keep, beta, seed)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
-def test_chances_are_those_of_drawing_one_after_the_other(beta):
-    """Two of four: the oracle sums over all orders in which they can be drawn."""
+def test_probabilities_are_those_of_drawing_one_after_the_other(beta):
+    """Two of four samples: the oracle sums over all orders in which they can be drawn."""
     losses = torch.tensor([0.3, 9.0, 0.1, 2.0])
     weights = [(rank / 4) ** beta for rank in (2, 4, 1, 3)]
     expected = torch.zeros(4)
@@ -76,13 +76,13 @@ def test_chances_are_those_of_drawing_one_after_the_other(beta):
         assert counts[1] > 1.2 * counts[2]
 
 
-def test_equal_losses_are_ranked_by_their_place():
+def test_equal_losses_are_ranked_by_position():
     equal = select_by_loss(torch.ones(9), 0.4, seeded(3))
     assert torch.equal(equal, select_by_loss(torch.arange(9.0), 0.4, seeded(3)))
 
 
 def by_hand(task, parts, keep):
-    """Take the mean gradient over what is kept, one part after the other."""
+    """Compute the mean gradient over kept samples, one part after the other."""
     loop, _ = begun(task)
     model = loop.replica.model.train()
     sums, count, reported = [torch.zeros_like(p) for p in model.parameters()], 0, 0.0
@@ -106,7 +106,7 @@ def by_hand(task, parts, keep):
 @pytest.mark.parametrize(
     ("task", "how"), [(TinyImages(), "score"), (PlainImages(), "score"), (PlainImages(), "reuse")]
 )
-def test_the_gradient_is_the_mean_over_what_is_kept_of_uneven_parts(task, how):
+def test_the_gradient_is_the_mean_over_kept_samples_of_uneven_parts(task, how):
     loop, _ = begun(task, SelectiveBackprop(keep=0.5, how=how, **ALWAYS))
     result = loop.run_step(uneven(0))
     expected, loss, count = by_hand(task, uneven(0), 0.5)
@@ -118,8 +118,8 @@ def test_the_gradient_is_the_mean_over_what_is_kept_of_uneven_parts(task, how):
     assert not torch.allclose(ours, other[0], rtol=1e-4, atol=1e-6)
 
 
-def test_scoring_leaves_no_trace():
-    """Of four rows, 0.9 keeps all: they are scored, and the training has the bits of without."""
+def test_scoring_has_no_side_effects():
+    """A `keep` of 0.9 keeps all of four rows: they are scored, and the bits do not change."""
     for task in (TinyImages(), TinyTokens()):
         plain, _ = trained(task)
         aspect = SelectiveBackprop(keep=0.9, how="score", **ALWAYS)
@@ -129,7 +129,7 @@ def test_scoring_leaves_no_trace():
         assert fewer.replica.digest() != plain.replica.digest()
 
 
-def test_keeping_everything_is_no_selection_at_all():
+def test_keeping_all_samples_has_no_effect():
     loop, weave = begun(TinyImages(), SelectiveBackprop(keep=1, **ALWAYS))
     loop.run_step([TinyImages.part(0, r) for r in range(RANKS)])
     assert weave.costs["SelectiveBackprop"].acted == 0
@@ -137,7 +137,7 @@ def test_keeping_everything_is_no_selection_at_all():
 
 
 @pytest.mark.parametrize("how", ["score", "reuse"])
-def test_it_selects_when_it_should_and_not_when_it_should_not(how):
+def test_it_selects_in_the_configured_steps_only(how):
     settings = {"start": "3ba", "finish": "0.75dur", "interval": 2, "how": how}
     loop, weave = begun(PlainImages(), SelectiveBackprop(**settings))
     kept = []
@@ -161,7 +161,7 @@ def test_it_selects_when_it_should_and_not_when_it_should_not(how):
         ({"keep": 0.9, "how": "score"}, False),
     ],
 )
-def test_whichever_computes_less_is_chosen(settings, reuses):
+def test_auto_chooses_the_way_that_computes_less(settings, reuses):
     assert SelectiveBackprop(**settings).reuses == reuses
 
 
@@ -179,7 +179,7 @@ def test_images_are_scored_at_a_lower_resolution_and_trained_at_their_own():
     assert sizes == [(False, 4, 2, 6, 6), (True, 2, 2, 12, 12)] * RANKS
 
 
-def test_images_of_bytes_stay_bytes_when_they_are_scaled():
+def test_uint8_images_stay_uint8_when_they_are_scaled():
     images = torch.arange(2 * 16, dtype=torch.uint8).reshape(1, 2, 4, 4)
     small = scaled(images, 0.5)
     assert (small.dtype, small.shape) == (torch.uint8, (1, 2, 2, 2))
@@ -227,7 +227,7 @@ def test_weights_that_another_method_has_given_are_kept():
         assert torch.equal(weights[kept], kept + 1.0)
 
 
-def test_every_column_is_cut_lists_too():
+def test_all_columns_are_cut_including_lists():
     batch = {"image": torch.rand(5, 2), "text": list("abcde"), "label": torch.arange(5)}
     cut = rows_of(batch, torch.tensor([1, 4]))
     assert torch.equal(cut["image"], batch["image"][[1, 4]])
@@ -235,7 +235,7 @@ def test_every_column_is_cut_lists_too():
     assert len(batch["text"]) == 5
 
 
-def test_a_module_that_was_held_in_evaluation_mode_stays_in_it():
+def test_a_module_in_evaluation_mode_stays_in_it():
     model = TinyImages().model().train()
     model.norm.eval()
     before = [m.training for m in model.modules()]

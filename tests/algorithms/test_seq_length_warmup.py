@@ -1,4 +1,4 @@
-"""Sequence length warm-up: lengths grow linearly to the whole, and then nothing happens."""
+"""Sequence length warm-up: lengths grow linearly to the whole length, and then stay."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def step_at(number, batch, tokens="tokens"):
     return step
 
 
-def test_lengths_are_those_of_a_line_rounded_down():
+def test_lengths_grow_linearly_and_are_rounded_down():
     lengths = [sequence_length(s, 10, 65, start=5, multiple=8) for s in range(13)]
     assert lengths == [5, 8, 16, 16, 24, 32, 40, 40, 48, 56, 65, 65, 65]
 
@@ -46,7 +46,7 @@ def test_lengths_never_shrink_and_stay_in_bounds(step, warmup_steps, whole, star
         assert length == start or line - multiple - 1e-6 <= length <= line + 1e-6
 
 
-def test_truncating_keeps_the_beginning_of_the_columns_that_are_named():
+def test_truncating_keeps_the_start_of_named_columns():
     batch = {"a": torch.arange(12).reshape(2, 6), "b": torch.arange(12).reshape(2, 6)}
     cut = truncate(batch, ["a"], 2)
     assert torch.equal(cut["a"], torch.tensor([[0, 1], [6, 7]]))
@@ -80,7 +80,7 @@ def test_named_columns_are_cut_together():
         assert step.batch["label"].shape == (2, 32)
 
 
-def test_sequences_no_longer_than_the_start_are_left_alone():
+def test_sequences_no_longer_than_the_start_are_left_unchanged():
     whole = torch.zeros(2, 8)
     step = step_at(0, {"tokens": whole})
     weave = Weave([SeqLengthWarmup(start=8)])
@@ -116,7 +116,7 @@ def test_a_setting_out_of_bounds_is_an_error(settings):
         SeqLengthWarmup(**settings)
 
 
-def test_training_counts_the_tokens_that_were_seen_and_differs_from_training_on_all():
+def test_training_counts_only_the_tokens_that_were_used():
     aspect = SeqLengthWarmup(duration="2ba", start=3, multiple=1)
     loop, losses = trained(TinyTokens(), [aspect], steps=3)
     whole, plain = trained(TinyTokens(), steps=3)

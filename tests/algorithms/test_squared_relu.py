@@ -1,4 +1,4 @@
-"""Squared ReLU: the paper's formula, on every model it is for, and a way back."""
+"""Squared ReLU: the paper's formula, on all supported models, and undo."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_feed_forward_is_the_formula_of_the_paper():
     assert not torch.allclose(layer(x), plain, atol=1e-3)
 
 
-def test_applying_it_twice_is_applying_it_once_and_undoing_gives_the_plain_model():
+def test_applying_it_twice_has_the_effect_of_once_and_undoing_restores_the_model():
     model = TinyTokens().model()
     plain, names = model(tokens()), list(model.state_dict())
     surgery = apply_squared_relu(model)
@@ -52,11 +52,11 @@ def test_the_aspect_changes_the_model_as_the_function_does():
     assert torch.equal(loop.replica.model(tokens()), by_hand(tokens()))
 
 
-def test_gates_have_an_activation_of_their_own():
+def test_gates_keep_their_own_activation():
     with pytest.raises(AspectError, match="GatedLinearUnits"):
         Weave([SquaredReLU(), GatedLinearUnits()])
 
 
-def test_a_model_without_known_feed_forwards_is_warned_about():
+def test_a_model_without_known_feed_forwards_gets_a_warning():
     with pytest.warns(AspectWarning, match="FeedForward"):
         build(TinyImages(), [SquaredReLU()])

@@ -15,7 +15,7 @@ SETTINGS = {"min_channels": 4, "reduction": 2}
 
 
 def naive_gate(gate, x):
-    """Write the paper's equations 2 to 4 in plain numbers."""
+    """Compute the paper's equations 2 to 4 with plain numbers."""
     out = x.clone()
     for i, image in enumerate(x):
         z = [channel.sum().item() / channel.numel() for channel in image]
@@ -31,7 +31,7 @@ def naive_gate(gate, x):
     return out
 
 
-def test_a_gate_is_the_papers():
+def test_a_gate_follows_the_formula_of_the_paper():
     gate = Gate(6, 3).double()
     x = torch.randn(3, 6, 4, 5, dtype=torch.float64) * 5
     torch.testing.assert_close(gate(x), naive_gate(gate, x).detach())
@@ -45,7 +45,7 @@ def test_gates_start_near_one_half():
     assert 0.2 < scale.min() < scale.max() < 0.8
 
 
-def test_weights_are_spread_as_pytorchs_and_drawn_from_the_generator_alone():
+def test_weights_have_pytorchs_distribution_and_are_drawn_from_the_generator_only():
     before = torch.random.get_rng_state()
     one, same = (Gate(64, 4, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -75,7 +75,7 @@ def test_convolutions_with_enough_channels_are_gated():
     assert "2.gate.squeeze.weight" not in model.state_dict()
 
 
-def test_gates_take_type_and_mode_of_the_convolution_and_its_parameter_group():
+def test_gates_get_the_dtype_mode_and_parameter_group_of_the_convolution():
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)).double().eval()
     optimizer = torch.optim.SGD(
         [{"params": m.parameters(), "lr": i + 1.0} for i, m in enumerate(model)]
@@ -115,7 +115,7 @@ def test_gates_are_trained():
     assert losses != trained(TinyImages())[1]
 
 
-def test_a_model_without_such_convolutions_is_warned_of_and_wrong_settings_are_refused():
+def test_a_model_without_such_convolutions_gets_a_warning_and_wrong_settings_are_refused():
     with pytest.warns(AspectWarning, match="SqueezeExcite changed nothing in GPT"):
         build(TinyTokens(), [SqueezeExcite()])
     with pytest.warns(AspectWarning, match="at least 128"):

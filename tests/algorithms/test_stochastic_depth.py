@@ -1,4 +1,4 @@
-"""Stochastic depth: branches drop out at their rates, and their expectation stays."""
+"""Stochastic depth: branches are dropped at their rates, and their expectation stays."""
 
 import pydantic
 import pytest
@@ -40,7 +40,7 @@ def dropping(rate=0.4, mode="batch", block=None):
     return block, surgery
 
 
-def test_a_part_is_computed_without_the_branch_or_with_more_of_it():
+def test_a_branch_is_dropped_or_scaled_up():
     block = ResidualBlock(2, 4, 2)
     for norm in (block.residual[1], block.residual[4], block.shortcut[1]):
         norm.eval()
@@ -71,7 +71,7 @@ def test_a_dropped_branch_is_not_computed():
     assert 30 < len(calls) < 70
 
 
-def test_samples_are_dropped_each_by_itself():
+def test_samples_are_dropped_independently():
     torch.manual_seed(1)
     branch = torch.randn(4000, 2, 3)
     dropped = drop_samples(branch, 0.3)
@@ -81,7 +81,7 @@ def test_samples_are_dropped_each_by_itself():
     torch.testing.assert_close(dropped[~zero.any(1)], branch[~zero.any(1)] / 0.7)
 
 
-def test_samples_of_a_block_are_dropped_each_by_itself():
+def test_samples_of_a_block_are_dropped_independently():
     block, _ = dropping(0.5, "sample")
     block.eval()
     block.residual.training = True
@@ -106,7 +106,7 @@ def test_evaluation_and_the_exported_model_are_plain(mode):
     assert not hasattr(model.blocks[0].attention, "branch_drop_rate")
 
 
-def test_compiled_it_draws_the_same():
+def test_it_draws_the_same_when_compiled():
     block, _ = dropping(0.5)
     block.residual.training = True
     x = torch.randn(2, 2, 4, 4)
@@ -185,7 +185,7 @@ def transformer(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 @pytest.mark.parametrize("mode", ["batch", "sample"])
-def test_whole_blocks_of_transformers_drop_out(kind, mode):
+def test_whole_blocks_of_transformers_are_dropped(kind, mode):
     model = transformer(kind).train()
     tokens = torch.randint(0, 11, (6, 5))
     branches = residual_branches(model)

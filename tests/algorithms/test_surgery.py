@@ -1,4 +1,4 @@
-"""Surgery changes what modules do, and leaves what they are."""
+"""Surgery changes what modules compute; they stay the same objects."""
 
 import copy
 
@@ -36,7 +36,7 @@ def double_linears(model, optimizer=None):
     return surgery
 
 
-def test_what_is_changed_stays_the_same_object_with_all_that_it_had():
+def test_a_changed_module_stays_the_same_object_and_keeps_its_parts():
     model = make_model()
     linear = model[1]
     linear.weight.requires_grad_(False)
@@ -88,13 +88,13 @@ def test_the_same_change_gives_the_same_class_and_copies_keep_it():
     assert torch.equal(copied(x), one(x))
 
 
-def test_what_finds_nothing_warns():
+def test_a_method_that_finds_nothing_warns():
     surgery = double_linears(nn.Sequential(nn.ReLU()))
     with pytest.warns(AspectWarning, match="Doubling changed nothing in Sequential.*nn.Linear"):
         surgery.warn_if_unchanged("Doubling", "nn.Linear")
 
 
-def test_an_attribute_of_the_module_is_not_written_over():
+def test_an_attribute_of_the_module_is_not_overwritten():
     with pytest.raises(AspectError, match="'0' has an attribute 'bias' of its own"):
         Surgery(nn.Sequential(nn.Linear(1, 1))).mix_in("0", nn.Linear(1, 1), Doubled, bias=1)
 
@@ -104,7 +104,7 @@ def optimizer_of(model):
     return torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others}], lr=0.1)
 
 
-def test_new_parameters_are_trained_beside_those_that_they_are_like():
+def test_new_parameters_are_trained_in_the_group_of_similar_ones():
     model = nn.Sequential(nn.Linear(3, 3, dtype=torch.float64)).eval()
     optimizer = optimizer_of(model)
     before = [list(group["params"]) for group in optimizer.param_groups]
@@ -118,7 +118,7 @@ def test_new_parameters_are_trained_beside_those_that_they_are_like():
     assert not hasattr(model[0], "gate")
 
 
-def test_new_parameters_beside_one_that_is_not_trained_are_refused():
+def test_new_parameters_next_to_an_untrained_one_are_refused():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
     with pytest.raises(AspectError, match="give it all parameters"):

@@ -1,4 +1,4 @@
-"""SWA: the plain mean of the weights at the times asked for, evaluated and exported."""
+"""SWA: the plain mean of the weights at the given times, evaluated and exported."""
 
 import pydantic
 import pytest
@@ -23,7 +23,7 @@ def begun(*aspects):
 
 
 def run(loop, steps):
-    """Run steps; return the values that each one leaves."""
+    """Run steps; return the values after each step."""
     trajectory = []
     for _ in range(steps):
         loop.run_step([TinyImages.part(loop.replica.step, r) for r in range(RANKS)])
@@ -48,13 +48,13 @@ def same(left, right):
         ({}, [7]),  # eight steps, then every epoch of five
     ],
 )
-def test_what_is_evaluated_is_the_mean_of_the_weights_taken(settings, taken):
+def test_the_evaluated_weights_are_the_mean_of_the_collected_ones(settings, taken):
     loop, weave = begun(SWA(**settings))
     trajectory = run(loop, 12)
     expected = {n: torch.stack([trajectory[i][n] for i in taken]).mean(0) for n in trajectory[0]}
     seen = evaluated(loop, weave)
     torch.testing.assert_close(seen, expected)
-    with pytest.raises(AssertionError):  # the control: one more makes another mean
+    with pytest.raises(AssertionError):  # the control: one more value gives another mean
         torch.testing.assert_close(
             seen,
             {n: torch.stack([trajectory[i][n] for i in [0, *taken]]).mean(0) for n in seen},
@@ -64,7 +64,7 @@ def test_what_is_evaluated_is_the_mean_of_the_weights_taken(settings, taken):
     assert same(values(loop.replica.undo_fit()), seen)
 
 
-def test_without_a_learning_rate_the_training_is_as_without_swa():
+def test_without_a_learning_rate_training_is_the_same_as_without_swa():
     assert all(
         same(ours, theirs)
         for ours, theirs in zip(run(begun(SWA())[0], 12), run(begun()[0], 12), strict=True)

@@ -1,4 +1,4 @@
-"""Times among settings: wrong ones are refused at once, right ones come when they should."""
+"""Times among settings: wrong ones are refused at once, right ones are due when they should be."""
 
 import pydantic
 import pytest
@@ -38,18 +38,18 @@ def test_right_times_stay_as_they_were_written():
 
 
 @given(st.integers(0, 12), st.integers(1, 12), st.integers(0, 30))
-def test_what_is_due_comes_at_the_start_and_at_every_interval(start, interval, committed):
+def test_an_action_is_due_at_the_start_and_at_every_interval(start, interval, committed):
     expected = committed in range(start, 31, interval)
     assert due(CLOCK, committed, f"{start}ba", f"{interval}ba") == expected
 
 
-def test_an_interval_below_a_step_is_a_step():
+def test_an_interval_below_a_step_counts_as_a_step():
     assert all(due(CLOCK, committed, "0dur", "0.01dur") for committed in range(12))
 
 
-def test_a_stretch_that_is_known_to_be_empty_is_refused():
+def test_a_stretch_that_is_certainly_empty_is_refused():
     check_order("0.2dur", "0.3dur")
-    check_order("9ep", "1ba")  # comparable only within a run
+    check_order("9ep", "1ba")  # comparable only once the run's length is known
     for start, finish in [("0.3dur", "0.3dur"), ("4ep", "2ep")]:
         with pytest.raises(DurationError, match=f"start='{start}' is not before finish"):
             check_order(start, finish)

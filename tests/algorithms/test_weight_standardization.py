@@ -1,4 +1,4 @@
-"""Weight standardisation: filters have mean 0 and variance 1 where they are used."""
+"""Weight standardisation: used filters have mean 0 and variance 1."""
 
 import pydantic
 import pytest
@@ -18,7 +18,7 @@ from tests.algorithms.tiny import TinyImages, TinyNetwork, TinyTokens, build, tr
 
 
 def naive(weight, eps):
-    """Write the paper's formula per filter, in plain numbers."""
+    """Compute the paper's formula per filter, with plain numbers."""
     rows = []
     for row in weight.flatten(1).tolist():
         mean = sum(row) / len(row)
@@ -28,7 +28,7 @@ def naive(weight, eps):
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1e-5, 1e-2]))
-def test_the_formula_is_the_papers(filters, channels, size, eps):
+def test_the_result_follows_the_formula_of_the_paper(filters, channels, size, eps):
     weight = torch.randn(filters, channels, size, size + 1, dtype=torch.float64) + 3
     torch.testing.assert_close(standardize_weight(weight, eps), naive(weight, eps))
 
@@ -70,7 +70,7 @@ def test_a_weight_that_two_layers_share_is_standardised_once_when_undone():
     assert torch.equal(model[0].weight, expected)
 
 
-def test_the_last_and_those_of_one_weight_per_filter_are_left_alone():
+def test_the_last_layers_and_filters_of_one_weight_are_left_unchanged():
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3),
         nn.Conv2d(6, 6, 1, groups=6),
@@ -96,7 +96,7 @@ def test_the_aspect_is_the_function():
     assert trained(TinyImages(), [WeightStandardization()])[1] != trained(TinyImages())[1]
 
 
-def test_a_model_without_convolutions_is_warned_of_and_wrong_settings_are_refused():
+def test_a_model_without_convolutions_gets_a_warning_and_wrong_settings_are_refused():
     with pytest.warns(AspectWarning, match="WeightStandardization changed nothing in GPT"):
         build(TinyTokens(), [WeightStandardization()])
     for wrong in ({"eps": 0}, {"ignore_last": -1}):
@@ -105,7 +105,7 @@ def test_a_model_without_convolutions_is_warned_of_and_wrong_settings_are_refuse
 
 
 def test_it_is_batch_normalisation_of_the_filters():
-    """PyTorch's own: one sample, whose channels are the filters."""
+    """PyTorch's batch normalisation of one sample whose channels are the filters."""
     weight = torch.randn(6, 4, 3, 3)
     theirs = functional.batch_norm(weight.flatten(1)[None], None, None, training=True, eps=1e-5)
     torch.testing.assert_close(standardize_weight(weight), theirs.reshape(weight.shape))

@@ -27,7 +27,7 @@ CLOCK = Clock(
 
 
 class TinyNetwork(nn.Module):
-    """A bit of everything that methods for images look for."""
+    """One layer of each kind that methods for images change."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ def build(task, aspects=()):
 
 
 def alone():
-    """Return the wire of the only worker."""
+    """Return the transport of a single worker."""
     return Network(1).wire(0)
 
 

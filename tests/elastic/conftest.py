@@ -17,8 +17,8 @@ from tests.elastic.scripted_pool import AtOnce, FakeTime, ScriptedPool, comes, m
 def lead(tmp_path, monkeypatch):
     """Return a function that leads a run through a script; it returns the outcome and the pool.
 
-    `left` is how the workers stand that a coordinator before has left, by name; `prepare` is
-    called with the pool before all else.
+    `left` is the state of the workers of an earlier coordinator, by name; `prepare` is called
+    first, with the pool.
     """
     time = FakeTime()
     context = SimpleNamespace(current_actor=None)

@@ -1,4 +1,4 @@
-"""Members of a group as processes, each of which does what a test calls it to do."""
+"""Members of a group as processes that run the functions that a test calls."""
 
 import contextlib
 import multiprocessing
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 HOST = "127.0.0.1"
 PATIENCE = 30  # seconds; only a test that is about to fail waits so long
 
-# One clean process imports torch; the members are forked from it, before it has any thread.
+# One clean process imports torch; the members are forked from it before it starts a thread.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["raytrain_plus.training.transport"])
 
@@ -33,7 +33,7 @@ class MemberProcess:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def call(self, function, *args):
-        """Let the process call `function(kept, *args)`; return a future of the result."""
+        """Call `function(kept, *args)` in the process; return a future of the result."""
         future = Future()
         self._futures.append(future)
         self._pipe.send((len(self._futures) - 1, function, args))
@@ -48,7 +48,7 @@ class MemberProcess:
         self._process.join()
 
     def halt(self):
-        """Stop the process as if it hung; it is there, but silent."""
+        """Stop the process as if it hung: it exists, but does not answer."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def _listen(self):

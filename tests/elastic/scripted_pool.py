@@ -1,6 +1,6 @@
 """Workers without Ray or processes, which start, train, die and hang as a script says.
 
-Time passes only when the coordinator waits for something, so that no test does.
+Time passes only when the coordinator waits, so that tests do not wait.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ STEP_SECONDS = 1.0
 
 
 class FakeTime:
-    """What the package sees as the module `time`."""
+    """Replaces the module `time` in the package."""
 
     def __init__(self):
         self.now = 1000.0
@@ -45,7 +45,7 @@ class FakeTime:
 
 
 class AtOnce:
-    """A thread that has ended when it has been started."""
+    """A thread that has ended when `start` returns."""
 
     def __init__(self, target, args=(), **_):
         self.start = lambda: target(*args)
@@ -103,17 +103,17 @@ class Workers:
     plan: object
     called: set = field(default_factory=set)
     running: set = field(default_factory=set)
-    formed: bool = False  # all have the state from which the plan starts
+    formed: bool = False  # all members have the state from which the plan starts
     stuck: bool = False  # a member is lost or hangs, so that no member makes progress
     pausing: bool = False
 
 
 class ScriptedPool:
-    """Takes the place of `WorkerActors`.
+    """Replaces `WorkerActors`.
 
     Args:
-        time: whose time passes when the coordinator waits.
-        arrive: worker -> how it comes, or None if it does not.
+        time: the clock, which advances when the coordinator waits.
+        arrive: worker -> how it arrives, or None if it does not.
         script: step -> a function of this pool, called once while that step is being computed.
     """
 
@@ -127,25 +127,28 @@ class ScriptedPool:
         self.draining = set()
         self.events = deque()
         self.started, self.ended, self.hung, self.plans, self.saved = [], [], [], [], []
-        self.avoided = {}  # worker -> the node on which it is not to start
-        self.steps = {}  # worker -> committed steps, of those that live
+        self.avoided = {}  # worker -> the node on which it must not start
+        self.steps = {}  # worker -> committed steps, of live workers
         self.answers = {}  # worker -> what it says when asked what it is doing
         self.told = True  # whether steps are reported as they are committed
         self.known = []  # all records of the survivors
         self.group = None
         self.held, self.asked, self.tested = [], [], []
-        self.short = {}  # worker -> how it was ended for want of memory
+        self.short = {}  # worker -> how it was ended for lack of memory
         self.wrong = set()  # workers whose arithmetic is wrong
-        self.left = {}  # worker -> how it stands, when a coordinator has come back
-        self.seconds = lambda _, ranks: 0.1 * len(ranks)  # that a worker computes in a step
-        self.exchange = 10.0, 0.0  # seconds, seen and unseen: the fewer bytes the better
+        self.left = {}  # worker -> its state, as a restarted coordinator finds it
+        self.seconds = lambda _, ranks: 0.1 * len(ranks)  # of computing, per worker and step
+        self.exchange = (
+            10.0,
+            0.0,
+        )  # seconds, visible and hidden: fewer bytes are better
         self.forming = {}  # generation -> a function of this pool, called before all have the state
         self.damaged = set()  # checkpoints
-        self.writes = True  # whether a share of a checkpoint is written as soon as it is begun
+        self.writes = True  # whether a share of a checkpoint is written as soon as it is started
         self.share_error = ""  # why it cannot be
-        self.store_error = ""  # why the store takes nothing
+        self.store_error = ""  # why the store refuses writes
 
-    # -- what `WorkerActors` offers
+    # -- the methods of `WorkerActors`
 
     def start(self, worker, *, fault=None, avoid=""):
         self.started.append(worker)
@@ -177,7 +180,7 @@ class ScriptedPool:
             self.group.pausing = True
 
     def abort(self, workers, generation, reason):
-        if self.group is None:  # a coordinator has come back
+        if self.group is None:  # a coordinator was restarted
             self.let_go(workers, reason)
             return
         assert self.group.plan.generation == generation
@@ -197,7 +200,7 @@ class ScriptedPool:
         return [r for r in self.known if r.step > after] if worker in self.steps else []
 
     def ask_checkpoint(self, worker, generation, step):
-        if worker in self.group.running:  # else its report is on its way
+        if worker in self.group.running:  # otherwise its report is on its way
             self.asked.append((generation, step))
 
     def save(self, worker, step):
@@ -266,7 +269,7 @@ class ScriptedPool:
         self.time.now += timeout
         return None
 
-    # -- what a script may do
+    # -- the actions of a script
 
     def come(self, came):
         if came.ready is not None:
@@ -281,12 +284,12 @@ class ScriptedPool:
         self.returned(worker, died="the actor died")
 
     def hang(self, worker, status=None):
-        """Let a worker hang: it says nothing, or says that it is busy."""
+        """Let a worker hang: it does not answer, or says that it is busy."""
         self.answers[worker] = status
         self.group.stuck = True
 
     def find_corruption(self, accused=(), suspects=(), *, tie=False):
-        """Let all find, before the step in flight is committed, that something is wrong."""
+        """Let all workers find corruption before the step in flight is committed."""
         step = max(self.steps[worker] for worker in self.group.running)
         found = Corruption(step, tuple(accused), tuple(suspects), tie, "it is wrong")
         self.group.stuck = True
@@ -298,7 +301,7 @@ class ScriptedPool:
         self.report(worker, "failed", error=error, transient=transient)
 
     def crash(self, worker, folder, word="Fatal Python error: Segmentation fault"):
-        """Let a worker's process crash, which leaves word of it."""
+        """Let a worker's process crash and leave a report."""
         (folder / f".crash-{worker}").write_text(word)
         self.die(worker)
 

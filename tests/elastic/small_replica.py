@@ -25,7 +25,7 @@ def trained(steps, seed=17):
 
 
 def train(replica, steps):
-    """Train a replica on; equal steps give equal states."""
+    """Train a replica further; equal steps give equal states."""
     for _ in range(steps):
         inputs = torch.randn((8, 3), generator=torch.Generator().manual_seed(replica.step))
         replica.optimizer.zero_grad()

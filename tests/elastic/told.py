@@ -1,4 +1,4 @@
-"""What an outcome and a journal tell of a run."""
+"""Reads an outcome and a journal of a run."""
 
 from raytrain_plus.observe.causes import causes_of, sentence
 from raytrain_plus.observe.journal import read
@@ -13,7 +13,7 @@ def groups_in(outcome):
 
 
 def check_journal(folder, total=10):
-    """The journal has every step once, and an end."""
+    """Check that the journal has each step once, and an end."""
     events = read(folder)
     steps = [event for event in events if event["event"] == "step"]
     assert [event["step"] for event in steps] == list(range(1, total + 1))

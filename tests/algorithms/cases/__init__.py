@@ -1,4 +1,4 @@
-"""What the conformance matrix must know of each aspect; one without an entry fails the suite."""
+"""What the conformance matrix needs to know about each aspect; an aspect without an entry fails."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,17 @@ class Case:
     """One aspect in the matrix.
 
     Attributes:
-        aspect: with settings other than the defaults, such that it acts within twelve steps.
-        tasks: the tiny tasks that it is for.
-        acts: says of a step, from 0, whether any of its advice in the step must act (`fit`,
-            `evaluate` and `checkpoint` do not count); None if it only changes the model.
-        neutral: the same aspect set so that the trained bits are those without it; None if there is
-            no such setting.
-        restores: whether undoing `fit` gives back a model with the plain one's classes and names.
-        same_function: whether the model computes the same after that as before, for evaluation.
-        averages: whether it leaves the weights alone and keeps averages of them.
-        slow: whether it costs seconds to start; it is then paired with few others.
+        aspect: the aspect, with settings other than the defaults, so that it acts within twelve
+            steps.
+        tasks: the tiny tasks that it can be used with.
+        acts: step, from 0 -> whether any of its advice in the step must act (`fit`, `evaluate` and
+            `checkpoint` do not count); None if it only changes the model.
+        neutral: the same aspect with settings that do not change the trained bits; None if there
+            are no such settings.
+        restores: whether undoing `fit` restores the plain model's classes and names.
+        same_function: whether the model computes the same in evaluation before and after undoing.
+        averages: whether it leaves the weights unchanged and keeps averages of them.
+        slow: whether it takes seconds to start; if so, it is paired with few others.
     """
 
     aspect: Aspect

@@ -1,4 +1,4 @@
-"""Methods for models of language, and for normalisations in low precision."""
+"""Methods for language models, and for normalisations in low precision."""
 
 from raytrain_plus.algorithms.alibi import ALiBi
 from raytrain_plus.algorithms.attention_convolution import AttentionConvolution

@@ -1,4 +1,4 @@
-"""Methods that change what is optimised, how, and what is made of it."""
+"""Methods that change the loss, the optimisation, or the resulting weights."""
 
 from raytrain_plus.algorithms.ema import EMA
 from raytrain_plus.algorithms.gradient_clipping import GradientClipping

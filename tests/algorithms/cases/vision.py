@@ -1,4 +1,4 @@
-"""Methods for networks of convolutions, and for residual networks."""
+"""Methods for convolutional networks, and for residual networks."""
 
 from raytrain_plus.algorithms.blur_pool import BlurPool
 from raytrain_plus.algorithms.channels_last import ChannelsLast

@@ -1,4 +1,4 @@
-"""A run is followed to its own end, by nothing but its journal."""
+"""A driver follows a run to its end by its journal only."""
 
 import signal
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ OUTCOME = Outcome(
 
 
 class Script:
-    """Takes the place of time and of Ray: each sleep does what comes next, and no time passes."""
+    """Replaces time and Ray: each sleep does the next scripted action, and no time passes."""
 
     def __init__(self, monkeypatch, *acts):
         self.acts, self.now, self.stops, self.killed = list(acts), 0.0, 0, []
@@ -99,7 +99,7 @@ class Script:
 
 @pytest.fixture(autouse=True)
 def usual_signals():
-    """As in a terminal, also where what runs the tests ignores some."""
+    """Signals as in a terminal, even if the test runner ignores some."""
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
         signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
@@ -171,7 +171,7 @@ def test_the_outcome_is_read_from_the_journal_as_it_was_written(tmp_path):
     assert found.summary["wall_seconds"] >= 0.0
 
 
-def test_a_run_that_was_resumed_ends_as_it_ended_the_last_time(tmp_path):
+def test_a_resumed_run_has_the_state_of_its_last_end(tmp_path):
     begin(tmp_path)
     end(tmp_path, Outcome(state="stopped", steps=2))
     begin(tmp_path, resumed_step=2)
@@ -181,7 +181,7 @@ def test_a_run_that_was_resumed_ends_as_it_ended_the_last_time(tmp_path):
     assert len(found.outcome.generations) == 1
 
 
-def test_what_is_other_than_before_a_resume_marks_the_run(tmp_path):
+def test_a_change_since_before_a_resume_marks_the_run(tmp_path):
     begin(tmp_path, changes=["seed: was 1, is 2"])
     changed = "environment: torch is 2, before it was 1"
     Journal(tmp_path).write("environment", fingerprint={"torch": "2"}, changes=[changed])
@@ -207,7 +207,7 @@ def test_a_run_is_followed_until_its_end_is_written(tmp_path, monkeypatch):
     ]
 
 
-def test_the_end_of_the_run_before_is_not_that_of_a_resumed_run(tmp_path, monkeypatch):
+def test_the_end_before_a_resume_does_not_end_the_resumed_run(tmp_path, monkeypatch):
     begin(tmp_path)
     end(tmp_path, Outcome(state="stopped", steps=2))
     begin(tmp_path, resumed_step=2)
@@ -215,7 +215,7 @@ def test_the_end_of_the_run_before_is_not_that_of_a_resumed_run(tmp_path, monkey
     assert follow("run", tmp_path).outcome.state == "finished"
 
 
-def test_what_stands_before_the_offset_is_not_told(tmp_path, monkeypatch):
+def test_lines_before_the_offset_are_not_shown(tmp_path, monkeypatch):
     begin(tmp_path)
     end(tmp_path, Outcome(state="stopped", steps=2))
     offset, seen = (tmp_path / FILE_NAME).stat().st_size, []
@@ -226,7 +226,7 @@ def test_what_stands_before_the_offset_is_not_told(tmp_path, monkeypatch):
     assert [event["event"] for event in seen] == ["run", "generation", "end"]
 
 
-def test_a_coordinator_that_is_gone_for_good_is_told(tmp_path, monkeypatch):
+def test_a_coordinator_that_is_gone_for_good_is_reported(tmp_path, monkeypatch):
     begin(tmp_path)
     script = Script(monkeypatch)
     script.actor = nobody
@@ -306,7 +306,7 @@ def test_a_closed_terminal_stops_the_run_only_where_it_would_end_with_this_proce
     assert script.stops == 1
 
 
-def test_what_was_ignored_stays_ignored(tmp_path, monkeypatch):
+def test_ignored_signals_stay_ignored(tmp_path, monkeypatch):
     begin(tmp_path)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
@@ -326,7 +326,7 @@ def test_a_coordinator_that_does_not_stop_is_left_after_a_while(tmp_path, monkey
     assert 15.0 < script.now < 20.0
 
 
-def test_a_coordinator_that_is_stopped_is_ended_and_one_that_starts_is_not(tmp_path, monkeypatch):
+def test_a_stopped_coordinator_is_ended_and_a_starting_one_is_not(tmp_path, monkeypatch):
     begin(tmp_path)
     script = Script(monkeypatch, *[lambda: None] * 200, lambda: end(tmp_path))
     script.health = does_not_answer
@@ -341,7 +341,7 @@ def test_a_coordinator_that_is_stopped_is_ended_and_one_that_starts_is_not(tmp_p
 
 
 @pytest.mark.parametrize(("told", "deadline"), [({}, 30.0), ({"coordinator_deadline": 12.0}, 12.0)])
-def test_how_long_a_coordinator_may_be_silent_is_the_runs_setting(
+def test_the_runs_setting_limits_the_silence_of_a_coordinator(
     tmp_path, monkeypatch, told, deadline
 ):
     begin(tmp_path, elastic=told)
@@ -353,9 +353,7 @@ def test_how_long_a_coordinator_may_be_silent_is_the_runs_setting(
     assert deadline < at[0] < deadline + 3.0
 
 
-def test_a_coordinator_that_took_long_to_come_back_is_not_taken_for_one_that_hangs(
-    tmp_path, monkeypatch
-):
+def test_a_slow_restart_of_the_coordinator_is_not_a_hang(tmp_path, monkeypatch):
     begin(tmp_path)
     script = Script(monkeypatch)
     script.health, script.state = does_not_answer, "RESTARTING"
@@ -435,7 +433,7 @@ def test_sigterm_stops_the_run_too_and_is_as_before_afterwards(tmp_path, monkeyp
         assert follow("run", tmp_path).outcome.state == "finished"
         assert script.stops == 1
         assert taken == []
-        terminate()  # the control: no process follows any more
+        terminate()  # the control: no process follows the run any more
         assert taken == [True]
     finally:
         signal.signal(signal.SIGTERM, before)

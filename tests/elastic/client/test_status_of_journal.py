@@ -1,4 +1,4 @@
-"""How a run stands that does not live, by its journal."""
+"""The status of a run that is not running, from its journal."""
 
 import pytest
 
@@ -33,11 +33,11 @@ def told(folder):
 
 
 @pytest.mark.usefixtures("run")
-def test_a_run_that_has_ended_stands_at_its_end(tmp_path):
+def test_an_ended_run_has_the_state_of_its_end(tmp_path):
     assert told(tmp_path) == ("finished", 6, 1.0 / 6, {"accuracy": 0.75}, "d")
 
 
-def test_a_run_that_was_resumed_stands_where_it_goes_on(run, tmp_path):
+def test_a_resumed_run_has_the_state_from_which_it_goes_on(run, tmp_path):
     written, described = run
     written.write("run", **described, total_steps=4, resumed_step=3, changes=["total_steps"])
     assert told(tmp_path) == ("unreachable", 3, None, {}, "")

@@ -1,4 +1,4 @@
-"""What is kept of a run, whatever becomes of those who write it."""
+"""Which checkpoints of a run are kept, whatever happens to the workers that write them."""
 
 from collections import deque
 from types import SimpleNamespace
@@ -38,13 +38,13 @@ class Run:
         self.begin()
 
     def begin(self):
-        """Let a coordinator begin, or come back."""
+        """Start or restart a coordinator."""
         events = read(self.folder) if list(self.folder.glob("*.jsonl")) else []
         self.run_log = RunLog(Journal(self.folder), events)
         self.checkpoints = CheckpointCoordinator(self.spec, self.run_log, self.told.append, events)
 
     def share(self, step, place, generation=1, workers=PAIR):
-        self.run_log.extend_to(step)  # no checkpoint is to know more steps than the journal
+        self.run_log.extend_to(step)  # no checkpoint may know more steps than the journal
         replica = trained(step, seed=generation)
         snapshot = Snapshot.of(replica)
         folder = self.folder / checkpointer.name_of(step)
@@ -58,7 +58,7 @@ class Run:
             self.checkpoints.written(worker, share, living, now=0.0)
 
     def write(self, step, generation=1, workers=PAIR):
-        """Let all workers write their shares."""
+        """Write the shares of all workers."""
         for place, worker in enumerate(workers):
             share = self.share(step, place, generation, workers)
             self.checkpoints.written(worker, share, workers, now=0.0)
@@ -113,7 +113,7 @@ def test_steps_are_those_of_the_interval_but_not_the_last(make):
     run.checkpoints.request()
     assert run.checkpoints.next_step(2, 0.0) == 3
     run.snapshot(3)
-    assert run.checkpoints.next_step(3, 0.0) is None  # one is under way
+    assert run.checkpoints.next_step(3, 0.0) is None  # one is being written
     run.write(3)
     run.settle()
     assert run.checkpoints.next_step(4, 0.0) == 5
@@ -126,7 +126,7 @@ def test_a_lost_worker_voids_what_is_under_way_and_another_is_due_at_once(make):
     late = run.share(5, 0)
     run.checkpoints.lost("w1", now=9.0)
     assert run.checkpoints.next_step(7, 9.0) == 8
-    run.checkpoints.written("w0", late, ["w0"], 9.0)  # of the attempt that was given up
+    run.checkpoints.written("w0", late, ["w0"], 9.0)  # of the abandoned attempt
     run.checkpoints.written("w1", run.share(5, 1), ["w0"], 9.0)
     run.settle()
     assert run.whole() == []
@@ -150,7 +150,7 @@ def test_a_worker_that_is_lost_after_its_share_voids_nothing(make):
     assert run.whole() == [5]
 
 
-def test_a_run_that_had_to_go_further_back_keeps_steps_before_those_that_it_had_begun(make):
+def test_a_run_that_goes_back_keeps_checkpoints_before_the_lost_attempt(make):
     run = make()
     run.keep(5)
     run.snapshot(10)
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_another_run_has_written_there_meanwhile_is_a_failure(
     assert "committed by another writer" in run.noted()[0]["error"]
 
 
-def test_what_is_not_to_be_kept_is_deleted_and_told(make):
+def test_checkpoints_beyond_the_limit_are_deleted_and_noted(make):
     run = make(retention=Retention(num_to_keep=2))
     for step in (5, 10, 15):
         run.keep(step)
@@ -207,7 +207,7 @@ def test_what_is_not_to_be_kept_is_deleted_and_told(make):
     assert [e["folder"] for e in run.noted() if e.get("removed")] == [run.place(5)]
 
 
-def test_a_coordinator_that_comes_back_knows_what_there_is(make):
+def test_a_restarted_coordinator_knows_the_checkpoints(make):
     run = make(retention=Retention(num_to_keep=2))
     for step in (5, 10, 15):
         run.keep(step)
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_the_journal_has_lost_is_known_by_the_resume_from_it(m
     assert run.checkpoints.newest() == (run.place(10), 10)
 
 
-def test_what_is_kept_of_a_checkpoint_is_what_was_known_at_its_step(make):
+def test_a_checkpoint_records_the_metrics_known_at_its_step(make):
     run = make()
     run.run_log.add([Record(n, 1, 1.0, 1.0 / n, 0.0) for n in range(1, 9)], 2)
     evaluations = [(2, 0.25), (8, 0.75)]
@@ -262,13 +262,13 @@ def test_what_is_kept_of_a_checkpoint_is_what_was_known_at_its_step(make):
 # -- after corruption
 
 
-def test_what_corruption_has_made_is_used_by_nobody(make):
+def test_a_corrupt_checkpoint_is_not_used(make):
     run = make()
     for step in (5, 10, 15):
         run.keep(step)
     run.checkpoints.distrust_after(10, generation=1)
     assert run.checkpoints.newest() == (run.place(10), 10)
-    assert run.whole() == [5, 10]  # nor by who resumes the run
+    assert run.whole() == [5, 10]  # nor by a resumed run
     run.begin()
     assert run.checkpoints.newest() == (run.place(10), 10)
     run.keep(15, generation=2)  # the same step, with another state
@@ -276,14 +276,14 @@ def test_what_corruption_has_made_is_used_by_nobody(make):
     assert checkpointer.read_header(run.place(15)).digest == trained(15, seed=2).digest()
 
 
-def test_an_attempt_under_way_is_given_up_whatever_of_it_comes_late(make):
+def test_an_abandoned_attempt_stays_abandoned_when_late_messages_arrive(make):
     run = make()
     run.keep(5)
     run.snapshot(10)
     run.checkpoints.written("w0", run.share(10, 0), PAIR, 0.0)
     run.checkpoints.distrust_after(8, generation=1)
     run.checkpoints.written("w1", run.share(10, 1), PAIR, 0.0)
-    run.snapshot(9)  # a word of its beginning that comes only now
+    run.snapshot(9)  # a late report of its start
     run.write(9)
     run.settle()
     assert run.whole() == [5]
@@ -292,7 +292,7 @@ def test_an_attempt_under_way_is_given_up_whatever_of_it_comes_late(make):
     assert run.whole() == [5, 10]
 
 
-def test_an_attempt_of_which_nobody_had_heard_does_not_begin_any_more(make):
+def test_an_attempt_that_was_not_reported_before_the_corruption_does_not_start(make):
     run = make()
     run.keep(5)
     run.checkpoints.distrust_after(8, generation=1)
@@ -333,20 +333,20 @@ def test_the_last_state_is_saved_by_the_first_that_can(make):
     assert run.checkpoints.newest() == (run.place(7), 7)
 
 
-def test_a_commit_that_ends_as_the_last_state_is_saved_counts_among_those_to_be_kept(make):
+def test_a_commit_that_ends_while_the_last_state_is_saved_counts_for_retention(make):
     run = make(retention=Retention(num_to_keep=1))
     run.keep(5)
     run.snapshot(10)
-    run.write(10)  # it is committed, and the coordinator has not heard of it yet
+    run.write(10)  # it is committed, and the coordinator does not know it yet
 
     def save(_, step):
         return checkpointer.save(run.place(step), trained(step), "run")
 
     assert run.checkpoints.save_last({"w0": 12}, save)[0] == run.place(12)
-    assert run.whole() == [12]  # though the run may end before it hears of the commit
+    assert run.whole() == [12]  # although the run may end before it knows of the commit
     run.settle()
     assert run.whole() == [12]
-    # The control: where all are kept, nothing is deleted.
+    # The control: if all are kept, nothing is deleted.
     other = make(retention=Retention())
     other.snapshot(15)
     other.write(15)
@@ -355,7 +355,7 @@ def test_a_commit_that_ends_as_the_last_state_is_saved_counts_among_those_to_be_
     assert 15 in other.whole()
 
 
-def test_when_nobody_can_save_there_is_no_last(make):
+def test_without_a_worker_that_can_save_there_is_no_last_checkpoint(make):
     run = make()
 
     def save(_worker, _step):

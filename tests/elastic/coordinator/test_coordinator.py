@@ -1,4 +1,4 @@
-"""The coordinator leads a run through whatever a script does to its workers."""
+"""The coordinator leads a run while a script disturbs its workers."""
 
 import contextlib
 import os
@@ -26,7 +26,9 @@ def said(generation):
     return sentence(causes_of(generation))
 
 
-def test_a_run_that_was_taken_over_ends_its_workers_and_writes_nothing_more(lead, tmp_path):
+def test_a_run_taken_over_by_another_driver_ends_its_workers_and_writes_nothing_more(
+    lead, tmp_path
+):
     pools = []
 
     def take_over(_pool):
@@ -46,13 +48,13 @@ CHANGED = {"task.py": CodeFile("/there/task.py", "2"), "new.py": CodeFile("/ther
 
 
 def coming_with(code):
-    """Return how workers come that have imported some code, by name; others have what is meant."""
+    """Return how workers arrive: some, by name, have imported other code."""
     return lambda worker: PrepareReturned(
         worker, replace(make_ready(worker), code=code.get(worker, CODE))
     )
 
 
-def test_a_newcomer_with_other_code_is_refused_and_the_healthy_go_on(lead, tmp_path):
+def test_a_newcomer_with_other_code_is_refused_and_the_others_go_on(lead, tmp_path):
     arrive = coming_with({f"w{i}": CHANGED for i in range(2, 40)})
     script = {4: lambda pool: pool.die("w1")}
     outcome, _ = lead(script, arrive, workers=(1, 2), code=CODE)
@@ -75,7 +77,7 @@ def test_a_run_that_has_lost_all_workers_ends_if_only_other_code_is_left(lead, t
     assert sum(e.get("state") == "refused" for e in read(tmp_path)) == 3
 
 
-def test_code_that_the_driver_has_not_seen_is_that_of_the_first_worker(lead, tmp_path):
+def test_code_that_the_driver_has_not_seen_must_equal_the_first_workers(lead, tmp_path):
     theirs = {**CODE, "new.py": CodeFile("/a/new.py", "3")}
     other = {**CODE, "new.py": CodeFile("/b/new.py", "4")}
     arrive = coming_with({"w0": theirs, "w1": other})
@@ -107,19 +109,17 @@ def test_a_lost_worker_costs_no_committed_step(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_the_journal_says_how_workers_compute_and_who_gave_account_of_each_generation(
-    lead, tmp_path
-):
+def test_the_journal_has_the_environment_and_the_usage_of_each_generation(lead, tmp_path):
     outcome, _ = lead({4: lambda pool: pool.die("w1")}, workers=(1, 3))
     events = read(tmp_path)
     (environment,) = [e for e in events if e["event"] == "environment"]
     assert environment["fingerprint"] == dict(make_ready("w0").fingerprint)
     accounts = [(e["generation"], e["workers"]) for e in events if e["event"] == "account"]
-    assert accounts[0] == (1, ["w0", "w2"])  # the lost one could give none
+    assert accounts[0] == (1, ["w0", "w2"])  # the lost worker could not report
     assert [number for number, _ in accounts] == [g["generation"] for g in outcome.generations]
 
 
-def test_a_newcomer_is_healed_by_who_has_the_state(lead):
+def test_a_newcomer_is_healed_by_a_worker_with_the_state(lead):
     outcome, pool = lead({4: lambda pool: pool.die("w0")}, workers=(1, 2))
     joined = pool.plans[-1]
     places = [a.worker for a in joined.assignments]
@@ -139,10 +139,10 @@ def test_a_survivor_that_is_a_step_behind_is_healed_by_one_ahead(lead, tmp_path)
     assert second.step == 4
     assert second.healed_by == {places.index("w1"): places.index("w2")}
     assert outcome.state == "finished"
-    check_journal(tmp_path)  # step 4, which the lost one did not tell, was asked of w2
+    check_journal(tmp_path)  # step 4, which the lost worker had not reported, was fetched from w2
 
 
-def test_steps_that_a_lost_worker_did_not_tell_are_asked_of_a_survivor(lead, tmp_path):
+def test_steps_that_a_lost_worker_did_not_report_are_fetched_from_a_survivor(lead, tmp_path):
     def silent(pool):
         pool.told = False
 
@@ -156,7 +156,7 @@ def test_steps_that_a_lost_worker_did_not_tell_are_asked_of_a_survivor(lead, tmp
 
 
 @pytest.mark.parametrize("busy", [None, WorkerStatus(phase="forward", waiting=False, age=1e6)])
-def test_a_worker_that_hangs_is_given_up_and_the_others_go_on(lead, tmp_path, busy):
+def test_a_hanging_worker_is_ended_and_the_others_go_on(lead, tmp_path, busy):
     outcome, pool = lead({4: lambda pool: pool.hang("w1", busy)}, workers=(1, 3))
     assert outcome.state == "finished"
     assert groups_in(outcome)[1] == (2, 3, 2, "w1 hung")
@@ -181,11 +181,11 @@ def test_a_hang_is_noticed_at_its_deadline(lead):
     outcome, pool = lead({4: script, 5: note}, workers=(1, 2), elastic=elastic)
     assert pool.hung == ["w1"]
     assert outcome.state == "finished"
-    seconds = times[1] - times[0] - 2.0  # of which two are those of the steps 4 and 5
+    seconds = times[1] - times[0] - 2.0  # two of which are those of steps 4 and 5
     assert 19.0 <= seconds <= 22.0
 
 
-def test_when_everybody_waits_for_everybody_the_same_group_meets_again(lead, tmp_path):
+def test_if_all_workers_wait_for_each_other_the_same_group_meets_again(lead, tmp_path):
     def script(pool):
         pool.group.stuck = True
 
@@ -280,7 +280,7 @@ def test_a_run_without_workers_ends(lead):
     assert "CPU: 1 needed" in outcome.error
 
 
-def test_a_group_that_never_gets_a_step_done_is_given_up(lead):
+def test_a_run_whose_group_commits_no_step_ends(lead):
     def again(pool):
         pool.script[1] = again
         pool.die(min(pool.group.running))
@@ -295,7 +295,7 @@ def test_a_group_that_never_gets_a_step_done_is_given_up(lead):
 
 
 @pytest.mark.parametrize(("target", "sizes"), [(1, [3, 1]), (2, [3, 2])])
-def test_fewer_workers_are_planned_out_at_a_step_boundary(lead, tmp_path, target, sizes):
+def test_the_group_shrinks_at_a_step_boundary(lead, tmp_path, target, sizes):
     outcome, pool = lead({4: lambda pool: pool.coordinator.scale(target)}, workers=(1, 3))
     assert [g["workers"] for g in outcome.generations] == sizes
     assert said(outcome.generations[1]) == f"scaled to {target}"
@@ -371,12 +371,12 @@ def test_planned_changes_happen_after_their_step(lead, tmp_path):
     at_six = next(g for g in outcome.generations if g["step"] == 6)
     assert "drained" in said(at_six)
     assert all(plan.faults == faults[3:] for plan in pool.plans)
-    assert outcome.faults_left == 1  # no worker of the script struck itself
+    assert outcome.faults_left == 1  # no worker of the script injected a fault into itself
     notes = [e for e in check_journal(tmp_path) if e["event"] == "fault"]
     assert [(e["step"], e["action"]) for e in notes] == [(0, "remove"), (3, "add"), (6, "drain")]
 
 
-def test_a_newcomer_that_a_fault_lets_hang_is_given_up_and_replaced(lead, tmp_path):
+def test_a_newcomer_that_hangs_by_a_fault_is_replaced(lead, tmp_path):
     faults = [Fault(step=3, action="hang_newcomer")]
     script = {2: lambda pool: pool.die("w1"), 5: lambda pool: pool.die("w0")}
     clock = Clock(total_steps=200, steps_per_epoch=50, batch_size=8, evaluate_every=200)
@@ -385,7 +385,7 @@ def test_a_newcomer_that_a_fault_lets_hang_is_given_up_and_replaced(lead, tmp_pa
     assert outcome.faults_left == 0
     events = read(tmp_path)
     (fault,) = [e for e in events if e["event"] == "fault"]
-    # Who came after the first loss was not hit: the fault waits for its step.
+    # The newcomer after the first loss was not hit: the fault waits for its step.
     assert (fault["action"], fault["hit"]) == ("hang_newcomer", ["w4"])
     assert [e["worker"] for e in events if e.get("state") == "failed"] == ["w4"]
     assert pool.started == ["w0", "w1", "w2", "w3", "w4", "w5"]
@@ -394,7 +394,7 @@ def test_a_newcomer_that_a_fault_lets_hang_is_given_up_and_replaced(lead, tmp_pa
     check_journal(tmp_path, total=200)
 
 
-def test_newcomers_that_find_the_task_edited_are_refused_until_that_is_undone(lead, tmp_path):
+def test_newcomers_with_an_edited_task_are_refused_until_the_edit_is_undone(lead, tmp_path):
     faults = [Fault(step=3, action="edit_task")] * 2
     clock = Clock(total_steps=200, steps_per_epoch=50, batch_size=8, evaluate_every=200)
     spec = {"workers": (1, 3), "faults": faults, "clock": clock, "code": CODE}
@@ -414,13 +414,13 @@ def test_newcomers_that_find_the_task_edited_are_refused_until_that_is_undone(le
     assert set(pool.ended) >= {"w3", "w4"}
 
 
-def test_a_task_without_code_of_the_users_is_not_edited(lead):
+def test_a_task_without_user_code_is_not_edited(lead):
     faults = [Fault(step=3, action="edit_task")]
     outcome, _ = lead({5: lambda pool: pool.die("w1")}, workers=(1, 2), faults=faults, code={})
     assert (outcome.state, outcome.faults_left) == ("finished", 1)
 
 
-def test_a_coordinator_is_stopped_once_and_has_noted_it_before(lead, tmp_path, monkeypatch):
+def test_a_fault_stops_the_coordinator_once_and_is_noted_before(lead, tmp_path, monkeypatch):
     noted = []
 
     def stop(pid, number):
@@ -434,7 +434,7 @@ def test_a_coordinator_is_stopped_once_and_has_noted_it_before(lead, tmp_path, m
     assert [(e["step"], e["action"]) for e in noted] == [(3, "stop_coordinator")]
 
 
-def test_the_status_says_how_the_run_stands(lead):
+def test_the_status_shows_the_state_of_the_run(lead):
     seen = []
     outcome, pool = lead({4: lambda pool: seen.append(pool.coordinator.status())}, workers=(2, 2))
     (status,) = seen
@@ -476,7 +476,7 @@ def test_a_slow_worker_gets_less_to_do(lead, tmp_path):
     shares = [{a.worker: len(a.ranks) for a in plan.assignments} for plan in pool.plans]
     assert shares[0] == {"w0": 4, "w1": 4}
     assert shares[1]["w1"] < 3
-    assert len(shares) == 2  # and that is that
+    assert len(shares) == 2  # and no further change
     check_journal(tmp_path, total=100)
 
 
@@ -488,7 +488,9 @@ def test_a_slow_worker_gets_less_to_do(lead, tmp_path):
         ((0.0, 0.0), None, [[10, 10, 12]]),  # not wanted
     ],
 )
-def test_where_the_exchange_is_short_all_get_as_much_to_do(lead, tmp_path, exchange, above, shares):
+def test_with_a_short_exchange_all_workers_get_equal_shares(
+    lead, tmp_path, exchange, above, shares
+):
     def prepare(pool):
         pool.exchange = exchange
 
@@ -506,7 +508,7 @@ def test_where_the_exchange_is_short_all_get_as_much_to_do(lead, tmp_path, excha
     ("slowness", "above"),
     [(0.4, None), (0.1, 0.2), (0.0, 0.2)],  # not wanted; no worker is slow; not known
 )
-def test_work_is_not_shared_anew_without_need(lead, slowness, above):
+def test_ranks_are_not_reassigned_without_need(lead, slowness, above):
     def prepare(pool):
         pool.seconds = lambda worker, ranks: len(ranks) * (slowness if worker == "w1" else 0.1)
 

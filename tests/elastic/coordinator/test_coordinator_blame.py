@@ -1,4 +1,4 @@
-"""The coordinator tells the task's faults from those of machines."""
+"""The coordinator distinguishes errors of the task from errors of machines."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def workers_in(folder, state):
     return [e["worker"] for e in events if e["event"] == "worker" and e["state"] == state]
 
 
-def test_what_a_machine_may_have_caused_is_tried_once_elsewhere(lead, tmp_path):
+def test_an_error_that_a_machine_may_have_caused_is_retried_once_on_another_worker(lead, tmp_path):
     script = {4: lambda pool: pool.fail("w1", "EIO", transient=True)}
     outcome, pool = lead(script, workers=(1, 3))
     assert outcome.state == "finished"
@@ -28,7 +28,7 @@ def test_what_a_machine_may_have_caused_is_tried_once_elsewhere(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_what_happens_again_in_the_same_step_is_the_tasks(lead, tmp_path):
+def test_an_error_that_repeats_in_the_same_step_is_the_tasks(lead, tmp_path):
     def again(pool):
         pool.fail(min(pool.group.running), "EIO", transient=True)
 
@@ -43,7 +43,7 @@ def test_what_happens_again_in_the_same_step_is_the_tasks(lead, tmp_path):
     assert outcome.checkpoint == str(tmp_path / "checkpoint_00000003")
 
 
-def test_what_happens_again_in_a_later_step_is_tried_again(lead):
+def test_an_error_that_repeats_in_a_later_step_is_retried(lead):
     script = {
         4: lambda pool: pool.fail("w1", "EIO", transient=True),
         6: lambda pool: pool.fail("w0", "EIO", transient=True),
@@ -95,7 +95,7 @@ def test_a_lone_worker_that_is_lost_again_and_again_in_one_step_ends_the_run(lea
     assert len(pool.plans) == 5
 
 
-def test_those_who_are_expelled_for_one_step_again_and_again_are_not_to_blame(lead, tmp_path):
+def test_workers_expelled_again_and_again_in_one_step_do_not_end_the_run(lead, tmp_path):
     def again(pool):
         pool.script[5] = again
         pool.find_corruption([max(pool.group.running)])
@@ -132,7 +132,7 @@ def test_a_task_that_fails_wherever_it_is_loaded_ends_the_run(lead, transient, t
     assert len(pool.started) == tried
 
 
-def test_a_newcomer_that_hangs_as_it_comes_up_is_given_up_and_replaced(lead, tmp_path):
+def test_a_newcomer_that_hangs_while_it_starts_is_replaced(lead, tmp_path):
     def arrive(worker):
         if worker != "w1":
             return comes(worker)
@@ -164,7 +164,7 @@ def test_a_newcomer_that_hangs_as_it_comes_up_is_given_up_and_replaced(lead, tmp
     assert [a.worker for a in pool.plans[-1].assignments] == ["w0", "w2"]
 
 
-def test_faults_on_purpose_blame_nobody(lead, tmp_path):
+def test_injected_faults_are_not_blamed_on_the_task(lead, tmp_path):
     faults = [Fault(step=4, action="kill"), Fault(step=4, action="kill", phase="forward")]
     times = []
 
@@ -180,7 +180,7 @@ def test_faults_on_purpose_blame_nobody(lead, tmp_path):
     assert outcome.state == "finished"
 
 
-def test_a_last_state_that_the_store_does_not_take_is_kept_elsewhere_and_named(lead, tmp_path):
+def test_a_last_state_that_the_store_refuses_is_kept_on_a_node_and_named(lead, tmp_path):
     outcome, _ = lead(workers=(1, 1), prepare=lambda pool: setattr(pool, "store_error", "full"))
     assert (outcome.state, outcome.checkpoint) == ("finished", "/rescued/10")
     (warning,) = [e for e in read(tmp_path) if e["event"] == "warning"]
@@ -207,7 +207,7 @@ def short_of_memory(pool):
     pool.die(worker)
 
 
-def test_a_worker_that_was_ended_for_want_of_memory_is_named_as_that(lead, tmp_path):
+def test_a_worker_ended_by_rays_memory_monitor_is_reported_as_out_of_memory(lead, tmp_path):
     script = {4: short_of_memory, 7: lambda pool: pool.die("w0")}
     outcome, _ = lead(script, workers=(1, 2))
     assert outcome.state == "finished"
@@ -216,7 +216,7 @@ def test_a_worker_that_was_ended_for_want_of_memory_is_named_as_that(lead, tmp_p
     check_journal(tmp_path)
 
 
-def test_a_worker_that_ends_itself_for_want_of_memory_is_named_by_its_own_word(lead, tmp_path):
+def test_a_worker_that_ends_itself_for_lack_of_memory_is_reported_as_out_of_memory(lead, tmp_path):
     def script(pool):
         pool.coordinator.report_memory_shortage("w1", "it used 7.0 GiB")
         pool.die("w1")
@@ -240,12 +240,12 @@ def test_a_step_that_needs_more_memory_than_there_is_ends_the_run(lead, tmp_path
     assert len(workers_in(tmp_path, "lost")) == 3
 
 
-def test_losses_for_want_of_memory_in_different_steps_do_not(lead):
+def test_losses_for_lack_of_memory_in_different_steps_do_not_end_the_run(lead):
     outcome, _ = lead(dict.fromkeys((2, 4, 6, 8), short_of_memory), workers=(2, 2))
     assert outcome.state == "finished"
 
 
-def test_a_newcomer_that_was_ended_for_want_of_memory_is_named_as_that(lead, tmp_path):
+def test_a_newcomer_ended_by_rays_memory_monitor_is_reported_as_out_of_memory(lead, tmp_path):
     outcome, _ = lead(
         arrive=lambda worker: PrepareReturned(worker, None, died="the actor died"),
         prepare=lambda pool: pool.short.update(dict.fromkeys(("w0", "w1", "w2"), SHORT)),

@@ -1,4 +1,4 @@
-"""The coordinator has checkpoints written while others train, and goes on from what is whole."""
+"""Checkpoints are written while the group trains, and the run goes on from a complete one."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_checkpoints_are_written_at_their_steps_without_a_pause(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_one_may_be_asked_for(lead, tmp_path):
+def test_a_checkpoint_may_be_requested(lead, tmp_path):
     lead({5: lambda pool: pool.coordinator.checkpoint()}, workers=(2, 2))
     assert kept(tmp_path) in ([5], [6])
 
@@ -57,13 +57,13 @@ def test_a_lost_worker_voids_a_checkpoint_and_the_next_is_due_at_once(lead, tmp_
     check_journal(tmp_path)
 
 
-def test_who_hangs_after_a_snapshot_keeps_nobody_waiting(lead, tmp_path):
+def test_a_worker_that_hangs_after_its_snapshot_does_not_delay_the_others(lead, tmp_path):
     asked = []
 
     def snapshot_and_hang(pool):
         pool.told, pool.writes = False, False
         pool.commit(["w0", "w1"])
-        pool.hang("w0")  # the first to tell that it has a snapshot
+        pool.hang("w0")  # the first to report its snapshot
         pool.take_snapshots(3)
 
     def prepare(pool):
@@ -77,7 +77,7 @@ def test_who_hangs_after_a_snapshot_keeps_nobody_waiting(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_when_all_die_others_go_on_from_the_newest(lead, tmp_path):
+def test_when_all_workers_die_new_ones_go_on_from_the_newest_checkpoint(lead, tmp_path):
     outcome, pool = lead({8: all_die}, workers=(2, 2), clock=CLOCK)
     again = pool.plans[1]
     assert (again.step, again.checkpoint) == (6, place(tmp_path, 6))
@@ -86,7 +86,7 @@ def test_when_all_die_others_go_on_from_the_newest(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_of_a_checkpoint_that_is_refused_the_one_before_is_taken(lead, tmp_path):
+def test_after_a_refused_checkpoint_the_previous_one_is_used(lead, tmp_path):
     def prepare(pool):
         pool.damaged.add(place(tmp_path, 6))
 
@@ -100,18 +100,18 @@ def test_of_a_checkpoint_that_is_refused_the_one_before_is_taken(lead, tmp_path)
     check_journal(tmp_path)
 
 
-def test_when_all_are_refused_the_run_begins_anew(lead, tmp_path):
+def test_if_all_checkpoints_are_refused_the_run_starts_from_the_beginning(lead, tmp_path):
     def prepare(pool):
         pool.damaged |= {place(tmp_path, 6), place(tmp_path, 3)}
 
     outcome, pool = lead({8: all_die}, workers=(2, 2), clock=CLOCK, prepare=prepare)
     assert (pool.plans[3].step, pool.plans[3].checkpoint) == (0, None)
-    assert pool.started == ["w0", "w1", "w2", "w3"]  # those who refused them can begin
+    assert pool.started == ["w0", "w1", "w2", "w3"]  # the workers that refused them can start
     assert outcome.state == "finished"
     check_journal(tmp_path)
 
 
-def test_a_run_that_is_resumed_begins_with_its_checkpoint(lead, tmp_path):
+def test_a_resumed_run_starts_from_its_checkpoint(lead, tmp_path):
     Journal(tmp_path).write("run", resumed_step=6)
     outcome, pool = lead(workers=(2, 2), resume_from=(place(tmp_path, 6), 6))
     assert (pool.plans[0].step, pool.plans[0].checkpoint) == (6, place(tmp_path, 6))
@@ -120,7 +120,7 @@ def test_a_run_that_is_resumed_begins_with_its_checkpoint(lead, tmp_path):
 
 
 def resumed_at_6(tmp_path, **told):
-    """Let the journal tell of ten steps, and of a resume from the sixth."""
+    """Write a journal with ten steps and a resume from the sixth."""
     written = Journal(tmp_path)
     for step in range(1, 11):
         written.write("step", step=step, loss=loss_of(step), loss_hex=loss_of(step).hex())
@@ -138,11 +138,11 @@ def test_a_run_that_is_resumed_to_a_shorter_duration_ends_there(lead, tmp_path):
     outcome, pool = lead(clock=clock, **spec)
     assert (pool.plans[0].step, pool.plans[0].checkpoint) == (6, place(tmp_path, 6))
     assert (outcome.state, outcome.steps, outcome.loss) == ("finished", 8, loss_of(8))
-    assert outcome.metrics == {}  # those of step 10 are another run's
+    assert outcome.metrics == {}  # the metrics of step 10 belong to another run
     assert not pool.plans[0].evaluated
 
 
-def test_a_resumed_run_that_is_stopped_early_tells_what_its_state_is(lead, tmp_path):
+def test_a_resumed_run_that_is_stopped_early_reports_its_state(lead, tmp_path):
     spec = resumed_at_6(tmp_path)
     outcome, _ = lead({7: lambda pool: pool.coordinator.stop()}, **spec)
     assert outcome.state == "stopped"
@@ -154,7 +154,7 @@ def test_a_resumed_run_that_is_stopped_early_tells_what_its_state_is(lead, tmp_p
 
 
 @pytest.mark.parametrize("limit", [None, 2])
-def test_shares_that_fail_end_the_run_only_if_that_is_asked_for(lead, tmp_path, limit):
+def test_failed_shares_end_the_run_only_if_configured(lead, tmp_path, limit):
     def prepare(pool):
         pool.share_error = "no space left"
 

@@ -33,7 +33,7 @@ def test_lines_wait_while_the_disk_is_full_and_are_written_in_order_afterwards(t
     assert kept.trouble == "No space left on device"
     assert [event["text"] for event in kept.waiting()] == ["first", "second"]
     on_disk = journal.read(tmp_path)
-    # That it strikes is noted before it does.
+    # The fault is noted before it happens.
     assert [event["event"] for event in on_disk] == ["warning", "fault"]
     assert (on_disk[1]["action"], on_disk[1]["step"]) == ("fill_disk", 4)
     time.sleep(4.9)

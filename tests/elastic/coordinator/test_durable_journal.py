@@ -99,7 +99,7 @@ def test_a_folder_that_is_removed_is_written_again(tmp_path, renamed):
     assert kinds_in(folder)[-2:] == [4, 5]
 
 
-def test_a_journal_in_the_place_of_ours_is_left_alone(tmp_path):
+def test_another_runs_journal_in_our_folder_is_left_unchanged(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     disk = Disk()
@@ -131,7 +131,7 @@ def test_what_is_not_written_at_the_end_is_kept_in_a_local_file(tmp_path, monkey
     assert steps_in(kept) == [1]
 
 
-def test_nothing_is_waited_for_where_all_is_written(tmp_path):
+def test_there_is_no_wait_if_all_lines_are_written(tmp_path):
     journal = Disk().journal(tmp_path)
     journal.write_all([step(1)])
     journal.settle(10.0, pytest.fail)

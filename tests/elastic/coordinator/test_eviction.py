@@ -1,4 +1,4 @@
-"""Who computes wrong goes, and what it may have touched is computed again."""
+"""A worker that computes wrong is evicted; steps that it may have affected are computed again."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def wrong(step):
 
 
 def finding(*accused, suspects=(), tie=False, wrong=()):
-    """Return what lets all find corruption; from then on all is computed right."""
+    """Return a script by which all find corruption; from then on all compute right."""
 
     def script(pool):
         pool.wrong |= set(wrong)
@@ -38,7 +38,7 @@ def expelled(folder):
 
 
 def losses(folder):
-    """Return the losses that count, by a journal of a run that took some back."""
+    """Return the losses that count, from the journal of a run that withdrew some."""
     return {e["step"]: e["loss"] for e in notes(folder, "step")}
 
 
@@ -49,13 +49,13 @@ def check_losses(folder):
     assert list(known._losses) == list(losses(folder).values())
 
 
-def test_whose_memory_is_wrong_is_replaced_and_no_step_is_lost(lead, tmp_path):
+def test_a_worker_with_wrong_memory_is_replaced_and_no_step_is_lost(lead, tmp_path):
     outcome, pool = lead({5: finding("w1")}, workers=(3, 3))
     assert outcome.state == "finished"
     assert groups_in(outcome)[1] == (2, 4, 2, "w1 expelled")
     assert expelled(tmp_path) == ["w1"]
     assert "w3" in [a.worker for a in pool.plans[-1].assignments]
-    assert pool.tested == []  # there is no doubt
+    assert pool.tested == []  # there is no doubt here
     (note,) = notes(tmp_path, "corruption")
     assert (note["step"], note["accused"], note["guilty"], note["trusted"]) == (4, ["w1"], [], 4)
     check_journal(tmp_path)
@@ -66,7 +66,7 @@ def test_of_two_suspects_the_one_that_computes_wrong_goes(lead, tmp_path):
     outcome, pool = lead(script, workers=(3, 3), elastic=ElasticConfig(audit_every=6))
     assert pool.tested == ["w0", "w2"]
     assert expelled(tmp_path)[0] == "w2"
-    assert notes(tmp_path, "corruption")[0]["trusted"] == 0  # the first audit in which it was
+    assert notes(tmp_path, "corruption")[0]["trusted"] == 0  # its first audit
     assert outcome.state == "finished"
     check_losses(tmp_path)
 
@@ -79,7 +79,7 @@ def test_suspects_that_compute_right_go_on(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_a_suspect_that_has_gone_meanwhile_may_have_been_the_one(lead, tmp_path):
+def test_a_suspect_that_has_left_meanwhile_may_be_the_guilty_one(lead, tmp_path):
     def script(pool):
         pool.die("w2")
         pool.find_corruption(suspects=["w0", "w2"])
@@ -100,7 +100,7 @@ def test_steps_since_the_last_comparison_are_computed_again(lead, tmp_path):
     check_losses(tmp_path)
 
 
-def test_without_that_the_steps_would_be_an_error(lead):
+def test_other_losses_of_steps_that_were_not_withdrawn_are_an_error(lead):
     """The negative control: steps that are computed again, to other losses."""
 
     def script(pool):
@@ -128,7 +128,7 @@ def test_all_go_back_to_a_checkpoint_that_can_be_trusted(lead, tmp_path):
     assert outcome.state == "finished"
 
 
-def test_who_has_not_come_to_load_it_is_trusted_no_more_than_before(lead, tmp_path):
+def test_a_worker_that_has_not_loaded_the_checkpoint_is_trusted_no_more_than_before(lead, tmp_path):
     def prepare(pool):
         pool.forming[2] = lambda pool: pool.die(pool.group.plan.assignments[0].worker)
 
@@ -151,7 +151,7 @@ def test_a_state_that_is_not_trusted_is_not_saved_as_the_last(lead):
     assert outcome.checkpoint.endswith("checkpoint_00000003")  # the last that can be trusted
 
 
-def test_when_it_is_refused_others_begin_anew(lead, tmp_path):
+def test_if_the_checkpoint_is_refused_new_workers_start_from_the_beginning(lead, tmp_path):
     def prepare(pool):
         pool.damaged.add(str(tmp_path / checkpointer.name_of(3)))
 
@@ -163,10 +163,10 @@ def test_when_it_is_refused_others_begin_anew(lead, tmp_path):
     check_losses(tmp_path)
 
 
-def test_what_survivors_know_of_withdrawn_steps_is_not_asked_for_again(lead, tmp_path):
+def test_withdrawn_steps_are_not_fetched_from_survivors(lead, tmp_path):
     def script(pool):
         finding("w1")(pool)
-        pool.told = False  # so that the next steps are asked of a survivor when a group ends
+        pool.told = False  # so that the next steps are fetched from a survivor when a group ends
 
     def die(pool):
         pool.told = True
@@ -184,7 +184,7 @@ def test_what_survivors_know_of_withdrawn_steps_is_not_asked_for_again(lead, tmp
 
 
 @pytest.mark.parametrize(("wrong", "gone"), [((), []), (("w1",), ["w1"])])
-def test_in_a_tie_the_group_is_asked_and_nobody_else(lead, tmp_path, wrong, gone):
+def test_in_a_tie_only_members_of_the_group_test_themselves(lead, tmp_path, wrong, gone):
     elastic = ElasticConfig(spares=1, check_every=1)
     script = {5: finding(tie=True, wrong=[*wrong, "w2"])}  # the spare has done nothing yet
     outcome, pool = lead(script, workers=(2, 2), clock=KEEPS, elastic=elastic)
@@ -196,10 +196,10 @@ def test_in_a_tie_the_group_is_asked_and_nobody_else(lead, tmp_path, wrong, gone
     check_losses(tmp_path)
 
 
-def test_what_the_accused_wrote_of_the_same_step_is_not_used(lead, tmp_path):
+def test_a_share_of_an_accused_worker_is_not_used(lead, tmp_path):
     outcome, pool = lead({7: finding("w0")}, workers=(3, 3), clock=KEEPS)
     assert outcome.state == "finished"
     refused = [e["folder"] for e in notes(tmp_path, "checkpoint") if "refused" in e]
     assert refused == [str(tmp_path / checkpointer.name_of(6))]
-    assert pool.plans[1].step == 6  # but the others' state is whole
+    assert pool.plans[1].step == 6  # but the others' state is right
     check_journal(tmp_path)

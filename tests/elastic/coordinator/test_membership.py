@@ -38,7 +38,7 @@ def handler(membership):
 
 
 def gathered(membership, **members):
-    """Let all come; then set what each member is: its step, and whether it is warm or draining."""
+    """Let all workers arrive; then set each member's step, and whether it is warm or draining."""
     membership.await_first(handler(membership))
     for worker, state in members.items():
         for name, value in state.items():
@@ -61,7 +61,7 @@ def no_worker(_):
 # -- coming
 
 
-def test_as_many_are_asked_for_as_there_should_be(make, tmp_path):
+def test_the_wanted_number_of_workers_is_requested(make, tmp_path):
     membership, pool = make(workers=(2, 3))
     gathered(membership)
     assert pool.started == ["w0", "w1", "w2"]
@@ -71,18 +71,18 @@ def test_as_many_are_asked_for_as_there_should_be(make, tmp_path):
     assert len(pool.started) == 3  # none is missing
 
 
-def test_a_run_starts_with_the_least_when_the_others_do_not_come(make, time):
+def test_a_run_starts_with_the_minimum_if_the_others_do_not_come(make, time):
     membership, pool = make(
         lambda worker: comes(worker) if worker != "w2" else None, workers=(2, 3)
     )
     began = time.now
     gathered(membership)
     assert len(pool.started) == 3
-    assert 0 < time.now - began < 10  # they were given a moment
+    assert 0 < time.now - began < 10  # it waited a moment for them
     assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
 
 
-def test_a_run_that_nobody_comes_for_says_what_is_missing(make, time):
+def test_a_run_without_any_worker_says_what_is_missing(make, time):
     membership, _ = make(no_worker, workers=(2, 3), elastic=ElasticConfig(start_timeout=30.0))
     began = time.now
     message = r"0 of at least 2 workers came up within 30 s.*CPU: 2 needed, 0 free.*Ask for fewer"
@@ -92,7 +92,7 @@ def test_a_run_that_nobody_comes_for_says_what_is_missing(make, time):
 
 
 def hanging(*workers):
-    """Return how workers come of which some hang, once they have a process."""
+    """Return how workers arrive if some hang once they have a process."""
 
     def arrive(worker):
         process = WorkerProcess(pid=7, node="node", host="h")
@@ -142,7 +142,7 @@ def test_a_task_that_fails_on_a_later_worker_does_not(make, tmp_path):
     assert states_in(tmp_path)[-1] == ("w1", "failed")
 
 
-def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, time):
+def test_a_worker_that_fails_to_start_is_requested_again_with_growing_delays(make, time):
     membership, pool = make(
         lambda worker: PrepareReturned(worker, None, died="no image"), workers=(1, 1)
     )
@@ -155,11 +155,11 @@ def test_whoever_fails_to_come_is_asked_for_again_after_ever_longer_waits(make, 
             membership.on_prepared(event)
     waits = [b - a for a, b in itertools.pairwise(asked)]
     assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.2)
-    assert pool.started == [f"w{i}" for i in range(9)]  # each under a name of its own
+    assert pool.started == [f"w{i}" for i in range(9)]  # each with a new name
     assert pool.ended == pool.started
 
 
-def test_a_worker_that_comes_up_ends_the_waiting(make, time):
+def test_a_worker_that_starts_resets_the_delay(make, time):
     membership, pool = make(
         lambda worker: PrepareReturned(worker, None, died="no image"), workers=(1, 2)
     )
@@ -198,7 +198,7 @@ def test_a_worker_that_computes_other_bits_is_refused(make, tmp_path):
     assert membership.bitwise
 
 
-def test_it_is_admitted_and_the_run_marked_when_the_user_wants_that(make, tmp_path):
+def test_if_allowed_it_is_admitted_and_the_run_is_marked(make, tmp_path):
     membership, pool = make(one_is_different, workers=(1, 2), elastic=ElasticConfig(bitwise=False))
     gathered(membership)
     assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
@@ -207,7 +207,7 @@ def test_it_is_admitted_and_the_run_marked_when_the_user_wants_that(make, tmp_pa
     assert pool.ended == []
 
 
-def test_equal_workers_leave_no_mark(make):
+def test_equal_workers_do_not_mark_the_run(make):
     membership, _ = make(workers=(1, 2), elastic=ElasticConfig(bitwise=False))
     assert gathered(membership).bitwise
 
@@ -219,7 +219,7 @@ def resumed_with(make, arrive=comes, **spec):
     return make(arrive, environment=BEFORE, **spec)
 
 
-def test_a_resumed_run_refuses_workers_that_compute_otherwise_than_before(make, tmp_path):
+def test_a_resumed_run_refuses_workers_that_compute_differently_than_before(make, tmp_path):
     elastic = ElasticConfig(start_timeout=1e6)
     membership, pool = resumed_with(make, workers=(1, 1), elastic=elastic)
     with pytest.raises(RunError, match=r"torch is 2, before it was 1.*--allow-change"):
@@ -228,7 +228,7 @@ def test_a_resumed_run_refuses_workers_that_compute_otherwise_than_before(make, 
     assert not [e for e in read(tmp_path) if e["event"] == "environment"]
 
 
-def test_it_goes_on_with_workers_that_compute_as_before(make, tmp_path):
+def test_a_resumed_run_goes_on_with_workers_that_compute_as_before(make, tmp_path):
     def one_is_the_same(worker):
         return PrepareReturned(
             worker, make_ready(worker, **({"torch": "1"} if worker == "w1" else {}))
@@ -279,7 +279,7 @@ def test_a_lost_worker_is_replaced_under_another_name(make, tmp_path):
     membership, pool = make(workers=(1, 2))
     gathered(membership)
     membership.lost("w0", "killed")
-    membership.lost("w0", "killed")  # told twice
+    membership.lost("w0", "killed")  # reported twice
     membership.recruit()
     assert pool.started == ["w0", "w1", "w2"]
     assert pool.ended == ["w0"]
@@ -317,13 +317,13 @@ def test_all_workers_of_a_draining_node_leave(make):
     assert [w for w, member in membership.members.items() if member.draining] == ["w1"]
 
 
-def test_the_last_holder_of_the_state_is_kept_while_it_drains(make):
+def test_the_last_worker_with_the_state_is_kept_while_it_drains(make):
     membership, pool = make(workers=(1, 2))
     gathered(membership, w0={"step": 5, "warm": True}, w1={"step": 0})
     membership.drain(["w0"])
     membership.release_surplus()
     assert pool.ended == []
-    # It stays for one more generation, to heal who has only just come.
+    # It stays for one more generation, to heal the newcomer.
     assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
     membership.members["w1"].step = 5
     membership.release_surplus()
@@ -331,7 +331,7 @@ def test_the_last_holder_of_the_state_is_kept_while_it_drains(make):
     assert names(membership.await_members(handler(membership))) == ["w1"]
 
 
-def test_when_all_drain_one_holder_of_the_state_goes_on_alone(make):
+def test_when_all_workers_drain_one_with_the_state_goes_on_alone(make):
     membership, pool = make(no_worker, workers=(1, 3))
     membership.recruit()
     for worker in ("w0", "w1", "w2"):
@@ -343,7 +343,7 @@ def test_when_all_drain_one_holder_of_the_state_goes_on_alone(make):
     assert names(membership.await_members(handler(membership))) == ["w1"]
 
 
-def test_a_holder_beyond_the_target_is_taken_along(make):
+def test_the_only_worker_with_the_newest_state_is_kept_beyond_the_target(make):
     membership, _ = make(workers=(1, 3))
     gathered(membership, w0={"step": 4, "warm": True}, w1={"step": 4, "warm": True}, w2={"step": 5})
     membership.target = 2
@@ -353,11 +353,11 @@ def test_a_holder_beyond_the_target_is_taken_along(make):
 # -- the target
 
 
-def test_a_lower_target_lets_the_least_useful_go_first(make):
+def test_a_lower_target_releases_the_least_useful_workers_first(make):
     membership, pool = make(lambda w: comes(w) if w != "w3" else None, workers=(1, 4))
     gathered(membership, w0={"warm": True}, w1={"warm": True})
     membership.set_target(3, "scaled to 3")
-    assert pool.ended == ["w3"]  # has not come yet
+    assert pool.ended == ["w3"]  # has not arrived yet
     membership.set_target(2, "scaled to 2")
     assert [w for w, member in membership.members.items() if member.draining] == [
         "w2"
@@ -367,7 +367,7 @@ def test_a_lower_target_lets_the_least_useful_go_first(make):
     assert len(pool.started) == 4
 
 
-def test_a_higher_target_asks_for_more(make):
+def test_a_higher_target_requests_more_workers(make):
     membership, pool = make(workers=(1, 3))
     membership.target = 1
     gathered(membership)
@@ -386,11 +386,16 @@ def test_a_higher_target_asks_for_more(make):
         (["w0", "w1"], [], 3, True),  # a newcomer is ready
         (["w0", "w1"], [], 2, False),  # and not needed
         (["w0", "w1", "w2"], ["w1"], 3, True),  # one wants to leave
-        (["w0"], ["w0"], 3, True),  # the only one does, and others are ready
-        (["w0", "w1", "w2"], ["w0", "w1", "w2"], 3, False),  # all do, and no other is there
+        (["w0"], ["w0"], 3, True),  # the only member wants to leave, and others are ready
+        (
+            ["w0", "w1", "w2"],
+            ["w0", "w1", "w2"],
+            3,
+            False,
+        ),  # all want to leave
     ],
 )
-def test_a_change_is_wanted_when_somebody_can_join_or_leave(make, group, draining, target, wants):
+def test_a_change_is_wanted_when_a_worker_can_join_or_leave(make, group, draining, target, wants):
     membership, _ = make()
     gathered(membership)
     membership.target = target
@@ -398,21 +403,21 @@ def test_a_change_is_wanted_when_somebody_can_join_or_leave(make, group, drainin
     assert membership.wants_change(group) == wants
 
 
-def test_at_the_end_all_go(make):
+def test_all_workers_are_released_at_the_end(make):
     membership, pool = make()
     gathered(membership)
     assert membership.pids() == {"w0": 1000, "w1": 1001, "w2": 1002}
     membership.dismiss_all()
     assert sorted(pool.ended) == ["w0", "w1", "w2"]
     assert membership.members == {}
-    membership.on_prepared(comes("w0"))  # a word that comes late
+    membership.on_prepared(comes("w0"))  # a late report
     assert membership.members == {}
 
 
-# -- spares, those found again, and those that are trusted no more
+# -- spares, workers found again, and distrusted workers
 
 
-def test_spares_are_kept_beside_the_group(make):
+def test_spares_are_kept_in_addition_to_the_group(make):
     membership, pool = make(workers=(1, 2), elastic=ElasticConfig(spares=2))
     gathered(membership)
     while (event := pool.next_event(0)) is not None:
@@ -427,7 +432,7 @@ def test_spares_are_kept_beside_the_group(make):
     assert pool.started[4:] == ["w4"]
 
 
-def test_whoever_is_found_again_has_its_seat_and_its_number(make):
+def test_a_worker_that_is_found_again_keeps_its_place_and_its_number(make):
     membership, pool = make(workers=(1, 3))
     membership.readmit("w4", make_ready("w4"), 7)
     membership.readmit("w2", make_ready("w2"), 6)
@@ -439,7 +444,7 @@ def test_whoever_is_found_again_has_its_seat_and_its_number(make):
     assert pool.started == ["w6"]
 
 
-def test_whoever_is_found_again_is_what_newcomers_are_compared_with(make):
+def test_newcomers_are_compared_with_a_worker_that_is_found_again(make):
     membership, pool = make(lambda w: PrepareReturned(w, make_ready(w, torch="3")), workers=(1, 2))
     membership.readmit("w0", make_ready("w0"), 7)
     membership.recruit()
@@ -457,20 +462,20 @@ def test_a_task_that_fails_on_a_newcomer_does_not_end_a_run_that_was_found_again
     assert names(membership.await_members(handler(membership))) == ["w0"]
 
 
-def test_whoever_is_expelled_is_ended_and_replaced(make, tmp_path):
+def test_an_expelled_worker_is_ended_and_replaced(make, tmp_path):
     membership, pool = make(workers=(1, 2))
     ended = []
     membership.on_end = ended.append
     gathered(membership)
     membership.expel("w1", "its memory changed")
-    membership.expel("w1", "its memory changed")  # said twice
+    membership.expel("w1", "its memory changed")  # reported twice
     membership.recruit()
     assert (pool.ended, ended, pool.started) == (["w1"], ["w1"], ["w0", "w1", "w2"])
     assert membership.pop_causes() == [Cause("corruption", "w1")]
     assert states_in(tmp_path)[-1] == ("w1", "expelled")
 
 
-def test_whoever_is_distrusted_must_form_a_group_to_be_trusted(make):
+def test_a_distrusted_worker_is_trusted_after_it_has_joined_a_group(make):
     membership, _ = make(workers=(1, 3))
     gathered(membership, w0={"step": 9}, w1={"step": 4}, w2={"step": 0})
     membership.distrust_after(4)

@@ -1,4 +1,4 @@
-"""A coordinator that comes back goes on with what it finds, and says nothing twice."""
+"""A restarted coordinator goes on with the workers that it finds, and notes nothing twice."""
 
 import json
 from dataclasses import asdict
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("journal")
 
 @pytest.fixture
 def journal(tmp_path):
-    """Return the journal of the coordinator before, which has told of four steps."""
+    """Return the journal of the earlier coordinator, with four steps."""
     written = Journal(tmp_path)
     written.write("run", run="run")
     told_group(written, 1, 0, PAIR)
@@ -39,7 +39,7 @@ def told_step(journal, step, generation):
 
 
 def found(worker, step, generation=1, **report):
-    """Return how a worker stands: it trains, or its generation has ended."""
+    """Return a worker's state: it trains, or its generation has ended."""
     ended = Report(**{"step": step, "committed_at": 1.0, **report}) if report else None
     return WorkerState(ready=make_ready(worker), generation=generation, report=ended, step=step)
 
@@ -49,7 +49,7 @@ def training(step, workers=PAIR):
 
 
 def knowing(pool):
-    """Let workers know steps that they have not reported."""
+    """Give workers steps that they have not reported."""
     pool.known = [Record(step, 1, 1.0, loss_of(step), 1.0) for step in range(1, 7)]
 
 
@@ -57,7 +57,7 @@ def nobody(_worker):
     return None
 
 
-def test_what_was_trained_meanwhile_is_told_once_and_training_goes_on(lead, tmp_path):
+def test_steps_trained_meanwhile_are_noted_once_and_training_goes_on(lead, tmp_path):
     outcome, pool = lead(arrive=nobody, left=training(6), prepare=knowing, workers=(2, 2))
     assert (outcome.state, outcome.steps) == ("finished", 10)
     (plan,) = pool.plans
@@ -78,11 +78,11 @@ def test_a_worker_that_is_a_step_behind_is_healed(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_who_does_not_let_go_of_its_group_is_given_up(lead, tmp_path):
+def test_a_worker_that_does_not_leave_its_group_is_ended(lead, tmp_path):
     def prepare(pool):
         knowing(pool)
         pool.hung_at = pool.time.now
-        pool.answers["w1"] = None  # deaf to the word that its group has ended
+        pool.answers["w1"] = None  # does not react to the end of its group
 
     outcome, pool = lead(left=training(6), prepare=prepare, workers=(2, 2))
     assert "w1" in pool.ended
@@ -94,7 +94,7 @@ def test_who_does_not_let_go_of_its_group_is_given_up(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_who_has_not_come_up_or_does_not_answer_is_ended_and_its_name_not_used_again(
+def test_a_worker_that_has_not_started_or_does_not_answer_is_ended_and_its_name_is_not_reused(
     lead, tmp_path
 ):
     unready = WorkerState(ready=None, generation=0, report=None, step=0)
@@ -115,12 +115,12 @@ def test_who_has_not_come_up_or_does_not_answer_is_ended_and_its_name_not_used_a
     check_journal(tmp_path)
 
 
-def test_when_nobody_is_left_the_run_goes_on_from_its_checkpoint(lead, tmp_path, journal):
+def test_without_surviving_workers_the_run_goes_on_from_its_checkpoint(lead, tmp_path, journal):
     place = str(tmp_path / "checkpoint_00000003")
     journal.write("checkpoint", step=3, folder=place)
     outcome, pool = lead(left={}, workers=(2, 2))
     assert (pool.plans[0].step, pool.plans[0].checkpoint) == (3, place)
-    assert pool.plans[0].generation == 2  # its number is no other's
+    assert pool.plans[0].generation == 2  # its number is not used again
     assert outcome.state == "finished"
     check_journal(tmp_path)
 
@@ -137,21 +137,21 @@ def test_a_run_that_has_ended_meanwhile_is_over(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_the_number_of_workers_is_the_one_that_was_asked_for(lead, journal):
+def test_the_requested_number_of_workers_survives_the_restart(lead, journal):
     journal.write("target", workers=2)
     outcome, pool = lead(left=training(6), prepare=knowing, workers=(1, 3))
     assert pool.started == []
     assert outcome.state == "finished"
 
 
-def test_a_number_that_a_run_before_was_asked_for_is_not(lead, journal):
+def test_the_number_requested_of_an_earlier_run_is_ignored(lead, journal):
     journal.write("target", workers=1)
     journal.write("run", run="run", resumed_step=4)
     _, pool = lead(workers=(1, 3))
     assert len(pool.started) == 3
 
 
-def test_no_fault_happens_twice_or_is_told_twice(lead, tmp_path, journal):
+def test_no_fault_happens_or_is_noted_twice(lead, tmp_path, journal):
     kill, stop = Fault(step=3, action="kill"), Fault(step=6, action="stop")
     change = Fault(step=4, action="kill_coordinator")
     journal.write("fault", step=3, action="kill", phase="backward", hit=["w9"])
@@ -167,7 +167,7 @@ def test_no_fault_happens_twice_or_is_told_twice(lead, tmp_path, journal):
     assert outcome.faults_left == 0
 
 
-def test_corruption_that_was_found_meanwhile_is_dealt_with(lead, tmp_path):
+def test_corruption_that_was_found_meanwhile_is_handled(lead, tmp_path):
     what = Corruption(6, ("w1",), (), False, "its memory changed")
     left = {w: found(w, 6, ending="corrupt", corruption=what) for w in PAIR}
     outcome, pool = lead(left=left, prepare=knowing, workers=(2, 2))
@@ -177,7 +177,7 @@ def test_corruption_that_was_found_meanwhile_is_dealt_with(lead, tmp_path):
     check_journal(tmp_path)
 
 
-def test_it_is_known_who_has_computed_what_was_computed_before(lead, tmp_path):
+def test_the_restarted_coordinator_knows_which_workers_computed_earlier_steps(lead, tmp_path):
     def script(pool):
         pool.wrong.add("w1")
         pool.find_corruption(suspects=PAIR)
@@ -195,7 +195,7 @@ def test_it_is_known_who_has_computed_what_was_computed_before(lead, tmp_path):
         (2, True, True),  # it has what was computed again
     ],
 )
-def test_what_is_withdrawn_stays_withdrawn(lead, tmp_path, journal, generation, formed, trusted):
+def test_withdrawn_steps_stay_withdrawn(lead, tmp_path, journal, generation, formed, trusted):
     place = str(tmp_path / "checkpoint_00000002")
     journal.write("checkpoint", step=2, folder=place)
     journal.write("withdrawn", step=2, reason="corruption", generation=1)
@@ -209,7 +209,7 @@ def test_what_is_withdrawn_stays_withdrawn(lead, tmp_path, journal, generation, 
     assert steps == [1, 2, 3, 4, *range(3, 11)]
 
 
-def test_a_coordinator_that_does_not_come_back_ends_those_that_it_finds(lead):
+def test_a_coordinator_of_a_new_run_ends_the_workers_that_it_finds(lead):
     """The negative control: no worker of an earlier run of this name is kept."""
 
     def prepare(pool):

@@ -1,4 +1,4 @@
-"""A run's journal has every step once, in order, no matter who reports it and how often."""
+"""A run's journal has each step once, in order, whichever workers report it and how often."""
 
 import math
 
@@ -74,11 +74,11 @@ def test_a_step_is_written_with_every_bit_of_its_loss(folder):
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), max_size=15))
-def test_every_step_is_written_once_and_in_order_however_it_is_told(tmp_path_factory, told):
+def test_every_step_is_written_once_and_in_order_however_it_is_reported(tmp_path_factory, told):
     folder = tmp_path_factory.mktemp("told")
     run_log = begin(folder)
     reached = 0
-    for first, count in told:  # someone tells of some steps, known, new, or too far ahead
+    for first, count in told:  # a worker reports some steps, known, new, or too far ahead
         run_log.add([step(number) for number in range(first, first + count)], 2)
         if first <= reached + 1:
             reached = max(reached, first + count - 1)
@@ -87,7 +87,7 @@ def test_every_step_is_written_once_and_in_order_however_it_is_told(tmp_path_fac
     assert run_log.device_seconds == 0.5 * reached
 
 
-def test_a_gap_is_filled_before_what_comes_after_it(folder):
+def test_a_gap_is_filled_before_later_steps_are_written(folder):
     run_log = begin(folder)
     run_log.add([step(1), step(2)], 2)
     assert run_log.add([step(5), step(6)], 2) == [1005.0, 1006.0]  # there was progress
@@ -96,14 +96,14 @@ def test_a_gap_is_filled_before_what_comes_after_it(folder):
     assert steps_in(folder) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_step_told_again_with_the_same_loss_is_not_written_again(folder):
+def test_a_step_reported_again_with_the_same_loss_is_not_written_again(folder):
     run_log = begin(folder)
     run_log.add([step(1), step(2)], 2)
     assert run_log.add([step(1, generation=2), step(2, generation=2)], 2) == [1001.0, 1002.0]
     assert steps_in(folder) == [1, 2]
 
 
-def test_a_step_told_again_with_another_bit_is_a_divergence(folder):
+def test_a_step_reported_again_with_another_bit_is_a_divergence(folder):
     run_log = begin(folder)
     run_log.add([step(1), step(2), step(3)], 2)
     other = math.nextafter(loss_of(2), 1)
@@ -113,7 +113,7 @@ def test_a_step_told_again_with_another_bit_is_a_divergence(folder):
         assert part in str(found.value)
 
 
-def test_what_was_told_with_a_divergence_is_written_all_the_same(folder):
+def test_steps_reported_together_with_a_divergence_are_written(folder):
     run_log = begin(folder)
     run_log.add([step(1)], 2)
     with pytest.raises(DivergenceError):
@@ -122,7 +122,7 @@ def test_what_was_told_with_a_divergence_is_written_all_the_same(folder):
     assert run_log.step == 3
 
 
-def test_a_run_that_goes_on_writes_what_comes_after_its_checkpoint(folder):
+def test_a_resumed_run_writes_the_steps_after_its_checkpoint(folder):
     run_log = begin(folder, first=7)
     run_log.add([step(6, loss=9.0), step(7, loss=9.0), step(8)], 2)  # not ours to compare
     assert steps_in(folder) == [8]
@@ -155,7 +155,7 @@ def test_an_evaluation_is_written_once_after_its_step(folder):
     assert run_log.evaluated_step == 2
 
 
-def test_an_evaluation_is_no_commit(folder):
+def test_an_evaluation_is_not_a_commit(folder):
     run_log = begin(folder)
     assert run_log.add([evaluation(0), step(1), evaluation(1)], 2) == [1001.0]
     assert run_log.step == 1
@@ -198,7 +198,7 @@ def test_a_pause_lasts_from_the_last_commit_to_the_start(folder, last_commit, st
     assert run_log.generations[0]["pause_seconds"] == pause
 
 
-def test_a_step_of_a_generation_that_nobody_announced_announces_it(folder):
+def test_a_step_of_an_unannounced_generation_announces_it(folder):
     run_log = begin(folder)
     run_log.expect(plan(1), [Cause("start")], None)
     run_log.add([step(1, 1)], 2)
@@ -206,7 +206,7 @@ def test_a_step_of_a_generation_that_nobody_announced_announces_it(folder):
     assert read(folder)[0]["time"] == 1001.0
 
 
-def test_steps_stand_below_their_own_generation(folder):
+def test_steps_follow_their_own_generation(folder):
     run_log = begin(folder)
     run_log.expect(plan(1), [Cause("start")], None)
     run_log.started(1, 1000.0)
@@ -220,7 +220,7 @@ def test_a_generation_that_never_started_is_not_written(folder):
     run_log.expect(plan(1), [Cause("start")], None)
     run_log.expect(plan(2), [Cause("lost", "w1")], None)
     run_log.started(2, 50.0)
-    run_log.started(1, 60.0)  # a word that comes late
+    run_log.started(1, 60.0)  # a late report
     assert [event["generation"] for event in read(folder)] == [2]
 
 
@@ -231,11 +231,11 @@ def test_anything_else_is_noted_with_the_time(folder):
     assert event == {"event": "worker", "worker": "w3", "state": "lost", "reason": "gone"}
 
 
-# -- a journal that was there before, and what is taken back
+# -- an existing journal, and withdrawn steps
 
 
 def again(folder):
-    """Return the run log of a coordinator that comes back."""
+    """Return the run log of a restarted coordinator."""
     return RunLog(Journal(folder), read(folder))
 
 
@@ -243,7 +243,7 @@ def wrong(number, generation=1):
     return step(number, generation, loss=9.0)
 
 
-def test_what_a_journal_tells_is_known_and_not_written_again(folder):
+def test_steps_in_the_journal_are_known_and_not_written_again(folder):
     run_log = begin(folder)
     run_log.expect(plan(4), [Cause("start")], None)
     run_log.add([step(1, 4), step(2, 4), evaluation(2, 0.75, 4)], 2)
@@ -288,7 +288,7 @@ def test_a_run_that_goes_on_in_another_environment_is_not_either(folder, restore
     assert not run_log.bitwise
     run_log.add([wrong(2)], 2)
     Journal(folder).write("run", resumed_step=2)
-    assert again(folder).environment == {}  # until a worker has come up
+    assert again(folder).environment == {}  # until a worker has started
     assert not again(folder).bitwise  # what was computed with other bits stays in the state
 
 
@@ -320,11 +320,11 @@ def test_steps_that_are_withdrawn_are_computed_again_to_other_losses(folder, res
     run_log = restore(run_log, folder)
     assert (run_log.step, run_log.loss) == (3, loss_of(3))
     assert steps_in(folder) == [1, 2, 3, 4, 3]
-    with pytest.raises(DivergenceError):  # what stands is compared as ever
+    with pytest.raises(DivergenceError):  # steps that still count are compared as usual
         run_log.add([wrong(2, generation=2)], 2)
 
 
-def test_what_is_told_late_of_withdrawn_steps_does_not_count(folder):
+def test_late_reports_of_withdrawn_steps_are_ignored(folder):
     run_log = begin(folder)
     run_log.add([step(1), step(2), wrong(3)], 2)
     run_log.withdraw(2, "corruption", generation=1)
@@ -339,7 +339,7 @@ def test_what_is_told_late_of_withdrawn_steps_does_not_count(folder):
     ]
 
 
-def test_what_stands_at_a_step_is_known_though_later_ones_are_too(folder):
+def test_the_values_at_a_step_are_known_also_if_later_steps_are(folder):
     run_log = begin(folder)
     run_log.add([step(1), evaluation(1, 0.25), step(2), step(3), evaluation(3, 0.75)], 2)
     run_log = again(folder)
@@ -351,6 +351,6 @@ def test_a_run_that_goes_on_differently_is_evaluated_where_it_begins(folder):
     begin(folder).add([step(1), evaluation(1, 0.25), step(2), evaluation(2, 0.5)], 2)
     Journal(folder).write("run", resumed_step=2, changes=["evaluation data: was a, is b"])
     assert (again(folder).evaluated_step, again(folder).metrics) == (1, {"accuracy": 0.25})
-    # The control: one that goes on the same is not.
+    # The control: a run that goes on the same is not evaluated there.
     Journal(folder).write("run", resumed_step=1)
     assert again(folder).evaluated_step == 1

@@ -36,7 +36,7 @@ def member(worker="w0", *, draining=False):
         (None, "no answer"),
     ],
 )
-def test_a_members_phase_is_what_it_is_at(status, phase):
+def test_a_members_phase_is_its_current_one(status, phase):
     assert phase_of(member(), status, is_member=True) == phase
 
 
@@ -53,7 +53,7 @@ def run_status(tmp_path, pool, *members):
 
 
 class Answers:
-    """A pool whose workers say what a test wants."""
+    """A pool whose workers answer as a test says."""
 
     def __init__(self, **answers):
         self.answers = answers
@@ -67,7 +67,7 @@ def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
     group = (Assignment("w0", 0, 6), Assignment("w1", 6, 8))
     pool = Answers(w0=at("backward"), w1=None)
     made = run_status(tmp_path, pool, member("w0"), member("w1"), Member("w2"))
-    for slow in (0.6, 60.0, 0.6):  # one hiccup is no speed
+    for slow in (0.6, 60.0, 0.6):  # one slow step is no speed
         made.add_step(group, (slow, 0.1))
     first, second, third = made._members(group)
     assert first == {
@@ -83,14 +83,14 @@ def test_a_member_has_its_ranks_its_node_and_its_pace(tmp_path):
     assert (third["phase"], third["node"], third["seconds_per_rank"]) == ("starting", None, None)
 
 
-def test_a_speed_of_before_is_forgotten_with_the_worker(tmp_path):
+def test_an_earlier_speed_is_forgotten_with_the_worker(tmp_path):
     made = run_status(tmp_path, Answers(w0=at("idle"), w1=at("idle")), member("w0"), member("w1"))
     made.add_step((Assignment("w0", 0, 4), Assignment("w1", 4, 8)), (0.4, 0.8))
     made.add_step((Assignment("w0", 0, 8),), (0.8,))
     assert [one["seconds_per_rank"] for one in made._members(())] == [0.1, None]
 
 
-def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
+def test_only_one_request_at_a_time_asks_the_workers_and_others_do_not_wait(tmp_path):
     asking, answered = threading.Event(), threading.Event()
 
     class Slow(Answers):
@@ -105,20 +105,20 @@ def test_one_asks_at_a_time_and_others_do_not_wait_for_it(tmp_path):
     thread = threading.Thread(target=lambda: first.extend(made._members(group)))
     thread.start()
     assert asking.wait(10)
-    assert made._members(group)[0]["phase"] == "no answer"  # yet, and at once
+    assert made._members(group)[0]["phase"] == "no answer"  # not yet, but at once
     answered.set()
     thread.join(10)
     assert first[0]["phase"] == "computing"
 
 
-def test_who_has_gone_meanwhile_does_not_answer():
-    """The thread that decides may end a worker at any moment."""
+def test_a_worker_that_has_left_meanwhile_does_not_answer():
+    """The coordinator's thread may end a worker at any moment."""
     pool = object.__new__(WorkerActors)
     pool._handles = {}
     assert pool.statuses(["w0"], 0.1) == {"w0": None}
 
 
-def test_the_coordinator_tells_it_while_a_worker_hangs(lead):
+def test_the_coordinator_reports_the_status_while_a_worker_hangs(lead):
     seen = []
 
     def script(pool):

@@ -1,4 +1,4 @@
-"""What was trained is what the furthest worker says; what advice cost adds up."""
+"""The worker with the most steps gives the amount of training; advice costs are summed."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def test_costs_add_up_over_workers_and_generations():
     }
 
 
-def test_the_journal_is_told_of_the_time_and_traffic_of_those_who_reported():
+def test_the_journal_has_the_time_and_traffic_of_workers_that_reported():
     one = replace(report(8), seconds={"compute": 1.5, "data": 0.25}, settled_at=100.0)
     two = replace(report(8), seconds={"compute": 2.0}, settled_at=101.0, traffic={"hits": 3})
     account = Usage()
@@ -42,7 +42,7 @@ def test_the_journal_is_told_of_the_time_and_traffic_of_those_who_reported():
     assert account.add({}) == {"workers": [], "until": 0.0, "seconds": {}, "traffic": {}}
 
 
-def test_what_the_journal_tells_of_a_configuration_holds_no_secrets():
+def test_the_configuration_in_the_journal_has_no_secrets():
     elastic = ElasticConfig(checkpoint_options={"secret": "s3cr3t"}, hang_deadline=3.0)
     told = elastic.told()
     assert "s3cr3t" not in json.dumps(told)

@@ -1,4 +1,4 @@
-"""A process that crashes leaves word; one that is killed does not."""
+"""A process that crashes leaves a report; one that is killed does not."""
 
 import signal
 import subprocess
@@ -41,11 +41,11 @@ def test_a_crash_says_what_it_was_and_where(tmp_path, what, number, said):
 
 
 @pytest.mark.parametrize("what", ["os.kill(os.getpid(), 9)", "os._exit(3)", "pass"])
-def test_who_is_killed_or_ends_leaves_nothing(tmp_path, what):
+def test_a_process_that_is_killed_or_ends_leaves_no_report(tmp_path, what):
     run(tmp_path, what)
     assert crashes.of(tmp_path, "w0") == ""
 
 
-def test_a_folder_that_cannot_be_written_is_no_reason_not_to_train(tmp_path):
+def test_a_folder_that_cannot_be_written_does_not_stop_training(tmp_path):
     assert crashes.offer(tmp_path / "no folder", "w0") is None
     assert crashes.of(tmp_path / "no folder", "w0") == ""

@@ -1,4 +1,4 @@
-"""What a strike does to the process that it hits, and the word that is left of it."""
+"""What a fault does to the process that it hits, and its entry in the fault log."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ PATIENCE = 60.0
 
 
 def struck(folder, action, *options):
-    """Start a process that strikes itself, as soon as it has left word of it."""
+    """Start a process that logs a fault and then injects it into itself."""
     process = subprocess.Popen(
         [sys.executable, "-c", STRIKE, str(folder), action, *options], stdout=subprocess.PIPE
     )
@@ -52,29 +52,29 @@ def await_it(condition):
     ("action", "number"),
     [("kill", signal.SIGKILL), ("kill_all", signal.SIGKILL), ("terminate", signal.SIGTERM)],
 )
-def test_a_strike_ends_the_process_that_it_hits_after_it_has_left_word(tmp_path, action, number):
+def test_a_fault_is_logged_before_it_ends_its_process(tmp_path, action, number):
     strikes = FaultLog(tmp_path)
     assert strikes.new() == {}
     done = struck(tmp_path, action)
     assert done.communicate(timeout=PATIENCE) == (b"", None)
     assert done.returncode == -number
     assert strikes.new() == {Fault(step=4, action=action): ["w3"]}
-    assert strikes.new() == {}  # told once
-    assert len(FaultLog(tmp_path).new()) == 1  # but again to a coordinator that comes back
+    assert strikes.new() == {}  # reported once
+    assert len(FaultLog(tmp_path).new()) == 1  # but again to a restarted coordinator
     strikes.forget()
-    assert FaultLog(tmp_path).new() == {}  # and not to a run that goes on later
+    assert FaultLog(tmp_path).new() == {}  # and not to a run that is resumed later
 
 
-def test_a_process_that_spins_lets_nothing_else_of_it_run_and_is_ended_by_sigkill_only(tmp_path):
+def test_a_spinning_process_runs_no_other_thread_and_ends_by_sigkill_only(tmp_path):
     process = struck(tmp_path, "spin", "beat")
     try:
         await_it(lambda: cpu_seconds(process.pid) > 4.0)  # more than starting up takes
-        process.terminate()  # it has a handler, which does not come to run
+        process.terminate()  # its handler cannot run
         await_it(lambda: cpu_seconds(process.pid) > 5.0)
         process.kill()
         said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == -signal.SIGKILL
-        assert said.count(b"beat") < 20  # those before it span: as many CPU seconds hold 100
+        assert said.count(b"beat") < 20  # it spins: 100 clock ticks are one CPU second
         assert b"still here" not in said
     finally:
         process.kill()
@@ -98,7 +98,7 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_hog_works_beside_the_process_and_ends_in_time():
+def test_a_hog_works_next_to_the_process_and_ends_in_time():
     pid = process_faults.hog(0.5)
     await_it(lambda: not Path(f"/proc/{pid}").exists())  # and leaves no zombie
     pid = process_faults.hog(600.0)
@@ -132,7 +132,7 @@ def state(pid):
         return "Z"
 
 
-def test_a_slow_worker_has_a_hog_beside_it(monkeypatch):
+def test_a_slow_worker_has_a_hog_on_its_node(monkeypatch):
     asked = []
     monkeypatch.setattr(process_faults, "hog", asked.append)
     strike(Fault(step=1, action="slow"))
@@ -151,7 +151,7 @@ def test_a_slow_worker_has_a_hog_beside_it(monkeypatch):
         ("terminate", signal.SIGTERM),
     ],
 )
-def test_a_strike_is_a_signal_to_the_process_itself(monkeypatch, action, number):
+def test_a_fault_sends_a_signal_to_its_own_process(monkeypatch, action, number):
     sent = []
     monkeypatch.setattr(os, "kill", lambda *to: sent.append(to))
     strike(Fault(step=1, action=action))
@@ -159,7 +159,7 @@ def test_a_strike_is_a_signal_to_the_process_itself(monkeypatch, action, number)
 
 
 class Target:
-    """Notes what is done to it."""
+    """Records the faults that it gets."""
 
     def __init__(self):
         self.suffered = []
@@ -177,7 +177,7 @@ class Target:
         self.suffered.append(("lose_store", seconds))
 
 
-def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
+def test_faults_of_the_workers_state_are_done_by_the_worker(tmp_path):
     target = Target()
     injector = Injector("w0", FaultLog(tmp_path), target)
     flip = Fault(step=4, action="flip")
@@ -186,7 +186,7 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
         Fault(step=4, action="miscompute"),
         Fault(step=4, action="nan_gradient"),
         Fault(step=4, action="lose_store", seconds=3),
-        flip,  # a phase that a step enters twice: to flip the bit back would hide it
+        flip,  # a step may enter a phase twice: flipping the bit back would hide the fault
     ):
         injector.hit(fault)
     assert target.suffered == [
@@ -200,12 +200,12 @@ def test_what_only_the_worker_knows_how_to_do_is_asked_of_it(tmp_path):
 @pytest.mark.parametrize(
     "action", ["flip", "miscompute", "nan_gradient", "lose_store", "drain", "add", "fill_disk"]
 )
-def test_a_strike_without_its_target_is_refused(action):
+def test_a_fault_without_its_target_is_refused(action):
     with pytest.raises(FaultError, match=f"{action} cannot strike here"):
         strike(Fault(step=1, action=action))
 
 
-def test_strikes_are_told_with_everybody_whom_they_hit(tmp_path, monkeypatch):
+def test_faults_are_reported_with_all_workers_that_they_hit(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "kill", lambda *_: None)
     strikes = FaultLog(tmp_path)
     one, other = Fault(step=4, action="kill", workers=2), Fault(step=4, action="stop", victim=0)

@@ -1,4 +1,4 @@
-"""A lifeline tells of a process's end at once, and of nothing else."""
+"""A lifeline reports the end of a process at once, and nothing else."""
 
 import contextlib
 import errno
@@ -47,7 +47,7 @@ def gone():
     return lines, told
 
 
-def test_a_killed_process_is_told_of(child, gone):
+def test_the_death_of_a_killed_process_is_reported(child, gone):
     process, address = child
     lines, told = gone
     lines.hold("w0", address)
@@ -57,7 +57,7 @@ def test_a_killed_process_is_told_of(child, gone):
     assert "ended" in why or "gone" in why
 
 
-def test_a_stopped_process_keeps_its_line_until_it_dies(child, gone):
+def test_a_stopped_process_keeps_its_lifeline_until_it_dies(child, gone):
     process, address = child
     lines, told = gone
     lines.hold("w0", address)
@@ -68,7 +68,7 @@ def test_a_stopped_process_keeps_its_line_until_it_dies(child, gone):
     assert told.get(timeout=PATIENCE)[0] == "w0"
 
 
-def test_who_was_released_is_not_told_of(child, gone):
+def test_the_end_of_a_released_process_is_not_reported(child, gone):
     process, address = child
     lines, told = gone
     lines.hold("w0", address)
@@ -80,7 +80,7 @@ def test_who_was_released_is_not_told_of(child, gone):
         told.get(timeout=0.5)
 
 
-def test_who_cannot_be_reached_is_gone(child, gone):
+def test_an_unreachable_process_counts_as_dead(child, gone):
     process, address = child
     process.kill()
     process.wait()
@@ -89,7 +89,7 @@ def test_who_cannot_be_reached_is_gone(child, gone):
     assert "cannot be reached" in told.get(timeout=PATIENCE)[1]
 
 
-def test_the_worker_learns_that_its_coordinator_has_let_go(gone):
+def test_the_worker_notices_the_end_of_its_coordinator(gone):
     released = threading.Event()
     lifeline = LifelineServer("127.0.0.1", released.set)
     lines, told = gone
@@ -103,7 +103,7 @@ def test_the_worker_learns_that_its_coordinator_has_let_go(gone):
     lifeline.close()
 
 
-def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
+def test_a_forked_child_does_not_keep_the_lifeline_of_a_killed_process(gone):
     lines, told = gone
     process = subprocess.Popen(
         [sys.executable, "-c", FORKING],
@@ -116,7 +116,7 @@ def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
         host, port, secret = process.stdout.readline().split()
         lines.hold("w0", (host, int(port), secret))
         with pytest.raises(queue.Empty):
-            told.get(timeout=0.5)  # the line is accepted by now
+            told.get(timeout=0.5)  # the lifeline is accepted by now
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdout.readline()  # the child is there
@@ -127,7 +127,7 @@ def test_a_forked_child_does_not_keep_the_line_of_a_killed_process(gone):
         process.wait()
 
 
-def test_a_stranger_neither_holds_a_worker_nor_lets_go_of_it():
+def test_a_connection_without_the_secret_neither_holds_nor_ends_a_worker():
     released = queue.Queue()
     lifeline = LifelineServer("127.0.0.1", lambda: released.put("released"))
     host, port, secret = lifeline.address

@@ -1,4 +1,4 @@
-"""A process that hangs shows where, even if its interpreter does not answer."""
+"""The stack of a hanging process can be read, even if its interpreter does not answer."""
 
 import os
 import signal
@@ -34,19 +34,19 @@ def test_a_process_that_holds_its_interpreter_shows_where(spinning):
     assert "in spinning" in stacks.of_neighbour(*spinning)  # and again
 
 
-def test_a_stopped_process_is_said_to_be_stopped(spinning):
+def test_a_stopped_process_is_reported_as_stopped(spinning):
     os.kill(spinning[0], signal.SIGSTOP)
     os.waitpid(spinning[0], os.WUNTRACED)
     assert "stopped" in stacks.of_neighbour(*spinning)
 
 
-def test_a_process_that_has_gone_is_said_to_have_gone():
+def test_an_ended_process_is_reported_as_ended():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     assert "cannot be read" in stacks.of_neighbour(process.pid, 3)
 
 
-def test_of_ones_own_threads_the_training_and_the_reading_ones_are_told():
+def test_only_training_and_reading_threads_of_the_own_process_are_shown():
     go, here = threading.Event(), threading.Event()
 
     def training():

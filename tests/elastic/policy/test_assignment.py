@@ -26,7 +26,7 @@ def groups(draw, most_ranks=200, most_workers=30):
 
 @st.composite
 def successions(draw, **limits):
-    """Draw V, the members of a plan, and those of the next: some gone, some new, some slower."""
+    """Draw V, the members of a plan, and those of the next: some lost, some new, some slower."""
     logical_ranks, members = draw(groups(**limits))
     stay = [m for m in members if draw(st.booleans())]
     new = draw(st.integers(0 if stay else 1, max(1, min(4, logical_ranks - len(stay)))))
@@ -50,7 +50,7 @@ def subtrees(plan):
 
 
 def limits(logical_ranks, speeds, imbalance):
-    """Return the least and most loads, in exact arithmetic and by search: the oracle of balance."""
+    """Return the smallest and largest loads, by exact search: the oracle of balance."""
     speeds, imbalance = [Fraction(speed) for speed in speeds], Fraction(imbalance)
 
     pinned = set()
@@ -80,7 +80,7 @@ def test_a_plan_covers_all_ranks_with_one_range_per_member(case):
 
 
 @given(successions(most_ranks=60), SLACKS)
-def test_loads_stay_within_the_slack_of_balance(case, imbalance):
+def test_loads_stay_within_the_allowed_imbalance(case, imbalance):
     logical_ranks, members, later = case
     for plan in (
         assign(logical_ranks, later, imbalance=imbalance),
@@ -91,7 +91,7 @@ def test_loads_stay_within_the_slack_of_balance(case, imbalance):
         for load, low, high in zip(sizes(plan), least, most, strict=True):
             assert low <= load <= high
         makespan = max(len(a.ranks) / speed[a.worker] for a in plan)
-        slowest = 1 / min(speed.values())  # a worker with one rank takes this long, at best
+        slowest = 1 / min(speed.values())  # the best possible time of a worker with one rank
         assert makespan <= max((1 + imbalance) * float(pace), slowest) + 1e-9
 
 
@@ -115,7 +115,7 @@ def test_planning_again_changes_nothing(case, imbalance):
     assert assign(logical_ranks, later, second, imbalance) == second
 
 
-def test_newcomers_take_the_places_of_the_departed():
+def test_newcomers_get_the_ranks_of_lost_workers():
     first = assign(16, equal("a", "b", "c", "d"))
     assert [a.worker for a in first] == ["a", "b", "c", "d"]
     second = assign(16, equal("d", "z", "b", "y"), first)  # a and c left
@@ -142,11 +142,11 @@ def test_survivors_keep_their_ranks_when_a_spare_replaces_an_equal(logical_ranks
 
 
 @given(st.integers(2, 20), st.integers(16, 32), st.data())
-def test_one_coming_or_going_moves_a_part_only(workers, share, data):
-    """Equal ranges shift by up to V / 2 in all; that few subtrees come first adds to it.
+def test_one_worker_more_or_less_moves_only_some_ranks(workers, share, data):
+    """Equal ranges move up to V / 2 ranks in all; the priority of few subtrees adds to it.
 
-    Over every case that can be drawn here the most is 0.75 V for one more and 0.91 V for one less
-    (0.26 V and 0.30 V on average).
+    Over all cases that can be drawn here, the maximum is 0.75 V for one worker more and 0.91 V for
+    one less (0.26 V and 0.30 V on average).
     """
     logical_ranks = workers * share + data.draw(st.integers(0, workers - 1))
     members = equal(*(f"w{i:02}" for i in range(workers)))
@@ -178,13 +178,13 @@ def test_equal_workers_get_equal_ranges_where_a_power_of_two_divides(logical_ran
 
 
 @given(st.lists(SPEEDS, min_size=1, max_size=40))
-def test_as_many_workers_as_ranks_get_one_each(speeds):
+def test_if_there_are_as_many_workers_as_ranks_each_gets_one(speeds):
     plan = assign(len(speeds), [WorkerSpeed(f"w{i}", s) for i, s in enumerate(speeds)])
     assert sizes(plan) == [1] * len(speeds)
 
 
 def best_by_search(logical_ranks, names, speeds, previous, imbalance):
-    """Return the best plan of all compositions of V into ranges for these workers, in order."""
+    """Return the best plan among all divisions of V into ranges for these workers, in order."""
     least, most, _ = limits(logical_ranks, speeds, imbalance)
     candidates = []
     for inner in itertools.combinations(range(1, logical_ranks), len(names) - 1):
@@ -215,10 +215,11 @@ def test_no_balanced_plan_is_better(case, imbalance):
     ("logical_ranks", "workers"),
     [*((ranks, workers) for ranks in range(2, 11) for workers in range(1, ranks + 1)), (16, 5)],
 )
-def test_no_balanced_plan_is_better_when_equal_workers_come_or_go(logical_ranks, workers):
-    """Equal speeds leave many plans with as few subtrees, so that here moves decide.
+def test_no_balanced_plan_is_better_when_equal_workers_join_or_leave(logical_ranks, workers):
+    """With equal speeds, many plans have the same number of subtrees, so that moves decide.
 
-    16 over 5 is the smallest case that tells whether ranks kept are counted at both ends.
+    16 ranks over 5 workers is the smallest case that shows whether kept ranks are counted at both
+    ends.
     """
     members = equal(*(f"w{i}" for i in range(workers)))
     first = assign(logical_ranks, members)
@@ -231,7 +232,7 @@ def test_no_balanced_plan_is_better_when_equal_workers_come_or_go(logical_ranks,
         assert plan == best_by_search(logical_ranks, names, [1] * len(names), first, IMBALANCE)
 
 
-def test_moved_counts_ranks_with_another_owner():
+def test_moved_counts_the_ranks_that_change_their_worker():
     before = (Assignment("a", 0, 4), Assignment("b", 4, 8))
     after = (Assignment("a", 0, 3), Assignment("c", 3, 5), Assignment("b", 5, 8))
     assert moved(before, after) == 2
@@ -244,7 +245,7 @@ def test_a_worker_too_slow_for_one_rank_gets_one_and_the_others_share_evenly():
     assert sizes(assign(17, members)) == [1, 4, 4, 4, 4]
 
 
-def test_extreme_speeds_are_only_ratios():
+def test_only_the_ratios_of_extreme_speeds_matter():
     members = [WorkerSpeed("a", 5e-324), WorkerSpeed("b", 1e308), WorkerSpeed("c", 1e308)]
     assert sizes(assign(9, members)) == [1, 4, 4]
 
@@ -262,13 +263,13 @@ def test_extreme_speeds_are_only_ratios():
         (4, [WorkerSpeed("a", math.inf)], "positive, finite"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_words(logical_ranks, members, message):
+def test_an_impossible_plan_is_refused_with_an_explanation(logical_ranks, members, message):
     with pytest.raises(PlanError, match=message):
         assign(logical_ranks, members)
 
 
 @pytest.mark.parametrize("imbalance", [-0.1, 1.0, math.nan])
-def test_a_slack_that_is_no_share_is_refused(imbalance):
+def test_an_allowed_imbalance_that_is_not_a_fraction_is_refused(imbalance):
     with pytest.raises(PlanError, match=f"the imbalance is {imbalance}; it is a share"):
         assign(4, equal("a"), imbalance=imbalance)
 

@@ -35,7 +35,7 @@ def chained(error, cause):
         chained(ValueError("no vocabulary"), OSError(errno.EIO, "Input/output error")),
     ],
 )
-def test_what_a_machine_may_have_caused(error):
+def test_errors_that_a_machine_may_have_caused(error):
     assert may_be_a_machines(error)
 
 
@@ -56,5 +56,5 @@ def test_what_a_machine_may_have_caused(error):
         OSError(errno.EINVAL, "Invalid argument"),
     ],
 )
-def test_what_the_code_gives_wherever_it_runs(error):
+def test_errors_that_the_code_causes_on_every_machine(error):
     assert not may_be_a_machines(error)

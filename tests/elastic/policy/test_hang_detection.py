@@ -25,7 +25,7 @@ def committed(made, start, durations):
     return commits[-1]
 
 
-def test_the_first_step_of_a_run_has_a_deadline_of_its_own():
+def test_the_first_step_of_a_run_has_its_own_deadline():
     made = watch(hang_deadline=3.0, first_step_deadline=60.0)
     assert made.deadline == 60.0
     assert not made.overdue(100.0 + 58.0)
@@ -36,19 +36,19 @@ def test_the_first_step_of_a_run_has_a_deadline_of_its_own():
 @pytest.mark.parametrize(
     ("durations", "deadline"),
     [
-        ([0.1] * 20, 5.0),  # a machine that is busy for a moment is not a hang
+        ([0.1] * 20, 5.0),  # a machine that is busy for a moment does not hang
         ([3.0] * 20, 12.0),
-        ([3.0] * 20 + [500.0], 12.0),  # the median does not mind one step that was slow
-        ([1.0] * 200 + [3.0] * 200, 12.0),  # what was long ago is forgotten
+        ([3.0] * 20 + [500.0], 12.0),  # one slow step does not change the median
+        ([1.0] * 200 + [3.0] * 200, 12.0),  # old steps are forgotten
     ],
 )
-def test_later_steps_have_four_times_the_usual_step(durations, deadline):
+def test_later_steps_have_a_deadline_of_four_usual_steps(durations, deadline):
     made = watch()
     committed(made, 110.0, durations)
     assert made.deadline == pytest.approx(deadline)
 
 
-def test_a_coordinator_that_has_just_come_back_knows_no_usual_step_yet():
+def test_a_restarted_coordinator_does_not_know_the_usual_step_yet():
     made = Watch(ElasticConfig(first_step_deadline=60.0))
     made.start_generation(100.0, warm=True)
     assert made.deadline == 60.0
@@ -56,7 +56,7 @@ def test_a_coordinator_that_has_just_come_back_knows_no_usual_step_yet():
     assert made.deadline == 5.0
 
 
-def test_a_deadline_that_was_asked_for_is_kept():
+def test_a_configured_deadline_is_kept():
     made = watch(hang_deadline=2.5)
     now = committed(made, 110.0, [30.0] * 20)
     assert made.deadline == 2.5
@@ -64,7 +64,7 @@ def test_a_deadline_that_was_asked_for_is_kept():
     assert made.overdue(now + 2.5)
 
 
-def test_any_progress_puts_the_deadline_off():
+def test_any_progress_extends_the_deadline():
     made = watch(hang_deadline=10.0)
     now = committed(made, 110.0, [1.0])
     assert made.overdue(now + 10.0)
@@ -81,7 +81,7 @@ def test_a_generation_starts_the_deadline_again():
     assert made.overdue(now + 60.0)
 
 
-def test_a_first_step_with_a_newcomer_has_four_times_the_slowest_such_step():
+def test_the_deadline_of_a_newcomers_first_step_is_four_times_the_slowest_such_step():
     made = watch(first_step_deadline=120.0)
     now = committed(made, 107.0, [0.1] * 20)  # the first step took 7 s of its 9
     slowest = now - 100.0
@@ -95,7 +95,7 @@ def test_a_first_step_with_a_newcomer_has_four_times_the_slowest_such_step():
     assert made.deadline == pytest.approx(4 * slowest)  # the slowest, not the last
 
 
-def test_a_newcomer_has_never_longer_than_the_first_step_deadline():
+def test_a_newcomers_deadline_is_at_most_the_first_step_deadline():
     made = watch(first_step_deadline=20.0)
     now = committed(made, 115.0, [0.1])
     made.start_generation(now, warm=False)
@@ -103,7 +103,7 @@ def test_a_newcomer_has_never_longer_than_the_first_step_deadline():
 
 
 @given(st.floats(0.01, 1000))
-def test_who_is_asked_has_time_to_answer_before_the_deadline(deadline):
+def test_workers_are_asked_early_enough_to_answer_before_the_deadline(deadline):
     made = watch(hang_deadline=deadline)
     committed(made, 110.0, [0.001] * 3)
     assert 0 < made.answer_seconds <= min(1.0, made.deadline / 2)
@@ -132,7 +132,7 @@ def waits(age):
         ({}, {}),
     ],
 )
-def test_who_waits_is_innocent_and_who_is_busy_or_silent_is_not(statuses, blamed):
+def test_waiting_workers_are_innocent_and_busy_or_silent_ones_are_not(statuses, blamed):
     found = culprits(statuses, 5.0)
     assert found.keys() == blamed.keys()
     assert all(why in found[worker] for worker, why in blamed.items())
@@ -152,7 +152,7 @@ STANDINGS = st.dictionaries(
 
 
 @given(STANDINGS, st.floats(0.1, 10))
-def test_nobody_is_blamed_when_all_wait_for_each_other(statuses, deadline):
+def test_no_worker_is_blamed_if_all_wait_for_each_other(statuses, deadline):
     if all_wait(statuses, deadline):
         assert culprits(statuses, deadline) == {}
         assert all(s.phase == "exchange" and s.age > deadline for s in statuses.values())
@@ -160,18 +160,18 @@ def test_nobody_is_blamed_when_all_wait_for_each_other(statuses, deadline):
         assert any(s.age <= deadline for s in statuses.values())
 
 
-def test_all_wait_only_after_the_deadline():
+def test_all_wait_only_if_each_waits_longer_than_the_deadline():
     assert all_wait({"a": waits(6), "b": waits(7)}, 5.0)
     assert not all_wait({"a": waits(6), "b": waits(4)}, 5.0)
     assert not all_wait({"a": waits(6), "b": None}, 5.0)
     assert not all_wait({"a": waits(6), "b": busy(6)}, 5.0)
 
 
-def test_those_that_do_not_answer_are_asked_early_and_those_that_do_have_the_whole_deadline():
+def test_silent_workers_are_asked_early_and_answering_ones_have_the_whole_deadline():
     made = watch(hang_deadline=10.0)
     now = committed(made, 110.0, [1.0])
     assert not made.overdue(now + 8.5)
-    assert made.overdue(now + 9.1)  # a second is left to wait for answers
+    assert made.overdue(now + 9.1)  # one second is left to wait for answers
     assert made.asked() is False
     assert not made.overdue(now + 9.9)
     assert made.overdue(now + 10.1)

@@ -1,4 +1,4 @@
-"""A group plans with the imbalance that its exchange is worth, and does not waver."""
+"""A group allows the imbalance that its exchange is worth, and does not oscillate."""
 
 import math
 import random
@@ -12,13 +12,13 @@ from raytrain_plus.training.tree import maximal_subtrees
 
 
 class Group:
-    """Equally fast workers, a second per logical rank, whose exchange takes a time for its bytes.
+    """Equally fast workers, one second per logical rank; the exchange takes time for its bytes.
 
     Args:
         unit: seconds that sending the gradients once takes.
-        hidden: seconds of the exchange that run beside the last rank's backward; at most 1.
-        noise: how far what is measured is off, at most.
-        looks: whether what runs beside it is measured.
+        hidden: seconds of the exchange that overlap the last rank's backward; at most 1.
+        noise: the largest relative error of measurements.
+        looks: whether the hidden seconds are measured.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Group:
         self.changes = []
 
     def run(self, windows):
-        """Let some windows pass, and plan again each time that this is advised."""
+        """Run some windows, and plan again each time this is advised."""
         for _ in range(windows):
             measured = {m.worker: 1 / self._about(1.0) for m in self.members}
             seen, unseen = map(self._about, self.exchange(self.plan))
@@ -58,7 +58,7 @@ class Group:
         return max(len(a.ranks) for a in plan) + self.exchange(plan)[0]
 
     def best(self):
-        """Return how long it would take at the best imbalance."""
+        """Return how long a step would take at the best imbalance."""
         return min(self.seconds(self.planned(imbalance)) for imbalance in CHOICES)
 
     def _about(self, exact):
@@ -66,7 +66,7 @@ class Group:
 
 
 SIZES = st.integers(2, 12).flatmap(lambda w: st.tuples(st.integers(w, 40 * w), st.just(w)))
-SHARES = st.floats(0.0, 0.7).map(lambda x: x**2)  # of a step that sending takes
+SHARES = st.floats(0.0, 0.7).map(lambda x: x**2)  # of a step is sending
 
 
 def loads(group):
@@ -74,21 +74,21 @@ def loads(group):
 
 
 def test_three_workers_share_128_ranks():
-    """Where bytes count, two workers have 48 ranks; where they do not, none has more than 43."""
+    """If bytes matter, two workers have 48 ranks; if they do not, no worker has more than 43."""
     assert max(loads(Group(128, 3, unit=5.0).run(10))) == 48
     assert max(loads(Group(128, 3).run(10))) == 43
 
 
 @settings(deadline=None)
 @given(SIZES, SHARES)
-def test_what_is_seen_is_followed_to_the_best(size, share):
+def test_the_group_finds_the_best_imbalance_by_measuring(size, share):
     group = Group(*size, unit=share * size[0] / size[1]).run(10)
     assert group.seconds() <= group.best() / 0.97 + 1e-9
 
 
 @settings(deadline=None)
 @given(SIZES, SHARES, st.floats(0.0, 1.0))
-def test_each_change_pays_whatever_ran_unseen(size, share, hidden):
+def test_each_change_saves_time_even_if_hidden_communication_becomes_visible(size, share, hidden):
     group = Group(*size, share * size[0] / size[1], hidden)
     while True:
         before, changes = group.seconds(), len(group.changes)
@@ -98,8 +98,8 @@ def test_each_change_pays_whatever_ran_unseen(size, share, hidden):
     assert group.run(50).seconds() == before
 
 
-def test_who_takes_for_nothing_what_ran_unseen_gets_slower():
-    """The negative control: it comes to light."""
+def test_a_group_that_ignores_hidden_communication_gets_slower():
+    """The negative control: the slowdown is found."""
     looking, blind = (Group(50, 3, 0.5, hidden=1.0, looks=looks) for looks in (True, False))
     before = blind.seconds()
     assert looking.run(50).changes == []
@@ -114,7 +114,7 @@ def test_noise_changes_little_in_a_thousand_windows(size, share, hidden, seed):
     assert len(group.changes) <= 2 * math.log2(1000)
 
 
-def test_a_network_that_becomes_slow_is_followed_and_one_that_comes_and_goes_is_not():
+def test_a_lasting_slow_network_is_followed_and_a_changing_one_is_not():
     group = Group(128, 3).run(10)
     assert max(loads(group)) == 43
     group.unit = 5.0
@@ -125,7 +125,7 @@ def test_a_network_that_becomes_slow_is_followed_and_one_that_comes_and_goes_is_
     assert len(group.changes) <= 2 + 2 * math.log2(500)
 
 
-def test_the_slack_outlives_the_group():
+def test_the_allowed_imbalance_outlives_the_group():
     group = Group(128, 3).run(10)
     assert (wanted := group.imbalance.value) < IMBALANCE
     assert group.imbalance.follow() == wanted  # a worker joins
@@ -138,6 +138,6 @@ def test_one_window_is_not_enough():
     assert len(group.run(2).changes) == 1
 
 
-def test_choices_begin_with_the_default_and_fall():
+def test_choices_start_with_the_default_and_decrease():
     assert CHOICES[0] == IMBALANCE
     assert list(CHOICES) == sorted(CHOICES, reverse=True)

@@ -1,4 +1,4 @@
-"""Which member heals which, and which one loads a checkpoint, in any group."""
+"""Which member heals which, and which one loads a checkpoint, in all kinds of groups."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,40 +22,40 @@ def plan_of(*members, previous=(), **situation):
 
 
 def healing(plan):
-    """Return who is healed by whom, by name."""
+    """Return which member heals which, by name."""
     names = [a.worker for a in plan.assignments]
     return {names[to]: names[source] for to, source in plan.healed_by.items()}
 
 
-def test_whoever_is_behind_is_healed_by_whoever_is_ahead():
+def test_a_member_that_is_behind_is_healed_by_one_that_is_ahead():
     plan = plan_of(member("w0", 4), member("w1", 5), member("w2", 5), member("w3", 0))
     assert (plan.step, plan.generation, plan.checkpoint) == (5, 3, None)
-    assert healing(plan) == {"w0": "w1", "w3": "w2"}  # each by another, to be done sooner
+    assert healing(plan) == {"w0": "w1", "w3": "w2"}  # each by another member, which is faster
     assert plan.meeting_point == make_ready(plan.assignments[0].worker).meeting_point
 
 
-def test_equals_heal_nobody():
+def test_members_with_equal_states_are_not_healed():
     assert healing(plan_of(member("w0", 5), member("w1", 5))) == {}
 
 
-def test_a_checkpoint_that_is_newer_than_all_is_loaded_by_one_who_heals_the_others():
+def test_the_newest_checkpoint_is_loaded_by_one_member_that_heals_the_others():
     plan = plan_of(member("w0"), member("w1"), member("w2"), checkpoint=(PLACE, 7))
     assert (plan.step, plan.checkpoint) == (7, PLACE)
     assert healing(plan) == {"w1": "w0", "w2": "w0"}
 
 
-def test_a_checkpoint_that_is_no_newer_is_not_loaded():
+def test_a_checkpoint_that_is_not_newer_is_not_loaded():
     plan = plan_of(member("w0", 7), member("w1"), checkpoint=(PLACE, 7))
     assert (plan.step, plan.checkpoint) == (7, None)
     assert healing(plan) == {"w1": "w0"}
 
 
-def test_whoever_is_distrusted_is_healed_even_by_a_newcomer():
+def test_a_distrusted_member_is_healed_even_by_a_newcomer():
     plan = plan_of(member("w0", -1), member("w1", 0))
     assert (plan.step, healing(plan)) == (0, {"w0": "w1"})
 
 
-def test_where_steps_do_not_prove_equal_states_one_heals_all():
+def test_if_steps_do_not_prove_equal_states_one_member_heals_all():
     plan = plan_of(member("w0", 5, warm=False), member("w1", 5), member("w2", 5), bitwise=False)
     assert healing(plan) == {"w0": "w1", "w2": "w1"}
     assert not plan.bitwise
@@ -63,7 +63,7 @@ def test_where_steps_do_not_prove_equal_states_one_heals_all():
     assert healing(cold) == {"w1": "w0"}
 
 
-def test_a_plan_ends_before_the_next_planned_change_and_takes_strikes_along():
+def test_a_plan_ends_before_the_next_planned_change_and_contains_unannounced_faults():
     faults = [Fault(step=step, action="add") for step in (4, 9, 6)]
     strike = Fault(step=5, action="kill")
     plan = plan_of(member("w0", 4), faults=[*faults, strike])
@@ -71,12 +71,12 @@ def test_a_plan_ends_before_the_next_planned_change_and_takes_strikes_along():
     assert plan_of(member("w0", 9), faults=faults).pause_at is None
 
 
-def test_an_evaluation_that_is_known_is_not_done_again():
+def test_a_known_evaluation_is_not_repeated():
     assert plan_of(member("w0", 5), evaluated_step=5).evaluated
     assert not plan_of(member("w0", 5), evaluated_step=4).evaluated
 
 
-# -- whatever is there
+# -- for any group
 
 members = st.lists(st.tuples(st.integers(-1, 9), st.booleans()), min_size=1, max_size=8)
 checkpoints = st.none() | st.tuples(st.just(PLACE), st.integers(0, 9))

@@ -1,4 +1,4 @@
-"""A slow worker gets less to do, and back what it had when it recovers; noise changes nothing."""
+"""A slow worker gets fewer ranks, and gets them back when it recovers; noise changes nothing."""
 
 import math
 import random
@@ -13,13 +13,13 @@ from raytrain_plus.elastic.policy.imbalance import Imbalance
 from raytrain_plus.elastic.policy.rebalance import Rebalancer
 from raytrain_plus.elastic.protocol.messages import Assignment
 
-PROMPT = 150  # steps within which a change that lasts is followed, at the patience to begin with
+PROMPT = 150  # steps within which a lasting change is followed, at the initial patience
 
 
 class Group:
     """Workers that compute at given speeds, led as the coordinator leads a group.
 
-    A worker's time is overhead + ranks / speed, give or take 10 %; the exchange takes none.
+    A worker's time is overhead + ranks / speed, with 10 % noise; the exchange takes no time.
     """
 
     def __init__(self, logical_ranks, workers, *, noise=0.1, overhead=0.0, seed=0, **settings):
@@ -35,7 +35,7 @@ class Group:
         self.rebalancer.start_generation(self.plan)
 
     def run(self, steps, true=None):
-        """Commit some steps while the workers named in `true` compute at those speeds."""
+        """Commit some steps while the workers in `true` compute at the given speeds."""
         rate = dict.fromkeys(self.workers, 1.0) | (true or {})
         for _ in range(steps):
             self.step += 1
@@ -106,11 +106,12 @@ def test_noise_does_change_plans_without_threshold_and_window():
 @settings(max_examples=40, deadline=None)
 @given(sizes(), st.sampled_from([2.0, 4.0]), st.integers(0, 60), SEEDS)
 @example((16, 2), 4.0, 0, 4)
-def test_a_slow_worker_gets_less_to_do_and_gets_it_back(size, times, healthy, seed):
+def test_a_slow_worker_gets_fewer_ranks_and_gets_them_back(size, times, healthy, seed):
     group = Group(*size, seed=seed).run(healthy)
     before = group.ranks(), group.seconds()
     slow = {"w0": 1 / times}
-    # Few ranks can only be shared in coarse steps: what gains a fifth, the threshold, may be left.
+    # Few ranks can only be shared in coarse steps: a gain below the threshold, a fifth, may be
+    # left.
     assume(1.15 * group.best(slow) < 0.75 * group.seconds(slow))
     group.run(PROMPT, slow)
     assert group.ranks() < before[0]
@@ -124,30 +125,28 @@ def test_a_slow_worker_gets_less_to_do_and_gets_it_back(size, times, healthy, se
 
 
 @pytest.mark.parametrize("gives_back", [True, False])
-def test_ranks_come_back_even_where_the_step_gains_next_to_nothing(gives_back, monkeypatch):
+def test_ranks_come_back_even_if_the_step_gains_almost_nothing(gives_back, monkeypatch):
     if not gives_back:  # the negative control: the threshold alone would leave them
         monkeypatch.setattr(Rebalancer, "_gives_back", lambda *_: False)
-    monkeypatch.setattr(
-        Imbalance, "judge", lambda *_: None
-    )  # planning with another would give back
+    monkeypatch.setattr(Imbalance, "judge", lambda *_: None)  # another plan would give them back
     group = Group(960, 30).run(PROMPT, {"w0": 0.5})
     assert group.ranks() <= 20
     assert (group.run(2 * PROMPT).ranks() >= 27) == gives_back
 
 
-def test_a_slow_worker_keeps_its_ranks_when_nobody_looks():
-    """The negative control of the two above: it is the rebalance that shortens the step."""
+def test_a_slow_worker_keeps_its_ranks_without_rebalancing():
+    """The negative control of the two tests above: it is rebalancing that shortens the step."""
     group = Group(64, 4, patience=10**6).run(PROMPT, {"w0": 0.25})
     assert group.ranks() == 16
     assert group.seconds({"w0": 0.25}) > 1.15 * group.best({"w0": 0.25})
 
 
 @pytest.mark.parametrize("speed", [0.9, 0.85, 1.2])
-def test_off_below_the_threshold(speed):
+def test_no_rebalance_below_the_threshold(speed):
     assert Group(64, 4).run(2000, {"w0": speed}).rebalances == []
 
 
-def test_what_lasts_for_a_few_steps_only_is_ignored():
+def test_a_slowdown_of_a_few_steps_is_ignored():
     group = Group(64, 4)
     for _ in range(100):
         group.run(92).run(8, {"w0": 0.1})
@@ -162,7 +161,7 @@ def log_bound(period):
 
 @settings(max_examples=15, deadline=None)
 @given(sizes(), st.integers(1, 400), SEEDS)
-def test_a_worker_that_comes_and_goes_causes_few_rebalances(size, period, seed):
+def test_a_worker_with_changing_speed_causes_few_rebalances(size, period, seed):
     steps = 30_000
     group = Group(*size, seed=seed)
     while group.step < steps:
@@ -181,7 +180,7 @@ def test_without_growing_patience_every_phase_is_followed(monkeypatch):
     assert len(group.rebalances) > 2 * log_bound(100)(30_000)
 
 
-def test_phases_that_last_are_followed():
+def test_long_phases_are_followed():
     group = Group(64, 4)
     for _ in range(5):
         assert group.run(5000, {"w0": 0.25}).ranks() < 8
@@ -192,7 +191,7 @@ def test_phases_that_last_are_followed():
 @settings(max_examples=25, deadline=None)
 @given(sizes(), st.floats(0.0, 1.0), SEEDS)
 def test_a_cost_per_step_does_not_keep_a_worker_small(size, overhead, seed):
-    """Up to the time of one rank: a worker with few ranks seems slower than it is."""
+    """The cost is up to the time of one rank: a worker with few ranks seems slower than it is."""
     group = Group(*size, overhead=overhead, seed=seed)
     fair, usual = group.ranks(), group.seconds()
     group.run(PROMPT, {"w0": 0.25})
@@ -202,7 +201,7 @@ def test_a_cost_per_step_does_not_keep_a_worker_small(size, overhead, seed):
     assert group.seconds() <= 1.3 * usual
 
 
-def test_speeds_are_kept_when_somebody_dies_or_joins():
+def test_speeds_are_kept_when_a_worker_dies_or_joins():
     group = Group(64, 4).run(PROMPT, {"w0": 0.25})
     assert [m.speed < 0.5 for m in group.rebalancer.speeds(["w0", "w1", "new"])] == [
         True,
@@ -216,7 +215,7 @@ def test_speeds_are_kept_when_somebody_dies_or_joins():
     count = len(group.rebalances)
     group.run(PROMPT, {"w0": 0.25})
     assert len(group.rebalances) == count
-    # Who has left is forgotten.
+    # A worker that has left is forgotten.
     group.workers = ["w1", "w2"]
     group.replan()
     assert group.rebalancer.speeds(["w0"]) == [WorkerSpeed("w0", 1.0)]
@@ -235,7 +234,7 @@ def test_the_first_steps_of_a_generation_do_not_count():
     assert warm.run(15, {"w0": 0.1}).rebalances == [15]
 
 
-def test_a_step_that_is_told_again_is_ignored():
+def test_a_step_that_is_reported_again_is_ignored():
     speeds = Rebalancer(window=3, warmup=0, patience=1)
     speeds.start_generation([Assignment("a", 0, 4), Assignment("b", 4, 8)])
     for _ in range(3):
@@ -254,7 +253,7 @@ def test_equal_histories_give_equal_advice():
     assert first.plan == second.plan
 
 
-def test_times_that_take_no_time_are_no_division_by_zero():
+def test_times_of_zero_cause_no_division_by_zero():
     group = Group(8, 2)
     for step in range(1, 100):
         group.rebalancer.add_step(step, [0.0, 0.0])

@@ -1,4 +1,4 @@
-"""How far a run goes back after corruption: never too little, and no further than it must."""
+"""How far a run goes back after corruption: far enough, and no further than necessary."""
 
 import pytest
 from hypothesis import given
@@ -30,11 +30,11 @@ def cut(workers):
 @pytest.mark.parametrize(
     ("check", "what", "trusted"),
     [
-        (1, found(10, ["w1"]), 10),  # it was found before anything came of it
+        (1, found(10, ["w1"]), 10),  # it was found before it had an effect
         (5, found(10, ["w1"]), 5),
         (1, found(10, tie=True), 9),  # no state of that step is known to be right
         (5, found(10, tie=True), 5),
-        (5, found(10, suspects=["w0", "w1"]), 10),  # both compute right now: it has passed
+        (5, found(10, suspects=["w0", "w1"]), 10),  # both compute right now: the error is over
         (20, found(0, tie=True), 0),
     ],
 )
@@ -49,7 +49,7 @@ def test_states_are_compared_with_every_audit_too():
     assert history(check=10, audit=1).trusted(found(40, tie=True), []) == 39
 
 
-def test_who_computes_wrong_is_trusted_up_to_the_last_audit_that_it_passed():
+def test_a_wrong_worker_is_trusted_up_to_the_last_audit_that_it_passed():
     told = history(audit=10)
     assert told.trusted(found(40, suspects=["w0", "w1"]), ["w1"]) == 30
     assert told.trusted(found(10, suspects=["w0", "w1"]), ["w1"]) == 0
@@ -60,14 +60,14 @@ def test_an_audit_of_others_proves_nothing():
     in_turn = lambda step, _: [(0, 1), (1, 2), (2, 0)][step // 10 % 3]  # noqa: E731
     told = history((0, three), audit=10, audited=in_turn)
     what = found(40, suspects=["w0", "w1"])
-    assert told.trusted(what, ["w0"]) == 30  # it computed rank 0, and w1 as well
+    assert told.trusted(what, ["w0"]) == 30  # w1 computed rank 0, too
     assert told.trusted(what, ["w1"]) == 30  # it was the auditor
     assert told.trusted(what, ["w2"]) == 20
     assert told.trusted(what, ["w0", "w2"]) == 20
 
 
 def test_only_the_steps_that_were_audited_count():
-    # A tie is found at any step that is compared: at 45 - 10 no worker was audited.
+    # A tie is found at each step that is compared: at 45 - 10 no worker was audited.
     asked = []
 
     def audited(step, _):
@@ -79,14 +79,14 @@ def test_only_the_steps_that_were_audited_count():
     assert asked == [40]
 
 
-def test_who_was_alone_has_audited_itself_and_proves_nothing():
+def test_a_worker_that_was_alone_audited_itself_which_proves_nothing():
     told = history((0, {"w0": range(4)}), (35, PAIR), audit=10, audited=lambda *_: (0, 0))
     what = found(40, suspects=["w0", "w1"])
     assert told.trusted(what, ["w0"]) == 0
     assert told.trusted(what, ["w1"]) == 35  # it was not there before
 
 
-def test_without_audits_nothing_is_trusted_since_who_computes_wrong_has_joined():
+def test_without_audits_no_step_since_the_wrong_worker_joined_is_trusted():
     told = history((0, cut(["w0"])), (7, PAIR), check=1)
     assert told.trusted(found(9, tie=True), ["w1"]) == 7
     assert told.trusted(found(9, tie=True), ["w0"]) == 0
@@ -101,7 +101,7 @@ def test_groups_whose_steps_were_withdrawn_are_forgotten():
     assert told.trusted(found(14, tie=True), ["w1"]) == 12  # what it did from 7 on is undone
 
 
-def test_of_groups_that_a_journal_tells_of_it_is_known_who_joined_when():
+def test_a_journals_groups_show_when_each_worker_joined():
     told = GroupHistory(1, 10, FIRST_RANK)
     told.recall(
         [
@@ -110,7 +110,7 @@ def test_of_groups_that_a_journal_tells_of_it_is_known_who_joined_when():
             {"event": "generation", "step": 12, "members": ["w0", "w1"]},
         ]
     )
-    told.start_generation(25, PAIR)  # by the coordinator that came back
+    told.start_generation(25, PAIR)  # by the restarted coordinator
     what = found(40, suspects=["w0", "w1"])
     assert told.trusted(what, ["w0"]) == 30
     assert told.trusted(found(30, suspects=["w0", "w1"]), ["w0"]) == 0
@@ -124,7 +124,7 @@ def test_places_are_given_their_names():
     )
 
 
-# -- whatever happens
+# -- for any history
 
 workers = st.lists(st.sampled_from("abcd"), min_size=1, unique=True)
 groups = st.lists(st.tuples(st.integers(0, 60), workers), min_size=1, max_size=6)
@@ -168,14 +168,14 @@ def test_trust_ends_at_the_step_found_and_before_any_comparison_that_failed(case
 
 
 @given(cases())
-def test_more_guilty_are_never_more_trusted(case):
+def test_more_guilty_workers_never_mean_more_trust(case):
     told, what, guilty, _ = case
     trusts = [told.trusted(what, guilty[:n]) for n in range(len(guilty) + 1)]
     assert trusts == sorted(trusts, reverse=True)
 
 
 @given(cases())
-def test_whoever_is_guilty_either_passed_an_audit_or_was_not_there_before(case):
+def test_a_guilty_worker_passed_an_audit_or_was_not_there_before(case):
     told, what, guilty, audited = case
     clean = Corruption(what.step, (), (), tie=False, why="")
     for worker in guilty:

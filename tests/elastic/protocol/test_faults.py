@@ -1,4 +1,4 @@
-"""CoordinatorFaults are read strictly, hit whom they name, and strike when they should."""
+"""Faults are read strictly, hit the workers that they name, and happen when they should."""
 
 from typing import get_args
 
@@ -172,7 +172,7 @@ def test_every_fault_goes_through_a_file_and_back(drawn):
     assert parse_faults(yaml.safe_load(yaml.safe_dump(as_data(drawn)))) == drawn
 
 
-def test_every_action_takes_what_goes_with_it_and_nothing_else():
+def test_every_action_accepts_only_its_own_fields():
     names = ("workers", "victim", "phase", "seconds")
     taken = {action: {name for name in names if _takes(action, name)} for action in ACTIONS}
     assert taken["kill"] == {"workers", "victim", "phase"}
@@ -186,27 +186,27 @@ def test_every_action_takes_what_goes_with_it_and_nothing_else():
 
 
 @given(st.sampled_from(["kill_all", "lose_store"]), st.integers(1, 12))
-def test_some_faults_hit_everybody(action, size):
+def test_some_faults_hit_all_workers(action, size):
     assert Fault(step=1, action=action).victims(size) == list(range(size))
 
 
-def test_what_a_fault_leaves_to_chance_follows_from_the_fault_and_its_victim():
+def test_a_faults_random_choices_depend_on_the_fault_and_its_victim_only():
     fault = Fault(step=7, action="flip", victim=0)
     drawn = fault.draw("w1")
-    assert drawn == DRAWN  # for good: a schedule is to mean the same later
+    assert drawn == DRAWN  # fixed numbers: a schedule must mean the same in later versions
     assert drawn == Fault(step=7, action="flip", victim=0, phase="backward").draw("w1")
     others = [Fault(step=8, action="flip", victim=0), Fault(step=7, action="flip", victim=1)]
     assert len({drawn, fault.draw("w2"), *(other.draw("w1") for other in others)}) == 4
 
 
-def test_a_lone_worker_is_spared_a_flip_in_its_update_which_nobody_could_notice():
+def test_a_lone_worker_gets_no_flip_in_its_update_because_it_could_not_be_noticed():
     flips = {phase: Fault(step=1, action="flip", phase=phase) for phase in get_args(Phase)}
     assert [phase for phase, flip in flips.items() if flip.victims(1) == []] == ["update"]
     assert flips["update"].victims(2) == [1]
 
 
 @given(faults(NAMED), st.integers(1, 12))
-def test_victims_are_as_many_neighbours_as_asked_for(fault, size):
+def test_victims_are_the_given_number_of_neighbours(fault, size):
     victims = fault.victims(size)
     assert victims == sorted(set(victims))
     assert set(victims) <= set(range(size))
@@ -226,7 +226,7 @@ def test_victims_wrap_around_the_end():
 
 
 @pytest.mark.parametrize("phase", ["fetch", "forward", "exchange", "finish", "slice", "update"])
-def test_a_strike_is_due_in_its_phase_of_its_step_only(phase):
+def test_an_unannounced_fault_is_due_in_its_phase_of_its_step_only(phase):
     fault = Fault(step=5, action="kill", phase=phase)
     due = [
         (p, step) for p in (phase, "backward", "meet") for step in range(10) if fault.due(p, step)
@@ -235,20 +235,20 @@ def test_a_strike_is_due_in_its_phase_of_its_step_only(phase):
 
 
 @pytest.mark.parametrize("phase", ["meet", "heal", "evaluate", "gather"])
-def test_a_strike_in_a_rare_phase_waits_for_it(phase):
+def test_a_fault_in_a_rare_phase_waits_for_that_phase(phase):
     fault = Fault(step=5, action="kill", phase=phase)
     assert [step for step in range(10) if fault.due(phase, step)] == [4, 5, 6, 7, 8, 9]
     assert not any(fault.due("backward", step) for step in range(10))
 
 
-def test_planned_changes_are_due_from_their_step_on_and_strikes_never():
+def test_planned_changes_are_due_from_their_step_on_and_unannounced_faults_never():
     faults = [Fault(step=s, action=a) for s, a in [(2, "add"), (1, "kill"), (3, "drain")]]
     assert due_at(faults, 1) == []
     assert due_at(faults, 2) == faults[:1]
     assert due_at(faults, 9) == [faults[0], faults[2]]
 
 
-def test_what_strikes_without_notice_and_what_is_planned():
+def test_which_faults_are_unannounced_and_which_are_planned():
     planned = {action for action in ACTIONS if not Fault(step=1, action=action).strikes}
     assert planned == {
         *("drain", "add", "remove"),
@@ -266,7 +266,7 @@ def test_a_newcomers_fault_happens_when_it_comes_and_the_group_pauses_for_it_bef
     assert due_at([fault], 9) == []
 
 
-def test_what_has_happened_by_the_journal_is_not_left():
+def test_faults_in_the_journal_do_not_happen_again():
     kill, flip = Fault(step=4, action="kill"), Fault(step=4, action="flip", phase="fetch")
     drain, lost = Fault(step=5, action="drain"), Fault(step=5, action="kill_coordinator")
     faults = [kill, kill, flip, drain, lost]

@@ -1,4 +1,4 @@
-"""A run goes from one state to another only as it may."""
+"""A run changes its state only by allowed transitions."""
 
 import json
 from itertools import product
@@ -36,13 +36,13 @@ def test_it_may_end_at_any_time(before, after):
         (RunState.TRAINING, RunState.UNREACHABLE),
     ],
 )
-def test_what_may_not_follow_is_an_error_that_names_both(before, after):
+def test_a_forbidden_transition_is_an_error_that_names_both_states(before, after):
     with pytest.raises(RunStateError, match=f"is {before} cannot be {after}"):
         before.followed_by(after)
 
 
 @pytest.mark.parametrize("state", RunState)
-def test_a_state_may_last(state):
+def test_a_state_may_follow_itself(state):
     assert state.followed_by(state) is state
 
 

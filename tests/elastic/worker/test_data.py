@@ -32,7 +32,7 @@ def test_another_file_of_the_same_name_is_refused(tmp_path):
         open_evaluation(spec, Task())
 
 
-def test_a_table_that_a_driver_has_kept_for_the_workers_is_what_it_is(tmp_path):
+def test_a_table_that_the_driver_stored_for_the_workers_is_unchanged(tmp_path):
     place = written(tmp_path / "train.arrow", 64)
     spec = make_spec(tmp_path, data=place, identity={"data content": "a table's"})
     open_data(spec, Task())

@@ -1,4 +1,4 @@
-"""A newcomer's proof."""
+"""A newcomer proves that it computes the same bits."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ class Replica:
 
 
 class Loop:
-    """Computes the same leaf each time, or another one from the second time on."""
+    """Computes the same partial sum each time, or another one from the second time on."""
 
     def __init__(self, *, repeats):
         self.replica, self.repeats, self.calls = Replica(), repeats, 0
@@ -38,7 +38,7 @@ def test_a_task_that_computes_other_bits_each_time_on_a_gpu_is_refused():
         fingerprint(Loop(repeats=False), {}, GPU)
 
 
-def test_a_task_that_repeats_itself_is_admitted_there():
+def test_a_task_that_computes_equal_bits_on_a_gpu_is_admitted():
     proof = fingerprint(Loop(repeats=True), {}, GPU)
     assert proof["device"] == "a GPU"
     assert difference(proof, proof) == ""

@@ -1,4 +1,4 @@
-"""A newcomer takes over the whole state, bit for bit, or none of it."""
+"""A newcomer receives the whole state, bit for bit, or nothing."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +68,7 @@ def train(replica, steps):
 
 @pytest.fixture
 def group():
-    """Return a maker of transports that have met."""
+    """Return a function that makes connected transports."""
     store = MeetingPoint(HOST)
     made = []
 
@@ -84,7 +84,7 @@ def group():
 
 
 def together(*functions):
-    """Run functions side by side; raise what one of them raises."""
+    """Run functions in parallel; raise the error of any of them."""
     with ThreadPoolExecutor(len(functions)) as threads:
         for future in [threads.submit(function) for function in functions]:
             future.result(60)
@@ -113,7 +113,7 @@ def test_newcomers_take_over_the_whole_state(group, optimizer):
 
 
 @pytest.mark.parametrize("noted", [None, 0, 2**64 - 1])
-def test_what_the_state_should_be_comes_with_it(group, noted):
+def test_the_digest_of_the_state_is_sent_with_it(group, noted):
     one, other = group(2)
     told = []
     together(
@@ -136,7 +136,7 @@ def test_two_pairs_heal_at_once(group):
     assert {replica.digest() for replica in receivers} == {sources[0].digest()}
 
 
-def test_a_torn_replica_is_whole_again(group):
+def test_a_partly_written_replica_is_healed(group):
     ahead, torn = trained(Small(), 3), trained(Small(), 2)
     torn.torn = True
     one, other = group(2)
@@ -174,10 +174,10 @@ def test_a_source_that_is_lost_half_way_leaves_the_receiver_as_it_was(group, sen
     assert (behind.digest(), behind.scalars()) == before
     train(ahead, 1)
     train(behind, 2)
-    assert behind.digest() == ahead.digest()  # it can go on from where it was
+    assert behind.digest() == ahead.digest()  # it can go on from its own state
 
 
-def test_the_state_of_another_model_is_refused_whole(group):
+def test_the_state_of_another_model_is_refused_completely(group):
     ahead, other_model = trained(Small(), 3), trained(Small(width=6), 2)
     before = other_model.digest()
     one, other = group(2)

@@ -16,7 +16,7 @@ def memory(gib):
 
 
 def first_high(uses, every=0.05):
-    """Return at which look of a row a process has to free memory; None if at none."""
+    """Return the index of the look at which a process has to free memory, or None."""
     pressure = MemoryPressure()
     for look, gib in enumerate(uses):
         if pressure.is_high(memory(gib), look * every):
@@ -29,7 +29,7 @@ def test_memory_that_grows_is_noticed_before_the_threshold_is_reached():
     found = first_high(uses)
     assert found is not None
     assert uses[found] < 22.0
-    assert uses[found] > 21.5  # not long before either
+    assert uses[found] > 21.5  # and not long before
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_memory_that_grows_is_noticed_before_the_threshold_is_reached():
     ],
     ids=["steady", "slow"],
 )
-def test_memory_below_the_threshold_is_left_alone(uses):
+def test_memory_below_the_threshold_ends_no_process(uses):
     assert first_high(uses) is None
 
 
-def test_memory_that_another_worker_frees_is_waited_for():
+def test_a_worker_waits_if_another_one_frees_memory():
     grown, freed = [21.0, 21.5, 22.1], [22.5, *(22.5 - 0.4 * look for look in range(1, 6))]
     assert first_high(grown) == 1
     assert first_high(freed) is None
@@ -54,7 +54,7 @@ def test_a_node_that_stays_above_the_threshold():
     assert first_high([22.5] * 3) == 1
 
 
-def test_looks_are_rare_while_memory_lasts_and_close_when_it_does_not():
+def test_checks_are_rare_with_free_memory_and_frequent_without():
     seconds = [MemoryPressure.seconds_to_next_look(memory(gib)) for gib in (4, 16, 20, 21.9, 23)]
     assert seconds[0] == 1.0
     assert seconds == sorted(seconds, reverse=True)
@@ -62,11 +62,11 @@ def test_looks_are_rare_while_memory_lasts_and_close_when_it_does_not():
 
 
 def watched(looks, *, largest):
-    """Watch until the looks are used up; returns why the process ended, None if it did not.
+    """Watch until all looks are used; returns why the process ended, None if it did not.
 
     Args:
         looks: the GiB that the node uses.
-        largest: for each time that sizes are compared, whether this process is the largest.
+        largest: for each comparison of sizes, whether this process is the largest.
     """
     ended: queue.Queue = queue.Queue()
     rest, sizes = iter(looks), iter(largest)
@@ -94,7 +94,7 @@ def test_a_worker_that_is_not_the_largest_stays():
     assert watched([22.5] * 4, largest=[False] * 3) is None
 
 
-def test_a_worker_that_is_the_largest_only_since_a_larger_one_has_ended_stays():
+def test_a_worker_that_became_the_largest_when_a_larger_one_ended_stays():
     assert watched([22.3, 22.4, 22.5, 18.0], largest=[False, True]) is None
     assert watched([22.3, 22.4, 22.5, 22.6], largest=[False, True, True]) is not None
 

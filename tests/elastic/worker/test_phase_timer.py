@@ -1,4 +1,4 @@
-"""Every second of the training thread belongs to one part, and stands once a step is committed."""
+"""Each second of the training thread belongs to one part, and is final once a step commits."""
 
 import time
 
@@ -39,7 +39,7 @@ def test_the_parts_sum_to_all_that_has_passed(told):
     assert sum(sheet.parts().values()) == sum(seconds for _, seconds in told)
 
 
-def test_what_follows_the_last_commit_does_not_stand():
+def test_time_after_the_last_commit_does_not_count():
     sheet, clock = spent([("fetch", 1.0), ("forward", 2.0), ("exchange", 0.5), ("update", 0.25)])
     assert (sheet.parts(), sheet.settled_at) == ({}, 0.0)
     sheet.settle()
@@ -49,13 +49,13 @@ def test_what_follows_the_last_commit_does_not_stand():
     sheet.enter("backward")
     clock.now += 7.0  # and then the generation is lost
     assert sheet.parts() == stands
-    sheet.settle()  # the control: had it been committed, it would stand
+    sheet.settle()  # the control: after a commit it would count
     assert sheet.parts() == {**stands, "compute": 9.25}
     sheet.start()
     assert sheet.parts() == {}
 
 
-def test_waiting_between_generations_is_nobodys():
+def test_waiting_between_generations_is_not_counted():
     sheet, clock = spent([])
     clock.now += 5.0
     sheet.enter("meet")
@@ -64,7 +64,7 @@ def test_waiting_between_generations_is_nobodys():
     assert sheet.parts() == {"forming": 1.0}
 
 
-def test_entering_phases_fills_the_timesheet_of_the_generation():
+def test_entering_phases_fills_the_phase_timer_of_the_generation():
     progress = Progress()
     progress.enter("forward")
     progress.start_generation(plan(1), (), print, print)
@@ -75,8 +75,8 @@ def test_entering_phases_fills_the_timesheet_of_the_generation():
     assert set(progress.phase_timer.parts()) == {"data"}
 
 
-def test_a_step_pays_microseconds_for_it():
-    """About ten phases and one commit; the best of some tries, as others use the machine, too."""
+def test_it_costs_a_step_only_microseconds():
+    """About ten phases and one commit; the best of some tries, because the machine is shared."""
     sheet = PhaseTimer()
 
     def seconds_per_step(steps=200):

@@ -32,6 +32,6 @@ def test_cuda_starts_with_the_environment_that_makes_its_bits(prepared):
     assert environment["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
 
 
-def test_without_a_gpu_nothing_of_cuda_is_set(prepared):
+def test_without_a_gpu_no_cuda_variable_is_set(prepared):
     assert prepared([]) == (torch.device("cpu"), {})
     assert not any("NCCL" in name or "CUBLAS" in name for name in os.environ)

@@ -1,4 +1,4 @@
-"""One call per phase moves the heartbeat, notices an abort, and strikes when a fault is due."""
+"""One call per phase moves the heartbeat, notices an abort, and injects a fault that is due."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def plan(generation, step=0):
 
 
 def begun(generation=3, step=0, faults=()):
-    """Return a progress in a generation, and what has been called."""
+    """Return a progress in a generation, and the list of calls."""
     progress, called = Progress(), []
     progress.start_generation(plan(generation, step), faults, called.append, called.append)
     return progress, called
@@ -54,13 +54,13 @@ def test_every_phase_moves_the_heartbeat():
         ("evaluate", False),
     ],
 )
-def test_who_waits_for_others_says_so(phase, waiting):
+def test_a_worker_that_waits_for_others_says_so(phase, waiting):
     progress, _ = begun()
     progress.enter(phase)
     assert progress.status().waiting == waiting
 
 
-def test_the_age_of_a_phase_counts_from_its_beginning(monkeypatch):
+def test_the_age_of_a_phase_counts_from_its_start(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     progress, _ = begun()
@@ -71,7 +71,7 @@ def test_the_age_of_a_phase_counts_from_its_beginning(monkeypatch):
     assert progress.status().age == 0.0
 
 
-def test_a_worker_without_a_generation_is_idle_and_innocent():
+def test_a_worker_without_a_generation_is_idle_and_not_blamed():
     progress, _ = begun()
     progress.enter("forward")
     progress.end()
@@ -87,22 +87,22 @@ def test_an_abort_interrupts_and_ends_the_next_phase():
     assert progress.is_aborted
     with pytest.raises(AbortedError, match="w1 was lost"):
         progress.enter("backward")
-    assert progress.moves == 2  # it did move, and it says where it is
+    assert progress.moves == 2  # it moved, and it reports its phase
     assert progress.status().phase == "backward"
 
 
-def test_an_abort_of_the_past_is_ignored():
+def test_an_abort_of_a_past_generation_is_ignored():
     progress, called = begun(3)
     progress.abort(2, "too late")
     progress.enter("forward")
     assert called == []
     assert not progress.is_aborted
     progress.abort(3, "in time")
-    progress.abort(2, "too late")  # nor does it take back another
+    progress.abort(2, "too late")  # nor does it cancel another one
     assert progress.is_aborted
 
 
-def test_an_abort_of_the_future_waits_for_it():
+def test_an_abort_of_a_future_generation_waits_for_it():
     progress, called = begun(3)
     progress.abort(4, "too early")
     progress.enter("forward")
@@ -145,7 +145,7 @@ def test_an_abort_from_another_thread_is_seen():
     assert seen == called == ["stop"]
 
 
-def test_a_pause_is_asked_of_one_generation():
+def test_a_pause_request_is_for_one_generation():
     progress, _ = begun(3)
     assert not progress.pause_asked
     progress.ask_pause(2)
@@ -170,7 +170,7 @@ def test_a_fault_strikes_in_its_phase_and_step():
     assert struck == [fault]
 
 
-def test_a_newcomer_is_struck_at_the_step_of_the_group_that_it_joins():
+def test_a_newcomers_fault_happens_at_the_step_of_the_group_that_it_joins():
     fault = Fault(step=5, action="kill", phase="heal")
     progress, struck = begun(step=4, faults=[fault])
     progress.enter("heal")

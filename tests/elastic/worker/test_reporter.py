@@ -1,4 +1,4 @@
-"""What a worker knows of recent steps, so that nothing is lost with the one that tells."""
+"""Each worker knows recent steps, so that nothing is lost with the worker that reports them."""
 
 import threading
 
@@ -18,7 +18,7 @@ def filled(steps, evaluated=()):
     return records
 
 
-def test_what_came_after_a_step_is_known_with_the_evaluation_at_it():
+def test_steps_after_a_given_one_are_known_with_the_evaluation_at_it():
     records = filled([1, 2, 3], evaluated=[2, 3])
     told = [(record.step, record.metrics is not None) for record in records.after(2)]
     assert told == [(2, True), (3, False), (3, True)]
@@ -54,7 +54,7 @@ def test_a_long_run_keeps_the_latest(monkeypatch):
 
 
 class Coordinator:
-    """In place of the handle: keeps what is reported when it listens."""
+    """Replaces the handle: keeps the reports while it listens."""
 
     def __init__(self):
         self.listens = threading.Event()
@@ -81,10 +81,10 @@ def test_a_group_does_not_wait_for_a_coordinator_that_does_not_listen(monkeypatc
     assert coordinator.steps == []
     coordinator.listens.set()
     reporter._thread.join()
-    assert coordinator.steps == [1]  # told late is better than never
+    assert coordinator.steps == [1]  # a late report is better than none
 
 
-def test_the_rest_is_told_before_a_generation_ends(monkeypatch):
+def test_the_remaining_records_are_sent_before_a_generation_ends(monkeypatch):
     coordinator = Coordinator()
     coordinator.listens.set()
     monkeypatch.setattr("raytrain_plus.elastic.worker.reporter.ray.get", coordinator.get)

@@ -1,4 +1,4 @@
-"""What a fault does to a worker is what it says, and no more."""
+"""A fault does to a worker what its action says, and nothing else."""
 
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ def replica_of(task):
 
 
 def bits_in(replica):
-    """Return all bits of a replica's state, as one number for each tensor."""
+    """Return all bits of a replica's state, as one integer for each tensor."""
     return {
         name: int.from_bytes(t.detach().reshape(-1).view(torch.uint8).numpy().tobytes(), "little")
         for name, t in replica.tensors().items()
@@ -89,7 +89,7 @@ def test_every_bit_of_every_weight_can_be_hit():
     assert len({(name, bit) for name, bit in hit if bit}) == 8 * (6 * 4 + 5 * 2 + 4)
 
 
-def test_wrong_arithmetic_is_slightly_wrong_and_touches_no_other_task():
+def test_wrong_arithmetic_is_slightly_wrong_and_affects_no_other_task():
     task, other = Frozen(), Frozen()
     outputs, batch = torch.tensor([3.0, 5.0]), torch.tensor([1.0, 1.0])
     WorkerFaults(task, replica_of(task), uploads=None).miscompute()
@@ -107,7 +107,7 @@ class Weighted(Frozen):
 
 
 @pytest.mark.parametrize("kind", [Frozen, Weighted])
-def test_the_next_gradient_is_no_number_though_the_loss_is_and_later_ones_are_right(kind):
+def test_the_next_gradient_is_nan_with_a_finite_loss_and_later_ones_are_right(kind):
     task, batch = kind(), torch.tensor([1.0, 2.0])
     WorkerFaults(task, replica_of(task), uploads=None).spoil_gradient()
 
