@@ -46,7 +46,7 @@ def loaded(place, task=Normed):
 
 
 def filled(store):
-    """Return the folders that hold something; some servers keep empty ones for a while."""
+    """Return the folders that are not empty; some servers keep empty ones for a while."""
     return [name for name in store.folders() if store.inside(name).sizes()]
 
 
@@ -58,7 +58,7 @@ def store(request, tmp_path):
     return Store(f"s3://{server.fresh_bucket()}/run", server.options())
 
 
-def test_two_are_written_found_loaded_and_removed(store):
+def test_two_checkpoints_are_written_found_loaded_and_removed(store):
     assert newest_whole(store) == (None, {})
     assert checkpointer.kept(store) == []
     for step in (2, 4):
@@ -89,7 +89,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_one_is_refused_with_the_reason_and_the_previous_one_is_used(store, broken):
+def test_a_broken_checkpoint_is_refused_with_the_reason_and_the_previous_one_is_used(store, broken):
     breaks, words = BROKEN[broken]
     write(store, 2)
     place = write(store, 4)
@@ -103,7 +103,7 @@ def test_a_broken_one_is_refused_with_the_reason_and_the_previous_one_is_used(st
     assert loaded(store.inside(name)) == TAKEN[2].digest()
 
 
-def test_one_of_another_run_or_model_is_refused(store):
+def test_a_checkpoint_of_another_run_or_model_is_refused(store):
     write(store, 2)
     write(store, 4, run="other")
     refused = {"checkpoint_00000004": "it is of the run 'other'"}
@@ -113,26 +113,26 @@ def test_one_of_another_run_or_model_is_refused(store):
         loaded(store.inside("checkpoint_00000004"), Plain)
 
 
-def test_of_two_that_commit_at_once_one_wins(store):
+def test_of_two_commits_at_the_same_time_one_wins(store):
     place = store.inside("checkpoint_00000004")
     header = {"run": "run", **checkpointer.describe_state(TAKEN[4])}
     files = [p for i in range(2) for p in checkpointer.write_share(place, TAKEN[4], i, 2)]
     commit(place, header, files)
-    commit(place, header, files)  # whose first answer was lost
+    commit(place, header, files)  # again: its first answer was lost
     with pytest.raises(CheckpointError, match=r"another writer.*another state"):
         commit(place, {**header, "digest": "0" * 64}, files)
     assert loaded(place) == TAKEN[4].digest()
 
 
-def test_the_same_state_in_other_shares_leaves_the_first_one_whole(store):
+def test_the_same_state_in_other_shares_does_not_damage_the_first_checkpoint(store):
     write(store, 4, shares=2)
     place = write(store, 4, shares=3)
     assert [entry.file for entry in checkpointer.read_header(place).files][1] == REST
     assert loaded(place) == TAKEN[4].digest()
-    assert len(place.names()) == 4  # the third's files are gone
+    assert len(place.names()) == 4  # the third share's files are gone
 
 
-def test_a_damaged_one_of_the_same_name_is_replaced(store):
+def test_a_damaged_checkpoint_of_the_same_name_is_replaced(store):
     place = write(store, 4)
     flip(place, REST)
     write(store, 4)
@@ -142,7 +142,7 @@ def test_a_damaged_one_of_the_same_name_is_replaced(store):
     assert loaded(place) == TAKEN[4].digest()
 
 
-def test_leftovers_are_removed_but_not_what_is_under_way(store):
+def test_leftovers_are_removed_but_not_a_running_attempt(store):
     write(store, 2)
     for step in (3, 4):
         checkpointer.write_share(store.inside(checkpointer.name_of(step)), TAKEN[4], 0, 2)
@@ -154,7 +154,7 @@ def test_leftovers_are_removed_but_not_what_is_under_way(store):
     assert newest_whole(store) == ("checkpoint_00000002", {})
 
 
-def test_a_commit_sweeps_what_earlier_attempts_have_left(store):
+def test_a_commit_removes_the_files_of_earlier_attempts(store):
     place = store.inside("checkpoint_00000004")
     checkpointer.write_share(place, TAKEN[4], 2, 3)
     assert place.names() == ["rest-00002-of-00003.safetensors"]
@@ -162,7 +162,7 @@ def test_a_commit_sweeps_what_earlier_attempts_have_left(store):
     assert place.names() == [MANIFEST, MODEL, REST, REST.replace("0-of", "1-of")]
 
 
-def test_removing_begins_with_the_manifest(store, monkeypatch):
+def test_removing_starts_with_the_manifest(store, monkeypatch):
     place = write(store, 4)
 
     def fails(_):
@@ -180,7 +180,7 @@ def test_removing_begins_with_the_manifest(store, monkeypatch):
 # -- stores that fail
 
 
-def test_a_store_that_nobody_reaches_is_an_error_and_no_empty_folder(server):
+def test_an_unreachable_store_is_an_error_and_not_an_empty_folder(server):
     options = server.options("http://127.0.0.1:9")  # the discard port, on which no server listens
     store = Store("s3://bucket/run", options, deadline=1.0, stall=0.5)
     for ask in (
@@ -205,12 +205,12 @@ def test_a_store_that_fails_in_the_middle_leaves_nothing_visible(server, proxy):
     assert reached.inside("checkpoint_00000004").names() == [MODEL, REST]
     assert newest_whole(reached)[0] == "checkpoint_00000002"
 
-    proxy.faults.clear()  # it comes back
+    proxy.faults.clear()  # the store answers again
     write(store, 4)
     assert newest_whole(reached) == ("checkpoint_00000004", {})
 
 
-def test_a_passing_fault_of_the_store_is_not_noticed(server, proxy):
+def test_a_temporary_fault_of_the_store_is_not_noticed(server, proxy):
     store = Store(f"s3://{server.fresh_bucket()}/run", server.options(proxy.url), stall=3.0)
     flips = Fault("flip", pattern=MODEL)
     puts = Fault("reset", times=2, pattern="rest", method="PUT")
@@ -219,7 +219,7 @@ def test_a_passing_fault_of_the_store_is_not_noticed(server, proxy):
     assert (flips.struck, puts.struck) == (1, 2)
 
 
-def test_a_write_that_is_given_up_ends_before_the_deadline(server):
+def test_a_cancelled_write_ends_before_the_deadline(server):
     options = server.options("http://127.0.0.1:9")
     store = Store("s3://bucket/run", options, deadline=300.0, stall=100.0)
     given_up = threading.Event()
@@ -231,7 +231,7 @@ def test_a_write_that_is_given_up_ends_before_the_deadline(server):
 
 
 class Full:
-    """A disk on which files can have so many bytes and no more, for as long as it is entered."""
+    """A disk on which files can have only a limited size, within the context."""
 
     def __init__(self, most):
         self.most = most
@@ -270,11 +270,11 @@ def test_a_disk_that_fills_up_before_the_manifest_leaves_nothing_visible(tmp_pat
     assert loaded(write(store, 4)) == TAKEN[4].digest()
 
 
-def test_a_permission_that_is_lost_is_told(tmp_path, monkeypatch):
+def test_a_lost_permission_is_reported(tmp_path, monkeypatch):
     store, real = Store(tmp_path), Path.open
     write(store, 2)
 
-    def denied(self, mode="r", *rest):  # a mode that root would not feel
+    def denied(self, mode="r", *rest):  # a mode that does not bind root
         if "x" in mode:
             raise PermissionError(errno.EACCES, "Permission denied", str(self))
         return real(self, mode, *rest)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or refused, and a run continues from it with the same bits."""
+"""A checkpoint is complete or refused, and a run continues from it with the same bits."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def trained(task, steps=3):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Write one good checkpoint, to be copied and broken."""
+    """Write one good checkpoint, which tests copy and break."""
     folder = tmp_path_factory.mktemp("whole") / "checkpoint_00000003"
     save(folder, trained(Normed("AdamW")).replica, "run")
     return folder
@@ -93,7 +93,7 @@ def test_the_weights_load_into_the_plain_model(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in plain.state_dict().items())
 
 
-def test_it_is_plain_files_that_name_what_they_hold(whole):
+def test_it_consists_of_plain_files_that_name_their_content(whole):
     assert sorted(path.name for path in whole.iterdir()) == FILES
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["run"] == "run"
@@ -109,7 +109,7 @@ def test_one_flipped_bit_is_refused(whole, tmp_path_factory, file, place):
     content = bytearray((folder / file).read_bytes())
     place %= 8 * len(content)
     content[place // 8] ^= 1 << place % 8
-    assume(b"1E-" not in content)  # the one flip that says the same as before
+    assume(b"1E-" not in content)  # the one flip that does not change the meaning
     (folder / file).write_bytes(content)
     replica = loop_alone(Normed("AdamW")).replica
     before = replica.digest()
@@ -118,8 +118,8 @@ def test_one_flipped_bit_is_refused(whole, tmp_path_factory, file, place):
     assert replica.digest() == before
 
 
-def test_the_unbroken_copy_is_taken(broken):
-    """The control for everything that is refused here."""
+def test_the_unbroken_copy_is_accepted(broken):
+    """The control for all tests that expect a refusal."""
     replica = loop_alone(Normed("AdamW")).replica
     load(broken, replica)
     assert replica.step == 3
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_named(broken):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"scalars": {"step": 3}}', b"\xff\xfe"])
-def test_what_is_no_manifest_has_no_step(broken, content):
+def test_a_file_that_is_not_a_manifest_has_no_step(broken, content):
     assert step_of(broken) == 3
     (broken / "manifest.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"incomplete|damaged"):
@@ -157,7 +157,7 @@ def test_what_is_no_manifest_has_no_step(broken, content):
 
 
 def test_a_changed_setting_in_the_manifest_is_refused(broken):
-    """No tensor shows the damage: only the hash over the manifest does."""
+    """The damage is in no tensor: only the hash over the manifest shows it."""
     file = broken / "manifest.json"
     assert file.read_text().count("0.01,") >= 1
     file.write_text(file.read_text().replace("0.01,", "0.03,"))
@@ -188,7 +188,7 @@ def test_a_half_written_checkpoint_is_invisible(tmp_path, monkeypatch):
     assert checkpointer.names(store) == ["checkpoint_00000003"]
     assert checkpointer.newest_whole(store)[0] is None
 
-    monkeypatch.undo()  # what was left behind does not stand in the way
+    monkeypatch.undo()  # leftovers do not prevent a new checkpoint
     save(tmp_path / "checkpoint_00000003", replica, "run")
     assert [one.step for one in checkpointer.kept(store)] == [3]
     assert sorted(path.name for path in (tmp_path / "checkpoint_00000003").iterdir()) == FILES
@@ -212,7 +212,7 @@ def test_saving_twice_replaces(tmp_path):
     load(tmp_path / "checkpoint", loop_alone(Normed()).replica)
 
 
-def test_a_piece_that_was_forgotten_is_noticed(tmp_path):
+def test_a_forgotten_part_of_the_state_is_noticed(tmp_path):
     """An optimizer without its momentum would continue, with other bits."""
     replica = trained(Plain()).replica
     snapshot = Snapshot.of(replica)
@@ -223,7 +223,7 @@ def test_a_piece_that_was_forgotten_is_noticed(tmp_path):
         load(tmp_path, loop_alone(Plain()).replica)
 
 
-def test_a_torn_replica_is_not_kept(tmp_path):
+def test_a_partly_updated_replica_is_not_saved(tmp_path):
     replica = trained(Normed()).replica
     replica.torn = True
     with pytest.raises(CheckpointError, match="failed before its end"):

@@ -1,4 +1,4 @@
-"""A checkpoint becomes the plain model again, whatever aspects have changed."""
+"""A checkpoint is exported as the plain model, without the changes of aspects."""
 
 import json
 
@@ -22,7 +22,7 @@ def saved(tmp_path, task, aspects):
     return loop.replica, tmp_path / "checkpoint"
 
 
-def test_an_average_takes_the_place_of_the_weights(tmp_path):
+def test_an_average_replaces_the_weights(tmp_path):
     replica, folder = saved(tmp_path, TinyImages(), [BlurPool(), EMA(half_life="2ba")])
     model = export(TinyImages(), folder)
     state = replica.training.states["EMA"]
@@ -54,7 +54,7 @@ def test_a_checkpoint_in_any_store_can_be_exported(tmp_path):
         assert all(torch.equal(weights[n], t) for n, t in replica.undo_fit().state_dict().items())
 
 
-def test_without_the_aspects_it_was_trained_with_a_checkpoint_does_not_fit(tmp_path):
+def test_a_checkpoint_does_not_fit_without_the_aspects_of_its_training(tmp_path):
     """The negative control: the checkpoint itself names the aspects."""
     _, folder = saved(tmp_path, TinyTokens(), [GatedLinearUnits()])
     with pytest.raises(CheckpointError, match=r"another model.*gate"):
@@ -72,7 +72,8 @@ def test_code_that_a_manifest_names_is_never_run(tmp_path, monkeypatch):
         content["algorithms"] = [[kind, {}]]
         content["sha256"] = manifest._hash(content)
         (folder / MANIFEST).write_text(json.dumps(content))
-        assert checkpointer.algorithms_of(folder)[0].kind == kind  # the manifest itself is whole
+        # An intact manifest.
+        assert checkpointer.algorithms_of(folder)[0].kind == kind
         with pytest.raises(AspectError):
             export(TinyImages(), folder)
     assert not (tmp_path / "was-run").exists()

@@ -1,4 +1,4 @@
-"""However a state is divided into shares, it is read back bit for bit."""
+"""A state is read back bit for bit, for any division into shares."""
 
 import math
 import shutil
@@ -52,7 +52,7 @@ DTYPES = [
 
 
 def any_bits(dtype, shape, seed):
-    """Return a tensor of any bits at all, NaNs of all kinds included."""
+    """Return a tensor of arbitrary bits, including all kinds of NaN."""
     if dtype is torch.bool:
         return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).bool()
     count = math.prod(shape) * dtype.itemsize
@@ -86,7 +86,7 @@ def test_a_file_is_the_one_that_the_library_writes():
     assert b"".join(encode(tensors)) == safetensors.torch.save(tensors)
 
 
-def test_what_the_format_does_not_know_is_refused_by_name():
+def test_types_that_the_format_does_not_know_are_refused_by_name():
     with pytest.raises(ValueError, match=r"odd is of dtype torch\.complex128"):
         encode({"odd": torch.ones(1, dtype=torch.complex128)})
 
@@ -113,7 +113,7 @@ def test_any_split_loads_to_the_same_bits_and_steps(optimizer, shares, order, tm
     shutil.rmtree(place.parent)
 
 
-def test_the_first_share_alone_has_the_model_and_empty_shares_have_no_file():
+def test_only_the_first_share_has_the_model_and_empty_shares_have_no_file():
     loop = loop_alone(Tied("AdamW"))
     run(loop, 1)
     taken = Snapshot.of(loop.replica)
@@ -125,7 +125,7 @@ def test_the_first_share_alone_has_the_model_and_empty_shares_have_no_file():
 
 
 def test_shares_of_other_numbers_of_workers_have_other_names():
-    """A late writer of an attempt that was given up overwrites no file of the next one."""
+    """A late writer of a cancelled attempt overwrites no file of the next attempt."""
     loop = loop_alone(Normed("AdamW"))
     run(loop, 1)
     taken = Snapshot.of(loop.replica)

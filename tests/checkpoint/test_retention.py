@@ -28,7 +28,7 @@ def number(one):
 
 
 @given(KEPT, RETENTION)
-def test_the_newest_and_the_best_stay_and_the_number_is_kept(kept, retention):
+def test_the_newest_and_the_best_stay_within_the_given_number(kept, retention):
     names = surplus(kept, retention)
     assert len(set(names)) == len(names)
     assert set(names) <= {one.name for one in kept}
@@ -53,7 +53,7 @@ def test_the_order_in_which_they_are_listed_does_not_matter(kept, retention, ord
 
 
 @given(KEPT, RETENTION)
-def test_what_is_deleted_is_worse_than_what_is_kept(kept, retention):
+def test_deleted_checkpoints_are_worse_than_kept_ones(kept, retention):
     names = surplus(kept, retention)
     left = [one for one in kept if one.name not in names]
     newest = max(kept, key=lambda one: one.step, default=None)

@@ -1,4 +1,4 @@
-"""The schedule of checkpoints: what is due, missing, given up, and deleted."""
+"""The schedule of checkpoints: which are due, missing, cancelled, and deleted."""
 
 import pytest
 from hypothesis import strategies as st
@@ -11,13 +11,13 @@ ALL = Retention()
 
 
 def due(books, step, now):
-    """Say whether a checkpoint is due after a step that is committed now."""
+    """Return whether a checkpoint is due after a step that is committed now."""
     at = books.next_step(step - 1, now)
     return at is not None and at <= step
 
 
 def whole(books, step, *, workers=("a", "b"), metrics=None, now=0.0):
-    """Let an attempt succeed; returns what must be deleted."""
+    """Let an attempt succeed; returns the checkpoints that must be deleted."""
     attempt = books.begin_attempt(step, workers)
     done = [books.returned(attempt.number, worker, worker.upper()) for worker in workers]
     assert done[:-1] == [None] * (len(workers) - 1)
@@ -26,14 +26,14 @@ def whole(books, step, *, workers=("a", "b"), metrics=None, now=0.0):
     return books.committed(attempt.number, f"c{step}", metrics or {})
 
 
-def test_one_is_due_at_every_so_many_steps():
+def test_a_checkpoint_is_due_at_every_interval():
     books = Checkpoints(10, ALL)
     assert [step for step in range(31) if due(books, step, 0.0)] == list(range(10, 31))
     whole(books, 12)
     assert [step for step in range(31) if due(books, step, 0.0)] == list(range(20, 31))
 
 
-def test_without_a_distance_one_is_due_on_request_alone():
+def test_without_an_interval_a_checkpoint_is_due_on_request_only():
     books = Checkpoints(None, ALL)
     assert not due(books, 10**6, 0.0)
     books.request()
@@ -42,13 +42,13 @@ def test_without_a_distance_one_is_due_on_request_alone():
     assert not due(books, 8, 0.0)
 
 
-def test_a_run_that_goes_on_needs_none_where_it_starts():
+def test_a_resumed_run_needs_no_checkpoint_at_its_start():
     books = Checkpoints(10, ALL, step=20)
     books.request()
     assert books.next_step(20, 0.0) == 21
 
 
-def test_what_is_asked_for_while_one_is_under_way_comes_after_it():
+def test_a_checkpoint_requested_during_an_attempt_comes_after_it():
     books = Checkpoints(None, ALL)
     books.request()
     attempt = books.begin_attempt(5, ["a"])
@@ -59,12 +59,12 @@ def test_what_is_asked_for_while_one_is_under_way_comes_after_it():
     assert due(books, 9, 0.0)
 
 
-def test_one_that_falls_due_meanwhile_is_left_out_and_the_newest_is_taken_then():
+def test_a_checkpoint_due_during_an_attempt_is_skipped_and_the_newest_step_is_due_then():
     books = Checkpoints(10, ALL)
     attempt = books.begin_attempt(10, ["a", "b"])
     assert not any(due(books, step, 0.0) for step in range(100))
     assert books.returned(attempt.number, "a", 1) is None
-    assert books.returned(attempt.number, "a", 1) is None  # told twice
+    assert books.returned(attempt.number, "a", 1) is None  # reported twice
     assert books.returned(attempt.number, "b", 2).returned == (1, 2)
     books.committed(attempt.number, "c10", {})
     assert due(books, 37, 0.0)
@@ -73,7 +73,7 @@ def test_one_that_falls_due_meanwhile_is_left_out_and_the_newest_is_taken_then()
     assert due(books, 40, 0.0)
 
 
-def test_a_worker_that_is_lost_before_its_share_is_in_voids_the_attempt():
+def test_a_worker_that_is_lost_before_its_share_cancels_the_attempt():
     books = Checkpoints(10, ALL, max_failures=1)
     first = books.begin_attempt(10, ["a", "b"])
     assert not books.lost("c", 5.0)
@@ -88,7 +88,7 @@ def test_a_worker_that_is_lost_before_its_share_is_in_voids_the_attempt():
     assert books.returned(second.number, "a", 1).returned == (1,)
 
 
-def test_a_worker_that_is_lost_after_its_share_does_no_harm():
+def test_a_worker_that_is_lost_after_its_share_does_not_cancel_the_attempt():
     books = Checkpoints(10, ALL)
     attempt = books.begin_attempt(10, ["a", "b"])
     books.returned(attempt.number, "a", 1)
@@ -132,7 +132,7 @@ def test_a_limit_makes_failures_in_a_row_fatal():
     assert not due(books, 99, 1000.0)
 
 
-def test_the_rest_is_deleted_until_it_is_told_to_be_gone():
+def test_a_checkpoint_is_deleted_until_its_removal_is_confirmed():
     there = [Kept("c5", 5, {"loss": 0.1}), Kept("c8", 8, {"loss": 0.9})]
     books = Checkpoints(10, Retention(2, "loss", "min"), there=there, step=8)
     assert whole(books, 10, metrics={"loss": 0.5}) == ["c8"]

@@ -24,7 +24,7 @@ def test_it_keeps_the_state_while_training_goes_on(optimizer):
 
     run(loop, 1)
     loop.replica.optimizer.param_groups[0]["lr"] = 0.5
-    assert loop.replica.digest() != before  # the control: something has moved
+    assert loop.replica.digest() != before  # the control: the state has changed
     assert taken.digest() == before
     assert taken.scalars == scalars != loop.replica.scalars()
     assert taken.tensors.keys() == expected.keys()
@@ -51,12 +51,12 @@ def test_no_memory_is_shared_with_the_replica():
     assert not theirs & ours
 
 
-def test_the_memory_of_an_older_one_is_taken_where_it_fits():
+def test_the_memory_of_an_older_snapshot_is_reused_where_it_fits():
     loop = trained(Normed("AdamW"))
     older = Snapshot.of(loop.replica)
     places = {name: tensor.data_ptr() for name, tensor in older.tensors.items()}
     older.tensors["model/0.weight"] = torch.zeros(1)  # does not fit
-    older.tensors["model/0.bias"] = older.tensors["model/0.bias"].double()  # nor does this
+    older.tensors["model/0.bias"] = older.tensors["model/0.bias"].double()  # nor does this one
     run(loop, 1)
     newer = Snapshot.of(loop.replica, reuse=older)
     assert newer.digest() == loop.replica.digest()
@@ -64,7 +64,7 @@ def test_the_memory_of_an_older_one_is_taken_where_it_fits():
     assert moved == {"model/0.weight", "model/0.bias"}
 
 
-def test_the_models_state_dict_is_told_from_the_rest_and_shares_its_copies():
+def test_the_models_state_dict_is_separate_and_shares_the_copies():
     class WithATable(Tied):
         def model(self):
             model = super().model()
@@ -80,7 +80,7 @@ def test_the_models_state_dict_is_told_from_the_rest_and_shares_its_copies():
     assert any(name.startswith("optimizer/") for name in taken.rest)
 
 
-def test_what_only_the_state_dict_holds_is_copied_too():
+def test_values_that_only_the_state_dict_holds_are_copied_too():
     class Odd(Plain):
         class Model(torch.nn.Linear):
             def state_dict(self, *args, **kwargs):
@@ -108,7 +108,7 @@ def test_other_layouts_are_copied_element_by_element():
     assert taken.digest() == replica.digest()
 
 
-def test_there_is_none_of_a_torn_replica():
+def test_a_partly_updated_replica_has_no_snapshot():
     replica = trained(Plain()).replica
     replica.torn = True
     with pytest.raises(CheckpointError, match="failed before its end"):

@@ -1,4 +1,4 @@
-"""A worker's share is of the step of its snapshot, or is not reported at all."""
+"""A worker's share has the step of its snapshot, or is not reported."""
 
 import queue
 import threading
@@ -61,7 +61,7 @@ def test_all_shares_together_are_a_checkpoint(tmp_path):
     for place in range(2):
         writer = Writer(Store(tmp_path))
         writer.start(replica, place, PAIR, generation=5)
-        assert writer.next() == Share(3, PAIR, generation=5)  # all know at once that it has begun
+        assert writer.next() == Share(3, PAIR, generation=5)  # all know at once that it has started
         shares.append(writer.next())
     assert [(one.step, one.workers, one.error, one.generation) for one in shares] == [
         (3, PAIR, "", 5)
@@ -76,7 +76,7 @@ def test_all_shares_together_are_a_checkpoint(tmp_path):
     assert other.digest() == replica.digest()
 
 
-def test_what_is_written_is_the_state_of_the_step_though_training_goes_on(gate):
+def test_the_written_state_is_that_of_the_step_while_training_goes_on(gate):
     replica, writer = trained(3), Writer(gate)
     digest = replica.digest()
     writer.start(replica, 0, ["w0"], 1)
@@ -93,7 +93,7 @@ def test_what_is_written_is_the_state_of_the_step_though_training_goes_on(gate):
     assert replica.digest() != digest
 
 
-def test_whoever_asks_for_another_has_given_the_one_before_up(gate):
+def test_a_request_for_another_checkpoint_cancels_the_previous_one(gate):
     replica, writer = trained(3), Writer(gate)
     writer.start(replica, 0, ["w0"], 1)
     assert gate.reached.wait(PATIENCE)
@@ -112,7 +112,9 @@ def test_whoever_asks_for_another_has_given_the_one_before_up(gate):
     assert told[-1].state["digest"] == replica.digest()
 
 
-def test_a_snapshot_takes_the_memory_of_the_last_unless_that_is_being_written(gate, monkeypatch):
+def test_a_snapshot_reuses_the_memory_of_the_last_one_unless_that_is_being_written(
+    gate, monkeypatch
+):
     taken = []
 
     class Watched(Snapshot):
@@ -133,7 +135,7 @@ def test_a_snapshot_takes_the_memory_of_the_last_unless_that_is_being_written(ga
     assert [reuse for _, reuse in taken] == [None, taken[0][0], None]
 
 
-def test_a_store_that_fails_is_told_and_leaves_training_alone(gate):
+def test_a_failing_store_is_reported_and_does_not_disturb_training(gate):
     replica, writer = trained(3), Writer(gate)
     gate.error = StoreError("no bucket of that name")
     gate.opened.set()
@@ -147,7 +149,7 @@ def test_a_store_that_fails_is_told_and_leaves_training_alone(gate):
     assert written.state["digest"] == replica.digest()
 
 
-def test_the_state_of_no_step_is_not_written(tmp_path):
+def test_a_partly_updated_state_is_not_written(tmp_path):
     replica, writer = trained(3), Writer(Store(tmp_path))
     replica.torn = True
     with pytest.raises(CheckpointError, match="failed before its end"):
@@ -158,7 +160,7 @@ def test_the_state_of_no_step_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_can_write_alone_and_what_was_under_way_is_given_up(gate):
+def test_one_worker_can_write_alone_and_a_running_attempt_is_cancelled(gate):
     replica = trained(3)
     spec = make_spec(gate.local_path, identity={"seed": 17})
     writer = Writer(gate, spec.manifest_header({}))

@@ -138,10 +138,8 @@ class ScriptedPool:
         self.wrong = set()  # workers whose arithmetic is wrong
         self.left = {}  # worker -> its state, as a restarted coordinator finds it
         self.seconds = lambda _, ranks: 0.1 * len(ranks)  # of computing, per worker and step
-        self.exchange = (
-            10.0,
-            0.0,
-        )  # seconds, visible and hidden: fewer bytes are better
+        # Seconds, visible and hidden: fewer bytes are better.
+        self.exchange = 10.0, 0.0
         self.forming = {}  # generation -> a function of this pool, called before all have the state
         self.damaged = set()  # checkpoints
         self.writes = True  # whether a share of a checkpoint is written as soon as it is started

@@ -1,4 +1,4 @@
-"""Of two coordinators that believe that they lead a run, the later one does."""
+"""If two coordinators believe that they lead a run, the later one leads it."""
 
 import pytest
 
@@ -8,9 +8,9 @@ from raytrain_plus.storage import ownership
 from raytrain_plus.storage.fencing import Fence, FencedError
 
 
-def test_of_two_coordinators_the_first_neither_writes_nor_plans_any_more(tmp_path):
+def test_the_earlier_of_two_coordinators_neither_writes_nor_plans_any_more(tmp_path):
     first, second = Fence(tmp_path, "claim"), Fence(tmp_path, "claim")
-    first.check()  # nobody leads yet
+    first.check()  # no coordinator leads yet
     first.take()
     first.check()
     run_log = RunLog(Journal(tmp_path), allowed=first.check)
@@ -37,7 +37,7 @@ def test_a_run_that_was_taken_over_is_lost_for_every_coordinator_of_its_driver(t
         with pytest.raises(FencedError, match="taken over"):
             Fence(tmp_path, "mine").take()
     with pytest.raises(FencedError, match="taken over"):
-        theirs.take()  # nor has anybody else the new owner's claim
+        theirs.take()  # and no other process has the new owner's claim
     follower = Fence(tmp_path, held.owner.claim)
     follower.take()
     follower.check()

@@ -1,4 +1,4 @@
-"""One rule for places: every command reads the same folder for the same words."""
+"""One rule for locations: all commands read the same folder for the same text."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def rows(data):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["path", "text", "uri"])
-def test_every_reader_and_writer_means_the_same_folder(form, name, tmp_path):
+def test_all_readers_and_writers_use_the_same_folder(form, name, tmp_path):
     folder = tmp_path / name
     folder.mkdir()
     pq.write_table(pa.table({"x": [1, 2, 3]}), folder / "0.parquet")
@@ -52,7 +52,7 @@ def test_every_reader_and_writer_means_the_same_folder(form, name, tmp_path):
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
-def test_a_path_comes_back_from_its_url(name):
+def test_a_path_survives_the_conversion_to_a_url(name):
     path = Path("/") / "folder" / name
     assert local_path(path.as_uri()) == path.absolute()
     assert local_path(Store(path).url) == path.absolute()
@@ -69,7 +69,7 @@ def test_other_places_are_not_local():
         file_system("nothing://x", {})
 
 
-def test_options_are_what_they_say():
+def test_options_are_parsed_by_type():
     given = [
         "anon=false",
         "ssl=True",
@@ -111,7 +111,7 @@ def test_options_are_what_they_say():
         (["client_kwargs={region: eu}"], "'client_kwargs' begins like JSON"),
     ],
 )
-def test_options_that_say_nothing_are_refused(given, words):
+def test_empty_options_are_refused(given, words):
     with pytest.raises(StorageError, match=words):
         parse_options(given)
 

@@ -1,4 +1,4 @@
-"""A run has one owner: who is dead can be followed at once, who lives cannot be followed."""
+"""A run has one owner: a dead owner can be replaced at once, a live one cannot be replaced."""
 
 import json
 import multiprocessing
@@ -27,21 +27,21 @@ ELSEWHERE = OwnerProcess(host="elsewhere", kernel="another", pid=1, began=1)
 
 @pytest.fixture
 def listening():
-    """Return the address of something that listens."""
+    """Return the address of a listening socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Let nobody wait for long."""
+    """Make all waiting times short."""
     monkeypatch.setattr(ownership, "_GRACE", 0.3)
     monkeypatch.setattr(ownership, "_BEAT", 0.05)
     monkeypatch.setattr(ownership, "_LOOK", 0.02)
 
 
 def own(folder, address=NOWHERE, process=None):
-    """Write a record as a process would, and its sign of life."""
+    """Write a record and a sign of life, as a process would."""
     owner = Owner.this("claim", "id", "coordinator", address, folder)
     owner = owner if process is None else replace(owner, process=process)
     last = Owners(Store(folder)).latest()
@@ -80,13 +80,13 @@ def test_an_owner_that_lives_refuses_every_other_one_and_says_who_it_is(tmp_path
     assert Owners(Store(tmp_path)).latest().number == 1
 
 
-def test_who_was_killed_with_its_cluster_is_followed_at_once(tmp_path):
+def test_an_owner_that_was_killed_with_its_cluster_is_replaced_at_once(tmp_path):
     own(tmp_path, NOWHERE, ended_process())
     assert ownership.look(tmp_path) == 1
 
 
 @pytest.mark.usefixtures("impatient")
-def test_who_was_killed_while_its_cluster_lives_may_be_started_again(
+def test_an_owner_that_was_killed_while_its_cluster_lives_may_be_started_again(
     tmp_path, listening, monkeypatch
 ):
     owner = own(tmp_path, listening, ended_process())
@@ -94,7 +94,7 @@ def test_who_was_killed_while_its_cluster_lives_may_be_started_again(
     age(tmp_path, owner, ownership.STALE + 1)
     assert ownership.is_gone(tmp_path, owner) is True
     age(tmp_path, owner, 0)
-    ownership.await_gone(tmp_path, owner, lambda _: True)  # its cluster says that it is gone
+    ownership.await_gone(tmp_path, owner, lambda _: True)  # its cluster says that it has ended
     monkeypatch.setattr(ownership, "STALE", 0.2)
     threading.Thread(target=touch, args=(tmp_path, owner), daemon=True).start()
     with pytest.raises(OwnedError):
@@ -107,14 +107,14 @@ def touch(folder, owner):
         time.sleep(0.01)
 
 
-def test_a_process_whose_id_was_given_again_is_another():
+def test_a_reused_process_id_is_another_process():
     this = OwnerProcess.this()
     assert this.lives() is True
     assert replace(this, began=this.began - 1).lives() is False
     assert replace(this, kernel="another").lives() is None
 
 
-def test_what_is_left_of_a_process_that_was_killed_does_not_live():
+def test_a_zombie_process_counts_as_dead():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     process = replace(OwnerProcess.this(), pid=child.pid, began=ownership._began(child.pid))
     assert process.lives() is True
@@ -124,20 +124,20 @@ def test_what_is_left_of_a_process_that_was_killed_does_not_live():
     child.communicate()
 
 
-def test_on_another_host_its_signs_of_life_decide(tmp_path, listening):
+def test_on_another_host_the_signs_of_life_decide(tmp_path, listening):
     owner = own(tmp_path, listening, ELSEWHERE)
     assert ownership.is_gone(tmp_path, owner) is False
     age(tmp_path, owner, ownership.STALE + 1)
     assert ownership.is_gone(tmp_path, owner) is True
 
 
-def test_a_process_here_that_gives_no_sign_is_not_gone(tmp_path, listening):
-    owner = own(tmp_path, listening)  # stopped, or short of a disk
+def test_a_local_process_without_signs_of_life_counts_as_alive(tmp_path, listening):
+    owner = own(tmp_path, listening)  # stopped, or without a disk
     age(tmp_path, owner, 100 * ownership.STALE)
     assert ownership.is_gone(tmp_path, owner) is False
 
 
-def test_who_has_ended_is_followed_at_once(tmp_path, listening):
+def test_an_owner_that_has_ended_is_replaced_at_once(tmp_path, listening):
     with ownership.take(tmp_path, "id", listening, 0) as held:
         assert ownership.is_gone(tmp_path, held.owner) is False
     assert ownership.look(tmp_path) == 1
@@ -148,14 +148,14 @@ def test_who_has_ended_is_followed_at_once(tmp_path, listening):
         assert ownership.is_gone(tmp_path, follower) is False
 
 
-def test_a_run_that_had_another_owner_since_it_was_looked_at_is_refused(tmp_path):
+def test_a_run_whose_owner_has_changed_since_the_check_is_refused(tmp_path):
     with ownership.take(tmp_path, "id", NOWHERE, 0):
         pass
     with pytest.raises(OwnedError, match="a moment ago"):
         ownership.take(tmp_path, "id", NOWHERE, 0)
 
 
-def test_who_owns_a_runs_checkpoints_is_asked_in_its_folder(tmp_path, listening, impatient):
+def test_the_owner_of_a_runs_checkpoints_is_found_in_its_folder(tmp_path, listening, impatient):
     del impatient
     folder, storage = tmp_path / "run", Store(tmp_path / "kept")
     assert ownership.look_from_storage(None) == ownership.look_from_storage(storage) == 0
@@ -166,13 +166,13 @@ def test_who_owns_a_runs_checkpoints_is_asked_in_its_folder(tmp_path, listening,
         with pytest.raises(OwnedError, match="a moment ago"):
             ownership.take_storage(storage, held, 0)
     assert ownership.look_from_storage(storage) == 1
-    shutil.rmtree(folder)  # and now nothing tells whether it has ended, but that Ray answers
+    shutil.rmtree(folder)  # and now only Ray's answer shows whether it has ended
     with pytest.raises(OwnedError, match="Ray at"):
         ownership.look_from_storage(storage)
     assert ownership.look_from_storage(storage, lambda _: True) == 1
 
 
-def test_the_folder_of_a_run_is_lost_with_its_machine_and_its_checkpoints_are_free(tmp_path):
+def test_checkpoints_are_free_once_the_runs_folder_is_lost_with_its_machine(tmp_path):
     folder, storage = tmp_path / "run", Store(tmp_path / "kept")
     with ownership.take(folder, "id", NOWHERE, 0) as held:
         ownership.take_storage(storage, held, 0)
@@ -189,7 +189,7 @@ def _try(folder, number, results):
         results.put(None)
 
 
-def test_of_many_that_try_at_once_one_owns_the_run(tmp_path):
+def test_of_many_attempts_at_the_same_time_one_owns_the_run(tmp_path):
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     tries = [context.Process(target=_try, args=(tmp_path, i, results)) for i in range(6)]
@@ -201,7 +201,7 @@ def test_of_many_that_try_at_once_one_owns_the_run(tmp_path):
     assert len(won) == 1
 
 
-def test_in_object_storage_too_one_record_follows_another(server):
+def test_records_follow_each_other_in_object_storage_too(server):
     store = Store(f"s3://{server.fresh_bucket()}/run", server.options())
     owners = Owners(store)
     assert owners.latest() is None
@@ -221,7 +221,7 @@ def test_in_object_storage_too_one_record_follows_another(server):
     ),
     max_leaves=8,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_a_damaged_record_names_nobody_and_raises_nothing(content):
+def test_a_damaged_record_names_no_owner_and_raises_no_error(content):
     owner = Owner.parse(3, content)
     assert owner.number == 3
     assert owner.process.lives() is None

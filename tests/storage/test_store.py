@@ -1,4 +1,4 @@
-"""Whatever a store does, a read gives the right bytes, or one clear error within the deadline."""
+"""A read gives the right bytes or one clear error within the deadline, whatever the store does."""
 
 import errno
 import hashlib
@@ -52,35 +52,35 @@ def bucket(server):
 
 
 def through(proxy, server, bucket, **settings):
-    """Return a store whose deadlines a busy machine does not reach by itself."""
+    """Return a store with deadlines that are long enough for a busy machine."""
     settings = {"deadline": 300.0, "stall": 120.0, **settings}
     return Store(f"s3://{bucket}", server.options(proxy.url), **settings)
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=kind)
-def test_a_fault_that_passes_is_not_noticed(fault, proxy, server, bucket):
+def test_a_temporary_fault_is_not_noticed(fault, proxy, server, bucket):
     fault.struck = 0
     proxy.faults.append(fault)
     stall = 3.0 if fault.kind == "stall" else 120.0
     store = through(proxy, server, bucket, stall=stall)
     assert store.read(NAME, len(CONTENT), SHA) == CONTENT
-    assert fault.struck >= (fault.times or 1)  # it did happen
+    assert fault.struck >= (fault.times or 1)  # the fault did happen
 
 
 @pytest.mark.parametrize(("fault", "words"), LASTING, ids=kind)
-def test_a_fault_that_lasts_is_one_clear_error_within_the_deadline(
+def test_a_lasting_fault_is_one_clear_error_within_the_deadline(
     fault, words, proxy, server, bucket, monkeypatch
 ):
     proxy.faults.append(fault)
-    looks = itertools.count(step=50)  # seconds: a clock that a busy machine cannot change
+    looks = itertools.count(step=50)  # seconds of a clock that a busy machine cannot change
     clock = SimpleNamespace(monotonic=lambda: next(looks))
     monkeypatch.setattr("raytrain_plus.storage.store.time", clock)
-    # Where the library tries again by itself, no answer in time is the error as well.
+    # If the library retries, the error may be that no answer came in time.
     stall = 120.0 if words.startswith(("no such", "other bytes")) else 0.5
     with pytest.raises(StoreError, match=words) as caught:
         through(proxy, server, bucket, deadline=300.0, stall=stall).read(NAME, len(CONTENT), SHA)
     assert f"s3://{bucket}/{NAME}" in str(caught.value)
-    if fault.kind != "flip":  # whose bytes all come
+    if fault.kind != "flip":  # all of its bytes arrive
         assert re.search(r"reached [2-6] times within 300 s", str(caught.value))
 
 
@@ -89,7 +89,7 @@ def test_without_the_hash_a_flipped_bit_would_pass(proxy, server, bucket):
     assert through(proxy, server, bucket).read(NAME, len(CONTENT)) != CONTENT
 
 
-def test_wrong_credentials_and_a_missing_bucket_are_told_at_once(server, bucket):
+def test_wrong_credentials_and_a_missing_bucket_are_reported_at_once(server, bucket):
     for url, options, words in (
         (f"s3://{bucket}", server.options(secret="wrong"), "Check the credentials"),
         ("s3://no-such-bucket", server.options(), "no such bucket"),
@@ -99,7 +99,7 @@ def test_wrong_credentials_and_a_missing_bucket_are_told_at_once(server, bucket)
         assert "times within" not in str(caught.value)  # it was not asked again
 
 
-def test_a_read_that_nobody_wants_any_more_ends_at_once(proxy, server, bucket):
+def test_a_cancelled_read_ends_at_once(proxy, server, bucket):
     proxy.faults.append(Fault("stall", times=None))
     cancelled = threading.Event()
     proxy.on_get = lambda _: cancelled.set()
@@ -108,7 +108,7 @@ def test_a_read_that_nobody_wants_any_more_ends_at_once(proxy, server, bucket):
         store.read(NAME, len(CONTENT), SHA, cancelled=cancelled)
 
 
-def test_of_two_that_create_the_same_one_wins(server, bucket, tmp_path):
+def test_one_of_two_creations_of_the_same_object_wins(server, bucket, tmp_path):
     for store in (Store(f"s3://{bucket}", server.options()), Store(tmp_path)):
         assert store.creates_conditionally()
         won = []
@@ -129,13 +129,13 @@ def test_of_two_that_create_the_same_one_wins(server, bucket, tmp_path):
         assert store.read("index.json") == b"%d" % won[0]
 
 
-def test_a_store_that_ignores_the_condition_is_found_out(server, bucket, monkeypatch):
+def test_a_store_that_ignores_the_condition_is_detected(server, bucket, monkeypatch):
     store = Store(f"s3://{bucket}", server.options())
     monkeypatch.setattr(
         store, "_put_new", lambda name, content: store._fs.pipe_file(store._path(name), content)
     )
     assert not store.creates_conditionally()
-    assert store.names() == [NAME]  # the trial is removed
+    assert store.names() == [NAME]  # the test object is removed
 
 
 def test_a_url_of_no_known_kind_is_refused():
@@ -151,10 +151,10 @@ def empty(request, tmp_path):
     return Store(f"s3://{server.fresh_bucket()}/folder", server.options())
 
 
-def test_what_is_in_a_folder_is_listed_with_its_size_and_deleted(empty):
+def test_objects_in_a_folder_are_listed_with_their_sizes_and_deleted(empty):
     assert empty.sizes() == {}
     assert empty.folders() == []
-    empty.clear()  # what is not there is not missed
+    empty.clear()  # a missing object is no error
     empty.delete("absent")
     empty.write("b", b"12")
     empty.write("a", [memoryview(b"123"), memoryview(b""), memoryview(b"45")])
@@ -177,7 +177,7 @@ def test_what_is_in_a_folder_is_listed_with_its_size_and_deleted(empty):
         empty.names()
 
 
-def test_pyarrow_reads_it_with_the_options_that_we_have(empty):
+def test_pyarrow_reads_the_store_with_our_options(empty):
     empty.write("inside/x", b"words")
     files, root = empty.for_arrow()
     assert files.open_input_stream(f"{root}/inside/x").read() == b"words"
@@ -190,7 +190,7 @@ def test_a_local_folder_is_where_its_path_says(tmp_path):
     assert Store(folder.as_uri()).read("x") == b"1"
 
 
-def test_a_missing_bucket_is_no_empty_folder(server):
+def test_a_missing_bucket_is_not_an_empty_folder(server):
     store = Store("s3://no-such-bucket/folder", server.options())
     for ask in (store.sizes, store.folders):
         with pytest.raises(StoreError, match="no such bucket"):
@@ -198,7 +198,7 @@ def test_a_missing_bucket_is_no_empty_folder(server):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_where_no_links_can_be_made_a_file_is_created_all_the_same(tmp_path, monkeypatch, there):
+def test_a_file_is_created_also_without_hard_links(tmp_path, monkeypatch, there):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "not supported")
 

@@ -1,4 +1,4 @@
-"""Arrow data for the tests of streams: every supported type, in every form it may come in."""
+"""Arrow data for the tests of streams: each supported type, in each form in which it may come."""
 
 import numpy as np
 import pyarrow as pa
@@ -105,7 +105,7 @@ def as_parquet_folder(table, folder):
 
 
 def gather(source, name, order=None):
-    """Gather rows by their place among all rows; all of them by default."""
+    """Gather rows by their index among all rows; by default all rows."""
     places = np.arange(source.total_rows) if order is None else np.array(order, np.int64)
     ends = np.cumsum(source.rows)
     files = np.searchsorted(ends, places, side="right")

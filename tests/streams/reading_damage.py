@@ -1,6 +1,6 @@
-"""Reads damaged data in a process of its own, so that a crash is seen and memory is bounded.
+"""Reads damaged data in a separate process, so that crashes are seen and memory is bounded.
 
-Run as a program, it reads a path for each line of its input, and answers each with one line.
+Run as a program, it reads a path from each line of its input, and answers with one line each.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 2 << 30  # bytes of address space that reading may take
-SECONDS = 20.0  # that one file may take, on a busy machine
+SECONDS = 20.0  # for one file, on a busy machine
 
 
 def damaged(content: bytes, seed: int) -> bytes:
-    """Return a file with one damage, which depends on the seed alone."""
+    """Return a file with one damage, which depends on the seed only."""
     draw = np.random.default_rng(seed)
     damage = bytearray(content)
     at = int(draw.integers(len(damage)))
@@ -45,7 +45,7 @@ def damaged(content: bytes, seed: int) -> bytes:
 
 
 def answers(paths: list[Path], how: str = "path") -> dict[Path, dict]:
-    """Return what became of reading each path; `crash` for one that ended the process."""
+    """Return the result of reading each path; `crash` if it ended the process."""
     found: dict[Path, dict] = {}
     left = list(paths)
     while left:
@@ -87,7 +87,7 @@ def all_rows(data) -> str:
 def _peak() -> int:
     """Return the most memory that this process held, in KiB.
 
-    `ru_maxrss` counts what the process that started this one held at that time.
+    `ru_maxrss` would include the memory that the parent process held at the start.
     """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])

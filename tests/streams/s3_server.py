@@ -26,13 +26,13 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers."""
+    """A running server."""
 
     url: str
     process: subprocess.Popen
 
     def options(self, url: str | None = None, secret: str = SECRET) -> dict[str, Any]:
-        """Return what fsspec needs to reach it, directly or through a proxy."""
+        """Return fsspec's options to reach it, directly or through a proxy."""
         return {
             "key": KEY,
             "secret": secret,
@@ -46,7 +46,7 @@ class Server:
         )
 
     def fresh_bucket(self) -> str:
-        """Make a bucket of a name of its own."""
+        """Make a bucket with a new name."""
         name = f"b{time.monotonic_ns()}"
         self.files().mkdir(name)
         return name
@@ -54,7 +54,7 @@ class Server:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[Server]:
-    """Run a server in a folder of its own; its end is sudden, and leaves nothing behind."""
+    """Run a server in its own folder; it is killed in the end, and its folder is removed."""
     ports = _free_ports(7)
     folder = tempfile.mkdtemp(prefix="s3-")
     weed = Path(sys.executable).with_name("weed")
@@ -131,14 +131,14 @@ def _free_ports(count: int) -> list[int]:
 
 @dataclass
 class Fault:
-    """What happens to requests for an object.
+    """What goes wrong with requests for an object.
 
     Attributes:
         kind: status, stall, truncate, flip, reset or slow.
         times: how often; None for always.
-        status: of a `status`.
-        pattern: a regular expression of the path.
-        method: of the requests.
+        status: the HTTP status of a fault of kind `status`.
+        pattern: a regular expression for the path.
+        method: the requests' method.
     """
 
     kind: str
@@ -159,7 +159,7 @@ class Fault:
 
 @dataclass
 class Proxy:
-    """Stands in front of a server; counts what is asked for, and breaks some of it."""
+    """Passes requests to a server; counts them, and breaks some of them."""
 
     url: str
     faults: list[Fault] = field(default_factory=list)
@@ -169,7 +169,7 @@ class Proxy:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def asked(self, method: str, path: str) -> Fault | None:
-        """Count a request; returns what is to go wrong with it."""
+        """Count a request; returns the fault that it gets, if any."""
         if method == "GET":
             self.on_get(path)
         with self.lock:
@@ -179,7 +179,7 @@ class Proxy:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Passes one request on, and its answer back, broken if it is to be."""
+    """Passes one request on and its answer back, with a fault if one is due."""
 
     protocol_version = "HTTP/1.1"
 
@@ -253,7 +253,7 @@ class _Listening(ThreadingHTTPServer):
         self.proxy = Proxy(f"http://127.0.0.1:{self.server_address[1]}")
 
     def handle_error(self, *_: Any) -> None:
-        pass  # the other side went away: that is the point
+        pass  # the other side closed the connection, on purpose
 
 
 @contextlib.contextmanager

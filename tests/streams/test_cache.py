@@ -1,4 +1,4 @@
-"""The cache: its bound, what it evicts, and what becomes of it when its users die."""
+"""The cache: its bound, what it evicts, and its state when its users die."""
 
 import errno
 import multiprocessing
@@ -34,7 +34,7 @@ def refuse():
     raise AssertionError("it was there already")
 
 
-def test_what_was_made_once_is_found_by_others(tmp_path):
+def test_a_cached_file_is_found_by_others(tmp_path):
     put(Cache(tmp_path, 10 * ROOM), "a").close()
     for cache in (Cache(tmp_path, 10 * ROOM), Cache(tmp_path, 10 * ROOM)):
         entry = cache.get("a", SIZE, refuse)
@@ -44,7 +44,7 @@ def test_what_was_made_once_is_found_by_others(tmp_path):
 
 @settings(max_examples=30)
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=40), st.integers(2, 5))
-def test_the_bound_is_kept_at_every_moment(tmp_path_factory, keys, room):
+def test_the_bound_is_kept_at_all_times(tmp_path_factory, keys, room):
     folder = tmp_path_factory.mktemp("cache")
     cache = Cache(folder, room * ROOM)
 
@@ -58,7 +58,7 @@ def test_the_bound_is_kept_at_every_moment(tmp_path_factory, keys, room):
         assert cache.bytes_used() == sum(f.stat().st_size for f in folder.glob("*.*"))
 
 
-def test_what_is_needed_last_goes_first_and_what_nobody_knows_before_that(tmp_path):
+def test_entries_without_a_known_use_are_evicted_first_then_the_one_needed_last(tmp_path):
     cache = Cache(tmp_path, 3 * ROOM)
     cache.foresee(self := object(), lambda: {"a": 5.0, "b": 50.0, "c": 10.0})
     for key in "abc":
@@ -72,14 +72,18 @@ def test_what_is_needed_last_goes_first_and_what_nobody_knows_before_that(tmp_pa
         put(cache, key).close()
         os.utime(tmp_path / f"{key}.cached", ns=(0, "cab".index(key)))
     put(cache, "d").close()
-    assert kept(tmp_path) == {"a", "b", "d"}  # the control: without foresight the oldest goes
+    assert kept(tmp_path) == {
+        "a",
+        "b",
+        "d",
+    }  # the control: the oldest file is evicted
 
 
 def kept(folder):
     return {path.stem for path in folder.glob("*.cached")}
 
 
-def test_what_is_being_read_is_not_evicted(tmp_path):
+def test_a_file_that_is_being_read_is_not_evicted(tmp_path):
     cache = Cache(tmp_path, 2 * ROOM)
     a, b = put(cache, "a"), put(cache, "b")
     with pytest.raises(CacheFullError, match="cache_limit"):
@@ -96,7 +100,7 @@ def test_what_is_being_read_is_not_evicted(tmp_path):
     b.close()
 
 
-def test_what_is_fetched_ahead_displaces_nothing_that_is_needed_sooner(tmp_path):
+def test_prefetching_evicts_no_file_that_is_needed_sooner(tmp_path):
     cache = Cache(tmp_path, 2 * ROOM)
     cache.foresee(object(), lambda: {"a": 5.0, "b": 50.0, "later": 20.0, "last": 60.0})
     for key in "ab":
@@ -108,7 +112,7 @@ def test_what_is_fetched_ahead_displaces_nothing_that_is_needed_sooner(tmp_path)
     assert kept(tmp_path) == {"a", "later"}
     with pytest.raises(CacheFullError):
         cache.get("b", SIZE, refuse, ahead=True)
-    put(cache, "last").close()  # what is needed now does
+    put(cache, "last").close()  # a file that is needed now evicts one
     assert kept(tmp_path) == {"a", "last"}
 
 
@@ -117,7 +121,7 @@ def test_a_file_larger_than_the_cache_is_refused(tmp_path):
         Cache(tmp_path, 10).get("a", SIZE, refuse)
 
 
-def test_an_entry_that_is_damaged_at_rest_is_made_again(tmp_path):
+def test_a_damaged_entry_is_fetched_again(tmp_path):
     put(Cache(tmp_path, 10 * ROOM), "a").close()
     path = tmp_path / "a.cached"
     for damage in (lambda b: b[:500] + b"X" + b[501:], lambda b: b[:-40], lambda _: b""):
@@ -127,12 +131,12 @@ def test_an_entry_that_is_damaged_at_rest_is_made_again(tmp_path):
     path.write_bytes(b"X" * ROOM)
     broken = Cache(tmp_path, 10 * ROOM)
     broken._is_whole = lambda *_: True
-    entry = broken.get("a", SIZE, refuse)  # the control: only the check notices
+    entry = broken.get("a", SIZE, refuse)  # the control: only the check notices it
     assert entry.buffer().to_pybytes() != content("a")
     entry.close()
 
 
-def test_all_who_ask_at_once_wait_for_one_who_makes(tmp_path):
+def test_simultaneous_requests_wait_for_one_fetch(tmp_path):
     made = FORK.Value("i", 0)
     begun = FORK.Barrier(4)
 
@@ -156,7 +160,7 @@ def test_all_who_ask_at_once_wait_for_one_who_makes(tmp_path):
     assert made.value == 1
 
 
-def test_whoever_is_killed_while_it_fills_leaves_nothing_in_the_way(tmp_path):
+def test_a_process_killed_while_it_fills_the_cache_does_not_block_others(tmp_path):
     filling, never = FORK.Event(), FORK.Event()
 
     def make():
@@ -168,7 +172,7 @@ def test_whoever_is_killed_while_it_fills_leaves_nothing_in_the_way(tmp_path):
     filling.wait()
     cache = Cache(tmp_path, 2 * ROOM)
     put(cache, "b").close()
-    with pytest.raises(CacheFullError):  # what it has reserved counts while it lives
+    with pytest.raises(CacheFullError):  # its reservation counts while it lives
         cache.get("x", 2 * SIZE, refuse)
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
@@ -178,13 +182,13 @@ def test_whoever_is_killed_while_it_fills_leaves_nothing_in_the_way(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_what_a_dead_one_has_left_makes_room(tmp_path):
+def test_the_leftovers_of_a_dead_process_are_removed(tmp_path):
     (tmp_path / "dead.part").write_bytes(b"." * (2 * ROOM))
     put(Cache(tmp_path, 2 * ROOM), "a").close()
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_waiting_for_another_who_fills_can_be_cancelled(tmp_path):
+def test_waiting_for_another_process_that_fills_can_be_cancelled(tmp_path):
     filling, over, cancelled = threading.Event(), threading.Event(), threading.Event()
 
     def make():
@@ -202,7 +206,7 @@ def test_waiting_for_another_who_fills_can_be_cancelled(tmp_path):
     other.join()
 
 
-def test_an_error_in_making_leaves_nothing(tmp_path):
+def test_a_failed_fetch_leaves_no_file(tmp_path):
     cache = Cache(tmp_path, 10 * ROOM)
     with pytest.raises(ZeroDivisionError):
         cache.get("a", SIZE, lambda: 1 // 0)
@@ -210,7 +214,7 @@ def test_an_error_in_making_leaves_nothing(tmp_path):
     put(cache, "a").close()
 
 
-def test_on_a_full_disk_it_evicts_and_then_says_so(tmp_path, monkeypatch):
+def test_on_a_full_disk_it_evicts_and_then_reports_the_error(tmp_path, monkeypatch):
     cache = Cache(tmp_path, 10 * ROOM)
     put(cache, "a").close()
     held = put(cache, "b")

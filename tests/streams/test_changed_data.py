@@ -1,4 +1,4 @@
-"""Data whose content changed is never read as what it was."""
+"""Data whose content has changed is never read as the old data."""
 
 import os
 import threading
@@ -50,7 +50,7 @@ KINDS = [("path", "parquet"), ("path", "arrow"), ("stream", "parquet")]
 
 
 @pytest.mark.parametrize(("kind", "form"), KINDS)
-def test_other_values_of_the_same_size_are_other_data(kind, form, tmp_path):
+def test_other_values_of_the_same_size_count_as_other_data(kind, form, tmp_path):
     folder = write(tmp_path / "data", form=form)
     as_old(folder)
     before, sizes = opened(folder, kind).identity, [p.stat().st_size for p in folder.iterdir()]
@@ -60,16 +60,17 @@ def test_other_values_of_the_same_size_are_other_data(kind, form, tmp_path):
     assert [p.stat().st_size for p in folder.iterdir()] == sizes
     source = opened(folder, kind)
     assert source.identity != before
-    assert rows(source) == list(range(1000, 1000 + 2 * HALF))  # not what the cache holds
+    assert rows(source) == list(range(1000, 1000 + 2 * HALF))  # not the cached copy
     assert opened(folder, kind, hash_data=True).identity != hashed
-    as_old(folder)  # a hash also notices what no time tells of, and only that
+    # A hash also notices what no time shows, and only changes of content.
+    as_old(folder)
     assert opened(folder, kind, hash_data=True).identity != hashed
     write(folder, form=form)
     assert opened(folder, kind, hash_data=True).identity == hashed
 
 
 @pytest.mark.parametrize(("kind", "form"), KINDS)
-def test_a_file_that_is_replaced_while_a_run_reads_it_is_noticed(kind, form, tmp_path):
+def test_a_file_replaced_during_a_run_is_noticed(kind, form, tmp_path):
     folder = write(tmp_path / "data", form=form)
     source = opened(folder, kind)
     order = source.plain_order(1)
@@ -81,7 +82,7 @@ def test_a_file_that_is_replaced_while_a_run_reads_it_is_noticed(kind, form, tmp
         load_part(source, order, 0, 0, HALF, HALF + 10)
 
 
-def test_a_mapped_file_that_is_written_over_in_place_is_noticed(tmp_path):
+def test_a_mapped_file_overwritten_in_place_is_noticed(tmp_path):
     folder = write(tmp_path / "data", form="arrow")
     source = opened(folder, "path")
     order = source.plain_order(1)
@@ -96,7 +97,7 @@ def test_a_mapped_file_that_is_written_over_in_place_is_noticed(tmp_path):
         load_part(source, order, 0, 0, 10, 20)
 
 
-def test_a_stream_in_place_that_is_written_over_is_noticed(tmp_path):
+def test_a_local_stream_overwritten_in_place_is_noticed(tmp_path):
     with StreamWriter(tmp_path / "s", compression="none", file_size="1KB") as writer:
         writer.write({"y": i} for i in range(500))
     source = open_source(tmp_path / "s")
@@ -130,7 +131,7 @@ def test_data_in_a_store_that_changes_is_noticed(server, tmp_path):
     source = open_source(stream("a"))
     assert load_part(source, source.plain_order(1), 0, 0, 0, 10)["y"].tolist() == list(range(10))
     put(0)
-    assert open_source(stream("a")).identity == source.identity  # the same content once more
+    assert open_source(stream("a")).identity == source.identity  # the same content again
     put(1)
     again = open_source(stream("a"))
     assert again.identity != source.identity
@@ -153,7 +154,7 @@ def test_data_in_a_store_that_changes_is_noticed(server, tmp_path):
         ({"content_hash": "1"}, {"content_hash": "2"}),
     ],
 )
-def test_whatever_a_file_system_has_tells_of_a_change(info, changed, monkeypatch):
+def test_every_property_that_a_file_system_offers_shows_a_change(info, changed, monkeypatch):
     store = Store("memory://validators")
     told = {}
     monkeypatch.setattr(store._fs, "info", lambda _: {"size": 1, "name": "x", **told})
@@ -165,7 +166,7 @@ def test_whatever_a_file_system_has_tells_of_a_change(info, changed, monkeypatch
     assert store.stat("x") != before
 
 
-def test_a_store_with_nothing_but_sizes_is_helped_by_hashes(monkeypatch, tmp_path):
+def test_hashes_show_changes_in_a_store_that_knows_only_sizes(monkeypatch, tmp_path):
     store = Store("memory://sizes")
     folder = write(tmp_path / "data")
     for path in folder.iterdir():
@@ -190,7 +191,7 @@ def test_a_store_with_nothing_but_sizes_is_helped_by_hashes(monkeypatch, tmp_pat
     assert after[1] != before[1]
 
 
-def test_the_identity_of_lists_and_texts_in_memory_is_that_of_their_values():
+def test_the_identity_of_lists_and_texts_in_memory_depends_on_their_values():
     table = pa.table({"t": ["ab", "", "ä"], "l": [[1, 2], [], [3]], "b": [b"1", b"23", b""]})
     identity = open_source(table).identity
     chunks = pa.concat_tables([table.slice(0, 1), table.slice(1)])
@@ -209,7 +210,7 @@ def test_the_identity_of_lists_and_texts_in_memory_is_that_of_their_values():
 
 
 def test_a_replaced_file_is_not_waited_for(tmp_path):
-    """A shorter file would else be asked for until the deadline."""
+    """Otherwise a shorter file would be requested until the deadline."""
     folder = write(tmp_path / "data")
     source = open_source(Stream(folder, cache=tmp_path / "cache", deadline=600.0))
     (folder / "0.parquet").write_bytes(b"PAR1")

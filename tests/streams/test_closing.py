@@ -1,4 +1,4 @@
-"""The code that opens a source closes it. A closed source steers the cache no more."""
+"""The code that opens a source closes it. A closed source no longer affects evictions."""
 
 import gc
 import multiprocessing
@@ -27,7 +27,7 @@ STEPS = ROWS // LANES // PART
 
 @pytest.fixture
 def two_runs(tmp_path):
-    """Two streams that share a cache, which holds all files of either, and not of both."""
+    """Two streams that share a cache, which has room for the files of one, but not of both."""
     streams = []
     for name, start in (("first", 0), ("second", ROWS)):
         with StreamWriter(tmp_path / name, file_size=400) as writer:
@@ -56,7 +56,7 @@ def train(stream, epochs):
     return source, fetched
 
 
-def test_a_finished_run_does_not_steer_the_cache_of_the_next(two_runs):
+def test_a_finished_run_does_not_affect_the_next_runs_cache(two_runs):
     first, second = two_runs
     finished, _ = train(first, 1)
     files = len(finished.shards)
@@ -69,7 +69,7 @@ def test_a_finished_run_does_not_steer_the_cache_of_the_next(two_runs):
     assert not source.shards[0].cache._foresight
 
 
-def test_the_control_an_open_source_does(two_runs):
+def test_an_open_source_affects_the_cache_as_a_control(two_runs):
     first, second = two_runs
     unclosed, _ = train(first, 1)
     source, fetched = train(second, 4)
@@ -78,7 +78,7 @@ def test_the_control_an_open_source_does(two_runs):
     unclosed.close()
 
 
-def test_a_source_that_nobody_holds_is_forgotten(two_runs):
+def test_an_unreferenced_source_is_forgotten(two_runs):
     source, _ = train(two_runs[0], 1)
     cache = source.shards[0].cache
     assert cache._foresight
@@ -87,8 +87,8 @@ def test_a_source_that_nobody_holds_is_forgotten(two_runs):
     assert not cache._foresight
 
 
-def test_the_future_of_a_killed_process_dies_with_it(tmp_path):
-    """What is known of the future is in no file: another process asks only its own runs."""
+def test_the_planned_reads_of_a_killed_process_are_forgotten(tmp_path):
+    """Future reads are not in a file: another process knows only those of its own runs."""
     ready = multiprocessing.get_context("fork").Event()
 
     def foresees():
@@ -106,7 +106,7 @@ def test_the_future_of_a_killed_process_dies_with_it(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock"]
 
 
-def test_a_prefetcher_that_is_closed_ends_its_threads(two_runs):
+def test_closing_a_prefetcher_ends_its_threads(two_runs):
     source = open_source(two_runs[0])
     order = source.order(LANES, 17, PART)
     source.lookahead.expect(order, 0, range(LANES), 0, source.cancelled)
@@ -116,18 +116,18 @@ def test_a_prefetcher_that_is_closed_ends_its_threads(two_runs):
 
 
 def told(stream):
-    """Return what sources have told the cache of a stream about their future."""
+    """Return the future reads that sources have announced to a stream's cache."""
     return node_cache(stream.cache_folder, parse_bytes(stream.cache_limit))._foresight
 
 
-def test_a_mixture_that_is_refused_leaves_nothing_open(two_runs, tmp_path):
+def test_a_refused_mixture_leaves_no_source_open(two_runs, tmp_path):
     first, _ = two_runs
     with StreamWriter(tmp_path / "other") as writer:
         writer.write({"z": 1})
     other = replace(first, url=tmp_path / "other")
     with pytest.raises(DataError, match="same columns") as caught:
         open_source(Mixture({"first": first, "other": other}))
-    assert caught.tb is not None  # it still holds all that was open
+    assert caught.tb is not None  # it still holds all sources that were open
     assert told(first) == {}
     source = open_source(Mixture({"first": first, "again": first}))
     assert len(told(first)) == 1  # the control: the mixture's own
@@ -135,7 +135,7 @@ def test_a_mixture_that_is_refused_leaves_nothing_open(two_runs, tmp_path):
     assert told(first) == {}
 
 
-def test_a_stream_that_is_refused_for_its_memory_leaves_nothing_open(two_runs, monkeypatch):
+def test_a_stream_refused_for_its_memory_leaves_no_source_open(two_runs, monkeypatch):
     def refuse(*_):
         raise DataError("no memory")
 
@@ -148,7 +148,7 @@ def test_a_stream_that_is_refused_for_its_memory_leaves_nothing_open(two_runs, m
         assert told(first) == {}
 
 
-def test_a_single_file_that_was_measured_leaves_nothing_open(tmp_path):
+def test_measuring_a_single_file_leaves_no_source_open(tmp_path):
     files = fsspec.filesystem("memory")
     with files.open("/closing/a.parquet", "wb") as file:
         pq.write_table(pa.table({"x": [1, 2]}), file)

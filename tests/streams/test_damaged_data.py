@@ -1,6 +1,6 @@
 """Damaged or hostile data is an error that names it: no crash, no flood of memory, no wrong rows.
 
-Every damage is one of a fixed sequence, so that a failure can be looked at again.
+Each damage comes from a fixed sequence, so that a failure can be reproduced.
 """
 
 import io
@@ -28,7 +28,7 @@ ROWS = 60
 
 
 def every_form():
-    """Return a table of each form of column that is read."""
+    """Return a table with each form of column that is read."""
     numbers = np.arange(ROWS)
     flat = np.arange(ROWS * 4, dtype=np.float64)
     return pa.table(
@@ -73,7 +73,7 @@ FORMS = {
 
 
 def check(found, undamaged):
-    """Check what became of damaged files; returns how many were refused."""
+    """Check the results of damaged files; returns how many were refused."""
     for path, answer in found.items():
         assert answer["outcome"] in ("rows", "refused"), (path, answer)
         assert answer["seconds"] < SECONDS, (path, answer)
@@ -81,13 +81,13 @@ def check(found, undamaged):
         if answer["outcome"] == "refused":
             assert len(answer["error"]) > 20
     refused = sum(answer["outcome"] == "refused" for answer in found.values())
-    assert refused > len(found) / 10  # the damage does damage
+    assert refused > len(found) / 10  # the damage has an effect
     assert undamaged["outcome"] == "rows"  # the control
     return refused
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_damaged_file_is_refused_or_read_and_ends_nothing(name, tmp_path):
+def test_a_damaged_file_is_refused_or_read_and_never_ends_the_process(name, tmp_path):
     content = FORMS[name]()
     whole = tmp_path / name
     whole.write_bytes(content)
@@ -106,7 +106,7 @@ def write_stream(folder):
 
 
 def test_a_damaged_stream_is_refused_or_gives_the_right_rows(tmp_path):
-    """Manifests, files and the node's cached copies: what has a hash is never read wrong."""
+    """Manifests, files and the node's cached copies: data with a hash is never read wrong."""
     whole = write_stream(tmp_path / "whole")
     names = sorted(path.name for path in whole.iterdir())
     paths = []
@@ -154,7 +154,7 @@ def test_a_hostile_manifest_is_refused_at_once(name, tmp_path):
     assert time.monotonic() - began < SECONDS
 
 
-def test_a_small_file_that_declares_much_is_refused_before_memory_is_taken():
+def test_a_small_file_that_declares_much_data_is_refused_before_memory_is_allocated():
     bomb = pa.table({"x": np.zeros(60_000_000 // 8, np.int64)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(
@@ -173,7 +173,7 @@ def test_a_small_file_that_declares_much_is_refused_before_memory_is_taken():
     assert decoding.decode(sink.getvalue(), "it", is_parquet=True).num_rows == 20_000  # the control
 
 
-def test_what_decodes_to_more_than_there_is_memory_is_refused(tmp_path, monkeypatch):
+def test_data_that_decodes_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
     values = pa.array(["x" * 10_000])
     table = pa.table({"t": pa.DictionaryArray.from_arrays(np.zeros(1000, np.int8), values)})
     with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
@@ -214,7 +214,7 @@ def test_text_that_is_not_utf_8_names_the_file(tmp_path):
 
 
 def with_number(content, before, after):
-    """Return Parquet whose footer holds another number of rows at one place, of equal length."""
+    """Return Parquet whose footer has another number of rows in one place, of equal length."""
     zigzag = [bytes([n << 1 & 0x7F | 0x80, n >> 6]) for n in (before, after)]
     start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     footer = content[start:]
@@ -223,7 +223,7 @@ def with_number(content, before, after):
         yield content[:start] + footer[:at] + zigzag[1] + footer[at + 2 :]
 
 
-def test_a_footer_that_lies_about_rows_is_refused(tmp_path):
+def test_a_footer_with_a_wrong_number_of_rows_is_refused(tmp_path):
     sink = io.BytesIO()
     pq.write_table(pa.table({"x": np.arange(1000)}), sink, write_statistics=False)
     content = sink.getvalue()
@@ -236,14 +236,14 @@ def test_a_footer_that_lies_about_rows_is_refused(tmp_path):
             source = open_source(path)
         except (DataError, StorageError) as error:
             refused += path.name in str(error)
-        else:  # a number that says nothing of the rows
+        else:  # a number that is not a number of rows
             rows = load_part(source, source.plain_order(1), 0, 0, 0, source.total_rows)
             assert rows["x"].tolist() == list(range(1000))
     assert refused >= 3  # of the file, the row group and the column
 
 
 @pytest.mark.parametrize("options", [{}, {"row_group_size": 7}, {"use_dictionary": False}])
-def test_a_footer_says_what_pyarrow_says(options):
+def test_our_footer_reader_agrees_with_pyarrow(options):
     table = every_form()
     sink = io.BytesIO()
     pq.write_table(table, sink, **options)
@@ -259,7 +259,7 @@ def test_a_footer_says_what_pyarrow_says(options):
         assert ".".join(chunk.leaf.path) == column.path_in_schema
         assert chunk.values == column.num_values
         assert chunk.nulls == column.statistics.null_count
-    if len(footer.chunks) == len(table.schema):  # else dictionaries count once for each group
+    if len(footer.chunks) == len(table.schema):  # otherwise dictionaries count once for each group
         decoded = decoding.decode(sink.getvalue(), "it", is_parquet=True)
         assert 0.7 < footer.decoded / decoded.nbytes < 1.4
 
@@ -281,4 +281,4 @@ def test_footers_that_are_damaged_in_the_cache_are_read_again(tmp_path):
     time_before = kept.stat().st_mtime_ns
     os.utime(kept, ns=(1, 1))
     open_source(Stream(data, cache=cache))
-    assert kept.stat().st_mtime_ns == 1 != time_before  # the control: what is whole is used
+    assert kept.stat().st_mtime_ns == 1 != time_before  # the control: an undamaged footer is used

@@ -54,7 +54,7 @@ def refused(ways, path, words):
             way(path)
 
 
-def test_folders_in_it_are_part_of_a_folder(ways, tmp_path):
+def test_subfolders_are_part_of_a_folder(ways, tmp_path):
     parquet(tmp_path / "d" / "a.parquet", x=[1, 2])
     parquet(tmp_path / "d" / "more" / "deep" / "b.parquet", x=[3])
     assert everywhere(ways, tmp_path / "d") == {"x": [1, 2, 3]}
@@ -82,14 +82,14 @@ def test_folders_in_it_are_part_of_a_folder(ways, tmp_path):
         "preview.png",
     ],
 )
-def test_hidden_temporary_and_foreign_files_are_no_data(name, ways, tmp_path):
+def test_hidden_temporary_and_foreign_files_are_not_data(name, ways, tmp_path):
     parquet(tmp_path / "d" / "a.parquet", x=[1, 2])
     parquet(tmp_path / "d" / name, x=[9])
     assert everywhere(ways, tmp_path / "d") == {"x": [1, 2]}
 
 
 @pytest.mark.parametrize("name", ["b.parquet", "more/b.parquet", "a=1_/b.parquet", "x_.parquet"])
-def test_what_is_not_hidden_is_data(name):
+def test_files_that_are_not_hidden_are_data(name):
     assert not is_hidden(name)
 
 
@@ -110,7 +110,7 @@ def test_folders_named_like_partitions_are_columns(values, expected, ways, tmp_p
     assert read_all(tmp_path / "d", ["label"])["label"] == rows["label"]
 
 
-def test_partitions_are_part_of_what_data_is(tmp_path):
+def test_partitions_are_part_of_the_datas_identity(tmp_path):
     from raytrain_plus.streams.opening import open_source
 
     for value in (0, 1):
@@ -119,7 +119,7 @@ def test_partitions_are_part_of_what_data_is(tmp_path):
     assert one.identity != other.identity
 
 
-def test_a_file_s_own_column_goes_before_its_folder_s(ways, tmp_path):
+def test_a_files_own_column_wins_over_its_folders(ways, tmp_path):
     parquet(tmp_path / "d" / "label=1" / "p.parquet", x=[1], label=[1.5])
     assert everywhere(ways, tmp_path / "d") == {"x": [1], "label": [1.5]}
 
@@ -222,7 +222,7 @@ def test_links_are_followed_but_nothing_counts_twice(ways, tmp_path):
     refused(ways, tmp_path / "d", "a link to a file that is not there")
 
 
-def test_what_a_killed_writer_leaves_is_no_data(ways, tmp_path):
+def test_files_of_a_killed_writer_are_not_data(ways, tmp_path):
     def killed():
         with StreamWriter(tmp_path / "d" / "s", file_size=100) as writer:
             writer.write([{"x": number} for number in range(100)])
@@ -239,7 +239,7 @@ def test_what_a_killed_writer_leaves_is_no_data(ways, tmp_path):
     refused(ways, tmp_path / "d", "holds 1 data sets of their own: 's'")
 
 
-def test_parquet_that_is_not_whole_is_no_data(ways, tmp_path):
+def test_incomplete_parquet_is_not_data(ways, tmp_path):
     with StreamWriter(tmp_path / "s", file_size=500) as writer:
         writer.write([{"x": number} for number in range(1000)])
 
@@ -300,7 +300,7 @@ def test_other_formats_are_named_for_what_they_are(files, words, tmp_path):
         ('{"weight_map": {}}', "not a manifest"),
     ],
 )
-def test_whose_index_it_is(text, words, ways, tmp_path):
+def test_an_unsupported_index_is_refused_with_the_name_of_its_library(text, words, ways, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "index.json").write_text(text)
     refused(ways, tmp_path / "d", words)
@@ -319,7 +319,7 @@ def test_a_folder_of_save_to_disk_is_read(ways, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["train", "data write"])
-def test_the_order_of_columns_does_not_matter_but_their_names_do(way, ways, tmp_path):
+def test_the_names_of_columns_matter_and_their_order_does_not(way, ways, tmp_path):
     parquet(tmp_path / "d" / "a.parquet", x=[1], y=[2])
     parquet(tmp_path / "d" / "b.parquet", y=[4], x=[3])
     assert ways[way](tmp_path / "d") == {"x": [1, 3], "y": [2, 4]}
@@ -350,7 +350,7 @@ def test_select_is_by_name_at_any_depth():
     ]  # fmt: skip
 
 
-def test_a_pattern_like_name_that_is_there_is_no_pattern(tmp_path):
+def test_an_existing_name_with_pattern_characters_is_not_a_pattern(tmp_path):
     parquet(tmp_path / "a[1].parquet", x=[1])
     assert read_all(str(tmp_path / "a[1].parquet")) == {"x": [1]}
     with pytest.raises(DataError, match="no file at all"):

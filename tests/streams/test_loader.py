@@ -1,4 +1,4 @@
-"""Batches: any worker loads the same rows, from any step on, and never hangs."""
+"""Batches: each worker loads the same rows, from any step on, and never hangs."""
 
 import threading
 import traceback
@@ -46,7 +46,7 @@ def labels_of_steps(lanes, first_step, steps, source=None, order=None):
 
 
 @pytest.mark.parametrize("cuts", [[0, 1, 2, 3, 4], [0, 2, 4], [0, 1, 4], [0, 3, 4]])
-def test_lanes_hold_the_same_rows_whoever_loads_them(cuts):
+def test_lanes_hold_the_same_rows_on_any_worker(cuts):
     alone = labels_of_steps(range(V), 0, 9)
     workers = [labels_of_steps(range(start, stop), 0, 9) for start, stop in pairwise(cuts)]
     together = [[part for parts in step for part in parts] for step in zip(*workers, strict=True)]
@@ -59,13 +59,13 @@ def test_lanes_hold_other_rows_when_there_are_more_of_them():
     assert halves != labels_of_steps(range(2), 0, 4, source)
 
 
-def test_a_loader_that_begins_later_goes_on_with_the_same_rows():
+def test_a_loader_that_starts_later_continues_with_the_same_rows():
     whole = labels_of_steps(range(V), 0, 12)
     for first in range(12):
         assert labels_of_steps(range(V), first, 12 - first) == whole[first:]
 
 
-def test_a_step_reads_its_stretch_of_each_lane():
+def test_a_step_reads_its_part_of_each_lane():
     source = make_source()
     order = make_order(source)
     steps = steps_per_epoch(order, B)
@@ -112,7 +112,7 @@ def test_a_batch_larger_than_the_data_is_refused_with_its_numbers():
         ({"depth": 0}, "depth is 0"),
     ],
 )
-def test_a_loader_refuses_what_makes_no_sense(wrong, says):
+def test_a_loader_refuses_invalid_arguments(wrong, says):
     source = make_source()
     arguments = {"part_rows": B, "lanes": range(V), "first_step": 0} | wrong
     with pytest.raises(ValueError, match=says):
@@ -171,7 +171,7 @@ def test_rows_of_a_tensor_need_not_be_aligned():
         ("float64", torch.float64),
     ],
 )
-def test_types_stay_but_wide_unsigned_integers_become_int64(stored, loaded):
+def test_types_are_kept_except_that_wide_unsigned_integers_become_int64(stored, loaded):
     values = np.array([0, 1, 1, 0]).astype(stored)
     if values.dtype.kind in "iu":
         values[2] = min(np.iinfo(stored).max, np.iinfo(np.int64).max)
@@ -190,7 +190,7 @@ def test_an_integer_beyond_int64_is_refused():
 
 
 class Watched:
-    """A source that counts gathers, and can fail at one or wait in it."""
+    """A source that counts gathers, and can fail or wait at one of them."""
 
     def __init__(self, fail_at=None, wait_at=None):
         self._source = make_source()
@@ -218,13 +218,13 @@ def start(source, depth=2):
 
 
 def full(loader):
-    """Wait until the loader holds as much as it may."""
+    """Wait until the loader is full."""
     with loader._changed:
         assert loader._changed.wait_for(lambda: len(loader._ready) == loader._depth, PATIENCE)
     return loader
 
 
-def test_an_error_of_the_thread_reaches_the_caller_after_the_good_steps():
+def test_an_error_in_the_thread_reaches_the_caller_after_the_good_steps():
     loader = start(Watched(fail_at=5))
     assert [len(loader.next()) for _ in range(2)] == [1, 1]
     for _ in range(2):
@@ -254,7 +254,7 @@ def test_no_more_than_depth_steps_are_prepared(depth):
     loader.close()
 
 
-def test_a_full_loader_closes_at_once_and_twice():
+def test_a_full_loader_closes_at_once_and_may_be_closed_twice():
     loader = full(start(Watched()))
     loader.close()
     assert not loader._thread.is_alive()
@@ -277,7 +277,7 @@ def test_a_loader_is_closed_even_while_a_read_hangs(monkeypatch):
     assert not loader._ready
 
 
-def test_closing_wakes_a_caller_who_waits(monkeypatch):
+def test_closing_wakes_a_waiting_caller(monkeypatch):
     monkeypatch.setattr("raytrain_plus.streams.loader._PATIENCE", 0.01)
     source = Watched(wait_at=1)
     loader = start(source)

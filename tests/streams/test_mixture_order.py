@@ -1,4 +1,4 @@
-"""The mixture: exact shares, a closed form that agrees with counting, and changes at a step."""
+"""The mixture: exact shares, a closed form that equals counting, and changes at a step."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def mixed(shares, *, rows=40, changes=None, block=32, seed=5, part_rows=4):
 
 
 @given(weights, st.integers(256, 4096))
-def test_every_block_has_each_streams_share_to_less_than_one_place(shares, block):
+def test_every_block_has_each_streams_share_within_one_row(shares, block):
     counts = block_counts(shares, block)
     assert counts.sum() == block
     assert (np.abs(counts - np.array(shares) / sum(shares) * block) < 1).all()
@@ -44,7 +44,7 @@ def test_shares_that_cannot_be_kept_are_refused():
 
 
 @given(weights, st.integers(0, 10_000), st.integers(0, LANES - 1))
-def test_a_block_anywhere_holds_exactly_the_counts(shares, block_number, lane):
+def test_any_block_has_exactly_the_given_counts(shares, block_number, lane):
     order = mixed(shares, block=256)
     start = block_number * 256
     streams, _ = order.places(lane, start, start + 256)
@@ -53,7 +53,7 @@ def test_a_block_anywhere_holds_exactly_the_counts(shares, block_number, lane):
 
 
 @given(weights, st.integers(0, 500), st.integers(1, 200), st.integers(0, LANES - 1))
-def test_seeking_equals_reading_from_the_beginning(shares, start, length, lane):
+def test_seeking_equals_reading_from_the_start(shares, start, length, lane):
     changes = {20: shares[::-1], 33: [1.0] * len(shares)}
     order, other = (mixed(shares, changes=changes, block=128) for _ in range(2))
     streams, taken = order.places(lane, 0, start + length)
@@ -105,7 +105,7 @@ def test_the_pattern_is_pinned():
     assert taken.tolist() == GOLDEN_TAKEN
 
 
-def test_what_is_needed_is_what_is_read():
+def test_the_announced_files_are_the_files_that_are_read():
     order = mixed([3, 1], rows=24)
     steps = order.shortest_lane // 4
     needed = order.needs(0, range(LANES), 8)

@@ -1,4 +1,4 @@
-"""The order of samples: a permutation per epoch, found anywhere, local to windows, unchanging."""
+"""The order of samples: a permutation per epoch, with seeking, local to windows, and fixed."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def every_row(order):
 
 
 def splitmix64(key, n):
-    """Do what the paper says, one output at a time: the oracle of `permutation`."""
+    """Compute the paper's formula, one output at a time: the oracle of `permutation`."""
     outputs = []
     for _ in range(n):
         key = (key + 0x9E3779B97F4A7C15) & MASK
@@ -65,7 +65,7 @@ def test_permutations_never_change():
 
 
 def naive_lane(order, epoch, lane):
-    """Read a lane as the text says it, with lists: the oracle of `Order`."""
+    """Read a lane as the description says, with lists: the oracle of `Order`."""
 
     def mixed(things, *place):
         outputs = splitmix64(seed_for(order.seed, *place), len(things)) if order.shuffle else things
@@ -90,7 +90,7 @@ def naive_lane(order, epoch, lane):
 
 
 @given(order=orders(), epoch=st.integers(0, 3))
-def test_an_order_is_what_its_text_says(order, epoch):
+def test_an_order_follows_its_description(order, epoch):
     for lane in range(order.lanes):
         assert whole_lane(order, epoch, lane) == naive_lane(order, epoch, lane)
 
@@ -147,7 +147,7 @@ def test_lanes_keep_their_rows_from_epoch_to_epoch(order, epoch):
 
 
 def most_files_at_a_time(places):
-    """Return the most files that are needed at once, when a file is kept from first to last use."""
+    """Return the most files needed at once, if a file is kept from its first to its last use."""
     spans = {}
     for position, (file, _) in enumerate(places):
         first, _ = spans.get(file, (position, position))
@@ -205,7 +205,7 @@ def test_with_shuffling_rows_do_not_come_as_they_are_stored():
 
 def test_a_million_files_of_one_row_cost_a_few_sorts():
     def seconds(work):
-        begun = time.thread_time()  # of the processor: a busy machine does not change the ratio
+        begun = time.thread_time()  # of CPU: a busy machine does not change the ratio
         work()
         return time.thread_time() - begun
 
@@ -245,7 +245,7 @@ def test_changing_the_callers_rows_changes_nothing(order):
         ({"window": 0}, "window is 0"),
     ],
 )
-def test_an_order_refuses_what_makes_no_sense(wrong, says):
+def test_an_order_refuses_invalid_arguments(wrong, says):
     with pytest.raises(ValueError, match=says):
         Order(**({"rows": [2, 2], "lanes": 2, "seed": 0} | wrong))
 

@@ -65,7 +65,7 @@ def test_the_plain_form_has_the_same_values(name, start, stop):
     plain(cut).validate(full=True)
 
 
-def test_what_is_plain_is_not_copied():
+def test_plain_columns_are_not_copied():
     array = pa.array([[1], [2, 3]])
     assert plain(array) is array
 
@@ -100,7 +100,7 @@ def test_encoded_columns_of_parquet_are_read(name, tmp_path):
     assert read_all(Stream(tmp_path / "p", cache=tmp_path / "c")) == expected
 
 
-def test_empty_lists_are_no_nulls(tmp_path):
+def test_empty_lists_are_not_nulls(tmp_path):
     lists = [[1, 2], [], [3]]
     (tmp_path / "p").mkdir()
     pq.write_table(pa.table({"x": lists}), tmp_path / "p" / "a.parquet")

@@ -1,4 +1,4 @@
-"""Rows come out of tables, files and folders as they went in, or an error says what is wrong."""
+"""Rows of tables, files and folders are read as written, or an error says what is wrong."""
 
 import os
 import pickle
@@ -42,7 +42,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_type_comes_out_as_it_went_in(form, tmp_path):
+def test_every_type_is_read_as_it_was_written(form, tmp_path):
     columns = every_type()
     source = open_source(form(table_of(columns), tmp_path))
     assert source.total_rows == N
@@ -105,7 +105,7 @@ def test_only_data_files_of_a_folder_are_read(tmp_path):
         open_source(folder)
 
 
-def test_files_that_store_a_shape_differently_go_together(tmp_path):
+def test_files_that_store_a_shape_differently_can_be_combined(tmp_path):
     values = np.arange(12, dtype=np.float32).reshape(6, 2)
     write_ipc(pa.table({"x": fixed_list(values[:3], 2)}), tmp_path / "a.arrow")
     pq.write_table(pa.table({"y": [0] * 3, "x": tensors(values[3:])}), tmp_path / "b.parquet")
@@ -147,7 +147,7 @@ def test_a_bounded_number_of_files_stays_open(tmp_path, monkeypatch):
     assert reads[21:] == ["005.arrow"]
 
 
-def test_a_gather_refuses_what_it_cannot_do():
+def test_a_gather_refuses_invalid_arguments():
     source = open_source(pa.table({"x": pa.array([1, 2, 3], pa.int32())}))
     one = np.zeros(1, np.int64)
     with pytest.raises(ValueError, match="no column 'y'; there are 'x'"):
@@ -166,7 +166,7 @@ def test_nothing_is_gathered_for_no_rows():
     source.gather(none, none, "x", np.empty(0, np.int64))
 
 
-def test_the_identity_of_a_table_is_that_of_its_values():
+def test_the_identity_of_a_table_depends_on_its_values():
     columns = every_type()
     table = table_of(columns)
     identity = open_source(table).identity
@@ -198,7 +198,7 @@ def test_the_identity_covers_names_and_types():
     assert len(identities) == 4
 
 
-def test_the_identity_of_files_is_that_of_their_names_sizes_rows_and_times(tmp_path):
+def test_the_identity_of_files_depends_on_their_names_sizes_rows_and_times(tmp_path):
     table = pa.table({"x": np.arange(N)})
 
     def identity(name, lengths, seconds=1, *, hash_data=False):

@@ -1,4 +1,4 @@
-"""What cannot be read is refused, and the error says what is wrong with it."""
+"""Data that cannot be read is refused, and the error says what is wrong with it."""
 
 import json
 import os
@@ -58,7 +58,7 @@ NULLS = {
 
 
 @pytest.mark.parametrize("kind", NULLS)
-def test_nulls_are_refused_before_rows_are_handed_out(kind, tmp_path):
+def test_nulls_are_refused_before_rows_are_returned(kind, tmp_path):
     table = pa.table({"fine": [1, 2, 3], "holed": NULLS[kind]})
     pq.write_table(table, tmp_path / "blind.parquet", write_statistics=False)
     for data in (table, as_parquet(table, tmp_path)):
@@ -86,7 +86,7 @@ def test_missing_and_doubled_columns_are_named():
     assert gather(open_source(table, ["a"]), "a").tolist() == [1]
 
 
-def test_data_that_is_not_there_is_named(tmp_path):
+def test_missing_data_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere does not exist"):
         open_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no data file.*\.parquet"):
@@ -119,7 +119,7 @@ def test_files_with_different_columns_are_both_named(tmp_path):
 
 
 @pytest.mark.parametrize("form", [as_mapped_file, as_compressed_batches, as_stream, as_parquet])
-def test_a_file_that_is_cut_short_anywhere_is_refused(form, tmp_path):
+def test_a_file_truncated_anywhere_is_refused(form, tmp_path):
     table = pa.table({"x": np.arange(N)})
     form(table, tmp_path)
     (path,) = tmp_path.iterdir()
@@ -157,7 +157,7 @@ def test_a_text_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("read", [open_source, read_any])
-def test_a_pipe_is_refused_and_not_waited_for(read, tmp_path):
+def test_a_pipe_is_refused_without_waiting(read, tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
     os.mkfifo(tmp_path / "b.parquet")
     for place in (tmp_path, tmp_path / "b.parquet"):
@@ -166,7 +166,7 @@ def test_a_pipe_is_refused_and_not_waited_for(read, tmp_path):
 
 
 @pytest.mark.parametrize("read", [open_source, read_any])
-def test_an_empty_file_is_named_as_that(read, tmp_path):
+def test_an_empty_file_is_reported_as_empty(read, tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").touch()
     with pytest.raises(DataError, match=r"b\.parquet is empty \(0 bytes\)"):
@@ -181,7 +181,7 @@ def test_columns_of_one_name_are_refused(read, tmp_path):
         read(tmp_path)
 
 
-def test_a_column_of_nothing_but_nulls_is_named_as_that():
+def test_a_column_of_nulls_only_is_reported():
     with pytest.raises(DataError, match=r"column 'x' of the table .* nothing but nulls"):
         open_source(pa.table({"x": pa.nulls(2)}))
 

@@ -1,4 +1,4 @@
-"""Reading a stream: all readers get the same rows in the same places, and nothing comes twice."""
+"""Reading a stream: all readers get the same rows in the same places, and no row comes twice."""
 
 import itertools
 import threading
@@ -58,7 +58,7 @@ def shares(workers):
 
 
 def read(stream, lanes, first_step, steps, column="y"):
-    """Return what some lanes read: an array of shape (steps, lanes, rows of a part)."""
+    """Return the rows that some lanes read: an array of shape (steps, lanes, rows of a part)."""
     source = open_source(stream)
     order = source.order(LANES, SEED, PART)
     loader = Loader(source, order, part_rows=PART, lanes=lanes, first_step=first_step)
@@ -70,7 +70,7 @@ def read(stream, lanes, first_step, steps, column="y"):
 
 
 def enough(stream):
-    """Return the least limit of a cache: a window and three files for each lane, and one more."""
+    """Return the smallest limit of a cache: a window and three files per lane, and one file."""
     source = open_source(stream())
     files = LANES * (source.window + 3) + 1
     assert files < len(source.rows) / 2
@@ -112,13 +112,13 @@ def test_each_file_is_fetched_once_while_the_cache_holds_it(stream, proxy):
 
 
 def test_after_a_resize_only_the_windows_of_lanes_that_moved_are_fetched(stream):
-    """Two workers on a node each become three; the third lane moves, the others stay."""
+    """Two workers on one node each become three; the third lane moves, the others stay."""
     before, after = {"a": range(2), "b": range(2, 4)}, {"a": range(2), "b": range(3, 4)}
     for node, lanes in before.items():
         read(stream(cache=node), lanes, 0, 11)
 
     def fetched(node, lanes):
-        # Not the requests: what was fetched ahead before may still be on its way.
+        # Requests are not counted: an earlier prefetch may still be running.
         before = TRAFFIC.counts()["misses"]
         source = open_source(stream(cache=node))
         order = source.order(LANES, SEED, PART)
@@ -160,7 +160,7 @@ def test_the_cache_keeps_its_bound_while_workers_share_it(stream, tmp_path):
     assert limit / 2 < largest[0] <= limit
 
 
-def test_a_cache_that_cannot_hold_what_is_read_at_once_is_refused(stream):
+def test_a_cache_too_small_for_the_files_read_together_is_refused(stream):
     limit = enough(stream)
     with pytest.raises(DataError, match=r"cache_limit.*window.*smaller files"):
         open_source(stream(cache_limit=limit - 1)).check_room(LANES)
@@ -187,7 +187,7 @@ def test_faults_of_the_store_change_no_row(fault, stream, proxy):
     assert fault.struck == fault.times
 
 
-def test_a_fault_that_lasts_ends_the_loader_with_one_clear_error(stream, proxy):
+def test_a_lasting_fault_ends_the_loader_with_one_clear_error(stream, proxy):
     proxy.faults.append(Fault("flip", times=None, pattern="part-000005"))
     with pytest.raises(StorageError, match=r"part-000005.*other bytes than its manifest"):
         read(stream(), range(LANES), 0, epoch_steps(stream()))
@@ -232,7 +232,7 @@ def test_a_closed_loader_does_not_wait_for_the_store(stream, proxy):
     assert not loader._thread.is_alive()
 
 
-def test_waiting_for_the_store_is_told_as_such(stream, proxy, monkeypatch):
+def test_waiting_for_the_store_is_reported(stream, proxy, monkeypatch):
     monkeypatch.setattr("raytrain_plus.streams.loader._BEAT", 0.01)
     proxy.faults.append(Fault("stall", times=None))
     source = open_source(stream())
@@ -264,7 +264,7 @@ def jitter_batch(batch, generator):
 
 
 @pytest.mark.parametrize(("function", "per"), [(jitter, "sample"), (jitter_batch, "batch")])
-def test_a_transform_draws_the_same_wherever_it_runs(function, per, stream):
+def test_a_transform_draws_the_same_on_any_worker(function, per, stream):
     mapped = stream(transform=function, per=per)
     alone = read(mapped, range(LANES), 0, 20, "x")
     halves = [read(mapped, lanes, 0, 20, "x") for lanes in shares(3)]
@@ -283,7 +283,7 @@ def test_a_transforms_result_may_be_of_other_columns(stream):
     assert batch["x"].shape == (3, 4)
 
 
-# -- data in other places
+# -- other kinds of data
 
 
 def test_parquet_without_a_manifest_is_read_and_its_footers_once(server, proxy, tmp_path):
@@ -356,7 +356,7 @@ def test_a_mixture_reads_its_streams_in_their_shares(stream):
     assert (read(mixture, range(LANES), 29, 5) == rows[29:34]).all()
 
 
-def test_mixtures_that_make_no_sense_are_refused(stream):
+def test_invalid_mixtures_are_refused(stream):
     one = stream()
     for settings, words in (
         ({"streams": {}}, "at least one"),
@@ -396,7 +396,7 @@ def test_a_single_file_is_read_by_its_url_as_by_its_path(server, tmp_path):
 def test_a_cache_that_cannot_hold_one_decoded_file_is_refused_at_the_start(
     known, tmp_path, monkeypatch
 ):
-    """Encoded pages hide how large values are; where no writer says it, a file is measured."""
+    """Encoded pages hide the size of values; if no writer states it, a file is measured."""
     (tmp_path / "d").mkdir()
     for i in range(4):
         table = pa.table({"t": ["the same long sentence " * 20] * 5000, "x": np.arange(5000)})
@@ -417,14 +417,14 @@ def test_a_cache_that_cannot_hold_one_decoded_file_is_refused_at_the_start(
     with pytest.raises(DataError, match="cache_limit"):
         opened("2MB").check_room(2)
     with pytest.raises(DataError, match="cache_limit"):
-        opened("4MB").check_room(2)  # one file, but not those of two lanes
+        opened("4MB").check_room(2)  # one file fits, but not those of two lanes
     opened("20MB").check_room(2)
     with pytest.raises(DataError, match="cache_limit"):  # nor is it waited for
         opened("2MB", "fresh").shards[0].open(threading.Event())
 
 
 @pytest.mark.parametrize("change", ["order", "nullable", "large", "unselected"])
-def test_files_of_a_stream_may_differ_where_their_values_do_not(change, tmp_path):
+def test_files_of_a_stream_may_differ_except_in_the_types_of_values(change, tmp_path):
     i = pa.int64()
     first = pa.table({"x": [1], "y": ["a"]})
     second = {

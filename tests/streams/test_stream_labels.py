@@ -1,4 +1,4 @@
-"""Labels: which number is which class, and how well they are mixed."""
+"""Labels: which number means which class, and how well they are mixed."""
 
 import json
 import warnings
@@ -101,7 +101,7 @@ def test_splits_of_text_have_the_same_numbers(tmp_path):
         assert read_all(tmp_path / split)["kind"] == kinds
 
 
-def test_names_outlive_parquet(tmp_path):
+def test_label_names_survive_parquet(tmp_path):
     with StreamWriter(tmp_path / "s", labels={"y": ["cat", "dog"]}) as writer:
         writer.write([{"y": 0}, {"y": 1}])
     manifest = read_manifest(Store(tmp_path / "s"))
@@ -130,7 +130,7 @@ def test_text_becomes_numbers_by_name(tmp_path):
     assert back["labels"] == {"kind": ["cat", "dog"]}
 
 
-def test_a_writer_holds_numbers_against_their_names(tmp_path):
+def test_a_writer_compares_numbers_with_their_names(tmp_path):
     def write(folder, value):
         with StreamWriter(tmp_path / folder, labels={"y": ["a", "b"]}) as writer:
             writer.write({"y": 0})
@@ -246,7 +246,7 @@ def test_the_skew_is_measured_while_rows_are_written(order, low, high, rows, tmp
     assert open_source(tmp_path / "s").label_skew == found
 
 
-def test_columns_of_many_values_are_no_labels():
+def test_columns_of_many_values_are_not_labels():
     meter = SkewMeter()
     meter.see(pa.table({"id": np.arange(5000), "one": np.zeros(5000, int), "v": np.zeros(5000)}))
     assert meter.measured() == {}
@@ -265,11 +265,11 @@ def test_a_long_stream_is_measured_in_bounded_memory():
         st.dictionaries(st.integers(0, 5), st.integers(1, 50), min_size=1), min_size=1, max_size=8
     )
 )
-def test_the_skew_lies_between_none_and_one_label_each(stretches):
+def test_the_skew_is_between_none_and_one_label_per_batch(stretches):
     assert 0 <= skew(stretches) <= 1
 
 
-def test_the_ends_of_the_scale():
+def test_the_skew_of_mixed_and_of_sorted_rows():
     assert skew([{0: 100}, {1: 100}]) == 1
     assert skew([{0: 50, 1: 50}] * 4) == 0
     draw = np.random.default_rng(1)

@@ -55,7 +55,7 @@ def json_file(path, rows):
         (True, False, [True, False]),
     ],
 )
-def test_json_values_stay_what_they_are(early, late, expected, tmp_path):
+def test_json_values_are_kept(early, late, expected, tmp_path):
     rows = [{"x": early, "t": "a" * 100}] * MANY + [{"x": late, "t": "b"}]
     found = written(json_file(tmp_path / "a.jsonl", rows), tmp_path / "s")
     assert [found["x"][0], found["x"][-1]] == expected
@@ -81,7 +81,7 @@ def test_json_values_stay_what_they_are(early, late, expected, tmp_path):
         ('{"x": "\\ud800"}\n', r"row 1: column 'x': .* cannot be stored"),
     ],
 )
-def test_json_that_cannot_be_kept_is_refused_by_its_place(rows, words, tmp_path):
+def test_json_that_cannot_be_stored_is_refused_with_its_place(rows, words, tmp_path):
     (tmp_path / "a.jsonl").write_text(rows)
     with pytest.raises(DataError, match=words):
         written(tmp_path / "a.jsonl", tmp_path / "s")
@@ -97,7 +97,7 @@ def test_later_columns_of_json_are_refused_or_left_out_by_name(tmp_path):
         written(path, tmp_path / "u", columns=["y"])
 
 
-def test_long_rows_and_one_list_and_packed_files_are_read(tmp_path):
+def test_long_rows_one_list_and_compressed_files_are_read(tmp_path):
     rows = [{"x": 1, "t": "a" * 3_000_000}, {"x": 2, "t": "b"}]
     assert written(json_file(tmp_path / "a.jsonl", rows), tmp_path / "s1")["x"] == [1, 2]
     (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
@@ -133,7 +133,7 @@ def test_long_rows_and_one_list_and_packed_files_are_read(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:column 'x' is kept as text")
-def test_csv_values_say_all_that_their_text_says(early, late, kind, tmp_path):
+def test_csv_values_lose_nothing_of_their_text(early, late, kind, tmp_path):
     path = csv_file(tmp_path / "a.csv", [(early, "a" * 1000)] * MANY + [(late, "b")])
     found = written(path, tmp_path / "s")["x"]
     expected = {"true": True, "False": False} if kind is bool else {}
@@ -159,7 +159,7 @@ def test_csv_values_say_all_that_their_text_says(early, late, kind, tmp_path):
         ("x,t\n", "nothing was written"),
     ],
 )
-def test_csv_that_cannot_be_kept_is_refused_by_its_place(text, words, tmp_path):
+def test_csv_that_cannot_be_stored_is_refused_with_its_place(text, words, tmp_path):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(DataError, match=words):
         written(tmp_path / "a.csv", tmp_path / "s")
@@ -175,7 +175,7 @@ def test_quoted_newlines_are_part_of_a_value(tmp_path):
     assert list(zip(found["x"], found["t"], strict=True)) == rows
 
 
-def test_the_types_of_csv_are_those_of_all_files(tmp_path):
+def test_csv_types_follow_from_all_files(tmp_path):
     (tmp_path / "d").mkdir()
     csv_file(tmp_path / "d" / "a.csv", [(12, "1"), (13, "2")])
     csv_file(tmp_path / "d" / "b.csv", [("0.5", "007")], names=("t", "x"))
@@ -187,7 +187,7 @@ def test_the_types_of_csv_are_those_of_all_files(tmp_path):
         written(tmp_path / "d", tmp_path / "s2")
 
 
-def test_a_marked_file_and_tabs_are_read(tmp_path):
+def test_a_file_with_a_byte_order_mark_and_tabs_is_read(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfx,t\r\n1,a\r\n")
     (tmp_path / "b.tsv").write_text("x\tt\n1\ta,b\n")
     assert written(tmp_path / "a.csv", tmp_path / "s1") == {"x": [1], "t": ["a"]}
@@ -207,7 +207,7 @@ def test_a_marked_file_and_tabs_are_read(tmp_path):
     ],
 )
 def test_a_quoted_field_that_is_never_closed_is_refused(content, tmp_path):
-    """Else all rows after it would become its value."""
+    """Otherwise all later rows would become its value."""
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.csv ends within a quoted field"):
         rows_of(tmp_path / "a.csv")
@@ -230,7 +230,7 @@ def test_a_quoted_field_that_is_closed_at_the_very_end_is_kept(content, last, tm
 
 
 @pytest.mark.parametrize("text", ["x,y\n1,ä\n".encode("utf-16"), "ä,y\n1,a\n".encode("latin-1")])
-def test_a_header_of_another_encoding_is_named_as_that(text, tmp_path):
+def test_a_header_in_another_encoding_is_reported(text, tmp_path):
     (tmp_path / "a.csv").write_bytes(text)
     with pytest.raises(DataError, match=r"a\.csv is not UTF-8"):
         rows_of(tmp_path / "a.csv")
@@ -247,7 +247,7 @@ def test_a_header_of_another_encoding_is_named_as_that(text, tmp_path):
         gzip.decompress,
     ],
 )
-def test_a_packed_file_that_is_damaged_is_named(ending, damage, tmp_path):
+def test_a_damaged_compressed_file_is_named(ending, damage, tmp_path):
     lines = [b"x"] if ending == ".csv" else []
     lines += [b"%d" % i if ending == ".csv" else b'{"x": %d}' % i for i in range(3000)]
     path = tmp_path / f"a{ending}.gz"

@@ -1,4 +1,4 @@
-"""What was fetched and what was found in the cache is counted, each file once."""
+"""Fetched files and cache hits are counted, each file once."""
 
 import threading
 
@@ -16,7 +16,7 @@ NONE = {"hits": 0, "misses": 0, "fetched_files": 0, "fetched_bytes": 0}
 
 @pytest.fixture
 def traffic(monkeypatch):
-    """A count of this test alone."""
+    """A count of this test only."""
     counted = Traffic()
     monkeypatch.setattr(caching, "TRAFFIC", counted)
     monkeypatch.setattr(streams, "TRAFFIC", counted)
@@ -25,7 +25,7 @@ def traffic(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path):
-    """Two compressed files, which are read through the cache, though they are here."""
+    """Two compressed files, which are read through the cache, although they are local."""
     with StreamWriter(tmp_path / "data", file_size="4KB", compression="zstd") as writer:
         writer.write(pa.table({"x": list(range(1000))}))
     shards = open_stream(Stream(tmp_path / "data", cache=tmp_path / "cache")).shards
@@ -33,7 +33,7 @@ def files(tmp_path):
     return shards
 
 
-def test_a_file_that_was_fetched_ahead_is_a_hit_and_one_in_need_a_miss(files, traffic):
+def test_a_prefetched_file_is_a_hit_and_one_that_is_waited_for_is_a_miss(files, traffic):
     go_on = threading.Event()
     assert traffic.counts() == NONE
     files[0].fetch(go_on, ahead=True).close()
@@ -45,11 +45,11 @@ def test_a_file_that_was_fetched_ahead_is_a_hit_and_one_in_need_a_miss(files, tr
     both = first + files[1].entry.stored_bytes
     counted = {"hits": 1, "misses": 1, "fetched_files": 2, "fetched_bytes": both}
     assert traffic.counts() == counted
-    files[1].fetch(go_on, ahead=True).close()  # nothing to do, and nobody read it
+    files[1].fetch(go_on, ahead=True).close()  # there is nothing to fetch, and no reader
     assert traffic.counts() == counted
 
 
-def test_a_file_for_which_there_is_no_room_yet_has_not_been_read(tmp_path, traffic):
+def test_a_file_without_room_in_the_cache_does_not_count_as_read(tmp_path, traffic):
     cache = Cache(tmp_path, 100 + ENTRY_OVERHEAD)
     held = cache.get("a", 100, lambda: b"a" * 100)
     for _ in range(3):

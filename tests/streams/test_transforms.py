@@ -1,4 +1,4 @@
-"""A transform that fails names the row; what it returns is checked."""
+"""The error of a failing transform names the row; a transform's result is checked."""
 
 import io
 
@@ -96,7 +96,7 @@ def test_a_batch_transform_names_its_rows(stream):
         load(stream(batch, per="batch"))
 
 
-def test_what_is_right_is_passed_on(stream):
+def test_correct_results_are_returned(stream):
     def right(sample, generator):
         noise = torch.rand(1, generator=generator)
         return {"y": sample["x"] * 2, "noise": noise, "name": sample["name"]}

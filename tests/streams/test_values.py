@@ -1,4 +1,4 @@
-"""Values of a column come back as they were written, or are refused by their place."""
+"""Values of a column are read as they were written, or are refused with their place."""
 
 import math
 
@@ -16,7 +16,7 @@ from raytrain_plus.streams.rows import RowError, table_of
 from raytrain_plus.streams.widening import InexactError, cast_exactly, wider
 from raytrain_plus.streams.writer import StreamWriter
 
-FIRST = 1024  # rows that a writer takes at a time: types are those of what it has seen
+FIRST = 1024  # rows that a writer processes at a time: types follow from the rows so far
 
 
 def stored(folder):
@@ -111,7 +111,7 @@ def test_a_column_grows_to_hold_every_value(early, late, kind, how, tmp_path):
     ],
 )
 @pytest.mark.parametrize("how", ["one by one", "together", "far apart", "files apart"])
-def test_values_that_no_type_holds_are_refused(early, late, how, tmp_path):
+def test_values_without_a_common_type_are_refused(early, late, how, tmp_path):
     count = FIRST if how == "far apart" else 20 if how == "files apart" else 1
     if how == "together" and isinstance(late, list) and isinstance(early, np.ndarray):
         pytest.skip("rows that are given together may mix lists and arrays: they become lists")
@@ -132,7 +132,7 @@ def test_the_row_that_does_not_fit_is_named(tmp_path):
         written(tmp_path / "u", iter([{"x": 1}] * 1025 + [{"x": None}]))
 
 
-def test_columns_that_come_or_go_later_are_refused(tmp_path):
+def test_columns_that_appear_or_disappear_later_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"row 2: .*it has 'y' more"):
         written(tmp_path / "a", {"x": 1}, {"x": 2, "y": 3})
     with pytest.raises(DataError, match=r"row 2: .*it lacks 'y'"):
@@ -143,7 +143,7 @@ def test_columns_that_come_or_go_later_are_refused(tmp_path):
     assert rows.to_pylist() == [{"x": 1, "y": 2}, {"x": 3, "y": 4}]
 
 
-def test_a_declared_type_is_kept_and_cuts_nothing(tmp_path):
+def test_a_declared_type_is_kept_and_truncates_no_value(tmp_path):
     declared = {"schema": pa.schema([("x", pa.float32())])}
     column = written(tmp_path / "a", {"x": 0.1}, {"x": 1}, **declared)["x"]
     assert column.type == pa.float32()
@@ -228,7 +228,7 @@ def equal(one, other):
 @settings(max_examples=200)
 @given(st.lists(st.lists(integers | floats, min_size=1, max_size=4), min_size=1, max_size=5))
 def test_numbers_are_kept_exactly_or_refused(pieces):
-    """What a writer does with pieces, without a disk: infer, widen, cast."""
+    """Do a writer's work on pieces, without a disk: infer, widen, cast."""
     try:
         tables = [table_of([{"x": v} for v in piece]) for piece in pieces]
         kind = tables[0]["x"].type
@@ -240,7 +240,7 @@ def test_numbers_are_kept_exactly_or_refused(pieces):
         exact = all(
             math.isfinite(float(v)) and int(float(v)) == v for v in numbers if isinstance(v, int)
         )
-        assert not exact  # nothing that fits is refused
+        assert not exact  # no fitting value is refused
         return
     assert all(map(equal, cast, pieces))
 

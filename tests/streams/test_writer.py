@@ -1,4 +1,4 @@
-"""Writing a stream: what is read back, and that a data set is there as a whole or not at all."""
+"""Writing a stream: what is read later, and that a data set is complete or not there at all."""
 
 import json
 import subprocess
@@ -73,7 +73,7 @@ def test_every_type_of_column_comes_back(tmp_path, cache):
 
 
 @pytest.mark.parametrize("parallel", [1, 4])
-def test_the_files_do_not_depend_on_how_many_are_written_at_once(parallel, tmp_path):
+def test_files_do_not_depend_on_the_number_written_at_the_same_time(parallel, tmp_path):
     table = pa.table({"x": np.arange(10_000)})
     for folder, batches in (("one", [1]), ("many", [3, 5000, 77])):
         with StreamWriter(tmp_path / folder, file_size="10KB", parallel=parallel) as writer:
@@ -89,7 +89,7 @@ def test_the_files_do_not_depend_on_how_many_are_written_at_once(parallel, tmp_p
     assert len(one.files) == 8
 
 
-def test_files_keep_to_their_size(tmp_path):
+def test_files_keep_their_size_limit(tmp_path):
     rows = ({"x": np.zeros(1000, np.uint8)} for _ in range(2000))
     with StreamWriter(tmp_path / "s", file_size="100KB", compression="none") as writer:
         writer.write(rows)
@@ -109,7 +109,7 @@ def test_an_error_in_the_block_publishes_nothing(tmp_path):
     assert not (tmp_path / "s" / MANIFEST).exists()
     with pytest.raises(DataError, match="not a whole stream"):
         open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
-    with StreamWriter(tmp_path / "s") as writer:  # and is in the way of no writer
+    with StreamWriter(tmp_path / "s") as writer:  # and blocks no other writer
         writer.write(ROWS)
     assert read_all(tmp_path / "s", cache=tmp_path / "c")["label"].tolist() == list(range(50))
 
@@ -132,7 +132,7 @@ with StreamWriter(sys.argv[1], file_size=500) as writer:
     assert not (tmp_path / "s" / MANIFEST).exists()
 
 
-def test_of_two_writers_to_one_place_one_fails_and_the_other_s_data_is_whole(tmp_path, cache):
+def test_of_two_writers_to_one_folder_one_fails_and_the_others_data_is_complete(tmp_path, cache):
     one, two = (StreamWriter(tmp_path / "s", file_size=500) for _ in range(2))
     with one:
         one.write(ROWS)
@@ -171,7 +171,7 @@ def test_a_store_that_cannot_keep_writers_apart_is_refused(server, monkeypatch):
         ([], "nothing was written"),
     ],
 )
-def test_rows_that_could_not_be_read_back_are_refused(rows, words, tmp_path):
+def test_rows_that_could_not_be_read_are_refused(rows, words, tmp_path):
     def write():
         with StreamWriter(tmp_path / "s") as writer:
             writer.write(rows)
@@ -216,7 +216,7 @@ def test_sizes_have_decimal_and_binary_units(size, count):
 # -- the manifest
 
 
-def test_a_manifest_that_is_none_or_of_another_order_is_refused(tmp_path):
+def test_an_invalid_manifest_or_one_of_another_order_is_refused(tmp_path):
     with StreamWriter(tmp_path / "s") as writer:
         writer.write(ROWS)
     path = tmp_path / "s" / MANIFEST
@@ -241,12 +241,12 @@ def test_a_manifest_that_is_none_or_of_another_order_is_refused(tmp_path):
         open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
 
 
-def test_the_order_that_manifests_name_is_pinned():
+def test_the_order_named_in_manifests_does_not_change():
     assert order_digest([100, 20, 0, 70, 300]) == GOLDEN_ORDER
     assert order_digest([100, 20, 70, 300]) != GOLDEN_ORDER
 
 
-def test_verify_names_every_file_that_is_not_as_it_should_be(tmp_path):
+def test_verify_names_every_wrong_file(tmp_path):
     with StreamWriter(tmp_path / "s", file_size=500) as writer:
         writer.write(ROWS)
     damaged, gone, *_ = sorted((tmp_path / "s").glob("*.arrow"))
@@ -261,7 +261,7 @@ def test_verify_names_every_file_that_is_not_as_it_should_be(tmp_path):
 GOLDEN_ORDER = "5e5e3ec3d7b7a1ce9584686f82b2089062e0bf8c5a4647a76f6386c8c22a3c8d"
 
 
-def test_a_warning_stands_where_the_writer_was_used(tmp_path):
+def test_a_warning_points_at_the_line_that_uses_the_writer(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with StreamWriter(tmp_path / "s") as writer:
@@ -270,7 +270,7 @@ def test_a_warning_stands_where_the_writer_was_used(tmp_path):
 
 
 class MixedFrame:
-    """What a DataFrame does that Arrow has no types for."""
+    """Fails as a DataFrame whose values have no Arrow type."""
 
     def __arrow_c_stream__(self, requested_schema=None):
         raise pa.ArrowInvalid("Could not convert 'a'", "column x")

@@ -68,7 +68,7 @@ class Group:
         return self.network.run(one)
 
     def measure(self, happens):
-        """Run something between two steps that must change no state."""
+        """Run a function between two steps that must not change any state."""
 
         def one(wire):
             loop = self.members[wire.index].loop
@@ -96,7 +96,7 @@ def flip_momentum(loop):
 
 
 def flip_buffer(loop):
-    """In the values to which the buffers are put back."""
+    """Flip a bit of the values to which the buffers are restored."""
     flip(loop.buffers.start[0], 0, 7)
     flip(loop.buffers.values()[0], 0, 7)
 

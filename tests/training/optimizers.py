@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002 - the base class names what its subclasses may use
-"""Optimizers that keep their state in every place where optimizers of the field keep it."""
+"""Optimizers that keep their state in all places where published optimizers keep it."""
 
 import collections
 import random
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 class Base(Optimizer):
-    """Steps down the gradient, scaled by what `scale` returns; subclasses keep state there."""
+    """Gradient descent, scaled by the result of `scale`, in which subclasses keep their state."""
 
     def __init__(self, parameters, **settings):
         super().__init__(parameters, {"lr": 0.1, **settings})
@@ -30,7 +30,7 @@ class Base(Optimizer):
 
 
 class Listed(Base):
-    """Lists, tuples and nested dictionaries of tensors under each parameter, as SOAP has them."""
+    """Lists, tuples and nested dictionaries of tensors under each parameter, as in SOAP."""
 
     def scale(self, group, p):
         state = self.state[p]
@@ -45,7 +45,7 @@ class Listed(Base):
 
 
 class History(Base):
-    """A history of bounded length in a deque, and one in a list that grows, as LBFGS has them."""
+    """A history of bounded length in a deque, and one in a growing list, as in LBFGS."""
 
     def scale(self, group, p):
         state = self.state[p]
@@ -55,7 +55,7 @@ class History(Base):
 
 
 class InGroup(Base):
-    """A tensor and counts in the parameter group, as Prodigy has them."""
+    """A tensor and counts in the parameter group, as in Prodigy."""
 
     def scale(self, group, p):
         group["d"] = torch.as_tensor(group.get("d", 1.0)) * 0.9
@@ -63,8 +63,8 @@ class InGroup(Base):
         return group["d"] / group["k"]
 
 
-class Beside(Base):
-    """State under keys that are no parameters, from the start, as MADGRAD has it."""
+class KeyedByText(Base):
+    """State under keys that are not parameters, from the start, as in MADGRAD."""
 
     def __init__(self, parameters):
         super().__init__(parameters)
@@ -93,7 +93,7 @@ class OwnAttributes(Base):
 
 
 class ById(Base):
-    """A table by the parameters' `id` and address, which are others in each process."""
+    """A table by the parameters' `id` and address, which differ in each process."""
 
     def __init__(self, parameters):
         super().__init__(parameters)
@@ -106,7 +106,7 @@ class ById(Base):
 
 
 class Hidden(Base):
-    """A count that only its own `state_dict()` knows."""
+    """A count that is only in its own `state_dict()`."""
 
     def __init__(self, parameters):
         super().__init__(parameters)
@@ -139,7 +139,7 @@ def _counter():
 
 
 class Wrapped(Base):
-    """An optimizer around another, which shares its groups, with slow weights as Lookahead has."""
+    """An optimizer around another, which shares its groups, with slow weights as in Lookahead."""
 
     def __init__(self, parameters):
         super().__init__(list(parameters))
@@ -170,7 +170,7 @@ class Drawing(Base):
 
 
 class LaidOut(Base):
-    """State in other strides than the parameter's, in eight bits, and one object in two places."""
+    """State with other strides than the parameter's, in eight bits, and an object in two places."""
 
     def scale(self, group, p):
         state = self.state[p]
@@ -188,7 +188,7 @@ class LaidOut(Base):
 
 
 class Growing(Base):
-    """Takes the last parameters in only at its second step, as a group of their own."""
+    """Adds the last parameters only at its second step, as their own group."""
 
     def __init__(self, parameters):
         self.later = list(parameters)
@@ -214,7 +214,7 @@ CARRIED = {
         Listed,
         History,
         InGroup,
-        Beside,
+        KeyedByText,
         OwnAttributes,
         ById,
         Hidden,

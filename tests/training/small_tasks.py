@@ -26,7 +26,7 @@ OPTIMIZERS = {
 
 
 class Plain(Task):
-    """A task without chance and without buffers."""
+    """A task without random numbers and without buffers."""
 
     def __init__(self, optimizer="SGD"):
         self.make_optimizer = OPTIMIZERS[optimizer]
@@ -42,7 +42,7 @@ class Plain(Task):
 
 
 class Normed(Plain):
-    """A task with BatchNorm, whose buffers move, and nothing left to chance."""
+    """A task with BatchNorm, whose buffers change, without random numbers."""
 
     def model(self):
         return nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
@@ -58,7 +58,7 @@ class Noisy(Plain):
 
 
 class Branching(Plain):
-    """One parameter is used by some logical ranks only, one by none."""
+    """One parameter is used by some logical ranks only, another by none."""
 
     class Model(nn.Module):
         def __init__(self):
@@ -78,7 +78,7 @@ class Branching(Plain):
 
 
 class Tied(Plain):
-    """One parameter is used twice, once in the place of another's."""
+    """One parameter is used twice, once in place of another parameter."""
 
     class Model(nn.Module):
         def __init__(self):

@@ -46,7 +46,7 @@ def test_one_flipped_bit_changes_the_sum_and_flipping_it_back_restores_it(data):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (20, 30, 4, 5)])
-def test_how_a_tensor_lies_in_memory_does_not_matter(shape):
+def test_the_memory_layout_of_a_tensor_does_not_matter(shape):
     tensor = torch.randn(shape)
     other = tensor.contiguous(memory_format=torch.channels_last)
     assert other.stride() != tensor.stride()
@@ -54,7 +54,7 @@ def test_how_a_tensor_lies_in_memory_does_not_matter(shape):
     assert bit_sum([tensor]) != bit_sum([tensor + 1])
 
 
-def test_a_tensor_with_gaps_is_watched_as_well():
+def test_a_tensor_with_gaps_is_checked_too():
     base = torch.randn(6, 4)
     gaps = BitSum({"a": base[:, ::2]})
     before = gaps.compute()
@@ -65,7 +65,7 @@ def test_a_tensor_with_gaps_is_watched_as_well():
     assert gaps.compute() != before
 
 
-def test_tensors_that_change_places_show():
+def test_swapped_tensors_change_the_sum():
     a, b = torch.randn(5), torch.randn(5)
     assert bit_sum([a, b]) != bit_sum([b, a])
     a, b = torch.randn(5000), torch.randn(5000)

@@ -1,4 +1,4 @@
-"""What a task keeps in Python is the same on any number of workers."""
+"""The Python state of a task is the same on any number of workers."""
 
 import collections
 import contextlib
@@ -48,7 +48,7 @@ class Growing(Layered):
 
 
 class Recent(Growing):
-    """The newest losses, in a container that is bound again each time."""
+    """The newest losses, in a container that is replaced each time."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ class NestedPlainly(Nested):
 
 
 class Average:
-    """A meter, as many training scripts have one."""
+    """A meter as in many training scripts."""
 
     def __init__(self):
         self.total, self.count, self.mean = 0.0, 0, 0.0
@@ -106,7 +106,7 @@ class Metered(Layered):
 
 
 class FirstSet(Layered):
-    """A counter that the forward itself sets up."""
+    """A counter that the forward itself creates."""
 
     def forward(self, x, _):
         self.forwards = getattr(self, "forwards", 0) + 1
@@ -114,7 +114,7 @@ class FirstSet(Layered):
 
 
 class Late(Layered):
-    """A counter that first counts in a later step, on some logical ranks."""
+    """A counter that starts to count in a later step, on some logical ranks."""
 
     def __init__(self):
         super().__init__()
@@ -128,8 +128,8 @@ class Late(Layered):
         return self.layer(x) * (1 + (self.large > 3))
 
 
-class BesideACache(Layered):
-    """A counter, and a table that is made for a length."""
+class WithACache(Layered):
+    """A counter, and a cached table for a length."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +152,7 @@ KEPT = [
     Metered,
     FirstSet,
     Late,
-    BesideACache,
+    WithACache,
 ]
 
 
@@ -161,7 +161,7 @@ def task_of(kind):
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_what_is_kept_is_the_same_on_any_number_of_workers(kind):
+def test_python_state_is_the_same_on_any_number_of_workers(kind):
     digests, states, losses = set(), [], []
     for workers in (1, 2, 3):
         loops, told = train(task_of(kind), workers, STEPS)
@@ -175,7 +175,7 @@ def test_what_is_kept_is_the_same_on_any_number_of_workers(kind):
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_a_newcomer_and_a_resumed_run_go_on_with_it(kind):
+def test_newcomers_and_resumed_runs_continue_with_the_python_state(kind):
     whole = train(task_of(kind), 1, STEPS)[0][0]
     first = train(task_of(kind), 1, 2)[0][0].replica
     later = [admitted(task_of(kind)()) for _ in range(2)]
@@ -199,8 +199,8 @@ def test_a_newcomer_and_a_resumed_run_go_on_with_it(kind):
 
 
 @pytest.mark.parametrize("kind", [Switching, Growing])
-def test_without_carrying_it_the_bits_are_others(kind, monkeypatch):
-    """The negative control: each process counts for itself."""
+def test_without_carrying_the_state_the_bits_differ(kind, monkeypatch):
+    """The negative control: each process counts separately."""
     monkeypatch.setattr(Bookkeeping, "commit", lambda *_: None)
     make = task_of(kind)
     digests = set()
@@ -245,7 +245,7 @@ def test_counts_are_those_of_one_process_that_computes_all_logical_ranks():
     assert found[RANKS:] == [*range(RANKS + 1, 3 * RANKS + 1)]
 
 
-def test_an_object_with_other_values_is_as_logical_rank_0_leaves_it():
+def test_an_object_with_other_values_has_those_of_logical_rank_0():
     loop = admitted(task_of(Metered)())
     loop.begin_generation([range(RANKS)], Network(1).wire(0))
     means = []
@@ -257,7 +257,7 @@ def test_an_object_with_other_values_is_as_logical_rank_0_leaves_it():
     assert meter.total / meter.count == pytest.approx(sum(means) / 3)
 
 
-def test_time_stamps_are_carried_and_are_no_part_of_the_digest():
+def test_time_stamps_are_carried_but_are_not_in_the_digest():
     class Timed(Plain):
         def __init__(self):
             super().__init__()
@@ -275,7 +275,7 @@ def test_time_stamps_are_carried_and_are_no_part_of_the_digest():
 
 
 @pytest.mark.parametrize("where", ["class", "globals"])
-def test_counters_of_classes_and_globals_count_on(where):
+def test_counters_of_classes_and_globals_continue(where):
     class OfTheClass(Plain):
         calls = 0
 
@@ -300,7 +300,7 @@ CALLS = 0
 
 
 class FirstCallMakesATable(Layered):
-    """A table that is made at a certain count: the table is put back, and the count is not."""
+    """A table that is made at a certain count: the table is restored, the count is not."""
 
     def __init__(self):
         super().__init__()
@@ -313,12 +313,12 @@ class FirstCallMakesATable(Layered):
         return self.layer(x * self.table)
 
 
-def test_a_table_that_a_count_says_to_be_made_is_refused():
+def test_a_table_made_at_a_certain_count_is_refused():
     with pytest.raises(TaskError, match="not a function of its inputs"):
         admitted(task_of(FirstCallMakesATable)())
 
 
-def test_a_count_that_matters_is_refused_also_where_the_loss_does_not_show_it():
+def test_a_count_that_affects_only_the_backward_is_refused():
     class Backward(torch.autograd.Function):
         @staticmethod
         def forward(context, x, factor):
@@ -342,10 +342,10 @@ def test_a_count_that_matters_is_refused_also_where_the_loss_does_not_show_it():
         admitted(task_of(InBackward)())
 
 
-def test_more_than_can_be_carried_stays_what_it_was_and_is_said(monkeypatch):
+def test_state_that_is_too_large_is_not_carried_and_is_reported(monkeypatch):
     monkeypatch.setattr(bookkeeping, "ROOM", 120)
     digests, lengths = set(), set()
-    for workers in (2, 1):  # two threads spoil what catches warnings
+    for workers in (2, 1):  # two threads disturb the capture of warnings
         said = pytest.warns(TaskWarning, match="'seen' of the model")
         with said if workers == 1 else contextlib.nullcontext():
             loops, _ = train(task_of(Growing), workers, 8)
@@ -356,7 +356,7 @@ def test_more_than_can_be_carried_stays_what_it_was_and_is_said(monkeypatch):
     assert 0 < lengths.pop() < 8
 
 
-def test_a_failed_step_leaves_it_as_it_was():
+def test_a_failed_step_restores_the_python_state():
     loop = admitted(task_of(Switching)())
     loop.begin_generation([range(RANKS)], Network(1).wire(0))
     loop.run_step([batch_of(0, r) for r in range(RANKS)])
@@ -383,7 +383,7 @@ _KEYS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
         max_leaves=8,
     )
 )
-def test_what_is_encoded_comes_back(value):
+def test_encoded_values_are_decoded_unchanged(value):
     try:
         said = json.loads(json.dumps(to_json(value)))
     except NotPlainError:

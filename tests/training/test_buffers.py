@@ -1,4 +1,4 @@
-"""Buffers are equal after a step, however the logical ranks are spread over workers."""
+"""Buffers are equal after a step, for any distribution of logical ranks over workers."""
 
 import copy
 import itertools
@@ -30,7 +30,7 @@ def add(left, right):
 
 
 def trained(model, ranks, cuts=(), steps=2):
-    """Run the forwards of some steps, spread over workers; return each worker's model."""
+    """Run the forwards of some steps, distributed over workers; return each worker's model."""
     ranges = [range(a, b) for a, b in itertools.pairwise([0, *cuts, ranks])]
     models = [copy.deepcopy(model) for _ in ranges]
     held = [Buffers(one) for one in models]
@@ -69,13 +69,13 @@ def bits_of(model):
 
 
 @pytest.mark.parametrize(("ranks", "cuts"), SPREADS)
-def test_statistics_and_counters_do_not_depend_on_the_spread(ranks, cuts):
+def test_statistics_and_counters_do_not_depend_on_the_number_of_workers(ranks, cuts):
     alone = bits_of(trained(normed(), ranks)[0])
     for model in trained(normed(), ranks, cuts):
         assert bits_of(model) == alone
 
 
-def test_buffers_that_go_on_from_rank_to_rank_depend_on_the_spread():
+def test_buffers_carried_from_rank_to_rank_depend_on_the_number_of_workers():
     """The negative control: without restoring, buffers depend on how many ranks a worker has."""
     ends = []
     for mine in ([0, 1, 2], [0, 1]):
@@ -169,14 +169,14 @@ def test_a_replaced_buffer_is_the_old_tensor_again_after_a_step():
     before = dict(model.named_buffers())
     buffers = Buffers(model)
     model(part(0, 0))
-    assert model.count is not before["count"]  # the control: the forward did replace it
+    assert model.count is not before["count"]  # the control: the forward replaced it
     changes, integers = buffers.changes(), buffers.integers()
     buffers.commit(changes, integers)
     assert all(value is before[name] for name, value in model.named_buffers())
     assert model.count == 6
 
 
-def test_restoring_takes_back_what_a_broken_forward_has_done():
+def test_restoring_undoes_the_changes_of_a_failed_forward():
     class Broken(Counting):
         def forward(self, x):
             super().forward(x)

@@ -1,4 +1,4 @@
-"""What a task builds is checked, and each mistake is named with what was returned."""
+"""The objects that a task builds are checked; each error names what was returned."""
 
 import warnings
 
@@ -32,7 +32,7 @@ def building(**given):
         (lambda _: nn.Linear(6, 3, device="meta"), "'weight' is on the device 'meta'"),
     ],
 )
-def test_what_is_no_model_is_refused(model, said):
+def test_a_model_of_another_type_is_refused(model, said):
     with pytest.raises(TaskError, match=said):
         build_model(building(model=model))
 
@@ -54,7 +54,7 @@ def test_what_is_no_model_is_refused(model, said):
         ),
     ],
 )
-def test_what_is_no_optimizer_of_the_model_is_refused(optimizer, said):
+def test_an_optimizer_that_does_not_belong_to_the_model_is_refused(optimizer, said):
     with pytest.raises(TaskError, match=said):
         build_optimizer(building(optimizer=optimizer), nn.Linear(6, 3))
 
@@ -73,7 +73,7 @@ def made(model):
         (-0.5, "returned -0.5, .* not negative"),
     ],
 )
-def test_a_factor_that_is_no_number_is_refused_before_the_update(factor, said):
+def test_a_factor_that_is_not_a_number_is_refused_before_the_update(factor, said):
     loop = loop_alone(building(schedule=lambda _, __: factor))
     before = loop.replica.digest()
     with pytest.raises(TaskError, match=said):
@@ -83,7 +83,7 @@ def test_a_factor_that_is_no_number_is_refused_before_the_update(factor, said):
 
 
 @pytest.mark.parametrize("factor", [1, torch.tensor(0.5), torch.ones(1), True])
-def test_a_factor_may_be_any_one_number(factor):
+def test_a_factor_may_be_any_single_number(factor):
     loop = loop_alone(building(schedule=lambda _, __: factor))
     run(loop, 1)
     assert loop.replica.optimizer.param_groups[0]["lr"] == 0.1 * float(factor)
@@ -98,7 +98,7 @@ def hooked(model):
     return model
 
 
-def test_hooks_on_gradients_are_warned_of_by_name():
+def test_hooks_on_gradients_get_a_warning_by_name():
     model = Plain().model()
     assert gradient_hooks(hooked(model)) == [
         "parameter '0.weight'",
@@ -111,8 +111,8 @@ def test_hooks_on_gradients_are_warned_of_by_name():
         build_optimizer(Plain(), model)
 
 
-def test_hooks_on_what_a_module_computes_are_not_warned_of():
-    """The control: these see the same as in plain PyTorch."""
+def test_hooks_on_outputs_get_no_warning():
+    """The control: these hooks see the same as in plain PyTorch."""
     model = Plain().model()
     model[0].register_forward_hook(lambda *_: None)
     model[1].register_forward_pre_hook(lambda *_: None)

@@ -1,4 +1,4 @@
-"""Device-seconds: CPU time on a CPU, the time that a device was held elsewhere."""
+"""Device-seconds: CPU time on a CPU; on other devices, the time that the device was held."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ class Clocks:
 
 
 @pytest.mark.parametrize(("device", "seconds"), [(CPU, 0.5), (GPU, 2.0)])
-def test_a_device_costs_the_time_that_it_is_held_and_a_cpu_the_time_that_it_works(device, seconds):
+def test_a_device_costs_the_time_that_it_is_held_and_a_cpu_its_cpu_time(device, seconds):
     clocks = Clocks()
     busy = clocks.busy(device)
     clocks.pass_by(wall=2.0, cpu=0.5)

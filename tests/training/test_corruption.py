@@ -14,7 +14,7 @@ from tests.training.wires import NetworkDownError
 
 @pytest.mark.parametrize("flipped", FLIPS)
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_flipped_bit_is_found_before_the_update_and_its_worker_accused(workers, flipped):
+def test_a_flipped_bit_is_found_before_the_update_and_its_worker_is_named(workers, flipped):
     algorithms = (EMA(),)
     group = Group(workers, algorithms=algorithms, check_every=1)
     healthy = Group(workers, algorithms=algorithms)
@@ -22,7 +22,7 @@ def test_a_flipped_bit_is_found_before_the_update_and_its_worker_accused(workers
         g.step()
         g.step()
     victim = group.members[-1]
-    phases = len(victim.phases) // 2 - 1  # the last is "update", after the comparison
+    phases = len(victim.phases) // 2 - 1  # the last one is "update", after the comparison
     before = healthy.digests()
     whole = {k: v.clone() for k, v in healthy.members[0].loop.replica.tensors().items()}
     scalars = healthy.members[0].loop.replica.scalars()
@@ -31,7 +31,7 @@ def test_a_flipped_bit_is_found_before_the_update_and_its_worker_accused(workers
         assert found(group.step()) == ((workers - 1,), False, ()), victim.phases[-3:]
         assert [m.loop.replica.step for m in group.members] == [2] * workers
         assert group.digests()[:-1] == before[:-1]
-        victim.loop.replica.load(whole, scalars)  # as it would be healed
+        victim.loop.replica.load(whole, scalars)  # as if it were healed
         group.begin()
     healthy.step()
     assert found(group.step()) is None
@@ -65,8 +65,8 @@ def found_nothing(results):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_an_update_that_went_wrong_is_found_within_n_steps(workers):
-    """The worker itself cannot notice it; the majority does, and two workers are a tie."""
+def test_a_wrong_update_is_found_within_n_steps(workers):
+    """The worker itself cannot notice it; the majority notices it, and two workers are a tie."""
     group = Group(workers, check_every=3)
     for _ in range(4):
         assert found(group.step()) is None
@@ -80,7 +80,7 @@ def test_an_update_that_went_wrong_is_found_within_n_steps(workers):
     assert found_at == [(6, ((1,), False, ()) if workers == 3 else ((), True, ()))]
 
 
-def test_a_step_that_corruption_ended_leaves_no_trace_and_no_salvage():
+def test_a_step_that_corruption_ended_changes_no_state_and_is_not_salvaged():
     group = Group(2, check_every=1)
     group.step()
     flip_parameter(group.members[1].loop)
@@ -93,7 +93,7 @@ def test_a_step_that_corruption_ended_leaves_no_trace_and_no_salvage():
 
 
 class Wrong(Noisy):
-    """Adds an error to what one worker computes."""
+    """Adds an error to the results of one worker."""
 
     error = 0.0
 
@@ -111,7 +111,7 @@ class EachLeaf(Aspect):
 
 @pytest.mark.parametrize("algorithms", [(), (EachLeaf(),)])
 @pytest.mark.parametrize("workers", [2, 3])
-def test_an_audit_finds_wrong_arithmetic_when_it_meets_it(workers, algorithms):
+def test_an_audit_of_a_wrong_part_finds_it(workers, algorithms):
     group = Group(workers, Wrong, algorithms, audit_every=1)
     wrong = workers - 1
     group.step()
@@ -145,7 +145,7 @@ def test_workers_that_need_not_compute_the_same_are_not_compared(workers):
     group = Group(workers, Wrong, alike=False, check_every=1, audit_every=1)
     group.members[-1].task.error = 1e-3
     flip_parameter(group.members[0].loop)
-    group.members[0].loop.guard.note()  # its state is another one, and meant to be
+    group.members[0].loop.guard.note()  # its state differs on purpose
     for step in range(4):
         assert group.members[0].loop.guard.audit_of(step) is None
         assert found(group.step()) is None
@@ -170,7 +170,7 @@ def test_one_worker_audits_itself():
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("algorithms", [(), (EachLeaf(),)])
 @pytest.mark.parametrize("overlap", [False, True])
-def test_audits_and_checks_leave_no_trace(workers, algorithms, overlap, monkeypatch):
+def test_audits_and_checks_change_no_state(workers, algorithms, overlap, monkeypatch):
     if overlap:
         monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)
         monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
@@ -196,7 +196,7 @@ def test_audits_are_drawn_alike_from_seed_and_step():
     assert {audit[1] for audit in drawn[0] if audit} == {0, 1, 2}
 
 
-def test_a_lost_peer_among_the_comparisons_leaves_no_trace(monkeypatch):
+def test_a_peer_lost_during_a_comparison_changes_no_state(monkeypatch):
     group = Group(2, check_every=1)
     states = [everything(member.loop) for member in group.members]
 
@@ -234,7 +234,7 @@ def test_a_majority_is_right(data):
         ([Facts(1, changed=True, leaf=1), Facts(1, second=2)], (0,), (0, 1), False),
     ],
 )
-def test_what_facts_say(facts, accused, suspects, tie):
+def test_the_verdict_for_given_facts(facts, accused, suspects, tie):
     finding = judge(facts)
     assert isinstance(finding, Finding)
     assert (finding.accused, finding.suspects, finding.tie) == (accused, suspects, tie)
@@ -250,7 +250,7 @@ def test_what_facts_say(facts, accused, suspects, tie):
         [Facts(), Facts(second=3)],  # the owner has salvaged it
     ],
 )
-def test_equal_facts_say_nothing(facts):
+def test_equal_facts_accuse_no_worker(facts):
     assert judge(facts) is None
 
 

@@ -8,8 +8,8 @@ from tests.training.corrupted import FLIPS, Group, found
 
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("flipped", FLIPS)
-def test_who_takes_over_a_state_that_has_changed_is_found_with_who_gave_it(flipped, told):
-    """The negative control: it does not notice if it does not know what the state should be."""
+def test_a_changed_state_is_found_in_the_healed_worker_and_its_healer(flipped, told):
+    """The negative control: a worker that does not know the right state notices nothing."""
     group = Group(2, algorithms=(EMA(),), check_every=1)
     group.step()
     giver, taker = (member.loop for member in group.members)
@@ -25,7 +25,7 @@ def test_who_takes_over_a_state_that_has_changed_is_found_with_who_gave_it(flipp
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_state_that_is_taken_over_whole_is_what_it_should_be(workers):
+def test_a_state_that_is_received_completely_is_right(workers):
     group = Group(workers, algorithms=(EMA(),), check_every=1)
     group.step()
     giver, taker = group.members[0].loop, group.members[-1].loop
@@ -41,8 +41,8 @@ def test_a_state_that_is_taken_over_whole_is_what_it_should_be(workers):
 @pytest.mark.parametrize("check_every", [1, 5, 0])
 @pytest.mark.parametrize("flipped", FLIPS)
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_what_changes_while_it_should_not_is_found_after_it(workers, flipped, check_every):
-    """As in an evaluation, at any step. If nothing is checked, it is not found."""
+def test_a_forbidden_change_is_found_afterwards(workers, flipped, check_every):
+    """As in an evaluation, at any step. Without the check, it is not found."""
     group = Group(workers, algorithms=(EMA(),), check_every=check_every)
     group.step()
     assert found(group.measure(lambda _: None)) is None

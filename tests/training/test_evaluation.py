@@ -1,4 +1,4 @@
-"""An evaluation counts every sample once, and is equal on every number of workers."""
+"""An evaluation counts each sample once, and is equal on every number of workers."""
 
 import itertools
 import random
@@ -28,11 +28,11 @@ CLOCK = Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5)
 
 
 class GatheredError(Exception):
-    """Ends a worker's first pass, in which only its bytes are of interest."""
+    """Ends a worker's first pass, of which only the sent bytes are used."""
 
 
 class Collect:
-    """A worker that takes part in the gathering only."""
+    """A worker's transport that only collects the bytes to gather."""
 
     device = torch.device("cpu")
 
@@ -44,7 +44,7 @@ class Collect:
 
 
 class Deliver(Collect):
-    """The same worker, with what all workers have sent."""
+    """The same worker's transport, with the bytes of all workers."""
 
     def __init__(self, index, payloads):
         super().__init__(index)
@@ -56,7 +56,7 @@ class Deliver(Collect):
 
 
 class Summing(Task):
-    """The model doubles; metrics see every row's number."""
+    """The model doubles its input; metrics see each row's number."""
 
     columns = ("x", "label")
 
@@ -85,7 +85,7 @@ def numbers(rows):
 
 
 def evaluate(task, table, ranges, algorithms=(), entered=None):
-    """Evaluate on some workers; return what each says."""
+    """Evaluate on some workers; return each worker's result."""
     source = open_source(table, None)
     ranks = ranges[-1].stop
     order = Order(rows=source.rows, lanes=ranks, seed=SEED, window=source.window, shuffle=False)
@@ -123,7 +123,7 @@ def test_every_sample_is_seen_once_and_in_order(ranges, rows):
         assert np.atleast_1d(values["seen"]).tolist() == expected
 
 
-def test_a_row_that_is_counted_twice_shows():
+def test_a_row_that_is_counted_twice_is_noticed():
     """The negative control of the check above."""
 
     class Repeating(Summing):
@@ -167,7 +167,7 @@ def test_merged_metrics_are_those_of_one_process(rows, ranks, cuts):
 
 
 def test_another_prediction_gives_another_value():
-    """The control: the equality above is not that of constants."""
+    """The control: the test above does not compare constants."""
     task = Classes(accuracy=lambda: MulticlassAccuracy(3, average="micro"))
     values = [evaluate(task, classes(rows), cut(3))[0] for rows in (20, 50)]
     assert values[0] != values[1]
@@ -184,7 +184,7 @@ def test_metrics_that_keep_all_samples_are_merged(ranges):
 
 
 def test_metrics_may_keep_the_same_tensors():
-    """Two that keep the labels hold one tensor, which a file of tensors must not share."""
+    """Two metrics that keep the labels share one tensor, but a file of tensors must not."""
 
     class Labels(Summing):
         def update_metric(self, metric, outputs, batch):
@@ -201,7 +201,7 @@ def test_metrics_may_keep_the_same_tensors():
 
 
 class Tolerant(Metric):
-    """Keeps the extremes."""
+    """Keeps the smallest and the largest value."""
 
     full_state_update = False
 
@@ -265,7 +265,7 @@ def described(outputs):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_metric_is_given_what_the_forward_made_of_any_structure(shape):
+def test_metrics_get_the_forwards_outputs_of_any_structure(shape):
     """19 rows: two parts of 8 and one of 3, in which other tensors happen to have 8 rows."""
     seen = []
 
@@ -306,8 +306,8 @@ class Across(Summing):
         return model(batch["x"][:, None])[:, 0]
 
 
-def test_a_model_that_computes_across_rows_gives_what_plain_pytorch_does():
-    """Five rows in one lane; none may be computed with another."""
+def test_a_model_that_computes_across_rows_gives_the_same_as_plain_pytorch():
+    """Five rows in one lane; they must not be divided or padded."""
     table = numbers(5)
     x = torch.tensor(table["x"].to_pylist())
     task = Across(seen=CatMetric)
@@ -326,7 +326,7 @@ def test_a_model_that_computes_across_rows_gives_the_same_on_any_number_of_worke
         assert evaluate(task, numbers(rows), ranges) == [alone] * len(ranges)
 
 
-def test_what_a_forward_leaves_in_a_buffer_does_not_reach_the_next_logical_rank():
+def test_buffers_changed_by_a_forward_do_not_reach_the_next_logical_rank():
     class Counting(Summing):
         def model(self):
             model = nn.Identity()
@@ -339,12 +339,12 @@ def test_what_a_forward_leaves_in_a_buffer_does_not_reach_the_next_logical_rank(
 
     task = Counting(seen=CatMetric)
     alone = evaluate(task, numbers(50), cut(4))[0]
-    assert max(alone["seen"]) == 2  # of its own lane's parts
+    assert max(alone["seen"]) == 2  # of its own lane
     for ranges in (cut(4, 1), cut(4, 1, 2, 3)):
         assert evaluate(task, numbers(50), ranges) == [alone] * len(ranges)
 
 
-def test_chance_in_an_evaluation_does_not_depend_on_who_evaluates():
+def test_random_numbers_in_an_evaluation_do_not_depend_on_the_worker():
     class Drawing(Summing):
         def forward(self, model, batch):
             return model(batch["x"]) + torch.rand(len(batch["x"]))
@@ -388,7 +388,7 @@ def test_a_task_without_metrics_evaluates_nothing():
     assert Evaluation(task, source, order, ROWS, SEED).run(None, nobody, cut(2), Collect(0)) == {}
 
 
-def test_what_is_no_number_becomes_what_json_has_a_word_for():
+def test_nan_and_infinity_become_null_in_json():
     value = {"a": torch.tensor([1.0, float("nan")]), "b": (float("inf"), 2), 3: np.float32(0.5)}
     assert _plain("m", value) == {"a": [1.0, None], "b": [None, 2], "3": 0.5}
 
@@ -399,7 +399,7 @@ def test_a_value_that_json_cannot_hold_is_refused_by_name():
 
 
 class Remembering(Summing):
-    """Its evaluation depends on what its forwards have left in Python before."""
+    """Its evaluation depends on the Python state that earlier forwards have left."""
 
     def __init__(self):
         super().__init__(seen=CatMetric)
@@ -412,10 +412,10 @@ class Remembering(Summing):
         return super().forward(model, batch) * 0 + drawn
 
 
-def test_what_a_forward_leaves_in_python_does_not_reach_the_next_logical_rank():
+def test_python_state_changed_by_a_forward_does_not_reach_the_next_logical_rank():
     told = [evaluate(Remembering(), numbers(50), cut(4, *cuts))[0] for cuts in ([], [1], [1, 2, 3])]
     assert told[0] == told[1] == told[2]
-    assert len(set(told[0]["seen"])) > 1  # the parts of one logical rank do differ
+    assert len(set(told[0]["seen"])) > 1  # the parts of one logical rank differ
 
 
 class Scaling(Summing):

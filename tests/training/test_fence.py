@@ -1,4 +1,4 @@
-"""What a stream of a GPU delivers after an abort is garbage, and is never committed."""
+"""Data that a GPU stream delivers after an abort is garbage, and is never committed."""
 
 from functools import partial
 
@@ -12,14 +12,14 @@ RANGES = [range(2), range(2, 4)]
 
 
 class Returned:
-    """A wait of a stream: it returns at once, also if nothing was received."""
+    """A stream's wait: it returns at once, even if no data was received."""
 
     def wait(self):
         pass
 
 
 class StreamWire(QueueWire):
-    """A wire as on a GPU: after an abort waits return, and only the fence raises."""
+    """A transport as on a GPU: after an abort waits return, and only the fence raises."""
 
     aborted = False
 
@@ -37,8 +37,8 @@ class Unfenced(StreamWire):
         pass
 
 
-class RubbishWire(StreamWire):
-    """What is read after an abort is NaN."""
+class GarbageWire(StreamWire):
+    """A transport on which data read after an abort is NaN."""
 
     def post(self, sends, receives):
         pending = super().post(sends, receives)
@@ -66,12 +66,12 @@ def test_after_an_abort_the_update_is_not_committed():
     assert not loop.replica.torn
 
 
-def test_rubbish_is_not_taken_for_a_loss_or_a_gradient_that_is_no_number():
+def test_garbage_is_not_reported_as_a_loss_or_gradient_that_is_nan():
     with pytest.raises(NetworkDownError):
-        run(survivor(RubbishWire), 1, RANGES[0])
+        run(survivor(GarbageWire), 1, RANGES[0])
 
 
-def test_without_the_fence_rubbish_would_be_committed():
+def test_without_the_fence_garbage_would_be_committed():
     loop = survivor(Unfenced)
     run(loop, 1, RANGES[0])
     undisturbed = make_loop(Plain(), [range(4)], Network(1).wire(0))

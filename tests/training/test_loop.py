@@ -1,4 +1,4 @@
-"""The step is right, and has the same bits every time and on every number of workers."""
+"""The step is right, and has the same bits each time and on every number of workers."""
 
 import random
 import re
@@ -66,12 +66,12 @@ def test_steps_are_those_of_plain_pytorch_on_the_whole_batch(optimizer, ranks):
     assert [r.step for r in results] == [1, 2, 3, 4, 5]
     for ours, theirs in zip(loop.replica.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
-    _, too_few = by_hand(task, 4, ranks)  # the control: the tolerance tells steps apart
+    _, too_few = by_hand(task, 4, ranks)  # the control: the tolerance distinguishes steps
     assert abs(results[4].loss - too_few[3]) > 1e-3
 
 
-def test_a_step_has_the_bits_of_leaves_folded_by_hand():
-    """With chance and BatchNorm: every leaf is computed alone, from the state before the step."""
+def test_a_step_has_the_bits_of_partial_sums_added_by_hand():
+    """With dropout and BatchNorm: each part is computed alone, from the state before the step."""
     task = Noisy()
     loop = loop_alone(task, 3)
     run(loop, 1, range(3))
@@ -99,11 +99,11 @@ def test_a_step_has_the_bits_of_leaves_folded_by_hand():
 
 
 @pytest.mark.parametrize("algorithms", [(), (GradientClipping(norm=0.3), LabelSmoothing())])
-def test_two_runs_have_the_same_bits_and_another_seed_has_others(algorithms):
+def test_two_runs_have_the_same_bits_and_another_seed_gives_others(algorithms):
     digests = []
     for _ in range(2):
         loop = loop_alone(Noisy("AdamW"), algorithms=algorithms)
-        torch.manual_seed(len(digests))  # what others draw in between does not matter
+        torch.manual_seed(len(digests))  # draws of other code in between do not matter
         losses = [result.loss for result in run(loop, 3)]
         digests.append((loop.replica.digest(), losses))
     assert digests[0] == digests[1]
@@ -113,14 +113,14 @@ def test_two_runs_have_the_same_bits_and_another_seed_has_others(algorithms):
 
 
 class Clipped(Normed):
-    """Some parameters that no optimizer has: they change the clipped norm only."""
+    """Some parameters are in no optimizer: they only change the clipped norm."""
 
     def optimizer(self, model):
         return torch.optim.SGD([*model[0].parameters(), *model[1].parameters()], lr=0.5)
 
 
 class LeafClipping(Aspect):
-    """Looks at the gradient of one logical rank, so no other may be added to it before."""
+    """Needs the gradient of one logical rank, before any other gradient is added to it."""
 
     def backward(self, step):
         yield
@@ -185,7 +185,7 @@ def test_steps_have_the_same_bits_on_every_number_of_workers(
     assert other.replica.digest() != next(iter(ends))[0]
 
 
-def test_an_aspect_that_looks_at_one_leaf_sees_it_alone(monkeypatch):
+def test_an_aspect_sees_the_gradient_of_one_logical_rank_alone(monkeypatch):
     monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)
     digests = set()
     for ranges in ([range(4)], [range(1), range(1, 4)], [range(2), range(2, 4)]):
@@ -219,7 +219,7 @@ def test_a_flag_or_a_busy_second_of_one_worker_is_seen_by_all():
 
 
 def recording(log):
-    """Return an aspect that notes when each join point begins and ends."""
+    """Return an aspect that records the start and the end of each join point."""
 
     def advice(point):
         def around(_, step):
@@ -283,7 +283,7 @@ def test_the_schedule_scales_the_learning_rate_by_progress():
     assert rates == [0.1 * (1 - step / total) for step in range(3)]
 
 
-def test_a_probe_is_a_leaf_and_leaves_no_trace():
+def test_a_probe_computes_a_partial_sum_and_changes_no_state():
     loop, other = loop_alone(Noisy()), loop_alone(Noisy())
     run(loop, 1)
     before = everything(loop)
@@ -296,7 +296,7 @@ def test_a_probe_is_a_leaf_and_leaves_no_trace():
     assert [bits(t) for t in other.probe(part(0, 1))] != [bits(t) for t in leaf]
 
 
-def test_every_rank_of_a_step_draws_other_numbers():
+def test_each_rank_of_a_step_draws_different_numbers():
     drawn = []
 
     class Drawing(Plain):
@@ -348,7 +348,7 @@ class Thermal(Plain):
 
 
 def drawn_before_updates(draws):
-    """Return the digest of a run whose last part leaves the generators in some state."""
+    """Return the digest of a run whose last part leaves the generators in a certain state."""
 
     def enter(phase):
         if phase == "update":
@@ -360,7 +360,7 @@ def drawn_before_updates(draws):
 
 
 class Hooked(Thermal):
-    """A hook of one of torch's optimizers draws."""
+    """A task with a hook on a torch optimizer that draws random numbers."""
 
     def optimizer(self, model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -368,7 +368,7 @@ class Hooked(Thermal):
         return optimizer
 
 
-def test_an_update_is_seeded_if_something_of_the_users_may_draw_in_it(monkeypatch):
+def test_an_update_is_seeded_if_user_code_may_draw_in_it(monkeypatch):
     seeded = []
     monkeypatch.setattr(loop_module, "seed_global_generators", seeded.append)
     for task, algorithms, expected in [
@@ -385,7 +385,7 @@ def test_an_update_is_seeded_if_something_of_the_users_may_draw_in_it(monkeypatc
 
 @pytest.mark.parametrize("kind", [*own_optimizers()])
 def test_torchs_own_optimizers_draw_nothing(kind):
-    """The control is Langevin, in the test above and below."""
+    """The control is Langevin, in the tests above and below."""
     model = torch.nn.Linear(3, 3, bias=False)
     optimizer = kind(model.parameters(), lr=0.1)
     model(torch.ones(2, 3)).sum().backward()
@@ -396,7 +396,7 @@ def test_torchs_own_optimizers_draw_nothing(kind):
     assert before[1:] == after[1:]
 
 
-def test_what_an_update_draws_does_not_depend_on_the_parts_before_it(monkeypatch):
+def test_an_updates_random_numbers_do_not_depend_on_the_parts_before_it(monkeypatch):
     assert drawn_before_updates(1) == drawn_before_updates(5)
     monkeypatch.setattr(loop_module, "seed_global_generators", lambda _: None)  # the control
     assert drawn_before_updates(1) != drawn_before_updates(5)

@@ -1,4 +1,4 @@
-"""A step that fails leaves no trace: state, buffers and gradients are those before it."""
+"""A failed step changes nothing: state, buffers and gradients are those before it."""
 
 from functools import partial
 
@@ -47,7 +47,7 @@ class Failing(Plain):
     def forward(self, model, batch):
         hidden = model[:3](batch["x"])
         if self.armed and self.place == "backward" and self.calls == self.rank:
-            hidden = FailingBackward.apply(hidden)  # the last layer has its gradients by then
+            hidden = FailingBackward.apply(hidden)  # the last layer has its gradients already
         outputs = model[3](hidden)
         self.fail("forward")
         return outputs
@@ -94,7 +94,7 @@ def failing_loop(place, rank=2, make=loop_alone):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_step_that_fails_leaves_no_trace(place):
+def test_a_failed_step_changes_no_state(place):
     task, loop = failing_loop(place)
     run(loop, 2)
     before, digest = everything(loop), loop.replica.digest()
@@ -112,7 +112,7 @@ def test_a_step_that_fails_leaves_no_trace(place):
     assert loop.replica.digest() == undisturbed.replica.digest()
 
 
-def test_a_failed_step_moves_buffers_until_they_are_restored(monkeypatch):
+def test_a_failed_step_changes_buffers_until_they_are_restored(monkeypatch):
     """The negative control: without restoring, the check above fails."""
     task, loop = failing_loop("loss")
     run(loop, 1)
@@ -124,7 +124,7 @@ def test_a_failed_step_moves_buffers_until_they_are_restored(monkeypatch):
     assert everything(loop) != before
 
 
-def test_a_lost_peer_in_the_exchange_leaves_no_trace():
+def test_a_peer_lost_during_the_exchange_changes_no_state():
     network = Network(2)
     loop = make_loop(Normed(), [range(2), range(2, 4)], network.wire(0))
     before = everything(loop)
@@ -138,7 +138,7 @@ def test_a_lost_peer_in_the_exchange_leaves_no_trace():
 @pytest.mark.parametrize(
     "place", ["forward", "loss", "backward", "enter backward", "enter exchange", "enter finish"]
 )
-def test_a_failure_of_one_worker_leaves_no_trace_on_any(place, overlap, monkeypatch):
+def test_a_failure_of_one_worker_changes_no_workers_state(place, overlap, monkeypatch):
     if overlap:
         monkeypatch.setattr(exchange, "_OVERLAP_BYTES", 0)
         monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
@@ -172,7 +172,7 @@ def test_a_failure_of_one_worker_leaves_no_trace_on_any(place, overlap, monkeypa
         loop.end_generation()
 
 
-def test_an_update_that_fails_leaves_a_torn_replica():
+def test_a_failed_update_leaves_the_replica_marked_as_torn():
     loop = loop_alone(Plain())
     run(loop, 1)
     assert not loop.replica.torn
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_names_step_and_ranks():
         (lambda losses: (losses, torch.ones(PART, device="meta")), "on cpu as the losses.*on meta"),
     ],
 )
-def test_a_loss_of_another_form_is_refused(losses, said):
+def test_a_loss_of_another_shape_or_type_is_refused(losses, said):
     class Wrong(Plain):
         def loss(self, outputs, batch):
             return losses(super().loss(outputs, batch))

@@ -1,4 +1,4 @@
-"""Parameters that no logical rank uses stay, and a gradient that is not finite is not applied."""
+"""Parameters that no logical rank uses stay; a gradient that is not finite is not applied."""
 
 from dataclasses import replace
 
@@ -58,7 +58,7 @@ class Experts(Plain):
 
 
 def part(step, rank):
-    """The rare layer is used by the last logical rank of every other step."""
+    """Return a part; the rare layer is used by the last logical rank of every other step."""
     return batch_of(step, rank) | {"rare": torch.tensor(rank == RANKS - 1 and step % 2 == 1)}
 
 
@@ -100,7 +100,7 @@ def by_hand(task, steps):
 
 
 @pytest.mark.parametrize("cut", ["one bucket", "many buckets", "during the backward"])
-def test_a_parameter_that_no_rank_uses_is_left_alone(cut, monkeypatch):
+def test_a_parameter_that_no_rank_uses_is_left_unchanged(cut, monkeypatch):
     if cut != "one bucket":
         monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
     if cut == "during the backward":
@@ -121,7 +121,7 @@ def test_a_parameter_that_no_rank_uses_is_left_alone(cut, monkeypatch):
     assert len(digests) == 1
 
 
-def test_zeros_in_the_place_of_none_move_what_is_not_used(monkeypatch):
+def test_zero_gradients_instead_of_none_would_change_unused_parameters(monkeypatch):
     """The negative control: decay and momentum move a parameter whose gradient is zero."""
     whole = reduction.Reduction.send
 
@@ -135,7 +135,7 @@ def test_zeros_in_the_place_of_none_move_what_is_not_used(monkeypatch):
 
 
 class Rooted(Plain):
-    """The gradient of one part is not finite once, and every loss is."""
+    """One part has a gradient that is not finite, once; all losses are finite."""
 
     def __init__(self):
         super().__init__("AdamW")
@@ -180,7 +180,7 @@ def test_without_the_check_the_weights_are_lost(monkeypatch):
     assert loop.replica.model[2].weight.isnan().any()
 
 
-def test_a_sum_that_overflows_is_no_gradient_that_does():
+def test_an_overflowing_check_sum_is_not_an_overflowing_gradient():
     like = [torch.zeros(100)]
     network = Network(1)
     one = reduction.Reduction(like, [], [range(1)], network.wire(0))

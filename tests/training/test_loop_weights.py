@@ -40,7 +40,7 @@ def weighting(weights):
     return type("Weighting", (Aspect,), {"loss": loss})()
 
 
-def test_samples_count_as_much_as_they_weigh():
+def test_samples_count_by_their_weights():
     def weights(step):
         kept = torch.zeros(PART)
         kept[: step.logical_rank] = 2.0  # none of rank 0, one of rank 1, and so on
@@ -64,14 +64,14 @@ def test_samples_count_as_much_as_they_weigh():
     assert unweighted.loss != pytest.approx(loss.item(), rel=1e-3)
 
 
-def test_all_weights_one_are_no_weights():
+def test_weights_of_one_equal_no_weights():
     weighted = loop_alone(Plain(), algorithms=[weighting(lambda _: torch.ones(PART))])
     plain = loop_alone(Plain())
     assert run(weighted, 2)[1].loss == run(plain, 2)[1].loss
     assert weighted.replica.digest() == plain.replica.digest()
 
 
-def test_a_step_in_which_nothing_counts_is_an_error():
+def test_a_step_without_any_weight_is_an_error():
     loop = loop_alone(Plain(), algorithms=[weighting(lambda _: torch.zeros(PART))])
     before = everything(loop)
     with pytest.raises(
@@ -82,7 +82,7 @@ def test_a_step_in_which_nothing_counts_is_an_error():
 
 
 class Tokens(Plain):
-    """Has three to eight tokens a sample, some of which do not count."""
+    """Samples of three to eight tokens, some of which do not count."""
 
     def __init__(self, form):
         super().__init__()
@@ -92,7 +92,7 @@ class Tokens(Plain):
         return nn.Linear(FEATURES, 8 * CLASSES)
 
     def parts(self, outputs, batch):
-        """Return each token's loss, zero where it does not count, and which count."""
+        """Return each token's loss, zero if it does not count, and which tokens count."""
         label = (batch["label"][:, None] + torch.arange(8)) % CLASSES
         label[(torch.arange(8) >= 3 + (batch["x"][:, :1] * 8).long() % 6)] = -100
         label[batch["x"][:, 1] > 0.8] = -100  # a sample without any token
@@ -111,7 +111,7 @@ class Tokens(Plain):
 
 
 def mean_over_tokens():
-    """Return the first step's loss and gradients as plain PyTorch has them."""
+    """Return the first step's loss and gradients in plain PyTorch."""
     torch.manual_seed(seed_for(SEED, "model"))
     task = Tokens("mean")
     model = task.model()
@@ -182,7 +182,7 @@ def test_an_aspects_weights_multiply_the_tasks():
 
 
 @pytest.mark.parametrize("how", ["reuse", "score"])
-def test_samples_that_count_nothing_are_not_selected_while_others_are_left(how):
+def test_samples_of_weight_zero_are_selected_only_if_no_others_are_left(how):
     """Two of five are kept, and two of five have a label."""
 
     class Rare(Plain):
@@ -217,7 +217,7 @@ def test_parameters_without_a_gradient_count_as_zero():
 
 
 class Bags(Task):
-    """Rows of any number of tokens."""
+    """Rows with any number of tokens."""
 
     tokens = "ids"
 
@@ -238,6 +238,6 @@ class Bags(Task):
 
 def test_tokens_of_rows_of_any_length_are_counted_as_they_are_trained_on():
     loop = loop_alone(Bags(), ranks=2)
-    lengths = [[1, 3, 5], [2, 2, 4]]  # the last of each does not count
+    lengths = [[1, 3, 5], [2, 2, 4]]  # the last token of each row does not count
     loop.run_step([{"ids": [torch.arange(n) for n in part]} for part in lengths])
     assert (loop.replica.samples, loop.replica.tokens) == (4, 8)

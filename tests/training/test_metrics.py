@@ -1,4 +1,4 @@
-"""Metrics of several logical ranks become one, as if one process had seen all samples."""
+"""Metrics of several logical ranks are merged as if one process had seen all samples."""
 
 import functools
 import subprocess
@@ -103,7 +103,7 @@ def equal(one, other):
 
 
 class Nested(Metric):
-    """Holds metrics in a list, a mapping and an attribute, as users do."""
+    """Holds metrics in a list, a mapping and an attribute, as users' metrics do."""
 
     def __init__(self):
         super().__init__()
@@ -120,7 +120,7 @@ class Nested(Metric):
 
 
 class Stacked(Metric):
-    """A state that a function of all logical ranks' states merges."""
+    """A state that is merged by a function of all logical ranks' states."""
 
     def __init__(self):
         super().__init__()
@@ -184,7 +184,7 @@ def test_metrics_whose_states_are_merged_in_other_ways_are_those_of_one_process(
     assert not equal(over(make, numbers(7), ranks), alone(make, numbers()))  # the control
 
 
-def test_several_outputs_are_measured_each_by_itself():
+def test_several_outputs_are_measured_separately():
     samples = [
         (torch.stack([a, b], 1), torch.stack([b, a * b], 1))
         for (a, b) in [(x, y) for x, y in numbers()]
@@ -206,7 +206,7 @@ def test_bootstrapped_copies_are_merged_each_with_its_own():
     assert equal(values["mean"], values["raw"].mean())
 
 
-def test_a_collection_may_stand_for_the_mapping():
+def test_a_collection_may_replace_the_mapping():
     collection = MetricCollection([MulticlassAccuracy(3), MulticlassF1Score(3)], prefix="val_")
     assert sorted(metrics_of(Measuring(collection))) == [
         "val_MulticlassAccuracy",
@@ -230,14 +230,14 @@ class Sloppy(Metric):
 
 
 @pytest.mark.parametrize("start", [0, [], torch.tensor(0)])
-def test_what_is_gathered_outside_of_states_is_refused_by_name(start):
+def test_values_kept_outside_of_states_are_refused_by_name(start):
     samples = [*numbers(3), (torch.zeros(2), torch.zeros(2))]
     with pytest.raises(TaskError, match=r"metric 'm' \(Sloppy\) gathers in its attribute 'rows'"):
         over(lambda: Sloppy(start), samples, 2)
 
 
 class Noting(SumMetric):
-    """Notes once what kind of samples there are: the same on all logical ranks."""
+    """Sets an attribute once, to the kind of samples: the same on all logical ranks."""
 
     kind = None
 
@@ -250,7 +250,7 @@ class Noting(SumMetric):
         return {self.kind: super().compute()}
 
 
-def test_what_update_notes_alike_everywhere_is_kept():
+def test_attributes_that_update_sets_equally_on_all_ranks_are_kept():
     assert over(Noting, numbers(), 5).keys() == {"1 dimensions"}
 
 
@@ -306,7 +306,7 @@ def test_metrics_that_cannot_be_merged_exactly_are_refused_by_name(given, said):
         ({1: MeanMetric()}, r"names a metric 1"),
     ],
 )
-def test_what_is_no_mapping_from_names_to_metrics_is_refused(given, said):
+def test_metrics_that_are_not_a_mapping_are_refused(given, said):
     with pytest.raises(TaskError, match=said):
         metrics_of(Measuring(given))
 

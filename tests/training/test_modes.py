@@ -1,4 +1,4 @@
-"""Weights that are trained and weights that are evaluated; weights that are lost."""
+"""Training weights and evaluation weights; weights that are lost."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from tests.training.wires import bits
 
 
 class ScheduleFree(torch.optim.Optimizer):
-    """Schedule-free SGD; refuses to train in evaluation mode, as the published ones do."""
+    """Schedule-free SGD; refuses to train in evaluation mode, as the published versions do."""
 
     def __init__(self, given):
         super().__init__(given, {"lr": 0.5, "beta": 0.9, "k": 0, "training": False})
@@ -75,7 +75,7 @@ def evaluate(loop, seen=None):
             seen.append([p.detach().clone() for p in replica.model.parameters()])
 
 
-def test_an_evaluation_sees_the_other_weights_and_leaves_the_trained_ones():
+def test_an_evaluation_uses_the_evaluation_weights_and_restores_the_trained_ones():
     loop, other = loop_alone(Free()), loop_alone(Free())
     seen = []
     for _ in range(4):
@@ -91,7 +91,7 @@ def test_an_evaluation_sees_the_other_weights_and_leaves_the_trained_ones():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_methods_that_an_aspect_calls_itself_do_no_harm(workers):
+def test_an_aspect_may_switch_the_optimizers_mode_itself(workers):
     group = Group(workers, Free, (OwnSwitch(),), check_every=1)
     plain = Group(workers, Free, check_every=1)
 
@@ -111,7 +111,7 @@ def test_methods_that_an_aspect_calls_itself_do_no_harm(workers):
     assert group.digests() == plain.digests()
 
 
-def test_an_export_has_the_weights_to_evaluate_and_a_checkpoint_those_to_train(tmp_path):
+def test_an_export_has_the_evaluation_weights_and_a_checkpoint_the_trained_ones(tmp_path):
     loop = loop_alone(Free())
     run(loop, 3)
     checkpointer.save(tmp_path / "kept", loop.replica, "run")
@@ -131,7 +131,7 @@ def test_an_export_has_the_weights_to_evaluate_and_a_checkpoint_those_to_train(t
 
 
 class LeavesChanged(Aspect):
-    """Evaluates other weights and puts its own back, up to rounding."""
+    """Evaluates with other weights and restores its own with rounding errors."""
 
     def evaluate(self, step):
         weights = [p.data for p in step.model.parameters()]  # PyTorch does not count these
@@ -143,7 +143,7 @@ class LeavesChanged(Aspect):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_weights_that_an_evaluation_leaves_changed_are_the_advice_s_doing(workers):
+def test_weights_that_an_evaluation_leaves_changed_are_blamed_on_the_advice(workers):
     group = Group(workers, Plain, (LeavesChanged(),), check_every=1)
     group.step()
 
@@ -161,7 +161,7 @@ def test_weights_that_an_evaluation_leaves_changed_are_the_advice_s_doing(worker
 
 
 class Clamping(Plain):
-    """Changes weights in the forward, from its third step on, uncounted."""
+    """Changes weights in the forward, from its third step on, unnoticed by PyTorch's counter."""
 
     def model(self):
         model = super().model()
@@ -176,7 +176,7 @@ class Clamping(Plain):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_forward_that_changes_weights_later_is_not_called_bad_memory(workers):
+def test_a_forward_that_changes_weights_later_is_not_reported_as_bad_memory(workers):
     group = Group(workers, Clamping, check_every=1)
     for _ in range(2):
         assert not any(isinstance(r, CorruptionError) for r in group.step())
@@ -185,7 +185,7 @@ def test_a_forward_that_changes_weights_later_is_not_called_bad_memory(workers):
 
 
 class Overflow(torch.optim.SGD):
-    """A finite gradient, and in the third step an update that is not."""
+    """Finite gradients, and in the third step an update that is not finite."""
 
     taken = 0
 
@@ -216,7 +216,7 @@ def test_an_update_that_overflows_never_becomes_a_checkpoint(tmp_path):
         with pytest.raises(CheckpointError, match="after step 3 is not kept"):
             keep(replica)
     assert not (tmp_path / "lost").exists()
-    with pytest.raises(StateError, match="after step 3"):  # the loss is no number either
+    with pytest.raises(StateError, match="after step 3"):  # the loss is NaN, too
         run(loop, 1)
     assert not issubclass(StateError, LossError)
 

@@ -14,14 +14,14 @@ PATIENCE = 20.0
 
 
 class Work:
-    """As NCCL's: a wait returns at once, since it only orders streams."""
+    """Like NCCL's work: a wait returns at once, since it only orders streams."""
 
     def wait(self, timeout):
         pass
 
 
 class Backend:
-    """`ProcessGroupNCCL` as its bindings are: the coalescing calls take no argument."""
+    """`ProcessGroupNCCL` with the signatures of its bindings: coalescing calls have no argument."""
 
     def __init__(self):
         self.calls, self.open, self.aborted = [], False, threading.Event()
@@ -53,7 +53,7 @@ class Backend:
 
 
 class Mark:
-    """An event of a stream, which is reached when the test says so."""
+    """An event of a stream; the test says when it is reached."""
 
     def __init__(self):
         self.reached = threading.Event()
@@ -83,7 +83,7 @@ def messages():
 
 
 def in_thread(function):
-    """Call a function in a thread; return what it raises, by a call that waits for it."""
+    """Call a function in a thread; return a function that waits and returns its error."""
     caught = []
 
     def run():
@@ -115,7 +115,7 @@ def test_the_double_refuses_what_the_bindings_refuse():
 
 
 @pytest.mark.parametrize("failing", ["recv", "send"])
-def test_a_post_that_fails_is_a_lost_peer_and_leaves_no_group_call_open(failing):
+def test_a_failed_post_is_a_lost_peer_and_leaves_no_group_call_open(failing):
     backend = Backend()
     backend.fails_at = failing
     with pytest.raises(TransportError, match="a peer was lost: NCCL communicator was aborted"):
@@ -123,7 +123,7 @@ def test_a_post_that_fails_is_a_lost_peer_and_leaves_no_group_call_open(failing)
     assert not backend.open
 
 
-def test_an_error_of_this_workers_own_device_is_not_taken_for_a_lost_peer():
+def test_an_error_of_this_workers_own_device_is_not_reported_as_a_lost_peer():
     class Broken(Backend):
         def send(self, _tensors, _peer, _tag):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -131,7 +131,7 @@ def test_an_error_of_this_workers_own_device_is_not_taken_for_a_lost_peer():
     transport = joined(group_of(Broken()))
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         transport.post(*messages())
-    transport.abort("w2 was lost")  # what follows from an abort is no fault of the device
+    transport.abort("w2 was lost")  # an error after an abort is not an error of the device
     with pytest.raises(TransportError, match="w2 was lost"):
         transport.post(*messages())
 
@@ -145,14 +145,14 @@ def test_a_wait_returns_when_the_device_has_received_and_not_before():
 
 
 @pytest.mark.parametrize("waits", ["exchange", "fence"])
-def test_an_abort_ends_a_wait_also_where_the_stream_then_goes_on(waits):
+def test_an_abort_ends_a_wait_also_if_the_stream_then_continues(waits):
     mark, backend = Mark(), Backend()
     transport = joined(group_of(backend, mark))
     call = {"exchange": lambda: transport.exchange(*messages()), "fence": transport.fence}[waits]
     ended = in_thread(call)
     assert mark.asked.wait(PATIENCE)
     transport.abort("w2 was lost")
-    mark.reached.set()  # the kernels have ended; what they received is rubbish
+    mark.reached.set()  # the kernels have ended; they received garbage
     assert ended() == ["w2 was lost"]
     assert backend.aborted.wait(PATIENCE)
 
@@ -184,7 +184,7 @@ def test_an_abort_that_works_ends_no_process():
     assert done.wait(PATIENCE)
 
 
-def test_members_greet_each_other_while_they_meet_and_an_abort_reaches_them(monkeypatch):
+def test_members_exchange_greetings_while_they_meet_and_an_abort_reaches_them(monkeypatch):
     mark, backend = Mark(), Backend()
     group = group_of(backend, mark)
     monkeypatch.setattr(transport, "_connect", lambda *_: (group, {}))

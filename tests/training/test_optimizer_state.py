@@ -1,4 +1,4 @@
-"""What optimizers keep reaches another worker and a checkpoint whole, or is refused by name."""
+"""Optimizer state reaches another worker and a checkpoint completely, or is refused by name."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from raytrain_plus.training.decoding import Decoder
 from raytrain_plus.training.encoding import Encoder
 from raytrain_plus.training.same_bits import same_bits
 from raytrain_plus.training.state import Replica
-from tests.training.optimizers import CARRIED, REFUSED, Beside, InGroup, Listed, OwnAttributes
+from tests.training.optimizers import CARRIED, REFUSED, InGroup, KeyedByText, Listed, OwnAttributes
 from tests.training.small_tasks import Plain, loop_alone, part, run
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_a_run_that_is_resized_and_resumed_has_the_bits_of_an_undisturbed_one(na
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_each_of_these_optimizers_has_state_that_matters(name):
-    """The negative control: a newcomer that loads the weights alone has other bits."""
+    """The negative control: a newcomer that loads only the weights has other bits."""
     ours, other = loop_alone(With(CARRIED[name])), loop_alone(With(CARRIED[name]))
     run(ours, 3)
     other.replica.model.load_state_dict(ours.replica.model.state_dict())
@@ -56,13 +56,13 @@ def test_each_of_these_optimizers_has_state_that_matters(name):
 
 
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_what_cannot_be_carried_ends_the_run_in_its_first_two_steps_by_name(kind):
+def test_optimizer_state_that_cannot_be_carried_is_refused_by_name_within_two_steps(kind):
     loop = loop_alone(With(kind))
     with pytest.raises(TaskError, match=REFUSED[kind]):
         run(loop, 2)
 
 
-@pytest.mark.parametrize("kind", [Listed, InGroup, Beside, OwnAttributes])
+@pytest.mark.parametrize("kind", [Listed, InGroup, KeyedByText, OwnAttributes])
 def test_digest_and_fingerprint_cover_all_that_an_optimizer_keeps(kind):
     loop = loop_alone(With(kind))
     run(loop, 2)
@@ -73,7 +73,7 @@ def test_digest_and_fingerprint_cover_all_that_an_optimizer_keeps(kind):
         optimizer.state[loop.replica.model[0].weight]["momenta"][1].view(-1)[0] += 1
     elif kind is InGroup:
         optimizer.param_groups[0]["k"] += 1
-    elif kind is Beside:
+    elif kind is KeyedByText:
         optimizer.state["all"]["calls"] += 1
     else:
         optimizer.late = (0, math.nan)
@@ -89,7 +89,7 @@ class Phases(Plain):
         return model
 
 
-def test_a_buffer_that_no_checkpoint_holds_is_refused_before_the_first_step():
+def test_a_buffer_that_is_in_no_checkpoint_is_refused_before_the_first_step():
     with pytest.raises(TaskError, match=r"model/phases is of dtype torch.complex128"):
         check_start(Phases(), Replica.build(Phases(), 17, CPU))
     check_start(Plain(), Replica.build(Plain(), 17, CPU))  # the control
@@ -105,7 +105,7 @@ def test_a_task_that_makes_one_model_only_is_not_refused_for_that():
     run(loop_alone(Once()), 3)
 
 
-def test_building_a_second_replica_does_not_change_what_is_drawn():
+def test_building_a_second_replica_does_not_change_random_numbers():
     class Noisy(Plain):
         def model(self):
             return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
@@ -121,7 +121,7 @@ def test_building_a_second_replica_does_not_change_what_is_drawn():
 
 
 @pytest.mark.parametrize("damage", [None, [], {}, {"state": 3}, {"state": {"dict": [[1]]}}])
-def test_a_damaged_state_is_an_error_of_ours(damage):
+def test_a_damaged_state_gives_our_own_error(damage):
     ours, other = loop_alone(With(Listed)), loop_alone(With(Listed))
     run(ours, 2)
     scalars = {**ours.replica.scalars(), "optimizer": damage}
@@ -202,7 +202,7 @@ def test_values_come_back_with_their_types_and_bits(value):
     assert_same(there_and_back(value), value)
 
 
-def test_an_object_that_is_in_two_places_is_one_afterwards():
+def test_a_shared_object_is_still_shared_afterwards():
     shared, tensor = [1], torch.ones(2)
     circle = {"a": shared, "b": (shared, tensor), "t": tensor}
     circle["self"] = circle

@@ -1,4 +1,4 @@
-"""A replica that is made only to compare leaves no trace in the process."""
+"""A replica that is made only for a comparison does not change the process."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ BUILT = []
 
 
 class Leaving(Plain):
-    """A task whose model() changes the process, each time in another way."""
+    """A task whose model() changes the process, differently each time."""
 
     def model(self):
         global NET  # noqa: PLW0603 - what is tried
@@ -70,14 +70,14 @@ def settings():
 
 @pytest.fixture
 def clean():
-    """Undo what the negative control leaves."""
+    """Undo the changes of the negative control."""
     with process_kept():
         yield
     BUILT.clear()
 
 
 @pytest.mark.usefixtures("clean")
-def test_the_second_build_of_a_rehearsal_leaves_no_trace(monkeypatch):
+def test_the_second_build_of_a_rehearsal_changes_nothing(monkeypatch):
     loop = loop_alone(Leaving())
     before = settings()
     run(loop, 4)
@@ -94,7 +94,7 @@ def test_the_second_build_of_a_rehearsal_leaves_no_trace(monkeypatch):
 
 
 @pytest.mark.usefixtures("clean")
-def test_what_it_appends_to_a_list_of_the_task_s_module_is_put_back():
+def test_items_appended_to_a_list_of_the_tasks_module_are_removed():
     task = Leaving()
     first = loop_alone(task)
     first.end_generation()
@@ -105,7 +105,7 @@ def test_what_it_appends_to_a_list_of_the_task_s_module_is_put_back():
 
 
 @pytest.mark.usefixtures("clean")
-def test_without_putting_back_it_would(monkeypatch):
+def test_without_restoring_the_second_build_changes_the_process(monkeypatch):
     """The negative control."""
     monkeypatch.setattr(round_trip, "process_kept", contextlib.nullcontext)
     loop = loop_alone(Leaving())
@@ -115,7 +115,7 @@ def test_without_putting_back_it_would(monkeypatch):
     assert settings()[:6] != before[:6]
 
 
-def test_every_setting_is_put_back():
+def test_every_setting_is_restored():
     before = settings()
     with process_kept():
         _set_everything()

@@ -1,6 +1,6 @@
-"""A part is a function of its data, the state and its seeds; all else is put back or refused.
+"""A part is a function of its data, the state and its seeds; other state is restored or refused.
 
-Each task here would give one worker another result than two, or another than plain PyTorch.
+Each task here would give different results on one and two workers, or differ from plain PyTorch.
 """
 
 import functools
@@ -43,14 +43,14 @@ def loop_of(task, *, watch_task=True):
 
 
 def admitted(task):
-    """Return a loop whose task has been tried, as a worker does it at its start."""
+    """Return a loop whose task has been checked, as a worker does at its start."""
     loop = loop_of(task)
     check_function(loop, lambda: batch_of(0, 0))
     return loop
 
 
 def train(make_task, workers, steps=3):
-    """Train some workers one after the other within each step; return their loops and losses."""
+    """Train some workers, one after the other within each step; return their loops and losses."""
     ranges = [a.ranks for a in assign(RANKS, [WorkerSpeed(f"w{i}") for i in range(workers)])]
     network = Network(workers)
     loops = [admitted(make_task()) for _ in range(workers)]
@@ -88,12 +88,12 @@ def plain(task, steps):
 
 
 def length_of(batch):
-    """A number that sometimes equals that of the part before, as a length does."""
+    """Return a length, which sometimes equals that of the part before."""
     return 2 + int(batch["label"][0])
 
 
 class Base(Plain):
-    """A task whose model is given a length."""
+    """A task whose model gets a length."""
 
     kind: type
 
@@ -126,7 +126,7 @@ class Rebound(Layered):
 
 
 class Resized(Layered):
-    """A table whose size is the length."""
+    """A table with the size of the length."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ class Resized(Layered):
 
 
 class InPlace(Layered):
-    """A table that is filled again when the length changes."""
+    """A table that is filled in place when the length changes."""
 
     def __init__(self):
         super().__init__()
@@ -178,7 +178,7 @@ class Added(Layered):
 
 
 class Attribute(Layered):
-    """A plain tensor that is kept for a length."""
+    """A plain tensor that is cached for a length."""
 
     def __init__(self):
         super().__init__()
@@ -205,7 +205,7 @@ class Dictionary(Layered):
 
 
 class LastValue(Layered):
-    """An auxiliary value that is left for the loss, and what was looked at last."""
+    """An auxiliary value that is left for the loss, and the last input."""
 
     def forward(self, x, length):
         self.hidden = self.layer(x)
@@ -247,7 +247,7 @@ CACHES = [
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", CACHES)
-def test_caches_give_the_function_of_plain_pytorch_on_any_number_of_workers(kind):
+def test_caches_give_the_same_function_as_plain_pytorch_on_any_number_of_workers(kind):
     task = type("Cached", (Base,), {"kind": kind})
     model, expected = plain(task(), 3)
     digests = set()
@@ -262,7 +262,7 @@ def test_caches_give_the_function_of_plain_pytorch_on_any_number_of_workers(kind
 
 
 @pytest.mark.parametrize("kind", [Rebound, InPlace, Attribute])
-def test_without_putting_attributes_back_the_function_is_another(kind, monkeypatch):
+def test_without_restoring_attributes_the_function_differs(kind, monkeypatch):
     """The negative control."""
     task = type("Cached", (Base,), {"kind": kind})()
     loop = admitted(task)
@@ -273,7 +273,7 @@ def test_without_putting_attributes_back_the_function_is_another(kind, monkeypat
     assert kind is Attribute or losses != pytest.approx(expected, rel=1e-3)
 
 
-def test_what_is_set_up_at_first_use_stays():
+def test_attributes_that_are_set_at_first_use_stay():
     made = []
 
     class Lazy(Plain):
@@ -292,7 +292,7 @@ def test_what_is_set_up_at_first_use_stays():
     assert len(made) == before
 
 
-def test_trying_leaves_no_trace():
+def test_the_trial_changes_no_state():
     for kind in CACHES[:7]:
         task = type("Cached", (Base,), {"kind": kind})
         loop, other = loop_of(task()), loop_of(task())
@@ -325,7 +325,7 @@ class Growing(Layered):
 
 
 class PlainStatistic(Layered):
-    """A running mean that is no buffer."""
+    """A running mean that is not a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -337,7 +337,7 @@ class PlainStatistic(Layered):
 
 
 class HiddenStatistic(PlainStatistic):
-    """Likewise, in a way that PyTorch does not count."""
+    """The same, in a way that PyTorch's counter does not notice."""
 
     def forward(self, x, _):
         self.mean.data.mul_(0.9).add_(x.mean(0), alpha=0.1)
@@ -357,7 +357,7 @@ class Previous(Layered):
 
 
 class FirstBatch(Layered):
-    """Is set up by the first data that it sees."""
+    """Is initialised by its first data."""
 
     def __init__(self):
         super().__init__()
@@ -444,7 +444,7 @@ STATES = [
 
 
 @pytest.mark.parametrize(("make", "named"), STATES)
-def test_state_outside_of_buffers_is_refused_by_its_name(make, named):
+def test_state_outside_of_buffers_is_refused_by_name(make, named):
     task = type("Stateful", (Base,), {"model": lambda _: make()})()
     with pytest.raises(TaskError, match=named):
         admitted(task)
@@ -474,7 +474,7 @@ class HeldGenerator(Plain):
 
 
 class GrowingTensors(Plain):
-    """Recent losses, and the graphs behind them."""
+    """Recent losses, with their graphs."""
 
     def __init__(self):
         super().__init__()
@@ -494,12 +494,12 @@ class GrowingTensors(Plain):
         (GrowingTensors, r"'recent' of the task \(GrowingTensors\)"),
     ],
 )
-def test_state_of_the_task_is_refused_by_its_name(task, named):
+def test_state_of_the_task_is_refused_by_name(task, named):
     with pytest.raises(TaskError, match=named):
         admitted(task())
 
 
-def test_a_cache_that_begins_later_is_put_back_and_a_count_that_matters_is_refused():
+def test_a_later_cache_is_restored_and_a_later_count_with_effect_is_refused():
     class Late(Layered):
         def __init__(self):
             super().__init__()
@@ -537,7 +537,7 @@ class MaxNorm(Plain):
 
 
 class Clamped(Plain):
-    """Weights that are clamped before use, in a way that PyTorch does not count."""
+    """Weights that are clamped before use, in a way that PyTorch's counter does not notice."""
 
     def forward(self, model, batch):
         model[0].weight.data.clamp_(-0.01, 0.01)
@@ -545,7 +545,7 @@ class Clamped(Plain):
 
 
 class InBackward(Plain):
-    """An optimizer that takes its step in the backward."""
+    """An optimizer that updates in the backward."""
 
     def model(self):
         model = super().model()
@@ -628,7 +628,7 @@ def test_a_forward_that_changes_parameters_is_refused_by_name(task, named):
         admitted(task())
 
 
-def test_a_parameter_that_is_unfrozen_later_is_refused_before_anything_is_lost():
+def test_a_parameter_that_is_unfrozen_later_is_refused_before_state_is_lost():
     class Later(Unfreezing):
         def model(self):
             model = super().model()
@@ -683,7 +683,7 @@ class LaterChange(Plain):
 
 
 class Idle(Aspect):
-    """Advises each phase and does nothing."""
+    """Gives advice at each phase and does nothing."""
 
     def forward(self, _):
         yield
@@ -703,7 +703,7 @@ def test_a_phase_that_changes_a_parameter_later_is_named_before_the_update(phase
     assert not loop.replica.torn
 
 
-def test_a_change_of_a_parameter_is_named_where_it_leads_to_another_error():
+def test_a_changed_parameter_is_named_also_if_it_causes_another_error():
     loop = loop_alone(LaterChange("forward", RuntimeError("modified by an inplace operation")), 2)
     run(loop, 2, range(2))
     with pytest.raises(TaskError, match=r"changes parameter '2\.bias'") as raised:

@@ -1,4 +1,4 @@
-"""A reduction gives the same bits for every number of workers and every cut into ranges."""
+"""A reduction gives the same bits for every number of workers and every division into ranges."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from tests.training.wires import Network, bits
 SIZES = [1, 2, 3, 4, 5, 6, 8, 16]
 ATTACHMENT = b"from rank 0"
 
-# Odd sizes, empty ones, several types: what a real model may bring together.
+# Odd sizes, empty tensors, several dtypes: as in a real model.
 GRADIENTS = [
     ((3, 5, 7), torch.float32),
     ((), torch.float32),
@@ -35,7 +35,7 @@ BUFFERS = [((63,), torch.float32), ((0,), torch.float64), ((1,), torch.float64),
 
 
 def draw_leaf(shapes, generator):
-    """Return tensors of such magnitudes that each order of summation gives other bits."""
+    """Return tensors with magnitudes for which each order of summation gives other bits."""
     leaf = []
     for shape, dtype in shapes:
         spread = torch.exp2(torch.randint(-8, 9, shape, generator=generator).float())
@@ -47,7 +47,7 @@ def draw_leaf(shapes, generator):
 
 
 def draw(ranks, shapes, seed=0):
-    """Return the leaf of each logical rank, and the step header's rows."""
+    """Return the tensors of each logical rank, and the step header's rows."""
     generator = torch.Generator().manual_seed(seed)
     leaves = [draw_leaf(shapes, generator) for _ in range(ranks)]
     rows = torch.randn((ranks, HEADER_WIDTH), generator=generator, dtype=torch.float64).numpy()
@@ -60,14 +60,14 @@ def add(left, right):
 
 
 def folded(leaves, rows, n_gradients):
-    """Return what a reduction must give, computed in the plain way: the oracle."""
+    """Return the right result of a reduction, computed directly: the oracle."""
     weight = float(fold([row[WEIGHT] for row in rows], lambda a, b: a + b))
     total = fold(leaves, add)
     return [t / (weight if i < n_gradients else len(leaves)) for i, t in enumerate(total)]
 
 
 class Group:
-    """Workers with one reduction each, that may run several times."""
+    """Workers with one reduction each, which may run several times."""
 
     def __init__(self, ranges, like, n_gradients):
         self.ranges = ranges
@@ -115,13 +115,13 @@ def expected_bits(leaves, rows, n_gradients):
 
 @pytest.mark.parametrize("ranks", SIZES)
 @pytest.mark.parametrize("bucket_bytes", [1, 4 << 20])
-def test_every_number_of_workers_gives_the_bits_of_the_fold(ranks, bucket_bytes, monkeypatch):
+def test_every_number_of_workers_gives_the_bits_of_the_oracle(ranks, bucket_bytes, monkeypatch):
     monkeypatch.setattr(reduction, "_BUCKET_BYTES", bucket_bytes)
     shapes = [*GRADIENTS, *BUFFERS]
     like = draw(1, shapes)[0][0]
     for workers in range(1, ranks + 1):
         group = Group(ranges_of(ranks, workers), like, len(GRADIENTS))
-        for seed in (1, 2):  # nothing of a step may be left behind in the next
+        for seed in (1, 2):  # no value of a step may remain in the next one
             leaves, rows = draw(ranks, shapes, seed)
             expected = expected_bits(leaves, rows, len(GRADIENTS))
             for reduced in group.run(leaves, rows):
@@ -148,7 +148,7 @@ SHAPES = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(ranks_and_cuts(), SHAPES, SHAPES, st.integers(0, 2**32))
-def test_every_cut_into_ranges_gives_the_bits_of_the_fold(case, gradients, buffers, seed):
+def test_every_division_into_ranges_gives_the_bits_of_the_oracle(case, gradients, buffers, seed):
     ranks, cuts = case
     leaves, rows = draw(ranks, [*gradients, *buffers], seed)
     expected = expected_bits(leaves, rows, len(gradients))
@@ -172,14 +172,15 @@ def test_large_vectors_are_sent_in_slices_and_keep_their_bits(ranks, workers):
 
 
 def test_other_orders_of_summation_have_other_bits():
-    """The negative control: the checks above would notice a wrong order."""
+    """The negative control: the tests above notice a wrong order."""
     leaves, rows = draw(8, GRADIENTS)
     expected = bits(folded(leaves, rows, len(GRADIENTS))[0])
     weight = rows[:, WEIGHT].sum()
     left_to_right = [leaf[0] / weight for leaf in itertools.accumulate(leaves, add)][-1]
     assert bits(left_to_right) != expected
 
-    # Each worker sums its range from left to right, then the workers likewise: W shows.
+    # Each worker sums its range from left to right, and then the workers' sums are added likewise:
+    # the result depends on W.
     by_workers = set()
     for workers in range(1, 9):
         parts = [
@@ -190,7 +191,7 @@ def test_other_orders_of_summation_have_other_bits():
     assert len(by_workers) > 1
 
 
-def test_one_changed_bit_in_one_leaf_changes_the_result():
+def test_one_changed_bit_in_one_part_changes_the_result():
     leaves, rows = draw(6, [((70,), torch.float64)])
     group = Group(ranges_of(6, 3), leaves[0], 1)
     before = [bits_of(reduced) for reduced in group.run(leaves, rows)]
@@ -202,7 +203,7 @@ def test_one_changed_bit_in_one_leaf_changes_the_result():
 
 def test_gradients_are_divided_by_the_weight_and_buffers_by_the_ranks():
     rows = np.zeros((3, HEADER_WIDTH))
-    rows[:, WEIGHT] = 1.5, 0.0, 2.5  # a rank whose samples are all dropped counts for nothing
+    rows[:, WEIGHT] = 1.5, 0.0, 2.5  # a rank whose samples are all dropped has no weight
     leaves = [[torch.tensor([1.0]), torch.tensor([6.0])] for _ in range(3)]
     for cuts in ([], [1], [2], [1, 2]):
         for reduced in Group(cut_at(3, cuts), leaves[0], 1).run(leaves, rows):
@@ -211,20 +212,20 @@ def test_gradients_are_divided_by_the_weight_and_buffers_by_the_ranks():
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 2**32))
-def test_the_lane_is_summed_in_the_order_of_the_tree(ranks, width, seed):
+def test_the_step_header_is_summed_in_the_order_of_the_tree(ranks, width, seed):
     draw = np.random.default_rng(seed)
     rows = draw.standard_normal((ranks, width)) * 2.0 ** draw.integers(-30, 30, (ranks, width))
     expected = fold(list(rows), np.add)
     assert tree_sum(rows).tobytes() == expected.tobytes()
 
 
-def test_the_lane_summed_from_left_to_right_has_other_bits():
+def test_a_step_header_summed_from_left_to_right_has_other_bits():
     """The negative control."""
     rows = draw(9, [])[1]
     assert [sum(column) for column in rows.T.tolist()] != tree_sum(rows).tolist()
 
 
-def test_what_a_step_checks_of_its_gradients_is_one_transfer(monkeypatch):
+def test_a_steps_gradient_check_is_one_transfer(monkeypatch):
     """Several buckets, one `tolist`: each transfer would wait for the device."""
     gradients = [torch.zeros(1 << 20) for _ in range(4)] + [torch.zeros(3, dtype=torch.float64)]
     wire = Network(1).wire(0)

@@ -84,7 +84,7 @@ def train(workers, task, *, steps=3):
 
 
 def by_hand(task, *, steps=3, fresh=True):
-    """Train with plain PyTorch; each part has the tables of a model that has seen nothing."""
+    """Train with plain PyTorch; each part has the tables of a new model."""
     torch.manual_seed(seed_for(SEED, "model"))
     model = task.model()
     optimizer = task.optimizer(model)
@@ -119,5 +119,5 @@ def test_a_llama_trains_the_same_function_on_any_number_of_workers(kind):
         model = loops[0].replica.model
         assert torch.equal(model.rotary_emb.inv_freq, task.model().rotary_emb.inv_freq)
     assert len(digests) == 1
-    seen_before = by_hand(task, fresh=False)  # the control: there is something to put back
+    seen_before = by_hand(task, fresh=False)  # the control: there is a table to restore
     assert (seen_before == expected) == (kind != "dynamic")

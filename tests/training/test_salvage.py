@@ -1,4 +1,4 @@
-"""What a failed step has computed is not computed again, and the bits stay."""
+"""Results of a failed step are not computed again, and the bits stay the same."""
 
 import random
 import threading
@@ -37,7 +37,7 @@ class LostError(RuntimeError):
 
 
 class Computed(Aspect):
-    """Notes which parts are computed; it advises no backward, so that siblings are merged."""
+    """Records which parts are computed; it does not advise the backward, so siblings are merged."""
 
     _log: list
 
@@ -50,14 +50,14 @@ class Computed(Aspect):
 
 
 class EachLeaf(Aspect):
-    """Looks at the gradients of each leaf."""
+    """Advises the backward, so that each part's gradients are computed separately."""
 
     def backward(self, _):
         yield
 
 
 class Worker:
-    """A loop that is interrupted as it enters its n-th phase, and logs what it computes."""
+    """A loop that is interrupted as it enters its n-th phase, and logs the computed parts."""
 
     def __init__(self, task, cuts, wire, algorithms=(), lock=None):
         self.computed = Computed()
@@ -78,7 +78,7 @@ class Worker:
                 raise LostError(phase)
 
     def turn(self, wanted):
-        """Hold the lock while computing: all draw from the process's global generators."""
+        """Hold the lock while computing: all workers draw from the process's global generators."""
         if wanted and not self.held:
             self.lock.acquire()
         elif not wanted and self.held:
@@ -87,7 +87,8 @@ class Worker:
 
     def train(self, cuts, wire, until):
         self.thread = threading.get_ident()
-        torch.set_num_threads(1)  # holds for this thread, and other numbers have other bits
+        # Per thread; the number of threads affects the bits.
+        torch.set_num_threads(1)
         loop = self.loop
         results = []
         try:
@@ -105,7 +106,7 @@ class Worker:
 
 
 class Group:
-    """Workers that train, lose one, and train on."""
+    """Workers that train, lose a worker, and go on."""
 
     def __init__(self, task, workers, algorithms=(), *, draws=False):
         self.task, self.algorithms = task, algorithms
@@ -125,7 +126,7 @@ class Group:
         return network.run(lambda w: self.members[w.index].train(cuts, w, until))
 
     def resize(self, workers, lost=None):
-        """Drop one, bring all to the latest step, and let newcomers join."""
+        """Remove a worker, bring all others to the latest step, and add newcomers."""
         if lost is not None:
             del self.members[lost]
         members = self.members[:workers]
@@ -159,7 +160,7 @@ def undisturbed(task, steps, algorithms=(), ranks=RANKS):
 
 
 class Large(Plain):
-    """Above the size at which the exchange runs during the backward."""
+    """A model above the size from which the exchange runs during the backward."""
 
     def model(self):
         return nn.Sequential(
@@ -170,7 +171,7 @@ class Large(Plain):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Let the main thread add in the order of the workers' threads."""
+    """Make the main thread add in the same order as the workers' threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -187,7 +188,7 @@ def cut(request, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithms", [(), (EachLeaf(),)])
-def test_one_worker_goes_on_wherever_it_was_interrupted(algorithms):
+def test_a_single_worker_continues_after_an_interruption_in_any_phase(algorithms):
     expected = undisturbed(Noisy("AdamW"), 3, algorithms)
     reused = []
     for phases in range(1000):
@@ -200,7 +201,7 @@ def test_one_worker_goes_on_wherever_it_was_interrupted(algorithms):
         first = group.computed(1)
         (result, _) = group.train(3)[0]
         assert group.computed(1) == list(range(result.salvaged, RANKS))
-        assert result.salvaged >= len(first) - 1  # only the part in flight is lost
+        assert result.salvaged >= len(first) - 1  # only the part that was being computed is lost
         assert group.digests() == {expected}
         reused.append(result.salvaged)
     assert set(reused) == set(range(RANKS + 1))
@@ -209,8 +210,8 @@ def test_one_worker_goes_on_wherever_it_was_interrupted(algorithms):
 
 @pytest.mark.parametrize("task", [Normed("AdamW"), Branching()])
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
-def test_survivors_compute_only_what_is_lost(task, after, cut):
-    """Every worker is interrupted somewhere, and the last one is lost."""
+def test_survivors_compute_only_lost_parts(task, after, cut):
+    """Each worker is interrupted in some phase, and the last one is lost."""
     expected = undisturbed(task, 3)
     chance = random.Random(f"{after} {cut}")
     saved = 0
@@ -233,7 +234,7 @@ def test_survivors_compute_only_what_is_lost(task, after, cut):
 
 
 def lose_one_of_four(task, **options):
-    """Lose the last of four when all have computed; return what three compute again."""
+    """Lose the last of four workers after all have computed; return what three compute again."""
     group = Group(task, 4, **options)
     group.train(1)
     lost = group.members[3]
@@ -269,7 +270,7 @@ def test_without_salvage_all_are_computed_again(monkeypatch):
     assert salvaged == [0, 0]
 
 
-def test_what_belongs_to_another_state_is_not_used():
+def test_results_of_another_state_are_not_used():
     loop = loop_alone(Plain(), RANKS)
     interrupted = Group(Plain(), 1).members[0]
     interrupted.patience = 9
@@ -296,7 +297,7 @@ def test_nothing_is_kept_once_a_step_is_committed():
     assert not loop._salvaged
 
 
-def test_a_leaf_waits_for_no_sibling_that_is_there_already():
+def test_a_partial_sum_does_not_wait_for_a_sibling_that_is_there():
     group = Group(Normed("AdamW"), 2)
     group.train(1)
 

@@ -1,4 +1,4 @@
-"""Each bit of a replica's state changes its digest, and another replica loads all of them."""
+"""Each bit of a replica's state changes its digest, and another replica can load all bits."""
 
 import json
 import random
@@ -72,7 +72,7 @@ def test_nothing_but_the_state_changes_the_digest():
     for parameter in replica.parameters.values():
         parameter.grad = torch.ones_like(parameter)
     weight = replica.model[0].weight
-    weight.data = weight.data.t().contiguous().t()  # the same values, laid out otherwise
+    weight.data = weight.data.t().contiguous().t()  # the same values in another layout
     assert not weight.is_contiguous()
     torch.manual_seed(5)
     optimizer = replica.optimizer
@@ -86,10 +86,10 @@ def received(scalars):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_state_goes_on_in_another_replica_with_the_same_bits(optimizer):
+def test_a_state_loaded_into_another_replica_continues_with_the_same_bits(optimizer):
     ours = trained(Noisy(optimizer), 3)
     other = trained(Noisy(optimizer), 1)
-    assert other.replica.digest() != ours.replica.digest()  # so loading has something to do
+    assert other.replica.digest() != ours.replica.digest()  # so that loading has an effect
 
     tensors = {name: t.clone() for name, t in ours.replica.tensors().items()}
     other.replica.load(tensors, received(ours.replica.scalars()))
@@ -100,8 +100,8 @@ def test_a_state_goes_on_in_another_replica_with_the_same_bits(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_state_without_the_optimizer_goes_on_with_other_bits(optimizer):
-    """The negative control: the check above would notice forgotten momentum."""
+def test_a_state_without_the_optimizer_continues_with_other_bits(optimizer):
+    """The negative control: the test above notices a missing momentum."""
     ours, other = trained(Noisy(optimizer), 3), loop_alone(Noisy(optimizer))
     tensors = {
         n: t if n.startswith("model/") else torch.zeros_like(t)
@@ -150,7 +150,8 @@ def test_the_state_of_another_model_is_refused_by_name(task, named):
         ours.load(theirs.tensors(), received(theirs.scalars()))
     assert ours.digest() == before
     same = Replica.build(Plain(), 1, CPU)
-    ours.load(same.tensors(), received(same.scalars()))  # the control: its own kind is taken
+    # The control.
+    ours.load(same.tensors(), received(same.scalars()))
     assert ours.digest() == same.digest()
 
 
@@ -194,13 +195,13 @@ class Foreign(Plain):
         (Foreign(), "no parameter of the model"),
     ],
 )
-def test_what_cannot_be_kept_equal_is_refused(task, message):
+def test_state_that_cannot_be_kept_equal_is_refused(task, message):
     with pytest.raises(TaskError, match=message):
         Replica.build(task, 17, CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.int8, torch.complex64])
-def test_bytes_are_those_of_the_elements_in_order(dtype):
+def test_the_bytes_are_those_of_the_elements_in_order(dtype):
     tensor = torch.tensor([[0, 1, 0], [2, 3, 4]]).to(dtype)
     size = tensor.element_size()
     assert len(tensor_bytes(tensor)) == 6 * size

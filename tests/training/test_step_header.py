@@ -16,7 +16,7 @@ def loops_of(tasks):
 
 
 def step_of(network, loops, **options):
-    """Run one step of all; options are given as functions of the worker's index."""
+    """Run one step on all workers; options are functions of the worker's index."""
 
     def step(wire):
         batches = [part(loops[wire.index].replica.step, r) for r in RANGES[wire.index]]
@@ -27,7 +27,7 @@ def step_of(network, loops, **options):
 
 
 @pytest.mark.parametrize("flag", ["pause", "checkpoint"])
-def test_a_flag_of_one_worker_is_seen_by_all_and_no_other_is(flag):
+def test_only_the_flags_that_a_worker_sets_are_seen_by_all(flag):
     network, loops = loops_of([Plain()] * 3)
     for asks in ((), (1,), (), (0, 2)):
         results = step_of(network, loops, **{"ask_" + flag: lambda i, asks=asks: i in asks})
@@ -37,7 +37,7 @@ def test_a_flag_of_one_worker_is_seen_by_all_and_no_other_is(flag):
 
 
 class Held(Plain):
-    """A forward that waits, once it is armed, until other workers have done something."""
+    """A forward that waits, once it is armed, for other workers."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ class Held(Plain):
 
 
 def gate_behind(loops, seconds):
-    """Return a gate that opens so long after all these loops have begun to wait for the others."""
+    """Return a gate that opens some seconds after all these loops have started to wait."""
     arrived = [threading.Event() for _ in loops]
     for loop, event in zip(loops, arrived, strict=True):
         loop._enter = lambda phase, event=event: phase == "exchange" and event.set()
@@ -64,7 +64,7 @@ def gate_behind(loops, seconds):
 
 
 def test_seconds_of_computing_are_wall_time_without_the_wait_for_others():
-    """One worker's forward lasts until both others wait for it: theirs must be shorter."""
+    """One worker's forward lasts until both others wait for it: their time must be shorter."""
     tasks = [Plain(), Held(), Plain()]
     network, loops = loops_of(tasks)
     gate = gate_behind([loops[0], loops[2]], 0.3)
@@ -78,7 +78,7 @@ def test_seconds_of_computing_are_wall_time_without_the_wait_for_others():
     assert first[0].compute_seconds == (0.0, 0.0, 0.0)  # not known yet
     assert all(seconds > 0 for seconds in second[0].compute_seconds)
     seconds = third[0].compute_seconds
-    # It slept for 0.6 seconds, which no CPU time shows; the others waited as long or longer.
+    # It slept for 0.6 seconds, which CPU time does not show; the others waited at least as long.
     assert seconds[1] >= 0.6
     assert seconds[1] > max(seconds[0], seconds[2])
     for loop, wire in zip(loops, map(network.wire, range(3)), strict=True):
@@ -86,8 +86,8 @@ def test_seconds_of_computing_are_wall_time_without_the_wait_for_others():
     assert step_of(network, loops)[0].compute_seconds == (0.0, 0.0, 0.0)
 
 
-def test_seconds_of_the_exchange_are_those_of_who_computed_last():
-    """Two workers wait for the third, which computes for long, and then hardly waits at all."""
+def test_seconds_of_the_exchange_are_those_of_the_slowest_worker():
+    """Two workers wait for the third, which computes for a long time and then hardly waits."""
     tasks = [Plain(), Plain(), Held()]
     network, loops = loops_of(tasks)
     assert step_of(network, loops)[0].exchange_seconds == (0.0, 0.0)  # not known yet

@@ -1,4 +1,4 @@
-"""The optimizer's state is encoded when its structure changes, and a look notices each change."""
+"""The optimizer's state is encoded when its structure changes; the check notices each change."""
 
 import collections
 import copy
@@ -45,7 +45,7 @@ def counted(state, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Rprop])
-def test_an_unchanged_structure_is_encoded_once_and_read_with_its_present_values(kind, monkeypatch):
+def test_an_unchanged_structure_is_encoded_once_and_read_with_current_values(kind, monkeypatch):
     model, optimizer, state = trained(kind)
     calls = counted(state, monkeypatch)
     readings = []
@@ -108,7 +108,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_read(change):
+def test_a_change_of_structure_is_noticed(change):
     model, optimizer, state = trained()
     before = found(state.read())
     change(model, optimizer)
@@ -148,6 +148,6 @@ def test_nan_is_equal_to_itself():
 
 
 @pytest.mark.parametrize("value", [{1, 2}, collections.deque([1]), object(), torch.Generator()])
-def test_what_a_look_would_not_see_is_said(value):
+def test_values_that_the_check_cannot_see_are_refused(value):
     with pytest.raises(UnknownKindError):
         Look().at([value])

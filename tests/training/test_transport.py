@@ -13,7 +13,7 @@ from raytrain_plus.training.transport import MeetingPoint, Transport, TransportE
 from tests.elastic.members import CPU, HOST, PATIENCE, MemberProcess, abort, meet
 
 SOON = 15.0  # seconds within which an abort must have ended a wait; gloo itself would take 60
-A_WHILE = 0.3  # seconds in which nothing must happen
+A_WHILE = 0.3  # seconds in which no wait may end
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def members():
 
 
 def assemble(members, store, generation):
-    """Let members meet; each knows itself by the name of the generation."""
+    """Let members meet; each keeps its transport under the name of the generation."""
     size = len(members)
     met = [m.call(meet, index, size, store.address, generation) for index, m in enumerate(members)]
     for future in met:
         future.result(PATIENCE)
 
 
-# What members are called to do.
+# Functions that members run.
 
 
 def send(kept, generation, peer, numbers, elements=3):
@@ -88,7 +88,7 @@ def listen(kept):
 
 
 def abort_after_reuse(kept, generation, reason):
-    """Abort when a descriptor of the group belongs to another connection; return what happens."""
+    """Abort when another connection has a descriptor of the group; return what happens."""
     transport = kept[generation]
     numbers = set(transport._sockets)
     listener = kept["listener"]
@@ -120,7 +120,7 @@ def test_messages_arrive_in_the_order_in_which_they_are_posted(members, store):
             assert values == {10 * number + peer}
 
 
-def test_large_messages_arrive_whole(members, store):
+def test_large_messages_arrive_completely(members, store):
     first, second = group = members(2)
     assemble(group, store, "large")
     sent = first.call(send, "large", 1, [1, 2], 2_000_003)
@@ -143,7 +143,7 @@ def test_an_abort_ends_a_wait_while_the_peer_stays_silent(members, store, wait):
     assemble(group, store, generation)
     arguments = {"receive": (1, 1), "send": (1, [1], 50_000_000), "gather": (b"payload",)}[wait]
     future = waiting.call(globals()[wait], generation, *arguments)
-    with pytest.raises(TimeoutError):  # the control: silence alone ends nothing
+    with pytest.raises(TimeoutError):  # the control: silence alone ends no wait
         future.result(A_WHILE)
     began = time.monotonic()
     waiting.do(abort, "the coordinator says so", generation)
@@ -151,12 +151,12 @@ def test_an_abort_ends_a_wait_while_the_peer_stays_silent(members, store, wait):
         future.result(PATIENCE)
     assert time.monotonic() - began < SOON
 
-    # Afterwards nothing waits any more; the first reason stays.
+    # Afterwards no call waits any more; the first reason stays.
     waiting.do(abort, "a later reason", generation)
     for again in (receive, send):
         with pytest.raises(TransportError, match="the coordinator says so"):
             waiting.do(again, generation, 1, [1] if again is send else 1)
-    # The silent one, who was told nothing, notices as soon as it says something.
+    # The silent member, which was not informed, notices the abort as soon as it sends.
     with pytest.raises(TransportError, match="a peer was lost"):
         silent.do(receive, generation, 0, 1)
 
@@ -175,7 +175,7 @@ def test_an_abort_ends_a_wait_for_a_process_that_hangs(members, store):
     assert time.monotonic() - began < SOON
 
 
-def test_a_death_ends_the_waits_for_the_dead_and_an_abort_all_others(members, store):
+def test_a_death_ends_waits_for_the_dead_worker_and_an_abort_ends_all_others(members, store):
     first, second, dead = group = members(3)
     assemble(group, store, "death")
     on_dead = first.call(receive, "death", 2, 1)
@@ -216,7 +216,7 @@ def test_an_abort_ends_the_wait_for_a_member_that_does_not_come(members, store):
     with pytest.raises(TransportError, match="no peer connects"):
         future.result(PATIENCE)
     assert time.monotonic() - began < SOON
-    assemble([alone, *members(1)], store, "in company")  # it is as good as new
+    assemble([alone, *members(1)], store, "in company")  # it can be used again
 
 
 def test_an_abort_before_the_meeting_ends_it_at_once(store):
@@ -226,7 +226,7 @@ def test_an_abort_before_the_meeting_ends_it_at_once(store):
         transport.meet(store.address, "early", HOST)
 
 
-def test_generations_do_not_hear_each_other(members, store):
+def test_generations_do_not_receive_each_others_messages(members, store):
     first, second = group = members(2)
     assemble(group, store, "old")
     first.call(send, "old", 1, [1])  # no worker receives this
@@ -235,7 +235,7 @@ def test_generations_do_not_hear_each_other(members, store):
     assert second.do(receive, "new", 0, 1) == [{2.0}]
     sent.result(PATIENCE)
     first.do(abort, "over", "old")
-    sent = first.call(send, "new", 1, [3])  # an abort of one is none of the other
+    sent = first.call(send, "new", 1, [3])  # an abort of one generation does not abort the other
     assert second.do(receive, "new", 0, 1) == [{3.0}]
     sent.result(PATIENCE)
 
@@ -254,7 +254,7 @@ def test_members_of_different_generations_do_not_meet(members, store):
             future.result(PATIENCE)
 
 
-def test_an_abort_spares_a_connection_that_took_over_a_descriptor(members, store):
+def test_an_abort_does_not_close_a_connection_with_a_reused_descriptor(members, store):
     survivor, dead = group = members(2)
     assemble(group, store, "reuse")
     survivor.do(listen)
@@ -264,7 +264,7 @@ def test_an_abort_spares_a_connection_that_took_over_a_descriptor(members, store
     assert survivor.do(abort_after_reuse, "reuse", "one was lost") == b"alive"
 
 
-def test_a_group_of_one_needs_nobody():
+def test_a_group_of_one_needs_no_peer():
     transport = Transport(0, 1, CPU)
     transport.meet(("nowhere", 1, ""), "alone", HOST)
     assert transport.all_gather_bytes(b"mine") == [b"mine"]
@@ -274,7 +274,7 @@ def test_a_group_of_one_needs_nobody():
         transport.exchange([], [])
 
 
-def test_the_meeting_point_listens_on_its_own_address_alone():
+def test_the_meeting_point_listens_on_its_own_address_only():
     store = MeetingPoint("127.0.0.1")
     with socket.create_connection(store.address[:2]):  # the control
         pass
@@ -282,8 +282,8 @@ def test_the_meeting_point_listens_on_its_own_address_alone():
         socket.create_connection(("127.0.0.2", store.address[1]), timeout=5.0)
 
 
-def test_strangers_at_the_meeting_point_change_nothing(members, store):
-    """What they write has other keys; garbage ends their own connection only."""
+def test_other_connections_to_the_meeting_point_have_no_effect(members, store):
+    """They write under other keys; garbage ends only their own connection."""
     host, port, secret = store.address
     assert len(secret) == 32
     assert MeetingPoint(HOST).address[2] != secret

@@ -1,4 +1,4 @@
-"""The tree sum has one association, whichever worker sums which part of it."""
+"""The tree sum has one association, for any distribution of its parts over workers."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def plus_in_place(left, right):
 
 
 def distributed(values, cuts, add):
-    """Sum as a group does: one accumulator per range, then the additions over all partials."""
+    """Sum as a group does: one accumulator per range, then the additions of all partial sums."""
     leaves = len(values)
     slots, nodes = [], []
     for start, stop in itertools.pairwise([0, *cuts, leaves]):
@@ -72,7 +72,7 @@ def test_nodes_are_aligned_blocks(leaves):
 
 
 @pytest.mark.parametrize("leaves", range(1, 41))
-def test_maximal_subtrees_are_those_whose_parent_sticks_out(leaves):
+def test_maximal_subtrees_are_those_whose_parent_is_outside_the_range(leaves):
     tree = list(nodes_with_parents(0, leaves))
     for start, stop in itertools.combinations(range(leaves + 1), 2):
 
@@ -143,7 +143,7 @@ def test_other_orders_of_summation_have_other_bits():
     values = list(np.random.default_rng(17).standard_normal((8, 100), dtype=np.float32))
     bits = fold(values, np.add).tobytes()
     assert sum(values[1:], start=values[0]).tobytes() != bits
-    # A ring over 2 workers is a tree by luck; over 4, each element starts at another worker.
+    # A ring over 2 workers is a tree by chance; over 4, each element starts at another worker.
     parts = [values[i] + values[i + 1] for i in range(0, 8, 2)]
     for first in range(4):
         ring = parts[first:] + parts[:first]
@@ -157,7 +157,7 @@ def test_a_part_of_the_tree_is_finished_by_the_same_call():
 
 
 class Counted:
-    """A value that knows how many of its kind are alive."""
+    """A value that counts the live objects of its class."""
 
     alive = 0
 
@@ -214,13 +214,13 @@ def test_ranges_outside_the_tree_are_refused(bounds):
         ([(0, 2), (3, 4)], 4, r"subtree 1 is \(3, 4\)"),  # a gap
         ([(0, 2), (1, 2), (2, 4)], 4, r"subtree 1 is \(1, 2\)"),  # an overlap
         ([(0, 1), (1, 3), (3, 4)], 4, r"subtree 1 is \(1, 3\)"),  # not a node
-        ([(0, 3), (3, 4)], 4, r"subtree 0 is \(0, 3\)"),  # not a node either
+        ([(0, 3), (3, 4)], 4, r"subtree 0 is \(0, 3\)"),  # not a node, too
         ([(2, 4), (0, 2)], 4, r"subtree 0 is \(2, 4\)"),  # out of order
         ([(0, 4), (4, 5)], 4, "already cover all 4"),
         ([(0, 0)], 0, "at least one leaf"),
     ],
 )
-def test_what_is_not_a_partition_into_nodes_is_refused(nodes, leaves, message):
+def test_ranges_that_are_not_a_partition_into_nodes_are_refused(nodes, leaves, message):
     with pytest.raises(ValueError, match=message):
         additions(nodes, leaves)
 
@@ -231,7 +231,7 @@ def test_an_empty_sum_is_refused():
 
 
 @given(st.data())
-def test_the_nodes_of_an_unfinished_sum_are_the_subtrees_of_what_was_pushed(data):
+def test_the_nodes_of_an_unfinished_sum_are_the_subtrees_of_the_pushed_ranks(data):
     leaves = data.draw(st.integers(1, 40))
     start = data.draw(st.integers(0, leaves - 1))
     stop = data.draw(st.integers(start + 1, leaves))

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Returns(Plain):
-    """A task whose optimizer is what a function makes of SGD and the task."""
+    """A task whose optimizer is made by a function of SGD and the task."""
 
     def __init__(self, make):
         self.make = make
@@ -73,7 +73,7 @@ class Inside(torch.optim.SGD):
         ),
     ],
 )
-def test_what_would_be_ignored_is_refused_at_once(make, message):
+def test_a_schedule_that_would_be_ignored_is_refused_at_once(make, message):
     task = Returns(make)
     with pytest.raises(TaskError, match=message):
         check_schedule(task, Replica.build(task, 17, CPU).optimizer)
@@ -86,7 +86,7 @@ def test_a_scheduler_that_is_made_later_is_refused_after_the_first_update():
         run(loop, 1)
 
 
-def test_a_plain_optimizer_is_taken_as_it_is():
+def test_a_plain_optimizer_is_accepted():
     """The negative control."""
     task = Returns(lambda _, o: o)
     optimizer = Replica.build(task, 17, CPU).optimizer
@@ -94,7 +94,7 @@ def test_a_plain_optimizer_is_taken_as_it_is():
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
-def test_a_rate_that_is_a_tensor_is_scaled_in_place():
+def test_a_learning_rate_tensor_is_scaled_in_place():
     rate = torch.tensor(0.5)
     replica = Replica.build(
         Returns(lambda _, o: torch.optim.SGD(o.param_groups[0]["params"], lr=rate)), 17, CPU
@@ -105,7 +105,7 @@ def test_a_rate_that_is_a_tensor_is_scaled_in_place():
         assert rate.item() == 0.5 * factor
 
 
-def test_a_schedule_for_an_optimizer_without_a_rate_is_refused():
+def test_a_schedule_for_an_optimizer_without_a_learning_rate_is_refused():
     class NoRate(torch.optim.Optimizer):
         def __init__(self, parameters):
             super().__init__(parameters, {"lr": None})

@@ -1,7 +1,7 @@
 """Workers of one process, joined by queues: a transport as a reduction sees it, without sockets.
 
-The wire is as unkind as a real one may be: what is to be received holds rubbish until it has been
-waited for, and what has been sent must stay as it was until then.
+The transport is as strict as a real one may be: a receive buffer holds garbage until the wait has
+returned, and a send buffer must stay unchanged until then.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ _RUBBISH = 0xAB
 
 
 class NetworkDownError(RuntimeError):
-    """A message that never came."""
+    """A message that never arrived."""
 
 
 class Network:
-    """Queues between each two of `size` workers, and how many messages each has taken."""
+    """Queues between each two of `size` workers, and the number of messages each has received."""
 
     def __init__(self, size):
         self.size = size
@@ -36,7 +36,7 @@ class Network:
             line.put(None)
 
     def run(self, function):
-        """Run `function(wire)` for all workers side by side; return what each returns."""
+        """Run `function(wire)` for all workers in parallel; return each one's result."""
         if self.size == 1:
             return [function(self.wire(0))]
 
@@ -77,7 +77,7 @@ class QueueWire:
         return Pending(self, list(zip(sends, copies, strict=True)), receives)
 
     def fence(self):
-        """Nothing is left to wait for after `wait`."""
+        """Do nothing: after `wait` there is nothing to wait for."""
 
     def take(self, peer):
         """Receive the next message from a peer, into the tensor that was posted first."""
@@ -93,7 +93,7 @@ class QueueWire:
 
 
 class Pending:
-    """Messages on their way."""
+    """Messages in flight."""
 
     def __init__(self, wire, sent, receives):
         self.wire = wire
@@ -102,7 +102,7 @@ class Pending:
 
     def wait(self):
         for message in self.receives:
-            # Messages of one peer come in order, whichever of them is waited for first.
+            # Messages of one peer arrive in order, also if a later one is waited for first.
             while any(message.tensor is other for other in self.wire.expected[message.peer]):
                 self.wire.take(message.peer)
         for message, copy in self.sent:
@@ -114,5 +114,5 @@ def as_bytes(tensor):
 
 
 def bits(tensor):
-    """Return a tensor's bytes: equal zeros of other signs differ, equal NaNs do not."""
+    """Return a tensor's bytes: zeros of different signs differ, equal NaNs do not."""
     return as_bytes(tensor.detach().contiguous()).numpy().tobytes() if tensor.numel() else b""

@@ -120,7 +120,7 @@ def test_steps_are_those_of_the_interval_but_not_the_last(make):
     assert run.checkpoints.next_step(39, 0.0) is None  # the last is written in any case
 
 
-def test_a_lost_worker_voids_what_is_under_way_and_another_is_due_at_once(make):
+def test_a_lost_worker_cancels_the_attempt_and_another_is_due_at_once(make):
     run = make()
     run.snapshot(5)
     late = run.share(5, 0)
@@ -134,13 +134,13 @@ def test_a_lost_worker_voids_what_is_under_way_and_another_is_due_at_once(make):
     assert run.whole() == [8]
 
 
-def test_a_worker_that_was_lost_before_its_snapshot_was_told_voids_it(make):
+def test_a_worker_that_was_lost_before_its_snapshot_was_reported_cancels_the_attempt(make):
     run = make()
     run.snapshot(5, living=["w0"])
     assert run.checkpoints.next_step(7, 9.0) == 8
 
 
-def test_a_worker_that_is_lost_after_its_share_voids_nothing(make):
+def test_a_worker_that_is_lost_after_its_share_cancels_nothing(make):
     run = make()
     run.snapshot(5)
     run.checkpoints.written("w1", run.share(5, 1), PAIR, 0.0)

@@ -42,7 +42,7 @@ def test_a_checkpoint_may_be_requested(lead, tmp_path):
     assert kept(tmp_path) in ([5], [6])
 
 
-def test_a_lost_worker_voids_a_checkpoint_and_the_next_is_due_at_once(lead, tmp_path):
+def test_a_lost_worker_cancels_a_checkpoint_and_the_next_is_due_at_once(lead, tmp_path):
     def begin_only(pool):
         pool.writes = False
 
