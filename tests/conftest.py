@@ -1,4 +1,4 @@
-"""What tests share: where their modules are, one Ray cluster, and one S3 server."""
+"""Shared by all tests: the import path, one Ray cluster, and one S3 server."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# How long an example takes says how busy the machine is, and nothing about the code. Developers
-# draw new examples each time; CI, which is to say whether a change is sound, the same ones.
+# The time of an example depends on the load of the machine, so there is no deadline. Developers
+# draw new examples each time. CI, which decides about a change, draws the same ones.
 hypothesis.settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("untimed")
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_collection_modifyitems(items):
-    """Run what is quick, and needs no cluster, first."""
+    """Run quick tests without a cluster first."""
     items.sort(key=lambda item: "end_to_end" in item.path.parts)
 
 
@@ -58,7 +58,7 @@ def proxy(server):
 
 
 @pytest.fixture
-def storage(tmp_path_factory, cluster):  # noqa: ARG001 - whoever stores a run trains it
+def storage(tmp_path_factory, cluster):  # noqa: ARG001 - a run that is stored is also trained
     folder = tmp_path_factory.mktemp("runs")
     yield folder
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Damage, as disks, networks and strangers do it, by a fixed draw."""
+"""Damage as by disks, networks and attackers, drawn from a fixed seed."""
 
 import copy
 
@@ -39,7 +39,7 @@ def _places(value, path=()):
 
 
 def altered(value, draw):
-    """Return JSON data in which one value is missing, renamed, or another than it was."""
+    """Return JSON data in which one value is missing, renamed, or changed."""
     value = copy.deepcopy(value)
     path = draw.choice(list(_places(value))[1:])
     inner = value

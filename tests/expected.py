@@ -1,4 +1,4 @@
-"""What a test needs beside Python: it is skipped without it, unless it is expected to be there."""
+"""Requirements of a test: without them it is skipped, or fails if they are expected."""
 
 import os
 
@@ -8,11 +8,11 @@ VARIABLE = "RAYTRAIN_PLUS_EXPECT"
 
 
 def require(name: str, why_not: str) -> None:
-    """Skip the test if what it needs is missing; fail it if the environment promises it.
+    """Skip the test if a requirement is missing; fail it if the environment promises it.
 
     Args:
-        name: what is needed, as `RAYTRAIN_PLUS_EXPECT` (names, with commas) calls it.
-        why_not: why it is not there; empty if it is.
+        name: the requirement's name in `RAYTRAIN_PLUS_EXPECT` (names, with commas).
+        why_not: why it is missing; empty if it is there.
     """
     if not why_not:
         return

@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "faults.yaml").write_text("[{step: -1, action: kill}, {step: 2, action: hug}]")
     monkeypatch.setattr(sys, "path", sys.path[:])
     yield tmp_path
-    for name in ("small", "raises"):  # each test imports its own
+    for name in ("small", "raises"):  # each test imports its own files
         sys.modules.pop(name, None)
 
 
@@ -121,7 +121,7 @@ def test_wrong_input_is_refused_before_any_worker_starts(arguments, words):
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_chaos_refuses_what_it_cannot_do_before_any_worker_starts(arguments, words):
+def test_chaos_refuses_impossible_settings_before_any_worker_starts(arguments, words):
     task = ["chaos", "small.py:Small", "--data", "data.parquet", "--batch-size", "16"]
     result = CliRunner().invoke(app, [*task, "--storage", "runs", *arguments])
     assert result.exit_code == 2
@@ -131,7 +131,7 @@ def test_chaos_refuses_what_it_cannot_do_before_any_worker_starts(arguments, wor
     assert not ray.is_initialized()
 
 
-def test_a_run_is_not_written_over(folder):
+def test_a_run_is_not_overwritten(folder):
     (folder / "runs" / "old").mkdir(parents=True)
     (folder / "runs" / "old" / "journal.jsonl").write_text('{"event": "run"}\n')
     result = CliRunner().invoke(app, ["train", "small.py:Small", *GOOD, "--name", "old"])
@@ -179,7 +179,7 @@ def test_verify_names_the_first_step_that_differs(tmp_path, losses, digest, equa
     assert equal or answer["first_difference"]["step"] == step
 
 
-def test_the_commands_and_options_are_those_of_the_contract():
+def test_the_commands_and_options_are_pinned():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     contract = {"train", "demo", "status", "scale", "stop", "verify"}
     others = {"algorithms", "export", "chaos", "attach", "checkpoint", "report"}
@@ -246,7 +246,7 @@ def test_a_shell_completes_commands_and_options(words, wanted):
     assert told.stdout.strip() == wanted
 
 
-def test_text_in_brackets_is_shown_as_it_is(tmp_path):
+def test_text_in_brackets_is_shown_unchanged(tmp_path):
     """Metrics, folders and messages are the user's own words, and no markup of rich's."""
     out = io.StringIO()
     summary = {

@@ -1,4 +1,4 @@
-"""The command line and algorithms: a user's own, how they nest, recipes, and settings of a task."""
+"""The command line and algorithms: a user's own, their order, recipes, and a task's settings."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ def test_all_algorithms_are_listed_with_their_settings():
     assert "smoothing=0.1" in CliRunner().invoke(app, ["algorithms"]).stdout
 
 
-def test_the_weave_of_some_is_explained_whatever_their_order(folder):  # noqa: ARG001
+def test_the_order_of_algorithms_is_explained_whatever_their_order_on_the_command_line(folder):  # noqa: ARG001
     own = "own_methods:Halve:factor=0.25"
     one = ask("algorithms", "--explain", own, "LabelSmoothing:smoothing=0.2", "GradientClipping")
     other = ask("algorithms", "--explain", "GradientClipping", "LabelSmoothing", own)
@@ -79,12 +79,12 @@ def test_the_weave_of_some_is_explained_whatever_their_order(folder):  # noqa: A
         (["own_methods.py:Halve:size=1"], ["size", "not permitted"]),
     ],
 )
-def test_what_is_no_algorithm_is_refused(folder, arguments, words):  # noqa: ARG001
+def test_an_unknown_algorithm_is_refused(folder, arguments, words):  # noqa: ARG001
     said = refused("algorithms", *arguments)
     assert all(word in said for word in words), said
 
 
-def test_every_recipe_that_comes_along_can_be_read():
+def test_all_recipes_of_the_package_can_be_read():
     assert {"cluttered_digits/baseline", "byte_gpt/baseline"} <= set(bundled_names())
     for name in bundled_names():
         recipe = read_recipe(name)
@@ -101,14 +101,14 @@ def test_every_recipe_that_comes_along_can_be_read():
         ([1, 2], ["dictionary"]),
     ],
 )
-def test_what_is_no_recipe_is_refused(folder, content, words):
+def test_a_file_that_is_not_a_recipe_is_refused(folder, content, words):
     (folder / "mine.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(RecipeError) as error:
         read_recipe("mine.yaml")
     assert all(word in str(error.value) for word in ["mine.yaml", *words])
 
 
-def test_a_recipe_that_does_not_exist_is_refused_with_those_that_do():
+def test_a_missing_recipe_is_refused_with_a_list_of_recipes():
     with pytest.raises(RecipeError, match="byte_gpt/baseline"):
         read_recipe("byte_gpt/warm")
 
@@ -122,7 +122,7 @@ def test_a_recipe_holds_a_users_own_algorithm(folder):  # noqa: ARG001
 
 
 def test_code_that_a_recipe_names_is_never_imported_unless_the_command_line_names_it(folder):
-    """The second command is the control: there the file is run, as its user wants it."""
+    """The second command is the control: there the file is run, because the user names it."""
     (folder / "stranger.py").write_text(
         "import pathlib\npathlib.Path('was-run').touch()\nfrom own_methods import Halve as X\n"
     )
@@ -149,6 +149,6 @@ DIGITS = "raytrain_plus.reference.cluttered_digits:ClutteredDigits"
         (["raytrain_plus.demo.digits:Digits", "--setting", "x=1"], ["make it a dataclass"]),
     ],
 )
-def test_settings_and_recipes_are_checked_before_anything_starts(folder, arguments, words):
+def test_settings_and_recipes_are_checked_before_the_run_starts(folder, arguments, words):
     said = refused("train", *arguments, "--storage", str(folder))
     assert all(word in said for word in words), said

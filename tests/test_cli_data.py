@@ -1,4 +1,4 @@
-"""The command line's `data`, as its user runs it: what can be written, checked and converted."""
+"""The command `data` as a user runs it: data is written, checked and converted."""
 
 import json
 
@@ -50,7 +50,7 @@ def as_json_lines(folder):
 
 
 @pytest.mark.parametrize("form", [as_parquet, as_arrow, as_csv, as_json_lines])
-def test_what_is_written_can_be_turned_back(form, tmp_path):
+def test_written_data_can_be_converted_back(form, tmp_path):
     (tmp_path / "source").mkdir()
     source, stream, back = form(tmp_path / "source"), tmp_path / "s", tmp_path / "back"
     written = answered("write", source, stream, "--file-size", "2KB")
@@ -94,7 +94,7 @@ def test_to_and_from_s3(server, tmp_path):
     assert answered("verify", f"s3://{bucket}/s", *given)["problems"] == []
 
 
-def test_a_damaged_stream_is_told_with_status_one(tmp_path):
+def test_a_damaged_stream_is_reported_with_status_one(tmp_path):
     run("write", as_arrow(tmp_path), tmp_path / "s")
     (file,) = (tmp_path / "s").glob("*.arrow")
     file.write_bytes(b"X" + file.read_bytes()[1:])
@@ -131,7 +131,7 @@ def test_wrong_input_is_one_clear_line_and_status_two(arguments, words, tmp_path
     assert "Traceback" not in result.stderr
 
 
-def test_a_place_that_holds_a_data_set_is_not_written_over(tmp_path):
+def test_a_data_set_is_not_overwritten(tmp_path):
     source = as_arrow(tmp_path)
     run("write", source, tmp_path / "s")
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
@@ -148,7 +148,7 @@ def test_a_warning_is_a_sentence(tmp_path):
     assert run("write", tmp_path / "a.csv", tmp_path / "t", "--order", "mixed").stderr == ""
 
 
-def test_a_stream_is_not_written_into_what_it_is_made_of(tmp_path):
+def test_a_stream_is_not_written_into_its_source(tmp_path):
     (tmp_path / "d").mkdir()
     as_csv(tmp_path / "d")
     for place in ("d", "d/stream"):

@@ -1,4 +1,4 @@
-"""The command that writes a sweep's report says where it is, or what was wrong."""
+"""The command that writes a sweep's report prints where it is, or what was wrong."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["frontier", *map(str, arguments)])
 
 
-def test_a_report_is_written_beside_the_sweep(tmp_path, monkeypatch, whole):
+def test_a_report_is_written_next_to_the_sweep(tmp_path, monkeypatch, whole):
     monkeypatch.chdir(tmp_path)
     whole.write(tmp_path / "sweeps" / "s", "over", "rest")
     result = run("sweeps/s", "--json")
@@ -53,13 +53,13 @@ def test_a_report_is_written_beside_the_sweep(tmp_path, monkeypatch, whole):
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
     words = shlex.split(told["command"])
     assert words[:3] == ["raytrain-plus", "train", "tasks:Synthetic"]
-    # The recipe is one that the command reads, and that has the algorithms it names.
+    # The command can read the recipe, and it has the named algorithms.
     recipe = read_recipe(words[words.index("--recipe") + 1])
     assert [type(aspect).__name__ for aspect in recipe.aspects()]
     assert recipe.duration == "48000sp"
 
 
-def test_a_bare_table_will_do(tmp_path):
+def test_a_bare_table_is_enough(tmp_path):
     sweep = synthetic.baseline_alone(World(less_is_better=True))
     write_trials(sweep.trials, tmp_path / "trials.parquet")
     arguments = ["--metric", "accuracy:min", "--task", "a:B", "--output", tmp_path / "here"]
@@ -104,7 +104,7 @@ def locked(folder):
         yield lambda: fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-def test_what_cannot_be_reported_on_says_why(tmp_path, monkeypatch):
+def test_an_impossible_report_says_why(tmp_path, monkeypatch):
     said = run(tmp_path / "gone")
     assert (said.exit_code, "there is no sweep at" in said.stderr) == (2, True)
     folder = synthetic.baseline_alone(World(), (12000,), (17,)).write(tmp_path / "s", "rest")
@@ -121,7 +121,7 @@ def test_what_cannot_be_reported_on_says_why(tmp_path, monkeypatch):
     assert (said.exit_code, "raytrain-plus[frontier]" in said.stderr) == (2, True)
 
 
-def test_a_report_that_failed_leaves_the_one_before(tmp_path, monkeypatch, whole):
+def test_a_failed_report_leaves_the_previous_one(tmp_path, monkeypatch, whole):
     folder = whole.write(tmp_path / "s", "over", "rest")
     assert run(folder).exit_code == 0
     before = (folder / "report" / "winner.yaml").read_text()
@@ -130,7 +130,7 @@ def test_a_report_that_failed_leaves_the_one_before(tmp_path, monkeypatch, whole
     assert run(folder).exit_code == 2
     monkeypatch.undo()
     assert (folder / "report" / "winner.yaml").read_text() == before
-    assert {path.name for path in (folder / "report").iterdir()} == FILES  # and nothing half
+    assert {path.name for path in (folder / "report").iterdir()} == FILES  # and no partial file
 
 
 def _refuse(*_):

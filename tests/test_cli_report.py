@@ -1,4 +1,4 @@
-"""The command that writes a run's page says where it is, or what was wrong."""
+"""The command that writes a run's page prints where it is, or what was wrong."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_the_page_may_be_elsewhere(storage):
     assert not (storage / "mine" / "report.html").exists()
 
 
-def test_what_cannot_be_reported_on_says_why(storage):
+def test_an_impossible_report_says_why(storage):
     said = run(storage, "yours")
     assert (said.exit_code, "no run 'yours'" in said.stderr) == (2, True)
     said = run(storage, "mine", "--output", str(storage))

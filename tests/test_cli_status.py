@@ -1,4 +1,4 @@
-"""The status command: one look or many, and what is told of a run that cannot be asked."""
+"""The status command: once or repeatedly, and for a run that cannot be reached."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def status(tmp_path, told):  # noqa: ARG001 - whose run it is
 
 @pytest.fixture
 def live(monkeypatch):
-    """Return a function that gives what a coordinator answers, one after the other."""
+    """Return a function that gives a coordinator's answers, one after the other."""
 
     @contextlib.contextmanager
     def reached(*_):
@@ -80,7 +80,7 @@ def test_a_run_that_has_ended_is_shown_once_from_its_journal(status, told, optio
     assert [line.split()[0] for line in result.stdout.splitlines()].count("run") == 1
 
 
-def test_json_is_one_look_and_one_line(status, told):
+def test_json_is_one_status_in_one_line(status, told):
     told(END)
     for option in ((), ("--watch",)):
         (line,) = status("--json", *option).stdout.splitlines()
@@ -106,7 +106,7 @@ def test_watching_follows_a_run_to_its_end(tmp_path, told, live):
     assert seen[-1]["digest"] == "abc"
 
 
-def test_a_run_whose_end_was_missed_by_a_moment_is_not_called_unreachable(tmp_path, told, live):
+def test_a_run_that_has_just_ended_is_not_reported_as_unreachable(tmp_path, told, live):
     def end_and_go():
         told(END)
         raise SteeringError("run demo does not live any more")
@@ -134,7 +134,7 @@ def test_a_signal_ends_watching_with_its_status_and_leaves_the_table(
     assert "Traceback" not in result.stderr
 
 
-def test_on_a_terminal_it_follows_and_in_a_pipe_it_looks_once(status, live, monkeypatch):
+def test_status_follows_on_a_terminal_and_reads_once_in_a_pipe(status, live, monkeypatch):
     monkeypatch.setattr(control, "sleep", lambda _: None)
     monkeypatch.setattr(control, "status", lambda *_: LIVE)
     assert "20 of 30" in status().stdout

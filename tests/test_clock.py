@@ -1,4 +1,4 @@
-"""Lengths of training: what is said in one unit is exact in every other."""
+"""Lengths of training: a length in one unit is exact in every other unit."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_whole_units_give_whole_steps(count, size):
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(0, 10**4))
-def test_a_batch_that_is_not_full_is_no_step(count, size, more):
+def test_an_incomplete_batch_is_not_a_step(count, size, more):
     more %= size
     assert Duration.parse(f"{count * size + more}sp").steps(lengths(1, size)) == count
 
@@ -69,7 +69,7 @@ def test_a_batch_that_is_not_full_is_no_step(count, size, more):
         (10, "not a number and a unit"),
     ],
 )
-def test_what_is_no_duration_is_refused_with_what_it_should_be(text, says):
+def test_an_invalid_duration_is_refused_with_the_valid_forms(text, says):
     with pytest.raises(DurationError, match=re.escape(says)) as refused:
         Duration.parse(text)
     assert repr(text) in str(refused.value)
@@ -84,7 +84,7 @@ def test_what_is_no_duration_is_refused_with_what_it_should_be(text, says):
         ("100tok", "set the task's `tokens`"),
     ],
 )
-def test_a_run_has_a_length_that_can_be_counted(text, says):
+def test_a_run_has_a_countable_length(text, says):
     with pytest.raises(DurationError, match=re.escape(says)):
         run_length(text, lengths(10, 8))
 

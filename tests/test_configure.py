@@ -1,4 +1,4 @@
-"""What cannot work is refused before a worker starts, with the value and what to do instead."""
+"""Settings that cannot work are refused before a worker starts, with value and alternative."""
 
 import dataclasses
 import re
@@ -47,7 +47,7 @@ class Fine(Task):
 
 
 def with_(**attributes):
-    """Return a task that is fine but for some attributes."""
+    """Return a task that is valid except for some attributes."""
     return type("Changed", (Fine,), attributes)()
 
 
@@ -83,7 +83,7 @@ def test_sizes_that_do_not_fit_are_refused(batch_size, ranks, workers, parts):
 
 
 @given(st.integers(-20, 200), st.integers(1, 40))
-def test_what_is_proposed_instead_is_accepted(batch_size, ranks):
+def test_the_proposed_alternative_is_accepted(batch_size, ranks):
     try:
         configure.check_sizes(batch_size, ranks, (1, ranks))
     except ConfigError as error:
@@ -95,7 +95,7 @@ def test_what_is_proposed_instead_is_accepted(batch_size, ranks):
         assert batch_size % ranks == 0
 
 
-# -- Ray Train's own words
+# -- Ray Train's configuration
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_limits_on_failures_that_would_be_ignored_are_refused(field, value):
         configure.check_run_config(RunConfig(failure_config=FailureConfig(**{field: value})))
 
 
-def test_checkpoints_are_kept_as_ray_trains_config_says():
+def test_checkpoints_are_kept_by_ray_trains_config():
     measuring = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
     asked = RunConfig(checkpoint_config=CheckpointConfig(3, "accuracy", "min"))
     configure.check_run_config(asked)
@@ -160,7 +160,7 @@ def test_checkpoints_are_kept_as_ray_trains_config_says():
         ("accuracy", False, ["'accuracy'", "measures loss:", "or give data to evaluate on"]),
     ],
 )
-def test_a_score_that_nothing_measures_is_refused(score, evaluates, parts):
+def test_a_score_that_is_not_measured_is_refused(score, evaluates, parts):
     task = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
     asked = RunConfig(checkpoint_config=CheckpointConfig(2, score))
     with says(ConfigError, "checkpoint_score_attribute", *parts):
@@ -168,7 +168,7 @@ def test_a_score_that_nothing_measures_is_refused(score, evaluates, parts):
 
 
 def test_plain_settings_are_accepted():
-    """The control of both."""
+    """The control of both tests."""
     configure.check_run_config(RunConfig(name="run", storage_path="here"))
     configure.check_run_config(
         RunConfig(failure_config=FailureConfig(), checkpoint_config=CheckpointConfig())
@@ -194,7 +194,7 @@ def test_workers_are_a_number_or_a_range():
         ({"resources_per_worker": {"CPU": 2, "disk": 0}}, {"CPU": 2.0}),
     ],
 )
-def test_each_worker_asks_for_one_cpu_unless_told_otherwise(settings, resources):
+def test_each_worker_requests_one_cpu_by_default(settings, resources):
     assert configure.worker_resources(ScalingConfig(**settings)) == resources
 
 
@@ -242,7 +242,7 @@ def test_a_task_with_metrics_that_cannot_be_merged_is_refused():
         ),
     ],
 )
-def test_algorithms_that_do_not_go_together_are_refused(algorithms, parts):
+def test_incompatible_algorithms_are_refused(algorithms, parts):
     with says(AspectError, *parts):
         configure.check_algorithms(algorithms)
     configure.check_algorithms([LabelSmoothing(), GradientClipping()])
@@ -305,7 +305,7 @@ def clock_of(source, duration, every, batch_size, **attributes):
     )
 
 
-def test_tokens_are_counted_where_the_task_says_what_they_are():
+def test_tokens_are_counted_if_the_task_names_their_column():
     source = open_source(table(), None)
     counted = clock_of(source, "48tok", "0.5dur", 8, tokens="x")
     assert (counted.tokens_per_sample, counted.total_steps, counted.evaluate_every) == (2, 3, 1)
@@ -333,7 +333,8 @@ def test_tokens_of_rows_of_any_length_are_counted(kind, tmp_path):
     counted = clock_of(source, "760tok", "38tok", 8, tokens="ids")  # 76 in 40 rows, 15.2 a step
     assert (counted.tokens_per_sample, counted.total_steps, counted.evaluate_every) == (1.9, 50, 2)
     assert counted.batch_tokens == 15
-    assert clock_of(source, "1ep", "1ep", 8, tokens="ids").tokens_per_sample == 0  # not read for it
+    # The data is not read for this.
+    assert clock_of(source, "1ep", "1ep", 8, tokens="ids").tokens_per_sample == 0
     text = open_source(pa.table({"ids": ["a", "b"] * 20, "label": [0] * 40}))
     with says(DataError, "'ids'", "of kind string"):
         clock_of(text, "760tok", "1ep", 8, tokens="ids")
@@ -347,7 +348,7 @@ def test_a_clock_counts_whole_batches():
     assert clock.checkpoint_every is None
 
 
-def test_checkpoints_are_as_far_apart_as_is_said():
+def test_checkpoints_have_the_given_interval():
     source, sizes = open_source(table(43), None), {"batch_size": 8, "logical_ranks": 4}
     every = {"duration": "10ep", "evaluate_every": "1ep"}
     for text, steps in (("2ep", 10), ("0.1dur", 5), ("7ba", 7)):
@@ -365,12 +366,12 @@ def test_checkpoints_are_as_far_apart_as_is_said():
         ("1ep", "1ep", 80, ValueError, ["batch is larger than the data", "40 rows", "smaller"]),
     ],
 )
-def test_lengths_that_make_no_sense_are_refused(duration, every, batch_size, error, parts):
+def test_invalid_lengths_are_refused(duration, every, batch_size, error, parts):
     with says(error, *parts):
         clock_of(open_source(table(), None), duration, every, batch_size)
 
 
-def test_an_evaluation_computes_at_least_as_much_at_once_as_a_step():
+def test_an_evaluations_batch_is_at_least_as_large_as_a_steps():
     assert configure.evaluation_rows(64, 8) == 64
     assert configure.evaluation_rows(4096, 8) == 512
 
@@ -383,13 +384,13 @@ def test_a_run_has_a_folder_of_its_name(tmp_path, monkeypatch):
     for storage in (str(tmp_path / "a"), (tmp_path / "b").as_uri(), "~/c", None):
         folder = configure.run_folder(storage, "run")
         assert folder.parent.is_dir()
-        assert not folder.exists()  # a run that is refused leaves nothing behind
+        assert not folder.exists()  # a refused run leaves no folder behind
         assert folder.is_relative_to(tmp_path)
         assert folder.name == "run"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", ".."])
-def test_a_name_that_is_no_folder_is_refused(tmp_path, name):
+def test_a_name_that_is_not_a_folder_name_is_refused(tmp_path, name):
     with says(ConfigError, f"run name {name!r}", "letters and digits"):
         configure.run_folder(str(tmp_path), name)
     assert not list(tmp_path.iterdir())
@@ -406,14 +407,14 @@ def test_storage_that_cannot_be_written_is_refused(tmp_path):
         configure.run_folder(str(tmp_path / "file"), "run")
 
 
-def test_a_run_is_never_written_over(tmp_path):
+def test_a_run_is_never_overwritten(tmp_path):
     configure.check_fresh(tmp_path)
     Journal(tmp_path).close()
     with says(ConfigError, f"there is a run in {tmp_path} already", "another --name, or --resume"):
         configure.check_fresh(tmp_path)
 
 
-def test_relative_places_are_those_of_the_driver(tmp_path, monkeypatch):
+def test_relative_paths_are_those_of_the_driver(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = str(tmp_path)
     data, held_out = configure.data_of(Task(), "train.parquet", Path("a%20b"))
@@ -433,7 +434,7 @@ def test_relative_places_are_those_of_the_driver(tmp_path, monkeypatch):
         assert elastic.checkpoint_storage == meant
 
 
-def test_what_a_run_keeps_does_not_go_away_with_a_job(tmp_path, monkeypatch):
+def test_a_runs_folder_outlives_its_job(tmp_path, monkeypatch):
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "package"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -445,13 +446,13 @@ def test_what_a_run_keeps_does_not_go_away_with_a_job(tmp_path, monkeypatch):
     configure.run_folder(str(tmp_path), "mine")
 
 
-def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
+def test_a_missing_run_cannot_be_resumed(tmp_path):
     with says(ConfigError, "there is no run to resume in", "absent"):
         configure.run_folder(str(tmp_path), "absent", resume=True)
     assert not (tmp_path / "absent").exists()
 
 
-def test_workers_import_from_where_the_driver_does(tmp_path, monkeypatch):
+def test_workers_have_the_drivers_import_path(tmp_path, monkeypatch):
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "mine").mkdir()
     listed = [tmp_path / "mine", tmp_path / "site-packages", tmp_path / "absent"]

@@ -1,4 +1,4 @@
-"""Pages that are made from the code are those of this code, and what pages name is there."""
+"""Generated pages are up to date, and the files that pages name exist."""
 
 import json
 import re
@@ -18,7 +18,7 @@ TEXTS = (".md", ".py", ".yaml", ".yml", ".toml", ".sh")
 
 
 @pytest.mark.parametrize("page", MADE, ids=lambda page: page.name)
-def test_a_page_that_is_made_from_the_code_is_of_this_code(page):
+def test_generated_pages_are_up_to_date(page):
     assert page.read_text() == MADE[page](), "run `python docs/generate.py`"
 
 
@@ -50,7 +50,7 @@ def test_the_page_about_checkpoints_has_each_field_of_a_manifest():
 
 
 def missing_files(text):
-    """Return the files that a page names, and that are not there."""
+    """Return the files that a page names but that do not exist."""
     named = {
         *re.findall(r"`((?:\w+/)+\w+\.py)`", text),
         *re.findall(r"\b(docs/[\w/]+\.md)\b", text),
@@ -58,7 +58,7 @@ def missing_files(text):
     return {name for name in named if not any((ROOT / top / name).exists() for top in PLACES)}
 
 
-def test_the_files_that_a_page_or_a_source_names_are_there():
+def test_the_files_that_a_page_or_a_source_names_exist():
     here = Path(__file__)
     paths = [path for path in ROOT.glob("*") if path.is_file()]
     paths += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
@@ -71,13 +71,13 @@ def test_the_files_that_a_page_or_a_source_names_are_there():
     assert len(texts) > len(list(DOCS.rglob("*.md")))
 
 
-def test_a_file_that_is_not_there_is_noticed():
+def test_a_missing_file_is_noticed():
     assert missing_files("`training/loop.py` and `training/lop.py`") == {"training/lop.py"}
     assert missing_files("see docs/index.md, docs/indes.md") == {"docs/indes.md"}
 
 
 def broken_links(page):
-    """Return the relative links of a page outside of the site that lead nowhere."""
+    """Return the broken relative links of a page outside of the site."""
     links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     return [link for link in links if not (page.parent / link).exists()]
 

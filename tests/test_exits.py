@@ -20,7 +20,7 @@ def test_an_exit_at_import_is_an_error_with_its_place(tmp_path, monkeypatch, cal
     assert "SystemExit" in str(refused.value)
 
 
-def test_an_exit_in_a_function_that_makes_the_task_is_one_too():
+def test_an_exit_in_a_function_that_makes_the_task_is_an_error_too():
     with pytest.raises(TaskExitError, match="the task's data"), as_errors("the task's data()"):
         sys.exit(1)
 
@@ -34,7 +34,7 @@ def test_a_forked_child_may_end_itself():
     assert os.waitstatus_to_exitcode(status) == 7
 
 
-def test_afterwards_an_exit_is_an_exit():
+def test_later_exits_are_exits_again():
     code = (
         "import os; from raytrain_plus.exits import as_errors as e\nwith e('x'): pass\nos._exit(5)"
     )

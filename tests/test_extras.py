@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Finds modules as Python does, but for the packages of all extras.
+# Finds modules as Python does, except the packages of all extras.
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
@@ -51,7 +51,7 @@ def test_the_extra_is_named(arguments, extra, tmp_path):
     assert text.endswith(f"pip install 'raytrain-plus[{extra}]'\n")
 
 
-def test_a_command_that_needs_none_runs():
-    """The control: without the extras, all else is there."""
+def test_a_command_that_needs_no_extra_runs():
+    """The control: without the extras, everything else works."""
     code, text = said("algorithms", "--explain", "MixUp")
     assert code == 0, text

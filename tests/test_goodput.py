@@ -1,4 +1,4 @@
-"""The simulator of goodput against cases computed by hand, and what is read from a journal."""
+"""The goodput simulator compared with cases computed by hand, and goodput read from a journal."""
 
 import pytest
 from hypothesis import given, settings
@@ -12,13 +12,13 @@ FREE = Costs(loss=0.0, change=0.0, start=0.0)
 JOB = Job(logical_ranks=8, rank_seconds=1.0)
 
 
-def test_undisturbed_everything_is_useful():
+def test_without_disturbance_all_time_is_useful():
     spent = simulate(JOB, [Change(0.0, 4)], FREE, until=100.0)
     assert spent == Spent(useful=400.0)
     assert spent.goodput == 1.0
 
 
-def test_one_loss_costs_the_pause_the_step_in_flight_and_balance():
+def test_one_loss_costs_a_pause_the_step_in_flight_and_imbalance():
     # Four workers commit a step every 2 s: at 11 s half a step is in flight. Then three: 3, 3, 2.
     costs = Costs(loss=4.0, change=0.0, start=0.0)
     spent = simulate(JOB, [Change(0.0, 4), Change(11.0, -1)], costs, until=18.0)
@@ -26,8 +26,8 @@ def test_one_loss_costs_the_pause_the_step_in_flight_and_balance():
     assert spent.offered == 4 * 11.0 + 3 * 7.0
 
 
-def test_no_balance_is_given_away_for_bytes_that_cost_nothing():
-    # 11, 11, 10; and 12, 10, 10 if nobody looks.
+def test_balance_is_not_traded_for_bytes_that_cost_nothing():
+    # 11, 11, 10 ranks; and 12, 10, 10 without the choice of the imbalance.
     job = Job(logical_ranks=32, rank_seconds=1.0)
     for follows, step in ((True, 11), (False, 12)):
         costs = Costs(loss=0.0, change=0.0, start=0.0, follows=follows)
@@ -35,13 +35,13 @@ def test_no_balance_is_given_away_for_bytes_that_cost_nothing():
         assert spent.useful == pytest.approx(32 * 11 * 12 / step)
 
 
-def test_salvage_keeps_what_survivors_have_done():
+def test_salvage_keeps_the_work_of_survivors():
     costs = Costs(loss=0.0, change=0.0, start=0.0, salvage=True)
     spent = simulate(JOB, [Change(0.0, 4), Change(11.0, -1)], costs, until=11.0)
     assert spent == Spent(useful=40.0 + 3.0, redone=1.0)
 
 
-def test_a_loss_that_is_announced_costs_a_pause_alone():
+def test_an_announced_loss_costs_only_a_pause():
     costs = Costs(loss=4.0, change=0.0, start=0.0, noticed=True)
     spent = simulate(JOB, [Change(0.0, 4), Change(11.0, -2)], costs, until=15.0)
     assert spent == Spent(useful=44.0, paused=8.0)
@@ -53,18 +53,18 @@ def test_a_newcomer_starts_while_the_others_train():
     assert spent == Spent(useful=10.0 + 4.0, starting=5.0 + 5.0, paused=6.0)
 
 
-def test_who_is_lost_while_it_starts_costs_no_pause():
+def test_a_worker_that_is_lost_while_it_starts_costs_no_pause():
     costs = Costs(loss=9.0, change=9.0, start=5.0)
     spent = simulate(JOB, [Change(0.0, 2), Change(2.0, -1)], costs, until=6.0)
     assert spent == Spent(useful=1.0, starting=4.0 + 3.0)
 
 
-def test_a_restart_goes_back_to_a_checkpoint_and_not_behind_it():
+def test_a_restart_goes_back_to_its_checkpoint_and_not_further():
     costs = Costs(loss=10.0, change=0.0, start=0.0, redone_steps=2.0, planned=False)
     changes = [Change(0.0, 4), Change(20.0, -2)]
     spent = simulate(JOB, changes, costs, until=30.0)
     assert spent == Spent(useful=64.0, redone=16.0, paused=20.0)
-    # One more loss while it restarts starts the restart again, from the same checkpoint.
+    # A loss during the restart starts it again, from the same checkpoint.
     spent = simulate(JOB, [*changes, Change(25.0, -1)], costs, until=35.0)
     assert spent == Spent(useful=64.0, redone=16.0, paused=20.0)
 
@@ -110,12 +110,12 @@ def test_time_is_useful_between_the_commits_of_one_group():
         *steps(1, 2, [0.0, 1.0, 2.0, 3.0, 9.0]),
         {"event": "generation", "time": 10.0},
         *steps(2, 1, [20.0, 22.0, 24.0]),
-        *steps(3, 4, [99.0]),  # of one step, nobody knows how long it takes
+        *steps(3, 4, [99.0]),  # the duration of a single step is unknown
     ]
     assert replay.useful(journal) == 2 * (9.0 + 1.0) + 1 * (4.0 + 2.0)
 
 
-def test_a_window_begins_with_who_is_there():
+def test_a_window_starts_with_the_workers_that_are_there():
     changes = [Change(0.0, 3), Change(5.0, -1), Change(8.0, 2), Change(20.0, -1)]
     cut = replay.window(changes, 5.0, 10.0)
     assert cut == [Change(0.0, 2), Change(3.0, 2)]

@@ -1,4 +1,4 @@
-"""The rules of the house, kept by a check, since a style that nothing executes does not hold."""
+"""The project's rules of style and layout as checks, since rules without a check are not kept."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ OURS = [
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 ]
 
-# Modules that decide and do nothing: imported alone, they load none of `NOT_PURE`.
+# Modules that only decide: imported alone, they load none of `NOT_PURE`.
 PURE = [
     "names",
     "redaction",
@@ -71,7 +71,7 @@ PURE = [
     "frontier.report",
 ]
 NOT_PURE = ("ray", "grpc", "torch.distributed")
-# Arrows point down: a module imports what stands below its own layer, or in its own folder.
+# Arrows point down: a module imports from lower layers or from its own folder.
 LAYERS = [
     {
         "seeds",
@@ -106,13 +106,13 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-# The coordinator starts the workers' processes; it knows nothing else of what runs in them.
+# The coordinator starts the workers' processes; it imports nothing else of their code.
 STARTS_WORKERS = {"raytrain_plus.elastic.coordinator.worker_sources"}
 MAY_IMPORT_RAY = {
     "ray_cluster",
     "elastic.client",
     "elastic.coordinator",
-    "elastic.protocol.messages",  # how a run's description is packed
+    "elastic.protocol.messages",  # the format of a run's description
     "elastic.worker",
     "worker_pool",
     "nodes",
@@ -146,11 +146,11 @@ EXPORTED = {
 
 @cache
 def imports_of(source, *, when_loaded=False):
-    """Return the modules that a source imports anywhere, those named by `from` with each name.
+    """Return the modules that a source imports anywhere; imports by `from` with each name.
 
     Args:
-        source: of a module.
-        when_loaded: leave out what functions import when they are called.
+        source: a module's source code.
+        when_loaded: leave out imports inside functions.
     """
     found, left = set(), [ast.parse(source)]
     while left:
@@ -166,7 +166,7 @@ def imports_of(source, *, when_loaded=False):
 
 
 def is_left_out(node):
-    """Say whether loading a module runs nothing of a part of its source."""
+    """Return whether loading a module does not run a part of its source."""
     if isinstance(node, ast.If):
         return "TYPE_CHECKING" in ast.unparse(node.test)
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -178,12 +178,12 @@ def imports(module, package):
 
 
 def is_in(name, folders):
-    """Say whether a module is one of some, or in one of them."""
+    """Return whether a module is one of the given ones, or in one of them."""
     return any(name == folder or name.startswith(f"{folder}.") for folder in folders)
 
 
 def loaded_by(name, sources=None):
-    """Return what importing one of our modules loads, ours and others, by which way."""
+    """Return the modules that importing one of our modules loads, with their chains of imports."""
     found, left = {}, [(name,)]
     while left:
         way = left.pop()
@@ -199,7 +199,7 @@ def loaded_by(name, sources=None):
 
 
 def layer_of(name):
-    """Return the layer and the member of it that a module of ours belongs to."""
+    """Return the layer of one of our modules, and its folder or file there."""
     parts = name.removeprefix("raytrain_plus.").split(".")
     for depth in (2, 1):
         member = ".".join(parts[:depth])
@@ -210,7 +210,7 @@ def layer_of(name):
 
 
 def upward_imports(name, source):
-    """Return what a module of ours imports from its own layer's neighbours or from above."""
+    """Return what one of our modules imports from its own layer or from higher layers."""
     layer, member = layer_of(name)
     wrong = set()
     for imported in imports_of(source):
@@ -218,18 +218,18 @@ def upward_imports(name, source):
         if not imported.startswith("raytrain_plus.") or known not in MODULES:
             continue
         if imported.count(".") == 1 and known.endswith("__init__"):
-            continue  # a folder's own file holds no code
+            continue  # a folder's `__init__` holds no code
         other, other_member = layer_of(imported)
-        # The leaves of the lowest layer may stand on each other.
+        # Modules of the lowest layer may import each other.
         if other > layer or (other == layer > 0 and other_member != member):
             wrong.add(imported)
     return wrong
 
 
 def long_functions(source, most=60):
-    """Return functions whose body, docstring included, is too long.
+    """Return functions whose body, with its docstring, is too long.
 
-    A signature does not count: the trainer's, which names all that a user may say, is no logic.
+    The signature does not count: the trainer's lists all options of a user, and has no logic.
     """
     functions = [
         (node.name, node.end_lineno - node.body[0].lineno + 1)
@@ -264,7 +264,7 @@ def test_an_arrow_that_points_up_is_found():
     assert upward_imports("raytrain_plus.elastic.coordinator.coordinator", up) == set()
 
 
-def test_the_coordinator_knows_nothing_of_what_runs_in_a_worker():
+def test_the_coordinator_does_not_import_worker_code():
     coordinator = [name for name in INSIDE if is_in(name, ["raytrain_plus.elastic.coordinator"])]
     knowing = {
         name
@@ -276,7 +276,7 @@ def test_the_coordinator_knows_nothing_of_what_runs_in_a_worker():
 
 
 def test_the_pure_cores_load_neither_ray_nor_grpc_nor_torch_distributed():
-    """Of what they load themselves: `import torch` loads its own `torch.distributed`."""
+    """Only their own imports count: `import torch` itself loads `torch.distributed`."""
     folders = [f"raytrain_plus.{name}" for name in PURE]
     pure = [name for name in INSIDE if is_in(name, folders)]
     assert not [folder for folder in folders if not any(is_in(one, [folder]) for one in pure)]
@@ -301,7 +301,7 @@ def test_the_pure_cores_can_be_imported_without_ray():
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_what_a_pure_core_loads_by_another_module_is_found():
+def test_indirect_imports_of_a_pure_core_are_found():
     """The negative control."""
     name = "raytrain_plus.seeds"
     sources = {name: "from raytrain_plus.elastic.worker.reporter import Records"}
@@ -309,7 +309,7 @@ def test_what_a_pure_core_loads_by_another_module_is_found():
     assert "ray" not in loaded_by(name, {name: "def f():\n    import ray"})
 
 
-def test_only_one_folder_touches_what_is_private_of_ray():
+def test_only_one_folder_uses_rays_private_api():
     touching = {
         name
         for name in INSIDE
@@ -319,7 +319,7 @@ def test_only_one_folder_touches_what_is_private_of_ray():
     assert {name for name in touching if not is_in(name, ["raytrain_plus.ray_cluster"])} == set()
 
 
-def test_only_those_who_must_import_ray_or_torch_distributed():
+def test_only_listed_modules_import_ray_or_torch_distributed():
     def importing(package):
         inside = [name.removeprefix("raytrain_plus.") for name in INSIDE]
         return {name for name in inside if imports(name, package)}
@@ -345,7 +345,7 @@ def test_a_long_function_is_found():
     assert long_functions(source[: -len("        pass\n")]) == []
 
 
-def test_names_of_modules_say_what_they_hold():
+def test_module_names_are_not_vague():
     assert not {path.stem for path in OURS} & NAMES_THAT_SAY_NOTHING
 
 
@@ -356,7 +356,7 @@ def test_the_exported_names_are_pinned():
         _ = raytrain_plus.Anything
 
 
-# Imports what raytrain_plus depends on, and then says what further imports change.
+# Imports the dependencies of raytrain_plus, and then prints what further imports change.
 CHANGES = """
 import json, os, random, signal, sys, threading, warnings
 import fsspec, numpy, pyarrow, pydantic, ray, ray.train, safetensors.torch, torch, typer, yaml
@@ -407,7 +407,7 @@ sys.path.append("elsewhere")
 
 def test_importing_starts_nothing(tmp_path):
     (tmp_path / "meddling.py").write_text(MEDDLING)
-    # Not the environment of this process, in which raytrain_plus has been imported already.
+    # Not in this process, which has imported raytrain_plus already.
     clean = {
         name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ
     }
@@ -420,13 +420,13 @@ def test_importing_starts_nothing(tmp_path):
     )
     ours, meddling = json.loads(done.stdout)
     assert ours == []
-    # The negative control: a module that does start something is seen to.
+    # The negative control: a module that starts something is noticed.
     expected = {"environment", "signals", "threads", "native threads", "torch", "chance", "paths"}
     assert set(meddling) == expected
 
 
-def test_importing_leaves_out_what_takes_seconds():
-    """Each worker imports the package when it comes up, and that is what recovery waits for."""
+def test_importing_does_not_load_slow_modules():
+    """Each worker imports the package when it starts, and recovery waits for this."""
     slow = {"torch._dynamo", "torch._inductor", "torchmetrics", "transformers", "sympy", "mlxtend"}
     code = (
         "import sys, json, raytrain_plus\n"

@@ -110,7 +110,7 @@ def test_a_further_signal_ends_the_process_at_once_without_a_traceback(number):
     assert ended_by(number, CLEANS_UP, "interrupted") == (128 + number, "")
 
 
-def test_otherwise_python_writes_a_traceback():
+def test_without_our_handler_python_writes_a_traceback():
     status, error = ended_by(signal.SIGINT, CLEANS_UP)
     assert "Traceback" in error
     assert status != 128 + signal.SIGINT

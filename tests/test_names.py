@@ -1,4 +1,4 @@
-"""One rule for names: what passes it is used as it stands; what does not touches nothing."""
+"""One rule for names: valid names are used unchanged; invalid ones are refused at once."""
 
 import contextlib
 import subprocess
@@ -27,7 +27,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good_names_become_one_folder_as_they_stand(tmp_path, name):
+def test_good_names_become_one_folder_unchanged(tmp_path, name):
     assert check_name(name) == name
     assert run_folder(str(tmp_path), name) == tmp_path / name
     (tmp_path / name).mkdir()
@@ -37,7 +37,7 @@ def test_good_names_become_one_folder_as_they_stand(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_names_are_refused_before_anything_is_touched(tmp_path, name):
+def test_bad_names_are_refused_before_files_are_touched(tmp_path, name):
     with pytest.raises(ConfigError, match="run name"):
         run_folder(str(tmp_path / "storage"), name)
     assert list(tmp_path.iterdir()) == []
@@ -57,13 +57,13 @@ def test_a_name_that_passes_is_one_part_of_a_path_of_a_url_and_of_a_command(name
         assert not name.startswith(("-", ".", "~", " "))
 
 
-def test_a_run_is_meant_by_its_name_or_by_its_folder(tmp_path):
+def test_a_run_is_given_by_its_name_or_by_its_folder(tmp_path):
     for folder in ("here", "colon:s"):
         (tmp_path / folder).mkdir()
         Journal(tmp_path / folder).close()
     assert control.folder_of("here", str(tmp_path)) == tmp_path / "here"
     assert control.folder_of(str(tmp_path / "colon:s"), "elsewhere") == tmp_path / "colon:s"
-    # A path never leads out of the storage: it is a folder of its own.
+    # A path does not mean a folder in the storage: it is a folder itself.
     with pytest.raises(FileNotFoundError):
         control.folder_of("x/../here", str(tmp_path))
     assert len(possible_folders("x/../here", tmp_path)) == 1
@@ -87,7 +87,7 @@ def test_commands_refuse_a_name_here_and_before_they_reach_a_cluster(tmp_path, c
 
 
 @pytest.mark.parametrize("folder", ["", ".", "..", "a/b", "../a", "a\0"])
-def test_nothing_is_joined_to_a_store_that_leads_out_of_it(tmp_path, folder):
+def test_paths_that_lead_out_of_a_store_are_refused(tmp_path, folder):
     with pytest.raises(StoreError, match="no name of a folder"):
         Store(tmp_path).inside(folder)
 

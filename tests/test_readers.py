@@ -1,7 +1,7 @@
-"""Each reader of what comes from disk or network, fed with damage: an answer or its own error.
+"""Each reader of data from disk or network gives an answer or its own error for damaged data.
 
-Python's own errors, and whatever takes minutes or the memory, would end a command or a run for what
-is nothing but a damaged file.
+An error of Python itself, or a reader that takes minutes or all memory, would end a command or a
+run because of a damaged file.
 """
 
 import json
@@ -59,7 +59,7 @@ def state(tmp_path_factory):
 
 
 def hashed(content):
-    """Return a manifest's bytes with the hash that belongs to them, as a stranger would."""
+    """Return a manifest's bytes with the right hash, as an attacker would write it."""
     content = {key: value for key, value in content.items() if key != "sha256"}
     return json.dumps({**content, "sha256": manifest._hash(content)}).encode()
 
@@ -81,7 +81,7 @@ def test_a_damaged_manifest_leads_to_the_older_checkpoint(state, draw):
                 older += 1
                 assert checkpointer.name_of(2) in refused or not newest.parent.exists()
             else:
-                with suppress(CheckpointError):  # of what only a replica can tell
+                with suppress(CheckpointError):  # damage that only a replica can notice
                     checkpointer.load(folder / found, replica)
     finally:
         newest.write_bytes(content)
@@ -147,7 +147,7 @@ EVENTS = [
 
 
 def everything_that_reads(folder):
-    """Read a journal in all the ways in which it is read."""
+    """Read a journal in all ways in which the project reads it."""
     path = folder / FILE_NAME
     rare = []
     live = LiveRun(8, 3, 0.0)
@@ -206,7 +206,7 @@ NODE = {
 }
 
 
-def test_a_damaged_answer_of_a_cluster_is_an_error_for_people(draw):
+def test_a_damaged_answer_of_a_cluster_is_a_readable_error(draw):
     from rich.console import Console
 
     console, refused = Console(quiet=True), 0
@@ -271,7 +271,7 @@ def test_damaged_yaml_is_an_error_of_its_reader(tmp_path, draw, what):
             read(path)
 
 
-def test_yaml_of_aliases_is_plain_data_while_it_is_small():
+def test_small_yaml_with_aliases_is_plain_data():
     assert load_yaml("a: &a [1, 2]\nb: [*a, *a]\n") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
     for hostile in HOSTILE[:3]:
         with pytest.raises(YamlError, match=r"more than|deeply"):
@@ -292,7 +292,7 @@ def test_a_damaged_trace_is_an_error_that_names_the_line(tmp_path, draw):
         read_trace(path)
 
 
-def test_a_damaged_notice_is_an_error_that_the_agent_tells(tmp_path, draw):
+def test_a_damaged_notice_is_an_error_that_the_agent_reports(tmp_path, draw):
     path = tmp_path / "notice"
     for _ in range(TRIES):
         for read in (notices.ec2_action, notices.ec2_rebalance, notices.gce_preempted):

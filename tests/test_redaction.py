@@ -1,4 +1,4 @@
-"""No password and no key is in what is made for people, nor in what is kept on disk."""
+"""No password and no key is shown to people or kept on disk."""
 
 import pyarrow as pa
 import pytest
@@ -38,7 +38,7 @@ SECRET = "hunter2x"
         f"{{'token': '{SECRET}'}}",
     ],
 )
-def test_what_looks_like_a_secret_is_not_shown(text):
+def test_texts_that_look_like_a_secret_are_not_shown(text):
     shown = redact(text)
     assert SECRET not in shown
     assert HIDDEN in shown
@@ -57,7 +57,7 @@ def test_what_looks_like_a_secret_is_not_shown(text):
         "file:///data/user@host/a.parquet",
     ],
 )
-def test_everything_else_is_shown_as_it_is(text):
+def test_other_texts_are_shown_unchanged(text):
     assert redact(text) == text
 
 
@@ -68,12 +68,12 @@ _WORDS = st.sampled_from(
 
 @given(st.lists(_WORDS, max_size=12).map("".join))
 @example("http://http://?http://@")
-def test_a_text_without_secrets_stays_what_it_is(text):
+def test_a_text_without_secrets_is_unchanged(text):
     once = redact(text)
     assert redact(once) == once
 
 
-def test_data_is_redacted_at_any_depth_and_keeps_its_form():
+def test_data_is_redacted_at_any_depth_and_keeps_its_structure():
     given = {"a": [f"http://u:{SECRET}@h", 1, None], "b": {"password": SECRET, "epochs": 3}}
     assert redacted(given) == {
         "a": ["http://***@h", 1, None],
@@ -81,7 +81,7 @@ def test_data_is_redacted_at_any_depth_and_keeps_its_form():
     }
 
 
-def test_options_that_name_a_secret_are_known():
+def test_options_with_a_secret_are_recognised():
     options = {"key": "abcdef", "client_kwargs": {"password": SECRET}, "region": "eu", "pin": "1"}
     assert secrets_of(options) == {"abcdef", SECRET}
     assert redact(f"refused: abcdef for {SECRET} in eu", secrets_of(options)).count(HIDDEN) == 2
@@ -89,7 +89,7 @@ def test_options_that_name_a_secret_are_known():
     assert not names_a_secret("tokens")
 
 
-def test_the_journal_holds_none(tmp_path):
+def test_the_journal_holds_no_secrets(tmp_path):
     journal = Journal(tmp_path)
     written = journal.write("warning", text=f"http://ann:{SECRET}@host is slow")
     journal.write("run", run="r", identity={"data": f"s3://k:{SECRET}@bucket", "password": SECRET})
@@ -108,7 +108,7 @@ def test_an_error_of_a_store_says_where_without_the_password():
     assert SECRET not in repr(store)
 
 
-def test_no_repr_shows_any(tmp_path):
+def test_no_repr_shows_a_secret(tmp_path):
     url = f"s3://ann:{SECRET}@bucket/a"
     elastic = ElasticConfig(checkpoint_storage=url, checkpoint_options={"pin": SECRET}, spares=3)
     stream = Stream(url, storage_options={"pin": SECRET}, window=5)

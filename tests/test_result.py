@@ -1,4 +1,4 @@
-"""What a caller gets of a run that has ended."""
+"""The result of an ended run for its caller."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ def ended(**changes):
     return Ended(replace(OUTCOME, **changes), {"folder": "/runs/run"})
 
 
-def test_a_metric_of_the_task_replaces_nothing_of_the_runs():
+def test_a_metric_of_the_task_does_not_replace_the_runs_own_values():
     metrics = {"accuracy": 0.75, "loss": 0.25, "steps": 3.0, "digest": 1.0}
     told = trainer.result_of(ended(metrics=metrics)).metrics
     assert {key: told[key] for key in ("loss", "steps", "digest")} == {
@@ -32,7 +32,7 @@ def test_a_metric_of_the_task_replaces_nothing_of_the_runs():
         "steps": 3.0,
         "digest": 1.0,
     }
-    # The control: any other is found under its own name.
+    # The control: another metric is found under its own name.
     assert told["accuracy"] == 0.75
     assert trainer.result_of(ended()).metrics.keys() == {"loss", "steps", "digest", "accuracy"}
 
@@ -46,6 +46,6 @@ def test_the_live_result_knows_the_address_that_the_journal_does_not_hold(storag
     true = str(place.local_path) if place.is_local else place.url
     spec = SimpleNamespace(elastic=ElasticConfig(), checkpoint_store=store)
     assert trainer._with_secrets(redact(true), 7, spec) == true
-    # The control: what is kept elsewhere is named as it is.
+    # The control: an address without a secret is shown unchanged.
     elsewhere = f"/tmp/kept/{checkpointer.name_of(7)}"
     assert trainer._with_secrets(elsewhere, 8, spec) == elsewhere

@@ -1,4 +1,4 @@
-"""A run goes on from its newest whole checkpoint, as the same run or as one that has changed."""
+"""A run goes on from its newest complete checkpoint, as the same run or as a changed one."""
 
 import contextlib
 from types import SimpleNamespace
@@ -52,7 +52,7 @@ def write(store, run, steps, **header):
         checkpointer.commit(place, described, pieces)
 
 
-def test_the_newest_whole_checkpoint_is_resumed(tmp_path):
+def test_the_newest_complete_checkpoint_is_resumed(tmp_path):
     described(tmp_path, checkpoints=[9, 100])
     (tmp_path / "checkpoint_00000200").mkdir()
     found = resume.last_checkpoint(tmp_path, IDENTITY)
@@ -64,7 +64,7 @@ def test_the_newest_whole_checkpoint_is_resumed(tmp_path):
     assert "model.safetensors has 0 of" in found.refused["checkpoint_00000100"]
 
 
-def test_checkpoints_may_be_kept_elsewhere(tmp_path, server):
+def test_checkpoints_may_be_in_another_folder(tmp_path, server):
     described(tmp_path / "run")
     store = Store(f"s3://{server.fresh_bucket()}/kept", server.options())
     write(store, "run", [9])
@@ -96,14 +96,14 @@ def test_a_run_cannot_be_resumed_differently_unless_that_is_allowed(tmp_path):
     assert resume.last_checkpoint(tmp_path, IDENTITY, allow_change=True).changes == []
 
 
-def test_a_change_that_was_allowed_is_what_the_run_is_from_then_on(tmp_path):
+def test_an_allowed_change_is_the_runs_new_identity(tmp_path):
     described(tmp_path, checkpoints=[9], changes=["seed: was 17, is 5"])
     assert resume.last_checkpoint(tmp_path, {"seed": 5}).changes == []
     with says(ConfigError, "seed: was 5, is 17"):
         resume.last_checkpoint(tmp_path, IDENTITY)
 
 
-def test_an_identity_is_compared_as_the_journal_holds_it(tmp_path):
+def test_identities_are_compared_in_the_form_of_the_journal(tmp_path):
     journal = Journal(tmp_path)
     journal.write("run", identity={"betas": (1, 2)})
     journal.close()
@@ -111,7 +111,7 @@ def test_an_identity_is_compared_as_the_journal_holds_it(tmp_path):
     assert resume.last_checkpoint(tmp_path, {"betas": (1, 2)}).changes == []
 
 
-def test_a_run_that_was_lost_before_its_first_checkpoint_begins_anew(tmp_path):
+def test_a_run_lost_before_its_first_checkpoint_starts_from_the_beginning(tmp_path):
     journal = Journal(tmp_path)
     journal.write("run", identity=IDENTITY)
     journal.close()
@@ -119,7 +119,7 @@ def test_a_run_that_was_lost_before_its_first_checkpoint_begins_anew(tmp_path):
     assert (found.place, found.step, found.refused) == (None, 0, {})
 
 
-def test_what_is_not_there_cannot_be_resumed(tmp_path):
+def test_a_missing_run_or_checkpoint_cannot_be_resumed(tmp_path):
     with says(ConfigError, "there is no run to resume in", str(tmp_path)):
         resume.last_checkpoint(tmp_path, IDENTITY)
     described(tmp_path)
@@ -135,7 +135,8 @@ def test_a_run_whose_folder_is_lost_goes_on_from_its_checkpoints(tmp_path):
     write(store, "mine", [20, 40], run_id="first", identity=IDENTITY)
     found = resume.last_checkpoint(lost, IDENTITY, store=store)
     assert (found.step, found.run_id) == (40, "first")
-    assert [one.step for one in found.found] == [40, 20]  # to be kept or deleted as before
+    # So that they are kept or deleted as before.
+    assert [one.step for one in found.found] == [40, 20]
     with says(ConfigError, f"in {store.local_path} cannot be resumed", "seed: was 17, is 5"):
         resume.last_checkpoint(lost, {**IDENTITY, "seed": 5}, store=store)
     with says(ConfigError, f"no run to resume in {lost}"):
@@ -166,7 +167,7 @@ def test_checkpoints_of_another_run_of_the_same_name_are_never_loaded_nor_delete
 def test_a_new_run_does_not_keep_its_checkpoints_among_those_of_another(tmp_path):
     store = Store(tmp_path).inside("mine")
     resume.check_unused(store, "mine")
-    (tmp_path / "mine" / "checkpoint_00000009").mkdir(parents=True)  # an attempt came to nothing
+    (tmp_path / "mine" / "checkpoint_00000009").mkdir(parents=True)  # an attempt failed
     resume.check_unused(store, "mine")
     write(store, "mine", [60])
     with says(ConfigError, "another run 'mine'", "step 60", "--name", "--resume"):
@@ -195,7 +196,7 @@ def resumed_to(storage, duration, **more):
     )
 
 
-def test_a_run_that_stands_beyond_its_last_step_is_refused(tmp_path):
+def test_a_run_beyond_its_last_step_is_refused(tmp_path):
     described(tmp_path / "run", checkpoints=[60])
     with says(ConfigError, "stands at step 60", "after step 40", "Give a longer duration"):
         resumed_to(tmp_path, "40ba")
@@ -251,7 +252,7 @@ def test_a_resumed_run_knows_how_its_workers_computed_the_last_time(tmp_path, is
     assert found.environment == {"torch": "2", "threads": "1"}
 
 
-def test_a_run_that_begins_again_must_compute_its_steps_as_before(tmp_path):
+def test_a_run_that_starts_again_must_compute_the_same_steps(tmp_path):
     journal = Journal(tmp_path)
     journal.write("run", identity=IDENTITY)
     journal.write("environment", fingerprint=WORKERS)
@@ -262,7 +263,7 @@ def test_a_run_that_begins_again_must_compute_its_steps_as_before(tmp_path):
 SECRET = {"data": "https://ann:pass:w@rd@host/a.parquet?sig=abc", "token": "t0ken"}
 
 
-def test_what_is_kept_secret_is_no_change(tmp_path):
+def test_another_secret_is_not_a_change(tmp_path):
     described(tmp_path / "run", checkpoints=[9])
     for folder in (tmp_path / "run", tmp_path / "other"):
         folder.mkdir(exist_ok=True)
@@ -303,13 +304,13 @@ def test_a_run_is_resumed_with_other_code_only_if_that_is_accepted(tmp_path):
     assert resume.last_checkpoint(folder, {"seed": 17, "code": CODE}).changes == []
 
 
-def test_code_that_was_not_recorded_counts_as_changed(tmp_path):
+def test_unrecorded_code_counts_as_changed(tmp_path):
     described(tmp_path)
     with says(ConfigError, "code: was recorded by another version"):
         resume.last_checkpoint(tmp_path, {**IDENTITY, "code": CODE})
 
 
-def test_a_store_that_cannot_be_reached_is_no_missing_checkpoint(tmp_path, server):
+def test_an_unreachable_store_is_not_a_missing_checkpoint(tmp_path, server):
     described(tmp_path)
     options = server.options("http://127.0.0.1:9")
     store = Store("s3://bucket/run", options, deadline=1.0, stall=0.5)
@@ -317,7 +318,7 @@ def test_a_store_that_cannot_be_reached_is_no_missing_checkpoint(tmp_path, serve
         resume.last_checkpoint(tmp_path, IDENTITY, store=store)
 
 
-def test_later_states_that_a_worker_has_kept_on_this_node_are_named(tmp_path):
+def test_later_states_that_a_worker_kept_on_this_node_are_named(tmp_path):
     for number, (run_id, step) in enumerate([("a", 5), ("a", 9), ("b", 12), ("", 20)]):
         folder = tmp_path / f"{checkpointer.RESCUED}{number}"
         write(Store(folder), "run", [step], run_id=run_id)

@@ -1,4 +1,4 @@
-"""The model of what scaling costs: its bytes are those of the real exchange, its fit is a fit."""
+"""The model of the cost of scale: its bytes are the real exchange's; its fit finds constants."""
 
 import itertools
 from dataclasses import replace
@@ -30,7 +30,7 @@ WIRE = Wire(
 
 
 class Counting:
-    """A wire that counts what is sent."""
+    """A transport that counts sent messages and bytes."""
 
     def __init__(self, wire):
         self.wire, self.bytes, self.messages = wire, 0, 0
@@ -44,15 +44,15 @@ class Counting:
         return self.wire.post(sends, receives)
 
 
-_MARKS = 64  # elements that a bucket's marks take, one aligned block
+_MARKS = 64  # elements of a bucket's marks, one aligned block
 
 
 def counted(workers, logical_ranks, elements):
     """Return the bytes and the messages that each worker sends in a real exchange.
 
     Args:
-        workers, logical_ranks: who computes what.
-        elements: of the gradient and its marks.
+        workers, logical_ranks: their numbers.
+        elements: number of elements of the gradient and its marks.
     """
     ranges = ranges_of(workers, logical_ranks)
 
@@ -68,22 +68,22 @@ def counted(workers, logical_ranks, elements):
     return Network(workers).run(exchange)
 
 
-# A multiple of all chunks' alignment, small and so large that it travels in slices.
+# Multiples of all chunks' alignment: a small one, and one so large that it is sent in slices.
 @pytest.mark.parametrize("elements", [64 * 60, 64 * 60 * 200])
 @pytest.mark.parametrize(("workers", "logical_ranks"), [(2, 8), (3, 8), (4, 8), (5, 13), (3, 64)])
-def test_the_plan_says_what_is_sent(workers, logical_ranks, elements):
+def test_the_plan_predicts_the_sent_bytes(workers, logical_ranks, elements):
     traffic = Traffic(ranges_of(workers, logical_ranks), 4 * elements, 1)
     found = counted(workers, logical_ranks, elements)
     told = [sum(both) for both in zip(traffic.sent_bytes, traffic.lane_bytes, strict=True)]
     assert [sent for sent, _ in found] == pytest.approx(told)
     assert [messages for _, messages in found] == traffic.messages
-    # The control: another plan's bytes are others.
+    # The control: another plan has another number of bytes.
     other = Traffic(ranges_of(workers, logical_ranks + 5), 4 * elements, 1)
     assert [sent for sent, _ in found] != pytest.approx(other.sent_bytes)
 
 
 @given(st.integers(2, 64), st.integers(0, 4))
-def test_no_group_sends_less_than_a_ring_and_aligned_ones_no_more(workers, doublings):
+def test_no_group_sends_less_than_a_ring_and_aligned_groups_send_no_more(workers, doublings):
     traffic = Traffic(ranges_of(workers, workers << doublings), 1e9, 1)
     assert traffic.partials == [1] * workers
     assert sum(traffic.sent_bytes) == pytest.approx(workers * traffic.ring_bytes)
@@ -100,7 +100,7 @@ def test_one_worker_sends_nothing():
 
 @settings(deadline=None)
 @given(st.floats(1e-6, 1e-3), st.floats(1e-10, 1e-8), st.floats(1e-5, 1e-2))
-def test_the_fit_finds_the_constants_that_there_are(message, byte, connection):
+def test_the_fit_finds_the_true_constants(message, byte, connection):
     true = replace(WIRE, message_seconds=message, byte_seconds=byte, connection_seconds=connection)
     ranges = ranges_of(2, 64), ranges_of(8, 64)
     cases = {
@@ -114,7 +114,7 @@ def test_the_fit_finds_the_constants_that_there_are(message, byte, connection):
         row_seconds=true.row_seconds,
         meetings={workers: true.meeting_cpu(workers) for workers in (2, 8, 24)},
     )
-    # What rows and the few bytes of many messages cost is not taken apart.
+    # The costs of rows and of the few bytes of many messages are not separated.
     assert found.message_seconds == pytest.approx(message, rel=0.1, abs=2e-6)
     assert found.byte_seconds == pytest.approx(byte, rel=0.1, abs=1e-11)
     assert found.connection_seconds == pytest.approx(connection)
@@ -128,15 +128,15 @@ def test_messages_grow_with_the_group_and_bytes_do_not():
     assert many["messages s"] == pytest.approx(many["messages"] * WIRE.message_seconds)
 
 
-def test_a_source_feeds_one_after_the_other():
-    case = Case(gradient_bytes=1e9 / 3, link=1e9)  # a state takes a second
+def test_a_source_sends_its_state_to_one_worker_after_the_other():
+    case = Case(gradient_bytes=1e9 / 3, link=1e9)  # sending a state takes a second
     assert scale_model.healing(case, 10, 1) == pytest.approx(9)
     assert scale_model.healing(case, 10, 5) == pytest.approx(1)
     assert scale_model.healing(case, 10, 4) == pytest.approx(2)
     assert scale_model.healing(case, 10, 10) == 0
 
 
-def test_what_breaks_first_comes_first():
+def test_the_first_exceeded_bound_comes_first():
     rows = [{"workers": n, "cost": n * 2.0} for n in (1, 10, 100)]
     assert scale_model.first_above(rows, "cost", 15) == 10
     assert scale_model.first_above(rows, "cost", 200) is None
@@ -146,8 +146,8 @@ def test_what_breaks_first_comes_first():
     assert sizes == sorted(sizes)
 
 
-def test_the_constants_that_are_kept_are_those_of_this_code():
-    """What does not depend on the machine is measured again."""
+def test_the_stored_constants_are_those_of_this_code():
+    """Constants that do not depend on the machine are measured again."""
     kept = {one.workers: one for one in scale.Constants.read().at}
     assert tuple(kept) == scale.SIZES
     now = scale_measure.at_size(30)
@@ -157,7 +157,7 @@ def test_the_constants_that_are_kept_are_those_of_this_code():
         assert smaller.plan_bytes < larger.plan_bytes
 
 
-def test_looking_around_does_not_search_the_group_for_each_worker(tmp_path):
+def test_checking_the_members_does_not_search_the_group_for_each_worker(tmp_path):
     class Listed(list):
         def __contains__(self, _):
             raise AssertionError("ten thousand workers would be searched ten thousand times")
@@ -166,8 +166,7 @@ def test_looking_around_does_not_search_the_group_for_each_worker(tmp_path):
     membership = Membership(scale_measure.spec_for(3), None, RunLog(Journal(tmp_path)))
     membership.members = {name: scale_measure.member_of(name) for name in names}
     assert not membership.wants_change(Listed(names))
-    assert membership.wants_change(
-        Listed(names[:2])
-    )  # the control: who is not in the group is seen
+    # The control: a worker outside of the group is noticed.
+    assert membership.wants_change(Listed(names[:2]))
     with pytest.raises(AssertionError):
         "w0" in Listed(names)  # noqa: B015

@@ -1,4 +1,4 @@
-"""Schedules are pure functions of progress, whatever the duration."""
+"""Schedules are pure functions of progress, for any duration."""
 
 import math
 
@@ -11,7 +11,7 @@ from raytrain_plus.schedules import SCHEDULES, constant, cosine, linear, with_wa
 PROGRESS = st.floats(0, 1)
 
 
-def test_they_begin_at_one_and_end_where_they_are_told():
+def test_schedules_start_at_one_and_end_at_the_given_value():
     assert [constant(p) for p in (0, 0.5, 1)] == [1, 1, 1]
     assert [linear(p) for p in (0, 0.25, 1)] == [1, 0.75, 0]
     assert [cosine(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
@@ -21,13 +21,13 @@ def test_they_begin_at_one_and_end_where_they_are_told():
 
 
 @given(PROGRESS, PROGRESS, st.sampled_from(sorted(SCHEDULES)))
-def test_they_never_rise(one, other, name):
+def test_schedules_never_rise(one, other, name):
     early, late = sorted((one, other))
     assert SCHEDULES[name](early) >= SCHEDULES[name](late) - 1e-12
 
 
 @given(st.floats(0.01, 0.9), st.sampled_from(sorted(SCHEDULES)))
-def test_a_warm_up_rises_to_the_schedule_it_precedes(warmup, name):
+def test_a_warm_up_rises_to_its_schedule(warmup, name):
     then = SCHEDULES[name]
     assert with_warmup(0, warmup, then, initial=0.2) == pytest.approx(0.2)
     assert with_warmup(warmup / 2, warmup, then, initial=0.2) == pytest.approx(0.6)
@@ -38,5 +38,5 @@ def test_a_warm_up_rises_to_the_schedule_it_precedes(warmup, name):
 
 
 @given(PROGRESS)
-def test_no_warm_up_changes_nothing(progress):
+def test_a_warm_up_of_zero_changes_nothing(progress):
     assert with_warmup(progress, 0.0, linear) == linear(progress)

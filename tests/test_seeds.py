@@ -1,4 +1,4 @@
-"""Every draw follows from the seed, the purpose and the place, and from nothing else."""
+"""Each draw depends on the seed, the purpose and the coordinates only."""
 
 import hashlib
 import random
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raytrain_plus.seeds import seed_for, seed_global_generators
 
-# Pinned for ever: another value would silently be another run.
+# Fixed for ever: with other values, runs would silently change.
 GOLDEN = {
     (0, "step"): 0xE9797971A897B5B0,
     (17, "step", 0, 0): 0xB53CD2EFDE7B32B0,
@@ -34,7 +34,7 @@ def test_seeds_are_pinned(arguments, seed):
     assert seed_for(*arguments) == seed
 
 
-def test_seeds_are_a_plain_hash_that_anybody_can_repeat():
+def test_seeds_are_a_plain_hash_that_can_be_repeated():
     digest = hashlib.blake2b(b"17:step:3:5", digest_size=8).digest()
     assert seed_for(17, "step", 3, 5) == int.from_bytes(digest, "little")
 
@@ -46,12 +46,12 @@ def test_seeds_have_64_bits(arguments):
 
 
 @given(ARGUMENTS, ARGUMENTS)
-def test_other_places_have_other_seeds(one, other):
+def test_other_coordinates_have_other_seeds(one, other):
     one, other = (one[0], one[1], *one[2]), (other[0], other[1], *other[2])
     assert (seed_for(*one) == seed_for(*other)) == (one == other)
 
 
-def test_digits_that_move_between_places_give_other_seeds():
+def test_digits_that_move_between_coordinates_give_other_seeds():
     assert len({seed_for(1, "step", 23), seed_for(1, "step", 2, 3), seed_for(12, "step", 3)}) == 3
 
 
@@ -91,7 +91,7 @@ def test_all_global_generators_are_set():
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_any_64_bits_are_taken(seed):
+def test_any_64_bits_are_accepted(seed):
     seed_global_generators(seed)
     first = drawn()
     seed_global_generators(seed)

@@ -1,4 +1,4 @@
-"""What the benchmark of survival reads from a journal, against journals made by hand."""
+"""The survival benchmark's reading of journals, checked with journals made by hand."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_an_outage_ends_with_the_first_step_of_the_next_group():
         generation(0.0, 1, 0),
         step(1.0, 1),
         step(2.0, 2),
-        step(2.25, 3),  # it was nearly done when the fault struck at 2.125
+        step(2.25, 3),  # it was nearly done at the fault, at 2.125
         lost(2.5),
         generation(2.75, 2, 3, workers=1),
         step(3.125, 4, 2),
@@ -54,7 +54,7 @@ def test_steps_that_are_computed_again_belong_to_the_outage():
     assert outages(events, [5.25]) == [Outage(4.75, 0.25, 1.75, 3)]
 
 
-def test_when_training_goes_on_the_longest_time_between_commits_counts():
+def test_if_training_goes_on_the_longest_time_between_commits_counts():
     events = [
         generation(0.0, 1, 0),
         *(step(float(n), n) for n in range(1, 4)),
@@ -63,7 +63,7 @@ def test_when_training_goes_on_the_longest_time_between_commits_counts():
         generation(6.5, 2, 4),
         step(7.0, 5, 2),
         *(step(7.0 + n, 5 + n, 2) for n in range(1, SETTLED + 1)),
-        step(90.0, SETTLED + 6, 2),  # another fault's, or nobody's
+        step(90.0, SETTLED + 6, 2),  # another fault's, or no fault's
     ]
     assert outages(events, [3.25], training_goes_on=True) == [Outage(2.5, 2.75, 3.25, 0)]
 
@@ -74,7 +74,7 @@ def test_a_journal_that_misses_a_step_is_an_error():
         outages(events, [2.0])
 
 
-def test_a_crew_is_settled_when_all_have_trained_together():
+def test_a_group_is_settled_when_all_have_trained_together():
     group = RunningGroup()
     group.add([ready("w0", 10), ready("w1", 11), generation(0.0, 1, 0)])
     group.add([step(float(n), n) for n in range(SETTLED - 1)])
@@ -87,8 +87,8 @@ def test_a_crew_is_settled_when_all_have_trained_together():
     assert not group.is_settled
 
 
-def test_share_is_the_rate_under_fire_by_that_of_the_rests():
-    commits = [(second / 2, 10) for second in range(100)]  # 20 a second until 50
+def test_share_is_the_rate_under_fire_relative_to_the_rests():
+    commits = [(second / 2, 10) for second in range(100)]  # 20 per second until 50
     commits += [(50.0 + second, 4) for second in range(1, 51)]
     commits += [(100.0 + second, 12) for second in range(1, 51)]
     timeline = Timeline(rests=[(10.0, 30.0), (110.0, 120.0)], fire=(60.0, 100.0))
@@ -97,7 +97,7 @@ def test_share_is_the_rate_under_fire_by_that_of_the_rests():
     assert found == {**rates, "share": 0.25, "least": 0.2}
 
 
-def test_alone_is_the_part_of_a_time_without_the_whole_group():
+def test_alone_is_the_part_of_the_time_without_the_whole_group():
     events = [
         generation(0.0, 1, 0),
         generation(5.0, 2, 0, workers=1),  # five of its ten seconds are in the span

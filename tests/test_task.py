@@ -1,4 +1,4 @@
-"""A task is found by name, says what it lacks, and has the defaults that it promises."""
+"""A task is found by name, missing methods are named, and its defaults are as documented."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ class NoTask:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Work in an empty folder; what is imported from it is forgotten afterwards."""
+    """Work in an empty folder; modules imported from it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
@@ -53,12 +53,12 @@ def test_a_task_is_found_by_module_or_file(folder, name, attribute):
     assert task.value == 1
 
 
-def test_a_task_is_itself():
+def test_a_task_object_is_accepted_as_it_is():
     task = Task()
     assert load_task(task) is task
 
 
-def test_a_file_is_not_taken_for_another_of_the_same_name(folder):
+def test_two_files_of_the_same_name_are_not_confused(folder):
     write(folder / "one" / "same_stem.py", 1)
     write(folder / "two" / "same_stem.py", 2)
     assert load_task("one/same_stem.py:made").value == 1
@@ -87,7 +87,7 @@ def test_a_file_named_like_an_installed_module_is_refused(folder):
         (Task, "not <class 'raytrain_plus.task.Task'>"),
     ],
 )
-def test_what_is_no_task_is_refused(folder, name, says):
+def test_an_object_that_is_not_a_task_is_refused(folder, name, says):
     write(folder / "tasks_of_errors.py")
     with pytest.raises(TaskError, match=re.escape(says)):
         load_task(name)
@@ -103,7 +103,7 @@ def test_a_module_that_breaks_is_named_with_its_own_error(folder):
 
 
 @pytest.mark.parametrize("method", ["model", "optimizer", "loss"])
-def test_what_a_task_must_define_is_named_when_it_is_missing(method):
+def test_a_missing_method_of_a_task_is_named(method):
     class Empty(Task):
         pass
 
@@ -129,7 +129,7 @@ def test_the_defaults_are_those_of_a_classifier():
 
 
 @pytest.mark.parametrize("columns", [["label"], ["label", "image", "weight"]])
-def test_the_default_forward_needs_one_input_and_names_what_there_is(columns):
+def test_the_default_forward_needs_one_input_and_names_the_columns(columns):
     batch = dict.fromkeys(columns, torch.ones(2))
     named = ", ".join(columns[1:]) or "none"
     with pytest.raises(TaskError, match=rf"\({named}\).*set `columns` or `target`, or override"):

@@ -1,4 +1,4 @@
-"""A task of another form is refused before any worker starts, with what it has and should have."""
+"""A task with wrong methods is refused before a worker starts; the error says what is expected."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def changed(**given):
 
 
 class Loose(Fine):
-    """Methods that can be called, though they are written in other ways."""
+    """Methods that can be called, although they are written in other ways."""
 
     columns = {"x": (6,), "label": ()}  # noqa: RUF012
     tokens = "x"
@@ -47,7 +47,7 @@ class Loose(Fine):
 
 
 @pytest.mark.parametrize("task", [Fine(), Loose(), changed(columns=None), changed(columns=["x"])])
-def test_a_task_that_can_be_called_is_taken(task):
+def test_methods_of_other_forms_are_accepted_if_they_can_be_called(task):
     check_task(task)
 
 
@@ -88,20 +88,20 @@ def fails(_):
         ({"metrics": fails}, r"Changed.metrics\(\) failed:\n.*in fails\n.*KeyError: 'where'$"),
     ],
 )
-def test_a_task_of_another_form_is_refused(given, said):
+def test_a_task_with_wrong_methods_is_refused(given, said):
     with pytest.raises(TaskError, match=f"(?s){said}"):
         check_task(changed(**given))
 
 
 @pytest.mark.parametrize("method", ["data", "evaluation_data"])
-def test_what_fails_before_the_run_is_told_with_the_users_lines(method):
+def test_an_error_before_the_run_shows_the_users_lines(method):
     task = changed(**{"data": lambda _: "here", method: fails})
     with pytest.raises(TaskError, match=rf"(?s)Changed.{method}\(\) failed:.*in fails\n") as caught:
         data_of(task, None, None)
     assert "raytrain_plus/task_check.py" not in str(caught.value)
 
 
-def test_a_task_that_cannot_be_made_is_refused_by_name(tmp_path, monkeypatch):
+def test_a_task_that_cannot_be_constructed_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "unmade.py").write_text(
         "from raytrain_plus import Task\n"

@@ -27,7 +27,7 @@ DOCS = [
 
 
 def parse(words):
-    """Parse a command as the command line does, and do not run it."""
+    """Parse a command as the command line does, without running it."""
     command, info = typer.main.get_command(app), "raytrain-plus"
     while isinstance(subcommands := getattr(command, "commands", None), dict):
         if not words or words[0] not in subcommands:
@@ -87,7 +87,7 @@ def test_each_yaml_block_of_the_page_about_faults_is_a_schedule():
     ]  # fmt: skip
 
 
-def test_the_definition_on_the_page_about_sweeps_is_the_template_s():
+def test_the_page_about_sweeps_shows_the_templates_definition():
     (block,) = [
         b for b in tutorial.blocks(tutorial.TUTORIAL / "sweep.md") if b.language == "python"
     ]
@@ -104,7 +104,7 @@ for name in sys.argv[1:]:
 """
 
 
-def test_the_tutorial_s_data_and_tasks_are_what_the_commands_need(tmp_path):
+def test_the_tutorials_data_and_tasks_fit_its_commands(tmp_path):
     shown = {name: text for page in PAGES for name, text in tutorial.files(page).items()}
     for name, text in shown.items():
         (tmp_path / name).write_text(text)

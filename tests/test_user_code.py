@@ -1,4 +1,4 @@
-"""The user's code is known by its files: each that a task imports counts, and no other."""
+"""User code is identified by its files: all files that a task imports count, and no others."""
 
 import json
 import subprocess
@@ -61,17 +61,17 @@ def code_of(folder, program="from mine import Mine; mine = Mine()"):
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
-def test_all_that_a_task_imports_counts_and_nothing_else(folder):
+def test_only_files_that_a_task_imports_count(folder):
     found, loaded = code_of(folder)
     imported = {"mine.py", "rates.py", "package/__init__.py", "package/parts.py", "package/deep.py"}
     imported |= {"package/sizes.py"}
     assert set(found) == {*imported, "lazily.py"}
-    assert set(loaded) == imported  # what is imported later is not there yet
+    assert set(loaded) == imported  # later imports are not there yet
     assert all(found[name] == digest for name, digest in loaded.items())
 
 
 @pytest.mark.parametrize("name", ["mine.py", "rates.py", "package/deep.py", "lazily.py"])
-def test_each_change_of_a_file_shows_with_its_name(folder, name):
+def test_each_change_of_a_file_is_reported_with_its_name(folder, name):
     before, _ = code_of(folder)
     assert code_of(folder)[0] == before
     (folder / name).write_text(FILES[name] + "# changed\n")
@@ -79,13 +79,13 @@ def test_each_change_of_a_file_shows_with_its_name(folder, name):
     assert {name for name in before if before[name] != after[name]} == {name}
 
 
-def test_a_change_of_what_is_not_imported_does_not_show(folder):
+def test_a_change_of_a_file_that_is_not_imported_is_not_reported(folder):
     before = code_of(folder)
     (folder / "unrelated.py").write_text("changed = True\n")
     assert code_of(folder) == before
 
 
-def test_what_a_task_holds_counts(folder):
+def test_the_code_of_objects_in_a_task_counts(folder):
     (folder / "held.py").write_text("class Held:\n    pass\n")
     program = "import held, rates; mine = held.Held(); mine.one = rates.factor"
     assert set(code_of(folder, program)[0]) == {"held.py", "rates.py"}
@@ -108,7 +108,7 @@ def test_a_class_without_a_source_has_none():
     assert user_code.code_behind([space["Mine"]()], []) == {}
 
 
-def test_the_users_are_files_that_are_neither_pythons_nor_installed_nor_ours(tmp_path):
+def test_user_code_is_neither_pythons_nor_installed_nor_ours(tmp_path):
     assert is_users(tmp_path / "mine.py")
     assert is_users(Path(sys.prefix).parent / "mine.py")
     assert not is_users(Path(json.__file__))
@@ -125,7 +125,7 @@ def test_only_files_that_both_have_can_differ():
 
 
 class Circle:
-    """Garbage whose finalizer lets another thread go on."""
+    """Garbage whose finalizer lets another thread continue."""
 
     def __init__(self):
         self.itself = self
@@ -162,7 +162,8 @@ print(at_once(ours))
 def test_runs_that_start_in_several_threads_read_their_code():
     """Python 3.11 confuses syntax trees that several threads build, and raises a SystemError.
 
-    No control stands here, as `ast.parse` itself fails in most runs of this program, not in all.
+    There is no control, because `ast.parse` itself fails in most runs of this program, but not in
+    all.
     """
     ran = subprocess.run(
         [sys.executable, "-c", PARSED_BY_THREADS],
@@ -174,14 +175,14 @@ def test_runs_that_start_in_several_threads_read_their_code():
     assert ran.stdout == "2000\n"
 
 
-def test_a_file_is_as_if_edited_only_where_it_is_known():
-    thing = test_a_file_is_as_if_edited_only_where_it_is_known
+def test_only_known_files_can_be_reported_as_edited():
+    thing = test_only_known_files_can_be_reported_as_edited
     name = f"{__name__.replace('.', '/')}.py"
     code = {name: CodeFile(__file__, "1"), "other.py": CodeFile("/other.py", "2")}
     edited = user_code.as_if_edited(code, thing)
     assert difference(code, edited) == f"{name} has changed ({__file__})"
     assert edited[name] == user_code.as_if_edited(edited, thing)[name]
-    # The control: of what is not known, nothing is edited.
+    # The control: an unknown file is not reported as edited.
     assert user_code.as_if_edited({"other.py": code["other.py"]}, thing).keys() == {"other.py"}
     assert difference(code, user_code.as_if_edited({"other.py": code["other.py"]}, thing)) == ""
 

@@ -133,7 +133,7 @@ def all_but_one(stage: Stage) -> list[Fault]:
     return [stage.strike(stage.anywhere(), workers=max(1, stage.workers - 1))]
 
 
-def everybody(stage: Stage) -> list[Fault]:
+def all_one_by_one(stage: Stage) -> list[Fault]:
     """Strike all workers, one by one."""
     return [stage.strike(stage.anywhere(), workers=stage.workers)]
 
@@ -250,7 +250,7 @@ _SCENES: dict[Scene, float] = {
     task_edited: 0.3,
     coordinator_stopped: 0.3,
     gradient_lost: 0.3,
-    everybody: 0.2,
+    all_one_by_one: 0.2,
     all_killed: 0.2,
 }
 

@@ -103,9 +103,9 @@ def compare(
     seeds = sorted({s for p in all_points for s in p.seeds})
     fewest = min(len(p.seeds) for p in all_points)
     once = np.ones((1, len(seeds)))
-    known = _beside(*_means(all_points, seeds, once, objective)[0])
+    known = _speed_up_and_gain(*_means(all_points, seeds, once, objective)[0])
     weights = draws(len(seeds), seed)
-    drawn = [_beside(*means) for means in _means(all_points, seeds, weights, objective)]
+    drawn = [_speed_up_and_gain(*means) for means in _means(all_points, seeds, weights, objective)]
     replicates = np.array(drawn).reshape(-1, 2, 2)  # speed-up and gain, lower and higher
     return Comparison(
         point=point,
@@ -131,7 +131,7 @@ def best_per_duration(found: Iterable[Point], objective: Objective) -> list[Poin
     return sorted(best.values(), key=lambda point: point.cost)
 
 
-def _beside(costs: Array, qualities: Array) -> tuple[Known, Known]:
+def _speed_up_and_gain(costs: Array, qualities: Array) -> tuple[Known, Known]:
     """Return the speed-up and the gain of the first point over the curve of the others."""
     curve = Curve(costs[1:], qualities[1:])
     cost, quality = float(costs[0]), float(qualities[0])

@@ -6,7 +6,7 @@ maximal subtrees inside its range while it computes. Then, chunk by chunk:
 1. every worker sends its partial sums of chunk w to worker w, and its rows of the step header to
    all workers;
 2. worker w finishes the tree for its chunk, in tree order, divides by the total weight, and sends
-   the result to everybody.
+   the result to all workers.
 
 Buckets, chunks and slices only cut the vector; the sum is per element, so they cannot change a bit.
 Nothing is ever added by a communication library, whose order would follow the topology or the world

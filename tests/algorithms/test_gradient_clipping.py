@@ -67,12 +67,14 @@ def test_the_norm_is_at_most_the_given_one():
 def test_the_norm_of_a_tensor_cut_on_the_grid_has_the_same_bits():
     (whole,) = draw([(200_000,)])
     on_grid = list(whole.clone().split(1 << 16))
-    beside_it = [list(whole.clone().split(size)) for size in (7, 101, 997, 30_000)]
+    cut_elsewhere = [list(whole.clone().split(size)) for size in (7, 101, 997, 30_000)]
     expected = clip_by_global_norm([whole], 1.0)
     assert clip_by_global_norm(on_grid, 1.0) == expected
     assert torch.equal(torch.cat(on_grid), whole)
     # The control: pieces cut elsewhere give another sum, so the fixed blocks are needed.
-    assert {clip_by_global_norm(pieces, 1.0).item() for pieces in beside_it} != {expected.item()}
+    assert {clip_by_global_norm(pieces, 1.0).item() for pieces in cut_elsewhere} != {
+        expected.item()
+    }
 
 
 def test_the_aspect_clips_before_the_optimizer_sees_the_gradients():

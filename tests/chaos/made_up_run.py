@@ -1,4 +1,4 @@
-"""The journal of a disturbed run, made up: what the judges of such runs are tried on."""
+"""A made-up journal of a disturbed run, for the tests of the judges of such runs."""
 
 import os
 
@@ -26,7 +26,7 @@ def worker(name, state):
 
 
 def healthy():
-    """Return the journal of six steps whose second worker is killed in the fourth, and replaced."""
+    """Return the journal of six steps; the second worker is killed in the fourth, and replaced."""
     return [
         worker("w0", "ready"),
         worker("w1", "ready"),

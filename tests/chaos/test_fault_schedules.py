@@ -1,4 +1,4 @@
-"""Schedules follow from their seed, keep to what they are made for, and can be replayed."""
+"""Schedules follow from their seed, fit the run for which they are made, and can be replayed."""
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ from raytrain_plus.elastic.protocol.faults import ACTIONS, as_data, parse_faults
 
 
 def completed(kinds):
-    """Add what goes with some kinds."""
+    """Add the kinds that some kinds need."""
     pair = ["add", "remove"] if {"add", "remove"} & {*kinds} else []
     return [*kinds, *pair, *(["drain"] if {"hang_newcomer", "edit_task"} & {*kinds} else [])]
 
@@ -50,8 +50,8 @@ def test_a_schedule_follows_from_its_seed_and_keeps_to_its_kinds_and_steps(seed,
 
 
 @given(SEEDS, st.integers(2, 6))
-def test_who_strikes_a_group_that_forms_again_finds_one(seed, workers):
-    """It was whole before, and does form again: after a loss, or since somebody drains."""
+def test_a_fault_on_a_group_that_forms_again_finds_a_group(seed, workers):
+    """The group was complete before, and forms again: after a loss, or because a worker drains."""
     one = schedule(seed, workers=workers, steps=60, scenes=3)
     waited = sorted(one.wanted.items())
     for fault in one.faults:
@@ -64,12 +64,12 @@ def test_who_strikes_a_group_that_forms_again_finds_one(seed, workers):
 
 
 @given(SEEDS)
-def test_nobody_is_struck_while_a_group_of_one_forms_again(seed):
+def test_a_group_of_one_gets_no_fault_while_it_forms_again(seed):
     one = schedule(seed, workers=1, steps=60, scenes=3)
     assert not [fault for fault in one.faults if fault.phase in IN_REGROUPING]
 
 
-def test_schedules_reach_everything_that_they_may():
+def test_schedules_use_all_allowed_faults_and_phases():
     drawn = [schedule(s, workers=4, steps=50, scenes=2, evaluations=(25,)) for s in range(600)]
     faults = [fault for one in drawn for fault in one.faults]
     assert {f.action for f in faults} == set(USUAL_KINDS)
@@ -80,13 +80,13 @@ def test_schedules_reach_everything_that_they_may():
     assert {f.action for one in everything for f in one.faults} == set(ACTIONS)
 
 
-def test_what_costs_much_is_rare():
+def test_expensive_faults_are_rare():
     faults = [f for s in range(600) for f in schedule(s, workers=4, steps=50, scenes=2).faults]
     strikes = [f for f in faults if f.strikes]
     hangs = [f for f in strikes if f.action in ("stop", "spin", "stall")]
-    nobody_left = [f for f in strikes if f.action == "kill_all" or f.workers == 4]
+    no_worker_left = [f for f in strikes if f.action == "kill_all" or f.workers == 4]
     assert 0.05 < len(hangs) / len(strikes) < 0.2
-    assert 0.01 < len(nobody_left) / len(strikes) < 0.08
+    assert 0.01 < len(no_worker_left) / len(strikes) < 0.08
 
 
 @pytest.mark.parametrize(
@@ -100,16 +100,14 @@ def test_what_costs_much_is_rare():
         ({"steps": 21}, ["2 scenes do not fit into 21 steps", "needs 22"]),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(settings, words):
+def test_impossible_schedules_are_refused(settings, words):
     with pytest.raises(ScheduleError) as refused:
         schedule(0, **{"workers": 3, "steps": 50, "scenes": 2, **settings})
     assert all(word in str(refused.value) for word in words)
 
 
 @given(SEEDS, st.sampled_from(["kill", "drain"]), st.sampled_from(["hang_newcomer", "edit_task"]))
-def test_where_something_happens_to_a_newcomer_a_worker_leaves_a_step_later(
-    seed, kind, of_newcomer
-):
+def test_a_newcomers_fault_is_followed_by_a_worker_that_leaves(seed, kind, of_newcomer):
     one = schedule(seed, workers=3, steps=60, scenes=3, kinds=[kind, of_newcomer])
     for fault in one.faults:
         if fault.action == of_newcomer:
@@ -117,13 +115,13 @@ def test_where_something_happens_to_a_newcomer_a_worker_leaves_a_step_later(
 
 
 @given(SEEDS)
-def test_a_lone_workers_newcomer_does_not_hang_since_the_run_would_wait_for_it(seed):
+def test_a_lone_workers_newcomer_does_not_hang_because_the_run_would_wait_for_it(seed):
     one = schedule(seed, workers=1, steps=60, scenes=3)
     assert not {"hang_newcomer", "edit_task"} & {fault.action for fault in one.faults}
 
 
 @given(SEEDS)
-def test_so_few_newcomers_find_the_task_edited_that_the_run_does_not_end(seed):
+def test_few_newcomers_find_the_task_edited_so_the_run_does_not_end(seed):
     one = schedule(seed, workers=3, steps=60, scenes=1, kinds=["kill_all", "kill", "edit_task"])
     assert sum(fault.action == "edit_task" for fault in one.faults) < 3
 

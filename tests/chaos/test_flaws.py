@@ -1,4 +1,4 @@
-"""A disturbed run that has lost steps or workers is flawed, though its bits are equal."""
+"""A disturbed run that has lost steps or workers is flawed, even if its bits are equal."""
 
 import copy
 
@@ -29,7 +29,7 @@ def test_a_committed_step_that_is_lost_is_noticed_unless_no_worker_survived():
     assert flaws(events, [KILL]) == []
 
 
-def test_a_survivor_that_is_left_out_is_noticed_unless_it_drains():
+def test_a_left_out_survivor_is_noticed_unless_it_drains():
     events = healthy()
     events[11]["members"] = ["w2"]
     assert "['w0'] survived, but ['w2'] continued without" in broken_promises(events)[0]

@@ -1,4 +1,4 @@
-"""Whose fault a difference is: of the schedule in whose steps it begins."""
+"""A difference is blamed on the schedule in whose steps it starts."""
 
 import pytest
 
@@ -46,36 +46,36 @@ def test_runs_without_a_difference_are_equal():
 
 
 @pytest.mark.parametrize(("changed", "n"), [(1, 1), (10, 1), (11, 2), (20, 2), (21, 3), (30, 3)])
-def test_a_difference_is_the_fault_of_the_schedule_in_which_it_begins(changed, n):
+def test_a_difference_is_blamed_on_the_schedule_in_which_it_starts(changed, n):
     verdicts = judge(ACTS, journal(), journal(changed=changed))
     assert [v.state for v in verdicts] == ["equal"] * (n - 1) + ["differs"]
     assert f"loss at step {changed} is" in verdicts[-1].reason
 
 
-def test_a_difference_of_the_final_state_alone_is_the_fault_of_the_last():
+def test_a_difference_of_the_final_state_only_is_blamed_on_the_last_schedule():
     verdicts = judge(ACTS, journal(), journal(digest="other"))
     assert [v.state for v in verdicts] == ["equal", "equal", "differs"]
     assert verdicts[-1].reason == "digest at the end is other, undisturbed d"
 
 
-def test_a_run_that_fails_is_no_better():
-    assert states(upto=14, digest="", error="nobody came") == ["equal", "failed"]
-    assert states(digest="", error="nobody came") == ["equal", "equal", "failed"]
+def test_a_failed_run_is_judged_in_the_same_way():
+    assert states(upto=14, digest="", error="no worker came") == ["equal", "failed"]
+    assert states(digest="", error="no worker came") == ["equal", "equal", "failed"]
 
 
-def test_a_difference_before_those_that_are_judged_is_laid_on_the_first():
-    """They are judged again without the one before, and the task itself may be the cause."""
+def test_a_difference_before_the_judged_schedules_is_blamed_on_the_first():
+    """They are judged again without the earlier schedule, and the task itself may be the cause."""
     verdicts = judge(ACTS[1:], journal(), journal(changed=3))
     assert [(v.act.seed, v.state) for v in verdicts] == [(1, "differs")]
 
 
-def test_a_fault_that_found_nobody_is_reported_and_no_failure():
+def test_a_fault_that_hit_no_worker_is_reported_and_is_not_a_failure():
     verdicts = judge(ACTS, journal(), journal(struck=(5, 25)))
     assert [v.state for v in verdicts] == ["equal"] * 3
     assert [v.not_struck for v in verdicts] == [(), ACTS[1].schedule.faults, ()]
 
 
-def test_what_struck_before_a_run_was_resumed_has_struck():
+def test_faults_before_a_resume_count_as_happened():
     events = journal()
     events.insert(-1, {"event": "run"})
     assert not any(verdict.not_struck for verdict in judge(ACTS, journal(), events))
@@ -89,7 +89,7 @@ TOLD = "GradientError: the gradient of parameter '0.weight' is not finite at ste
     [
         ([{"event": "run"}, {"event": "fault", "action": "nan_gradient"}], TOLD, True),
         ([{"event": "run"}, {"event": "fault", "action": "kill"}], TOLD, False),
-        ([{"event": "run"}, {"event": "fault", "action": "nan_gradient"}], "nobody came", False),
+        ([{"event": "run"}, {"event": "fault", "action": "nan_gradient"}], "no worker came", False),
         ([{"event": "run"}, {"event": "fault", "action": "nan_gradient"}], "", False),
         ([{"event": "fault", "action": "nan_gradient"}, {"event": "run"}], TOLD, False),
     ],
@@ -98,7 +98,7 @@ def test_only_an_injected_gradient_ends_a_run_by_design(events, error, by_design
     assert ended_by_gradient(events, error) is by_design
 
 
-def test_who_hangs_is_given_longer_where_steps_are_long():
+def test_the_hang_deadline_is_longer_if_steps_are_long():
     def steps(seconds):
         return [{"event": "step", "time": n * seconds} for n in range(9)]
 
@@ -107,7 +107,7 @@ def test_who_hangs_is_given_longer_where_steps_are_long():
     assert hang_deadline(steps(10.0)) == 42.0
 
 
-def test_a_newcomer_may_take_as_long_as_the_undisturbed_runs_worker_several_times():
+def test_a_newcomer_may_take_several_times_as_long_as_the_undisturbed_runs_worker():
     def run(seconds):
         return [
             {"event": "run", "time": 9.0},
@@ -130,7 +130,7 @@ def test_a_newcomer_may_take_as_long_as_the_undisturbed_runs_worker_several_time
         ({"kinds": ("hug",)}, "no kind of fault hug"),
     ],
 )
-def test_a_campaign_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, settings, words):
+def test_an_impossible_campaign_is_refused_before_training(tmp_path, settings, words):
     with pytest.raises(ValueError, match=words):
         Campaign(task="nowhere:Task", storage=tmp_path, **settings)
     assert Campaign(task="nowhere:Task", storage=tmp_path).together == 12

@@ -1,4 +1,4 @@
-"""A trace is replayed in its own time: losses kill, gains scale. (Without Ray: a run made up.)"""
+"""A trace is replayed at its own times: losses kill, gains scale. (On a made-up run, no Ray.)"""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Change:
 
 
 class Run:
-    """Notes what is done to it, and when."""
+    """Records the changes that it gets, with their times."""
 
     def __init__(self, changes, workers=(1, 4)):
         self.time, self.done = 100.0, []
@@ -38,9 +38,9 @@ TRACE = [Change(0, 2), Change(0, 1), Change(10, -2), Change(20, 3), Change(20, -
 def test_changes_are_applied_when_their_time_has_come():
     run = Run(TRACE)
     run.replay([{"event": "run"}])
-    assert run.done == [(0, "scale", 3)]  # before anybody has come
+    assert run.done == [(0, "scale", 3)]  # before any worker has arrived
     run.time += 50
-    run.replay([])  # workers come up; the trace waits for them
+    run.replay([])  # workers start; the trace waits for them
     run.done.clear()
     run.replay(GENERATION)
     assert run.done == []
@@ -50,7 +50,7 @@ def test_changes_are_applied_when_their_time_has_come():
     assert run.done == [(60, "lose", 2, 1), (70.5, "scale", 4), (70.5, "lose", 1, 3)]
 
 
-def test_what_is_late_is_done_at_once_and_in_order():
+def test_late_changes_are_applied_at_once_and_in_order():
     run = Run(TRACE)
     run.replay(GENERATION)
     run.time += 1000
@@ -66,11 +66,12 @@ def test_what_is_late_is_done_at_once_and_in_order():
 @pytest.mark.parametrize(
     ("deltas", "done"),
     [
-        ([3, -3, 2], [["scale", 3], ["lose", 3, 1], ["scale", 2]]),  # nobody is offered: one stays
+        # No worker is offered: one stays.
+        ([3, -3, 2], [["scale", 3], ["lose", 3, 1], ["scale", 2]]),
         ([3, 5, -4], [["scale", 3], ["scale", 4], ["lose", 4, 4]]),  # more than the run may have
     ],
 )
-def test_a_run_has_never_fewer_or_more_than_it_may(deltas, done):
+def test_a_run_never_has_fewer_or_more_workers_than_allowed(deltas, done):
     run = Run([Change(n, delta) for n, delta in enumerate(deltas)])
     run.replay(GENERATION)
     run.time += 10
@@ -78,7 +79,7 @@ def test_a_run_has_never_fewer_or_more_than_it_may(deltas, done):
     assert [what for _, *what in run.done] == done
 
 
-def test_a_run_that_has_ended_is_left_alone():
+def test_an_ended_run_gets_no_changes():
     run = Run(TRACE)
     run.replay(GENERATION)
     run.time += 1000

@@ -1,4 +1,4 @@
-"""A trace of preemptions is read with care, and keeps its shape at any size and speed."""
+"""A trace of preemptions is checked, and keeps its shape at any size and speed."""
 
 import itertools
 from pathlib import Path
@@ -23,7 +23,7 @@ BAMBOO = Path(__file__).parents[2] / "benchmarks" / "data" / "bamboo-p3.csv"
 
 @st.composite
 def lines(draw):
-    """Draw the lines of a trace: nodes come and go at times that often coincide."""
+    """Draw the lines of a trace: nodes join and leave at times that often coincide."""
     here, found, time = [], [], 0
     for number in range(draw(st.integers(1, 40))):
         time += draw(st.sampled_from([0, 0, 1, 500, 60_000]))
@@ -36,7 +36,7 @@ def lines(draw):
 
 
 def sizes(changed):
-    """Return how many workers there are after each change."""
+    """Return the number of workers after each change."""
     return list(itertools.accumulate(change.delta for change in changed))
 
 
@@ -57,7 +57,7 @@ def test_a_scaled_trace_is_proportional(given_lines, most):
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(changed))
     assert max(sizes(changed)) == most
     assert min(sizes(changed)) >= 0
-    # What each change leaves, by time, is within half a worker of the exact share.
+    # After each change, the number is within half a worker of the exact share.
     after = dict(zip([c.seconds for c in changed], sizes(changed), strict=True))
     now = 0
     for seconds, nodes in dict(trace.counts()).items():
@@ -66,7 +66,7 @@ def test_a_scaled_trace_is_proportional(given_lines, most):
 
 
 @given(lines())
-def test_at_its_own_size_a_trace_is_itself(given_lines):
+def test_a_trace_scaled_to_its_own_size_is_unchanged(given_lines):
     trace = parse_trace(given_lines)
     assert sizes(scaled(trace, trace.peak)) == [nodes for _, nodes in trace.counts()]
 
@@ -81,7 +81,7 @@ def test_speed_changes_times_and_nothing_else(given_lines, speed, most):
     assert changes(trace, most=most) == slow
 
 
-def test_a_loss_that_is_made_good_at_once_is_a_loss():
+def test_a_loss_that_is_replaced_at_once_is_a_loss():
     trace = parse_trace(["0,add,a", "0,add,b", "9000,remove,a", "9000,add,c"])
     assert scaled(trace, 2) == [Change(0.0, 2), Change(9.0, -1), Change(9.0, 1)]
 
@@ -115,7 +115,7 @@ def test_the_recorded_trace():
         ("0,remove,a", "line 1: node 'a' is removed, but it is not there"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, text, message):
+def test_wrong_lines_are_reported(tmp_path, text, message):
     path = tmp_path / "trace.csv"
     path.write_text(text)
     with pytest.raises(TraceError, match=message) as caught:

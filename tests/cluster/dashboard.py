@@ -1,4 +1,4 @@
-"""What the Grafana dashboard asks for."""
+"""Reads the queries of the Grafana dashboard."""
 
 import json
 import re
@@ -10,7 +10,7 @@ DASHBOARD = Path(cluster.__file__).parent / "grafana" / "raytrain_plus.json"
 
 
 def queries(text):
-    """Return what the panels of a dashboard ask for."""
+    """Return the queries of a dashboard's panels."""
     panels = json.loads(text)["panels"]
     return [target["expr"] for panel in panels for target in panel["targets"]]
 

@@ -1,4 +1,4 @@
-"""The dashboard shows the metrics that there are, all of them, and no others."""
+"""The dashboard shows all metrics that exist, and no others."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def test_every_panel_asks_the_data_source_that_was_chosen():
     assert [one["name"] for one in told["templating"]["list"]] == ["datasource", "run"]
 
 
-def test_panels_have_room_of_their_own():
+def test_panels_do_not_overlap():
     told = json.loads(DASHBOARD.read_text())
     taken = set()
     for panel in told["panels"]:
@@ -51,7 +51,7 @@ def test_panels_have_room_of_their_own():
     assert len({panel["id"] for panel in told["panels"]}) == len(told["panels"])
 
 
-def test_the_page_beside_it_tells_of_every_metric():
+def test_the_page_about_monitoring_has_every_metric():
     page = DASHBOARD.with_name("README.md").read_text()
     for name in NAMES:
         assert name in page or name.replace("ray_raytrain_plus", "`", 1) in page, name

@@ -1,4 +1,4 @@
-"""The lab's hosts: what is private, what is shared, and what of a host can be taken away."""
+"""The lab's hosts: what is private, what is shared, and what of a host can be disabled."""
 
 import os
 import select
@@ -14,9 +14,9 @@ from cluster.lab.hosts import Lab, why_not
 from cluster.lab.names import LabError, namespace
 from tests.expected import require
 
-SECONDS = 20.0  # for what takes milliseconds on an idle machine
+SECONDS = 20.0  # for operations that take milliseconds on an idle machine
 
-# Says what it hears, line by line: the other end of a cable.
+# Prints the lines that it receives: the other end of a cable.
 LISTENER = """
 import socket, sys
 server = socket.create_server((sys.argv[1], 4000))
@@ -26,14 +26,14 @@ for line in connection.makefile():
     print(line, end="", flush=True)
 print("hung up", flush=True)
 """
-# Sends what it reads.
+# Sends the lines that it reads.
 SENDER = """
 import socket, sys
 connection = socket.create_connection((sys.argv[1], 4000))
 for line in sys.stdin:
     connection.sendall(line.encode())
 """
-# Tries to connect; one that is not even refused is not heard.
+# Tries to connect; without an answer, not even a refusal, the other end is unreachable.
 CALLER = """
 import socket, sys
 try:
@@ -60,7 +60,7 @@ def lab(tmp_path):
 
 
 def traces(number=None):
-    """Return what there is of a lab, or of all: networks and their mounts."""
+    """Return the networks and mounts of a lab, or of all labs."""
     names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
     mounts = Path("/proc/self/mounts").read_text()
     mark = "rtp-lab-" if number is None else namespace(number, "")
@@ -68,7 +68,7 @@ def traces(number=None):
 
 
 def on(lab, host, *command):
-    """Return what a command on a host prints."""
+    """Return the output of a command on a host."""
     done = subprocess.run(
         lab.command(host, command), capture_output=True, text=True, check=True, timeout=SECONDS
     )
@@ -76,7 +76,7 @@ def on(lab, host, *command):
 
 
 def start(lab, host, code, *arguments):
-    """Start a Python program on a host, to talk with."""
+    """Start a Python program on a host, with pipes to it."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     line = lab.command(host, [sys.executable, "-c", code, *arguments])
     return subprocess.Popen(line, text=True, **pipes)
@@ -84,7 +84,7 @@ def start(lab, host, code, *arguments):
 
 @pytest.fixture
 def talk(lab):
-    """A program on `right`, and one on `left` that it hears."""
+    """A program on `right`, and one on `left` that sends to it."""
     address = lab.addresses["right"]
     with start(lab, "right", LISTENER, address) as listener:
         assert listener.stdout.readline() == "listening\n"
@@ -112,7 +112,7 @@ def test_a_host_has_its_own_name_folders_and_processes(lab):
         assert not Path(private, "mark-of-the-lab").exists()
 
 
-def test_hosts_share_what_they_are_given(lab):
+def test_hosts_share_the_given_folders(lab):
     shared = lab.folder.parent / "shared"
     on(lab, "left", "touch", f"{shared}/file")
     assert on(lab, "right", "ls", str(shared)) == "file\n"
@@ -121,7 +121,7 @@ def test_hosts_share_what_they_are_given(lab):
     assert on(lab, "right", "python", "-c", code).strip() == sys.prefix
 
 
-def test_a_host_without_power_hangs_up(lab, talk):
+def test_a_host_without_power_closes_its_connections(lab, talk):
     _, listener = talk
     lab.kill("left")
     assert listener.stdout.readline() == "hung up\n"
@@ -138,22 +138,22 @@ def test_a_cut_cable_is_silent(lab, talk):
     call = ["python", "-c", CALLER, lab.addresses["right"]]
     assert on(lab, "left", *call) == "connected\n"
     lab.cut("left")
-    say(sender, "is anybody there?")
+    say(sender, "hello")
     assert on(lab, "left", *call) == "silence\n"
-    # The connection that was there does not end: nothing says that the other has gone.
+    # The existing connection does not end: no packet says that the other end is gone.
     lab.kill("left")
     assert select.select([listener.stdout], [], [], 0) == ([], [], [])
 
 
-def test_a_cable_that_is_plugged_in_again_carries_what_was_said(lab, talk):
+def test_a_reconnected_cable_delivers_what_was_sent(lab, talk):
     sender, listener = talk
     lab.cut("left")
-    say(sender, "is anybody there?")
+    say(sender, "hello")
     lab.join("left")
-    assert listener.stdout.readline() == "is anybody there?\n"
+    assert listener.stdout.readline() == "hello\n"
 
 
-def test_labs_side_by_side_do_not_meet(lab, tmp_path):
+def test_two_labs_cannot_reach_each_other(lab, tmp_path):
     with Lab.of(tmp_path / "other", ["left"]) as other:
         assert other.number != lab.number
         assert other.addresses["left"] != lab.addresses["left"]
@@ -162,18 +162,18 @@ def test_labs_side_by_side_do_not_meet(lab, tmp_path):
     assert traces(other.number) == []
 
 
-def test_hosts_let_each_other_in_by_ssh(tmp_path):
+def test_hosts_accept_each_other_by_ssh(tmp_path):
     require("ssh", ssh.why_not())
     with Lab.of(tmp_path / "lab", ["one", "two"], with_ssh=True) as lab:
         asked = "hostname; command -v ray; pwd"
         assert on(lab, "one", "ssh", "two", asked) == f"two\n{sys.prefix}/bin/ray\n/root\n"
         on(lab, "one", "sh", "-c", "echo mark >here && rsync here two:there")
         assert on(lab, "two", "cat", "/root/there") == "mark\n"
-        # It is the same host when it comes back: known, and found at once.
+        # When it comes back, it is the same host: known, and found at once.
         lab.kill("two")
         lab.boot("two")
         assert on(lab, "one", "ssh", "two", "hostname") == "two\n"
-        # The control: who does not have the key stays outside.
+        # The control: without the key there is no access.
         on(lab, "one", "mv", "/root/.ssh/id_ed25519", "/root/.ssh/elsewhere")
         with pytest.raises(subprocess.CalledProcessError):
             on(lab, "one", "ssh", "-o", "BatchMode=yes", "two", "true")
@@ -185,7 +185,7 @@ def test_a_host_has_no_server_unless_it_is_wanted(lab):
         on(lab, "left", "ssh", "-o", "BatchMode=yes", lab.addresses["right"], "true")
 
 
-def test_nothing_is_left_of_a_lab_that_did_not_come_up(tmp_path, monkeypatch):
+def test_a_lab_that_did_not_start_leaves_nothing_behind(tmp_path, monkeypatch):
     scripts = commands.boot_script
     broken = {"second": "echo no luck >&2; exit 1"}
     monkeypatch.setattr(

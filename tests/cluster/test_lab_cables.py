@@ -1,4 +1,4 @@
-"""The lab's cables: how much they carry, and how long it takes."""
+"""The lab's cables: their bandwidth and their delay."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ from cluster.lab.hosts import Lab, why_not
 from cluster.lab.names import LabError
 from tests.expected import require
 
-# Answers whatever ends with a full stop, in a thread for each who asks: what the end of an earlier
-# one has lost on a cable that was cut keeps nobody waiting.
+# Answers each message that ends with a full stop, with one thread per connection. So a connection
+# that was lost on a cut cable does not block later ones.
 ANSWERING = """
 import socketserver, sys
 
@@ -36,8 +36,8 @@ server = Server((sys.argv[1], 4000), Answer)
 print("listening", flush=True)
 server.serve_forever()
 """
-# Prints the least of some times from a message to its answer, in seconds. For a moment after a cut
-# the system remembers that nobody has answered there, and tells so whoever is the first to ask.
+# Prints the least of several times from a message to its answer, in seconds. For a moment after a
+# cut, the system remembers that the other end did not answer, and the first connection fails.
 ASKING = """
 import errno, socket, sys, time
 for last in (False, False, True):
@@ -71,7 +71,7 @@ def lab(tmp_path_factory):
 
 
 def seconds(lab, message_bytes=2):
-    """Return how long a message from `left` to `right` takes to be answered, at least."""
+    """Return the least time from a message of `left` to the answer of `right`."""
     line = [sys.executable, "-c", ASKING, lab.addresses["right"], str(message_bytes)]
     done = subprocess.run(
         lab.command("left", line), capture_output=True, text=True, check=True, timeout=60
@@ -80,23 +80,23 @@ def seconds(lab, message_bytes=2):
 
 
 def carrier(lab, host):
-    """Return the number of the process that carries a host's frames, None if there is none."""
+    """Return the id of the process that forwards a host's frames, None if there is none."""
     number = int((lab.folder / host / "delay").read_text())
     line = Path(f"/proc/{number}/cmdline")
     return number if line.exists() and b"cluster.lab.delay" in line.read_bytes() else None
 
 
-def test_a_slow_cable_carries_what_it_is_told(lab):
+def test_a_slow_cable_has_the_given_bandwidth(lab):
     megabyte = 1_000_000
     assert seconds(lab, megabyte) < 0.3
     lab.slow("left", 20)
-    # 0.4 s, less what the buckets at both ends let through at once.
+    # 0.4 s, less the bytes that the buckets at both ends let through at once.
     assert seconds(lab, megabyte) > 0.33
     lab.slow("left")
     assert seconds(lab, megabyte) < 0.3
 
 
-def test_a_long_cable_takes_its_time_in_both_directions(lab):
+def test_a_long_cable_delays_both_directions(lab):
     assert seconds(lab) < 0.05
     lab.delay("left", 50)
     assert seconds(lab) >= 0.1
@@ -124,7 +124,7 @@ def test_a_cable_may_be_slow_long_and_cut(lab):
     assert seconds(lab, 1_000_000) < 0.3
 
 
-def test_amounts_that_cannot_be(lab):
+def test_impossible_amounts_are_refused(lab):
     with pytest.raises(LabError, match="0 Mbit/s carries nothing"):
         lab.slow("left", 0)
     with pytest.raises(LabError, match="-1 ms cannot be"):
@@ -133,7 +133,7 @@ def test_amounts_that_cannot_be(lab):
         lab.delay("middle", 1)
 
 
-def test_nothing_is_left_of_a_long_cable(tmp_path):
+def test_a_removed_long_cable_leaves_nothing_behind(tmp_path):
     require("lab", why_not())
     folder = str(tmp_path / "lab")
     assert main(["up", folder, "one"]) == 0
@@ -141,7 +141,7 @@ def test_nothing_is_left_of_a_long_cable(tmp_path):
         assert main(["delay", folder, "one", "5"]) == 0
         assert main(["slow", folder, "one", "100"]) == 0
         number = carrier(Lab(tmp_path / "lab"), "one")
-        os.kill(number, 0)  # the control: it is there
+        os.kill(number, 0)  # the control: it exists
     finally:
         assert main(["down", folder]) == 0
     line = Path(f"/proc/{number}/cmdline")
@@ -152,7 +152,7 @@ def test_nothing_is_left_of_a_long_cable(tmp_path):
     st.floats(0, 1),
     st.lists(st.tuples(st.floats(0, 1), st.sampled_from([3, 4]), st.binary(max_size=3))),
 )
-def test_frames_wait_and_keep_their_order(wait, frames):
+def test_frames_are_delayed_and_keep_their_order(wait, frames):
     delay, now, came, went = Delay(wait), 0.0, [], []
     for passed, end, frame in frames:
         now += passed
@@ -161,7 +161,7 @@ def test_frames_wait_and_keep_their_order(wait, frames):
         came.append((now, end, frame))
     while (pause := delay.pause(now)) is not None:
         now += pause
-        # A pause that rounding has made too short is followed by a tiny one.
+        # After a pause that rounding has made too short, a tiny one follows.
         went += [(now, *one) for one in delay.due(now)]
         now += 1e-12
     assert [one[1:] for one in went] == [one[1:] for one in came]
@@ -169,7 +169,7 @@ def test_frames_wait_and_keep_their_order(wait, frames):
     assert delay.due(now + 10) == []
 
 
-def test_a_cables_limit_is_set_at_both_ends_and_removed_in_the_same_places():
+def test_a_cables_limit_is_set_and_removed_at_both_ends():
     slow, free = (commands.throttle(7, "up", mbit) for mbit in (12.5, None))
     assert [line[:8] for line in slow] == [line[:8] for line in free]
     assert [line[2] for line in slow] == ["rtp-lab-7-switch", "rtp-lab-7-up"]

@@ -18,21 +18,21 @@ NAMES = st.from_regex(r"[a-z][a-z0-9]{0,7}", fullmatch=True).filter(
 
 
 @given(st.sets(NUMBERS, max_size=253), st.lists(st.text(max_size=8)))
-def test_a_new_lab_has_a_number_that_nobody_has(taken, others):
+def test_a_new_lab_has_an_unused_number(taken, others):
     number = free_number([*(namespace(n, "host") for n in taken), *others])
     assert number not in taken
     assert 1 <= number <= 254
 
 
 def test_more_labs_than_networks_are_refused():
-    everybody = [namespace(n, SWITCH) for n in range(1, 255)]
-    assert free_number(everybody[:-1]) == 254
+    all_names = [namespace(n, SWITCH) for n in range(1, 255)]
+    assert free_number(all_names[:-1]) == 254
     with pytest.raises(LabError, match="take some down"):
-        free_number(everybody)
+        free_number(all_names)
 
 
 @given(NUMBERS, NUMBERS, st.lists(NAMES, min_size=1, max_size=200, unique=True))
-def test_no_two_hosts_have_one_address(one, other, hosts):
+def test_no_two_hosts_have_the_same_address(one, other, hosts):
     here, there = addresses(one, hosts), addresses(other, hosts)
     assert list(here) == hosts
     assert len(set(here.values())) == len(hosts)
@@ -51,7 +51,7 @@ def test_no_two_hosts_have_one_address(one, other, hosts):
         (["muchtoolong"], "'muchtoolong' cannot be"),
     ],
 )
-def test_hosts_that_cannot_be(hosts, reason):
+def test_impossible_hosts_are_refused(hosts, reason):
     with pytest.raises(LabError, match=reason):
         addresses(1, hosts)
 
@@ -61,7 +61,7 @@ def test_hosts_find_each_other():
     assert hosts_file(known) == "127.0.0.1 localhost\n10.77.3.10 head\n10.77.3.11 n1\n"
 
 
-def test_all_that_is_made_is_named_after_the_lab():
+def test_everything_that_is_made_is_named_after_the_lab():
     lines = [
         commands.claim(7),
         *commands.start_switch(7),
@@ -71,36 +71,36 @@ def test_all_that_is_made_is_named_after_the_lab():
         commands.remove_switch(7),
     ]
     assert all(line[0] == "ip" for line in lines)
-    # Whatever is not asked of a namespace of ours makes or removes one.
+    # A command that does not run in a namespace of ours makes or removes one.
     for line in lines:
         assert "rtp-lab-7-" in (line[2] if line[1] == "-n" else line[3])
 
 
-def test_pulling_and_plugging_differ_in_one_word():
+def test_pulling_and_plugging_a_cable_differ_in_one_word():
     pulled, plugged = (commands.cable(1, "up", joined=joined) for joined in (False, True))
     assert pulled[:-1] == plugged[:-1]
     assert (pulled[-1], plugged[-1]) == ("down", "up")
 
 
 @pytest.mark.parametrize("folder", ["/tmp/lab/n1", "/root/n1", "/run/n1", "/dev/shm/n1", "/var/n1"])
-def test_a_host_mounts_what_hides_its_own_folder_last(folder):
+def test_a_host_mounts_the_folder_that_hides_its_own_last(folder):
     order = commands.in_mounting_order(Path(folder))
     assert set(order) == {Path("/root"), Path("/tmp"), Path("/dev/shm"), Path("/run")}
     hiding = [place for place in order if Path(folder).is_relative_to(place)]
     assert hiding == [] or hiding == order[-1:]
 
 
-def test_visible_folders_are_bound_where_they_would_be_hidden():
+def test_visible_folders_are_bound_if_they_would_be_hidden():
     folder = Path("/tmp/my lab/n1")
     script = commands.boot_script("n1", folder, [Path("/root/.env"), Path("/opt/env")])
     lines = [shlex.split(line) for line in script.splitlines()]
     bound = ["mount", "--rbind", "/root/.env", "/tmp/my lab/n1/disk/root/.env"]
     hidden = ["mount", "--rbind", "/tmp/my lab/n1/disk/root", "/root"]
     assert lines.index(bound) < lines.index(hidden)
-    assert "/opt/env" not in script  # it is visible anyway
+    assert "/opt/env" not in script  # it is visible in any case
 
 
-def test_a_command_on_a_host_inherits_nothing_but_what_is_said():
+def test_a_command_on_a_host_inherits_only_what_is_listed():
     line = commands.enter(42, ["ls", "a b"], {"HOME": "/mine", "MORE": "1 2"}, "/env/bin")
     assert line[:2] == ["nsenter", "--target=42"]
     assert line[-2:] == ["ls", "a b"]

@@ -1,7 +1,7 @@
-"""The launch files, held against Ray's own schema and provider, and against Kubernetes' own.
+"""The launch files, checked with Ray's own schema and provider, and with Kubernetes' schema.
 
-What only the clouds themselves can say is left: whether an image boots and lets in by ssh, whether
-there is a spot machine, all of Google's interface (its client is not installed here), and KubeRay.
+Only the clouds themselves can check the rest: whether an image boots and accepts ssh, whether there
+is a spot machine, all of Google's interface (its client is not installed here), and KubeRay.
 """
 
 import copy
@@ -26,7 +26,7 @@ CLUSTER, JOB = "cluster/kubernetes/raycluster.yaml", "cluster/kubernetes/rayjob.
 LAUNCHED = [LOCAL, AWS, GCP]
 KUBERNETES = "1.29"
 
-# Of KubeRay's API, version v1: what its objects have beside pods.
+# KubeRay's API, version v1: the fields of its objects in addition to pods.
 KUBERAY = {
     "cluster": {
         "rayVersion",
@@ -55,7 +55,7 @@ def read(name):
 
 
 def start_lines(config):
-    """Return what starts Ray on the head and on a worker: what is set, and the command."""
+    """Return how Ray is started on the head and on a worker: variables and command."""
     told = []
     for kind in ("head", "worker"):
         stop, start = config[f"{kind}_start_ray_commands"]
@@ -67,12 +67,12 @@ def start_lines(config):
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_ray_takes_the_file(name):
+def test_ray_accepts_the_file(name):
     validate_config(prepare_config(read(name)))
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_ray_refuses_what_it_does_not_know(name):
+def test_ray_refuses_unknown_fields(name):
     """The negative control."""
     for wrong in ({"setup_comands": []}, {"idle_timeout_minutes": "few"}, {"provider": {}}):
         with pytest.raises((ValidationError, KeyError)):
@@ -87,7 +87,7 @@ def test_the_lines_to_fill_in_are_marked(name, lines):
     assert sorted({int(mark) for mark in marks}) == list(range(1, lines + 1))
 
 
-def test_the_files_share_what_is_not_a_providers():
+def test_the_files_share_all_parts_that_do_not_depend_on_the_provider():
     configs = {name: read(name) for name in LAUNCHED}
     for name in (AWS, GCP):
         for key in ("cluster_name", "file_mounts", "rsync_exclude"):
@@ -102,7 +102,7 @@ def test_the_files_share_what_is_not_a_providers():
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_what_is_brought_along_is_there(name):
+def test_the_files_to_copy_exist(name):
     for there, here in read(name)["file_mounts"].items():
         if here.startswith("~"):
             assert (there, here) == ("~/.ray/auth_token", "~/.ray/auth_token")
@@ -112,7 +112,7 @@ def test_what_is_brought_along_is_there(name):
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_nobody_comes_in_without_the_token(name):
+def test_there_is_no_access_without_the_token(name):
     for settings, command in start_lines(read(name)):
         assert settings["RAY_AUTH_MODE"] == "token"
         assert not [word for word in command if "0.0.0.0" in word]
@@ -122,14 +122,14 @@ def test_nobody_comes_in_without_the_token(name):
 
 
 def test_version_2_of_the_autoscaler_still_forgets_the_head_of_a_local_cluster():
-    """When this fails, Ray has been mended, and the line in cluster.yaml can go."""
+    """When this fails, Ray has fixed the error, and the line in cluster.yaml can be removed."""
     folder = Path(ray.autoscaler.__file__).parent
     records = "record_local_head_state_if_needed("
     assert records in (folder / "_private" / "autoscaler.py").read_text()  # version 1, the control
     assert not [path for path in (folder / "v2").rglob("*.py") if records in path.read_text()]
 
 
-def test_the_head_hears_of_workers_that_are_new_in_the_file(tmp_path):
+def test_the_head_learns_of_new_workers_in_the_file(tmp_path):
     config = prepare_config(read(LOCAL))
     (line,) = read(LOCAL)["head_setup_commands"]
     ours = {"HOME": str(tmp_path), "RAY_TMPDIR": str(tmp_path)}
@@ -142,7 +142,7 @@ def test_the_head_hears_of_workers_that_are_new_in_the_file(tmp_path):
         subprocess.run(["bash", "-c", line], env=known, check=True, capture_output=True)
         return json.loads(state.read_text())
 
-    # As an autoscaler leaves it that has started Ray on the one worker.
+    # As after an autoscaler that has started Ray on the only worker.
     told = hear(["192.0.2.11"])
     assert "192.0.2.12" not in told
     told["192.0.2.11"]["state"] = "running"
@@ -162,7 +162,7 @@ def pods_of(manifest):
 
 
 def check_kubernetes(manifest):
-    """Raise where Kubernetes or KubeRay would refuse a manifest, or not know what it says."""
+    """Raise an error if Kubernetes or KubeRay would refuse a manifest or ignore a field."""
     cluster = cluster_of(manifest)
     said = {
         "cluster": [cluster],
@@ -181,7 +181,7 @@ def check_kubernetes(manifest):
 
 
 @pytest.mark.parametrize("name", [CLUSTER, JOB])
-def test_kubernetes_knows_what_the_files_say(name):
+def test_kubernetes_accepts_the_files(name):
     manifest = read(name)
     check_kubernetes(manifest)
     assert manifest["apiVersion"] == "ray.io/v1"
@@ -232,7 +232,7 @@ def test_no_file_holds_a_secret(name):
 
 
 def secrets(text):
-    """Return what looks like a key or a token."""
+    """Return all texts that look like a key or a token."""
     return re.findall(r"AKIA[0-9A-Z]{16}|-----BEGIN|\b[0-9a-f]{64}\b|RAY_AUTH_TOKEN=", text)
 
 
@@ -242,7 +242,7 @@ def test_a_secret_is_found():
 
 
 def pods(name):
-    """Return the pods of a manifest by what they are for."""
+    """Return the pods of a manifest by their role."""
     spec = read(name)["spec"]
     cluster = spec.get("rayClusterSpec", spec)
     found = {"head": cluster["headGroupSpec"]["template"]["spec"]}
@@ -261,7 +261,7 @@ def test_only_the_autoscaler_can_speak_to_kubernetes(name):
         assert pod["automountServiceAccountToken"] is False
         for container in pod["containers"]:
             assert "volumeMounts" not in container
-    (mount,) = cluster["autoscalerOptions"]["volumeMounts"]  # the control: it does need one
+    (mount,) = cluster["autoscalerOptions"]["volumeMounts"]  # the control: the autoscaler needs one
     assert mount["mountPath"] == tokens
     assert mount["name"] in {volume["name"] for volume in found["head"]["volumes"]}
 

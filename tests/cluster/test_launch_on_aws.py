@@ -1,6 +1,6 @@
-"""cluster/aws.yaml by Ray's own node provider, on an AWS that is only played (moto).
+"""cluster/aws.yaml with Ray's own node provider, on a simulated AWS (moto).
 
-moto knows what EC2 has been asked for, not what comes of it: no machine boots.
+moto records the requests to EC2, not their effects: no machine boots.
 """
 
 import copy
@@ -26,7 +26,7 @@ REGION = "us-east-1"
 
 @pytest.fixture(scope="module")
 def ec2(tmp_path_factory):
-    """A played AWS account, and a home folder for the key pair that Ray makes."""
+    """A simulated AWS account, and a home folder for the key pair that Ray makes."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ssh").mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +41,7 @@ def ec2(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(ec2):
-    """What `ray up` makes of the file, once its five lines are filled in."""
+    """The configuration that `ray up` makes from the file with its five lines filled in."""
     config = yaml.safe_load(FILE.read_text())
     group = ec2.create_security_group(GroupName="ours", Description="ours")["GroupId"]
     image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
@@ -70,7 +70,7 @@ def provider(launched):
 
 
 def create(provider, config, kind, node_type, **changes):
-    """Start a machine as Ray does, and return what AWS says of it."""
+    """Start a machine as Ray does, and return AWS's description of it."""
     machine = {**config["available_node_types"][node_type]["node_config"], **changes}
     tags = {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: node_type}
     provider.create_node(machine, tags, 1)
@@ -79,9 +79,9 @@ def create(provider, config, kind, node_type, **changes):
     return node, told["Reservations"][0]["Instances"][0]
 
 
-def test_ray_learns_what_the_machines_have(launched):
+def test_ray_knows_the_resources_of_the_machines(launched):
     types = launched["available_node_types"]
-    assert types["head"]["resources"]["CPU"] == 0  # of the file: it does not train
+    assert types["head"]["resources"]["CPU"] == 0  # from the file: it does not train
     assert types["worker"]["resources"]["CPU"] == 8
     assert (types["worker"]["min_workers"], types["worker"]["max_workers"]) == (0, 8)
 
@@ -129,16 +129,16 @@ def test_what_is_terminated_is_gone(launched, provider, ec2):
         create(provider, launched, NODE_KIND_HEAD, "head")[0],
         create(provider, launched, NODE_KIND_WORKER, "worker")[0],
     ]
-    provider.terminate_node(nodes[1])  # as the autoscaler does with one that is idle
+    provider.terminate_node(nodes[1])  # as the autoscaler does with an idle machine
     assert provider.non_terminated_nodes({}) == [nodes[0]]
     provider.terminate_nodes([nodes[0]])  # as `ray down` does
     assert provider.non_terminated_nodes({}) == []
     told = ec2.describe_instances()["Reservations"]
     states = {i["State"]["Name"] for reservation in told for i in reservation["Instances"]}
-    assert states == {"terminated"}  # not stopped: a stopped machine's disk is paid for
+    assert states == {"terminated"}  # not stopped: the disk of a stopped machine costs money
 
 
-def test_aws_refuses_what_it_does_not_know(launched, provider):
+def test_aws_refuses_unknown_settings(launched, provider):
     """The negative control."""
     with pytest.raises(ParamValidationError, match="InstanceMarketOption"):
         create(provider, launched, NODE_KIND_WORKER, "worker", InstanceMarketOption={})

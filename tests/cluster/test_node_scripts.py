@@ -1,4 +1,4 @@
-"""What the launch files run on each machine, with programs that only play Ray, pip and Python."""
+"""The scripts that the launch files run on each machine, with fake Ray, pip and Python programs."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def program(folder, name, text):
 
 
 class Machine:
-    """A home folder, and programs that say in a log what they were asked for."""
+    """A home folder, and programs that log how they were called."""
 
     def __init__(self, home):
         self.home = home
@@ -66,7 +66,7 @@ class Machine:
         return self.run("install.sh", str(self.environment), *packages, **settings)
 
     def done(self):
-        """Return what was asked for since the last time."""
+        """Return the calls since the last time."""
         told = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.write_text("")
         return told
@@ -80,20 +80,20 @@ def machine(tmp_path):
     return machine
 
 
-def test_what_is_missing_is_installed_once(machine):
+def test_a_missing_package_is_installed_once(machine):
     assert "is installed" in machine.install("gcsfs").stdout
     (asked,) = machine.done()
     assert f"{machine.source}[s3] gcsfs" in asked
     assert asked.endswith(f"constraint={machine.source}/constraints.txt")
     assert "is up to date" in machine.install("gcsfs").stdout
     assert machine.done() == []
-    # A login shell finds it, and says so once.
+    # A login shell finds it, and prints this once.
     login = (machine.home / ".bashrc").read_text()
     assert login == f'export PATH="{machine.environment}/bin:$PATH"  # raytrain_plus\n'
 
 
 @pytest.mark.parametrize("change", ["constraints.txt", "a package", "a module"])
-def test_what_has_changed_is_installed_again(machine, change):
+def test_a_changed_package_is_installed_again(machine, change):
     machine.install()
     machine.done()
     if change == "constraints.txt":
@@ -104,7 +104,7 @@ def test_what_has_changed_is_installed_again(machine, change):
     assert len(machine.done()) == 1
 
 
-def test_what_python_compiles_is_no_change(machine):
+def test_compiled_python_files_are_not_a_change(machine):
     machine.install()
     machine.done()
     (machine.source / "__pycache__").mkdir()
@@ -113,14 +113,14 @@ def test_what_python_compiles_is_no_change(machine):
     assert machine.done() == []
 
 
-def test_an_installation_that_failed_is_begun_again(machine):
+def test_a_failed_installation_is_started_again(machine):
     (machine.home / "broken").touch()
     assert machine.install(check=False).returncode != 0
     assert not (machine.home / ".bashrc").exists()
     (machine.home / "broken").unlink()
     machine.install()
     assert len(machine.done()) == 2
-    # Also one that had succeeded before.
+    # Also an installation that had succeeded before.
     (machine.source / "module.py").write_text("")
     (machine.home / "broken").touch()
     assert machine.install(check=False).returncode != 0
@@ -129,21 +129,21 @@ def test_an_installation_that_failed_is_begun_again(machine):
     assert len(machine.done()) == 2
 
 
-def test_an_environment_that_is_there_is_taken_as_it_is(machine):
+def test_an_existing_environment_is_used_unchanged(machine):
     program(machine.environment / "bin", "raytrain-plus", "")
     assert "Nothing is installed" in machine.install().stdout
     assert machine.done() == []
     assert str(machine.environment) in (machine.home / ".bashrc").read_text()
 
 
-def test_what_login_shells_find_is_taken_as_it_is(machine):
+def test_an_installation_that_login_shells_find_is_used_unchanged(machine):
     program(machine.programs, "raytrain-plus", "")
     assert "is here already" in machine.install().stdout
     assert machine.done() == []
     assert not (machine.home / ".bashrc").exists()
 
 
-def test_a_machine_without_python_is_told_so(machine):
+def test_a_machine_without_python_gets_a_clear_error(machine):
     program(machine.programs, "python3.11", "#!/bin/sh\nexit 1\n")
     for name in ("python3", "python3.12", "python3.13"):
         program(machine.programs, name, "#!/bin/sh\nexit 1\n")
@@ -152,7 +152,7 @@ def test_a_machine_without_python_is_told_so(machine):
     assert "no Python 3.11 or later" in failed.stderr
 
 
-def test_nobody_else_reads_the_token(machine):
+def test_no_other_user_can_read_the_token(machine):
     token = machine.home / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("secret")
@@ -161,7 +161,7 @@ def test_nobody_else_reads_the_token(machine):
     assert token.stat().st_mode & 0o777 == 0o600
 
 
-# Plays `ray start`: a session of its own each time, and a raylet, which ends when it is told to.
+# A fake `ray start`: a new session each time, and a raylet, which ends on request.
 RAY = """#!/bin/sh
 echo ray "$@" >>{log}
 [ "$1" = start ] || exit 0
@@ -178,14 +178,14 @@ read begun <"$session/begun"
 
 @pytest.fixture
 def started(machine):
-    """A machine on which Ray can be started; what was started is ended."""
+    """A machine on which Ray can be started; started processes are ended afterwards."""
     fill = {"log": machine.log, "home": machine.home}
     program(machine.programs, "ray", RAY.format(**fill))
     for name in ("raytrain-plus", "sudo"):
         program(machine.programs, name, f'#!/bin/sh\necho {name} "$@" >>{machine.log}\n')
     yield machine
     for end in machine.home.glob("ray/session_*/end"):
-        with contextlib.suppress(OSError):  # nobody reads: it has ended
+        with contextlib.suppress(OSError):  # it has ended and does not read
             os.close(os.open(end, os.O_WRONLY | os.O_NONBLOCK))
 
 
@@ -196,12 +196,12 @@ def start(machine, **settings):
 
 
 def end_raylet(machine):
-    """Let the raylet that was started last end; returns at once."""
+    """End the raylet that was started last; returns at once."""
     (machine.home / "ray" / "session_latest" / "end").write_text("end\n")
 
 
 def await_lock(machine):
-    """Wait until nothing is left of the Ray that was started."""
+    """Wait until no process is left of the Ray that was started."""
     (lock,) = machine.home.glob(".raytrain_plus/*.lock")
     subprocess.run(["flock", "--timeout", str(SECONDS), lock, "true"], check=True)
 
@@ -220,7 +220,7 @@ def test_all_ends_with_the_raylet(started):
 
 
 def test_ray_is_started_again_only_when_all_has_ended(started):
-    """Else the end of the old Ray would be that of the new one."""
+    """Otherwise the end of the old Ray would end the new one."""
     start(started)
     end_raylet(started)
     start(started)
@@ -231,21 +231,21 @@ def test_ray_is_started_again_only_when_all_has_ended(started):
 def test_a_start_that_fails_says_so(started):
     (started.home / "broken").touch()
     assert start(started, check=False).returncode != 0
-    await_lock(started)  # and holds up nobody
+    await_lock(started)  # and does not hold the lock
     assert started.done() == ["ray start --head"]
 
 
-def test_a_machine_of_a_cloud_is_switched_off_in_the_end(started):
+def test_a_cloud_machine_is_switched_off_at_the_end(started):
     start(started, POWER_OFF_AFTER="10")
     end_raylet(started)
     await_lock(started)
     told = [line for line in started.done() if line.startswith("sudo")]
-    # First what the Ray before may have left is called off.
+    # First the shutdown that the previous Ray may have scheduled is cancelled.
     assert told == ["sudo shutdown -c", "sudo shutdown -h +10"]
 
 
 def test_no_link_in_a_shared_folder_is_followed(started, tmp_path):
-    """Nor does a lock that somebody else holds there keep Ray from starting."""
+    """A lock that another user holds there does not keep Ray from starting either."""
     precious = tmp_path / "precious"
     precious.write_text("precious")
     for name in (f"raytrain_plus-{os.getuid()}.lock", f"raytrain_plus-{os.getuid()}"):
@@ -259,7 +259,7 @@ def test_no_link_in_a_shared_folder_is_followed(started, tmp_path):
 
 
 @pytest.mark.parametrize("spoil", ["link", "open"])
-def test_the_folder_of_locks_belongs_to_nobody_else(started, tmp_path, spoil):
+def test_the_folder_of_locks_belongs_to_no_other_user(started, tmp_path, spoil):
     own, elsewhere = started.home / ".raytrain_plus", tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     if spoil == "link":

@@ -1,7 +1,7 @@
-"""A metric as evaluations see one of torchmetrics.
+"""A metric with the interface of torchmetrics.
 
-That package takes two seconds of CPU to import, in each of the some two hundred workers of these
-tests. It is itself in `test_command_line.py`, `test_aspects.py` and `tests/training`.
+Importing torchmetrics takes two seconds of CPU, in each of some two hundred workers of these tests.
+It is used in `test_command_line.py`, `test_aspects.py` and `tests/training`.
 """
 
 import torch
@@ -10,7 +10,7 @@ SUMMED = ("right", "seen")
 
 
 class Accuracy:
-    """The share of samples whose label has the largest output."""
+    """The fraction of samples whose label has the largest output."""
 
     full_state_update = False
     _reductions = dict.fromkeys(SUMMED, torch.sum)

@@ -1,11 +1,11 @@
-"""A run on a cluster whose autoscaler adds nodes when they are wanted and takes idle ones away.
+"""A run on a cluster whose autoscaler adds nodes when they are wanted and removes idle ones.
 
     python -m tests.end_to_end.autoscaled STORAGE
 
-On a host of a lab, since the nodes are processes that only their host's end is sure to end, Ray's
-head has room for one worker, and Ray's fake provider makes nodes of one CPU each. What is printed
-as JSON is the run's summary and how many nodes there were: before, in a run that wants one worker,
-at most, and in the end.
+It runs on a host of a lab, because the nodes are processes, and only the end of their host ends
+them for certain. Ray's head has room for one worker, and Ray's fake provider makes nodes of one CPU
+each. It prints as JSON the run's summary and the numbers of nodes: before, in a run that wants one
+worker, at most, and in the end.
 """
 
 # ruff: noqa: T201 - a command
@@ -23,7 +23,7 @@ NAME = "autoscaled"
 MOST = 3
 STEPS = 100
 LOGICAL_RANKS = 6
-ADDED = 2  # nodes that the provider makes at most
+ADDED = 2  # the most nodes that the provider makes
 
 _IDLE_MINUTES = 0.1
 _PATIENCE = 120.0
@@ -86,7 +86,7 @@ def main(storage: Path) -> None:
 
 
 def drive(storage: Path) -> None:
-    """Train, and see how many nodes there are meanwhile: the driver's program on the host."""
+    """Train, and count the nodes meanwhile: the driver's program on the host."""
     import ray
 
     from .runs import UNHURRIED, train

@@ -1,7 +1,7 @@
-"""Runs to which random schedules of faults happen, judged on more than their bits.
+"""Runs with random schedules of faults, judged by more than their bits.
 
-`raytrain-plus chaos` holds any task's runs against the undisturbed one. Here nothing may be lost
-either: no step, no worker that no fault had hit, and every fault has to happen.
+`raytrain-plus chaos` compares a task's runs with the undisturbed one. Here also no step may be
+lost, and no worker that no fault has hit, and each fault must happen.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from . import runs, tasks
 STEPS = 50  # of a schedule
 SCENES = 2  # in a schedule
 EVALUATE_EVERY = 20
-HANG_DEADLINE = 6.0  # seconds; more than a worker waits in `Pace`
-START_TIMEOUT = 45.0  # seconds; more than workers take that come up, three at a time
+HANG_DEADLINE = 6.0  # seconds; longer than a worker waits in `Pace`
+START_TIMEOUT = 45.0  # seconds; longer than three workers need to start at the same time
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and by how many.
+    """A task, and the numbers of workers and logical ranks.
 
     Attributes:
-        task: the class of the task.
+        task: the name of the task's class.
         logical_ranks: V.
         workers: the most workers.
     """
@@ -58,7 +58,7 @@ class Case:
 
 
 def disturbed(case: Case, seeds: Sequence[int], storage: Path, name: str = "") -> runs.Run:
-    """Return the run to which the schedules of some seeds happen."""
+    """Return the run with the schedules of some seeds."""
     drawn = case.schedule(seeds)
     return runs.train(
         case.task(),
@@ -78,7 +78,7 @@ def disturbed(case: Case, seeds: Sequence[int], storage: Path, name: str = "") -
 
 
 def verdict(case: Case, seeds: Sequence[int], storage: Path, name: str = "") -> list[str]:
-    """Say what is wrong with the disturbed run; nothing, if all promises are kept."""
+    """Return what is wrong with the disturbed run; empty if all promises are kept."""
     reference = runs.undisturbed(case.task, case.logical_ranks, steps=STEPS * len(seeds))
     run = disturbed(case, seeds, storage, name)
     return runs.differences(run, reference) + runs.flaws(run, case.schedule(seeds).faults)

@@ -1,11 +1,11 @@
-"""A cluster as a user has one: launched by ssh, trained on from a laptop, its machines come and go.
+"""A cluster as a user has it: launched by ssh, used from a laptop, with machines that come and go.
 
     python -m tests.end_to_end.cluster_run FOLDER
 
-The hosts are those of a lab in FOLDER/lab. From `laptop` alone: `ray up cluster.yaml` with a head
-and two workers, data written to an S3 server, a job submitted. In the middle of it one worker's
-host loses its power, a third is started by hand, and another is drained. Then `ray down`. What is
-printed as JSON says what became of it, and how long each thing took.
+The hosts are those of a lab in FOLDER/lab. All commands run on `laptop`: `ray up cluster.yaml` with
+a head and two workers, data written to an S3 server, a job submitted. During the job, one worker's
+host loses its power, a third is started by hand, and another is drained. Then `ray down`. It prints
+the results and the time of each part as JSON.
 """
 
 # ruff: noqa: T201 - a command
@@ -31,28 +31,28 @@ NAME, ALONE = "disturbed", "undisturbed"
 
 _ROOT = Path(__file__).parents[2]
 _JOB = Path(__file__).with_name("job")
-_SETTLED = 20  # steps of a whole group before anything happens to it
-_PATIENCE = 150.0  # seconds for anything
-_DOWN = 90.0  # seconds until nothing may be left of a cluster
+_SETTLED = 20  # steps of a whole group before it is disturbed
+_PATIENCE = 150.0  # seconds for any operation
+_DOWN = 90.0  # seconds until no process of a cluster may be left
 _POLL = 0.05
-_HURRY = "s3://data/hurry"  # what lets the run go on at full speed
+_HURRY = "s3://data/hurry"  # the object that lets the run go on at full speed
 _JOBS = "http://127.0.0.1:8265"  # the laptop's end of the tunnel
 _TRAIN = (
     "raytrain-plus train digits.py:Digits --data s3://data/digits --evaluation-data s3://data/held "
     "--logical-ranks 4 --batch-size 64 --duration 20ep --evaluate-every 5ep --storage /root/runs "
     "--checkpoint-storage s3://kept --cpus 2 --threads 1 --json"
 )
-# What an owner of machines would put there by other means.
+# Files that the owner of the machines would install in another way.
 _S3_PORT = 18333
 _CREDENTIALS = "[default]\naws_access_key_id = AK\naws_secret_access_key = SK\n"
 _S3_CONFIGURATION = "[default]\nendpoint_url = http://{}:{}\nregion = us-east-1\n"
 
 
 class Cluster:
-    """What a user does, from the laptop, and what is to be seen of it.
+    """A user's actions on the laptop, and what the user sees.
 
     Args:
-        lab: whose hosts are off the shelf: nothing runs on them but ssh.
+        lab: the lab; its hosts are new: only ssh runs on them.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -60,10 +60,10 @@ class Cluster:
         self.took: dict[str, float] = {}
 
     def on(self, host: str, line: str, *, fails: bool = False) -> str:
-        """Run a line of shell on a host; returns what it prints.
+        """Run a shell command on a host; returns its output.
 
         Args:
-            fails: it may.
+            fails: whether the command may fail.
         """
         login = ["bash", "--login", "-c", f"cd; source .bashrc; {line}"]
         done = subprocess.run(
@@ -78,11 +78,11 @@ class Cluster:
         return done.stdout
 
     def json_of(self, line: str, *, fails: bool = False) -> Any:
-        """Run a command on the laptop that ends with a line of JSON."""
+        """Run a command on the laptop; returns the JSON of its last line."""
         return json.loads(self.on(LAPTOP, line, fails=fails).splitlines()[-1])
 
     def launch(self) -> None:
-        """Fill in the launch file and bring the cluster up, twice, as users do."""
+        """Fill in the launch file and start the cluster, twice, as users do."""
         text = filled((_ROOT / "cluster.yaml").read_text(), self._lab.addresses)
         self._home(LAPTOP).joinpath("cluster.yaml").write_text(text)
         self.on(LAPTOP, "umask 077; ray get-auth-token --generate")
@@ -97,7 +97,7 @@ class Cluster:
         self.await_nodes(1 + len(LAUNCHED))
 
     def await_nodes(self, number: int) -> None:
-        """Wait until the doctor finds so many nodes, and nothing wrong with them."""
+        """Wait until the doctor finds the given number of nodes, and no problems."""
         line = f"raytrain-plus doctor --address {_JOBS} --expect {number} --json"
         _await(lambda: not self.json_of(line, fails=True)["problems"] or None, line)
 
@@ -123,7 +123,7 @@ class Cluster:
             self.on(LAPTOP, f"cd job; raytrain-plus data write {part}.parquet s3://data/{part}")
 
     def put_secrets(self, host: str) -> None:
-        """Let a host read and write the S3 server's buckets."""
+        """Give a host access to the S3 server's buckets."""
         told = _S3_CONFIGURATION.format(self._lab.addresses[HEAD], _S3_PORT)
         folder = self._home(host, ".aws")
         (folder / "credentials").write_text(_CREDENTIALS)
@@ -147,11 +147,11 @@ class Cluster:
         return journal.read(path) if path.exists() else []
 
     def await_events(self, name: str, answer: Callable[[list[Event]], Any]) -> Any:
-        """Wait until a run's journal answers a question."""
+        """Wait until a function of a run's journal returns a value."""
         return _await(lambda: answer(self.events(name)), f"run {name}")
 
     def settle(self, workers: int) -> int:
-        """Wait until so many have trained for a while; returns the last step."""
+        """Wait until the given number of workers has trained for a while; returns the last step."""
 
         def settled(events: list[Event]) -> int | None:
             last = [event for event in events if event["event"] == "generation"][-1:]
@@ -172,7 +172,7 @@ class Cluster:
         self.took["power-off to next step"] = step["time"] - at
 
     def start_by_hand(self, host: str) -> None:
-        """Start Ray on a host that is in nobody's file, and wait until it contributes."""
+        """Start Ray on a host that is in no launch file, and wait until it trains."""
         token = self._home(LAPTOP) / ".ray" / "auth_token"
         (self._home(host, ".ray") / "auth_token").write_text(token.read_text())
         before = self._generation()
@@ -187,7 +187,7 @@ class Cluster:
         self.took["new host to first contribution"] = step["time"] - at
 
     def drain(self, host: str) -> None:
-        """Tell Ray that a host will be taken away, and wait until its worker has left."""
+        """Tell Ray that a host will be removed, and wait until its worker has left."""
         nodes = self.json_of(f"raytrain-plus doctor --address {_JOBS} --json", fails=True)
         node = next(
             n["node_id"] for n in nodes["nodes"] if n["address"] == self._lab.addresses[host]
@@ -217,10 +217,10 @@ class Cluster:
             raise RuntimeError(f"the job did not succeed:\n{said[-4000:]}")
 
     def down(self, lost: str) -> dict[str, dict[str, list[str]]]:
-        """Take the cluster down; returns the processes of Ray and ours, before and after.
+        """Shut the cluster down; returns the processes of Ray and ours, before and after.
 
         Args:
-            lost: a host without power.
+            lost: the host without power.
         """
         before = self._processes(lost)
         self.on(LAPTOP, "ray down --yes cluster.yaml")
@@ -230,7 +230,7 @@ class Cluster:
         return {"before": before, "after": left}
 
     def _processes(self, lost: str) -> dict[str, list[str]]:
-        """Return what runs, by host, where there is anything."""
+        """Return the running processes by host, without hosts that have none."""
         listing = r"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' '"
         listed = {
             host: set(re.findall(r"raylet|gcs_server|ray::|node-agent", self.on(host, listing)))

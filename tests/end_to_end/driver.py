@@ -18,7 +18,7 @@ from .tasks import Momentum
 NAME = "driven"
 STEPS = 120
 LOGICAL_RANKS = 4
-WANTED = {1: LOGICAL_RANKS + 1}  # never so many: each step waits for its patience
+WANTED = {1: LOGICAL_RANKS + 1}  # never reached: each step waits for its patience
 PATIENCE = 0.2
 
 

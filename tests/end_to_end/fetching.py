@@ -1,8 +1,8 @@
-"""A node dies while its worker fetches from a store that stalls: a program with a Ray of its own.
+"""A node dies while its worker fetches from a store that stalls: a program with its own Ray.
 
     python -m tests.end_to_end.fetching STORAGE ENDPOINT BUCKET CACHE_LIMIT
 
-Prints the run's summary, and whether all has happened.
+Prints the run's summary, and whether all faults have happened.
 """
 
 # ruff: noqa: T201 - a command
@@ -23,7 +23,7 @@ LOGICAL_RANKS = 4
 
 
 def task(bucket: str, options: dict, cache: Path, limit: int) -> Streamed:
-    """Return the task on the bucket's data, with a cache that holds little."""
+    """Return the task on the bucket's data, with a small cache."""
     streams = [
         Stream(
             f"s3://{bucket}/{folder}",

@@ -2,8 +2,8 @@
 
     python -m tests.end_to_end.lab_driver STORAGE
 
-Its steps are held back until there is a file `hurry` in the run's folder. What is printed is the
-run's summary, and which host has which of Ray's nodes.
+Its steps are slow until there is a file `hurry` in the run's folder. It prints the run's summary,
+and which host has which of Ray's nodes.
 """
 
 # ruff: noqa: T201 - a command
@@ -20,7 +20,7 @@ NAME = "lab"
 STEPS = 600
 LOGICAL_RANKS = 4
 WORKERS = 3
-PACE = 0.1  # seconds per step, until all has happened
+PACE = 0.1  # seconds per step, until all faults have happened
 
 
 def main(storage: Path) -> None:

@@ -3,10 +3,10 @@
     python -m tests.end_to_end.lab_run STORAGE [HOST HOST]
 
 The driver and the coordinator are on `head`; each other host has room for one worker. The first
-host named is powered off, and when the others have gone on for a while, the second's cable is
-pulled. The run's journal is left in STORAGE/lab. What is printed as JSON is the driver's last line,
-whom each event hit, and the seconds from each to the first step that was committed without that
-host.
+named host is powered off. When the others have trained on for a while, the second host's cable is
+pulled. The run's journal stays in STORAGE/lab. It prints as JSON the driver's last line, the worker
+that each event hit, and the seconds from each event to the first step that was committed without
+that host.
 """
 
 # ruff: noqa: T201 - a command
@@ -31,8 +31,8 @@ LAB = "hosts"  # its folder
 HEAD = "head"
 HOSTS = ("n1", "n2", "n3")
 
-_SETTLED = 20  # steps of the whole group before anything happens
-_PATIENCE = 150.0  # seconds for anything
+_SETTLED = 20  # steps of the whole group before the next event
+_PATIENCE = 150.0  # seconds for any operation
 _POLL = 0.05
 
 
@@ -40,7 +40,7 @@ class Stage:
     """The lab, the driver, and the journal that it writes.
 
     Args:
-        lab: whose hosts have Ray.
+        lab: the lab; its hosts have Ray.
         storage: where the run's folder will be.
     """
 
@@ -56,7 +56,7 @@ class Stage:
         )
 
     def settle(self, workers: int) -> int:
-        """Wait until so many have trained for a while; returns the number of their generation."""
+        """Wait until a number of workers has trained for a while; returns their generation."""
 
         def settled(events: Sequence[Event]) -> int | None:
             last = [e for e in events if e["event"] == "generation"][-1:]
@@ -69,7 +69,7 @@ class Stage:
         return self._await(settled)
 
     def disturb(self, act: Callable[[str], None], host: str, workers: int) -> dict[str, Any]:
-        """Do something to the host of one of some workers; returns how long it held the run up."""
+        """Disturb the host of one of some workers; returns how long the run was delayed."""
         generation = self.settle(workers)
         time.sleep(random.uniform(0.0, lab_driver.PACE))  # any point of a step
         at = time.time()
@@ -83,7 +83,7 @@ class Stage:
         return {"host": host, "at": at, "seconds": round(seconds, 3)}
 
     def finish(self) -> dict[str, Any]:
-        """Let the run go on at full speed to its end; returns what the driver says."""
+        """Let the run go on at full speed to its end; returns the driver's output."""
         (self._storage / NAME / "hurry").touch()
         out, err = self._driver.communicate(timeout=_PATIENCE)
         if self._driver.returncode:

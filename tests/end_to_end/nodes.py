@@ -1,10 +1,10 @@
-"""A run on a cluster whose nodes come, drain, and die: a program, since it has a Ray of its own.
+"""A run on a cluster whose nodes join, drain, and die: a program, since it has its own Ray.
 
     python -m tests.end_to_end.nodes STORAGE
 
-Each node has room for one worker. The run's journal is left in STORAGE/nodes; what is printed is
-its summary, which node was which, what its agent said of the drained one, until when Ray drains it,
-and what the doctor finds meanwhile.
+Each node has room for one worker. The run's journal stays in STORAGE/nodes. It prints the run's
+summary, the names of the nodes, the output of the drained node's agent, Ray's deadline for the
+draining, and the doctor's findings meanwhile.
 """
 
 # ruff: noqa: T201 - a command
@@ -32,13 +32,13 @@ NAME = "nodes"
 STEPS = 300
 LOGICAL_RANKS = 4
 DEADLINE = 5.0
-END = "2040-01-01T00:00:00Z"  # of the drained node, says its cloud
+END = "2040-01-01T00:00:00Z"  # of the drained node, as its cloud says
 
 _SLOWLY = 0.3  # seconds per step, until all has happened
 
 
 class Stage:
-    """The cluster, and what is done to it."""
+    """The cluster, and the changes to it."""
 
     def __init__(self, storage: Path) -> None:
         self.nodes: dict[str, str] = {}
@@ -57,9 +57,9 @@ class Stage:
         self.nodes[name] = raylet.node_id
 
     def drain(self, name: str) -> None:
-        """Let the cloud take a node away, whose agent tells Ray."""
+        """Let the cloud announce the end of a node; its agent tells Ray."""
         node = self.nodes[name]
-        # Somebody who stays there keeps Ray from ending the node before it is looked at.
+        # An actor that stays there keeps Ray from ending the node before it is checked.
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         lodger = ray.remote(num_cpus=0)(Occupant).options(scheduling_strategy=there).remote()
         ray.get(lodger.is_there.remote())
@@ -80,7 +80,7 @@ class Stage:
         self._cluster.remove_node(self._raylets[name], allow_graceful=False)
 
     def stop_worker(self, name: str, events: list[Event]) -> None:
-        """Stop the worker of a node, where there is no other that could end it."""
+        """Stop the worker of a node on which no other process could end it."""
         there = [e for e in events if e.get("state") == "ready" and e["node"] == self.nodes[name]]
         os.kill(there[-1]["pid"], signal.SIGSTOP)
 

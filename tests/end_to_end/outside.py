@@ -1,11 +1,11 @@
-"""What a user sees of a cluster from outside: a program, since it has a Ray of its own.
+"""What a user sees of a cluster from outside: a program, since it has its own Ray.
 
     python -m tests.end_to_end.outside FOLDER
 
-A cluster that asks for a token has its dashboard on loopback; a run is submitted there as a job,
-looked at through it, and stopped by stopping the job; then a sweep. Then come the mistakes: a wrong
-token, wrong addresses, other versions. The run's journal is left in FOLDER/runs/submitted, the
-sweep in FOLDER/sweeps/mine; printed as JSON is what each command said.
+A cluster that requires a token has its dashboard on loopback. A run is submitted there as a job,
+watched through it, and stopped by stopping the job; a sweep follows. Then come the mistakes: a
+wrong token, wrong addresses, other versions. The run's journal stays in FOLDER/runs/submitted, the
+sweep in FOLDER/sweeps/mine. It prints the output of each command as JSON.
 """
 
 # ruff: noqa: T201 - a command
@@ -51,7 +51,7 @@ class Site:
     """The cluster, and a user outside of it.
 
     Args:
-        folder: the user's.
+        folder: the user's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +68,7 @@ class Site:
         self.jobs = f"http://127.0.0.1:{ports['dashboard_port']}"
 
     def say(self, *words: str, **environment: str) -> dict[str, Any]:
-        """Run a command of ours; returns how it ended, what it said, and how long it took."""
+        """Run a command of ours; returns its exit status, its output, and how long it took."""
         began = time.monotonic()
         line = [sys.executable, "-m", "raytrain_plus", *words]
         done = subprocess.run(
@@ -89,7 +89,7 @@ class Site:
         }
 
     def change_versions(self, **versions: str) -> None:
-        """Let the cluster say that it runs other versions."""
+        """Make the cluster report other versions."""
         from ray._private import ray_constants
         from ray._raylet import GcsClient
 
@@ -135,7 +135,7 @@ def _submitted(site: Site) -> dict[str, Any]:
 
 
 def _swept(site: Site) -> dict[str, Any]:
-    """Submit a sweep as its file says that it is submitted; returns what it said at its end."""
+    """Submit a sweep as its file describes; returns its last output."""
     from ray.job_submission import JobSubmissionClient
 
     jobs = JobSubmissionClient(site.jobs)

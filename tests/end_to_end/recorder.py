@@ -1,4 +1,4 @@
-"""An aspect that writes down when each join point begins and ends, on a worker of a real run."""
+"""An aspect that records the start and the end of each join point, on a worker of a real run."""
 
 from pathlib import Path
 

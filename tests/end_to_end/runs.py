@@ -1,4 +1,4 @@
-"""One run and what it leaves behind: its journal, its result, and what became of its processes."""
+"""One run and its results: its journal, its summary, and the end of its processes."""
 
 import contextlib
 import json
@@ -30,8 +30,8 @@ from raytrain_plus.observe.verify import compare
 PART_ROWS = 8
 STEPS = 100
 KEPT = 2  # checkpoints
-PATIENCE = 20.0  # seconds for what takes milliseconds on an idle machine
-# For runs in which nobody hangs: each step may wait for newcomers as long as they take.
+PATIENCE = 20.0  # seconds for operations that take milliseconds on an idle machine
+# For runs without hangs: each step may wait for newcomers as long as they need.
 UNHURRIED: dict[str, float] = {"patience": 60.0, "hang_deadline": 180.0}
 
 Event = dict[str, Any]
@@ -44,11 +44,11 @@ class Run:
 
     Attributes:
         events: its journal.
-        summary: what the trainer says.
+        summary: the trainer's result.
         error: why it failed, empty if it did not.
-        pids: the process of each worker that came up.
-        changed: workers whose process went away, or became another, before the run gave them up.
-        model: the final model's tensors, as its checkpoint holds them.
+        pids: the process of each worker that started.
+        changed: workers whose process ended or changed before the run had noticed their loss.
+        model: the final model's tensors, from its checkpoint.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Run:
 
 
 class Witness:
-    """Watches the processes of a run from outside, as the operating system shows them."""
+    """Watches the processes of a run from outside, by the operating system."""
 
     def __init__(self) -> None:
         self.pids: dict[str, int] = {}
@@ -82,7 +82,7 @@ class Witness:
         self._gone: set[str] = set()
 
     def await_end(self) -> None:
-        """Wait until all have ended; it is an error if some do not."""
+        """Wait until all processes have ended; it is an error if some do not."""
         deadline = time.monotonic() + PATIENCE
         while left := {w: pid for w, pid in self.pids.items() if self._lives(w)}:
             assert time.monotonic() < deadline, f"the run ended and left processes behind: {left}"
@@ -100,17 +100,17 @@ class Witness:
         self.changed |= {w for w in self.pids.keys() - self._gone if not self._lives(w)}
 
     def _lives(self, worker: str) -> bool:
-        # A number alone says little: the system gives it to another process soon.
+        # The process id alone is not enough: the system reuses it soon.
         began = _began(self.pids[worker])
         return bool(began) and began == self._began[worker]
 
 
 class Script:
-    """Directs a run: each act is done once, in order, as soon as its cue is given.
+    """Directs a run: each action runs once, in order, as soon as its condition holds.
 
     Args:
-        acts: pairs of a cue, which says of the events so far whether it is given, and what to do
-            then, which is called with the run's name.
+        acts: pairs of a condition, a function of the events so far, and an action, which is called
+            with the run's name.
     """
 
     def __init__(self, *acts: tuple[Callable[[list[Event]], bool], Callable[[str], Any]]) -> None:
@@ -122,17 +122,17 @@ class Script:
 
     @property
     def is_over(self) -> bool:
-        """Whether all was done."""
+        """Whether all actions have run."""
         return not self._acts
 
 
 def at_step(step: int) -> Callable[[list[Event]], bool]:
-    """Return the cue that a step has been committed."""
+    """Return the condition that a step has been committed."""
     return lambda events: any(e["event"] == "step" and e["step"] >= step for e in events)
 
 
 def with_workers(workers: int, generation: int = 1) -> Callable[[list[Event]], bool]:
-    """Return the cue that so many train, in some generation or a later one."""
+    """Return the condition that a number of workers trains, in some generation or later."""
 
     def given(events: list[Event]) -> bool:
         last = [e for e in events if e["event"] == "generation"][-1:]
@@ -159,13 +159,13 @@ def train(
     elsewhere: bool = False,
     **elastic: Any,
 ) -> Run:
-    """Train to the end, and wait until every process of the run has gone.
+    """Train to the end, and wait until all processes of the run have ended.
 
     Args:
-        wanted: see `Pace`; without it nothing is held back.
+        wanted: see `Pace`; without it no step waits.
         patience: likewise.
-        director: called again and again with the run's name and its events so far.
-        elsewhere: whether the workers are on other machines, where nobody sees their processes.
+        director: called repeatedly with the run's name and its events so far.
+        elsewhere: whether the workers are on other machines, where their processes cannot be seen.
         elastic: settings of ElasticConfig.
     """
     name = name or f"run-{uuid.uuid4().hex[:12]}"
@@ -212,7 +212,7 @@ def train(
 
 @cache
 def undisturbed(kind: type[Task], logical_ranks: int, steps: int = STEPS) -> Run:
-    """Return the run of one worker to which nothing happens, computed once."""
+    """Return the undisturbed run of one worker, computed once."""
     with tempfile.TemporaryDirectory() as storage:
         run = train(kind(), Path(storage), logical_ranks=logical_ranks, steps=steps)
     assert not run.error, run.error
@@ -221,7 +221,7 @@ def undisturbed(kind: type[Task], logical_ranks: int, steps: int = STEPS) -> Run
 
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
-    """Start a Ray cluster of our own, whatever else runs on this machine."""
+    """Start a separate Ray cluster, even if other clusters run on this machine."""
     ray.init(
         address="local",
         num_cpus=8,
@@ -229,7 +229,8 @@ def cluster() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        _system_config={"worker_niceness": 0},  # else whatever else runs here would starve them
+        # Otherwise other programs on this machine would starve the workers.
+        _system_config={"worker_niceness": 0},
     )
     try:
         yield
@@ -238,13 +239,13 @@ def cluster() -> Iterator[None]:
 
 
 def at_once(*calls: Callable[[], T]) -> list[T]:
-    """Do some things two at a time: a worker that comes up keeps one of two cores busy."""
+    """Run functions two at a time: a worker that starts keeps one of two cores busy."""
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda call: call(), calls))
 
 
 def program(module: str, *arguments: Any) -> dict[str, Any]:
-    """Run a module that has a Ray of its own; returns the JSON of its last line."""
+    """Run a module that has its own Ray; returns the JSON of its last line."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=Path(__file__).parents[2],
@@ -265,7 +266,7 @@ def coordinator(name: str) -> Any:
 def await_events(
     folder: Path, cue: Callable[[list[Event]], bool], process: subprocess.Popen[Any]
 ) -> None:
-    """Wait until a journal gives a cue; the process that writes it must live."""
+    """Wait until a condition on a journal holds; the process that writes it must live."""
     path = folder / journal.FILE_NAME
     while not cue(journal.read(path) if path.exists() else []):
         assert process.poll() is None
@@ -273,13 +274,13 @@ def await_events(
 
 
 def end(name: str) -> None:
-    """End a run that has not ended by itself; Ray then ends its workers."""
+    """End a run that has not ended; Ray then ends its workers."""
     with contextlib.suppress(ValueError):
         ray.kill(coordinator(name))
 
 
 def differences(run: Run, reference: Run) -> list[str]:
-    """Say in what a run differs from the undisturbed one: digest, losses, evaluations."""
+    """Return the differences of a run from the undisturbed one: digest, losses, evaluations."""
     if run.error:
         return [f"it failed: {run.error}"]
     found = compare(reference.events, run.events)
@@ -289,7 +290,7 @@ def differences(run: Run, reference: Run) -> list[str]:
 
 
 def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
-    """Say what is wrong with a disturbed run, whatever its bits: its journal and its processes."""
+    """Return what is wrong with a disturbed run's journal and processes, apart from its bits."""
     found = disturbed.flaws(run.events, faults)
     hit = {worker for event in run.of("fault") for worker in event["hit"]}
     if run.changed - hit:
@@ -298,7 +299,7 @@ def flaws(run: Run, faults: Sequence[Fault]) -> list[str]:
 
 
 def _began(pid: int) -> str:
-    """Return when a process began, in ticks since the machine did; empty if it has ended."""
+    """Return when a process started, in ticks since boot; empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A sweep of trials that take a second: a file as a user writes one."""
+"""A sweep of trials that take one second: a file as a user writes it."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from raytrain_plus.frontier.space import RecipeSpace
 
 @dataclass(frozen=True, kw_only=True)
 class Rings(Task):
-    """Which of four rings a noisy point lies on."""
+    """Classify the ring, of four, on which a noisy point is."""
 
     columns = {"x": (2,), "label": ()}  # noqa: RUF012 - a constant of the class
 

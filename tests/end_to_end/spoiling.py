@@ -1,4 +1,4 @@
-"""Tasks that a process which serves one run after another has to get over."""
+"""Tasks that harm a process that serves one run after another."""
 
 from torch.nn import functional
 
@@ -6,7 +6,7 @@ from tests.end_to_end.tasks import Momentum
 
 
 class Spoils(Momentum):
-    """Leaves something behind that nothing can undo."""
+    """Leaves a change in the process that cannot be undone."""
 
     def forward(self, model, batch):
         functional.layer_norm = lambda x, *_: x

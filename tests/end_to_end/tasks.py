@@ -1,7 +1,7 @@
 """Small tasks with everything in them that could make bits drift, and tasks that misbehave.
 
-A task that is to misbehave in one process, or once, leaves a marker in a folder that the test gives
-it; whoever makes the marker is the one.
+A task that misbehaves in one process only, or only once, creates a marker file in a folder of the
+test; the process that creates the marker misbehaves.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from raytrain_plus import Task
 from raytrain_plus.algorithms import Aspect
 from tests.end_to_end.accuracy import Accuracy
 
-ROWS, HELD_OUT = 1003, 317  # divide by nothing
+ROWS, HELD_OUT = 1003, 317  # division by zero
 SIDE, CLASSES = 8, 5
 
 
@@ -43,7 +43,7 @@ class Convolutions(nn.Module):
 
     @property
     def steps(self):
-        """The committed steps, for who is in the forward of the step after them."""
+        """Return the number of committed steps; to be called in the forward of the next step."""
         return int(self.norm.num_batches_tracked)
 
 
@@ -79,14 +79,14 @@ class Momentum(Task):
 
 
 class AdamW(Momentum):
-    """The same with AdamW, whose state has counters of its own."""
+    """The same with AdamW, whose state has its own counters."""
 
     def optimizer(self, model):
         return torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 
 class Plain(Momentum):
-    """Without evaluation: its workers come up a second earlier."""
+    """Without evaluation: its workers start a second earlier."""
 
     def metrics(self):
         return {}
@@ -96,7 +96,7 @@ class Plain(Momentum):
 
 
 class Streamed(Momentum):
-    """On data that it is given."""
+    """A task with given data."""
 
     def __init__(self, data, evaluation_data):
         self._data, self._evaluation_data = data, evaluation_data
@@ -109,7 +109,7 @@ class Streamed(Momentum):
 
 
 class Wide(Plain):
-    """Large enough for an exchange in several slices, with few operations."""
+    """A model large enough for an exchange in several slices, with few operations."""
 
     def model(self):
         return nn.Sequential(
@@ -140,7 +140,7 @@ def pictures():
 
 
 def is_first(marker: Path) -> bool:
-    """Say whether nobody has asked this before, in any process."""
+    """Return whether this is the first call, over all processes."""
     try:
         marker.touch(exist_ok=False)
     except FileExistsError:
@@ -150,7 +150,7 @@ def is_first(marker: Path) -> bool:
 
 @cache
 def place_in_line(folder: Path) -> int:
-    """Return 0 to the first process that asks, 1 to the second; the same to one that asks again."""
+    """Return 0 to the first process that calls this, 1 to the second; the same again to each."""
     return next(n for n in itertools.count() if is_first(folder / f"process-{n}"))
 
 
@@ -158,9 +158,9 @@ def place_in_line(folder: Path) -> int:
 
 
 class Stuck(Plain):
-    """One worker waits for ever, answering whoever asks; another spins and holds its GIL.
+    """One worker waits for ever and answers requests; another spins and holds its GIL.
 
-    They do so in the steps that follow the committed steps `waits` and `spins`.
+    They do so in the steps after the committed steps `waits` and `spins`.
     """
 
     def __init__(self, folder, waits, spins):
@@ -177,9 +177,9 @@ class Stuck(Plain):
 
 
 class StuckBackward(Plain):
-    """One worker waits for ever in its last backward, when most gradients are on their way.
+    """One worker waits for ever in its last backward, when most gradients have been sent.
 
-    The model is large enough for them to be exchanged beside the backward.
+    The model is large enough for gradients to be exchanged during the backward.
     """
 
     def __init__(self, folder, steps):
@@ -208,7 +208,7 @@ class StuckBackward(Plain):
 
 
 class Gate(nn.Module):
-    """Lets nobody through who is the first to come back a second time while there is a marker."""
+    """While there is a marker, stops the first worker that comes here a second time."""
 
     marker: Path | None = None
     passed = 0
@@ -226,7 +226,7 @@ class Gate(nn.Module):
 
 
 class ShapeMismatch(Momentum):
-    """A user's mistake that shows after some steps."""
+    """A user's mistake that appears after some steps."""
 
     def __init__(self, steps):
         self.steps = steps
@@ -238,7 +238,7 @@ class ShapeMismatch(Momentum):
 
 
 class NotANumber(Momentum):
-    """A loss that explodes after some steps, for one sample of the batch."""
+    """A loss that becomes NaN after some steps, for one sample of the batch."""
 
     def __init__(self, steps):
         self.steps = steps
@@ -256,7 +256,7 @@ class NotANumber(Momentum):
 
 
 class Unrepeatable(Plain):
-    """Draws from a source of chance that nobody can seed, after its first step."""
+    """Draws from a source of random numbers that cannot be seeded, after its first step."""
 
     def forward(self, model, batch):
         outputs = super().forward(model, batch)
@@ -272,11 +272,11 @@ class Clocked(Plain):
 
 
 class Odd(Plain):
-    """The workers that come up as numbers 0, 1, 2 and so on are odd in the ways that are given.
+    """Makes the first, second, third worker and so on misbehave in the given ways.
 
     Args:
-        folder: for markers.
-        ways: `""` for a worker like any other.
+        folder: the folder for markers.
+        ways: how each worker misbehaves; `""` for a normal worker.
     """
 
     def __init__(self, folder, *ways):
@@ -287,7 +287,7 @@ class Odd(Plain):
         way = self.ways[place] if place < len(self.ways) else ""
         if way == "threads":
             torch.set_num_threads(2)
-        elif way == "kernels":  # everything that has a name is equal, and yet the bits are not
+        elif way == "kernels":  # all named settings are equal, but the bits are not
             torch.backends.mkldnn.enabled = False
         elif way == "error":
             raise RuntimeError("this worker has no luck")
@@ -300,11 +300,12 @@ class Odd(Plain):
 
 
 class Nudge(Aspect):
-    """Change one weight by the smallest amount there is, or double it, after one step.
+    """Change one weight by the smallest possible amount, or double it, after one step.
 
     Attributes:
         step_number: the step, from 1.
-        marker: a file that only one worker can make; only that one is changed. Default: all are.
+        marker: a file that only one worker can create; only that worker is changed. Default: all
+            are changed.
         doubles: double the weight, so that the loss of the next step differs on every kernel.
     """
 
@@ -322,11 +323,11 @@ class Nudge(Aspect):
 
 
 class Hold(Aspect):
-    """Wait in the forward of a step until there is a file.
+    """Wait in the forward of a step until a file exists.
 
     Attributes:
         step_number: the step, from 1.
-        file: it.
+        file: the file.
     """
 
     step_number: int
@@ -339,7 +340,7 @@ class Hold(Aspect):
 
 
 class Occupant:
-    """An actor that takes up room in a cluster."""
+    """An actor that occupies resources of a cluster."""
 
     def is_there(self):
         return True

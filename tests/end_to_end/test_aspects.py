@@ -1,4 +1,4 @@
-"""Aspects in runs of real workers: join points, accounts, warnings, disturbed recipes."""
+"""Aspects in runs of real workers: join points, costs, warnings, disturbed recipes."""
 
 import pytest
 from ray.train import RunConfig, ScalingConfig
@@ -26,9 +26,9 @@ def test_a_run_has_the_join_points_in_the_order_of_the_docstring(storage):
     assert run.error == ""
     lines = [line.split() for line in file.read_text().splitlines()]
     last = [i for i, (point, _, number, _) in enumerate(lines) if (point, number) == ("step", "19")]
-    # The probe comes first; of the parts, one stands for all.
+    # The probe comes first; one part represents all parts.
     seen = [lines[0], *(line for line in lines[last[0] :] if line[3] in ("-1", "0"))]
-    # An epoch spans many steps, and `fit` ends where a plain model is exported.
+    # An epoch has many steps, and `fit` ends where a plain model is exported.
     longer = ("epoch begins", "epoch ends", "fit ends")
     names = [f"{point} {what}" for point, what, _, _ in seen]
     assert [n for n in names if n not in longer] == [n for n in nested(listed()) if n not in longer]
@@ -47,7 +47,7 @@ def test_a_summary_says_what_was_trained_on_and_what_aspects_cost(storage):
         duration=f"{32 * 65 * 10}tok",
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.25}),
         run_config=RunConfig(name="accounts", storage_path=str(storage)),
-        elastic=ElasticConfig(audit_every=0),  # each audit computes one part more
+        elastic=ElasticConfig(audit_every=0),  # each audit computes one more part
     )
     summary = trainer.fit().return_value
     assert summary["steps"] == 10
@@ -96,7 +96,7 @@ def test_a_recipe_through_a_kill_and_a_grow_has_the_bits_of_one_worker(
 
 
 def test_other_bits_would_be_noticed():
-    """The negative control: one setting a little different."""
+    """The negative control: one setting is slightly different."""
     recipe = read_recipe("cluttered_digits/baseline")
     short = recipe.model_copy(update={"duration": "3ba", "batch_size": 24})
     aspects = {"LabelSmoothing": {"smoothing": 0.1}}, {"LabelSmoothing": {"smoothing": 0.1000001}}

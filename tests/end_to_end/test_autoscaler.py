@@ -1,4 +1,4 @@
-"""An autoscaler sees what a run wants: nodes come for it, and go when it has ended."""
+"""An autoscaler sees what a run wants: it adds nodes for the run, and removes them afterwards."""
 
 import contextlib
 
@@ -19,19 +19,19 @@ def folder(request):
     require("lab", why_not())
     storage = request.getfixturevalue("storage")
     yield storage
-    with contextlib.suppress(LabError):  # there is one only if the program was killed
+    with contextlib.suppress(LabError):  # the folder is there only if the program was killed
         Lab(storage / "hosts").down()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_nodes_come_for_a_run_that_grows_and_go_when_it_has_ended(folder):
+def test_nodes_are_added_for_a_growing_run_and_removed_when_it_has_ended(folder):
     told = program(autoscaled.__name__, folder)
     run = Run(journal.read(folder / NAME), told["summary"], told["error"])
     assert differences(run, undisturbed(Plain, LOGICAL_RANKS, STEPS)) == []
-    # A run that wants one worker makes nobody start a node: the control.
+    # The control: no node is started for a run that wants one worker.
     assert told["nodes"] == {"before": 1, "alone": 1, "most": 1 + ADDED, "after": 1}
-    # It had its maximum before it ended, a worker on each node, however soon each came.
+    # The run had its maximum before it ended, with one worker on each node.
     assert run.of("generation")[-1]["workers"] == MOST
     assert len({event["node"] for event in run.of("worker", state="ready")}) == MOST
     assert run.of("worker", state="lost") == []

@@ -1,4 +1,4 @@
-"""The same bits on every number of workers, and a judge that notices the smallest difference."""
+"""The same bits on every number of workers, and a check that notices the smallest difference."""
 
 from functools import partial
 
@@ -18,13 +18,13 @@ from tests.end_to_end.runs import (
 from tests.end_to_end.tasks import AdamW, Momentum, Nudge
 
 CASES = [(Momentum, 4), (AdamW, 6)]  # the task, V
-LEAVING = 60  # steps, until which all workers have come
+LEAVING = 60  # the step by which all workers have joined
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def leaving(logical_ranks):
-    """Return what makes a run of V workers lose one after the other, until there is one."""
+    """Return options by which a run of V workers loses one after the other, until one is left."""
     apart = (STEPS - LEAVING - 5) // logical_ranks
     steps = [LEAVING + apart * number for number in range(logical_ranks - 1)]
     return [Fault(step=step, action="remove") for step in steps]
@@ -60,7 +60,7 @@ def test_a_run_through_every_number_of_workers_has_the_bits_of_one_worker(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "logical_ranks"), [(Momentum, 8), (AdamW, 16)])
-def test_so_has_one_through_many_workers(task, logical_ranks, storage):
+def test_a_run_through_many_workers_has_the_bits_of_one_worker(task, logical_ranks, storage):
     assert_passed(passage(task, logical_ranks, storage), task, logical_ranks)
 
 
@@ -79,17 +79,18 @@ def test_as_many_workers_as_logical_ranks_have_the_bits_of_one_worker(storage):
     assert kinds == {name: tensor.dtype for name, tensor in reference.model.items()}
     assert torch.int64 in kinds.values()
     assert all(torch.equal(run.model[name], reference.model[name]) for name in kinds)
-    assert int(run.model["norm.num_batches_tracked"]) == STEPS  # one per step, not per forward
+    # One count per step, not per forward.
+    assert int(run.model["norm.num_batches_tracked"]) == STEPS
 
 
 def test_other_numbers_of_logical_ranks_have_other_bits(cluster):  # noqa: ARG001
-    """So the runs above do not agree for want of anything that could differ."""
+    """This shows that the runs above could have differed."""
     four, eight = undisturbed(Momentum, 4), undisturbed(Momentum, 8)
     assert four.summary["digest"] != eight.summary["digest"]
 
 
-def test_the_judge_notices_one_weight_that_is_off_by_one_bit(storage):
-    """When such a bit first shows in a loss depends on the kernels: the states are compared."""
+def test_the_judge_notices_one_bit_of_one_weight(storage):
+    """The states are compared: when such a bit first changes a loss depends on the kernels."""
     run = train(Momentum(), storage, logical_ranks=4, steps=30, aspects=[Nudge(step_number=30)])
     reference = undisturbed(Momentum, 4, 30)
     assert differences(run, reference) != []

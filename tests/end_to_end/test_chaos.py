@@ -1,6 +1,6 @@
-"""Twelve random schedules of faults, in three runs, each held against the undisturbed run.
+"""Twelve random schedules of faults, in three runs, each compared with the undisturbed run.
 
-`raytrain-plus chaos` runs as many as one likes.
+`raytrain-plus chaos` runs any number of them.
 """
 
 from functools import partial
@@ -31,16 +31,16 @@ def verdicts(storage_of_module):
 
 
 @pytest.mark.slow
-def test_four_schedules_change_no_bit_and_lose_nothing(storage_of_module):
+def test_four_schedules_change_no_bit_and_lose_no_step(storage_of_module):
     assert verdict(USUAL, CASES[USUAL], storage_of_module) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_whatever_happens_the_bits_are_the_same_and_nothing_is_lost(case, verdicts):
+def test_no_schedule_changes_bits_or_loses_steps(case, verdicts):
     assert verdicts[case] == []
 
 
-def test_every_kind_of_fault_is_among_them():
+def test_the_schedules_have_every_kind_of_fault():
     faults = [fault for case, seeds in CASES.items() for fault in case.schedule(seeds).faults]
     assert {fault.action for fault in faults} == set(USUAL_KINDS)

@@ -1,4 +1,4 @@
-"""`raytrain-plus chaos` on a task that keeps the promise, and on one that cannot."""
+"""`raytrain-plus chaos` on a task that keeps the promise, and on one that does not."""
 
 import json
 import re
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 
 
 def chaos(storage, task, *options):
-    """Return the exit status, what was printed for people, and the JSON."""
+    """Return the exit status, the text output, and the JSON."""
     arguments = ["chaos", f"tests.end_to_end.tasks:{task}", "--workers", "2", "--batch-size", "64"]
     result = CliRunner().invoke(
         app, [*arguments, "--steps", "24", "--storage", str(storage), *options, "--json"]
@@ -31,7 +31,7 @@ def chaos(storage, task, *options):
     return result.exit_code, result.stderr, answer
 
 
-def test_a_task_that_follows_from_its_seed_survives_with_the_same_bits(storage):
+def test_a_deterministic_task_survives_with_the_same_bits(storage):
     kinds = "kill,drain,slow"
     status, said, answer = chaos(
         storage, "Plain", "--runs", "2", "--seed", "5", "--kinds", kinds, "--keep"
@@ -43,14 +43,14 @@ def test_a_task_that_follows_from_its_seed_survives_with_the_same_bits(storage):
     assert "2 schedules: 2 equal, 0 differs, 0 failed" in said
     faults = [fault for one in answer["schedules"] for fault in one["faults"]]
     assert {fault["action"] for fault in faults} <= set(kinds.split(","))
-    # The negative control: something did happen, more often than not.
+    # The negative control: most faults did happen.
     assert answer["not_struck"] < len(faults)
     journals = {path.parent.name: path.read_text() for path in storage.glob("*/journal.jsonl")}
     assert len(journals) == 2
     assert sum('"event": "fault"' in journal for journal in journals.values()) == 1
 
 
-def test_runs_that_a_gradient_has_ended_are_resumed_to_the_same_bits(storage):
+def test_runs_ended_by_a_nan_gradient_are_resumed_to_the_same_bits(storage):
     options = ["--runs", "1", "--seed", "5", "--kinds", "nan_gradient", "--keep"]
     status, said, answer = chaos(storage, "Plain", *options)
     assert (status, answer["equal"], answer["not_struck"]) == (0, 1, 0), said
@@ -64,7 +64,7 @@ def test_runs_that_a_gradient_has_ended_are_resumed_to_the_same_bits(storage):
         assert end["step"] == fault["step"] - 1
 
 
-def test_a_task_that_does_not_is_found_out_and_its_schedule_is_printed(storage):
+def test_a_nondeterministic_task_is_found_and_its_schedule_is_printed(storage):
     status, said, answer = chaos(
         storage, "Clocked", "--runs", "1", "--kinds", "add,remove", "--seed", "3"
     )
@@ -76,13 +76,13 @@ def test_a_task_that_does_not_is_found_out_and_its_schedule_is_printed(storage):
     printed = "\n".join(line for line in said.splitlines() if line.startswith(("- ", "# ")))
     assert "raytrain-plus train tests.end_to_end.tasks:Clocked" in printed
     assert parse_faults(yaml.safe_load(printed)) == parse_faults(schedule["faults"])
-    assert len(list(storage.iterdir())) == 1  # the run that differs is kept
+    assert len(list(storage.iterdir())) == 1  # the folder of the run that differs is kept
     assert str(storage) in said
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_with_what_is_known(tmp_path):
-    """A process of its own, since the signal goes to its main thread."""
+def test_ctrl_c_ends_the_command_with_the_results_so_far(tmp_path):
+    """It runs in its own process, since the signal goes to its main thread."""
     arguments = ["chaos", "tests.end_to_end.tasks:Plain", "--workers", "2", "--batch-size", "64"]
     process = subprocess.Popen(
         [sys.executable, "-m", "raytrain_plus", *arguments, "--storage", str(tmp_path), "--json"],

@@ -1,4 +1,4 @@
-"""Checkpoints are taken while training goes on, and a run goes on from them when all are lost."""
+"""Checkpoints are written during training; a run goes on from them when all workers are lost."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def checkpointed(step):
 
 
 def damage_and_kill(folder, step):
-    """Flip a bit of a checkpoint, and kill everybody."""
+    """Flip a bit of a checkpoint, and kill all workers."""
     path = folder / checkpointer.name_of(step) / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -57,14 +57,15 @@ def damage_and_kill(folder, step):
             os.kill(event["pid"], signal.SIGKILL)
 
 
-def test_when_all_workers_are_lost_the_run_goes_on_from_the_newest_whole_checkpoint(storage):
+def test_when_all_workers_are_lost_the_run_goes_on_from_the_newest_complete_checkpoint(storage):
     run = train(
         Momentum(),
         storage,
         logical_ranks=4,
         workers=(1, 2),
         faults=[Fault(step=35, action="kill_all")],
-        # Never five: slowly, until there is a checkpoint, and until the damage is done.
+        # Five workers never join: steps are slow until there is a checkpoint, and until the damage
+        # is done.
         wanted={1: 2, 12: 5, 36: 2, 64: 5},
         director=Script(
             (checkpointed(60), lambda name: damage_and_kill(storage / name, 60)),
@@ -120,7 +121,7 @@ def test_when_the_whole_cluster_is_lost_the_run_is_resumed_by_other_workers(stor
     assert [e["resumed_step"] for e in run.of("run") if "resumed_step" in e] == [whole(before)[-1]]
 
 
-def test_a_store_out_of_reach_does_not_stop_the_training_until_the_user_says_so(storage):
+def test_an_unreachable_store_stops_training_only_if_configured(storage):
     lost = Fault(step=39, action="lose_store", seconds=0.9)
     options = {
         "logical_ranks": 4,
@@ -140,4 +141,5 @@ def test_a_store_out_of_reach_does_not_stop_the_training_until_the_user_says_so(
     assert 40 < whole(run)[1] < 60, "it is tried again before the next is due"
     limited = train(Momentum(), storage, **options, max_checkpoint_failures=1)
     assert "no checkpoint could be written 1 times in a row" in limited.error
-    assert checkpointer.verify(limited.summary["checkpoint"]).step >= 20  # what there is is kept
+    # Existing checkpoints are kept.
+    assert checkpointer.verify(limited.summary["checkpoint"]).step >= 20

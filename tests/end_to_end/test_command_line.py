@@ -1,4 +1,4 @@
-"""The command line on real runs, as a user types it: each command is a process of its own."""
+"""The command line on real runs, as a user types it: each command is a separate process."""
 
 import json
 import shlex
@@ -96,13 +96,13 @@ def await_step(run, step):
 
 
 def check_report(folder, told, digest):
-    """A kill, a worker that joined, a stop and a resumption: the page must tell where time went."""
+    """A kill, a worker that joined, a stop and a resume: the page must show where time went."""
     assert (told["state"], told["steps"]) == ("finished", 300)
     assert told["pause_seconds"].keys() >= {"a worker was lost"}
     worked, training = told["worker_seconds"], told["training_seconds"]
     known = sum(worked[part] for part in ("compute", "exchange", "data", "evaluation", "snapshot"))
     assert min(worked["compute"], worked["exchange"], worked["data"], worked["evaluation"]) > 0
-    # Whoever was killed could not say what it had done in its twenty steps.
+    # The killed worker could not report the usage of its twenty steps.
     assert 0 < worked["not accounted"] < 0.5 * known
     assert training - 0.01 <= known + worked["not accounted"] <= 2 * training
     told_seconds = [told["startup_seconds"], training, *told["pause_seconds"].values()]
@@ -129,7 +129,7 @@ def test_a_disturbed_run_is_watched_scaled_stopped_and_resumed_to_the_bits_of_an
         text=True,
     )
     try:
-        await_step(folder / "runs" / "live", 60)  # where the task waits to be released
+        await_step(folder / "runs" / "live", 60)  # where the task waits until it is released
         standing = ask(folder, "status", "live")
         assert (standing["state"], standing["total_steps"]) == ("training", 300)
         assert "between 1 and 2" in ask(folder, "scale", "live", "3", status=2)
@@ -168,7 +168,7 @@ def finished(name, quality, algorithms, duration):
     )  # fmt: skip
 
 
-def test_the_command_that_a_sweeps_report_names_trains_the_winner(folder):
+def test_the_command_in_a_sweeps_report_trains_the_winner(folder):
     trials = [
         finished("short", 0.5, {}, "20ba"),
         finished("long", 0.6, {}, "40ba"),

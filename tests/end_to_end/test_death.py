@@ -1,4 +1,4 @@
-"""Workers die, by SIGKILL, in any phase: survivors go on from memory, and the bits stay."""
+"""Workers die by SIGKILL in any phase: survivors go on from memory, and the bits stay the same."""
 
 from functools import partial
 
@@ -25,16 +25,16 @@ ANYWHERE = [
 ]
 IN_SLICES = [kill(10, "slice", 0), kill(20, "slice", 1)]
 REGROUPING = [
-    # While the survivors of one death find together, the next dies.
+    # While the survivors of one death form a group, the next worker dies.
     kill(10, "exchange", 0),
     kill(10, "meet", 0),
-    # The newcomer that replaces the third, at its place, dies while it is being healed.
+    # The newcomer that replaces the third worker dies while it is being healed.
     kill(30, "backward", 2),
     kill(31, "heal", 2),
-    # The first, which heals the newcomer at the third's place, dies over it.
+    # The first worker dies while it heals the newcomer that replaces the third.
     kill(50, "backward", 2),
     kill(51, "heal", 0),
-    # A resize is disturbed.
+    # A death during a resize.
     Fault(step=70, action="drain", victim=1),
     kill(70, "heal", 0),
 ]
@@ -75,7 +75,7 @@ def assert_kept(run, faults, task=Plain, logical_ranks=V):
 
 
 def generations_after(run, fault):
-    """Return the generations that began after a fault had struck."""
+    """Return the generations that started after a fault."""
     struck = run.events.index(run.of("fault", step=fault.step, phase=fault.phase)[0])
     return [event for event in run.events[struck:] if event["event"] == "generation"]
 
@@ -84,12 +84,12 @@ def test_in_every_phase_of_a_step_or_an_evaluation(disturbed):
     run = disturbed[0]
     assert_kept(run, ANYWHERE, Momentum)
     assert {event["phase"] for event in run.of("fault")} == {*IN_STEP, *IN_EVALUATION}
-    # Each struck a group, which went on without its victim from where it was.
+    # Each fault hit a group, which went on without its victim from the same step.
     for fault in ANYWHERE:
         after = generations_after(run, fault)[0]
         assert after["step"] >= fault.step - 1
         assert "lost" in [cause["kind"] for cause in after["causes"]]
-    # What survivors had finished of the step, they did not compute again.
+    # Survivors did not compute finished parts of the step again.
     salvaged = {event["step"]: event["salvaged"] for event in run.of("step") if "salvaged" in event}
     assert salvaged.keys() & {15, 18}  # killed in the exchange, and between its halves
     assert all(0 < ranks < V for ranks in salvaged.values())
@@ -108,17 +108,18 @@ def test_while_the_group_forms_again_or_heals_a_newcomer(disturbed):
     (newcomer,) = run.of("fault", step=31)[0]["hit"]
     before = [e for e in run.of("generation") if e["step"] < 30]
     assert newcomer not in {name for e in before for name in e["members"]}
-    assert all(e["step"] > 0 for e in run.of("generation")[1:])  # somebody always survived
+    # At least one worker survived each time.
+    assert all(e["step"] > 0 for e in run.of("generation")[1:])
 
 
 @pytest.mark.slow
-def test_two_at_once_all_but_one_and_everybody(storage):
+def test_two_workers_all_but_one_and_all_workers_die_at_once(storage):
     run = trained(storage, MANY, {1: 4, 10: 1, 12: 4, 40: 1, 42: 4, 70: 1})
-    two, all_but_one, everybody = MANY
+    two, all_but_one, all_workers = MANY
     assert_kept(run, MANY)
     assert [len(event["hit"]) for event in run.of("fault")] == [2, 3, 4]
     assert generations_after(run, two)[0]["step"] == 9
     assert generations_after(run, all_but_one)[0]["workers"] == 1
-    # Nobody had the state any more: it was computed again from a checkpoint, to the same bits.
+    # No worker had the state any more: it was computed again from a checkpoint, to the same bits.
     kept = {event["step"] for event in run.of("checkpoint") if "metrics" in event}
-    assert generations_after(run, everybody)[0]["step"] in {0, *kept}
+    assert generations_after(run, all_workers)[0]["step"] in {0, *kept}

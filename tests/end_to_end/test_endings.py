@@ -1,4 +1,4 @@
-"""How a command ends: by a signal, by the end of what it stands on, by what its task does."""
+"""How a command ends: by a signal, by the end of its Ray, or by its task."""
 
 import json
 import os
@@ -110,7 +110,7 @@ class Command:
         return self.process.returncode, error, json.loads(out.splitlines()[-1]) if out else None
 
     def left(self):
-        """Return what is left of all processes that there were."""
+        """Return the processes that are still there."""
         deadline = time.monotonic() + 30.0
         while (left := alive(self.seen)) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -118,7 +118,7 @@ class Command:
 
 
 def processes():
-    """Return all processes: id -> (parent, when it began)."""
+    """Return all processes: id -> (parent, start time)."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -132,7 +132,7 @@ def processes():
 
 
 def below(pid):
-    """Return the processes that a process has begun, and theirs, with when each began."""
+    """Return all descendants of a process, with their start times."""
     there = processes()
     found, more = {pid}, True
     while more:
@@ -176,7 +176,7 @@ def train(command, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_the_group_keeps_the_state_and_says_how_far_it_came(train, number, status):
+def test_a_signal_to_the_group_keeps_the_state_and_reports_the_last_step(train, number, status):
     """As `timeout`, systemd, scancel and a terminal send it: to all processes of the group."""
     run = train("run")
     run.until("step", 10)
@@ -317,10 +317,10 @@ def test_a_signal_to_a_process_that_follows_a_run(train, command, tmp_path):
     assert checkpointer.verify(told["checkpoint"]).step == told["steps"]
 
 
-def test_nothing_is_left_of_a_command_that_is_killed(train):
+def test_a_killed_command_leaves_no_processes(train):
     run = train("run")
     run.until("step", 3)
     assert len(run.seen) > 3  # Ray's daemons, the coordinator, a worker
     run.process.kill()
-    # Ray's two agents on a node notice by themselves, later, that its raylet has gone.
+    # Ray's two agents on a node notice later that its raylet has ended.
     assert all("Agent" in Path(f"/proc/{pid}/cmdline").read_text() for pid in run.left())

@@ -1,4 +1,4 @@
-"""The judges of disturbed runs: each promise that is broken is noticed. (Without Ray: made up.)"""
+"""The judges of disturbed runs notice each broken promise. (Made-up runs, without Ray.)"""
 
 import os
 
@@ -42,7 +42,7 @@ def test_a_run_that_failed_or_is_not_bitwise_is_noticed():
     assert differences(other, run_of_two())
 
 
-def test_a_process_that_was_replaced_behind_the_runs_back_is_noticed():
+def test_a_process_replaced_without_the_runs_knowledge_is_noticed():
     run = run_of_two()
     run.changed = {"w0"}
     assert "changed: ['w0']" in flaws(run, [KILL])[0]

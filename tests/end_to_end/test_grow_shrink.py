@@ -1,4 +1,4 @@
-"""A group grows and shrinks at step boundaries while it trains, whoever asks for it."""
+"""A group grows and shrinks at step boundaries while it trains, for each possible reason."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def scale_too_far(name):
         scale(4)(name)
 
 
-def test_by_scale_and_steps_go_on_until_the_newcomers_are_ready(storage):
+def test_scaling_up_does_not_stop_steps_until_the_newcomers_are_ready(storage):
     script = Script((at_step(5), scale_too_far), (at_step(5), scale(3)), (at_step(85), scale(1)))
     run = train(
         Plain(),
@@ -55,7 +55,7 @@ def test_by_scale_and_steps_go_on_until_the_newcomers_are_ready(storage):
     assert run.sizes >= {1, 3}
     assert run.of("step", step=79)[0]["workers"] == 3
     assert run.of("step", step=100)[0]["workers"] == 1
-    # The newcomers' start was overlapped: the group paused for a fraction of what it took.
+    # The newcomers started during training: the group paused for a fraction of their start time.
     ready = [event["time"] for event in run.of("worker", state="ready")]
     grown = [
         e for e in run.of("generation") if {"joined"} & {cause["kind"] for cause in e["causes"]}
@@ -63,12 +63,12 @@ def test_by_scale_and_steps_go_on_until_the_newcomers_are_ready(storage):
     meanwhile = [e for e in run.of("step") if ready[0] < e["time"] < ready[-1]]
     assert len(meanwhile) > 5
     assert max(event["pause_seconds"] for event in grown) < (ready[-1] - ready[0]) / 2
-    # Who was scaled away left between two steps: nothing was computed again.
+    # Workers left between two steps: no step was computed again.
     assert len(run.of("worker", state="left")) == 2
     assert run.of("worker", state="lost") == []
 
 
-def test_when_resources_that_others_held_become_free(storage):
+def test_a_run_grows_when_resources_become_free(storage):
     occupant = ray.remote(num_cpus=7.75)(Occupant).remote()
     ray.get(occupant.is_there.remote())
     seen = []
@@ -88,12 +88,12 @@ def test_when_resources_that_others_held_become_free(storage):
     assert differences(run, undisturbed(Plain, 6)) == []
     assert flaws(run, []) == []
     assert seen[0]["target"] == 2
-    assert len(seen[0]["pids"]) == 1  # the other was asked for, and could not be placed
+    assert len(seen[0]["pids"]) == 1  # the other worker was requested, and could not be placed
     assert {event["workers"] for event in run.of("step") if event["step"] <= 10} == {1}
     assert run.of("step", step=100)[0]["workers"] == 2
 
 
-def test_when_a_worker_gets_notice_and_a_spare_takes_its_place(storage):
+def test_a_spare_replaces_a_worker_that_gets_notice(storage):
     seen = []
 
     def terminate(name):
@@ -107,7 +107,7 @@ def test_when_a_worker_gets_notice_and_a_spare_takes_its_place(storage):
         storage,
         logical_ranks=6,
         workers=(2, 2),
-        wanted={1: 2, 12: 7, 14: 2},  # never seven: two steps wait for their patience
+        wanted={1: 2, 12: 7, 14: 2},  # seven workers never join: two steps wait for their patience
         director=Script((lambda e: spare_is_ready(e) and at_step(10)(e), terminate)),
         spares=1,
         patience=4.0,
@@ -121,20 +121,20 @@ def test_when_a_worker_gets_notice_and_a_spare_takes_its_place(storage):
     (left,) = run.of("worker", state="left")
     assert left["worker"] == draining["worker"]
     assert run.of("worker", state="lost") == []
-    # The spare, which had been there before, is in the next group: there was never one less.
+    # The spare was there before and is in the next group: the group was never smaller.
     spare = (status["pids"].keys() - set(status["workers"])).pop()
     first, second = run.of("generation")[:2]
     assert spare not in first["members"]
     assert spare in second["members"]
     assert run.sizes == {2}
-    assert len(run.of("worker", state="ready")) in (3, 4)  # and another spare is asked for
+    assert len(run.of("worker", state="ready")) in (3, 4)  # and another spare is requested
 
 
 def ready(workers, events):
     return sum(e.get("state") == "ready" for e in events) >= workers
 
 
-def test_when_nodes_come_drain_hang_or_die(storage):
+def test_nodes_join_drain_hang_and_die(storage):
     told = program(nodes.__name__, storage)
     run = Run(journal.read(storage / nodes.NAME), told["summary"])
     assert told["over"], [event for event in run.events if event["event"] != "step"]
@@ -142,33 +142,33 @@ def test_when_nodes_come_drain_hang_or_die(storage):
     assert differences(run, reference) == []
     (first, *others) = run.of("worker", state="ready")
     drained, stopped, killed = others
-    # A worker that Ray could not place comes as soon as there is a node for it.
+    # A worker that Ray could not place starts as soon as there is a node for it.
     assert drained["node"] == told["nodes"]["drained"]
     assert stopped["node"] == killed["node"] == told["nodes"]["killed"]
     assert first["node"] not in told["nodes"].values()
-    # Whoever is on a draining node leaves between two steps: its agent has passed the notice on.
+    # A worker on a draining node leaves between two steps: its agent has passed the notice on.
     (left,) = run.of("worker", state="left")
     assert left["worker"] == drained["worker"]
     assert "watches node " + told["nodes"]["drained"] in told["agent"][0]
     assert "drains the node" in told["agent"][1]
     assert "EC2 will terminate it" in told["agent"][1]
     assert told["deadline"] == 1000 * datetime.fromisoformat(nodes.END).timestamp()
-    # The doctor saw all that was wrong then, and nothing else.
+    # The doctor found all problems, and no others.
     problems = told["found"]["problems"]
     assert [one["what"] for one in problems if one["grave"]] == ["2 of 4 nodes have joined"]
     assert "it is being drained" in [one["what"] for one in problems]
     looked = [node for node in told["found"]["nodes"] if not node["draining"]]
     assert all(node["computed"] and abs(node["clock_offset"]) < 1 for node in looked)
     assert len(looked) == 1
-    # Whoever hangs, alone on its node, is ended, so that its place is free for another.
+    # A hanging worker alone on its node is ended, so that its place is free for another.
     hung, died = run.of("worker", state="lost")
     assert hung["worker"] == stopped["worker"]
     assert "did not answer" in hung["reason"]
-    # Whoever dies with its node is lost at once, long before Ray gives the node up.
+    # A worker that dies with its node is lost at once, long before Ray notices the node's death.
     assert died["worker"] == killed["worker"]
     after = run.events[run.events.index(died) :]
     regrouped = next(event for event in after if event["event"] == "generation")
     assert regrouped["time"] - died["time"] < nodes.DEADLINE
-    # The first worker has seen it all.
+    # The first worker was there all the time.
     assert all(first["worker"] in event["members"] for event in run.of("generation"))
     assert [event["step"] for event in run.of("step")] == list(range(1, nodes.STEPS + 1))

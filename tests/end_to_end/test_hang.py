@@ -1,4 +1,4 @@
-"""A worker that lives but does not get on is found within the deadline, ended and replaced."""
+"""A live worker without progress is found within the deadline, ended and replaced."""
 
 import itertools
 import os
@@ -12,7 +12,7 @@ from tests.end_to_end.runs import Script, at_step, differences, flaws, train, un
 from tests.end_to_end.tasks import Momentum, Plain, Stuck, StuckBackward
 
 DEADLINE = 4.0
-LATENESS = 20.0  # seconds, for a machine that has other things to do
+LATENESS = 20.0  # seconds, for a busy machine
 
 
 class Moment:
@@ -39,7 +39,7 @@ class Moment:
 
 
 @pytest.mark.timeout(400)
-def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_slow(storage):
+def test_waiting_spinning_and_stopped_workers_are_replaced_but_not_slow_ones(storage):
     moment = Moment()
     script = Script(
         (lambda events: at_step(60)(events) and moment.begin(events), lambda _: None),
@@ -64,7 +64,7 @@ def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_
         (True, False),  # spins
         (True, False),  # stopped
     ]
-    # Each is told of with who waited for it, and with where it stood.
+    # Each is reported with the workers that waited for it, and with its stack.
     hangs = run.of("hang")
     assert [list(e["culprits"]) for e in hangs] == [[e["worker"]] for e in lost]
     assert all(e["waited"] and not set(e["waited"]) & e["culprits"].keys() for e in hangs)
@@ -78,7 +78,7 @@ def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_
         before = [e for e in run.of("step") if e["time"] < event["time"]][-1]
         assert DEADLINE - 1 < event["time"] - before["time"] < DEADLINE + LATENESS
     assert [event["workers"] for event in run.of("step", step=59)] == [3]
-    # A worker that is stopped for half the deadline only makes the others wait.
+    # A worker that is stopped for half of the deadline only makes the others wait.
     assert script.is_over
     assert moment.worker not in {event["worker"] for event in lost}
     steps = [event["time"] for event in run.of("step")]
@@ -88,7 +88,7 @@ def test_whoever_waits_spins_or_is_stopped_is_ended_and_replaced_but_not_who_is_
     assert problems == [f"workers were lost that no fault had hit: {victims}"]
 
 
-def test_whoever_is_stuck_in_a_backward_is_found_though_its_exchange_goes_on(storage):
+def test_a_worker_stuck_in_its_backward_is_found_although_its_exchange_goes_on(storage):
     run = train(
         StuckBackward(storage, steps=5),
         storage,

@@ -1,4 +1,4 @@
-"""A run outlives its coordinator: workers go on, and are found again."""
+"""A run survives the death of its coordinator: workers go on, and are found again."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def test_a_killed_coordinator_comes_back_to_the_same_workers_and_the_same_bits(s
         storage,
         logical_ranks=4,
         workers=(1, 2),
-        wanted={1: 5},  # never so many: each step waits for its patience
+        wanted={1: 5},  # never reached: each step waits for its patience
         patience=0.1,
         director=script,
         hang_deadline=UNHURRIED["hang_deadline"],
@@ -72,7 +72,7 @@ def test_a_run_goes_on_without_its_driver_and_a_newcomer_finds_the_data(storage)
         process.kill()
         process.wait()
     before = [e for e in journal.read(run) if e.get("state") == "ready"]
-    os.kill(before[0]["pid"], signal.SIGKILL)  # its replacement reads data that a driver gave
+    os.kill(before[0]["pid"], signal.SIGKILL)  # its replacement reads data from the driver
     status = control.status(str(run), "")
     assert status["state"] == "training"
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def runs(storage_of_module):
-    """Return three runs, by what is odd about the workers after the first."""
+    """Return three runs, by how the workers after the first misbehave."""
 
     def run(name, *ways, workers=(1, 2), faults=ALONE_AT_FIRST, **elastic):
         folder = storage_of_module / f"markers-{name}"
@@ -40,7 +40,7 @@ def runs(storage_of_module):
     undisturbed(Plain, 4)
     refused, admitted, alone = at_once(
         partial(run, "refused", "threads", "kernels", "error", **UNHURRIED),
-        # Each audit would lay the difference on somebody, step after step, if there were any.
+        # If there were audits, each would blame a worker for the difference, step after step.
         partial(run, "admitted", "dies", "kernels", bitwise=False, audit_every=2, **UNHURRIED),
         partial(
             run,
@@ -58,7 +58,7 @@ def members(run):
     return {name for event in run.of("generation") for name in event["members"]}
 
 
-def test_those_that_compute_otherwise_or_fail_are_kept_out_and_the_next_is_let_in(runs):
+def test_workers_that_compute_differently_or_fail_are_refused_and_the_next_is_admitted(runs):
     run = runs["refused"]
     assert differences(run, undisturbed(Plain, 4)) == []
     assert flaws(run, ALONE_AT_FIRST) == []
@@ -70,13 +70,13 @@ def test_those_that_compute_otherwise_or_fail_are_kept_out_and_the_next_is_let_i
     assert "this worker has no luck" in error["reason"]
     kept_out = {event["worker"] for event in (threads, kernels, error)}
     assert not kept_out & members(run)
-    # The same checks let in whoever is like the others.
+    # The same checks admit a worker that is like the others.
     admitted = {event["worker"] for event in run.of("worker", state="ready")}
     assert len(admitted) == 2
     assert admitted == members(run)
 
 
-def test_one_that_computes_otherwise_is_let_in_on_request_and_the_run_is_marked(runs):
+def test_a_worker_that_computes_differently_is_admitted_if_allowed_and_the_run_is_marked(runs):
     run = runs["admitted"]
     assert not run.error
     assert run.sizes == {1, 2}
@@ -87,13 +87,13 @@ def test_one_that_computes_otherwise_is_let_in_on_request_and_the_run_is_marked(
     assert run.summary["bitwise"] is False
     assert run.of("end")[0]["bitwise"] is False
     assert undisturbed(Plain, 4).summary["bitwise"] is True
-    # A newcomer that dies while it comes up is replaced, and the group does not wait for it.
+    # A newcomer that dies while it starts is replaced, and the group does not wait for it.
     (died,) = run.of("worker", state="failed")
     assert "died" in died["reason"]
     assert [event["step"] for event in run.of("step")] == list(range(1, 101))
 
 
-def test_a_run_that_nobody_may_join_says_why(runs):
+def test_a_run_without_admissible_workers_says_why(runs):
     error = runs["alone"].error
     assert error.startswith(f"0 of at least 1 workers came up within {START_TIMEOUT:g} s.")
     assert "threads is 2, the group's is 1" in error

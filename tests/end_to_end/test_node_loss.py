@@ -1,6 +1,6 @@
-"""A host loses its power, another its cable: those that are left go on, and the bits stay.
+"""A host loses its power, another its cable: the others go on, and the bits stay the same.
 
-The figures are for `python -m benchmarks.node_loss`; here the bounds leave room for a busy machine.
+`python -m benchmarks.node_loss` measures the times; the bounds here are for a busy machine.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def folder(request):
     require("lab", why_not())
     storage = request.getfixturevalue("storage")
     yield storage
-    with contextlib.suppress(LabError):  # there is one only if the program was killed
+    with contextlib.suppress(LabError):  # the folder is there only if the program was killed
         Lab(storage / lab_run.LAB).down()
 
 
@@ -38,9 +38,9 @@ def test_power_off_and_a_pulled_cable_cost_no_step(folder):
     assert differences(run, undisturbed(Plain, LOGICAL_RANKS, STEPS)) == []
     assert [event["step"] for event in run.of("step")] == list(range(1, STEPS + 1))
     assert lost_steps(run.events) == []
-    # The coordinator was where the driver is, on the host to which nothing happened.
+    # The coordinator was with the driver, on the undisturbed host.
     assert run.of("returned") == []
-    # Each event took one worker, that of its host; the others went on in the processes they had.
+    # Each event ended one worker, that of its host; the others went on in their processes.
     assert [event["workers"] for event in run.of("generation")] == [3, 2, 1]
     nodes = {event["worker"]: event["node"] for event in run.of("worker", state="ready")}
     assert len(nodes) == len(run.of("worker", state="ready")) == 3

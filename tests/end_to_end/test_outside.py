@@ -1,4 +1,4 @@
-"""From outside of a cluster: a run is steered and stopped there; a mistake is said in one line."""
+"""From outside of a cluster: a run is controlled and stopped; mistakes are reported in one line."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def told(folder):
     return program(outside.__name__, folder)
 
 
-def test_a_run_is_looked_at_and_steered_through_the_jobs_api(told):
+def test_a_run_is_watched_and_controlled_through_the_jobs_api(told):
     status = json.loads(told["status"]["out"])
     assert told["status"]["status"] == 0
     assert (status["run"], status["state"]) == (outside.NAME, "training")
@@ -31,7 +31,7 @@ def test_a_run_is_looked_at_and_steered_through_the_jobs_api(told):
     assert "{" not in told["for people"]["out"].splitlines()[0]
 
 
-def test_what_goes_wrong_there_is_told_here(told):
+def test_errors_on_the_cluster_are_reported_outside(told):
     assert told["too many"]["status"] == 2
     assert "between 1 and 1" in told["too many"]["err"]
     assert told["no such run"]["status"] == 2
@@ -47,7 +47,7 @@ def test_stopping_the_job_stops_the_run_after_the_step_in_flight(told, folder):
     assert end["checkpoint"]
 
 
-def test_a_sweep_is_run_as_a_job_by_as_many_workers_as_the_cluster_has_room_for(told, folder):
+def test_a_sweep_runs_as_a_job_with_as_many_workers_as_the_cluster_has_room_for(told, folder):
     said = told["sweep"]
     assert said["status"] == "SUCCEEDED"
     assert said["said"]["state"] == "finished"
@@ -76,7 +76,7 @@ def test_a_sweep_is_run_as_a_job_by_as_many_workers_as_the_cluster_has_room_for(
         ("other versions", ["runs Ray 2.1.0 on Python 3.9.9", "they must be the same"]),
     ],
 )
-def test_a_mistake_is_said_in_one_line_and_at_once(told, mistake, words):
+def test_a_mistake_is_reported_at_once_in_one_line(told, mistake, words):
     said = told[mistake]
     assert said["status"] == 1
     assert said["out"] == ""
@@ -84,7 +84,7 @@ def test_a_mistake_is_said_in_one_line_and_at_once(told, mistake, words):
     assert all(word in said["err"] for word in words)
 
 
-def test_no_mistake_is_seen_where_there_is_none(told):
+def test_no_mistake_is_reported_for_correct_commands(told):
     """The negative control."""
     assert told["well"]["status"] == 0, told["well"]["out"] + told["well"]["err"]
     assert "1 nodes, nothing wrong" in told["well"]["out"]

@@ -1,4 +1,4 @@
-"""Memory that flips and arithmetic that is wrong are found, and change no bit of the result."""
+"""Flipped bits in memory and wrong arithmetic are found, and change no bit of the result."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def disturbed(storage, *faults, **options):
     )
 
 
-def test_a_flipped_bit_is_found_before_it_is_committed_and_wrong_arithmetic_is_taken_back(storage):
+def test_a_flipped_bit_is_found_before_its_commit_and_wrong_arithmetic_is_withdrawn(storage):
     flip = Fault(step=15, action="flip", phase="forward", victim=1)
     wrong = Fault(step=50, action="miscompute", phase="forward", victim=0)
     run = disturbed(storage, flip, wrong, check_every=1, audit_every=4, checkpoint_every="20ba")
@@ -30,7 +30,7 @@ def test_a_flipped_bit_is_found_before_it_is_committed_and_wrong_arithmetic_is_t
     flipped, computed = run.of("corruption")
     struck = {e["action"]: e["hit"] for e in run.of("fault")}
     assert flipped["accused"] == struck["flip"]
-    assert flipped["step"] == flipped["trusted"] == 14  # nothing of it was committed
+    assert flipped["step"] == flipped["trusted"] == 14  # it was not committed
     assert computed["accused"] == []
     assert computed["guilty"] == struck["miscompute"]
     assert len(computed["suspects"]) == 2
@@ -45,7 +45,7 @@ def test_a_flipped_bit_is_found_before_it_is_committed_and_wrong_arithmetic_is_t
 
 
 @pytest.mark.slow
-def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_again(storage):
+def test_with_rare_checks_steps_after_a_flipped_bit_are_computed_again(storage):
     flip = Fault(step=32, action="flip", phase="forward", victim=1)
     run = disturbed(
         storage,
@@ -53,14 +53,14 @@ def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_aga
         check_every=5,
         audit_every=0,
         checkpoint_every="10ba",
-        wanted={1: 2, 10: 5, 40: 1},  # never five: there is time for each checkpoint
+        wanted={1: 2, 10: 5, 40: 1},  # five workers never join: there is time for each checkpoint
         patience=0.1,
     )
     assert differences(run, undisturbed(Momentum, RANKS)) == []
     (found,) = run.of("corruption")
     assert found["step"] == 35
     assert found["trusted"] == 30
-    # Of two workers nobody can say whose state is wrong: both go back, and nobody is expelled.
+    # With two workers it is unknown whose state is wrong: both go back, and no worker is expelled.
     assert (found["accused"], found["guilty"]) == ([], [])
     assert run.of("worker", state="expelled") == []
     assert [e["step"] for e in run.of("withdrawn")] == [30]
@@ -69,7 +69,7 @@ def test_with_checks_further_apart_what_a_flipped_bit_has_spoilt_is_computed_aga
 
 
 @pytest.mark.slow
-def test_a_bit_that_flips_in_an_evaluation_or_at_who_heals_the_others_spoils_neither(storage):
+def test_a_bit_flipped_in_an_evaluation_or_in_a_healer_is_found(storage):
     evaluates = Fault(step=30, action="flip", phase="evaluate", victim=1)
     killed = Fault(step=50, action="kill", victim=1)
     heals = Fault(step=51, action="flip", phase="heal", victim=0)
@@ -89,13 +89,14 @@ def test_a_bit_that_flips_in_an_evaluation_or_at_who_heals_the_others_spoils_nei
     evaluating, healing, updating = run.of("corruption")
     struck = {e["phase"]: e["hit"] for e in run.of("fault", action="flip")}
     assert evaluating["accused"] == struck["evaluate"]
-    assert set(struck["heal"]) < set(healing["accused"])  # and who had its state from it
+    # And the worker that had received its state.
+    assert set(struck["heal"]) < set(healing["accused"])
     assert len(struck["update"]) == 2
     assert updating["accused"] == []
     assert updating["trusted"] == updating["step"] - 1
 
 
-def test_without_checks_nobody_notices_and_the_bits_change(storage):
+def test_without_checks_the_bits_change_unnoticed(storage):
     flip = Fault(step=15, action="flip", phase="forward", victim=1)
     run = disturbed(storage, flip, check_every=0, audit_every=0, steps=40)
     assert run.of("corruption") == []

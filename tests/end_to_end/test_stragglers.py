@@ -1,4 +1,4 @@
-"""A slow worker gets fewer logical ranks, and gets them back; the bits stay."""
+"""A slow worker gets fewer logical ranks, and gets them back; the bits stay the same."""
 
 import time
 from pathlib import Path
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.timeout(300)
 
 
 class Slow(Aspect):
-    """Let one worker take its time with each part, while there is a file `slow`.
+    """Make one worker slow at each part, while there is a file `slow`.
 
     Attributes:
-        folder: of the file, and of the marker of the worker that it is.
-        seconds: for each part.
+        folder: the folder of the file, and of the marker of the slow worker.
+        seconds: extra seconds for each part.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Slow(Aspect):
         began = time.perf_counter()
         yield
         slow = (self.folder / "slow").exists() and self.is_it()
-        # The others take some time, too, so that what else the machine does is little beside it.
+        # The others take some time, too, so that other programs matter little in comparison.
         until = began + self.seconds * (4 if slow else 1)
         time.sleep(max(0.0, until - time.perf_counter()))
 
@@ -92,7 +92,7 @@ def test_a_slow_worker_gets_fewer_ranks_and_gets_them_back(storage, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_the_threshold_nothing_is_moved(storage, tmp_path):
+def test_without_the_threshold_no_ranks_are_moved(storage, tmp_path):
     run = slowed(storage, tmp_path, 0.005, steps=100, rebalance_above=None)
     assert not at_step(101)(run.events)
     assert len(run.of("generation")) == 1

@@ -1,4 +1,4 @@
-"""Training from object storage: the bits stay, whatever the store, the workers and the nodes do."""
+"""Training from object storage: the bits stay the same when store, workers and nodes fail."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def bucket(server):
 
 @pytest.fixture(scope="module")
 def streamed(bucket, server, tmp_path_factory):
-    """Return a function that makes the task, read through a proxy and a cache of its own."""
+    """Return a function that makes the task, with a proxy and its own cache."""
 
     def make(cache, url=None, **settings):
         def stream(folder, **more):
@@ -76,7 +76,7 @@ def kill(step, phase, victim):
     return Fault(step=step, action="kill", phase=phase, victim=victim)
 
 
-def test_workers_die_while_they_fetch_and_the_store_fails_and_the_bits_stay(
+def test_the_bits_stay_when_fetching_workers_die_and_the_store_fails(
     streamed, undisturbed, server, storage
 ):
     faults = [kill(10, "fetch", 0), kill(40, "backward", 1), kill(70, "fetch", 2)]
@@ -105,7 +105,9 @@ def test_workers_die_while_they_fetch_and_the_store_fails_and_the_bits_stay(
     assert {2, 3} <= run.sizes
 
 
-def test_a_store_that_fails_for_good_ends_the_run_with_one_clear_error(streamed, server, storage):
+def test_a_permanent_failure_of_the_store_ends_the_run_with_one_clear_error(
+    streamed, server, storage
+):
     with proxy_of(server) as proxy:
         proxy.faults.append(StoreFault("status", status=503, times=None, pattern="part-00005"))
         run = train(
@@ -124,7 +126,7 @@ def test_a_store_that_fails_for_good_ends_the_run_with_one_clear_error(streamed,
 
 
 @pytest.mark.slow
-def test_a_slow_store_is_no_hang(streamed, undisturbed, server, storage):
+def test_a_slow_store_is_not_a_hang(streamed, undisturbed, server, storage):
     with proxy_of(server) as proxy:
         proxy.faults.append(StoreFault("stall", times=3, pattern="part-00006"))
         run = train(
@@ -170,9 +172,7 @@ def test_ten_epochs_with_resizes_and_a_cache_of_a_tenth(streamed, bucket, server
     assert resized.summary["steps"] == steps
 
 
-def test_a_resume_that_would_read_in_another_order_is_refused_and_names_what_changed(
-    streamed, storage
-):
+def test_a_resume_with_another_order_of_data_is_refused_and_names_the_change(streamed, storage):
     def run(duration=20, **settings):
         return train(
             streamed("resumed", **settings),
@@ -193,7 +193,7 @@ def test_a_resume_that_would_read_in_another_order_is_refused_and_names_what_cha
 
 
 @pytest.mark.slow
-def test_a_node_dies_while_it_fetches_and_the_bits_stay(bucket, server, storage, tmp_path):
+def test_the_bits_stay_when_a_fetching_node_dies(bucket, server, storage, tmp_path):
     limit = inspect_stream(f"s3://{bucket}/train", server.options())["raw_bytes"] // 10
     told = program(fetching.__name__, storage, server.url, bucket, limit)
     run = Run(journal.read(storage / fetching.NAME), told["summary"])
@@ -237,7 +237,7 @@ def test_a_mixture_whose_shares_change_keeps_its_bits_through_a_kill(streamed, s
     )
     assert differences(disturbed, calm) == []
     assert flaws(disturbed, [fault]) == []
-    constant = run("mixed", (1, 1), {})  # the control: before the change they are alike
+    constant = run("mixed", (1, 1), {})  # the control: before the change they are equal
     steps = [[event["loss_hex"] for event in one.of("step")] for one in (calm, constant)]
     assert steps[0][:30] == steps[1][:30]
     assert steps[0][30:] != steps[1][30:]
@@ -278,5 +278,5 @@ def test_the_command_line_trains_from_s3_and_keeps_its_state_there(bucket, serve
     assert told["checkpoint"] == f"s3://{bucket}/kept/{told['run']}/checkpoint_00000020"
     last = checkpointer.verify(Store(told["checkpoint"], server.options()))
     assert (last.step, last.digest) == (20, told["digest"])
-    assert HELD_OUT  # nothing of it was read
+    assert HELD_OUT  # none of it was read
     assert list((tmp_path / "cache" / "raytrain_plus" / "streams").glob("*.cached"))

@@ -1,4 +1,4 @@
-"""A sweep on real processes: killed and resumed, it loses no trial; its bits are those of runs."""
+"""A sweep on real processes: killed and resumed, it loses no trial; it has the bits of runs."""
 
 import json
 import os
@@ -48,8 +48,8 @@ def train(storage, name, *, worker_pool, task, seed=17, aspects=(), faults=(), s
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_reused_workers_compute_what_new_ones_compute(tmp_path):
-    """After another task, after a kill; and a process that cannot be reset is replaced."""
+def test_reused_workers_compute_the_same_as_new_ones(tmp_path):
+    """After another task and after a kill. A process that cannot be reset is replaced."""
     with cluster():
         pool = start_worker_pool("pool", workers=2, coordinators=1, resources={"CPU": 0.25})
 
@@ -111,7 +111,7 @@ def test_a_run_that_is_stopped_gives_its_workers_back(tmp_path):
 
 
 def sweep(storage, *more):
-    """Start the command; its Ray is its own."""
+    """Start the command with its own Ray."""
     command = [sys.executable, "-m", "raytrain_plus", "sweep", str(FILE), "--storage", str(storage)]
     return subprocess.Popen(
         [*command, "--budget", "10m", "--workers", "2", "--json", *more],
@@ -125,8 +125,8 @@ def sweep(storage, *more):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_sweep_that_is_killed_goes_on_and_loses_nothing(tmp_path):
-    """Neither to the kill of a worker nor to its own."""
+def test_a_killed_sweep_continues_without_losses(tmp_path):
+    """It survives the kill of a worker and its own kill."""
     folder = SweepFolder(tmp_path / SWEEP.name)
     killed = sweep(tmp_path)
     try:
@@ -147,7 +147,7 @@ def test_a_sweep_that_is_killed_goes_on_and_loses_nothing(tmp_path):
 
 
 def await_trials(folder, count, process):
-    """Wait until so many trials have ended."""
+    """Wait until the given number of trials has ended."""
     await_events(
         folder.path / "sweep",
         lambda events: sum(event["event"] == "trial" for event in events) >= count,
@@ -156,7 +156,7 @@ def await_trials(folder, count, process):
 
 
 def kill_a_worker(folder):
-    """Kill a worker of a run that has begun and not ended; returns the run's folder."""
+    """Kill a worker of a running run; returns the run's folder."""
     while True:
         for run in folder.runs.iterdir():
             events = journal.read(run) if (run / journal.FILE_NAME).exists() else []
@@ -167,7 +167,7 @@ def kill_a_worker(folder):
 
 
 def assert_whole(folder, before):
-    """Every proposal has ended once, the finished trials are as they were, and each is a run."""
+    """Check that each proposal ended once; finished trials are unchanged and have a run."""
     finished = folder.finished()
     proposals = folder.proposals()
     assert {trial.name for trial in finished} == set(proposals)
@@ -177,7 +177,7 @@ def assert_whole(folder, before):
         assert trial.outcome in ("complete", "dominated"), trial.error
         if trial.outcome != "complete":
             continue
-        run = max(folder.runs.glob(f"{trial.name}.*"))  # the last, where one was cut off
+        run = max(folder.runs.glob(f"{trial.name}.*"))  # the last one, if a line was cut off
         events = journal.read(run)
         end = events[-1]
         assert end["event"] == "end"

@@ -16,7 +16,7 @@ from tests.end_to_end.tuned import train
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("reports", [True, False])
 def test_a_trial_that_is_stopped_ends_its_run(reports, tmp_path):
-    """By a condition on its results, or, while it reports nothing, by a limit on its time."""
+    """Tune stops it by a condition on its results, or, if it reports nothing, by a time limit."""
     with cluster():
         started = time.time()
         ray.tune.Tuner(
@@ -28,7 +28,7 @@ def test_a_trial_that_is_stopped_ends_its_run(reports, tmp_path):
             ),
         ).fit()
         stopped = time.time()
-        until = time.monotonic() + 60  # on a machine that is busy; else it takes a second or two
+        until = time.monotonic() + 60  # on a busy machine; otherwise it takes a second or two
         while any(
             one["namespace"] == NAMESPACE for one in ray.util.list_named_actors(all_namespaces=True)
         ):

@@ -10,9 +10,9 @@ import pytest
 
 from tests import tutorial
 
-PATIENCE = 600.0  # seconds for any one command, on a busy machine
+PATIENCE = 600.0  # seconds for any single command, on a busy machine
 EQUAL = "equal in every bit"
-pytestmark = pytest.mark.timeout(1800)  # a page is several commands
+pytestmark = pytest.mark.timeout(1800)  # a page has several commands
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def environment():
-    """Return a reader's environment: the tools on the PATH, and no cluster that is known."""
+    """Return a reader's environment: the tools are on the PATH, and no cluster is known."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     tools = str(Path(sys.executable).parent)
     path = f"{tools}{os.pathsep}{known['PATH']}"
@@ -37,10 +37,10 @@ def environment():
 
 
 def follow(page, folder):
-    """Do what a page says, and return what its commands have printed.
+    """Run a page's commands, and return their output.
 
-    A block of terminal 1 goes on while those of terminal 2 run, and has to end before what comes
-    after them.
+    A block of terminal 1 runs while those of terminal 2 run, and must end before the blocks after
+    them.
     """
     for name, text in tutorial.files(page).items():
         (folder / name).write_text(text)
@@ -88,7 +88,7 @@ def journals(folder):
 
 
 def wait_for_a_step(folder, before, process):
-    """Wait until the run trains whose journal was not there before."""
+    """Wait until a new run, whose journal was not there before, trains."""
     deadline = time.monotonic() + PATIENCE
     while not any(
         b'"event": "step"' in path.read_bytes() for path in set(journals(folder)) - before
@@ -102,8 +102,8 @@ def test_your_own_task(folder):
     assert EQUAL in follow(tutorial.TUTORIAL / "your-own-task.md", folder)
 
 
-@pytest.mark.slow  # minutes; test_command_line.py does the same to a shorter run
-def test_resize_it_and_kill_it(folder):
+@pytest.mark.slow  # takes minutes; test_command_line.py does the same with a shorter run
+def test_resizing_and_killing(folder):
     output = follow(tutorial.TUTORIAL / "resize-and-kill.md", folder)
     assert EQUAL in output
     journal = (folder / "runs/mine/journal.jsonl").read_text()

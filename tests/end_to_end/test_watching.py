@@ -1,4 +1,4 @@
-"""A live run is watched from outside: its metrics as Prometheus sees them, and its status."""
+"""A live run is watched from outside: its metrics in Prometheus, and its status."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ from tests.end_to_end.tasks import ROWS, Hold, Streamed, pictures
 
 V = 4
 STEPS, HELD = 60, 40
-SLOW = 2 * PATIENCE  # Ray's processes tell their node's agent every 10 s
+SLOW = 2 * PATIENCE  # Ray's processes report to their node's agent every 10 s
 
 
 @pytest.fixture
 def task(tmp_path):
-    """Data that is read through the node's cache, since it is compressed."""
+    """A task with compressed data, which is read through the node's cache."""
     for folder, rows in ("train", pictures().slice(0, ROWS)), ("held_out", pictures().slice(ROWS)):
         with StreamWriter(tmp_path / folder, file_size=4000, compression="zstd") as writer:
             writer.write(rows)
@@ -35,7 +35,7 @@ def task(tmp_path):
 
 
 def scraped(run):
-    """Return the metrics of a run that all nodes of the cluster show: name -> labels -> value."""
+    """Return a run's metrics over all nodes of the cluster: name -> labels -> value."""
     found = {}
     for node in ray.nodes():
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -58,7 +58,7 @@ def await_that(true):
 
 
 class Watcher:
-    """Looks at a run in every way while it is held, and lets it go on."""
+    """Reads a run's status and metrics while the run is held, and then releases it."""
 
     def __init__(self, storage, release):
         self.storage, self.release = str(storage), release
@@ -114,7 +114,7 @@ def test_a_live_run_shows_its_metrics_and_its_status(task, storage, tmp_path):
     assert script.is_over
     assert run.summary["state"] == "finished"
 
-    # What is exported is what the dashboard shows, no more and no less.
+    # Exactly the exported metrics are on the dashboard.
     exported = set(watcher.metrics)
     assert named(DASHBOARD.read_text()) == exported
     renamed = DASHBOARD.read_text().replace("cache_hits", "cache_hit")
@@ -130,7 +130,7 @@ def test_a_live_run_shows_its_metrics_and_its_status(task, storage, tmp_path):
     assert values["fetched_bytes_total"] > 10_000
     assert 0 < values["checkpoint_age_seconds"] < 10 * SLOW  # not a point in time
 
-    # The status tells of each worker, also while one does not answer.
+    # The status has each worker, also while one does not answer.
     workers = {one["worker"]: one for one in watcher.told["members"]}
     assert sorted(workers) == ["w0", "w1"]
     assert {w: one["pid"] for w, one in workers.items()} == run.pids
@@ -143,7 +143,7 @@ def test_a_live_run_shows_its_metrics_and_its_status(task, storage, tmp_path):
     for text in ("training", f"{HELD} of {STEPS}", "computing", "0 to 1", "2 to 3"):
         assert text in watcher.shown
 
-    # Who watches sees the run go on to its end.
+    # A watcher sees the run go on to its end.
     watcher.thread.join(PATIENCE)
     assert not watcher.thread.is_alive()
     states = [told["state"] for told in watcher.seen]

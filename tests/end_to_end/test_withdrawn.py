@@ -1,11 +1,11 @@
-"""Memory and arithmetic go wrong without an error, and the bits are those of a run without that."""
+"""Memory and arithmetic are wrong without an error; the bits are those of an undisturbed run."""
 
 from raytrain_plus import Fault
 from tests.end_to_end.runs import UNHURRIED, differences, train, undisturbed
 from tests.end_to_end.tasks import Momentum
 
 
-def test_what_was_committed_before_corruption_was_found_is_computed_again(storage):
+def test_steps_committed_before_corruption_was_found_are_computed_again(storage):
     faults = [
         Fault(step=28, action="flip", victim=1),
         Fault(step=53, action="miscompute", victim=0),
@@ -15,7 +15,7 @@ def test_what_was_committed_before_corruption_was_found_is_computed_again(storag
         storage,
         logical_ranks=6,
         workers=(2, 3),
-        wanted={1: 3},  # of two, nobody could say whose state is wrong
+        wanted={1: 3},  # with two workers it is unknown whose state is wrong
         faults=faults,
         check_every=5,
         audit_every=2,
@@ -25,5 +25,5 @@ def test_what_was_committed_before_corruption_was_found_is_computed_again(storag
     assert differences(run, undisturbed(Momentum, 6)) == []
     hit = [worker for fault in run.of("fault") for worker in fault["hit"]]
     assert [event["worker"] for event in run.of("worker", state="expelled")] == hit
-    assert len(run.of("withdrawn")) == 2  # it was not found before anything came of it
+    assert len(run.of("withdrawn")) == 2  # it was found only after it had an effect
     assert run.of("worker", state="lost") == []

@@ -1,4 +1,4 @@
-"""A trial of Ray Tune that trains for what would take hours."""
+"""A trial of Ray Tune that would train for hours."""
 
 import ray.tune
 from ray.train import RunConfig, ScalingConfig
@@ -8,7 +8,7 @@ from tests.end_to_end.tasks import Momentum
 
 
 def train(config):
-    """Train in a folder, and report each step's loss to Tune if that is wanted."""
+    """Train in a folder, and report each step's loss to Tune on request."""
 
     def watch(events):
         for event in events:

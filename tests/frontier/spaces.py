@@ -1,4 +1,4 @@
-"""A space for the tests, with all that a space can have."""
+"""A space for the tests, with all features of a space."""
 
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ SPACE = RecipeSpace(**SAID)
 
 
 def domain_values(domain):
-    """Return a strategy of what a setting may be."""
+    """Return a strategy for the values of a setting."""
     if isinstance(domain, Choice):
         return st.sampled_from(domain.values)
     if domain.whole:
@@ -43,5 +43,5 @@ def domain_values(domain):
 
 
 def configs(space=SPACE):
-    """Return a strategy of flat configs, as Ray Tune draws them: settings of all aspects."""
+    """Return a strategy for flat configs as Ray Tune draws them, with settings of all aspects."""
     return st.fixed_dictionaries({k: domain_values(d) for k, d in space.entries.items()})

@@ -1,4 +1,4 @@
-"""A sweep that never ran, of which all is known: effects, synergies, noise, drift."""
+"""A made-up sweep with known effects, synergies, noise and drift."""
 
 import math
 import random
@@ -18,14 +18,14 @@ METRIC = "accuracy"
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What is true.
+    """The true effects.
 
     Attributes:
-        effects: aspect -> (what it adds to quality, the factor that it is on cost).
-        synergies: pair -> what both add to quality beyond the sum.
+        effects: aspect -> (its gain in quality, its factor on cost).
+        synergies: pair -> the gain in quality of both beyond the sum of their gains.
         noise: standard deviation of quality over seeds.
-        cost_noise: of the logarithm of cost.
-        drift: by how much the machine slows down over the sweep: 0.2 is a fifth.
+        cost_noise: standard deviation of the logarithm of cost.
+        drift: how much the machine slows down over the sweep; 0.2 is a fifth.
         less_is_better: whether the metric is a loss.
     """
 
@@ -50,19 +50,19 @@ class World:
         return Objective(metric=METRIC, mode="min" if self.less_is_better else "max")
 
     def quality(self, on, samples):
-        """Return it without noise: five points for each doubling of the duration."""
+        """Return the quality without noise: five points for each doubling of the duration."""
         told = 0.80 + 0.03 * math.log2(samples / 12000)
         told += sum(self.effects[name][0] for name in on)
         told += sum(self.synergies.get(pair, 0) for pair in combinations(sorted(on), 2))
         return 1 - told if self.less_is_better else told
 
     def cost(self, on, samples):
-        """Return device-seconds, without noise and drift."""
+        """Return the device-seconds without noise and drift."""
         return samples / 1000 * math.prod(self.effects[name][1] for name in on)
 
 
 def proposal(name):
-    """Return a journal's line about a trial that was proposed."""
+    """Return a journal's line about a proposed trial."""
     return {"event": "proposal", "name": name, "purpose": "explore", "recipe": {}, "seed": 17}
 
 
@@ -76,7 +76,7 @@ class Sweep:
         self._chance = random.Random(world.seed)
 
     def run(self, on=(), samples=48000, seed=17, purpose="search", outcome="complete", **task):
-        """Run one trial; a bad learning rate costs quality."""
+        """Run one trial; a bad learning rate lowers the quality."""
         world, drawn = self.world, self._chance.gauss
         recipe = Recipe(
             duration=f"{samples}sp",
@@ -84,7 +84,7 @@ class Sweep:
             task={"learning_rate": 0.1, **task},
             algorithms={name: {} for name in on},
         )
-        # What a seed does to all recipes alike, and what it does to this one.
+        # The effect of a seed on all recipes, and its effect on this one.
         common = random.Random(seed).gauss(0, world.noise)
         quality = world.quality(on, samples) + common + drawn(0, world.noise / 2)
         quality -= world.objective.sign * 0.05 * abs(math.log(recipe.task["learning_rate"] / 0.1))
@@ -118,7 +118,7 @@ class Sweep:
         return SweepResults(**{**told, **known})
 
     def write(self, folder, *ends, task="tasks:Synthetic", under_way=0):
-        """Write it as the folder of a sweep; `ends` are the last events of its journal."""
+        """Write the sweep's folder; `ends` are the last events of its journal."""
         for trial in self.trials:
             record(trial, folder / "trials")
         said = {"name": "synthetic", "task": task, "logical_ranks": 4}
@@ -146,7 +146,7 @@ def baseline_alone(world, durations=(12000, 24000, 48000), seeds=range(17, 22)):
 
 
 def whole(world=None, seeds=range(17, 22)):
-    """Return a sweep as the engine makes them: baseline, tuning, factorial, search, promotion."""
+    """Return a sweep as the engine makes it: baseline, tuning, factorial, search, promotion."""
     sweep = baseline_alone(world or World(), seeds=seeds)
     names = sorted(sweep.world.effects)
     for rate in (0.02, 0.05, 0.2, 0.5):

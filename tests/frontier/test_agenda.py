@@ -1,4 +1,4 @@
-"""The order of a sweep's trials: the baseline first, and never less well treated than a recipe."""
+"""The order of a sweep's trials: the baseline is first, and never has fewer runs than a recipe."""
 
 import random
 from collections import Counter
@@ -81,7 +81,7 @@ def play(
     quality=lambda _: 0.5,
     finished=None,
 ):
-    """Run a sweep of trials that all end in the order in which they began."""
+    """Run a sweep of trials that all end in the order in which they started."""
     finished = [] if finished is None else finished
     pending, order = [], []
     while len(order) < trials:
@@ -113,8 +113,8 @@ def test_the_baseline_comes_first_at_every_duration():
              min_size=1, max_size=5),
     st.integers(1, 4),
 )  # fmt: skip
-def test_no_aspects_are_tried_more_often_than_the_baseline(chance, at_once):
-    """Whatever the sampler draws."""
+def test_no_combination_of_aspects_is_tried_more_often_than_the_baseline(chance, at_once):
+    """For any draws of the sampler."""
     plan = agenda(seeds=(17,))
     order = play(plan, 40, at_once=at_once, draw=recipes(chance))
     tried = Counter()
@@ -126,7 +126,7 @@ def test_no_aspects_are_tried_more_often_than_the_baseline(chance, at_once):
             assert count <= tried[duration, frozenset()]
 
 
-def test_an_agenda_that_does_not_tune_would_be_found(monkeypatch):
+def test_an_agenda_that_does_not_tune_is_noticed(monkeypatch):
     """The negative control."""
     monkeypatch.setattr(Agenda, "_tuned_first", lambda _, wish, *__: wish)
     plan = agenda(seeds=(17,))
@@ -135,7 +135,7 @@ def test_an_agenda_that_does_not_tune_would_be_found(monkeypatch):
     assert any(count > tried[duration, frozenset()] for (duration, _), count in tried.items())
 
 
-def test_the_baseline_is_tuned_within_the_space_and_never_twice_alike():
+def test_the_baseline_is_tuned_within_the_space_without_repetition():
     order = play(agenda(seeds=(17,)), 60, draw=recipes([("EMA",)]))
     tunings = [p for p in order if p.purpose == TUNING]
     assert len({p.key for p in order if p.purpose != CALIBRATION}) == len(
@@ -146,7 +146,7 @@ def test_the_baseline_is_tuned_within_the_space_and_never_twice_alike():
         assert SPACE.config(proposal.recipe)["task.learning_rate"] != 0.1
 
 
-def test_what_tunes_a_longer_baseline_was_best_at_the_shorter_duration():
+def test_settings_for_a_longer_baseline_were_best_at_the_shorter_duration():
     risen = [SPACE.recipe_with(("EMA",), "200sp").model_copy(update={"batch_size": 8 + i})
              for i in range(8)]  # fmt: skip
     finished = []
@@ -166,7 +166,7 @@ def test_what_tunes_a_longer_baseline_was_best_at_the_shorter_duration():
     before = [t for t in finished[:first] if not t.recipe.algorithms and t.purpose == TUNING]
     assert len(before) > 5
     best = min(before, key=lambda trial: trial.quality)
-    assert best is not before[0]  # which chance would take
+    assert best is not before[0]  # which a random draw would choose
     assert finished[first].recipe.task == best.recipe.task
 
 
@@ -178,7 +178,7 @@ def test_the_design_is_run_at_its_duration_with_its_seeds():
     assert len({p.key for p in runs}) == 9
 
 
-def test_what_nothing_can_tune_gets_more_seeds():
+def test_a_baseline_without_settings_to_tune_gets_more_seeds():
     space = RecipeSpace(
         baseline=Recipe(duration="100sp", batch_size=8), aspects={"EMA": {}, "LabelSmoothing": {}}
     )
@@ -187,13 +187,13 @@ def test_what_nothing_can_tune_gets_more_seeds():
 
 
 def lucky(proposal):
-    """The quality of a run: a tenth of it is chance."""
+    """Return the quality of a run; a tenth of it is random."""
     chance = random.Random(repr(proposal.key)).random()
     return proposal.recipe.task["learning_rate"] + 0.1 * chance
 
 
 def lacking(sign):
-    """Play a sweep that tunes its baseline; return what seeds the best at each duration lacks."""
+    """Run a sweep that tunes its baseline; return the missing seeds of each duration's best."""
     finished = []
     plan = agenda(sign=sign)
     play(plan, 60, draw=recipes([("EMA",)]), quality=lucky, finished=finished)
@@ -210,20 +210,20 @@ def test_the_best_baseline_of_each_duration_gets_all_seeds(sign):
     assert lacking(sign) == {"100sp": set(), "200sp": set()}
 
 
-def test_the_baseline_alone_is_run_beyond_the_durations_of_the_space():
+def test_only_the_baseline_is_run_beyond_the_durations_of_the_space():
     order = play(agenda(beyond=("400sp",)), 40, draw=recipes([("EMA",)]))
     further = [p for p in order if p.recipe.duration == "400sp"]
     assert [p.seed for p in further] == list(SEEDS)
     assert {p.purpose for p in further} == {BASELINE}
 
 
-def test_a_best_baseline_of_one_seed_would_be_found(monkeypatch):
+def test_a_best_baseline_with_one_seed_is_noticed(monkeypatch):
     """The negative control."""
     monkeypatch.setattr(Agenda, "_repeats_of_the_best", lambda *_: ())
     assert lacking(1)["200sp"]
 
 
-def test_calibrations_come_every_so_often():
+def test_calibrations_are_repeated_regularly():
     order = play(agenda(), 40, draw=recipes([("EMA",), ("LabelSmoothing",)]))
     calibrations = [p for p in order if p.purpose == CALIBRATION]
     assert 5 <= len(calibrations) <= 7
@@ -231,7 +231,7 @@ def test_calibrations_come_every_so_often():
     assert not any(p.purpose == CALIBRATION for p in play(agenda(calibrate_every=0), 40))
 
 
-def test_promotions_come_before_what_is_drawn_and_only_once():
+def test_promotions_come_before_drawn_trials_and_only_once():
     risen = SPACE.recipe_with(("EMA",), "200sp")
     plan = agenda(promote=lambda finished: [(risen, 17)] if len(finished) > 7 else [])
     order = play(plan, 40, draw=recipes([("EMA",)]))
@@ -241,7 +241,7 @@ def test_promotions_come_before_what_is_drawn_and_only_once():
 
 
 @pytest.mark.parametrize("explore", [0.0, 0.3, 1.0])
-def test_the_sampler_gets_its_part_while_there_is_something_to_promote(explore):
+def test_the_sampler_gets_its_share_while_there_are_promotions(explore):
     rising = [SPACE.recipe_with(("EMA",), "200sp").model_copy(update={"batch_size": 8 + i})
               for i in range(500)]  # fmt: skip
     plan = agenda(promote=lambda _: [(r, 17) for r in rising], explore=explore, design=None)
@@ -259,7 +259,7 @@ def test_a_trial_that_failed_is_not_proposed_again():
     assert len(set(keys)) == len(keys)
 
 
-def test_what_does_not_fit_is_left_out_and_what_fits_is_run():
+def test_trials_that_do_not_fit_are_skipped_and_others_are_run():
     plan = agenda()
     only_short = plan.next([], [], lambda: None, lambda recipe: recipe.duration == "100sp")
     assert only_short.recipe.duration == "100sp"
@@ -272,18 +272,18 @@ def test_what_does_not_fit_is_left_out_and_what_fits_is_run():
     assert plan.next([], begun, lambda: None, lambda _: False) is None
 
 
-def test_a_trial_fits_if_the_pool_can_finish_it_beside_what_runs():
+def test_a_trial_fits_if_the_pool_can_finish_it_with_the_running_ones():
     short, long = SPACE.recipe_with((), "100sp"), SPACE.recipe_with((), "200sp")
     spending = SweepBudget(budget=100.0, spent=50.0, workers=2)
     assert spending.seconds([short, long], rate=0.3) == pytest.approx(45.0)
     assert spending.fits(short, [long], 0.3)
     assert not spending.fits(long, [long], 0.3)
-    assert spending.fits(long, [], None)  # nobody knows yet
+    assert spending.fits(long, [], None)  # not known yet
     slow = SweepBudget(budget=100.0, spent=50.0, workers=2, overhead=2.0)
     assert not slow.fits(short, [long], 0.3)
 
 
-def test_the_rate_is_that_of_complete_trials():
+def test_the_rate_is_measured_on_complete_trials():
     proposal = Proposal(purpose=SEARCH, recipe=SPACE.recipe_with((), "200sp"), seed=1)
     assert rate_of([]) is None
     assert rate_of([ended(0, proposal, "failed")]) is None

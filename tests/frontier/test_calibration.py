@@ -36,14 +36,14 @@ def test_the_factor_lies_between_the_speeds(pairs, started, length):
 
 
 @given(RUNS, st.floats(0.1, 10))
-def test_only_how_it_changes_counts(pairs, times):
-    """A machine that is always slower is the machine."""
+def test_only_changes_of_speed_count(pairs, times):
+    """A constant slowness needs no correction."""
     calibration = Calibration.of(calibrations(*pairs))
     slower = Calibration.of(calibrations(*((time, cost * times) for time, cost in pairs)))
     assert slower.speeds == pytest.approx(calibration.speeds)
 
 
-def test_a_trial_on_a_slow_machine_costs_what_it_would_have_cost():
+def test_a_trial_on_a_slow_machine_has_its_normal_cost():
     calibration = Calibration.of(calibrations((100.0, 10.0), (200.0, 20.0), (300.0, 10.0)))
     assert calibration.speeds == (1.0, 0.5, 1.0)
     slow = finished(cost=40.0, started=199.0, ended=201.0, parts={"compute": 30.0})
@@ -70,7 +70,7 @@ def test_a_steady_machine_corrects_nothing():
 
 
 @pytest.mark.parametrize("pairs", [[], [(100.0, 10.0)]])
-def test_one_run_says_nothing_of_drift(pairs):
+def test_one_run_does_not_show_drift(pairs):
     calibration = Calibration.of(calibrations(*pairs))
     assert calibration.factor(0.0, 500.0) == 1.0
     assert "as measured" in str(calibration)

@@ -1,4 +1,4 @@
-"""A point beside the baseline's curve: faster, better, and by how much for sure."""
+"""A point compared with the baseline's curve: how much faster and better, with intervals."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_twice_as_fast_and_a_tenth_better(objective, sign):
     assert found.speed_up.high == pytest.approx(2.0)
 
 
-def test_beyond_the_curve_only_that_is_said():
+def test_a_point_beyond_the_curve_is_only_reported_as_beyond():
     better = compare(point([20.0] * 5, [0.95] * 5), baseline(), UP)
     assert str(better.speed_up) == "more than 2 (2 to inf)"
     assert better.gain.value == pytest.approx(0.15)
@@ -88,7 +88,7 @@ def test_beyond_the_curve_only_that_is_said():
 
 
 def test_shared_seeds_are_paired():
-    """What a seed does to both is no doubt about their difference."""
+    """An effect of the seed on both adds no uncertainty to their difference."""
     paired = compare(point([10.0] * 5, list(0.8 + np.linspace(-0.05, 0.05, 5))), baseline(0.05), UP)
     assert paired.gain.low == pytest.approx(0.1, abs=1e-9)
     assert paired.gain.high == pytest.approx(0.1, abs=1e-9)
@@ -99,7 +99,7 @@ def test_shared_seeds_are_paired():
     assert unpaired.gain.high > 0.14
 
 
-def test_the_baseline_beside_itself_is_no_faster():
+def test_the_baseline_compared_with_itself_is_not_faster():
     rng = np.random.default_rng(3)
     curve = [
         point(list(c * rng.uniform(0.9, 1.1, 5)), list(q + rng.uniform(0, 0.02, 5)))
@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 @pytest.mark.slow
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_intervals_cover_the_truth_as_often_as_stated():
     rng = np.random.default_rng(5)
     held, short, tries = 0, 0, 400
     for number in range(tries):
@@ -139,7 +139,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         held += gain.low <= truth <= gain.high
         short += gain.low <= truth + 0.02 <= gain.high
     assert held / tries > 0.9
-    assert short / tries < 0.5  # the negative control: they are not simply wide
+    assert short / tries < 0.5  # the negative control: the intervals are not simply wide
 
 
 def test_the_tuned_baseline_is_the_best_at_each_duration():

@@ -1,4 +1,4 @@
-"""Factorial designs: balanced, of the resolution they claim, without what is not allowed."""
+"""Factorial designs: balanced, of the stated resolution, without forbidden runs."""
 
 from itertools import combinations
 
@@ -39,7 +39,7 @@ def test_columns_are_balanced_and_orthogonal(count, resolution):
 
 
 @given(st.integers(1, 10), st.sampled_from([3, 4, 5]))
-def test_the_resolution_is_what_is_claimed(count, resolution):
+def test_the_resolution_is_the_stated_one(count, resolution):
     design = factorial(NAMES[:count], resolution)
     found = resolution_of(design)
     if design.resolution is None:
@@ -53,7 +53,7 @@ def test_the_resolution_is_what_is_claimed(count, resolution):
     # Box and Hunter's table: the fewest runs.
     [(3, 3, 4), (7, 3, 8), (4, 4, 8), (8, 4, 16), (5, 5, 16), (6, 5, 32), (7, 5, 64), (8, 5, 64)],
 )
-def test_no_more_runs_than_the_tables_have(count, resolution, runs):
+def test_designs_have_no_more_runs_than_the_published_tables(count, resolution, runs):
     assert len(factorial(NAMES[:count], resolution).runs) == runs
 
 
@@ -65,7 +65,7 @@ def test_full_designs_hold_every_combination():
     assert str(design) == "8 runs over 3 aspects, full"
 
 
-def test_what_is_not_allowed_is_dropped_and_said():
+def test_forbidden_runs_are_dropped_and_reported():
     design = factorial(["BlurPool", "EMA", "SWA"], refusal=SPACE.refusal)
     both = frozenset({"EMA", "SWA"})
     assert [on for on, _ in design.dropped] == [both, both | {"BlurPool"}]
@@ -78,7 +78,7 @@ def test_what_is_not_allowed_is_dropped_and_said():
         assert SPACE.recipe_with(run).algorithms.keys() == {"GradientClipping", *run}
 
 
-def test_a_lower_resolution_is_seen_to_be_lower():
+def test_a_lower_resolution_is_measured_as_lower():
     """The negative control of `resolution_of`."""
     assert resolution_of(factorial("abcde", 3)) == 3
     assert resolution_of(factorial("abcde", 5)) == 5
@@ -93,6 +93,6 @@ def test_a_lower_resolution_is_seen_to_be_lower():
         ([f"a{i}" for i in range(13)], None, "13 aspects need 8192 runs"),
     ],
 )
-def test_designs_that_cannot_be_made_are_refused(aspects, resolution, told):
+def test_impossible_designs_are_refused(aspects, resolution, told):
     with pytest.raises(DesignError, match=told):
         factorial(aspects, resolution)

@@ -1,4 +1,4 @@
-"""What a setting may be: numbers between two ends, or one of some values."""
+"""The domain of a setting: numbers between two ends, or one of some values."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from raytrain_plus.frontier.domain import Choice, Range
 
 
 @given(st.integers(1, 1000), st.integers(1, 1000), st.booleans(), st.booleans())
-def test_the_middle_and_the_ends_lie_inside(low, length, log, whole):
+def test_the_middle_and_the_ends_are_inside(low, length, log, whole):
     high = low + length
     domain = Range(low=low, high=high if whole else float(high), log=log)
     assert domain.whole == whole
@@ -24,7 +24,7 @@ def test_the_middle_of_a_logarithmic_range_is_a_geometric_one():
     assert Range(low=0.01, high=1.0).typical == pytest.approx(0.505)
 
 
-def test_fractions_and_truths_are_no_whole_numbers():
+def test_fractions_and_booleans_are_not_whole_numbers():
     assert 2 in Range(low=1, high=3)
     assert 2.5 not in Range(low=1, high=3)
     assert True not in Range(low=1, high=3)
@@ -32,7 +32,7 @@ def test_fractions_and_truths_are_no_whole_numbers():
     assert 2 in Range(low=1.0, high=3.0)
 
 
-def test_a_choice_tells_true_from_one():
+def test_a_choice_distinguishes_true_from_one():
     assert 1 in Choice(values=(1, 2))
     assert True not in Choice(values=(1, 2))
     assert None in Choice(values=(None, 0.1))
@@ -50,6 +50,6 @@ def test_a_choice_tells_true_from_one():
         (Choice, {"values": ("a", "a")}, "holds a value twice"),
     ],
 )
-def test_what_is_no_domain_is_refused(kind, said, told):
+def test_invalid_domains_are_refused(kind, said, told):
     with pytest.raises(ValidationError, match=told):
         kind(**said)

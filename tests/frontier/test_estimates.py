@@ -1,4 +1,4 @@
-"""Estimates with intervals: honest for few seeds, and for what lies beyond what was measured."""
+"""Estimates with intervals: right for few seeds, and for values beyond the measured range."""
 
 import math
 
@@ -27,12 +27,12 @@ def test_fewer_seeds_give_wider_intervals(seeds):
     assert many.high > 975
 
 
-def test_one_seed_gives_none():
+def test_one_seed_gives_no_interval():
     estimate = from_replicates((2.0, 2.0), VALUES, VALUES, 1)
     assert (estimate.low, estimate.high, str(estimate)) == (-math.inf, math.inf, "2")
 
 
-def test_replicates_beyond_what_was_measured_open_one_end_only():
+def test_replicates_beyond_the_measured_range_open_one_end_only():
     beyond = np.where(VALUES > 500, np.inf, VALUES)
     estimate = from_replicates((2.0, 2.0), VALUES, beyond, 5)
     assert math.isinf(estimate.high)
@@ -41,7 +41,7 @@ def test_replicates_beyond_what_was_measured_open_one_end_only():
     assert from_replicates((0.0, 2.0), VALUES, VALUES, 5).bound == "less than"
 
 
-def test_draws_are_those_of_their_seed():
+def test_draws_follow_from_their_seed():
     drawn = draws(5, seed=1, replicates=100)
     assert (drawn.sum(axis=1) == 5).all()
     assert (drawn == draws(5, seed=1, replicates=100)).all()

@@ -1,4 +1,4 @@
-"""The frontier: what is dominated, how clearly, and how much is covered."""
+"""The frontier: which points are dominated, how clearly, and how much is covered."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_without_noise_it_is_plain_dominance(found, objective):
     expected = moocore.is_nondominated(plane, maximise=[False, True], keep_weakly=True)
     clear = dominance(found, objective, QUIET, EXACT)
     assert (~clear.any(axis=0) == expected).all()
-    # What moocore keeps of equals is one of them.
+    # Of equal points, moocore keeps one.
     kept = {(p.cost, p.quality) for p in frontier(found, objective)}
     assert kept == {(p.cost, p.quality) for p, on in zip(found, expected, strict=True) if on}
 
@@ -76,28 +76,28 @@ def test_noise_never_makes_a_point_dominated(found, noise, tolerance):
 
 
 @given(SETS, NOISES, TOLERANCES, st.integers(1, 5))
-def test_more_seeds_that_say_the_same_never_undo_dominance(found, noise, tolerance, more):
+def test_more_seeds_with_the_same_result_do_not_undo_dominance(found, noise, tolerance, more):
     again = [point(p.cost, p.quality, len(p.seeds) + more) for p in found]
     before = dominance(found, UP, noise, tolerance)
     assert not (before & ~dominance(again, UP, noise, tolerance)).any()
 
 
 @given(SETS)
-def test_where_nothing_was_repeated_nothing_is_clear(found):
+def test_without_repeated_runs_no_dominance_is_clear(found):
     assert not dominance(found, UP, UNKNOWN).any()
 
 
-def test_chance_alone_does_not_dominate():
+def test_random_differences_alone_do_not_dominate():
     found = [point(10.0, 0.91), point(10.0, 0.90)]
     assert non_dominated(found, UP, NOISE) == found
     many = [point(10.0, 0.91, 30), point(10.0, 0.90, 30)]
     assert non_dominated(many, UP, NOISE) == many[:1]
 
 
-def test_equal_cost_within_the_tolerance_does_not_save_a_worse_point():
+def test_a_worse_point_of_equal_cost_is_dominated():
     found = [point(10.0, 0.95, 9), point(10.05, 0.90, 9)]
     assert non_dominated(found, UP, NOISE, Tolerance(cost=0.1)) == found[:1]
-    assert non_dominated(found, UP, NOISE, EXACT) == found  # it may be cheaper after all
+    assert non_dominated(found, UP, NOISE, EXACT) == found  # it may be cheaper
 
 
 def test_noise_is_pooled_over_recipes():
@@ -134,7 +134,7 @@ def test_one_more_point_never_shrinks_the_hypervolume(found, more):
     assert hypervolume(frontier(found, UP), UP, reference) == pytest.approx(smaller)
 
 
-def test_a_sweep_reaches_more_as_it_spends():
+def test_the_hypervolume_of_a_sweep_grows_with_its_cost():
     trials = [
         finished("a", cost=8.0, quality=0.8, ended=1.0),
         finished("b", cost=3.0, quality=math.nan, outcome="failed", ended=2.0),

@@ -1,4 +1,4 @@
-"""Finished trials, and what they have in common over seeds."""
+"""Points from finished trials: means over seeds."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_the_order_of_trials_does_not_matter(order):
     assert points([trials[i] for i in order]) == points(trials)
 
 
-def test_what_tells_recipes_apart():
+def test_the_key_distinguishes_recipes():
     longer = RECIPE.model_copy(update={"duration": "2000sp"})
     assert key_of(longer) != key_of(RECIPE)
     other = RECIPE.model_copy(update={"batch_size": 64})
@@ -80,7 +80,7 @@ def test_what_tells_recipes_apart():
         ({"cost": math.inf}, "must be finite"),
     ],
 )
-def test_a_trial_that_cannot_be_is_refused(said, told):
+def test_an_impossible_trial_is_refused(said, told):
     with pytest.raises(PointError, match=told):
         finished(**said)
 

@@ -1,4 +1,4 @@
-"""Successive promotion: what is not dominated rises, and nothing else costs anything."""
+"""Successive promotion: only recipes that are not dominated get longer runs and more seeds."""
 
 import pytest
 from hypothesis import given
@@ -50,7 +50,7 @@ def runs(proposals):
     return [(p.recipe.task["learning_rate"], p.recipe.duration, p.seed) for p in proposals]
 
 
-def test_from_one_seed_to_a_longer_run_to_all_seeds():
+def test_promotion_goes_from_one_seed_to_a_longer_run_to_all_seeds():
     assert RULE.wanted == (1, 3, 5)
     start = [point(0.1, 10.0, 0.8)]
     assert runs(propose(start, RULE, UP)) == [(0.1, "2000sp", 11)]
@@ -62,15 +62,15 @@ def test_from_one_seed_to_a_longer_run_to_all_seeds():
     assert propose(whole, RULE, UP) == []
 
 
-def test_what_is_clearly_dominated_stays():
+def test_clearly_dominated_recipes_are_not_promoted():
     found = [KNOWN, point(0.1, 10.0, 0.9), point(0.5, 12.0, 0.6)]
     assert runs(propose(found, RULE, UP)) == [(0.1, "2000sp", 11)]
-    # The negative control: by less than the noise it is not clear, and both rise.
+    # The negative control: a difference below the noise is not clear, and both are promoted.
     close = [KNOWN, point(0.1, 10.0, 0.9), point(0.5, 10.0, 0.89)]
     assert {run[0] for run in runs(propose(close, RULE, UP))} == {0.1, 0.5}
 
 
-def test_without_any_repeated_run_nothing_is_clear():
+def test_without_any_repeated_run_no_recipe_is_clearly_dominated():
     found = [point(0.1, 10.0, 0.9), point(0.5, 12.0, 0.1)]
     assert len(propose(found, RULE, UP)) == 2
 
@@ -87,7 +87,7 @@ def test_running_trials_are_not_proposed_again():
 
 
 @given(SETS)
-def test_nothing_is_proposed_that_was_run_or_that_the_rule_has_not(found):
+def test_no_trial_is_proposed_that_was_run_or_is_not_in_the_rule(found):
     done = {(p.recipe.task["learning_rate"], p.recipe.duration, s) for p in found for s in p.seeds}
     proposed = runs(propose(found, RULE, UP))
     assert not done & set(proposed)
@@ -104,8 +104,8 @@ def test_the_order_of_the_points_does_not_matter(found, shuffler):
 
 
 @given(SETS, SETS, st.integers(1, 4), st.sampled_from([None, 1, 2]))
-def test_no_evidence_takes_a_clear_winner_down(found, more, seeds, at_most):
-    """Nor does it cost it its place where few may rise."""
+def test_more_evidence_does_not_remove_a_clear_winner(found, more, seeds, at_most):
+    """It also keeps its place if only few may be promoted."""
     rule = PromotionRule(durations=DURATIONS, seeds=SEEDS, at_most=at_most)
     others = [KNOWN, *(p for p in found if p.recipe.task["learning_rate"] != 0.05)]
     winner = point(0.05, 1.0, 0.99)
@@ -119,7 +119,7 @@ def test_no_evidence_takes_a_clear_winner_down(found, more, seeds, at_most):
 
 
 @given(st.sets(st.sampled_from(RATES), min_size=1), st.integers(0, 3))
-def test_a_sweep_comes_to_its_end_with_all_seeds_for_the_best(rates, at_most):
+def test_a_sweep_ends_with_all_seeds_for_the_best(rates, at_most):
     rule = PromotionRule(durations=DURATIONS, seeds=SEEDS, at_most=at_most or None)
 
     def train(rate, duration, seed):
@@ -146,7 +146,7 @@ def test_a_sweep_comes_to_its_end_with_all_seeds_for_the_best(rates, at_most):
     assert shown[best, "4000sp"].keys() == set(SEEDS)
 
 
-def test_few_may_rise():
+def test_only_few_recipes_are_promoted():
     found = [point(rate, 10.0 + i, 0.7 + i / 100) for i, rate in enumerate(RATES)]
     all_of_them = propose(found, RULE, UP)
     few = PromotionRule(durations=DURATIONS, seeds=SEEDS, at_most=2)
@@ -155,9 +155,9 @@ def test_few_may_rise():
     assert set(runs(propose(found, few, UP))) <= set(runs(all_of_them))
 
 
-def test_those_rise_first_that_cover_most():
+def test_recipes_that_cover_most_are_promoted_first():
     front = [point(0.1, 10.0, 0.8), point(0.2, 20.0, 0.9), point(0.5, 21.0, 0.901)]
-    behind = point(0.05, 10.0, 0.7)  # not clearly, as no noise is known
+    behind = point(0.05, 10.0, 0.7)  # not clearly, because no noise is known
     assert risers([behind, *front[::-1]], RULE, UP, 0) == [*front, behind]
 
 
@@ -180,7 +180,7 @@ def test_less_can_be_better():
         ({"at_most": 0}, "would let no recipe rise"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(said, told):
+def test_invalid_rules_are_refused(said, told):
     with pytest.raises(PointError, match=told):
         PromotionRule(**{"durations": DURATIONS, "seeds": SEEDS, **said})
 

@@ -1,4 +1,4 @@
-"""The searcher, asked as Ray Tune asks it: it forgets nothing, and ends where it should."""
+"""The searcher, called as Ray Tune calls it: it loses no trial, and ends when it should."""
 
 import math
 import time
@@ -33,7 +33,7 @@ SWEEP = Sweep(
 
 
 class Tune:
-    """Asks a searcher for trials, and ends them."""
+    """Requests trials from a searcher, and ends them."""
 
     def __init__(self, path, *, budget=1000.0, cost=1.0, **changes):
         changed = {**vars(SWEEP), **changes}
@@ -97,7 +97,7 @@ def test_trials_come_until_nothing_is_left_to_try(tmp_path):
     assert not tune.problem
 
 
-def test_where_the_shortest_duration_has_nothing_new_the_sampler_goes_on_at_the_next(tmp_path):
+def test_the_sampler_continues_at_the_next_duration_if_the_shortest_has_nothing_new(tmp_path):
     small = RecipeSpace(
         baseline=SWEEP.space.baseline,
         aspects={"EMA": {}},
@@ -123,26 +123,26 @@ def medium_space():
     )
 
 
-def test_a_space_that_is_not_large_is_tried_whole(tmp_path):
-    """The sampler proposes again what it knows to be good; chance finds the rest."""
+def test_a_small_space_is_tried_completely(tmp_path):
+    """The sampler proposes good recipes again; random draws find the rest."""
     tune = Tune(tmp_path, space=medium_space())
     configs = tune.run(60)
     assert len({repr(config["recipe"]) for config in configs}) == 2 * 4 * 6
     assert tune.ask()[1] == Searcher.FINISHED
 
 
-def test_the_sampler_alone_would_not_try_it_whole(tmp_path, monkeypatch):
+def test_the_sampler_alone_does_not_try_the_whole_space(tmp_path, monkeypatch):
     """The negative control."""
     monkeypatch.setattr(searching, "_CHANCES", 0)
     configs = Tune(tmp_path, space=medium_space()).run(60)
     assert len({repr(config["recipe"]) for config in configs}) < 2 * 4 * 6
 
 
-def test_what_was_cut_off_is_proposed_again_and_what_has_ended_is_not(tmp_path):
+def test_interrupted_trials_are_proposed_again_and_ended_ones_are_not(tmp_path):
     before = Tune(tmp_path)
     first, second = before.ask(), before.ask()
     before.end(*first)
-    after = Tune(tmp_path)  # the process before was killed
+    after = Tune(tmp_path)  # the previous process was killed
     _, again = after.ask()
     assert again == second[1]
     assert again["name"] not in {after.ask()[1]["name"] for _ in range(3)}
@@ -163,7 +163,7 @@ def test_a_process_that_crashes_again_and_again_is_a_failed_trial(tmp_path):
     assert tune.ask()[1]["name"] not in names
 
 
-def test_single_failures_stop_nothing_but_many_in_a_row_do(tmp_path):
+def test_single_failures_do_not_stop_a_sweep_but_many_in_a_row_do(tmp_path):
     def fails(config):
         return "it raised" if config["recipe"]["algorithms"] else ""
 
@@ -182,7 +182,7 @@ def test_a_baseline_that_fails_ends_the_sweep(tmp_path):
     assert "the baseline itself failed, at 100sp: it raised" in tune.problem[0]
 
 
-def test_a_budget_that_is_too_small_for_the_baseline_is_found_out_after_its_first_run(tmp_path):
+def test_a_budget_too_small_for_the_baseline_is_reported_after_its_first_run(tmp_path):
     tune = Tune(tmp_path / "small", budget=2.0)  # 100 samples cost 1 s, so 200 cost 2 s
     assert len(tune.run(30)) == 1
     assert "too small for the baseline" in tune.problem[0]

@@ -14,7 +14,7 @@ EXCLUSIONS = [("EMA", "SWA"), ("MixUp", "CutMix"), ("CutMix", "CutOut")]
 
 @settings(max_examples=50)
 @given(configs())
-def test_every_config_is_a_recipe_whose_aspects_go_together(config):
+def test_every_config_is_a_recipe_of_compatible_aspects(config):
     recipe = SPACE.recipe(config)
     assert {aspect.name for aspect in recipe.aspects()} == recipe.algorithms.keys()
     assert "GradientClipping" in recipe.algorithms  # the baseline's own
@@ -24,13 +24,13 @@ def test_every_config_is_a_recipe_whose_aspects_go_together(config):
 
 @settings(max_examples=50)
 @given(configs())
-def test_recipe_and_config_say_the_same(config):
+def test_a_recipe_and_its_config_are_equivalent(config):
     recipe = SPACE.recipe(config)
     back = SPACE.config(recipe)
     assert SPACE.recipe(back) == recipe
     assert back.items() <= config.items()
     off = {key.partition(".")[0] for key in config.keys() - back.keys()}
-    assert not off & set(SPACE.on(config))  # only settings of what is off are left out
+    assert not off & set(SPACE.on(config))  # only settings of aspects that are off are left out
 
 
 def test_the_baseline_is_in_its_own_space():
@@ -38,7 +38,7 @@ def test_the_baseline_is_in_its_own_space():
     assert SPACE.recipe(SPACE.config(BASELINE)) == BASELINE
 
 
-def test_aspects_stand_at_typical_settings_beside_the_baseline():
+def test_typical_recipes_add_one_aspect_to_the_baseline():
     recipe = SPACE.recipe_with(["EMA", "LabelSmoothing"], "1000sp")
     assert recipe.duration == "1000sp"
     assert recipe.task == BASELINE.task
@@ -51,7 +51,7 @@ def test_aspects_stand_at_typical_settings_beside_the_baseline():
 
 
 @pytest.mark.parametrize("pair", EXCLUSIONS)
-def test_what_excludes_each_other_is_refused_together(pair):
+def test_aspects_that_exclude_each_other_are_refused_together(pair):
     assert "exclude each other" in SPACE.refusal(pair)
     with pytest.raises(SpaceError, match="exclude each other"):
         SPACE.recipe_with(pair)
@@ -132,7 +132,7 @@ PAIRS = st.sets(st.tuples(*[st.sampled_from(NAMES)] * 2).filter(lambda p: p[0] !
 
 
 @given(PAIRS)
-def test_switches_offer_what_is_allowed_and_nothing_else(drawn):
+def test_switches_offer_only_allowed_combinations(drawn):
     pairs = {frozenset(pair) for pair in drawn}
     found = switches(NAMES, pairs)
     assert sorted(name for s in found for name in frozenset().union(*s.choices.values())) == NAMES
@@ -149,7 +149,7 @@ def test_switches_offer_what_is_allowed_and_nothing_else(drawn):
 
 
 @given(PAIRS, st.sets(st.sampled_from(NAMES)))
-def test_a_switch_finds_the_value_of_what_is_on(drawn, wanted):
+def test_a_switch_finds_the_value_of_the_aspects_that_are_on(drawn, wanted):
     pairs = {frozenset(pair) for pair in drawn}
     on = set()
     for name in sorted(wanted):

@@ -1,4 +1,4 @@
-"""A sweep that cannot be run says so before anything starts; its folder keeps what it is given."""
+"""A sweep that cannot run is refused before anything starts; its folder keeps all records."""
 
 import dataclasses
 import subprocess
@@ -26,7 +26,7 @@ SPACE = RecipeSpace(
 
 
 class Measured(Task):
-    """Reports accuracy, if it has anything to measure it on."""
+    """Reports accuracy, if it has evaluation data."""
 
     def metrics(self):
         return {"accuracy": torchmetrics.MeanMetric()}
@@ -71,7 +71,7 @@ def run(tmp_path, sweep, **more):
         ({"factors": ("SAM",)}, "SAM.*EMA, LabelSmoothing"),
     ],
 )
-def test_what_contradicts_itself_is_refused(changes, message):
+def test_contradictory_settings_are_refused(changes, message):
     with pytest.raises(SweepError, match=message):
         make(**changes)
 
@@ -111,7 +111,7 @@ def test_a_folder_holds_one_sweep(tmp_path):
         with pytest.raises(SweepError, match="another sweep is running"):
             run(tmp_path, make(), resume=True)
     finally:
-        other.kill()  # after which nobody holds it
+        other.kill()  # after this, no process holds it
         other.communicate()
     with folder.held():
         pass
@@ -148,7 +148,7 @@ class _Nowhere:
         return getattr(Console(quiet=True), name)
 
 
-def test_time_that_nobody_worked_is_not_spent(tmp_path, monkeypatch):
+def test_time_between_sessions_is_not_spent(tmp_path, monkeypatch):
     folder = begun(tmp_path, make())
     events = [
         {"event": "sitting", "time": 100.0}, {"event": "trial", "time": 130.0},
@@ -166,6 +166,6 @@ def test_a_budget_is_a_time(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "30", "m", "30 m", "0s", "-1m", "1d"])
-def test_what_is_no_time_is_refused(text):
+def test_an_invalid_time_is_refused(text):
     with pytest.raises(SweepError, match="no time above zero"):
         seconds_of(text)

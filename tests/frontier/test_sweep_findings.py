@@ -1,4 +1,4 @@
-"""The report says what is true of a sweep of which all is known."""
+"""The report of a made-up sweep finds its known effects."""
 
 import random
 from dataclasses import replace
@@ -22,7 +22,7 @@ def found():
 
 
 def shuffled(sweep, seed=0):
-    """Return a sweep in which what a trial reached has nothing to do with its recipe."""
+    """Return a sweep in which a trial's quality is independent of its recipe."""
     complete = [trial for trial in sweep.trials if trial.outcome == "complete"]
     others = random.Random(seed).sample(complete, len(complete))
     swapped = dict(zip((trial.name for trial in complete), others, strict=True))
@@ -37,7 +37,7 @@ def shown(found, verdict="shown"):
     return {one.aspects for one in both if one.effect and one.effect.verdict == verdict}
 
 
-def test_the_known_winner_is_found_and_surely_faster(found):
+def test_the_known_winner_is_found_and_is_significantly_faster(found):
     winner = found.winner
     assert label_of(winner.point.recipe) == "BlurPool + EMA + ProgressiveResizing"
     assert winner.point.recipe.duration == "48000sp"
@@ -57,7 +57,7 @@ def test_gains_and_speed_ups_are_the_true_ones(found):
     for row in told:
         on, samples = tuple(row.point.recipe.algorithms), int(row.point.recipe.duration[:-2])
         quality, cost = world.quality(on, samples), world.cost(on, samples)
-        # The baseline gains three points for each doubling of what it costs.
+        # The baseline gains three points for each doubling of its cost.
         needed = 12 * 2 ** ((quality - 0.8) / 0.03)
         assert row.speed_up.value == pytest.approx(needed / cost, rel=0.08)
         assert row.speed_up.low < row.speed_up.value < row.speed_up.high
@@ -74,16 +74,16 @@ def test_the_known_synergy_is_shown_and_no_other(seed):
     assert shown(found, "hurts") == {("SAM",)}
 
 
-def test_where_nothing_has_an_effect_none_is_shown():
+def test_without_effects_no_effect_is_shown():
     wrong = 0
     for seed in range(6):
         sweep = synthetic.whole(World(effects=QUIET, synergies={}, seed=seed))
         found = findings_of(sweep.results())
         wrong += bool(shown(found) | shown(found, "hurts"))
-    assert wrong <= 1  # what 95 % confidence allows
+    assert wrong <= 1  # as many as 95 % confidence allows
 
 
-def test_qualities_that_belong_to_other_recipes_show_nothing():
+def test_shuffled_qualities_show_no_effect():
     """The negative control."""
     sweep = synthetic.whole()
     found = findings_of(sweep.results(trials=shuffled(sweep)))
@@ -91,8 +91,8 @@ def test_qualities_that_belong_to_other_recipes_show_nothing():
     assert not [row for row in found.frontier if row.is_faster and len(row.point.seeds) > 1]
 
 
-def test_a_badly_tuned_baseline_is_no_effect_of_an_aspect(found):
-    """Trials with other learning rates stand in other blocks; without them all is the same."""
+def test_a_badly_tuned_baseline_does_not_look_like_an_effect(found):
+    """Trials with other learning rates are in other blocks; without them the result is the same."""
     sweep = found.sweep
     trials = [t for t in found.trials if t.purpose not in ("tuning", "search", "calibration")]
     without = contributions_of(trials, found.baseline, sweep.objective)
@@ -121,7 +121,7 @@ SETS = [(), ("EMA",), ("SWA",), ("EMA", "SWA")]
 
 
 def designed():
-    """A design that was run with four seeds; EMA gives 0.1, seeds differ by chance."""
+    """A design that was run with four seeds; EMA gains 0.1, seeds differ at random."""
     return [
         run(on, seed, 0.5 + 0.1 * ("EMA" in on) + 0.02 * seed + 0.001 * ((seed * 7 + len(on)) % 3))
         for on in SETS
@@ -129,8 +129,8 @@ def designed():
     ]
 
 
-def test_recipes_that_one_seed_alone_has_run_blur_no_contribution_of_the_others():
-    """At another duration, where EMA gives nothing, only one seed has run it."""
+def test_recipes_with_one_seed_do_not_blur_the_contributions_of_others():
+    """At another duration, where EMA gains nothing, only one seed was run."""
     stray = [run(on, 0, 0.9, "8000sp") for on in SETS] + [run(("SAM",), 0, 0.3)]
     told = contributions_of([*designed(), *stray], [], Objective(metric="m", mode="max"))
     (ema,) = [one for one in told.alone if one.aspects == ("EMA",)]
@@ -140,7 +140,7 @@ def test_recipes_that_one_seed_alone_has_run_blur_no_contribution_of_the_others(
     assert told.unknown["SAM",] == "not run with the others with several seeds"
 
 
-def test_what_was_run_with_one_seed_is_all_there_is_to_tell_from():
+def test_contributions_are_shown_also_if_there_is_only_one_seed():
     once = [trial for trial in designed() if trial.seed == 0]
     told = contributions_of(once, [], Objective(metric="m", mode="max"))
     assert told.trials == 4
@@ -148,7 +148,7 @@ def test_what_was_run_with_one_seed_is_all_there_is_to_tell_from():
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_drift_is_taken_out_of_costs(calibrated):
+def test_costs_are_corrected_for_drift(calibrated):
     sweep = synthetic.whole(World(drift=0.3))
     kept = [t for t in sweep.trials if calibrated or t.purpose != "calibration"]
     found = findings_of(sweep.results(trials=kept))
@@ -157,7 +157,7 @@ def test_drift_is_taken_out_of_costs(calibrated):
         for trial in found.trials
         if trial.recipe.duration == "12000sp"
         and not trial.recipe.algorithms
-        and trial.purpose != "search"  # after the last calibration nothing is known
+        and trial.purpose != "search"  # after the last calibration the drift is unknown
     ]
     if not calibrated:
         costs += [t.cost for t in sweep.trials if t.purpose == "calibration"]
@@ -170,13 +170,13 @@ def test_a_loss_is_the_mirror_of_a_score():
     high = findings_of(synthetic.whole(World()).results())
     low = findings_of(synthetic.whole(World(less_is_better=True)).results())
     assert label_of(low.winner.point.recipe) == label_of(high.winner.point.recipe)
-    # Noise is not mirrored: what is known of one is only about what is known of the other.
+    # Noise is not mirrored: the two estimates are only about equal.
     assert low.winner.gain.value == pytest.approx(high.winner.gain.value, abs=0.01)
     assert ("SAM",) in shown(low, "hurts")
     assert low.hypervolume[-1][1] == pytest.approx(high.hypervolume[-1][1], rel=0.15)
 
 
-def test_what_is_dominated_is_counted_and_not_listed(found):
+def test_dominated_recipes_are_counted_and_not_listed(found):
     assert found.dominated > 20
     assert found.dominated + len(found.frontier) + found.unproven == len(found.points)
     assert not any("SAM" in row.point.recipe.algorithms for row in found.frontier)
@@ -200,7 +200,7 @@ def test_one_trial_and_none_are_enough():
     assert (none.winner, none.frontier, none.hypervolume) == (None, [], [])
 
 
-def test_one_duration_of_the_baseline_without_repeats_does_not_take_all_intervals():
+def test_one_unrepeated_duration_of_the_baseline_does_not_remove_all_intervals():
     sweep = synthetic.whole()
     kept = [
         t for t in sweep.trials

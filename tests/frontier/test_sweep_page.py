@@ -1,4 +1,4 @@
-"""The page and the document of a sweep say what was found, and nothing becomes markup."""
+"""The page and the document of a sweep show the findings, and no text becomes markup."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def words(page):
     return " | ".join(Words(page).found)
 
 
-def test_a_sweep_is_told_whole(page):
+def test_the_page_shows_all_of_a_sweep(page):
     said = words(page)
     for expected in (
         "synthetic | finished",
@@ -60,7 +60,7 @@ def test_a_sweep_is_told_whole(page):
     assert 'http-equiv="refresh"' not in page
 
 
-def test_a_sweep_that_is_running_says_so_and_loads_itself_anew():
+def test_the_page_of_a_running_sweep_says_so_and_reloads_itself():
     sweep = synthetic.Sweep(World()).results(state="running", under_way=2)
     text = page_of(findings_of(sweep), "", 1e9)
     said = words(text)
@@ -70,7 +70,7 @@ def test_a_sweep_that_is_running_says_so_and_loads_itself_anew():
     assert "The frontier" not in said
 
 
-def test_where_no_recipe_is_faster_there_is_no_winner():
+def test_there_is_no_winner_if_no_recipe_is_faster():
     sweep = synthetic.whole(World(effects={"SAM": (-0.01, 2.0), "EMA": (-0.02, 1.1)}))
     found = findings_of(sweep.results())
     said = words(page_of(found, COMMAND, 1e9))
@@ -81,7 +81,7 @@ def test_where_no_recipe_is_faster_there_is_no_winner():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16, 30, 60, 120])
-def test_however_far_a_sweep_is_there_is_a_page(count):
+def test_there_is_a_page_at_every_stage_of_a_sweep(count):
     sweep = synthetic.whole(World(less_is_better=True))
     found = findings_of(sweep.results(trials=sweep.trials[:count], state="running"))
     assert "</html>" in page_of(found, COMMAND, 1e9)
@@ -93,7 +93,7 @@ def test_a_problem_is_shown():
     assert "Why it ended | a < b" in words(page_of(findings_of(sweep), COMMAND, 1e9))
 
 
-def test_a_task_that_nobody_can_import_is_said():
+def test_a_task_that_cannot_be_imported_is_reported():
     sweep = synthetic.baseline_alone(World()).results(task="Rings")
     assert "an object of the class Rings: say where" in words(page_of(findings_of(sweep), "", 1))
 
@@ -142,7 +142,7 @@ def test_no_text_of_a_sweep_becomes_a_column_of_the_document(hostile):
         assert len(widths) == 1
     outside = re.sub(r"(```+)\w*\n.*?\n\1|`[^`]*`", "", document, flags=re.DOTALL)
     assert "<" not in outside.replace("\\<", "")
-    # The control: a cell that is not escaped is found.
+    # The control: a cell that is not escaped is noticed.
     assert len(re.findall(r"(?<!\\)\|", "| a|b |")) == 3
 
 
@@ -195,7 +195,7 @@ def test_a_browser_shows_all_of_it_at_any_width(page, width):
     ],
     ids=["script", "width"],
 )
-def test_a_broken_page_of_a_sweep_is_found_out(page, part, broken, fault):
+def test_a_broken_page_of_a_sweep_is_noticed(page, part, broken, fault):
     """The negative control."""
     require("chromium", browser.why_not())
     assert part in page

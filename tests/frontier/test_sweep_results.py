@@ -1,4 +1,4 @@
-"""What is read of a sweep's folder, and whether the sweep is running."""
+"""Reading a sweep's folder, and whether the sweep is running."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ def sweep():
         (("problem", "rest"), "failed"),
     ],
 )
-def test_a_folder_tells_how_its_sweep_has_ended(tmp_path, sweep, ends, state):
+def test_a_folder_shows_how_its_sweep_has_ended(tmp_path, sweep, ends, state):
     sweep = read_sweep(sweep.write(tmp_path / "s", *ends, under_way=2))
     assert sweep.state == state
     assert sweep.objective == Objective(metric=synthetic.METRIC, mode="min")
@@ -46,15 +46,15 @@ def test_a_sweep_runs_while_a_process_holds_its_lock(tmp_path, sweep, held, stat
             fcntl.flock(lock, fcntl.LOCK_EX)
         sweep = read_sweep(folder)
         assert (sweep.state, sweep.under_way) == (state, 2 if held else 0)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # looking has kept nobody out
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # reading has not locked the folder
 
 
-def test_a_sweep_that_has_just_begun_has_no_trials(tmp_path):
+def test_a_new_sweep_has_no_trials(tmp_path):
     sweep = read_sweep(synthetic.Sweep(World()).write(tmp_path / "s"))
     assert sweep.trials == []
 
 
-def test_the_last_sitting_counts(tmp_path, sweep):
+def test_the_last_session_counts(tmp_path, sweep):
     folder = sweep.write(tmp_path / "s", "problem", "rest")
     path = folder / "sweep" / "journal.jsonl"
     first = json.loads(path.read_text().splitlines()[0])
@@ -75,7 +75,7 @@ def test_a_bare_table_needs_an_objective(tmp_path, sweep):
     assert {t.name for t in sweep.trials} == {t.name for t in sweep.trials}
 
 
-def test_what_is_no_sweep_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_sweep_is_refused(tmp_path):
     with pytest.raises(PointError, match="there is no sweep at"):
         read_sweep(tmp_path / "gone")
     with pytest.raises(PointError, match="holds neither a sweep nor trials"):

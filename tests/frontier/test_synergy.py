@@ -1,4 +1,4 @@
-"""What aspects contribute alone and in pairs: found where it is, and not where it is not."""
+"""Contributions of aspects alone and in pairs: existing ones are found, and no others."""
 
 from itertools import combinations
 
@@ -27,7 +27,7 @@ NUMBERS = st.floats(-1, 1).map(lambda x: round(x, 3))
 
 
 def seen(truth, runs, seeds=5, noise=0.0, durations=("1ep", "2ep"), drawn=0):
-    """Return what trials would show; `truth` maps tuples of names to contributions."""
+    """Return observations; `truth` maps tuples of names to contributions."""
     rng = np.random.default_rng(drawn)
     return [
         Observation(
@@ -35,7 +35,7 @@ def seen(truth, runs, seeds=5, noise=0.0, durations=("1ep", "2ep"), drawn=0):
             duration=duration,
             seed=seed,
             value=10.0 * place
-            + 3.0 * seed  # what seeds and durations do to all
+            + 3.0 * seed  # the effect of seeds and durations on all
             + sum(v for names, v in truth.items() if set(names) <= on)
             + noise * rng.standard_normal(),
         )
@@ -53,7 +53,7 @@ TRUTHS = st.fixed_dictionaries({names: NUMBERS for n in (1, 2) for names in comb
 
 
 @given(TRUTHS, st.sampled_from([None, 5]))
-def test_what_was_put_in_comes_out(truth, resolution):
+def test_known_contributions_are_found(truth, resolution):
     found = effects(seen(truth, factorial(NAMES, resolution).runs))
     assert found.unknown == ()
     for effect in (*found.alone, *found.pairs):
@@ -81,7 +81,7 @@ def test_an_aspect_that_changes_no_bit_contributes_nothing():
     assert named(found.alone)["A",].verdict == "shown"
 
 
-def test_where_all_seeds_have_all_trials_it_is_the_paired_t_test():
+def test_with_all_trials_for_all_seeds_it_is_the_paired_t_test():
     observations = seen({}, factorial("AB").runs, seeds=4, noise=1.0, durations=("1ep",))
     value = {(o.seed, o.on): o.value for o in observations}
     a, b = frozenset("A"), frozenset("B")
@@ -96,7 +96,7 @@ def test_where_all_seeds_have_all_trials_it_is_the_paired_t_test():
     assert (pair.estimate.low, pair.estimate.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_chance_is_seldom_taken_for_an_effect():
+def test_random_differences_are_rarely_reported_as_effects():
     runs = factorial(NAMES).runs
     wrong = [
         any(e.verdict != "not shown" for e in effects(seen({}, runs, noise=1.0, drawn=n)).pairs)
@@ -105,7 +105,7 @@ def test_chance_is_seldom_taken_for_an_effect():
     assert sum(wrong) <= 12  # 5 expected, three standard deviations more
 
 
-def test_what_trials_cannot_tell_is_said():
+def test_contributions_that_trials_cannot_separate_are_reported():
     # Of resolution 3: the third column is the product of the first two.
     mixed = effects(seen({}, factorial("ABC", 3).runs))
     assert mixed.pairs == ()
@@ -115,13 +115,13 @@ def test_what_trials_cannot_tell_is_said():
     assert named(apart.alone)["A",].estimate.value == pytest.approx(0.2)
 
 
-def test_one_seed_shows_nothing():
+def test_one_seed_shows_no_effect():
     runs = factorial("AB").runs
     single = effects(seen({("A", "B"): 9.0}, runs, seeds=1))
     (pair,) = single.pairs
     assert (pair.seeds, pair.p, pair.verdict) == (1, 1.0, "not shown")
     assert pair.estimate.value == pytest.approx(9.0)
-    # Nor does it where other seeds exist, without that pair.
+    # The same if other seeds exist, but without that pair.
     others = [o for o in seen({("A", "B"): 9.0}, runs) if o.seed == 0 or len(o.on) < 2]
     (pair,) = effects(others).pairs
     assert (pair.seeds, pair.verdict) == (1, "not shown")
@@ -150,8 +150,8 @@ def test_trials_become_observations():
     assert seen_by_quality[0].on == {"GradientClipping", "BlurPool", "CutOut"}
     assert (seen_by_quality[1].duration, seen_by_quality[1].seed) == ("4000sp", 2)
     gains = observe(trials, by_gain(UP, Curve([10.0, 40.0], [0.7, 0.9])))
-    assert [o.value for o in gains] == pytest.approx([0.1, 0.0])  # 90 lies beyond the curve
-    # What is on in all trials is nobody's contribution.
+    assert [o.value for o in gains] == pytest.approx([0.1, 0.0])  # 90 is beyond the curve
+    # An aspect that is on in all trials has no measurable contribution.
     assert named(effects(seen_by_quality).alone).keys() == set()
     assert ("GradientClipping",) not in dict(effects(seen_by_quality).unknown)
 

@@ -39,12 +39,12 @@ def test_a_trial_is_read_as_it_was_written(tmp_path_factory, trial):
     assert pq.read_schema(path).equals(SCHEMA)
 
 
-def test_trials_gather_in_a_folder_and_then_in_one_file(tmp_path):
+def test_trials_are_collected_in_a_folder_and_then_in_one_file(tmp_path):
     folder = tmp_path / "trials"
     late = finished("a", ended=300.0)
     early = finished("b", ended=200.0, cost=1.0)
     lost = finished("c", ended=250.0, quality=math.nan, outcome="failed", error="Traceback ...")
-    for trial in (late, early, lost, late):  # once more changes nothing
+    for trial in (late, early, lost, late):  # a second time changes nothing
         record(trial, folder)
     found = read_trials(folder)
     assert [trial.name for trial in found] == ["b", "c", "a"]
@@ -66,7 +66,7 @@ for number in range(10_000):
 """
 
 
-def test_a_kill_leaves_whole_trials_alone(tmp_path):
+def test_a_kill_leaves_only_complete_trials(tmp_path):
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "trials")],
         stdout=subprocess.PIPE,
@@ -78,14 +78,14 @@ def test_a_kill_leaves_whole_trials_alone(tmp_path):
     found = {trial.seed for trial in read_trials(tmp_path / "trials")}
     assert found >= set(range(told + 1))
     assert found <= set(range(told + 2))
-    # The negative control: a file that was cut is found out.
+    # The negative control: a truncated file is noticed.
     cut = tmp_path / "trials" / "t3.parquet"
     cut.write_bytes(cut.read_bytes()[:-10])
     with pytest.raises(PointError, match=r"t3.parquet is no Parquet file"):
         read_trials(tmp_path / "trials")
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch):
     path = record(finished("a", cost=1.0), tmp_path)
 
     def full(_):
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert [trial.cost for trial in read_trials(tmp_path)] == [1.0]
 
 
-def test_what_is_no_table_of_trials_is_refused(tmp_path):
+def test_a_file_that_is_not_a_table_of_trials_is_refused(tmp_path):
     with pytest.raises(PointError, match="there are no trials at"):
         read_trials(tmp_path / "nothing")
     newer = to_table([finished()]).replace_schema_metadata({"raytrain_plus.trials": "2"})

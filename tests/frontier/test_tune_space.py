@@ -1,4 +1,4 @@
-"""The space as Ray Tune and Optuna draw from it."""
+"""Ray Tune and Optuna draw from the space."""
 
 import numpy as np
 import optuna
@@ -21,7 +21,7 @@ def study():
     )
 
 
-def test_what_optuna_draws_is_conditional_and_valid(study):
+def test_optunas_draws_are_conditional_and_valid(study):
     define = optuna_space(SPACE, {"duration": "1000sp"})
     on = set()
     for _ in range(DRAWS):
@@ -57,7 +57,7 @@ def test_optuna_proposes_through_tunes_own_searcher():
         search.on_trial_complete(str(number), {"cost": 1.0, "quality": len(recipe.algorithms)})
 
 
-def test_what_tune_draws_is_valid():
+def test_tunes_draws_are_valid():
     drawn = tune_space(SPACE, {"BlurPool": True})
     assert drawn.keys() == SPACE.entries.keys()
     chance = np.random.default_rng(1)
@@ -73,7 +73,7 @@ def test_what_tune_draws_is_valid():
 
 
 @pytest.mark.parametrize("make", [tune_space, optuna_space])
-def test_what_is_fixed_outside_of_the_space_is_refused(make):
+def test_fixed_values_outside_of_the_space_are_refused(make):
     with pytest.raises(SpaceError, match="duration='9sp' is not in the space"):
         make(SPACE, {"duration": "9sp"})
     with pytest.raises(SpaceError, match="everything is fixed"):

@@ -1,4 +1,4 @@
-"""A metadata service on loopback that behaves as EC2's, or Compute Engine's, or badly."""
+"""A metadata service on loopback that behaves like EC2's, like Compute Engine's, or badly."""
 
 import contextlib
 import threading
@@ -11,15 +11,15 @@ PREEMPTED = "/computeMetadata/v1/instance/preempted"
 
 
 class MetadataServer(ThreadingHTTPServer):
-    """The service, and what it is to say.
+    """The service and its answers.
 
     Attributes:
-        said: by path, what it answers; 404 for others.
-        google: it is Compute Engine's.
-        token: the only one that it takes now, as EC2's; None if it gives none.
-        asked: the paths that were asked for.
-        changed: set when something waits for a change no longer.
-        stalled: while set, it answers nobody.
+        said: its answers by path; 404 for other paths.
+        google: whether it is Compute Engine's.
+        token: the only token that it accepts now, as with EC2; None if it issues none.
+        asked: the requested paths.
+        changed: set when a request no longer waits for a change.
+        stalled: while set, it answers no request.
     """
 
     daemon_threads = True
@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("etag", "e1")
         self.send_header("Content-Length", str(len(body.encode())))
         self.end_headers()
-        with contextlib.suppress(BrokenPipeError):  # who asked waits no more
+        with contextlib.suppress(BrokenPipeError):  # the client does not wait any more
             self.wfile.write(body.encode())
 
     def log_message(self, *_):

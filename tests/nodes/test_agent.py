@@ -1,4 +1,4 @@
-"""The agent: what it tells Ray, and when it ends, with a head, a raylet and sources made up."""
+"""The agent: what it reports to Ray, and when it ends, with a fake head, raylet and sources."""
 
 import os
 import queue
@@ -19,11 +19,11 @@ ID = "ab" * 28
 
 
 class Head:
-    """Ray's head as far as the agent asks it.
+    """The parts of Ray's head that the agent calls.
 
     Attributes:
-        drained: what it was told, as (node, reason, seconds left).
-        failures: how many calls of each kind do not get through.
+        drained: the drain requests, as (node, reason, seconds left).
+        failures: how many calls of each kind fail.
     """
 
     address = "10.0.0.1:6379"
@@ -46,11 +46,11 @@ class Head:
     def _fail(self):
         if self.failures:
             self.failures -= 1
-            raise UnreachableError("nobody listens")
+            raise UnreachableError("no server listens")
 
 
 class Told:
-    """A source of notices that says what it is given: a notice, an error, or nothing."""
+    """A source that gives the notices, errors or empty answers of a test."""
 
     name = "the cloud"
     pause = 0.0
@@ -101,7 +101,7 @@ def test_a_notice_drains_the_node_until_its_deadline(node, raylet):
 
 
 def test_no_notice_drains_nothing(node, raylet):
-    """The negative control; and the agent ends when its node has gone."""
+    """The negative control. The agent ends when its node is gone."""
     head = Head([node])
     source = Told(None)
     look = source.look
@@ -115,17 +115,17 @@ def test_no_notice_drains_nothing(node, raylet):
     assert head.drained == []
 
 
-def test_only_an_earlier_end_is_told_again(node, raylet):
+def test_only_an_earlier_deadline_is_reported_again(node, raylet):
     head = Head([node])
     now = time.time()
     likely, sure = Notice("likely", now + 600), Notice("sure", now + 120)
     head.on_drain = lambda: len(head.drained) == 2 and raylet.close()
     run(head, Told(likely, likely, sure, sure, likely))
     assert [reason for _, reason, _ in head.drained][-1] == "sure"
-    assert len(head.drained) <= 2  # of two that come at once, the earlier end is enough
+    assert len(head.drained) <= 2  # of two notices at once, the earlier deadline is enough
 
 
-def test_a_head_that_is_away_is_told_when_it_is_back(node, raylet):
+def test_a_notice_reaches_an_unavailable_head_when_it_is_back(node, raylet):
     head = Head([node])
     nodes = head.nodes
 
@@ -142,7 +142,7 @@ def test_a_head_that_is_away_is_told_when_it_is_back(node, raylet):
     assert sum("cannot drain" in line for line in lines) == 1
 
 
-def test_a_source_that_fails_is_told_of_once_and_asked_again(node, raylet):
+def test_a_failing_source_is_reported_once_and_asked_again(node, raylet):
     head = Head([node])
     head.on_drain = raylet.close
     errors = [OSError("stalled"), OSError("stalled"), ValueError("odd")]
@@ -152,7 +152,7 @@ def test_a_source_that_fails_is_told_of_once_and_asked_again(node, raylet):
     assert len(head.drained) == 1
 
 
-def test_one_source_that_stalls_does_not_hold_up_another(node, raylet):
+def test_a_stalled_source_does_not_delay_another(node, raylet):
     head = Head([node])
     head.on_drain = raylet.close
     run(head, Told(), Told(Notice("x", time.time() + 9)))
@@ -176,10 +176,10 @@ def test_sigterm_drains_the_node_and_ends_the_agent(node, raylet):  # noqa: ARG0
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_it_waits_for_a_node_that_has_not_joined_and_for_a_head_that_is_not_up(node, raylet):
+def test_the_agent_waits_for_its_node_to_join_and_for_the_head_to_start(node, raylet):
     raylet.close()
     assert "has gone" in run(Head([node], failures=3), patience=30.0)[-1]
-    with pytest.raises(ClusterError, match="nobody listens"):
+    with pytest.raises(ClusterError, match="no server listens"):
         run(Head([node], failures=3))
     with pytest.raises(ClusterError, match=f"no node {ID} has joined"):
         run(Head([]))

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster: each fault is found where it is, and none where there is none."""
+"""Problems of a cluster: each problem is found on its node, and a healthy node has none."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def cluster(size):
 
 
 @given(st.integers(1, 9), st.booleans())
-def test_a_cluster_that_is_well_gives_no_complaint(size, agents):
+def test_a_healthy_cluster_has_no_problems(size, agents):
     nodes = [replace(one, agent=agents) for one in cluster(size)]
     addresses = tuple(one.address for one in nodes)
     assert problems(nodes, Expected()) == []
@@ -74,7 +74,7 @@ def test_a_fault_is_found_on_the_node_that_has_it(changes, what, do, grave, size
 
 
 @given(st.integers(2, 9), st.data())
-def test_who_has_not_joined_is_named(size, data):
+def test_nodes_that_have_not_joined_are_named(size, data):
     gone = data.draw(st.integers(0, size - 1))
     addresses = tuple(one.address for one in cluster(size))
     left = [one for number, one in enumerate(cluster(size)) if number != gone]
@@ -85,19 +85,19 @@ def test_who_has_not_joined_is_named(size, data):
     assert problem.grave
 
 
-def test_nobody_joined_at_all():
+def test_no_node_has_joined():
     assert [one.grave for one in problems([], Expected(1))] == [True]
     assert problems([], Expected()) == []
 
 
-def test_of_two_that_differ_the_head_is_right():
+def test_of_two_nodes_that_differ_the_head_is_right():
     nodes = cluster(2)
     nodes[1] = replace(nodes[1], versions={**VERSIONS, "numpy": "2.0.0"})
     (problem,) = problems(nodes, Expected())
     assert (problem.where, problem.what) == ("n1", "numpy is 2.0.0, elsewhere 2.4.6")
 
 
-def test_another_result_is_no_wonder_where_versions_or_hardware_differ():
+def test_another_result_is_no_problem_if_versions_or_hardware_differ():
     nodes = cluster(3)
     other = {"processor": "x86_64", "instruction set": "AVX512"}
     nodes[2] = replace(nodes[2], computed="b" * 64, hardware=other)
@@ -117,13 +117,13 @@ def test_a_cluster_without_a_token_is_noted_once():
 
 
 @given(st.lists(st.sampled_from(FAULTS), min_size=1, max_size=6))
-def test_the_gravest_come_first(faults):
+def test_the_most_serious_problems_come_first(faults):
     nodes = [replace(node(number), **fault[0]) for number, fault in enumerate(faults)]
     grave = [one.grave for one in problems(nodes, Expected())]
     assert grave == sorted(grave, reverse=True)
 
 
-def test_of_a_node_that_is_drained_nothing_else_matters():
+def test_a_drained_node_has_no_other_problems():
     nodes = cluster(3)
     nodes[2] = NodeFacts("ab", host="n2", draining=True)
     (problem,) = problems(nodes, Expected(3))

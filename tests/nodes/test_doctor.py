@@ -1,4 +1,4 @@
-"""Which nodes a launch file wants, and the small computation that all nodes must agree on."""
+"""The nodes that a launch file wants, and the small computation on which all nodes must agree."""
 
 import json
 
@@ -38,32 +38,32 @@ def test_a_local_provider_names_all_hosts(written):
     assert expected == Expected(3, ("10.0.0.1", "10.0.0.2", "10.0.0.3"))
 
 
-def test_the_launch_file_that_comes_along_is_well():
+def test_the_packages_launch_file_has_no_problems():
     expected = read_cluster_file(doctor.Path(__file__).parents[2] / "cluster.yaml")
     assert expected.count == len(expected.addresses)
     assert expected.pitfalls == ()
 
 
-def test_its_pitfall_is_seen(written):
+def test_a_known_mistake_in_the_launch_file_is_reported(written):
     on = {**LOCAL, "head_start_ray_commands": ["ray start --head"]}
     ((what, do),) = read_cluster_file(written(on)).pitfalls
     assert "does not start all workers" in what
     assert "RAY_enable_autoscaler_v2=0" in do
 
 
-def test_a_cloud_has_a_head_and_the_least_of_each_kind(written):
+def test_a_cloud_has_a_head_and_the_minimum_of_each_kind(written):
     assert read_cluster_file(written(CLOUD)) == Expected(4)
 
 
 @pytest.mark.parametrize("told", ["[1, 2]", "provider: none", "a: [", "cluster_name: x", ""])
-def test_what_is_no_launch_file_is_refused(written, told):
+def test_a_file_that_is_not_a_launch_file_is_refused(written, told):
     with pytest.raises(ClusterFileError, match=r"cluster\.yaml"):
         read_cluster_file(written(told))
     with pytest.raises(ClusterFileError, match="No such file"):
         read_cluster_file(doctor.Path("nowhere.yaml"))
 
 
-def test_a_diagnosis_survives_the_way_from_the_head():
+def test_a_diagnosis_survives_the_transfer_from_the_head():
     node = NodeFacts("ab", host="n1", disk=(1, 100), token=True)
     found = diagnosis_of([vars(node)], Expected(2))
     again = diagnosis_of(json.loads(json.dumps(found.as_data()))["nodes"], Expected(2))
@@ -72,7 +72,7 @@ def test_a_diagnosis_survives_the_way_from_the_head():
     assert diagnosis_of([vars(NodeFacts("ab", host="n1", token=True))], Expected(1)).is_well
 
 
-def test_the_computation_gives_the_same_bits_again_and_leaves_the_process_as_it_was():
+def test_the_computation_repeats_its_bits_and_does_not_change_the_process():
     before = torch.get_num_threads(), torch.get_rng_state().sum().item()
     once = computed()
     torch.set_num_threads(2)
@@ -84,7 +84,7 @@ def test_the_computation_gives_the_same_bits_again_and_leaves_the_process_as_it_
     assert torch.get_rng_state().sum().item() == before[1]
 
 
-def test_the_computation_shows_arithmetic_that_is_wrong(monkeypatch):
+def test_the_computation_shows_wrong_arithmetic(monkeypatch):
     """The negative control."""
     once = computed()
     right = torch.nn.functional.layer_norm

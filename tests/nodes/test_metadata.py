@@ -56,7 +56,7 @@ def test_a_recommendation_counts_or_does_not(ec2):
     ec2.said[REBALANCE] = LATER
     assert Ec2(ec2.url).look().deadline > SOON_SECONDS
     assert Ec2(ec2.url, rebalance=False).look() is None
-    ec2.said[ACTION] = SOON  # and what is sure comes first
+    ec2.said[ACTION] = SOON  # and a certain notice comes first
     assert Ec2(ec2.url).look().deadline == SOON_SECONDS
 
 
@@ -69,7 +69,7 @@ def test_compute_engine_answers_when_something_changes(gce):
     assert source.look().deadline == pytest.approx(time.time() + 30, abs=10)
 
 
-def test_compute_engine_answers_after_a_while_though_nothing_changes(gce):
+def test_compute_engine_answers_after_a_while_without_a_change(gce):
     gce.said[PREEMPTED] = "FALSE"
     gce.changed.set()
     source = Gce(gce.url)
@@ -77,7 +77,7 @@ def test_compute_engine_answers_after_a_while_though_nothing_changes(gce):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_server_that_stalls_or_has_gone_is_an_error_within_the_deadline(ec2, gce):
+def test_a_stalled_or_missing_server_is_an_error_within_the_deadline(ec2, gce):
     sources = [Ec2(ec2.url), Gce(gce.url, wait=0)]
     sources[0].look()
     ec2.stalled.set()
@@ -90,7 +90,7 @@ def test_a_server_that_stalls_or_has_gone_is_an_error_within_the_deadline(ec2, g
 
 
 @pytest.mark.usefixtures("impatient")
-def test_the_provider_is_found_by_who_answers(ec2, gce):
+def test_the_provider_is_found_by_its_answer(ec2, gce):
     assert notice_source("auto", ec2.url).name == "EC2"
     assert notice_source("auto", gce.url).name == "Compute Engine"
     assert notice_source("auto", "http://127.0.0.1:1") is None
@@ -101,7 +101,7 @@ def test_the_provider_is_found_by_who_answers(ec2, gce):
         notice_source("azure")
 
 
-def test_no_proxy_is_asked(ec2, monkeypatch):
+def test_no_proxy_is_used(ec2, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert Ec2(ec2.url).look() is None
 

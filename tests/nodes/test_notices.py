@@ -1,4 +1,4 @@
-"""What a cloud's answer means: a notice with its deadline, nothing, or an error; never a guess."""
+"""The meaning of a cloud's answer: a notice with its deadline, none, or an error; never a guess."""
 
 import json
 import math
@@ -61,8 +61,8 @@ def test_compute_engine_says_true_or_false():
 
 
 @given(st.sampled_from(READERS), st.integers(100, 599), st.text())
-def test_what_is_no_answer_is_neither_a_notice_nor_silence(read, status, body):
-    """A web page that a proxy puts in between must drain nothing."""
+def test_an_invalid_answer_is_an_error(read, status, body):
+    """A web page that a proxy returns must not drain a node."""
     if status == 404 and read is not gce_preempted:
         assert read(status, body, NOW) is None
     elif body.strip().upper() not in ("TRUE", "FALSE"):
@@ -71,32 +71,32 @@ def test_what_is_no_answer_is_neither_a_notice_nor_silence(read, status, body):
 
 
 @pytest.mark.parametrize("body", ["[]", "3", "null", '{"action": "reboot"}', "[" * 100_000])
-def test_json_that_says_something_else_is_an_error(body):
+def test_unexpected_json_is_an_error(body):
     for read in (ec2_action, ec2_rebalance):
         with pytest.raises(NoticeError):
             read(200, body, NOW)
 
 
 @given(st.floats(0, 10**6), st.sampled_from(["", " the rack is moved"]))
-def test_a_file_says_seconds_from_when_it_was_written(left, reason):
+def test_a_file_has_seconds_from_the_time_of_its_writing(left, reason):
     notice = file_notice(f"{left}{reason}\n", NOW, 30.0)
     assert notice.deadline == NOW + left
     assert notice.reason == (reason.strip() or "a notice was left in a file")
 
 
-def test_a_file_may_say_an_instant_or_nothing():
+def test_a_file_may_have_a_time_or_be_empty():
     assert file_notice(said(NOW + 77), NOW, 30.0).deadline == NOW + 77
     assert file_notice("\n", NOW, 30.0).deadline == NOW + 30
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", "2026-13-01T00:00:00Z", "30s"])
-def test_a_file_that_says_something_else_is_an_error(text):
+def test_a_file_with_other_content_is_an_error(text):
     with pytest.raises(NoticeError, match="second"):
         file_notice(text, NOW, 30.0)
 
 
 @given(st.text(), st.floats(0, 1e9))
-def test_whatever_a_file_says_its_deadline_is_a_number(text, grace):
+def test_a_files_deadline_is_always_a_number(text, grace):
     try:
         notice = file_notice(text, NOW, grace)
     except NoticeError:
@@ -104,7 +104,7 @@ def test_whatever_a_file_says_its_deadline_is_a_number(text, grace):
     assert math.isfinite(notice.deadline)
 
 
-def test_only_an_earlier_end_is_news():
+def test_only_an_earlier_deadline_is_new():
     known = Notice("it may go", NOW + 600)
     assert is_news(known, None)
     assert is_news(Notice("it goes", NOW + 120), known)

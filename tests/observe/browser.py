@@ -1,4 +1,4 @@
-"""A page as a browser makes it: what it shows, where, and what went wrong in it."""
+"""Opens a page in a browser: what it shows, where, and which errors it has."""
 
 import base64
 import html
@@ -23,7 +23,7 @@ FLAGS = (
 )
 PATIENCE = 90.0
 
-# Stands before everything else of the page, so that it hears of every error.
+# Is first on the page, so that it gets every error.
 LISTENING = """<script>
 window.problems = [];
 addEventListener("error", event => problems.push(String(event.message)));
@@ -31,7 +31,7 @@ addEventListener("securitypolicyviolation", event => problems.push(event.violate
 console.error = (...words) => problems.push(words.join(" "));
 </script>"""
 
-# Stands behind everything: moves the pointer over each chart, and tells what is where.
+# Is last on the page: moves the pointer over each chart, and reports what is where.
 TELLING = """<script>
 addEventListener("load", () => {
   const box = one => {
@@ -60,7 +60,7 @@ addEventListener("load", () => {
 });
 </script>"""
 
-# Takes what the page within has told to where `--dump-dom` finds it.
+# Copies the report of the inner page to where `--dump-dom` finds it.
 FRAME = """<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">
 <iframe id="frame" style="width:%dpx;height:3000px;border:0" srcdoc="%s"></iframe><script>
 addEventListener("load", () => {
@@ -72,16 +72,16 @@ addEventListener("load", () => {
 
 @dataclass(frozen=True)
 class Seen:
-    """What a browser tells of a page.
+    """A browser's report about a page.
 
     Attributes:
-        problems: errors of its scripts, and what its own policy forbade.
+        problems: errors of its scripts, and requests that its own policy blocked.
         drawings: title, box and, of charts, the words under the pointer of each figure.
-        width: of the window, in pixels.
-        reach: how far to the right anything stands.
-        cards: the boxes of all that is framed.
-        text: as people see it.
-        ground: the colour behind it.
+        width: the window's width, in pixels.
+        reach: the right end of the rightmost element, in pixels.
+        cards: the boxes of all framed elements.
+        text: the visible text.
+        ground: the background colour.
     """
 
     problems: list
@@ -93,7 +93,7 @@ class Seen:
     ground: str
 
     def faults(self):
-        """Return what is wrong with the page as it is laid out."""
+        """Return the errors of the page's layout."""
         wrong = [f"error: {problem}" for problem in self.problems]
         if self.reach > self.width:
             wrong.append(f"the page is {self.reach} wide in a window of {self.width}")
@@ -109,14 +109,14 @@ class Seen:
 
 
 def why_not():
-    """Say why there is no browser; empty if there is one."""
+    """Return why there is no browser; empty if there is one."""
     return "" if Path(CHROMIUM).exists() else f"{CHROMIUM} is not installed"
 
 
 def look(page, width, *, dark=False):
-    """Open a page in a frame of so many pixels; returns what there is to see.
+    """Open a page in a frame of a given width in pixels; returns the browser's report.
 
-    In a frame, since the least width of Chromium's window is wider than a phone.
+    A frame is needed because the least width of Chromium's window is wider than a phone.
     """
     text = page.replace("<head>", f"<head>{LISTENING}", 1).replace("</body>", f"{TELLING}</body>")
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as folder:

@@ -1,4 +1,4 @@
-"""Journals of runs that never were, written as a coordinator writes them."""
+"""Journals of made-up runs, written as a coordinator writes them."""
 
 from raytrain_plus.observe.events import VERSION
 
@@ -59,7 +59,7 @@ def end(time, step, state="finished", **more):
 
 
 def disturbed():
-    """A run of 20 steps: two workers, of whom one is lost after step 10; another joins after 15."""
+    """A run of 20 steps: one of two workers is lost after step 10; another joins after step 15."""
     lost = {"event": "worker", "time": 22.0, "worker": "w1", "state": "lost", "reason": "it died"}
     kill = {"event": "fault", "time": 22.1, "step": 11, "action": "kill", "hit": ["w1"]}
     kill["phase"] = "backward"

@@ -1,4 +1,4 @@
-"""Causes are values: each has a sentence, and of several the one that forced a pause is found."""
+"""Causes are values: each has a sentence, and the one that forced a pause is found."""
 
 import json
 
@@ -60,6 +60,6 @@ def test_of_several_causes_the_one_that_forced_the_pause_counts(kinds, main):
 
 
 @given(CAUSES)
-def test_a_journal_gives_back_what_it_was_given(causes):
+def test_causes_survive_the_journal(causes):
     event = json.loads(json.dumps({"causes": [cause.as_data() for cause in causes]}))
     assert causes_of(event) == causes

@@ -1,4 +1,4 @@
-"""Charts hold what they are given, in words and in drawing, and never as markup."""
+"""Charts show their data as text and as drawing, and no text becomes markup."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_steps_keep_their_value_until_the_next():
     assert drawn(text, "line") == ["M0.0 0.0H500.0V300.0H1000.0V0.0"]
 
 
-def test_dots_and_a_line_of_one_point_are_seen():
+def test_dots_and_a_line_of_one_point_are_visible():
     for kind in ("dots", "line", "line and dots"):
         text = chart("One", [Series(label="", points=[(1, 1)], kind=kind)], X, Y)
         assert drawn(text, "dots"), kind
@@ -56,13 +56,13 @@ def test_dots_and_a_line_of_one_point_are_seen():
     assert drawn(text, "dots") == []
 
 
-def test_a_chart_of_nothing_says_so():
+def test_a_chart_without_data_says_so():
     text = chart("Loss", [Series(label="a", points=[])], X, Y)
     assert "Loss: nothing yet" in text
     assert drawn(text, "line") == []
 
 
-def test_what_is_not_finite_is_left_out():
+def test_values_that_are_not_finite_are_left_out():
     points = [(0, 1.0), (1, float("nan")), (2, float("inf")), (3, 2.0)]
     text = chart("L", [Series(label="", points=points)], X, Y)
     assert len(drawn(text, "line")[0].split("L")) == 2
@@ -99,14 +99,14 @@ def test_no_text_becomes_markup():
     assert json.loads(data)["series"][0]["label"] == HOSTILE
     bar = stacked_bar(HOSTILE, [Part(label=HOSTILE, value=1, colour=0)], unit=HOSTILE)
     assert "script" not in {t for t, _ in Tags(bar).found}
-    # The control: text that is not escaped is found.
+    # The control: text that is not escaped is noticed.
     assert "b" in {t for t, _ in Tags(f"<p>{HOSTILE}").found}
 
 
 SQUARE = {"x": Axis(label="x", low=0, high=10), "y": Axis(label="y", low=0, high=10)}
 
 
-def test_a_band_goes_round_what_it_fills_and_says_nothing():
+def test_a_band_surrounds_its_area_and_has_no_text():
     band = Series(label="b", points=[(0, 2), (10, 2), (10, 8), (0, 8)], kind="band")
     line = Series(label="l", points=[(0, 5), (10, 5)])
     text = chart("B", [band, line], **SQUARE)
@@ -127,7 +127,7 @@ def test_whiskers_join_two_points_each():
     assert drawn(text, "whiskers") == ["M100.0 240.0L100.0 180.0M500.0 120.0L500.0 60.0"]
 
 
-def test_of_a_cloud_all_points_stay_with_their_names():
+def test_all_points_of_a_cloud_keep_their_names():
     points = [(i / 500, i % 7) for i in range(5000)]
     names = [f"n{i}" for i in range(5000)]
     cloud = Series(label="", points=points, kind="specks", names=names)
@@ -138,7 +138,7 @@ def test_of_a_cloud_all_points_stay_with_their_names():
     assert len(told(line)["series"][0]["points"]) <= 1200  # the control
 
 
-def test_a_numbered_point_stands_where_it_is():
+def test_a_numbered_point_is_drawn_at_its_position():
     mark = Mark(at=5, height=2.5, label="7", title="it", anchor="r-7")
     text = chart("P", [Series(label="", points=[(0, 1), (10, 2)])], marks=[mark], **SQUARE)
     assert 'class="pin point plain" style="left:50.00%;top:75.00%" title="it" href="#r-7"' in text

@@ -51,13 +51,13 @@ def test_the_values_are_those_of_the_events():
     }
 
 
-def test_samples_are_counted_in_batches_and_stop_while_nobody_trains():
+def test_samples_are_counted_in_batches_and_stop_without_training():
     run = live(EVENTS[:13])
     assert values(run, 120.0)["samples_per_second"] == 64.0
     assert values(run, 180.0)["samples_per_second"] < 2.0
 
 
-def test_before_there_is_a_checkpoint_its_age_is_that_of_the_run():
+def test_before_the_first_checkpoint_its_age_is_that_of_the_run():
     assert values(live(EVENTS[:5]), 130.0)["checkpoint_age_seconds"] == 30.0
     assert values(live([]), 130.0)["checkpoint_age_seconds"] == 80.0  # since it is known
     assert live([]).checkpoint(130.0) is None
@@ -68,7 +68,7 @@ def test_a_loss_is_there_when_there_was_a_step():
 
 
 @pytest.mark.parametrize("how", [{"refused": "it is damaged"}, {"removed": True}])
-def test_a_checkpoint_that_is_gone_counts_no_more(how):
+def test_a_removed_checkpoint_does_not_count(how):
     run = live()
     run.add([{"event": "checkpoint", "time": 126.0, "step": 20, "folder": "/runs/c_20"}])
     assert run.checkpoint(127.0) == {"step": 20, "age_seconds": 1.0}
@@ -78,20 +78,20 @@ def test_a_checkpoint_that_is_gone_counts_no_more(how):
     assert run.checkpoint(132.0) == {"step": 10, "age_seconds": 12.0}
 
 
-def test_steps_that_are_withdrawn_count_no_more():
+def test_withdrawn_steps_do_not_count():
     run = live()
     run.add([{"event": "withdrawn", "time": 126.0, "step": 10, "generation": 3}])
     assert values(run, 126.0)["step"] == 10
 
 
-def test_a_run_that_is_resumed_begins_anew():
+def test_a_resumed_run_starts_its_values_again():
     run = live([*EVENTS, {"event": "run", "time": 500.0}])
     found = values(run, 501.0)
     assert (found["step"], found["generation"], found["pause_seconds:lost"]) == (0, 0, 0.0)
     assert found["checkpoint_age_seconds"] == 1.0
 
 
-def test_what_a_process_has_fetched_is_three_counters():
+def test_a_processs_fetches_are_three_counters():
     counts = {"hits": 5, "misses": 2, "fetched_files": 2, "fetched_bytes": 999}
     found = {reading.metric.seen_as: reading.value for reading in traffic(counts)}
     assert found == {
@@ -101,7 +101,7 @@ def test_what_a_process_has_fetched_is_three_counters():
     }
 
 
-def test_the_catalogue_is_what_is_read():
+def test_the_catalogue_lists_the_values_that_are_read():
     read = {reading.metric for reading in [*live().readings(125.0), *traffic(_Zeros())]}
     assert read == set(METRICS)
     assert len({metric.name for metric in METRICS}) == len(METRICS)

@@ -1,4 +1,4 @@
-"""The journal loses no whole line and shows no torn one, wherever its writer was killed."""
+"""The journal loses no complete line and shows no other, wherever its writer was killed."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def journal(tmp_path):
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    """What the events are in a file."""
+    """Return the content of a file with these events."""
     folder = tmp_path_factory.mktemp("content")
     opened = Journal(folder)
     opened.write_all(EVENTS)
@@ -50,7 +50,7 @@ def content(tmp_path_factory):
     return (folder / FILE_NAME).read_bytes()
 
 
-def test_what_is_written_is_read_back_in_order(journal, tmp_path):
+def test_events_are_read_in_the_order_of_writing(journal, tmp_path):
     journal.write_all(EVENTS[:2])
     journal.write_all(EVENTS[2:])
     assert read(tmp_path) == with_crc(tmp_path)
@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back_in_order(journal, tmp_path):
 
 
 def with_crc(folder):
-    """Read the lines as another program would that knows that each is one JSON object."""
+    """Read the lines as another program, which expects one JSON object per line."""
     lines = (folder / FILE_NAME).read_text().splitlines()
     for line in lines:
         body, _, rest = line.partition(', "crc": "')
@@ -77,11 +77,11 @@ def test_every_event_has_its_name_and_the_time(journal, tmp_path):
     written = journal.write("fault", step=3, action="kill")
     assert read(tmp_path) == [written]
     assert written["event"] == "fault"
-    assert written["time"] > 1.7e9  # seconds since 1970, not since the machine started
+    assert written["time"] > 1.7e9  # seconds since 1970, not since the machine's start
     assert written["step"] == 3
 
 
-def test_losses_come_back_with_every_bit(journal, tmp_path):
+def test_losses_are_read_with_every_bit(journal, tmp_path):
     loss = math.nextafter(0.1, 1)
     journal.write("step", step=1, loss=loss, loss_hex=loss.hex())
     event = read(tmp_path)[0]
@@ -98,19 +98,21 @@ def test_events_written_together_reach_the_file_in_one_call(journal, monkeypatch
     assert sizes[0] > 100_000
 
 
-def test_the_file_is_synced_with_what_a_resume_relies_on(journal, monkeypatch):
+def test_the_file_is_synced_after_events_that_a_resume_needs(journal, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     journal.write("step", step=1, loss=0.5)
     journal.write("worker", worker="w1", state="ready")
-    assert synced == []  # the control: a step costs no trip to the disk
+    assert synced == []  # the control: a step is not synced to the disk
     events = {"run": {}, "checkpoint": {}, "withdrawn": {"step": 1}, "stop": {}, "end": {}}
     for count, (event, fields) in enumerate(events.items(), 1):
         journal.write(event, **fields)
         assert len(synced) == count
 
 
-def test_what_does_not_fit_onto_the_disk_leaves_nothing_behind(journal, tmp_path, monkeypatch):
+def test_a_line_that_does_not_fit_onto_the_disk_leaves_nothing_behind(
+    journal, tmp_path, monkeypatch
+):
     journal.write_all(EVENTS[:1])
     write = os.write
 
@@ -131,21 +133,21 @@ def test_what_does_not_fit_onto_the_disk_leaves_nothing_behind(journal, tmp_path
 
 
 @given(st.data())
-def test_a_journal_cut_anywhere_shows_its_whole_lines(tmp_path_factory, content, data):
+def test_a_truncated_journal_shows_its_complete_lines(tmp_path_factory, content, data):
     folder = tmp_path_factory.mktemp("cut")
     path = folder / FILE_NAME
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
     whole = content[:cut].count(b"\n")
     assert read(folder) == EVENTS[:whole]
-    again = Journal(folder)  # cuts off half a line, and loses nothing of its own
+    again = Journal(folder)  # removes the incomplete line, and loses none of its own
     again.write_all(EVENTS[:1])
     again.close()
     assert read(folder) == [*EVENTS[:whole], EVENTS[0]]
 
 
-def test_half_a_line_that_nobody_cuts_off_would_damage_the_next(tmp_path):
-    """The negative control of cutting it off."""
+def test_an_incomplete_line_that_is_not_removed_damages_the_next(tmp_path):
+    """The negative control of removing it."""
     path = tmp_path / FILE_NAME
     path.write_bytes(b'{"event": "st')
     with path.open("ab") as file:
@@ -155,7 +157,7 @@ def test_half_a_line_that_nobody_cuts_off_would_damage_the_next(tmp_path):
 
 
 @given(st.lists(st.integers(0, 600)))
-def test_following_gives_every_event_once_whatever_has_arrived(tmp_path_factory, content, cuts):
+def test_following_gives_every_event_once_for_any_chunks(tmp_path_factory, content, cuts):
     path = tmp_path_factory.mktemp("followed") / FILE_NAME
     assert follow(path) == ([], 0)
     seen, offset = [], 0
@@ -224,10 +226,10 @@ def test_the_newest_of_each_kind_is_found_from_the_end(journal, monkeypatch, at_
         '{"event": "step", "step": ' + "9" * 5000 + "}",
     ],
 )
-def test_a_line_that_is_no_event_is_an_error_that_names_it(tmp_path, line):
+def test_a_line_that_is_not_an_event_is_an_error_that_names_it(tmp_path, line):
     path = tmp_path / FILE_NAME
     end = line_of({"event": "end"})
-    body = line[:-1].encode()  # with a checksum that is right
+    body = line[:-1].encode()  # with a right checksum
     path.write_bytes(end + b'%b, "crc": "%08x"}\n' % (body, zlib.crc32(body)) + end)
     for reading in (read, lambda path: list(each(path)), follow):
         with pytest.raises(JournalError, match=rf"{FILE_NAME}, line 2: .*head -n 1\b"):
@@ -272,7 +274,7 @@ def test_without_its_version_a_journal_is_not_read(tmp_path):
         ("generation", {"causes": [{"kind": "bored"}]}, "not a list of causes"),
     ],
 )
-def test_what_no_reader_would_take_is_not_written(journal, tmp_path, event, fields, why):
+def test_events_that_readers_would_refuse_are_not_written(journal, tmp_path, event, fields, why):
     group = {"generation": 1, "step": 0, "workers": 1, "pause_seconds": 0.0}
     with pytest.raises(EventError, match=why):
         journal.write(event, **(group if event == "generation" else {}), **fields)
@@ -311,12 +313,12 @@ def test_a_line_without_its_checksum_is_an_error_that_names_it(tmp_path):
         path.write_bytes(whole + bare)
         with pytest.raises(JournalError, match="no checksum"):
             newest(path, {"end"})
-        path.write_bytes(whole + bare[:-1])  # half a last line is none
+        path.write_bytes(whole + bare[:-1])  # an incomplete last line does not count
         assert len(read(path)) == 1
 
 
-def test_no_flipped_bit_passes_unseen(tmp_path, content):
-    """Each changes nothing that was told, is an error, or cuts the last line short."""
+def test_every_flipped_bit_is_noticed(tmp_path, content):
+    """Each flip changes no event, is an error, or makes the last line incomplete."""
     draw = random.Random(17)
     path, refused = tmp_path / FILE_NAME, 0
     for _ in range(1500):
@@ -328,7 +330,7 @@ def test_no_flipped_bit_passes_unseen(tmp_path, content):
         except JournalError:
             refused += 1
             continue
-        # Without its mark, a checksum is one more field.
+        # Without its marker, a checksum is one more field.
         said = [{k: event[k] for k in told} for event, told in zip(found, EVENTS, strict=False)]
         assert said == EVENTS[: len(found)]
     assert refused > 1400
@@ -341,7 +343,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
         read(tmp_path)
 
 
-def test_no_journal_is_an_error_that_names_the_place(tmp_path):
+def test_a_missing_journal_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{FILE_NAME}: is it the folder of a run\?"):
         read(tmp_path)
 

@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 
 def peak(work):
-    """Return the most bytes that some work holds at once, and what it returns."""
+    """Return the most bytes that a function holds at once, and its result."""
     tracemalloc.start()
     try:
         done = work()
@@ -63,7 +63,7 @@ def test_a_status_is_read_from_the_end(folder, monkeypatch):
     assert (status["step"], status["state"], status["digest"]) == (STEPS, "stopped", "d")
 
 
-def test_a_returning_coordinator_keeps_numbers_and_what_is_rare(folder):
+def test_a_restarted_coordinator_keeps_numbers_and_rare_events(folder):
     def recall():
         rare, live = [], LiveRun(8, STEPS, 0.0)
         events = live.passing(journal.each(folder / FILE_NAME), rare)

@@ -1,5 +1,5 @@
 # ruff: noqa: T201 - what tasks print
-"""What a task prints is kept whole, and shown within limits, with the worker's name."""
+"""The output of a task is stored completely, and shown within limits, with the worker's name."""
 
 import logging
 import subprocess
@@ -14,7 +14,7 @@ from raytrain_plus.observe.output import OutputCapture, Tail
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch, capsys):
-    """Keep what is printed in a folder, for as long as the test runs."""
+    """Store output in a folder while the test runs."""
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
 
@@ -44,7 +44,7 @@ def test_prints_and_logging_are_kept_and_still_printed(kept, capsys):
     assert "logged" in printed.err
 
 
-def test_the_streams_are_otherwise_what_they_were(kept):
+def test_the_streams_are_otherwise_unchanged(kept):
     before = sys.stdout
     kept()
     assert sys.stdout is not before
@@ -53,7 +53,7 @@ def test_the_streams_are_otherwise_what_they_were(kept):
     sys.stdout.flush()
 
 
-def test_a_process_that_serves_another_run_writes_to_that_ones_file(kept):
+def test_a_process_that_serves_another_run_writes_to_that_runs_file(kept):
     first = kept("w1")
     print("of the first")
     second = kept("w2")
@@ -70,7 +70,7 @@ def test_a_file_has_a_limit_and_says_so(kept, monkeypatch):
     assert path.read_text().endswith("(this file is full; later lines are not kept)\n")
 
 
-def test_a_print_does_not_fail_where_nothing_can_be_written(kept, capsys):
+def test_a_print_does_not_fail_if_its_file_cannot_be_written(kept, capsys):
     kept()
     OutputCapture(Path("/proc/no/such/folder"), "w1")
     print("still printed")
@@ -95,7 +95,7 @@ def test_the_tail_shows_new_whole_lines_with_their_worker(tmp_path):
     assert long.endswith(" ...")
 
 
-def test_a_flood_is_cut_and_its_rest_is_told_of(tmp_path):
+def test_a_flood_of_lines_is_limited_and_the_rest_is_counted(tmp_path):
     path = tmp_path / "logs" / "w1.log"
     path.parent.mkdir()
     tail = Tail(tmp_path)
@@ -111,7 +111,7 @@ def test_a_flood_is_cut_and_its_rest_is_told_of(tmp_path):
     assert list(tail.new(60.0, last=True)) == ["[w1] calm again"]
 
 
-def test_no_line_of_ours_or_of_rays_is_kept(tmp_path):
+def test_lines_of_ours_and_of_ray_are_not_kept(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"

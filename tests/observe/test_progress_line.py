@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: a plain line now and then."""
+"""Progress without a terminal: a plain line every few seconds."""
 
 import io
 
@@ -11,7 +11,7 @@ GENERATION = {"event": "generation", "generation": 1, "workers": 2}
 
 
 def told(seconds, **console):
-    """Return what is printed of a run that commits ten steps a second."""
+    """Return the output for a run that commits ten steps a second."""
     out = io.StringIO()
     now = [0.0]
     line = ProgressLine("a [bold]run", Console(file=out, **console), clock=lambda: now[0])
@@ -33,12 +33,12 @@ def test_a_line_is_printed_every_few_seconds():
     assert lines[-1] == "warning: a [red]warning[/red] of x"
 
 
-def test_a_short_run_prints_none():
+def test_a_short_run_prints_no_progress_line():
     assert told(4).splitlines() == ["warning: a [red]warning[/red] of x"]
 
 
 def test_on_a_terminal_one_line_changes_in_place():
-    """The control: no line of the other kind is there."""
+    """The control: there is no line of the other kind."""
     assert "step 50 of" not in told(23, force_terminal=True, width=120)
 
 

@@ -1,4 +1,4 @@
-"""The page says what the journal says, whatever state the run is in, and nothing becomes markup."""
+"""The page shows the journal's content in every state of a run, and no text becomes markup."""
 
 import random
 from html.parser import HTMLParser
@@ -41,7 +41,7 @@ def words(events, now=1e9):
     return " | ".join(Words(page(events, now)).found)
 
 
-def test_a_disturbed_run_is_told_whole():
+def test_the_page_shows_all_of_a_disturbed_run():
     said = words(journals.disturbed())
     for expected in (
         "a run | finished",
@@ -65,7 +65,7 @@ def test_a_disturbed_run_is_told_whole():
     assert "Why it failed" not in said
 
 
-def test_a_run_that_lives_has_a_page():
+def test_a_live_run_has_a_page():
     events = journals.disturbed()[:20]
     assert events[-1]["event"] == "step"
     said = words(events)
@@ -76,7 +76,7 @@ def test_a_run_that_lives_has_a_page():
 
 
 @pytest.mark.parametrize("count", range(1, len(journals.disturbed()) + 1))
-def test_wherever_a_journal_ends_there_is_a_page(count):
+def test_there_is_a_page_wherever_a_journal_ends(count):
     assert "</html>" in page(journals.disturbed()[:count])
 
 
@@ -107,7 +107,7 @@ def test_a_run_of_one_step_has_a_page():
     assert 'class="dots c0"' in page(events)
 
 
-def test_withdrawn_steps_are_gone_and_told_of():
+def test_withdrawn_steps_are_removed_and_reported():
     events = journals.disturbed()[:13]
     gone = {"event": "withdrawn", "time": 20.5, "step": 4, "reason": "bad bits", "generation": 1}
     history = read_history([*events, gone, journals.step(21.0, 5, 2, loss=0.125)])
@@ -117,7 +117,7 @@ def test_withdrawn_steps_are_gone_and_told_of():
     assert "6 steps were withdrawn and computed again" in words([*events, gone])
 
 
-def test_a_run_that_was_resumed_goes_on_where_it_was():
+def test_a_resumed_run_continues_on_the_page():
     crashed = journals.disturbed()[:13]  # after ten steps
     later = [
         journals.run_line(1000.0, total=20, resumed=True, resumed_step=8),
@@ -127,7 +127,7 @@ def test_a_run_that_was_resumed_goes_on_where_it_was():
     ]
     history = read_history([*crashed, *later])
     assert list(history.steps) == list(range(1, 12))
-    assert history.active[-1] == 20.0 + 4.0  # what lies between the two does not count
+    assert history.active[-1] == 20.0 + 4.0  # the time between the two does not count
     told = [(change.what, change.at, change.step) for change in changes_of(history)]
     assert told == [
         ("start", 10.0, 0),
@@ -210,7 +210,7 @@ def test_a_very_long_run_has_a_small_page_that_keeps_its_peak(tmp_path):
     assert len(text) < 500_000
 
 
-def test_many_changes_are_told_without_hiding_each_other():
+def test_many_changes_are_shown_without_overlap():
     events = [journals.run_line(0.0, total=1000)]
     for n in range(300):
         events += [

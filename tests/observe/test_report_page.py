@@ -1,4 +1,4 @@
-"""The page in a real browser: no error, every chart seen and inside, wide and narrow."""
+"""The page in a real browser: no errors, all charts visible and inside, wide and narrow."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def page():
 
 
 @pytest.mark.parametrize("width", [1200, 400])
-def test_it_shows_all_of_a_run_at_any_width(page, width):
+def test_the_page_shows_all_of_a_run_at_any_width(page, width):
     seen = browser.look(page, width)
     assert seen.width == width
     assert seen.faults() == []
@@ -41,7 +41,7 @@ def test_it_shows_all_of_a_run_at_any_width(page, width):
     assert seen.drawings[1]["tip"] == "step 10\nloss 0.2"
 
 
-def test_it_is_dark_where_people_want_it_dark(page):
+def test_the_page_is_dark_if_the_browser_prefers_dark(page):
     def light(seen):
         return sum(map(int, seen.ground.removeprefix("rgb(").removesuffix(")").split(",")))
 
@@ -61,7 +61,7 @@ def test_it_is_dark_where_people_want_it_dark(page):
     ],
     ids=["script", "width", "hidden", "network"],
 )
-def test_a_broken_page_is_found_out(page, part, broken, found):
+def test_a_broken_page_is_noticed(page, part, broken, found):
     """The negative control."""
     assert part in page
     faults = browser.look(page.replace(part, broken, 1), 1200).faults()

@@ -14,7 +14,7 @@ VALUES = st.floats(-1e9, 1e9, allow_nan=False)
 
 @given(st.lists(VALUES, max_size=20), st.booleans(), st.floats(0, 0.2))
 @example(values=[1.0, 2.225073858507e-311], log=True, room=0.125)
-def test_all_values_lie_on_their_scale(values, log, room):
+def test_all_values_are_on_their_scale(values, log, room):
     scale = scale_of(values, log=log, room=room)
     assert scale.low < scale.high
     assert all(0 <= scale.place(value) <= 1 for value in values)
@@ -40,7 +40,7 @@ def test_ticks_are_few_and_inside(low, span, most, log, seconds):
     assert all(scale.low - room <= tick <= scale.high + room for tick in ticks)
 
 
-def test_ticks_are_what_people_would_write():
+def test_ticks_are_round_numbers():
     assert Scale(0, 744).ticks(6, whole=True) == [0, 200, 400, 600]
     assert Scale(0, 3).ticks(5, whole=True) == [0, 1, 2, 3]
     assert Scale(0, 95).ticks(6, seconds=True) == [0, 30, 60, 90]
@@ -92,12 +92,12 @@ def test_taking_every_tenth_point_would_lose_a_peak():
         (share(0, 0), ""),
     ],
 )
-def test_quantities_are_told_as_people_do(said, words):
+def test_quantities_have_readable_units(said, words):
     assert said == words
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.integers(1, 20), st.data())
-def test_a_mean_is_that_of_the_values_around_it(values, window, data):
+def test_a_moving_mean_is_of_the_values_around_it(values, window, data):
     place = data.draw(st.integers(0, len(values) - 1))
     half = window // 2
     around = values[max(0, place - half) : place + half + 1]

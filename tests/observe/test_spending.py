@@ -1,4 +1,4 @@
-"""Each second of a run is in one part, whatever its journal tells."""
+"""Each second of a run belongs to one part, for any journal."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ def spent(events):
     return spending_of(read_history(events))
 
 
-def test_a_disturbed_run_is_taken_apart():
+def test_the_time_of_a_disturbed_run_is_divided_into_parts():
     found = spent(journals.disturbed())
     assert found.wall == 35.0
     assert (found.startup, found.ending) == (10.0, 1.0)
@@ -28,13 +28,13 @@ def test_a_disturbed_run_is_taken_apart():
         "data": 1.0,
         "evaluation": 0.25,
         "snapshot": 0.25,
-        UNKNOWN: 10.0,  # what the worker did that died
+        UNKNOWN: 10.0,  # the work of the worker that died
         "pause": 2.5 + 1.0,  # one worker waited, each time
     }
     assert found.forming == 0.5
 
 
-def test_without_accounts_all_of_training_is_not_accounted_for():
+def test_without_usage_events_the_time_of_training_is_unknown():
     events = [e for e in journals.disturbed() if e["event"] != "account"]
     found = spent(events)
     assert set(found.workers) == {*TRAINING, UNKNOWN, "pause"}
@@ -42,7 +42,7 @@ def test_without_accounts_all_of_training_is_not_accounted_for():
     assert found.wall == 35.0
 
 
-def test_time_between_two_sessions_is_nobodys():
+def test_time_between_two_sessions_does_not_count():
     once = journals.disturbed()
     again = [{**event, "time": event["time"] + 1000.0} for event in once]
     again = [
@@ -67,7 +67,7 @@ def test_time_between_two_sessions_is_nobodys():
         (("other",), "the group was formed again"),
     ],
 )
-def test_a_pause_is_put_down_to_what_weighs_most(kinds, said):
+def test_a_pause_is_attributed_to_its_main_cause(kinds, said):
     causes = [{"kind": kind, "worker": "w1"} for kind in kinds]
     events = [journals.run_line(0.0), journals.generation(1.0, 1, 0, ["w0"], causes)]
     assert cause_of(read_history(events).last.generations[0]) == said
@@ -79,7 +79,7 @@ PARTS = st.dictionaries(st.sampled_from([*TRAINING, "forming", "anything"]), SEC
 
 @st.composite
 def sessions(draw):
-    """One session with any generations: clocks that jump, workers that told nothing or too much."""
+    """One session with any generations: clocks jump, workers report nothing or too much."""
     at = draw(SECONDS)
     events = [journals.run_line(at)]
     for number in range(1, draw(st.integers(1, 6))):
@@ -113,7 +113,7 @@ def test_parts_sum_to_the_whole(told):
 
 
 @given(sessions())
-def test_of_one_generation_the_parts_sum_to_workers_times_seconds(events):
+def test_the_parts_of_one_generation_sum_to_workers_times_seconds(events):
     history = read_history(events)
     first = [g for g in history.last.generations if g.number == 1]
     only = {"run", "end"}

@@ -1,4 +1,4 @@
-"""What the status of a run looks like, as text."""
+"""The status of a run as text."""
 
 import io
 
@@ -54,7 +54,7 @@ def lines(status, width=100):
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 
 
-def test_a_live_run_shows_how_it_gets_on():
+def test_a_live_run_shows_its_progress():
     shown = lines(LIVE)
     assert "state training" in shown
     assert any(line.startswith("step 1,200 of 4,000 30%") for line in shown)
@@ -86,14 +86,14 @@ def test_the_last_generations_say_why_and_for_how_long():
     assert shown[head + 1 :] == ["3 900 3 0.20 s w1 joined", "4 1,100 2 0.12 s w1 lost"]
 
 
-def test_a_run_that_has_ended_shows_what_its_journal_tells():
+def test_an_ended_run_shows_the_status_from_its_journal():
     shown = lines(ENDED)
     assert "state finished" in shown
     assert "digest abc123" in shown
     assert not any("worker" in line or "checkpoint" in line for line in shown)
 
 
-def test_why_a_run_cannot_be_reached_stands_beside_its_state():
+def test_the_reason_why_a_run_cannot_be_reached_follows_its_state():
     shown = lines({**ENDED, "state": "unreachable", "reason": "its cluster has gone"})
     assert shown[shown.index("state unreachable") + 1] == "its cluster has gone"
 
@@ -105,7 +105,7 @@ def test_a_run_before_its_first_step_shows_no_loss():
     assert any(line.startswith("step 0 of 4,000 0%") for line in shown)
 
 
-def test_on_a_narrow_terminal_causes_and_folders_stay_whole():
+def test_on_a_narrow_terminal_causes_and_folders_are_not_truncated():
     shown = "".join(lines(LIVE, width=60)).replace(" ", "")
     assert "/runs/demo" in shown
     assert "w1lost" in shown

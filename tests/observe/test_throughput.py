@@ -1,4 +1,4 @@
-"""The speed just now: exact while a run is steady, falling while it stands."""
+"""The current speed: exact while a run is steady, falling while it makes no steps."""
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ def test_a_steady_run_has_its_rate_at_any_moment(seconds, steps, share):
     assert throughput.rate(last + share * seconds) == pytest.approx(1 / seconds, rel=1e-3)
 
 
-def test_a_run_that_stands_slows_down_to_nothing():
+def test_the_rate_of_a_run_without_steps_falls_to_zero():
     throughput, last = steady(0.01, 1000)
     rates = [throughput.rate(last + waited) for waited in (0.0, 1.0, 4.0, 60.0, 3600.0)]
     assert rates[0] == pytest.approx(100)
@@ -28,14 +28,14 @@ def test_a_run_that_stands_slows_down_to_nothing():
     assert rates[3] < 0.05
 
 
-def test_a_run_that_goes_on_after_a_pause_is_soon_at_its_rate_again():
+def test_after_a_pause_a_run_soon_has_its_rate_again():
     throughput, last = steady(0.01, 100)
     for step in range(1, 1000):
         throughput.add(last + 60 + step * 0.01, 100 + step)
     assert throughput.rate(last + 60 + 9.99) == pytest.approx(100, rel=0.01)
 
 
-def test_before_the_second_step_nothing_is_known():
+def test_before_the_second_step_there_is_no_rate():
     throughput = Throughput()
     assert throughput.rate(5.0) == 0.0
     throughput.add(5.0, 1)
@@ -49,7 +49,7 @@ def test_steps_that_are_computed_again_do_not_count_backwards():
     assert throughput.rate(last + 2) == 1.0
 
 
-def test_steps_at_one_moment_and_a_clock_behind_do_no_harm():
+def test_steps_at_the_same_time_and_a_late_clock_cause_no_error():
     throughput = Throughput()
     throughput.add(5.0, 1)
     throughput.add(5.0, 2)

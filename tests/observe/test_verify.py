@@ -1,4 +1,4 @@
-"""Two journals are compared by what stands, not by what was taken back."""
+"""Two journals are compared by the results that count, not by withdrawn ones."""
 
 import pytest
 
@@ -29,20 +29,20 @@ LONG = [RUN, *steps(1, 6), evaluation(6, 0.75), {"event": "end", "digest": "othe
         [{"event": "run", "resumed_step": 3}, {"event": "environment", "changes": ["torch"]}],
     ],
 )
-def test_what_a_longer_run_before_a_changed_resume_found_does_not_count(resumed):
+def test_steps_of_a_longer_run_before_a_changed_resume_do_not_count(resumed):
     again = [*LONG, *resumed, *steps(4, 4), evaluation(4, 0.5), END]
     assert compare(SHORT, again).equal
-    # The control: without the resume it is another run.
+    # The control: without the resume the runs differ.
     assert not compare(SHORT, LONG).equal
 
 
-def test_what_was_withdrawn_does_not_count():
+def test_withdrawn_results_do_not_count():
     wrong = [*steps(3, 5, by=2.0), evaluation(5, 0.1), {"event": "withdrawn", "step": 2}]
     again = [RUN, *steps(1, 2), *wrong, *steps(3, 4), evaluation(4, 0.5), END]
     assert compare(SHORT, again).equal
     assert compare(SHORT, [e for e in again if e["event"] != "withdrawn"]).equal is False
 
 
-def test_what_a_resume_without_changes_goes_back_to_still_stands():
+def test_results_before_a_resume_without_changes_still_count():
     again = [RUN, *steps(1, 4), evaluation(4, 0.5), {"event": "run", "resumed_step": 2}, END]
     assert compare(SHORT, again).equal

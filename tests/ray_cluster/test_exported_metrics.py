@@ -1,4 +1,4 @@
-"""Readings go to Ray as gauges and counters; a run never fails because of them."""
+"""Values are exported to Ray as gauges and counters; a run never fails because of them."""
 
 import threading
 
@@ -14,7 +14,7 @@ BYTES = Metric("bytes", "a counter", "counter")
 
 
 class Recorded:
-    """Takes the place of Ray's metrics."""
+    """Replaces Ray's metrics."""
 
     told = []  # noqa: RUF012 - emptied by each test
 
@@ -48,7 +48,7 @@ def test_each_value_has_the_runs_name_and_its_own_label(told):
     ]
 
 
-def test_a_counter_is_told_what_has_been_added(told):
+def test_a_counter_gets_the_added_amount(told):
     counts = iter([0, 5, 5, 12])
     exporter = Exporter("demo", lambda: [Reading(BYTES, next(counts))])
     for _ in range(4):
@@ -56,7 +56,7 @@ def test_a_counter_is_told_what_has_been_added(told):
     assert [(how, value) for _, how, value, _ in told] == [("inc", 5), ("inc", 7)]
 
 
-def test_it_looks_again_and_again_until_it_is_stopped(told, monkeypatch):
+def test_readings_are_repeated_until_the_exporter_is_stopped(told, monkeypatch):
     monkeypatch.setattr(metrics, "_INTERVAL", 0.001)
     thrice = threading.Semaphore(0)
 
@@ -75,7 +75,7 @@ def test_it_looks_again_and_again_until_it_is_stopped(told, monkeypatch):
     assert len(told) >= 2
 
 
-def test_what_goes_wrong_is_told_once_and_harms_nobody(told, monkeypatch, caplog):
+def test_an_export_error_is_reported_once_and_disturbs_no_run(told, monkeypatch, caplog):
     monkeypatch.setattr(metrics, "_INTERVAL", 0.001)
 
     def read():

@@ -1,4 +1,4 @@
-"""A node's memory is read as Ray's monitor reads it; what the monitor has ended is named."""
+"""A node's memory is read as Ray's monitor reads it; processes that the monitor ended are named."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from ray.core.generated import common_pb2, gcs_pb2
 from raytrain_plus.ray_cluster import memory_monitor
 
 GIB = 2**30
-# As Ray 2.60 says it.
+# The message of Ray 2.60.
 TOLD = (
     "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
     "192.0.2.2, ID: b72d4) was 22.50GB used / 23.54GB limit (0.955820)\n"
@@ -53,14 +53,14 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize("restarting", [True, False])
-def test_a_process_that_was_ended_for_want_of_memory(asked, restarting):
+def test_a_process_that_rays_memory_monitor_ended(asked, restarting):
     assert asked(Tables(common_pb2.NODE_OUT_OF_MEMORY, restarting=restarting)) == (
         "Ray's memory monitor ended its process, which used 7.0 GiB: its node used 22.5 of 23.5 "
         "GiB of memory, and Ray allows 22.0 GiB (RAY_memory_usage_threshold)"
     )
 
 
-def test_what_ray_says_in_other_words_is_still_named(asked):
+def test_an_unknown_message_of_ray_is_passed_on(asked):
     assert asked(Tables(common_pb2.NODE_OUT_OF_MEMORY, "memory is low")) == (
         "Ray's memory monitor ended its process, which used 7.0 GiB: its node was short of memory"
     )
@@ -76,7 +76,7 @@ def test_an_actor_that_ray_does_not_know(asked):
     assert asked(tables) == ""
 
 
-def test_a_ray_that_does_not_answer_keeps_nobody_waiting(asked, monkeypatch):
+def test_a_ray_that_does_not_answer_causes_no_long_wait(asked, monkeypatch):
     gate = threading.Event()
 
     def silent(_):
@@ -94,7 +94,7 @@ MEMINFO = "MemTotal:       24000000 kB\nMemFree:  1000 kB\nMemAvailable:   18000
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """A system's files; those of a container can be added."""
+    """Files of a system; those of a container can be added."""
     for name in ("RAY_memory_usage_threshold", "RAY_min_memory_free_bytes"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("RAY_memory_monitor_refresh_ms", raising=False)
@@ -141,7 +141,7 @@ def test_a_container_without_a_limit_has_the_systems_memory(system, limit):
     assert found.total == 24_000_000 * 1024
 
 
-def test_memory_that_ray_is_to_leave_free_counts_where_it_allows_more(system, monkeypatch):
+def test_memory_that_ray_must_leave_free_counts_if_it_allows_more(system, monkeypatch):
     monkeypatch.setenv("RAY_min_memory_free_bytes", "1024")
     assert system().allowed == 24_000_000 * 1024 - 1024
 
@@ -150,13 +150,13 @@ def test_memory_that_ray_is_to_leave_free_counts_where_it_allows_more(system, mo
     ("name", "value"),
     [("RAY_memory_monitor_refresh_ms", "0"), ("RAY_memory_usage_threshold", "much")],
 )
-def test_there_is_nothing_to_watch_without_a_monitor(system, monkeypatch, name, value):
+def test_without_rays_monitor_memory_is_not_watched(system, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert system() is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_this_system_says():
+def test_the_memory_of_this_system():
     memory = memory_monitor.node_memory()
     assert 0 < memory.used < memory.total
     largest, size = memory_monitor.is_largest_here()

@@ -1,4 +1,4 @@
-"""A daemon of our own Ray that has ended is named, and the other one ends with it."""
+"""An ended daemon of our own Ray is named, and the other daemon ends with it."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The token goes where the user or this machine's own Ray says, never where a run's file does."""
+"""The token is sent to addresses of the user or of this machine's Ray, never of a run's file."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ TOLD = "10.0.0.9:6379"
 
 @pytest.fixture
 def proc(tmp_path):
-    """Processes of this user: a raylet, and one that only speaks of an address."""
+    """Processes of this user: a raylet, and one that only has an address in its arguments."""
     for number, words in enumerate(
         [
             ("/opt/ray/raylet", "--x=1", "--gcs-address=10.0.0.1:6379"),
@@ -28,11 +28,11 @@ def proc(tmp_path):
     return tmp_path / "proc"
 
 
-def test_a_raylet_of_this_user_vouches_for_its_cluster(proc, monkeypatch):
+def test_a_raylet_of_this_user_makes_its_cluster_trusted(proc, monkeypatch):
     monkeypatch.setattr(vouched, "last_started", lambda: None)
     assert vouched.vouched_addresses(proc) == ["10.0.0.1:6379"]
     assert vouched.vouched_addresses(proc / "none") == []
-    # The control: that of another user does not.
+    # The control: the raylet of another user does not.
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     stat = type(proc).stat
     there = lambda path, **more: SimpleNamespace(st_uid=54321, st_mode=stat(path, **more).st_mode)  # noqa: E731
@@ -60,7 +60,7 @@ def test_a_file_that_another_user_could_have_written_does_not_count(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run of a colleague's, and what is asked to join."""
+    """A colleague's run, and the addresses that are joined."""
     Journal(tmp_path).write("run", run="theirs", address=TOLD, total_steps=5, identity={})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     asked = []
@@ -74,7 +74,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("do", [control.status, control.stop, control.checkpoint])
-def test_nothing_is_sent_to_an_address_that_only_a_journal_names(run, monkeypatch, do):
+def test_no_token_is_sent_to_an_address_that_only_a_journal_names(run, monkeypatch, do):
     folder, asked = run
     monkeypatch.setattr(joining, "vouched_addresses", lambda: ["10.0.0.1:6379"])
     if do is control.status:
@@ -85,7 +85,7 @@ def test_nothing_is_sent_to_an_address_that_only_a_journal_names(run, monkeypatc
         with pytest.raises(control.SteeringError, match=f"--address {TOLD}"):
             do(str(folder), ".")
     assert asked == []
-    # The controls: the user gives it, or this machine's Ray belongs to it.
+    # The controls: the user gives the address, or this machine's Ray has it.
     for address, known in ((TOLD, []), (None, [TOLD])):
         monkeypatch.setattr(joining, "vouched_addresses", lambda known=known: known)
         if do is control.status:
@@ -98,7 +98,7 @@ def test_nothing_is_sent_to_an_address_that_only_a_journal_names(run, monkeypatc
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """A port without a server, as the address of the Ray that was last started."""
+    """A port without a server, recorded as the address of the last started Ray."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -108,10 +108,10 @@ def recorded(monkeypatch):
         yield address
 
 
-def test_a_ray_that_has_died_is_not_joined_though_its_address_is_recorded(recorded, monkeypatch):
+def test_a_dead_ray_is_not_joined_although_its_address_is_recorded(recorded, monkeypatch):
     assert joining.head_address() is None
     assert joining.head_address("auto") is None
-    # The controls: its head may come back while a daemon lives; an address that is given counts.
+    # The controls: its head may come back while a daemon lives; a given address is used.
     assert joining.head_address(recorded) == recorded
     monkeypatch.setattr(joining, "addresses_of_raylets", lambda: [recorded])
     assert joining.head_address() == recorded

@@ -379,13 +379,13 @@ def test_the_model_is_in_evaluation_mode_within_advice_and_without_gradients():
 
 
 def test_a_task_without_metrics_evaluates_nothing():
-    def nobody(step):
+    def load(step):
         raise AssertionError(step)
 
     task = Summing()
     source = open_source(numbers(5), None)
     order = Order(rows=source.rows, lanes=2, seed=SEED, shuffle=False)
-    assert Evaluation(task, source, order, ROWS, SEED).run(None, nobody, cut(2), Collect(0)) == {}
+    assert Evaluation(task, source, order, ROWS, SEED).run(None, load, cut(2), Collect(0)) == {}
 
 
 def test_nan_and_infinity_become_null_in_json():

@@ -1,11 +1,11 @@
-"""What a run leaves in its process is undone, or found."""
+"""Changes that a run leaves in its process are undone or found."""
 
 import subprocess
 import sys
 
 import pytest
 
-# Each in a process of its own: what cannot be undone must not stay in that of the tests.
+# Each in its own process: changes that cannot be undone must not stay in the tests' process.
 PROGRAM = """
 import sys
 import torch, random, os, warnings
@@ -65,12 +65,12 @@ def after(tmp_path, spoil, check=""):
     return done.stdout.strip()
 
 
-def test_what_can_be_undone_is_undone(tmp_path):
+def test_reversible_changes_are_undone(tmp_path):
     spoil = "\n".join(one for one, _ in UNDONE.values())
     check = "\n".join(one for _, one in UNDONE.values())
     assert after(tmp_path, spoil, check) == ""
 
 
 @pytest.mark.parametrize("spoil", LEFT.values(), ids=LEFT)
-def test_what_cannot_be_undone_is_found(tmp_path, spoil):
+def test_irreversible_changes_are_found(tmp_path, spoil):
     assert "computes other bits" in after(tmp_path, spoil)

@@ -1,4 +1,4 @@
-"""A reused actor has a Worker or Coordinator, whose methods it answers in the same groups."""
+"""A reused actor forwards the methods of a Worker or Coordinator in the same concurrency groups."""
 
 import inspect
 
@@ -58,7 +58,7 @@ def test_a_call_reaches_the_object_that_the_actor_has_now():
         assert actor.say() == name
 
 
-def test_a_method_of_the_actors_own_is_not_replaced():
+def test_the_actors_own_methods_are_not_replaced():
     class Same:
         def say(self):
             return "own"

@@ -1,4 +1,4 @@
-"""Shares of a pool: no run below its least, no usable worker idle, and the earliest end."""
+"""Shares of a pool: no run below its minimum, no usable worker idle, and the earliest end."""
 
 import itertools
 
@@ -18,7 +18,7 @@ WORKERS = st.integers(0, 9)
 
 
 def end(demands, given_):
-    """Return when the last run ends, of those that have workers."""
+    """Return the end of the last run that has workers."""
     return max((demands[run].work / n for run, n in given_.items() if n), default=0.0)
 
 
@@ -41,7 +41,7 @@ def test_no_worker_that_a_run_could_use_is_idle(workers, demands):
 
 @given(WORKERS, DEMANDS)
 def test_no_other_division_ends_earlier(workers, demands):
-    """Against all divisions among the same runs."""
+    """Compared with all divisions among the same runs."""
     found = shares(workers, demands)
     ranges = [range(demands[r].least, demands[r].most + 1) if n else (0,) for r, n in found.items()]
     others = (o for o in itertools.product(*ranges) if sum(o) <= workers)
@@ -63,4 +63,4 @@ def test_the_longest_remaining_work_gets_the_rest():
         "long": Demand(least=1, most=8, work=100.0),
     }
     assert shares(4, demands) == {"short": 1, "long": 3}
-    assert shares(4, {"long": demands["long"]}) == {"long": 4}  # when the other has ended
+    assert shares(4, {"long": demands["long"]}) == {"long": 4}  # when the other run has ended

@@ -130,7 +130,7 @@ def findings_of(sweep: SweepResults) -> Findings:
     baseline = _curve(plain, objective)
     standing = non_dominated(found, objective, noise)
     listed = _listed(found, standing, objective)
-    rows = [_beside(point, baseline, objective, base) for point in listed]
+    rows = [_row(point, baseline, objective, base) for point in listed]
     reference = _reference(found, baseline, objective)
     return Findings(
         sweep=sweep,
@@ -232,7 +232,7 @@ def _listed(found: Sequence[Point], standing: Sequence[Point], objective: Object
     return sorted(proven, key=lambda point: point.cost)
 
 
-def _beside(
+def _row(
     point: Point, baseline: Sequence[Point], objective: Objective, base: set[str]
 ) -> FrontierRow:
     is_baseline = set(point.recipe.algorithms) <= base

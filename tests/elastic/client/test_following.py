@@ -140,7 +140,7 @@ def terminate():
     signal.raise_signal(signal.SIGTERM)
 
 
-def nobody():
+def no_actor():
     raise ValueError("no actor of that name")
 
 
@@ -229,7 +229,7 @@ def test_lines_before_the_offset_are_not_shown(tmp_path, monkeypatch):
 def test_a_coordinator_that_is_gone_for_good_is_reported(tmp_path, monkeypatch):
     begin(tmp_path)
     script = Script(monkeypatch)
-    script.actor = nobody
+    script.actor = no_actor
     with pytest.raises(LostError, match="the coordinator of run run was ended from outside"):
         follow("run", tmp_path)
     assert 2.0 < script.now < 3.0
@@ -241,7 +241,7 @@ def test_a_coordinator_that_has_written_its_end_may_be_gone(tmp_path, monkeypatc
 
     def ends_and_goes():
         end(tmp_path)
-        nobody()
+        no_actor()
 
     script.actor = ends_and_goes
     assert follow("run", tmp_path).outcome.state == "finished"

@@ -53,12 +53,12 @@ def knowing(pool):
     pool.known = [Record(step, 1, 1.0, loss_of(step), 1.0) for step in range(1, 7)]
 
 
-def nobody(_worker):
+def no_newcomer(_worker):
     return None
 
 
 def test_steps_trained_meanwhile_are_noted_once_and_training_goes_on(lead, tmp_path):
-    outcome, pool = lead(arrive=nobody, left=training(6), prepare=knowing, workers=(2, 2))
+    outcome, pool = lead(arrive=no_newcomer, left=training(6), prepare=knowing, workers=(2, 2))
     assert (outcome.state, outcome.steps) == ("finished", 10)
     (plan,) = pool.plans
     assert (plan.step, plan.generation, plan.healed_by) == (6, 2, {})

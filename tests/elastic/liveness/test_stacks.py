@@ -59,7 +59,7 @@ def test_only_training_and_reading_threads_of_the_own_process_are_shown():
     threads = [
         threading.Thread(target=training, name="any"),
         threading.Thread(target=reading, name="raytrain_plus loader"),
-        threading.Thread(target=reading, name="somebody else's"),
+        threading.Thread(target=reading, name="another thread"),
     ]
     for thread in threads:
         thread.start()
@@ -68,5 +68,5 @@ def test_only_training_and_reading_threads_of_the_own_process_are_shown():
     go.set()
     assert "in training" in told
     assert "raytrain_plus loader" in told
-    assert "somebody else's" not in told
+    assert "another thread" not in told
     assert told.index("in training") < told.index("in reading")

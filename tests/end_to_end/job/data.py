@@ -1,4 +1,4 @@
-"""Makes two Parquet files of scikit-learn's digits, and buckets for what is to come."""
+"""Makes two Parquet files of scikit-learn's digits, and the buckets for the run."""
 
 # ruff: noqa: T201 - a command
 import pyarrow as pa

@@ -21,8 +21,8 @@ class Digits(Task):
     """8x8 handwritten digits.
 
     Attributes:
-        pace: seconds that each part of a batch takes longer, so that there is time to disturb it.
-        hurry: URL of what ends that, as soon as it is there.
+        pace: extra seconds for each part of a batch, so that there is time to disturb the run.
+        hurry: URL of an object that ends the extra time as soon as it exists.
     """
 
     pace: float = 0.0
