@@ -181,7 +181,7 @@ def outages(
 
 def _is_notice(event: Event) -> bool:
     lost = event["event"] == "worker" and event["state"] == "lost"
-    return lost or event["event"] == "returned"
+    return lost or event["event"] == "coordinator_restart"
 
 
 def _coordinator() -> Any:

@@ -33,7 +33,7 @@ def run(*arguments):
 
 def test_a_report_is_written_next_to_the_sweep(tmp_path, monkeypatch, whole):
     monkeypatch.chdir(tmp_path)
-    whole.write(tmp_path / "sweeps" / "s", "over", "rest")
+    whole.write(tmp_path / "sweeps" / "s", "finished", "session_end")
     result = run("sweeps/s", "--json")
     assert result.exit_code == 0
     told = json.loads(result.stdout.splitlines()[-1])
@@ -107,7 +107,7 @@ def locked(folder):
 def test_an_impossible_report_says_why(tmp_path, monkeypatch):
     said = run(tmp_path / "gone")
     assert (said.exit_code, "there is no sweep at" in said.stderr) == (2, True)
-    folder = synthetic.baseline_alone(World(), (12000,), (17,)).write(tmp_path / "s", "rest")
+    folder = synthetic.baseline_alone(World(), (12000,), (17,)).write(tmp_path / "s", "session_end")
     (tmp_path / "file").touch()
     said = run(folder, "--output", tmp_path / "file")
     assert (said.exit_code, "Name another place with --output" in said.stderr) == (2, True)
@@ -122,7 +122,7 @@ def test_an_impossible_report_says_why(tmp_path, monkeypatch):
 
 
 def test_a_failed_report_leaves_the_previous_one(tmp_path, monkeypatch, whole):
-    folder = whole.write(tmp_path / "s", "over", "rest")
+    folder = whole.write(tmp_path / "s", "finished", "session_end")
     assert run(folder).exit_code == 0
     before = (folder / "report" / "winner.yaml").read_text()
     assert yaml.safe_load(before)["batch_size"] == 64

@@ -43,7 +43,7 @@ def test_a_page_is_written_for_a_runs_name_or_folder(storage, named):
             "data": 1.0,
             "evaluation": 0.25,
             "snapshot": 0.25,
-            "not accounted": 10.0,
+            "unknown": 10.0,
             "pause": 3.5,
         },
     }

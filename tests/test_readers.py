@@ -138,7 +138,7 @@ EVENTS = [
     {"event": "evaluate", "time": 6.0, "step": 3, "metrics": {"accuracy": 0.5}},
     {"event": "checkpoint", "time": 6.5, "step": 3, "folder": "/runs/r/checkpoint_00000003"}
     | {"metrics": {"loss": 0.3}},
-    {"event": "account", "time": 6.6, "generation": 1, "seconds": {"compute": 1.0}}
+    {"event": "usage", "time": 6.6, "generation": 1, "seconds": {"compute": 1.0}}
     | {"traffic": {"hits": 1}, "workers": ["w1"], "until": 6.0},
     {"event": "end", "time": 7.0, "state": "finished", "step": 3, "digest": "d", "error": ""}
     | {"loss": 0.3, "metrics": {}, "device_seconds": 0.3, "checkpoint": None, "bitwise": True}

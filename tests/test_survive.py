@@ -59,7 +59,7 @@ def test_if_training_goes_on_the_longest_time_between_commits_counts():
         generation(0.0, 1, 0),
         *(step(float(n), n) for n in range(1, 4)),
         step(4.5, 4),
-        {"event": "returned", "time": 6.0, "workers": ["w0", "w1"], "generation": 1},
+        {"event": "coordinator_restart", "time": 6.0, "workers": ["w0", "w1"], "generation": 1},
         generation(6.5, 2, 4),
         step(7.0, 5, 2),
         *(step(7.0 + n, 5 + n, 2) for n in range(1, SETTLED + 1)),

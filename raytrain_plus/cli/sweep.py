@@ -175,12 +175,12 @@ class SweepLine:
         }
         said = [f"{count} {outcome}" for outcome, count in counts.items() if count]
         running = len(folder.proposals()) - len(finished)
-        sittings = [event for event in folder.events() if event["event"] == "sitting"]
-        now = time.time() - sittings[-1]["time"] if sittings else 0.0
+        sessions = [event for event in folder.events() if event["event"] == "session"]
+        now = time.time() - sessions[-1]["time"] if sessions else 0.0
         parts = [
             self._defined.name,
             f"trials: {', '.join(said) or 'none'}, {running} running",
             f"best {objective.metric} {best:.4f}" if best is not None else "",
-            f"{now / 60:.1f} min of this sitting; budget {self._budget / 60:.1f} min in all",
+            f"{now / 60:.1f} min of this session; budget {self._budget / 60:.1f} min in all",
         ]
         return "  ".join(part for part in parts if part)

@@ -1,6 +1,6 @@
 """A sweep's folder: its files, its lock and its journal.
 
-sweep/journal.jsonl   sittings, proposals and trials, one line each
+sweep/journal.jsonl   sessions, proposals and trials, one line each
 trials/               the finished trials, one Parquet file each
 runs/                 each trial's run: its journal and its last state
 data/                 the data, once for all runs
@@ -183,10 +183,10 @@ class SweepFolder:
         return journal.read(self.path / "sweep") if self.exists else []
 
     def spent(self) -> float:
-        """Return the seconds of all sittings that the journal records."""
+        """Return the seconds of all sessions that the journal records."""
         total, began, last = 0.0, None, 0.0
         for event in self.events():
-            if event["event"] == "sitting":
+            if event["event"] == "session":
                 total += last - began if began is not None else 0.0
                 began = event["time"]
             last = event["time"]

@@ -89,7 +89,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
         sweep: the sweep.
         folder: of the sweep.
         agenda: the order of its trials.
-        budget: seconds of the whole pool's time, over all sittings.
+        budget: seconds of the whole pool's time, over all sessions.
         workers: number of workers in the pool.
     """
 
@@ -139,7 +139,7 @@ class RecipeSearch(Searcher):  # type: ignore[misc]
                 "recipe": proposal.recipe.model_dump(mode="json"),
                 "seed": proposal.seed,
             }
-        return None if self._live else self._end("over")
+        return None if self._live else self._end("finished")
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -1,6 +1,6 @@
 """Runs a sweep: Ray Tune runs elastic trials on a pool of warm workers.
 
-Each sitting is one Tune experiment. Only the sweep's folder carries over from one sitting to the
+Each session is one Tune experiment. Only the sweep's folder carries over from one session to the
 next: its table of finished trials and its proposals.
 """
 
@@ -63,7 +63,7 @@ def run_sweep(
     Args:
         sweep: the sweep.
         storage: folder for sweeps, one folder each; on a cluster all nodes must see it.
-        budget: seconds of the whole pool's time, over all sittings.
+        budget: seconds of the whole pool's time, over all sessions.
         workers: number of workers in the pool. Default: as many as fit on the cluster that this
             process joins; without a cluster, one per core of this machine.
         resume: go on with the sweep that is in the folder.
@@ -93,8 +93,8 @@ def run_sweep(
             pool = stack.enter_context(_worker_pool(sweep, workers, elastic=elastic))
             described = sweep.described()
             data = _kept(task, folder.path / "data")
-            folder.write("sitting", sweep=described, workers=workers, budget=budget)
-            stack.push(partial(_end_sitting, sweep, folder))
+            folder.write("session", sweep=described, workers=workers, budget=budget)
+            stack.push(partial(_end_session, sweep, folder))
             setting = Setting(
                 sweep=sweep, folder=folder.path, worker_pool=pool, workers=workers, data=data
             )
@@ -102,13 +102,13 @@ def run_sweep(
     return _summary(sweep, folder)
 
 
-def _end_sitting(
+def _end_session(
     sweep: Sweep, folder: SweepFolder, kind: Any, error: BaseException | None, trace: Any
 ) -> None:
-    """Record the end of a sitting; give an interrupt the sweep's summary."""
+    """Record the end of a session; give an interrupt the sweep's summary."""
     del kind, trace
     if error is None or isinstance(error, KeyboardInterrupt):
-        folder.write("rest")
+        folder.write("session_end")
     if isinstance(error, KeyboardInterrupt):
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         text = f"the sweep was ended by {signal.Signals(number).name}"
@@ -117,7 +117,7 @@ def _end_sitting(
 
 def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher | None) -> None:
     sweep = setting.sweep
-    sittings = sum(event["event"] == "sitting" for event in folder.events())
+    sessions = sum(event["event"] == "session" for event in folder.events())
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(RecipeTrial, paths=import_paths(), setting=[ray.put(setting)]),
         # The workers belong to the pool, but Ray requires that a trial asks for some resource.
@@ -133,7 +133,7 @@ def _tune(setting: Setting, folder: SweepFolder, budget: float, watcher: Watcher
             reuse_actors=True,
         ),
         run_config=ray.tune.RunConfig(
-            name=f"sitting-{sittings}",
+            name=f"session-{sessions}",
             storage_path=str(folder.path / "tune"),
             verbose=0,
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
@@ -253,10 +253,10 @@ def _check_place(sweep: Sweep, folder: SweepFolder, *, resume: bool) -> None:
                 "another --storage"
             )
         return
-    sittings = [event for event in folder.events() if event["event"] == "sitting"]
-    if not sittings:
+    sessions = [event for event in folder.events() if event["event"] == "session"]
+    if not sessions:
         raise SweepError(f"there is no sweep to resume in {folder.path}")
-    before, now = sittings[-1]["sweep"], sweep.described()
+    before, now = sessions[-1]["sweep"], sweep.described()
     changed = [key for key in now if now[key] != before.get(key)]
     if changed:
         raise SweepError(
@@ -285,8 +285,8 @@ def _kept(task: Task, folder: Path) -> tuple[Any, Any]:
 
 def _summary(sweep: Sweep, folder: SweepFolder) -> dict[str, Any]:
     events = folder.events()
-    begun = max(i for i, event in enumerate(events) if event["event"] == "sitting")
-    ends = [event for event in events[begun:] if event["event"] in ("over", "problem")]
+    begun = max(i for i, event in enumerate(events) if event["event"] == "session")
+    ends = [event for event in events[begun:] if event["event"] in ("finished", "problem")]
     finished = folder.finished()
     for event in ends:
         if event["event"] == "problem":

@@ -17,7 +17,7 @@ from raytrain_plus.observe.causes import KINDS
 Event = dict[str, Any]
 
 VERSION = 1
-"""Of the format, which each `run` and `sitting` event states."""
+"""Of the format, which each `run` and `session` event states."""
 
 MOST_STEPS = 10**15
 _LATEST = 1e11  # seconds since 1970; a later time is damaged
@@ -250,14 +250,14 @@ class TargetEvent(TypedDict):
     reason: NotRequired[Annotated[Text, "who wants that"]]
 
 
-class ReturnedEvent(TypedDict):
+class CoordinatorRestartEvent(TypedDict):
     """The coordinator was restarted and has found its workers."""
 
     workers: NotRequired[Annotated[Texts, "those that go on"]]
     generation: NotRequired[Annotated[Count, "the generation that was running"]]
 
 
-class AccountEvent(TypedDict):
+class UsageEvent(TypedDict):
     """Where the workers' time went in a generation: sums over all that could report."""
 
     generation: Annotated[Count, "which generation"]
@@ -301,8 +301,8 @@ class EndEvent(TypedDict):
 # -- events of a sweep
 
 
-class SittingEvent(TypedDict):
-    """A process starts to work on the sweep; opens its journal."""
+class SessionEvent(TypedDict):
+    """A process starts or resumes the sweep; opens its journal, and each resumed part of it."""
 
     version: Annotated[Count, "of the journal's format"]
     sweep: Annotated[Table, "the sweep's definition"]
@@ -334,12 +334,12 @@ class ProblemEvent(TypedDict):
     text: Annotated[Text, "why"]
 
 
-class OverEvent(TypedDict):
+class FinishedEvent(TypedDict):
     """There is nothing left to try."""
 
 
-class RestEvent(TypedDict):
-    """The process stops to work on the sweep."""
+class SessionEndEvent(TypedDict):
+    """The process stops working on the sweep."""
 
 
 EVENTS: Mapping[str, type] = {
@@ -355,21 +355,21 @@ EVENTS: Mapping[str, type] = {
     "hang": HangEvent,
     "fault": FaultEvent,
     "target": TargetEvent,
-    "returned": ReturnedEvent,
-    "account": AccountEvent,
+    "coordinator_restart": CoordinatorRestartEvent,
+    "usage": UsageEvent,
     "warning": WarningEvent,
     "stop": StopEvent,
     "end": EndEvent,
-    "sitting": SittingEvent,
+    "session": SessionEvent,
     "proposal": ProposalEvent,
     "trial": TrialEvent,
     "problem": ProblemEvent,
-    "over": OverEvent,
-    "rest": RestEvent,
+    "finished": FinishedEvent,
+    "session_end": SessionEndEvent,
 }
 """All events, by the name that each line has under `event`."""
 
-OPENING = frozenset({"run", "sitting"})
+OPENING = frozenset({"run", "session"})
 """The events that state the version of what follows."""
 
 _TIME: Check = get_args(Time)[1]

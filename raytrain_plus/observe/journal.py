@@ -4,11 +4,11 @@ Every line has `event` and `time` (Unix seconds). `observe/events.py` has the fi
 
 - Of a run: `run` opens the journal and `end` closes it. Between them are `environment`, `worker`,
   `generation`, `step`, `evaluate`, `checkpoint`, `withdrawn`, `corruption`, `hang`, `fault`,
-  `target`, `returned`, `account`, `warning` and `stop`.
-- Of a sweep: `sitting` opens the journal. After it come `proposal`, `trial`, `problem`, `over` and
-  `rest`.
+  `target`, `coordinator_restart`, `usage`, `warning` and `stop`.
+- Of a sweep: `session` opens the journal. After it come `proposal`, `trial`, `problem`,
+  `finished` and `session_end`.
 
-`run` and `sitting` state the version of the format. An unknown version or an unknown event is an
+`run` and `session` state the version of the format. An unknown version or an unknown event is an
 error that names file and line.
 
 A resume relies on the journal. So every line ends with a checksum of itself (`crc`), and the file

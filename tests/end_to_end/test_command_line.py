@@ -103,8 +103,8 @@ def check_report(folder, told, digest):
     known = sum(worked[part] for part in ("compute", "exchange", "data", "evaluation", "snapshot"))
     assert min(worked["compute"], worked["exchange"], worked["data"], worked["evaluation"]) > 0
     # The killed worker could not report the usage of its twenty steps.
-    assert 0 < worked["not accounted"] < 0.5 * known
-    assert training - 0.01 <= known + worked["not accounted"] <= 2 * training
+    assert 0 < worked["unknown"] < 0.5 * known
+    assert training - 0.01 <= known + worked["unknown"] <= 2 * training
     told_seconds = [told["startup_seconds"], training, *told["pause_seconds"].values()]
     assert sum(told_seconds) <= told["wall_seconds"] + 0.1
     page = (folder / "runs" / "live" / "report.html").read_text()

@@ -33,7 +33,7 @@ def kill_coordinator(name):
 
 
 def returned(times):
-    return lambda events: sum(e["event"] == "returned" for e in events) >= times
+    return lambda events: sum(e["event"] == "coordinator_restart" for e in events) >= times
 
 
 def test_a_killed_coordinator_comes_back_to_the_same_workers_and_the_same_bits(storage):
@@ -58,7 +58,7 @@ def test_a_killed_coordinator_comes_back_to_the_same_workers_and_the_same_bits(s
     assert flaws(run, []) == []
     assert run.changed == set()
     assert run.of("worker", state="lost") == []
-    assert [event["workers"] for event in run.of("returned")] == [["w0", "w1"]] * 2
+    assert [event["workers"] for event in run.of("coordinator_restart")] == [["w0", "w1"]] * 2
 
 
 def test_a_run_goes_on_without_its_driver_and_a_newcomer_finds_the_data(storage):

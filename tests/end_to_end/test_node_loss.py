@@ -39,7 +39,7 @@ def test_power_off_and_a_pulled_cable_cost_no_step(folder):
     assert [event["step"] for event in run.of("step")] == list(range(1, STEPS + 1))
     assert lost_steps(run.events) == []
     # The coordinator was with the driver, on the undisturbed host.
-    assert run.of("returned") == []
+    assert run.of("coordinator_restart") == []
     # Each event ended one worker, that of its host; the others went on in their processes.
     assert [event["workers"] for event in run.of("generation")] == [3, 2, 1]
     nodes = {event["worker"]: event["node"] for event in run.of("worker", state="ready")}

@@ -54,7 +54,7 @@ def test_a_sweep_runs_as_a_job_with_as_many_workers_as_the_cluster_has_room_for(
     assert set(said["said"]["trials"]) == {"complete"}
     assert Path(said["said"]["report"]).is_relative_to(folder)
     swept = SweepFolder(folder / "sweeps" / "mine")
-    assert [e["workers"] for e in swept.events() if e["event"] == "sitting"] == [2]
+    assert [e["workers"] for e in swept.events() if e["event"] == "session"] == [2]
     assert len(swept.finished()) == said["said"]["trials"]["complete"]
 
 

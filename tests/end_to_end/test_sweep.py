@@ -81,7 +81,7 @@ def test_reused_workers_compute_the_same_as_new_ones(tmp_path):
     assert between["digest"] != first["digest"]  # the control
     events = journal.read(tmp_path / "killed")
     assert any(e["event"] == "worker" and e["state"] == "lost" for e in events)
-    assert any(e["event"] == "returned" for e in journal.read(tmp_path / "led"))
+    assert any(e["event"] == "coordinator_restart" for e in journal.read(tmp_path / "led"))
     assert spoilt["digest"] == first["digest"]
     assert all("spoilt/" in why and "other bits" in why for why in status["replaced"])
     assert status["replaced"]

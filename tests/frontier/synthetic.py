@@ -124,7 +124,7 @@ class Sweep:
         said = {"name": "synthetic", "task": task, "logical_ranks": 4}
         said |= {"metric": METRIC, "mode": self.world.objective.mode}
         events = [
-            {"event": "sitting", "time": BEGAN, "version": VERSION, "sweep": said, "workers": 2}
+            {"event": "session", "time": BEGAN, "version": VERSION, "sweep": said, "workers": 2}
             | {"budget": 3600},
             *(proposal(trial.name) for trial in self.trials),
             *(proposal(f"live-{i}") for i in range(under_way)),

@@ -40,7 +40,7 @@ class Tune:
         sweep = Sweep(**changed)
         self.folder = SweepFolder(path)
         with self.folder.held():
-            self.folder.write("sitting", sweep={}, workers=1, budget=budget)
+            self.folder.write("session", sweep={}, workers=1, budget=budget)
         agenda = Agenda(
             space=sweep.space, seeds=sweep.seeds, promote=lambda _: (), calibrate_every=0
         )
@@ -93,7 +93,7 @@ def test_trials_come_until_nothing_is_left_to_try(tmp_path):
     assert purposes[:2] == ["baseline", "baseline"]
     assert purposes.count("search") == 3
     assert tune.ask()[1] == Searcher.FINISHED
-    assert [e for e in tune.folder.events() if e["event"] == "over"]
+    assert [e for e in tune.folder.events() if e["event"] == "finished"]
     assert not tune.problem
 
 

@@ -53,7 +53,7 @@ def make(**changes):
 def begun(tmp_path, sweep):
     folder = SweepFolder(tmp_path / sweep.name)
     with folder.held():
-        folder.write("sitting", sweep=sweep.described(), workers=1, budget=1.0)
+        folder.write("session", sweep=sweep.described(), workers=1, budget=1.0)
     return folder
 
 
@@ -151,8 +151,8 @@ class _Nowhere:
 def test_time_between_sessions_is_not_spent(tmp_path, monkeypatch):
     folder = begun(tmp_path, make())
     events = [
-        {"event": "sitting", "time": 100.0}, {"event": "trial", "time": 130.0},
-        {"event": "sitting", "time": 900.0}, {"event": "over", "time": 905.0},
+        {"event": "session", "time": 100.0}, {"event": "trial", "time": 130.0},
+        {"event": "session", "time": 900.0}, {"event": "finished", "time": 905.0},
     ]  # fmt: skip
     monkeypatch.setattr(folder, "events", lambda: events)
     assert folder.spent() == pytest.approx(35.0)

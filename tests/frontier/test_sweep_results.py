@@ -21,10 +21,10 @@ def sweep():
 @pytest.mark.parametrize(
     ("ends", "state"),
     [
-        (("over", "rest"), "finished"),
-        (("rest",), "interrupted"),
+        (("finished", "session_end"), "finished"),
+        (("session_end",), "interrupted"),
         ((), "interrupted"),
-        (("problem", "rest"), "failed"),
+        (("problem", "session_end"), "failed"),
     ],
 )
 def test_a_folder_shows_how_its_sweep_has_ended(tmp_path, sweep, ends, state):
@@ -55,11 +55,11 @@ def test_a_new_sweep_has_no_trials(tmp_path):
 
 
 def test_the_last_session_counts(tmp_path, sweep):
-    folder = sweep.write(tmp_path / "s", "problem", "rest")
+    folder = sweep.write(tmp_path / "s", "problem", "session_end")
     path = folder / "sweep" / "journal.jsonl"
     first = json.loads(path.read_text().splitlines()[0])
     first.pop("crc", None)
-    later = [{**first, "workers": 8}, {"event": "over", "time": 9e9}]
+    later = [{**first, "workers": 8}, {"event": "finished", "time": 9e9}]
     path.write_bytes(path.read_bytes() + b"".join(map(line_of, later)))
     sweep = read_sweep(folder)
     assert (sweep.state, sweep.workers, sweep.problem) == ("finished", 8, "")

@@ -35,10 +35,10 @@ def step(time, number, generation=1, loss=None):
     return {"event": "step", "time": time, **fields, "busy_seconds": 0.5, "workers": 2}
 
 
-def account(time, generation, until, workers=(), **seconds):
+def usage(time, generation, until, workers=(), **seconds):
     traffic = {"hits": 6, "misses": 2, "fetched_files": 4, "fetched_bytes": 3_000_000}
     fields = {"generation": generation, "workers": list(workers), "until": until}
-    return {"event": "account", "time": time, **fields, "seconds": seconds, "traffic": traffic}
+    return {"event": "usage", "time": time, **fields, "seconds": seconds, "traffic": traffic}
 
 
 def evaluation(time, step, **metrics):
@@ -70,12 +70,12 @@ def disturbed():
         generation(10.0, 1, 0, ["w0", "w1"]),
         *(step(10.0 + n, n) for n in range(1, 11)),
         lost,
-        account(22.0, 1, 20.0, ["w0"], compute=6.0, exchange=3.0, data=1.0, forming=0.5),
+        usage(22.0, 1, 20.0, ["w0"], compute=6.0, exchange=3.0, data=1.0, forming=0.5),
         kill,
         generation(22.5, 2, 10, ["w0"], [LOST], 2.5),
         *(step(22.5 + n - 10, n, 2) for n in range(11, 16)),
         evaluation(27.9, 15, accuracy=0.75, table=[1, 2]),
-        account(28.0, 2, 28.0, ["w0"], compute=5.0, evaluation=0.25, snapshot=0.25),
+        usage(28.0, 2, 28.0, ["w0"], compute=5.0, evaluation=0.25, snapshot=0.25),
         generation(29.0, 3, 15, ["w0", "w2"], [JOINED], 1.5),
         *(step(29.0 + n - 15, n, 3) for n in range(16, 21)),
         {
@@ -84,6 +84,6 @@ def disturbed():
             "step": 20,
             "folder": "runs/here/checkpoint_00000020",
         },
-        account(34.1, 3, 34.0, ["w0", "w2"], compute=8.0, exchange=2.0),
+        usage(34.1, 3, 34.0, ["w0", "w2"], compute=8.0, exchange=2.0),
         end(35.0, 20),
     ]

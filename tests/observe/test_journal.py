@@ -242,7 +242,7 @@ def test_a_line_that_is_not_an_event_is_an_error_that_names_it(tmp_path, line):
     ("event", "why"),
     [
         ({"event": "run", "version": VERSION + 1}, f"has format {VERSION + 1}, .*format {VERSION}"),
-        ({"event": "sitting", "version": 0, "sweep": {}}, "has format 0"),
+        ({"event": "session", "version": 0, "sweep": {}}, "has format 0"),
         ({"event": "leap"}, f"event 'leap' is unknown .*format {VERSION}"),
     ],
 )
@@ -285,7 +285,7 @@ def test_events_that_readers_would_refuse_are_not_written(journal, tmp_path, eve
 def test_the_docstring_of_the_journal_names_every_event():
     named = set(re.findall(r"`(\w+)`", journals.__doc__))
     assert set(KINDS) <= named
-    assert set(OPENING) == {"run", "sitting"}
+    assert set(OPENING) == {"run", "session"}
 
 
 def test_every_field_of_every_event_has_a_meaning():

@@ -58,7 +58,7 @@ def test_the_page_shows_all_of_a_disturbed_run():
         "cache hits | 18 | 75.0 %",
         "EMA | half_life=50ba | 0.50 s",
         "last | step 20 | runs/here/checkpoint_00000020",
-        "Not accounted is the time of workers that were lost",
+        "Unknown is the time of lost workers",
         "table | [1, 2]",
     ):
         assert expected in said
@@ -70,7 +70,7 @@ def test_a_live_run_has_a_page():
     assert events[-1]["event"] == "step"
     said = words(events)
     assert "a run | running" in said
-    assert "The group that trains now gives account when it ends." in said
+    assert "The group that trains now reports its time when it ends." in said
     assert "same bits: so far" in said
     assert "last written 30.0 s before this page" in words(events, events[-1]["time"] + 30)
 
@@ -100,7 +100,7 @@ def test_a_run_of_one_step_has_a_page():
         journals.run_line(0.0, total=1),
         journals.generation(1.0, 1, 0, ["w0"]),
         journals.step(2.0, 1),
-        journals.account(2.1, 1, 2.0, ["w0"], compute=1.0),
+        journals.usage(2.1, 1, 2.0, ["w0"], compute=1.0),
         journals.end(2.5, 1),
     ]
     assert "1 of 1 steps in 2.50 s with 1 worker." in words(events)

@@ -35,7 +35,7 @@ def test_the_time_of_a_disturbed_run_is_divided_into_parts():
 
 
 def test_without_usage_events_the_time_of_training_is_unknown():
-    events = [e for e in journals.disturbed() if e["event"] != "account"]
+    events = [e for e in journals.disturbed() if e["event"] != "usage"]
     found = spent(events)
     assert set(found.workers) == {*TRAINING, UNKNOWN, "pause"}
     assert {part for part, seconds in found.workers.items() if seconds} == {UNKNOWN, "pause"}
@@ -91,7 +91,7 @@ def sessions(draw):
             events.append(journals.step(at, count + 1, number))
         if draw(st.booleans()):
             until = at + draw(SECONDS) - 5
-            events.append(journals.account(at, number, until, members, **draw(PARTS)))
+            events.append(journals.usage(at, number, until, members, **draw(PARTS)))
     if draw(st.booleans()):
         events.append(journals.end(at + draw(SECONDS), 3))
     return events

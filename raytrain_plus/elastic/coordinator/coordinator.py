@@ -106,7 +106,7 @@ class Coordinator:
         self._run_log = RunLog(self._journal, told, self._fence.check, self.live.add)
         this_time = journal.since_last_run(events)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
-        self._account = Usage()
+        self._usage = Usage()
         self._actors = WorkerActors(spec, ray.get_runtime_context().current_actor)
         self._membership = Membership(spec, self._actors, self._run_log)
         self._run_status = RunStatus(spec, self._run_log, self.live, self._membership, self._actors)
@@ -403,7 +403,7 @@ class Coordinator:
     def _learn(self, reports: Mapping[str, Report], plan: Plan | None = None) -> Outcome | None:
         """Process the reports of a generation; returns the outcome if the run has ended."""
         steps = {w: self._membership.reported(w, report) for w, report in reports.items()}
-        self._run_log.note("account", generation=self._generation, **self._account.add(reports))
+        self._run_log.note("usage", generation=self._generation, **self._usage.add(reports))
         top = max(steps.values(), default=-1)
         ahead = sorted(worker for worker, step in steps.items() if step == top >= 0)
         commits = [reports[worker].committed_at for worker in ahead]
@@ -536,9 +536,9 @@ class Coordinator:
             checkpoint=place,
             bitwise=self._membership.bitwise and self._run_log.bitwise,
             faults_left=len(self._faults.left),
-            samples=self._account.samples,
-            tokens=self._account.tokens,
-            costs=self._account.costs,
+            samples=self._usage.samples,
+            tokens=self._usage.tokens,
+            costs=self._usage.costs,
         )
 
 

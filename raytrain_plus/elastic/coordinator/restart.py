@@ -39,7 +39,7 @@ def find_workers(
         if not _is_idle(found.get(worker)):
             membership.lost(worker, "it did not leave its group when the coordinator was restarted")
     actors.end_strangers(membership.members)
-    run_log.note("returned", workers=sorted(membership.members), generation=generation)
+    run_log.note("coordinator_restart", workers=sorted(membership.members), generation=generation)
     for worker, member in membership.members.items():
         member.step = _trusted_step(found[worker], run_log)
     known = max((one["generation"] for one in run_log.generations), default=0)

@@ -26,7 +26,7 @@ class Usage:
         """Add the reports that end a generation.
 
         Returns:
-            The fields of the journal's `account` event: `workers` that have reported, their summed
+            The fields of the journal's `usage` event: `workers` that have reported, their summed
             `seconds` by part and `traffic`, and `until` which Unix time that goes.
         """
         for report in reports.values():

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from raytrain_plus.elastic.protocol.faults import Fault
 
-_FILE = "strikes.jsonl"
+_FILE = "faults.jsonl"
 
 
 class FaultLog:

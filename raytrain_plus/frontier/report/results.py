@@ -1,9 +1,9 @@
 """Reads the results of a sweep: its trials and its journal.
 
 A sweep's folder has `trials/` with one Parquet file per finished trial, and `sweep/journal.jsonl`.
-The journal has a `sitting` line for each time that the sweep was run (it describes the sweep), a
-`proposal` line for each trial that was begun, and a `rest` line at the end of a sitting. A table of
-trials without a journal is enough if the objective is given.
+The journal has a `session` line for each time that the sweep was run (it describes the sweep), a
+`proposal` line for each trial that was begun, and a `session_end` line at the end of a session. A
+table of trials without a journal is enough if the objective is given.
 """
 
 import fcntl
@@ -32,8 +32,8 @@ class SweepResults:
         state: whether it is running, has finished, or was interrupted.
         under_way: number of trials that have begun and not ended.
         logical_ranks: V of every run; None if unknown.
-        workers: number of workers of the pool in the last sitting.
-        budget: seconds of the pool's time over all sittings; None if unknown.
+        workers: number of workers of the pool in the last session.
+        budget: seconds of the pool's time over all sessions; None if unknown.
         problem: why it failed.
     """
 
@@ -63,9 +63,9 @@ def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -
     if not path.exists():
         raise PointError(f"there is no sweep at {path}: give the folder that `sweep` has named")
     events = _events(path)
-    sittings = [event for event in events if event["event"] == "sitting"]
-    trials = _trials(path, begun=bool(sittings))
-    if not sittings:
+    sessions = [event for event in events if event["event"] == "session"]
+    trials = _trials(path, begun=bool(sessions))
+    if not sessions:
         if objective is None:
             raise PointError(
                 f"{path} has trials and no journal of a sweep, so the metric is not "
@@ -73,7 +73,7 @@ def read_sweep(path: Path, objective: Objective | None = None, task: str = "") -
                 "--metric loss:min"
             )
         return SweepResults(name=path.stem, task=task, objective=objective, trials=trials)
-    last, said = sittings[-1], sittings[-1]["sweep"]
+    last, said = sessions[-1], sessions[-1]["sweep"]
     problems = [event["text"] for event in _since(events, last) if event["event"] == "problem"]
     ended = {trial.name for trial in trials}
     state = _state(path, _since(events, last))
@@ -132,9 +132,9 @@ def _state(path: Path, events: Sequence[Event]) -> State:
     told = {event["event"] for event in events}
     if "problem" in told:
         return "failed"
-    if "rest" not in told and _is_held(path):
+    if "session_end" not in told and _is_held(path):
         return "running"
-    return "finished" if "over" in told else "interrupted"
+    return "finished" if "finished" in told else "interrupted"
 
 
 def _is_held(path: Path) -> bool:

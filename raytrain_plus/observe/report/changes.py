@@ -105,7 +105,7 @@ def words_of(event: Event) -> str:
         words = f"corruption, {event.get('reason')}{f'; {guilty} did it' if guilty else ''}"
     elif kind == "withdrawn":
         words = f"all steps after {event.get('step')} withdrawn: {event.get('reason')}"
-    elif kind == "returned":
+    elif kind == "coordinator_restart":
         words = f"the coordinator was restarted and found {len(event.get('workers', ()))} workers"
     elif kind == "target":
         words = f"{event.get('workers')} workers wanted: {event.get('reason')}"

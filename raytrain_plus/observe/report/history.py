@@ -13,7 +13,16 @@ from typing import Any
 from raytrain_plus.observe.causes import Cause, causes_of
 from raytrain_plus.observe.journal import Event, JournalError, need
 
-_NOTED = ("worker", "fault", "hang", "corruption", "returned", "target", "warning", "stop")
+_NOTED = (
+    "worker",
+    "fault",
+    "hang",
+    "corruption",
+    "coordinator_restart",
+    "target",
+    "warning",
+    "stop",
+)
 _USUAL = ("ready", "left")  # states of workers that are no news
 
 
@@ -26,7 +35,7 @@ class GenerationSpan:
         start: when its first step began.
         last_commit: when its last step was committed; `start` if there was none.
         last_step: committed steps at its end.
-        account: the journal's `account` event of it; None if there is none.
+        usage: the journal's `usage` event of it; None if there is none.
         salvaged: logical ranks that were not computed again in its first step.
         notes: what happened between the start of the generation before and its own.
     """
@@ -40,7 +49,7 @@ class GenerationSpan:
     members: tuple[str, ...]
     last_commit: float
     last_step: int
-    account: Event | None = None
+    usage: Event | None = None
     salvaged: int = 0
     notes: list[Event] = field(default_factory=list)
 
@@ -119,7 +128,7 @@ def read_history(events: Iterable[Event]) -> RunHistory:
         "generation": _generation,
         "step": _step,
         "evaluate": _evaluate,
-        "account": _account,
+        "usage": _usage,
         "withdrawn": _withdrawn,
         "end": _end,
         **dict.fromkeys(_NOTED, _note),
@@ -207,10 +216,10 @@ def _evaluate(history: RunHistory, event: Event) -> None:
     history.evaluations.append((event["step"], at, event["metrics"]))
 
 
-def _account(history: RunHistory, event: Event) -> None:
+def _usage(history: RunHistory, event: Event) -> None:
     for generation in reversed(history.last.generations):
         if generation.number == event["generation"]:
-            generation.account = event
+            generation.usage = event
             return
 
 

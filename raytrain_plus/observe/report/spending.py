@@ -3,8 +3,8 @@
 Wall time is cut at the beginnings and ends of generations, so that its parts sum to it exactly.
 Worker-seconds are workers times seconds: of all members while a generation trains, and of those
 that were there before and after while it pauses. What a worker did is known from its report at the
-end of a generation. The time of a worker that died, and of a generation that still runs, is not
-accounted for.
+end of a generation. The time of a worker that died, and of a generation that still runs, is
+unknown.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from raytrain_plus.observe.causes import CauseKind, main_kind
 from raytrain_plus.observe.report.history import GenerationSpan, RunHistory, Session
 
 TRAINING = ("compute", "exchange", "data", "evaluation", "snapshot")
-UNKNOWN = "not accounted"
+UNKNOWN = "unknown"
 STARTUP, ENDING = "starting up", "ending"
 _PUT_DOWN_TO: Mapping[CauseKind, str] = {
     "corruption": "a worker computed wrong",
@@ -92,7 +92,7 @@ def spans(session: Session) -> Iterator[tuple[GenerationSpan, float, float]]:
         after = session.generations[i + 1 : i + 2]
         most = after[0].start if after else session.end
         start = min(max(at, generation.start), session.end)
-        told = (generation.account or {}).get("until", 0.0)
+        told = (generation.usage or {}).get("until", 0.0)
         until = max(start, min(max(told, generation.last_commit), max(start, most)))
         yield generation, start, min(until, session.end)
         at = until
@@ -119,7 +119,7 @@ def _add_session(spent: Spending, session: Session) -> None:
 def _add_training(spent: Spending, generation: GenerationSpan, seconds: float) -> None:
     spent.training += seconds
     whole = seconds * generation.workers
-    told: Mapping[str, float] = (generation.account or {}).get("seconds", {})
+    told: Mapping[str, float] = (generation.usage or {}).get("seconds", {})
     known = {part: max(0.0, told.get(part, 0.0)) for part in TRAINING}
     spent.forming += told.get("forming", 0.0)
     total = sum(known.values())

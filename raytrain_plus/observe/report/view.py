@@ -64,7 +64,7 @@ def view_of(history: RunHistory, now: float) -> dict[str, Any]:
         "spending": _spending_rows(spent),
         "pauses": _pause_rows(spent),
         "forming": duration(spent.forming) if spent.forming else "",
-        "unaccounted": spent.workers[UNKNOWN] > 0.005 * max(spent.worker_seconds, 1e-9),
+        "is_partly_unknown": spent.workers[UNKNOWN] > 0.005 * max(spent.worker_seconds, 1e-9),
         "is_live": end is None,
         "silence": duration(max(0.0, now - history.last.end)),
         "data": _data_rows(history, spent),
@@ -160,16 +160,16 @@ def _pause_rows(spent: Spending) -> list[tuple[str, int, str, str]]:
 
 def _data_rows(history: RunHistory, spent: Spending) -> list[Row]:
     traffic: dict[str, int] = {}
-    accounted = [g.account for s in history.sessions for g in s.generations if g.account]
-    for account in accounted:
-        for key, count in account.get("traffic", {}).items():
+    found = [g.usage for s in history.sessions for g in s.generations if g.usage]
+    for usage in found:
+        for key, count in usage.get("traffic", {}).items():
             traffic[key] = traffic.get(key, 0) + count
     waited = Row(
         "waited for data",
         f"{duration(spent.workers['data'])} of worker time",
         share(spent.workers["data"], spent.worker_seconds),
     )
-    if not accounted:
+    if not found:
         return []
     looked = traffic.get("hits", 0) + traffic.get("misses", 0)
     if not looked:

@@ -114,7 +114,7 @@ def test_the_journal_has_the_environment_and_the_usage_of_each_generation(lead, 
     events = read(tmp_path)
     (environment,) = [e for e in events if e["event"] == "environment"]
     assert environment["fingerprint"] == dict(make_ready("w0").fingerprint)
-    accounts = [(e["generation"], e["workers"]) for e in events if e["event"] == "account"]
+    accounts = [(e["generation"], e["workers"]) for e in events if e["event"] == "usage"]
     assert accounts[0] == (1, ["w0", "w2"])  # the lost worker could not report
     assert [number for number, _ in accounts] == [g["generation"] for g in outcome.generations]
 

@@ -65,7 +65,7 @@ def test_steps_trained_meanwhile_are_noted_once_and_training_goes_on(lead, tmp_p
     assert pool.held == ["w0", "w1"]
     assert pool.started == []
     assert groups_in(outcome)[-1] == (2, 6, 2, "the coordinator was restarted")
-    assert notes(tmp_path, "returned")[0]["workers"] == ["w0", "w1"]
+    assert notes(tmp_path, "coordinator_restart")[0]["workers"] == ["w0", "w1"]
     check_journal(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_no_fault_happens_or_is_noted_twice(lead, tmp_path, journal):
     journal.write("fault", step=3, action="kill", phase="backward", hit=["w9"])
     journal.write("fault", step=4, action="kill_coordinator", hit=[])
     lines = [json.dumps([worker, asdict(fault)]) for worker, fault in [("w9", kill), ("w8", stop)]]
-    (tmp_path / "strikes.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "faults.jsonl").write_text("\n".join(lines) + "\n")
     outcome, pool = lead(
         left=training(6), prepare=knowing, workers=(2, 2), faults=[kill, stop, change]
     )

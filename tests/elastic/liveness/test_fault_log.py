@@ -37,7 +37,7 @@ def struck(folder, action, *options):
     process = subprocess.Popen(
         [sys.executable, "-c", STRIKE, str(folder), action, *options], stdout=subprocess.PIPE
     )
-    await_it(lambda: (folder / "strikes.jsonl").exists() or process.poll() is not None)
+    await_it(lambda: (folder / "faults.jsonl").exists() or process.poll() is not None)
     return process
 
 
