@@ -77,7 +77,7 @@ def lost_steps(events: Sequence[Event]) -> list[str]:
             last = event["step"]
         elif event["event"] == "withdrawn":
             last = 0  # they go back to a checkpoint
-        elif event["event"] == "worker" and event["state"] in ("lost", "left", "expelled"):
+        elif event["event"] == "worker" and event["state"] in ("lost", "left", "evicted"):
             gone.add(event["worker"])
         elif event["event"] == "worker" and event["state"] == "draining":
             draining.add(event["worker"])

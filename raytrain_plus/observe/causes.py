@@ -16,7 +16,7 @@ KINDS: tuple[CauseKind, ...] = get_args(CauseKind)
 """All kinds. What forces a pause stands before what happens on the occasion."""
 
 _SENTENCES: Mapping[CauseKind, str] = {
-    "corruption": "{worker} expelled",
+    "corruption": "{worker} evicted",
     "coordinator": "the coordinator was restarted",
     "hung": "{worker} hung",
     "lost": "{worker} lost",

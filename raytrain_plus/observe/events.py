@@ -150,7 +150,7 @@ class WorkerEvent(TypedDict):
 
     worker: Annotated[Text, "its name"]
     state: Annotated[
-        Text, "`ready`, `refused`, `admitted`, `failed`, `lost`, `draining`, `left` or `expelled`"
+        Text, "`ready`, `refused`, `admitted`, `failed`, `lost`, `draining`, `left` or `evicted`"
     ]
     reason: NotRequired[Annotated[Text, "why, for people"]]
     pid: NotRequired[Annotated[Count, "its process"]]

@@ -93,7 +93,7 @@ class Witness:
             if event["event"] == "worker" and event["state"] == "ready":
                 self.pids[event["worker"]] = event["pid"]
                 self._began[event["worker"]] = _began(event["pid"])
-            elif event["event"] == "worker" and event["state"] in ("lost", "left", "expelled"):
+            elif event["event"] == "worker" and event["state"] in ("lost", "left", "evicted"):
                 self._gone.add(event["worker"])
             elif event["event"] == "end":
                 self._gone |= self.pids.keys()

@@ -38,7 +38,7 @@ def test_a_flipped_bit_is_found_before_its_commit_and_wrong_arithmetic_is_withdr
     assert 49 - 4 <= computed["trusted"] <= 49
     (withdrawn,) = run.of("withdrawn")
     assert withdrawn["step"] == computed["trusted"]
-    assert {e["worker"] for e in run.of("worker", state="expelled")} == {
+    assert {e["worker"] for e in run.of("worker", state="evicted")} == {
         *struck["flip"],
         *struck["miscompute"],
     }
@@ -60,9 +60,9 @@ def test_with_rare_checks_steps_after_a_flipped_bit_are_computed_again(storage):
     (found,) = run.of("corruption")
     assert found["step"] == 35
     assert found["trusted"] == 30
-    # With two workers it is unknown whose state is wrong: both go back, and no worker is expelled.
+    # With two workers it is unknown whose state is wrong: both go back, and no worker is evicted.
     assert (found["accused"], found["guilty"]) == ([], [])
-    assert run.of("worker", state="expelled") == []
+    assert run.of("worker", state="evicted") == []
     assert [e["step"] for e in run.of("withdrawn")] == [30]
     assert run.of("generation")[-1]["step"] in (20, 30)
     assert run.changed == set()

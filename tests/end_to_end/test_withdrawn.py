@@ -24,6 +24,6 @@ def test_steps_committed_before_corruption_was_found_are_computed_again(storage)
     )
     assert differences(run, undisturbed(Momentum, 6)) == []
     hit = [worker for fault in run.of("fault") for worker in fault["hit"]]
-    assert [event["worker"] for event in run.of("worker", state="expelled")] == hit
+    assert [event["worker"] for event in run.of("worker", state="evicted")] == hit
     assert len(run.of("withdrawn")) == 2  # it was found only after it had an effect
     assert run.of("worker", state="lost") == []

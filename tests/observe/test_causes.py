@@ -23,7 +23,7 @@ CAUSES = st.lists(st.builds(Cause, st.sampled_from(KINDS), WORKERS, WORKERS), ma
         (Cause("drained", "w0"), "w0 drained"),
         (Cause("scaled", detail="3"), "scaled to 3"),
         (Cause("rebalanced"), "rebalanced"),
-        (Cause("corruption", "w2"), "w2 expelled"),
+        (Cause("corruption", "w2"), "w2 evicted"),
         (Cause("coordinator"), "the coordinator was restarted"),
         (Cause("other"), "regrouped"),
     ],

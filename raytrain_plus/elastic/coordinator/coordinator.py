@@ -14,7 +14,7 @@ from raytrain_plus.elastic.coordinator.checkpoint_coordinator import (
     CommitReturned,
 )
 from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
-from raytrain_plus.elastic.coordinator.eviction import expel, forsake
+from raytrain_plus.elastic.coordinator.eviction import evict, evict_all_untrusted
 from raytrain_plus.elastic.coordinator.fault_injection import CoordinatorFaults
 from raytrain_plus.elastic.coordinator.membership import (
     Handler,
@@ -416,9 +416,9 @@ class Coordinator:
         for report in reports.values():
             if report.ending == "refused" and plan is not None and plan.checkpoint is not None:
                 self._checkpoints.refuse(plan.checkpoint, report.reason)
-                forsake(self._membership, self._checkpoints)
+                evict_all_untrusted(self._membership, self._checkpoints)
             if report.corruption is not None:
-                self._expel(report.corruption, on_purpose=on_purpose)
+                self._evict(report.corruption, on_purpose=on_purpose)
                 return None
         failed = {w: r for w, r in reports.items() if r.ending == "failed"}
         finished = {w: r for w, r in reports.items() if r.ending == "finished"}
@@ -461,12 +461,12 @@ class Coordinator:
                 self._checkpoints.save_last({worker: report.step}, self._actors.save)
             self._membership.replace(worker, report.error)
 
-    def _expel(self, found: Corruption, *, on_purpose: bool) -> None:
-        expelled = list(found.accused or found.suspects)
-        why = self._attribution.expelled(found.step, expelled, on_purpose=on_purpose)
+    def _evict(self, found: Corruption, *, on_purpose: bool) -> None:
+        evicted = list(found.accused or found.suspects)
+        why = self._attribution.evicted(found.step, evicted, on_purpose=on_purpose)
         if why is not None:
             raise RunError(why)
-        expel(
+        evict(
             found,
             self._history,
             self._generation,

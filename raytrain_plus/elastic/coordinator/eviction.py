@@ -8,7 +8,7 @@ from raytrain_plus.elastic.policy.trust import GroupHistory
 from raytrain_plus.elastic.protocol.messages import Corruption
 
 
-def expel(
+def evict(
     found: Corruption,
     history: GroupHistory,
     generation: int,
@@ -47,7 +47,7 @@ def expel(
         trusted=trusted,
     )
     for worker in dict.fromkeys([*found.accused, *guilty]):
-        membership.expel(worker, found.why)
+        membership.evict(worker, found.why)
     # The accused's wrong state may be in a checkpoint of that very step.
     clean = min(trusted, found.step - 1) if found.accused else trusted
     if clean < found.step:
@@ -55,12 +55,12 @@ def expel(
     if trusted < found.step:
         run_log.withdraw(trusted, found.why, generation)
         membership.distrust_after(trusted)
-        forsake(membership, checkpoints)
+        evict_all_untrusted(membership, checkpoints)
 
 
-def forsake(membership: Membership, checkpoints: CheckpointCoordinator) -> None:
+def evict_all_untrusted(membership: Membership, checkpoints: CheckpointCoordinator) -> None:
     """End all workers if no state can be trusted, neither of theirs nor of a checkpoint."""
     ready = [member for member in membership.members.values() if member.ready is not None]
     if checkpoints.newest() is None and all(member.step < 0 for member in ready):
         for member in ready:
-            membership.expel(member.worker, "no worker has a state that can be trusted")
+            membership.evict(member.worker, "no worker has a state that can be trusted")

@@ -372,12 +372,12 @@ class Membership:
 
     # -- leaving
 
-    def expel(self, worker: str, why: str) -> None:
+    def evict(self, worker: str, why: str) -> None:
         """End a worker whose memory or arithmetic is wrong; it will be replaced."""
         member = self.members.get(worker)
         if member is not None:
             self._causes.append(Cause("corruption", worker))
-            self._note(member, "expelled", why)
+            self._note(member, "evicted", why)
             self._end(member)
 
     def distrust_after(self, step: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _CRASHES = 2  # processes that crashed at the same step
-_EXPULSIONS = 2  # times that workers were expelled for the same step
+_EVICTIONS = 2  # times that workers were evicted for the same step
 _SHORT = 3  # groups in a row that lost a worker for want of memory at the same step
 _ALONE = 5  # workers lost in a row, each alone, for no known reason, at the same step
 
@@ -89,7 +89,7 @@ class Attribution:
     _short: list[Sequence[Loss]] = field(default_factory=list)
     _alone: list[Loss] = field(default_factory=list)
     _errors: dict[int, str] = field(default_factory=dict)
-    _expelled: dict[int, list[str]] = field(default_factory=dict)
+    _evicted: dict[int, list[str]] = field(default_factory=dict)
 
     def lost(
         self, step: int, losses: Sequence[Loss], *, alone: bool, on_purpose: bool
@@ -143,22 +143,22 @@ class Attribution:
         self._errors = {step: worker}
         return before is not None
 
-    def expelled(self, step: int, workers: Sequence[str], *, on_purpose: bool) -> str | None:
-        """Note the workers expelled for a step; returns why the run ends, None if it goes on.
+    def evicted(self, step: int, workers: Sequence[str], *, on_purpose: bool) -> str | None:
+        """Note the workers evicted for a step; returns why the run ends, None if it goes on.
 
         Args:
             step: committed steps when the corruption was found.
-            workers: which are expelled.
+            workers: which are evicted.
             on_purpose: an injected fault has struck.
         """
-        before = self._expelled.get(step, [])
+        before = self._evicted.get(step, [])
         if on_purpose or not workers:
             return None
-        self._expelled = {step: [*before, ", ".join(workers)]}
-        if len(self._expelled[step]) < _EXPULSIONS:
+        self._evicted = {step: [*before, ", ".join(workers)]}
+        if len(self._evicted[step]) < _EVICTIONS:
             return None
         return (
-            f"{' and then '.join(self._expelled[step])} were expelled for step {step + 1}: the "
+            f"{' and then '.join(self._evicted[step])} were evicted for step {step + 1}: the "
             "task is the likely cause, not that many machines. Does it change weights outside the "
             "optimizer's step, or draw from a generator of its own?"
         )

@@ -95,15 +95,15 @@ def test_a_lone_worker_that_is_lost_again_and_again_in_one_step_ends_the_run(lea
     assert len(pool.plans) == 5
 
 
-def test_workers_expelled_again_and_again_in_one_step_do_not_end_the_run(lead, tmp_path):
+def test_workers_evicted_again_and_again_in_one_step_do_not_end_the_run(lead, tmp_path):
     def again(pool):
         pool.script[5] = again
         pool.find_corruption([max(pool.group.running)])
 
     outcome, _ = lead({5: again}, workers=(3, 3))
     assert outcome.state == "failed"
-    assert "were expelled for step 5: the task is the likely cause" in outcome.error
-    assert len(workers_in(tmp_path, "expelled")) == 1
+    assert "were evicted for step 5: the task is the likely cause" in outcome.error
+    assert len(workers_in(tmp_path, "evicted")) == 1
 
 
 def test_a_worker_on_which_the_task_fails_first_does_not_end_a_run_that_another_can_begin(

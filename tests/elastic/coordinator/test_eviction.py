@@ -33,8 +33,8 @@ def computes_wrong(pool):
     pool.loss_of = wrong
 
 
-def expelled(folder):
-    return [e["worker"] for e in notes(folder, "worker") if e["state"] == "expelled"]
+def evicted(folder):
+    return [e["worker"] for e in notes(folder, "worker") if e["state"] == "evicted"]
 
 
 def losses(folder):
@@ -52,8 +52,8 @@ def check_losses(folder):
 def test_a_worker_with_wrong_memory_is_replaced_and_no_step_is_lost(lead, tmp_path):
     outcome, pool = lead({5: finding("w1")}, workers=(3, 3))
     assert outcome.state == "finished"
-    assert groups_in(outcome)[1] == (2, 4, 2, "w1 expelled")
-    assert expelled(tmp_path) == ["w1"]
+    assert groups_in(outcome)[1] == (2, 4, 2, "w1 evicted")
+    assert evicted(tmp_path) == ["w1"]
     assert "w3" in [a.worker for a in pool.plans[-1].assignments]
     assert pool.tested == []  # there is no doubt here
     (note,) = notes(tmp_path, "corruption")
@@ -65,7 +65,7 @@ def test_of_two_suspects_the_one_that_computes_wrong_goes(lead, tmp_path):
     script = {7: finding(suspects=["w0", "w2"], wrong=["w2"])}
     outcome, pool = lead(script, workers=(3, 3), elastic=ElasticConfig(audit_every=6))
     assert pool.tested == ["w0", "w2"]
-    assert expelled(tmp_path)[0] == "w2"
+    assert evicted(tmp_path)[0] == "w2"
     assert notes(tmp_path, "corruption")[0]["trusted"] == 0  # its first audit
     assert outcome.state == "finished"
     check_losses(tmp_path)
@@ -74,7 +74,7 @@ def test_of_two_suspects_the_one_that_computes_wrong_goes(lead, tmp_path):
 def test_suspects_that_compute_right_go_on(lead, tmp_path):
     outcome, pool = lead({7: finding(suspects=["w0", "w2"])}, workers=(3, 3))
     assert pool.tested == ["w0", "w2"]
-    assert expelled(tmp_path) == []
+    assert evicted(tmp_path) == []
     assert groups_in(outcome) == [(1, 0, 3, "start"), (2, 6, 3, "regrouped")]
     check_journal(tmp_path)
 
@@ -95,7 +95,7 @@ def test_steps_since_the_last_comparison_are_computed_again(lead, tmp_path):
     assert withdrawn["step"] == 4
     # No worker has a state of step 4 any more, and no checkpoint is there: new workers start.
     assert (pool.plans[1].step, pool.plans[1].checkpoint) == (0, None)
-    assert expelled(tmp_path) == ["w1", "w0", "w2"]
+    assert evicted(tmp_path) == ["w1", "w0", "w2"]
     assert [e["step"] for e in notes(tmp_path, "step")] == [*range(1, 9), *range(5, 11)]
     check_losses(tmp_path)
 
@@ -118,7 +118,7 @@ def test_all_go_back_to_a_checkpoint_that_can_be_trusted(lead, tmp_path):
     again = pool.plans[1]
     assert (again.step, again.checkpoint) == (3, str(tmp_path / checkpointer.name_of(3)))
     assert again.healed_by == {1: 0}
-    assert expelled(tmp_path) == ["w1"]
+    assert evicted(tmp_path) == ["w1"]
     check_losses(tmp_path)
     six = str(tmp_path / checkpointer.name_of(6))
     told = [e for e in notes(tmp_path, "checkpoint") if e["folder"] == six]
@@ -189,7 +189,7 @@ def test_in_a_tie_only_members_of_the_group_test_themselves(lead, tmp_path, wron
     script = {5: finding(tie=True, wrong=[*wrong, "w2"])}  # the spare has done nothing yet
     outcome, pool = lead(script, workers=(2, 2), clock=KEEPS, elastic=elastic)
     assert pool.tested == ["w0", "w1"]
-    assert expelled(tmp_path) == gone or not gone
+    assert evicted(tmp_path) == gone or not gone
     trusted = 0 if wrong else 3
     assert notes(tmp_path, "corruption")[0]["trusted"] == trusted
     assert outcome.state == "finished"

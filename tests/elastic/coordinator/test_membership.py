@@ -462,17 +462,17 @@ def test_a_task_that_fails_on_a_newcomer_does_not_end_a_run_that_was_found_again
     assert names(membership.await_members(handler(membership))) == ["w0"]
 
 
-def test_an_expelled_worker_is_ended_and_replaced(make, tmp_path):
+def test_an_evicted_worker_is_ended_and_replaced(make, tmp_path):
     membership, pool = make(workers=(1, 2))
     ended = []
     membership.on_end = ended.append
     gathered(membership)
-    membership.expel("w1", "its memory changed")
-    membership.expel("w1", "its memory changed")  # reported twice
+    membership.evict("w1", "its memory changed")
+    membership.evict("w1", "its memory changed")  # reported twice
     membership.recruit()
     assert (pool.ended, ended, pool.started) == (["w1"], ["w1"], ["w0", "w1", "w2"])
     assert membership.pop_causes() == [Cause("corruption", "w1")]
-    assert states_in(tmp_path)[-1] == ("w1", "expelled")
+    assert states_in(tmp_path)[-1] == ("w1", "evicted")
 
 
 def test_a_distrusted_worker_is_trusted_after_it_has_joined_a_group(make):
