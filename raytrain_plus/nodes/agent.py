@@ -55,7 +55,7 @@ class Agent:
 
         def terminate(*_: object) -> None:
             terminated.set()
-            self._notices.put(Notice("the agent was told to terminate", time.time() + grace))
+            self._notices.put(Notice("the agent was asked to terminate", time.time() + grace))
 
         before = signal.signal(signal.SIGTERM, terminate)
         try:
@@ -97,7 +97,7 @@ class Agent:
             if self._due is not None and self._drained(node, self._due):
                 self._due = None
             if terminated.is_set() and self._due is None:
-                self._say("ends, as it was told to")
+                self._say("ends on request")
                 return
         self._say(f"ends: the node's raylet at {node.address}:{node.port} has gone")
 

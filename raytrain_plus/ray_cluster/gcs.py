@@ -173,7 +173,7 @@ def _explained(address: str, error: Any) -> ClusterError:
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return NoHeadError(
             f"{address} is not Ray's head, though it speaks its protocol: give HOST:PORT of "
-            "`ray start --head`, whose port is 6379 unless told otherwise"
+            "`ray start --head`, whose default port is 6379"
         )
     if "http1.x" in details:
         return NoHeadError(

@@ -149,7 +149,7 @@ def _check_client_server(address: str) -> None:
     except OSError as error:
         raise ClusterError(
             f"no server listens at {address}: {error.strerror or error}. Ray's client server is on "
-            "the head, on port 10001 unless told otherwise"
+            "the head, by default on port 10001"
         ) from error
 
 

@@ -172,7 +172,7 @@ def test_sigterm_drains_the_node_and_ends_the_agent(node, raylet):  # noqa: ARG0
     [(_, reason, left)] = head.drained
     assert "terminate" in reason
     assert left == pytest.approx(42, abs=5)
-    assert lines[-1] == "ends, as it was told to"
+    assert lines[-1] == "ends on request"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
