@@ -55,7 +55,7 @@ def ray_folder():
 
 @contextlib.contextmanager
 def served(folder):
-    """Serve a folder to whoever knows the password; yields its URL with the password."""
+    """Serve a folder with a password; yields its URL with the password."""
     known = "Basic " + base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
 
     class Guarded(SimpleHTTPRequestHandler):
