@@ -17,7 +17,7 @@ import ray
 
 from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Calls
 from benchmarks.traffic import ranges_of
-from raytrain_plus.checkpoint.files import FileEntry, share_out
+from raytrain_plus.checkpoint.files import CheckpointFile, share_out
 from raytrain_plus.checkpoint.manifest import Manifest
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.membership import Membership
@@ -69,10 +69,10 @@ def at_size(workers: int) -> AtSize:
     nodes = _nodes(first)
     # One file for each worker that has tensors.
     count = min(workers, TENSORS)
-    files = [FileEntry(f"rest-{i:05d}.safetensors", 1, "0" * 64) for i in range(count)]
+    files = [CheckpointFile(f"rest-{i:05d}.safetensors", 1, "0" * 64) for i in range(count)]
     manifest = Manifest(run="run", digest="", scalars={"step": 1}, algorithms=(), files=files)
     sizes = {f"optimizer/layers.{i}.weight/exp_avg": 4 * i for i in range(TENSORS)}
-    told = Share(1, names, [FileEntry("rest", 1, "0" * 64)])
+    told = Share(1, names, [CheckpointFile("rest", 1, "0" * 64)])
     facts = [Facts(state=17)] * workers
     lines = _lines(plan)
     return AtSize(

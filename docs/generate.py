@@ -106,7 +106,7 @@ def configuration() -> str:
 
 def stream_format_page() -> str:
     """Return the page about the stream format, with the tables of its fields."""
-    tables = {"manifest": stream_format.StreamManifest, "file": stream_format.FileEntry}
+    tables = {"manifest": stream_format.StreamManifest, "file": stream_format.ShardEntry}
     return _filled(REFERENCE / "stream-format.md", tables)
 
 

@@ -326,12 +326,26 @@ def open_for(
         DataError: the data is missing, empty, or of another schema.
     """
     names = None if task.columns is None else list(task.columns)
-    try:
-        source = open_source(data, names, hash_data=hash_data)
-        shapes = _shapes(source)
-    except (DataError, StorageError) as error:
-        raise DataError(f"{what}: {error}") from error
-    missing = [name for name in names or () if name not in shapes]
+    with contextlib.ExitStack() as undo:
+        try:
+            source = open_source(data, names, hash_data=hash_data)
+            undo.callback(source.close)
+            shapes = _shapes(source)
+        except (DataError, StorageError) as error:
+            raise DataError(f"{what}: {error}") from error
+        _check_fits(task, shapes, what)
+        undo.pop_all()  # the caller closes it from here on
+    return source
+
+
+def _check_fits(task: Task, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Compare the shapes of columns with what a task needs.
+
+    Raises:
+        DataError: they do not fit.
+    """
+    names = list(task.columns or ())
+    missing = [name for name in names if name not in shapes]
     if missing:
         raise DataError(
             f"{what}: the task asks for the columns {', '.join(missing)}, and the transform gives "
@@ -354,7 +368,6 @@ def open_for(
         )
     if type(task).update_metric is Task.update_metric and metrics_of(task):
         _need_target(task, shapes, what)
-    return source
 
 
 def describe_task(
@@ -376,7 +389,7 @@ def describe_task(
 
 
 def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str, str]:
-    """Return the part of a run's identity that follows from the data, and close the source.
+    """Return the part of a run's identity that follows from the data, and release the source.
 
     Raises:
         DataError: the evaluation data cannot be read, or does not fit the task.
@@ -385,7 +398,7 @@ def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str,
     sorted_by = label_skew.told(label_skew.skew_of(source, task.target), [task.target])
     if sorted_by is not None:
         warnings.warn(f"training data: {sorted_by}", stacklevel=3)
-    source.close()
+    source.release()  # the cache may need the room of its files for the evaluation data
     if evaluation_data is None:
         return described
     held_out = open_for(task, evaluation_data, "evaluation data", hash_data=source.hash_data)

@@ -120,25 +120,26 @@ class ElasticTrainer:
         configure.check_task(loaded)
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
         source = configure.open_for(loaded, data, "training data", hash_data=hash_data)
-        sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
-        often: dict[str, Any] = {
-            "evaluate_every": evaluate_every,
-            "checkpoint_every": elastic.checkpoint_every,
-        }
-        lengths = configure.clock(source, loaded, duration=duration, **often, **sizes)
-        probe = configure.probe(source, batch_size // logical_ranks)
-        code = configure.code_of(loaded, algorithms, data)
-        folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
-        self._before = ownership.look(folder, _is_known)
-        self._resume = resume
-        self._warnings = configure.warnings_of(loaded, evaluation_data)
-        self._identity = {
-            "seed": seed,
-            **sizes,
-            **configure.describe_task(task_settings, code, algorithms, scaling),
-            **configure.describe_data(loaded, source, evaluation_data),
-            "total_steps": lengths.total_steps,
-        }
+        with contextlib.closing(source):
+            sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
+            often: dict[str, Any] = {
+                "evaluate_every": evaluate_every,
+                "checkpoint_every": elastic.checkpoint_every,
+            }
+            lengths = configure.clock(source, loaded, duration=duration, **often, **sizes)
+            probe = configure.probe(source, batch_size // logical_ranks)
+            code = configure.code_of(loaded, algorithms, data)
+            folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
+            self._before = ownership.look(folder, _is_known)
+            self._resume = resume
+            self._warnings = configure.warnings_of(loaded, evaluation_data)
+            self._identity = {
+                "seed": seed,
+                **sizes,
+                **configure.describe_task(task_settings, code, algorithms, scaling),
+                **configure.describe_data(loaded, source, evaluation_data),
+                "total_steps": lengths.total_steps,
+            }
         self.spec = RunSpec(
             name=folder.name,
             folder=folder,
@@ -239,7 +240,7 @@ class ElasticTrainer:
             check_not_running(spec.name)
             with self._claim_ownership(joined.address) as held:
                 if self._storage is not None:
-                    ownership.take_storage(self._storage, held, self._storage_before)
+                    ownership.acquire_storage(self._storage, held, self._storage_before)
                 spec = replace(spec, claim=held.owner.claim, address=joined.address)
                 keep = _put if joined.is_ours else partial(_written_table, spec.folder)
                 shared = replace(
@@ -297,7 +298,7 @@ class ElasticTrainer:
         def is_over(owner: ownership.Owner) -> bool:
             return owner.address == address and not is_running(self.spec.name)
 
-        return ownership.take(self.spec.folder, self.spec.run_id, address, self._before, is_over)
+        return ownership.acquire(self.spec.folder, self.spec.run_id, address, self._before, is_over)
 
     def _described(self, spec: RunSpec) -> dict[str, Any]:
         clock = self.spec.clock

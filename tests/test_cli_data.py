@@ -113,9 +113,9 @@ def test_a_damaged_stream_is_reported_with_status_one(tmp_path):
         (["write", "data.csv", "nokind://x"], "nokind"),
         (["inspect", "nowhere"], "nowhere"),
         (["verify", "empty"], "no data file"),
-        (["inspect", "killed"], "not a whole stream"),
-        (["verify", "killed"], "not a whole stream"),
-        (["verify", "."], "not a whole stream"),
+        (["inspect", "killed"], "not a complete stream"),
+        (["verify", "killed"], "not a complete stream"),
+        (["verify", "."], "not a complete stream"),
     ],
 )
 def test_wrong_input_is_one_clear_line_and_status_two(arguments, words, tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def test_a_stream_whose_writer_was_interrupted_is_never_whole(tmp_path, rows):
     assert (status, error) == (143, "")
     assert list((tmp_path / "s").glob("*.arrow"))
     refused = command("data", "inspect", tmp_path / "s")
-    assert (refused.exit_code, "not a whole stream" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "not a complete stream" in refused.stderr) == (2, True)
     assert command(*write).exit_code == 0
     assert "20,000" in command("data", "inspect", tmp_path / "s").stdout
 

@@ -209,7 +209,7 @@ def test_a_run_beyond_its_last_step_is_refused(tmp_path):
 def test_at_or_beyond_the_last_step_no_step_is_taken(step, ending, monkeypatch):
     taken = []
 
-    def take(*_, **__):
+    def load(*_, **__):
         taken.append(step + 1)
         raise StepTakenError
 
@@ -221,7 +221,7 @@ def test_at_or_beyond_the_last_step_no_step_is_taken(step, ending, monkeypatch):
         _order=None,
         _evaluate=lambda *_: None,
     )
-    monkeypatch.setattr("raytrain_plus.elastic.worker.worker.Loader", take)
+    monkeypatch.setattr("raytrain_plus.elastic.worker.worker.Loader", load)
     plan = SimpleNamespace(ranges=[()], evaluated=False)
     with pytest.raises(StepTakenError) if ending == "paused" else contextlib.nullcontext():
         assert Worker._run(worker, plan, SimpleNamespace(index=0)) == ending

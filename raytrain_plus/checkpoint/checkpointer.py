@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described, describe
-from raytrain_plus.checkpoint.files import MODEL, FileEntry, files_of
+from raytrain_plus.checkpoint.files import MODEL, CheckpointFile, files_of
 from raytrain_plus.checkpoint.manifest import MANIFEST, Manifest
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
@@ -59,7 +59,7 @@ def write_share(
     share: int,
     shares: int,
     cancelled: threading.Event | None = None,
-) -> list[FileEntry]:
+) -> list[CheckpointFile]:
     """Write one worker's files of a checkpoint, which stays invisible.
 
     The first share holds `model.safetensors`, the model's `state_dict()`. It loads into the plain
@@ -85,7 +85,7 @@ def write_share(
             hashed.update(part)
             size += len(part)
         store.write(file, content, cancelled=cancelled)
-        written.append(FileEntry(file, size, hashed.hexdigest()))
+        written.append(CheckpointFile(file, size, hashed.hexdigest()))
     return written
 
 
@@ -98,7 +98,7 @@ def describe_state(snapshot: Snapshot, aspects: Sequence[Aspect] = ()) -> dict[s
     }
 
 
-def commit(place: Place, header: Mapping[str, Any], files: Sequence[FileEntry]) -> None:
+def commit(place: Place, header: Mapping[str, Any], files: Sequence[CheckpointFile]) -> None:
     """Make a checkpoint visible whose files are all written; of two writers at once, one wins.
 
     A damaged checkpoint of the same name is replaced.
@@ -114,7 +114,7 @@ def commit(place: Place, header: Mapping[str, Any], files: Sequence[FileEntry]) 
         StoreError: the store cannot be written.
     """
     store = _at(place)
-    files = sorted(FileEntry(*entry) for entry in files)
+    files = sorted(CheckpointFile(*entry) for entry in files)
     content = Manifest(**header, files=files).dump()
     try:
         store.create(MANIFEST, content)
@@ -368,7 +368,7 @@ def _whole(store: Store) -> Manifest | None:
         return None
 
 
-def _content(store: Store, entry: FileEntry) -> bytes:
+def _content(store: Store, entry: CheckpointFile) -> bytes:
     for _ in range(1 if store.is_local else 2):  # damage in transit is gone at the next read
         content = store.read(entry.file, entry.bytes)
         if hashlib.sha256(content).hexdigest() == entry.sha256:

@@ -10,7 +10,7 @@ from raytrain_plus.checkpoint.snapshot import Snapshot
 MODEL = "model.safetensors"
 
 
-class FileEntry(NamedTuple):
+class CheckpointFile(NamedTuple):
     """One file of a checkpoint.
 
     Attributes:

@@ -11,7 +11,7 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from raytrain_plus.algorithms.naming import Described
-from raytrain_plus.checkpoint.files import FileEntry
+from raytrain_plus.checkpoint.files import CheckpointFile
 from raytrain_plus.checkpoint.snapshot import CheckpointError
 from raytrain_plus.training.state import Scalars
 
@@ -88,7 +88,7 @@ class Manifest:
     digest: str
     scalars: Scalars
     algorithms: Sequence[Described]
-    files: Sequence[FileEntry]
+    files: Sequence[CheckpointFile]
     identity: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -157,7 +157,8 @@ class Manifest:
             scalars=fields["scalars"],
             algorithms=[Described(*one) for one in fields["algorithms"]],
             files=[
-                FileEntry(file, told.bytes, told.sha256) for file, told in fields["files"].items()
+                CheckpointFile(file, told.bytes, told.sha256)
+                for file, told in fields["files"].items()
             ],
             identity=fields.get("identity", {}),
             environment=fields.get("environment", {}),

@@ -7,7 +7,7 @@ from typing import Any
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.checkpoint import checkpointer
-from raytrain_plus.checkpoint.files import FileEntry
+from raytrain_plus.checkpoint.files import CheckpointFile
 from raytrain_plus.checkpoint.snapshot import Snapshot
 from raytrain_plus.storage.store import Store
 from raytrain_plus.training.state import Replica
@@ -28,7 +28,7 @@ class Share:
 
     step: int
     workers: Sequence[str]
-    files: Sequence[FileEntry] | None = None
+    files: Sequence[CheckpointFile] | None = None
     state: dict[str, Any] | None = None
     error: str = ""
     generation: int = 0

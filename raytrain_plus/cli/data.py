@@ -20,8 +20,8 @@ from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.streams.check import inspect_stream, verify_stream
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import (
-    Block,
     Data,
+    RowBatch,
     Wanted,
     check_apart,
     names_of,
@@ -106,18 +106,19 @@ def write(  # noqa: PLR0913 - one option each
             split=split,
             seed=seed if order != "kept" else None,
         )
-        chosen = replace(chosen, labels=_labels(source, options, chosen, label, labels_from))
-        written = _write_stream(
-            source,
-            destination,
-            options,
-            chosen,
-            is_mixed=order == "mixed",
-            file_size=file_size,
-            compression=compression,
-            parallel=parallel,
-            only_writer=only_writer,
-        )
+        with _warnings_told():
+            chosen = replace(chosen, labels=_labels(source, options, chosen, label, labels_from))
+            written = _write_stream(
+                source,
+                destination,
+                options,
+                chosen,
+                is_mixed=order == "mixed",
+                file_size=file_size,
+                compression=compression,
+                parallel=parallel,
+                only_writer=only_writer,
+            )
         return _said(written, as_json=as_json)
 
     answer(run, as_json=as_json, debug=debug)
@@ -142,12 +143,13 @@ def convert(  # noqa: PLR0913 - one option each
     def run() -> dict[str, Any]:
         options = _options(storage_option)
         if to == "parquet":
-            with _read(source, options, Wanted()) as data:
+            with _warnings_told(), _read(source, options, Wanted()) as data:
                 rows = write_parquet(data, destination, options)
             return _said({"url": redact(destination), "rows": rows}, as_json=as_json)
-        written = _write_stream(
-            source, destination, options, Wanted(), file_size=file_size, compression=compression
-        )
+        with _warnings_told():
+            written = _write_stream(
+                source, destination, options, Wanted(), file_size=file_size, compression=compression
+            )
         return _said(written, as_json=as_json)
 
     answer(run, as_json=as_json, debug=debug)
@@ -219,7 +221,6 @@ def _write_stream(
     """Write a stream from any readable source; returns what the stream contains."""
     check_apart(source, destination)
     with (
-        _warnings_told(),
         tempfile.TemporaryDirectory(prefix="raytrain_plus-") as scratch,
         _read(source, options, choice) as read,
         StreamWriter(
@@ -229,8 +230,8 @@ def _write_stream(
         data = read
         if is_mixed and choice.seed is not None and not read.is_mixed:
             data = mixed(read, choice.seed, Path(scratch))
-        for piece in data.pieces:
-            writer.write(piece.table, piece.place)
+        for batch in data.batches:
+            writer.write(batch.table, batch.place)
     return inspect_stream(destination, options)
 
 
@@ -239,7 +240,7 @@ def _read(source: str, options: dict[str, Any], choice: Wanted) -> Iterator[Data
     """Open a source, and show the progress of reading."""
     data = read_any(source, options, choice)
     with _bar(data.rows) as advance:
-        yield replace(data, pieces=_watched(data.pieces, advance))
+        yield replace(data, batches=_watched(data.batches, advance))
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
@@ -264,10 +265,13 @@ def _said(answered: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _warnings_told() -> Iterator[None]:
-    """Show warnings about the data as sentences, without their source line."""
+    """Show each warning about the data once, as a sentence without its source line."""
+    shown = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        sys.stderr.write(redact(f"warning: {message}\n"))
+        if str(message) not in shown:
+            shown.add(str(message))
+            sys.stderr.write(redact(f"warning: {message}\n"))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -283,10 +287,12 @@ def _short(value: Any) -> str:
     return f"{shown}, ..." if len(value) > 10 else shown
 
 
-def _watched(pieces: Iterator[Block], advance: Callable[[pa.Table], None]) -> Iterator[Block]:
-    for piece in pieces:
-        yield piece
-        advance(piece.table)
+def _watched(
+    batches: Iterator[RowBatch], advance: Callable[[pa.Table], None]
+) -> Iterator[RowBatch]:
+    for batch in batches:
+        yield batch
+        advance(batch.table)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Files on a local disk that are there as a whole or not at all, and outlive a loss of power."""
+"""Atomic files on a local disk: complete or absent, also after a loss of power."""
 
 import contextlib
 import errno
@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 Content = bytes | Sequence[memoryview]
-"""What is written: bytes, or stretches of memory that come one after another, without a copy."""
+"""What is written: bytes, or views of memory, which are written one after another, not copied."""
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def write(path: Path, content: Content) -> None:
-    """Write a file, in the place of one that may be there; makes its folder.
+    """Write a file, or replace it; creates its folder.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -24,10 +24,10 @@ def write(path: Path, content: Content) -> None:
 
 
 def create(path: Path, content: Content) -> None:
-    """Write a file that must not be there yet; of two that try at once, one wins.
+    """Write a file that must not exist yet. If two processes try at once, one of them succeeds.
 
     Raises:
-        FileExistsError: it is there already.
+        FileExistsError: it exists.
         OSError: it cannot be written; nothing is left behind.
     """
     with _temporary(path, content) as temporary:
@@ -36,15 +36,18 @@ def create(path: Path, content: Content) -> None:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            if path.exists():  # all that such a file system can do about a race
-                raise FileExistsError(errno.EEXIST, "there already", str(path)) from error
+            if path.exists():  # such a file system has no better protection from a race
+                raise FileExistsError(errno.EEXIST, "it exists already", str(path)) from error
             temporary.replace(path)
 
 
 @contextlib.contextmanager
 def _temporary(path: Path, content: Content) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(path.parent)) from error
     try:
         with temporary.open("xb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
@@ -58,7 +61,7 @@ def _temporary(path: Path, content: Content) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the file system knows how to."""
+    """Sync the names in a folder to the disk, if the file system can."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

@@ -1,22 +1,22 @@
-"""Errors of stores, and what a store means by the errors that its library raises."""
+"""Errors of stores, and the meaning of the errors that their libraries raise."""
 
 from collections.abc import Iterable
 
 
 class StorageError(ValueError):
-    """A location that cannot be used, or a store that does not do what it is asked for."""
+    """A location that cannot be used, or a store that fails."""
 
 
 class StoreError(StorageError):
-    """A store did not give what it should within the deadline; the message says what it said."""
+    """A request to a store did not succeed within the deadline; the message quotes the store."""
 
 
 class ExistsError(StorageError):
-    """What was to be created is there already."""
+    """An object that should be created exists already."""
 
 
 def code_of(error: BaseException) -> str:
-    """Return what a store calls the error, if it is one of botocore's."""
+    """Return the code that a store gave to an error of botocore; empty for other errors."""
     for one in (error, error.__cause__, error.__context__):
         response = getattr(one, "response", None)
         if isinstance(response, dict):
@@ -25,22 +25,22 @@ def code_of(error: BaseException) -> str:
 
 
 def is_failed_precondition(error: BaseException) -> bool:
-    """Say whether what was to be created was there already."""
+    """Say whether an object was not created because it exists already."""
     return code_of(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
 
 
 def is_denied(error: BaseException) -> bool:
-    """Say whether the store has refused for lack of rights."""
+    """Say whether the store denied access."""
     return isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
 
 
 def is_mistyped(error: BaseException) -> bool:
-    """Say whether an option is of a type that the store's library cannot use."""
+    """Say whether an option has a type that the store's library cannot use."""
     return isinstance(error, TypeError | AttributeError)
 
 
 def advice_on(error: BaseException, options: Iterable[str] = ()) -> str:
-    """Return what a person can do about an error, as the end of its message.
+    """Return what a user can do about an error, as the end of its message.
 
     Args:
         error: what the store's library has raised.

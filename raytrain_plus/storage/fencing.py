@@ -1,9 +1,9 @@
-"""One coordinator at a time: a new leader of a run leaves a record, and the leader before it stops.
+"""One coordinator at a time: a new coordinator of a run writes a record, and the one before stops.
 
-Two things may go wrong. A coordinator that Ray believes dead may live on for seconds, cut off from
-its node or its network, while another has taken its place: it has been replaced. And a run that
-was believed dead may have been resumed by another driver, on another cluster: it has been taken
-over. In both cases the first coordinator must neither write the journal nor plan.
+A coordinator loses its run in two cases. It is replaced if Ray believes it dead and starts another
+one, while it still runs for seconds without its node's network. It is taken over if another driver
+believes the run dead and resumes it, also on another cluster. In both cases it must neither write
+the journal nor make plans.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ class FencedError(RuntimeError):
     """Another coordinator leads the run now.
 
     Attributes:
-        replaced: Ray has started it in our place; otherwise another driver has the run.
+        replaced: Ray has started a new coordinator; otherwise another driver has the run.
     """
 
     def __init__(self, owner: Owner | None, *, replaced: bool) -> None:
@@ -25,17 +25,17 @@ class FencedError(RuntimeError):
         super().__init__(
             "another coordinator leads the run now"
             if replaced
-            else f"the run was taken over, because it seemed dead: {who}. This one ends"
+            else f"the run was taken over, because it seemed dead, by {who}. This coordinator ends"
         )
         self.replaced = replaced
 
 
 def check_claim(store: Store, claim: str) -> None:
-    """Check that no other owner has a run, before its checkpoints are changed.
+    """Check that a run has no other owner, before its checkpoints are changed.
 
     Args:
         store: where its checkpoints are.
-        claim: of its driver.
+        claim: the claim of its driver.
 
     Raises:
         FencedError: another driver has it.
@@ -47,13 +47,13 @@ def check_claim(store: Store, claim: str) -> None:
 
 
 class Fence:
-    """Who leads a run, in the records of its folder.
+    """Ensures, by records in a run's folder, that one coordinator leads the run.
 
     Args:
-        folder: of the run.
-        claim: what this coordinator has in common with the driver that has started the run.
-        run_id: the run's.
-        address: of the Ray cluster.
+        folder: the run's folder.
+        claim: the claim of the driver that has started the run.
+        run_id: the run's id.
+        address: the address of the Ray cluster.
     """
 
     def __init__(self, folder: Path, claim: str = "", run_id: str = "", address: str = "") -> None:
@@ -62,8 +62,8 @@ class Fence:
         self._owner = Owner.this(claim, run_id, "coordinator", address, folder)
         self._life = Life(folder)
 
-    def take(self) -> None:
-        """Lead from now on.
+    def acquire(self) -> None:
+        """Become the coordinator that leads the run.
 
         Raises:
             FencedError: the run was taken over.
@@ -80,7 +80,7 @@ class Fence:
             return
 
     def check(self) -> None:
-        """Raise FencedError if another leads. A folder that was removed says nothing."""
+        """Raise FencedError if another coordinator leads, unless the folder cannot be read."""
         folder = self._folder / FOLDER
         try:
             mine = (folder / name_of(self._owner.number)).read_bytes()
@@ -92,5 +92,5 @@ class Fence:
         raise FencedError(last, replaced=last is not None and last.claim == self._owner.claim)
 
     def release(self) -> None:
-        """The run has ended: anyone may resume it at once."""
+        """Record that the run has ended, so that it can be resumed at once."""
         self._life.end()

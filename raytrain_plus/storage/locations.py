@@ -1,8 +1,8 @@
-"""What a user names as a place: a path or a URL, and the options of its store.
+"""Locations that a user gives: a path or a URL, and the options of its store.
 
-One rule for every command. A `file://` URL is percent-decoded, as `Path.as_uri()` encodes it; "#"
-and "?" have no meaning in it and are part of the path. A path is taken as it is. Any other URL goes
-to fsspec as it is.
+The rules are the same for every command. A `file://` URL is percent-decoded, as `Path.as_uri()`
+encodes it; "#" and "?" have no meaning in it and are part of the path. A path is used as it is. Any
+other URL goes to fsspec as it is.
 """
 
 import json
@@ -23,13 +23,13 @@ _URL = re.compile(r"[A-Za-z][\w+.:-]*://")
 _LOCAL = re.compile(
     r"(?:file|local):(?://(?P<host>[^/]*))?(?P<path>/.*|$)", re.IGNORECASE | re.DOTALL
 )
-# What is text even if it looks like a number: names of accounts, and secrets.
+# Options whose values stay text even if they look like numbers: names of accounts, and secrets.
 _TEXT = re.compile(r"(^|_)(key|secret|token|password|passwd|user|username|name|id|string)$")
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def local_path(location: str | os.PathLike[str]) -> Path | None:
-    """Return the absolute path of a place on this machine; None if it is elsewhere.
+    """Return the absolute path of a location on this machine; None for any other location.
 
     Args:
         location: a path, or a URL; an `os.PathLike` is always a path.
@@ -50,15 +50,15 @@ def local_path(location: str | os.PathLike[str]) -> Path | None:
 def file_system(
     location: str | os.PathLike[str], options: Mapping[str, Any] | None = None
 ) -> tuple[Any, str]:
-    """Return the fsspec file system of a place, and the path in it.
+    """Return the fsspec file system of a location, and the path in it.
 
     Args:
         location: a path or a URL.
-        options: for the file system; a local one needs none and is given none.
+        options: for the file system; a local one ignores them.
 
     Raises:
-        StorageError: the URL is of a kind that is not known, its library is not installed, or an
-            option does not fit.
+        StorageError: the scheme of the URL is unknown, its library is not installed, or an option
+            does not fit.
     """
     if (path := local_path(location)) is not None:
         return LocalFileSystem(), str(path)
@@ -80,16 +80,17 @@ def file_system(
 def parse_options(given: Iterable[str], what: str = "storage option") -> dict[str, Any]:
     """Return the options that a command line gives as KEY=VALUE.
 
-    A value that is JSON is what it says: `anon=false`, `max_concurrency=4`,
+    A value that is JSON is parsed: `anon=false`, `max_concurrency=4`,
     `client_kwargs={"region_name": "eu"}`. Any other value is text, and so are the values of
     `key`, `secret`, `token`, `password` and the like.
 
     Args:
         given: the texts.
-        what: to call one in an error.
+        what: the name of an option in an error.
 
     Raises:
-        StorageError: one has another form, is given twice, or begins as JSON and is none.
+        StorageError: an option has another form, is given twice, or begins like JSON and is
+            not JSON.
     """
     options: dict[str, Any] = {}
     for text in given:

@@ -1,13 +1,13 @@
-"""Who owns a run: one driver and its coordinators at a time, whatever cluster they are on.
+"""Ownership of a run: one driver and its coordinators at a time, on any cluster.
 
-Owners follow one another. Each creates the next numbered record in the folder `owners` of the run's
-folder, and of its checkpoint storage where that is elsewhere. A record is created only if it is not
-there yet, so that of two that try at once one wins; no lock can be left behind by a crash. Drivers
-and coordinators that belong together share a random `claim`. An owner that finds a later record of
-another claim has lost the run: it must write nothing more.
+Each owner creates the next numbered record in the folder `owners` of the run's folder, and also of
+its checkpoint storage if that is elsewhere. A record is created only if it does not exist yet. So
+one of two processes that try at once succeeds, and a crash leaves no lock behind. A driver and its
+coordinators share a random `claim`. An owner that finds a later record with another claim has lost
+the run: it must write nothing more.
 
-An owner that lives renews the time of its `.alive` file every second; one that has ended deletes
-it. An owner is gone if it has ended, if its process is known to be gone together with its Ray
+A live owner renews the time of its `.alive` file every second. An owner that ends deletes the file.
+An owner is gone if it has ended, if its process is known to be gone together with its Ray
 cluster, or if it has given no sign of life for `STALE` seconds.
 """
 
@@ -33,13 +33,13 @@ STALE = 15.0  # seconds without a sign of life after which an owner counts as go
 
 _BEAT = 1.0  # seconds between two signs of life
 _LOOK = 0.2  # seconds between two looks at an owner that may be gone
-_GRACE = 3.0  # seconds for which an owner must be seen to live
+_GRACE = 3.0  # seconds for which an owner must live before its run is refused
 _CONNECT_SECONDS = 1.0
 _BOOT, _NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 
 
 class OwnedError(ValueError):
-    """The run belongs to another process, which lives. The message says what to do."""
+    """The run belongs to another live process. The message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class OwnerProcess:
 
     Attributes:
         host: the host's name.
-        kernel: the kernel and the namespace in which `pid` means something; empty if unknown.
+        kernel: the kernel and the namespace in which `pid` is valid; empty if unknown.
         pid: its id.
-        began: when it began, in the kernel's ticks: an id is given again; 0 if unknown.
+        began: its start in the kernel's ticks, since ids are reused; 0 if unknown.
     """
 
     host: str
@@ -74,18 +74,18 @@ class OwnerProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """One record: who owns a run.
+    """One record: an owner of a run.
 
     Attributes:
         number: its place among the run's owners, from 1.
-        claim: what a driver and its coordinators have in common.
-        run_id: tells the run from others of the same name.
-        role: which of the two has written it.
-        process: that has written it.
-        user: who runs it.
-        address: of its Ray cluster.
-        folder: of the run, as its owner sees it.
-        since: Unix time.
+        claim: shared by a driver and its coordinators.
+        run_id: the id of the run, which differs from that of other runs with the same name.
+        role: what wrote the record.
+        process: the process that wrote the record.
+        user: the user who runs the process.
+        address: the address of its Ray cluster.
+        folder: the run's folder, as its owner sees it.
+        since: the Unix time of the record.
     """
 
     number: int
@@ -107,7 +107,7 @@ class Owner:
         address: str,
         folder: Path,
     ) -> "Owner":
-        """Return a record of this process; it has no number yet."""
+        """Return a record of this process, without a number yet."""
         return cls(
             number=0,
             claim=claim,
@@ -122,7 +122,7 @@ class Owner:
 
     @classmethod
     def parse(cls, number: int, content: bytes) -> "Owner":
-        """Read a record; a damaged one names no owner, and only its sign of life counts."""
+        """Read a record. A damaged one names no owner; then only its sign of life counts."""
         try:
             said = json.loads(content)
             process = OwnerProcess(**said.pop("process"))
@@ -130,9 +130,9 @@ class Owner:
             texts = (owner.claim, owner.run_id, owner.user, owner.address, owner.folder)
             numbers = (process.pid, process.began, owner.since)
             if not all(isinstance(one, str) for one in (*texts, process.host, process.kernel)):
-                raise TypeError("a text is none")
+                raise TypeError("a field is not text")
             if not all(isinstance(one, int | float) for one in numbers):
-                raise TypeError("a number is none")
+                raise TypeError("a field is not a number")
         except (ValueError, TypeError, KeyError, AttributeError):
             unknown = OwnerProcess(host="an unknown host", kernel="", pid=0, began=0)
             return cls(
@@ -154,7 +154,7 @@ class Owner:
 
 
 class Owners:
-    """The owners of a run, as a store holds them.
+    """The records of a run's owners in a store.
 
     Args:
         store: the run's folder, or where its checkpoints are.
@@ -164,7 +164,7 @@ class Owners:
         self._store = store.inside(FOLDER)
 
     def latest(self) -> Owner | None:
-        """Return who owns the run, or owned it last.
+        """Return the present or last owner of the run.
 
         Raises:
             StoreError: the store cannot be read.
@@ -175,14 +175,14 @@ class Owners:
         return Owner.parse(max(numbers), self._store.read(name_of(max(numbers))))
 
     def follow(self, owner: Owner, number: int) -> Owner:
-        """Make an owner the next one; returns it with its number.
+        """Add an owner after the last one; returns it with its number.
 
         Args:
-            owner: who follows.
-            number: of the last owner, 0 for none.
+            owner: the new owner.
+            number: the number of the last owner, 0 for none.
 
         Raises:
-            ExistsError: another has followed it.
+            ExistsError: another process was added before.
             StoreError: the store cannot be written.
         """
         numbered = dataclasses.replace(owner, number=number + 1)
@@ -190,7 +190,7 @@ class Owners:
         return numbered
 
     def is_last(self, owner: Owner) -> bool:
-        """Say whether no other owner has followed one.
+        """Say whether an owner is the last one.
 
         Raises:
             StoreError: the store cannot be read.
@@ -211,26 +211,27 @@ class Life:
         self._number = 0
 
     def follow(self, owners: Owners, owner: Owner, number: int) -> Owner:
-        """Make an owner the next one, who gives signs of life from then on until `end`.
+        """Add an owner after the last one, and give its signs of life until `end` is called.
 
         Args:
-            owners: of the run's folder.
-            owner: who follows.
-            number: of the last owner, 0 for none.
+            owners: the owners in the run's folder.
+            owner: the new owner.
+            number: the number of the last owner, 0 for none.
 
         Raises:
-            ExistsError: another has followed it.
+            ExistsError: another process was added before.
             StoreError: the folder cannot be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / _alive(number + 1)).touch()  # a record without it is of one that has ended
+        # It is there before the record: without this file, the owner of a record has ended.
+        (self._folder / _alive(number + 1)).touch()
         followed = owners.follow(owner, number)
         self._number = followed.number
         threading.Thread(target=self._go_on, daemon=True, name="raytrain_plus owner").start()
         return followed
 
     def end(self) -> None:
-        """Say that this owner has ended. It may be said twice, and before there was one."""
+        """Record that this owner has ended. Does nothing without an owner, or after the end."""
         self._over.set()
         if self._number:
             with contextlib.suppress(OSError):
@@ -239,7 +240,7 @@ class Life:
     def _go_on(self) -> None:
         path = self._folder / _alive(self._number)
         while not self._over.wait(_BEAT):
-            with contextlib.suppress(OSError):  # the folder may be away for a while
+            with contextlib.suppress(OSError):  # the folder may be unreachable for a while
                 os.utime(path)
 
 
@@ -258,7 +259,7 @@ def is_gone(folder: Path, owner: Owner) -> bool | None:
         return True
     answers = _answers(owner.address)
     if lives is False:
-        # Its Ray, if it is there, may be about to start the coordinator again.
+        # If its Ray cluster lives, that may be about to start the coordinator again.
         return True if silence > STALE or not answers else None
     # A process whose cluster has ended is about to end, too.
     return False if answers else None
@@ -267,15 +268,15 @@ def is_gone(folder: Path, owner: Owner) -> bool | None:
 def await_gone(
     folder: Path, owner: Owner, is_over: Callable[[Owner], bool] = lambda _: False
 ) -> None:
-    """Return when an owner is gone for good.
+    """Wait until an owner is gone for good.
 
     Args:
         folder: the run's.
         owner: the last record in it.
-        is_over: knows more of some owners: those whose cluster this process has joined.
+        is_over: says whether an owner on the cluster of this process has ended.
 
     Raises:
-        OwnedError: it lives.
+        OwnedError: the owner lives.
     """
     began = lives_since = time.monotonic()
     while not is_over(owner):
@@ -283,14 +284,14 @@ def await_gone(
         if gone:
             return
         lives_since = lives_since if gone is False else now
-        # What was killed a moment ago may take a moment to end.
+        # A process that was just killed may need a moment to end.
         if now - lives_since > _GRACE or now - began > STALE + _GRACE:
             raise OwnedError(refusal(owner, folder))
         time.sleep(_LOOK)
 
 
 class Held:
-    """A run that this driver owns until it leaves the `with` block; its coordinators follow it.
+    """A run that this driver owns during a `with` block; its coordinators are the next owners.
 
     Args:
         folder: the run's.
@@ -310,7 +311,7 @@ class Held:
         self._life.end()
 
     def retire(self) -> None:
-        """The run has ended, and its coordinator may have been too short of time to say so."""
+        """Record the end of the run's coordinator, which may have had no time to do it."""
         last = Owners(Store(self._folder)).latest()
         if last is not None and last.claim == self.owner.claim:
             with contextlib.suppress(OSError):
@@ -318,7 +319,7 @@ class Held:
 
 
 def look(folder: Path, is_over: Callable[[Owner], bool] = lambda _: False) -> int:
-    """Return the number of a run's last owner, who is gone; 0 if it never had one.
+    """Wait until a run's last owner is gone; returns its number, 0 if there was no owner.
 
     Args:
         folder: the run's.
@@ -335,7 +336,7 @@ def look(folder: Path, is_over: Callable[[Owner], bool] = lambda _: False) -> in
     return last.number
 
 
-def take(
+def acquire(
     folder: Path,
     run_id: str,
     address: str,
@@ -347,12 +348,12 @@ def take(
     Args:
         folder: the run's.
         run_id: the run's.
-        address: of the Ray cluster that this process has joined.
-        before: the last owner, as `look` returned it before what the run goes on from was read.
+        address: the address of the Ray cluster that this process has joined.
+        before: the number that `look` returned before the last state of the run was read.
         is_over: as for `await_gone`.
 
     Raises:
-        OwnedError: the run lives, or had another owner meanwhile.
+        OwnedError: the run lives, or has had another owner since then.
         StoreError: the folder cannot be written.
     """
     owners, life = Owners(Store(folder)), Life(folder)
@@ -370,9 +371,9 @@ def take(
 def look_from_storage(
     storage: Store | None, is_over: Callable[[Owner], bool] = lambda _: False
 ) -> int:
-    """Return the number of the last owner of a run's checkpoints, who is gone; 0 for none.
+    """Wait until the last owner of a run's checkpoints is gone; returns its number, 0 for none.
 
-    Signs of life are in the run's folder, which may not be seen from here, or be lost.
+    Signs of life are in the run's folder, which may be lost, or not visible from this machine.
 
     Args:
         storage: where the checkpoints are, if that is not the run's folder.
@@ -393,22 +394,22 @@ def look_from_storage(
             return last.number
     if not is_over(last) and _answers(last.address):
         raise OwnedError(
-            f"{refusal(last, folder)}. That folder is not seen from here, and Ray at "
-            f"{last.address} answers. If the run has ended there, delete {storage.url}/{FOLDER}"
+            f"{refusal(last, folder)}. That folder is not visible from here, and Ray "
+            f"at {last.address} answers. If the run has ended there, delete {storage.url}/{FOLDER}"
         )
     return last.number
 
 
-def take_storage(storage: Store, held: Held, before: int) -> None:
-    """Become the owner of a run's checkpoints, too.
+def acquire_storage(storage: Store, held: Held, before: int) -> None:
+    """Become the owner of the run's checkpoints as well.
 
     Args:
         storage: where the checkpoints are, if that is not the run's folder.
         held: this driver's run.
-        before: their last owner, as `look_from_storage` returned it.
+        before: the number of their last owner, as `look_from_storage` returned it.
 
     Raises:
-        OwnedError: they had another owner meanwhile.
+        OwnedError: they have had another owner since then.
         StoreError: the store cannot be written.
     """
     owners = Owners(storage)
@@ -432,7 +433,7 @@ def refusal(owner: Owner, folder: Path) -> str:
 
 
 def new_claim() -> str:
-    """Return a claim, or the id of a run, that is like no other."""
+    """Return a unique claim or id of a run."""
     return uuid.uuid4().hex
 
 
@@ -451,9 +452,9 @@ def _number(name: str) -> int:
 
 
 def _silence(folder: Path, number: int) -> float | None:
-    """Return for how many seconds an owner has given no sign of life; None if it has ended.
+    """Return the seconds since an owner's last sign of life; None if it has ended.
 
-    Both times are those of the file system, so that no clock of a host matters.
+    Both times come from the file system, so the clocks of the hosts do not matter.
     """
     path = folder / FOLDER / _alive(number)
     clock = path.with_name(f".clock-{uuid.uuid4().hex}")
@@ -478,7 +479,7 @@ def _answers(address: str) -> bool:
     except ConnectionRefusedError:
         return False
     except OSError:
-        return True  # a network that is away says nothing about the cluster
+        return True  # if the network fails, the cluster may live
     return True
 
 
@@ -490,7 +491,7 @@ def _kernel() -> str:
 
 
 def _began(pid: int) -> int:
-    """Return when a process began; 0 if there is none, or only what is left of one."""
+    """Return the start of a process; 0 if there is none, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

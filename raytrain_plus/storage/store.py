@@ -1,8 +1,8 @@
-"""A folder of objects at any fsspec URL, read and written so that no fault passes unseen.
+"""A folder of objects at any fsspec URL; a fault of the store is retried, and then reported.
 
-A store that stalls, cuts short, resets or refuses is asked again, with longer and longer breaks,
-until a deadline of our own has passed without a byte of progress. Every request runs in a thread
-of its own that is left behind when it stalls: the libraries' own timeouts multiply to minutes.
+A request that stalls, is cut short, reset or refused is made again, with growing breaks, until a
+deadline has passed without a byte of progress. Each request runs in a thread of its own, which is
+abandoned if it stalls, because the timeouts of the libraries add up to minutes.
 """
 
 import contextlib
@@ -44,9 +44,9 @@ T = TypeVar("T")
 _LARGEST_READ = 16 << 20  # bytes asked for at once: what arrives before a fault is kept
 _SMALLEST_READ = 64 << 10
 _FIRST_BREAK, _LONGEST_BREAK = 0.05, 5.0  # seconds
-_WHOLE_TRIES = 4  # of a file whose bytes all came, and were not those that the manifest names
+_WHOLE_TRIES = 4  # reads of a file whose hash is wrong
 _SLOWEST_WRITE = 4 << 20  # bytes per second; a write that is slower has stalled
-_LOOK = 0.05  # seconds between two looks at whether the reader has gone away
+_LOOK = 0.05  # seconds between two checks whether a read was cancelled
 
 
 class InterruptedReadError(RuntimeError):
@@ -61,7 +61,7 @@ class Stat:
         size: its bytes.
         validator: what changes with its content: a hash, tag, version or time. Empty where the
             store has none of these: then a change that keeps the size is not noticed.
-        exact: the same, with what holds on this machine alone (a local file's inode).
+        exact: the same, and of a local file its inode, which differs between machines.
     """
 
     size: int
@@ -69,7 +69,8 @@ class Stat:
     exact: str
 
 
-# What file systems call it, without case and separators: the first kind that there is counts.
+# The names that file systems give it, in lower case without separators, by kind. The first kind
+# that a file system has is used.
 _VALIDATORS = (
     {"md5", "md5hash", "md5checksum", "contentmd5", "contenthash", "digest", "sha", "sha1",
      "sha256", "blobid", "hex", "crc32c", "crc"},
@@ -107,10 +108,10 @@ class Store:
         url: `s3://bucket/folder`, `file:///folder`, a path, or any other that fsspec knows.
         options: passed to fsspec's filesystem, such as `{"endpoint_url": ...}` for s3.
         deadline: seconds without progress after which a read or write fails for good.
-        stall: seconds after which one request is given up and made again.
+        stall: seconds after which one request is abandoned and made again.
 
     Raises:
-        StorageError: the URL is of a kind that is not known or whose library is not installed.
+        StorageError: the scheme of the URL is unknown, or its library is not installed.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Store:
         return str(self.local_path / name) if self.is_local else f"{self.url}/{name}"
 
     def inside(self, folder: str) -> "Store":
-        """Return the store of a folder directly in this one; StoreError if it leads elsewhere."""
+        """Return the store of a direct subfolder; StoreError if the name is not that of one."""
         if folder in ("", ".", "..") or "/" in folder or "\0" in folder:
             raise StoreError(f"{folder!r} is no name of a folder in {self.url}")
         found = copy.copy(self)
@@ -168,11 +169,11 @@ class Store:
         Args:
             name: its name in the folder.
             size: how many bytes it has; None asks the store.
-            sha256: what they must hash to, in hex.
+            sha256: the SHA-256 that they must have, in hex.
             cancelled: when it is set, the read ends at once.
 
         Raises:
-            StoreError: it is not there, or not as it should be, within the deadline.
+            StoreError: it is absent, or has other bytes, until the deadline.
             InterruptedReadError: `cancelled` was set.
         """
         for _ in range(_WHOLE_TRIES):
@@ -183,8 +184,8 @@ class Store:
             if sha256 is None or hashlib.sha256(content).hexdigest() == sha256:
                 return content
         raise StoreError(
-            f"{self.where(name)} came {_WHOLE_TRIES} times with other bytes than its manifest "
-            "names: it is damaged where it is stored, or was written over. Run `raytrain-plus data "
+            f"{self.where(name)} was read {_WHOLE_TRIES} times with other bytes than its manifest "
+            "names: it is damaged in the store, or was overwritten. Run `raytrain-plus data "
             "verify` on the data set, and write it again."
         )
 
@@ -197,7 +198,7 @@ class Store:
         return self._insist(lambda: bool(self._fs.isfile(self._root)), "", None)
 
     def names(self) -> list[str]:
-        """Return the names of all objects that stand directly in the folder, sorted.
+        """Return the names of all objects directly in the folder, sorted.
 
         Raises:
             StoreError: the folder cannot be listed, or is not there.
@@ -258,11 +259,11 @@ class Store:
     def write(
         self, name: str, content: Content, *, cancelled: threading.Event | None = None
     ) -> None:
-        """Write an object: it is there as a whole or not at all.
+        """Write an object atomically: it is complete or absent.
 
         Args:
             name: its name in the folder, which is made if it is not there.
-            content: bytes, or stretches of memory, which go to a local file without a copy.
+            content: bytes, or views of memory, which are not copied for a local file.
             cancelled: when it is set, no further try is made.
 
         Raises:
@@ -281,10 +282,10 @@ class Store:
         )
 
     def create(self, name: str, content: bytes) -> None:
-        """Write an object that must not be there yet; of two that try at once, one wins.
+        """Write an object that must not exist yet. If two try at once, one of them succeeds.
 
         Raises:
-            ExistsError: it is there already.
+            ExistsError: it exists.
             StoreError: it cannot be written within the deadline.
         """
         if self.is_local:
@@ -331,7 +332,7 @@ class Store:
         self._insist(forget, "", None)
 
     def creates_conditionally(self) -> bool:
-        """Find out whether `create` is kept by the store, by trying; some ignore the condition."""
+        """Test whether `create` fails in this store if the object exists; some ignore that."""
         if self.is_local:
             return True
         name = f".probe-{uuid.uuid4().hex}"
@@ -376,7 +377,7 @@ class Store:
         try:
             how(self.local_path / name, content)
         except FileExistsError as error:
-            raise ExistsError(f"{self.where(name)} is there already") from error
+            raise ExistsError(f"{self.where(name)} exists already") from error
         except OSError as error:
             raise StoreError(f"{self.where(name)} cannot be written: {error}") from error
 
@@ -385,7 +386,7 @@ class Store:
             self._fs.pipe_file(self._path(name), content, mode="create")
         except OSError as error:
             if isinstance(error, FileExistsError) or is_failed_precondition(error):
-                raise ExistsError(f"{self.where(name)} is there already") from error
+                raise ExistsError(f"{self.where(name)} exists already") from error
             raise
 
     def _read_ranges(self, name: str, size: int, cancelled: threading.Event | None) -> bytes:
@@ -395,10 +396,11 @@ class Store:
         def read() -> bytes:
             nonlocal step
             end = min(size, done + step)
-            step = max(_SMALLEST_READ, step // 2)  # should this one fail: a slow link has to do
+            # If this read fails, the link may be slow: the next one is smaller.
+            step = max(_SMALLEST_READ, step // 2)
             got = self._cat(name, done, end)
             if len(got) != end - done:
-                raise OSError(f"{end - done} bytes were asked for, and {len(got)} came")
+                raise OSError(f"{len(got)} bytes arrived of {end - done} that were requested")
             step = _LARGEST_READ
             return got
 
@@ -417,10 +419,10 @@ class Store:
         absent_is_final: bool = False,
         stall: float | None = None,
     ) -> T:
-        """Make a request again and again, until it succeeds or the deadline has passed.
+        """Repeat a request until it succeeds or the deadline has passed.
 
-        What a manifest names and is not there may be about to appear; else nothing says so, and
-        `absent_is_final`.
+        An object that a manifest names may appear later, so its absence is retried. With
+        `absent_is_final`, nothing promises the object, and its absence is an error at once.
         """
         until = time.monotonic() + self.deadline
         pause, tries = _FIRST_BREAK, 0
@@ -445,7 +447,7 @@ class Store:
             pause = min(_LONGEST_BREAK, 2 * pause)
 
     def _is_final(self, error: BaseException) -> bool:
-        """Say whether asking again is in vain."""
+        """Say whether a retry cannot succeed."""
         if isinstance(error, FileNotFoundError):
             return self.is_local or code_of(error) == "NoSuchBucket"
         hopeless = isinstance(error, NotADirectoryError | IsADirectoryError)
@@ -453,7 +455,7 @@ class Store:
 
 
 def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event | None) -> T:
-    """Return what a request gives; leaves it behind when it takes too long."""
+    """Return the result of a request; abandons a request that takes too long."""
     future: Future[T] = Future()
 
     def run() -> None:

@@ -55,16 +55,16 @@ NextUse = Callable[[], Mapping[str, float]]
 
 
 class CacheFullError(DataError):
-    """There is no room: all that is in the cache is being read."""
+    """The cache has no room: all of its entries are being read."""
 
 
 class FileTooLargeError(CacheFullError):
-    """One file alone takes more than the cache may: no wait helps."""
+    """One file alone is larger than the cache may be: waiting does not help."""
 
 
 @dataclass
 class Entry:
-    """An entry that is held: it is not evicted until it is closed and no buffer of it is left.
+    """An entry that is open: it is not evicted until it is closed and no buffer of it is left.
 
     Attributes:
         path: its file.
@@ -91,7 +91,7 @@ class Cache:
     """A folder of entries.
 
     Args:
-        folder: on a disk of this node; it is made if it is not there.
+        folder: on a disk of this node; it is created if it does not exist.
         limit: bytes that all entries may take together.
 
     Raises:
@@ -112,22 +112,22 @@ class Cache:
             ) from error
 
     def foresee(self, owner: object, next_use: NextUse) -> None:
-        """Let an owner say when it reads entries next: key -> any measure of how far away.
+        """Register a function that returns how far away the next use of each entry is, by key.
 
-        The owner calls `forget` when it is through. Each process has its own owners, and each
-        knows the future of all workers of its run, since that follows from the order: nothing is
-        shared, so nothing outlives a process that is killed.
+        The owner calls `forget` at its end. The functions are not shared between processes, so
+        none outlives a process that is killed. Each process knows the future uses of all workers
+        of its run, since they follow from the order.
         """
         with self._mutex:
             self._foresight[owner] = next_use
 
     def forget(self, owner: object) -> None:
-        """Ask an owner no more."""
+        """Remove the function of an owner."""
         with self._mutex:
             self._foresight.pop(owner, None)
 
     def find(self, key: str) -> Entry | None:
-        """Return an entry if it is there and whole; one that is damaged is removed."""
+        """Return an entry if it exists and is complete; a damaged one is removed."""
         path = self.folder / f"{key}.cached"
         while True:
             try:
@@ -154,20 +154,20 @@ class Cache:
         *,
         ahead: bool = False,
     ) -> Entry:
-        """Return an entry; makes it if it is not there, once for all who wait for it.
+        """Return an entry; if it does not exist, one process makes it and the others wait.
 
         Args:
             key: its name: letters and digits. Equal keys must stand for equal bytes.
-            expected: how many bytes it will have, about.
+            expected: about how many bytes it will have.
             make: returns its bytes.
             cancelled: when it is set, waiting ends at once.
-            ahead: it is not needed yet: nothing that is needed sooner makes room for it.
+            ahead: it is not needed yet, so no entry that is needed sooner is evicted for it.
 
         Raises:
-            CacheFullError: there is no room until a reader closes an entry.
+            CacheFullError: there is no room before a reader closes an entry.
             DataError: the disk is full or fails.
             InterruptedReadError: `cancelled` was set.
-            Exception: whatever `make` raises.
+            Exception: any error of `make`.
         """
         found = self.find(key)
         entry = found or self._await_or_make(key, expected, make, cancelled, ahead=ahead)
@@ -176,7 +176,7 @@ class Cache:
         return entry
 
     def bytes_used(self) -> int:
-        """Return the bytes that all entries take, those that are being filled with them."""
+        """Return the bytes of all entries, including those that are being filled."""
         with self._counting():
             return self._sum()
 
@@ -201,7 +201,7 @@ class Cache:
             handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _lock(handle, cancelled)
-                if not _is_at(handle, part):  # its owner has finished it, or given it up
+                if not _is_at(handle, part):  # its owner has finished or abandoned it
                     continue
                 if (entry := self.find(key)) is not None:  # finished since we looked
                     part.unlink(missing_ok=True)
@@ -241,7 +241,7 @@ class Cache:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        # The lock moves with the file: it cannot be evicted before it is held for reading.
+        # The lock moves with the file, so it cannot be evicted before it is locked for reading.
         held = os.dup(handle)
         fcntl.flock(held, fcntl.LOCK_SH)
         self._verified.add((key, os.fstat(held).st_ino))
@@ -265,12 +265,12 @@ class Cache:
     # -- room
 
     def _reserve(self, ahead: str | None, handle: int, size: int) -> None:
-        """Make a part as large as it will be, within the limit.
+        """Give a part its final size, within the limit; evicts entries if needed.
 
         Args:
-            ahead: its key, if it is not needed yet.
-            handle: the part, open and locked.
-            size: its bytes.
+            ahead: the key of the entry, if it is not needed yet.
+            handle: the open and locked part.
+            size: its final size in bytes.
         """
         if size > self.limit:
             raise FileTooLargeError(
@@ -298,13 +298,13 @@ class Cache:
                 elif not next(evictions, False):
                     raise CacheFullError(
                         f"the cache {self.folder} is limited to {self.limit:,} bytes, and all "
-                        f"{used:,} that are in it are being read: raise `cache_limit`, lower "
+                        f"{used:,} bytes in it are being read: raise `cache_limit`, lower "
                         "`window`, or write the data set with smaller files"
                     )
                 used = self._sum()
 
     def _evictions(self, ahead: str | None) -> Iterator[bool]:
-        """Remove files one by one, those that are needed last first; yield True after each."""
+        """Remove files one by one, the one that is needed last first; yield True after each."""
         known = self._known()
         soonest = known.get(ahead, 0.0) if ahead is not None else 0.0
 
@@ -319,7 +319,7 @@ class Cache:
                 yield True
 
     def _known(self) -> dict[str, float]:
-        """Return how far away the next use of each entry is, where a source knows it."""
+        """Return how far away the next use of each entry is, if a source knows it."""
         with self._mutex:
             asked = list(self._foresight.values())
         known: dict[str, float] = {}
@@ -366,7 +366,7 @@ def _remove(path: Path) -> bool:
 
 
 def _lock(handle: int, cancelled: threading.Event | None) -> None:
-    """Lock a part for filling it; waits while another process fills it."""
+    """Lock a part in order to fill it; waits while another process fills it."""
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -379,7 +379,7 @@ def _lock(handle: int, cancelled: threading.Event | None) -> None:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Say whether an open file is the one that stands at a path."""
+    """Say whether an open file is the one at a path."""
     try:
         return os.fstat(handle).st_ino == path.stat().st_ino
     except FileNotFoundError:
@@ -388,22 +388,22 @@ def _is_at(handle: int, path: Path) -> bool:
 
 @functools.cache
 def node_cache(folder: Path, limit: int) -> Cache:
-    """Return this process's one cache of a folder."""
+    """Return the cache of a folder; there is one for each folder in a process."""
     return Cache(folder, limit)
 
 
-# -- what was fetched, and what was found here instead
+# -- counts of hits, misses and fetched bytes
 
 
 @dataclass
 class Traffic:
-    """Counts that only grow; from any thread.
+    """Counts of this process, which any thread may increase.
 
     Attributes:
-        hits: files that were whole in the cache when they were to be read.
-        misses: files that were waited for when they were to be read.
-        fetched_files: files that this process has fetched, ahead or in need.
-        fetched_bytes: of these, as they lie in the store.
+        hits: files that were in the cache when they were needed.
+        misses: files that were not in the cache when they were needed.
+        fetched_files: files that this process has fetched, ahead or when they were needed.
+        fetched_bytes: the size of these files in the store.
     """
 
     hits: int = 0
@@ -414,7 +414,7 @@ class Traffic:
     _told: dict[str, int] = field(default_factory=dict, repr=False)
 
     def looked(self, *, found: bool) -> None:
-        """A file was to be read."""
+        """Count a file that is needed."""
         with self._lock:
             if found:
                 self.hits += 1
@@ -422,7 +422,7 @@ class Traffic:
                 self.misses += 1
 
     def fetched(self, size: int) -> None:
-        """A file of so many bytes has been fetched."""
+        """Count a fetched file of `size` bytes."""
         with self._lock:
             self.fetched_files += 1
             self.fetched_bytes += size
@@ -433,29 +433,29 @@ class Traffic:
             return {name: n for name, n in vars(self).items() if not name.startswith("_")}
 
     def news(self) -> dict[str, int]:
-        """Return what has been counted since this was last asked; there is one who asks."""
+        """Return what was counted since the last call. It has one caller only."""
         before, self._told = self._told, self.counts()
         return {name: n - before.get(name, 0) for name, n in self._told.items()}
 
 
 TRAFFIC = Traffic()
-"""Of this process: its caches are shared, and so is the wire."""
+"""The counts of this process, over all of its caches."""
 
 
 # -- fetching ahead
 
 _THREADS = 4
 _MOST_AHEAD = 1 << 30  # bytes
-_SHARE = 4  # of the cache: what is ahead takes no more than one part in so many
+_SHARE = 4  # what is fetched ahead takes at most this part of the cache: a fourth
 _PREFETCH_LOOK = 0.25  # seconds
 
 
 class Prefetcher:
-    """Fetches the files of one source ahead.
+    """Fetches the files of one source before they are read.
 
     Args:
-        files: of the source.
-        cache: where to.
+        files: the files of the source.
+        cache: the cache that receives them.
     """
 
     def __init__(self, files: "Sequence[StreamFile]", cache: Cache) -> None:
@@ -464,14 +464,14 @@ class Prefetcher:
         self._changed = threading.Condition()
         self._needs: Iterator[tuple[float, int]] = iter(())
         self._ahead: deque[tuple[float, int]] = deque()
-        self._stands: tuple[Ordering, int, int] | None = None
+        self._position: tuple[Ordering, int, int] | None = None
         self._begun = 0
         owner = object()
-        cache.foresee(owner, partial(_asked, weakref.ref(self)))
+        cache.foresee(owner, partial(_next_use_of, weakref.ref(self)))
         self._forget = weakref.finalize(self, cache.forget, owner)
 
     def close(self) -> None:
-        """Fetch nothing more, and let the cache forget what we read next; twice does no harm."""
+        """Fetch nothing more, and remove the next uses from the cache. May be called twice."""
         with self._changed:
             self._needs, self._ahead = iter(()), deque()
             self._changed.notify_all()
@@ -479,16 +479,16 @@ class Prefetcher:
 
     @property
     def largest(self) -> int:
-        """The raw bytes of the largest file, as far as they are known."""
+        """The raw bytes of the largest file; a guess if the data does not say them."""
         return max(file.entry.raw_bytes for file in self._files)
 
     def check_room(self, files: int) -> None:
-        """Refuse a cache that cannot hold so many files, or all there are, at once.
+        """Check that the cache can hold `files` files, or all if there are fewer, at once.
 
-        Where the data does not say how large its values are, one file is fetched to measure it.
+        If the data does not say how large its values are, one file is fetched to measure it.
 
         Raises:
-            DataError: it cannot, or a file cannot be read.
+            DataError: the cache is too small, or a file cannot be read.
         """
         files = min(files, len(self._files))
         largest = self._measured()
@@ -502,7 +502,7 @@ class Prefetcher:
             )
 
     def _measured(self) -> int:
-        """Return the raw bytes of the largest file; guesses are scaled by what one file takes."""
+        """Return the raw bytes of the largest file; if they are guesses, measures one file."""
         guessed = [file for file in self._files if not file.is_exact]
         if not guessed or self.largest + ENTRY_OVERHEAD > self._cache.limit:
             return self.largest
@@ -525,7 +525,7 @@ class Prefetcher:
         needs = order.needs(epoch, lanes, position)
         with self._changed:
             self._needs, self._ahead = needs, deque()
-            self._stands = (order, epoch, position)
+            self._position = (order, epoch, position)
             self._begun = order.place(epoch, position)
         for number in range(_THREADS):
             threading.Thread(
@@ -536,10 +536,10 @@ class Prefetcher:
             ).start()
 
     def moved(self, order: Ordering, epoch: int, position: int) -> None:
-        """Note where the lanes stand: what they have come to is ahead no more."""
+        """Note the position of the lanes; the files that they have reached are no longer ahead."""
         progress = order.place(epoch, position) - self._begun
         with self._changed:
-            self._stands = (order, epoch, position)
+            self._position = (order, epoch, position)
             while self._ahead and self._ahead[0][0] <= progress:
                 self._ahead.popleft()
                 self._changed.notify_all()
@@ -548,15 +548,15 @@ class Prefetcher:
         while (file := self._next(needs, cancelled)) is not None:
             try:
                 self._files[file].fetch(cancelled, ahead=True).close()
-            except CacheFullError:  # what is needed sooner has it: come back when that is read
+            except CacheFullError:  # files that are needed sooner take the room: try again later
                 cancelled.wait(_PREFETCH_LOOK)
             except InterruptedReadError:
                 return
-            except (DataError, StorageError):  # the reader of the file meets and reports it
+            except (DataError, StorageError):  # the reader of the file reports it
                 continue
 
     def _next(self, needs: Iterator[tuple[float, int]], cancelled: threading.Event) -> int | None:
-        """Return the next file to fetch, once there is room ahead; None at the end."""
+        """Wait until there is room, and return the next file to fetch; None at the end."""
         with self._changed:
             while not cancelled.is_set() and self._needs is needs:
                 has_room = sum(size for _, size in self._ahead) < self._budget
@@ -569,14 +569,14 @@ class Prefetcher:
 
     def next_use(self) -> Mapping[str, float]:
         """Return how far away the next use of each entry is."""
-        if self._stands is None:
+        if self._position is None:
             return {}
-        order, epoch, position = self._stands
+        order, epoch, position = self._position
         away = order.next_use(epoch, position)
         return {file.key: float(d) for file, d in zip(self._files, away, strict=True)}
 
 
-def _asked(prefetcher: "weakref.ref[Prefetcher]") -> Mapping[str, float]:
-    """Ask a prefetcher that the cache does not keep alive."""
+def _next_use_of(prefetcher: "weakref.ref[Prefetcher]") -> Mapping[str, float]:
+    """Return the next uses of a prefetcher, which the cache does not keep alive."""
     alive = prefetcher()
     return alive.next_use() if alive is not None else {}

@@ -1,4 +1,4 @@
-"""Saying what a stream holds, and whether it is whole."""
+"""Describes and verifies a stream: what it contains, and whether it is complete."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,14 +13,14 @@ from raytrain_plus.streams.folders import paths_in, select
 from raytrain_plus.streams.format import MANIFEST, StreamManifest
 from raytrain_plus.streams.stream import read_manifest
 
-_DEADLINE = 10.0  # seconds to wait for a file that may not be there
+_DEADLINE = 10.0  # seconds to wait for a file that may be missing
 
 
 def inspect_stream(url: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what a stream's manifest says, as JSON can hold it.
+    """Return the content of a stream's manifest, as values for JSON.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no manifest.
     """
     store = Store(url, options)
     return _described(store, _manifest_of(store))
@@ -31,11 +31,11 @@ def verify_stream(
     options: Mapping[str, Any] | None = None,
     on_file: Callable[[pa.Table], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Read every file of a stream and hold it against the manifest.
+    """Read every file of a stream and compare it with the manifest.
 
     Returns:
-        What `inspect_stream` does, with `problems`: a list of sentences, empty if there are none;
-        and `extra`: files that stand in the folder and are no part of the data.
+        As `inspect_stream`, with `problems`: a list of sentences, empty if all is right; and with
+        `extra`: files in the folder that are not part of the data.
 
     Raises:
         DataError: there is no manifest, it is damaged, or it was written for another order.
@@ -54,7 +54,7 @@ def verify_stream(
         if table.num_rows != entry.rows:
             problems.append(f"{entry.name} has {table.num_rows} rows, not {entry.rows}")
         if not table.schema.equals(manifest.schema):
-            problems.append(f"{entry.name} has the columns {table.schema.names} of other types")
+            problems.append(f"the columns of {entry.name} have other types than the manifest says")
         on_file(table)
     known = {MANIFEST, *(entry.name for entry in manifest.files)}
     extra = [name for name in store.names() if name not in known]
@@ -62,11 +62,12 @@ def verify_stream(
 
 
 def _manifest_of(store: Store) -> StreamManifest:
-    """Return a stream's manifest; where there is none, say what the folder holds instead."""
+    """Return a stream's manifest; without one, the error says what the folder contains."""
     if MANIFEST not in store.names():
         contents = select(paths_in(store), store.url)
         raise DataError(
-            f"{store.url} is no stream, since it has no {MANIFEST}: it holds {len(contents.files)} "
+            f"{store.url} is not a stream, since it has no {MANIFEST}: it has "
+            f"{len(contents.files)} "
             f"files ({contents.files[0].path}). Make a stream of them with `raytrain-plus data "
             f"write {store.url} NEW_PLACE`."
         )

@@ -1,11 +1,13 @@
-"""Which Arrow columns can be trained on, and their values.
+"""The Arrow columns that can be trained on, and their values.
 
-Integers, floats and booleans, fixed-size lists of them (nested too) and fixed shape tensors have
+Integers, floats and booleans, fixed-size lists of them (also nested) and fixed shape tensors have
 rows of one shape and become one tensor. Variable-length lists of numbers, strings and binary values
 become lists: one tensor, `str` or `bytes` for each row. Encoded columns (dictionaries, views, runs)
 count as their plain form.
 """
 
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +22,15 @@ Kind = Literal["tensor", "list", "string", "binary"]
 Values: TypeAlias = dict[str, "npt.NDArray[Any] | pa.Array"]
 """Column name -> its rows: an array of shape (rows, *shape) for tensors, else an Arrow array."""
 
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+
 
 class DataError(ValueError):
     """The data cannot be trained on as it is; the message says why and what to do."""
+
+
+class LeftOutWarning(UserWarning):
+    """A column is not read, because it is an index and not data."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Column:
     """What one row of a column is.
 
     Attributes:
-        dtype: NumPy's type of its numbers; of strings and binary values, object.
+        dtype: NumPy's type of its numbers; object for strings and binary values.
         shape: The shape of one row's value; () for a scalar, (-1,) for a list of any length.
         kind: What a row becomes.
     """
@@ -48,15 +56,15 @@ def columns_of(schema: pa.Schema, selection: Sequence[str] | None, where: str) -
 
     Args:
         schema: The schema of a table or file.
-        selection: Names of columns; None selects all.
-        where: What to call the table or file in an error.
+        selection: Names of columns; None selects all that `data_columns` returns.
+        where: The name of the table or file in an error.
 
     Raises:
-        DataError: A column is absent, there twice or of an unsupported type, or none is selected.
+        DataError: A column is absent, exists twice or has an unsupported type, or none is selected.
     """
     present = schema.names  # a list that is built at each access
     counts = Counter(present)
-    names = present if selection is None else selection
+    names = data_columns(present) if selection is None else selection
     missing = [name for name in names if name not in counts]
     if missing:
         raise DataError(
@@ -71,8 +79,26 @@ def columns_of(schema: pa.Schema, selection: Sequence[str] | None, where: str) -
     return {name: _column(name, types[name], where) for name in names}
 
 
+def data_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns that hold data: all but the unnamed index of a pandas frame.
+
+    pandas stores the index of a frame from which rows were dropped, or that was sorted, as a column
+    `__index_level_0__`. A model would take these row numbers for a feature. A `LeftOutWarning` says
+    what is left out. An index with a name is a column like any other.
+    """
+    left_out = [name for name in names if _UNNAMED_INDEX.fullmatch(name)]
+    if left_out:
+        warnings.warn(
+            f"column {listed(left_out)} is left out: it is the unnamed index of a pandas frame. "
+            "It is read if `columns` names it; `reset_index(drop=True)` removes it from a frame",
+            LeftOutWarning,
+            stacklevel=2,
+        )
+    return [name for name in names if name not in left_out]
+
+
 def with_constants(schema: pa.Schema, constants: Mapping[str, int | str]) -> pa.Schema:
-    """Return a file's schema with the columns that its folders' names give, unless it has them."""
+    """Return a file's schema, with the columns of its partition folders that it does not have."""
     present = set(schema.names)
     for name, value in constants.items():
         if name not in present:
@@ -126,16 +152,16 @@ def values_of(
     where: str,
     constants: Mapping[str, int | str] | None = None,
 ) -> Values:
-    """Return the rows of columns.
+    """Return the values of columns.
 
-    A column in one chunk is viewed in place; booleans of tensors, which Arrow packs into bits, and
-    several chunks are copied.
+    A column with one chunk is a view, without a copy. Several chunks are copied, and so are
+    booleans of tensors, which Arrow packs into bits.
 
     Args:
-        table: has the columns that are no constants.
-        columns: the ones that are wanted.
-        where: what to call the table in an error.
-        constants: values of columns that are the same in all rows; the table's own go before.
+        table: has all columns but the constants.
+        columns: the wanted columns.
+        where: the name of the table in an error.
+        constants: columns with the same value in all rows. The table's own columns take precedence.
 
     Raises:
         DataError: A column holds nulls.
@@ -152,7 +178,10 @@ def values_of(
             continue
         shape = (table.num_rows, *column.shape)
         stored = [chunk for chunk in table.column(name).chunks if len(chunk)]
-        chunks = [_flat(chunk, name, where) for chunk in _plain_chunks(stored, name, where)]
+        chunks, before = [], 0
+        for chunk in _plain_chunks(stored, name, where):
+            chunks.append(_flat(chunk, name, where, before))
+            before += len(chunk)
         if len(chunks) != 1:
             chunks = [np.concatenate([np.empty(0, column.dtype), *chunks])]
         values[name] = chunks[0].reshape(shape)
@@ -181,20 +210,22 @@ def _one_chunk(column: pa.ChunkedArray, name: str, where: str) -> pa.Array:
         array = chunks[0]
     else:
         array = pa.chunked_array(chunks, plain_type(column.type)).combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # more than Arrow's 32-bit offsets reach
+    if isinstance(array, pa.ChunkedArray):  # more than Arrow's 32-bit offsets can address
         raise DataError(
             f"column {name!r} of {where} holds more than 2 GB: write it as several files."
         )
     is_listed = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
     if array.null_count or (is_listed and array.flatten().null_count):
-        raise null_error(name, where)
+        raise null_error(name, where, _first_null(array))
     return array
 
 
-def _flat(array: pa.Array, name: str, where: str) -> npt.NDArray[Any]:
+def _flat(chunk: pa.Array, name: str, where: str, before: int) -> npt.NDArray[Any]:
+    """Return the numbers of a chunk that comes after `before` rows, as one dimension."""
+    array = chunk
     while True:
         if array.null_count:
-            raise null_error(name, where)
+            raise null_error(name, where, before + (_first_null(chunk) or 0))
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
         elif pa.types.is_fixed_size_list(array.type):
@@ -205,7 +236,7 @@ def _flat(array: pa.Array, name: str, where: str) -> npt.NDArray[Any]:
 
 
 def first_null(column: pa.ChunkedArray) -> int | None:
-    """Return the first row of a column of plain type that is null or holds one; None for none."""
+    """Return the first row of a plain column that is null or contains a null; None without any."""
     before = 0
     for chunk in column.chunks:
         found = _first_null(chunk)
@@ -231,21 +262,22 @@ def _first_null(array: pa.Array) -> int | None:
     return int(np.searchsorted(ends, item, side="right"))
 
 
-def null_error(name: str, where: str) -> DataError:
-    """Return the error that says that a column of a table or file holds nulls."""
+def null_error(name: str, where: str, row: int | None = None) -> DataError:
+    """Return the error for a column that contains nulls, the first in `row` if that is known."""
+    first = "" if row is None else f" (the first in row {row + 1:,}, counted from 1)"
     return DataError(
-        f"column {name!r} of {where} holds nulls, which a tensor cannot: fill them, or drop their "
-        "rows."
+        f"column {name!r} of {where} holds nulls{first}, which a tensor cannot: fill them, or drop "
+        "their rows."
     )
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names as one list to read."""
+    """Return names as text, quoted and separated by commas."""
     return ", ".join(repr(name) for name in names) or "none"
 
 
 def difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:
-    """Return how two files differ in their columns, as words."""
+    """Return how two files differ in their columns, as text."""
     return "; ".join(
         f"column {name!r} is {one.get(name, 'absent')} in the first and "
         f"{other.get(name, 'absent')} in the second"
@@ -254,13 +286,13 @@ def difference(one: Mapping[str, Column], other: Mapping[str, Column]) -> str:
     )
 
 
-# -- the plain form of encoded types: the same values without an encoding
+# -- the plain form of encoded types: the same values, not encoded
 
-_IMAGE = {"bytes", "path"}  # the fields of Hugging Face's Image and Audio, as they are stored
+_IMAGE = {"bytes", "path"}  # the stored fields of Hugging Face's Image and Audio
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the same values without an encoding; a type that has none stays."""
+    """Return the type of the same values if they are not encoded; a plain type stays."""
     types = pa.types
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
@@ -278,10 +310,10 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """Return an array's values in their plain form; an array that is plain is returned as it is.
+    """Return an array's values in their plain form; a plain array is returned as it is.
 
     Raises:
-        pa.ArrowException: the plain form holds more than Arrow's 32-bit offsets reach.
+        pa.ArrowException: the plain form is larger than Arrow's 32-bit offsets can address.
     """
     kind, target = array.type, plain_type(array.type)
     types = pa.types
@@ -295,7 +327,7 @@ def plain(array: pa.Array) -> pa.Array:
         return plain(pc.struct_field(array, "bytes")).cast(target)
     if not types.is_nested(kind):
         return array.cast(target)
-    if array.null_count:  # rare, and refused by all who ask: the slow way will do
+    if array.null_count:  # rare, and refused by all callers: it may be slow
         return pa.array(array.to_pylist(), target)
     items = plain(array.flatten())
     if types.is_fixed_size_list(kind):
@@ -313,7 +345,7 @@ def plain_table(table: pa.Table) -> pa.Table:
     """Return a table with every column in its plain form, and without metadata.
 
     Raises:
-        pa.ArrowException: a column's plain form holds more than Arrow's 32-bit offsets reach.
+        pa.ArrowException: a column's plain form is larger than Arrow's 32-bit offsets can address.
     """
     fields = [pa.field(field.name, plain_type(field.type)) for field in table.schema]
     columns = [

@@ -1,4 +1,4 @@
-"""What a stream can be made of: Parquet, Arrow, CSV, JSON lines, and folders of images."""
+"""Reads what a stream can be made of: Parquet, Arrow, CSV, JSON lines, and folders of images."""
 
 import functools
 import os
@@ -13,7 +13,13 @@ import pyarrow as pa
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.storage.locations import file_system, local_path
 from raytrain_plus.storage.store import Store
-from raytrain_plus.streams.columns import DataError, listed, plain_table, plain_type
+from raytrain_plus.streams.columns import (
+    DataError,
+    data_columns,
+    listed,
+    plain_table,
+    plain_type,
+)
 from raytrain_plus.streams.decoding import explained
 from raytrain_plus.streams.files import recognized
 from raytrain_plus.streams.folders import (
@@ -27,12 +33,20 @@ from raytrain_plus.streams.folders import (
     is_split,
     paths_below,
     select,
+    split_of_folder,
     suffix_of,
     without_pattern,
 )
-from raytrain_plus.streams.foreign import format_of_files, told
+from raytrain_plus.streams.foreign import format_of_files, is_pointer, told, told_of_pointer
 from raytrain_plus.streams.format import MANIFEST
-from raytrain_plus.streams.labels import Labels, check_same, labels_of, numbers_of, with_names
+from raytrain_plus.streams.labels import (
+    Labels,
+    check_distinct,
+    check_same,
+    labels_of,
+    numbers_of,
+    with_names,
+)
 from raytrain_plus.streams.order import permutation
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.text import TextFile, csv_tables, csv_types, json_tables
@@ -44,8 +58,8 @@ _PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 
 
 @dataclass(frozen=True)
-class Block:
-    """Consecutive rows of what is read, and where each of them comes from, for people."""
+class RowBatch:
+    """Consecutive rows of a source, and a function that names the place of each in messages."""
 
     table: pa.Table
     place: Callable[[int], str]
@@ -53,16 +67,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Data:
-    """What is read.
+    """The rows of a source.
 
     Attributes:
-        pieces: its rows.
-        rows: how many there are, if that is known.
+        batches: the rows.
+        rows: the number of rows, if it is known.
         labels: column -> the names of its numbers.
-        is_mixed: the rows are in an order that was drawn.
+        is_mixed: the rows are in a random order.
     """
 
-    pieces: Iterator[Block]
+    batches: Iterator[RowBatch]
     rows: int | None = None
     labels: Labels = field(default_factory=dict)
     is_mixed: bool = False
@@ -70,14 +84,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted of some data.
+    """Which part of some data is wanted, and in which form.
 
     Attributes:
         columns: the columns; default all.
         split: as in a `Stream`.
-        labels: names whose numbers replace text in these columns, and name folders of images.
-        seed: images are read in an order that is drawn from it, for the folders' names sort them
-            by label; None keeps the order of names.
+        labels: column -> names. Their numbers replace the text in these columns, and the names of
+            folders of images.
+        seed: for the random order in which images are read, since the folders sort them by label;
+            None keeps the order of names.
     """
 
     columns: Sequence[str] | None = None
@@ -96,14 +111,14 @@ def read_any(
     Args:
         source: a stream; or a file, a folder of files of one form (Parquet and Arrow, CSV, or JSON
             lines), or a pattern; see `folders.py`. Or a folder with a folder of images for each
-            label, as in `cats/1.png`: they become the columns `image` (the files' bytes as they
-            are), `label` (the label's number in the order of names) and `name`. The names are
-            those of all splits, where the folder is one, as `photos/val`.
+            label, as in `cats/1.png`. The images become the columns `image` (the bytes of the
+            files), `label` (the label's number in the order of names) and `name`. If the folder
+            is a split, such as `photos/val`, the names are those of all splits.
         options: passed to fsspec's filesystem.
-        choice: what is wanted of it; default all.
+        choice: what is wanted of the data; default all.
 
     Raises:
-        DataError: there is no such data, or it is of no known format or of more than one.
+        DataError: there is no such data, or its format is unknown, or it has several formats.
     """
     choice = choice or Wanted()
     place, pattern = without_pattern(source)
@@ -125,17 +140,17 @@ def read_any(
 
 
 def check_apart(source: str, destination: str) -> None:
-    """Refuse to write a stream into what it is made of.
+    """Check that a stream is not written into its own source.
 
     Raises:
-        DataError: one of the two places is the other, or lies in it.
+        DataError: the destination is the source, or lies in it.
     """
     folder, pattern = without_pattern(source)
     one, other = _whole(folder), _whole(destination)
     if pattern is None and (one == other or other.startswith(f"{one}/")):
         raise DataError(
-            f"{destination} lies in {source}, which is read: write to another place, or what is "
-            "written would be read as data the next time."
+            f"{destination} lies in {source}, the source: write to another place, or the next "
+            "conversion would read what is written as data."
         )
 
 
@@ -166,29 +181,29 @@ def _of_folder(fs: Any, root: str, contents: Contents, choice: Wanted) -> Data:
         return _of_tables([_TableFile(fs, root, found) for found in contents.files], choice)
     files = [(found, _text_file(fs, root, found)) for found in contents.files]
     if contents.form == "json":
-        return Data(_json_pieces(files, choice.columns))
+        return Data(_json_batches(files, choice.columns))
     own = None
     if choice.columns is not None:
         own = [name for name in choice.columns if name not in contents.files[0].partitions]
     types = csv_types([file for _, file in files], own)
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[RowBatch]:
         for found, file in files:
             for first, table in csv_tables(file, types):
                 whole = _with_partitions(table, found, choice.columns)
-                yield Block(whole, _rows_of(file.where, first))
+                yield RowBatch(whole, _rows_of(file.where, first))
 
     return Data(read())
 
 
-def _json_pieces(
+def _json_batches(
     files: Sequence[tuple[DataPath, TextFile]], columns: Sequence[str] | None
-) -> Iterator[Block]:
+) -> Iterator[RowBatch]:
     for found, file in files:
         own = columns and [name for name in columns if name not in found.partitions]
         for first, table in json_tables(file, own):
             whole = _with_partitions(table, found, columns)
-            yield Block(whole, _rows_of(file.where, first))
+            yield RowBatch(whole, _rows_of(file.where, first))
 
 
 def _text_file(fs: Any, root: str, found: DataPath) -> TextFile:
@@ -208,7 +223,7 @@ def _rows_of(where: str, first: int) -> Callable[[int], str]:
 def _with_partitions(
     table: pa.Table, found: DataPath, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return rows with the columns that the names of their folders give, and no others."""
+    """Return rows with the wanted columns, including those of their partition folders."""
     for name, value in found.partitions.items():
         if name not in table.column_names and (columns is None or name in columns):
             kind = pa.int64() if isinstance(value, int) else pa.string()
@@ -220,7 +235,7 @@ def _with_partitions(
 
 
 class _TableFile:
-    """An Arrow or Parquet file anywhere."""
+    """An Arrow or Parquet file in any file system."""
 
     def __init__(self, fs: Any, root: str, found: DataPath) -> None:
         self.found, self._fs = found, fs
@@ -232,16 +247,18 @@ class _TableFile:
                 parquet = _parquet_file(file)
                 self.schema, self.rows = parquet.schema_arrow, parquet.metadata.num_rows
             else:
-                self.schema, self.rows = _opened(file, self.kind).schema, None
+                reader = _opened(file, self.kind)
+                is_empty = self.kind == "Arrow IPC" and not reader.num_record_batches
+                self.schema, self.rows = reader.schema, 0 if is_empty else None
 
     def tables(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        """Yield the rows of some columns; those of folders' names are added."""
+        """Yield the rows of some columns, including those of partition folders."""
         own = set(self.schema.names)
         wanted = [name for name in columns or self.schema.names if name in own]
         with explained(self.path), self._fs.open(self.path, "rb") as file:
             for batch in self._batches(file, wanted):
                 batch.validate(full=True)
-                table = pa.Table.from_batches([batch]).select(wanted)
+                table = pa.Table.from_batches([batch]).select(wanted).replace_schema_metadata()
                 yield _with_partitions(table, self.found, columns)
 
     def _batches(self, file: Any, wanted: list[str]) -> Iterator[pa.RecordBatch]:
@@ -255,7 +272,7 @@ class _TableFile:
             yield from _opened(file, self.kind)
 
     def types(self, columns: Sequence[str] | None) -> dict[str, pa.DataType]:
-        """Return the plain types of the columns that are wanted, with those of folders' names."""
+        """Return the plain types of the wanted columns, including those of partition folders."""
         twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
         if twice:
             raise DataError(
@@ -268,7 +285,7 @@ class _TableFile:
             raise DataError(
                 f"{self.path} has no column {listed(missing)}; it has {listed(present)}."
             )
-        return {name: plain_type(present[name]) for name in columns or present}
+        return {name: plain_type(present[name]) for name in columns or data_columns(list(present))}
 
 
 def _parquet_file(file: Any) -> Any:
@@ -282,8 +299,11 @@ def _opened(file: Any, kind: str) -> Any:
 
 
 def _of_tables(files: Sequence[_TableFile], choice: Wanted) -> Data:
+    # A file without rows may have columns of any type: pandas gives them the null type.
+    files = [file for file in files if file.rows != 0] or files[:1]
     first = files[0]
     types = first.types(choice.columns)
+    widest = dict.fromkeys(types, first.path)
     labels: dict[str, tuple[str, ...]] = labels_of(first.schema)
     for file in files[1:]:
         own = file.types(choice.columns)
@@ -295,20 +315,23 @@ def _of_tables(files: Sequence[_TableFile], choice: Wanted) -> Data:
                 "files again."
             )
         for name, kind in own.items():
-            if wider(types[name], kind) is None:
+            both = wider(types[name], kind)
+            if both is None:
                 raise DataError(
-                    f"column {name!r} is {types[name]} in {first.path} and {kind} in {file.path}: "
-                    "no type holds both. Write the files again with one type, or leave the column "
-                    "out (`--columns`)."
+                    f"column {name!r} is {types[name]} in {widest[name]} and {kind} in "
+                    f"{file.path}: no type holds both. Write the files again with one type, or "
+                    "leave the column out (`--columns`)."
                 )
+            if both != types[name]:
+                types[name], widest[name] = both, file.path
         check_same(labels, labels_of(file.schema), first.path, file.path)
     order = list(types)
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[RowBatch]:
         for file in files:
             before = 0
             for table in file.tables(order):
-                yield Block(table, _rows_of(file.path, before))
+                yield RowBatch(table, _rows_of(file.path, before))
                 before += table.num_rows
 
     known = [file.rows for file in files if file.rows is not None]
@@ -321,17 +344,17 @@ def _of_tables(files: Sequence[_TableFile], choice: Wanted) -> Data:
 
 def _of_stream(store: Store, choice: Wanted) -> Data:
     manifest = read_manifest(store)
-    columns = list(choice.columns or manifest.columns)
+    columns = list(choice.columns or data_columns(list(manifest.columns)))
     if missing := [name for name in columns if name not in manifest.columns]:
         raise DataError(
             f"{store.url} has no column {listed(missing)}; it has {listed(manifest.columns)}."
         )
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[RowBatch]:
         for entry in manifest.files:
             content = store.read(entry.name, entry.stored_bytes, entry.sha256)
             table = pa.ipc.open_file(content).read_all().select(columns)
-            yield Block(table, _rows_of(store.where(entry.name), 0))
+            yield RowBatch(table, _rows_of(store.where(entry.name), 0))
 
     labels = {name: names for name, names in manifest.labels.items() if name in columns}
     return Data(read(), manifest.rows, labels)
@@ -343,7 +366,7 @@ def _of_stream(store: Store, choice: Wanted) -> Data:
 def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Wanted) -> Data:
     inside = [PurePosixPath(each.path) for each in found]
     # With a split, as in `train/cats/1.png`, the label is the second folder.
-    depth = int(choice.split is not None and all(is_split(path.parts[0]) for path in inside))
+    depth = int(choice.split is not None and all(split_of_folder(p.parts[0]) for p in inside))
     flat = [path for path in inside if len(path.parts) < depth + 2]
     if flat:
         raise DataError(
@@ -354,29 +377,30 @@ def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Wanted) ->
     if len(labels) == 1 and all(len(path.parts) > depth + 2 for path in inside):
         (only,) = labels
         raise DataError(
-            f"all images of {root} lie in {only!r}, in folders of their own: name "
-            f"{root}/{only}, so that those are the labels."
+            f"all images of {root} lie in folders in {only!r}: give {root}/{only}, so that "
+            "those folders are the labels."
         )
     if "label" in choice.labels:
         names = list(choice.labels["label"])
     else:
         splits = root if depth else _parent_of_split(root)
         names = sorted(_joined(labels, [] if splits is None else _labels_of_splits(fs, splits)))
+        check_distinct(names, f"the folders of {root}")
     unknown = sorted(labels - set(names))
     if unknown:
         raise DataError(
-            f"{root} has images of {listed(unknown)}, which are not among the labels that were "
-            f"given: {listed(names)}."
+            f"{root} has images of {listed(unknown)}, which are not among the given labels: "
+            f"{listed(names)}."
         )
     if choice.seed is not None:
         drawn = permutation(len(inside), seed_for(choice.seed, "images"))
         inside = [inside[i] for i in drawn.tolist()]
     numbers = {name: number for number, name in enumerate(names)}
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[RowBatch]:
         for start in range(0, len(inside), _READ_IMAGES):
             some = inside[start : start + _READ_IMAGES]
-            content = [fs.cat_file(f"{root}/{path}") for path in some]
+            content = [_image(fs, f"{root}/{path}") for path in some]
             table = pa.table(
                 {
                     "image": pa.array(content, pa.binary()),
@@ -385,34 +409,50 @@ def _of_images(fs: Any, root: str, found: Sequence[DataPath], choice: Wanted) ->
                 }
             )
             where = [f"{root}/{path}" for path in some]
-            yield Block(table.select(list(choice.columns or table.column_names)), where.__getitem__)
+            yield RowBatch(
+                table.select(list(choice.columns or table.column_names)), where.__getitem__
+            )
 
     return Data(read(), len(inside), {"label": tuple(names)}, choice.seed is not None)
 
 
+def _image(fs: Any, path: str) -> bytes:
+    """Return the bytes of an image.
+
+    Raises:
+        DataError: it is empty, or a pointer of Git LFS.
+    """
+    content: bytes = fs.cat_file(path)
+    if not content:
+        raise DataError(f"{path} is empty (0 bytes): remove it, or write it again.")
+    if is_pointer(content):
+        raise DataError(told_of_pointer(path))
+    return content
+
+
 def _parent_of_split(root: str) -> str | None:
-    """Return the folder of all splits, as `photos` of `photos/val`; None for no split."""
+    """Return the folder of all splits, such as `photos` for `photos/val`; None for no split."""
     parent, _, name = root.rstrip("/").rpartition("/")
     return parent if parent and is_split(name) else None
 
 
 def _labels_of_splits(fs: Any, folder: str) -> list[set[str]]:
-    """Return the labels of each split in a folder of images, as of `train/cats/1.png`."""
+    """Return the labels of each split in a folder of images such as `train/cats/1.png`."""
     found = []
     try:
         entries = [str(path).rstrip("/") for path in fs.ls(folder, detail=False)]
         for entry in entries:
-            if is_split(entry.rpartition("/")[2]) and fs.isdir(entry):
+            if split_of_folder(entry.rpartition("/")[2]) and fs.isdir(entry):
                 paths = [PurePosixPath(p) for p in paths_below(fs, entry) if not is_hidden(p)]
                 images = [path for path in paths if form_of(path.name) == "images"]
                 found.append({path.parts[0] for path in images if len(path.parts) > 1})
-    except OSError:  # this user may read the one split only
+    except OSError:  # the user may have access to one split only
         return []
     return found
 
 
 def _joined(labels: set[str], others: Sequence[set[str]]) -> set[str]:
-    """Return labels with those of all others that share one, also by way of a third."""
+    """Return labels with those of all splits that share one of them, directly or indirectly."""
     found = set(labels)
     while related := [one for one in others if one & found and not one <= found]:
         found.update(*related)
@@ -428,12 +468,12 @@ def names_of(
     choice: Wanted,
     columns: Sequence[str],
 ) -> dict[str, list[str]]:
-    """Return the different texts of some columns, sorted, in all splits of some data.
+    """Return the different texts of some columns, sorted, over all splits of some data.
 
-    So a split has the same numbers as the others, whatever labels its own rows have.
+    So all splits have the same numbers, even if some have no rows of a label.
 
     Raises:
-        DataError: as `read_any` and `names_in`, of the split that was chosen.
+        DataError: as `read_any` and `names_in`, for the chosen split.
     """
     found = names_in(read_any(source, options, choice), columns)
     others = SPLITS if choice.split not in (None, "all") else ()
@@ -454,27 +494,36 @@ def names_in(data: Data, columns: Sequence[str]) -> dict[str, list[str]]:
         DataError: there is no such column, or it holds no text.
     """
     found: dict[str, set[str]] = {name: set() for name in columns}
-    for piece in data.pieces:
+    for batch in data.batches:
         for name, names in found.items():
-            if name not in piece.table.column_names:
-                raise DataError(f"{piece.place(0)}: there is no column {name!r} of labels.")
-            texts = plain_table(piece.table.select([name])).column(0)
+            if name not in batch.table.column_names:
+                raise DataError(f"{batch.place(0)}: there is no column {name!r} of labels.")
+            texts = plain_table(batch.table.select([name])).column(0)
             if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
                 raise DataError(
-                    f"{piece.place(0)}: column {name!r} is {texts.type}; labels are made of text."
+                    f"{batch.place(0)}: column {name!r} is {texts.type}; labels are made of text."
                 )
-            names.update(texts.unique().to_pylist())
+            different = texts.unique().to_pylist()
+            if any(text is None or not text.strip() for text in different):
+                row = next(i for i, t in enumerate(texts.to_pylist()) if not (t and t.strip()))
+                raise DataError(
+                    f"{batch.place(row)}: the label in column {name!r} is {texts[row].as_py()!r}: "
+                    "fill it in, or drop the row."
+                )
+            names.update(different)
+    for name, names in found.items():
+        check_distinct(names, f"column {name!r}")
     return {name: sorted(names) for name, names in found.items()}
 
 
 def _with_numbers(data: Data, labels: Labels) -> Data:
-    """Return data with numbers in the place of text in the columns that have names."""
+    """Return data with numbers instead of text in the columns that have names."""
     if not labels:
         return data
 
-    def read() -> Iterator[Block]:
-        for piece in data.pieces:
-            table = plain_table(piece.table)
+    def read() -> Iterator[RowBatch]:
+        for batch in data.batches:
+            table = plain_table(batch.table)
             for name, names in labels.items():
                 if name not in table.column_names:
                     continue
@@ -483,55 +532,53 @@ def _with_numbers(data: Data, labels: Labels) -> Data:
                     numbers, row, text = numbers_of(column, names)
                     if numbers is None:
                         raise DataError(
-                            f"{piece.place(row)}: column {name!r} holds {text!r}, which is not "
+                            f"{batch.place(row)}: column {name!r} holds {text!r}, which is not "
                             f"among its labels, {listed(names)}."
                         )
                     place = table.column_names.index(name)
                     table = table.set_column(place, name, numbers)
-            yield Block(table, piece.place)
+            yield RowBatch(table, batch.place)
 
     given = {name: tuple(names) for name, names in labels.items()}
     for name, names in data.labels.items():
         if name in given and tuple(names) != given[name]:
             check_same({name: names}, {name: given[name]}, "the data", "what was given")
-    return replace(data, pieces=read(), labels={**data.labels, **given})
+    return replace(data, batches=read(), labels={**data.labels, **given})
 
 
 # -- the other way
 
 
 def write_parquet(data: Data, folder: str, options: Any = None) -> int:
-    """Write rows as a folder of Parquet files, one for each piece; returns the rows.
+    """Write rows as a folder of Parquet files, one for each batch; returns the number of rows.
 
     The names of labels are kept in the files' metadata, as Hugging Face's `ClassLabel`. While the
-    folder is written, it holds a file `_incomplete`, and is refused as data.
+    folder is written, it contains a file `_incomplete`, and is refused as data.
 
     Raises:
-        DataError: the folder holds data already, or cannot be written; or the pieces are not of
-            one type.
+        DataError: the folder contains data already, or cannot be written; or the batches have
+            different types.
     """
     from pyarrow import parquet  # noqa: PLC0415 - imports pandas, which few need
 
     store = Store(folder, options)
     there = [name for name in store.sizes() if form_of(name) and not is_hidden(name)]
     if there:
-        raise DataError(
-            f"there is data in {store.url} already ({there[0]}): write to another place."
-        )
+        raise DataError(f"{store.url} contains data already ({there[0]}): write to another place.")
     store.write(INCOMPLETE, b"")
     rows, schema = 0, None
-    for number, piece in enumerate(data.pieces):
-        table = plain_table(piece.table)
+    for number, batch in enumerate(data.batches):
+        table = plain_table(batch.table)
         schema = schema or with_names(table.schema, data.labels)
         sink = pa.BufferOutputStream()
-        parquet.write_table(_as_schema(table, schema, piece), sink, compression="zstd")
+        parquet.write_table(_as_schema(table, schema, batch), sink, compression="zstd")
         store.write(f"part-{number:06d}.parquet", sink.getvalue().to_pybytes())
         rows += table.num_rows
     store.delete(INCOMPLETE)
     return rows
 
 
-def _as_schema(table: pa.Table, schema: pa.Schema, piece: Block) -> pa.Table:
+def _as_schema(table: pa.Table, schema: pa.Schema, batch: RowBatch) -> pa.Table:
     if table.schema.equals(schema):
         return table.replace_schema_metadata(schema.metadata)
     before = 0
@@ -542,7 +589,7 @@ def _as_schema(table: pa.Table, schema: pa.Schema, piece: Block) -> pa.Table:
         ]
     except (InexactError, KeyError) as error:
         raise DataError(
-            f"{piece.place(before)}: its rows do not have the types of the rows before ({error}): "
+            f"{batch.place(before)}: its types differ from those of the rows before ({error}): "
             "make a stream of the data first, which finds the types of all rows."
         ) from error
     return pa.Table.from_arrays(columns, schema=schema)

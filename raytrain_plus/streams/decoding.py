@@ -1,9 +1,9 @@
-"""From a file's bytes to a table that is safe to use, whatever the bytes are.
+"""Decodes a file's bytes to a table that is safe to use, even if the bytes are hostile.
 
-Arrow trusts what it reads: an offset that points nowhere ends the process when its row is taken,
-and a small file may declare any amount of memory. So sizes are checked before memory is taken, and
-values before they are used, once for each time that a file is opened. What is read in place is not
-read as a whole for this: of text, offsets are checked, and each row when it is decoded.
+Arrow trusts what it reads: a wrong offset ends the process when its row is read, and a small file
+may declare any amount of memory. So sizes are checked before memory is allocated, and values before
+they are used, each time that a file is opened. Text that is read in place is not read as a whole
+for this: its offsets are checked, and each row is checked when it is decoded.
 """
 
 import heapq
@@ -25,14 +25,14 @@ from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.streams.columns import Column, DataError, Values, values_of
 from raytrain_plus.streams.parquet_footer import Footer, read_footer
 
-_BATCH_ROWS = 8192  # of Parquet: memory is looked at between two batches
-_SMALL = 1 << 20  # bytes that are taken without a look at what there is
-_CONTINUED = 0xFFFFFFFF  # stands before each message of Arrow IPC data
+_BATCH_ROWS = 8192  # of Parquet: memory is checked between two batches
+_SMALL = 1 << 20  # bytes that are allocated without a check of the memory
+_CONTINUED = 0xFFFFFFFF  # comes before each message of Arrow IPC data
 _DICTIONARY, _RECORD_BATCH = 2, 3  # kinds of messages
 _WITH_BUFFERS = (_DICTIONARY, _RECORD_BATCH)
 
 
-# What Arrow, NumPy and Python say of bytes that make no sense.
+# The errors that Arrow, NumPy and Python raise for damaged bytes.
 _DAMAGE = (
     pa.ArrowException,
     OSError,
@@ -46,7 +46,7 @@ _DAMAGE = (
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Turn all errors of reading a file into one that names it."""
+    """Turn each error of reading a file into a DataError that names the file."""
     try:
         yield
     except (DataError, StorageError):
@@ -66,17 +66,17 @@ def decode(
     most: int | None = None,
     columns: list[str] | None = None,
 ) -> pa.Table:
-    """Return a file's table, once it is clear that its values are what they say.
+    """Return a file's table after checking its sizes and values.
 
     Args:
-        content: the bytes, or of Parquet a path.
-        where: to call the file in an error.
-        is_parquet: else it is an Arrow IPC file.
-        most: bytes that its values may take. Default: what this process may take.
-        columns: the ones to read, of Parquet. Default: all.
+        content: the bytes, or the path of a Parquet file.
+        where: the name of the file in an error.
+        is_parquet: the file is a Parquet file; else it is an Arrow IPC file.
+        most: bytes that its values may take. Default: the memory that this process may use.
+        columns: the columns to read, only of Parquet. Default: all.
 
     Raises:
-        DataError: it is damaged, or larger than it may be.
+        DataError: the file is damaged, or too large.
     """
     with explained(where):
         if is_parquet:
@@ -93,7 +93,7 @@ def decode(
 
 def parquet_file(content: Any) -> Any:
     """Open a Parquet file: its bytes, or a path."""
-    # It imports pandas: a third of a second that workers start without if they can.
+    # This imports pandas, which takes a third of a second, so workers import it only if needed.
     parquet = importlib.import_module("pyarrow.parquet")
     is_bytes = isinstance(content, bytes | bytearray | memoryview | pa.Buffer)
     return parquet.ParquetFile(pa.BufferReader(content) if is_bytes else content)
@@ -104,7 +104,7 @@ def footer_of(content: Any, where: str) -> Footer:
 
     Args:
         content: the bytes, or a path.
-        where: to call the file in an error.
+        where: the name of the file in an error.
 
     Raises:
         DataError: it is damaged, or its numbers do not agree.
@@ -125,7 +125,7 @@ def values_in(
     where: str,
     constants: Mapping[str, int | str] | None = None,
 ) -> Values:
-    """Return the values of columns, as `values_of`; whatever does not fit is an error of the file.
+    """Return the values of columns, as `values_of`; each error names the file.
 
     Raises:
         DataError: a column holds nulls, or is damaged.
@@ -142,12 +142,11 @@ def check_values(
     Args:
         table: what was read.
         names: the columns that will be used.
-        where: to call the file in an error.
-        in_place: text is not looked at, as it may be larger than memory: only where it begins and
-            ends.
+        where: the name of the file in an error.
+        in_place: the text may be larger than memory, so only its offsets are checked.
 
     Raises:
-        DataError, pa.ArrowException: something is not as it should be.
+        DataError, pa.ArrowException: a check fails.
     """
     for name in names:
         for chunk in table.column(name).chunks:
@@ -163,7 +162,7 @@ def check_values(
 
 
 def _plain_bytes(array: pa.Array) -> int:
-    """Return the bytes of an encoded array's plain form, which may be far larger; else 0."""
+    """Return the bytes of an encoded array's plain form, which may be far larger; 0 if plain."""
     kind, types = array.type, pa.types
     if types.is_dictionary(kind):
         if not (_is_text(kind.value_type)):
@@ -197,7 +196,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _width(kind: pa.DataType) -> int:
-    """Return the bytes of one value; of what has no fixed width at least its offset's."""
+    """Return the bytes of one value; those of an offset if the width is not fixed."""
     try:
         return max(1, int(kind.bit_width) // 8)
     except ValueError:
@@ -205,7 +204,7 @@ def _width(kind: pa.DataType) -> int:
 
 
 def least_bytes(schema: pa.Schema, rows: int) -> int:
-    """Return the bytes that the values of so many rows take at least, as they are stored."""
+    """Return the least bytes that the values of `rows` rows take as they are stored."""
     return sum(_least_bits(field.type) for field in schema) * rows // 8
 
 
@@ -230,7 +229,7 @@ def _least_bits(kind: pa.DataType) -> int:
 def _read_parquet(
     file: Any, rows: int, where: str, columns: list[str] | None, most: int | None
 ) -> pa.Table:
-    """Read in small batches, so that what is decoded is seen while it grows."""
+    """Read in small batches, to check the decoded size while it grows."""
     schema = file.schema_arrow
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
@@ -240,7 +239,7 @@ def _read_parquet(
         batches.append(batch)
         taken += batch.nbytes
         if taken > next_look:
-            _check_size(taken, where, most)  # as much again, since it will be put together
+            _check_size(taken, where, most)  # the batches are copied into one table later
             next_look = taken + taken // 8
     table = pa.Table.from_batches(batches, batches[0].schema if batches else schema)
     if table.num_rows != rows:
@@ -255,15 +254,15 @@ def _check_size(size: int, where: str, most: int | None) -> None:
     """Check the bytes that the values of a file take."""
     if most is not None and size > most:
         raise DataError(
-            f"{where} takes more than {most:,} bytes once it is decoded: it is not what was "
-            "declared, or larger than the cache may be. Raise `cache_limit`, or write the data set "
+            f"{where} takes more than {most:,} bytes when it is decoded: it is larger than "
+            "declared, or than the cache may be. Raise `cache_limit`, or write the data set "
             "again with smaller files."
         )
     if size > _SMALL:
         check_memory(size, f"{where}, decoded,")
 
 
-# -- what an Arrow IPC file declares, read from its flatbuffers before anything is decompressed
+# -- the sizes that an Arrow IPC file declares, read from its flatbuffers before decompression
 
 
 def check_declared(
@@ -274,17 +273,17 @@ def check_declared(
     *,
     is_stream: bool = False,
 ) -> int:
-    """Check the sizes that Arrow IPC data declares; returns the rows that it declares.
+    """Check the sizes that Arrow IPC data declares; returns the number of rows that it declares.
 
     Args:
         content: the file.
-        schema: of its columns.
-        where: to call it in an error.
-        most: bytes that they may have together. Default: what this process may take.
-        is_stream: it is a stream, which has no footer.
+        schema: the schema of its columns.
+        where: the name of the file in an error.
+        most: the largest sum of the sizes. Default: the memory that this process may use.
+        is_stream: the data is an Arrow IPC stream, which has no footer.
 
     Raises:
-        DataError: they are larger, do not hold the rows, or the file is damaged.
+        DataError: the sizes are too large or too small for the rows, or the file is damaged.
     """
     rows = compressed = 0
     with explained(where):
@@ -300,7 +299,7 @@ def check_declared(
 
 
 class _Declared(NamedTuple):
-    """What one message declares: its rows, 0 of a dictionary, and the bytes of its buffers."""
+    """What one message declares: its rows, 0 for a dictionary, and the bytes of its buffers."""
 
     rows: int
     size: int
@@ -308,7 +307,7 @@ class _Declared(NamedTuple):
 
 
 def _blocks_of_footer(view: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Yield of each message of a file: where it is, the bytes of its metadata and of its body."""
+    """Yield the position of each message of a file, and the bytes of its metadata and body."""
     end = len(view) - 10
     length = _number("<i", view, end)
     if not 0 < length <= end - 8:
@@ -320,13 +319,13 @@ def _blocks_of_footer(view: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def _following_blocks(view: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Yield the same of each message of a stream, but its schema."""
+    """Yield the same for each message of a stream, except its schema."""
     at = 0
     while at + 8 <= len(view):
         head = 8 if _number("<I", view, at) == _CONTINUED else 4
         length = _number("<i", view, at + head - 4)
         if length <= 0:
-            return  # its end
+            return  # the end of the stream
         message = _table(view[at + head : at + head + length], 0)
         body = _number("<q", message.view, message.at(3)) if message.at(3) else 0
         if body < 0:
@@ -337,7 +336,7 @@ def _following_blocks(view: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def _declared(view: memoryview, offset: int, metadata: int, body: int) -> _Declared:
-    """Return what one message declares: of compressed buffers, the bytes once decompressed."""
+    """Return what one message declares; for compressed buffers, the decompressed bytes."""
     if min(offset, metadata, body) < 0 or offset + metadata + body > len(view):
         raise ValueError("a block lies outside of the file")
     skipped = 8 if _number("<I", view, offset) == _CONTINUED else 4
@@ -369,7 +368,7 @@ def _kind(message: "_Table") -> int:
 
 
 class _Table:
-    """A table of a flatbuffer: a position, and where its fields are."""
+    """A table of a flatbuffer: its position, and the positions of its fields."""
 
     def __init__(self, view: memoryview, position: int) -> None:
         self.view, self.position = view, position
@@ -377,7 +376,7 @@ class _Table:
         self._size = _number("<H", view, self._fields)
 
     def at(self, field: int) -> int:
-        """Return where a field is; 0 if it is left out."""
+        """Return the position of a field; 0 if it is absent."""
         entry = 4 + 2 * field
         if entry + 2 > self._size:
             return 0
@@ -392,7 +391,7 @@ class _Table:
         return _table(self.view, at)
 
     def items(self, field: int, size: int) -> range:
-        """Return where the structs of a vector are; none if it is left out."""
+        """Return the positions of the structs of a vector; none if it is absent."""
         at = self.at(field)
         if not at:
             return range(0)
@@ -413,43 +412,43 @@ def _number(kind: str, view: memoryview, at: int) -> int:
     return int(struct.unpack_from(kind, view, at)[0])
 
 
-# -- memory that this process may still take
+# -- memory that this process may still use
 
-_FEW_ROWS = 10**6  # which need no look at the memory
-_MIXING_BYTES = 32  # of memory for a row, while a window is mixed
+_FEW_ROWS = 10**6  # for which memory is not checked
+_MIXING_BYTES = 32  # of memory for each row while a window is mixed
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory_left() -> float:
-    """Return the bytes of memory that this process may still take; infinite without a limit."""
+    """Return the bytes of memory that this process may still use; infinite without a limit."""
     return max(0.0, min(_of_machine(), _of_container(), _of_process()))
 
 
 def check_memory(needed: float, what: str) -> None:
-    """Refuse what does not fit into memory.
+    """Check that something fits into memory.
 
     Args:
         needed: bytes.
-        what: takes them, as the beginning of a sentence.
+        what: what needs them, as the beginning of a sentence.
 
     Raises:
-        DataError: there is less.
+        DataError: there is less memory.
     """
     if needed > (left := memory_left()):
         raise DataError(
-            f"{what} takes {needed:,.0f} bytes of memory, and this process may take {left:,.0f} "
-            "more: the data is damaged or made to do harm; or else use smaller files, or a machine "
+            f"{what} takes {needed:,.0f} bytes of memory, and this process may use {left:,.0f} "
+            "more. If the data is neither damaged nor hostile, use smaller files, or a machine "
             "with more memory."
         )
 
 
 def check_order_memory(rows: Sequence[int], window: int | None, where: str) -> None:
-    """Refuse files of so many rows that there is no memory to mix a window of them.
+    """Check that there is memory to mix a window of files.
 
     Args:
-        rows: of each file.
+        rows: the rows of each file.
         window: how many files are mixed at a time; None for all.
-        where: what to call the data in an error.
+        where: the name of the data in an error.
 
     Raises:
         DataError: there is less memory.

@@ -1,7 +1,7 @@
 """One Arrow or Parquet file: what its footer says, and its values.
 
-A format is recognized by a file's first bytes, never by its name; the last bytes must be that
-format's end, so that a file that was cut short is refused rather than read as a shorter one.
+A format is recognized by a file's first bytes, never by its name. The last bytes must be the end
+of that format, so a file that was cut short is refused and not read as a shorter one.
 """
 
 import contextlib
@@ -34,10 +34,12 @@ from raytrain_plus.streams.decoding import (
     values_in,
 )
 from raytrain_plus.streams.folders import DataPath, check_regular, form_of
-from raytrain_plus.streams.foreign import format_of_files, told
+from raytrain_plus.streams.foreign import format_of_files, is_pointer, told, told_of_pointer
 from raytrain_plus.streams.labels import Labels, labels_of
 from raytrain_plus.streams.parquet_footer import Footer
 from raytrain_plus.streams.source import Opened
+
+_HEAD = 64  # bytes that tell what a file is
 
 # First bytes -> the format, and the last bytes of a file that was written to its end.
 _FORMATS = {
@@ -54,12 +56,12 @@ class DataFile:
     Attributes:
         path: Where it is.
         format: Its format, as `_FORMATS` calls it.
-        stat: What the file system said of it when it was checked.
+        stat: What the file system said about it when it was checked.
         rows: Its number of rows.
-        columns: The selected columns.
-        name: Its path in the folder that was named; None for a file that was named itself.
-        constants: Values of columns that the names of its folders give, and it has not.
-        labels: Column -> the names of its numbers, where the file says them.
+        columns: The selected columns; none of a file without rows.
+        name: Its path in the given folder; None if the file itself was given.
+        constants: Column -> value, from its partition folders, for columns that it does not have.
+        labels: Column -> the names of its numbers, if the file contains them.
     """
 
     path: Path
@@ -73,7 +75,7 @@ class DataFile:
 
     @property
     def where(self) -> str:
-        """What to call it in an error."""
+        """Its name in an error."""
         return str(self.path)
 
     def open(self, cancelled: threading.Event) -> Opened:
@@ -82,20 +84,20 @@ class DataFile:
         Raises:
             DataError: as `read`.
         """
-        del cancelled  # what is on this machine is not waited for
+        del cancelled  # a file on this machine needs no wait
         return Opened(self.read(), confirm=self.confirm)
 
     def confirm(self) -> None:
-        """Check that the file is the one that was checked; one that was removed is not judged.
+        """Check that the file has not changed since it was checked; a removed file passes.
 
         Raises:
-            DataError: it was replaced or written over.
+            DataError: it was replaced or overwritten.
         """
         with contextlib.suppress(FileNotFoundError):
             confirm(self.path, self.stat)
 
     def read(self) -> Values:
-        """Return the selected columns' values: in place where Arrow stored them uncompressed.
+        """Return the selected columns' values, without a copy if Arrow stored them uncompressed.
 
         Raises:
             DataError: The file is damaged or has changed, or a column holds nulls.
@@ -119,7 +121,7 @@ class DataFile:
         return values_in(table, self.columns, where, self.constants)
 
     def identify(self) -> list[Any]:
-        """Return what tells this file from others: its name, its size, and when it was written."""
+        """Return what identifies this file: its name, its size, and the time of its last change."""
         told = [self.stat.size, self.stat.validator]
         return [self.name or self.path.name, *told, *sorted(self.constants.items())]
 
@@ -132,15 +134,15 @@ class DataFile:
 
 
 def confirm(path: Path, stat: Stat) -> None:
-    """Check that a file is still what it was.
+    """Check that a file has not changed.
 
     Raises:
-        DataError: it was replaced or written over.
-        OSError: it is not there.
+        DataError: it was replaced or overwritten.
+        OSError: it does not exist.
     """
     if stat_of(path) != stat:
         raise DataError(
-            f"{path} was replaced or written over since it was opened: data must not change during "
+            f"{path} was replaced or overwritten since it was opened: data must not change during "
             "a run. Write changed data to another place, and start the run again."
         )
 
@@ -148,16 +150,19 @@ def confirm(path: Path, stat: Stat) -> None:
 def inspect_file(
     path: Path, selection: Sequence[str] | None, found: DataPath | None = None
 ) -> DataFile:
-    """Read what a file's footer says, and check it.
+    """Read and check a file's footer.
 
     Args:
         path: The file.
         selection: Names of columns; None selects all.
-        found: Where it lies in the folder that was named, if one was.
+        found: Its path in the given folder, if a folder was given.
+
+    A file without rows may have columns of any type, or none: pandas gives the columns of an empty
+    frame the null type.
 
     Raises:
-        DataError: The file is of another format, damaged or cut short, a selected column is absent
-            or of an unsupported type, or the footer says that one holds nulls.
+        DataError: The file has another format or is damaged or cut short; a selected column is
+            absent or has an unsupported type; or the footer says that one contains nulls.
     """
     with explained(str(path)):
         check_regular(path)
@@ -172,6 +177,8 @@ def inspect_file(
             schema, rows = _open_ipc(path, kind).schema, _declared_rows(path, kind)
         name, constants = (found.path, found.partitions) if found else (None, {})
         constants = {key: v for key, v in constants.items() if key not in schema.names}
+        if not rows:
+            return DataFile(path, kind, stat, rows, {}, name, constants)
         columns = columns_of(with_constants(schema, constants), selection, str(path))
         if kind == "Parquet":
             check_nulls(footer, columns, str(path))
@@ -188,13 +195,13 @@ def recognized(file: IO[bytes], path: str) -> tuple[str, int]:
     """Return a file's format, by its first and last bytes, and its size in bytes.
 
     Args:
-        file: the file, opened.
-        path: what to call it in an error.
+        file: the open file.
+        path: its name in an error.
 
     Raises:
-        DataError: it is of another format, or cut short.
+        DataError: it has another format, or is cut short.
     """
-    head = file.read(8)
+    head = file.read(_HEAD)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     tail = file.read()
@@ -205,12 +212,14 @@ def recognized(file: IO[bytes], path: str) -> tuple[str, int]:
             if size < len(magic) + len(end) or not tail.endswith(end):
                 raise DataError(
                     f"{path} is cut short, or has more after its end: it begins as {kind} but does "
-                    "not end as such. Write or copy it again."
+                    "not end so. Write or copy it again."
                 )
             return kind, size
+    if is_pointer(head):
+        raise DataError(told_of_pointer(path))
     if form_of(path) not in (None, "table"):
         raise DataError(
-            f"{path} is not trained on as it is: make a stream of it with `raytrain-plus data "
+            f"{path} cannot be trained on directly: make a stream of it with `raytrain-plus data "
             f"write {path} NEW_PLACE`, and train on that."
         )
     foreign = format_of_files([path])
@@ -223,23 +232,23 @@ def recognized(file: IO[bytes], path: str) -> tuple[str, int]:
 
 
 def _open_ipc(path: Path, kind: str) -> Any:
-    """Map an Arrow file into memory and open it."""
+    """Open an Arrow file, mapped into memory."""
     opener = pa.ipc.open_file if kind == "Arrow IPC" else pa.ipc.open_stream
     return opener(pa.memory_map(str(path)))
 
 
 def _declared_rows(path: Path, kind: str) -> int:
-    """Return the rows that an Arrow file declares, once it is clear that they can be in it."""
+    """Return the rows that an Arrow file declares, after checking that they fit into it."""
     schema = _open_ipc(path, kind).schema
     content = pa.memory_map(str(path)).read_buffer()
     return check_declared(content, schema, str(path), is_stream=kind != "Arrow IPC")
 
 
 def check_nulls(footer: Footer, columns: Mapping[str, Column], where: str) -> None:
-    """Refuse nulls that a Parquet file's statistics admit; others show when values are read.
+    """Check that a Parquet file's statistics count no nulls; others are found when values are read.
 
     Raises:
-        DataError: a column holds nulls.
+        DataError: a column contains nulls.
     """
     for chunk in footer.chunks:
         name = chunk.leaf.path[0]

@@ -1,8 +1,9 @@
-"""What a folder of data files means: the same in `train`, in a `Stream` and in `data write`.
+"""Which files of a folder are its data: the same in `train`, in a `Stream` and in `data write`.
 
-All files below the folder are its data, by name, whatever the depth. What is hidden or temporary is
-none: names that begin with "." or "_", or end as unfinished copies and editors' backups do. Folders
-named like `label=3` are columns. Training and test files are never read as one.
+All files below the folder at any depth are its data, in the order of their names. Hidden and
+temporary files are not: their names begin with "." or "_", or end like unfinished copies or backups
+of editors. Folders named like `label=3` are columns. Training and test files are never read as
+one.
 """
 
 import os
@@ -26,17 +27,19 @@ from raytrain_plus.streams.format import MANIFEST
 Form = Literal["table", "csv", "json", "images"]
 
 INCOMPLETE = "_incomplete"
-"""A file that stands in a folder while it is written."""
+"""A file that marks a folder while it is written."""
+
+PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 
 _FORMS: dict[str, Form] = {
-    ".parquet": "table",
-    ".pq": "table",
+    **dict.fromkeys(PARQUET_SUFFIXES, "table"),
     ".arrow": "table",
     ".feather": "table",
     ".ipc": "table",
     ".csv": "csv",
     ".tsv": "csv",
     ".jsonl": "json",
+    ".jsonlines": "json",
     ".ndjson": "json",
     ".json": "json",
     **dict.fromkeys(
@@ -44,6 +47,7 @@ _FORMS: dict[str, Form] = {
     ),
 }
 _TEXT_PACKED = (".gz", ".bz2", ".xz")
+_PACKED = (*_TEXT_PACKED, ".zst", ".zstd", ".lz4", ".lzma", ".br", ".snappy", ".sz", ".z", ".zip")
 _UNFINISHED = re.compile(
     r"~$|^#.*#$|\.(tmp|temp|part|partial|crdownload|download|inprogress|incomplete|crc|swp|swo|bak"
     r"|old|orig|lock)$",
@@ -58,16 +62,19 @@ _MAGIC = re.compile(r"[*?\[]")
 _SPLITS = {
     word: split
     for split, words in {
-        "train": ("train", "training"),
-        "validation": ("validation", "valid", "val", "dev"),
-        "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
+        "train": ("train", "training", "trainset", "trainingset"),
+        "validation": ("validation", "valid", "val", "dev", "valset", "validationset", "devset"),
+        "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout", "testset"),
     }.items()
     for word in words
 }
 SPLITS = tuple(dict.fromkeys(_SPLITS.values()))
-"""What a split is called here, whatever a folder calls it."""
+"""The names of splits here; folders may use other words for them."""
 
-# Other files of JSON that tools put next to data.
+# Columns of folders like `split=train` that name splits.
+_SPLIT_COLUMNS = {"split", "splits", "subset", "partition", "set"}
+
+# JSON files that tools write next to data.
 _DESCRIPTIONS = {
     "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "metadata.json",
     "config.json", "schema.json",
@@ -80,7 +87,7 @@ class DataPath:
 
     Attributes:
         path: from the folder to the file.
-        partitions: column -> value, of the folders on the way that are named like `label=3`.
+        partitions: column -> value, from the folders in this path that are named like `label=3`.
     """
 
     path: str
@@ -89,24 +96,24 @@ class DataPath:
 
 @dataclass(frozen=True)
 class Contents:
-    """The data files of a folder, by name, all of one form."""
+    """The data files of a folder, sorted by name, all of one form."""
 
     form: Form
     files: tuple[DataPath, ...]
 
 
 def select(paths: Iterable[str], where: str, split: str | None = None) -> Contents:
-    """Return which of a folder's files are its data.
+    """Return which files of a folder without a manifest are its data.
 
     Args:
-        paths: of all files in it, relative to it; it has no manifest.
-        where: what to call the folder in an error.
-        split: "train", "validation" or "test", to take only the files that are named as such;
-            "all" reads them as one.
+        paths: the paths of all files in the folder, relative to it.
+        where: the name of the folder in an error.
+        split: "train", "validation" or "test" selects the files that are named so; "all" reads
+            all splits as one.
 
     Raises:
-        DataError: there is no data, or it is not clear which files are; the message says what to
-            do.
+        DataError: there is no data, or it is not clear which files are data; the message says what
+            to do.
     """
     everything = sorted(paths, key=lambda path: PurePosixPath(path).parts)
     _refuse_other_data_sets(everything, where)
@@ -119,10 +126,10 @@ def select(paths: Iterable[str], where: str, split: str | None = None) -> Conten
 
 
 def is_hidden(path: str) -> bool:
-    """Say whether a file is hidden, temporary or another program's own, or lies in such a folder.
+    """Say whether a file is hidden, temporary or internal to a program, or in such a folder.
 
     Args:
-        path: relative to the folder that was named.
+        path: relative to the given folder.
     """
     *folders, name = PurePosixPath(path).parts
     if any(_is_hidden(part) and not _PARTITION.match(part) for part in folders):
@@ -131,7 +138,7 @@ def is_hidden(path: str) -> bool:
 
 
 def suffix_of(path: str) -> str:
-    """Return how a file's name ends, in small letters, without how it is packed."""
+    """Return the suffix of a file's name in lower case, without that of its compression."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
     if len(suffixes) > 1 and suffixes[-1] in _TEXT_PACKED and suffixes[-2] in _FORMS:
         return suffixes[-2] if _FORMS[suffixes[-2]] in ("csv", "json") else suffixes[-1]
@@ -139,53 +146,98 @@ def suffix_of(path: str) -> str:
 
 
 def form_of(path: str) -> Form | None:
-    """Return what a file is by its name; None for what is not read here."""
+    """Return the form of a file, by its name; None if it is not read here."""
     return _FORMS.get(suffix_of(path))
 
 
 def is_split(name: str) -> bool:
-    """Say whether a folder of this name is a split."""
+    """Say whether the name of a folder is exactly that of a split."""
     return name.lower() in _SPLITS
+
+
+def split_of_folder(name: str) -> str | None:
+    """Return which split a folder is, if any: `train`, `train_data`, `Test.parquet`, `split=val`.
+
+    The name must be that of a split, or begin or end with one.
+    """
+    partition = _PARTITION.match(name)
+    if partition is not None:
+        is_named = partition[1].lower() in _SPLIT_COLUMNS
+        return _SPLITS.get(partition[2].lower()) if is_named else None
+    words = _words(name)
+    return next((_SPLITS[word] for word in words[:1] + words[-1:] if word in _SPLITS), None)
 
 
 def split_of(path: str) -> str | None:
     """Return which split a file is in by the names of its folders and its own, if any.
 
-    A folder must be named like a split; a file's name must begin or end with one, as in
-    `train-00000-of-00001.parquet` or `digits_test.csv`.
+    The name of a file must begin or end with that of a split, as in `train-00000-of-00001.parquet`,
+    `digits_test.csv` or `digitsTest2.csv`. The folder of an image may be a label, such as
+    `test_tubes`, so it counts only if its name is exactly that of a split.
     """
     *folders, name = PurePosixPath(path).parts
     for folder in folders:
-        if folder.lower() in _SPLITS:
+        if is_split(folder):
             return _SPLITS[folder.lower()]
-    words = [word for word in re.split(r"[\W_\d]+", name.split(".")[0].lower()) if word]
-    found = [_SPLITS[word] for word in (words[:1] + words[-1:]) if word in _SPLITS]
+    for folder in folders[:-1] if form_of(name) == "images" else folders:
+        if (split := split_of_folder(folder)) is not None:
+            return split
+    words = _words(name.split(".")[0])
+    found = [_SPLITS[word] for word in words[:1] + words[-1:] if word in _SPLITS]
     return found[0] if found else None
+
+
+def _splits_by_middle_word(paths: Iterable[str]) -> dict[str, str]:
+    """Return the splits of files whose names differ in the name of a split only.
+
+    `digits_train_small.csv` and `digits_test_small.csv` are such; `my-test-bench.csv` alone is not.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for path in paths:
+        here = PurePosixPath(path)
+        words = _words(here.name.split(".")[0])
+        for place, word in enumerate(words):
+            if word in _SPLITS:
+                others = (str(here.parent), *words[:place], "", *words[place + 1 :])
+                groups.setdefault(others, {}).setdefault(_SPLITS[word], []).append(path)
+    return {
+        path: split
+        for splits in groups.values()
+        for split, found in splits.items()
+        for path in found
+        if len(splits) > 1
+    }
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name, in small letters: `digitsTrain_2` is `digits` and `train`."""
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return [word for word in re.split(r"[\W_\d]+", parted.lower()) if word]
 
 
 def tables_of(contents: Contents, where: str) -> tuple[DataPath, ...]:
     """Return the Arrow and Parquet files of a folder.
 
     Raises:
-        DataError: its files are of another form, which must be written as a stream first.
+        DataError: its files have another form, which must be written as a stream first.
     """
     if contents.form == "table":
         return contents.files
     raise DataError(
-        f"{where} holds files that are not trained on as they are ({contents.files[0].path}): make "
-        f"a stream of them with `raytrain-plus data write {where} NEW_PLACE`, and train on that."
+        f"{where} has files that cannot be trained on directly ({contents.files[0].path}): make a "
+        f"stream of them with `raytrain-plus data write {where} NEW_PLACE`, and train on that."
     )
 
 
-# -- the paths of a place
+# -- the paths below a folder
 
 
 def without_pattern(location: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], str | None]:
     """Return the folder before a pattern, and the pattern in it.
 
-    `data/train-*.parquet` is the pattern `train-*.parquet` in `data`. A place without a pattern is
-    returned as it is, and so is a path that is there by that very name. In a URL only `*` begins a
-    pattern.
+    `data/train-*.parquet` is the pattern `train-*.parquet` in `data`. A location without a pattern
+    is returned as it is, and so is a path that exists with exactly this name. In a URL only `*`
+    begins a pattern.
     """
     local = local_path(location)
     if local is not None and (local.exists() or not isinstance(location, str)):
@@ -201,9 +253,9 @@ def without_pattern(location: str | os.PathLike[str]) -> tuple[str | os.PathLike
 
 
 def matching(paths: Iterable[str], pattern: str) -> list[str]:
-    """Return the paths that a pattern names, or that lie in a folder that it names.
+    """Return the paths that match a pattern, or that are in a folder that matches it.
 
-    `*` and `?` stand for characters within a name, `**` for folders of any depth.
+    `*` and `?` match characters within a name, `**` matches folders at any depth.
     """
     expression = re.compile(_expression(pattern) + r"(/.*)?\Z")
     return [path for path in paths if expression.match(path)]
@@ -215,10 +267,11 @@ def paths_below(fs: Any, root: str, pattern: str | None = None) -> list[str]:
     Args:
         fs: the fsspec file system.
         root: the folder's path in it.
-        pattern: that they must match; see `matching`.
+        pattern: the pattern that they must match; see `matching`.
 
     Raises:
-        DataError: a link leads nowhere, or to what is there already: rows would count twice.
+        DataError: the target of a link is missing, or is in the folder as well, so that its rows
+            would count twice.
         OSError: the folder cannot be listed.
     """
     if isinstance(fs, LocalFileSystem):
@@ -235,10 +288,10 @@ def paths_in(store: Store, pattern: str | None = None) -> list[str]:
 
     Args:
         store: the folder.
-        pattern: that they must match; see `matching`.
+        pattern: the pattern that they must match; see `matching`.
 
     Raises:
-        DataError: links in it lead to the same file, or nowhere.
+        DataError: as `paths_below`.
         StoreError: the folder cannot be listed, or is not there.
     """
     if not store.is_local:
@@ -266,6 +319,7 @@ def _local_paths(root: str) -> list[str]:
             path = os.path.join(folder, name)  # noqa: PTH118 - many paths
             inside = os.path.relpath(path, root)
             if form_of(name) is not None and not is_hidden(inside):
+                _check_name(path)
                 if not os.path.exists(path):  # noqa: PTH110
                     raise DataError(f"{path} is a link to a file that is not there: remove it.")
                 check_regular(path)
@@ -274,29 +328,36 @@ def _local_paths(root: str) -> list[str]:
     return paths
 
 
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path!r} is a name that is not UTF-8: rename it.") from error
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Check that a path of this machine is a file whose bytes can be read again and again.
+    """Check that a path of this machine is a regular file, which can be read more than once.
 
     Raises:
-        DataError: it is a pipe, a socket or a device, where reading would wait for ever.
-        OSError: it is not there.
+        DataError: it is a pipe, a socket or a device, from which a read may never return.
+        OSError: it does not exist.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - many paths
         raise DataError(
             f"{path} is no regular file, but a pipe, a socket or a device, which cannot be read "
-            "twice: store what comes out of it in a file."
+            "twice: store its output in a file."
         )
 
 
 def _note(found: dict[str, str], real: str, path: str, root: str) -> bool:
-    """Say whether a path leads to what was not found before; refuse it if it is visible."""
+    """Say whether a path leads to a new file; a visible path to a known file is refused."""
     before = found.setdefault(real, path)
     if before == path:
         return True
     if not is_hidden(path):
         raise DataError(
-            f"{path!r} in {root} is a link to what is there already as {before!r}: its rows would "
-            "count twice. Remove the link."
+            f"{path!r} in {root} is a link to {before!r} in the same folder: its rows would count "
+            "twice. Remove the link."
         )
     return False
 
@@ -311,7 +372,7 @@ def _expression(pattern: str) -> str:
     )
 
 
-# -- choosing
+# -- the selection of files
 
 
 def _is_hidden(name: str) -> bool:
@@ -322,7 +383,7 @@ def _refuse_other_data_sets(paths: Sequence[str], where: str) -> None:
     names = {PurePosixPath(path).name for path in paths}
     if INCOMPLETE in names:
         raise DataError(
-            f"{where} is not whole: it is being written, or its writer was killed (it holds "
+            f"{where} is incomplete: it is being written, or its writer was killed (it has "
             f"{INCOMPLETE!r}). Wait for the writer, or remove the folder and write it again."
         )
     inner = sorted(
@@ -332,13 +393,13 @@ def _refuse_other_data_sets(paths: Sequence[str], where: str) -> None:
     )
     if inner:
         raise DataError(
-            f"{where} holds {len(inner)} data sets of their own: {listed(inner[:5])}. Name one."
+            f"{where} has {len(inner)} data sets in it: {listed(inner[:5])}. Give one of them."
         )
     left = [path for path in paths if _WRITER_S.match(PurePosixPath(path).name)]
     if left and not is_hidden(left[0]):
         raise DataError(
-            f"{where} is not a whole stream: it holds files of a StreamWriter ({left[0]}), but no "
-            f"{MANIFEST}. The writer is still at work, or it was killed and has published "
+            f"{where} is not a complete stream: it has files of a StreamWriter ({left[0]}), but no "
+            f"{MANIFEST}. The writer has not finished, or it was killed and has published "
             "nothing. Wait for it, or write the data set again."
         )
     table = format_of_table(paths)
@@ -349,8 +410,9 @@ def _refuse_other_data_sets(paths: Sequence[str], where: str) -> None:
 def _of_split(paths: Sequence[str], where: str, split: str | None) -> list[str]:
     data = [path for path in paths if form_of(path) is not None]
     by_split: dict[str | None, list[str]] = {}
+    by_middle = _splits_by_middle_word(path for path in data if form_of(path) != "images")
     for path in data:
-        by_split.setdefault(split_of(path), []).append(path)
+        by_split.setdefault(split_of(path) or by_middle.get(path), []).append(path)
     splits = sorted(name for name in by_split if name is not None)
     if split == "all":
         return list(paths)
@@ -358,8 +420,8 @@ def _of_split(paths: Sequence[str], where: str, split: str | None) -> list[str]:
         wanted = _SPLITS.get(split.lower(), split)
         if wanted not in by_split:
             raise DataError(
-                f"{where} has no split {split!r}; the names of its files and folders tell of "
-                f"{listed(splits)}."
+                f"{where} has no split {split!r}. The splits in the names of its files and folders "
+                f"are: {listed(splits)}."
             )
         return by_split[wanted]
     if len(splits) > 1:
@@ -367,7 +429,7 @@ def _of_split(paths: Sequence[str], where: str, split: str | None) -> list[str]:
         first = by_split[splits[0]][0]
         raise DataError(
             f"{where} holds several splits: {counts}; for example {first!r} is of "
-            f"{splits[0]!r}. They are never read as one. Name one of them: a pattern such as "
+            f"{splits[0]!r}. They are never read as one. Give one of them: a pattern such as "
             f"'{where}/**/train*', its folder, or a split (`Stream(..., split='train')`, `data "
             "write --split train`; 'all' reads all as one)."
         )
@@ -380,7 +442,7 @@ def _of_one_form(paths: Sequence[str], where: str) -> tuple[Form, list[str]]:
         form = form_of(path)
         if form is not None and not _is_derived(path, paths):
             by_form.setdefault(form, []).append(path)
-    if "table" in by_form:  # a picture next to a table is no row of it, nor is a description
+    if "table" in by_form:  # images and descriptions next to tables are not rows
         by_form.pop("images", None)
     if len(by_form) > 1 and "json" in by_form:
         lines = [path for path in by_form["json"] if suffix_of(path) != ".json"]
@@ -395,21 +457,33 @@ def _of_one_form(paths: Sequence[str], where: str) -> tuple[Form, list[str]]:
         found = f"but only {', '.join(endings)}" if endings else "and no file at all"
         raise DataError(
             f"{where} has no data file, {found}: files ending in {', '.join(_FORMS)} are read, "
-            "without those that are hidden (named with '.' or '_' first) or temporary."
+            "unless they are temporary or hidden (the name begins with '.' or '_')."
+        )
+    packed = next((path for path in paths if _is_packed(path)), None)
+    if packed is not None:
+        raise DataError(
+            f"{packed!r} in {where} is packed in a way that is not read here: unpack it, or leave "
+            f"it out with a pattern. Only text may be packed, as {', '.join(_TEXT_PACKED)}."
         )
     if len(by_form) > 1:
         found = "; ".join(
             f"{len(files)} of {form} ({files[0]})" for form, files in sorted(by_form.items())
         )
         raise DataError(
-            f"{where} holds files of several forms: {found}. Say which are meant with a pattern, "
-            f"as in '{where}/*.csv'."
+            f"{where} has files of several forms: {found}. Select one form with a pattern, as in "
+            f"'{where}/*.csv'."
         )
     return next(iter(by_form.items()))
 
 
+def _is_packed(path: str) -> bool:
+    """Say whether a file would be data if it were unpacked."""
+    inner, suffix = PurePosixPath(path).stem, PurePosixPath(path).suffix
+    return form_of(path) is None and suffix.lower() in _PACKED and form_of(inner) is not None
+
+
 def _is_derived(path: str, paths: Sequence[str]) -> bool:
-    """Say whether a file only describes data, or is a cache of what Hugging Face's map gave."""
+    """Say whether a file only describes data, or is a cache of Hugging Face's `map`."""
     here = PurePosixPath(path)
     if here.name in _DESCRIPTIONS:
         return True
@@ -421,8 +495,8 @@ def _partitioned(paths: Sequence[str], where: str) -> tuple[DataPath, ...]:
     for path, found in zip(paths, raw, strict=True):
         if found.keys() != raw[0].keys():
             raise DataError(
-                f"{where}: {paths[0]!r} lies in folders for the columns {listed(raw[0])}, and "
-                f"{path!r} in folders for {listed(found)}: all files must have the same ones."
+                f"{where}: {paths[0]!r} is in folders for the columns {listed(raw[0])}, and "
+                f"{path!r} is in folders for {listed(found)}: all files must have the same."
             )
     whole = {
         name: all(_WHOLE_NUMBER.match(found[name]) for found in raw) for name in (raw or [{}])[0]
@@ -446,6 +520,6 @@ def _partitions(path: str, where: str) -> dict[str, str]:
                 "which a tensor cannot be: leave these files out with a pattern, or fill it in."
             )
         if name in found:
-            raise DataError(f"{where}: {path!r} lies in two folders for column {name!r}.")
+            raise DataError(f"{where}: {path!r} is in two folders for column {name!r}.")
         found[name] = value
     return found

@@ -1,9 +1,11 @@
-"""Data of other tools, named for what it is, with the way to move it into a stream."""
+"""Names the formats of other tools, and says how to move their data into a stream."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _LOOP = "for row in {reader}: writer.write(row)"
 
@@ -13,9 +15,9 @@ class Format:
     """A format of another tool.
 
     Attributes:
-        name: what it is, as in "a WebDataset (tar files)".
-        way: a line of Python that gives its rows to a StreamWriter, or how to turn it into a form
-            that is read here.
+        name: a description, such as "a WebDataset (tar files)".
+        way: a line of Python that writes its rows with a StreamWriter, or how to convert it to a
+            form that is read here.
     """
 
     name: str
@@ -122,7 +124,7 @@ _ZARR = Format(
 
 
 def format_of_index(text: bytes) -> Format | None:
-    """Return whose an `index.json` is, if it is another tool's."""
+    """Return the format to which an `index.json` belongs, if it is that of another tool."""
     try:
         index = json.loads(text)
     except ValueError:
@@ -135,10 +137,12 @@ def format_of_index(text: bytes) -> Format | None:
 
 
 def format_of_table(paths: Iterable[str]) -> Format | None:
-    """Return what a folder is whose Parquet files are not all part of it, or that has a log.
+    """Return the table format of a folder, if its files alone are not the data.
+
+    A log or a manifest of such a table says which of its files are part of it.
 
     Args:
-        paths: of all files in it, relative to it, hidden ones too.
+        paths: the paths of all files in the folder, relative to it, also of hidden ones.
     """
     for path in map(PurePosixPath, paths):
         parents = set(path.parts[:-1])
@@ -156,13 +160,26 @@ def format_of_table(paths: Iterable[str]) -> Format | None:
 
 
 def format_of_files(paths: Iterable[str]) -> Format | None:
-    """Return the format of the first file whose name ends as another tool's do."""
+    """Return the format of the first file whose suffix is that of another tool."""
     found = (_SUFFIXES.get(PurePosixPath(path).suffix.lower()) for path in paths)
     return next((one for one in found if one is not None), None)
 
 
+def is_pointer(head: bytes) -> bool:
+    """Say whether the first bytes of a file are those of a Git LFS pointer."""
+    return head.startswith(_POINTER)
+
+
+def told_of_pointer(where: str) -> str:
+    """Return the error message for a Git LFS pointer."""
+    return (
+        f"{where} is not the data, but a Git LFS pointer to it: run `git lfs pull` in its "
+        "repository."
+    )
+
+
 def told(where: str, found: Format) -> str:
-    """Return what to say of data of another format."""
+    """Return the error message for data of another format."""
     return (
         f"{where} is {found.name}, which is not read here. Move it into a stream:\n"
         "    from raytrain_plus import StreamWriter\n"

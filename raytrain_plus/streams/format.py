@@ -1,8 +1,8 @@
-"""A stream at rest: a folder of Arrow IPC files, and the manifest that makes them one data set.
+"""The format of a stream: a folder of Arrow IPC files, and a manifest of the data set.
 
-The manifest, `index.json`, is published last and at once, so that a data set is there as a whole
-or not at all. It names every file with its rows, sizes and hash; files that it does not name are
-no part of the data.
+The manifest, `index.json`, is published last and atomically, so a data set is complete or absent.
+It names every file with its rows, sizes and hash. Files that it does not name are not part of the
+data.
 """
 
 import base64
@@ -27,7 +27,7 @@ VERSION = 1
 Compression = Literal["zstd", "lz4", "none"]
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 
-# The order that a manifest pins: small numbers that no data set is too small for.
+# The order whose digest is in each manifest. The numbers are small enough for any data set.
 _LANES, _SEED, PINNED_WINDOW = 3, 17, 2
 _PINNED_ROWS = 64  # of each lane, at its beginning and at its end
 
@@ -36,15 +36,15 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FileEntry(_Strict):
+class ShardEntry(_Strict):
     """One file of a data set.
 
     Attributes:
         name: its name in the folder.
-        rows: its rows.
+        rows: its number of rows.
         stored_bytes: its size as it is stored.
-        raw_bytes: its size once it is decompressed.
-        sha256: of its bytes as they are stored, in hex.
+        raw_bytes: its decompressed size.
+        sha256: the SHA-256 of its stored bytes, in hex.
     """
 
     name: Annotated[str, Field(pattern=r"^[^/\\]+$")]
@@ -54,25 +54,25 @@ class FileEntry(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class FoundFile(FileEntry):
-    """A file that no manifest names: found in a folder, at a path below it."""
+class FoundFile(ShardEntry):
+    """A file without a manifest, found in a folder; its name is the path in the folder."""
 
     name: str
 
 
 class StreamManifest(_Strict):
-    """What a data set is.
+    """The content of a manifest.
 
     Attributes:
-        version: of this format.
+        version: the version of this format.
         arrow_schema: the Arrow schema of every file, serialized by Arrow, in base64.
-        columns: the same for people: name -> type.
-        compression: of the files at rest.
-        rows: of all files.
-        order: a digest of where the first and last rows of a fixed order are stored. A reader
-            that computes another one would read the data in another order than the writer's
-            version does.
-        files: in their order.
+        columns: the same as text: name -> type.
+        compression: the compression of the stored files.
+        rows: the rows of all files.
+        order: a digest of the places of the first and last rows of a fixed order. A reader that
+            computes another digest would read the data in another order than the version that
+            wrote it.
+        files: the files, in their order.
         labels: column -> the name that each of its numbers stands for, from 0.
         label_skew: column of few different values -> how sorted by them the rows are; see
             `label_skew.py`.
@@ -84,24 +84,24 @@ class StreamManifest(_Strict):
     compression: Compression
     rows: Count
     order: str
-    files: tuple[FileEntry, ...]
+    files: tuple[ShardEntry, ...]
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     label_skew: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("files")
     @classmethod
-    def _unique(cls, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+    def _unique(cls, files: tuple[ShardEntry, ...]) -> tuple[ShardEntry, ...]:
         if len({file.name for file in files}) != len(files):
             raise ValueError("a file is named twice")
         if any(file.name in (".", "..") or not file.name.isprintable() for file in files):
-            raise ValueError("the name of a file is none")
+            raise ValueError("the name of a file is not valid")
         return files
 
     @classmethod
     def of(
         cls,
         schema: pa.Schema,
-        files: tuple[FileEntry, ...],
+        files: tuple[ShardEntry, ...],
         compression: Compression,
         labels: Mapping[str, tuple[str, ...]] | None = None,
         label_skew: Mapping[str, float] | None = None,
@@ -120,10 +120,10 @@ class StreamManifest(_Strict):
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> "StreamManifest":
-        """Return the manifest that some JSON describes.
+        """Return the manifest from its JSON text.
 
         Raises:
-            DataError: it describes none, or is of a version that is not known here.
+            DataError: it is not a manifest, or has a version that is not known here.
         """
         try:
             manifest = cls.model_validate_json(text)
@@ -142,7 +142,7 @@ class StreamManifest(_Strict):
         except (ValueError, OSError, pa.ArrowException) as error:
             raise DataError(f"{where} has no schema that can be read: {error}") from error
         if set(names) != set(manifest.columns):
-            raise DataError(f"{where} names other columns than its schema has: write it again.")
+            raise DataError(f"{where} names other columns than its schema: write it again.")
         if manifest.rows != sum(file.rows for file in manifest.files):
             raise DataError(
                 f"{where} says that there are {manifest.rows} rows, but its files have "
@@ -163,12 +163,12 @@ class StreamManifest(_Strict):
 
     @property
     def stored_bytes(self) -> int:
-        """The size of all files as they are stored."""
+        """The stored size of all files."""
         return sum(file.stored_bytes for file in self.files)
 
     @property
     def raw_bytes(self) -> int:
-        """The size of all files once they are decompressed."""
+        """The decompressed size of all files."""
         return sum(file.raw_bytes for file in self.files)
 
 
@@ -178,16 +178,20 @@ def encode_schema(schema: pa.Schema) -> str:
 
 
 def decode_schema(text: str) -> pa.Schema:
-    """Return the schema that `encode_schema` has written down.
+    """Return the schema that `encode_schema` wrote.
 
     Raises:
-        ValueError, pa.ArrowException: it has not.
+        ValueError, pa.ArrowException: the text is damaged.
     """
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 def order_digest(rows: list[int]) -> str:
-    """Return a digest of where some rows of a fixed order over files of so many rows stand."""
+    """Return a digest of the places of some rows in a fixed order.
+
+    Args:
+        rows: the rows of each file.
+    """
     digest = hashlib.sha256()
     if any(rows):
         order = Order(rows=rows, lanes=_LANES, seed=_SEED, window=PINNED_WINDOW)

@@ -1,12 +1,13 @@
-"""Label skew: how far the labels of consecutive rows are from an independent draw of all.
+"""Label skew: how much the labels of consecutive rows differ from an independent draw of all.
 
 A stream is cut into stretches, one for each logical rank, and rows are mixed within a window of
-files only. So rows that are sorted by label stay together: each logical rank sees few labels, and
-the model that it trains is worse, above all with batch normalization.
+files only. So rows that are sorted by label stay together, and each logical rank sees few labels.
+This trains a worse model, above all with batch normalization.
 
-The skew of a column is 0 where each stretch has the labels of an independent draw, and 1 where it
-has a single one: the mean total variation distance between the labels of a stretch and those of
-all, less what an independent draw of so many rows has, over the most that it can be.
+The skew of a column is 0 if each stretch has the labels of an independent draw, and 1 if each has a
+single label. It is the mean total variation distance between the labels of a stretch and those of
+all rows, minus its expected value for an independent draw of the same size, divided by the largest
+possible value of this difference.
 """
 
 import math
@@ -26,18 +27,18 @@ STRETCHES = 8
 
 WORTH_A_WARNING = 0.3
 _MOST_LABELS = 1000
-_ROWS_PER_LABEL = 4  # fewer rows of each, and a column is no column of labels
+_ROWS_PER_LABEL = 4  # with fewer rows of each value, a column does not hold labels
 _MOST_BLOCKS = 512
 _LONGEST_LABEL = 200  # bytes of text
 _SAMPLED_ROWS = 256  # of each lane
-_SAMPLED_BYTES = 256 << 20  # a larger folder is not looked at
+_SAMPLED_BYTES = 256 << 20  # larger folders are not sampled
 
 
 def skew(stretches: Sequence[Mapping[Any, int]]) -> float:
     """Return the label skew of stretches of rows, from 0 to 1.
 
     Args:
-        stretches: label -> rows, of each.
+        stretches: for each stretch, label -> number of rows.
     """
     total: Counter[Any] = Counter()
     for stretch in stretches:
@@ -60,7 +61,7 @@ def skew(stretches: Sequence[Mapping[Any, int]]) -> float:
 
 
 def _mean_deviation(n: int, p: float) -> float:
-    """Return the mean absolute deviation of a binomial number (De Moivre, 1730)."""
+    """Return the mean absolute deviation of a binomial distribution (De Moivre, 1730)."""
     if p >= 1:
         return 0.0
     k = math.floor(n * p) + 1
@@ -75,16 +76,16 @@ def _mean_deviation(n: int, p: float) -> float:
 
 
 class SkewMeter:
-    """Measures the label skew of rows while they pass, in bounded memory.
+    """Measures the label skew of rows as they are written, in bounded memory.
 
-    A column of few different whole numbers, truth values or texts counts as one of labels.
+    A column of few different whole numbers, booleans or texts is taken for labels.
     """
 
     def __init__(self) -> None:
         self._columns: dict[str, _Blocks] | None = None
 
     def see(self, table: pa.Table) -> None:
-        """Take the next rows into account."""
+        """Count the next rows."""
         if self._columns is None:
             self._columns = {
                 field.name: _Blocks() for field in table.schema if _may_be_labels(field.type)
@@ -104,7 +105,7 @@ class SkewMeter:
                 del self._columns[name]
 
     def measured(self) -> dict[str, float]:
-        """Return the skew of each column of labels that was seen."""
+        """Return the skew of each column of labels."""
         found = {}
         for name, blocks in (self._columns or {}).items():
             if len(blocks.labels) > 1 and blocks.rows >= _ROWS_PER_LABEL * len(blocks.labels):
@@ -142,7 +143,7 @@ class _Blocks:
                 self._each *= 2
 
     def stretches(self, count: int) -> list[Counter[Any]]:
-        """Return the counts of so many stretches, of about the same size."""
+        """Return the counts of `count` stretches of about the same size."""
         found: list[Counter[Any]] = [Counter() for _ in range(count)]
         for number, counts in enumerate(self._counts):
             middle = (number + 0.5) * self._each
@@ -151,14 +152,14 @@ class _Blocks:
 
 
 def skew_of(source: Source, column: str) -> Mapping[str, float]:
-    """Return how sorted by a column the rows of a source are, where that is cheap to know.
+    """Return the label skew of a source's column, if it is cheap to find.
 
-    A stream's manifest says it. Of a small folder on this machine the first rows of each lane are
-    looked at. A table or a single file is mixed by rows, whatever its order.
+    A stream's manifest contains it. Of a small folder on this machine, the first rows of each lane
+    are read. A table or a single file is mixed by rows, so its order does not matter.
 
     Args:
-        source: not read from yet, or released afterwards.
-        column: of labels.
+        source: the source; the caller releases it afterwards.
+        column: the column of labels.
     """
     if source.window is None or not source.shuffle or source.label_skew:
         return source.label_skew if source.window is not None else {}
@@ -176,14 +177,14 @@ def skew_of(source: Source, column: str) -> Mapping[str, float]:
             source.gather(places, rows, column, values)
             stretches.append(Counter(values.tolist()))
         else:
-            stretches.append(Counter(source.take(places, rows, column)))
+            stretches.append(Counter(source.gather_list(places, rows, column)))
     seen = len({label for stretch in stretches for label in stretch})
     enough = sum(sum(stretch.values()) for stretch in stretches) >= _ROWS_PER_LABEL * seen
     return {column: round(skew(stretches), 4)} if seen > 1 and enough else {}
 
 
 def told(skews: Mapping[str, float], columns: Iterable[str] | None = None) -> str | None:
-    """Return what to say of columns whose rows are sorted; None if there is none."""
+    """Return a warning about columns by which the rows are sorted; None without any."""
     names = skews.keys() if columns is None else columns
     found = [name for name in names if skews.get(name, 0) > WORTH_A_WARNING]
     if not found:

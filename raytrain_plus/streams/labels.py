@@ -1,11 +1,12 @@
-"""Names of labels: which number of a column stands for which class.
+"""Names of labels: the class that each number of a column means.
 
-A number says nothing by itself: `owls` is 2 where there are cats and dogs, and 1 where there are
-only cats. So a stream keeps the names with its columns, and data with other names is refused.
+A number alone is ambiguous: `owls` is 2 next to cats and dogs, and 1 next to cats only. So a stream
+keeps the names with its columns, and data with other names is refused.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,7 @@ _MOST_NAMES = 100_000
 
 
 def labels_of(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
-    """Return the names that Hugging Face's `ClassLabel` columns have in a file's metadata."""
+    """Return the names of Hugging Face's `ClassLabel` columns in a file's metadata."""
     try:
         told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = told["info"]["features"]
@@ -33,7 +34,7 @@ def labels_of(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
 
 
 def with_names(schema: pa.Schema, labels: Labels) -> pa.Schema:
-    """Return a schema whose metadata has the names of labels, as Hugging Face's files have them."""
+    """Return a schema with the names of labels in its metadata, in Hugging Face's form."""
     features = {
         name: {"names": list(names), "_type": "ClassLabel"}
         for name, names in labels.items()
@@ -46,16 +47,16 @@ def with_names(schema: pa.Schema, labels: Labels) -> pa.Schema:
 
 
 def check_same(one: Labels, other: Labels, first: str, second: str) -> None:
-    """Hold the names of two data sets against each other, in the columns that both have.
+    """Compare the names of two data sets in the columns that both have.
 
     Args:
-        one: of one data set.
-        other: of the other.
-        first: what to call the one in an error.
-        second: what to call the other.
+        one: the names of the first data set.
+        other: the names of the second data set.
+        first: the name of the first data set in an error.
+        second: the name of the second data set in an error.
 
     Raises:
-        DataError: a number stands for different names.
+        DataError: a number means different names.
     """
     for column in sorted(one.keys() & other.keys()):
         here, there = tuple(one[column]), tuple(other[column])
@@ -71,7 +72,7 @@ def check_same(one: Labels, other: Labels, first: str, second: str) -> None:
 def numbers_of(
     texts: pa.ChunkedArray, names: Sequence[str]
 ) -> tuple[pa.ChunkedArray | None, int, str]:
-    """Return names as their numbers; or None, and the first row whose name is not known with it."""
+    """Return the numbers of names; or None, with the first row of an unknown name and that name."""
     numbers = pc.index_in(texts, pa.array(names, pa.string()))
     if numbers.null_count:
         row = pc.is_null(numbers).combine_chunks().index(True).as_py()
@@ -83,7 +84,7 @@ def check_names(names: Sequence[str], column: str) -> tuple[str, ...]:
     """Return the names of a column's labels.
 
     Raises:
-        DataError: there are none, too many, or one is there twice.
+        DataError: there are none or too many, or one exists twice.
     """
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise DataError(
@@ -96,6 +97,26 @@ def check_names(names: Sequence[str], column: str) -> tuple[str, ...]:
             "a column of labels?"
         )
     return tuple(map(str, names))
+
+
+def check_distinct(names: Iterable[str], where: str) -> None:
+    """Check that no two names of labels that were found in data look the same.
+
+    Args:
+        names: of the labels.
+        where: what has them, as in "column 'label'".
+
+    Raises:
+        DataError: two differ only in spaces around them, or in how Unicode composes a letter.
+    """
+    seen: dict[str, str] = {}
+    for name in sorted(names):
+        other = seen.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+        if other != name:
+            raise DataError(
+                f"{where}: the labels {other!a} and {name!a} look the same, but would become two "
+                "classes: write both in one way."
+            )
 
 
 def _first_difference(here: Sequence[str], there: Sequence[str]) -> str:

@@ -1,8 +1,7 @@
 """Makes batches of tensors from rows, ahead of the training loop.
 
-What a batch holds follows from (source, order, step, lane) alone. A worker names the lanes that it
-computes and the step at which it begins; after a resize the new owner of a lane asks for the same
-rows.
+The content of a batch follows from (source, order, step, lane) alone. A worker gives the lanes that
+it computes and its first step. After a resize the new owner of a lane reads the same rows.
 """
 
 import itertools
@@ -10,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,14 @@ from raytrain_plus.streams.order import Indices, Order, Ordering
 from raytrain_plus.streams.source import Function, Source
 
 Batch = dict[str, Any]
-"""Column name -> tensor of shape (rows, *shape); or a list of one tensor, str or bytes a row."""
+"""Column name -> tensor of shape (rows, *shape); or a list with a tensor, str or bytes per row."""
 
-# How long `close` waits for a read that is under way, in seconds; the thread then ends by itself.
+# Seconds that `close` waits for a read in progress; after them the thread ends by itself.
 _PATIENCE = 5.0
 _NUMBERS = (bool, int, float, np.ndarray, np.generic, torch.Tensor)
-_BEAT = 1.0  # seconds between two signs of life while a store is waited for
+_BEAT = 1.0  # seconds between two signs of life while a store is slow
 
-# PyTorch has few operations for unsigned integers wider than a byte.
+# PyTorch has few operations for unsigned integers that are wider than a byte.
 _WIDENED = {np.dtype(kind): np.dtype(np.int64) for kind in (np.uint16, np.uint32, np.uint64)}
 
 
@@ -57,9 +56,9 @@ def load_part(
 ) -> Batch:
     """Return the rows at positions start..stop (exclusive) of one lane in one epoch.
 
-    Every tensor is newly allocated by PyTorch: kernels choose their path by alignment, so that the
-    same values at another alignment could give other bits. Types stay, but uint16, uint32 and
-    uint64 become int64.
+    PyTorch allocates every tensor, because kernels choose their path by alignment: the same values
+    at another alignment could give other bits. Types stay, except that uint16, uint32 and uint64
+    become int64.
 
     Args:
         source: Where the rows are.
@@ -70,11 +69,11 @@ def load_part(
         stop: The position after the last.
 
     Returns:
-        For each column a tensor of shape (stop - start, *shape of the column), or a list for those
-        of no fixed shape; or what the source's transform makes of that.
+        For each column a tensor of shape (stop - start, *shape of the column), or a list if it has
+        no fixed shape; or the output of the source's transform for these.
 
     Raises:
-        ValueError: The positions leave the lane.
+        ValueError: The positions are outside of the lane.
         DataError: A file cannot be read, or a value is null or above the range of int64.
     """
     places = order.locate(epoch, lane, start, stop)
@@ -84,16 +83,16 @@ def load_part(
 def evaluation_parts(source: Source, order: Order, part_rows: int, lane: int) -> Iterator[Batch]:
     """Yield every sample of one lane exactly once, in the order in which it is stored.
 
-    Which rows make a batch follows from the data and the number of lanes alone. The last batch of a
-    lane has the rows that are left: nothing is padded, since a model may see what it is padded
-    with. A single row that would be left joins the batch before it: many a model cannot compute
-    one row alone (batch norm by the batch's own statistics, `squeeze()`).
+    The rows of a batch follow from the data and the number of lanes alone. The last batch of a lane
+    has the rows that are left. It is not padded, since the padding could change the result of a
+    model. If a single row would be left, it joins the batch before it, because many models cannot
+    compute one row alone (batch norm with the batch's own statistics, `squeeze()`).
 
     Args:
         source: Where the rows are.
-        order: How rows are cut into lanes; it is read without shuffling.
+        order: How rows are cut into lanes. It is read without shuffling.
         part_rows: Rows of every batch but the last, at least 1.
-        lane: The lane, in 0..V-1; one without rows yields nothing.
+        lane: The lane, in 0..V-1. A lane without rows yields nothing.
 
     Yields:
         A batch of `part_rows` rows, the last of 2 to `part_rows + 1`, or of 1 if the lane has no
@@ -109,7 +108,7 @@ def evaluation_parts(source: Source, order: Order, part_rows: int, lane: int) ->
     for start in range(0, length, part_rows):
         left = length - start
         if left == 1 and start > 0 and part_rows > 1:
-            return  # it has joined the one before
+            return  # it has joined the batch before
         rows = left if left == part_rows + 1 and part_rows > 1 else min(left, part_rows)
         yield load_part(source, plain, 0, lane, start, start + rows)
 
@@ -117,7 +116,7 @@ def evaluation_parts(source: Source, order: Order, part_rows: int, lane: int) ->
 def load_step_part(
     source: Source, order: Ordering, step: int, lane: int, *, part_rows: int, steps: int
 ) -> Batch:
-    """Return what one lane reads in one step, as the `Loader` does.
+    """Return what one lane reads in one step, exactly as the `Loader`.
 
     Args:
         source: Where the rows are.
@@ -139,7 +138,7 @@ class Loader:
 
     Args:
         source: Where the rows are.
-        order: Which rows are when; made for the rows of this source.
+        order: The order of the rows, made for this source.
         part_rows: b, samples per logical rank and step.
         lanes: The logical ranks that this worker computes.
         first_step: The first step to produce, counted from 0 over the whole run.
@@ -175,11 +174,11 @@ class Loader:
         self._source, self._order = source, order
         self._part_rows, self._lanes, self._depth = part_rows, lanes, depth
         self._steps = steps_per_epoch(order, part_rows)
-        # Lanes are read side by side, so that fewer would be closed and opened again at each step.
+        # Lanes are read side by side: with fewer open files, files would be reopened at each step.
         window = order.window or 1
         if source.lookahead is None:
             source.open_files = max(source.open_files, (len(lanes) + 1) * window)
-        else:  # what is open is held in the cache, which others need, too
+        else:  # open files occupy the cache, which others need as well
             source.open_files = len(lanes) * window + 1
         source.cancelled = self._cancelled = threading.Event()
         self._changed = threading.Condition()
@@ -195,12 +194,12 @@ class Loader:
         """Return the next step's batches, one per lane in the order of `lanes`; waits for them.
 
         Args:
-            waiting: called about once a second while a store is waited for. The store has a
-                deadline of its own, so such a wait is no hang.
+            waiting: called about once a second while a store is slow. The store has a deadline of
+                its own, so such a wait is not a hang.
 
         Raises:
             RuntimeError: The loader is closed.
-            Exception: The one that ended the background thread, with its traceback.
+            Exception: The error that ended the background thread, with its traceback.
         """
         with self._changed:
             while not self._changed.wait_for(
@@ -209,7 +208,7 @@ class Loader:
                 if self._source.is_fetching:
                     waiting()
             if self._closed:
-                raise RuntimeError("this loader is closed: make a new one to go on reading.")
+                raise RuntimeError("this loader is closed: make a new one to continue reading.")
             if self._ready:
                 parts = self._ready.popleft()
                 self._changed.notify_all()
@@ -218,7 +217,7 @@ class Loader:
             raise self._error
 
     def close(self) -> None:
-        """End the background thread and drop what it holds; doing so twice does no harm."""
+        """End the background thread and drop its batches. May be called twice."""
         self._cancelled.set()
         with self._changed:
             self._closed = True
@@ -240,7 +239,7 @@ class Loader:
                         return
                     self._ready.append(parts)
                     self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller must see it
+        except BaseException as error:  # noqa: BLE001 - the caller must see every error
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
@@ -253,7 +252,7 @@ class Loader:
             )
 
     def _load_step(self, step: int) -> list[Batch]:
-        """Return one batch per lane; fewer when the loader was closed meanwhile."""
+        """Return one batch per lane; fewer if the loader is closed during this call."""
         if self._source.lookahead is not None:
             epoch, t = divmod(step, self._steps)
             self._source.lookahead.moved(self._order, epoch, t * self._part_rows)
@@ -285,7 +284,7 @@ def _load(
         name: _load_column(source, name, column, files, rows)
         for name, column in source.columns.items()
     }
-    source.confirm(files)  # what was read is what was there when the source was opened
+    source.confirm(files)  # the files have not changed since the source was opened
     if source.transform is None:
         return batch
     function = source.transform.function
@@ -316,10 +315,10 @@ def _load(
 def _transformed(
     function: Function, given: dict[str, Any], generator: torch.Generator, what: str
 ) -> dict[str, Any]:
-    """Return what a transform makes of a sample or a batch.
+    """Return the output of a transform for a sample or a batch.
 
     Raises:
-        DataError: it fails, or returns something else than columns; the message names the rows.
+        DataError: it fails, or does not return columns; the message names the rows.
     """
     try:
         made = function(given, generator)
@@ -339,7 +338,7 @@ def _generator(seed: int, place: tuple[int, ...]) -> torch.Generator:
 
 
 def _stack(name: str, values: list[Any], named: Callable[[int], str]) -> Any:
-    """Return a batch's column: a tensor where all samples' values have one shape."""
+    """Return a batch's column: a tensor if all samples' values have one shape, else a list."""
     is_number = [isinstance(value, _NUMBERS) for value in values]
     if not any(is_number):
         return values
@@ -365,7 +364,7 @@ def _stack(name: str, values: list[Any], named: Callable[[int], str]) -> Any:
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
-    """Return a batch with its tensors on a device; what is none stays."""
+    """Return a batch with its tensors on a device; other values stay."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -379,9 +378,13 @@ def _load_column(
     source: Source, name: str, column: Column, files: Indices, rows: Indices
 ) -> torch.Tensor | list[Any]:
     if column.kind in ("string", "binary"):
-        return source.take(files, rows, name)
+        return source.gather_list(files, rows, name)
     if column.kind == "list":
-        return [_widened(name, row) for row in source.take(files, rows, name)]
+        places = zip(source.gather_list(files, rows, name), files, rows, strict=True)
+        return [
+            _widened(name, values, partial(_named_item, source, file, row))
+            for values, file, row in places
+        ]
     shape = (len(rows), *column.shape)
     dtype = _WIDENED.get(column.dtype, column.dtype)
     tensor = torch.empty(shape, dtype=_torch_type(dtype))
@@ -390,25 +393,39 @@ def _load_column(
         return tensor
     narrow = np.empty(shape, column.dtype)
     source.gather(files, rows, name, narrow)
-    tensor.copy_(_widened(name, narrow))
+    tensor.copy_(_widened(name, narrow, lambda i: source.named(files[i], rows[i])))
     return tensor
+
+
+def _named_item(source: Source, file: int, row: int, item: int) -> str:
+    return f"item {item + 1:,} of {source.named(file, row)}"
 
 
 @cache
 def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
-    # The only way from a NumPy type to PyTorch's that both document goes through an array.
+    # An array is the only documented way from a NumPy type to a PyTorch type.
     return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
-def _widened(name: str, values: npt.NDArray[Any]) -> torch.Tensor:
-    """Return a copy as a tensor, of a type that PyTorch computes with."""
+def _widened(name: str, values: npt.NDArray[Any], named: Callable[[int], str]) -> torch.Tensor:
+    """Return a copy as a tensor, of a type that PyTorch computes with.
+
+    Args:
+        name: the column.
+        values: what to copy.
+        named: returns the place of an item of the first dimension, for an error.
+
+    Raises:
+        DataError: a value does not fit into that type.
+    """
     dtype = _WIDENED.get(values.dtype, values.dtype)
     if dtype != values.dtype:
-        largest = int(values.max(initial=0))
-        if largest > np.iinfo(dtype).max:
+        most = np.iinfo(dtype).max
+        if int(values.max(initial=0)) > most:
+            place = tuple(np.argwhere(values > most)[0].tolist())
             raise DataError(
-                f"column {name!r} holds {largest}, but PyTorch computes with int64, up to "
-                f"{np.iinfo(dtype).max}: store smaller values, or leave this column out."
+                f"{named(place[0])}: column {name!r} holds {values[place]}, but PyTorch computes "
+                f"with int64, up to {most}: store smaller values, or leave this column out."
             )
     tensor = torch.empty(values.shape, dtype=_torch_type(dtype))
     tensor.numpy()[...] = values

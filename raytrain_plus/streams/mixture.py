@@ -1,4 +1,4 @@
-"""A mixture as a user names it, and opened: one source of the rows of several streams."""
+"""Mixtures: what a user configures, and one source of the rows of several streams."""
 
 import contextlib
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ class Mixture:
     """Several streams to train on as one.
 
     Args:
-        streams: by name. All have the same columns; their caches, transforms and ways to shuffle
-            are those of the first.
-        weights: by name: the share of each in every block. Default: by their rows.
+        streams: name -> stream. All must have the same columns. The cache, the transform and
+            `shuffle` of the first are used for all.
+        weights: name -> share in every block. Default: the number of rows.
         changes: step -> the weights from that step on.
-        block: samples of a lane among which the shares are exact.
+        block: number of consecutive samples of a lane in which the shares are exact.
 
     Raises:
         DataError: the weights do not fit the streams, or leave one without a place in a block.
@@ -54,7 +54,7 @@ class Mixture:
                 f"{listed(sorted(self.streams))}."
             )
         shares = [float(weights[name]) for name in self.streams]
-        block_counts(shares, self.block)  # refuses what cannot be kept
+        block_counts(shares, self.block)  # refuses shares that cannot be kept
         return shares
 
 
@@ -81,7 +81,7 @@ class MixedSource(Source):
         self._mixture, self._sources = mixture, sources
 
     def described(self) -> Mapping[str, Any]:
-        """Return all of it that a run's bits depend on."""
+        """Return everything that a run's bits depend on."""
         mixture = self._mixture
         return {
             **super().described(),
@@ -123,7 +123,7 @@ def open_mixture(mixture: Mixture, selection: Any = None) -> MixedSource:
     Raises:
         DataError: one cannot be opened, or they differ in their columns.
     """
-    # The streams' own sources only say what there is: the mixture's reads.
+    # The streams' own sources only describe the data: the source of the mixture reads it.
     with contextlib.ExitStack() as opened:
         sources: dict[str, Source] = {}
         for name, one in mixture.streams.items():

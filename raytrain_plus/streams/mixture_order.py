@@ -1,13 +1,13 @@
-"""Several streams read as one, in given proportions: which stream stands at which place.
+"""The order of a mixture: which stream has which place, in given proportions.
 
 A lane's places are cut into blocks of B. In every block each stream has exactly its share of the
-places (the largest remainders decide where shares are no whole numbers), at places that a keyed
-permutation chooses for each block. So the stream at a place, and which of its rows that is,
-follow from (seed, lane, place) in O(B), and nothing has to be replayed. A stream that is used up
-begins its next epoch, in another order, at its own pace.
+places; if shares are not whole numbers, the method of largest remainders rounds them. A keyed
+permutation of each block chooses the places. So the stream at a place and its row follow from
+(seed, lane, place) in O(B), and nothing has to be replayed. At its end, each stream begins its next
+epoch, in another order, independently of the others.
 
-Shares may change at given steps. New blocks begin there, and every stream goes on where it
-was.
+Shares may change at given steps. New blocks begin there, and every stream continues at its
+position.
 """
 
 import heapq
@@ -27,22 +27,22 @@ DEFAULT_BLOCK = 1024
 
 
 def block_counts(shares: Sequence[float], block: int) -> Indices:
-    """Return how many places of a block each stream has: by the method of largest remainders.
+    """Return how many places of a block each stream has, by the method of largest remainders.
 
     Args:
-        shares: of the streams, in any unit; none below 0, at least one above.
-        block: places of a block.
+        shares: the shares of the streams, in any unit; none below 0, at least one above 0.
+        block: the places of a block.
 
     Returns:
         int64 of shape (streams,), with the sum `block`.
 
     Raises:
-        DataError: the shares are no shares, or one above 0 would get no place.
+        DataError: a share is out of range, or one above 0 would get no place.
     """
     weights = np.array(shares, np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise DataError(
-            f"the weights are {list(shares)}, but must be numbers, none below 0 and one above."
+            f"the weights are {list(shares)}, but must be numbers, none below 0 and one above 0."
         )
     exact = weights / weights.sum() * block
     counts: Indices = np.floor(exact).astype(np.int64)
@@ -59,7 +59,7 @@ def block_counts(shares: Sequence[float], block: int) -> Indices:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A stretch of places with the same shares: from `start` on."""
+    """Places with the same shares: from `start` to the next segment."""
 
     start: int
     counts: Indices
@@ -72,11 +72,11 @@ class MixedOrder:
     Its files are those of all streams, one stream after the other.
 
     Attributes:
-        orders: of each stream, all with the same lanes.
-        shares: of each stream.
+        orders: the order of each stream, all with the same lanes.
+        shares: the share of each stream.
         changes: step -> the shares from that step on.
         part_rows: rows of a lane in a step.
-        seed: the run's.
+        seed: the run's seed.
         block: places of a block.
     """
 
@@ -102,7 +102,7 @@ class MixedOrder:
 
     @property
     def window(self) -> int | None:
-        """Files that a lane mixes at a time, over all streams."""
+        """The number of files that a lane mixes at a time, over all streams."""
         windows = [order.window or len(order.rows) for order in self.orders]
         return sum(windows)
 
@@ -128,12 +128,12 @@ class MixedOrder:
         return files, rows
 
     def places(self, lane: int, start: int, stop: int) -> tuple[Indices, Indices]:
-        """Return which stream stands at each place of a lane, and which of its rows, counted on.
+        """Return the stream at each place of a lane, and its row, counted over all epochs.
 
         Args:
             lane: the lane.
             start: the first place, counted over the whole run.
-            stop: the one after the last.
+            stop: the place after the last.
         """
         streams = np.empty(stop - start, np.int64)
         taken = np.empty(stop - start, np.int64)
@@ -153,7 +153,7 @@ class MixedOrder:
         return streams, taken
 
     def needs(self, epoch: int, lanes: range, position: int) -> Iterator[tuple[float, int]]:
-        """Yield the files that some lanes read from a position on, each with about how far away."""
+        """Yield the files that some lanes read from a position on, each with its rough distance."""
         place = self.place(epoch, position)
         lane = lanes[0] if lanes else 0
 
@@ -167,7 +167,7 @@ class MixedOrder:
         return heapq.merge(*(of(i, rate) for i, rate in enumerate(rates) if rate > 0))
 
     def next_use(self, epoch: int, position: int) -> npt.NDArray[np.float64]:
-        """Return about how far away each file's next reading is, shape (files,)."""
+        """Return the rough distance of each file's next use, shape (files,)."""
         place = self.place(epoch, position)
         found = []
         for stream, (order, rate) in enumerate(zip(self.orders, self._rates(place), strict=True)):
@@ -175,14 +175,14 @@ class MixedOrder:
             found.append(away / rate if rate > 0 else np.full_like(away, np.inf))
         return np.concatenate(found)
 
-    # -- where things are
+    # -- positions and counts
 
     def place(self, epoch: int, position: int) -> int:
         """Return a position of an epoch, counted over all epochs."""
         return epoch * (self.shortest_lane // self.part_rows * self.part_rows) + position
 
     def _own(self, stream: int, lane: int, place: int) -> tuple[int, int]:
-        """Return the epoch and position at which a stream stands in a lane."""
+        """Return the epoch and position of a stream in a lane."""
         order = self.orders[stream]
         taken = int(self._counts_before(lane, place)[stream])
         epoch, position = divmod(taken, order.lane_rows(lane))
@@ -210,7 +210,7 @@ class MixedOrder:
         return later[0].start if later else np.iinfo(np.int64).max
 
     def _pattern(self, number: int, lane: int, block: int) -> tuple[Indices, Indices]:
-        """Return the stream at each place of a block, and how many of it stand before, (B,)."""
+        """Return the stream of each place in a block, and its number of places before, (B,)."""
         kept = self._patterns.get(lane)
         if kept is None or kept[0] != (number, block):
             counts = self._segments[number].counts

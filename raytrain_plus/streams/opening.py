@@ -1,15 +1,15 @@
-"""From what a user names to a source of rows: a table, a file, a folder of files, or a stream.
+"""Opens what a user gives as a source of rows: a table, a file, a folder of files, or a stream.
 
-Opening reads footers and manifests only (an Arrow stream, which has no footer, is walked once); a
-file's values are read, and memory-mapped where its format allows, when a row of it is first asked
-for.
+Opening reads footers and manifests only (of an Arrow IPC stream, which has no footer, all
+messages). The values of a file are read when one of its rows is first needed, and memory-mapped if
+the format allows it.
 """
 
 import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _FOLDER_WINDOW = 8
 
 @dataclass(frozen=True)
 class _Memory:
-    """A table, viewed in place where it is one chunk without booleans."""
+    """A table in memory; its columns are views if they have one chunk and are not booleans."""
 
     rows: int
     columns: dict[str, Column]
@@ -61,7 +61,7 @@ class _Memory:
 
 
 def _hash_rows(array: pa.Array, digest: Any) -> None:
-    """Hash rows of any length: their lengths, and all their values one after another."""
+    """Hash rows of any length: their lengths, then all of their values."""
     is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
     lengths = pc.list_value_length(array) if is_list else pc.binary_length(array)
     digest.update(lengths.cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
@@ -88,15 +88,15 @@ def open_source(
             one Arrow IPC or Parquet file, or of a folder of them (see `folders.py`), or a pattern
             such as `data/train-*.parquet`.
         columns: The columns to read, default all.
-        hash_data: The identity of the data is the SHA-256 of all its bytes, which are read for it;
-            else that of files without a manifest is what the store says of them.
+        hash_data: The identity of the data is the SHA-256 of all of its bytes, which are read for
+            it. Otherwise files without a manifest are identified by what the store says of them.
 
     Returns:
         The source. A folder's files are its shard files.
 
     Raises:
-        DataError: There is no such data, it has no rows, its files differ in their columns, one
-            cannot be read or is cut short, or a column is of another type or holds nulls.
+        DataError: There is no such data; it has no rows; its files differ in their columns; a file
+            cannot be read or is cut short; or a column has another type or contains nulls.
     """
     if isinstance(columns, str):
         raise DataError(f"columns is {columns!r}, but must be a list of names: [{columns!r}].")
@@ -158,16 +158,18 @@ def _open_path(path: Path, selection: Sequence[str] | None) -> Source:
     paths = paths_below(LocalFileSystem(), str(path), pattern)
     found = tables_of(select(paths, str(named)), str(named))
     files = [inspect_file(path / each.path, selection, each) for each in found]
-    for file in files[1:]:
-        if file.columns != files[0].columns:
+    first = next((file for file in files if file.rows), files[0])
+    for file in files:
+        if file.rows and file.columns != first.columns:
             raise DataError(
-                f"{files[0].path} and {file.path} differ in their columns: "
-                f"{difference(files[0].columns, file.columns)}. All files of a folder must have "
+                f"{first.path} and {file.path} differ in their columns: "
+                f"{difference(first.columns, file.columns)}. All files of a folder must have "
                 "the same ones; select those that agree, or write the files again."
             )
+        check_same(first.labels, file.labels, str(first.path), str(file.path))
     reopen = (open_source, (str(named), selection))
+    # Files without rows stay in the list, since the order of the others depends on its length.
+    files = [replace(file, columns=first.columns) for file in files]
     source = Source(files, reopen, window=_FOLDER_WINDOW)
-    for file in files[1:]:
-        check_same(files[0].labels, file.labels, str(files[0].path), str(file.path))
-    source.labels = files[0].labels
+    source.labels = first.labels
     return source

@@ -1,14 +1,14 @@
-"""Which sample stands where: lanes and windows.
+"""The order of samples: lanes and windows.
 
 A run's samples are read in V *lanes*, one per logical rank. The shard files are permuted once for
 the run, and their concatenation is cut at exact sample boundaries into V lanes. In each epoch a
-lane permutes its *pieces* (whole files, and at its two ends parts of files), takes K of them at a
+lane permutes its *pieces* (whole files, and parts of files at its two ends), takes K of them at a
 time as a *window*, and permutes the rows within each window. So a lane needs at most K files at a
-time, and every position is a pure function of (seed, epoch, lane, position): workers appear
-nowhere, and nothing has to be replayed to reach a position.
+time. Every sample is a pure function of (seed, epoch, lane, position): it does not depend on the
+workers, and nothing has to be replayed to reach a position.
 
-Permutations sort hashes of integers. A library's own shuffle may change with its version; these
-are pinned by golden vectors in the tests.
+Permutations sort hashes of integers, because the shuffle of a library may change with its version.
+Golden vectors in the tests pin them.
 """
 
 import itertools
@@ -26,7 +26,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Ordering(Protocol):
-    """Which row of which file a lane reads at a position of an epoch."""
+    """The row and file that a lane reads at each position of an epoch."""
 
     @property
     def rows(self) -> Sequence[int] | Indices:
@@ -55,14 +55,14 @@ class Ordering(Protocol):
         """Return a position of an epoch, counted over all epochs."""
 
     def needs(self, epoch: int, lanes: range, position: int) -> Iterator[tuple[float, int]]:
-        """Yield the files that some lanes read from a position on, each with how far away."""
+        """Yield the files that some lanes read from a position on, each with its distance."""
 
     def next_use(self, epoch: int, position: int) -> npt.NDArray[np.float64]:
-        """Return how far away each file's next reading is, shape (files,)."""
+        """Return the distance of each file's next use, shape (files,)."""
 
 
 def permutation(n: int, key: int) -> Indices:
-    """Return a permutation of 0..n-1 that depends on (n, key) and on nothing else.
+    """Return a permutation of 0..n-1 that depends on (n, key) only.
 
     It sorts the first `n` outputs of SplitMix64 started at `key`: output i is a bijective mix of
     `key + (i + 1) * 0x9E3779B97F4A7C15` modulo 2**64, so no two are equal and any correct sort
@@ -119,16 +119,15 @@ class _Window:
 class Order:
     """The order in which a run reads the rows of its shard files.
 
-    Every layout is kept for the last epoch and window that a lane was asked for, and for no other:
-    lanes are read forwards, side by side, so that is all a loader needs, and the memory is at most
-    one window per lane.
+    For each lane, the last epoch and window that were read are kept. A loader needs no more, since
+    it reads lanes forwards, side by side. So the memory is at most one window per lane.
 
     Attributes:
         rows: Rows of each shard file, at least one in all; kept as a read-only int64 array.
         lanes: V, the number of lanes (logical ranks), at least 1.
         seed: The run's seed.
         window: K, how many pieces of files a lane mixes at a time; None mixes the whole lane.
-        shuffle: False reads files, lanes and rows as they come; the cut into lanes is the same.
+        shuffle: False reads files and rows in their stored order; the cut into lanes is the same.
 
     Raises:
         ValueError: One of these is out of range.
@@ -178,7 +177,7 @@ class Order:
     def locate(self, epoch: int, lane: int, start: int, stop: int) -> tuple[Indices, Indices]:
         """Return where the rows at positions start..stop (exclusive) of a lane are stored.
 
-        The cost is that of the windows touched, wherever they are.
+        The cost depends on the number of windows in this range only, not on the position.
 
         Args:
             epoch: The epoch, from 0.
@@ -190,7 +189,7 @@ class Order:
             The index of the file and the row in the file, each int64 of shape (stop - start,).
 
         Raises:
-            ValueError: There is no such epoch or lane, or the positions leave the lane.
+            ValueError: There is no such epoch or lane, or the positions are outside of the lane.
         """
         length = self.lane_rows(lane)
         if epoch < 0:
@@ -210,10 +209,10 @@ class Order:
         return epoch * self.shortest_lane + position
 
     def needs(self, epoch: int, lanes: range, position: int) -> Iterator[tuple[float, int]]:
-        """Yield the files that some lanes read from a position on, for ever.
+        """Yield the files that some lanes read from a position on, without end.
 
-        Each comes with how many rows of a lane away its window is, and in that order. The lanes
-        are taken to move at the same pace, so that their windows take turns.
+        Each file comes with the distance of its window in rows of a lane, nearest first. The lanes
+        are assumed to move at the same pace.
 
         Args:
             epoch: The epoch to begin in.
@@ -236,11 +235,11 @@ class Order:
             epoch, position = epoch + 1, 0
 
     def next_use(self, epoch: int, position: int) -> npt.NDArray[np.float64]:
-        """Return how many rows of a lane away each file's next reading is, shape (files,).
+        """Return the distance of each file's next use in rows of a lane, shape (files,).
 
         Args:
-            epoch: The epoch in which all lanes are.
-            position: The position at which they are; a window that has begun is 0 away.
+            epoch: The present epoch of all lanes.
+            position: The present position of all lanes. A window that has begun is 0 away.
         """
         away = np.full(len(self.rows), np.inf)
         for lane in range(self.lanes):
@@ -267,11 +266,11 @@ class Order:
 
     @cached_property
     def _starts(self) -> Indices:
-        """Where each file begins in the concatenation, then the end of all."""
+        """The begin of each file in the concatenation, then the end of the last."""
         return _starts(np.asarray(self.rows)[self._files])
 
     def _cut(self, lane: int) -> tuple[int, int]:
-        """Return the lane's first row of the concatenation, and the one after its last."""
+        """Return the lane's first row in the concatenation, and the row after its last."""
         if not 0 <= lane < self.lanes:
             raise ValueError(f"lane is {lane}, but the lanes are 0..{self.lanes - 1}.")
         return lane * self._total // self.lanes, (lane + 1) * self._total // self.lanes
@@ -302,7 +301,7 @@ class Order:
         )
 
     def _positions(self, reading: _LaneReading, lane: int, start: int, stop: int) -> Indices:
-        """Return the positions before the rows were mixed within their windows."""
+        """Return the positions in the lane before the rows are mixed within their windows."""
         if not self.shuffle or start == stop:
             return np.arange(start, stop, dtype=np.int64)
         first = int(reading.windows.searchsorted(start, side="right")) - 1
@@ -323,5 +322,5 @@ class Order:
 
 
 def _starts(lengths: Indices) -> Indices:
-    """Return where each of consecutive stretches begins, then the end: (n,) -> (n + 1,)."""
+    """Return the begin of each of consecutive stretches, then the end: (n,) -> (n + 1,)."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

@@ -1,7 +1,7 @@
-"""What a Parquet file's footer declares, read without trusting it.
+"""Reads what a Parquet file's footer declares, without trusting it.
 
-pyarrow's own view of a column chunk (`metadata.row_group(i).column(j)`) ends the process when a
-footer is damaged: C++ throws where Python cannot catch. So the footer, a Thrift structure in the
+pyarrow's view of a column chunk (`metadata.row_group(i).column(j)`) ends the process if a footer is
+damaged, with a C++ exception that Python cannot catch. So the footer, a Thrift structure in the
 compact protocol, is read here. Sources: https://github.com/apache/parquet-format (parquet.thrift)
 and https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
@@ -13,8 +13,8 @@ from typing import Any
 
 from raytrain_plus.streams.columns import DataError
 
-_DEEPEST = 32  # structures within each other
-_INTEGERS = (4, 5, 6)  # types of fields: of 16, 32 and 64 bits
+_DEEPEST = 32  # depth of nested structures
+_INTEGERS = (4, 5, 6)  # field types of 16, 32 and 64 bits
 _REPEATED = 2
 _BYTE_ARRAY = 6
 # Physical type -> bits of a value in Arrow.
@@ -27,10 +27,10 @@ class Leaf:
     """A column of plain values.
 
     Attributes:
-        path: the names of the fields that lead to it.
+        path: the names of the fields from the root to it.
         kind: its physical type.
-        type_length: bytes of a value of fixed length.
-        repeated: it lies within a list.
+        type_length: the bytes of a value, if its length is fixed.
+        repeated: it is inside a list.
     """
 
     path: tuple[str, ...]
@@ -46,10 +46,10 @@ class Chunk:
     Attributes:
         leaf: the leaf.
         rows: rows of the row group.
-        values: its values, empty lists and nulls included.
-        nulls: of these, how many are nulls or empty lists; None where the writer did not say.
+        values: the number of its values, including empty lists and nulls.
+        nulls: the number of nulls and empty lists; None if the writer did not store it.
         decoded: bytes of all values in Arrow; a guess if `is_exact` is false.
-        is_exact: as it says.
+        is_exact: whether the writer stored the size of the values.
     """
 
     leaf: Leaf
@@ -65,8 +65,8 @@ class Footer:
     """A footer whose numbers agree with each other.
 
     Attributes:
-        rows: of the file.
-        chunks: of all row groups and leaves.
+        rows: the rows of the file.
+        chunks: the chunks of all row groups and leaves.
     """
 
     rows: int
@@ -79,7 +79,7 @@ class Footer:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the writer has said how large all values are."""
+        """Whether the writer stored the size of all values."""
         return all(chunk.is_exact for chunk in self.chunks)
 
 
@@ -87,8 +87,8 @@ def read_footer(tail: bytes | memoryview, where: str) -> Footer:
     """Return what a footer declares.
 
     Args:
-        tail: a file's end, at least from where its footer begins.
-        where: to call the file in an error.
+        tail: the end of a file, with at least its footer.
+        where: the name of the file in an error.
 
     Raises:
         DataError: it is damaged, or its numbers of rows do not agree.

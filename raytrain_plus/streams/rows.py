@@ -1,4 +1,4 @@
-"""Rows of Python values as Arrow tables: every value as it was given, or an error that names it."""
+"""Converts rows of Python values to Arrow tables: each value exactly, or an error names it."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +13,8 @@ from raytrain_plus.streams.widening import InexactError, cast_exactly, wider
 
 Row = Mapping[str, Any]
 
+_BYTE_FORMATS = ("B", "c")  # of a memoryview; with any other it holds numbers
+
 _KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("null", (type(None),)),
     ("bool", (bool, np.bool_)),
@@ -23,15 +25,19 @@ _KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
 )
 
 
+# What NumPy, PyTorch and Arrow raise for values that they cannot convert.
+_NOT_STORABLE = (TypeError, ValueError, OverflowError, RuntimeError)
+
+
 class RowError(ValueError):
     """A row cannot be stored; the message says why.
 
     Attributes:
-        row: which of the rows, from 0.
+        row: the index of the row, from 0.
     """
 
-    def __init__(self, row: int, told: str) -> None:
-        super().__init__(told)
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(reason)
         self.row = row
 
 
@@ -43,17 +49,17 @@ def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
 
     Args:
         rows: at least one, all with the same columns.
-        schema: types that are wanted for some of the columns.
+        schema: the wanted types of some of the columns.
 
     Raises:
-        RowError: the rows differ in their columns, shapes or kinds, or one has no equal in Arrow.
+        RowError: the rows differ in their columns, shapes or kinds, or Arrow has no type for one.
     """
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise RowError(number, f"it is a {type(row).__name__}, but must be a dictionary")
         if not row:
             raise RowError(
-                number, "it has no column: give it the columns of the others, or drop it"
+                number, "it has no column: give it the columns of the other rows, or drop it"
             )
         if row.keys() != rows[0].keys():
             raise RowError(number, _differing(row, rows[0]))
@@ -69,7 +75,7 @@ def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
                 columns[name] = cast_exactly(columns[name], schema.field(name).type)
         except (RowError, InexactError) as error:
             raise RowError(error.row, f"column {name!r}: {error}") from error
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        except (pa.ArrowException, *_NOT_STORABLE) as error:
             first = next((i for i, value in enumerate(values) if not _storable(value)), 0)
             what = f"{values[first]!r:.80} ({type(values[first]).__name__})"
             raise RowError(first, f"column {name!r}: {what} cannot be stored: {error}") from error
@@ -79,7 +85,7 @@ def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
 def _differing(row: Row, first: Row) -> str:
     more = [name for name in row if name not in first]
     less = [name for name in first if name not in row]
-    found = [f"has {', '.join(map(repr, more))} more"] if more else []
+    found = [f"also has {', '.join(map(repr, more))}"] if more else []
     found += [f"lacks {', '.join(map(repr, less))}"] if less else []
     return (
         f"its columns differ from those of the rows before: it {' and '.join(found)}. Give all "
@@ -90,13 +96,13 @@ def _differing(row: Row, first: Row) -> str:
 def _storable(value: Any) -> bool:
     try:
         _array([value])
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+    except (pa.ArrowException, *_NOT_STORABLE):
         return False
     return True
 
 
 def _array(values: list[Any]) -> pa.Array:
-    arrays = [_without_torch(value) for value in values]
+    arrays = [_as_numpy(value) for value in values]
     _check_whole(arrays)
     shaped = [isinstance(value, np.ndarray) for value in arrays]
     if all(shaped):
@@ -108,7 +114,7 @@ def _array(values: list[Any]) -> pa.Array:
         raise _mixed_kinds(arrays)
     types = _leaf_types(arrays)
     if len(types) > 1 and any(issubclass(one, np.generic) for one in types):
-        # Of NumPy's numbers of several types pyarrow (26) wraps those that are too large.
+        # If NumPy's numbers have several types, pyarrow (26) wraps the ones that are too large.
         arrays = [_as_python(value) for value in arrays]
     depth = next(iter(kinds), "").count("list of")
     try:
@@ -122,10 +128,10 @@ def _array(values: list[Any]) -> pa.Array:
 
 
 def _check_whole(values: list[Any]) -> None:
-    """Refuse values of which Arrow would keep a part, or an order that they do not have.
+    """Check that Arrow keeps the values as they are.
 
     Raises:
-        RowError: one is a set, or an array with masked values.
+        RowError: one is a set, which has no order, or an array with masked values.
     """
     for row, value in enumerate(values):
         if isinstance(value, set | frozenset):
@@ -134,9 +140,12 @@ def _check_whole(values: list[Any]) -> None:
             raise RowError(row, "values of the array are masked: fill them (`array.filled()`)")
 
 
-def _without_torch(value: Any) -> Any:
+def _as_numpy(value: Any) -> Any:
+    """Return a tensor or a view of numbers as a NumPy array; any other value as it is."""
+    if isinstance(value, memoryview) and value.format not in _BYTE_FORMATS:
+        value = np.asarray(value)
     if isinstance(value, torch.Tensor):
-        if value.dtype == torch.bfloat16:  # which NumPy does not have: each is a float32, too
+        if value.dtype == torch.bfloat16:  # NumPy has no such type, and float32 holds each value
             value = value.float()
         value = value.numpy(force=True)
     if isinstance(value, np.ndarray) and not value.ndim:
@@ -155,7 +164,7 @@ def _tensors(arrays: list[npt.NDArray[Any]]) -> pa.Array:
             raise RowError(
                 row,
                 f"arrays of different shapes or kinds: {here} after {before}. Make them equal, or "
-                "give lists, which may be of any length",
+                "give lists, which may have any length",
             )
         target = widened
     if len({array.dtype for array in arrays}) == 1:
@@ -179,7 +188,7 @@ def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _kinds(values: Sequence[Any]) -> set[str]:
-    """Return what values are, as in `number` or `list of list of text`; nulls are of any kind."""
+    """Return the kinds of values, such as `number` or `list of list of text`, without nulls."""
     kinds = {_kind(one) for one in set(map(type, values))}
     if "list" in kinds:
         items = list(itertools.chain.from_iterable(v for v in values if _is_list(v)))
@@ -240,7 +249,7 @@ def _large_whole_numbers(values: list[Any], depth: int) -> pa.Array:
     """Return whole numbers above int64 as uint64.
 
     Raises:
-        RowError: a number is outside of both, or there are numbers below 0, too.
+        RowError: a number is outside of both types, or there are also numbers below 0.
     """
     kind: pa.DataType = pa.uint64()
     for _ in range(depth):
@@ -253,22 +262,48 @@ def _large_whole_numbers(values: list[Any], depth: int) -> pa.Array:
     for row, value in enumerate(values):
         for number in _numbers(value):
             if isinstance(number, int | np.integer) and int(number) not in limits:
-                told = f"{number!r} is outside of int64, and the rows do not all fit uint64"
-                raise RowError(row, told)
+                reason = f"{number!r} is outside of int64, and the rows do not all fit uint64"
+                raise RowError(row, reason)
     raise RowError(0, "the whole numbers fit neither int64 nor uint64")
 
 
 def _as_floats(values: list[Any]) -> list[Any]:
-    """Return whole numbers and floats as floats; each whole number must be one exactly."""
+    """Return whole numbers and floats as floats; each whole number must be exact as a float."""
 
     def as_float(value: Any, row: int) -> Any:
         if _is_list(value):
             return [as_float(item, row) for item in value]
         if isinstance(value, int | np.integer) and int(float(value)) != value:
-            raise RowError(row, f"{value!r} is not a value of type double, as the fractions are")
+            raise RowError(row, f"{value!r} is not exact as a double, the type of the fractions")
         return None if value is None else float(value)
 
     return [as_float(value, row) for row, value in enumerate(values)]
+
+
+def copy_of(row: Any) -> Any:
+    """Return a copy of a row; any other value is returned as it is.
+
+    A generator may yield the same dictionary or array each time, with new values. The rows that are
+    collected must keep their own values.
+    """
+    if not isinstance(row, Mapping):
+        return row
+    return {name: _copy(value) for name, value in row.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, memoryview):
+        return bytes(value) if value.format in _BYTE_FORMATS else np.array(value)
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, list):
+        is_nested = bool(value) and isinstance(value[0], list | tuple | np.ndarray)
+        return [_copy(item) for item in value] if is_nested else value.copy()
+    return value
 
 
 def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -1,6 +1,6 @@
-"""Rows of shard files, whatever they are made of: which there are, and a gather of any of them.
+"""A source: the rows of shard files of any kind, which can be gathered in any order.
 
-`opening.py` makes sources of tables, files, folders and streams.
+`opening.py` makes sources from tables, files, folders and streams.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from raytrain_plus.streams.decoding import check_order_memory, explained
 from raytrain_plus.streams.labels import Labels
 from raytrain_plus.streams.order import Order, Ordering
 
-# A table or a single file is mixed in at most this many pieces, to bound the memory of the order.
+# A table or a single file is mixed as at most this many pieces, to bound the memory of the order.
 _MOST_PIECES = 2**20
 _ROOM_DEADLINE = 60.0  # seconds to wait until other readers close entries of the cache
 _ROOM_LOOK = 0.05
@@ -37,11 +37,11 @@ Function = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Transform:
-    """What samples go through before they are trained on.
+    """A function that is applied to samples before the training.
 
     Attributes:
-        function: takes a sample, or a batch, and a generator to draw from; returns another.
-        per_batch: it takes whole parts.
+        function: gets a sample, or a batch, and a generator of random numbers; returns another one.
+        per_batch: the function gets whole parts of a batch.
     """
 
     function: Function
@@ -63,8 +63,8 @@ class Opened:
 
     Attributes:
         values: column -> its rows.
-        close: closes the file that they map.
-        confirm: raises DataError if what they are read from has changed since it was opened.
+        close: closes the file that the values map.
+        confirm: raises DataError if the file has changed since it was opened.
     """
 
     values: Values
@@ -73,32 +73,32 @@ class Opened:
 
 
 class Shard(Protocol):
-    """A number of rows that are read together: a file, or a table in memory."""
+    """Rows that are opened together: a file, or a table in memory."""
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """Its number of rows."""
 
     @property
     def where(self) -> str:
-        """What to call it in an error."""
+        """Its name in an error."""
 
     @property
     def columns(self) -> dict[str, Column]:
-        """What its columns are."""
+        """Its columns, by name."""
 
     def open(self, cancelled: threading.Event) -> Opened:
-        """Return the values; an event that is set ends waiting for a store."""
+        """Return the values; if `cancelled` is set, a wait for a store ends."""
 
     def identify(self) -> list[Any]:
-        """Return what tells this shard from others, as data."""
+        """Return what identifies this shard, as values for JSON."""
 
     def digest(self) -> str:
-        """Return the SHA-256 of its bytes, in hex; reads them for it if need be."""
+        """Return the SHA-256 of its bytes, in hex; reads them if necessary."""
 
 
 class Lookahead(Protocol):
-    """What fetches shards before they are read (`cache.py`)."""
+    """Fetches shards before they are read (`cache.py`)."""
 
     def expect(
         self,
@@ -108,43 +108,43 @@ class Lookahead(Protocol):
         position: int,
         cancelled: threading.Event,
     ) -> None:
-        """Begin to fetch what some lanes read from a position on."""
+        """Begin to fetch what some lanes read from a position on, until `cancelled` is set."""
 
     def check_room(self, files: int) -> None:
-        """Refuse a cache that cannot hold so many files at once."""
+        """Check that the cache can hold `files` files at once."""
 
     def moved(self, order: Ordering, epoch: int, position: int) -> None:
-        """Note where the lanes stand, for what is to be kept longest."""
+        """Note the position of the lanes, from which the next uses follow."""
 
     def close(self) -> None:
-        """Fetch nothing more, and take back what was said about the future."""
+        """Fetch nothing more, and remove the next uses from the cache."""
 
 
 class Source:
     """Rows of a table, files or streams; made by `open_source`.
 
-    It may be pickled: the copy opens the same data again.
+    It can be pickled: the copy opens the same data again.
 
     Args:
         shards: at least one, all with the same columns.
         reopen: a function and its arguments that open the same data.
         window: how many shards an order mixes at a time; None for all.
         shuffle: whether an order mixes at all.
-        in_pieces: the one shard counts as many small pieces, to be mixed by rows.
-        transform: what samples go through.
-        lookahead: fetches ahead; None for data that is here.
+        in_pieces: the only shard counts as many small pieces, so that its rows are mixed.
+        transform: applied to samples; None for none.
+        lookahead: fetches shards ahead; None for data on this machine.
 
     Attributes:
-        shards: what it is made of.
-        columns: Column name -> what one row of it is.
+        shards: the shards.
+        columns: Column name -> type and shape of one row.
         rows: Rows of each shard file, int64 of shape (files,), read-only. A table or a single file
             has no shard files of its own and counts as many small pieces.
-        open_files: How many files to keep open; the one that was used longest ago is closed first.
-        labels: Column -> the names of its numbers, where they are known.
-        label_skew: Column -> how sorted by it the rows are, where it was measured.
+        open_files: How many files to keep open; the least recently used one is closed first.
+        labels: Column -> the names of its numbers, if they are known.
+        label_skew: Column -> how sorted by it the rows are, if it was measured.
         waits_for_store: whether opening a file may wait for a store, which has a deadline.
-        hash_data: whether the identity is made of hashes of all bytes.
-        cancelled: when it is set, waiting for a store ends.
+        hash_data: whether the identity consists of hashes of all bytes.
+        cancelled: if it is set, a wait for a store ends.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Source:
         self.transform, self.lookahead = transform, lookahead
         self.labels: Labels = {}
         self.label_skew: Mapping[str, float] = {}
-        self.open_files = 16 if lookahead is None else 2  # what is open is held in the cache
+        self.open_files = 16 if lookahead is None else 2  # open files occupy the cache
         self.cancelled = threading.Event()
         self.hash_data = False
         self.waits_for_store = lookahead is not None
@@ -190,9 +190,10 @@ class Source:
     def identity(self) -> str:
         """SHA-256 in hex: the same for the same data.
 
-        It covers the columns and rows; of a table its values, however they are cut into chunks; of
-        files their hashes, where a manifest has them or `hash_data` is set, and else their names,
-        sizes, and what the store has that changes with their content: a tag, a version or a time.
+        It covers the columns and rows. For a table it covers the values, independently of their
+        chunks. For files it covers their hashes if a manifest has them or `hash_data` is set;
+        otherwise their names, sizes, and what the store has that changes with their content: a
+        tag, a version or a time.
         """
         described = {
             "columns": [
@@ -207,7 +208,7 @@ class Source:
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     def described(self) -> Mapping[str, Any]:
-        """Return all of it that a run's bits depend on, by name, as JSON can hold it."""
+        """Return everything that a run's bits depend on, by name, as values for JSON."""
         function = self.transform.function if self.transform is not None else None
         hashed = {"hashed": True} if self.hash_data else {}
         return {
@@ -227,11 +228,11 @@ class Source:
             seed: its seed.
             part_rows: rows of a logical rank in a step.
         """
-        del part_rows  # only a mixture that changes at a step has to know
+        del part_rows  # only a mixture, whose weights change at a step, uses it
         return self.lanes_order(lanes, seed)
 
     def lanes_order(self, lanes: int, seed: int) -> Order:
-        """Return the order of these rows by themselves."""
+        """Return the order of these rows outside of a mixture."""
         return self._order(lanes, seed, shuffle=self.shuffle)
 
     def plain_order(self, lanes: int) -> Order:
@@ -248,13 +249,13 @@ class Source:
         )
 
     def check_room(self, lanes: int) -> None:
-        """Refuse a cache that is too small for one node that reads all lanes at once.
+        """Check that the cache is large enough for one node that reads all lanes at once.
 
         Raises:
-            DataError: it is; the message says what is needed.
+            DataError: it is too small; the message says what is needed.
         """
         if self.lookahead is not None:
-            # A window for each lane, a file that is coming, and two of evaluation data.
+            # For each lane a window, a file that is fetched, and two files of evaluation data.
             self.lookahead.check_room(lanes * ((self.window or len(self.rows)) + 3) + 1)
 
     @property
@@ -269,22 +270,22 @@ class Source:
         column: str,
         out: npt.NDArray[Any],
     ) -> None:
-        """Copy one column of any rows, in the order asked, into an array of the caller's.
+        """Copy one column of any rows, in the given order, into an array of the caller.
 
         Args:
             files: The index of each row's shard file, shape (n,).
             rows: Each row's index in its file, shape (n,).
             column: The column's name.
-            out: Filled; of the column's type and of shape (n, *shape of the column).
+            out: The array to fill, with the column's type and shape (n, *shape of the column).
 
         Raises:
             ValueError: `out` does not fit, or there is no such column.
             IndexError: There is no such file or row.
-            DataError: A file cannot be read or holds a null.
+            DataError: A file cannot be read or contains a null.
         """
         wanted = self._column(column)
         if wanted.kind != "tensor":
-            raise ValueError(f"column {column!r} is of kind {wanted.kind}: use `take`.")
+            raise ValueError(f"column {column!r} is of kind {wanted.kind}: use `gather_list`.")
         if out.dtype != wanted.dtype or out.shape != (len(rows), *wanted.shape):
             raise ValueError(
                 f"out is {out.dtype} of shape {out.shape}, but column {column!r} needs "
@@ -298,15 +299,15 @@ class Source:
             else:
                 out[places] = values[inside]
 
-    def take(
+    def gather_list(
         self, files: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], column: str
     ) -> list[Any]:
-        """Return one column of any rows, in the order asked, for rows of no fixed shape.
+        """Return one column of any rows, in the given order, if it has no fixed shape.
 
         Args:
             files: The index of each row's shard file, shape (n,).
             rows: Each row's index in its file, shape (n,).
-            column: The column's name; of kind list, string or binary.
+            column: The name of a column of kind list, string or binary.
 
         Returns:
             An array, `str` or `bytes` for each row.
@@ -318,7 +319,7 @@ class Source:
         found: list[Any] = [None] * len(rows)
         for file, places, inside in self._by_file(files, rows):
             values = self._open(file)[column]
-            with explained(self.shards[file].where):  # text that is not UTF-8 shows here
+            with explained(self.shards[file].where):  # finds text that is not UTF-8
                 taken = values.take(pa.array(inside))
                 if kind == "list":
                     listed_rows = (scalar.values for scalar in taken)
@@ -330,16 +331,18 @@ class Source:
         return found
 
     def count_items(self, column: str) -> int:
-        """Return the items of all rows of a column of lists; reads all of it.
+        """Return the number of items in all rows of a column of lists; reads the whole column.
 
         Raises:
-            ValueError: there is no such column, or it is of another kind.
+            ValueError: there is no such column, or it has another kind.
             DataError: a file cannot be read.
         """
         if self._column(column).kind != "list":
             raise ValueError(f"column {column!r} is of kind {self._column(column).kind}.")
         files = [0] if self._piece_rows else range(len(self.shards))
-        return sum(len(self._open(file)[column].flatten()) for file in files)
+        return sum(
+            len(self._open(file)[column].flatten()) for file in files if self.shards[file].rows
+        )
 
     def _column(self, name: str) -> Column:
         if name not in self.columns:
@@ -349,10 +352,10 @@ class Source:
     def _by_file(
         self, files: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ) -> Iterator[tuple[int, npt.NDArray[np.int64] | None, npt.NDArray[np.int64]]]:
-        """Yield (file, places in the batch, rows in the file); places None for all in order."""
+        """Yield (file, places in the batch, rows in the file); places is None for all, in order."""
         if not len(rows):
             return
-        # Seen as unsigned, what is below zero is too large.
+        # As unsigned numbers, negative ones are too large.
         if files.view(np.uint64).max() >= len(self.rows):
             raise IndexError(f"files must be in 0..{len(self.rows) - 1}.")
         if (rows.view(np.uint64) >= self.rows[files].view(np.uint64)).any():
@@ -371,19 +374,19 @@ class Source:
             yield int(grouped[first]), by_file[first:end], inside[first:end]
 
     def named(self, file: int, row: int) -> str:
-        """Return what to call a row in an error: its number in its file from 1, and the file."""
+        """Return the name of a row in an error: its number in its file from 1, and the file."""
         if self._piece_rows:
             file, row = 0, int(file) * self._piece_rows + int(row)
         return f"row {int(row) + 1:,} (counted from 1) of {self.shards[file].where}"
 
     def confirm(self, files: npt.NDArray[np.int64]) -> None:
-        """Check that files that are open are still what they were when they were opened.
+        """Check that open files have not changed since they were opened.
 
         Args:
             files: the index of each row's shard file, shape (n,).
 
         Raises:
-            DataError: one was replaced or written over.
+            DataError: one was replaced or overwritten.
         """
         for file in {0} if self._piece_rows else set(files.tolist()):
             opened = self._opened.get(file)
@@ -404,12 +407,12 @@ class Source:
             return self._opened[file].values
 
     def _open_shard(self, file: int) -> Opened:
-        """Open a shard; if the cache has no room, close the shard that was used longest ago."""
+        """Open a shard; if the cache has no room, first close the least recently used shard."""
         until = time.monotonic() + _ROOM_DEADLINE
         while True:
             try:
                 return self.shards[file].open(self.cancelled)
-            except FileTooLargeError:  # no wait makes room for it
+            except FileTooLargeError:  # waiting does not help
                 raise
             except CacheFullError:
                 if self._opened:
@@ -422,11 +425,11 @@ class Source:
     def _close_one(self) -> None:
         _, opened = self._opened.popitem(last=False)
         close = opened.close
-        del opened  # its arrays map the file, which must not be evicted before they are gone
+        del opened  # its arrays map the file, which must not be evicted before they are freed
         close()
 
     def close(self) -> None:
-        """Close all files, stop fetching, and withdraw what the cache was told of the future.
+        """Close all files, stop fetching, and remove the next uses from the cache.
 
         The code that opens a source closes it; a second call has no effect.
         """

@@ -1,7 +1,7 @@
-"""A stream: a data set at any fsspec URL, as a user names it, and opened for reading.
+"""A stream: a data set at any fsspec URL, as a user configures it, and opened for reading.
 
-Its files are those that a manifest names. A folder of Parquet files without a manifest is a stream,
-too: their footers are read once, and the node keeps what they say.
+Its files are those that a manifest names. A folder of Parquet files without a manifest is also a
+stream: the footers are read once, and the node keeps their content.
 """
 
 import contextlib
@@ -41,6 +41,7 @@ from raytrain_plus.streams.decoding import (
 )
 from raytrain_plus.streams.files import DataFile, confirm, inspect_file
 from raytrain_plus.streams.folders import (
+    PARQUET_SUFFIXES,
     DataPath,
     paths_in,
     select,
@@ -48,11 +49,12 @@ from raytrain_plus.streams.folders import (
     tables_of,
     without_pattern,
 )
+from raytrain_plus.streams.foreign import is_pointer, told_of_pointer
 from raytrain_plus.streams.format import (
     MANIFEST,
     PINNED_WINDOW,
-    FileEntry,
     FoundFile,
+    ShardEntry,
     StreamManifest,
     decode_schema,
     encode_schema,
@@ -64,11 +66,11 @@ from raytrain_plus.streams.source import Function, Opened, Source, Transform
 
 DEFAULT_CACHE_LIMIT = 16 << 30
 _LARGEST_MANIFEST = 1 << 30  # bytes: some five million files
-# How many times fewer bytes compression can leave, of nothing but zeros.
+# The largest factor by which compression can shrink data, if all bytes are zero.
 _MOST_COMPRESSED = {"none": 1, "lz4": 260, "zstd": 40_000}
-_FILE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
-_MARGIN = 1 << 20  # bytes that a file may have beyond what is declared
-_RAW_FORMAT = "2"  # of the cache's entries: part of their names
+_FILE_SUFFIXES = (*PARQUET_SUFFIXES, ".arrow", ".feather", ".ipc")
+_MARGIN = 1 << 20  # bytes by which a file may be larger than declared
+_RAW_FORMAT = "2"  # the version of the cache's entries, part of their names
 _SIZE = TypeAdapter(ByteSize)
 
 
@@ -77,18 +79,18 @@ class Stream:
     """A data set that streams to the workers that need it.
 
     Args:
-        url: a folder that `raytrain-plus data write` or a `StreamWriter` has made, or one of
+        url: a folder that `raytrain-plus data write` or a `StreamWriter` has made, or a folder of
             Parquet files: `s3://bucket/folder`, `file:///folder`, a path, or any URL that fsspec
             knows.
         transform: called in the background with each sample (column name -> tensor, `str` or
-            `bytes`) and a `torch.Generator` of the sample's own, to draw from; returns the sample
-            to train on. It must be a function that can be imported or pickled.
-        per: "batch" calls the transform with whole parts instead, and a generator for each.
-        columns: the columns to read. Default: those that the task asks for, else all.
-        split: of a folder of Parquet files: "train", "validation" or "test", as the names of its
-            files and folders say; "all" reads all of them. Default: there must be one only.
-        shuffle: whether to mix; default True.
-        window: K, how many files a lane mixes at a time: it is part of the order. Default 8.
+            `bytes`) and a `torch.Generator` for random numbers, which belongs to the sample;
+            returns the sample to train on. It must be a function that can be imported or pickled.
+        per: "batch" calls the transform with whole parts instead, each with a generator.
+        columns: the columns to read. Default: those that the task names, else all.
+        split: of a folder of Parquet files: "train", "validation" or "test", as in the names of
+            its files and folders; "all" reads all of them. Default: there must be only one.
+        shuffle: whether to mix the rows; default True.
+        window: K, how many files a lane mixes at a time. It is part of the order. Default 8.
         cache: the folder of the cache on each node. Default: `raytrain_plus/streams` below
             `$XDG_CACHE_HOME`, which by default is `~/.cache`.
         cache_limit: bytes that the cache may take, as a number or like "20GB". Default 16 GiB.
@@ -135,10 +137,10 @@ class Stream:
 
 
 def parse_bytes(size: int | str) -> int:
-    """Return a number of bytes: 1000, "64MB", "1.5 GiB".
+    """Return a number of bytes from 1000, "64MB", "1.5 GiB" and the like.
 
     Raises:
-        DataError: it is none, or not above zero.
+        DataError: it is not a size, or not above zero.
     """
     try:
         count = int(_SIZE.validate_python(size))
@@ -158,21 +160,21 @@ class StreamFile:
 
     Attributes:
         store: where it is.
-        cache: the node's.
-        entry: what the manifest says of it.
-        columns: the selected ones.
-        is_parquet: as it is stored; else an Arrow IPC file.
-        in_place: it lies on this machine, and raw: nothing is gained by the cache.
-        is_exact: the entry's `raw_bytes` is what its values take; else it is a guess.
-        stat: what the store said of it when it was opened; None where a manifest has its hash, and
+        cache: the node's cache.
+        entry: its entry in the manifest.
+        columns: the selected columns.
+        is_parquet: it is stored as Parquet; else it is an Arrow IPC file.
+        in_place: it is on this machine and not compressed, so it is read without the cache.
+        is_exact: the entry's `raw_bytes` is the size of its values; else it is a guess.
+        stat: what the store said about it when it was opened; None if a manifest has its hash. Then
             the entry's `sha256` is that of its bytes.
-        constants: values of columns that the names of its folders give, and it has not.
-        labels: column -> the names of its numbers, where the data says them.
+        constants: column -> value, from its partition folders, for columns that it does not have.
+        labels: column -> the names of its numbers, if the data contains them.
     """
 
     store: Store
     cache: Cache
-    entry: FileEntry
+    entry: ShardEntry
     columns: dict[str, Column]
     is_parquet: bool = False
     in_place: bool = False
@@ -183,12 +185,12 @@ class StreamFile:
 
     @property
     def rows(self) -> int:
-        """Its rows."""
+        """Its number of rows."""
         return self.entry.rows
 
     @property
     def where(self) -> str:
-        """What to call it in an error."""
+        """Its name in an error."""
         return self.store.where(self.entry.name)
 
     @cached_property
@@ -201,7 +203,7 @@ class StreamFile:
         """Return its values, mapped into memory.
 
         Raises:
-            DataError: it cannot be had, or is not as the manifest says.
+            DataError: it cannot be read, or differs from the manifest.
         """
         if self.in_place:
             path = self.store.local_path / self.entry.name
@@ -211,7 +213,7 @@ class StreamFile:
                 if mapped.size() != self.entry.stored_bytes or not _is_verified(path, self.entry):
                     raise DataError(
                         f"{path} is not the file that its manifest names: it is damaged, or was "
-                        "written over. Write the data set again."
+                        "overwritten. Write the data set again."
                     )
             return Opened(self._values(mapped), confirm=partial(confirm, path, stat))
         held = self.fetch(cancelled)
@@ -221,7 +223,7 @@ class StreamFile:
         """Return its entry in the cache; downloads and decodes it if it is not there.
 
         Args:
-            cancelled: when it is set, waiting ends.
+            cancelled: if it is set, waiting ends.
             ahead: it is not needed yet.
         """
         return self.cache.get(
@@ -233,7 +235,7 @@ class StreamFile:
         )
 
     def identify(self) -> list[Any]:
-        """Return what tells it from others: its hash, or its name and what the store says of it."""
+        """Return what identifies it: its hash, or its name and what the store says about it."""
         if self.stat is None:
             return [self.entry.sha256]
         told = [self.entry.name, self.stat.size, self.stat.validator]
@@ -246,7 +248,7 @@ class StreamFile:
         return hashlib.sha256(self._content(threading.Event())).hexdigest()
 
     def _content(self, cancelled: threading.Event) -> bytes:
-        """Return its bytes as they are stored, once it is clear that they are the right ones."""
+        """Return its stored bytes, after checking that they are the right ones."""
         entry = self.entry
         sha256 = entry.sha256 if self.stat is None else None
         self._confirm()
@@ -257,7 +259,7 @@ class StreamFile:
     def _confirm(self) -> None:
         if self.stat is not None and self.store.stat(self.entry.name) != self.stat:
             raise DataError(
-                f"{self.where} was replaced or written over since it was opened: data must not "
+                f"{self.where} was replaced or overwritten since it was opened: data must not "
                 "change during a run. Write changed data to another place, and start the run again."
             )
 
@@ -266,7 +268,7 @@ class StreamFile:
         content = self._content(cancelled)
         TRAFFIC.fetched(entry.stored_bytes)
         most = self.cache.limit
-        if self.stat is None:  # what it declares is exact, but for what lies between the values
+        if self.stat is None:  # what it declares is exact, except for padding
             most = min(most, 2 * entry.raw_bytes + _MARGIN)
         where = self.store.where(entry.name)
         return as_raw(content, where, is_parquet=self.is_parquet, most=most)
@@ -286,16 +288,16 @@ class StreamFile:
 
 
 def as_raw(content: bytes, where: str, *, is_parquet: bool, most: int) -> memoryview:
-    """Return a file as an Arrow IPC file of one record batch, not compressed: it can be mapped.
+    """Return a file as an uncompressed Arrow IPC file of one record batch, which can be mapped.
 
     Args:
         content: the file.
-        where: to call it in an error.
-        is_parquet: else it is an Arrow IPC file.
+        where: its name in an error.
+        is_parquet: it is a Parquet file; else it is an Arrow IPC file.
         most: bytes that its values may take.
 
     Raises:
-        DataError: it is damaged, or larger than it may be.
+        DataError: it is damaged or too large.
     """
     table = decode(content, where, is_parquet=is_parquet, most=most)
     with explained(where):
@@ -303,7 +305,7 @@ def as_raw(content: bytes, where: str, *, is_parquet: bool, most: int) -> memory
 
 
 def write_raw(table: pa.Table) -> memoryview:
-    """Return a table as an Arrow IPC file of one record batch, not compressed."""
+    """Return a table as an uncompressed Arrow IPC file of one record batch."""
     sink = pa.BufferOutputStream()
     table = table.combine_chunks()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -316,17 +318,17 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
 
     Args:
         stream: what to read.
-        selection: columns that are wanted, unless the stream selects or transforms them itself.
+        selection: the wanted columns, unless the stream selects or transforms them itself.
 
     Raises:
-        DataError: there is no such data, or not of the right columns; or the store failed.
+        DataError: there is no such data, or its columns are wrong; or the store failed.
     """
     place, pattern = without_pattern(stream.url)
     store = Store(place, stream.storage_options, deadline=stream.deadline)
     cache = node_cache(stream.cache_folder, parse_bytes(stream.cache_limit))
     wanted = stream.columns
     if stream.transform is None and selection is not None:
-        wanted = selection  # else the transform decides what the task gets
+        wanted = selection  # with a transform, its output decides what the task gets
     if pattern is None and suffix_of(store.url.split("?")[0]) in _FILE_SUFFIXES and store.is_file():
         return _open_file(stream, selection, store, cache, wanted)
     manifest = None
@@ -365,7 +367,7 @@ def _open_file(
     cache: Cache,
     wanted: Sequence[str] | None,
 ) -> Source:
-    """Open a single file; its rows are mixed as those of a local file are."""
+    """Open a single file; its rows are mixed like those of a local file."""
     file: DataFile | StreamFile
     if store.is_local:
         file = inspect_file(store.local_path, wanted)
@@ -392,7 +394,7 @@ def _open_file(
 
 
 def read_manifest(store: Store) -> StreamManifest:
-    """Return a stream's manifest, once it is clear that it is read as it was written.
+    """Return a stream's manifest, after checking that this version reads its order.
 
     Raises:
         DataError: there is none, it is damaged, or this version reads in another order.
@@ -412,18 +414,18 @@ def read_manifest(store: Store) -> StreamManifest:
     return manifest
 
 
-def check_declared_sizes(file: FileEntry, manifest: StreamManifest, where: str) -> None:
+def check_declared_sizes(file: ShardEntry, manifest: StreamManifest, where: str) -> None:
     """Check that a file can hold the rows that its manifest declares.
 
     Raises:
-        DataError: it cannot.
+        DataError: it cannot hold them.
     """
     least = least_bytes(manifest.schema, file.rows)
     most = _MOST_COMPRESSED[manifest.compression] * file.stored_bytes + _MARGIN
     if least > file.raw_bytes or file.raw_bytes > most:
         raise DataError(
             f"the manifest says that {where} has {file.rows:,} rows in {file.raw_bytes:,} bytes, "
-            f"stored as {file.stored_bytes:,}: that cannot be. Write the data set again."
+            f"stored as {file.stored_bytes:,}: that is impossible. Write the data set again."
         )
 
 
@@ -442,7 +444,9 @@ def _from_manifest(
 def _from_footers(
     store: Store, cache: Cache, selection: Sequence[str] | None, found: Sequence[DataPath]
 ) -> list[StreamFile]:
-    files = parquet_files(store, cache.folder, found)
+    files = [file for file in parquet_files(store, cache.folder, found) if file.entry.rows]
+    if not files:
+        return []
     columns, labels = common_columns(files, selection, store), common_labels(files, store)
     return [
         StreamFile(
@@ -457,15 +461,14 @@ def _from_footers(
             labels=labels,
         )
         for file in files
-        if file.entry.rows
     ]
 
 
 _verified: set[tuple[str, int, int]] = set()
 
 
-def _is_verified(path: Path, entry: FileEntry) -> bool:
-    """Say whether a file has the bytes that its manifest names; looks once per process."""
+def _is_verified(path: Path, entry: ShardEntry) -> bool:
+    """Say whether a file has the bytes that its manifest names; reads it once per process."""
     stat = path.stat()
     seen = (str(path), stat.st_ino, stat.st_mtime_ns)
     if seen not in _verified:
@@ -476,29 +479,29 @@ def _is_verified(path: Path, entry: FileEntry) -> bool:
     return True
 
 
-# -- a folder of Parquet files without a manifest: its footers
+# -- the footers of a folder of Parquet files without a manifest
 
 _READERS = 16
 _TAIL = 64 << 10  # bytes: most footers are shorter
-_KEPT_FORMAT = 2  # of what a node keeps of footers
+_KEPT_FORMAT = 2  # the version of the file in which a node keeps footers
 
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """What a footer says.
+    """What the footer of a Parquet file says.
 
     Attributes:
-        entry: as a manifest would name the file. Its `sha256` is a hash of what the store says of
-            it, not of its bytes; its `raw_bytes` is a guess unless `is_exact`.
-        schema: of its columns.
-        nulls: column -> whether it is one of plain values; of columns whose statistics count nulls.
-        is_exact: the writer has said how large all values are.
-        stat: what the store says of it.
-        constants: values of columns that the names of its folders give, and it has not.
-        labels: column -> the names of its numbers, where the file says them.
+        entry: the entry that a manifest would have for the file. Its `sha256` is a hash of what the
+            store says about it, not of its bytes; its `raw_bytes` is a guess unless `is_exact`.
+        schema: the schema of its columns.
+        nulls: for columns whose statistics count nulls: column -> whether its values are plain.
+        is_exact: the writer stored the size of all values.
+        stat: what the store says about it.
+        constants: column -> value, from its partition folders, for columns that it does not have.
+        labels: column -> the names of its numbers, if the file contains them.
     """
 
-    entry: FileEntry
+    entry: ShardEntry
     schema: pa.Schema
     nulls: dict[str, bool]
     is_exact: bool
@@ -508,19 +511,19 @@ class ParquetFile:
 
 
 def parquet_files(store: Store, folder: Path, found: Sequence[DataPath]) -> list[ParquetFile]:
-    """Return what the footers of a folder's files say; asks the store for those not kept.
+    """Return what the footers of a folder's files say; reads them unless the node keeps them.
 
     Args:
         store: the folder.
-        folder: where the node keeps what it has read of footers.
-        found: the paths of the files in it.
+        folder: where the node keeps the content of footers.
+        found: the paths of the files in the folder.
 
     Raises:
-        DataError: one is damaged, or of another format.
+        DataError: a file is damaged, or has another format.
     """
     chosen = [each.path for each in found]
     for name in chosen:
-        if suffix_of(name) not in (".parquet", ".pq"):
+        if suffix_of(name) not in PARQUET_SUFFIXES:
             raise DataError(
                 f"{store.where(name)} is an Arrow file: a stream without a manifest is a folder of "
                 "Parquet files. Make a stream of it with `raytrain-plus data write`, or train on "
@@ -571,11 +574,11 @@ def common_columns(
 ) -> dict[str, Column]:
     """Return the selected columns, which all files have.
 
-    They may differ in the order of columns, in columns that are not selected, and in types that
-    become the same values.
+    The files may differ in the order of columns, in columns that are not selected, and in types
+    that become the same values.
 
     Raises:
-        DataError: the files differ, or one holds nulls.
+        DataError: the files differ, or one contains nulls.
     """
     first = files[0]
     columns: dict[str, Column] = {}
@@ -605,7 +608,7 @@ def common_labels(files: Sequence[ParquetFile], store: Store) -> Labels:
     """Return the names of labels that the files' columns have.
 
     Raises:
-        DataError: a number stands for different names in two of them.
+        DataError: a number means different names in two of them.
     """
     first = files[0]
     for other in {id(file.labels): file for file in files}.values():
@@ -615,7 +618,7 @@ def common_labels(files: Sequence[ParquetFile], store: Store) -> Labels:
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    """Return what was kept, unless it is absent or damaged: then footers are read again."""
+    """Return the kept content of footers; None if it is absent or damaged."""
     try:
         digest, content = path.read_bytes().split(b"\n", 1)
     except (OSError, ValueError):
@@ -653,6 +656,8 @@ def _footer(store: Store, name: str, size: int) -> tuple[Footer, str]:
 
     tail = store.read_range(name, max(0, size - _TAIL), size)
     where = store.where(name)
+    if is_pointer(tail):
+        raise DataError(told_of_pointer(where))
     if size < 12 or tail[-4:] != b"PAR1":
         raise DataError(f"{where} is cut short, or no Parquet file: write it again.")
     length = int.from_bytes(tail[-8:-4], "little") + 8

@@ -1,10 +1,11 @@
-"""Rows of CSV and of JSON lines: every value as the whole file means it.
+"""Reads CSV and JSON lines; the type of a column follows from all of its values.
 
-The type of a column follows from all rows of all files, never from the first block. A value of CSV
-becomes a number only if the number says all that the text says: `007` is text, and so are dates. An
-empty field among numbers is an error, since a tensor has no place for it.
+It follows from all rows of all files, never from the first block only. A column of CSV is numeric
+only if the numbers keep everything that the text says: `007` is text, and so are dates. An empty
+field among numbers is an error, since a tensor cannot hold it.
 """
 
+import contextlib
 import itertools
 import json
 import lzma
@@ -21,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytrain_plus.streams.columns import DataError, listed
+from raytrain_plus.streams.columns import DataError, LeftOutWarning, listed
+from raytrain_plus.streams.foreign import is_pointer, told_of_pointer
 from raytrain_plus.streams.rows import RowError, chunks, table_of
 
 _ROWS_AT_ONCE = 1024
@@ -32,20 +34,20 @@ _SPECIAL = r"^(?i:nan|[+-]?inf|[+-]?infinity)$"
 _TRUTH = r"^(true|false|True|False|TRUE|FALSE)$"
 _MISSING = ("", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "None", "none", "<NA>", "-", "?")
 
-_END = "\x04"  # in each field of the row that is added to a CSV file: the end of a transmission
-_MARK = b"\xef\xbb\xbf"  # of UTF-8, which some editors write first
+_END = "\x04"  # each field of the row that is added to a CSV file: ASCII's end of transmission
+_MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8, which some editors write first
 
 
 @dataclass
 class _Guess:
-    """What the values of a CSV column are, by those that have been seen.
+    """The type of a CSV column, from the values seen so far.
 
     Attributes:
-        whole, number, truth: whether all values that are there are such.
-        seen: whether any value is there.
-        largest, smallest: of the whole numbers.
-        missing: the first row without a value, and what stands there.
-        odd: the first row that is no number after numbers, and what stands there.
+        whole, number, truth: whether all values seen are whole numbers, numbers, or booleans.
+        seen: whether any value was seen.
+        largest, smallest: the limits of the whole numbers.
+        missing: the first row without a value, and its text.
+        odd: the first row in a column of numbers that is not a number, and its text.
     """
 
     whole: bool = True
@@ -58,7 +60,7 @@ class _Guess:
     odd: tuple[str, str] | None = None
 
     def see(self, where: str, first_row: int, texts: pa.Array) -> None:
-        """Take a block of a column's values into account."""
+        """Add a block of the column's values."""
         if not (self.number or self.truth):
             return
         absent = pc.is_in(texts, pa.array(_MISSING))
@@ -98,7 +100,7 @@ class _Guess:
 
     @property
     def type(self) -> pa.DataType:
-        """The type that holds every value as it is."""
+        """The type that holds every value exactly."""
         if self.seen and self.whole:
             if self.smallest >= -(2**63) and self.largest < 2**63:
                 return pa.int64()
@@ -110,12 +112,12 @@ class _Guess:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of text.
+    """A text file.
 
     Attributes:
         open: opens it at its beginning.
-        where: what to call it in an error.
-        delimiter: between the fields of CSV.
+        where: its name in an error.
+        delimiter: the character between the fields of CSV.
     """
 
     open: Callable[[], IO[bytes]]
@@ -130,15 +132,17 @@ def csv_types(
 
     Args:
         files: at least one.
-        columns: the ones that are wanted; default all.
+        columns: the wanted columns; default all.
 
     Raises:
-        DataError: one is no CSV, or they do not go together.
+        DataError: a file is not CSV, or the files do not fit together.
     """
     guesses: dict[str, _Guess] = {}
     for file in files:
         with _opened(file) as opened:
             names = _header(opened, file)
+        if columns is None:
+            names = _with_names(names, file.where)
         if columns is not None and (missing := [name for name in columns if name not in names]):
             raise DataError(f"{file.where} has no column {listed(missing)}; it has {listed(names)}")
         for name in columns or names:
@@ -163,10 +167,10 @@ def csv_tables(file: TextFile, types: Mapping[str, pa.DataType]) -> Iterator[tup
 
     Args:
         file: what to read.
-        types: of the columns that are wanted, as `csv_types` gives them.
+        types: the types of the wanted columns, as `csv_types` returns them.
 
     Raises:
-        DataError: it is no CSV, or a number has no equal in its column's type.
+        DataError: it is not CSV, or the type of a column does not hold a number exactly.
     """
     for first, table in _texts(file, list(types)):
         yield (
@@ -180,11 +184,36 @@ def csv_tables(file: TextFile, types: Mapping[str, pa.DataType]) -> Iterator[tup
         )
 
 
+def _with_names(names: list[str], where: str) -> list[str]:
+    """Return the columns of a CSV file, without a first one that has no name.
+
+    That is the index that pandas writes. A model would take these row numbers for a feature.
+
+    Raises:
+        DataError: another column has no name.
+    """
+    nameless = [place for place, name in enumerate(names, 1) if not name.strip()]
+    if nameless == [1] and len(names) > 1:
+        warnings.warn(
+            f"the first column of {where} has no name and is left out: it is the index of a pandas "
+            "frame (`to_csv(index=False)` does not write it). Give it a name to keep it",
+            LeftOutWarning,
+            stacklevel=3,
+        )
+        return names[1:]
+    if nameless:
+        raise DataError(
+            f"column {nameless[0]} of {where} has no name: give it one in the first line, or "
+            "remove the column."
+        )
+    return names
+
+
 def _check(name: str, guess: _Guess) -> None:
     if guess.missing is not None and guess.type != pa.string():
         where, text = guess.missing
         raise DataError(
-            f"{where}: column {name!r} has no value ({text!r}), and the others are of type "
+            f"{where}: column {name!r} has no value ({text!r}), and the others have the type "
             f"{guess.type}: fill it in, drop the row, or leave the column out."
         )
     if guess.odd is not None and guess.type == pa.string():
@@ -220,10 +249,10 @@ def _typed(texts: pa.Array, kind: pa.DataType, name: str, where: str, first: int
 
 @contextmanager
 def _opened(file: TextFile) -> Iterator[IO[bytes]]:
-    """Open a file; what unpacking it says of damage becomes an error that names it.
+    """Open a file; an error of unpacking becomes one that names the file.
 
     Raises:
-        DataError: it is packed, and damaged, cut short, or followed by something else.
+        DataError: it is packed, and damaged, cut short, or followed by other bytes.
     """
     try:
         with file.open() as opened:
@@ -236,28 +265,80 @@ def _opened(file: TextFile) -> Iterator[IO[bytes]]:
 
 
 def _texts(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the fields of a CSV file as they are, each block as a table of strings."""
+    """Yield the fields of a CSV file, each block as a table of strings."""
     first, block = 0, _BLOCK
     while True:
         try:
             done = 0
             for batch in _blocks(file, columns, block):
-                # After a row that did not fit into a block, all is read again in larger ones.
+                # If a row does not fit into a block, the file is read again in larger blocks.
                 fresh = batch.slice(max(0, first - done))
                 done += batch.num_rows
                 if fresh.num_rows:
-                    yield first, pa.Table.from_batches([fresh])
+                    yield first, _decoded_texts(fresh, file.where, first)
                     first += fresh.num_rows
         except pa.ArrowInvalid as error:
             if "straddling" not in str(error) or block >= _LARGEST_BLOCK:
-                raise DataError(f"{file.where} cannot be read: {error}") from error
+                raise DataError(_why(file, columns, block, error)) from error
             block = min(_LARGEST_BLOCK, 4 * block)
         else:
             return
 
 
-def _blocks(file: TextFile, columns: Sequence[str], block: int) -> Iterator[pa.RecordBatch]:
+def _decoded_texts(batch: pa.RecordBatch, where: str, first: int) -> pa.Table:
+    """Return a block's fields as strings.
+
+    Raises:
+        DataError: one is not UTF-8.
+    """
+    try:
+        return pa.table({n: c.cast(pa.string()) for n, c in zip(batch.schema.names, batch.columns)})  # noqa: B905
+    except pa.ArrowInvalid as error:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            for row, content in enumerate(column.to_pylist()):
+                try:
+                    content.decode()
+                except UnicodeDecodeError:
+                    raise DataError(
+                        f"{where}, row {first + row + 1:,}: column {name!r} is not UTF-8 "
+                        f"({content!r:.60}): store the text as UTF-8."
+                    ) from error
+        raise
+
+
+def _why(file: TextFile, columns: Sequence[str], block: int, error: pa.ArrowInvalid) -> str:
+    """Return why a file is not CSV; reads it again, without threads, to find the row."""
+    odd: list[Any] = []
+    with contextlib.suppress(pa.ArrowInvalid):
+        for _ in _blocks(file, columns, block, odd):
+            pass
+    if not odd:
+        return f"{file.where} cannot be read: {error}"
+    found = odd[0]
+    return (
+        f"{file.where}, row {found.number - 1:,}: it has {found.actual_columns} fields "
+        f"({found.text!r:.80}), and the first line names {found.expected_columns}. Quote a value "
+        f"that contains {file.delimiter!r}, and write a field for each column."
+    )
+
+
+def _blocks(
+    file: TextFile, columns: Sequence[str], block: int, odd: list[Any] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the fields of a CSV file as bytes, without the row that `_Ended` adds.
+
+    Args:
+        file: what to read.
+        columns: the wanted columns.
+        block: bytes to read at once.
+        odd: receives the first row with a wrong number of fields; this makes reading slower.
+    """
     from pyarrow import csv  # noqa: PLC0415 - imports pandas, which few need
+
+    def refuse(row: Any) -> str:
+        if odd is not None:
+            odd.append(row)
+        return "error"
 
     with _opened(file) as opened:
         names = _header(opened, file)
@@ -265,10 +346,13 @@ def _blocks(file: TextFile, columns: Sequence[str], block: int) -> Iterator[pa.R
     with _opened(file) as opened:
         reader = csv.open_csv(
             _Ended(opened, end),
-            read_options=csv.ReadOptions(block_size=block),
-            parse_options=csv.ParseOptions(newlines_in_values=True, delimiter=file.delimiter),
+            # Arrow numbers rows only without threads.
+            read_options=csv.ReadOptions(block_size=block, use_threads=odd is None),
+            parse_options=csv.ParseOptions(
+                newlines_in_values=True, delimiter=file.delimiter, invalid_row_handler=refuse
+            ),
             convert_options=csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()),
+                column_types=dict.fromkeys(columns, pa.binary()),
                 include_columns=list(columns),
                 strings_can_be_null=False,
             ),
@@ -277,9 +361,9 @@ def _blocks(file: TextFile, columns: Sequence[str], block: int) -> Iterator[pa.R
 
 
 class _Ended:
-    """A file of CSV with one more row, which shows whether the row before it has an end.
+    """A CSV file with one row added at its end, to detect a quoted field that is never closed.
 
-    Of a quoted field that is never closed Arrow says nothing: all that follows becomes its value.
+    Arrow does not report such a field: everything after it, also the added row, becomes its value.
     """
 
     closed = False
@@ -288,7 +372,7 @@ class _Ended:
         self._file, self._end = file, end
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes; the row is the last of them."""
+        """Return the next bytes; the added row comes last."""
         content = self._file.read(size)
         if content:
             return content
@@ -296,7 +380,7 @@ class _Ended:
         return end
 
     def readable(self) -> bool:
-        """Return True, as Arrow asks."""
+        """Return True, which Arrow requires."""
         return True
 
 
@@ -304,7 +388,7 @@ def _without_end(batches: Iterable[pa.RecordBatch], file: TextFile) -> Iterator[
     """Yield the rows before the one that `_Ended` adds.
 
     Raises:
-        DataError: that row became part of another.
+        DataError: the added row became part of another row.
     """
     held: pa.RecordBatch | None = None
     for batch in batches:
@@ -313,7 +397,8 @@ def _without_end(batches: Iterable[pa.RecordBatch], file: TextFile) -> Iterator[
         if held is not None:
             yield held
         held = batch
-    if held is None or any(column[-1].as_py() != _END for column in held.columns):
+    end = _END.encode()
+    if held is None or any(column[-1].as_py() != end for column in held.columns):
         raise DataError(
             f'{file.where} ends within a quoted field: a quotation mark (") is not closed. Close '
             'it, or write it twice ("") where it is part of a value.'
@@ -329,6 +414,8 @@ def _header(opened: IO[bytes], file: TextFile) -> list[str]:
         head += line
         if head.strip() and not head.count(b'"') % 2:
             break
+    if is_pointer(head):
+        raise DataError(told_of_pointer(file.where))
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -369,14 +456,14 @@ def _header(opened: IO[bytes], file: TextFile) -> list[str]:
 def json_tables(
     file: TextFile, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of JSON lines, or of one JSON list of objects, as `csv_tables` does.
+    """Yield the rows of JSON lines, or of one JSON list of objects, as `csv_tables`.
 
     Args:
         file: what to read.
-        columns: the ones that are wanted; default all.
+        columns: the wanted columns; default all.
 
     Raises:
-        DataError: a row is no JSON object, or does not go together with the others.
+        DataError: a row is not a JSON object, or does not fit to the others.
     """
     first = 0
     for rows in chunks(_objects(file, columns), _ROWS_AT_ONCE):
@@ -390,6 +477,8 @@ def json_tables(
 def _objects(file: TextFile, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     with _opened(file) as opened:
         start = opened.read(64).removeprefix(_MARK).lstrip()
+    if is_pointer(start):
+        raise DataError(told_of_pointer(file.where))
     with _opened(file) as opened:
         is_list = start[:1] == b"["
         found = _listed(opened, file.where) if is_list else _lines(opened, file.where)

@@ -1,8 +1,8 @@
-"""One type for values of several types, and casts that change no value.
+"""Finds one type for values of several types, and casts without changing a value.
 
-Rows come in pieces, and each piece has the types of its own values: `1` is a whole number and `0.5`
-is a float. The type of a column is the narrowest one that holds all of its pieces. Each cast to it
-is checked value by value, so that a value is either kept exactly or refused by its place.
+Rows come in batches, and each batch has the types of its own values: `1` is a whole number and
+`0.5` is a float. The type of a column is the narrowest one that holds all of its batches. Each cast
+to it is checked value by value: a value is either kept exactly, or refused with its row.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 _EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
-"""Bits of a float -> the largest whole number below which it holds every one."""
+"""Bits of a float -> the whole number up to which it holds each whole number."""
 
 
 class InexactError(ValueError):
-    """A value has no equal in another type.
+    """A type does not hold a value exactly.
 
     Attributes:
-        row: its row in the array.
+        row: the row in the array, from 0.
         value: the row's value.
     """
 
@@ -31,8 +31,8 @@ class InexactError(ValueError):
 def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """Return the narrowest type that can hold the values of both types; None if there is none.
 
-    Whether it holds each value is for `cast_exactly` to say: of whole numbers above 2**53 a float64
-    holds only some. Booleans, numbers, strings and binary values do not go together.
+    `cast_exactly` finds out whether it holds each value: a float64 holds only some of the whole
+    numbers above 2**53. Booleans, numbers, strings and binary values have no common type.
     """
     types = pa.types
     if one == other or types.is_null(other):
@@ -53,15 +53,15 @@ def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 def cast_exactly(array: pa.Array, target: pa.DataType) -> pa.Array:
     """Return an array's values as another type.
 
-    Only floats may be rounded, to a narrower float: `wider` never gives one, so that a
-    schema must have asked for it.
+    Only floats may be rounded, to a narrower float type. `wider` never returns a narrower type, so
+    this happens only if a schema requires it.
 
     Args:
-        array: of a plain type.
-        target: the type that is wanted.
+        array: values of a plain type.
+        target: the wanted type.
 
     Raises:
-        InexactError: a value has no equal in that type.
+        InexactError: the type does not hold a value exactly.
     """
     if array.type == target:
         return array
@@ -80,7 +80,7 @@ def cast_exactly(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def leaf_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the items of a list, however deep; of any other type itself."""
+    """Return the type of the innermost items of a list; another type is returned as it is."""
     while True:
         is_tensor = isinstance(kind, pa.FixedShapeTensorType)
         if not (is_tensor or _is_list(kind) or pa.types.is_fixed_size_list(kind)):
@@ -89,7 +89,7 @@ def leaf_type(kind: pa.DataType) -> pa.DataType:
 
 
 def leaves(array: pa.Array) -> pa.Array:
-    """Return the items of lists, however deep; of any other array itself."""
+    """Return the innermost items of lists; another array is returned as it is."""
     while True:
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
@@ -100,7 +100,7 @@ def leaves(array: pa.Array) -> pa.Array:
 
 
 def settled(schema: pa.Schema) -> pa.Schema:
-    """Return a schema in which lists of no type yet, since all are empty, are lists of numbers."""
+    """Return a schema in which lists without a type, since all are empty, are lists of int64."""
     fields = []
     for field in schema:
         kind = field.type
@@ -160,7 +160,7 @@ def _wider_list(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _castable(one: pa.DataType, target: pa.DataType) -> bool:
-    """Say whether values of a type may be equal to some of another at all: `True` is not 1."""
+    """Say whether a value of one type can be equal to one of another: `True` is not 1."""
     types = pa.types
     if isinstance(one, pa.FixedShapeTensorType) or isinstance(target, pa.FixedShapeTensorType):
         return bool(one == target)
@@ -176,7 +176,7 @@ def _castable(one: pa.DataType, target: pa.DataType) -> bool:
 
 
 def _try_cast(array: pa.Array, target: pa.DataType) -> pa.Array | None:
-    """Return the array as another type; None if a value has no equal there."""
+    """Return the array as another type; None if that does not hold a value exactly."""
     own, leaf = leaf_type(array.type), leaf_type(target)
     to_float = pa.types.is_floating(leaf)
     if to_float and pa.types.is_integer(own) and not _holds_whole_numbers(array, leaf):
@@ -191,7 +191,7 @@ def _try_cast(array: pa.Array, target: pa.DataType) -> pa.Array | None:
 
 
 def _holds_whole_numbers(array: pa.Array, target: pa.DataType) -> bool:
-    """Say whether a type of floats has each of the whole numbers in an array."""
+    """Say whether a float type holds each of the whole numbers in an array."""
     numbers = leaves(array).drop_null().to_numpy(zero_copy_only=False)
     most = _EXACT[target.bit_width]
     kind = np.dtype(target.to_pandas_dtype())
@@ -211,7 +211,7 @@ def _overflows(array: pa.Array, cast: pa.Array) -> bool:
 
 
 def _first_inexact(array: pa.Array, target: pa.DataType) -> int:
-    """Return the first row that cannot be cast: found by halving."""
+    """Return the first row that cannot be cast, by bisection."""
     row, end = 0, len(array)
     while end - row > 1:
         middle = (row + end) // 2

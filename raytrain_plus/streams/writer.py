@@ -1,11 +1,11 @@
-"""Writing a stream: files first, in parallel, and the manifest last and at once.
+"""Writes a stream: first the files, in parallel, and at last, atomically, the manifest.
 
-A column's type grows with its rows: whole numbers become floats when the first fraction comes, if
-that changes none of them. Files that were stored before are then stored again, before the manifest.
+A column's type grows with its rows: whole numbers become floats at the first fraction, if none of
+them changes. Files that were stored before are then stored again, before the manifest.
 
-Until the manifest stands there is no data set, whatever happened to its writer; and of two writers
-to one place, one publishes and the other fails. File names hold a hash of their contents, so that
-neither can write over the other's files.
+Without a manifest there is no data set, whatever happened to the writer. If two writers write to
+one place, one publishes and the other fails. File names contain a hash of the contents, so neither
+overwrites the other's files.
 """
 
 import hashlib
@@ -24,11 +24,18 @@ import pyarrow.compute as pc
 
 from raytrain_plus.storage.errors import ExistsError
 from raytrain_plus.storage.store import Store
-from raytrain_plus.streams.columns import DataError, columns_of, first_null, listed, plain_table
-from raytrain_plus.streams.format import MANIFEST, Compression, FileEntry, StreamManifest
+from raytrain_plus.streams.columns import (
+    DataError,
+    columns_of,
+    data_columns,
+    first_null,
+    listed,
+    plain_table,
+)
+from raytrain_plus.streams.format import MANIFEST, Compression, ShardEntry, StreamManifest
 from raytrain_plus.streams.label_skew import SkewMeter, told
 from raytrain_plus.streams.labels import Labels, check_names
-from raytrain_plus.streams.rows import Row, RowError, chunks, table_of
+from raytrain_plus.streams.rows import Row, RowError, chunks, copy_of, table_of
 from raytrain_plus.streams.stream import parse_bytes, write_raw
 from raytrain_plus.streams.widening import InexactError, cast_exactly, leaf_type, settled, wider
 
@@ -36,7 +43,7 @@ Place: TypeAlias = Callable[[int], str]
 Rows: TypeAlias = pa.RecordBatch | pa.Table | Iterable[Row]
 
 DEFAULT_FILE_SIZE = 64 << 20
-_ROWS_AT_ONCE = 1024  # of dictionaries, which Arrow takes many of at a time
+_ROWS_AT_ONCE = 1024  # dictionaries that are converted together
 
 
 class StreamWriter:
@@ -46,26 +53,26 @@ class StreamWriter:
             for batch in batches:
                 writer.write(batch)
 
-    The data set is published when the block ends without an error, else not at all. Memory is
-    bounded by `parallel + 2` files.
+    The data set is published if the block ends without an error. Memory is bounded by
+    `parallel + 2` files.
 
     Args:
         url: the folder to write to: a path or any URL that fsspec knows.
-        file_size: the raw bytes of a file, as a number or like "64MB"; one row is never cut.
-        compression: of the files at rest: zstd, lz4 or none.
-        schema: of the rows. Default: the narrowest types that hold every value exactly.
-        labels: column -> the names that its numbers stand for, from 0; kept in the manifest, and
-            compared where data is used together.
+        file_size: the raw bytes of a file, as a number or like "64MB". A row is never divided.
+        compression: the compression of the stored files: zstd, lz4 or none.
+        schema: the schema of the rows. Default: the narrowest types that hold each value exactly.
+        labels: column -> the names of its numbers, from 0. They are kept in the manifest, and
+            compared if data is used together.
         parallel: how many files are compressed and stored at once.
         storage_options: passed to fsspec's filesystem.
-        only_writer: no other process writes here, so the store need not keep two apart.
+        only_writer: no other process writes here, so the store need not support conditional writes.
         deadline: seconds without progress after which a store's fault is an error.
         on_file: called after each file is stored, in any order.
-        warn: whether to warn when the rows are sorted by a column of few values, as by a label.
+        warn: whether to warn if the rows are sorted by a column of few values, such as a label.
 
     Raises:
-        DataError: there is a data set already, the store cannot be written, or it cannot keep two
-            writers apart.
+        DataError: there is a data set already, the store cannot be written, or it does not support
+            conditional writes.
     """
 
     def __init__(  # noqa: PLR0913 - settings that users name
@@ -80,7 +87,7 @@ class StreamWriter:
         storage_options: Mapping[str, Any] | None = None,
         only_writer: bool = False,
         deadline: float = 60.0,
-        on_file: Callable[[FileEntry], None] = lambda _: None,
+        on_file: Callable[[ShardEntry], None] = lambda _: None,
         warn: bool = True,
     ) -> None:
         if compression not in get_args(Compression):
@@ -99,6 +106,7 @@ class StreamWriter:
         self._labels = {name: check_names(names, name) for name, names in (labels or {}).items()}
         self._latest: pa.Schema | None = None
         self._rows = 0
+        self._is_over = False
         self._parallel = parallel
         self._on_file = on_file
         self._only_writer = only_writer
@@ -115,9 +123,9 @@ class StreamWriter:
             )
         if not only_writer and not self._store.creates_conditionally():
             raise DataError(
-                f"the store of {self._store.url} does not keep two writers apart: it writes over "
-                "what is there when it was asked not to. If no other process writes here, say "
-                "so with `only_writer=True` (`--only-writer`)."
+                f"the store of {self._store.url} does not support conditional writes, so a second "
+                "writer could overwrite the data set. If no other process writes here, use "
+                "`only_writer=True` (`--only-writer`)."
             )
 
     def __enter__(self) -> Self:
@@ -129,6 +137,7 @@ class StreamWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_over = True
         try:
             if kind is None:
                 self._publish()
@@ -138,25 +147,31 @@ class StreamWriter:
     def write(self, rows: Rows | Row, place: Place | None = None) -> None:
         """Add rows after those that were written before.
 
+        The rows are copied, so the arrays and tables in them may be filled again afterwards.
+
         Args:
-            rows: a table or record batch, also of pandas or polars; a dictionary, which is one
-                row, or many of them. Values of a row may be numbers, strings, bytes, lists, and
-                NumPy arrays and tensors, whose shape all rows must share.
-            place: says in an error where one of these rows, counted from 0, comes from. Default:
+            rows: a table or record batch, also of pandas or polars; one dictionary, which is a row;
+                or an iterable of dictionaries. Values of a row may be numbers, strings, bytes,
+                lists, NumPy arrays and tensors. Arrays and tensors must have one shape in all rows.
+            place: returns the place of one of these rows, counted from 0, for an error. Default:
                 its number among all rows that were written, counted from 1.
 
         Raises:
-            DataError: they do not go together with the rows before, or hold nulls or a type that
-                cannot be read back; or a file could not be stored.
+            DataError: they do not fit to the rows before, or contain nulls or a type that cannot
+                be read back; a file could not be stored; or the `with` block has ended.
         """
+        if self._is_over:
+            raise DataError("this writer has ended: write the rows in its `with` block.")
         if isinstance(rows, Mapping):
             rows = [rows]
         rows = _as_table(rows)
         first = self._rows
         place = place or _numbered(first)
         if isinstance(rows, pa.Table):
-            self._add(rows, place)
+            self._add(_copied(plain_table(self._without_index(rows))), place)
             return
+        if not isinstance(rows, list | tuple):  # it may fill one buffer with row after row
+            rows = map(copy_of, rows)
         for chunk in chunks(rows, _ROWS_AT_ONCE):
             where = _later(place, self._rows - first)
             try:
@@ -164,6 +179,14 @@ class StreamWriter:
             except RowError as error:
                 raise DataError(f"{where(error.row)}: {error}.") from error
             self._add(table, where)
+
+    def _without_index(self, table: pa.Table) -> pa.Table:
+        """Return a table without the unnamed index of a pandas frame, unless it is declared."""
+        if b"pandas" not in (table.schema.metadata or {}):
+            return table
+        declared = self._schema.names if self._is_declared and self._schema is not None else []
+        kept = {*data_columns(table.column_names), *declared}
+        return table.select([i for i, name in enumerate(table.column_names) if name in kept])
 
     def _add(self, table: pa.Table, place: Place) -> None:
         if not table.num_rows:
@@ -177,7 +200,7 @@ class StreamWriter:
                     "drop the row, or leave the column out."
                 )
         if self._latest is None or not table.schema.equals(self._latest):
-            columns_of(settled(table.schema), None, "the data")
+            columns_of(settled(table.schema), table.schema.names, "the data")
             self._schema = self._grown(table.schema, place)
             self._latest = table.schema
         table = self._widened(table, place)
@@ -185,7 +208,7 @@ class StreamWriter:
         self._skew.see(table)
         self._rows += table.num_rows
         for batch in table.to_batches():
-            self._take(batch)
+            self._cut(batch)
 
     def _check_labels(self, table: pa.Table, place: Place) -> None:
         for name, names in self._labels.items():
@@ -206,7 +229,7 @@ class StreamWriter:
                 )
 
     def _grown(self, schema: pa.Schema, place: Place) -> pa.Schema:
-        """Return the types that hold what was written and rows of another schema, too."""
+        """Return the types that hold both what was written and rows of another schema."""
         if self._schema is None:
             return schema
         before = dict(zip(self._schema.names, self._schema.types, strict=True))
@@ -229,10 +252,10 @@ class StreamWriter:
         return pa.schema(list(grown.items()))
 
     def _widened(self, table: pa.Table, place: Place) -> pa.Table:
-        """Return rows with the types of all that was written so far.
+        """Return rows with the types of everything that was written so far.
 
         Raises:
-            DataError: a value has no equal there.
+            DataError: these types do not hold a value exactly.
         """
         assert self._schema is not None
         if table.schema.equals(self._schema):
@@ -254,7 +277,7 @@ class StreamWriter:
             columns.append(pa.chunked_array(chunks, kind))
         return pa.Table.from_arrays(columns, schema=self._schema)
 
-    def _take(self, batch: pa.RecordBatch) -> None:
+    def _cut(self, batch: pa.RecordBatch) -> None:
         """Cut rows into files of the wanted size."""
         while batch.num_rows:
             each = max(1, batch.nbytes // batch.num_rows)
@@ -285,7 +308,7 @@ class StreamWriter:
         raw = write_raw(table)
         content = _compressed(raw, self._compression)
         digest = hashlib.sha256(content).hexdigest()
-        entry = FileEntry(
+        entry = ShardEntry(
             name=f"part-{number:06d}-{digest[:12]}.arrow",
             rows=table.num_rows,
             stored_bytes=len(content),
@@ -297,7 +320,7 @@ class StreamWriter:
         return _Stored(number, first_row, entry, table.schema)
 
     def _store_again(self, stored: "_Stored") -> "_Stored":
-        """Store a file's rows in the types that the rows after them needed."""
+        """Store a file's rows again, in the types that later rows required."""
         entry = stored.entry
         content = self._store.read(entry.name, entry.stored_bytes, entry.sha256)
         table = pa.ipc.open_file(content).read_all()
@@ -323,30 +346,30 @@ class StreamWriter:
                 self._store.create(MANIFEST, manifest.dump())
         except ExistsError as error:
             raise DataError(
-                f"another writer has published a data set in {self._store.url} meanwhile, and this "
-                "one was not: write to another place."
+                f"another writer has published a data set in {self._store.url} in the meantime, so "
+                "this one was not published: write to another place."
             ) from error
         if self._warn and (sorted_by := told(skews)):
             warnings.warn(sorted_by, stacklevel=3)  # the user's `with` block
-        for one in narrow:  # not before: another writer of the same rows may have named it
+        for one in narrow:  # after it: the manifest of another writer of these rows may name it
             self._store.delete(one.entry.name)
 
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """A file that stands in the folder, its first row among all, and the types of its columns."""
+    """A stored file, the number of its first row, and the types of its columns."""
 
     number: int
     first_row: int
-    entry: FileEntry
+    entry: ShardEntry
     schema: pa.Schema
 
 
 def _as_table(rows: Any) -> pa.Table | Iterable[Row]:
-    """Return a table of what holds one, as a DataFrame does; rows of any other kind as they are.
+    """Return the table of a DataFrame and the like; other rows are returned as they are.
 
     Raises:
-        DataError: it is neither a table nor an iterable of rows, or has no table in Arrow.
+        DataError: it is neither a table nor an iterable of rows, or Arrow cannot convert it.
     """
     if isinstance(rows, pa.RecordBatch):
         return pa.Table.from_batches([rows])
@@ -368,6 +391,14 @@ def _as_table(rows: Any) -> pa.Table | Iterable[Row]:
         ) from error
 
 
+def _copied(table: pa.Table) -> pa.Table:
+    """Return a copy of a table, whose memory may be a NumPy array's that the caller fills again."""
+    batches = [
+        pa.ipc.read_record_batch(batch.serialize(), table.schema) for batch in table.to_batches()
+    ]
+    return pa.Table.from_batches(batches, table.schema)
+
+
 def _numbered(first: int) -> Place:
     return lambda row: f"row {first + row + 1:,}"
 
@@ -381,20 +412,20 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if absent := before.keys() - now.keys():
         found.append(f"it lacks {listed(sorted(absent))}")
     if added := now.keys() - before.keys():
-        found.append(f"it has {listed(sorted(added))} more")
+        found.append(f"it also has {listed(sorted(added))}")
     return " and ".join(found)
 
 
 def _check_settled(schema: pa.Schema) -> None:
-    """Refuse columns of nothing but empty lists.
+    """Check that no column consists of empty lists only.
 
     Raises:
-        DataError: there is one.
+        DataError: one does.
     """
     for field in schema:
         if pa.types.is_null(leaf_type(field.type)):
             raise DataError(
-                f"column {field.name!r} holds nothing but empty lists, which have no type: give a "
+                f"column {field.name!r} has only empty lists, which have no type: give a "
                 "`schema`, or leave the column out."
             )
 

@@ -36,11 +36,11 @@ def test_all_readers_and_writers_use_the_same_folder(form, name, tmp_path):
     cache = tmp_path / "cache"
     assert rows(place(folder)) == [1, 2, 3]
     assert rows(Stream(place(folder), cache=cache)) == [1, 2, 3]
-    pieces = read_any(place(folder)).pieces
+    batches = read_any(place(folder)).batches
     written = tmp_path / "out" / name
     with StreamWriter(place(written)) as writer:
-        for piece in pieces:
-            writer.write(piece.table)
+        for batch in batches:
+            writer.write(batch.table)
     assert (written / "index.json").exists()
     assert rows(place(written)) == rows(Stream(place(written), cache=cache)) == [1, 2, 3]
     assert inspect_stream(place(written))["rows"] == 3

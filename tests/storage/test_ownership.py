@@ -76,7 +76,7 @@ def test_an_owner_that_lives_refuses_every_other_one_and_says_who_it_is(tmp_path
     for said in (str(os.getpid()), socket.gethostname(), listening, "attach", "stop", "15 s"):
         assert said in str(told.value)
     with pytest.raises(OwnedError):
-        ownership.take(tmp_path, "id", "", 1)
+        ownership.acquire(tmp_path, "id", "", 1)
     assert Owners(Store(tmp_path)).latest().number == 1
 
 
@@ -138,10 +138,10 @@ def test_a_local_process_without_signs_of_life_counts_as_alive(tmp_path, listeni
 
 
 def test_an_owner_that_has_ended_is_replaced_at_once(tmp_path, listening):
-    with ownership.take(tmp_path, "id", listening, 0) as held:
+    with ownership.acquire(tmp_path, "id", listening, 0) as held:
         assert ownership.is_gone(tmp_path, held.owner) is False
     assert ownership.look(tmp_path) == 1
-    with ownership.take(tmp_path, "id", listening, 1) as held:
+    with ownership.acquire(tmp_path, "id", listening, 1) as held:
         assert held.owner.number == 2
         follower = own(tmp_path, listening)
         held.retire()  # which has another claim, and is not ended
@@ -149,22 +149,22 @@ def test_an_owner_that_has_ended_is_replaced_at_once(tmp_path, listening):
 
 
 def test_a_run_whose_owner_has_changed_since_the_check_is_refused(tmp_path):
-    with ownership.take(tmp_path, "id", NOWHERE, 0):
+    with ownership.acquire(tmp_path, "id", NOWHERE, 0):
         pass
     with pytest.raises(OwnedError, match="a moment ago"):
-        ownership.take(tmp_path, "id", NOWHERE, 0)
+        ownership.acquire(tmp_path, "id", NOWHERE, 0)
 
 
 def test_the_owner_of_a_runs_checkpoints_is_found_in_its_folder(tmp_path, listening, impatient):
     del impatient
     folder, storage = tmp_path / "run", Store(tmp_path / "kept")
     assert ownership.look_from_storage(None) == ownership.look_from_storage(storage) == 0
-    with ownership.take(folder, "id", listening, 0) as held:
-        ownership.take_storage(storage, held, 0)
+    with ownership.acquire(folder, "id", listening, 0) as held:
+        ownership.acquire_storage(storage, held, 0)
         with pytest.raises(OwnedError, match="attach"):
             ownership.look_from_storage(storage)
         with pytest.raises(OwnedError, match="a moment ago"):
-            ownership.take_storage(storage, held, 0)
+            ownership.acquire_storage(storage, held, 0)
     assert ownership.look_from_storage(storage) == 1
     shutil.rmtree(folder)  # and now only Ray's answer shows whether it has ended
     with pytest.raises(OwnedError, match="Ray at"):
@@ -174,15 +174,15 @@ def test_the_owner_of_a_runs_checkpoints_is_found_in_its_folder(tmp_path, listen
 
 def test_checkpoints_are_free_once_the_runs_folder_is_lost_with_its_machine(tmp_path):
     folder, storage = tmp_path / "run", Store(tmp_path / "kept")
-    with ownership.take(folder, "id", NOWHERE, 0) as held:
-        ownership.take_storage(storage, held, 0)
+    with ownership.acquire(folder, "id", NOWHERE, 0) as held:
+        ownership.acquire_storage(storage, held, 0)
     shutil.rmtree(folder)
     assert ownership.look_from_storage(storage) == 1
 
 
 def _try(folder, number, results):
     try:
-        with ownership.take(folder, "id", NOWHERE, 0):
+        with ownership.acquire(folder, "id", NOWHERE, 0):
             results.put(number)
             time.sleep(1.0)
     except OwnedError:

@@ -78,7 +78,7 @@ def test_a_file_replaced_during_a_run_is_noticed(kind, form, tmp_path):
     write(tmp_path / "other", first=1000, form=form)
     for name in (f"0.{form}", f"1.{form}"):
         (tmp_path / "other" / name).replace(folder / name)
-    with pytest.raises(DataError, match=rf"1\.{form} was replaced or written over"):
+    with pytest.raises(DataError, match=rf"1\.{form} was replaced or overwritten"):
         load_part(source, order, 0, 0, HALF, HALF + 10)
 
 
@@ -90,10 +90,10 @@ def test_a_mapped_file_overwritten_in_place_is_noticed(tmp_path):
     other = (write(tmp_path / "other", first=1000, form="arrow") / "0.arrow").read_bytes()
     with (folder / "0.arrow").open("r+b") as file:
         file.write(other)
-    with pytest.raises(DataError, match=r"0\.arrow was replaced or written over"):
+    with pytest.raises(DataError, match=r"0\.arrow was replaced or overwritten"):
         load_part(source, order, 0, 0, 10, 20)
     (folder / "0.arrow").write_bytes(b"")  # reading the mapping now would end the process
-    with pytest.raises(DataError, match="replaced or written over"):
+    with pytest.raises(DataError, match="replaced or overwritten"):
         load_part(source, order, 0, 0, 10, 20)
 
 
@@ -136,7 +136,7 @@ def test_data_in_a_store_that_changes_is_noticed(server, tmp_path):
     again = open_source(stream("a"))
     assert again.identity != source.identity
     assert rows(again)[0] == 1000
-    with pytest.raises(DataError, match=r"1\.parquet was replaced or written over"):
+    with pytest.raises(DataError, match=r"1\.parquet was replaced or overwritten"):
         load_part(source, source.plain_order(1), 0, 0, HALF, HALF + 10)
 
 
@@ -214,5 +214,5 @@ def test_a_replaced_file_is_not_waited_for(tmp_path):
     folder = write(tmp_path / "data")
     source = open_source(Stream(folder, cache=tmp_path / "cache", deadline=600.0))
     (folder / "0.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="replaced or written over"):
+    with pytest.raises(DataError, match="replaced or overwritten"):
         source.shards[0].open(threading.Event())

@@ -10,7 +10,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.train import RunConfig
 
+from raytrain_plus import ElasticTrainer, configure
+from raytrain_plus.clock import DurationError
+from raytrain_plus.elastic.worker.data import open_data, open_evaluation
 from raytrain_plus.streams import source as sources
 from raytrain_plus.streams.cache import TRAFFIC, Cache, Prefetcher, node_cache
 from raytrain_plus.streams.check import inspect_stream
@@ -20,6 +24,9 @@ from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream, parse_bytes
 from raytrain_plus.streams.writer import StreamWriter
+from raytrain_plus.task import Task, TaskError
+from tests.elastic.scripted_pool import make_spec
+from tests.test_resume import Fitted
 
 ROWS, LANES, PART = 600, 2, 10
 STEPS = ROWS // LANES // PART
@@ -157,3 +164,70 @@ def test_measuring_a_single_file_leaves_no_source_open(tmp_path):
     assert source.total_rows == 2
     assert told(stream) == {}
     source.close()
+
+
+def test_data_that_does_not_fit_the_task_is_closed(two_runs):
+    class Shaped(Task):
+        columns = {"y": (3,)}  # noqa: RUF012
+
+    class WithoutInput(Task):
+        target = "y"
+
+    first, _ = two_runs
+    with pytest.raises(DataError, match="rows of shape") as caught:
+        configure.open_for(Shaped(), first, "training data")
+    assert caught.tb is not None
+    with pytest.raises(DataError, match=r"default forward\(\) needs one") as caught:
+        configure.open_for(WithoutInput(), first, "training data")
+    assert caught.tb is not None
+    assert told(first) == {}
+    source = configure.open_for(Task(), first, "training data")
+    assert len(told(first)) == 1  # the control: it is the caller's
+    source.close()
+
+
+@pytest.mark.parametrize("opens", [open_data, open_evaluation])
+def test_a_worker_closes_data_that_is_not_the_drivers(two_runs, tmp_path, opens):
+    first, _ = two_runs
+    other = {"data content": "another", "evaluation data": "another"}
+    spec = make_spec(tmp_path, data=first, evaluation_data=first, identity=other)
+    with pytest.raises(DataError, match="is other data") as caught:
+        opens(spec, Task())
+    assert caught.tb is not None
+    assert told(first) == {}
+    opened = opens(make_spec(tmp_path, data=first, evaluation_data=first, identity={}), Task())
+    assert len(told(first)) == 1  # the control: it is the caller's
+    (opened[0] if isinstance(opened, tuple) else opened.source).close()
+
+
+def test_a_worker_closes_evaluation_data_whose_metrics_cannot_be_used(two_runs, tmp_path):
+    class Unusable(Task):
+        def metrics(self):
+            return {"accuracy": 7}
+
+    first, _ = two_runs
+    spec = make_spec(tmp_path, data=first, evaluation_data=first, identity={})
+    with pytest.raises(TaskError) as caught:
+        open_evaluation(spec, Unusable())
+    assert caught.tb is not None
+    assert told(first) == {}
+
+
+def test_a_trainer_closes_its_data_whether_its_settings_are_right_or_wrong(tmp_path):
+    x = pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 16, pa.float32()), 2)
+    with StreamWriter(tmp_path / "data") as writer:
+        writer.write(pa.table({"x": x, "y": pa.array([1.0] * 8, pa.float32())}))
+    stream = Stream(tmp_path / "data", cache=tmp_path / "cache")
+
+    def trainer(duration):
+        run = RunConfig(name="run", storage_path=str(tmp_path))
+        return ElasticTrainer(
+            task=Fitted(), data=stream, batch_size=8, duration=duration, run_config=run
+        )
+
+    with pytest.raises(DurationError) as caught:
+        trainer("a while")
+    assert caught.tb is not None
+    assert told(stream) == {}
+    assert trainer("1ep").spec.clock.total_steps == 1
+    assert told(stream) == {}

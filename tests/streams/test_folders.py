@@ -1,14 +1,16 @@
 """What a folder means: the same in train, in a Stream and in data write, or one clear error."""
 
+import os
 import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.convert import Data, read_any, write_parquet
+from raytrain_plus.streams.columns import DataError, LeftOutWarning
+from raytrain_plus.streams.convert import Data, Wanted, read_any, write_parquet
 from raytrain_plus.streams.folders import is_hidden, matching, select, split_of
+from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.arrow_data import write_ipc
@@ -26,8 +28,8 @@ def parquet(path, **columns):
 def written(source, to, **choice):
     data = read_any(source, None, choice.get("choice"))
     with StreamWriter(to, labels=data.labels) as writer:
-        for piece in data.pieces:
-            writer.write(piece.table, piece.place)
+        for batch in data.batches:
+            writer.write(batch.table, batch.place)
     return read_all(to)
 
 
@@ -144,8 +146,8 @@ def test_partitions_in_s3_are_columns_too(server, tmp_path):
     cache = {"cache": tmp_path / "cache", "storage_options": options}
     assert read_all(Stream(place, **cache)) == expected
     assert read_all(Stream(f"{place}/label=1/*.parquet", **cache)) == {"x": [1]}
-    pieces = read_any(place, options).pieces
-    assert pa.concat_tables(piece.table for piece in pieces).to_pydict() == expected
+    batches = read_any(place, options).batches
+    assert pa.concat_tables(batch.table for batch in batches).to_pydict() == expected
 
 
 @pytest.mark.parametrize(
@@ -212,10 +214,10 @@ def test_links_are_followed_but_nothing_counts_twice(ways, tmp_path):
     (tmp_path / "d" / "a.parquet").symlink_to(blob)
     assert everywhere(ways, tmp_path / "d") == {"x": [1, 2]}
     (tmp_path / "d" / "b.parquet").symlink_to("a.parquet")
-    refused(ways, tmp_path / "d", "'b.parquet' in .* is a link to what is there already")
+    refused(ways, tmp_path / "d", "'b.parquet' in .* is a link to .* in the same folder")
     (tmp_path / "d" / "b.parquet").unlink()
     (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
-    refused(ways, tmp_path / "d", "'loop' in .* is a link to what is there already")
+    refused(ways, tmp_path / "d", "'loop' in .* is a link to .* in the same folder")
     (tmp_path / "d" / "loop").rename(tmp_path / "d" / ".loop")
     assert everywhere(ways, tmp_path / "d") == {"x": [1, 2]}
     (tmp_path / "d" / "c.parquet").symlink_to("gone")
@@ -231,12 +233,12 @@ def test_files_of_a_killed_writer_are_not_data(ways, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         killed()
     assert list((tmp_path / "d" / "s").glob("*.arrow"))
-    refused(ways, tmp_path / "d" / "s", "not a whole stream.*killed")
-    refused(ways, tmp_path / "d", "not a whole stream.*killed")
+    refused(ways, tmp_path / "d" / "s", "not a complete stream.*killed")
+    refused(ways, tmp_path / "d", "not a complete stream.*killed")
     with StreamWriter(tmp_path / "d" / "s") as writer:
         writer.write({"x": 1})
     assert everywhere(ways, tmp_path / "d" / "s") == {"x": [1]}
-    refused(ways, tmp_path / "d", "holds 1 data sets of their own: 's'")
+    refused(ways, tmp_path / "d", "has 1 data sets in it: 's'")
 
 
 def test_incomplete_parquet_is_not_data(ways, tmp_path):
@@ -244,16 +246,16 @@ def test_incomplete_parquet_is_not_data(ways, tmp_path):
         writer.write([{"x": number} for number in range(1000)])
 
     def killed():
-        for number, piece in enumerate(read_any(tmp_path / "s").pieces):
+        for number, batch in enumerate(read_any(tmp_path / "s").batches):
             if number == 2:
                 raise KeyboardInterrupt
-            yield piece
+            yield batch
 
     with pytest.raises(KeyboardInterrupt):
         write_parquet(Data(killed()), str(tmp_path / "back"))
     assert len(list((tmp_path / "back").glob("*.parquet"))) == 2
-    refused(ways, tmp_path / "back", "not whole.*killed")
-    with pytest.raises(DataError, match="there is data in"):
+    refused(ways, tmp_path / "back", "is incomplete.*killed")
+    with pytest.raises(DataError, match="contains data already"):
         write_parquet(Data(iter(())), str(tmp_path / "back"))
     shutil.rmtree(tmp_path / "back")
     write_parquet(read_any(tmp_path / "s"), str(tmp_path / "back"))
@@ -355,3 +357,163 @@ def test_an_existing_name_with_pattern_characters_is_not_a_pattern(tmp_path):
     assert read_all(str(tmp_path / "a[1].parquet")) == {"x": [1]}
     with pytest.raises(DataError, match="no file at all"):
         read_all(str(tmp_path / "nothing-*.parquet"))
+
+
+# -- what pandas leaves in files
+
+
+@pytest.mark.parametrize("at", ["a", "b", "c"])
+@pytest.mark.parametrize("kind", ["null", "list of null", "another type", "no column"])
+def test_a_file_without_rows_is_no_reason_to_refuse_the_others(ways, tmp_path, at, kind):
+    nothing = {
+        "null": {"x": pa.nulls(0), "t": pa.nulls(0)},
+        "list of null": {"x": pa.array([], pa.list_(pa.null())), "t": pa.nulls(0)},
+        "another type": {"x": pa.array([], pa.timestamp("s")), "t": pa.array([], pa.int8())},
+        "no column": {},
+    }
+    parquet(tmp_path / "d" / f"{at}.parquet", **nothing[kind])
+    for number, name in enumerate(sorted({"a", "b", "c"} - {at})):
+        parquet(tmp_path / "d" / f"{name}.parquet", x=[[number, 1], [2]], t=["q", "r"])
+    wanted = {"x": [[0, 1], [2], [1, 1], [2]], "t": ["q", "r", "q", "r"]}
+    assert everywhere(ways, tmp_path / "d") == wanted
+    source = open_source(str(tmp_path / "d"))
+    assert source.count_items("x") == 6
+    assert len(source.rows) == 3  # its place in the order of files is kept
+
+
+def test_files_with_rows_are_compared_whatever_files_without_rows_say(ways, tmp_path):
+    parquet(tmp_path / "d" / "a.parquet", x=pa.nulls(0))
+    parquet(tmp_path / "d" / "b.parquet", x=[1])
+    parquet(tmp_path / "d" / "c.parquet", x=["one"])
+    refused(ways, tmp_path / "d", r"[bc]\.parquet.*[bc]\.parquet|no type holds both")
+    shutil.rmtree(tmp_path / "d")
+    parquet(tmp_path / "d" / "a.parquet", x=pa.nulls(0))
+    for name in ("train", "Stream"):
+        with pytest.raises(DataError, match="has no rows"):
+            ways[name](tmp_path / "d")
+    with pytest.raises(DataError, match="nothing was written"):
+        ways["data write"](tmp_path / "d")
+
+
+def test_the_unnamed_index_of_a_frame_is_no_column(ways, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [4, 5, 6], "t": ["a", "b", "c"]})
+    (tmp_path / "d").mkdir()
+    frame.loc[[2, 0, 1]].to_parquet(tmp_path / "d" / "a.parquet")
+    assert "__index_level_0__" in pq.read_schema(tmp_path / "d" / "a.parquet").names  # the control
+    for place in (tmp_path / "d", tmp_path / "d" / "a.parquet"):
+        with pytest.warns(LeftOutWarning, match="'__index_level_0__' is left out.*pandas"):
+            assert everywhere(ways, place) == {"x": [6, 4, 5], "t": ["c", "a", "b"]}
+    wanted = ("__index_level_0__", "x")
+    assert read_all(Stream(str(tmp_path / "d"), columns=wanted, cache=tmp_path / "cache")) == {
+        "__index_level_0__": [2, 0, 1], "x": [6, 4, 5],
+    }  # fmt: skip
+    with pytest.warns(LeftOutWarning, match="__index_level_0__"):
+        chosen = written(tmp_path / "d", tmp_path / "chosen", choice=Wanted(columns=wanted))
+    assert chosen == {"x": [6, 4, 5]}  # a stream that has the column: training leaves it out
+    frame.set_index("t").to_parquet(tmp_path / "d" / "a.parquet")
+    assert everywhere(ways, tmp_path / "d") == {"x": [4, 5, 6], "t": ["a", "b", "c"]}
+
+
+def test_frames_with_and_without_an_index_are_rows_of_one_stream(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [4, 5, 6]})
+    with StreamWriter(tmp_path / "s") as writer:
+        writer.write(frame)
+        with pytest.warns(LeftOutWarning, match="__index_level_0__"):
+            writer.write(frame.loc[[2, 0, 1]])
+        with pytest.warns(LeftOutWarning, match="__index_level_0__"):
+            writer.write(pa.Table.from_pandas(frame.loc[[1, 2, 0]]))
+    assert read_all(tmp_path / "s") == {"x": [4, 5, 6, 6, 4, 5, 5, 6, 4]}
+    with pytest.warns(LeftOutWarning, match="__index_level_0__"):
+        assert read_all(pa.Table.from_pandas(frame.loc[[1, 2, 0]])) == {"x": [5, 6, 4]}
+
+
+# -- what other tools leave in folders
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("train.parquet", "testset.parquet"),
+        ("digitsTrain.parquet", "digitsTest2.parquet"),
+        ("digits_train_small.parquet", "digits_test_small.parquet"),
+        ("train_data/a.parquet", "test_data/a.parquet"),
+        ("my-training/a.parquet", "my-holdout/a.parquet"),
+        ("train.parquet/part-0.parquet", "test.parquet/part-0.parquet"),
+        ("split=train/a.parquet", "split=test/a.parquet"),
+    ],
+)
+def test_splits_are_known_by_many_names(ways, tmp_path, one, other):
+    parquet(tmp_path / "d" / one, x=[1])
+    parquet(tmp_path / "d" / other, x=[2])
+    refused(ways, tmp_path / "d", "holds several splits: test .* train ")
+    chosen = read_all(Stream(str(tmp_path / "d"), split="train", cache=tmp_path / "cache"))
+    assert chosen["x"] == [1]
+
+
+@pytest.mark.parametrize("names", [("label=train", "label=test"), ("contest", "latest")])
+def test_names_that_only_look_like_splits_are_none(ways, tmp_path, names):
+    for number, name in enumerate(names):
+        parquet(tmp_path / "d" / name / "a.parquet", x=[number])
+    assert sorted(everywhere(ways, tmp_path / "d")["x"]) == [0, 1]
+
+
+def test_labels_of_images_may_begin_like_splits_but_splits_are_no_labels(tmp_path):
+    def image(path):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(PNG)
+
+    image(tmp_path / "a" / "test_tubes" / "1.png")
+    image(tmp_path / "a" / "train_stations" / "1.png")
+    assert read_any(tmp_path / "a").labels == {"label": ("test_tubes", "train_stations")}
+    image(tmp_path / "b" / "test_images" / "cats" / "1.png")
+    image(tmp_path / "b" / "train_images" / "cats" / "1.png")
+    image(tmp_path / "b" / "train_images" / "dogs" / "1.png")
+    with pytest.raises(DataError, match="holds several splits"):
+        read_any(tmp_path / "b")
+    assert read_any(tmp_path / "b", None, Wanted(split="test")).labels == {
+        "label": ("cats", "dogs")
+    }
+
+
+@pytest.mark.parametrize("name", ["b.parquet.gz", "b.csv.zst", "more/b.jsonl.ZIP"])
+def test_files_that_are_packed_in_another_way_are_not_passed_over(ways, tmp_path, name):
+    parquet(tmp_path / "d" / "a.parquet", x=[1])
+    (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "d" / name).write_bytes(b"packed")
+    refused(ways, tmp_path / "d", f"{name}' in .* is packed in a way that is not read")
+    (tmp_path / "d" / name).rename(tmp_path / "d" / "notes.gz")
+    assert everywhere(ways, tmp_path / "d") == {"x": [1]}
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv", "a.jsonl", "cats/a.png"])
+def test_a_pointer_of_git_lfs_is_not_read_as_data(tmp_path, name):
+    path = tmp_path / "d" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n")
+    with pytest.raises(DataError, match="is not the data, but a Git LFS pointer to it"):
+        written(tmp_path / "d", tmp_path / "s")
+    if name == "a.parquet":
+        for place in (str(path), Stream(str(tmp_path / "d"), cache=tmp_path / "cache")):
+            with pytest.raises(DataError, match="is not the data, but a Git LFS pointer"):
+                read_all(place)
+
+
+def test_an_image_without_bytes_is_refused(tmp_path):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1\.png is empty \(0 bytes\)"):
+        written(tmp_path, tmp_path / "s")
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(ways, tmp_path):
+    path = parquet(tmp_path / "d" / "a.parquet", x=[1])
+    path.rename(path.parent / os.fsdecode(b"a\xff.parquet"))
+    refused(ways, tmp_path / "d", r"a\\udcff\.parquet' is a name that is not UTF-8")
+
+
+@pytest.mark.parametrize("name", ["a.parq", "a.PQ", "a.parquet"])
+def test_parquet_has_several_endings(ways, tmp_path, name):
+    parquet(tmp_path / "d" / name, x=[1])
+    assert everywhere(ways, tmp_path / "d") == {"x": [1]}

@@ -182,11 +182,16 @@ def test_types_are_kept_except_that_wide_unsigned_integers_become_int64(stored, 
 
 
 def test_an_integer_beyond_int64_is_refused():
-    source = open_source(pa.table({"id": pa.array([1, 2**63], pa.uint64())}))
+    ids = pa.array([1, 2**63], pa.uint64())
+    source = open_source(pa.table({"id": ids}))
     order = Order(rows=source.rows, lanes=1, seed=0, shuffle=False)
     assert load_part(source, order, 0, 0, 0, 1)["id"].tolist() == [1]
-    with pytest.raises(DataError, match="'id' holds 9223372036854775808"):
+    words = r"row 2 \(counted from 1\) of the table: column 'id' holds 9223372036854775808"
+    with pytest.raises(DataError, match=words):
         load_part(source, order, 0, 0, 0, 2)
+    lists = open_source(pa.table({"id": pa.array([[1], [2, 2**63]], pa.list_(pa.uint64()))}))
+    with pytest.raises(DataError, match=f"item 2 of {words}"):
+        load_part(lists, order, 0, 0, 0, 2)
 
 
 class Watched:

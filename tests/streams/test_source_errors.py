@@ -145,7 +145,7 @@ def test_a_damaged_file_is_named_when_it_is_read(tmp_path):
 def test_a_file_that_changes_during_a_run_is_noticed(tmp_path):
     source = open_source(as_mapped_file(pa.table({"x": [1, 2, 3]}), tmp_path))
     as_mapped_file(pa.table({"x": [1, 2]}), tmp_path)
-    with pytest.raises(DataError, match=r"a\.arrow was replaced or written over"):
+    with pytest.raises(DataError, match=r"a\.arrow was replaced or overwritten"):
         gather(source, "x")
 
 

@@ -15,7 +15,7 @@ from raytrain_plus.cli import app
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.check import inspect_stream
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.convert import Block, Data, read_any
+from raytrain_plus.streams.convert import Data, RowBatch, Wanted, names_of, read_any
 from raytrain_plus.streams.label_skew import WORTH_A_WARNING, SkewMeter, skew, skew_of, told
 from raytrain_plus.streams.labels import check_same, labels_of
 from raytrain_plus.streams.mixture import Mixture
@@ -63,7 +63,7 @@ def test_names_are_kept_and_can_be_given_to_another_stream(tmp_path):
         check_same(one, other, "t", "v")
     images(val, bats=1)
     message = run("write", val, tmp_path / "x", "--labels-from", tmp_path / "t", code=2)
-    assert "'bats', which are not among the labels" in message
+    assert "'bats', which are not among the given labels" in message
 
 
 def test_splits_of_images_have_the_same_numbers(tmp_path):
@@ -349,11 +349,41 @@ def test_every_kind_of_column_is_mixed(tmp_path):
     data = mixed(read_any(tmp_path / "s"), 3, tmp_path / "scratch")
     assert isinstance(data, Data)
     with StreamWriter(tmp_path / "m") as writer:
-        for piece in data.pieces:
-            assert isinstance(piece, Block)
-            writer.write(piece.table)
+        for batch in data.batches:
+            assert isinstance(batch, RowBatch)
+            writer.write(batch.table)
     found = read_all(tmp_path / "m")
     assert sorted(found["x"]) == list(range(100))
     assert found["x"] != list(range(100))
     for x, v, t, some in zip(found["x"], found["v"], found["t"], found["l"], strict=True):
         assert (v, t, some) == ([[x] * 3] * 2, str(x), [x] * (x % 3))
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["cat", "cat ", "dog"], "column 'y': the labels 'cat' and 'cat ' look the same"),
+        (["caf\u00e9", "cafe\u0301"], r"labels 'cafe\\u0301' and 'caf\\xe9' look the same"),
+        (["cat", "", "dog"], r"a\.csv, row 2: the label in column 'y' is ''"),
+        (["cat", "dog", "\t"], r"a\.csv, row 3: the label in column 'y' is '\\t'"),
+    ],
+)
+def test_labels_that_look_the_same_or_are_empty_are_refused(tmp_path, texts, words):
+    rows = "".join(f"{text},1\n" for text in texts)
+    (tmp_path / "a.csv").write_text(f"y,x\n{rows}", encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        names_of(str(tmp_path / "a.csv"), None, Wanted(), ["y"])
+
+
+def test_a_row_without_a_label_is_refused(tmp_path):
+    pq.write_table(pa.table({"y": ["cat", None]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: the label in column 'y' is None"):
+        names_of(str(tmp_path / "a.parquet"), None, Wanted(), ["y"])
+
+
+def test_folders_of_images_that_look_the_same_are_refused(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(PNG)
+    with pytest.raises(DataError, match="look the same"):
+        read_any(tmp_path)

@@ -8,7 +8,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.columns import DataError, LeftOutWarning
 from raytrain_plus.streams.convert import Wanted, read_any
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.test_plain import read_all
@@ -19,8 +19,8 @@ MANY = 20_000  # rows of more than one block
 def written(source, folder, **choice):
     data = read_any(source, None, Wanted(**choice))
     with StreamWriter(folder, warn=False) as writer:
-        for piece in data.pieces:
-            writer.write(piece.table, piece.place)
+        for batch in data.batches:
+            writer.write(batch.table, batch.place)
     return read_all(folder)
 
 
@@ -33,7 +33,7 @@ def csv_file(path, rows, names=("x", "t")):
 
 
 def rows_of(path):
-    return [row for piece in read_any(path).pieces for row in piece.table.to_pylist()]
+    return [row for batch in read_any(path).batches for row in batch.table.to_pylist()]
 
 
 def json_file(path, rows):
@@ -151,7 +151,7 @@ def test_csv_values_lose_nothing_of_their_text(early, late, kind, tmp_path):
         ("x,t\n1,a\nNA,b\n", r"row 2: column 'x' has no value \('NA'\)"),
         ("x,t\n1.5,a\n9007199254740993,b\n", r"row 2: column 'x' holds 9007199254740993"),
         ("x,t\n1.5,a\n1e400,b\n", r"row 2: column 'x' holds 1e400"),
-        ("x,t\n1,a\n2\n", r"a\.csv cannot be read: .*Expected 2 columns, got 1"),
+        ("x,t\n1,a\n2\n", r"a\.csv, row 2: it has 1 fields \('2'\), and the first line names 2"),
         ("x,x\n1,2\n", "more than one column 'x'"),
         ("1,2\n3,4\n", "holds numbers .*add such a line"),
         ("x;t\n1;2\n", "not separated by commas"),
@@ -193,7 +193,7 @@ def test_a_file_with_a_byte_order_mark_and_tabs_is_read(tmp_path):
     assert written(tmp_path / "a.csv", tmp_path / "s1") == {"x": [1], "t": ["a"]}
     assert written(tmp_path / "b.tsv", tmp_path / "s2") == {"x": [1], "t": ["a,b"]}
     data = read_any(tmp_path / "a.csv", None, Wanted(columns=["t"]))
-    assert pa.concat_tables(piece.table for piece in data.pieces).to_pydict() == {"t": ["a"]}
+    assert pa.concat_tables(batch.table for batch in data.batches).to_pydict() == {"t": ["a"]}
 
 
 @pytest.mark.parametrize(
@@ -257,3 +257,30 @@ def test_a_damaged_compressed_file_is_named(ending, damage, tmp_path):
     path.write_bytes(damage(packed))
     with pytest.raises(DataError, match=rf"a{ending}\.gz"):
         rows_of(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"x,t\n1,a\n\n2,b,c\n3,d\n", r"row 2: it has 3 fields \('2,b,c'\).* names 2.*Quote"),
+        (b'x,t\n1,"a\nb"\n2\n', r"row 2: it has 1 fields \('2'\)"),
+        (b"x,t\n" + b"1,a\n" * MANY + b"1\n", r"row 20,001: it has 1 fields"),
+        (b"x,t\n1,a\n2,caf\xe9\n", r"row 2: column 't' is not UTF-8 \(b'caf\\xe9'\)"),
+        (b"x,t\n" + b"1,a\n" * MANY + b"1,\xff\n", r"row 20,001: column 't' is not UTF-8"),
+    ],
+)
+def test_a_row_that_is_no_csv_is_named(tmp_path, content, words):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        rows_of(tmp_path / "a.csv")
+
+
+def test_the_index_that_pandas_writes_is_no_column(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame({"x": [4, 5]}).to_csv(tmp_path / "a.csv")
+    with pytest.warns(LeftOutWarning, match=r"first column of .*a\.csv has no name and is left"):
+        assert rows_of(tmp_path / "a.csv") == [{"x": 4}, {"x": 5}]
+    (tmp_path / "b.csv").write_text("x,\n1,\n2,\n")
+    with pytest.raises(DataError, match=r"column 2 of .*b\.csv has no name"):
+        rows_of(tmp_path / "b.csv")
+    assert written(tmp_path / "b.csv", tmp_path / "s", columns=["x"]) == {"x": [1, 2]}

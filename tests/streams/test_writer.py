@@ -1,6 +1,7 @@
 """Writing a stream: what is read later, and that a data set is complete or not there at all."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.streams.check import verify_stream
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.format import MANIFEST, StreamManifest, order_digest
@@ -19,6 +21,7 @@ from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream, parse_bytes
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.arrow_data import N, every_type, table_of
+from tests.streams.test_plain import read_all as rows_in
 
 ROWS = [
     {
@@ -107,7 +110,7 @@ def test_an_error_in_the_block_publishes_nothing(tmp_path):
     with pytest.raises(KeyError):
         fail()
     assert not (tmp_path / "s" / MANIFEST).exists()
-    with pytest.raises(DataError, match="not a whole stream"):
+    with pytest.raises(DataError, match="not a complete stream"):
         open_source(Stream(tmp_path / "s", cache=tmp_path / "c"))
     with StreamWriter(tmp_path / "s") as writer:  # and blocks no other writer
         writer.write(ROWS)
@@ -310,3 +313,76 @@ def test_an_array_without_masked_values_is_kept(tmp_path):
     with StreamWriter(tmp_path / "s") as writer:
         writer.write({"x": np.ma.array([1, 2], mask=[0, 0])})
     assert len(list((tmp_path / "s").glob("*.arrow"))) == 1
+
+
+# -- rows that are filled again after they were written
+
+
+def again(fill, value):
+    for number in range(3):
+        fill(number)
+        yield {"x": value}
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list", "bytes", "dictionary"])
+def test_a_generator_may_fill_one_buffer_with_row_after_row(tmp_path, kind):
+    array, tensor, items, data = np.zeros(2), torch.zeros(2), [0], bytearray(b"0")
+    row = {}
+
+    def same_row():
+        for number in range(3):
+            row["x"] = number
+            yield row
+
+    rows, wanted = {
+        "array": (again(array.fill, array), [[0, 0], [1, 1], [2, 2]]),
+        "tensor": (again(tensor.fill_, tensor), [[0, 0], [1, 1], [2, 2]]),
+        "list": (again(lambda n: items.__setitem__(0, n), items), [[0], [1], [2]]),
+        "bytes": (again(lambda n: data.__setitem__(0, 48 + n), data), [b"0", b"1", b"2"]),
+        "dictionary": (same_row(), [0, 1, 2]),
+    }[kind]
+    with StreamWriter(tmp_path) as writer:
+        writer.write(rows)
+    assert rows_in(tmp_path)["x"] == wanted
+
+
+def test_tables_may_be_filled_again(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    array, frame = np.zeros(2), pandas.DataFrame({"x": np.zeros(2)})
+    with StreamWriter(tmp_path) as writer:
+        for number in range(3):
+            array.fill(number)
+            writer.write(pa.table({"x": array}))
+            frame.loc[:, "x"] = 10.0 + number
+            writer.write(frame)
+    assert rows_in(tmp_path)["x"] == [0, 0, 10, 10, 1, 1, 11, 11, 2, 2, 12, 12]
+
+
+def test_rows_after_the_end_are_refused(tmp_path):
+    with StreamWriter(tmp_path) as writer:
+        writer.write({"x": 1})
+    with pytest.raises(DataError, match="this writer has ended"):
+        writer.write({"x": 2})
+    assert rows_in(tmp_path) == {"x": [1]}
+
+
+def test_a_view_of_numbers_is_numbers(tmp_path):
+    with StreamWriter(tmp_path) as writer:
+        writer.write({"x": memoryview(np.arange(3, dtype=np.int32)), "b": memoryview(b"ab")})
+    assert rows_in(tmp_path) == {"x": [[0, 1, 2]], "b": [b"ab"]}
+
+
+def test_tensors_without_values_are_refused_by_name(tmp_path):
+    for value in (torch.ones(2, device="meta"), torch.eye(2).to_sparse()):
+        with StreamWriter(tmp_path / "s") as writer:
+            words = r"row 1: column 'x': tensor\((.|\n)*cannot be stored"
+            with pytest.raises(DataError, match=words):
+                writer.write({"x": value})
+            writer.write({"x": 1})
+        shutil.rmtree(tmp_path / "s")
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "s").write_text("a file")
+    with pytest.raises(StoreError, match="not a folder"), StreamWriter(tmp_path / "s") as writer:
+        writer.write({"x": 1})

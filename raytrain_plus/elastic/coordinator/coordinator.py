@@ -96,7 +96,7 @@ class Coordinator:
         self._returns = returns
         self._lock = threading.RLock()
         self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
-        self._fence.take()
+        self._fence.acquire()
         self._journal = DurableJournal(spec.folder)
         self._settled = False  # the journal has what it takes of the run's end
         self._end_told = threading.Event()

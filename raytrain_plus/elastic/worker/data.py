@@ -1,12 +1,14 @@
 """A run's data, as each of its workers opens it."""
 
+import contextlib
 import socket
+import warnings
 from typing import Any
 
 import ray
 
 from raytrain_plus.elastic.protocol.messages import RunSpec
-from raytrain_plus.streams.columns import DataError
+from raytrain_plus.streams.columns import DataError, LeftOutWarning
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
@@ -22,9 +24,13 @@ def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
     Raises:
         DataError: it cannot be read, or is other data than the driver has opened.
     """
-    source = open_source(resolve(spec.data), _columns(task), hash_data=spec.hash_data)
-    _check_same(source, spec.identity.get("data content"), spec.data, spec)
-    return source, source.order(spec.logical_ranks, spec.seed, spec.part_rows)
+    source = _open(spec.data, spec, task)
+    with contextlib.ExitStack() as undo:
+        undo.callback(source.close)
+        _check_same(source, spec.identity.get("data content"), spec.data, spec)
+        order = source.order(spec.logical_ranks, spec.seed, spec.part_rows)
+        undo.pop_all()  # the caller closes it from here on
+    return source, order
 
 
 def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
@@ -35,11 +41,21 @@ def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
     """
     if spec.evaluation_data is None:
         return None
-    data = resolve(spec.evaluation_data)
-    source = open_source(data, _columns(task), hash_data=spec.hash_data)
-    _check_same(source, spec.identity.get("evaluation data"), spec.evaluation_data, spec)
-    order = source.plain_order(spec.logical_ranks)
-    return Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
+    source = _open(spec.evaluation_data, spec, task)
+    with contextlib.ExitStack() as undo:
+        undo.callback(source.close)
+        _check_same(source, spec.identity.get("evaluation data"), spec.evaluation_data, spec)
+        order = source.plain_order(spec.logical_ranks)
+        evaluation = Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
+        undo.pop_all()  # the caller closes its source from here on
+    return evaluation
+
+
+def _open(data: Any, spec: RunSpec, task: Task) -> Source:
+    columns = None if task.columns is None else list(task.columns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LeftOutWarning)  # the driver shows it
+        return open_source(resolve(data), columns, hash_data=spec.hash_data)
 
 
 def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> None:
@@ -60,7 +76,3 @@ def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> 
 def resolve(data: Any) -> Any:
     """Return the value of a reference into Ray's store; any other value as it is."""
     return ray.get(data) if isinstance(data, ray.ObjectRef) else data
-
-
-def _columns(task: Task) -> list[str] | None:
-    return None if task.columns is None else list(task.columns)
