@@ -211,7 +211,9 @@ def test_wider_is_commutative_and_a_bound(one, two, three):
         assert wider(both, one) == both
         more = wider(two, three)
         if more is not None and wider(both, three) is not None:
-            assert wider(both, three) == wider(one, more)
+            # The way may matter: int8 and uint8 become int16, which float16 does not hold.
+            first, second = wider(both, three), wider(one, more)
+            assert wider(first, second) in (first, second)
 
 
 EDGES = [0, 1, -1, 255, 256, 2**24 + 1, 2**53 - 1, 2**53, 2**53 + 1, 2**60, 2**62 + 1, 2**63 - 1]
