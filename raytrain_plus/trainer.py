@@ -319,7 +319,7 @@ class ElasticTrainer:
             "task": self.spec.task if isinstance(self.spec.task, str) else _name(self.spec.task),
             "evaluate_every": clock.evaluate_every,
             "checkpoint_every": clock.checkpoint_every,
-            "elastic": self.spec.elastic.told(),
+            "elastic": self.spec.elastic.for_journal(),
             "ray": ray.__version__,
             "platform": platform.platform(),
             "worker_pool": self.spec.worker_pool,

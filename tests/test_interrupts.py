@@ -16,7 +16,7 @@ from tests.observe import journals
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-# What Ray registers at its import runs after what the command registers when it is interrupted.
+# Ray's exit handlers, registered at its import, run after those of an interrupted command.
 CLEANS_UP = """
 import atexit, signal, sys, time
 from raytrain_plus import interrupts
@@ -42,7 +42,7 @@ def import_module(name):
 importlib.import_module = import_module
 cli.main()
 """
-# The command hangs in the {call}-th call of a function, as in one of a slow store or disk.
+# The command hangs in the {call}-th call of a function, as with a slow store or disk.
 HANGS = """
 import os, signal, sys, time
 from raytrain_plus import cli
@@ -64,13 +64,13 @@ cli.main()
 
 
 def ended_by(number, code, *arguments, waits=False):
-    """Send a signal to a process that says "here"; returns its status and what it writes.
+    """Send a signal to a process once it prints "here"; returns its exit status and its output.
 
     Args:
-        number: of the signal.
-        code: the program.
-        arguments: of the program.
-        waits: whether the process waits for what hangs, so that it needs the signal again.
+        number: the signal's number.
+        code: the program's source.
+        arguments: the program's arguments.
+        waits: whether the process waits for a hanging call, so that it needs a second signal.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -100,7 +100,7 @@ def command(*arguments):
 
 @pytest.fixture
 def rows(tmp_path):
-    """A file of rows that `data write` makes several files of."""
+    """A file of rows from which `data write` makes several files."""
     csv.write_csv(pa.table({"x": list(range(20_000))}), tmp_path / "rows.csv")
     return tmp_path / "rows.csv"
 
@@ -121,8 +121,8 @@ def test_a_signal_ends_a_command_that_still_imports(number):
     assert ended_by(number, IMPORTS, "train", "module:Task") == (128 + number, "")
 
 
-def test_a_stream_whose_writer_was_interrupted_is_never_whole(tmp_path, rows):
-    """The first signal waits for the file that is being stored, the second one does not."""
+def test_a_stream_whose_writer_was_interrupted_is_never_complete(tmp_path, rows):
+    """After the first signal it waits for the file that is being stored; after the second not."""
     code = HANGS.format(function="store.Store.write", call=2)
     write = ["data", "write", rows, tmp_path / "s", "--file-size", "20KB"]
     status, error = ended_by(signal.SIGTERM, code, *write, waits=True)
@@ -134,7 +134,7 @@ def test_a_stream_whose_writer_was_interrupted_is_never_whole(tmp_path, rows):
     assert "20,000" in command("data", "inspect", tmp_path / "s").stdout
 
 
-def test_parquet_whose_writer_was_interrupted_is_never_whole(tmp_path):
+def test_parquet_whose_writer_was_interrupted_is_never_complete(tmp_path):
     with StreamWriter(tmp_path / "s", file_size="20KB") as writer:
         writer.write(pa.table({"x": list(range(20_000))}))
     code = HANGS.format(function="store.Store.write", call=3)
@@ -145,7 +145,7 @@ def test_parquet_whose_writer_was_interrupted_is_never_whole(tmp_path):
     assert (refused.exit_code, "not whole" in refused.stderr) == (2, True)
 
 
-def test_a_report_whose_writer_was_interrupted_is_as_before(tmp_path):
+def test_an_interrupted_report_leaves_the_previous_one(tmp_path):
     """`export` writes its file in the same way."""
     (tmp_path / "run").mkdir()
     lines = b"".join(map(journal.line_of, journals.disturbed()))

@@ -70,7 +70,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 class Command:
-    """A command as a process of its own, in a process group of its own, with a Ray of its own."""
+    """A command as a separate process, with its own process group and its own Ray."""
 
     def __init__(self, folder: Path, run: str, *arguments: str, **env: str) -> None:
         (folder / "slow.py").write_text(TASK)
@@ -177,7 +177,7 @@ def train(command, tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_group_keeps_the_state_and_reports_the_last_step(train, number, status):
-    """As `timeout`, systemd, scancel and a terminal send it: to all processes of the group."""
+    """`timeout`, systemd, scancel and a terminal send it to all processes of the group."""
     run = train("run")
     run.until("step", 10)
     os.killpg(run.process.pid, number)
@@ -211,7 +211,7 @@ def test_a_signal_during_an_evaluation_or_a_checkpoint_keeps_the_state(train, wh
     assert not run.left()
 
 
-def test_a_signal_before_a_resumed_run_has_a_group_keeps_the_checkpoint_it_has(train):
+def test_a_signal_before_a_resumed_run_has_a_group_keeps_its_checkpoint(train):
     first = train("run")
     first.until("step", 10)
     first.process.send_signal(signal.SIGINT)
@@ -248,7 +248,7 @@ def test_a_signal_ends_the_demo(command, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_sweep_that_goes_on_later(command, tmp_path, number):
+def test_a_signal_ends_a_sweep_that_can_be_resumed(command, tmp_path, number):
     file = str(Path(small_sweep.__file__))
     given = ["--budget", "10m", "--workers", "2", "--storage", str(tmp_path)]
     sweep = command("", "sweep", file, *given, PYTHONPATH=ROOT)
@@ -261,7 +261,7 @@ def test_a_signal_ends_a_sweep_that_goes_on_later(command, tmp_path, number):
     assert "to go on: raytrain-plus sweep" in error
     assert not sweep.left()
     outcomes = {trial.outcome for trial in folder.finished()}
-    assert outcomes <= {"complete", "dominated"}  # no trial is to blame
+    assert outcomes <= {"complete", "dominated"}  # no trial counts as failed
     again = command("", "sweep", file, *given, "--resume", PYTHONPATH=ROOT)
     finished = len(folder.finished())
     again.until_true(lambda: len(folder.finished()) > finished)
@@ -296,7 +296,7 @@ def test_a_signal_ends_a_chaos_campaign(command, tmp_path, number):
 
 
 def test_a_signal_to_a_process_that_follows_a_run(train, command, tmp_path):
-    """SIGHUP, as a terminal is closed, leaves the run alone; SIGTERM stops it."""
+    """SIGHUP, from a closed terminal, does not stop the run; SIGTERM stops it."""
     with cluster():
         address = ray.get_runtime_context().gcs_address
         run = train("run", RAY_ADDRESS=address)

@@ -1,4 +1,4 @@
-"""No password is in what a whole run leaves behind: its folder, its checkpoints, Ray's logs."""
+"""A run leaves no password behind: not in its folder, its checkpoints or Ray's logs."""
 
 import base64
 import contextlib
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture
 def ray_folder():
-    """A folder for the session of a Ray of our own; short, since sockets lie in it."""
+    """A folder for the session of our own Ray; its path is short, since it has sockets."""
     folder = tempfile.mkdtemp(prefix="secrets-")
     yield Path(folder)
     shutil.rmtree(folder)
@@ -81,7 +81,7 @@ def rows():
 
 
 def command(folder, ray_folder, *arguments):
-    """Run a command with a Ray whose session is in a folder; returns what it prints, and JSON."""
+    """Run a command with a Ray whose session is in a folder; returns its output and its JSON."""
     done = subprocess.run(
         [sys.executable, "-m", "raytrain_plus", *map(str, arguments), "--json"],
         cwd=folder,
@@ -94,7 +94,7 @@ def command(folder, ray_folder, *arguments):
 
 
 def holders(secret, *folders):
-    """Return the files of some folders in which a secret is, in some form."""
+    """Return the files of some folders that contain a secret in some form."""
     forms = [secret.encode(), base64.b64encode(f"ann:{secret}".encode()), secret.encode("utf-16")]
     return [
         path
@@ -117,7 +117,7 @@ def test_no_password_in_what_whole_runs_leave_behind(tmp_path, ray_folder, serve
     parquet.write_table(rows(), tmp_path / "www" / "rows.parquet")
     with StreamWriter(tmp_path / "www" / "cut", file_size=200) as writer:
         writer.write(rows())
-    max((tmp_path / "www" / "cut").glob("*.arrow")).unlink()  # a worker will miss it
+    max((tmp_path / "www" / "cut").glob("*.arrow")).unlink()  # a worker will not find it
     bucket = server.fresh_bucket()
     with StreamWriter(f"s3://{bucket}/data", storage_options=server.options()) as writer:
         writer.write(rows())
@@ -163,7 +163,7 @@ def test_no_password_in_what_whole_runs_leave_behind(tmp_path, ray_folder, serve
         assert secret not in repr(
             Stream(f"http://ann:{secret}@host", storage_options={"k": secret})
         )
-    # The controls: the search finds a secret, and there is something to be searched.
+    # The controls: the search finds a secret, and there are files to search.
     (tmp_path / "control").mkdir()
     (tmp_path / "control" / "log").write_text(f"asked http://ann:{PASSWORD}@host")
     assert holders(PASSWORD, tmp_path / "control")

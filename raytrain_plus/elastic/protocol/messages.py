@@ -104,7 +104,7 @@ class ElasticConfig:
 
     __repr__ = redacted_repr
 
-    def told(self) -> dict[str, Any]:
+    def for_journal(self) -> dict[str, Any]:
         """Return the settings for the journal: all but a store's options, which may be secret."""
         return {name: value for name, value in vars(self).items() if name != "checkpoint_options"}
 

@@ -18,8 +18,8 @@ from raytrain_plus.storage.fencing import FencedError
 from raytrain_plus.storage.ownership import Owner, Owners
 from raytrain_plus.storage.store import Store
 from raytrain_plus.user_code import CodeFile
+from tests.elastic.outcomes import check_journal, groups_in
 from tests.elastic.scripted_pool import comes, loss_of, make_ready
-from tests.elastic.told import check_journal, groups_in
 
 
 def said(generation):

@@ -6,8 +6,8 @@ from raytrain_plus.elastic.coordinator.workers import WorkerStarting
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerProcess
 from raytrain_plus.observe.journal import read
+from tests.elastic.outcomes import check_journal, groups_in
 from tests.elastic.scripted_pool import PrepareReturned, comes
-from tests.elastic.told import check_journal, groups_in
 
 PROCESS = WorkerProcess(pid=7, node="bad node", host="h")
 

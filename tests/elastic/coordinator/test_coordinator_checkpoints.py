@@ -7,8 +7,8 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.storage.store import Store
+from tests.elastic.outcomes import check_journal, groups_in, notes
 from tests.elastic.scripted_pool import loss_of
-from tests.elastic.told import check_journal, groups_in, notes
 
 CLOCK = Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5, checkpoint_every=3)
 

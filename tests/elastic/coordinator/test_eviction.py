@@ -8,7 +8,7 @@ from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal, read
 from raytrain_plus.storage.store import Store
-from tests.elastic.told import check_journal, groups_in, notes
+from tests.elastic.outcomes import check_journal, groups_in, notes
 
 KEEPS = Clock(total_steps=10, steps_per_epoch=5, batch_size=8, evaluate_every=5, checkpoint_every=3)
 SELDOM = ElasticConfig(check_every=4)

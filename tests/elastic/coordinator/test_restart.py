@@ -9,8 +9,8 @@ from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import Corruption, Report, WorkerState
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.journal import Journal
+from tests.elastic.outcomes import check_journal, groups_in, notes
 from tests.elastic.scripted_pool import STEP_SECONDS, comes, loss_of, make_ready
-from tests.elastic.told import check_journal, groups_in, notes
 
 PAIR = ("w0", "w1")
 pytestmark = pytest.mark.usefixtures("journal")

@@ -44,7 +44,7 @@ def test_the_journal_has_the_time_and_traffic_of_workers_that_reported():
 
 def test_the_configuration_in_the_journal_has_no_secrets():
     elastic = ElasticConfig(checkpoint_options={"secret": "s3cr3t"}, hang_deadline=3.0)
-    told = elastic.told()
+    told = elastic.for_journal()
     assert "s3cr3t" not in json.dumps(told)
     assert (told["hang_deadline"], told["check_every"]) == (3.0, 10)
     assert "s3cr3t" not in str(elastic)
