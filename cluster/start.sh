@@ -16,10 +16,11 @@ session=$temporary/ray/session_latest
 # A folder of one's own: in a shared /tmp, another user could put a link or a lock in the way.
 own=$HOME/.raytrain_plus
 mkdir -p -m 700 "$own"
-if [ -L "$own" ] || [ ! -O "$own" ] || [ "$(stat -c %a "$own")" != 700 ]; then
+if [ -L "$own" ] || [ ! -O "$own" ] || [ -n "$(find "$own" -maxdepth 0 -perm /002)" ]; then
     echo "error: $own is to be a folder of $(id -un) alone (chmod 700 it, or move it away)" >&2
     exit 1
 fi
+chmod 700 "$own" # `ray up` makes it with the permissions of other folders
 # Held for as long as anything is left of the Ray that was here before. One per machine, as several
 # may share a home, and one per folder of Ray.
 exec 9>>"$own/start-$(uname -n)-$(printf %s "$temporary" | sha256sum | cut -c 1-12).lock"

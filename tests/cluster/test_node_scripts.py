@@ -258,6 +258,17 @@ def test_no_link_in_a_shared_folder_is_followed(started, tmp_path):
     await_lock(started)
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o775])
+def test_the_folder_that_ray_up_has_made_is_used(started, mode):
+    own = started.home / ".raytrain_plus"
+    own.mkdir()
+    own.chmod(mode)
+    start(started)
+    assert own.stat().st_mode & 0o777 == 0o700
+    end_raylet(started)
+    await_lock(started)
+
+
 @pytest.mark.parametrize("spoil", ["link", "open"])
 def test_the_folder_of_locks_belongs_to_no_other_user(started, tmp_path, spoil):
     own, elsewhere = started.home / ".raytrain_plus", tmp_path / "elsewhere"
