@@ -247,11 +247,7 @@ def with_absolute_checkpoint_storage(elastic: ElasticConfig) -> ElasticConfig:
         ConfigError: the path is deleted with a Ray job.
     """
     storage = elastic.checkpoint_storage
-    path = (
-        None
-        if storage is None
-        else local_path(Path(storage).expanduser() if storage[:1] == "~" else storage)
-    )
+    path = None if storage is None else local_path(storage)
     if path is None:
         return elastic
     check_lasting(path, f"checkpoint storage {storage}")
@@ -572,8 +568,6 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
         raise ConfigError(
             f"storage path {text} is not a local or shared folder; others are not supported yet"
         )
-    if text.startswith("~"):
-        root = Path(text).expanduser()
     folder = root.resolve() / name
     check_lasting(folder, f"storage path {text}")
     if resume and not folder.is_dir():

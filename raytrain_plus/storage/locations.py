@@ -1,8 +1,8 @@
 """Locations that a user gives: a path or a URL, and the options of its store.
 
 The rules are the same for every command. A `file://` URL is percent-decoded, as `Path.as_uri()`
-encodes it; "#" and "?" have no meaning in it and are part of the path. A path is used as it is. Any
-other URL goes to fsspec as it is.
+encodes it; "#" and "?" have no meaning in it and are part of the path. A path is used as it is,
+but for a `~` at its beginning, which is the home folder. Any other URL goes to fsspec as it is.
 """
 
 import json
@@ -35,16 +35,32 @@ def local_path(location: str | os.PathLike[str]) -> Path | None:
         location: a path, or a URL; an `os.PathLike` is always a path.
 
     Raises:
-        StorageError: a `file://` URL names another host.
+        StorageError: it is empty, not text, or a `file://` URL that names another host.
     """
+    if not isinstance(location, str | os.PathLike):
+        raise StorageError(
+            f"{location!r} is a {type(location).__name__}, but must be a path or a URL."
+        )
+    text = os.fspath(location)
+    if not text.strip() or "\0" in text:
+        raise StorageError(
+            f"{text!r} is not a path or URL: give a path. If it comes from a variable, set that."
+        )
     if not isinstance(location, str):
         return Path(location).absolute()
     url = _LOCAL.match(location)
     if url is None:
-        return None if _URL.match(location) else Path(location).absolute()
+        return None if _URL.match(location) else _expanded(location).absolute()
     if (url["host"] or "") not in ("", "localhost") or not url["path"]:
         raise StorageError(f"{location} is not on this machine: give a path or a file:/// URL.")
     return Path(unquote(url["path"])).absolute()
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(path)
 
 
 def file_system(

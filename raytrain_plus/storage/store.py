@@ -399,6 +399,11 @@ class Store:
             # If this read fails, the link may be slow: the next one is smaller.
             step = max(_SMALLEST_READ, step // 2)
             got = self._cat(name, done, end)
+            if len(got) != end - done and self.is_local:  # a store may cut an answer short
+                raise StoreError(
+                    f"{self.where(name)} is cut short: it has fewer bytes than the {size:,} that "
+                    "its manifest names. Copy or write it again."
+                )
             if len(got) != end - done:
                 raise OSError(f"{len(got)} bytes arrived of {end - done} that were requested")
             step = _LARGEST_READ

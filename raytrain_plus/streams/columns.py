@@ -6,6 +6,7 @@ become lists: one tensor, `str` or `bytes` for each row. Encoded columns (dictio
 count as their plain form.
 """
 
+import numbers
 import re
 import warnings
 from collections import Counter
@@ -27,6 +28,29 @@ _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 
 class DataError(ValueError):
     """The data cannot be trained on as it is; the message says why and what to do."""
+
+
+def check_setting(name: str, value: object, *, valid: bool, must: str) -> None:
+    """Check a setting of a user.
+
+    Args:
+        name: of the setting.
+        value: what was given.
+        valid: whether it is allowed.
+        must: what it must be, as in "at least 1 file".
+
+    Raises:
+        DataError: it is not allowed.
+    """
+    if not valid:
+        raise DataError(f"{name} is {value!r:.80}, but must be {must}.")
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Say whether a value is a whole number of at least `least`."""
+    return (
+        isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+    )
 
 
 class LeftOutWarning(UserWarning):

@@ -344,6 +344,11 @@ def _of_tables(files: Sequence[_TableFile], choice: Wanted) -> Data:
 
 def _of_stream(store: Store, choice: Wanted) -> Data:
     manifest = read_manifest(store)
+    if choice.split not in (None, "all"):
+        raise DataError(
+            f"{store.url} is a stream without splits, so split {choice.split!r} selects nothing in "
+            "it: leave it out, or give the stream of that split."
+        )
     columns = list(choice.columns or data_columns(list(manifest.columns)))
     if missing := [name for name in columns if name not in manifest.columns]:
         raise DataError(

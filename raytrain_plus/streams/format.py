@@ -135,7 +135,8 @@ class StreamManifest(_Strict):
             place = ".".join(str(part) for part in first["loc"]) or "the file"
             raise DataError(
                 f"{where} is not a manifest of format version {VERSION}: {place}: {first['msg']}. "
-                "Write the data set again with `raytrain-plus data write`."
+                "Write the data set again with `raytrain-plus data write`. If the file belongs to "
+                "another tool, name the data files with a pattern such as 'FOLDER/*.parquet'."
             ) from error
         try:
             names = manifest.schema.names

@@ -86,10 +86,11 @@ def check_names(names: Sequence[str], column: str) -> tuple[str, ...]:
     Raises:
         DataError: there are none or too many, or one exists twice.
     """
-    if isinstance(names, str) or not names or len(set(names)) < len(names):
+    is_names = not isinstance(names, str) and all(isinstance(name, str) for name in names)
+    if not is_names or not names or len(set(names)) < len(names):
         raise DataError(
             f"the labels of column {column!r} are {listed(names)}, but must be a list of different "
-            "names."
+            "names (texts)."
         )
     if len(names) > _MOST_NAMES:
         raise DataError(

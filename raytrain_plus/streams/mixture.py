@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain_plus.streams.cache import Prefetcher
-from raytrain_plus.streams.columns import DataError, listed
+from raytrain_plus.streams.columns import DataError, check_setting, is_whole, listed
 from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.mixture_order import DEFAULT_BLOCK, MixedOrder, block_counts
 from raytrain_plus.streams.order import Ordering
@@ -35,19 +35,28 @@ class Mixture:
     block: int = DEFAULT_BLOCK
 
     def __post_init__(self) -> None:
-        if not self.streams:
+        given = self.streams
+        is_streams = isinstance(given, Mapping) and all(
+            isinstance(one, Stream) for one in given.values()
+        )
+        check_setting("streams", given, valid=is_streams, must="a mapping from name to Stream")
+        if not given:
             raise DataError("a mixture needs at least one stream.")
-        if self.block < 1:
-            raise DataError(f"block is {self.block}, but must be at least 1 sample.")
+        check_setting("block", self.block, valid=is_whole(self.block, 1), must="at least 1 sample")
         if self.weights is not None:
             self.shares(self.weights, "weights")
         for step, weights in self.changes.items():
+            check_setting("a step of `changes`", step, valid=isinstance(step, int), must="a number")
             if step < 1:
                 raise DataError(f"changes names step {step}, but steps to change at begin at 1.")
             self.shares(weights, f"changes at step {step}")
 
     def shares(self, weights: Mapping[str, float], what: str) -> list[float]:
         """Return weights in the order of the streams."""
+        is_numbers = isinstance(weights, Mapping) and all(
+            isinstance(one, int | float) for one in weights.values()
+        )
+        check_setting(what, weights, valid=is_numbers, must="a mapping from name to number")
         if set(weights) != set(self.streams):
             raise DataError(
                 f"{what} names {listed(sorted(weights))}, but the streams are "

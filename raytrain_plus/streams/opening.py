@@ -5,10 +5,11 @@ messages). The values of a file are read when one of its rows is first needed, a
 the format allows it.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def open_source(
         if path is None:
             source = open_stream(Stream(data), selection)
         else:
-            source = _open_path(path, selection)
+            with _named(path):
+                source = _open_path(path, selection)
     else:
         raise DataError(
             f"data is a {type(data).__name__}, but must be a pyarrow.Table, a Stream, or the path "
@@ -123,6 +125,14 @@ def open_source(
         raise DataError(f"{_called(data)} has no rows: there is nothing to train on.")
     source.hash_data = hash_data
     return source
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _called(data: Any) -> str:

@@ -7,6 +7,7 @@ stream: the footers are read once, and the node keeps their content.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,16 @@ import pyarrow as pa
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from raytrain_plus.redaction import redacted_repr
+from raytrain_plus.storage.locations import local_path
 from raytrain_plus.storage.store import Stat, Store, stat_of
 from raytrain_plus.streams.cache import TRAFFIC, Cache, Entry, Prefetcher, node_cache
 from raytrain_plus.streams.columns import (
     Column,
     DataError,
+    check_setting,
     columns_of,
     difference,
+    is_whole,
     null_error,
     plain_table,
     with_constants,
@@ -117,14 +121,23 @@ class Stream:
     __repr__ = redacted_repr
 
     def __post_init__(self) -> None:
-        if isinstance(self.columns, str):
-            raise DataError(f"columns is {self.columns!r}, but must be a list of names.")
-        if self.window < 1:
-            raise DataError(f"window is {self.window}, but must be at least 1 file.")
-        if self.deadline <= 0:
-            raise DataError(f"deadline is {self.deadline}, but must be above 0 seconds.")
-        if self.per not in ("sample", "batch"):
-            raise DataError(f"per is {self.per!r}, but must be 'sample' or 'batch'.")
+        columns, wait, options = self.columns, self.deadline, self.storage_options
+        is_list = isinstance(columns, Sequence) and not isinstance(columns, str)
+        is_names = columns is None or (is_list and all(isinstance(one, str) for one in columns))
+        is_time = isinstance(wait, int | float) and 0 < wait < math.inf
+        is_function = self.transform is None or callable(self.transform)
+        for name, value, valid, must in (
+            ("columns", columns, is_names, "a list of names"),
+            ("window", self.window, is_whole(self.window, 1), "at least 1 file"),
+            ("deadline", wait, is_time, "above 0 seconds"),
+            ("shuffle", self.shuffle, isinstance(self.shuffle, bool), "True or False"),
+            ("per", self.per, self.per in ("sample", "batch"), "'sample' or 'batch'"),
+            ("split", self.split, isinstance(self.split, str | None), "the name of a split"),
+            ("transform", self.transform, is_function, "a function"),
+            ("storage_options", type(options), isinstance(options, Mapping), "a mapping"),
+        ):
+            check_setting(name, value, valid=valid, must=must)
+        local_path(self.url)
         parse_bytes(self.cache_limit)
 
     @property
@@ -334,6 +347,11 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     manifest = None
     if pattern is None and MANIFEST in store.names():
         manifest = read_manifest(store)
+        if stream.split not in (None, "all"):
+            raise DataError(
+                f"{store.url} is a stream without splits, so `split` {stream.split!r} selects "
+                "nothing in it: leave it out, or give the stream of that split."
+            )
         files = _from_manifest(store, manifest, cache, wanted)
     else:
         named = store.where(pattern) if pattern else store.url

@@ -26,9 +26,11 @@ from raytrain_plus.storage.errors import ExistsError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import (
     DataError,
+    check_setting,
     columns_of,
     data_columns,
     first_null,
+    is_whole,
     listed,
     plain_table,
 )
@@ -95,8 +97,19 @@ class StreamWriter:
                 f"compression is {compression!r}, but must be one of "
                 f"{', '.join(get_args(Compression))}."
             )
-        if parallel < 1:
-            raise DataError(f"parallel is {parallel}, but must be at least 1 file.")
+        is_schema = isinstance(schema, pa.Schema | None)
+        is_labels, is_options = (
+            isinstance(one, Mapping | None) for one in (labels, storage_options)
+        )
+        is_time = isinstance(deadline, int | float) and deadline > 0
+        for name, value, valid, must in (
+            ("parallel", parallel, is_whole(parallel, 1), "at least 1 file"),
+            ("schema", schema, is_schema, "a pyarrow.Schema"),
+            ("labels", labels, is_labels, "a mapping from column to a list of names"),
+            ("storage_options", type(storage_options), is_options, "a mapping"),
+            ("deadline", deadline, is_time, "above 0 seconds"),
+        ):
+            check_setting(name, value, valid=valid, must=must)
         self._store = Store(url, storage_options, deadline=deadline)
         self._file_size = parse_bytes(file_size)
         self._compression: Compression = compression
