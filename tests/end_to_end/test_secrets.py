@@ -42,7 +42,7 @@ class Fails(Lines):
         raise ValueError("the task's own error")
 """
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -71,9 +71,11 @@ def served(folder):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Guarded, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://ann:{PASSWORD}@127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://ann:{PASSWORD}@127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def rows():
@@ -111,13 +113,14 @@ def options(server):
 
 
 def test_no_password_in_what_whole_runs_leave_behind(tmp_path, ray_folder, server):
-    """Data over http with a password, then over S3 with options; checkpoints in S3."""
+    """Data over http with a password, or in S3 with options; checkpoints in S3. Some runs fail."""
     (tmp_path / "lines.py").write_text(TASK)
     (tmp_path / "www").mkdir()
     parquet.write_table(rows(), tmp_path / "www" / "rows.parquet")
-    with StreamWriter(tmp_path / "www" / "cut", file_size=200) as writer:
+    with StreamWriter(tmp_path / "www" / "damaged", file_size=200) as writer:
         writer.write(rows())
-    max((tmp_path / "www" / "cut").glob("*.arrow")).unlink()  # a worker will not find it
+    for file in sorted((tmp_path / "www" / "damaged").glob("*.arrow"))[1:]:  # a worker will notice
+        file.write_bytes(bytes(file.stat().st_size))
     bucket = server.fresh_bucket()
     with StreamWriter(f"s3://{bucket}/data", storage_options=server.options()) as writer:
         writer.write(rows())
@@ -138,20 +141,14 @@ def test_no_password_in_what_whole_runs_leave_behind(tmp_path, ray_folder, serve
         whole, told = run("lines.py:Lines", *from_web, "--name", "web", "--duration", "8ba")
         assert whole.returncode == 0, whole.stderr
         assert told["checkpoint"] == f"s3://{bucket}/kept/web/checkpoint_00000008"
-        cut = ["--data", f"{url}/cut", "--name", "cut", "--duration", "8ba"]
-        missed, _ = run("lines.py:Lines", *cut)
-        assert (missed.returncode, "***@127.0.0.1" in missed.stderr) == (1, True), missed.stderr
-        moved = ["--data", f"{url}/gone.parquet", "--name", "gone"]
-        assert run("lines.py:Lines", *moved)[0].returncode != 0
-    unreachable = run("lines.py:Lines", *from_web, "--name", "web", "--duration", "8ba", "--resume")
-    assert unreachable[0].returncode != 0
-    whole, told = run("lines.py:Lines", *from_s3, "--name", "s3", "--duration", "8ba")
-    assert whole.returncode == 0, whole.stderr
-    again, told = run("lines.py:Lines", *from_s3, "--name", "s3", "--duration", "8ba", "--resume")
-    assert (again.returncode, told["steps"]) == (0, 8)
+        damaged = ["--data", f"{url}/damaged", "--name", "damaged", "--duration", "8ba"]
+        noticed, _ = run("lines.py:Lines", *damaged)
+        assert (noticed.returncode, "***@127.0.0.1" in noticed.stderr) == (1, True), noticed.stderr
+    again = run("lines.py:Lines", *from_web, "--name", "web", "--duration", "8ba", "--resume")
+    assert (again[0].returncode, "***@127.0.0.1" in again[0].stderr) == (1, True)  # no server
     failed, _ = run("lines.py:Fails", *from_s3, "--name", "failed", "--duration", "8ba")
     assert (failed.returncode, "the task's own error" in failed.stderr) == (1, True)
-    for more in (["status", "web"], ["report", "s3"]):
+    for more in (["status", "web"], ["report", "web"]):
         done, _ = command(tmp_path, ray_folder, *more, "--storage", tmp_path / "runs")
         assert done.returncode == 0, done.stderr
         said.append(done.stdout + done.stderr)
