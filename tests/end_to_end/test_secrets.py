@@ -145,7 +145,7 @@ def test_no_password_in_what_whole_runs_leave_behind(tmp_path, ray_folder, serve
         noticed, _ = run("lines.py:Lines", *damaged)
         assert (noticed.returncode, "***@127.0.0.1" in noticed.stderr) == (1, True), noticed.stderr
     again = run("lines.py:Lines", *from_web, "--name", "web", "--duration", "8ba", "--resume")
-    assert (again[0].returncode, "***@127.0.0.1" in again[0].stderr) == (1, True)  # no server
+    assert (again[0].returncode, "***@127.0.0.1" in again[0].stderr) == (2, True)  # no server
     failed, _ = run("lines.py:Fails", *from_s3, "--name", "failed", "--duration", "8ba")
     assert (failed.returncode, "the task's own error" in failed.stderr) == (1, True)
     for more in (["status", "web"], ["report", "web"]):
