@@ -18,6 +18,7 @@ from raytrain_plus.streams.stream import Stream
 from raytrain_plus.trainer import ElasticTrainer
 
 _DURATION = "24ep"
+_HANG_DEADLINE = 5.0  # seconds
 FAULTS = (
     Fault(step=0, action="remove"),  # start with two of three workers
     Fault(step=100, action="kill", phase="backward"),
@@ -42,7 +43,9 @@ def show(storage: str, out: Console, err: Console) -> dict[str, Any]:
     streams = write_streams(Path(storage).resolve() / "digits")
     out.print(
         "The disturbed run starts with 2 workers; one is killed in the middle of a step, a third "
-        "is added, one is drained, one is stopped (SIGSTOP). The undisturbed run has 1 worker."
+        "is added, one is drained, one is stopped (SIGSTOP). A stopped worker counts as hung after "
+        f"{_HANG_DEADLINE:g} s without progress, which is the longest pause. The undisturbed run "
+        "has 1 worker."
     )
     disturbed = _train(f"disturbed-{stamp}", storage, streams, (1, 3), FAULTS, err)
     undisturbed = _train(f"undisturbed-{stamp}", storage, streams, (1, 1), (), err)
@@ -84,7 +87,7 @@ def _train(
         logical_ranks=8,
         scaling_config=ray.train.ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(name=name, storage_path=storage),
-        elastic=ElasticConfig(hang_deadline=5.0),
+        elastic=ElasticConfig(hang_deadline=_HANG_DEADLINE),
         faults=faults,
     )
     with ProgressLine(name, err) as line:
