@@ -24,6 +24,7 @@ from raytrain_plus.storage.store import Store
 
 Watcher = Callable[[list[Event]], None]
 
+_SUMMARIZED = ("run", "environment", "generation", "end")  # events that a summary is made of
 _POLL = 0.2  # seconds between two looks at the journal
 _LOOK = 2.0  # seconds between two looks at whether the coordinator lives
 
@@ -174,7 +175,7 @@ class _Follower:
         return any(event["event"] == "end" for event in journal.since_last_run(self._seen))
 
     def _note(self, events: list[Event]) -> None:
-        self._seen += (event for event in events if event["event"] in ("run", "generation", "end"))
+        self._seen += (event for event in events if event["event"] in _SUMMARIZED)
         for event in events:
             if event["event"] != "checkpoint" or ("folder" in event and "step" in event):
                 self._last[event["event"]] = event

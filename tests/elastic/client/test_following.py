@@ -192,6 +192,19 @@ def test_a_change_since_before_a_resume_marks_the_run(tmp_path):
     assert "changes" not in ended(read(tmp_path), tmp_path).summary
 
 
+def test_a_run_that_is_followed_is_marked_by_what_differs_from_before_a_resume(
+    tmp_path, monkeypatch
+):
+    begin(tmp_path)
+    changed = "environment: torch is 2, before it was 1"
+
+    def other():
+        Journal(tmp_path).write("environment", fingerprint={"torch": "2"}, changes=[changed])
+
+    Script(monkeypatch, other, lambda: end(tmp_path))
+    assert follow("run", tmp_path).summary["changes"] == [changed]
+
+
 def test_a_run_is_followed_until_its_end_is_written(tmp_path, monkeypatch):
     seen = []
     begin(tmp_path)
