@@ -142,7 +142,7 @@ def test_parquet_whose_writer_was_interrupted_is_never_complete(tmp_path):
     assert (status, error) == (130, "interrupted by SIGINT\n")
     assert len(list((tmp_path / "p").glob("*.parquet"))) == 1
     refused = command("data", "inspect", tmp_path / "p")
-    assert (refused.exit_code, "not whole" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "is incomplete" in refused.stderr) == (2, True)
 
 
 def test_an_interrupted_report_leaves_the_previous_one(tmp_path):
