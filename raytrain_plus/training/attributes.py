@@ -148,6 +148,7 @@ class Attributes:
 
     Attributes:
         fresh: attributes that have changed for the first time since this list was emptied.
+        is_held: whether nothing is put back at present.
     """
 
     def __init__(self, model: nn.Module, task: object | None = None) -> None:
@@ -160,7 +161,7 @@ class Attributes:
         self._undo: dict[int, Any] = {}
         self._added: list[Slot] = []
         self._touched: list[Content] = []
-        self._held = False
+        self.is_held = False
         self._adopted: set[Place] = set()
         self._names: set[str] = set()
         self._find(model, task)
@@ -205,7 +206,7 @@ class Attributes:
 
     def put_back(self) -> list[Slot]:
         """Put back what was noted; returns the attributes that cannot be put back."""
-        if self._held:
+        if self.is_held or not (self._undo or self._added or self._touched):
             return []
         for i, value in self._undo.items():
             slot = self._slots[i]
@@ -257,11 +258,11 @@ class Attributes:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Put nothing back inside this context."""
-        self._held = True
+        self.is_held = True
         try:
             yield
         finally:
-            self._held = False
+            self.is_held = False
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -291,11 +292,6 @@ class Attributes:
             self.note()
 
     # -- what a check asks
-
-    @property
-    def is_held(self) -> bool:
-        """Whether nothing is put back at present."""
-        return self._held
 
     @property
     def changed(self) -> list[Slot]:

@@ -181,9 +181,8 @@ class Bookkeeping:
 
     def begin_part(self, rank: int) -> None:
         """Set the counts from which a logical rank starts. Everything else was put back."""
-        counts = [
-            (n, value + rank * by) for n, (value, by) in self._replica.bookkeeping.items() if by
-        ]
+        kept = self._replica.bookkeeping
+        counts = [(n, value + rank * by) for n, (value, by) in kept.items() if by] if kept else []
         for name, value in counts:
             self._needed(name).put(value)
         if counts:
@@ -192,6 +191,8 @@ class Bookkeeping:
     def message(self) -> bytes:
         """Return the values that the part of logical rank 0 has left, as bytes for `commit`."""
         names = {*self._slots, *self._replica.bookkeeping}
+        if not names:
+            return b""
         left: dict[str, Any] = {}
         for name in sorted(names):
             slot = self._slot(name)

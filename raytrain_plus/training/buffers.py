@@ -91,7 +91,7 @@ class Buffers:
                 value.detach().copy_(self.start[place])
                 # A forward may have put another one here.
                 module._buffers[key] = value  # noqa: SLF001
-        for module, key in [] if held else self.appeared():
+        for module, key in () if held else self.appeared():
             if (module, key) in self._empty:
                 module._buffers[key] = None  # noqa: SLF001
             else:
@@ -222,6 +222,8 @@ class Buffers:
 
     def integers(self) -> bytes:
         """Return the present values of all buffers that are not floating."""
+        if not self.integer_bytes:
+            return b""
         values = enumerate(self.values())
         return b"".join(
             tensor_bytes(self.start[place] if place in self.cached else value)
@@ -229,13 +231,12 @@ class Buffers:
             if place >= self._n_floating
         )
 
-    @torch.no_grad()
     def commit(self, mean_changes: Sequence[Tensor], integers: bytes) -> None:
         """Set the values that end the step: the same on every worker."""
         self.restore()
         if not self._places:
             return
-        values = self.values()
+        values = [value.detach() for value in self.values()]
         for value, change in zip(values, mean_changes, strict=False):
             value.add_(change)
         offset = 0

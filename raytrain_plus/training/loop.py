@@ -5,7 +5,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from raytrain_plus.training.building import learning_rate_factor
 from raytrain_plus.training.busy_time import BusyTime
 from raytrain_plus.training.corruption import CorruptionError, Guard
 from raytrain_plus.training.exchange import Exchange, Subtree
-from raytrain_plus.training.modes import evaluated
+from raytrain_plus.training.modes import TrainingMode, evaluated
 from raytrain_plus.training.parts import Parts
 from raytrain_plus.training.reduction import (
     BUSY_SECONDS,
@@ -61,8 +62,7 @@ class GradientError(ArithmeticError):
     """A step's gradient is not finite; the state before that step is whole."""
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What every worker knows after a step, bit for bit the same.
 
     Attributes:
@@ -124,6 +124,7 @@ class TrainingLoop:
         self._task = task
         self._weave = weave
         self._clock = replica.training.clock
+        self._mode = TrainingMode(replica.model)
         self._seed = replica.training.seed
         self._epoch: AbstractContextManager[None] | None = None
         self._enter = enter
@@ -161,7 +162,7 @@ class TrainingLoop:
         self.end_generation()
         self._wire = wire
         self._ranks = ranges[wire.index]
-        self._firsts = [r.start for r in ranges]
+        self._firsts = np.array([r.start for r in ranges])
         self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         if self._salvaged_at != (self.replica.step, self.replica.loads):
             self._salvaged = []
@@ -233,7 +234,7 @@ class TrainingLoop:
         self.weights.begin_step()
         self._enter_epoch(step)
         rows = self._rows(ask_pause, ask_checkpoint)
-        replica.model.train()
+        self._mode.set()
         self.buffers.snapshot()
         with self._weave.around("step", step):
             try:
@@ -241,8 +242,7 @@ class TrainingLoop:
                 self._compare(exchange, step, audit_part)
                 # Before any decision by what was received: after an abort it may be garbage.
                 self._wire.fence()
-                header = reduced.header_sum
-                loss = self._checked_loss(reduced, header)
+                loss = self._checked_loss(reduced)
                 progress = self._clock.progress(replica.step)
                 rate_factor = learning_rate_factor(self._task, progress)
                 self._enter("update")
@@ -252,7 +252,7 @@ class TrainingLoop:
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
             self._update(step, reduced, rate_factor)
-        self._commit(header)
+        self._commit(reduced.header_sum)
         self.guard.note()
         return self._result(reduced, loss)
 
@@ -403,7 +403,7 @@ class TrainingLoop:
         self.weights.check_kinds()
         self._backward.drop()
 
-    def _commit(self, header: Rows) -> None:
+    def _commit(self, header: Sequence[float]) -> None:
         """Count the step: the replica is whole again, one step further."""
         replica = self.replica
         replica.step += 1
@@ -427,22 +427,23 @@ class TrainingLoop:
 
     def _result(self, reduced: Reduced, loss: float) -> StepResult:
         header = reduced.header_sum
-        of_workers = reduced.header[self._firsts]
+        of_workers: list[list[float]] = reduced.header.take(self._firsts, 0).tolist()
         # The worker that waited least had computed last: the others waited for it as well.
-        last = of_workers[of_workers[:, SEEN_SECONDS].argmin()]
+        last = min(of_workers, key=itemgetter(SEEN_SECONDS))
         return StepResult(
             self.replica.step,
             loss,
-            pause=bool(header[PAUSE] > 0),
-            busy_seconds=float(header[BUSY_SECONDS]),
-            checkpoint=bool(header[CHECKPOINT] > 0),
-            compute_seconds=tuple(of_workers[:, COMPUTE_SECONDS].tolist()),
-            exchange_seconds=(float(last[SEEN_SECONDS]), float(last[UNSEEN_SECONDS])),
+            pause=header[PAUSE] > 0,
+            busy_seconds=header[BUSY_SECONDS],
+            checkpoint=header[CHECKPOINT] > 0,
+            compute_seconds=tuple([row[COMPUTE_SECONDS] for row in of_workers]),
+            exchange_seconds=(last[SEEN_SECONDS], last[UNSEEN_SECONDS]),
             salvaged=int(header[SALVAGED]),
         )
 
-    def _checked_loss(self, reduced: Reduced, header: Rows) -> float:
+    def _checked_loss(self, reduced: Reduced) -> float:
         """Return the loss, if everything is as the update needs it."""
+        header = reduced.header_sum
         if not header[WEIGHT]:
             raise LossError(
                 f"no sample counts in step {self.replica.step + 1}: the weights of all samples are "
@@ -450,7 +451,7 @@ class TrainingLoop:
                 "Leave samples without a label out of the data, mix them with others, or use "
                 f"larger batches. The state after step {self.replica.step} is kept."
             )
-        loss = float(header[LOSS] / header[WEIGHT])
+        loss = header[LOSS] / header[WEIGHT]
         if not math.isfinite(loss):
             self.check_state()
             worst = [

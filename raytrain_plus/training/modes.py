@@ -1,4 +1,4 @@
-"""Optimizers with two sets of weights: one that is trained, and one that is evaluated.
+"""Training and evaluation: the modes of a model, and of an optimizer with two sets of weights.
 
 Schedule-free optimizers train one point and evaluate another (Defazio et al. 2024, arXiv
 2405.15682). Such an optimizer has the methods `train()` and `eval()`, which set the model's weights
@@ -30,6 +30,28 @@ def to_evaluation(optimizer: Any) -> None:
     """Set the weights to those that are evaluated, if the optimizer has two sets."""
     if has_modes(optimizer):
         optimizer.eval()
+
+
+class TrainingMode:
+    """Sets a model to training before each step. Modules that are in training are not visited.
+
+    Args:
+        model: the model, as it is trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules = [*model.modules()]
+        # A `train` of the user's own may freeze a norm, for example. It is called in each step.
+        self._is_own = any(
+            type(module).train is not nn.Module.train or "train" in vars(module)
+            for module in self._modules
+        )
+
+    def set(self) -> None:
+        """Set all modules to training."""
+        if self._is_own or not all([module.training for module in self._modules]):
+            self._model.train()
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class Reduced:
         finite: True says that all gradients are finite. False says that one may not be.
         buffers: per floating buffer, the mean over logical ranks.
         header: float64 (logical ranks, HEADER_WIDTH), every logical rank's row.
-        header_sum: float64 (HEADER_WIDTH,), their sum in the tree's order.
+        header_sum: HEADER_WIDTH numbers, the sum of all rows in the tree's order.
         attachment: the bytes that the worker of logical rank 0 attached, filled up with zeros.
     """
 
@@ -101,7 +101,7 @@ class Reduced:
     finite: bool
     buffers: list[Tensor]
     header: Rows
-    header_sum: Rows
+    header_sum: list[float]
     attachment: bytes
 
 
@@ -154,6 +154,7 @@ class Reduction:
             _Vector([tensors[i] for i in bucket], len(mine), self._partials, wire)
             for bucket, mine in zip(self.buckets, self.gradients_of, strict=True)
         ]
+        self._with_gradients = [vector for vector in self._vectors if vector.n_gradients]
         totals = {
             i: total
             for bucket, vector in zip(self.buckets, self._vectors, strict=True)
@@ -190,7 +191,7 @@ class Reduction:
         self._sent: dict[int, list[Pending]] = {}
         self._last: list[Pending] = []
         self._all_rows: Rows | None = None
-        self._header_sum: Rows | None = None
+        self._header_sum: list[float] | None = None
         if self._wire.size == 1:
             self._all_rows, self._attached = rows, attachment
         else:
@@ -251,7 +252,7 @@ class Reduction:
 
     def _facts(self) -> tuple[list[bool], bool]:
         """Return which gradients are there, and whether all are finite, by one transfer."""
-        vectors = [vector for vector in self._vectors if vector.n_gradients]
+        vectors = self._with_gradients
         if not vectors:
             return [], True
         found = [vector.gradient_sum() for vector in vectors]
@@ -268,13 +269,13 @@ class Reduction:
                 present[i] = mark != 0
         return present, finite
 
-    def _sum_of_rows(self) -> Rows:
+    def _sum_of_rows(self) -> list[float]:
         if self._header_sum is None:
-            self._header_sum = tree_sum(self._rows())
+            self._header_sum = tree_sum(self._rows()).tolist()
         return self._header_sum
 
     def _weight(self) -> float:
-        return float(self._sum_of_rows()[WEIGHT])
+        return self._sum_of_rows()[WEIGHT]
 
     def _rows(self) -> Rows:
         if self._all_rows is None:

@@ -65,12 +65,13 @@ def check_unscheduled(optimizer: Optimizer) -> None:
 
 def may_draw(optimizer: Any) -> bool:
     """Say whether an optimizer's step may draw random numbers: those of torch.optim do not."""
-    hooks = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
-    return (
+    return bool(
         not type(optimizer).__module__.startswith("torch.optim.")
         or "step" in vars(optimizer)
-        or any(getattr(optimizer, name) for name in hooks)
-        or bool(_global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+        or optimizer._optimizer_step_pre_hooks  # noqa: SLF001
+        or optimizer._optimizer_step_post_hooks  # noqa: SLF001
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
     )
 
 

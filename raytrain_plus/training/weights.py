@@ -56,6 +56,7 @@ class Weights:
         self._sizes = [len(held) for held in self._held]
         self._count = self._n_parameters()
         self._trained = [p.requires_grad for p in self._all]
+        self._frozen = [place for place, trained in enumerate(self._trained) if not trained]
         self._kinds = [(p.shape, p.dtype, p.device) for p in self._all]
         self._memory = [p.data_ptr() for p in self._all]
         self._in_phases = in_phases
@@ -145,9 +146,9 @@ class Weights:
                     f"parameter {name!r} was replaced after the start, and the optimizer has the "
                     "one from before: change its values, in an aspect's `update` advice"
                 )
-        for place, parameter in enumerate(self._all):
-            if parameter.requires_grad and not self._trained[place]:
-                raise TaskError(self._toggled(place, "something"))
+        unfrozen = [place for place in self._frozen if self._all[place].requires_grad]
+        if unfrozen:
+            raise TaskError(self._toggled(unfrozen[0], "something"))
         sizes = [len(held) for held in self._held]
         if sizes != self._sizes and self._n_parameters() != self._count:
             known = {name for *_, name in self._places}
