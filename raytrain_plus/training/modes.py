@@ -9,10 +9,13 @@ checkpoint holds the trained weights, from which a run continues.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
+
+_IS_TRAINING = attrgetter("training")
 
 
 def has_modes(optimizer: Any) -> bool:
@@ -50,7 +53,7 @@ class TrainingMode:
 
     def set(self) -> None:
         """Set all modules to training."""
-        if self._is_own or not all([module.training for module in self._modules]):
+        if self._is_own or not all(map(_IS_TRAINING, self._modules)):
             self._model.train()
 
 
