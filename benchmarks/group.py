@@ -50,6 +50,38 @@ class Turn:
             self._lock.release()
 
 
+class Yielding:
+    """A wire whose worker leaves its turn before it waits for others: several buckets wait early.
+
+    Args:
+        wire: the wire.
+        turn: the worker's turn.
+    """
+
+    def __init__(self, wire: Any, turn: Turn) -> None:
+        self._wire = wire
+        self._turn = turn
+        self.index, self.size, self.peers = wire.index, wire.size, wire.peers
+        self.device = CPU
+
+    def post(self, sends: Any, receives: Any) -> Any:
+        """Start sending and receiving."""
+        return _Yielding(self._wire.post(sends, receives), self._turn)
+
+    def fence(self) -> None:
+        """Return: nothing is left to wait for."""
+
+
+class _Yielding:
+    def __init__(self, pending: Any, turn: Turn) -> None:
+        self._pending = pending
+        self._turn = turn
+
+    def wait(self) -> None:
+        self._turn.end()
+        self._pending.wait()
+
+
 class Group:
     """The workers of one run.
 
@@ -110,7 +142,7 @@ class Group:
             loop = self.loops[wire.index]
             turn = Turn(lock)
             loop._enter = turn  # noqa: SLF001 - set for each generation
-            loop.begin_generation(ranges, wire)
+            loop.begin_generation(ranges, Yielding(wire, turn))
             try:
                 for _ in range(steps):
                     step = loop.replica.step

@@ -7,7 +7,11 @@ refused by a `TaskError` that names it and says what to do.
 
 from raytrain_plus.task import Task
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.users_optimizer import check_schedule, check_unscheduled
+from raytrain_plus.training.users_optimizer import (
+    check_schedule,
+    check_unscaled,
+    check_unscheduled,
+)
 
 
 def check_start(task: Task, replica: Replica) -> None:
@@ -17,6 +21,7 @@ def check_start(task: Task, replica: Replica) -> None:
         TaskError: the task does something that no run can keep equal on all workers.
     """
     check_schedule(task, replica.optimizer)
+    check_unscaled(task, replica.model, replica.optimizer)
     replica.check_carried()
 
 

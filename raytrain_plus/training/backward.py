@@ -5,12 +5,13 @@
 The gradients of one part are a leaf of the tree. Two sibling leaves of one worker are computed one
 after the other, and autograd adds the second to the first while it computes it. The sum must be
 that of two leaves which were computed apart: a parameter that one of them does not use counts as
-zero there, and one that gets its gradient in several parts would be summed in another order, and is
-refused.
+zero there, and one that gets its gradient in several parts would be summed in another order. If the
+first part of a run shows that, siblings are computed apart. If it begins later, it is refused.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,9 @@ from raytrain_plus.training.state import Replica
 from raytrain_plus.training.weights import Weights
 
 TWICE = (
-    "a parameter got its gradient in several parts in one backward, as reentrant checkpointing "
-    "does it: use torch.utils.checkpoint with use_reentrant=False"
+    "a parameter gets its gradient in several parts in one backward, which the first part of the "
+    "run did not show: reentrant checkpointing does that (use torch.utils.checkpoint with "
+    "use_reentrant=False), or a backward inside of forward or loss (add its loss to the losses)"
 )
 
 
@@ -53,7 +55,7 @@ class Backward:
         weights: as above.
         parameters: the trained ones, in the order of the model's.
         may_merge: whether siblings may be added by autograd: no aspect looks at the gradients of
-            one leaf.
+            one leaf, and no parameter gets its gradient in several parts.
         present: per parameter, whether any leaf of this step has a gradient for it.
         ended: when the last backward ended, in seconds of `time.perf_counter`.
     """
@@ -71,6 +73,29 @@ class Backward:
     def begin_step(self) -> None:
         """Forget which gradients the leaves of the last step had."""
         self.present = [False] * len(self.parameters)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Let siblings be computed apart if the one backward inside shows that they must be."""
+        counts = [0] * len(self.parameters)
+
+        def count(i: int) -> None:
+            counts[i] += 1
+
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda _, i=i: count(i)
+            )
+            for i, parameter in enumerate(self.parameters)
+            if parameter.requires_grad
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if max(counts) > 1:
+            self.may_merge = False
 
     def run(self, step: Step, loss: Tensor) -> None:
         """Add the gradients of a part's loss to those of the parameters.

@@ -118,8 +118,9 @@ class Exchange:
         self._rows = rows
         self._backward.begin_step()
         self._attachment = b""
-        self._salvaged = {s.start: s for s in salvaged if start <= s.start and s.stop <= stop}
-        self._reused = {r for s in self._salvaged.values() for r in range(s.start, s.stop)}
+        ours = [s for s in salvaged if start <= s.start and s.stop <= stop]
+        self._salvaged = {s.start: s for s in ours}
+        self._reused = {rank for s in ours for rank in range(s.start, s.stop)}
         self._sums = [Accumulator(start, stop, self._leaves, add) for _ in buckets]
         self._first: FirstSibling | None = None
         self._final: list[dict[int, Tensor]] = [{} for _ in buckets]

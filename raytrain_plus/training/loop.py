@@ -46,7 +46,7 @@ from raytrain_plus.training.reduction import (
 )
 from raytrain_plus.training.round_trip import rehearsed
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.users_optimizer import may_draw
+from raytrain_plus.training.users_optimizer import Groups, may_draw
 from raytrain_plus.training.weights import Weights
 
 
@@ -121,8 +121,9 @@ class TrainingLoop:
     ) -> None:
         self.replica = replica
         self.buffers = Buffers(replica.model, task if watch_task else None)
-        self._task = task
+        self._task, self._at_start = task, {**vars(task)}
         self._weave = weave
+        self._groups = Groups(replica.optimizer)
         self._clock = replica.training.clock
         self._mode = TrainingMode(replica.model)
         self._seed = replica.training.seed
@@ -243,8 +244,7 @@ class TrainingLoop:
                 # Before any decision by what was received: after an abort it may be garbage.
                 self._wire.fence()
                 loss = self._checked_loss(reduced)
-                progress = self._clock.progress(replica.step)
-                rate_factor = learning_rate_factor(self._task, progress)
+                rate_factor = self._rate_factor()
                 self._enter("update")
             except BaseException as error:
                 self._give_up(exchange, error)
@@ -275,7 +275,9 @@ class TrainingLoop:
         """Compute one leaf on the present state and leave no trace of it."""
         self.replica.model.train()
         self.buffers.snapshot()
-        return self._parts.leaf(Step(self.replica.training, 0, self._parts.losses), 0, batch)
+        step = Step(self.replica.training, 0, self._parts.losses)
+        with self._backward.counted():
+            return self._parts.leaf(step, 0, batch)
 
     def _sum_over_all(
         self, exchange: Exchange, step: Step, parts: Sequence[Batch], rows: Rows
@@ -283,6 +285,7 @@ class TrainingLoop:
         """Compute our logical ranks' leaves, and exchange their sums with all workers."""
         self._example = step, self._ranks[0], dict(parts[0])
         self.bookkeeping.begin_step()
+        self._groups.begin_step()
         self.buffers.attributes.snapshot()  # between two steps the task and aspects may set some
         self._reduction.attachment_bytes = self.buffers.integer_bytes + self.bookkeeping.room
         salvaged, self._salvaged = self._salvaged, []
@@ -320,13 +323,14 @@ class TrainingLoop:
         step.outputs = step.losses = None
 
     def _check_weights(self) -> None:
-        """Check that the parts of the step have left the weights alone.
+        """Check that the parts of the step have left weights and parameter groups alone.
 
         Where aspects may change weights between the phases of a part, each phase was checked.
 
         Raises:
             TaskError: they have not.
         """
+        self._groups.check("the forward, the loss or the backward")
         changed = None if self._weave.aspects else self.weights.changed()
         if changed is None:
             return
@@ -402,6 +406,32 @@ class TrainingLoop:
             self.replica.optimizer.step()
         self.weights.check_kinds()
         self._backward.drop()
+
+    def _rate_factor(self) -> float:
+        """Return the task's factor on the learning rate.
+
+        Raises:
+            TaskError: it is no factor; or schedule() adds parameters to the optimizer, and would
+                add them again in a newcomer, whose optimizer has them already.
+        """
+        progress, groups = self._clock.progress(self.replica.step), self._groups
+        factor = learning_rate_factor(self._task, progress)
+        if groups.have_other_members():
+            groups.begin_step()
+            with suppress(Exception):
+                newcomers = copy.copy(self._task)
+                vars(newcomers).clear()
+                vars(newcomers).update(self._at_start)
+                newcomers.schedule(progress)
+                if not groups.have_other_members():
+                    return factor
+            groups.begin_step()
+            raise TaskError(
+                "task.schedule() adds a parameter group, and would add it again in each new worker "
+                "and after each resume, whose optimizer has it already: decide by the groups that "
+                "the optimizer has (optimizer.param_groups), and not by a note of the task's own"
+            )
+        return factor
 
     def _commit(self, header: Sequence[float]) -> None:
         """Count the step: the replica is whole again, one step further."""

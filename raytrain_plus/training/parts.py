@@ -109,9 +109,11 @@ class Parts:
         """
         self.begin_part(step, rank, batch)
         with self._weights.each_phase(), self._weave.around("batch", step):
-            self._backward.run(step, self.loss(step, np.zeros(HEADER_WIDTH)))
+            loss = self.loss(step, np.zeros(HEADER_WIDTH))
+            changes = self._buffers.changes()  # as in a step: before the backward
+            self._backward.run(step, loss)
         step.outputs = step.losses = None
-        leaf = [*self._backward.leaf(), *self._buffers.changes()]
+        leaf = [*self._backward.leaf(), *changes]
         self._backward.drop()
         self._buffers.restore()
         return leaf

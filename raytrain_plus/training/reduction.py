@@ -22,7 +22,7 @@ import cmath
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +82,7 @@ class Wire(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Reduced:
+class Reduced(NamedTuple):
     """What every worker holds after a reduction, bit for bit the same.
 
     Attributes:

@@ -10,6 +10,9 @@ when the replicas are compared.
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from operator import attrgetter, is_, methodcaller
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,8 @@ _INSTEAD = (
 )
 
 _NOTHING = nullcontext()
+_PARAMETERS = attrgetter("_parameters")
+_VALUES = methodcaller("values")
 
 
 class Weights:
@@ -37,24 +42,10 @@ class Weights:
 
     def __init__(self, model: nn.Module, *, in_phases: bool = False) -> None:
         self._model = model
-        self._places = [
-            (module, key, parameter, f"{path}.{key}".lstrip("."))
-            for path, module in model.named_modules()
-            for key, parameter in module._parameters.items()  # noqa: SLF001
-            if parameter is not None
-        ]
-        named: dict[int, tuple[str, nn.Parameter]] = {}
-        for _, _, parameter, name in self._places:
-            named.setdefault(id(parameter), (name, parameter))
-        self._names = [name for name, _ in named.values()]
-        self._all = [p for _, p in named.values()]
-        self._held = [
-            held
-            for module in model.modules()
-            for held in (module._parameters, module._modules)  # noqa: SLF001
-        ]
-        self._sizes = [len(held) for held in self._held]
-        self._count = self._n_parameters()
+        self._at_start = dict(model.named_parameters(remove_duplicate=False))
+        named = dict(model.named_parameters())
+        self._names, self._all = [*named.keys()], [*named.values()]
+        self._watch_modules()
         self._trained = [p.requires_grad for p in self._all]
         self._frozen = [place for place, trained in enumerate(self._trained) if not trained]
         self._kinds = [(p.shape, p.dtype, p.device) for p in self._all]
@@ -138,25 +129,26 @@ class Weights:
         Raises:
             TaskError: one was replaced, unfrozen, added or removed.
         """
-        for module, key, parameter, name in self._places:
-            held = module._parameters  # noqa: SLF001 - in a ScriptModule it is no dict
-            now = held[key] if key in held else None  # noqa: SIM401
-            if now is not parameter:
+        unfrozen = [place for place in self._frozen if self._all[place].requires_grad]
+        if unfrozen:
+            raise TaskError(self._toggled(unfrozen[0], "something"))
+        held = self._all_held()
+        if len(held) == len(self._held) and all(map(is_, held, self._held)):
+            return
+        now = dict(self._model.named_parameters(remove_duplicate=False))
+        for name, parameter in self._at_start.items():
+            if now.get(name, parameter) is not parameter:
                 raise TaskError(
                     f"parameter {name!r} was replaced after the start, and the optimizer has the "
                     "one from before: change its values, in an aspect's `update` advice"
                 )
-        unfrozen = [place for place in self._frozen if self._all[place].requires_grad]
-        if unfrozen:
-            raise TaskError(self._toggled(unfrozen[0], "something"))
-        sizes = [len(held) for held in self._held]
-        if sizes != self._sizes and self._n_parameters() != self._count:
-            known = {name for *_, name in self._places}
-            now_named = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+        if now.keys() != self._at_start.keys():
             raise TaskError(
-                f"the model has other parameters than at its start: {sorted(now_named ^ known)}; "
-                "make all of them in task.model(), or in an aspect's `fit` advice"
+                "the model has other parameters than at its start: "
+                f"{sorted(now.keys() ^ self._at_start.keys())}; make all of them in task.model(), "
+                "or in an aspect's `fit` advice"
             )
+        self._watch_modules()
 
     def check_kinds(self) -> None:
         """Check, after an update, that each parameter has its shape, dtype and device.
@@ -220,8 +212,15 @@ class Weights:
     def _versions(self) -> list[int]:
         return [p._version for p in self._all]  # noqa: SLF001 - how often each was changed
 
-    def _n_parameters(self) -> int:
-        return sum(len(module._parameters) for module in self._model.modules())  # noqa: SLF001
+    def _watch_modules(self) -> None:
+        self._modules = [*self._model.modules()]
+        self._inner = [module._modules for module in self._modules]  # noqa: SLF001
+        self._held = self._all_held()
+
+    def _all_held(self) -> list[Any]:
+        """Return what the modules that are watched hold as parameters and as modules."""
+        parameters = map(_VALUES, map(_PARAMETERS, self._modules))
+        return [*chain.from_iterable(chain(parameters, map(_VALUES, self._inner)))]
 
     def _toggled(self, place: int, what: str) -> str:
         to = "switches on" if self._all[place].requires_grad else "switches off"
