@@ -20,6 +20,7 @@ from raytrain_plus.clock import Clock
 from raytrain_plus.task import Batch, Task
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
 from tests.training.wires import Network
 
@@ -146,7 +147,11 @@ class Group:
             try:
                 for _ in range(steps):
                     step = loop.replica.step
-                    loop.run_step([self._part(step, rank) for rank in ranges[wire.index]])
+                    rank, auditor = loop.guard.audit_of(step) or (0, -1)
+                    loop.run_step(
+                        [self._part(step, rank) for rank in ranges[wire.index]],
+                        audit_part=self._part(step, rank) if auditor == wire.index else None,
+                    )
                     turn.end()
             finally:
                 turn.end()
@@ -158,8 +163,10 @@ class Group:
     def _newcomer(self) -> TrainingLoop:
         task, weave = self._make_task(), Weave(self._make_aspects())
         replica = Replica.build(task, self._seed, CPU, weave=weave, clock=_CLOCK)
+        loop = TrainingLoop(task, replica, weave, check_every=1, audit_every=2, watch_task=True)
+        check_function(loop, lambda: self._part(0, 0))
         check_start(task, replica)
-        return TrainingLoop(task, replica, weave, check_every=1)
+        return loop
 
     def _sent(self) -> tuple[dict[str, torch.Tensor], Any]:
         replica = self.replica

@@ -261,6 +261,15 @@ class Buffers:
             raise TaskError(f"the forward removes buffer {name!r}: buffers are state and must stay")
         return found  # type: ignore[return-value]
 
+    def copies(self) -> list[Tensor]:
+        """Return copies of the present values."""
+        return [value.detach().clone() for value in self.values()]
+
+    def differing(self, copies: Sequence[Tensor]) -> list[str]:
+        """Return the names of the buffers whose bits are not those of the copies."""
+        pairs = zip(self.names, self.values(), copies, strict=True)
+        return [name for name, value, copy in pairs if not same(value.detach(), copy)]
+
     def _check(self, values: Sequence[Tensor]) -> None:
         for place, (value, start) in enumerate(zip(values, self.start, strict=True)):
             if place not in self.cached and (

@@ -133,7 +133,7 @@ class TrainingLoop:
         self.weights = Weights(replica.model, in_phases=bool(weave.aspects))
         self._backward = Backward(replica, weave, self.weights)
         self._parameters = self._backward.parameters
-        self._parts = Parts(
+        self.parts = Parts(
             task,
             replica,
             weave,
@@ -231,7 +231,7 @@ class TrainingLoop:
         """
         replica, exchange = self.replica, self._exchange
         assert exchange is not None, "begin_generation() comes first"
-        step = Step(replica.training, replica.step, self._parts.losses)
+        step = Step(replica.training, replica.step, self.parts.losses)
         self.weights.begin_step()
         self._enter_epoch(step)
         rows = self._rows(ask_pause, ask_checkpoint)
@@ -275,9 +275,9 @@ class TrainingLoop:
         """Compute one leaf on the present state and leave no trace of it."""
         self.replica.model.train()
         self.buffers.snapshot()
-        step = Step(self.replica.training, 0, self._parts.losses)
+        step = Step(self.replica.training, 0, self.parts.losses)
         with self._backward.counted():
-            return self._parts.leaf(step, 0, batch)
+            return self.parts.leaf(step, 0, batch)
 
     def _sum_over_all(
         self, exchange: Exchange, step: Step, parts: Sequence[Batch], rows: Rows
@@ -313,9 +313,9 @@ class TrainingLoop:
 
     def _add_part(self, exchange: Exchange, step: Step, rank: int, batch: Batch, row: Rows) -> None:
         """Compute one logical rank's part, and add its gradient to the step's sums."""
-        self._parts.begin_part(step, rank, batch)
+        self.parts.begin_part(step, rank, batch)
         with self._weave.around("batch", step):
-            loss = self._parts.loss(step, row)
+            loss = self.parts.loss(step, row)
             attachment = b""
             if rank == 0:
                 attachment = self.buffers.integers() + self.bookkeeping.message()
@@ -337,7 +337,7 @@ class TrainingLoop:
         self._backward.drop()
         with suppress(ArithmeticError, RuntimeError):  # a look for the phase that does it
             assert self._example is not None
-            self._parts.leaf(*self._example)
+            self.parts.leaf(*self._example)
         raise TaskError(self.weights.explain("the forward, the loss or the backward", changed))
 
     def _compare(self, exchange: Exchange, step: Step, audit_part: Batch | None) -> None:
@@ -347,7 +347,7 @@ class TrainingLoop:
         second, audit = None, self.guard.audit_of(step.number)
         if audit_part is not None and audit is not None and audit[1] == self._place:
             batch = dict(audit_part)  # it may be a part of ours, too, and advice changes it
-            second = bit_sum(self._parts.leaf(step, audit[0], batch))
+            second = bit_sum(self.parts.leaf(step, audit[0], batch))
         self._enter("exchange")
         finding = self.guard.compare(exchange.audited_bits, second)
         if finding is not None:
@@ -363,7 +363,7 @@ class TrainingLoop:
 
         def run() -> None:
             if in_step and self._example is not None:
-                self._parts.leaf(*self._example)
+                self.parts.leaf(*self._example)
                 return
             step = Step(self.replica.training, self.replica.step)
             weights = evaluated(self.replica.model, self.replica.optimizer)

@@ -43,6 +43,9 @@ class Parts:
         bookkeeping: of the same attributes.
         backward: of the parts, and the watch over the parameters.
         enter: called with the name of each phase as it begins.
+
+    Attributes:
+        moved_by_backward: names of the buffers that the backward of the last `leaf` has changed.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Parts:
         self._weights = backward.weights
         self._backward = backward
         self._enter = enter
+        self.moved_by_backward: list[str] = []
 
     def begin_part(self, step: Step, rank: int, batch: Batch) -> None:
         """Begin one logical rank's part: from the buffers of the snapshot, and from its own seed.
@@ -111,7 +115,9 @@ class Parts:
         with self._weights.each_phase(), self._weave.around("batch", step):
             loss = self.loss(step, np.zeros(HEADER_WIDTH))
             changes = self._buffers.changes()  # as in a step: before the backward
+            left = self._buffers.copies()
             self._backward.run(step, loss)
+        self.moved_by_backward = self._buffers.differing(left)
         step.outputs = step.losses = None
         leaf = [*self._backward.leaf(), *changes]
         self._backward.drop()

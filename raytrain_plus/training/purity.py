@@ -6,13 +6,14 @@ later one. `parts.py` does a smaller check of the same kind for attributes that 
 later step.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from raytrain_plus.task import Batch, TaskError
+from raytrain_plus.task import Batch, TaskError, TaskWarning
 from raytrain_plus.training.attributes import ABSENT, Place, Slot, same
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> Non
     with attributes.held():
         first = loop.probe(make_batch())
         attributes.look_closely()
+    _warn_of_buffers(loop.parts.moved_by_backward)
     in_place, attributes.fresh = attributes.fresh, []
     changed, left = attributes.changed, attributes.describe()
     kept = loop.bookkeeping.encoded(loop.bookkeeping.slots)
@@ -63,6 +65,18 @@ def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> Non
     if changed or buffers.cached:
         _check_caches(loop, make_batch, changed, left)
     loop.bookkeeping.admit()
+
+
+def _warn_of_buffers(names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        warnings.warn(
+            f"the backward changes buffer {names[0]!r}{more}, as gradient checkpointing of a norm "
+            "does: in plain PyTorch its statistics move twice in a step, and here they move once, "
+            "as they do without checkpointing",
+            TaskWarning,
+            stacklevel=3,
+        )
 
 
 def _check_bookkeeping(

@@ -81,7 +81,7 @@ def test_the_other_layers_train_as_usual():
     run_step(constant, task)
     freeze_layers(constant.replica.model, 0.5)
     weights = constant.weights = Weights(constant.replica.model)  # frozen for good: else refused
-    constant._backward.weights = constant._parts._weights = weights
+    constant._backward.weights = constant.parts._weights = weights
     parts = [task.part(1, r) for r in range(RANKS)]
     assert constant.run_step(parts).loss == losses[1]
     head = "head.weight"

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -164,18 +164,19 @@ class Worker:
         self._evaluation = open_evaluation(spec, self._task)
         if self._evaluation is not None:
             self._closing.callback(self._evaluation.source.close)
-        replica, warned = self._build_replica(spec)
-        self._loop = TrainingLoop(
-            self._task,
-            replica,
-            self._weave,
-            self._progress.enter,
-            check_every=spec.elastic.check_every,
-            audit_every=spec.elastic.audit_every,
-            watch_task=True,
-        )
-        check_function(self._loop, self._probe)
-        check_start(self._task, replica)
+        with _for_the_journal() as warned:
+            replica = self._build_replica(spec)
+            self._loop = TrainingLoop(
+                self._task,
+                replica,
+                self._weave,
+                self._progress.enter,
+                check_every=spec.elastic.check_every,
+                audit_every=spec.elastic.audit_every,
+                watch_task=True,
+            )
+            check_function(self._loop, self._probe)
+            check_start(self._task, replica)
         identity = {
             "data": self._source.identity,
             "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
@@ -209,20 +210,13 @@ class Worker:
             warnings=warned,
         )
 
-    def _build_replica(self, spec: RunSpec) -> tuple[Replica, list[str]]:
-        """Return the replica, and the warnings about it for the journal."""
+    def _build_replica(self, spec: RunSpec) -> Replica:
         self._weave = Weave(unpack(spec.algorithms))
-        with warnings.catch_warnings(record=True) as caught:
-            for told in _TOLD:
-                warnings.simplefilter("always", told)
-            replica = Replica.build(
-                self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
-            )
+        replica = Replica.build(
+            self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
+        )
         self._closing.callback(replica.undo_fit)
-        for one in caught:
-            if not issubclass(one.category, _TOLD):
-                warnings.showwarning(one.message, one.category, one.filename, one.lineno)
-        return replica, [str(w.message) for w in caught if issubclass(w.category, _TOLD)]
+        return replica
 
     def train(self, plan: Plan) -> Report:
         """Run one generation: meet, heal, and run steps until it ends."""
@@ -518,6 +512,21 @@ def own_process(on_notice: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: on_notice())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
     exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
+
+
+@contextlib.contextmanager
+def _for_the_journal() -> Iterator[list[str]]:
+    """Collect the texts of the warnings inside that are written to the journal."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        for kind in _TOLD:
+            warnings.simplefilter("always", kind)
+        yield told
+    for one in caught:
+        if issubclass(one.category, _TOLD):
+            told.append(str(one.message))
+        else:
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
 
 
 def _process() -> WorkerProcess:
