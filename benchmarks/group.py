@@ -17,6 +17,7 @@ import torch
 from raytrain_plus.algorithms import Aspect, Weave
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.clock import Clock
+from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Batch, Task
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.loop import TrainingLoop
@@ -161,6 +162,7 @@ class Group:
         assert len({loop.replica.digest() for loop in self.loops}) == 1, "workers differ"
 
     def _newcomer(self) -> TrainingLoop:
+        seed_global_generators(seed_for(self._seed, "task"))
         task, weave = self._make_task(), Weave(self._make_aspects())
         replica = Replica.build(task, self._seed, CPU, weave=weave, clock=_CLOCK)
         loop = TrainingLoop(task, replica, weave, check_every=1, audit_every=2, watch_task=True)

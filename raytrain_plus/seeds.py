@@ -9,6 +9,7 @@ numbers makes a fresh generator from a hash of exactly these values:
   own optimizers draw nothing, so that without aspects nothing is seeded for them;
 - one logical rank's part of an evaluation: `(seed, "evaluate", step, logical rank)`; what a metric
   draws when it is computed: `(seed, "metrics", step)`;
+- what the task draws when it is made: `(seed, "task")`;
 - the model's initial weights: `(seed, "model")`; the newcomer's probe: `(seed, "probe")`;
 - which logical rank is computed a second time in a step, and by whom: `(seed, "audit", step)`;
 - the order of samples: `(seed, "files")`, `(seed, "lane", epoch, lane)` and so on.

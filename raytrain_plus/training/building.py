@@ -6,11 +6,13 @@ import math
 import warnings
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from raytrain_plus.task import Task, TaskError, TaskWarning
+from raytrain_plus.training.encoding import fits
 from raytrain_plus.training.users_optimizer import check_optimizer
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
@@ -31,7 +33,8 @@ def build_model(task: Task) -> nn.Module:
             f"task.model() returned a {type(model).__name__}: return the module inside, because "
             "the workers exchange the gradients themselves"
         )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    buffers = dict(model.named_buffers())
+    for name, tensor in [*model.named_parameters(), *buffers.items()]:
         if is_lazy(tensor):
             raise TaskError(
                 f"task.model() returned a model whose {name!r} has no shape yet, as modules such "
@@ -42,7 +45,26 @@ def build_model(task: Task) -> nn.Module:
                 f"task.model() returned a model whose {name!r} is on the device 'meta' and has no "
                 "values: build the model on the CPU"
             )
+        why = _unusable(tensor, is_buffer=name in buffers)
+        if why is not None:
+            raise TaskError(f"task.model() returned a model whose {name!r} {why}")
     return model
+
+
+def _unusable(tensor: Tensor, *, is_buffer: bool) -> str | None:
+    """Say why a parameter or buffer cannot be part of the state; None if it can."""
+    if tensor.layout != torch.strided:
+        return (
+            f"is of layout {tensor.layout}, which no checkpoint file (safetensors) holds: keep its "
+            "indices and its values as two dense buffers"
+        )
+    if tensor.is_quantized:
+        return "is quantized: keep its integers (int_repr()), its scale and its zero point apart"
+    if not tensor.is_contiguous() and not fits(tensor, tensor.stride()):
+        return "is a view with repeated or far elements: use .clone()"
+    if is_buffer and tensor.is_floating_point() and tensor.itemsize == 1:
+        return f"is a buffer of {tensor.dtype}, with which nothing can be computed: use bfloat16"
+    return None
 
 
 def build_optimizer(task: Task, model: nn.Module) -> Optimizer:

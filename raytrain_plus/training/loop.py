@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
@@ -278,6 +279,15 @@ class TrainingLoop:
         step = Step(self.replica.training, 0, self.parts.losses)
         with self._backward.counted():
             return self.parts.leaf(step, 0, batch)
+
+    def buffers_outside(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Return the buffers of modules that the task holds outside of the model, with copies."""
+        return [
+            (f"task.{attribute}.{name}", buffer, buffer.detach().clone())
+            for attribute, held in vars(self._task).items()
+            if isinstance(held, nn.Module) and held is not self.replica.model
+            for name, buffer in held.named_buffers()
+        ]
 
     def _sum_over_all(
         self, exchange: Exchange, step: Step, parts: Sequence[Batch], rows: Rows

@@ -38,6 +38,7 @@ def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> Non
     """
     attributes, buffers = loop.buffers.attributes, loop.buffers
     weights = loop.weights.copies()
+    outside = loop.buffers_outside()
     with attributes.held():
         first = loop.probe(make_batch())
         attributes.look_closely()
@@ -56,15 +57,23 @@ def check_function(loop: "TrainingLoop", make_batch: Callable[[], Batch]) -> Non
         )
     attributes.drop_copies()
     if not _equal(first, loop.probe(make_batch())):
+        name = _first_changed(outside)
+        where = f"buffer {name!r} changes, and the model does not have it: put its module into "
         raise TaskError(
             "the task is not a function of its inputs: one part of the data, computed twice from "
-            f"the same weights, buffers and seeds, gave different gradients; {_LOOK_FOR}"
+            "the same weights, buffers and seeds, gave different gradients; "
+            + (f"{where}task.model()" if name else _LOOK_FOR)
         )
     if loop.bookkeeping.slots:
         _check_bookkeeping(loop, make_batch, first, kept)
     if changed or buffers.cached:
         _check_caches(loop, make_batch, changed, left)
     loop.bookkeeping.admit()
+
+
+def _first_changed(buffers: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
+    """Return the name of the first buffer that is not as its copy."""
+    return next((name for name, value, copy in buffers if not same(value.detach(), copy)), None)
 
 
 def _warn_of_buffers(names: Sequence[str]) -> None:

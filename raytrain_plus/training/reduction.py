@@ -20,6 +20,7 @@ and the fence keeps the results of an aborted generation out of the update.
 
 import cmath
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -146,11 +147,15 @@ class Reduction:
         self._additions = additions([node for nodes in subtrees for node in nodes], self._leaves)
         self.attachment_bytes = attachment_bytes
         self._n_gradients = len(gradients)
-        tensors = [*gradients, *buffers]
-        self.buckets = _buckets(tensors, len(gradients))
+        self._like = [*gradients, *buffers]
+        self.buckets = _buckets(self._like, len(gradients))
         self.gradients_of = [[i for i in b if i < len(gradients)] for b in self.buckets]
+        self._marked = [i for mine in self.gradients_of for i in mine]
+        self._allocate()
+
+    def _allocate(self) -> None:
         self._vectors = [
-            _Vector([tensors[i] for i in bucket], len(mine), self._partials, wire)
+            _Vector([self._like[i] for i in bucket], len(mine), self._partials, self._wire)
             for bucket, mine in zip(self.buckets, self.gradients_of, strict=True)
         ]
         self._with_gradients = [vector for vector in self._vectors if vector.n_gradients]
@@ -160,7 +165,13 @@ class Reduction:
             for i, total in zip(bucket, vector.totals, strict=True)
         }
         self._totals = [totals[i] for i in range(len(totals))]
-        self._marked = [i for mine in self.gradients_of for i in mine]
+
+        self._referred: list[int] | None = None
+
+    def _references(self) -> list[int]:
+        """Count what refers to the gradients: to the tensors, and to their memory by others."""
+        memory = [vector.references() for vector in self._with_gradients]
+        return [*map(sys.getrefcount, self._totals), *memory]
 
     def run(
         self,
@@ -186,7 +197,13 @@ class Reduction:
         return self.close()
 
     def open(self, rows: Rows, attachment: bytes) -> None:
-        """Begin a sum: send the step header."""
+        """Begin a sum: send the step header.
+
+        An optimizer may have kept a gradient itself (`state["previous"] = p.grad`), as it may in
+        plain PyTorch, where each step has new ones. The memory is then left to it.
+        """
+        if self._referred is not None and self._references() != self._referred:
+            self._allocate()
         self._sent: dict[int, list[Pending]] = {}
         self._last: list[Pending] = []
         self._all_rows: Rows | None = None
@@ -239,6 +256,7 @@ class Reduction:
             pending.wait()
         present, finite = self._facts()
         n = self._n_gradients
+        self._referred = self._references()
         return Reduced(
             self._totals[:n],
             present,
@@ -358,6 +376,8 @@ class _Vector:
 
         self._total = allocate(n)
         self.totals = views(self._total)
+        self._storage = self._total.untyped_storage()
+        self._memory = self._storage._cdata  # noqa: SLF001
         self._gradients = self._total[: self._gradient_end]
         self._others = self._total[self._gradient_end :]
         self._wide = torch.float32 if self._total.dtype in _HALVES else self._total.dtype
@@ -369,6 +389,11 @@ class _Vector:
         self._incoming = {
             peer: allocate(partials[peer], mine_stop - mine_start) for peer in wire.peers
         }
+
+    def references(self) -> int:
+        """Count the tensors that share the memory of the finished sums."""
+        count: int = torch._C._storage_Use_Count(self._memory)  # noqa: SLF001
+        return count
 
     def gradient_sum(self) -> Tensor:
         """Return the sum of all finished gradients, shape (1,), finite only if all of them are.

@@ -15,6 +15,8 @@ from benchmarks.group import RANKS, Group, verdict
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Task, TaskError, TaskWarning
 from raytrain_plus.training.backward import Backward
+from raytrain_plus.training.corruption import CorruptionError
+from raytrain_plus.training.reduction import Reduction
 from tests.training.small_tasks import CLASSES, FEATURES, PART, part
 
 SEED = 17
@@ -248,6 +250,44 @@ class Counting(torch.optim.Optimizer):
             p.sub_(p.grad, alpha=0.1 / state["step"] / self.calls)
 
 
+class Keeping(torch.optim.SGD):
+    """Keeps the gradient that it gets: the tensor itself, a view of it, or a copy."""
+
+    def __init__(self, parameters, how):
+        super().__init__(parameters, lr=0.1)
+        self.how = how
+
+    @torch.no_grad()
+    def step(self, closure=None):  # noqa: ARG002
+        ways = {"itself": lambda g: g, "view": lambda g: g.view(-1), "copy": lambda g: g.clone()}
+        for p in self.param_groups[0]["params"]:
+            if "previous" in self.state[p]:
+                p.sub_(self.state[p]["previous"].view_as(p), alpha=0.05)
+            p.sub_(p.grad, alpha=0.1)
+            self.state[p]["previous"] = ways[self.how](p.grad)
+
+
+class OwnHead(Usual):
+    """Holds a layer outside of the model, which is drawn when the task is made."""
+
+    def __init__(self):
+        self.head = nn.Linear(CLASSES, CLASSES)
+
+    def loss(self, outputs, batch):
+        return super().loss(self.head(outputs), batch)
+
+
+class Centered(Usual):
+    """Holds a module whose buffer moves in the loss."""
+
+    def __init__(self):
+        self.center = nn.BatchNorm1d(CLASSES, affine=False)
+
+    def loss(self, outputs, batch):
+        self.center(outputs)
+        return super().loss(outputs - self.center.running_mean.clone(), batch)
+
+
 class Hooked(Usual):
     """An optimizer whose `state_dict()` hooks add to what is saved, and take it out again."""
 
@@ -309,6 +349,8 @@ EQUAL = {
     **many("fused", {"fused": True}, "Adam", "AdamW", "SGD", "Adagrad"),
     "rate that is a tensor": of_optimizer(lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.05))),
     "steps in whole numbers": of_optimizer(Counting),
+    "gradient kept": of_optimizer(lambda p: Keeping(p, "itself")),
+    "view of the gradient kept": of_optimizer(lambda p: Keeping(p, "view")),
     "hooks of state_dict": Hooked,
     "frozen and empty groups": Groups,
     "late group": Late,
@@ -395,6 +437,7 @@ class Normed(nn.Module):
 
 
 OWN_MEANING = {  # buffers move by the mean over all logical ranks, so there is no plain function
+    "layer outside of the model": OwnHead,
     "buffers that are not persistent": of_model(Normed),
     "spectral norm": of_model(
         lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(FEATURES, CLASSES)))
@@ -546,7 +589,32 @@ class CountingHook(Usual):
         return optimizer
 
 
+def with_buffer(value):
+    model = Usual.make()
+    model.register_buffer("held", value)
+    return model
+
+
 REFUSED = {
+    "sparse buffer": (
+        of_model(lambda: with_buffer(torch.eye(2).to_sparse())),
+        "'held' is of layout",
+    ),
+    "buffer of a byte": (
+        of_model(lambda: with_buffer(torch.ones(2).to(torch.float8_e4m3fn))),
+        "'held' is a buffer of torch.float8_e4m3fn",
+    ),
+    "quantized buffer": (
+        of_model(
+            lambda: with_buffer(torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+        ),
+        "'held' is quantized",
+    ),
+    "repeated buffer": (
+        of_model(lambda: with_buffer(torch.ones(1, 3).expand(2, 3))),
+        "'held' is a view with repeated",
+    ),
+    "buffer of the task": (Centered, "buffer 'task.center.running_mean' changes"),
     "LBFGS": (of_optimizer(torch.optim.LBFGS), "the optimizer LBFGS needs a closure"),
     "lazy": (of_model(lambda: nn.LazyLinear(CLASSES)), "'weight' has no shape yet"),
     "scaler": (Scaling, r"scaled by a torch.amp.GradScaler \(task.scaler\)"),
@@ -602,3 +670,10 @@ def test_a_scaler_that_is_not_used_is_left_alone():
         loss = Usual.loss
 
     Group(Idle, part).run(1)
+
+
+def test_a_gradient_that_is_kept_would_be_overwritten_in_the_next_step(monkeypatch):
+    """The negative control."""
+    monkeypatch.setattr(Reduction, "_references", lambda _: [])
+    with pytest.raises(CorruptionError, match="changed between two steps"):
+        Group(EQUAL["gradient kept"], part).run(STEPS)

@@ -59,6 +59,7 @@ from raytrain_plus.elastic.worker.reporter import Records, Reporter
 from raytrain_plus.observe.output import OutputCapture
 from raytrain_plus.ray_cluster.memory_monitor import memory_use
 from raytrain_plus.ray_cluster.metrics import export_traffic
+from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import check_claim
 from raytrain_plus.storage.ownership import Owners
@@ -158,6 +159,7 @@ class Worker:
         self._spec = spec
         exporter = export_traffic(spec.name)
         self._closing.callback(exporter.stop)
+        seed_global_generators(seed_for(spec.seed, "task"))
         self._task = load_task(spec.task, spec.task_settings, spec.cwd)
         self._source, self._order = open_data(spec, self._task)
         self._closing.callback(self._source.close)
