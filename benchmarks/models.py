@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks import report
 from benchmarks.group import Group, verdict
@@ -80,6 +81,27 @@ def convolutions(norm: Callable[[int], nn.Module], wrap: Any = lambda layer: lay
         nn.Flatten(),
         wrap(nn.Linear(8, 4)),
     )
+
+
+class Checkpointed(nn.Module):
+    """Computes a model's forward again in the backward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the model returns."""
+        return checkpoint(self.model, images, use_reentrant=False)
+
+
+class Autocast(Checkpointed):
+    """Computes a model in bfloat16."""
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the model returns, in single precision."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(images).float()
 
 
 class Recurrent(nn.Module):
@@ -171,6 +193,11 @@ def models() -> dict[str, Callable[[], Task]]:
         "convolutions, channels last": lambda: convolutions(nn.BatchNorm2d).to(
             memory_format=torch.channels_last
         ),
+        "convolutions, SyncBatchNorm": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(
+            convolutions(nn.BatchNorm2d)
+        ),
+        "convolutions, checkpointed": lambda: Checkpointed(convolutions(nn.BatchNorm2d)),
+        "convolutions, autocast to bfloat16": lambda: Autocast(convolutions(nn.BatchNorm2d)),
         "convolutions, bfloat16": lambda: nn.Sequential(
             _Cast(), convolutions(lambda n: nn.GroupNorm(2, n)).bfloat16()
         ),
