@@ -14,7 +14,7 @@ import typer
 from raytrain_plus.cli.remote import RemoteError
 from raytrain_plus.elastic.client.control import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
-from raytrain_plus.interrupts import Interrupts, RunInterrupted, status_of
+from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted, status_of
 from raytrain_plus.names import InvalidNameError, check_reference
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
@@ -78,13 +78,15 @@ def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> 
     The status is 2 for wrong input, 1 for a failed run, and 128 plus the signal's number after a
     signal: 130 for Ctrl-C, 143 for SIGTERM.
     """
-    with Interrupts(raises=1):
-        answered = _answered(run, as_json=as_json, debug=debug)
+    with Interrupts(raises=1) as taken:
+        answered = _answered(run, taken, as_json=as_json, debug=debug)
     _print_json(answered, as_json=as_json)
     return answered
 
 
-def _answered(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
+def _answered(
+    run: Callable[[], dict[str, Any]], taken: Interrupts, *, as_json: bool, debug: bool
+) -> dict[str, Any]:
     try:
         return _naming_extras(run)
     except KeyboardInterrupt as error:
@@ -92,7 +94,9 @@ def _answered(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) 
             sys.stderr.write(redact(f"{str(error) or 'interrupted'}\n"))
             if isinstance(error, RunInterrupted):
                 _print_json(error.summary, as_json=as_json)
-        raise typer.Exit(status_of(error)) from error
+        # A plain KeyboardInterrupt, as Ray raises it, does not say which signal came.
+        status = Interrupted(taken.number).status if taken.number else status_of(error)
+        raise typer.Exit(status) from error
     except RunFailedError as error:
         sys.stderr.write(redact(f"{error}\n"))
         if where := error.summary.get("failed_on"):

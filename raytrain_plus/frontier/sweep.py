@@ -32,7 +32,7 @@ from raytrain_plus.frontier.points import FinishedTrial, points
 from raytrain_plus.frontier.promotion import PromotionRule, propose
 from raytrain_plus.frontier.searching import RecipeSearch
 from raytrain_plus.frontier.trials import RecipeTrial, Setting
-from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
+from raytrain_plus.interrupts import Interrupts, RunInterrupted
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import cluster
 from raytrain_plus.worker_pool.server import start_worker_pool
@@ -83,7 +83,7 @@ def run_sweep(
     _check(sweep, budget, workers)
     task = sweep.loaded_task()
     folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
-    with Interrupts(), folder.held():
+    with Interrupts() as taken, folder.held():
         _check_place(sweep, folder, resume=resume)
         cpus = math.ceil(most * sweep.resources.get("CPU", 1))
         with contextlib.ExitStack() as stack:
@@ -94,7 +94,7 @@ def run_sweep(
             described = sweep.described()
             data = _kept(task, folder.path / "data")
             folder.write("session", sweep=described, workers=workers, budget=budget)
-            stack.push(partial(_end_session, sweep, folder))
+            stack.push(partial(_end_session, sweep, folder, taken))
             setting = Setting(
                 sweep=sweep, folder=folder.path, worker_pool=pool, workers=workers, data=data
             )
@@ -103,14 +103,19 @@ def run_sweep(
 
 
 def _end_session(
-    sweep: Sweep, folder: SweepFolder, kind: Any, error: BaseException | None, trace: Any
+    sweep: Sweep,
+    folder: SweepFolder,
+    taken: Interrupts,
+    kind: Any,
+    error: BaseException | None,
+    trace: Any,
 ) -> None:
     """Record the end of a session; give an interrupt the sweep's summary."""
     del kind, trace
     if error is None or isinstance(error, KeyboardInterrupt):
         folder.write("session_end")
     if isinstance(error, KeyboardInterrupt):
-        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        number = taken.number or signal.SIGINT  # Ray raises a plain KeyboardInterrupt
         text = f"the sweep was ended by {signal.Signals(number).name}"
         raise RunInterrupted(number, text, _summary(sweep, folder)) from None
 
