@@ -74,7 +74,7 @@ def test_the_order_of_algorithms_is_explained_whatever_their_order_on_the_comman
         (["Nope"], ["no algorithm is called 'Nope'", "module:Class"]),
         (["nowhere:Halve"], ["nowhere", "cannot be imported"]),
         (["own_methods:Gone"], ["no attribute 'Gone'"]),
-        (["own_methods:NoAspect"], ["no class derived from"]),
+        (["own_methods:NoAspect"], ["not a class derived from"]),
         (["own_methods:Halve:factor=much"], ["factor", "It has factor=0.5"]),
         (["own_methods.py:Halve:size=1"], ["size", "not permitted"]),
     ],
