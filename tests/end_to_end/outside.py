@@ -44,7 +44,7 @@ class Slow(Task):
         return pa.table({"image": image, "label": np.zeros(256, dtype="int64")})
 """
 
-_PATIENCE = 120.0
+_PATIENCE = 400.0
 
 
 class Site:

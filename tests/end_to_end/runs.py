@@ -221,7 +221,23 @@ def undisturbed(kind: type[Task], logical_ranks: int, steps: int = STEPS) -> Run
 
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
-    """Start a separate Ray cluster, even if other clusters run on this machine."""
+    """Start a separate Ray cluster, even if other clusters run on this machine.
+
+    Within another one it takes the other's place: a new one like it is started afterwards.
+    """
+    is_within = ray.is_initialized()
+    if is_within:
+        ray.shutdown()
+    _start_ray()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if is_within:
+            _start_ray()
+
+
+def _start_ray() -> None:
     ray.init(
         address="local",
         num_cpus=8,
@@ -232,10 +248,6 @@ def cluster() -> Iterator[None]:
         # Otherwise other programs on this machine would starve the workers.
         _system_config={"worker_niceness": 0},
     )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def at_once(*calls: Callable[[], T]) -> list[T]:

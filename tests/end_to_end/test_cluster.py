@@ -15,7 +15,7 @@ from tests.end_to_end.cluster_run import ALONE, NAME
 from tests.end_to_end.runs import Run, program
 from tests.expected import require
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.end_to_end.runs import Run, differences, program, undisturbed
 from tests.end_to_end.tasks import Plain
 from tests.expected import require
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 POWER_OFF, CABLE_PULL = 10.0, 30.0  # seconds
 

@@ -10,7 +10,7 @@ from raytrain_plus.observe import journal
 from tests.end_to_end import outside
 from tests.end_to_end.runs import program
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def train(storage, name, *, worker_pool, task, seed=17, aspects=(), faults=(), s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_reused_workers_compute_the_same_as_new_ones(tmp_path):
     """After another task and after a kill. A process that cannot be reset is replaced."""
     with cluster():
@@ -88,7 +88,7 @@ def test_reused_workers_compute_the_same_as_new_ones(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_run_that_is_stopped_gives_its_workers_back(tmp_path):
     """As Ray Tune stops a trial: at once, not at the run's next evaluation."""
     with cluster(), ThreadPoolExecutor(1) as thread:
@@ -124,7 +124,7 @@ def sweep(storage, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_killed_sweep_continues_without_losses(tmp_path):
     """It survives the kill of a worker and its own kill."""
     folder = SweepFolder(tmp_path / SWEEP.name)

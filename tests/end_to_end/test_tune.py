@@ -13,7 +13,7 @@ from tests.end_to_end.tuned import train
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("reports", [True, False])
 def test_a_trial_that_is_stopped_ends_its_run(reports, tmp_path):
     """Tune stops it by a condition on its results, or, if it reports nothing, by a time limit."""
