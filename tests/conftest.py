@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import hypothesis
@@ -31,6 +33,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def default_signals():
+    """A shell starts a background job with signals ignored, and its children inherit that."""
+    if threading.current_thread() is threading.main_thread():
+        for number, default in {
+            signal.SIGINT: signal.default_int_handler,
+            signal.SIGHUP: signal.SIG_DFL,
+        }.items():
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, default)
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ def test_the_rank_is_a_fraction_or_a_number():
     for wrong in (0, -1, 1.5):
         with pytest.raises(pydantic.ValidationError):
             Factorize(rank=wrong)
-        with pytest.raises(AspectError, match=f"rank {wrong} is neither a share"):
+        with pytest.raises(AspectError, match=f"rank {wrong} is neither a fraction"):
             apply(nn.Linear(8, 8), wrong)
 
 
