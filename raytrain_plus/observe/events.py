@@ -91,9 +91,8 @@ Whole = Annotated[
 ]
 Number = Annotated[float, Check("a number", _is_number)]
 Finite = Annotated[float, Check("a finite number", _is_finite)]
-EndState = Annotated[
-    str, Check("`finished`, `stopped` or `failed`", ("finished", "stopped", "failed").__contains__)
-]
+END_STATES = ("finished", "stopped", "failed")
+EndState = Annotated[str, Check("`finished`, `stopped` or `failed`", END_STATES.__contains__)]
 Hexadecimal = Annotated[str, Check("a hexadecimal number", _is_hexadecimal)]
 Time = Annotated[
     float,

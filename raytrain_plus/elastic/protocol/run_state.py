@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from enum import StrEnum
 
+from raytrain_plus.observe.events import END_STATES
+
 
 class RunState(StrEnum):
     """What a run is at.
@@ -57,7 +59,7 @@ class RunStateError(RuntimeError):
     """A run was to get into a state that cannot follow the one that it is in."""
 
 
-ENDS = frozenset({RunState.FINISHED, RunState.STOPPED, RunState.FAILED})
+ENDS = frozenset(map(RunState, END_STATES))
 """How a run ends."""
 
 _OVER = ENDS | {RunState.REPLACED}
