@@ -37,9 +37,10 @@ test: check
 # start clusters and fill the machine, and bits as a processor without vector instructions has them.
 test-all: test
 	$(BIN)/pytest --numprocesses $(WORKERS) -m pairs tests/algorithms
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --timeout 900 tests/end_to_end
+	$(BIN)/pytest --timeout 600 tests/end_to_end
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
-		$(BIN)/pytest --numprocesses $(WORKERS) tests/training tests/chaos tests/end_to_end/test_bits.py
+		$(BIN)/pytest --numprocesses $(WORKERS) tests/training/test_loop.py tests/training/test_salvage.py \
+		tests/training/test_reduction.py tests/training/test_usual_tasks.py tests/chaos tests/end_to_end/test_bits.py
 
 # Whole runs that take minutes each, such as a sweep, a cluster of namespaces and chaos: each night.
 test-slow: install

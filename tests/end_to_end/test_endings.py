@@ -229,6 +229,7 @@ def test_a_signal_before_a_resumed_run_has_a_group_keeps_its_checkpoint(train):
     assert not resumed.left()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_demo(command, tmp_path):
     demo = command("", "demo", "--storage", str(tmp_path / "runs"))
 
@@ -295,6 +296,7 @@ def test_a_signal_ends_a_chaos_campaign(command, tmp_path, number):
     assert not chaos.left()
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_process_that_follows_a_run(train, command, tmp_path):
     """SIGHUP, from a closed terminal, does not stop the run; SIGTERM stops it."""
     with cluster():
