@@ -33,7 +33,7 @@ from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
-from raytrain_plus.streams.source import Source
+from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task
 from raytrain_plus.task_check import call_task_method, check_form
@@ -322,15 +322,14 @@ def open_for(
         DataError: the data is missing, empty, or of another schema.
     """
     names = None if task.columns is None else list(task.columns)
-    with contextlib.ExitStack() as undo:
-        try:
-            source = open_source(data, names, hash_data=hash_data)
-            undo.callback(source.close)
+    try:
+        source = open_source(data, names, hash_data=hash_data)
+        with closed_on_error(source):
             shapes = _shapes(source)
-        except (DataError, StorageError) as error:
-            raise DataError(f"{what}: {error}") from error
+    except (DataError, StorageError) as error:
+        raise DataError(f"{what}: {error}") from error
+    with closed_on_error(source):
         _check_fits(task, shapes, what)
-        undo.pop_all()  # the caller closes it from here on
     return source
 
 

@@ -23,6 +23,15 @@ _ALONE = {
     "stop": "steer",
 }
 
+HELP = {"help_option_names": ["-h", "--help"]}  # of each command
+
+
+def version_line() -> str:
+    """Return what `--version` prints."""
+    from importlib.metadata import version  # noqa: PLC0415 - see `main`
+
+    return f"raytrain-plus {version('raytrain-plus')}"
+
 
 def main() -> None:
     """Run the command line."""
@@ -37,7 +46,7 @@ def main() -> None:
         )
     command = "".join(sys.argv[1:2])
     if command == "--version":
-        sys.stdout.write(f"raytrain-plus {own}\n")
+        sys.stdout.write(f"{version_line()}\n")
     elif command in _ALONE:
         _alone(command)()
     else:
@@ -50,7 +59,7 @@ def _alone(command: str) -> "typer.Typer":
     app = typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=HELP,
     )
     app.callback()(lambda: None)  # so that its name stays on the command line
     module = importlib.import_module(f"raytrain_plus.cli.{_ALONE[command]}")

@@ -3,7 +3,6 @@
 import sys
 import time
 import uuid
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from raytrain_plus import trainer
 from raytrain_plus.algorithms.naming import parse_algorithm, parse_settings
 from raytrain_plus.chaos.replay import NamedRun, Replay
 from raytrain_plus.chaos.trace import changes, read_trace
+from raytrain_plus.cli import HELP, version_line
 from raytrain_plus.cli.algorithms import algorithms, export
 from raytrain_plus.cli.answers import (
     DEFAULT_STORAGE,
@@ -310,7 +310,7 @@ def _new_name(task: str) -> str:
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
-        typer.echo(f"raytrain-plus {version('raytrain-plus')}")
+        typer.echo(version_line())
         raise typer.Exit
 
 
@@ -329,7 +329,7 @@ app = typer.Typer(
     help="Elastic, bit-for-bit reproducible PyTorch training on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
 )
 app.callback()(_options)
 for _panel, _commands in {

@@ -10,7 +10,7 @@ from raytrain_plus.streams.columns import DataError, check_setting, is_whole, li
 from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.mixture_order import DEFAULT_BLOCK, MixedOrder, block_counts
 from raytrain_plus.streams.order import Ordering
-from raytrain_plus.streams.source import Source
+from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream, StreamFile, open_stream
 
 
@@ -75,9 +75,7 @@ class MixedSource(Source):
         files = [file for source in sources.values() for file in source.shards]
         remote = [file for file in files if isinstance(file, StreamFile)]
         ahead = Prefetcher(remote, remote[0].cache) if first.lookahead is not None else None
-        with contextlib.ExitStack() as undo:
-            if ahead is not None:
-                undo.callback(ahead.close)
+        with closed_on_error(ahead):  # this source closes it from here on
             super().__init__(
                 files,
                 (open_mixture, (mixture, selection)),
@@ -86,7 +84,6 @@ class MixedSource(Source):
                 transform=first.transform,
                 lookahead=ahead,
             )
-            undo.pop_all()  # this source closes it from here on
         self._mixture, self._sources = mixture, sources
 
     def described(self) -> Mapping[str, Any]:

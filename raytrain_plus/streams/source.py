@@ -120,6 +120,25 @@ class Lookahead(Protocol):
         """Fetch nothing more, and remove the next uses from the cache."""
 
 
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+@contextlib.contextmanager
+def closed_on_error(opened: _Closes | None) -> Iterator[None]:
+    """Close what was opened if the block fails. Otherwise its next owner closes it.
+
+    Args:
+        opened: a source or what a source owns; None for nothing.
+    """
+    try:
+        yield
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise
+
+
 class Source:
     """Rows of a table, files or streams; made by `open_source`.
 

@@ -66,7 +66,7 @@ from raytrain_plus.streams.format import (
 )
 from raytrain_plus.streams.labels import Labels, check_same, labels_of, with_names
 from raytrain_plus.streams.parquet_footer import Footer, read_footer
-from raytrain_plus.streams.source import Function, Opened, Source, Transform
+from raytrain_plus.streams.source import Function, Opened, Source, Transform, closed_on_error
 
 DEFAULT_CACHE_LIMIT = 16 << 30
 _LARGEST_MANIFEST = 1 << 30  # bytes: some five million files
@@ -360,9 +360,7 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     if not files:
         raise DataError(f"{store.url} has no rows: there is nothing to train on.")
     lookahead = None if files[0].in_place else Prefetcher(files, cache)
-    with contextlib.ExitStack() as undo:
-        if lookahead is not None:
-            undo.callback(lookahead.close)
+    with closed_on_error(lookahead):  # the source closes it from here on
         source = Source(
             files,
             (open_stream, (stream, selection)),
@@ -371,7 +369,6 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
             transform=stream.transform and Transform(stream.transform, stream.per == "batch"),
             lookahead=lookahead,
         )
-        undo.pop_all()  # the source closes it from here on
     source.labels = files[0].labels
     if manifest is not None:
         source.label_skew = manifest.label_skew

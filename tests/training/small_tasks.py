@@ -77,6 +77,15 @@ class Branching(Plain):
         return model(batch["x"], extra=batch["x"].abs().max() > 4)
 
 
+class CountsSteps:
+    """Gives the model of a task a buffer in which its forward counts steps."""
+
+    def model(self):
+        model = super().model()
+        model.register_buffer("steps", torch.tensor(0))
+        return model
+
+
 class Tied(Plain):
     """One parameter is used twice, once in place of another parameter."""
 

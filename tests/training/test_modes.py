@@ -13,7 +13,7 @@ from raytrain_plus.training import modes
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.loop import LossError, StateError
 from tests.training.corrupted import Group, Worker, flip_parameter
-from tests.training.small_tasks import Plain, loop_alone, parameters, run
+from tests.training.small_tasks import CountsSteps, Plain, loop_alone, parameters, run
 from tests.training.wires import bits
 
 
@@ -160,13 +160,8 @@ def test_weights_that_an_evaluation_leaves_changed_are_blamed_on_the_advice(work
     assert all(isinstance(result, CorruptionError) for result in results)
 
 
-class Clamping(Plain):
+class Clamping(CountsSteps, Plain):
     """Changes weights in the forward, from its third step on, unnoticed by PyTorch's counter."""
-
-    def model(self):
-        model = super().model()
-        model.register_buffer("steps", torch.tensor(0))
-        return model
 
     def forward(self, model, batch):
         model.steps += 1

@@ -26,6 +26,7 @@ from tests.training.small_tasks import (
     FEATURES,
     PART,
     SEED,
+    CountsSteps,
     Plain,
     everything,
     loop_alone,
@@ -629,12 +630,7 @@ def test_a_forward_that_changes_parameters_is_refused_by_name(task, named):
 
 
 def test_a_parameter_that_is_unfrozen_later_is_refused_before_state_is_lost():
-    class Later(Unfreezing):
-        def model(self):
-            model = super().model()
-            model.register_buffer("steps", torch.tensor(0))
-            return model
-
+    class Later(CountsSteps, Unfreezing):
         def forward(self, model, batch):
             model.steps += 1
             if model.steps > 2:
@@ -648,18 +644,13 @@ def test_a_parameter_that_is_unfrozen_later_is_refused_before_state_is_lost():
         assert {loop.replica.step for loop in loops} == {2}
 
 
-class LaterChange(Plain):
+class LaterChange(CountsSteps, Plain):
     """One phase changes a weight, from the third step on."""
 
     def __init__(self, phase, caught=None):
         super().__init__()
         self.phase = phase
         self.caught = caught
-
-    def model(self):
-        model = super().model()
-        model.register_buffer("steps", torch.tensor(0))
-        return model
 
     def change(self, model, phase):
         if model.steps > 2 and phase == self.phase:

@@ -17,7 +17,7 @@ from raytrain_plus.task import Task, TaskError, TaskWarning
 from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.reduction import Reduction
-from tests.training.small_tasks import CLASSES, FEATURES, PART, part
+from tests.training.small_tasks import CLASSES, FEATURES, PART, CountsSteps, Tied, part
 
 SEED = 17
 STEPS = 3
@@ -137,17 +137,6 @@ class Adapted(nn.Module):
 
     def forward(self, x):
         return self.head(torch.tanh(self.norm(self.base(x) + x @ self.down @ self.up)))
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
-        self.second.weight = self.first.weight
-        self.last = nn.Linear(FEATURES, CLASSES)
-
-    def forward(self, x):
-        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
 class Complex(nn.Module):
@@ -378,7 +367,7 @@ EQUAL = {
         optimize=staticmethod(sgd),
     ),
     "low rank next to frozen": of_model(Adapted),
-    "tied": of_model(Tied),
+    "tied": of_model(Tied.Model),
     "weight norm": of_model(
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(FEATURES, CLASSES)))
     ),
@@ -499,13 +488,8 @@ class ScalingByGlobal(Usual):
         return SCALER.scale(super().loss(outputs, batch))
 
 
-class LateInForward(Late):
+class LateInForward(CountsSteps, Late):
     """Adds the group in the forward of the third step."""
-
-    def model(self):
-        model = super().model()
-        model.register_buffer("steps", torch.tensor(0))
-        return model
 
     def forward(self, model, batch):
         model.steps += 1

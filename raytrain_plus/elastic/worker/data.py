@@ -1,6 +1,5 @@
 """A run's data, as each of its workers opens it."""
 
-import contextlib
 import socket
 import warnings
 from typing import Any
@@ -12,7 +11,7 @@ from raytrain_plus.streams.columns import DataError, LeftOutWarning
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
-from raytrain_plus.streams.source import Source
+from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task
 from raytrain_plus.training.evaluation import Evaluation
@@ -25,11 +24,9 @@ def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
         DataError: it cannot be read, or is other data than the driver has opened.
     """
     source = _open(spec.data, spec, task)
-    with contextlib.ExitStack() as undo:
-        undo.callback(source.close)
+    with closed_on_error(source):
         _check_same(source, spec.identity.get("data content"), spec.data, spec)
         order = source.order(spec.logical_ranks, spec.seed, spec.part_rows)
-        undo.pop_all()  # the caller closes it from here on
     return source, order
 
 
@@ -42,13 +39,10 @@ def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
     if spec.evaluation_data is None:
         return None
     source = _open(spec.evaluation_data, spec, task)
-    with contextlib.ExitStack() as undo:
-        undo.callback(source.close)
+    with closed_on_error(source):
         _check_same(source, spec.identity.get("evaluation data"), spec.evaluation_data, spec)
         order = source.plain_order(spec.logical_ranks)
-        evaluation = Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
-        undo.pop_all()  # the caller closes its source from here on
-    return evaluation
+        return Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
 
 
 def _open(data: Any, spec: RunSpec, task: Task) -> Source:
