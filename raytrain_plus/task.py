@@ -6,7 +6,8 @@ import inspect
 import socket
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 """Column name -> tensor of shape (rows, ...), or a list if rows have no fixed shape."""
+
+
+Log = Callable[[str, Tensor | float, Tensor | float | None], None]
+
+CURRENT_LOG: ContextVar[Log | None] = ContextVar("current_log", default=None)
+"""What `Task.log` calls: the log of the step whose part this thread computes, or nothing."""
 
 
 class TaskError(ValueError):
@@ -103,6 +110,27 @@ class Task:
             zero counts nothing, but its loss must be a number.
         """
         raise TaskError(f"{type(self).__name__} does not define loss(outputs, batch)")
+
+    def log(self, name: str, value: Tensor | float, weights: Tensor | float | None = None) -> None:
+        """Log a scalar from `forward` or `loss`; the mean over the step's samples is kept.
+
+        The mean has the same bits on any number of workers. It is in the journal, the report, the
+        status, the metrics and the loggers. A name that is logged several times in a part counts
+        with all its values. NaN is kept as it is. In an evaluation this does nothing.
+
+        Args:
+            name: under which it is shown.
+            value: one number per sample, shape (n,); or one number, which stands for all samples of
+                the part. It is detached.
+            weights: of the value or the values, in the same form; the mean is
+                `sum(weights * values) / sum(weights)`. Default: the number of samples.
+
+        Raises:
+            TaskError: the name or a value has another form.
+        """
+        log = CURRENT_LOG.get()
+        if log is not None:
+            log(name, value, weights)
 
     def metrics(self) -> "dict[str, torchmetrics.Metric]":
         """Return what an evaluation measures. Default: nothing."""

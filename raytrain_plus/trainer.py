@@ -379,7 +379,8 @@ def result_of(ended: Ended, spec: RunSpec | None = None) -> ray.train.Result:
     """Return Ray Train's Result.
 
     A metric of the task with the name loss, steps or digest becomes `evaluation_loss` and so on, so
-    that it does not replace the run's own value.
+    that it does not replace the run's own value. A logged scalar whose name is taken becomes
+    `logged_` and its name.
 
     Args:
         ended: how the run ended.
@@ -394,8 +395,10 @@ def result_of(ended: Ended, spec: RunSpec | None = None) -> ray.train.Result:
         raise TrainingFailedError(outcome.error, ended.summary)
     own = {"loss": outcome.loss, "steps": outcome.steps, "digest": outcome.digest}
     found = {f"evaluation_{k}" if k in own else k: v for k, v in outcome.metrics.items()}
+    found |= own
+    logged = {f"logged_{k}" if k in found else k: v for k, v in outcome.logged.items()}
     return ray.train.Result(
-        metrics={**found, **own},
+        metrics={**logged, **found},
         checkpoint=_checkpoint(outcome, spec) if outcome.checkpoint else None,
         error=None,
         path=ended.summary["folder"],

@@ -79,6 +79,7 @@ LAYERS = [
         "exits",
         "interrupts",
         "task",
+        "scalars",
         "names",
         "redaction",
         "plain_yaml",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raytrain_plus.clock import Clock
+from raytrain_plus.scalars import Scalar, Scalars
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.task import Batch
 
@@ -89,6 +90,7 @@ class Step:
             those of aspects. The step's gradient is the gradient of the sum of all weighted losses
             divided by the sum of all weights.
         notes: what advice leaves for other advice in the same part.
+        scalars: what is logged in the step.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Step:
         self.losses: Tensor | None = None
         self.weights: Tensor | None = None
         self.notes: dict[str, Any] = {}
+        self.scalars = Scalars()
         self._training = training
         self._compute = compute
 
@@ -131,6 +134,18 @@ class Step:
         stays equal on all workers.
         """
         return self._training.states.setdefault(aspect.name, {})
+
+    def log(self, name: str, value: Scalar, weights: Scalar | None = None) -> None:
+        """Log a scalar of this step, as `Task.log` does.
+
+        In a part (`batch`, `forward`, `loss`, before the part's backward) values are averaged over
+        all samples. Outside of a part (`step`, `update`) the value must be one number that is the
+        same on every worker, such as the norm of the gradient.
+
+        Raises:
+            TaskError: the name or the value has another form, or it is logged too late in a part.
+        """
+        self.scalars.log(name, value, weights, in_part=self.logical_rank >= 0)
 
     def compute(self, batch: Batch) -> Tensor:
         """Run forward and loss of another batch, without side effects.

@@ -81,6 +81,21 @@ def _is_cause(value: object) -> bool:
     return value.keys() <= {"kind", "worker", "detail"} and all(map(_is_text, value.values()))
 
 
+NOT_FINITE = ("nan", "inf", "-inf")
+"""What stands for a number that JSON does not have."""
+
+
+def _are_scalars(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_finite(one) or one in NOT_FINITE for one in value.values()
+    )
+
+
+def scalars_for_json(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Return named numbers as JSON can hold them; `float()` reads each back."""
+    return {name: x if math.isfinite(x) else str(x) for name, x in values.items()}
+
+
 Text = Annotated[str, Check("a text", _is_text)]
 Texts = Annotated[list[str], Check("a list of texts", lambda value: _are(value, _is_text))]
 Flag = Annotated[bool, Check("true or false", lambda value: isinstance(value, bool))]
@@ -99,6 +114,10 @@ Time = Annotated[
     Check("a time in seconds since 1970", lambda value: _is_finite(value) and 0 <= value < _LATEST),
 ]
 Table = Annotated[dict[str, Any], Check("an object", lambda value: isinstance(value, dict))]
+Scalars = Annotated[
+    dict[str, float | str],
+    Check("an object of numbers, where `nan`, `inf` and `-inf` are texts", _are_scalars),
+]
 Causes = Annotated[
     list[dict[str, str]],
     Check("a list of causes, each `{kind, worker, detail}`", lambda v: _are(v, _is_cause)),
@@ -181,6 +200,7 @@ class StepEvent(TypedDict):
     salvaged: NotRequired[
         Annotated[Count, "logical ranks that a failed attempt at the step had computed"]
     ]
+    logged: NotRequired[Annotated[Scalars, "what the task and algorithms have logged, by name"]]
 
 
 class EvaluateEvent(TypedDict):
@@ -286,6 +306,7 @@ class EndEvent(TypedDict):
     digest: NotRequired[Annotated[Text, "sha256 of the final state"]]
     loss: NotRequired[Annotated[Number | None, "of the last step"]]
     metrics: NotRequired[Annotated[Table, "of the last evaluation"]]
+    logged: NotRequired[Annotated[Scalars, "the last value of each name that was logged"]]
     device_seconds: NotRequired[Annotated[Finite, "busy time of all workers"]]
     checkpoint: NotRequired[Annotated[Text | None, "where the last state is"]]
     bitwise: NotRequired[

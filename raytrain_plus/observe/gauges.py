@@ -61,6 +61,11 @@ _PAUSES = Metric(
     "Seconds without training since the run began, by the kind of cause that forced the pause.",
     label="cause",
 )
+_LOGGED = Metric(
+    "raytrain_plus_logged",
+    "The last value of each scalar that the task and algorithms have logged.",
+    label="scalar",
+)
 _CHECKPOINT_AGE = Metric(
     "raytrain_plus_checkpoint_age_seconds",
     "Seconds since the newest checkpoint was committed, or since the run began.",
@@ -73,7 +78,7 @@ _MISSES = Metric("raytrain_plus_cache_misses", "Files that a worker waited for."
 
 METRICS = (
     *(_STEP, _TOTAL, _LOSS, _RATE, _WORKERS, _GENERATION, _PAUSES, _CHECKPOINT_AGE),
-    *(_FETCHED, _HITS, _MISSES),
+    *(_LOGGED, _FETCHED, _HITS, _MISSES),
 )
 
 
@@ -100,6 +105,7 @@ class LiveRun:
         self._throughput = Throughput()
         self._step = self._generation = self._workers = 0
         self._loss: float | None = None
+        self._logged: dict[str, float] = {}
         self._pauses = dict.fromkeys(KINDS, 0.0)
         self._checkpoints: dict[str, tuple[int, float]] = {}  # folder -> step, Unix time
 
@@ -150,6 +156,7 @@ class LiveRun:
                 Reading(_GENERATION, self._generation),
                 Reading(_CHECKPOINT_AGE, age),
                 *(Reading(_PAUSES, seconds, cause) for cause, seconds in self._pauses.items()),
+                *(Reading(_LOGGED, value, name) for name, value in self._logged.items()),
             ]
             return found if self._loss is None else [*found, Reading(_LOSS, self._loss)]
 
@@ -161,6 +168,8 @@ class LiveRun:
         elif kind == "step":
             self._step, self._loss = event["step"], event["loss"]
             self._throughput.add(event.get("time", 0.0), event["step"])
+            if "logged" in event:
+                self._logged |= {name: float(x) for name, x in event["logged"].items()}
         elif kind == "withdrawn":
             self._step = event["step"]
         elif kind == "generation":

@@ -133,6 +133,8 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     }
     for name, value in summary["metrics"].items():
         rows[name] = f"{value:.4f}" if isinstance(value, float) else str(value)
+    for name, value in summary.get("logged", {}).items():
+        rows.setdefault(name, f"{float(value):.6g}")
     for what in ("samples", "tokens"):
         if summary[what]["trained"] != summary[what]["loaded"]:
             rows[f"{what} trained"] = (

@@ -50,6 +50,8 @@ def _summary(status: Mapping[str, Any]) -> Table:
         grid.add_row("loss", f"{status['loss']:.6f}")
     for name, value in status["metrics"].items():
         grid.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    for name, value in status.get("logged", {}).items():
+        grid.add_row(name, f"{float(value):.6g}")
     if "samples_per_second" in status:
         grid.add_row("speed", f"{status['samples_per_second']:,.0f} samples/s")
     if "workers" in status:

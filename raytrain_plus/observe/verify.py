@@ -84,6 +84,8 @@ class _Facts:
                     facts.rest[event["step"], f"metric {name}"] = value
             elif event["event"] == "end" and event.get("digest"):
                 facts.rest[_END, "digest"] = event["digest"]
+                for name, value in event.get("logged", {}).items():
+                    facts.rest[_END, f"logged {name}"] = value
         return facts
 
     def forget_after(self, step: int) -> None:

@@ -6,14 +6,15 @@ thread of their own. What a failed step has summed outlives it: survivors need n
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from raytrain_plus.algorithms import Step
+from raytrain_plus.scalars import Sums
 from raytrain_plus.task import TaskError
 from raytrain_plus.training.backward import TWICE, Backward, FirstSibling
 from raytrain_plus.training.bits import bit_sum
@@ -42,6 +43,7 @@ class Subtree:
         present: per gradient, whether any leaf that its worker had computed has it.
         rows: those logical ranks' rows of the step header.
         attachment: that of logical rank 0, if it is among them.
+        logged: by logical rank, the scalars that its part has logged.
     """
 
     start: int
@@ -50,6 +52,7 @@ class Subtree:
     present: list[bool]
     rows: Rows
     attachment: bytes
+    logged: Mapping[int, Sums] = field(default_factory=dict)
 
 
 def add(left: Partial, right: Partial) -> Leaf:
@@ -118,6 +121,7 @@ class Exchange:
         self._rows = rows
         self._backward.begin_step()
         self._attachment = b""
+        self._logged: dict[int, Sums] = {}
         ours = [s for s in salvaged if start <= s.start and s.stop <= stop]
         self._salvaged = {s.start: s for s in ours}
         self._reused = {rank for s in ours for rank in range(s.start, s.stop)}
@@ -146,6 +150,7 @@ class Exchange:
             self._rows[mine, OF_A_PART] = subtree.rows[:, OF_A_PART]
             self._rows[mine, SALVAGED] = 1
             self._attachment = self._attachment or subtree.attachment
+            self._logged |= subtree.logged
             present = self._backward.present
             present[:] = [a or b for a, b in zip(present, subtree.present, strict=True)]
             if subtree.stop < self._ranks.stop:
@@ -153,7 +158,7 @@ class Exchange:
             else:
                 self._final = [{i: subtree.leaf[i] for i in b} for b in self._reduction.buckets]
                 self._whole = True
-                self._reduction.open(self._rows, self._attachment)
+                self._reduction.open(self._rows, self._attachment, self._logged)
                 self._submit_complete(subtree.stop - rank)
         return True
 
@@ -171,6 +176,8 @@ class Exchange:
         """
         rank = step.logical_rank
         self._attachment = self._attachment or attachment
+        if step.scalars.sums:
+            self._logged[rank] = step.scalars.sums
         if self._is_merged(rank):
             self._backward.run(step, loss)
             self._first = self._backward.keep(changes)
@@ -179,7 +186,7 @@ class Exchange:
         if first is not None:
             changes = add(first.changes, changes)
         if rank == self._ranks[-1]:
-            self._reduction.open(self._rows, self._attachment)
+            self._reduction.open(self._rows, self._attachment, self._logged)
             self._run_last(step, loss, first, changes)
             if rank == self._audited:  # nothing is added to a last leaf where it lies
                 leaf_of = {i: tensor for final in self._final for i, tensor in final.items()}
@@ -242,7 +249,8 @@ class Exchange:
             rows = self._rows[start - self._ranks.start : stop - self._ranks.start]
             attachment = b"" if start else self._attachment
             ordered, present = [leaf[i] for i in range(len(leaf))], [*self._backward.present]
-            kept.append(Subtree(start, stop, ordered, present, rows, attachment))
+            logged = {rank: sums for rank, sums in self._logged.items() if start <= rank < stop}
+            kept.append(Subtree(start, stop, ordered, present, rows, attachment, logged))
         return [*kept, *self._salvaged.values()]
 
     def _is_merged(self, rank: int) -> bool:

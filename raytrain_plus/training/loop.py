@@ -3,9 +3,10 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from operator import itemgetter
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ class StepResult(NamedTuple):
             the exchange ran during its computing, in seconds. (0.0, 0.0) if it is not known.
         salvaged: how many logical ranks were not computed again, because a failed attempt at this
             step had left their sums.
+        logged: scalars that the task and aspects have logged, by name.
     """
 
     step: int
@@ -90,6 +92,7 @@ class StepResult(NamedTuple):
     compute_seconds: tuple[float, ...] = ()
     exchange_seconds: tuple[float, float] = (0.0, 0.0)
     salvaged: int = 0
+    logged: Mapping[str, float] = MappingProxyType({})  # a NamedTuple has no default_factory
 
 
 class TrainingLoop:
@@ -255,7 +258,7 @@ class TrainingLoop:
             self._update(step, reduced, rate_factor)
         self._commit(reduced.header_sum)
         self.guard.note()
-        return self._result(reduced, loss)
+        return self._result(reduced, loss, step.scalars.with_outside(reduced.logged))
 
     def check_state(self) -> None:
         """Check that the state is worth keeping.
@@ -465,7 +468,7 @@ class TrainingLoop:
                 copy.copy(self._task), self._seed, device, weave=Weave(aspects), clock=self._clock
             )
 
-    def _result(self, reduced: Reduced, loss: float) -> StepResult:
+    def _result(self, reduced: Reduced, loss: float, logged: Mapping[str, float]) -> StepResult:
         header = reduced.header_sum
         of_workers: list[list[float]] = reduced.header.take(self._firsts, 0).tolist()
         # The worker that waited least had computed last: the others waited for it as well.
@@ -479,6 +482,7 @@ class TrainingLoop:
             compute_seconds=tuple([row[COMPUTE_SECONDS] for row in of_workers]),
             exchange_seconds=(last[SEEN_SECONDS], last[UNSEEN_SECONDS]),
             salvaged=int(header[SALVAGED]),
+            logged=logged,
         )
 
     def _checked_loss(self, reduced: Reduced) -> float:

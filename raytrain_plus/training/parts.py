@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raytrain_plus.algorithms import Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from raytrain_plus.task import Batch, Task, TaskError
+from raytrain_plus.task import CURRENT_LOG, Batch, Task, TaskError
 from raytrain_plus.training.attributes import Place, Slot, same
 from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.bookkeeping import Bookkeeping
@@ -83,6 +83,7 @@ class Parts:
         self._bookkeeping.begin_part(rank)
         self._seed_part(step.number, rank)
         step.logical_rank, step.batch, step.weights, step.notes = rank, batch, None, {}
+        step.scalars.begin_part(batch)
 
     def loss(self, step: Step, row: Rows) -> Tensor:
         """Run forward and loss of the part that has begun; return the sum of its weighted losses.
@@ -91,14 +92,18 @@ class Parts:
             step: the step, inside of the `batch` advice.
             row: the logical rank's row of the step header, which is filled.
         """
-        self._forward(step)
+        logging = CURRENT_LOG.set(step.log)
+        try:
+            self._forward(step)
+        finally:
+            CURRENT_LOG.reset(logging)
         losses, weight, samples = weighted(step)
         if not self._advised:  # advice may freeze parameters for a while
             self._weights.check_trained("the forward or the loss")
         if self._attributes.fresh or self._buffers.has_new():
             self._settle(step, losses)
         total = losses.sum()
-        row[LOSS], row[WEIGHT] = total.item(), weight
+        row[LOSS], row[WEIGHT] = step.scalars.end_part(total), weight
         row[SAMPLES], row[TOKENS] = samples, _tokens(step, samples)
         self._enter("backward")
         return total
@@ -131,6 +136,7 @@ class Parts:
             The weighted losses, and the weights that are in them, or None for all ones.
         """
         before = step.batch, step.outputs, step.losses, step.weights
+        logged = step.scalars.collected()
         step.batch, step.weights = batch, None
         try:
             with self._buffers.lent():
@@ -138,6 +144,7 @@ class Parts:
             return weighted(step)[0], step.weights
         finally:
             step.batch, step.outputs, step.losses, step.weights = before
+            step.scalars.replace(logged)
             self._seed_part(step.number, step.logical_rank)
 
     def _forward(self, step: Step) -> None:
@@ -217,6 +224,7 @@ class Parts:
             keep: places of the buffers that are left as well.
         """
         before = step.outputs, step.losses, step.weights, step.notes
+        logged = step.scalars.collected()
         self._enter("forward")  # so that the additional time does not count as a hang
         try:
             with self._buffers.replayed(keep):
@@ -227,6 +235,7 @@ class Parts:
                 return losses, self._attributes.describe() | self._buffers.describe(keep)
         finally:
             step.outputs, step.losses, step.weights, step.notes = before
+            step.scalars.replace(logged)
 
     def _seed_part(self, number: int, rank: int) -> None:
         seed_global_generators(seed_for(self._seed, "step", number, rank))

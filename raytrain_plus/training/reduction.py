@@ -16,12 +16,19 @@ On an accelerator a step waits for the device once per part (its loss), once aft
 (the time of computing), once per worker for the step header, and twice before the update: one
 transfer tells which gradients are there and whether all are finite, however many buckets there are,
 and the fence keeps the results of an aborted generation out of the update.
+
+Logged scalars (`scalars.py`) travel in further columns of the step header. The columns are the
+names that the generation has logged up to the step before. All workers know the same names, as each
+step tells all of them. Values of other names follow the sums in a message of their own, whose size
+is in the step header. A step without such values sends no such message.
 """
 
 import cmath
 import itertools
+import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -30,6 +37,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from raytrain_plus.scalars import Sums, check_count
 from raytrain_plus.training.tree import additions, maximal_subtrees
 
 Rows = npt.NDArray[np.float64]
@@ -39,8 +47,8 @@ Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is th
 # The columns of the step header. It has a row per logical rank, and every worker receives all rows.
 # The values of a worker are in the row of its first logical rank.
 LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS, CHECKPOINT, COMPUTE_SECONDS = range(8)
-SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED = range(8, 11)
-HEADER_WIDTH = 11
+SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED, NEW_SCALARS = range(8, 12)  # the last one in bytes
+HEADER_WIDTH = 12
 OF_A_PART = [LOSS, WEIGHT, SAMPLES, TOKENS]
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -94,6 +102,7 @@ class Reduced(NamedTuple):
         header: float64 (logical ranks, HEADER_WIDTH), every logical rank's row.
         header_sum: HEADER_WIDTH numbers, the sum of all rows in the tree's order.
         attachment: the bytes that the worker of logical rank 0 attached, filled up with zeros.
+        logged: by name, the mean of a logged scalar over all logical ranks.
     """
 
     gradients: list[Tensor]
@@ -103,6 +112,7 @@ class Reduced(NamedTuple):
     header: Rows
     header_sum: list[float]
     attachment: bytes
+    logged: dict[str, float]
 
 
 class Reduction:
@@ -151,6 +161,8 @@ class Reduction:
         self.buckets = _buckets(self._like, len(gradients))
         self.gradients_of = [[i for i in b if i < len(gradients)] for b in self.buckets]
         self._marked = [i for mine in self.gradients_of for i in mine]
+        self._columns: list[str] = []  # names of logged scalars
+        self._firsts = [r.start for r in ranges]
         self._allocate()
 
     def _allocate(self) -> None:
@@ -196,8 +208,13 @@ class Reduction:
             self.finish(b)
         return self.close()
 
-    def open(self, rows: Rows, attachment: bytes) -> None:
+    def open(self, rows: Rows, attachment: bytes, logged: Mapping[int, Sums] | None = None) -> None:
         """Begin a sum: send the step header.
+
+        Args:
+            rows: as for `run`.
+            attachment: as for `run`.
+            logged: by logical rank of ours, the scalars that its part has logged.
 
         An optimizer may have kept a gradient itself (`state["previous"] = p.grad`), as it may in
         plain PyTorch, where each step has new ones. The memory is then left to it.
@@ -208,6 +225,7 @@ class Reduction:
         self._last: list[Pending] = []
         self._all_rows: Rows | None = None
         self._header_sum: list[float] | None = None
+        rows = self._with_scalars(rows, logged or {})
         if self._wire.size == 1:
             self._all_rows, self._attached = rows, attachment
         else:
@@ -262,9 +280,10 @@ class Reduction:
             present,
             finite,
             self._totals[n:],
-            rows,
-            self._sum_of_rows(),
+            rows[:, :HEADER_WIDTH],
+            self._sum_of_rows()[:HEADER_WIDTH],
             self._attached,
+            self._logged(rows),
         )
 
     def _facts(self) -> tuple[list[bool], bool]:
@@ -302,7 +321,7 @@ class Reduction:
 
     def _header_bytes(self, worker: int) -> int:
         extra = self.attachment_bytes if worker == 0 else 0
-        return len(self._ranges[worker]) * HEADER_WIDTH * 8 + extra
+        return len(self._ranges[worker]) * self._width * 8 + extra
 
     def _post_header(self, rows: Rows, attachment: bytes) -> tuple[list[Tensor], Pending]:
         wire = self._wire
@@ -323,7 +342,88 @@ class Reduction:
         payloads = [box.cpu().numpy().tobytes() for box in header]
         cut = len(payloads[0]) - self.attachment_bytes
         text = b"".join([payloads[0][:cut], *payloads[1:]])
-        return np.frombuffer(text, np.float64).reshape(-1, HEADER_WIDTH), payloads[0][cut:]
+        return np.frombuffer(text, np.float64).reshape(-1, self._width), payloads[0][cut:]
+
+    # -- logged scalars
+
+    @property
+    def _width(self) -> int:
+        return HEADER_WIDTH + 2 * len(self._columns)
+
+    def _with_scalars(self, rows: Rows, logged: Mapping[int, Sums]) -> Rows:
+        """Return our rows with the columns of known names, and keep the values of new ones."""
+        first = self._ranges[self._wire.index].start
+        rows[0, NEW_SCALARS] = 0
+        self._new: dict[int, Sums] = {}
+        if logged:
+            known = set(self._columns)
+            new = {
+                r: {n: v for n, v in sums.items() if n not in known} for r, sums in logged.items()
+            }
+            self._new = {rank: sums for rank, sums in new.items() if sums}
+            if self._new:
+                self._new_bytes = json.dumps(self._new).encode()
+                rows[0, NEW_SCALARS] = len(self._new_bytes)
+        if not self._columns:
+            return rows
+        ours = {rank - first: sums for rank, sums in logged.items()}
+        return np.concatenate([rows, table_of(ours, self._columns, len(rows))], axis=1)
+
+    def _logged(self, rows: Rows) -> dict[str, float]:
+        """Return the means of all logged scalars, and make columns of new names."""
+        found = _means(self._columns, self._sum_of_rows()[HEADER_WIDTH:])
+        sizes = [int(rows[first, NEW_SCALARS]) for first in self._firsts]
+        if any(sizes):
+            new = self._exchange_new(sizes)
+            names = sorted({name for sums in new.values() for name in sums})
+            check_count(len(self._columns) + len(names))
+            found |= _means(names, tree_sum(table_of(new, names, self._leaves)).tolist())
+            self._columns += names
+        return dict(sorted(found.items())) if found else found
+
+    def _exchange_new(self, sizes: Sequence[int]) -> dict[int, Sums]:
+        """Return the values of new names of all logical ranks.
+
+        Args:
+            sizes: of each worker's message, by the step header.
+        """
+        wire = self._wire
+        if wire.size == 1:
+            return self._new
+        wire.fence()  # before any decision by what was received: it may be garbage after an abort
+        boxes = [torch.empty(size, dtype=torch.uint8, device=wire.device) for size in sizes]
+        if self._new:
+            boxes[wire.index].copy_(torch.frombuffer(bytearray(self._new_bytes), dtype=torch.uint8))
+        sends = [Message(peer, boxes[wire.index]) for peer in wire.peers]
+        receives = [Message(peer, boxes[peer]) for peer in wire.peers]
+        wire.post(_filled(sends), _filled(receives)).wait()
+        wire.fence()
+        told: dict[int, Sums] = {}
+        for box in boxes:
+            if len(box):
+                of_worker = json.loads(box.cpu().numpy().tobytes())
+                told |= {int(rank): sums for rank, sums in of_worker.items()}
+        return told
+
+
+def table_of(logged: Mapping[int, Sums], names: Sequence[str], rows: int) -> Rows:
+    """Return logged scalars as rows of two numbers per name; zeros where nothing was logged."""
+    table = np.zeros((rows, 2 * len(names)))
+    for row, sums in logged.items():
+        for i, name in enumerate(names):
+            if name in sums:
+                table[row, 2 * i : 2 * i + 2] = sums[name]
+    return table
+
+
+def _means(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """Return the mean of each name that was logged with any weight."""
+    pairs = zip(names, sums[::2], sums[1::2], strict=True)
+    return {
+        name: total / weight if weight else math.nan
+        for name, total, weight in pairs
+        if weight or total  # both are zero if no part has logged the name; NaN is not zero
+    }
 
 
 def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:

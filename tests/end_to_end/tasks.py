@@ -339,6 +339,14 @@ class Hold(Aspect):
         yield
 
 
+class LogsHalves(Aspect):
+    """Logs, in each part, half of its logical rank."""
+
+    def loss(self, step):
+        yield
+        step.log("half", step.logical_rank / 2)
+
+
 class Occupant:
     """An actor that occupies resources of a cluster."""
 

@@ -17,7 +17,7 @@ from raytrain_plus.elastic.client import control
 from raytrain_plus.observe.gauges import METRICS
 from tests.cluster.dashboard import DASHBOARD, named
 from tests.end_to_end.runs import PATIENCE, UNHURRIED, Script, at_step, train
-from tests.end_to_end.tasks import ROWS, Hold, Streamed, pictures
+from tests.end_to_end.tasks import ROWS, Hold, LogsHalves, Streamed, pictures
 
 V = 4
 STEPS, HELD = 60, 40
@@ -106,7 +106,7 @@ def test_a_live_run_shows_its_metrics_and_its_status(task, storage, tmp_path):
         logical_ranks=V,
         workers=(2, 2),
         steps=STEPS,
-        aspects=[Hold(step_number=HELD + 1, file=watcher.release)],
+        aspects=[Hold(step_number=HELD + 1, file=watcher.release), LogsHalves()],
         director=script,
         checkpoint_every="20ba",
         hang_deadline=UNHURRIED["hang_deadline"],
@@ -126,6 +126,8 @@ def test_a_live_run_shows_its_metrics_and_its_status(task, storage, tmp_path):
     expected = {"step": HELD, "total_steps": STEPS, "workers": 2, "generation": 1}
     assert {name: values[name] for name in expected} == expected
     assert values["loss"] == run.of("step", step=HELD)[0]["loss"]
+    assert values["logged"] == sum(range(V)) / V / 2
+    assert run.summary["logged"] == {"half": values["logged"]}
     assert values["cache_misses_total"] >= 1
     assert values["fetched_bytes_total"] > 10_000
     assert 0 < values["checkpoint_age_seconds"] < 10 * SLOW  # not a point in time

@@ -1,5 +1,7 @@
 """The journal's events add up to the values that are exported."""
 
+import math
+
 import pytest
 
 from raytrain_plus.observe.causes import KINDS
@@ -14,7 +16,8 @@ EVENTS = [
     {"event": "checkpoint", "time": 120.0, "step": 10, "folder": "/runs/c_10"},
     {"event": "generation", "time": 121.5, "generation": 2, "workers": 1,
      "causes": [{"kind": "lost", "worker": "w1"}], "pause_seconds": 0.75},
-    {"event": "step", "time": 122.0, "step": 11, "loss": 0.5},
+    {"event": "step", "time": 122.0, "step": 11, "loss": 0.5,
+     "logged": {"accuracy": 0.75, "odd": "nan"}},
     {"event": "generation", "time": 125.0, "generation": 3, "workers": 2,
      "causes": [{"kind": "joined", "worker": "w2"}, {"kind": "lost", "worker": "w1"}],
      "pause_seconds": 0.5},
@@ -44,7 +47,9 @@ def test_the_values_are_those_of_the_events():
         "pause_seconds:lost": 1.25,
         "pause_seconds:joined": 0.0,
         "checkpoint_age_seconds": 5.0,
+        "logged:accuracy": 0.75,
     }
+    assert math.isnan(found["logged:odd"])
     assert {key: found[key] for key in expected} == expected
     assert {key for key in found if key.startswith("pause")} == {
         f"pause_seconds:{cause}" for cause in KINDS

@@ -221,3 +221,16 @@ def test_many_changes_are_shown_without_overlap():
     assert "181 more in between are left out" in " ".join(Words(text).found)
     assert '<a class="pin' not in text
     assert text.count('class="tick good"') == 299
+
+
+def test_logged_scalars_have_charts_without_withdrawn_steps_and_without_nan():
+    logged = [{"rate": 0.5}, {"rate": 0.25, "odd": "nan"}, {"rate": 0.125}]
+    steps = [journals.step(10.0 + i, i + 1) | {"logged": one} for i, one in enumerate(logged)]
+    events = [journals.run_line(0.0), journals.generation(9.0, 1, 0, ["w0"]), *steps]
+    history = read_history(events)
+    assert list(history.logged["rate"][2]) == [0.5, 0.25, 0.125]
+    said = words(events)
+    assert "rate over steps" in said
+    assert "odd over steps" not in said
+    history = read_history([*events, {"event": "withdrawn", "time": 14.0, "step": 2}])
+    assert list(history.logged["rate"][2]) == [0.5, 0.25]

@@ -12,7 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.training import reduction
-from raytrain_plus.training.reduction import HEADER_WIDTH, WEIGHT, Reduction, tree_sum
+from raytrain_plus.training.reduction import (
+    HEADER_WIDTH,
+    NEW_SCALARS,
+    WEIGHT,
+    Reduction,
+    tree_sum,
+)
 from raytrain_plus.training.tree import Accumulator, fold
 from tests.training.wires import Network, bits
 
@@ -52,6 +58,7 @@ def draw(ranks, shapes, seed=0):
     leaves = [draw_leaf(shapes, generator) for _ in range(ranks)]
     rows = torch.randn((ranks, HEADER_WIDTH), generator=generator, dtype=torch.float64).numpy()
     rows[:, WEIGHT] = np.abs(rows[:, WEIGHT]) + 1
+    rows[:, NEW_SCALARS] = 0
     return leaves, rows
 
 

@@ -215,6 +215,7 @@ def _from_journal(folder: Path, events: list[Event]) -> Event:
         "total_steps": run["total_steps"],
         "loss": end.get("loss", step.get("loss")),
         "metrics": end.get("metrics", last.get("evaluate", {}).get("metrics", {})),
+        "logged": end.get("logged", step.get("logged", {})),
         "generation": step.get("generation", 0),
         "digest": end.get("digest", ""),
         "folder": str(folder),

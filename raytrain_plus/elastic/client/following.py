@@ -15,6 +15,7 @@ from raytrain_plus.elastic.protocol.records import GENERATION
 from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.events import scalars_for_json
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.output import Tail
 from raytrain_plus.storage.errors import StoreError
@@ -272,6 +273,7 @@ def ended(events: Sequence[Event], folder: Path) -> Ended:
         "digest": outcome.digest,
         "loss": outcome.loss,
         "metrics": dict(outcome.metrics),
+        **({"logged": scalars_for_json(outcome.logged)} if outcome.logged else {}),
         "generations": list(outcome.generations),
         "samples": {"loaded": outcome.steps * run["batch_size"], "trained": outcome.samples},
         "tokens": {"loaded": outcome.steps * run["batch_tokens"], "trained": outcome.tokens},
@@ -296,4 +298,5 @@ def _outcome_of(events: Sequence[Event], end: Event) -> Outcome:
         if event["event"] == "generation"
     ]
     told["state"] = RunState(told["state"])
+    told["logged"] = {name: float(value) for name, value in end.get("logged", {}).items()}
     return Outcome(**{**told, "steps": end["step"], "generations": generations})

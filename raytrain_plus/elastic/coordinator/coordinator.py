@@ -531,6 +531,7 @@ class Coordinator:
             digest=digest,
             loss=self._run_log.loss_at(step),
             metrics=self._run_log.metrics_at(step),
+            logged=self._run_log.logged,
             generations=self._run_log.generations,
             device_seconds=self._run_log.device_seconds,
             checkpoint=place,

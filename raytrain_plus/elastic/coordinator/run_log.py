@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from raytrain_plus.elastic.protocol.messages import Outcome, Plan
 from raytrain_plus.elastic.protocol.records import GENERATION, Record
 from raytrain_plus.observe.causes import Cause
+from raytrain_plus.observe.events import scalars_for_json
 from raytrain_plus.observe.journal import Event, JournalError
 
 # Steps in a row of which a journal may have lost the lines; each takes 8 bytes here.
@@ -48,6 +49,7 @@ class RunLog:
             until the first worker is ready.
         bitwise: whether all workers up to here proved to compute the same bits, those before a
             resume or a restart of the coordinator included.
+        logged: the last value of each name that the task and algorithms have logged.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class RunLog:
         self._resumed_step = 0
         self.environment: dict[str, str] = {}
         self.bitwise = True
+        self.logged: dict[str, float] = {}
+        self._not_finite: set[str] = set()  # names of which the journal says so already
         for event in events:
             self._recall(event)
 
@@ -160,6 +164,7 @@ class RunLog:
             if event["step"] == self.step + 1:
                 self._losses.append(event["loss"])
             self.device_seconds += event.get("busy_seconds", 0.0)
+            self._note_logged({n: float(x) for n, x in event.get("logged", {}).items()})
         elif kind == "evaluate":
             self._evaluations.append((event["step"], event["metrics"]))
         elif kind == "withdrawn":
@@ -246,6 +251,7 @@ class RunLog:
     def end(self, outcome: Outcome) -> None:
         """Write how the run has ended; its generations are written already."""
         told = {k: v for k, v in vars(outcome).items() if k not in ("steps", "generations")}
+        told["logged"] = scalars_for_json(outcome.logged)
         self.note("end", **told, step=outcome.steps)
 
     def _write(self, events: list[Event]) -> None:
@@ -260,6 +266,7 @@ class RunLog:
             return []  # the missing steps are reported first, and this one again with them
         self._losses.append(record.loss)
         self.device_seconds += record.busy_seconds
+        logged = {"logged": scalars_for_json(record.logged)} if record.logged else {}
         return [
             {
                 "event": "step",
@@ -271,8 +278,31 @@ class RunLog:
                 "generation": record.generation,
                 "workers": workers,
                 **({"salvaged": record.salvaged} if record.salvaged else {}),
-            }
+                **logged,
+            },
+            *(
+                {
+                    "event": "warning",
+                    "time": record.time,
+                    "text": f"the logged {name!r} is {record.logged[name]} at step {record.step}; "
+                    "later steps are not named again",
+                }
+                for name in self._note_logged(record.logged)
+            ),
         ]
+
+    def _note_logged(self, values: Mapping[str, float]) -> list[str]:
+        """Keep the newest values; return the names whose value is not finite for the first time."""
+        if not values:
+            return []
+        self.logged.update(values)
+        new = [
+            name
+            for name, value in values.items()
+            if not math.isfinite(value) and name not in self._not_finite
+        ]
+        self._not_finite.update(new)
+        return new
 
     def _evaluated(self, record: Record) -> list[Event]:
         assert record.metrics is not None

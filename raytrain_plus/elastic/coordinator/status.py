@@ -12,6 +12,7 @@ from raytrain_plus.elastic.coordinator.workers import WorkerActors
 from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec, WorkerStatus
 from raytrain_plus.elastic.protocol.run_state import RunState
+from raytrain_plus.observe.events import scalars_for_json
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Event
 
@@ -77,6 +78,7 @@ class RunStatus:
             "total_steps": self._spec.clock.total_steps,
             "loss": self._run_log.loss,
             "metrics": self._run_log.metrics,
+            "logged": scalars_for_json(self._run_log.logged),
             "generation": generation,
             "target": self._membership.target,
             "workers": [one.worker for one in group],

@@ -444,6 +444,7 @@ class Outcome:
         digest: sha256 of the final state; empty if the run failed.
         loss: of the last step, None before the first.
         metrics: of the last evaluation.
+        logged: the last value of each name that the task and algorithms have logged.
         generations: `{generation, step, workers, causes, pause_seconds}` each, the causes as
             `{kind, worker, detail}`.
         device_seconds: summed busy time of the workers.
@@ -461,6 +462,7 @@ class Outcome:
     digest: str = ""
     loss: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    logged: Mapping[str, float] = field(default_factory=dict)
     generations: Sequence[Event] = ()
     device_seconds: float = 0.0
     checkpoint: str | None = None

@@ -1,6 +1,7 @@
 """What workers report of each step, and the journal keeps."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 # What a generation is described by, in the journal and in a run's summary.
@@ -22,6 +23,7 @@ class Record:
         exchange_seconds: how long its exchange kept all of them waiting, and how long, at most, it
             ran while they computed.
         salvaged: logical ranks that a failed attempt at the step had computed.
+        logged: scalars that the task and algorithms have logged, by name.
     """
 
     step: int
@@ -33,3 +35,4 @@ class Record:
     compute_seconds: tuple[float, ...] = ()
     exchange_seconds: tuple[float, float] = (0.0, 0.0)
     salvaged: int = 0
+    logged: Mapping[str, float] = field(default_factory=dict)

@@ -45,6 +45,7 @@ class Records:
                 compute_seconds=result.compute_seconds,
                 exchange_seconds=result.exchange_seconds,
                 salvaged=result.salvaged,
+                logged=dict(result.logged),
             )
         )
 

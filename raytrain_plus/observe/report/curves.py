@@ -1,5 +1,6 @@
 """The charts of a run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,6 +90,28 @@ def metric_charts(history: RunHistory) -> list[tuple[str, list[str]]]:
             curve = Series(label="", points=points, kind="line and dots", colour=colour)
             charts.append(chart(title, [curve], x, y))
         found.append((name, charts))
+    return found
+
+
+def logged_charts(history: RunHistory) -> list[tuple[str, list[str]]]:
+    """Return for each logged scalar its name, and its charts over steps and time.
+
+    Values that are not finite are left out.
+    """
+    found = []
+    for name, columns in sorted(history.logged.items()):
+        rows = [row for row in zip(*columns, strict=True) if math.isfinite(row[2])]
+        values = [row[2] for row in rows]
+        across = (
+            (f"{name} over steps", 0, Axis(label="step", whole=True)),
+            (f"{name} over time", 1, Axis(label="time", seconds=True, low=0.0)),
+        )
+        charts = [
+            chart(title, _loss_series([row[i] for row in rows], values), x, Axis(label=name))
+            for title, i, x in across
+        ]
+        if rows:
+            found.append((name, charts))
     return found
 
 

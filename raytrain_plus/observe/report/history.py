@@ -88,6 +88,7 @@ class RunHistory:
         sessions: at least one.
         steps, losses, active: of each step that stands: its number, loss and active seconds.
         evaluations: (step, active seconds, metrics) of each evaluation that stands.
+        logged: by name, (step, active seconds, value) of each logged scalar of a step that stands.
         checkpoints: all `checkpoint` events.
         fingerprint: how the workers compute.
         withdrawn: steps that were withdrawn because of silent data corruption.
@@ -100,6 +101,7 @@ class RunHistory:
     losses: "array[float]" = field(default_factory=lambda: array("d"))
     active: "array[float]" = field(default_factory=lambda: array("d"))
     evaluations: list[tuple[int, float, Mapping[str, Any]]] = field(default_factory=list)
+    logged: "dict[str, tuple[array[int], array[float], array[float]]]" = field(default_factory=dict)
     checkpoints: list[Event] = field(default_factory=list)
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     withdrawn: int = 0
@@ -203,6 +205,11 @@ def _step(history: RunHistory, event: Event) -> None:
     at = session.active(event["time"])
     history.active.append(max(at, history.active[-1]) if history.active else at)
     history.busy_seconds += event.get("busy_seconds", 0.0)
+    for name, value in event.get("logged", {}).items():
+        steps, times, values = history.logged.setdefault(name, (array("q"), array("d"), array("d")))
+        steps.append(event["step"])
+        times.append(at)
+        values.append(float(value))
     if session.generations:
         generation = session.generations[-1]
         if event.get("generation", generation.number) == generation.number:
@@ -244,5 +251,10 @@ def _drop_after(history: RunHistory, step: int) -> None:
     while history.steps and history.steps[-1] > step:
         for kept in (history.steps, history.losses, history.active):
             kept.pop()
+    for steps, *others in history.logged.values():
+        while steps and steps[-1] > step:
+            steps.pop()
+            for column in others:
+                column.pop()
     while history.evaluations and history.evaluations[-1][0] > step:
         history.evaluations.pop()

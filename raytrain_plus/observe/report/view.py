@@ -55,7 +55,7 @@ def view_of(history: RunHistory, now: float) -> dict[str, Any]:
         "error": end.get("error", "") if end else "",
         "tiles": _tiles(history, spent),
         "loss_charts": curves.loss_charts(history),
-        "metric_charts": curves.metric_charts(history),
+        "metric_charts": [*curves.metric_charts(history), *curves.logged_charts(history)],
         "other_metrics": _other_metrics(curves.last_metrics(history)),
         "workers_chart": curves.workers_chart(history, marks_of(changes)),
         "changes": numbered,

@@ -1,6 +1,7 @@
 """A run's journal has each step once, in order, whichever workers report it and how often."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -354,3 +355,19 @@ def test_a_run_that_goes_on_differently_is_evaluated_where_it_begins(folder):
     # The control: a run that goes on the same is not evaluated there.
     Journal(folder).write("run", resumed_step=1)
     assert again(folder).evaluated_step == 1
+
+
+def test_logged_scalars_are_written_and_known_after_a_restart(folder):
+    run_log = begin(folder)
+    told = [replace(step(1), logged={"a": 0.1, "b": math.nan}), replace(step(2), logged={"a": 0.2})]
+    run_log.add([*told, replace(step(3), logged={"b": -math.inf})], workers=2)
+    events = read(folder)
+    assert [event.get("logged") for event in events if event["event"] == "step"] == [
+        {"a": 0.1, "b": "nan"},
+        {"a": 0.2},
+        {"b": "-inf"},
+    ]
+    (warning,) = [event["text"] for event in events if event["event"] == "warning"]
+    assert "'b' is nan at step 1" in warning
+    again = RunLog(Journal(folder), events)
+    assert again.logged == run_log.logged == {"a": 0.2, "b": -math.inf}
