@@ -2,8 +2,11 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import click
 import griffe
 import typer.main
 
-from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Mixture, Stream, Task
+from raytrain_plus import ElasticConfig, ElasticTrainer, Fault, Mixture, Stream, Task, run_file
 from raytrain_plus.cli.commands import app
 from raytrain_plus.observe import events, gauges
 from raytrain_plus.observe.causes import KINDS
@@ -53,6 +56,14 @@ _METRICS = (
     "[journal events](journal-events.md). The coordinator exports the gauges, each worker the "
     "counters of what its process has fetched. This page is made from `observe/gauges.py` by "
     "`python docs/generate.py`.\n"
+)
+_RUN_FILE = (
+    "# Run file\n\n"
+    "The keys of a file for `raytrain-plus train --config run.yaml`. "
+    "[One file for a run](../guide/run-file.md) says how to use it. Every key may be left out; "
+    "the task may also be named on the command line. A key without an option can only be given in "
+    "a file. A path is relative to the folder of the file. This page is made from "
+    "`raytrain_plus/run_file.py` by `python docs/generate.py`.\n"
 )
 _RAY = (
     "## Ray Train's objects\n\n"
@@ -104,6 +115,74 @@ def configuration() -> str:
     return "\n".join([_CONFIGURATION, *parts, _RAY]).rstrip() + "\n"
 
 
+def run_file_page() -> str:
+    """Return the page about the keys of a run file."""
+    rows = [
+        row(
+            f"`{name}`",
+            _type_name(field.annotation, field.metadata),
+            _shown(field.get_default(call_default_factory=True)),
+            f"`{option}`" if (option := run_file.option_of(name)) else "",
+            run_file.KEYS[name].meaning,
+        )
+        for name, field in run_file.RunSettings.model_fields.items()
+    ]
+    head = ["| key | value | default | option | meaning |", "| --- | --- | --- | --- | --- |"]
+    inner = [
+        part
+        for kind, name, about in (
+            (run_file.StreamSettings, "Stream", "As the value of `data` or `evaluation_data`."),
+            (run_file.MixtureSettings, "Mixture", "Likewise."),
+        )
+        for part in _inner_keys(kind, name, about)
+    ]
+    return "\n".join([_RUN_FILE, *head, *rows, "", *inner]).rstrip() + "\n"
+
+
+def _inner_keys(kind: Any, name: str, about: str) -> list[str]:
+    """Return the lines about the keys inside of a key."""
+    settings = {"Stream": Stream, "Mixture": Mixture}[name]
+    meanings = {item.name: item.description for item in _documented(settings)}
+    rows = [
+        row(
+            f"`{key}`",
+            _type_name(field.annotation, field.metadata),
+            "" if field.is_required() else _shown(field.get_default(call_default_factory=True)),
+            "`module:function` or `file.py:function`. " * (key == "transform") + meanings[key],
+        )
+        for key, field in kind.model_fields.items()
+    ]
+    head = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+    return [f"## {name}", "", about, "", *head, *rows, ""]
+
+
+_TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+
+
+def _type_name(kind: Any, metadata: Any = ()) -> str:
+    """Return the type of a key's value in words."""
+    if run_file.is_path(metadata):
+        return "path or URL"
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _type_name(inner[0], inner[1:])
+    if origin is typing.Literal:
+        return " or ".join(map(str, inner))
+    if origin in (typing.Union, types.UnionType):
+        names = [_type_name(one) for one in inner if one is not type(None)]
+        return " or ".join(dict.fromkeys(names))
+    if origin is list:
+        return "list" if inner[0] is Fault else f"list of {_type_name(inner[0])}"
+    if origin is dict:
+        return "mapping"
+    return _TYPES.get(kind) or "mapping"
+
+
+def _shown(default: Any) -> str:
+    """Return a default as a run file has it; none for null and what is empty."""
+    return "" if default in (None, {}, []) else f"`{json.dumps(default)}`"
+
+
 def stream_format_page() -> str:
     """Return the page about the stream format, with the tables of its fields."""
     tables = {"manifest": stream_format.StreamManifest, "file": stream_format.ShardEntry}
@@ -145,6 +224,7 @@ def metrics() -> str:
 PAGES: Mapping[Path, Callable[[], str]] = {
     REFERENCE / "command-line.md": command_line,
     REFERENCE / "configuration.md": configuration,
+    REFERENCE / "run-file.md": run_file_page,
     REFERENCE / "stream-format.md": stream_format_page,
     REFERENCE / "journal-events.md": journal_events,
     REFERENCE / "metrics.md": metrics,

@@ -283,22 +283,22 @@ def with_absolute_path(task: Task | str) -> Task | str:
     return f"{Path(module).resolve()}:{attribute}" if module.endswith(".py") else task
 
 
-def with_options(options: Mapping[str, Any], *named: str | None) -> list[Any]:
-    """Return data with the options of its store, if a URL names it; local data unchanged.
+def with_options(options: Mapping[str, Any], *named: Stream | Mixture | str | None) -> list[Any]:
+    """Return data with the options of its store, if a URL names it; other data unchanged.
 
     Raises:
         ConfigError: there are options, and no data is named by the URL of a store.
     """
     if not options:
         return list(named)
-    remote = [name is not None and local_path(name) is None for name in named]
-    if not any(remote):
+    remote = [isinstance(name, str) and local_path(name) is None for name in named]
+    if not any(remote) and not any(isinstance(one, Stream | Mixture) for one in named):
         raise ConfigError(
             f"the storage options {', '.join(options)} are for a store, and no data is given by "
             "the URL of one: leave them out, or give --data s3://bucket/folder"
         )
     return [
-        Stream(name, storage_options=options) if name is not None and elsewhere else name
+        Stream(name, storage_options=options) if isinstance(name, str) and elsewhere else name
         for name, elsewhere in zip(named, remote, strict=True)
     ]
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import ray.train
 
-from raytrain_plus import configure, interrupts, resume
+from raytrain_plus import configure, interrupts, resume, run_file
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.checkpoint.checkpointer import is_named, name_of
@@ -118,15 +118,15 @@ class ElasticTrainer:
         configure.check_algorithms(algorithms)
         loaded = load_task(task, task_settings)
         configure.check_task(loaded)
+        given = {"data": data, "evaluation_data": evaluation_data}
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
         source = configure.open_for(loaded, data, "training data", hash_data=hash_data)
         with contextlib.closing(source):
             sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
-            often: dict[str, Any] = {
-                "evaluate_every": evaluate_every,
-                "checkpoint_every": elastic.checkpoint_every,
-            }
-            lengths = configure.clock(source, loaded, duration=duration, **often, **sizes)
+            often: dict[str, Any] = {"duration": duration, "evaluate_every": evaluate_every}
+            lengths = configure.clock(
+                source, loaded, **often, checkpoint_every=elastic.checkpoint_every, **sizes
+            )
             probe = configure.probe(source, batch_size // logical_ranks)
             code = configure.code_of(loaded, algorithms, data)
             folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
@@ -166,6 +166,7 @@ class ElasticTrainer:
             runtime_env=dict(run.worker_runtime_env or {}),
             hash_data=hash_data,
         )
+        self._run_file = run_file.described(self.spec, scaling, run, given, **often)
         changes = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
         self._found = self._look_at_storage(changes)
 
@@ -241,6 +242,7 @@ class ElasticTrainer:
             with self._claim_ownership(joined.address) as held:
                 if self._storage is not None:
                     ownership.acquire_storage(self._storage, held, self._storage_before)
+                run_file.write(spec.folder, self._run_file)
                 spec = replace(spec, claim=held.owner.claim, address=joined.address)
                 keep = _put if joined.is_ours else partial(_written_table, spec.folder)
                 shared = replace(

@@ -1,18 +1,22 @@
 """A command whose extra is not installed says which one to install."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from raytrain_plus import extras
+
 ROOT = Path(__file__).parents[1]
 # Finds modules as Python does, except the packages of all extras.
-WITHOUT = """
+WITHOUT = f"""
 import sys
 from importlib.machinery import PathFinder
-EXTRAS = {"matplotlib", "mlxtend", "moocore", "optuna", "s3fs", "scipy"}
+EXTRAS = {sorted({module for modules in extras.EXTRAS.values() for module in modules})}
 class Finder(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -55,3 +59,24 @@ def test_a_command_that_needs_no_extra_runs():
     """The control: without the extras, everything else works."""
     code, text = said("algorithms", "--explain", "MixUp")
     assert code == 0, text
+
+
+def test_each_package_of_an_extra_is_named_by_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        extra: {re.split(r"[\[<>= ]", one)[0].lower() for one in needed}
+        for extra, needed in project["optional-dependencies"].items()
+        if extra != "dev"
+    }
+    own = {re.split(r"[\[<>= ]", one)[0] for one in project["dependencies"]}
+    assert {extra: set(modules) for extra, modules in extras.EXTRAS.items()} == {
+        extra: {name.replace("-", "_") for name in names - own} for extra, names in declared.items()
+    }
+
+
+def test_a_module_of_no_extra_stays_an_import_error():
+    with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"), extras.needed():
+        __import__("nothing_of_this_name")
+    assert extras.how_to_install("matplotlib.figure", "frontier") == (
+        "matplotlib is not installed: pip install 'raytrain-plus[frontier]'"
+    )

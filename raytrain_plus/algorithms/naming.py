@@ -30,13 +30,23 @@ def parse_algorithm(text: str) -> Aspect:
     Raises:
         AspectError: there is no such algorithm or setting, or a value is not allowed.
     """
+    found = parse_description(text)
+    import_class(found.kind)
+    return make(found)
+
+
+def parse_description(text: str) -> Described:
+    """Read what `parse_algorithm` reads, without importing or checking anything.
+
+    Raises:
+        AspectError: a setting is not of the form key=value.
+    """
     parts = text.split(":")
     # After a colon come settings, which have an equals sign, or the class in a module.
     of_a_user = parts[0] not in ALGORITHMS and len(parts) > 1 and "=" not in parts[1]
     name = ":".join(parts[:2]) if of_a_user else parts[0]
     settings = ":".join(parts[2 if of_a_user else 1 :])
-    import_class(name)
-    return make(Described(name, parse_settings(_split(settings), name)))
+    return Described(name, parse_settings(_split(settings), name))
 
 
 def parse_settings(items: Iterable[str], owner: str) -> dict[str, Any]:

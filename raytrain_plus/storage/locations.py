@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from raytrain_plus import extras
 from raytrain_plus.redaction import redact, secrets_of
 from raytrain_plus.storage.errors import StorageError
 
@@ -84,9 +85,7 @@ def file_system(
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **{**defaults, **(options or {})})
     except (ImportError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, ImportError) and url.startswith(("s3://", "s3a://")):
-            raise StorageError(
-                f"{url} cannot be read: s3fs is not installed: pip install 'raytrain-plus[s3]'"
-            ) from error
+            raise StorageError(f"{url} cannot be read: {extras.how_to_install('s3fs')}") from error
         given = f" with the storage options {', '.join(options)}" if options else ""
         said = f"{url} cannot be read{given}: {error}"
         raise StorageError(redact(said, secrets_of(options or {}))) from error
