@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Next to the environment, not in it: see tests/algorithms/side.py.
 SIDE := .venv/transformers/site-packages
 WORKERS ?= 2
+# Of pairs and slow tests, which take an hour, `make test-all` runs a tenth: another one each day.
+SHARE ?= $(shell date +%j)/10
 LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
@@ -33,18 +35,21 @@ docs: install
 test: check
 	$(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/end_to_end
 
-# Everything but what is marked as slow: also each pair of algorithms on its own, whole runs, which
-# start clusters and fill the machine, and bits as a processor without vector instructions has them.
+# Also whole runs, which start clusters and fill the machine, today's share of the pairs of algorithms
+# and of what is marked as slow, and bits as a processor without vector instructions has them.
 test-all: test
-	$(BIN)/pytest --numprocesses $(WORKERS) -m pairs tests/algorithms
+	$(BIN)/pytest --numprocesses $(WORKERS) -m pairs --share $(SHARE) tests/algorithms
 	$(BIN)/pytest --timeout 600 tests/end_to_end
+	$(BIN)/pytest --timeout 1200 -m slow --share $(SHARE)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
 		$(BIN)/pytest --numprocesses $(WORKERS) tests/training/test_loop.py tests/training/test_salvage.py \
 		tests/training/test_reduction.py tests/training/test_usual_tasks.py tests/chaos tests/end_to_end/test_bits.py
 
-# Whole runs that take minutes each, such as a sweep, a cluster of namespaces and chaos: each night.
+# All pairs, and all whole runs that take minutes each, such as a sweep, a cluster of namespaces and
+# chaos: each night.
 test-slow: install
-	$(BIN)/pytest -m slow --timeout 600
+	$(BIN)/pytest --numprocesses $(WORKERS) -m pairs tests/algorithms
+	$(BIN)/pytest --timeout 1200 -m slow
 
 demo: install
 	$(BIN)/raytrain-plus demo

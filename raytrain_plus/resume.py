@@ -34,6 +34,8 @@ class Resumption:
         run_id: tells the run from others of its name; empty if it was not recorded.
         found: the existing checkpoints, if the journal that listed them is lost.
         environment: how the workers computed before; only the parts that must be equal now.
+        bitwise: whether all workers before proved to compute the same bits. The journal says it,
+            too, unless it is lost.
     """
 
     place: Path | str | None
@@ -43,6 +45,7 @@ class Resumption:
     run_id: str = ""
     found: Sequence[Kept] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    bitwise: bool = True
 
     def journal_fields(self) -> dict[str, Any]:
         """Return its fields in the journal's `run` line."""
@@ -52,6 +55,8 @@ class Resumption:
             fields["changes"] = list(self.changes)
         if self.refused:
             fields["refused"] = dict(self.refused)
+        if not self.bitwise:
+            fields["bitwise"] = False
         return fields
 
 
@@ -115,7 +120,8 @@ def _from_checkpoints(
     there = checkpointer.kept(store, manifest.run_id)
     computed = _comparable(manifest.environment, changes)
     step, run_id = manifest.step, manifest.run_id
-    return Resumption(place.location, step, changes, refused, run_id, there, computed)
+    same = manifest.bitwise
+    return Resumption(place.location, step, changes, refused, run_id, there, computed, same)
 
 
 def rescued_states(run_id: str, step: int, folder: Path | None = None) -> Sequence[str]:

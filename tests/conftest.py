@@ -19,9 +19,30 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-def pytest_collection_modifyitems(items):
-    """Run quick tests without a cluster first."""
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share",
+        metavar="K/N",
+        help="run every N-th test only, from the K-th: all of them in N days, with the day as K",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # what markers select is shared, not all tests
+def pytest_collection_modifyitems(config, items):
+    """Run quick tests without a cluster first, and only the share that is asked for."""
     items.sort(key=lambda item: "end_to_end" in item.path.parts)
+    if share := config.getoption("share"):
+        k, n = (int(number, base=10) for number in share.split("/"))
+        kept = set(sorted({_shared(item) for item in items})[k % n :: n])
+        config.hook.pytest_deselected(items=[i for i in items if _shared(i) not in kept])
+        items[:] = [i for i in items if _shared(i) in kept]
+
+
+def _shared(item):
+    """Return what is shared out: a test, or a file that is slow because its cluster is."""
+    module = item.getparent(pytest.Module)
+    slow = any(mark.name == "slow" for mark in module.own_markers)
+    return module.nodeid if slow else item.nodeid
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,8 +13,9 @@ from raytrain_plus import ElasticTrainer, resume
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.clock import Clock
 from raytrain_plus.configure import ConfigError
+from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.worker.worker import Worker
-from raytrain_plus.observe.journal import Journal
+from raytrain_plus.observe.journal import Journal, read
 from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.training.state import Replica
@@ -250,6 +251,21 @@ def test_a_resumed_run_knows_how_its_workers_computed_the_last_time(tmp_path, is
     other = {**IDENTITY, "seed": 18}
     found = resume.last_checkpoint(folder, other, store=store, allow_change=True)
     assert found.environment == {"torch": "2", "threads": "1"}
+
+
+@pytest.mark.parametrize("bitwise", [True, False])
+def test_a_resume_without_the_runs_folder_knows_whether_its_bits_are_those_of_no_other_run(
+    tmp_path, bitwise
+):
+    store = Store(tmp_path / "kept").inside("run")
+    write(store, "run", [9], identity=IDENTITY, bitwise=bitwise)
+    folder = tmp_path / "run"
+    found = resume.last_checkpoint(folder, IDENTITY, store=store)
+    folder.mkdir()
+    journal = Journal(folder)
+    journal.write("run", **found.journal_fields())
+    journal.close()
+    assert RunLog(Journal(folder), read(folder)).bitwise is bitwise
 
 
 def test_a_run_that_starts_again_must_compute_the_same_steps(tmp_path):

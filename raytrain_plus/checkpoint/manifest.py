@@ -63,6 +63,7 @@ class _Content:
     identity: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    bitwise: bool = True
 
 
 _CONTENT = TypeAdapter(_Content)
@@ -82,6 +83,7 @@ class Manifest:
         environment: the fingerprint of the workers.
         metrics: of the last evaluation at or before its step.
         run_id: tells the run from others of its name; empty where that was not recorded.
+        bitwise: whether all workers up to its step proved to compute the same bits.
     """
 
     run: str
@@ -93,6 +95,7 @@ class Manifest:
     environment: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    bitwise: bool = True
 
     def objection(self, run: str | None, run_id: str = "") -> str:
         """Say why this is not a checkpoint of a run; empty if it is one.
@@ -164,6 +167,7 @@ class Manifest:
             environment=fields.get("environment", {}),
             metrics=fields.get("metrics", {}),
             run_id=fields.get("run_id", ""),
+            bitwise=fields.get("bitwise", True),
         )
 
 

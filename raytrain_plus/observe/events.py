@@ -140,6 +140,9 @@ class RunEvent(TypedDict):
     resumed_step: NotRequired[Annotated[Count, "the step of that checkpoint"]]
     changes: NotRequired[Annotated[Texts, "what is different from before the resume"]]
     refused: NotRequired[Annotated[Table, "newer checkpoints that cannot be used, and why"]]
+    bitwise: NotRequired[
+        Annotated[Flag, "False: workers before the resume computed other bits, by its checkpoint"]
+    ]
     identity: NotRequired[Annotated[Table, "what the run's bits depend on"]]
     total_steps: NotRequired[Annotated[Count, "steps of the whole run"]]
     steps_per_epoch: NotRequired[Annotated[Count, "steps of one epoch"]]

@@ -164,6 +164,7 @@ class Reduction:
         self._columns: list[str] = []  # names of logged scalars
         self._firsts = [r.start for r in ranges]
         self._allocate()
+        self._unkept = self._references()
 
     def _allocate(self) -> None:
         self._vectors = [
@@ -177,8 +178,6 @@ class Reduction:
             for i, total in zip(bucket, vector.totals, strict=True)
         }
         self._totals = [totals[i] for i in range(len(totals))]
-
-        self._referred: list[int] | None = None
 
     def _references(self) -> list[int]:
         """Count what refers to the gradients: to the tensors, and to their memory by others."""
@@ -219,8 +218,9 @@ class Reduction:
         An optimizer may have kept a gradient itself (`state["previous"] = p.grad`), as it may in
         plain PyTorch, where each step has new ones. The memory is then left to it.
         """
-        if self._referred is not None and self._references() != self._referred:
+        if self._references() != self._unkept:
             self._allocate()
+            self._unkept = self._references()
         self._sent: dict[int, list[Pending]] = {}
         self._last: list[Pending] = []
         self._all_rows: Rows | None = None
@@ -274,7 +274,6 @@ class Reduction:
             pending.wait()
         present, finite = self._facts()
         n = self._n_gradients
-        self._referred = self._references()
         return Reduced(
             self._totals[:n],
             present,

@@ -225,6 +225,7 @@ def test_survivors_compute_only_lost_parts(task, after, cut):
         group.computed(step)
         results = group.train(3)
         again = group.computed(step)
+        assert [member.loop.replica.step for member in group.members] == [3] * after
         assert group.digests() == {expected}
         for result in results:
             if step < 3:

@@ -17,7 +17,17 @@ from raytrain_plus.task import Task, TaskError, TaskWarning
 from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.reduction import Reduction
-from tests.training.small_tasks import CLASSES, FEATURES, PART, CountsSteps, Tied, part
+from tests.training.small_tasks import (
+    CLASSES,
+    FEATURES,
+    PART,
+    CountsSteps,
+    Plain,
+    Tied,
+    loop_alone,
+    part,
+    run,
+)
 
 SEED = 17
 STEPS = 3
@@ -661,3 +671,13 @@ def test_a_gradient_that_is_kept_would_be_overwritten_in_the_next_step(monkeypat
     monkeypatch.setattr(Reduction, "_references", lambda _: [])
     with pytest.raises(CorruptionError, match="changed between two steps"):
         Group(EQUAL["gradient kept"], part).run(STEPS)
+
+
+@pytest.mark.parametrize(("name", "memories"), [("AdamW", 1), ("gradient kept", STEPS)])
+def test_the_memory_of_the_sums_is_reused_unless_it_is_kept(name, memories):
+    loop = loop_alone(Plain("AdamW") if name == "AdamW" else EQUAL[name]())
+    used = []
+    for _ in range(STEPS):
+        run(loop, 1)
+        used.append(loop._reduction._totals)
+    assert len({totals[0].data_ptr() for totals in used}) == memories

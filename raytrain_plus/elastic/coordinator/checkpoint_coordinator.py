@@ -258,6 +258,7 @@ class CheckpointCoordinator:
         header = {
             **self._spec.manifest_header(self._run_log.environment),
             "metrics": self._metrics(shares.attempt.step),
+            "bitwise": self._run_log.bitwise,
             **state,
         }
         files = [entry for one in shares.returned for entry in one.files]

@@ -276,7 +276,7 @@ class Membership:
             )
             return
         if reason:
-            self.bitwise = False
+            self.bitwise = self._run_log.bitwise = False
             self._note(member, "admitted", f"although it may compute other bits: {reason}")
         self._admit(member, ready)
         self._delay, self._trouble = _FIRST_DELAY, ""

@@ -153,6 +153,7 @@ class RunLog:
         if kind == "run":
             self.generations, self.device_seconds, self._void = [], 0.0, (0, 0)
             self._resumed_step, self.environment = event.get("resumed_step", 0), {}
+            self.bitwise = self.bitwise and event.get("bitwise", True)
             if event.get("changes"):
                 self._go_on_differently()
         elif kind == "environment":

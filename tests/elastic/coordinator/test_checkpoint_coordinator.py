@@ -259,6 +259,16 @@ def test_a_checkpoint_records_the_metrics_known_at_its_step(make):
     assert manifest.metrics == noted["metrics"]
 
 
+def test_a_checkpoint_records_that_a_worker_may_compute_other_bits(make):
+    run = make()
+    run.keep(5)
+    run.run_log.bitwise = False
+    run.keep(10)
+    names = [checkpointer.name_of(step) for step in (5, 10)]
+    written = [checkpointer.read_header(Store(run.folder).inside(name)) for name in names]
+    assert [manifest.bitwise for manifest in written] == [True, False]
+
+
 # -- after corruption
 
 

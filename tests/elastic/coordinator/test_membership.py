@@ -203,6 +203,7 @@ def test_if_allowed_it_is_admitted_and_the_run_is_marked(make, tmp_path):
     gathered(membership)
     assert names(membership.await_members(handler(membership))) == ["w0", "w1"]
     assert not membership.bitwise
+    assert not membership._run_log.bitwise  # which checkpoints record
     assert ("w1", "admitted") in states_in(tmp_path)
     assert pool.ended == []
 
