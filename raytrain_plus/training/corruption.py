@@ -81,6 +81,13 @@ class CorruptionError(RuntimeError):
         self.why = finding.why
 
 
+# A flipped bit hits one worker. What hits all of them is the same code.
+_OF_ALL = (
+    ", of all at once: a thread or a callback of the task may change weights, which only the "
+    "optimizer may do"
+)
+
+
 def judge(facts: Sequence[Facts]) -> Finding | None:
     """Say what is wrong, from the facts of all workers in order; None if nothing is."""
     changed = [place for place, fact in enumerate(facts) if fact.changed]
@@ -94,8 +101,11 @@ def judge(facts: Sequence[Facts]) -> Finding | None:
     suspects: tuple[int, ...] = ()
     if owners and len({*owners.values(), *auditors.values()}) > 1:
         suspects = tuple(sorted({*owners, *auditors}))
+    moved = f"the memory of the workers at places {changed} changed between two steps"
+    if not others:
+        moved += _OF_ALL
     said = [
-        (changed, f"the memory of the workers at places {changed} changed between two steps"),
+        (changed, moved),
         (differing, f"the state of the workers at places {differing} differs from the others'"),
         (tie, f"the states of the workers at places {others} differ, and none has a majority"),
         (suspects, f"the workers at places {list(suspects)} got different gradients for one part"),

@@ -241,6 +241,12 @@ def test_the_verdict_for_given_facts(facts, accused, suspects, tie):
     assert all(str(place) in finding.why for place in (*accused, *suspects))
 
 
+@pytest.mark.parametrize("changed", [[True, True], [True, False, False]])
+def test_what_changes_the_memory_of_all_workers_is_looked_for_in_the_task(changed):
+    finding = judge([Facts(1, changed=one) for one in changed])
+    assert ("a thread or a callback of the task" in finding.why) is all(changed)
+
+
 @pytest.mark.parametrize(
     "facts",
     [
