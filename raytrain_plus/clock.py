@@ -128,12 +128,15 @@ class Clock(Lengths):
     Attributes:
         total_steps: the step after which the run ends.
         evaluate_every: steps between evaluations; there is also one at the end.
+        evaluate_each: the same for each of several evaluation sets, by name. `evaluate_every` is
+            then the smallest of these. Default: there is one set.
         checkpoint_every: steps between checkpoints; None means one at the end only.
     """
 
     total_steps: int
     evaluate_every: int
     checkpoint_every: int | None = None
+    evaluate_each: tuple[tuple[str, int], ...] = ()
 
     def step_of(self, when: str) -> int:
         """Return how many steps are committed at a time such as `0.5dur`, `2ep` or `100ba`.
@@ -151,6 +154,15 @@ class Clock(Lengths):
         """Return the epoch, from 0, of the step that follows `step` committed steps."""
         return step // self.steps_per_epoch
 
-    def evaluation_due(self, step: int) -> bool:
-        """Say whether the model is evaluated when `step` steps are committed."""
-        return step > 0 and (step % self.evaluate_every == 0 or step == self.total_steps)
+    def evaluation_due(self, step: int, name: str | None = None) -> bool:
+        """Say whether the model is evaluated when `step` steps are committed.
+
+        Args:
+            step: committed steps.
+            name: of the evaluation set. Default: any.
+        """
+        if step <= 0 or step == self.total_steps:
+            return step > 0
+        if not self.evaluate_each:
+            return step % self.evaluate_every == 0
+        return any(step % every == 0 for one, every in self.evaluate_each if name in (None, one))

@@ -25,6 +25,7 @@ from raytrain_plus.clock import Clock, Lengths, run_length
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
+from raytrain_plus.seeds import seed_global_generators
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.locations import local_path
 from raytrain_plus.streams import label_skew
@@ -35,13 +36,24 @@ from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream
-from raytrain_plus.task import Task
+from raytrain_plus.task import Task, TaskError, collate_of
 from raytrain_plus.task_check import call_task_method, check_form
+from raytrain_plus.training.attributes import same
+from raytrain_plus.training.building import check_optimizer_early
+from raytrain_plus.training.evaluation import (
+    LOSS,
+    measures_anything,
+    measures_loss,
+    named_in,
+    named_sets,
+)
 from raytrain_plus.training.metrics import check_metrics, metrics_of
+from raytrain_plus.training.process_state import generator_bytes, process_kept
 from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
 
 _LEAST_EVALUATION_ROWS = 64
 _SOME_OF_A_KIND = 0.001  # of Ray's resource `accelerator_type:X`, of which each such node has 1
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _UNNAMED = re.compile(r"ray_train_run-\d{4}(-\d\d){2}_\d\d(-\d\d){2}")
 
 
@@ -146,27 +158,34 @@ def check_run_config(run: ray.train.RunConfig) -> None:
     _refuse("FailureConfig", {**changed, "max_failures": failure.max_failures not in (0, -1)})
 
 
-def retention_of(run: ray.train.RunConfig, task: Task, *, evaluates: bool) -> Retention:
+def retention_of(run: ray.train.RunConfig, task: Task, evaluation_data: Any) -> Retention:
     """Return which checkpoints are kept.
 
     Args:
         run: its CheckpointConfig says which. Default: all, as in Ray Train.
         task: its metrics, and the training loss as `loss`, can be the score.
-        evaluates: whether there is evaluation data.
+        evaluation_data: as the trainer gets it; None for none.
 
     Raises:
         ConfigError: the score is not a metric of the run.
     """
     asked = run.checkpoint_config or ray.train.CheckpointConfig()
     score = asked.checkpoint_score_attribute
-    known = ["loss", *(sorted(metrics_of(task)) if evaluates else ())]
-    if score is not None and score not in known:
+    sets = named_sets(evaluation_data)
+    known = ["loss", *(named_in(name, one) for name in sets for one in _measured(task))]
+    open_ended = bool(sets) and type(task).measure is not Task.measure
+    if score is not None and score not in known and not open_ended:
         raise ConfigError(
             f"CheckpointConfig sets checkpoint_score_attribute to {score!r}, and the run measures "
             f"{', '.join(known)}: name one of these"
-            + ("" if evaluates else ", or give data to evaluate on")
+            + ("" if sets else ", or give data to evaluate on")
         )
     return Retention(asked.num_to_keep, score, asked.checkpoint_score_order)
+
+
+def _measured(task: Task) -> list[str]:
+    """Return the names of what an evaluation measures, as far as they are known."""
+    return [*sorted(metrics_of(task)), *([LOSS] if measures_loss(task) else [])]
 
 
 def _refuse(what: str, fields: Mapping[str, Any]) -> None:
@@ -186,16 +205,17 @@ def check_task(task: Task) -> None:
     """
     check_form(task)
     check_metrics(task)
+    check_optimizer_early(task)
 
 
 def warnings_of(task: Task, evaluation_data: Any) -> list[str]:
     """Return what a user should know before a run begins, one sentence each."""
-    if evaluation_data is None or metrics_of(task):
+    if evaluation_data is None or measures_anything(task):
         return []
     return [
         (
-            f"there is evaluation data, and task {type(task).__name__} has no metrics: nothing is "
-            "evaluated. Define metrics()"
+            f"there is evaluation data, and task {type(task).__name__} has no metrics and sets "
+            "evaluate_loss to False: nothing is evaluated. Define metrics(), or leave it out"
         )
     ]
 
@@ -225,7 +245,23 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
     with exits.as_errors("the task's evaluation_data()"):
         given = evaluation_data is not None
         held_out = evaluation_data if given else call_task_method(task, "evaluation_data")
+    if isinstance(held_out, Mapping):
+        _check_set_names(held_out)
+        return _absolute(data), {name: _absolute(one) for name, one in held_out.items()}
     return _absolute(data), _absolute(held_out)
+
+
+def _check_set_names(sets: Mapping[str, Any]) -> None:
+    for name, data in sets.items():
+        if not isinstance(name, str) or not _SET_NAME.fullmatch(name):
+            raise ConfigError(
+                f"evaluation_data has a set named {name!r}; a name has letters, digits, '-', '_' "
+                "and '.'"
+            )
+        if data is None:
+            raise ConfigError(f"evaluation_data has no data for {name!r}: leave the name out")
+    if not sets:
+        raise ConfigError("evaluation_data is empty: name some sets, or leave it out")
 
 
 def _absolute(data: Any) -> Any:
@@ -324,6 +360,7 @@ def open_for(
     names = None if task.columns is None else list(task.columns)
     try:
         source = open_source(data, names, hash_data=hash_data)
+        source.collate = collate_of(task)
         with closed_on_error(source):
             shapes = _shapes(source)
     except (DataError, StorageError) as error:
@@ -394,13 +431,13 @@ def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str,
     if sorted_by is not None:
         warnings.warn(f"training data: {sorted_by}", stacklevel=3)
     source.release()  # the cache may need the room of its files for the evaluation data
-    if evaluation_data is None:
-        return described
-    held_out = open_for(task, evaluation_data, "evaluation data", hash_data=source.hash_data)
-    with contextlib.closing(held_out):
-        check_same(source.labels, held_out.labels, "the training data", "the evaluation data")
-        _check_targets(task.target, source, held_out)
-        described["evaluation data"] = held_out.identity
+    for name, data in named_sets(evaluation_data).items():
+        what = f"evaluation data {name}".rstrip()
+        held_out = open_for(task, data, what, hash_data=source.hash_data)
+        with contextlib.closing(held_out):
+            check_same(source.labels, held_out.labels, "the training data", f"the {what}")
+            _check_targets(task.target, source, held_out)
+            described[what] = held_out.identity
     return described
 
 
@@ -432,13 +469,13 @@ def _need_target(task: Task, columns: Iterable[str], what: str) -> None:
 
 
 def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
-    """Return the shape of one sample's value in each column, after the transform if any."""
-    if source.transform is None:
+    """Return the shape of one sample's value in each column, as the task gets it."""
+    if source.transform is None and source.collate is None:
         return {name: column.shape for name, column in source.columns.items()}
     try:
         batch = probe(source, 1)
     except Exception as error:
-        if isinstance(error, DataError | StorageError):
+        if isinstance(error, DataError | StorageError | TaskError):
             raise
         raise DataError(f"the first sample cannot be read: {error!r}") from error
     return {
@@ -456,7 +493,31 @@ def probe(source: Source, rows: int) -> Batch:
         DataError: they cannot be read.
     """
     rows = min(rows, source.total_rows)
-    return load_part(source, source.plain_order(1), 0, 0, 0, rows)
+    made = load_part(source, source.plain_order(1), 0, 0, 0, rows)
+    if source.collate is not None:
+        _check_collate(source, rows, made)
+    return made
+
+
+def _check_collate(source: Source, rows: int, made: Batch) -> None:
+    """Check that the task's `collate` is a function of its rows.
+
+    Raises:
+        TaskError: it draws random numbers, or makes another batch of the same rows.
+    """
+    drawn = "draws random numbers, which would be others on other workers: draw them in forward()"
+    with process_kept():
+        seed_global_generators(1)
+        before = generator_bytes()
+        again = load_part(source, source.plain_order(1), 0, 0, 0, rows)
+        if generator_bytes() != before:
+            raise TaskError(f"task.collate() {drawn}, whose generators are seeded for each part")
+    differing = [n for n, value in again.items() if n not in made or not same(value, made[n])]
+    if differing or made.keys() - again.keys():
+        raise TaskError(
+            f"task.collate() makes another column {(differing or sorted(made))[0]!r} of the same "
+            "rows the second time: it must depend on the rows alone"
+        )
 
 
 def clock(
@@ -464,18 +525,28 @@ def clock(
     task: Task,
     *,
     duration: str,
-    evaluate_every: str,
+    evaluate_every: str | Mapping[str, str],
     batch_size: int,
     logical_ranks: int,
     checkpoint_every: str | None = None,
 ) -> Clock:
     """Return the lengths of a run.
 
+    Args:
+        source: the training data.
+        task: the task.
+        duration: of the run.
+        evaluate_every: how often to evaluate; or how often each set, by name.
+        batch_size: samples per step.
+        logical_ranks: parts of a batch.
+        checkpoint_every: how often to keep the state. Default: at the end only.
+
     Raises:
         DurationError: a duration does not parse.
         DataError: the task names a column of tokens that the data does not have.
         ValueError: the batch is larger than the data.
     """
+    every = evaluate_every if isinstance(evaluate_every, Mapping) else {"": evaluate_every}
     order = source.order(logical_ranks, 0, batch_size // logical_ranks)
     source.check_room(logical_ranks)
     epoch = steps_per_epoch(order, batch_size // logical_ranks)
@@ -483,18 +554,37 @@ def clock(
         steps_per_epoch=epoch,
         batch_size=batch_size,
         tokens_per_sample=_tokens_per_sample(
-            source, task, [duration, evaluate_every, checkpoint_every or ""]
+            source, task, [duration, *every.values(), checkpoint_every or ""]
         ),
     )
     total = run_length(duration, lengths)
+    each = {name: run_length(text, lengths, total) for name, text in every.items()}
     return Clock(
         **vars(lengths),
         total_steps=total,
-        evaluate_every=run_length(evaluate_every, lengths, total),
+        evaluate_every=min(each.values()),
+        evaluate_each=() if len(set(each.values())) == 1 else tuple(each.items()),
         checkpoint_every=None
         if checkpoint_every is None
         else run_length(checkpoint_every, lengths, total),
     )
+
+
+def intervals(every: str | Mapping[str, str], sets: Sequence[str]) -> dict[str, str]:
+    """Return how often each evaluation set is due.
+
+    Raises:
+        ConfigError: an interval is given for a set that does not exist.
+    """
+    if not isinstance(every, Mapping):
+        return dict.fromkeys(sets or [""], every)
+    unknown = [name for name in every if name not in sets]
+    if unknown:
+        raise ConfigError(
+            f"evaluate_every has intervals for {', '.join(map(repr, unknown))}, and the sets of "
+            f"evaluation data are {', '.join(filter(None, sets)) or 'not named'}"
+        )
+    return {name: every.get(name, "1ep") for name in sets or [""]}
 
 
 def _tokens_per_sample(source: Source, task: Task, lengths: Sequence[str]) -> float:
@@ -508,11 +598,14 @@ def _tokens_per_sample(source: Source, task: Task, lengths: Sequence[str]) -> fl
             "the task's `tokens`"
         )
     column = source.columns.get(task.tokens)
-    if source.transform is None and column is not None and column.kind in ("string", "binary"):
+    as_stored = source.transform is None and source.collate is None
+    if as_stored and column is not None and column.kind in ("string", "binary"):
         raise DataError(
             f"the task's column of tokens {task.tokens!r} holds values of kind {column.kind}, "
             "which have no number of tokens: name a column of token numbers, or leave `tokens` out"
         )
+    if source.collate is not None and column is not None and column.kind == "list":
+        shapes = {task.tokens: (-1,)}  # padding is not counted ahead
     if -1 not in shapes[task.tokens]:
         return math.prod(shapes[task.tokens])
     if not any(text.strip().endswith("tok") for text in lengths):

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,6 +58,9 @@ from raytrain_plus.task import TaskError, import_named
 
 FILE_NAME = "run.yaml"
 """The name of the file in a run's folder."""
+
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")
 
 
 class RunFileError(ValueError):
@@ -206,6 +210,21 @@ Data = Annotated[
 ]
 
 
+def _kind_of_sets(value: Any) -> str:
+    is_named = isinstance(value, Mapping) and not {"url", "streams"} & value.keys()
+    return "<sets>" if is_named else "<one>"
+
+
+EvaluationData = Annotated[
+    Annotated[Data, Tag("<one>")] | Annotated[dict[Text, Data], Tag("<sets>")],
+    Discriminator(_kind_of_sets),
+]
+Intervals = Annotated[
+    Annotated[Length, Tag("<one>")] | Annotated[dict[Text, Length], Tag("<sets>")],
+    Discriminator(_kind_of_sets),
+]
+
+
 def _kind_of_faults(value: Any) -> str:
     return "<text>" if isinstance(value, str) else "<list>"
 
@@ -214,6 +233,24 @@ Faults = Annotated[
     Annotated[Location, Tag("<text>")] | Annotated[list[Fault], Tag("<list>")],
     Discriminator(_kind_of_faults),
 ]
+
+
+def _by_name(texts: list[str]) -> Any:
+    """Return the value of an option that is given once, or NAME=VALUE once for each name."""
+    pairs = [_NAMED.fullmatch(text) for text in texts]
+    if len(texts) == 1 and pairs[0] is None:
+        return texts[0]
+    found: dict[str, str] = {}
+    for text, pair in zip(texts, pairs, strict=True):
+        if pair is None:
+            raise RunFileError(
+                f"{text!r} has no name, and the option is given {len(texts)} times: write "
+                f"NAME={text}"
+            )
+        if pair[1] in found:
+            raise RunFileError(f"{pair[1]!r} is given twice: {found[pair[1]]!r} and {pair[2]!r}")
+        found[pair[1]] = pair[2]
+    return found
 
 
 def _parsed_settings(texts: list[str]) -> Settings:
@@ -265,7 +302,15 @@ class RunSettings(_Keys):
             help="URL of a stream, or an Arrow or Parquet file or folder.",
         ),
     ] = None
-    evaluation_data: Annotated[Data | None, Key("The same, for evaluation.")] = None
+    evaluation_data: Annotated[
+        EvaluationData | None,
+        Key(
+            "The same, for evaluation; or several sets, as a mapping from their names.",
+            parse=_by_name,
+            metavar="[NAME=]URL",
+            help="The same, for evaluation. May be repeated with names.",
+        ),
+    ] = None
     storage_options: Annotated[
         Settings,
         Key(
@@ -300,7 +345,16 @@ class RunSettings(_Keys):
     ] = Field(default_factory=dict)
     batch_size: Annotated[Whole, Key("Samples per step, over all workers.")] = 256
     duration: Annotated[Length, Key("10ep, 500ba, 20000sp or 1000000tok.")] = "1ep"
-    evaluate_every: Annotated[Length, Key("In the same units, or 0.1dur of the whole run.")] = "1ep"
+    evaluate_every: Annotated[
+        Intervals,
+        Key(
+            "In the same units, or 0.1dur of the whole run; or a mapping from the names of "
+            "evaluation sets.",
+            parse=_by_name,
+            metavar="[NAME=]LENGTH",
+            help="In the same units, or 0.1dur of the whole run. May be repeated with names.",
+        ),
+    ] = "1ep"
     seed: Annotated[Whole, Key("Seed of all random numbers.")] = 17
     logical_ranks: Annotated[Whole, Key("Parts of a batch, V.")] = 8
     workers: Annotated[
@@ -514,7 +568,8 @@ def merged(layers: Iterable[Layer]) -> RunSettings:
     for layer in layers:
         for name, value in layer.items():
             before = values.get(name)
-            if KEYS[name].parse is not None and isinstance(before, dict | list):
+            is_more = isinstance(before, dict | list) and isinstance(value, type(before))
+            if KEYS[name].parse is not None and is_more:
                 values[name] = [*before, *value] if isinstance(before, list) else before | value
             else:
                 values[name] = value
@@ -701,12 +756,13 @@ def arguments(settings: RunSettings) -> dict[str, Any]:
 
 
 def _data(settings: RunSettings) -> dict[str, Any]:
-    given = {"data": settings.data, "evaluation_data": settings.evaluation_data}
-    options = settings.storage_options
-    made = {
-        name: one.made(options) if isinstance(one, _Keys) else one for name, one in given.items()
-    }
-    return dict(zip(made, configure.with_options(options, *made.values()), strict=True))
+    held_out, options = settings.evaluation_data, settings.storage_options
+    sets = held_out if isinstance(held_out, dict) else {"": held_out}
+    given = [settings.data, *sets.values()]
+    made = [one.made(options) if isinstance(one, _Keys) else one for one in given]
+    train_on, *evaluate_on = configure.with_options(options, *made)
+    named = dict(zip(sets, evaluate_on, strict=True))
+    return {"data": train_on, "evaluation_data": named.get("", named)}
 
 
 def described(
@@ -714,7 +770,7 @@ def described(
     scaling: ray.train.ScalingConfig,
     run: ray.train.RunConfig,
     data: Mapping[str, Any],
-    **lengths: str,
+    **lengths: str | Mapping[str, str],
 ) -> str:
     """Return the run file of a trainer, with all its settings and without secrets.
 
@@ -815,6 +871,9 @@ def _data_as_keys(data: Any) -> Any:
     """Return what a trainer is given as data as the value of a key."""
     if data is None:
         return None
+    if isinstance(data, Mapping):
+        sets = {name: _data_as_keys(one) for name, one in data.items()}
+        return next((one for one in sets.values() if isinstance(one, _OnlyPython)), sets)
     if isinstance(data, Mixture):
         streams = {name: _data_as_keys(one) for name, one in data.streams.items()}
         bad = next((one for one in streams.values() if isinstance(one, _OnlyPython)), None)

@@ -19,6 +19,7 @@ from raytrain_plus import exits
 if TYPE_CHECKING:
     import pyarrow as pa
     import torchmetrics
+    from torch.optim.lr_scheduler import LRScheduler
 
 Batch = dict[str, Any]
 """Column name -> tensor of shape (rows, ...), or a list if rows have no fixed shape."""
@@ -56,24 +57,55 @@ class Task:
             start, and the mean over all rows counts. Default: none.
         ignore_index: the label that means "no label", as in `torch.nn.functional.cross_entropy`.
             Algorithms that smooth or mix labels leave such samples without a label. Default -100.
+        evaluate_loss: whether an evaluation measures the mean loss, as `evaluation_loss`. Default:
+            only if nothing else is measured.
     """
 
     columns: Sequence[str] | Mapping[str, tuple[int, ...]] | None = None
     target: str = "label"
     tokens: str | None = None
     ignore_index: int = -100
+    evaluate_loss: bool | None = None
 
     def model(self) -> nn.Module:
         """Build the model. It is called on every worker, with the same seed."""
         raise TaskError(f"{type(self).__name__} does not define model()")
 
-    def optimizer(self, model: nn.Module) -> Optimizer:  # noqa: ARG002
-        """Build the optimizer of the model's parameters."""
+    def optimizer(
+        self,
+        model: nn.Module,  # noqa: ARG002
+    ) -> "Optimizer | tuple[Optimizer, LRScheduler] | Mapping[str, Any]":
+        """Build the optimizer of the model's parameters, and a torch scheduler if you like.
+
+        Returns:
+            The optimizer; or `(optimizer, scheduler)`; or, as in Lightning, `{"optimizer": ...,
+            "lr_scheduler": scheduler}`, where `{"scheduler": ..., "interval": "epoch",
+            "frequency": 1}` may stand for the scheduler. The interval is `"step"` (the default,
+            also for a plain scheduler) or `"epoch"`.
+        """
         raise TaskError(f"{type(self).__name__} does not define optimizer(model)")
 
     def schedule(self, progress: float) -> float:  # noqa: ARG002 - for overriding
-        """Return the factor on the learning rate at a point of the run, from 0 to 1."""
+        """Return the factor on the learning rate at a point of the run, from 0 to 1.
+
+        A task whose optimizer comes with a torch scheduler does not define it.
+        """
         return 1.0
+
+    def collate(self, rows: Sequence[Batch]) -> Batch:  # noqa: ARG002 - for overriding
+        """Make a batch of rows, for example by padding them to one length.
+
+        It runs in a background thread for the rows of one part. It depends on these rows alone
+        and draws no random numbers.
+
+        Args:
+            rows: column name -> value of each row: a tensor, text or bytes.
+
+        Returns:
+            Column name -> tensor of shape (rows, ...) or list of as many. By default values of
+            one shape are a tensor, and others a list.
+        """
+        raise TaskError(f"{type(self).__name__} does not define collate(rows)")
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Compute the outputs of one part of a batch. Default: the model of the one input column.
@@ -102,12 +134,17 @@ class Task:
 
         With weights, the mean over a step is `sum(weights * losses) / sum(weights)`, over all
         samples of the batch. Without weights, each sample counts once. For a mean over tokens,
-        return each sample's mean over its tokens, and the number of its tokens.
+        return the losses of all tokens, and weights of the same shape: 0 for padding, else 1.
+
+        A loss of shape () is the mean over the samples in `batch`, which are one logical rank's
+        part of the step, and counts as that many samples. A loss that compares samples with each
+        other (contrastive) sees those of its part only, so the result depends on `logical_ranks`.
 
         Returns:
-            Losses, floating, shape (n,); or losses and weights, each of shape (n,). Weights have
-            any real type, are not negative, and do not depend on a parameter. A sample of weight
-            zero counts nothing, but its loss must be a number.
+            Losses, floating, shape (n,); or losses and weights, both of shape (n,) or both of shape
+            (n, ...); or a mean of shape (), which may have a weight of shape (). Weights have any
+            real type, are not negative, and do not depend on a parameter. A sample of weight zero
+            counts nothing, but its loss must be a number.
         """
         raise TaskError(f"{type(self).__name__} does not define loss(outputs, batch)")
 
@@ -140,13 +177,29 @@ class Task:
         """Update a metric. Default: `metric.update(outputs, batch[self.target])`."""
         metric.update(outputs, batch[self.target])
 
+    def measure(self, outputs: Any, batch: Batch) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return values that an evaluation averages over all samples, by name. Default: none.
+
+        Returns:
+            One value per sample, a pair of values and weights, or a mean, as for `loss`.
+        """
+        return {}
+
     def data(self) -> "pa.Table | str | None":
         """Return the training data for a trainer that is given none. Default: none."""
         return None
 
-    def evaluation_data(self) -> "pa.Table | str | None":
-        """Return the evaluation data for a trainer that is given none. Default: none."""
+    def evaluation_data(self) -> "pa.Table | str | Mapping[str, pa.Table | str] | None":
+        """Return the evaluation data for a trainer that is given none. Default: none.
+
+        A mapping has several sets by name.
+        """
         return None
+
+
+def collate_of(task: Task) -> Callable[[Sequence[Batch]], Any] | None:
+    """Return the task's own `collate`; None if it does not define it."""
+    return None if type(task).collate is Task.collate else task.collate
 
 
 def load_task(

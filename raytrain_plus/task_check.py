@@ -16,6 +16,8 @@ _CALLS = {
     "schedule": "schedule(progress)",
     "forward": "forward(model, batch)",
     "loss": "loss(outputs, batch)",
+    "collate": "collate(rows)",
+    "measure": "measure(outputs, batch)",
     "metrics": "metrics()",
     "update_metric": "update_metric(metric, outputs, batch)",
     "data": "data()",
@@ -42,6 +44,11 @@ def check_form(task: Task) -> None:
     _check_attribute(
         name, "tokens", task.tokens, (str, type(None)), "the name of a column, or None"
     )
+    if task.evaluate_loss not in (None, True, False):
+        raise TaskError(
+            f"evaluate_loss of task {name} is {task.evaluate_loss!r}, and must be True, False or "
+            "None"
+        )
     _check_attribute(name, "ignore_index", task.ignore_index, (int,), "a whole number")
 
 

@@ -42,6 +42,7 @@ from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
+from raytrain_plus.training.evaluation import named_sets
 
 Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
 
@@ -58,12 +59,14 @@ class ElasticTrainer:
         task_settings: new values of the task's fields; the task must then be a dataclass.
         data: the training data: a Stream or the URL of one, a Mixture, a pyarrow.Table, an Arrow or
             Parquet file, or a folder of them. Default: `task.data()`.
-        evaluation_data: the same for evaluation. Default: `task.evaluation_data()`; without any,
-            nothing is evaluated.
+        evaluation_data: the same for evaluation, or a mapping of several sets by name, whose
+            metrics are named `set/metric`. Default: `task.evaluation_data()`; without any, nothing
+            is evaluated.
         batch_size: samples per step, over all workers. Default 256.
         duration: `"10ep"`, `"500ba"`, `"20000sp"` or `"1000000tok"`. Default `"1ep"`.
         evaluate_every: how often to evaluate, in the same units or as a fraction of the run, for
-            example `"0.1dur"`. There is also an evaluation at the end. Default `"1ep"`.
+            example `"0.1dur"`; or a mapping from the name of a set to its interval. There is also
+            an evaluation at the end. Default `"1ep"`.
         seed: from which all random numbers follow. Default 17.
         logical_ranks: V, the number of parts into which a batch is cut. The bits depend on it, and
             a run cannot have more workers. Default 8.
@@ -93,10 +96,10 @@ class ElasticTrainer:
         task: Task | str,
         task_settings: Mapping[str, Any] | None = None,
         data: Data | None = None,
-        evaluation_data: Data | None = None,
+        evaluation_data: Data | Mapping[str, Data] | None = None,
         batch_size: int = 256,
         duration: str = "1ep",
-        evaluate_every: str = "1ep",
+        evaluate_every: str | Mapping[str, str] = "1ep",
         seed: int = 17,
         logical_ranks: int = 8,
         algorithms: Sequence[Aspect] = (),
@@ -120,13 +123,12 @@ class ElasticTrainer:
         configure.check_task(loaded)
         given = {"data": data, "evaluation_data": evaluation_data}
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
+        intervals = configure.intervals(evaluate_every, [*named_sets(evaluation_data)])
         source = configure.open_for(loaded, data, "training data", hash_data=hash_data)
         with contextlib.closing(source):
             sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
-            often: dict[str, Any] = {"duration": duration, "evaluate_every": evaluate_every}
-            lengths = configure.clock(
-                source, loaded, **often, checkpoint_every=elastic.checkpoint_every, **sizes
-            )
+            often = {"duration": duration, "checkpoint_every": elastic.checkpoint_every, **sizes}
+            lengths = configure.clock(source, loaded, evaluate_every=intervals, **often)
             probe = configure.probe(source, batch_size // logical_ranks)
             code = configure.code_of(loaded, algorithms, data)
             folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
@@ -161,12 +163,13 @@ class ElasticTrainer:
             resources=configure.worker_resources(scaling),
             elastic=elastic,
             faults=tuple(faults),
-            retention=configure.retention_of(run, loaded, evaluates=evaluation_data is not None),
+            retention=configure.retention_of(run, loaded, evaluation_data),
             identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
             hash_data=hash_data,
         )
-        self._run_file = run_file.described(self.spec, scaling, run, given, **often)
+        lasts = {"duration": duration, "evaluate_every": evaluate_every}
+        self._run_file = run_file.described(self.spec, scaling, run, given, **lasts)
         changes = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
         self._found = self._look_at_storage(changes)
 
@@ -484,6 +487,8 @@ def _name(task: Task) -> str:
 
 
 def _share_table(data: Any, keep: Callable[..., Any], name: str) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _share_table(one, keep, f"{name}-{key}") for key, one in data.items()}
     return keep(data.combine_chunks(), name) if isinstance(data, pa.Table) else data
 
 

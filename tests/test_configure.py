@@ -146,11 +146,11 @@ def test_checkpoints_are_kept_by_ray_trains_config():
     measuring = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
     asked = RunConfig(checkpoint_config=CheckpointConfig(3, "accuracy", "min"))
     configure.check_run_config(asked)
-    kept = configure.retention_of(asked, measuring, evaluates=True)
+    kept = configure.retention_of(asked, measuring, "data")
     assert kept == Retention(3, "accuracy", "min")
-    assert configure.retention_of(RunConfig(), measuring, evaluates=False) == Retention()
+    assert configure.retention_of(RunConfig(), measuring, None) == Retention()
     asked = RunConfig(checkpoint_config=CheckpointConfig(2, "loss", "min"))
-    assert configure.retention_of(asked, Fine(), evaluates=False) == Retention(2, "loss", "min")
+    assert configure.retention_of(asked, Fine(), None) == Retention(2, "loss", "min")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_score_that_is_not_measured_is_refused(score, evaluates, parts):
     task = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
     asked = RunConfig(checkpoint_config=CheckpointConfig(2, score))
     with says(ConfigError, "checkpoint_score_attribute", *parts):
-        configure.retention_of(asked, task, evaluates=evaluates)
+        configure.retention_of(asked, task, "data" if evaluates else None)
 
 
 def test_plain_settings_are_accepted():
@@ -459,3 +459,48 @@ def test_workers_have_the_drivers_import_path(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", ["", *map(str, listed), sysconfig.get_path("stdlib")])
     monkeypatch.chdir(tmp_path)
     assert configure.import_paths() == [str(Path.cwd()), str(tmp_path / "mine")]
+
+
+def test_evaluation_sets_have_names_and_intervals():
+    names = ["dev", "test"]
+    assert configure.intervals("2ep", names) == {"dev": "2ep", "test": "2ep"}
+    assert configure.intervals({"dev": "5ba"}, names) == {"dev": "5ba", "test": "1ep"}
+    with says(ConfigError, "intervals for 'train'", "are dev, test"):
+        configure.intervals({"train": "5ba"}, names)
+    with says(ConfigError, "intervals for 'dev'", "not named"):
+        configure.intervals({"dev": "5ba"}, [])
+    table = pa.table({"x": [0.5] * 64, "label": [0] * 64})
+    for wrong, said in (({"a/b": table}, "'a/b'"), ({}, "is empty"), ({"dev": None}, "no data")):
+        with says(ConfigError, "evaluation_data", said):
+            configure.data_of(Fine(), table, wrong)
+    assert configure.data_of(Fine(), table, {"dev": table})[1] == {"dev": table}
+
+
+def test_each_evaluation_set_is_due_at_its_own_steps():
+    source = configure.open_for(Fine(), pa.table({"x": [0.5] * 64, "label": [0] * 64}), "data")
+    sizes = {"batch_size": 8, "logical_ranks": 2, "duration": "2ep"}
+    clock = configure.clock(source, Fine(), evaluate_every={"dev": "3ba", "test": "1ep"}, **sizes)
+
+    def due(name=None):
+        return [step for step in range(17) if clock.evaluation_due(step, name)]
+
+    assert due("dev") == [3, 6, 9, 12, 15, 16]
+    assert due("test") == [8, 16]
+    assert due() == sorted({*due("dev"), *due("test")})
+    assert clock.evaluate_every == 3
+    same = configure.clock(source, Fine(), evaluate_every={"dev": "1ep", "test": "1ep"}, **sizes)
+    assert same.evaluate_each == ()
+    assert [step for step in range(17) if same.evaluation_due(step, "dev")] == [8, 16]
+
+
+@pytest.mark.parametrize("name", ["dev/accuracy", "test/accuracy"])
+def test_the_score_may_be_a_metric_of_a_named_set(name):
+    task = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
+    asked = RunConfig(checkpoint_config=CheckpointConfig(2, name))
+    assert configure.retention_of(asked, task, {"dev": "data", "test": "data"}) == Retention(
+        2, name, "max"
+    )
+    with says(ConfigError, "measures loss, dev/accuracy: name one"):
+        configure.retention_of(
+            RunConfig(checkpoint_config=CheckpointConfig(2, "a")), task, {"dev": "d"}
+        )

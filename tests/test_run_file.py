@@ -350,3 +350,31 @@ def test_the_command_tells_the_place(folder, text, arguments, words):
     for word in words:
         assert word in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_evaluation_sets_are_named_in_the_file_and_by_options(folder):
+    (folder / "run.yaml").write_text(
+        f"task: {MODULE}:Small\n"
+        "data: data.parquet\n"
+        "evaluation_data:\n  dev: data.parquet\n  test: {url: s3://bucket/test, shuffle: false}\n"
+        "evaluate_every: {dev: 5ba}\n"
+    )
+    file = read_run_file(folder / "run.yaml")
+    options = run_file.layer_of_options(
+        {"evaluation_data": ["test=project/data.parquet"], "evaluate_every": ["test=2ba"]}
+    )
+    settings = run_file.merged([file.layer, options])
+    made = run_file.arguments(run_file.merged([file.layer, options, {"workers": 1}]))
+    assert made["evaluation_data"] == {
+        "dev": str(folder / "data.parquet"),
+        "test": "project/data.parquet",
+    }
+    assert settings.evaluate_every == {"dev": "5ba", "test": "2ba"}
+    one = run_file.layer_of_options({"evaluation_data": ["x.parquet"], "evaluate_every": ["3ba"]})
+    assert run_file.merged([file.layer, one]).evaluation_data == "x.parquet"
+    for texts, words in ((["a", "b"], "'a' has no name"), (["a=1", "a=2"], "'a' is given twice")):
+        with pytest.raises(RunFileError, match=words):
+            run_file.layer_of_options({"evaluation_data": texts})
+    (folder / "run.yaml").write_text("evaluate_every:\n  dev: soon\n")
+    with pytest.raises(RunFileError, match=r"run.yaml:2:8: .*'soon'"):
+        read_run_file(folder / "run.yaml")

@@ -85,6 +85,7 @@ class SelectiveBackprop(Aspect):
             return
         yield
         assert step.losses is not None
+        check_apart(self, step.losses)
         weights = torch.ones_like(step.losses) if step.weights is None else step.weights
         losses = (step.losses * weights).detach()
         generator = step.generator(self)
@@ -107,8 +108,22 @@ class SelectiveBackprop(Aspect):
         parts = torch.split(torch.arange(n), self.chunk or n)
         with evaluating(step.model):
             found = [step.compute_weighted(rows_of(batch, rows)) for rows in parts]
+        check_apart(self, found[0][0])
         weights = [one for _, one in found if one is not None]
         return torch.cat([losses for losses, _ in found]), torch.cat(weights) if weights else None
+
+
+def check_apart(aspect: Aspect, losses: Tensor) -> None:
+    """Check that each sample has a loss of its own.
+
+    Raises:
+        AspectError: the task's loss is one number for all of them.
+    """
+    if losses.shape[0] > 1 and losses.stride() == (0,):
+        raise AspectError(
+            f"{aspect.name} chooses samples by their losses, and task.loss() returns one number "
+            "for all samples: return one loss per sample (reduction='none')"
+        )
 
 
 def select_by_loss(

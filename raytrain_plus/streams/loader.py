@@ -7,7 +7,7 @@ it computes and its first step. After a resize the new owner of a lane reads the
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -76,8 +76,12 @@ def load_part(
         ValueError: The positions are outside of the lane.
         DataError: A file cannot be read, or a value is null or above the range of int64.
     """
-    places = order.locate(epoch, lane, start, stop)
-    return _load(source, order, epoch, lane, np.arange(start, stop), *places)
+    files, rows = order.locate(epoch, lane, start, stop)
+    batch = _load(source, order, epoch, lane, np.arange(start, stop), files, rows)
+    if source.collate is None:
+        return batch
+    what = f"{len(rows)} rows, the first of them {source.named(files[0], rows[0])}"
+    return _collated(source.collate, batch, len(rows), what)
 
 
 def evaluation_parts(source: Source, order: Order, part_rows: int, lane: int) -> Iterator[Batch]:
@@ -330,6 +334,34 @@ def _transformed(
             f"the transform returns {got} for {what}; it must return a dictionary from column to "
             "value. It cannot leave samples out: leave them out of the data."
         )
+    return dict(made)
+
+
+def _collated(collate: Callable[[Sequence[Batch]], Any], batch: Batch, n: int, what: str) -> Batch:
+    """Return the batch that a task's `collate` makes of the rows of a batch.
+
+    Raises:
+        DataError: it fails, or does not return columns of as many rows.
+    """
+    rows = [{name: values[i] for name, values in batch.items()} for i in range(n)]
+    try:
+        made = collate(rows)
+    except Exception as error:
+        raise DataError(f"task.collate() fails on {what}: {error!r}") from error
+    if not isinstance(made, Mapping) or not made:
+        got = "nothing" if made is None else f"{type(made).__name__} {made!r:.80}"
+        raise DataError(
+            f"task.collate() returns {got} for {what}; it must return a dictionary from column to "
+            "a tensor of shape (rows, ...) or a list."
+        )
+    for name, values in made.items():
+        is_rows = isinstance(values, list) or (isinstance(values, torch.Tensor) and values.ndim > 0)
+        if not is_rows or len(values) != n:
+            said = f"of {len(values)} rows" if is_rows else "no list and no tensor of rows"
+            raise DataError(
+                f"task.collate() returns column {name!r}, which is {said}, for {what}: each column "
+                f"must be a tensor of shape ({n}, ...) or a list of {n}."
+            )
     return dict(made)
 
 

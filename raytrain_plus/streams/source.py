@@ -163,6 +163,7 @@ class Source:
         label_skew: Column -> how sorted by it the rows are, if it was measured.
         waits_for_store: whether opening a file may wait for a store, which has a deadline.
         hash_data: whether the identity consists of hashes of all bytes.
+        collate: makes a batch of its rows, after the transform; None for the usual way.
         cancelled: if it is set, a wait for a store ends.
     """
 
@@ -186,6 +187,7 @@ class Source:
         self.open_files = 16 if lookahead is None else 2  # open files occupy the cache
         self.cancelled = threading.Event()
         self.hash_data = False
+        self.collate: Callable[[Sequence[dict[str, Any]]], Any] | None = None
         self.waits_for_store = lookahead is not None
         self._fetching = 0
         counts = np.array([shard.rows for shard in shards], np.int64)

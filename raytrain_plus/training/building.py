@@ -1,6 +1,7 @@
 # ruff: noqa: SLF001 - PyTorch has no public way to ask for hooks
 """What a task builds: its model and its optimizer, checked before anything is trained."""
 
+import copy
 import inspect
 import math
 import warnings
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 
 from raytrain_plus.task import Task, TaskError, TaskWarning
 from raytrain_plus.training.encoding import fits
+from raytrain_plus.training.lr_scheduler import Scheduling, attach, split
+from raytrain_plus.training.process_state import process_kept
 from raytrain_plus.training.users_optimizer import check_optimizer
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
@@ -67,18 +70,18 @@ def _unusable(tensor: Tensor, *, is_buffer: bool) -> str | None:
     return None
 
 
-def build_optimizer(task: Task, model: nn.Module) -> Optimizer:
-    """Return the task's optimizer of a model, and warn of gradient hooks.
+def build_optimizer(task: Task, model: nn.Module) -> tuple[Optimizer, Scheduling | None]:
+    """Return the task's optimizer of a model with its scheduler, and warn of gradient hooks.
 
     Raises:
         TaskError: it is no optimizer, not one of this model, or it cannot be used.
     """
-    optimizer = task.optimizer(model)
+    optimizer, scheduling = split(task.optimizer(model))
     # Some wrap an optimizer and are none by their class.
     if not (callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "param_groups")):
         raise TaskError(
             f"task.optimizer() returned {described(optimizer)}, not a torch.optim.Optimizer: "
-            "return the optimizer alone; its schedule belongs into schedule(progress)"
+            "return the optimizer, or (optimizer, scheduler)"
         )
     known = {id(parameter) for parameter in model.parameters()}
     for group in optimizer.param_groups:
@@ -89,9 +92,34 @@ def build_optimizer(task: Task, model: nn.Module) -> Optimizer:
                     f"{tuple(parameter.shape)}: build it from the parameters of the model that "
                     "optimizer(model) is given"
                 )
+    if scheduling is not None:
+        attach(task, optimizer, scheduling)
     check_optimizer(optimizer)
     _warn_of_hooks(model)
-    return optimizer
+    return optimizer, scheduling
+
+
+def check_optimizer_early(task: Task) -> None:
+    """Build the task's optimizer for a small stand-in model, to name a wrong kind at once.
+
+    A task that needs its own model fails here, and is checked in the first worker.
+
+    Raises:
+        TaskError: the task returns what no model makes right: several optimizers, an optimizer
+            that needs a closure, or a scheduler that cannot be used.
+    """
+    tried = copy.copy(task)
+    try:
+        with process_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            returned = tried.optimizer(nn.Linear(1, 1))
+    except (Exception, SystemExit):  # noqa: BLE001 - the stand-in may be the reason
+        return
+    optimizer, scheduling = split(returned)
+    if callable(getattr(optimizer, "step", None)) and hasattr(optimizer, "param_groups"):
+        if scheduling is not None:
+            attach(tried, optimizer, scheduling)
+        check_optimizer(optimizer)
 
 
 def learning_rate_factor(task: Task, progress: float) -> float:

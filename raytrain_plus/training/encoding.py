@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from raytrain_plus.task import TaskError
 
@@ -243,11 +244,15 @@ def told_key(encoded: Encoded) -> str:
 
 
 def is_walked(value: object, packages: set[str]) -> bool:
-    """Say whether an object's attributes are state: an optimizer's, a dataclass's, the user's."""
+    """Say whether an object's attributes are state.
+
+    Those of an optimizer, a scheduler, a dataclass and of the user's objects are.
+    """
     if is_code(value) or isinstance(value, nn.Module | enum.Enum) or not hasattr(value, "__dict__"):
         return False
     package = type(value).__module__.partition(".")[0]
-    return isinstance(value, Optimizer) or dataclasses.is_dataclass(value) or package in packages
+    is_state = isinstance(value, Optimizer | LRScheduler) or dataclasses.is_dataclass(value)
+    return is_state or package in packages
 
 
 def free(path: str, taken: set[str]) -> str:

@@ -3,6 +3,10 @@
 Each logical rank feeds metrics of its own. Every worker merges them in the order of logical ranks
 (`metrics.py`).
 
+Besides metrics, an evaluation averages values over all samples: the loss, and what `task.measure`
+returns. Each logical rank adds up its weighted values and their weights, in float64. The sums are
+added in the order of logical ranks.
+
 The rows of a logical rank are computed in parts of one size, and the last part has the rows that
 are left. Nothing is padded, so outputs may have any form and the model may compute across rows. The
 result does not depend on the number of workers, because the rows of each part, and so their number,
@@ -11,7 +15,7 @@ follow from the data and the number of logical ranks alone.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,10 +30,40 @@ from raytrain_plus.streams.order import Order
 from raytrain_plus.streams.source import Source
 from raytrain_plus.task import Batch, Task, TaskError
 from raytrain_plus.training.buffers import Buffers
+from raytrain_plus.training.losses import total
 from raytrain_plus.training.metrics import gathered, merged, metrics_of
 from raytrain_plus.training.weights import Weights
 
 Values = dict[str, Any]
+LOSS = "evaluation_loss"
+_MEANS = "!means"  # no name of a metric
+
+
+def named_sets(data: Any) -> dict[str, Any]:
+    """Return evaluation data as sets by name; a single one has the empty name."""
+    if data is None:
+        return {}
+    return dict(data) if isinstance(data, Mapping) else {"": data}
+
+
+def measures_loss(task: Task) -> bool:
+    """Say whether an evaluation measures the task's loss."""
+    if task.evaluate_loss is None:
+        return not metrics_of(task) and type(task).measure is Task.measure
+    return task.evaluate_loss
+
+
+def measures_anything(task: Task) -> bool:
+    """Say whether an evaluation of a task has any result."""
+    own = type(task).measure is not Task.measure
+    return own or measures_loss(task) or bool(metrics_of(task))
+
+
+def named_in(set_name: str, name: str) -> str:
+    """Return the name of a metric of one of several evaluation sets."""
+    if not set_name:
+        return name
+    return f"{set_name}/loss" if name == LOSS else f"{set_name}/{name}"
 
 
 class Gather(Protocol):
@@ -47,7 +81,7 @@ class Evaluation:
 
     Args:
         task: the user's task.
-        source: the evaluation data.
+        source: the evaluation data, or one set of it.
         order: its order, not shuffled.
         part_rows: samples in one forward; the last of a logical rank has those that are left.
         seed: the run's seed.
@@ -63,6 +97,8 @@ class Evaluation:
         self._part_rows = part_rows
         self._seed = seed
         self._metrics = metrics_of(task)
+        self._with_loss = measures_loss(task)
+        self._with_means = self._with_loss or type(task).measure is not Task.measure
 
     def run(
         self,
@@ -72,7 +108,7 @@ class Evaluation:
         wire: Gather,
         enter: Callable[[str], None] = lambda _: None,
     ) -> Values:
-        """Return the value of each metric: a number, or lists and mappings of numbers.
+        """Return the value of each metric and mean: a number, or lists and mappings of numbers.
 
         Args:
             step: the step after which it is evaluated.
@@ -81,7 +117,7 @@ class Evaluation:
             wire: to the other workers.
             enter: called with the name of each phase as it begins.
         """
-        if not self._metrics:
+        if not (self._metrics or self._with_means):
             return {}
         step.model.eval()
         states: dict[str, Tensor] = {}
@@ -89,13 +125,14 @@ class Evaluation:
             with weave.around("evaluate", step), torch.no_grad():
                 buffers, weights = Buffers(step.model, self._task), Weights(step.model)
 
-                def forward(batch: Batch) -> Any:
+                def forward(batch: Batch) -> tuple[Any, dict[str, Tensor]]:
                     # What metrics leave in the task stays there.
                     buffers.attributes.snapshot()
                     with weights.unchanged_by("the forward of an evaluation"):
                         outputs = self._task.forward(step.model, batch)
+                        sums = self._sums(outputs, batch)
                     buffers.attributes.note()
-                    return outputs
+                    return outputs, sums
 
                 for rank in ranges[wire.index]:
                     step.model.eval()
@@ -109,7 +146,8 @@ class Evaluation:
         told: dict[str, Tensor] = {}
         for payload in wire.all_gather_bytes(safetensors.torch.save(states)):
             told |= safetensors.torch.load(payload)
-        return {name: self._value(step, name, told) for name in sorted(self._metrics)}
+        values = {name: self._value(step, name, told) for name in sorted(self._metrics)}
+        return {**values, **self._means(told)}
 
     def _measure(
         self,
@@ -117,25 +155,58 @@ class Evaluation:
         rank: int,
         device: torch.device,
         enter: Callable[[str], None],
-        forward: Callable[[Batch], Any],
+        forward: Callable[[Batch], tuple[Any, dict[str, Tensor]]],
     ) -> dict[str, Tensor]:
         metrics = {name: copy.deepcopy(m).to(device) for name, m in self._metrics.items()}
         seed_global_generators(seed_for(self._seed, "evaluate", step.number, rank))
         updates = 0
+        means: dict[str, Tensor] = {}
         for part in evaluation_parts(self.source, self._order, self._part_rows, rank):
             enter("evaluate")
             batch = to_device(part, device)
-            outputs = forward(batch)
+            outputs, sums = forward(batch)
+            for name, pair in sums.items():
+                means[name] = means[name] + pair if name in means else pair
             for metric in metrics.values():
                 self._task.update_metric(metric, outputs, batch)  # type: ignore[arg-type]
             updates += 1
         if not updates:
             return {}
-        return {
+        states = {
             f"{name}/{rank}/{key}": value
             for name, metric in metrics.items()
             for key, value in gathered(name, metric, self._metrics[name]).items()
         }
+        return states | {f"{_MEANS}/{rank}/{name}": pair for name, pair in means.items()}
+
+    def _sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return what a part adds to each mean: its weighted values and weights, shape (2,)."""
+        sums: dict[str, Tensor] = {}
+        if self._with_loss:
+            sums[LOSS] = total(self._task.loss(outputs, batch), batch, "task.loss()")
+        if self._with_means:
+            for name, value in self._task.measure(outputs, batch).items():
+                if name in self._metrics or name in sums:
+                    raise TaskError(
+                        f"task.measure() returned {name!r}, which is the name of a metric as well: "
+                        "give it another name"
+                    )
+                sums[name] = total(value, batch, f"task.measure()[{name!r}]")
+        return sums
+
+    def _means(self, told: Mapping[str, Tensor]) -> Values:
+        sums: dict[str, dict[int, Tensor]] = {}
+        for full, pair in told.items():
+            kind, rank, name = full.split("/", 2)
+            if kind == _MEANS:
+                sums.setdefault(name, {})[int(rank)] = pair
+        means: Values = {}
+        for name in sorted(sums):
+            whole = torch.zeros(2, dtype=torch.float64)
+            for _, pair in sorted(sums[name].items()):
+                whole = whole + pair
+            means[name] = _plain(name, whole[0] / whole[1])
+        return means
 
     def _value(self, step: Step, name: str, told: dict[str, Tensor]) -> Any:
         of_ranks: dict[int, dict[str, Tensor]] = {}

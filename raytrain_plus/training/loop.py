@@ -409,14 +409,15 @@ class TrainingLoop:
         self.buffers.commit(reduced.buffers, reduced.attachment)
         told = reduced.attachment[self.buffers.integer_bytes :]
         self.bookkeeping.commit(told, self._n_ranks)
-        self.replica.set_learning_rate(rate_factor)
+        if self.replica.scheduling is None:
+            self.replica.set_learning_rate(rate_factor)
         self._backward.set(reduced.gradients, reduced.present)
         step.logical_rank = -1
         # The parts have left the generators where they stand, and each worker had other parts.
         if self._weave.aspects or may_draw(self.replica.optimizer):
             seed_global_generators(seed_for(self._seed, "update", step.number))
         with self._weave.around("update", step), rehearsed(self.replica, self._build_another):
-            self.replica.optimizer.step()
+            self.replica.update()
         self.weights.check_kinds()
         self._backward.drop()
 

@@ -53,6 +53,16 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
 ]
 
 
+def generator_bytes() -> tuple[bytes, ...]:
+    """Return the states of the CPU's global generators, to compare."""
+    of_torch, of_python, of_numpy, _ = generators()
+    return (
+        of_torch.numpy().tobytes(),
+        repr(of_python).encode(),
+        of_numpy[1].tobytes() + repr(of_numpy[2:]).encode(),
+    )
+
+
 def generators() -> list[Any]:
     """Return the states of all global generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -59,7 +59,7 @@ def _rehearsed(replica: Replica, build: Callable[[], Replica]) -> Iterator[None]
     if newcomer is not None:
         with process_kept():
             set_generators(before)
-            newcomer.optimizer.step()
+            newcomer.update()
         _compare(newcomer, replica, "after one more step")
 
 

@@ -17,6 +17,7 @@ from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.task import Task, TaskError
 from raytrain_plus.training.building import build_model, build_optimizer
 from raytrain_plus.training.encoding import SAFETENSORS
+from raytrain_plus.training.lr_scheduler import Scheduling
 from raytrain_plus.training.modes import to_training
 from raytrain_plus.training.optimizer_state import OptimizerState, plain_entries
 
@@ -32,6 +33,7 @@ class Replica:
 
     Attributes:
         training: what is the same in all steps.
+        scheduling: the torch scheduler that the task returned with the optimizer, if any.
         parameters: the trainable parameters by name, in name order.
         step: committed steps.
         samples, tokens: how many were trained on, which may be fewer than were loaded.
@@ -42,9 +44,10 @@ class Replica:
         build_seconds: how long the task took to make model and optimizer.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Training, scheduling: Scheduling | None = None) -> None:
         model, optimizer = training.model, training.optimizer
         self.training = training
+        self.scheduling = scheduling
         self.model = model
         self.optimizer = optimizer
         self.step = 0
@@ -83,9 +86,10 @@ class Replica:
         began = time.monotonic()
         seed_global_generators(seed_for(seed, "model"))
         model = build_model(task).to(device)
+        optimizer, scheduling = build_optimizer(task, model)
         training = Training(
             model=model,
-            optimizer=build_optimizer(task, model),
+            optimizer=optimizer,
             clock=clock,
             seed=seed,
             target=task.target,
@@ -96,7 +100,7 @@ class Replica:
         seed_global_generators(seed_for(seed, "fit"))
         fit.__enter__()
         to_training(training.optimizer)
-        replica = cls(training)
+        replica = cls(training, scheduling)
         replica._fit = fit
         replica.build_seconds = time.monotonic() - began
         return replica
@@ -141,6 +145,12 @@ class Replica:
                     f"task.schedule() gave the factor {factor}, and the optimizer "
                     f"{type(self.optimizer).__name__} has no learning rate (`lr`) to apply it to"
                 )
+
+    def update(self) -> None:
+        """Take the optimizer's step, and the scheduler's if it is due."""
+        self.optimizer.step()
+        if self.scheduling is not None:
+            self.scheduling.advance(self.step + 1, self.training.clock.steps_per_epoch)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors of the state by name, in name order; no copies."""

@@ -13,10 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from raytrain_plus.task import Task, TaskError
+from raytrain_plus.training.lr_scheduler import ATTRIBUTE, belongs
 
 _INSTEAD = (
-    "write the schedule as task.schedule(progress), which returns the factor on the learning rate "
-    "at a point of the run from 0 to 1, and create no scheduler"
+    "return it with the optimizer, as (optimizer, scheduler), so that it is stepped and kept in "
+    "checkpoints; or write the schedule as task.schedule(progress), which returns the factor on "
+    "the learning rate at a point of the run from 0 to 1"
 )
 
 
@@ -44,9 +46,15 @@ def check_schedule(task: Task, optimizer: Optimizer) -> None:
     """
     check_unscheduled(optimizer)
     for name, value in vars(task).items():
-        if isinstance(value, LRScheduler) and value.optimizer is optimizer:
+        if (
+            isinstance(value, LRScheduler)
+            and value.optimizer is optimizer
+            and not belongs(optimizer, value)
+        ):
             raise TaskError(_steered(optimizer, f"{type(value).__name__} (task.{name})"))
     for place, group in enumerate(optimizer.param_groups):
+        if hasattr(optimizer, ATTRIBUTE):
+            break  # it may have set the first learning rate
         initial, rate = (_number(group.get(key)) for key in ("initial_lr", "lr"))
         if "initial_lr" in group and initial != rate:
             raise TaskError(
@@ -177,8 +185,8 @@ def _needs_closure(optimizer: Any) -> bool:
 
 def _steered(optimizer: Any, scheduler: str) -> str:
     return (
-        f"the learning rate of the optimizer {type(optimizer).__name__} is set by {scheduler}, and "
-        f"schedulers are not run here: {_INSTEAD}"
+        f"the learning rate of the optimizer {type(optimizer).__name__} is set by {scheduler}, "
+        f"which nothing here steps: {_INSTEAD}"
     )
 
 

@@ -1,5 +1,6 @@
 """The code that opens a source closes it. A closed source no longer affects evictions."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from ray.train import RunConfig
 
 from raytrain_plus import ElasticTrainer, configure
 from raytrain_plus.clock import DurationError
-from raytrain_plus.elastic.worker.data import open_data, open_evaluation
+from raytrain_plus.elastic.worker.data import open_data, open_evaluations
 from raytrain_plus.streams import source as sources
 from raytrain_plus.streams.cache import TRAFFIC, Cache, Prefetcher, node_cache
 from raytrain_plus.streams.check import inspect_stream
@@ -186,7 +187,11 @@ def test_data_that_does_not_fit_the_task_is_closed(two_runs):
     source.close()
 
 
-@pytest.mark.parametrize("opens", [open_data, open_evaluation])
+def evaluation_alone(spec, task):
+    return open_evaluations(spec, task, contextlib.ExitStack())[""]
+
+
+@pytest.mark.parametrize("opens", [open_data, evaluation_alone])
 def test_a_worker_closes_data_that_is_not_the_drivers(two_runs, tmp_path, opens):
     first, _ = two_runs
     other = {"data content": "another", "evaluation data": "another"}
@@ -208,7 +213,7 @@ def test_a_worker_closes_evaluation_data_whose_metrics_cannot_be_used(two_runs, 
     first, _ = two_runs
     spec = make_spec(tmp_path, data=first, evaluation_data=first, identity={})
     with pytest.raises(TaskError) as caught:
-        open_evaluation(spec, Unusable())
+        open_evaluations(spec, Unusable(), contextlib.ExitStack())
     assert caught.tb is not None
     assert told(first) == {}
 

@@ -41,8 +41,8 @@ def test_a_model_of_another_type_is_refused(model, said):
     ("optimizer", "said"),
     [
         (lambda _, __: None, r"task.optimizer\(\) returned None .*not a torch.optim.Optimizer"),
-        (lambda _, model: ([made(model)], []), "returned a tuple, not .*schedule belongs into"),
-        (lambda _, model: {"optimizer": made(model)}, "returned a dict"),
+        (lambda _, model: {"optim": made(model)}, "mapping with the keys optim: return the"),
+        (lambda _, model: (made(model), made(model)), r"2 optimizers \(SGD, SGD\).*a GAN"),
         (lambda _, __: torch.optim.SGD, r"returned the class SGD \(call it\)"),
         (
             lambda _, model: torch.optim.lr_scheduler.ConstantLR(made(model)),

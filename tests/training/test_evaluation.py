@@ -378,11 +378,12 @@ def test_the_model_is_in_evaluation_mode_within_advice_and_without_gradients():
     assert entered == 2 * ["evaluate", "evaluate", "gather"]
 
 
-def test_a_task_without_metrics_evaluates_nothing():
+def test_a_task_that_measures_nothing_evaluates_nothing():
     def load(step):
         raise AssertionError(step)
 
     task = Summing()
+    task.evaluate_loss = False
     source = open_source(numbers(5), None)
     order = Order(rows=source.rows, lanes=2, seed=SEED, shuffle=False)
     assert Evaluation(task, source, order, ROWS, SEED).run(None, load, cut(2), Collect(0)) == {}

@@ -58,7 +58,7 @@ class Failing(Plain):
             outputs = outputs * torch.nan
         losses = super().loss(outputs, batch)
         if self.armed and self.place == "shape":
-            losses = losses.mean()
+            losses = losses[1:]
         self.calls += 1
         return losses
 
@@ -199,9 +199,8 @@ def test_a_loss_that_is_not_finite_names_step_and_ranks():
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        (lambda losses: losses.mean(), r"shape \(\) .*use reduction='none' and do not average"),
         (lambda losses: losses[:, None], rf"shape \({PART}, 1\).*take losses.squeeze\(1\)"),
-        (lambda losses: losses[:, None].expand(-1, 4), r"take losses.mean\(1\), or the weighted"),
+        (lambda losses: losses[:, None].expand(-1, 4), r"take losses.mean\(1\), or return weights"),
         (lambda losses: losses[:, None, None].expand(-1, 4, 2), r"take losses.mean\(\(1, 2\)\)"),
         (lambda losses: losses.repeat(3), rf"shape \({3 * PART},\).*losses.view\({PART}, -1\)"),
         (lambda losses: losses[1:], rf"shape \({PART - 1},\).*keep one number for each"),
@@ -212,7 +211,8 @@ def test_a_loss_that_is_not_finite_names_step_and_ranks():
         (lambda losses: losses.long(), "type torch.int64: losses are floating-point"),
         (lambda losses: losses.detach(), "do not depend on any trainable parameter"),
         (lambda losses: (losses,) * 3, "gave a tuple of 3"),
-        (lambda losses: (losses.mean(), losses), r"gave a tensor of shape \(\)"),
+        (lambda losses: (losses.mean(), losses), "depend on no parameter"),
+        (lambda losses: (losses[:, None], losses.detach()), r"as weights .*\(5, 1\)"),
         (lambda losses: (losses, 3.0), rf"weights a tensor of shape \({PART},\), and gave a float"),
         (lambda losses: (losses, losses[1:]), rf"one of shape \({PART - 1},\) and type"),
         (lambda losses: (losses, losses), "depend on no parameter.*detach"),

@@ -119,7 +119,8 @@ class RunSpec:
         task: the task, or where to import it from.
         task_settings: fields of the task that are set otherwise.
         import_paths: folders that workers add to `sys.path`.
-        data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store.
+        data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store;
+            evaluation data may be a mapping of several of them by name.
         hash_data: the data's identity is made of hashes of all its bytes.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
         probe: the first rows of the data, which each worker computes to prove itself.

@@ -1,7 +1,9 @@
 """A run's data, as each of its workers opens it."""
 
+import contextlib
 import socket
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -13,8 +15,8 @@ from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream
-from raytrain_plus.task import Task
-from raytrain_plus.training.evaluation import Evaluation
+from raytrain_plus.task import Task, collate_of
+from raytrain_plus.training.evaluation import Evaluation, named_sets
 
 
 def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
@@ -30,26 +32,44 @@ def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
     return source, order
 
 
-def open_evaluation(spec: RunSpec, task: Task) -> Evaluation | None:
-    """Open the evaluation data, if there is any.
+def open_evaluations(
+    spec: RunSpec, task: Task, closing: contextlib.ExitStack
+) -> dict[str, Evaluation]:
+    """Open the sets of evaluation data by name; a single set has the empty name.
+
+    Args:
+        spec: the run.
+        task: its task.
+        closing: closes the sources.
 
     Raises:
         DataError: as for `open_data`.
     """
-    if spec.evaluation_data is None:
-        return None
-    source = _open(spec.evaluation_data, spec, task)
-    with closed_on_error(source):
-        _check_same(source, spec.identity.get("evaluation data"), spec.evaluation_data, spec)
-        order = source.plain_order(spec.logical_ranks)
-        return Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
+    opened = {}
+    for name, data in named_sets(spec.evaluation_data).items():
+        source = _open(data, spec, task)
+        with closed_on_error(source):
+            meant = spec.identity.get(f"evaluation data {name}".rstrip())
+            _check_same(source, meant, data, spec)
+            order = source.plain_order(spec.logical_ranks)
+            opened[name] = Evaluation(task, source, order, spec.evaluation_rows, spec.seed)
+        closing.callback(source.close)
+    return opened
+
+
+def told(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return the identities of evaluation data, for a worker's fingerprint."""
+    said = [f"{name} {one.source.identity}".lstrip() for name, one in evaluations.items()]
+    return ", ".join(said) or "none"
 
 
 def _open(data: Any, spec: RunSpec, task: Task) -> Source:
     columns = None if task.columns is None else list(task.columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LeftOutWarning)  # the driver shows it
-        return open_source(resolve(data), columns, hash_data=spec.hash_data)
+        source = open_source(resolve(data), columns, hash_data=spec.hash_data)
+    source.collate = collate_of(task)
+    return source
 
 
 def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> None:

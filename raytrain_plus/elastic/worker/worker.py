@@ -43,7 +43,7 @@ from raytrain_plus.elastic.protocol.messages import (
 )
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker import orphan, process_faults
-from raytrain_plus.elastic.worker.data import open_data, open_evaluation, resolve
+from raytrain_plus.elastic.worker.data import open_data, open_evaluations, resolve, told
 from raytrain_plus.elastic.worker.fault_injection import WorkerFaults
 from raytrain_plus.elastic.worker.fingerprint import fingerprint
 from raytrain_plus.elastic.worker.healing import receive_state, send_state
@@ -69,6 +69,7 @@ from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_devic
 from raytrain_plus.task import TaskWarning, load_task
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.corruption import CorruptionError
+from raytrain_plus.training.evaluation import named_in
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.modes import evaluated
 from raytrain_plus.training.purity import check_function
@@ -163,9 +164,7 @@ class Worker:
         self._task = load_task(spec.task, spec.task_settings, spec.cwd)
         self._source, self._order = open_data(spec, self._task)
         self._closing.callback(self._source.close)
-        self._evaluation = open_evaluation(spec, self._task)
-        if self._evaluation is not None:
-            self._closing.callback(self._evaluation.source.close)
+        self._evaluations = open_evaluations(spec, self._task, self._closing)
         with _for_the_journal() as warned:
             replica = self._build_replica(spec)
             self._loop = TrainingLoop(
@@ -179,10 +178,7 @@ class Worker:
             )
             check_function(self._loop, self._probe)
             check_start(self._task, replica)
-        identity = {
-            "data": self._source.identity,
-            "evaluation data": self._evaluation.source.identity if self._evaluation else "none",
-        }
+        identity = {"data": self._source.identity, "evaluation data": told(self._evaluations)}
         proof = {**identity, **fingerprint(self._loop, self._probe(), self._device)}
         self._weave.spent()  # the cost of the probe is not the run's
         self._uploads = Uploads(
@@ -447,16 +443,25 @@ class Worker:
             self._uploads.start(replica, transport.index, workers, plan.generation)
 
     def _evaluate(self, plan: Plan, transport: Transport) -> None:
-        if self._evaluation is None:
-            return
         replica = self._loop.replica
+        due = {
+            name: evaluation
+            for name, evaluation in self._evaluations.items()
+            if self._spec.clock.evaluation_due(replica.step, name)
+        }
+        if not due:
+            return
         step = Step(replica.training, replica.step)
         with self._loop.guard.unchanged(), evaluated(replica.model, replica.optimizer):
             self._loop.buffers.snapshot()
             try:
-                values = self._evaluation.run(
-                    step, self._weave, plan.ranges, transport, self._progress.enter
-                )
+                values = {
+                    named_in(set_name, name): value
+                    for set_name, evaluation in due.items()
+                    for name, value in evaluation.run(
+                        step, self._weave, plan.ranges, transport, self._progress.enter
+                    ).items()
+                }
             finally:
                 self._loop.buffers.restore()
         self._records.add_evaluation(plan.generation, replica.step, values)

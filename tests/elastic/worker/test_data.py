@@ -1,10 +1,12 @@
 """Workers train on the data that the driver has opened, or not at all."""
 
+import contextlib
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain_plus.elastic.worker.data import open_data, open_evaluation
+from raytrain_plus.elastic.worker.data import open_data, open_evaluations
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.task import Task
@@ -24,12 +26,13 @@ def test_another_file_of_the_same_name_is_refused(tmp_path):
     identity = {"data content": meant, "evaluation data": meant}
     spec = make_spec(run, data=place, evaluation_data=place, identity=identity)
     assert open_data(spec, Task())[0].identity == meant
-    assert open_evaluation(spec, Task()) is not None
+    with contextlib.ExitStack() as closing:
+        assert list(open_evaluations(spec, Task(), closing)) == [""]
     written(tmp_path / "digits.parquet", 65)
     with pytest.raises(DataError, match=r"digits\.parquet on node .* is other data"):
         open_data(spec, Task())
     with pytest.raises(DataError, match=r"digits\.parquet on node .* is other data"):
-        open_evaluation(spec, Task())
+        open_evaluations(spec, Task(), contextlib.ExitStack())
 
 
 def test_a_table_that_the_driver_stored_for_the_workers_is_unchanged(tmp_path):
