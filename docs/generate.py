@@ -71,7 +71,7 @@ _RAY = (
     "other field that is set is refused before the run starts.\n\n"
     "| field | what it does here |\n| --- | --- |\n"
     "| `ScalingConfig.num_workers` | A number, or (least, most). The least is what a run needs to "
-    "start. |\n"
+    "start. 0: a [local run](../guide/debugging.md#a-local-run-and-breakpoints). |\n"
     "| `ScalingConfig.use_gpu`, `resources_per_worker`, `accelerator_type` | What each worker asks "
     "Ray for. Default: one CPU, and one GPU with `use_gpu`. |\n"
     "| `RunConfig.name`, `storage_path` | The run's name, and the folder in which its folder lies. "

@@ -16,12 +16,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray.train
+import torch
 from torch import Tensor
 
 from raytrain_plus import exits
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
 from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.clock import Clock, Lengths, run_length
+from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
@@ -70,7 +72,8 @@ def check_sizes(batch_size: int, logical_ranks: int, workers: tuple[int, int]) -
     least, most = workers
     if least < 1 or most < least:
         raise ConfigError(
-            f"workers is {least}:{most}; the least number must be at least 1 and not above the most"
+            f"workers is {least}:{most}; the least number must be at least 1 and not above the "
+            "most. 0 alone means a local run, in this process"
         )
     if logical_ranks < 1:
         raise ConfigError(f"logical_ranks is {logical_ranks}; it must be at least 1")
@@ -104,6 +107,42 @@ def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
     _refuse("ScalingConfig", refused)
     workers = scaling.num_workers
     return (workers, workers) if isinstance(workers, int) else (workers[0], workers[1])
+
+
+def workers_of(
+    scaling: ray.train.ScalingConfig,
+    run: ray.train.RunConfig,
+    elastic: ElasticConfig,
+    faults: Sequence[Fault],
+) -> tuple[tuple[int, int], bool]:
+    """Return the least and the most workers, and whether the run is local: in this process alone.
+
+    Raises:
+        ConfigError: something is asked for that is not supported, or not in a local run.
+    """
+    workers = worker_range(scaling)
+    check_run_config(run)
+    if workers != (0, 0):
+        return workers, False
+    asked = {
+        "spares": elastic.spares,
+        "worker_pool": elastic.worker_pool,
+        "isa": elastic.isa,
+        "worker_runtime_env": run.worker_runtime_env,
+        "faults": faults,
+    }
+    given = [name for name, value in asked.items() if value]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} cannot be used with 0 workers: a local run is in this process "
+            "alone. Leave it out, or train with 1 worker or more"
+        )
+    if worker_resources(scaling).get("GPU") and not torch.cuda.is_available():
+        raise ConfigError(
+            "a local run is to use a GPU, and torch finds none in this process: leave use_gpu "
+            "(--gpu) out"
+        )
+    return (1, 1), True
 
 
 def worker_resources(scaling: ray.train.ScalingConfig) -> dict[str, float]:

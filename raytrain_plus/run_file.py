@@ -12,6 +12,7 @@ are imported. Nothing in it is evaluated or unpickled.
 import contextlib
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import re
@@ -360,7 +361,10 @@ class RunSettings(_Keys):
     workers: Annotated[
         Whole | Text,
         BeforeValidator(_workers),
-        Key("A number of workers, or a range as MIN:MAX.", metavar="MIN:MAX or N"),
+        Key(
+            "A number of workers, or a range as MIN:MAX. 0: a local run, in this process alone.",
+            metavar="MIN:MAX or N",
+        ),
     ] = 1
     threads: Annotated[Whole | None, Key("Threads per worker.")] = None
     cpus: Annotated[Number | None, Key("CPUs that each worker holds. Default: one per thread.")] = (
@@ -732,7 +736,7 @@ def arguments(settings: RunSettings) -> dict[str, Any]:
             )
         },
         "algorithms": aspects(settings),
-        "scaling_config": ray.train.ScalingConfig(
+        "scaling_config": _scaling(
             num_workers=(int(least), int(most)) if most else int(least),
             use_gpu=settings.gpu,
             accelerator_type=settings.accelerator_type,
@@ -753,6 +757,17 @@ def arguments(settings: RunSettings) -> dict[str, Any]:
         ),
         "faults": read_faults(Path(faults)) if isinstance(faults, str) else tuple(faults),
     }  # fmt: skip
+
+
+def _scaling(**settings: Any) -> ray.train.ScalingConfig:
+    """Return Ray Train's object, without what it logs of a local mode of its own."""
+    logger = logging.getLogger(ray.train.ScalingConfig.__module__)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        return ray.train.ScalingConfig(**settings)
+    finally:
+        logger.setLevel(level)
 
 
 def _data(settings: RunSettings) -> dict[str, Any]:
@@ -800,7 +815,7 @@ def described(
         **{name: getattr(spec, name) for name in plain},
         **lengths,
         "algorithms": _algorithms_as_keys(spec.algorithms),
-        "workers": _workers(spec.workers),
+        "workers": 0 if spec.is_local else _workers(spec.workers),
         "gpu": bool(resources.pop("GPU", 0)),
         "accelerator_type": scaling.accelerator_type,
         "cpus": resources.pop("CPU", 0.0),

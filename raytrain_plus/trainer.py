@@ -19,6 +19,7 @@ from raytrain_plus import configure, interrupts, resume, run_file
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
 from raytrain_plus.checkpoint.checkpointer import is_named, name_of
+from raytrain_plus.elastic import local
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import RunFailedError
 from raytrain_plus.elastic.client.following import Ended, LostError, Watcher, follow
@@ -73,6 +74,8 @@ class ElasticTrainer:
         algorithms: aspects, in any order.
         scaling_config: `num_workers` as a number or (least, most), and resources per worker. The
             least is what a run needs to start; then it continues with the workers that are left.
+            0 workers mean a local run: in this process, without Ray, and with the task's code in
+            the thread that calls `fit`.
         run_config: name, storage path, and which checkpoints are kept (by default all).
         elastic: how to handle workers that come, go, or hang; when and where to keep checkpoints.
         faults: faults to inject.
@@ -115,9 +118,8 @@ class ElasticTrainer:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
         elastic = configure.with_absolute_checkpoint_storage(elastic or ElasticConfig())
-        workers = configure.worker_range(scaling)
+        workers, self._is_local = configure.workers_of(scaling, run, elastic, faults)
         configure.check_sizes(batch_size, logical_ranks, workers)
-        configure.check_run_config(run)
         configure.check_algorithms(algorithms)
         loaded = load_task(task, task_settings)
         configure.check_task(loaded)
@@ -132,7 +134,7 @@ class ElasticTrainer:
             probe = configure.probe(source, batch_size // logical_ranks)
             code = configure.code_of(loaded, algorithms, data)
             folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
-            self._before = ownership.look(folder, _is_known)
+            self._before = ownership.look(folder, self._is_known)
             self._resume = resume
             self._warnings = configure.warnings_of(loaded, evaluation_data)
             self._identity = {
@@ -167,6 +169,7 @@ class ElasticTrainer:
             identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
             hash_data=hash_data,
+            is_local=self._is_local,
         )
         lasts = {"duration": duration, "evaluate_every": evaluate_every}
         self._run_file = run_file.described(self.spec, scaling, run, given, **lasts)
@@ -177,7 +180,7 @@ class ElasticTrainer:
         """Find where a resumed run continues, or check that a new run touches no other run."""
         folder, store = self.spec.folder, self.spec.checkpoint_store
         self._storage = None if _is_same(store, folder) else store
-        self._storage_before = ownership.look_from_storage(self._storage, _is_known)
+        self._storage_before = ownership.look_from_storage(self._storage, self._is_known)
         if self._resume:
             return self._resumption(changes)
         configure.check_fresh(folder)
@@ -215,10 +218,11 @@ class ElasticTrainer:
 
         On a cluster that existed before, the run continues if this process ends; `attach` follows
         it again. Only in a trial of Ray Tune, the run ends with the process, so that a trial that
-        Tune stops keeps no CPUs.
+        Tune stops keeps no CPUs. A local run is in this process, and ends with it.
 
         Args:
-            watcher: called now and then with the journal's new events.
+            watcher: called now and then with the journal's new events; in a local run from
+                another thread.
 
         Returns:
             Ray Train's Result: `metrics` (loss, the task's metrics, steps, digest), `checkpoint`
@@ -232,6 +236,8 @@ class ElasticTrainer:
                 process without its own handler for them ends by the signal instead.
             ValueError: a run of that name is live on the cluster.
         """
+        if self._is_local:
+            return self._fit_here(watcher)
         spec = self.spec
         most = spec.workers[1] + spec.elastic.spares
         slots = math.ceil(most * spec.resources.get("CPU", 1))
@@ -260,23 +266,29 @@ class ElasticTrainer:
         _interrupt(ended, taken.number)
         return result_of(ended, spec)
 
+    def _fit_here(self, watcher: Watcher | None) -> ray.train.Result:
+        with Interrupts() as taken, taken.held(), self._claim_ownership(ownership.LOCAL) as held:
+            if self._storage is not None:
+                ownership.acquire_storage(self._storage, held, self._storage_before)
+            run_file.write(self.spec.folder, self._run_file)
+            spec = replace(self.spec, claim=held.owner.claim, address=ownership.LOCAL)
+            offset = self._open_journal(spec)
+            try:
+                ended, error = local.train(spec, watcher, taken, offset)
+            except LostError as lost:
+                raise TrainingFailedError(str(lost), lost.summary) from None
+            held.retire()
+        _interrupt(ended, taken.number)
+        try:
+            return result_of(ended, spec)
+        except TrainingFailedError as failed:
+            # With the error's frames, a debugger that looks at it stands in the user's code.
+            raise failed.with_traceback(error.__traceback__ if error else None) from error
+
     def _train(
         self, spec: RunSpec, watcher: Watcher | None, taken: Interrupts, *, is_ours: bool
     ) -> Ended:
-        opened = Journal(spec.folder)
-        offset = opened.path.stat().st_size
-        opened.write("run", **self._described(spec))
-        for kept in self._found.found if self._found else ():
-            place = spec.checkpoint_store.inside(kept.name)
-            opened.write(
-                "checkpoint",
-                step=kept.step,
-                folder=str(place.local_path) if place.is_local else place.url,
-                metrics=dict(kept.metrics),
-            )
-        for text in self._warnings:
-            opened.write("warning", text=text)
-        opened.close()
+        offset = self._open_journal(spec)
         coordinator = start_coordinator(spec)
         try:
             ended = follow(
@@ -297,13 +309,44 @@ class ElasticTrainer:
         end_coordinator(spec, coordinator)
         return ended
 
+    def _open_journal(self, spec: RunSpec) -> int:
+        """Begin the run in its journal; returns where in the file that is."""
+        opened = Journal(spec.folder)
+        offset: int = opened.path.stat().st_size
+        opened.write("run", **self._described(spec))
+        for kept in self._found.found if self._found else ():
+            place = spec.checkpoint_store.inside(kept.name)
+            opened.write(
+                "checkpoint",
+                step=kept.step,
+                folder=str(place.local_path) if place.is_local else place.url,
+                metrics=dict(kept.metrics),
+            )
+        for text in self._warnings:
+            opened.write("warning", text=text)
+        opened.close()
+        return offset
+
     def _claim_ownership(self, address: str) -> ownership.Held:
         """Become the run's owner, unless another driver has become it since the first check."""
 
         def is_over(owner: ownership.Owner) -> bool:
+            if self._is_local:
+                return False
             return owner.address == address and not is_running(self.spec.name)
 
         return ownership.acquire(self.spec.folder, self.spec.run_id, address, self._before, is_over)
+
+    def _is_known(self, owner: ownership.Owner) -> bool:
+        """Say whether an owner's cluster is the one that the run would join, and can ask."""
+        if self._is_local:
+            return False
+        if ray.is_initialized():
+            return bool(owner.address == ray.get_runtime_context().gcs_address)
+        try:
+            return owner.address == joining.head_address()
+        except ClusterError:
+            return False
 
     def _described(self, spec: RunSpec) -> dict[str, Any]:
         clock = self.spec.clock
@@ -328,6 +371,7 @@ class ElasticTrainer:
             "ray": ray.__version__,
             "platform": platform.platform(),
             "worker_pool": self.spec.worker_pool,
+            **({"local": True} if spec.is_local else {}),
         }
 
 
@@ -470,16 +514,6 @@ def cluster(slots: int) -> Iterator[Cluster]:
 
 def _is_same(store: Store, folder: Path) -> bool:
     return store.is_local and store.local_path.resolve() == folder
-
-
-def _is_known(owner: ownership.Owner) -> bool:
-    """Say whether an owner's cluster is the one that a run would join and can ask about the run."""
-    if ray.is_initialized():
-        return bool(owner.address == ray.get_runtime_context().gcs_address)
-    try:
-        return owner.address == joining.head_address()
-    except ClusterError:
-        return False
 
 
 def _name(task: Task) -> str:

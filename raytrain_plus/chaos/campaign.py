@@ -78,6 +78,11 @@ class Campaign:
             raise ScheduleError(f"steps is {self.steps}; it must be even, such as {self.steps + 1}")
         if self.runs < 1:
             raise ScheduleError(f"runs is {self.runs}; it must be at least 1")
+        if self.workers < 1:
+            raise ScheduleError(
+                f"workers is {self.workers}: faults strike the processes of workers, and a local "
+                "run, with 0 workers, has none. Give at least 1"
+            )
         check_sizes(self.batch_size, self.logical_ranks, (1, self.workers))
         self.schedule(self.seed, evaluates=False)  # so that wrong settings are reported at once
 

@@ -19,6 +19,7 @@ from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted, st
 from raytrain_plus.names import InvalidNameError, check_reference
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
+from raytrain_plus.storage.ownership import LOCAL
 
 _FAILED = (SteeringError, ClusterError, FailedSweepError)
 _WRONG_INPUT = (ValueError, FileNotFoundError)
@@ -111,6 +112,8 @@ def _answered(
 def _placed(where: dict[str, Any]) -> str:
     node = f" on {where['host']} (node {where['node'][:8]})" if "node" in where else ""
     step = f" in step {where['step']}" if where.get("step") else " as it came up"
+    if where.get("node") == LOCAL:
+        return f"in this process{step}"
     return f"on worker {where['worker']}{node}{step}"
 
 

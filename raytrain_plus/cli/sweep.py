@@ -25,7 +25,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 Budget = Annotated[str, typer.Option(help="Time of the whole pool, such as 90s, 30m, 2h or 1h30m.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Workers in the pool. Default: as many as fit on the cluster."),
+    typer.Option(help="Workers in the pool. Default: as many as fit on the cluster."),
 ]
 Resume = Annotated[bool, typer.Option(help="Go on with the sweep that is in the folder.")]
 Storage = Annotated[

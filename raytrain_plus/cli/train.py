@@ -1,5 +1,6 @@
 """The command that trains. Its options are the keys of a run file (`run_file.py`)."""
 
+import contextlib
 import inspect
 import time
 import types
@@ -15,6 +16,7 @@ from raytrain_plus import run_file
 from raytrain_plus.chaos.replay import NamedRun, Replay
 from raytrain_plus.chaos.trace import changes, read_trace
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
+from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.client.following import Watcher
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.frontier.recipe import read_recipe
@@ -58,8 +60,11 @@ def train(
             allow_change=allow_change,
             accept_changed_code=accept_changed_code,
         )
-        progress = ProgressLine(made.spec.name, Console(stderr=True, markup=False))
-        with without_ray_notices(), progress as line:
+        # A local run prints here, and stands at breakpoints, which a live line would overwrite.
+        is_local = made.spec.is_local
+        console = Console(stderr=True, markup=False, force_terminal=False if is_local else None)
+        quiet = contextlib.nullcontext() if is_local else without_ray_notices()
+        with quiet, ProgressLine(made.spec.name, console) as line:
             watcher = _replaying(line, settings, made.spec) if settings.trace else line
             summary: dict[str, Any] = made.fit(watcher).return_value
         if not as_json:
@@ -109,6 +114,11 @@ def _recipe(name: str) -> Layer:
 
 
 def _replaying(line: Watcher, settings: RunSettings, spec: RunSpec) -> Watcher:
+    if spec.is_local:
+        raise ConfigError(
+            "a trace adds and kills workers, and a local run has none: leave out --trace, or give "
+            "--workers 1 or more"
+        )
     trace = read_trace(Path(str(settings.trace)))
     replay = Replay(
         changes(trace, most=spec.workers[1], speed=settings.speed),

@@ -243,6 +243,11 @@ def _room(resources: Mapping[str, float]) -> int:
 def _check(sweep: Sweep, budget: float, workers: int | None) -> None:
     if not budget > 0:
         raise SweepError(f"the budget is {budget} s; it must be above zero")
+    if workers is not None and workers < 1:
+        raise SweepError(
+            f"a sweep cannot have {workers} workers: its trials run in the processes of a pool. A "
+            "local run, with 0 workers, is for `raytrain-plus train`; give at least 1"
+        )
     if workers is not None and workers < sweep.least_workers:
         raise SweepError(
             f"the pool has {workers} workers and a trial needs {sweep.least_workers}: give more "

@@ -157,6 +157,7 @@ class RunEvent(TypedDict):
     ray: NotRequired[Annotated[Text, "Ray's version"]]
     platform: NotRequired[Annotated[Text, "the driver's system"]]
     worker_pool: NotRequired[Annotated[Text | None, "the worker pool whose processes it uses"]]
+    local: NotRequired[Annotated[Flag, "whether it is in the driver's process alone"]]
 
 
 class EnvironmentEvent(TypedDict):

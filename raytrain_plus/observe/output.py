@@ -65,6 +65,10 @@ class OutputCapture:
         ]
         sys.stdout, sys.stderr = (_Tee(one, self._append) for one in self._streams)
 
+    def close(self) -> None:
+        """Give the process its streams back."""
+        sys.stdout, sys.stderr = self._streams
+
     def _append(self, text: str) -> None:
         lines = [line for line in text.splitlines(keepends=True) if not line.startswith(_RAYS_OWN)]
         data = "".join(lines).encode(errors="replace")

@@ -29,6 +29,9 @@ from raytrain_plus.storage.errors import ExistsError
 from raytrain_plus.storage.store import Store
 
 FOLDER = "owners"
+LOCAL = "local"
+"""Instead of the address of a Ray cluster: the run is in its driver's process alone."""
+
 STALE = 15.0  # seconds without a sign of life after which an owner counts as gone
 
 _BEAT = 1.0  # seconds between two signs of life
@@ -150,7 +153,8 @@ class Owner:
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         where = f"process {self.process.pid} on {self.process.host}, user {self.user}"
-        return f"{where}, Ray at {self.address or 'an unknown address'}, since {since}"
+        ray = "" if self.address == LOCAL else f", Ray at {self.address or 'an unknown address'}"
+        return f"{where}{ray}, since {since}"
 
 
 class Owners:
@@ -262,7 +266,7 @@ def is_gone(folder: Path, owner: Owner) -> bool | None:
         # If its Ray cluster lives, that may be about to start the coordinator again.
         return True if silence > STALE or not answers else None
     # A process whose cluster has ended is about to end, too.
-    return False if answers else None
+    return False if answers or owner.address == LOCAL else None
 
 
 def await_gone(
@@ -424,6 +428,11 @@ def acquire_storage(storage: Store, held: Held, before: int) -> None:
 
 def refusal(owner: Owner, folder: Path) -> str:
     """Say who owns a run, and what to do."""
+    if owner.address == LOCAL:
+        return (
+            f"the run in {folder} lives: it is a local run in {owner}. End that process, or give "
+            "another --name"
+        )
     return (
         f"the run in {folder} lives: {owner}. `raytrain-plus attach {folder}` follows it, "
         f"`raytrain-plus stop {folder}` ends it; or give another --name. If that process hangs, "

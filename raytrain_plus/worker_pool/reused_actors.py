@@ -17,6 +17,7 @@ import ray
 
 from raytrain_plus.elastic.coordinator.actor import lead
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
+from raytrain_plus.elastic.coordinator.workers import actors_on_ray
 from raytrain_plus.elastic.protocol.handles import (
     CoordinatorHandle,
     Ref,
@@ -24,6 +25,7 @@ from raytrain_plus.elastic.protocol.handles import (
     WorkerPoolHandle,
 )
 from raytrain_plus.elastic.protocol.messages import RunSpec
+from raytrain_plus.elastic.worker.host import RayHost
 from raytrain_plus.elastic.worker.worker import Worker, own_process
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.storage.fencing import FencedError
@@ -117,7 +119,7 @@ class ReusedWorker:
         """
         told = cast("CoordinatorHandle", RunCoordinator(coordinator, run))
         # The pool ends a worker whose coordinator is gone for good.
-        self._worker = Worker(worker, told, on_release=lambda *_: None)
+        self._worker = Worker(worker, told, RayHost(on_release=lambda *_: None))
 
     def close_run(self) -> str:
         """Close the run and reset this process; returns what cannot be reset, or an empty text."""
@@ -196,7 +198,8 @@ class ReusedCoordinator:
         return self._coordinator
 
     def _lead(self, spec: RunSpec, *, returns: bool) -> None:
-        coordinator = self._coordinator = Coordinator(spec, returns=returns)
+        actors = actors_on_ray(spec)
+        coordinator = self._coordinator = Coordinator(spec, actors, returns=returns)
         self._run = spec.name
 
         def until_end() -> None:

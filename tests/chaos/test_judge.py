@@ -125,7 +125,7 @@ def test_a_newcomer_may_take_several_times_as_long_as_the_undisturbed_runs_worke
         ({"steps": 51}, "steps is 51; it must be even, such as 52"),
         ({"steps": 20}, "needs 22"),
         ({"runs": 0}, "runs is 0"),
-        ({"workers": 0}, "workers is 1:0"),
+        ({"workers": 0}, "a local run, with 0 workers, has none"),
         ({"workers": 9}, "9 workers cannot share 8 logical ranks"),
         ({"kinds": ("hug",)}, "no kind of fault hug"),
     ],

@@ -21,10 +21,8 @@ def lead(tmp_path, monkeypatch):
     first, with the pool.
     """
     time = FakeTime()
-    context = SimpleNamespace(current_actor=None)
     for one in (module, membership, restart):
         monkeypatch.setattr(one, "time", time)
-    monkeypatch.setattr(module, "ray", SimpleNamespace(get_runtime_context=lambda: context))
     monkeypatch.setattr(membership, "missing_resources", lambda _, n: f"CPU: {n} needed")
     monkeypatch.setattr(checkpoint_coordinator, "threading", SimpleNamespace(Thread=AtOnce))
 
@@ -33,10 +31,8 @@ def lead(tmp_path, monkeypatch):
         pool.left = dict(left or {})
         pool.steps = {worker: found.step for worker, found in pool.left.items() if found}
         prepare(pool)
-        monkeypatch.setattr(module, "WorkerActors", lambda *_: pool)
-        monkeypatch.setattr(module, "draining_nodes", lambda: pool.draining)
         described = make_spec(tmp_path, **spec)
-        pool.coordinator = module.Coordinator(described, returns=left is not None)
+        pool.coordinator = module.Coordinator(described, pool, returns=left is not None)
         return pool.coordinator.run(), pool
 
     return run

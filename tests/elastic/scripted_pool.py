@@ -251,6 +251,9 @@ class ScriptedPool:
             self.ended.append(worker)
             self.steps.pop(worker)
 
+    def draining_nodes(self):
+        return self.draining
+
     def stack_of(self, member, _neighbours):
         return f"stack of {member.worker}"
 

@@ -80,6 +80,19 @@ def test_an_owner_that_lives_refuses_every_other_one_and_says_who_it_is(tmp_path
     assert Owners(Store(tmp_path)).latest().number == 1
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_local_run_that_lives_is_no_cluster_to_be_asked(tmp_path):
+    own(tmp_path, ownership.LOCAL)
+    with pytest.raises(OwnedError, match="it is a local run in process") as told:
+        ownership.look(tmp_path)
+    assert "attach" not in str(told.value)
+
+
+def test_a_local_run_that_was_killed_is_replaced_at_once(tmp_path):
+    own(tmp_path, ownership.LOCAL, ended_process())
+    assert ownership.look(tmp_path) == 1
+
+
 def test_an_owner_that_was_killed_with_its_cluster_is_replaced_at_once(tmp_path):
     own(tmp_path, NOWHERE, ended_process())
     assert ownership.look(tmp_path) == 1

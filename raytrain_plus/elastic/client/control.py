@@ -227,6 +227,12 @@ def _coordinator(events: list[Event], address: str | None) -> Iterator[Coordinat
     run = _run_of(events)
     if _ended(events):
         raise SteeringError(f"run {run['run']} has ended")
+    if run.get("local"):
+        raise SteeringError(
+            f"run {run['run']} is a local run (0 workers): it is in its driver's process alone, "
+            "and no other process can reach it. Its journal says how it stands (`report`); Ctrl-C "
+            "or SIGTERM stops it"
+        )
     connected = ray.is_initialized()
     try:
         if not connected:

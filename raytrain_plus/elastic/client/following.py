@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from raytrain_plus.elastic.client.coordinator_watch import CoordinatorWatch
-from raytrain_plus.elastic.protocol.messages import Outcome
+from raytrain_plus.elastic.protocol.messages import CoordinatorHealth, Outcome
 from raytrain_plus.elastic.protocol.records import GENERATION
 from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.interrupts import Interrupted, Interrupts, RunInterrupted
@@ -28,6 +28,24 @@ Watcher = Callable[[list[Event]], None]
 _SUMMARIZED = ("run", "environment", "generation", "end")  # events that a summary is made of
 _POLL = 0.2  # seconds between two looks at the journal
 _LOOK = 2.0  # seconds between two looks at whether the coordinator lives
+
+
+class Watch(Protocol):
+    """Watches a run's coordinator; see `CoordinatorWatch`."""
+
+    @property
+    def health(self) -> CoordinatorHealth | None:
+        """The last answer, None before the first."""
+
+    @property
+    def given_up(self) -> bool:
+        """Whether to stop waiting for a coordinator that was asked to stop."""
+
+    def ask_stop(self, now: float) -> None:
+        """Ask the coordinator to stop the run."""
+
+    def look(self, now: float) -> str | None:
+        """Return why the run cannot go on without help; None while it may go on."""
 
 
 class LostError(RuntimeError):
@@ -55,7 +73,7 @@ class Ended:
     summary: dict[str, Any]
 
 
-def follow(
+def follow(  # noqa: PLR0913 - how each kind of driver follows
     run: str,
     folder: Path,
     watcher: Watcher | None = None,
@@ -64,6 +82,7 @@ def follow(
     *,
     interrupts: Interrupts | None = None,
     is_ours: bool = False,
+    watch: Watch | None = None,
 ) -> Ended:
     """Wait for the end of a run.
 
@@ -80,6 +99,8 @@ def follow(
         claim: of the driver that has started the run. Default: any driver's run is followed.
         interrupts: notes the signals. Default: signals are handled while this waits.
         is_ours: whether the run ends with this process.
+        watch: watches a coordinator in this process, whose worker prints here. Default: the
+            coordinator is an actor, and what its workers print is shown.
 
     Raises:
         LostError: the coordinator was ended from outside, or another driver has the run.
@@ -90,7 +111,7 @@ def follow(
             interrupts = stack.enter_context(Interrupts())
             stack.enter_context(interrupts.held())
         follower = _Follower(run, folder, watcher, offset, interrupts, claim, is_ours=is_ours)
-        return follower.follow()
+        return follower.follow(watch)
 
 
 class _Follower:
@@ -114,13 +135,15 @@ class _Follower:
         self._is_ours = is_ours
         self._seen: list[Event] = []
         self._last: dict[str, Event] = {}
-        self._tail = Tail(folder)
+        self._tail: Tail | None = Tail(folder)
         self._stopping = False
         self._unwritten = ""
 
-    def follow(self) -> Ended:
+    def follow(self, watch: Watch | None) -> Ended:
         """Wait for the end."""
-        watch = CoordinatorWatch(self._run, self._seen, time.monotonic())
+        if watch is not None:
+            self._tail = None
+        watch = watch or CoordinatorWatch(self._run, self._seen, time.monotonic())
         look_at, lost = time.monotonic() + _LOOK, ""
         while True:
             try:
@@ -168,6 +191,8 @@ class _Follower:
 
     def _print(self, *, last: bool) -> None:
         """Write what the workers have printed."""
+        if self._tail is None:
+            return
         with contextlib.suppress(OSError):  # the terminal may have been closed
             for line in self._tail.new(time.monotonic(), last=last):
                 sys.stderr.write(f"{line}\n")
@@ -189,7 +214,7 @@ class _Follower:
         except OSError:  # the terminal has been closed
             self._watcher = None
 
-    def _obey(self, watch: CoordinatorWatch) -> None:
+    def _obey(self, watch: Watch) -> None:
         """Do what the signals ask for."""
         if not self._interrupts.number:
             return
@@ -206,7 +231,7 @@ class _Follower:
         if watch.given_up:
             raise self._left("since its coordinator does not answer")
 
-    def _take_unwritten(self, watch: CoordinatorWatch) -> None:
+    def _take_unwritten(self, watch: Watch) -> None:
         """Get the end of a run from its coordinator if the journal cannot be written."""
         health = watch.health
         if health is None:

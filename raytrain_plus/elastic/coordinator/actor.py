@@ -14,6 +14,7 @@ import ray
 
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
 from raytrain_plus.elastic.coordinator.worker_sources import request_of
+from raytrain_plus.elastic.coordinator.workers import actors_on_ray
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerPoolHandle
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.names import NAMESPACE
@@ -106,7 +107,7 @@ def _actor_class(spec: RunSpec) -> type[Coordinator]:
     class CoordinatorActor(Coordinator):
         def __init__(self) -> None:
             returns = ray.get_runtime_context().was_current_actor_reconstructed
-            super().__init__(spec, returns=returns)
+            super().__init__(spec, actors_on_ray(spec), returns=returns)
             threading.Thread(target=self._lead, daemon=True, name="coordinator").start()
 
         def _lead(self) -> None:

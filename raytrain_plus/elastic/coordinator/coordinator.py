@@ -60,7 +60,6 @@ from raytrain_plus.observe import journal
 from raytrain_plus.observe.causes import Cause, sentence
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.ray_cluster.joining import draining_nodes
 from raytrain_plus.storage.fencing import Fence, FencedError
 from raytrain_plus.training.corruption import audit_of
 
@@ -81,6 +80,7 @@ class Coordinator:
 
     Args:
         spec: the run.
+        actors: starts, reaches and ends its workers.
         returns: the run had a coordinator before, and this one takes its place.
 
     Raises:
@@ -91,7 +91,7 @@ class Coordinator:
         live: the run in numbers.
     """
 
-    def __init__(self, spec: RunSpec, *, returns: bool = False) -> None:
+    def __init__(self, spec: RunSpec, actors: WorkerActors, *, returns: bool = False) -> None:
         self._spec = spec
         self._returns = returns
         self._lock = threading.RLock()
@@ -107,7 +107,7 @@ class Coordinator:
         this_time = journal.since_last_run(events)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._usage = Usage()
-        self._actors = WorkerActors(spec, ray.get_runtime_context().current_actor)
+        self._actors = actors
         self._membership = Membership(spec, self._actors, self._run_log)
         self._run_status = RunStatus(spec, self._run_log, self.live, self._membership, self._actors)
         self._watch = Watch(spec.elastic)
@@ -382,7 +382,7 @@ class Coordinator:
         if now >= self._drains_at:
             self._drains_at = now + _DRAIN_POLL
             self._fence.check()
-            self._membership.drain_nodes(draining_nodes())
+            self._membership.drain_nodes(self._actors.draining_nodes())
         self._membership.recruit()
         self._membership.give_up_stuck()
         running = self._running

@@ -17,6 +17,8 @@ from raytrain_plus.elastic.protocol.handles import (
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.elastic.worker.worker import WorkerActor
 from raytrain_plus.names import NAMESPACE
+from raytrain_plus.ray_cluster import memory_monitor
+from raytrain_plus.ray_cluster.joining import draining_nodes
 
 _NODE_LABEL = "ray.io/node-id"  # which Ray gives to each node
 _ISA = {
@@ -54,6 +56,12 @@ class WorkerSource(Protocol):
     def find(self) -> dict[str, WorkerHandle]:
         """Return the handles of all workers that this run has, by name."""
 
+    def memory_kill(self, handle: WorkerHandle) -> str:
+        """Say that Ray's memory monitor has ended a worker; empty if it has not."""
+
+    def draining_nodes(self) -> set[str]:
+        """Return the ids of nodes that will be taken away soon."""
+
 
 def worker_source(spec: RunSpec, coordinator: CoordinatorHandle) -> WorkerSource:
     """Return where a run's workers come from.
@@ -67,7 +75,19 @@ def worker_source(spec: RunSpec, coordinator: CoordinatorHandle) -> WorkerSource
     return FromPool(spec, coordinator)
 
 
-class FromRay:
+class _OnRay:
+    """What Ray says of workers."""
+
+    def memory_kill(self, handle: WorkerHandle) -> str:
+        """Say that Ray's memory monitor has ended a worker; empty if it has not."""
+        return memory_monitor.kill_of(handle)
+
+    def draining_nodes(self) -> set[str]:
+        """Return the ids of nodes that Ray is draining."""
+        return draining_nodes()
+
+
+class FromRay(_OnRay):
     """A new process for each worker.
 
     The actors are detached, and their names begin with the run's name, so that a restarted
@@ -131,7 +151,7 @@ def placed(avoid: str) -> dict[str, Any]:
     return {"scheduling_strategy": strategy}
 
 
-class FromPool:
+class FromPool(_OnRay):
     """Processes that serve one run after another; see `worker_pool/server.py`."""
 
     def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:

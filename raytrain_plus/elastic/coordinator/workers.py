@@ -1,5 +1,6 @@
 """A run's workers as Ray actors, and the events that reach its coordinator."""
 
+import concurrent.futures
 import contextlib
 import os
 import queue
@@ -7,19 +8,19 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CommitReturned
-from raytrain_plus.elastic.coordinator.worker_sources import worker_source
+from raytrain_plus.elastic.coordinator.worker_sources import WorkerSource, worker_source
 from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
 from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol.faults import Action
-from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerHandle
+from raytrain_plus.elastic.protocol.handles import Ref, WorkerHandle
 from raytrain_plus.elastic.protocol.messages import (
     Plan,
     Ready,
@@ -31,7 +32,8 @@ from raytrain_plus.elastic.protocol.messages import (
     WorkerStatus,
 )
 from raytrain_plus.elastic.protocol.records import Record
-from raytrain_plus.ray_cluster import memory_monitor
+
+_Answer = TypeVar("_Answer")
 
 _STACK_SECONDS = 3.0
 _SELF_TEST_SECONDS = 60.0
@@ -127,25 +129,26 @@ CoordinatorEvent = (
 
 
 class WorkerActors:
-    """The workers of one run, as Ray actors, one each, so that none blocks another.
+    """The workers of one run, by their handles. Each is an actor, so that none blocks another.
 
     Everything that happens to them arrives in one queue.
 
     Args:
         spec: the run.
-        coordinator: the handle that workers report to.
+        source: where the workers come from.
+        node: Ray's id of the coordinator's node.
     """
 
-    def __init__(self, spec: RunSpec, coordinator: CoordinatorHandle) -> None:
+    def __init__(self, spec: RunSpec, source: WorkerSource, node: str) -> None:
         self.events: queue.Queue[CoordinatorEvent | _WorkerGranted] = queue.Queue()
         self._spec = spec
-        self._source = worker_source(spec, coordinator)
+        self._source = source
         self._awaited: set[str] = set()
         self._faults: dict[str, Action | None] = {}
         self._handles: dict[str, WorkerHandle] = {}
         self._short: dict[str, str] = {}  # worker -> why it ends itself for want of memory
         self._lifelines = Lifelines(lambda worker, why: self.events.put(WorkerLost(worker, why)))
-        self._node = ray.get_runtime_context().get_node_id()
+        self._node = node
 
     def start(self, worker: str, *, fault: Action | None = None, avoid: str = "") -> None:
         """Request a worker, which prepares itself as soon as it has a process.
@@ -187,8 +190,10 @@ class WorkerActors:
         return sorted(self._handles)
 
     def hold(self, worker: str, ready: Ready) -> None:
-        """Connect to a worker's lifeline: from now on its end is noticed at once."""
-        self._lifelines.hold(worker, ready.lifeline)
+        """Connect to a worker's lifeline, if it has one: now its end is noticed at once."""
+        host, _, _ = ready.lifeline
+        if host:
+            self._lifelines.hold(worker, ready.lifeline)
 
     def train(self, worker: str, plan: Plan) -> None:
         """Start a generation on a worker."""
@@ -221,26 +226,20 @@ class WorkerActors:
     def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
         answers: dict[str, Any] = dict.fromkeys(workers)
         handles = self._handles.copy()  # another thread may end a worker meanwhile
-        refs = {w: getattr(handles[w], method).remote() for w in workers if w in handles}
-        if not refs:
-            return answers
-        there, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout)
-        answered = set(there)
-        for worker, ref in refs.items():
-            if ref in answered:
+        asked = {w: getattr(handles[w], method).remote().future() for w in workers if w in handles}
+        concurrent.futures.wait(asked.values(), timeout)
+        for worker, future in asked.items():
+            if future.done():
                 with contextlib.suppress(RayError):
-                    answers[worker] = ray.get(ref)
+                    answers[worker] = future.result()
         return answers
 
     def computes_right(self, worker: str) -> bool:
         """Make a worker repeat its probe; False if the result differs or it does not answer."""
         try:
-            right: bool = ray.get(
-                self._handles[worker].computes_right.remote(), timeout=_SELF_TEST_SECONDS
-            )
-        except RayError:
+            return _answer(self._handles[worker].computes_right.remote(), _SELF_TEST_SECONDS)
+        except (RayError, TimeoutError):
             return False
-        return right
 
     def stack_of(self, member: Member, neighbours: Sequence[Member]) -> str:
         """Return the stacks of a worker that does not answer, read by a process of its node."""
@@ -250,12 +249,9 @@ class WorkerActors:
         if ready.node == self._node:
             return stacks.of_neighbour(ready.pid, ready.stacks)
         for handle in self._on_node_of(member, ready, neighbours):
-            with contextlib.suppress(RayError):
-                seen: str = ray.get(
-                    handle.stack_of_neighbour.remote(ready.pid, ready.stacks),
-                    timeout=_STACK_SECONDS,
-                )
-                return seen
+            with contextlib.suppress(RayError, TimeoutError):
+                asked = handle.stack_of_neighbour.remote(ready.pid, ready.stacks)
+                return _answer(asked, _STACK_SECONDS)
         return "no other worker is on its node to read its stacks"
 
     def _on_node_of(
@@ -280,17 +276,14 @@ class WorkerActors:
         if worker in self._short:
             return self._short.pop(worker)
         handle = self._handles.get(worker)
-        return "" if handle is None else memory_monitor.kill_of(handle)
+        return "" if handle is None else self._source.memory_kill(handle)
 
     def records(self, worker: str, after: int, timeout: float) -> list[Record]:
         """Return a worker's records of the steps after a step; none if it does not answer."""
         try:
-            found: list[Record] = ray.get(
-                self._handles[worker].records.remote(after), timeout=timeout
-            )
-        except (RayActorError, GetTimeoutError):
+            return _answer(self._handles[worker].records.remote(after), timeout)
+        except (RayActorError, TimeoutError):
             return []
-        return found
 
     def save(self, worker: str, step: int) -> str:
         """Make a worker write the checkpoint of a step; returns the digest.
@@ -298,8 +291,7 @@ class WorkerActors:
         Raises:
             RayError: the worker is gone or could not write.
         """
-        digest: str = ray.get(self._handles[worker].save.remote(step))
-        return digest
+        return _answer(self._handles[worker].save.remote(step))
 
     def rescue(self, worker: str, step: int) -> tuple[str, str]:
         """Make a worker write the checkpoint of a step to a folder of its node.
@@ -310,8 +302,7 @@ class WorkerActors:
         Raises:
             RayError: the worker is gone or could not write.
         """
-        kept: tuple[str, str] = ray.get(self._handles[worker].rescue.remote(step))
-        return kept
+        return _answer(self._handles[worker].rescue.remote(step))
 
     def end(
         self, member: Member, neighbours: Sequence[Member] = (), *, hangs: bool = False
@@ -358,6 +349,10 @@ class WorkerActors:
         if handle is not None:
             ray.kill(handle)
 
+    def draining_nodes(self) -> set[str]:
+        """Return the ids of nodes that will be taken away soon."""
+        return self._source.draining_nodes()
+
     def end_strangers(self, members: Collection[str]) -> None:
         """End all workers of this run's name that are no members."""
         for worker in list(self._handles):
@@ -378,6 +373,12 @@ class WorkerActors:
         self.events.put(event)
 
 
+def actors_on_ray(spec: RunSpec) -> WorkerActors:
+    """Return the workers of a run for the coordinator that runs in this Ray actor."""
+    context = ray.get_runtime_context()
+    return WorkerActors(spec, worker_source(spec, context.current_actor), context.get_node_id())
+
+
 def missing_resources(resources: Mapping[str, float], workers: int) -> str:
     """Say what resources some workers need, and what the cluster has of them."""
     total = ray.cluster_resources()
@@ -388,6 +389,21 @@ def missing_resources(resources: Mapping[str, float], workers: int) -> str:
         for name, amount in resources.items()
     ]
     return "; ".join(lines)
+
+
+def _answer(ref: Ref[_Answer], timeout: float | None = None) -> _Answer:
+    """Wait for an actor's answer.
+
+    Args:
+        ref: the answer.
+        timeout: seconds to wait. Default: for ever.
+
+    Raises:
+        RayError: the actor is gone, or the call has failed.
+        TimeoutError: it has not answered.
+    """
+    answer: _Answer = ref.future().result(timeout)
+    return answer
 
 
 def _granted(worker: str, taken: "Future[WorkerHandle]") -> _WorkerGranted:

@@ -122,6 +122,7 @@ class RunSpec:
         data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store;
             evaluation data may be a mapping of several of them by name.
         hash_data: the data's identity is made of hashes of all its bytes.
+        is_local: the run is in the driver's process alone, without Ray.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
         probe: the first rows of the data, which each worker computes to prove itself.
         algorithms: aspects, as data where a worker can import their class.
@@ -170,6 +171,7 @@ class RunSpec:
     code: Code = field(default_factory=dict)
     cwd: str = ""
     hash_data: bool = False
+    is_local: bool = False
 
     __repr__ = redacted_repr
 

@@ -23,14 +23,19 @@ CODE_THAT_MAY_EXIT = (
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
-def prepare_process(threads: int) -> torch.device:
-    """Set what the bits depend on in this process; returns the device to compute on."""
+def prepare_process(threads: int, *, gpu: bool) -> torch.device:
+    """Set what the bits depend on in this process; returns the device to compute on.
+
+    Args:
+        threads: to compute with.
+        gpu: compute on a GPU.
+    """
     _keep_freed_memory()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    if not ray.get_gpu_ids():
+    if not gpu:
         return torch.device("cpu")
     os.environ.update(nccl.environment(os.environ))  # read when CUDA and NCCL start
     torch.cuda.init()  # type: ignore[no-untyped-call]  # its generators can be seeded only then

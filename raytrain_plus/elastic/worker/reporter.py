@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import Any
 
-import ray
+from ray.exceptions import RayError
 
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle
 from raytrain_plus.elastic.protocol.records import Record
@@ -113,17 +113,15 @@ class Reporter:
             last = self._stopped.is_set()
             records, count = self._records.since(self._sent)
             try:
-                ray.get(
-                    self._coordinator.report_steps.remote(
-                        self._worker,
-                        self._generation,
-                        self._started_at,
-                        self._progress.moves,
-                        records,
-                    ),
-                    timeout=_PATIENCE,
+                told = self._coordinator.report_steps.remote(
+                    self._worker,
+                    self._generation,
+                    self._started_at,
+                    self._progress.moves,
+                    records,
                 )
+                told.future().result(_PATIENCE)
                 self._sent = count
-            except ray.exceptions.RayError:
+            except (RayError, TimeoutError):
                 pass  # told again with the next, or asked of any worker when the generation ends
             self._stopped.wait(_INTERVAL)

@@ -22,10 +22,8 @@ from raytrain_plus.algorithms.naming import unpack
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.checkpointer import CheckpointError
 from raytrain_plus.checkpoint.upload import Share, Uploads
-from raytrain_plus.elastic.liveness import crashes, stacks
+from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.liveness.fault_log import FaultLog
-from raytrain_plus.elastic.liveness.lifeline import LifelineServer
-from raytrain_plus.elastic.policy.attribution import may_be_a_machines
 from raytrain_plus.elastic.policy.trust import named
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle
@@ -36,29 +34,21 @@ from raytrain_plus.elastic.protocol.messages import (
     Report,
     RunSpec,
     Unready,
-    WorkerProcess,
     WorkerState,
     WorkerStatus,
     import_first,
 )
 from raytrain_plus.elastic.protocol.records import Record
-from raytrain_plus.elastic.worker import orphan, process_faults
+from raytrain_plus.elastic.worker import process_faults
 from raytrain_plus.elastic.worker.data import open_data, open_evaluations, resolve, told
 from raytrain_plus.elastic.worker.fault_injection import WorkerFaults
 from raytrain_plus.elastic.worker.fingerprint import fingerprint
 from raytrain_plus.elastic.worker.healing import receive_state, send_state
-from raytrain_plus.elastic.worker.memory_watch import MemoryWatch
-from raytrain_plus.elastic.worker.process import (
-    CODE_THAT_MAY_EXIT,
-    USERS,
-    prepare_process,
-    users_traceback,
-)
+from raytrain_plus.elastic.worker.host import RayHost, WorkerHost
+from raytrain_plus.elastic.worker.process import CODE_THAT_MAY_EXIT, USERS
 from raytrain_plus.elastic.worker.progress import AbortedError, Progress
 from raytrain_plus.elastic.worker.reporter import Records, Reporter
-from raytrain_plus.observe.output import OutputCapture
 from raytrain_plus.ray_cluster.memory_monitor import memory_use
-from raytrain_plus.ray_cluster.metrics import export_traffic
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import check_claim
@@ -74,9 +64,8 @@ from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.modes import evaluated
 from raytrain_plus.training.purity import check_function
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
+from raytrain_plus.training.transport import Transport, TransportError
 
-_LAST_WORD_SECONDS = 0.5  # for the coordinator to hear why a worker ends itself
 _UPLOAD_SECONDS = 10.0  # to wait for uploads when the run is closed
 _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to stderr
 
@@ -108,19 +97,18 @@ class Worker:
     Args:
         name: the worker's name in the run.
         coordinator: the coordinator's handle, to which the worker reports.
-        on_release: called when the coordinator has closed the lifeline or has died. Default: wait
-            for its return, and end this process if it does not return.
+        host: the process that it runs in. Default: that of a Ray actor.
     """
 
     def __init__(
         self,
         name: str,
         coordinator: CoordinatorHandle,
-        on_release: Callable[[RunSpec, LifelineServer], None] = orphan.wait_or_end,
+        host: WorkerHost | None = None,
     ) -> None:
         self._name = name
         self._coordinator = coordinator
-        self._on_release = on_release
+        self._host = host or RayHost()
         self._closing = contextlib.ExitStack()
         self.import_paths: Sequence[str] = ()
         self._progress = Progress()
@@ -137,29 +125,26 @@ class Worker:
             spec: the run.
             fault: what goes wrong meanwhile: `hang_newcomer`, `edit_task` or None.
         """
-        process = _process()
+        process = self._host.process()
         self._coordinator.report_starting.remote(self._name, process)
         if fault == "hang_newcomer":
             process_faults.stall()
-        self._crash_word = crashes.offer(spec.folder, self._name)
-        self._closing.callback(MemoryWatch(self._end_for_memory).close)
+        self._host.guard(spec, self._name, self._coordinator, self._closing)
         try:
             self._ready = self._prepare(spec)
         except USERS as error:  # Ray would hide the traceback, and obey an exit
-            return Unready(users_traceback(error), process, transient=may_be_a_machines(error))
+            text, transient = self._host.told(error)
+            return Unready(text, process, transient=transient)
         if fault == "edit_task":
             return replace(self._ready, code=user_code.as_if_edited(self._ready.code, self._task))
         return self._ready
 
     def _prepare(self, spec: RunSpec) -> Ready:
-        OutputCapture(spec.folder, self._name)
         self.import_paths = spec.import_paths
         import_first(spec.import_paths)
         _check_sees_checkpoints(spec)
-        self._device = prepare_process(spec.threads)
+        self._device = self._host.device(spec, self._closing)
         self._spec = spec
-        exporter = export_traffic(spec.name)
-        self._closing.callback(exporter.stop)
         seed_global_generators(seed_for(spec.seed, "task"))
         self._task = load_task(spec.task, spec.task_settings, spec.cwd)
         self._source, self._order = open_data(spec, self._task)
@@ -191,17 +176,15 @@ class Worker:
         self._closing.callback(self._uploads.finish, _UPLOAD_SECONDS)
         victim = WorkerFaults(self._task, replica, self._uploads)
         self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
-        self._host = ray.util.get_node_ip_address()
-        self._meeting_point = MeetingPoint(self._host)
-        lifeline = LifelineServer(self._host, lambda: self._on_release(spec, lifeline))
-        self._closing.callback(lifeline.close)
+        process, reached = self._host.process(), self._host.open(spec, self._closing)
+        self._address = process.host
         return Ready(
-            pid=os.getpid(),
-            node=ray.get_runtime_context().get_node_id(),
-            host=self._host,
-            meeting_point=self._meeting_point.address,
-            lifeline=lifeline.address,
-            stacks=stacks.offer(),
+            pid=process.pid,
+            node=process.node,
+            host=process.host,
+            meeting_point=reached.meeting_point,
+            lifeline=reached.lifeline,
+            stacks=reached.stacks,
             fingerprint=proof,
             step=replica.step,
             code=user_code.loaded_code(),
@@ -245,7 +228,7 @@ class Worker:
             elif ours:
                 report = self._report("aborted", reason=str(error))
             else:
-                text, transient = users_traceback(error), may_be_a_machines(error)
+                text, transient = self._host.told(error)
                 report = self._report("failed", error=text, transient=transient)
         if self._loader is not None:
             self._loader.close()
@@ -358,7 +341,7 @@ class Worker:
     def _form(self, plan: Plan, transport: Transport) -> None:
         """Meet the other members and bring all to the same step."""
         self._progress.enter("meet")
-        transport.meet(plan.meeting_point, f"{self._spec.name}/{plan.generation}", self._host)
+        transport.meet(plan.meeting_point, f"{self._spec.name}/{plan.generation}", self._address)
         replica, index = self._loop.replica, transport.index
         self._progress.enter("heal")
         if plan.checkpoint is not None and index not in plan.healed_by:
@@ -494,13 +477,6 @@ class Worker:
         if self._loader is not None:
             self._loader.close()
 
-    def _end_for_memory(self, why: str) -> None:
-        """End this process, which is too large for its node. The coordinator hears it first."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            word = self._coordinator.report_memory_shortage.remote(self._name, why)
-            ray.get(word, timeout=_LAST_WORD_SECONDS)
-        exits.leave_at_once(1)
-
 
 class WorkerActor(Worker):
     """A worker that has its process for itself."""
@@ -534,8 +510,3 @@ def _for_the_journal() -> Iterator[list[str]]:
             told.append(str(one.message))
         else:
             warnings.showwarning(one.message, one.category, one.filename, one.lineno)
-
-
-def _process() -> WorkerProcess:
-    node = ray.get_runtime_context().get_node_id()
-    return WorkerProcess(pid=os.getpid(), node=node, host=ray.util.get_node_ip_address())

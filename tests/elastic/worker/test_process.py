@@ -10,14 +10,13 @@ from raytrain_plus.elastic.worker import process
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """Prepare a process to which Ray has given some GPUs; return its device and environment."""
+    """Prepare a process that has a GPU or not; return its device and environment."""
     monkeypatch.setattr(os, "environ", {})
     threads = torch.get_num_threads()
 
-    def prepare(gpus):
-        monkeypatch.setattr(process.ray, "get_gpu_ids", lambda: gpus)
+    def prepare(*, gpu):
         monkeypatch.setattr(torch.cuda, "init", lambda: seen.update(os.environ))
-        return process.prepare_process(threads), seen
+        return process.prepare_process(threads, gpu=gpu), seen
 
     seen = {}
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -26,12 +25,12 @@ def prepared(monkeypatch):
 
 
 def test_cuda_starts_with_the_environment_that_makes_its_bits(prepared):
-    device, environment = prepared([0])
+    device, environment = prepared(gpu=True)
     assert device == torch.device("cuda", 0)
     assert environment["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert environment["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
 
 
 def test_without_a_gpu_no_cuda_variable_is_set(prepared):
-    assert prepared([]) == (torch.device("cpu"), {})
+    assert prepared(gpu=False) == (torch.device("cpu"), {})
     assert not any("NCCL" in name or "CUBLAS" in name for name in os.environ)

@@ -1,6 +1,7 @@
 """Each worker knows recent steps, so that nothing is lost with the worker that reports them."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,17 +63,17 @@ class Coordinator:
         self.report_steps = self
 
     def remote(self, *told):
-        return [record.step for record in told[-1]]
+        def listen(timeout):
+            assert self.listens.wait(timeout)
+            self.steps += [record.step for record in told[-1]]
 
-    def get(self, steps, timeout):
-        assert self.listens.wait(timeout)
-        self.steps += steps
+        answer = SimpleNamespace(result=listen)
+        return SimpleNamespace(future=lambda: answer)
 
 
 @pytest.mark.timeout(20)
-def test_a_group_does_not_wait_for_a_coordinator_that_does_not_listen(monkeypatch):
+def test_a_group_does_not_wait_for_a_coordinator_that_does_not_listen():
     coordinator = Coordinator()
-    monkeypatch.setattr("raytrain_plus.elastic.worker.reporter.ray.get", coordinator.get)
     records = Records()
     reporter = Reporter(coordinator, "w0", Progress(), records)
     records.add_step(1, StepResult(1, loss=1.0, pause=False, busy_seconds=0.5))
@@ -87,7 +88,6 @@ def test_a_group_does_not_wait_for_a_coordinator_that_does_not_listen(monkeypatc
 def test_the_remaining_records_are_sent_before_a_generation_ends(monkeypatch):
     coordinator = Coordinator()
     coordinator.listens.set()
-    monkeypatch.setattr("raytrain_plus.elastic.worker.reporter.ray.get", coordinator.get)
     monkeypatch.setattr("raytrain_plus.elastic.worker.reporter._PARTING", 20.0)
     records = Records()
     reporter = Reporter(coordinator, "w0", Progress(), records)
