@@ -107,6 +107,7 @@ LAYERS = [
     {"frontier"},
     {"demo"},
     {"reference"},
+    {"templates"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,6 +1,7 @@
 """The commands that train, show and control runs."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from raytrain_plus.cli.answers import (
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
 from raytrain_plus.cli.frontier import frontier
+from raytrain_plus.cli.init import init
 from raytrain_plus.cli.node_agent import node_agent
 from raytrain_plus.cli.nodes import doctor
 from raytrain_plus.cli.remote import here_or_there
@@ -128,13 +130,14 @@ app = typer.Typer(
     context_settings=HELP,
 )
 app.callback()(_options)
-for _panel, _commands in {
-    "Train": (train, attach, export, demo),
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Train": (init, train, attach, export, demo),
     "Watch and steer a run": (status, scale, checkpoint, stop, report),
     "Search for recipes": (algorithms, sweep, frontier),
     "Check": (verify, chaos, doctor),
     "Run on each node": (node_agent,),
-}.items():
+}
+for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(data_app, name="data", rich_help_panel="Train")

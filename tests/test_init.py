@@ -1,0 +1,87 @@
+"""`raytrain-plus init` writes projects whose tests pass and whose runs can start."""
+
+import importlib
+import inspect
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from raytrain_plus import ElasticTrainer, run_file
+from raytrain_plus.cli import app
+from raytrain_plus.cli import train as command
+from raytrain_plus.cli.init import TEMPLATES
+from tests import tutorial
+from tests.test_tutorial import parse
+
+MODULES = ("task", "prepare_data", "test_task")
+FILES = ["README.md", "prepare_data.py", "run.yaml", "task.py", "test_task.py"]
+# Smaller samples than those that a user gets, so that the tests are quick.
+SMALLER = {
+    "images": {"sample": {"rows": 400}},
+    "text": {},
+    "finetune": {"train_base": {"steps": 1, "files": 2}},
+    "tabular": {"write_sample": {"rows": 1000}},
+}
+
+
+@pytest.fixture(params=TEMPLATES)
+def project(tmp_path, monkeypatch, request):
+    """A project as `init` writes it, which is the working folder."""
+    folder = tmp_path / "mine"
+    done = CliRunner().invoke(app, ["init", str(folder), "--template", request.param])
+    assert done.exit_code == 0, done.stderr
+    assert f"cd {folder}\npython prepare_data.py" in done.stdout
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    threads = torch.get_num_threads()
+    yield request.param
+    torch.set_num_threads(threads)
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def test_a_project_is_tested_prepared_and_ready_to_train(project, tmp_path, monkeypatch):
+    module = importlib.import_module("test_task")
+    for name, test in inspect.getmembers(module, inspect.isfunction):
+        if name.startswith("test_"):
+            (tmp_path / name).mkdir()
+            test(*[tmp_path / name] * len(inspect.signature(test).parameters))
+    prepare = importlib.import_module("prepare_data")
+    for name, less in SMALLER[project].items():
+        monkeypatch.setattr(prepare, name, partial(getattr(prepare, name), **less))
+    prepare.main()
+    settings = command._settings(Path("run.yaml"), {})
+    trainer = ElasticTrainer(**run_file.arguments(settings))
+    assert trainer.spec.clock.total_steps >= 1
+    assert trainer.spec.evaluation_data is not None
+    assert trainer.spec.folder.parent == Path("runs").resolve()
+
+
+def test_each_command_of_a_projects_readme_parses(project):
+    assert project in TEMPLATES
+    commands = tutorial.commands(Path("README.md"))
+    assert [words[0] for words in commands][:2] == ["train", "train"] or "export" in commands[1][0]
+    for words in commands:
+        parse(words)
+
+
+def test_a_file_that_exists_is_kept(tmp_path):
+    (tmp_path / "task.py").write_text("mine")
+    done = CliRunner().invoke(app, ["init", str(tmp_path), "--template", "text"])
+    assert done.exit_code == 2
+    assert "has task.py already, and nothing was written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["task.py"]
+    assert (tmp_path / "task.py").read_text() == "mine"
+    wrong = CliRunner().invoke(app, ["init", str(tmp_path / "x"), "--template", "audio"])
+    assert (wrong.exit_code, (tmp_path / "x").exists()) == (2, False)
+
+
+def test_the_answer_names_the_files(tmp_path):
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "x"), "--template", "text", "--json"])
+    assert json.loads(done.stdout)["files"] == FILES
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == FILES
