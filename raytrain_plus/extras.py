@@ -11,6 +11,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "demo": ("matplotlib", "mlxtend"),
     "s3": ("s3fs",),
     "frontier": ("matplotlib", "moocore", "optuna", "scipy"),
+    "mlflow": ("mlflow",),
+    "tensorboard": ("tensorboardX",),
+    "wandb": ("wandb",),
 }
 """Extra of `raytrain-plus` -> the modules that it installs; `pyproject.toml` has their versions."""
 

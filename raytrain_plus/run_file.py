@@ -49,6 +49,8 @@ from raytrain_plus.algorithms.naming import (
 from raytrain_plus.clock import Duration, DurationError
 from raytrain_plus.elastic.protocol.faults import Fault, as_data, read_faults
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, RunSpec
+from raytrain_plus.loggers import LoggerError
+from raytrain_plus.loggers.naming import LOGGERS, make_logger, names_of, parse_logger
 from raytrain_plus.plain_yaml import Document, YamlError, dump_yaml, read_document
 from raytrain_plus.redaction import HIDDEN, redact, redacted
 from raytrain_plus.storage import atomic_files
@@ -262,6 +264,10 @@ def _parsed_algorithms(texts: list[str]) -> dict[str, Settings]:
     return dict(map(parse_description, texts))
 
 
+def _parsed_loggers(texts: list[str]) -> dict[str, Settings]:
+    return dict(map(parse_logger, texts))
+
+
 def _parsed_checkpoint_options(texts: list[str]) -> Settings:
     return parse_options(texts, "checkpoint option")
 
@@ -443,6 +449,20 @@ class RunSettings(_Keys):
         Literal["default", "avx2", "avx512"] | None,
         Key("Cap on the CPUs' instruction set. Default: none.", option=""),
     ] = None
+    loggers: Annotated[
+        dict[Text, Settings | None],
+        Key(
+            "csv, mlflow, tensorboard or wandb -> its settings. See "
+            "[loggers](../guide/loggers.md).",
+            option="--logger",
+            parse=_parsed_loggers,
+            metavar="NAME[:key=value,...]",
+            help="csv, mlflow, tensorboard or wandb. May be repeated.",
+        ),
+    ] = Field(default_factory=dict)
+    group: Annotated[
+        Text | None, Key("The name under which loggers join the run with others.", option="")
+    ] = None
     faults: Annotated[
         Faults | None,
         Key(
@@ -534,7 +554,10 @@ def read_run_file(path: Path) -> RunFile:
     folder = str(path.parent)
     try:
         layer = _checked(content, folder="" if folder == "." else folder)
-        mistakes = list(_wrong_algorithms(layer.get("algorithms", {}), document))
+        mistakes = [
+            *_wrong_algorithms(layer.get("algorithms", {}), document),
+            *_wrong_loggers(layer.get("loggers", {}), document),
+        ]
     except ValidationError as error:
         mistakes = list(_mistakes(error, document))
     if mistakes:
@@ -593,6 +616,14 @@ def _wrong_algorithms(given: Mapping[str, Any], document: Document) -> Iterable[
                 make(Described(name, dict(settings or {})))
         except AspectError as error:
             yield document.place(("algorithms", name), of_key=True), str(error)
+
+
+def _wrong_loggers(given: Mapping[str, Any], document: Document) -> Iterable[_Mistake]:
+    for name, settings in given.items():
+        try:
+            make_logger(name, dict(settings or {}))
+        except LoggerError as error:
+            yield document.place(("loggers", name), of_key=True), str(error)
 
 
 def _mistakes(error: ValidationError, document: Document) -> Iterable[_Mistake]:
@@ -755,6 +786,8 @@ def arguments(settings: RunSettings) -> dict[str, Any]:
         "elastic": ElasticConfig(
             **{**elastic, "checkpoint_every": None if never else settings.checkpoint_every}
         ),
+        "group": settings.group,
+        "loggers": [make_logger(n, dict(of or {})) for n, of in settings.loggers.items()],
         "faults": read_faults(Path(faults)) if isinstance(faults, str) else tuple(faults),
     }  # fmt: skip
 
@@ -785,6 +818,7 @@ def described(
     scaling: ray.train.ScalingConfig,
     run: ray.train.RunConfig,
     data: Mapping[str, Any],
+    loggers: Sequence[Any] = (),
     **lengths: str | Mapping[str, str],
 ) -> str:
     """Return the run file of a trainer, with all its settings and without secrets.
@@ -797,6 +831,7 @@ def described(
         scaling: as the trainer was given it.
         run: likewise.
         data: likewise, `data` and `evaluation_data`; None if the task has its own.
+        loggers: likewise.
         lengths: `duration` and `evaluate_every`.
     """
     resources = dict(spec.resources)
@@ -827,6 +862,8 @@ def described(
         "checkpoint_options": dict(spec.elastic.checkpoint_options),
         "keep": kept.num_to_keep or 0,
         "keep_best": score and f"{score}:{kept.checkpoint_score_order}",
+        "loggers": _loggers_as_keys(loggers),
+        "group": spec.group,
         "faults": as_data(spec.faults),
     }
     return _written(values, spec.name)
@@ -875,6 +912,14 @@ def _algorithms_as_keys(algorithms: Sequence[Aspect | Described]) -> Any:
         if isinstance(one, Aspect):
             return _OnlyPython(f"{type(one).__qualname__} is not in a module")
     return {name: settings for name, settings in algorithms}  # noqa: C416 - pairs by name
+
+
+def _loggers_as_keys(loggers: Sequence[Any]) -> Any:
+    names = names_of(loggers)
+    own = [type(one).__qualname__ for one in loggers if type(one) not in LOGGERS.values()]
+    if own or any(name not in LOGGERS for name in names):
+        return _OnlyPython(f"the loggers {', '.join(own or names)}")
+    return {name: _changed(one) for name, one in zip(names, loggers, strict=True)}
 
 
 def _is_importable(thing: Any) -> bool:

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import ray
 import ray.train
+from ray import cloudpickle
 
 from raytrain_plus import configure, interrupts, resume, run_file
 from raytrain_plus.algorithms import Aspect
@@ -34,6 +36,10 @@ from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome, RunSpec
 from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.interrupts import Interrupts
+from raytrain_plus.loggers import Logger
+from raytrain_plus.loggers.feed import await_all
+from raytrain_plus.loggers.naming import LOGGERS, check_loggers, names_of
+from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.ray_cluster import joining, own_ray
 from raytrain_plus.ray_cluster.gcs import ClusterError
@@ -79,6 +85,9 @@ class ElasticTrainer:
         run_config: name, storage path, and which checkpoints are kept (by default all).
         elastic: how to handle workers that come, go, or hang; when and where to keep checkpoints.
         faults: faults to inject.
+        loggers: where the run's values are written (`raytrain_plus.loggers`). They are fed from the
+            journal by a process of their own, and never slow or end the run.
+        group: the name under which loggers join the run with others. A sweep sets it.
         resume: continue the run of that name from its newest complete checkpoint, or from the
             beginning if it has none.
         allow_change: continue even if something on which the bits depend has changed.
@@ -110,6 +119,8 @@ class ElasticTrainer:
         run_config: ray.train.RunConfig | None = None,
         elastic: ElasticConfig | None = None,
         faults: Sequence[Fault] = (),
+        loggers: Sequence[Logger] = (),
+        group: str | None = None,
         resume: bool = False,
         allow_change: bool = False,
         accept_changed_code: bool = False,
@@ -170,9 +181,10 @@ class ElasticTrainer:
             runtime_env=dict(run.worker_runtime_env or {}),
             hash_data=hash_data,
             is_local=self._is_local,
+            **_packed(loggers, group),
         )
         lasts = {"duration": duration, "evaluate_every": evaluate_every}
-        self._run_file = run_file.described(self.spec, scaling, run, given, **lasts)
+        self._run_file = run_file.described(self.spec, scaling, run, given, loggers, **lasts)
         changes = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
         self._found = self._look_at_storage(changes)
 
@@ -306,6 +318,7 @@ class ElasticTrainer:
             if spec.driver is not None:
                 coordinator.stop.remote()
             raise
+        _await_loggers(spec)
         end_coordinator(spec, coordinator)
         return ended
 
@@ -406,6 +419,31 @@ def attach(
             ) from None
     _interrupt(ended, taken.number)
     return result_of(ended)
+
+
+def _packed(loggers: Sequence[Logger]) -> dict[str, Any]:
+    """Return loggers as a RunSpec holds them.
+
+    Raises:
+        LoggerError: one is of another type, or its library is not installed.
+    """
+    check_loggers(loggers)
+    pickled = cloudpickle.dumps(list(loggers)) if loggers else b""
+    return {"loggers": pickled, "logger_names": names_of(loggers)}
+
+
+def _await_loggers(spec: RunSpec) -> None:
+    """Wait until the run's loggers have written its end; say which have not."""
+    end = journal.newest(spec.folder / journal.FILE_NAME, {"end"}).get("end") or {}
+    left = await_all(spec.folder, spec.logger_names, end.get("time", 0.0))
+    for name, cursor in left.items():
+        why = f": {cursor.trouble}" if cursor.trouble else ""
+        kind = name.partition("-")[0]
+        rest = f". `raytrain-plus log {spec.folder} --logger {kind}` writes the rest"
+        sys.stderr.write(
+            f"warning: logger {name} has not written all of the run{why}"
+            f"{rest if kind in LOGGERS else ''}\n"
+        )
 
 
 def _interrupt(ended: Ended, number: int) -> None:

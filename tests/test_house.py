@@ -91,6 +91,7 @@ LAYERS = [
     },
     {"schedules", "models", "task_check", "storage"},
     {"algorithms", "streams", "observe"},
+    {"loggers"},
     {"ray_cluster", "training"},
     {"checkpoint"},
     {"elastic.protocol"},

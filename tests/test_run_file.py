@@ -263,6 +263,8 @@ keep_best: loss:min
 threads: 2
 resources_per_worker: {{blue: 0.5}}
 algorithms: {{"{MODULE}:Mine": {{depth: 2}}, MixUp: {{alpha: 0.5}}}}
+loggers: {{csv: null, tensorboard: {{folder: board}}}}
+group: trials
 faults: [{{step: 3, action: kill, phase: forward}}, {{step: 4, action: add}}]
 """,
     )
@@ -273,6 +275,8 @@ faults: [{{step: 3, action: kill, phase: forward}}, {{step: 4, action: add}}]
     assert again.spec.name != "first"
     assert again.spec.folder.parent == folder / "runs"
     assert (again.spec.faults, again.spec.retention) == (first.spec.faults, first.spec.retention)
+    assert (again.spec.logger_names, again.spec.group) == (["csv", "tensorboard"], "trials")
+    assert again.spec.loggers == first.spec.loggers
     assert again.spec.resources == first.spec.resources == {"CPU": 2.0, "blue": 0.5}
     assert again._run_file == first._run_file.replace("run first.", f"run {again.spec.name}.")
     other = trainer_of(first.spec.folder / "run.yaml", seed=18)

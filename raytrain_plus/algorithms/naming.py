@@ -46,7 +46,7 @@ def parse_description(text: str) -> Described:
     of_a_user = parts[0] not in ALGORITHMS and len(parts) > 1 and "=" not in parts[1]
     name = ":".join(parts[:2]) if of_a_user else parts[0]
     settings = ":".join(parts[2 if of_a_user else 1 :])
-    return Described(name, parse_settings(_split(settings), name))
+    return Described(name, parse_settings(split_settings(settings), name))
 
 
 def parse_settings(items: Iterable[str], owner: str) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def _known(kind: type[Aspect]) -> str:
     return ", ".join(f"{k}={f.default!r}" for k, f in fields) or "no settings"
 
 
-def _split(text: str) -> list[str]:
-    """Split at commas outside of brackets."""
+def split_settings(text: str) -> list[str]:
+    """Split `key=value,key=value` at commas outside of brackets."""
     found, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")

@@ -24,6 +24,7 @@ from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
 from raytrain_plus.cli.frontier import frontier
 from raytrain_plus.cli.init import init
+from raytrain_plus.cli.log import log
 from raytrain_plus.cli.node_agent import node_agent
 from raytrain_plus.cli.nodes import doctor
 from raytrain_plus.cli.remote import here_or_there
@@ -132,7 +133,7 @@ app = typer.Typer(
 app.callback()(_options)
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (init, train, attach, export, demo),
-    "Watch and steer a run": (status, scale, checkpoint, stop, report),
+    "Watch and steer a run": (status, scale, checkpoint, stop, report, log),
     "Search for recipes": (algorithms, sweep, frontier),
     "Check": (verify, chaos, doctor),
     "Run on each node": (node_agent,),

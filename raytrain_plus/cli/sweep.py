@@ -13,10 +13,12 @@ from rich.status import Status
 
 from raytrain_plus.cli import frontier
 from raytrain_plus.cli.answers import Debug, Json, answer, without_ray_notices
+from raytrain_plus.cli.log import LoggerOption
 from raytrain_plus.frontier.definition import Sweep
 from raytrain_plus.frontier.errors import SweepError
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.interrupts import RunInterrupted, end_at_signals
+from raytrain_plus.loggers.naming import make_logger, parse_logger
 from raytrain_plus.task import import_named
 
 _ATTRIBUTE = "SWEEP"
@@ -33,12 +35,13 @@ Storage = Annotated[
 ]
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - one option each
     file: Annotated[Path, typer.Argument(metavar="FILE.py", help="It defines SWEEP.")],
     *,
     budget: Budget,
     workers: Workers = None,
     resume: Resume = False,
+    logger: LoggerOption = None,
     storage: Storage = "sweeps",
     as_json: Json = False,
     debug: Debug = False,
@@ -55,7 +58,12 @@ def sweep(
                 f"{_ATTRIBUTE} of {file} is a {type(found).__name__}: make it a "
                 "raytrain_plus.frontier.definition.Sweep"
             )
-        given = {"budget": seconds_of(budget), "workers": workers, "resume": resume}
+        given = {
+            "budget": seconds_of(budget),
+            "workers": workers,
+            "resume": resume,
+            "loggers": [make_logger(*parse_logger(text)) for text in logger or []],
+        }
         again = f"raytrain-plus sweep {file} --budget {budget} --storage {storage} --resume"
         return _run(found, storage, again, as_json=as_json, **given)
 

@@ -33,6 +33,8 @@ from raytrain_plus.frontier.promotion import PromotionRule, propose
 from raytrain_plus.frontier.searching import RecipeSearch
 from raytrain_plus.frontier.trials import RecipeTrial, Setting
 from raytrain_plus.interrupts import Interrupts, RunInterrupted
+from raytrain_plus.loggers import Logger
+from raytrain_plus.loggers.naming import check_loggers
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import cluster
 from raytrain_plus.worker_pool.server import start_worker_pool
@@ -48,7 +50,7 @@ _TUNE = {
 }
 
 
-def run_sweep(
+def run_sweep(  # noqa: PLR0913 - one option each
     sweep: Sweep,
     *,
     storage: str,
@@ -57,6 +59,7 @@ def run_sweep(
     resume: bool = False,
     elastic: bool = True,
     watcher: Watcher | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Run trials until the budget is used up or no trial is left.
 
@@ -68,6 +71,7 @@ def run_sweep(
             process joins; without a cluster, one per core of this machine.
         resume: go on with the sweep that is in the folder.
         elastic: move workers to trials that can use more. Default True.
+        loggers: where each trial's values are written, in a group of the sweep's name.
         watcher: called about once a second.
 
     Returns:
@@ -81,6 +85,7 @@ def run_sweep(
     """
     most = workers or os.cpu_count() or 1  # without a cluster
     _check(sweep, budget, workers)
+    check_loggers(loggers)
     task = sweep.loaded_task()
     folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
     with Interrupts() as taken, folder.held():
@@ -96,7 +101,12 @@ def run_sweep(
             folder.write("session", sweep=described, workers=workers, budget=budget)
             stack.push(partial(_end_session, sweep, folder, taken))
             setting = Setting(
-                sweep=sweep, folder=folder.path, worker_pool=pool, workers=workers, data=data
+                sweep=sweep,
+                folder=folder.path,
+                worker_pool=pool,
+                workers=workers,
+                data=data,
+                loggers=loggers,
             )
             _tune(setting, folder, budget, watcher)
     return _summary(sweep, folder)

@@ -23,6 +23,7 @@ from raytrain_plus.frontier.early_stopping import TrialProgress
 from raytrain_plus.frontier.folder import SweepFolder
 from raytrain_plus.frontier.points import FinishedTrial
 from raytrain_plus.frontier.recipe import Recipe
+from raytrain_plus.loggers import Logger
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
 from raytrain_plus.worker_pool.server import abandon_run, stop_run
@@ -40,6 +41,7 @@ class Setting:
         worker_pool: the name of the worker pool.
         workers: number of workers in the pool.
         data: the training data and the evaluation data.
+        loggers: of each trial.
     """
 
     sweep: Sweep
@@ -47,6 +49,7 @@ class Setting:
     worker_pool: str
     workers: int
     data: tuple[Any, Any]
+    loggers: Sequence[Logger] = ()
 
 
 class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
@@ -176,6 +179,8 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
             ),
             run_config=ray.train.RunConfig(name=self._run, storage_path=str(self._folder.runs)),
             elastic=ElasticConfig(worker_pool=setting.worker_pool, checkpoint_every=None),
+            loggers=setting.loggers,
+            group=sweep.name,
         )
 
     def _watch(self, events: list[Event]) -> None:

@@ -203,7 +203,7 @@ class ReusedCoordinator:
         self._run = spec.name
 
         def until_end() -> None:
-            lead(coordinator, spec.name)
+            lead(coordinator, spec)
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(self._pool.run_ended.remote(spec.name))
 

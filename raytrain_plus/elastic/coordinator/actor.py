@@ -13,6 +13,7 @@ import traceback
 import ray
 
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
+from raytrain_plus.elastic.coordinator.loggers import fed_loggers
 from raytrain_plus.elastic.coordinator.worker_sources import request_of
 from raytrain_plus.elastic.coordinator.workers import actors_on_ray
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerPoolHandle
@@ -81,18 +82,19 @@ def start_coordinator(spec: RunSpec) -> CoordinatorHandle:
     return started
 
 
-def lead(coordinator: Coordinator, run: str) -> None:
+def lead(coordinator: Coordinator, spec: RunSpec) -> None:
     """Lead a run to its end and export its metrics.
 
     An error of the coordinator itself ends the process, and Ray restarts it.
     """
-    exporter = Exporter(run, lambda: coordinator.live.readings(time.time()))
+    exporter = Exporter(spec.name, lambda: coordinator.live.readings(time.time()))
     exporter.start()
     try:
         if coordinator.is_over:
             coordinator.retire()
         else:
-            coordinator.run()
+            with fed_loggers(spec, coordinator.warn):
+                coordinator.run()
     except FencedError as error:
         if error.replaced:
             os._exit(0)  # Ray has started another in its place
@@ -111,7 +113,7 @@ def _actor_class(spec: RunSpec) -> type[Coordinator]:
             threading.Thread(target=self._lead, daemon=True, name="coordinator").start()
 
         def _lead(self) -> None:
-            lead(self, spec.name)
+            lead(self, spec)
             # Everything is in the journal; a driver that waits for it may be gone.
             ray.kill(ray.get_actor(spec.name, namespace=NAMESPACE))
 

@@ -300,6 +300,12 @@ class Coordinator:
         with self._lock:
             return self._run_status.of(self._state, self._generation, self._group)
 
+    def warn(self, text: str) -> None:
+        """Write a warning to the journal, unless the run is over."""
+        with self._lock:
+            if not self._state.is_over:
+                self._run_log.note("warning", text=text)
+
     @property
     def _is_stopping(self) -> bool:
         return self._state is RunState.STOPPING

@@ -121,6 +121,9 @@ class RunSpec:
         import_paths: folders that workers add to `sys.path`.
         data, evaluation_data: a Stream, a path, or a reference to a table in Ray's object store;
             evaluation data may be a mapping of several of them by name.
+        loggers: the run's loggers, pickled; empty if it has none.
+        logger_names: their names in the run.
+        group: the sweep to which loggers add the run, or None.
         hash_data: the data's identity is made of hashes of all its bytes.
         is_local: the run is in the driver's process alone, without Ray.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
@@ -172,6 +175,9 @@ class RunSpec:
     cwd: str = ""
     hash_data: bool = False
     is_local: bool = False
+    loggers: bytes = field(default=b"", repr=False)
+    logger_names: Sequence[str] = ()
+    group: str | None = None
 
     __repr__ = redacted_repr
 

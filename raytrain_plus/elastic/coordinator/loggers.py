@@ -1,0 +1,128 @@
+"""Feeds a run's loggers, in an actor of its own on the coordinator's node.
+
+The coordinator never waits for it while the run lives. It reads from the actor's files how far the
+loggers are, and writes each trouble to the journal once.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+
+from raytrain_plus.elastic.protocol.messages import RunSpec, import_first
+from raytrain_plus.loggers.feed import Feed, await_all, read_cursor
+from raytrain_plus.observe import journal
+
+_LOOK = 1.0  # seconds between two looks at the loggers' troubles
+_HANGS = 60.0  # seconds with new events and without progress, after which a logger is named
+
+
+class LoggerProcess:
+    """Feeds loggers, each from a thread of its own.
+
+    Args:
+        loggers: pickled.
+        names: of them, in the run.
+        folder: the run's.
+        group: its sweep, or None.
+        import_paths: folders to import their classes from.
+    """
+
+    def __init__(
+        self,
+        loggers: bytes,
+        names: Sequence[str],
+        folder: Path,
+        group: str | None,
+        import_paths: Sequence[str],
+    ) -> None:
+        import_first(import_paths)
+        for i, name in enumerate(names):
+            feed = Feed(name, partial(_made, loggers, i), folder, group)
+            threading.Thread(target=feed.run, args=(time.sleep,), daemon=True, name=name).start()
+
+
+def _made(loggers: bytes, i: int) -> Any:
+    return cloudpickle.loads(loggers)[i]
+
+
+@contextlib.contextmanager
+def fed_loggers(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[None]:
+    """Feed a run's loggers while the block runs, and until they have written its end.
+
+    Args:
+        spec: the run.
+        warn: writes a warning to the run's journal.
+    """
+    if not spec.logger_names:
+        yield
+        return
+    try:
+        process = _started(spec)
+    except Exception:  # the run matters more than any error here
+        logging.getLogger(__name__).warning("no logger of the run is fed", exc_info=True)
+        yield
+        return
+    over = threading.Event()
+    watch = _Watch(spec, warn)
+    threading.Thread(target=watch.run, args=(over,), daemon=True, name="loggers").start()
+    try:
+        yield
+        end = journal.newest(spec.folder / journal.FILE_NAME, {"end"}).get("end")
+        if end is not None:
+            await_all(spec.folder, spec.logger_names, end.get("time", 0.0))
+    finally:
+        over.set()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(process)
+
+
+def _started(spec: RunSpec) -> Any:
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return (
+        ray.remote(LoggerProcess)
+        .options(num_cpus=0, memory=1, max_restarts=-1, scheduling_strategy=here)
+        .remote(spec.loggers, spec.logger_names, spec.folder, spec.group, spec.import_paths)
+    )
+
+
+class _Watch:
+    """Writes to the journal, once for each logger, that it does not get on."""
+
+    def __init__(self, spec: RunSpec, warn: Callable[[str], None]) -> None:
+        self._spec = spec
+        self._warn = warn
+        self._named: set[str] = set()
+        now = time.monotonic()
+        self._moved = dict.fromkeys(spec.logger_names, (-1, now))
+
+    def run(self, over: threading.Event) -> None:
+        """Look until the run is over."""
+        while not over.wait(_LOOK):
+            for name in self._spec.logger_names:
+                why = self._trouble(name, time.monotonic())
+                if why and name not in self._named:
+                    self._named.add(name)
+                    self._warn(f"logger {name}: {why}. It is tried again, and the run goes on")
+
+    def _trouble(self, name: str, now: float) -> str:
+        cursor = read_cursor(self._spec.folder, name)
+        if cursor.trouble:
+            return cursor.trouble
+        position, since = self._moved[name]
+        if cursor.position != position:
+            self._moved[name] = cursor.position, now
+        elif now - since > _HANGS:
+            written = (self._spec.folder / journal.FILE_NAME).stat().st_mtime
+            if time.time() - written < now - since - _LOOK:
+                return f"it has not written anything for {now - since:.0f} s"
+        return ""

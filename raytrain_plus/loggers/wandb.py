@@ -1,0 +1,65 @@
+"""Writes a run's values to Weights & Biases."""
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain_plus.loggers.protocol import LoggedRun, Logger, Row
+
+_POSITION = "raytrain_plus/position"
+
+
+@dataclass
+class WandbLogger(Logger):
+    """Writes to Weights & Biases. A resumed run continues the same W&B run; a sweep is a group.
+
+    The key comes from `wandb login` or the variable `WANDB_API_KEY` on the coordinator's node.
+
+    Attributes:
+        project: W&B's project. Default: W&B's own.
+        entity: the user or team. Default: W&B's own.
+        group: a name that joins runs. Default: the sweep's.
+        mode: `online`, `offline` or `disabled`. Default: W&B's own (the variable `WANDB_MODE`).
+        tags: of the run.
+    """
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    mode: str | None = None
+    tags: Sequence[str] = field(default_factory=tuple)
+
+    def open(self, run: LoggedRun) -> int | None:
+        """Start W&B's run, or go on with it."""
+        wandb = importlib.import_module("wandb")
+        self._run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            id=run.run_id,
+            name=run.name,
+            group=self.group or run.group,
+            tags=list(self.tags),
+            config=dict(run.config),
+            mode=self.mode,
+            resume="allow",
+            dir=str(run.folder),
+            settings=wandb.Settings(silent=True),
+        )
+        self._run.define_metric("*", step_metric="step")
+        known = self._run.summary.get(_POSITION)
+        return int(known) if known is not None else None
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write the values of the rows."""
+        for row in rows:
+            values = {name: x if math.isfinite(x) else str(x) for name, x in row.values.items()}
+            self._run.log({**values, **row.texts, "step": row.step, _POSITION: row.position})
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Write how the run has ended."""
+        for name in ("state", "digest", "checkpoint", "error"):
+            if summary.get(name):
+                self._run.summary[name] = summary[name]
+        self._run.finish(exit_code=0 if summary.get("state") != "failed" else 1)

@@ -1,0 +1,113 @@
+"""The loggers that are built in, with the real libraries where they are small."""
+
+import types
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from raytrain_plus.loggers import MLflowLogger, TensorBoardLogger, WandbLogger
+from raytrain_plus.loggers.feed import Feed
+from tests.loggers.test_feed import Clock, events, until_done, write
+from tests.observe import journals
+
+
+def fed(folder, make, group=None):
+    clock = Clock()
+    feed = Feed("it", make, folder, group, clock)
+    until_done(feed, clock)
+    return feed
+
+
+def resumed(folder):
+    again = [journals.run_line(30.0, run_id="r1", resumed_step=6), journals.step(31.0, 7)]
+    write(folder, [*again, journals.end(32.0, 7)])
+
+
+def scalars(folder):
+    """Return (tag, step, value) of all event files, in order."""
+    found = []
+    for path in sorted(Path(folder).glob("events*")):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            found += [
+                (one.tag, event.step, one.simple_value)
+                for one in event.summary.value
+                if one.HasField("simple_value")
+            ]
+    return found
+
+
+def test_tensorboard_has_each_step_once_through_a_resume(tmp_path):
+    write(tmp_path, events())
+    fed(tmp_path, TensorBoardLogger)
+    resumed(tmp_path)
+    fed(tmp_path, TensorBoardLogger)
+    found = scalars(tmp_path / "tensorboard")
+    losses = sorted((step, value) for tag, step, value in found if tag == "loss")
+    assert losses == [(i, pytest.approx(2.0 / i)) for i in range(1, 8)]
+    assert ("evaluation/accuracy", 3, pytest.approx(0.3)) in found
+
+
+def test_mlflow_finds_its_run_again(tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file:{tmp_path / 'mlruns'}"
+    write(tmp_path, events())
+    fed(tmp_path, lambda: MLflowLogger(tracking_uri=uri), "a sweep")
+    (tmp_path / "loggers" / "it.json").unlink()  # MLflow itself has the position
+    resumed(tmp_path)
+    fed(tmp_path, lambda: MLflowLogger(tracking_uri=uri), "a sweep")
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("a sweep")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(one.step, one.value) for one in history] == [(i, 2.0 / i) for i in range(1, 8)]
+    assert run.data.params["identity.seed"] == "17"
+    assert run.data.tags["raytrain_plus.digest"] == "e" * 64
+    assert run.info.status == "FINISHED"
+
+
+class Wandb:
+    """Records what W&B's interface gets: init, log, summary, finish."""
+
+    def __init__(self):
+        self.inits, self.logged, self.summary, self.finished = [], [], {}, []
+        self.Settings = types.SimpleNamespace
+
+    def init(self, **settings):
+        self.inits.append(settings)
+        return self
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, values):
+        self.logged.append(values)
+        self.summary |= values
+
+    def finish(self, exit_code):
+        self.finished.append(exit_code)
+
+
+def test_wandb_continues_one_run_and_groups_a_sweep(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
+    write(tmp_path, events())
+    fed(tmp_path, lambda: WandbLogger(project="p"), "a sweep")
+    (tmp_path / "loggers" / "it.json").unlink()
+    resumed(tmp_path)
+    fed(tmp_path, lambda: WandbLogger(project="p"), "a sweep")
+    assert {one["id"] for one in wandb.inits} == {"r1"}
+    assert {(one["project"], one["group"], one["resume"]) for one in wandb.inits} == {
+        ("p", "a sweep", "allow")
+    }
+    steps = [(row["step"], row["loss"]) for row in wandb.logged if "loss" in row]
+    assert steps == [(i, 2.0 / i) for i in range(1, 8)]
+    assert wandb.summary["digest"] == "e" * 64
+    assert wandb.finished[-1] == 0
+    assert {row["odd"] for row in wandb.logged if "odd" in row} == {"nan"}
