@@ -145,8 +145,7 @@ class ElasticTrainer:
             probe = configure.probe(source, batch_size // logical_ranks)
             code = configure.code_of(loaded, algorithms, data)
             folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
-            self._before = ownership.look(folder, self._is_known)
-            self._resume = resume
+            self._before, self._resume = ownership.look(folder, self._is_known), resume
             self._warnings = configure.warnings_of(loaded, evaluation_data)
             self._identity = {
                 "seed": seed,
@@ -421,15 +420,15 @@ def attach(
     return result_of(ended)
 
 
-def _packed(loggers: Sequence[Logger]) -> dict[str, Any]:
-    """Return loggers as a RunSpec holds them.
+def _packed(loggers: Sequence[Logger], group: str | None) -> dict[str, Any]:
+    """Return loggers and their group as a RunSpec holds them.
 
     Raises:
         LoggerError: one is of another type, or its library is not installed.
     """
     check_loggers(loggers)
     pickled = cloudpickle.dumps(list(loggers)) if loggers else b""
-    return {"loggers": pickled, "logger_names": names_of(loggers)}
+    return {"loggers": pickled, "logger_names": names_of(loggers), "group": group}
 
 
 def _await_loggers(spec: RunSpec) -> None:
