@@ -26,9 +26,15 @@ from ray.exceptions import RayError
 
 from raytrain_plus.elastic.client.following import Ended, Watcher, follow
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
+from raytrain_plus.elastic.coordinator.loggers import fed_loggers
 from raytrain_plus.elastic.coordinator.workers import WorkerActors
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerHandle
-from raytrain_plus.elastic.protocol.messages import CoordinatorHealth, RunSpec, WorkerProcess
+from raytrain_plus.elastic.protocol.messages import (
+    CoordinatorHealth,
+    Outcome,
+    RunSpec,
+    WorkerProcess,
+)
 from raytrain_plus.elastic.worker.host import Addresses
 from raytrain_plus.elastic.worker.process import prepare_process, users_traceback
 from raytrain_plus.elastic.worker.worker import Worker
@@ -72,7 +78,12 @@ def train(
     source = _LocalSource(served, host)
     coordinator = Coordinator(_patient(spec), WorkerActors(spec, source, LOCAL))
     source.coordinator = cast("CoordinatorHandle", _Handle(coordinator))
-    leading = _in_thread(coordinator.run, "coordinator")
+
+    def led() -> Outcome:
+        with fed_loggers(spec, coordinator.warn):
+            return coordinator.run()
+
+    leading = _in_thread(led, "coordinator")
     leading.add_done_callback(lambda _: served.end())
     watch = _LocalWatch(coordinator, leading)
 

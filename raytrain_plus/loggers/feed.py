@@ -98,15 +98,15 @@ class Feed:
         end = self._rows.end
         return end is not None and self.cursor.closed_at >= end.get("time", 0.0)
 
-    def run(self, wait: Callable[[float], object]) -> None:
+    def run(self, wait: Callable[[float], bool]) -> None:
         """Feed the logger until the run has ended.
 
         Args:
-            wait: waits some seconds.
+            wait: waits some seconds; returns whether to end at once.
         """
         while not self.is_done:
-            if not self.look():
-                wait(_INTERVAL)
+            if not self.look() and wait(_INTERVAL):
+                return
 
     def look(self) -> bool:
         """Give the logger what is new; returns whether there may be more already.

@@ -44,9 +44,16 @@ class LoggerProcess:
         import_paths: Sequence[str],
     ) -> None:
         import_first(import_paths)
+        self._over = threading.Event()
         for i, name in enumerate(names):
             feed = Feed(name, partial(_made, loggers, i), folder, group)
-            threading.Thread(target=feed.run, args=(time.sleep,), daemon=True, name=name).start()
+            threading.Thread(
+                target=feed.run, args=(self._over.wait,), daemon=True, name=name
+            ).start()
+
+    def close(self) -> None:
+        """End, without waiting for a logger that hangs."""
+        self._over.set()
 
 
 def _made(loggers: bytes, i: int) -> Any:
@@ -65,7 +72,7 @@ def fed_loggers(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[None]:
         yield
         return
     try:
-        process = _started(spec)
+        close = _started_here(spec) if spec.is_local else _started(spec)
     except Exception:  # the run matters more than any error here
         logging.getLogger(__name__).warning("no logger of the run is fed", exc_info=True)
         yield
@@ -81,18 +88,24 @@ def fed_loggers(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[None]:
     finally:
         over.set()
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(process)
+            close()
 
 
-def _started(spec: RunSpec) -> Any:
+def _started_here(spec: RunSpec) -> Callable[[], None]:
+    """Feed the loggers from threads of this process, which is the only one of the run."""
+    return LoggerProcess(spec.loggers, spec.logger_names, spec.folder, spec.group, ()).close
+
+
+def _started(spec: RunSpec) -> Callable[[], None]:
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    return (
+    process = (
         ray.remote(LoggerProcess)
         .options(num_cpus=0, memory=1, max_restarts=-1, scheduling_strategy=here)
         .remote(spec.loggers, spec.logger_names, spec.folder, spec.group, spec.import_paths)
     )
+    return partial(ray.kill, process)
 
 
 class _Watch:
