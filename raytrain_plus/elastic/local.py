@@ -312,7 +312,9 @@ class _LocalHost:
         del coordinator
         paths = list(sys.path)
         closing.callback(lambda: sys.path.__setitem__(slice(None), paths))
-        closing.callback(OutputCapture(spec.folder, worker).close)
+        capture = OutputCapture(forwards=True)
+        closing.callback(capture.close)
+        capture.serve(spec.folder, worker)
 
     def device(self, spec: RunSpec, closing: contextlib.ExitStack) -> torch.device:
         """Set what the bits depend on, and undo that when the worker is closed."""

@@ -18,7 +18,7 @@ from raytrain_plus.elastic.protocol.messages import RunSpec, WorkerProcess
 from raytrain_plus.elastic.worker import orphan
 from raytrain_plus.elastic.worker.memory_watch import MemoryWatch
 from raytrain_plus.elastic.worker.process import prepare_process, users_traceback
-from raytrain_plus.observe.output import OutputCapture
+from raytrain_plus.observe import output
 from raytrain_plus.ray_cluster.metrics import export_traffic
 from raytrain_plus.training.transport import MeetingAddress, MeetingPoint
 
@@ -100,7 +100,9 @@ class RayHost:
             exits.leave_at_once(1)
 
         closing.callback(MemoryWatch(end_for_memory).close)
-        OutputCapture(spec.folder, worker)
+        capture = output.of_process()
+        capture.serve(spec.folder, worker)
+        closing.callback(capture.release)
 
     def device(self, spec: RunSpec, closing: contextlib.ExitStack) -> torch.device:
         """Set what the bits depend on; the process does nothing else, or is reset later."""

@@ -48,6 +48,7 @@ from raytrain_plus.elastic.worker.host import RayHost, WorkerHost
 from raytrain_plus.elastic.worker.process import CODE_THAT_MAY_EXIT, USERS
 from raytrain_plus.elastic.worker.progress import AbortedError, Progress
 from raytrain_plus.elastic.worker.reporter import Records, Reporter
+from raytrain_plus.observe import output
 from raytrain_plus.ray_cluster.memory_monitor import memory_use
 from raytrain_plus.seeds import seed_for, seed_global_generators
 from raytrain_plus.storage.errors import StoreError
@@ -495,6 +496,7 @@ def own_process(on_notice: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: on_notice())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the driver's
     exits.refuse_hard_exits(CODE_THAT_MAY_EXIT)
+    output.of_process()  # before the user's modules are imported: their log handlers keep a stream
 
 
 @contextlib.contextmanager
