@@ -10,7 +10,7 @@ LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
 
-.PHONY: install check docs test test-all test-slow demo chaos lab lab-down bench bench-optimizers bench-peers clean
+.PHONY: install check docs test test-all test-slow demo lowest chaos lab lab-down bench bench-optimizers bench-peers clean
 
 install: .venv/installed
 
@@ -53,6 +53,10 @@ test-slow: install
 
 demo: install
 	$(BIN)/raytrain-plus demo
+
+# The demo on the lowest versions that are allowed; it downloads them.
+lowest:
+	PYTHON=$(PYTHON) .ci/lowest
 
 # Many random schedules of faults, each held against the undisturbed run.
 chaos: install

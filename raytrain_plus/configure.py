@@ -63,6 +63,19 @@ class ConfigError(ValueError):
     """A setting that is not possible; the message says which one, and what to do."""
 
 
+def check_platform(system: str = sys.platform) -> None:
+    """Check that workers can run on this system.
+
+    Raises:
+        ConfigError: it is not Linux.
+    """
+    if system != "linux":
+        raise ConfigError(
+            f"workers need Linux (they use /proc and memfd_create), and this is {system}: train in "
+            "a container or on a Linux machine, or in this process alone (--workers 0)"
+        )
+
+
 def check_sizes(batch_size: int, logical_ranks: int, workers: tuple[int, int]) -> None:
     """Check the settings that depend on numbers alone.
 

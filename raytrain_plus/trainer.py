@@ -245,10 +245,11 @@ class ElasticTrainer:
             RunInterrupted: a signal (Ctrl-C, SIGTERM, SIGHUP) ended the run before its last step;
                 its last state is kept. It is a KeyboardInterrupt. After SIGTERM and SIGHUP, a
                 process without its own handler for them ends by the signal instead.
-            ValueError: a run of that name is live on the cluster.
+            ValueError: a run of that name is live on the cluster, or this is not Linux.
         """
         if self._is_local:
             return self._fit_here(watcher)
+        configure.check_platform()
         spec = self.spec
         most = spec.workers[1] + spec.elastic.spares
         slots = math.ceil(most * spec.resources.get("CPU", 1))
