@@ -1,4 +1,4 @@
-"""`raytrain-plus init` writes projects whose tests pass and whose runs can start."""
+"""`raytrain-plus init` writes projects whose tests pass and that train at once."""
 
 import importlib
 import inspect
@@ -45,7 +45,7 @@ def project(tmp_path, monkeypatch, request):
         sys.modules.pop(name, None)
 
 
-def test_a_project_is_tested_prepared_and_ready_to_train(project, tmp_path, monkeypatch):
+def test_a_project_is_tested_prepared_and_trained(project, tmp_path, monkeypatch):
     module = importlib.import_module("test_task")
     for name, test in inspect.getmembers(module, inspect.isfunction):
         if name.startswith("test_"):
@@ -56,10 +56,12 @@ def test_a_project_is_tested_prepared_and_ready_to_train(project, tmp_path, monk
         monkeypatch.setattr(prepare, name, partial(getattr(prepare, name), **less))
     prepare.main()
     settings = command._settings(Path("run.yaml"), {})
-    trainer = ElasticTrainer(**run_file.arguments(settings))
-    assert trainer.spec.clock.total_steps >= 1
-    assert trainer.spec.evaluation_data is not None
-    assert trainer.spec.folder.parent == Path("runs").resolve()
+    assert str(settings.workers) == "1:2"
+    here = command._settings(Path("run.yaml"), {"workers": "0", "duration": "2ba", "name": "here"})
+    result = ElasticTrainer(**run_file.arguments(here)).fit()
+    assert result.metrics["steps"] == 2
+    assert set(result.metrics) & {"accuracy", "bits_per_byte"}
+    assert Path(result.path) == Path("runs/here").resolve()
 
 
 def test_each_command_of_a_projects_readme_parses(project):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import get_type_hints
@@ -250,7 +251,7 @@ def test_what_a_run_writes_makes_the_same_run(folder):
         f"""
 task: {MODULE}:Small
 task_settings: {{rate: 0.3}}
-data: {{url: data.parquet, window: 2, transform: "{MODULE}.py:augment"}}
+data: {{url: data.parquet, cache: cache, window: 2, transform: "{MODULE}.py:augment"}}
 evaluation_data: data.parquet
 storage: runs
 name: first
@@ -281,6 +282,37 @@ faults: [{{step: 3, action: kill, phase: forward}}, {{step: 4, action: add}}]
     assert again._run_file == first._run_file.replace("run first.", f"run {again.spec.name}.")
     other = trainer_of(first.spec.folder / "run.yaml", seed=18)
     assert identity(other) != identity(first)  # the control
+
+
+def test_the_file_of_a_run_trains_it_again_to_the_same_digest(folder):
+    file = written(
+        folder,
+        f"""
+task: {MODULE}.py:Small
+task_settings: {{rate: 0.3}}
+data: data.parquet
+storage: runs
+workers: 0
+batch_size: 16
+duration: 3ba
+name: first
+algorithms: {{LabelSmoothing: {{smoothing: 0.2}}}}
+""",
+    )
+
+    def digest(*arguments):
+        done = CliRunner().invoke(app, ["train", *arguments, "--json"])
+        assert done.exit_code == 0, done.stderr
+        said = json.loads(done.stdout.splitlines()[-1])
+        return said["digest"], said["run"]
+
+    of_first, _ = digest("--config", str(file))
+    again = ["--config", str(folder / "runs" / "first" / "run.yaml")]
+    of_second, name = digest(*again)
+    assert of_second == of_first
+    assert name != "first"
+    assert (folder / "runs" / name / "run.yaml").exists()
+    assert digest(*again, "--seed", "18")[0] != of_first  # the control
 
 
 def test_secrets_are_not_written_and_asked_for_again(folder):

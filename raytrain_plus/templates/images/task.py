@@ -48,7 +48,10 @@ class Images(Task):
         return model(varied(images) if model.training else images)
 
     def loss(self, outputs, batch):  # one loss per image, not averaged
-        return nn.functional.cross_entropy(outputs, batch["label"].long(), reduction="none")
+        label = batch["label"]
+        if not label.is_floating_point():  # algorithms that smooth or mix labels make them so
+            label = label.long()
+        return nn.functional.cross_entropy(outputs, label, reduction="none")
 
     def metrics(self):
         return {"accuracy": torchmetrics.classification.MulticlassAccuracy(self.classes)}

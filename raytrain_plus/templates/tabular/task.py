@@ -58,7 +58,10 @@ class Table(Task):
         return model(batch["numbers"], batch["categories"].long())
 
     def loss(self, outputs, batch):  # one loss per row, not averaged
-        return nn.functional.cross_entropy(outputs, batch["label"].long(), reduction="none")
+        label = batch["label"]
+        if not label.is_floating_point():  # algorithms that smooth or mix labels make them so
+            label = label.long()
+        return nn.functional.cross_entropy(outputs, label, reduction="none")
 
     def metrics(self):
         return {
