@@ -18,7 +18,8 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --target $(SIDE) --no-deps \
-		transformers huggingface-hub tokenizers regex tqdm hf-xet httpx2 httpcore2 h11 anyio truststore
+		transformers huggingface-hub tokenizers regex tqdm hf-xet httpx2 httpcore2 h11 anyio truststore \
+		peft accelerate psutil lightning pytorch-lightning
 	touch $@
 
 check: install

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from raytrain_plus import exits
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
+from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.clock import Clock, Lengths, run_length
 from raytrain_plus.elastic.protocol.faults import Fault
@@ -30,6 +31,7 @@ from raytrain_plus.observe import journal
 from raytrain_plus.seeds import seed_global_generators
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.locations import local_path
+from raytrain_plus.storage.store import Store
 from raytrain_plus.streams import label_skew
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.labels import check_same
@@ -49,6 +51,7 @@ from raytrain_plus.training.evaluation import (
     named_in,
     named_sets,
 )
+from raytrain_plus.training.initial_weights import hash_of
 from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.training.process_state import generator_bytes, process_kept
 from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
@@ -249,15 +252,27 @@ def _refuse(what: str, fields: Mapping[str, Any]) -> None:
         )
 
 
-def check_task(task: Task) -> None:
-    """Check that a task defines what it must.
+def check_task(
+    task: Task, weights: str | os.PathLike[str] | None = None, *, partial: bool = False
+) -> None:
+    """Check that a task defines what it must, and let it start from weights if some are given.
+
+    Args:
+        task: the task.
+        weights: as for `with_initial_weights`. Default: the task's own.
+        partial: load those that fit.
 
     Raises:
+        ConfigError: the weights cannot be found.
         TaskError: it does not, it has another form, or its metrics cannot be merged over workers.
     """
     check_form(task)
     check_metrics(task)
     check_optimizer_early(task)
+    if weights is not None:
+        with_initial_weights(task, weights, partial=partial)
+    elif partial:
+        raise ConfigError("partial_weights is set without initial_weights: leave it out")
 
 
 def warnings_of(task: Task, evaluation_data: Any) -> list[str]:
@@ -455,6 +470,7 @@ def _check_fits(task: Task, shapes: Mapping[str, tuple[int, ...]], what: str) ->
 
 
 def describe_task(
+    task: Task,
     settings: Mapping[str, Any] | None,
     code: Code,
     algorithms: Sequence[Aspect],
@@ -469,7 +485,50 @@ def describe_task(
         "code": hashes,
         "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
         **({"accelerator": accelerator} if accelerator else {}),
+        **_depended_on(task),
     }
+
+
+def _depended_on(task: Task) -> dict[str, str]:
+    """Return what a task says that its result depends on, and the hash of its initial weights.
+
+    Raises:
+        TaskError: the task fails, or the weights cannot be read.
+    """
+    said = call_task_method(task, "depends_on")
+    found = {str(name): str(value) for name, value in said.items()}
+    if task.initial_weights is not None:
+        found["initial weights"] = hash_of(task.initial_weights)
+        found["partial weights"] = str(task.partial_weights)
+    return found
+
+
+def weights_of(task: Task) -> tuple[str, bool] | None:
+    """Return where a task's initial weights are, and whether those that fit suffice."""
+    return None if task.initial_weights is None else (task.initial_weights, task.partial_weights)
+
+
+def with_initial_weights(task: Task, place: str | os.PathLike[str], *, partial: bool) -> None:
+    """Let a task start from weights.
+
+    Args:
+        task: the task.
+        place: a safetensors file, a folder that has one, or the folder of a run, whose newest
+            checkpoint is used.
+        partial: load what fits.
+
+    Raises:
+        ConfigError: the run has no whole checkpoint.
+    """
+    path = Path(place).expanduser().absolute()
+    if (path / journal.FILE_NAME).is_file():
+        name, _ = checkpointer.newest_whole(Store(path))
+        if name is None:
+            raise ConfigError(
+                f"initial_weights names the run {path}, which has no whole checkpoint"
+            )
+        path /= name
+    task.initial_weights, task.partial_weights = str(path), partial
 
 
 def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str, str]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "demo": ("matplotlib", "mlxtend"),
     "s3": ("s3fs",),
+    "hf": ("peft", "tokenizers", "transformers"),
+    "lightning": ("lightning",),
     "frontier": ("matplotlib", "moocore", "optuna", "scipy"),
     "mlflow": ("mlflow",),
     "tensorboard": ("tensorboardX",),

@@ -18,6 +18,7 @@ from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.store import Store
 
 _CODE = "code:"  # prefix of a change of code
+_STEPS = "total_steps:"  # prefix of a change of the run's length
 _DATA = ("data", "evaluation data")  # in a worker's fingerprint
 _COMPUTED = ("initial model", "probe gradient")
 
@@ -66,6 +67,7 @@ def last_checkpoint(
     *,
     allow_change: bool = False,
     accept_changed_code: bool = False,
+    extend: bool = False,
     store: Store | None = None,
 ) -> Resumption:
     """Return the newest complete checkpoint of a run to resume, after reading and checking it.
@@ -75,6 +77,7 @@ def last_checkpoint(
         identity: what the run's bits depend on now.
         allow_change: continue with another identity than before.
         accept_changed_code: continue with other code, if nothing else changed.
+        extend: continue with more steps than before, if nothing else changed.
         store: where the checkpoints are. Default: the run's folder.
 
     Raises:
@@ -83,7 +86,8 @@ def last_checkpoint(
         StoreError: the store cannot be read.
     """
     store = store or Store(folder)
-    allowed = ("",) if allow_change else (_CODE,) if accept_changed_code else ()
+    parts = {"": allow_change, _CODE: accept_changed_code, _STEPS: extend}
+    allowed = tuple(prefix for prefix, is_allowed in parts.items() if is_allowed)
     if not (folder / journal.FILE_NAME).exists():
         return _from_checkpoints(folder, identity, store, allowed)
     changes = _changes(_identity_before(folder), identity)
@@ -157,6 +161,12 @@ def _check_changes(changes: Sequence[str], where: Path | str, allowed: tuple[str
             "(--accept-changed-code): the run is then marked, and its bits are no longer those of "
             "an undisturbed run"
         )
+    if all(change.startswith(_STEPS) for change in refused):
+        raise ConfigError(
+            f"the run in {where} cannot be resumed with another length; {refused[0]}: give the "
+            "same --duration as before; or go on for longer (--extend): schedules and algorithms "
+            "then follow the new length, and the bits are those of neither length alone"
+        )
     raise ConfigError(
         f"the run in {where} cannot be resumed with other settings; {'; '.join(refused)}: give the "
         "same as before, or start a new run under another name; or allow the change "
@@ -226,7 +236,8 @@ def _comparable(environment: Mapping[str, str], changes: Sequence[str]) -> dict[
 
     The data was compared already. The results of the probe follow from what was changed.
     """
-    left_out = {*_DATA, *(_COMPUTED if changes else ())}
+    other = [change for change in changes if not change.startswith(_STEPS)]
+    left_out = {*_DATA, *(_COMPUTED if other else ())}
     return {key: value for key, value in environment.items() if key not in left_out}
 
 

@@ -364,6 +364,13 @@ class RunSettings(_Keys):
     ] = "1ep"
     seed: Annotated[Whole, Key("Seed of all random numbers.")] = 17
     logical_ranks: Annotated[Whole, Key("Parts of a batch, V.")] = 8
+    initial_weights: Annotated[
+        Location | None,
+        Key("A safetensors file, a folder with one, or a run, to start from its weights."),
+    ] = None
+    partial_weights: Annotated[
+        Flag, Key("Load the initial weights that fit, and warn of the others by name.")
+    ] = False
     workers: Annotated[
         Whole | Text,
         BeforeValidator(_workers),
@@ -764,6 +771,7 @@ def arguments(settings: RunSettings) -> dict[str, Any]:
             name: getattr(settings, name)
             for name in (
                 "batch_size", "duration", "evaluate_every", "seed", "logical_ranks", "hash_data",
+                "initial_weights", "partial_weights",
             )
         },
         "algorithms": aspects(settings),
@@ -849,6 +857,8 @@ def described(
         },
         **{name: getattr(spec, name) for name in plain},
         **lengths,
+        "initial_weights": spec.initial_weights and spec.initial_weights[0],
+        "partial_weights": bool(spec.initial_weights and spec.initial_weights[1]),
         "algorithms": _algorithms_as_keys(spec.algorithms),
         "workers": 0 if spec.is_local else _workers(spec.workers),
         "gpu": bool(resources.pop("GPU", 0)),

@@ -59,6 +59,11 @@ class Task:
             Algorithms that smooth or mix labels leave such samples without a label. Default -100.
         evaluate_loss: whether an evaluation measures the mean loss, as `evaluation_loss`. Default:
             only if nothing else is measured.
+        keep_frozen: whether checkpoints hold the parameters that are not trained. If not,
+            `model()` must make them with the same values each time; that is checked. Default True.
+        initial_weights: a safetensors file or a folder with weights that are loaded into the model.
+            `ElasticTrainer(initial_weights=...)` sets it. Default: none.
+        partial_weights: load those that fit, and warn of the others by name. Default: all must fit.
     """
 
     columns: Sequence[str] | Mapping[str, tuple[int, ...]] | None = None
@@ -66,6 +71,9 @@ class Task:
     tokens: str | None = None
     ignore_index: int = -100
     evaluate_loss: bool | None = None
+    keep_frozen: bool = True
+    initial_weights: str | None = None
+    partial_weights: bool = False
 
     def model(self) -> nn.Module:
         """Build the model. It is called on every worker, with the same seed."""
@@ -185,6 +193,13 @@ class Task:
         """
         return {}
 
+    def depends_on(self) -> Mapping[str, str]:
+        """Return what else the result depends on, such as hashes of files that `model()` reads.
+
+        It is part of the run's identity: a resume with other values is refused, by these names.
+        """
+        return {}
+
     def data(self) -> "pa.Table | str | None":
         """Return the training data for a trainer that is given none. Default: none."""
         return None
@@ -218,8 +233,9 @@ def load_task(
         TaskError: the name has another form, its import fails, it is not a task, or it has no
             such settings.
     """
-    loaded = task if isinstance(task, Task) else _named(task, folder)
-    return _set(loaded, settings) if settings else loaded
+    if isinstance(task, Task):
+        return _set(task, settings) if settings else task
+    return _named(task, folder, settings or {})
 
 
 def _set(task: Task, settings: Mapping[str, Any]) -> Task:
@@ -228,21 +244,29 @@ def _set(task: Task, settings: Mapping[str, Any]) -> Task:
             f"task {type(task).__name__} has no settings and cannot be given "
             f"{', '.join(settings)}: make it a dataclass with these fields"
         )
-    fields = [field.name for field in dataclasses.fields(task) if field.init]
-    unknown = [name for name in settings if name not in fields]
-    if unknown:
-        raise TaskError(
-            f"task {type(task).__name__} has no setting {', '.join(unknown)}; it has "
-            f"{', '.join(fields)}"
-        )
+    _check_settings(type(task), settings)
     changed: Task = dataclasses.replace(task, **settings)
     return changed
 
 
-def _named(task: str, folder: str | None) -> Task:
+def _check_settings(kind: Any, settings: Mapping[str, Any]) -> None:
+    fields = [field.name for field in dataclasses.fields(kind) if field.init]
+    unknown = [name for name in settings if name not in fields]
+    if unknown:
+        raise TaskError(
+            f"task {kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
+        )
+
+
+def _named(task: str, folder: str | None, settings: Mapping[str, Any]) -> Task:
     if not isinstance(task, str):
         raise TaskError(f"a task is a raytrain_plus.Task or 'module:attribute', not {task!r}")
     found = import_named(task, "task", folder)
+    if inspect.isclass(found) and issubclass(found, Task) and dataclasses.is_dataclass(found):
+        _check_settings(found, settings)
+        with exits.as_errors(f"task {task!r}"):
+            whole: Task = _made(found, task, settings)
+        return whole
     with exits.as_errors(f"task {task!r}"):
         made = _made(found, task) if inspect.isclass(found) or inspect.isfunction(found) else found
     if not isinstance(made, Task):
@@ -250,12 +274,12 @@ def _named(task: str, folder: str | None) -> Task:
             f"task {task!r} is a {type(made).__name__}, not a raytrain_plus.Task: derive the "
             "class from Task, or name a function that returns one"
         )
-    return made
+    return _set(made, settings) if settings else made
 
 
-def _made(found: Any, name: str) -> Any:
+def _made(found: Any, name: str, settings: Mapping[str, Any] | None = None) -> Any:
     try:
-        return found()
+        return found(**(settings or {}))
     except TaskError:
         raise
     except Exception as error:

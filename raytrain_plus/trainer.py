@@ -93,10 +93,18 @@ class ElasticTrainer:
         allow_change: continue even if something on which the bits depend has changed.
         accept_changed_code: continue even if the user's code has changed, but nothing else. The run
             is marked by `changes` in its summary.
+        extend: continue a run with a longer `duration` than before, but nothing else changed. From
+            there on schedules and algorithms follow the new length, so that the learning rate may
+            jump. The run is marked by `changes` in its summary.
         hash_data: read all data at the start, here and at each worker, and compare its SHA-256.
             Default: tables and streams with a manifest are compared by their hashes; other files by
             name, size, and what their store has (a tag, a version, or the time of the last
             change).
+        initial_weights: weights to start from: a safetensors file, a folder with one (as written by
+            `save_pretrained`, or a checkpoint), or the folder of another run. Default: those that
+            `task.model()` makes.
+        partial_weights: load the initial weights that fit, and warn of the others by name. Default:
+            all must fit.
 
     Raises:
         ValueError: a setting is wrong; its subclasses say which kind.
@@ -124,7 +132,10 @@ class ElasticTrainer:
         resume: bool = False,
         allow_change: bool = False,
         accept_changed_code: bool = False,
+        extend: bool = False,
         hash_data: bool = False,
+        initial_weights: str | os.PathLike[str] | None = None,
+        partial_weights: bool = False,
     ) -> None:
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
@@ -133,13 +144,14 @@ class ElasticTrainer:
         configure.check_sizes(batch_size, logical_ranks, workers)
         configure.check_algorithms(algorithms)
         loaded = load_task(task, task_settings)
-        configure.check_task(loaded)
+        configure.check_task(loaded, initial_weights, partial=partial_weights)
         given = {"data": data, "evaluation_data": evaluation_data}
         data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
         intervals = configure.intervals(evaluate_every, [*named_sets(evaluation_data)])
         source = configure.open_for(loaded, data, "training data", hash_data=hash_data)
         with contextlib.closing(source):
             sizes: dict[str, Any] = {"batch_size": batch_size, "logical_ranks": logical_ranks}
+            numbers = {"seed": seed, **sizes}
             often = {"duration": duration, "checkpoint_every": elastic.checkpoint_every, **sizes}
             lengths = configure.clock(source, loaded, evaluate_every=intervals, **often)
             probe = configure.probe(source, batch_size // logical_ranks)
@@ -148,9 +160,8 @@ class ElasticTrainer:
             self._before, self._resume = ownership.look(folder, self._is_known), resume
             self._warnings = configure.warnings_of(loaded, evaluation_data)
             self._identity = {
-                "seed": seed,
-                **sizes,
-                **configure.describe_task(task_settings, code, algorithms, scaling),
+                **numbers,
+                **configure.describe_task(loaded, task_settings, code, algorithms, scaling),
                 **configure.describe_data(loaded, source, evaluation_data),
                 "total_steps": lengths.total_steps,
             }
@@ -165,11 +176,10 @@ class ElasticTrainer:
             cwd=str(Path.cwd()),
             data=data,
             evaluation_data=evaluation_data,
-            **sizes,
+            **numbers,
             evaluation_rows=configure.evaluation_rows(batch_size, logical_ranks),
             probe=probe,
             clock=lengths,
-            seed=seed,
             algorithms=tuple(map(portable, algorithms)),
             workers=workers,
             resources=configure.worker_resources(scaling),
@@ -179,13 +189,14 @@ class ElasticTrainer:
             identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
             hash_data=hash_data,
+            initial_weights=configure.weights_of(loaded),
             is_local=self._is_local,
             **_packed(loggers, group),
         )
         lasts = {"duration": duration, "evaluate_every": evaluate_every}
         self._run_file = run_file.described(self.spec, scaling, run, given, loggers, **lasts)
-        changes = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
-        self._found = self._look_at_storage(changes)
+        allowed = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
+        self._found = self._look_at_storage({**allowed, "extend": extend})
 
     def _look_at_storage(self, changes: Mapping[str, bool]) -> resume.Resumption | None:
         """Find where a resumed run continues, or check that a new run touches no other run."""

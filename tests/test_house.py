@@ -94,6 +94,7 @@ LAYERS = [
     {"loggers"},
     {"ray_cluster", "training"},
     {"checkpoint"},
+    {"integrations"},
     {"elastic.protocol"},
     {"elastic.policy", "elastic.liveness"},
     {"elastic.worker"},

@@ -219,6 +219,7 @@ def test_the_defaults_are_those_of_the_trainer():
     trainer = inspect.signature(ElasticTrainer).parameters
     elsewhere = {
         "scaling_config", "run_config", "elastic", "resume", "allow_change", "accept_changed_code",
+        "extend",
     }  # fmt: skip
     keys = RunSettings.model_fields
     assert set(trainer) - elsewhere <= set(keys), "add a key to raytrain_plus/run_file.py"

@@ -62,10 +62,11 @@ class Snapshot:
         live = replica.model
         named = chain(live.named_parameters(), live.named_buffers())
         names = {id(tensor): f"model/{name}" for name, tensor in named}
+        left_out = replica.frozen().keys()
         model = {
             name: tensors[names[id(t)]] if id(t) in names else _copy(t)
             for name, t in live.state_dict(keep_vars=True).items()
-            if isinstance(t, Tensor)
+            if isinstance(t, Tensor) and names.get(id(t)) not in left_out
         }
         return cls(tensors, copy.deepcopy(replica.scalars()), model)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raytrain_plus.algorithms import ALGORITHMS, Aspect, parse_algorithm
+from raytrain_plus.algorithms.naming import parse_settings
 from raytrain_plus.algorithms.weave import explain as explained
 from raytrain_plus.algorithms.weave import in_order
 from raytrain_plus.checkpoint import export as exporting
@@ -50,11 +51,18 @@ def algorithms(
     answer(run, as_json=as_json, debug=debug)
 
 
-def export(
+def export(  # noqa: PLR0913, PLR0917 - one option each
     task: Annotated[str, typer.Argument(help="module:attribute or file.py:attribute")],
     run: RunName,
     to: Annotated[Path, typer.Argument(metavar="FILE", help="The safetensors file to write.")],
     storage: Annotated[str, typer.Option(help="Where runs are kept.")] = "~/ray_results",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(metavar="key=value", help="A field of the task. May be repeated."),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Write a folder that from_pretrained opens.")
+    ] = False,
     code: Code = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -67,11 +75,14 @@ def export(
         if name is None:
             why = "".join(f"; {one} is refused: {reason}" for one, reason in refused.items())
             raise ConfigError(f"run {run!r} has no checkpoint yet{why}")
-        loaded = load_task(task)
+        loaded = load_task(task, parse_settings(setting or [], "the task"))
         for module in code or []:
             import_code(module)
         model = exporting.export(loaded, folder / name)
-        exporting.write(model, to)
+        if pretrained:
+            _save_pretrained(loaded, model, to)
+        else:
+            exporting.write(model, to)
         if not as_json:
             Console(markup=False).print(
                 f"{to}: the plain model of {folder / name}", highlight=False
@@ -79,6 +90,23 @@ def export(
         return {"checkpoint": str(folder / name), "file": str(to)}
 
     answer(written, as_json=as_json, debug=debug)
+
+
+def _save_pretrained(task: Any, model: Any, folder: Path) -> None:
+    """Write a model of transformers or peft as a folder.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if hasattr(task, "save_pretrained"):
+        task.save_pretrained(model, folder)
+    elif hasattr(model, "save_pretrained"):
+        model.save_pretrained(str(folder))
+    else:
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, which has no save_pretrained(): leave out "
+            "--pretrained"
+        )
 
 
 def _show_settings(chosen: Sequence[Aspect]) -> None:

@@ -27,7 +27,7 @@ from raytrain_plus.task import TaskError, import_code, import_named
 from raytrain_plus.trainer import ElasticTrainer
 
 
-def train(
+def train(  # noqa: PLR0913 - one option each
     task: Annotated[
         str | None, typer.Argument(help="module:attribute or file.py:attribute")
     ] = None,
@@ -42,6 +42,9 @@ def train(
     ] = False,
     accept_changed_code: Annotated[
         bool, typer.Option(help="Go on with the task's code as it is now; the run is marked.")
+    ] = False,
+    extend: Annotated[
+        bool, typer.Option(help="Go on for longer than before; schedules follow the new length.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -59,6 +62,7 @@ def train(
             resume=resume,
             allow_change=allow_change,
             accept_changed_code=accept_changed_code,
+            extend=extend,
         )
         # A local run prints here, and stands at breakpoints, which a live line would overwrite.
         is_local = made.spec.is_local

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from raytrain_plus.task import Task, TaskError, TaskWarning
 from raytrain_plus.training.encoding import fits
+from raytrain_plus.training.initial_weights import load_into
 from raytrain_plus.training.lr_scheduler import Scheduling, attach, split
 from raytrain_plus.training.process_state import process_kept
 from raytrain_plus.training.users_optimizer import check_optimizer
@@ -51,6 +52,8 @@ def build_model(task: Task) -> nn.Module:
         why = _unusable(tensor, is_buffer=name in buffers)
         if why is not None:
             raise TaskError(f"task.model() returned a model whose {name!r} {why}")
+    if task.initial_weights is not None:
+        load_into(model, task.initial_weights, partial=task.partial_weights)
     return model
 
 

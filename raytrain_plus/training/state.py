@@ -44,7 +44,13 @@ class Replica:
         build_seconds: how long the task took to make model and optimizer.
     """
 
-    def __init__(self, training: Training, scheduling: Scheduling | None = None) -> None:
+    def __init__(
+        self,
+        training: Training,
+        scheduling: Scheduling | None = None,
+        *,
+        keep_frozen: bool = True,
+    ) -> None:
         model, optimizer = training.model, training.optimizer
         self.training = training
         self.scheduling = scheduling
@@ -62,6 +68,9 @@ class Replica:
             sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
         )
         self._names = {id(p): n for n, p in model.named_parameters()}
+        self._left_out = {
+            n for n, p in model.named_parameters() if not (keep_frozen or p.requires_grad)
+        }
         if not self.parameters:
             raise TaskError("the model has no parameter that requires a gradient")
         for group in optimizer.param_groups:
@@ -100,7 +109,7 @@ class Replica:
         seed_global_generators(seed_for(seed, "fit"))
         fit.__enter__()
         to_training(training.optimizer)
-        replica = cls(training, scheduling)
+        replica = cls(training, scheduling, keep_frozen=task.keep_frozen)
         replica._fit = fit
         replica.build_seconds = time.monotonic() - began
         return replica
@@ -153,10 +162,19 @@ class Replica:
             self.scheduling.advance(self.step + 1, self.training.clock.steps_per_epoch)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors of the state by name, in name order; no copies."""
-        found = {f"model/{n}": p.detach() for n, p in self.model.named_parameters()}
+        """Return all tensors of the state by name, in name order; no copies.
+
+        Frozen parameters that each worker makes for itself (`Task.keep_frozen`) are left out.
+        """
+        named = self.model.named_parameters()
+        found = {f"model/{n}": p.detach() for n, p in named if n not in self._left_out}
         found |= {f"model/{n}": b.detach() for n, b in self.model.named_buffers()}
         return dict(sorted((found | self.kept()[0]).items()))
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the parameters that are left out of the state, by name; no copies."""
+        named = self.model.named_parameters()
+        return {f"model/{n}": p.detach() for n, p in named if n in self._left_out}
 
     def scalars(self) -> Scalars:
         """Return the rest of the state, as JSON can hold it."""
@@ -250,9 +268,14 @@ class Replica:
         for key, value in self.scalars()["aspects"].items():
             _check_plain(key, value)
 
-    def digest(self) -> str:
-        """Return the sha256 over the bytes of model, optimizer and aspects in name order."""
-        return digest_of(self.tensors(), self.scalars())
+    def digest(self, *, with_frozen: bool = False) -> str:
+        """Return the sha256 over the bytes of model, optimizer and aspects in name order.
+
+        Args:
+            with_frozen: also over the parameters that are left out of the state.
+        """
+        left_out = self.frozen() if with_frozen else {}
+        return digest_of(self.tensors() | left_out, self.scalars())
 
 
 def _span(name: str, tensor: Tensor) -> tuple[int, int, str]:

@@ -141,6 +141,7 @@ class RunSpec:
         address: of its Ray cluster.
         code: the files of the user's code, as the driver has found them.
         cwd: the driver's working directory.
+        initial_weights: where the model's first weights are, and whether those that fit suffice.
     """
 
     name: str
@@ -178,6 +179,7 @@ class RunSpec:
     loggers: bytes = field(default=b"", repr=False)
     logger_names: Sequence[str] = ()
     group: str | None = None
+    initial_weights: tuple[str, bool] | None = None
 
     __repr__ = redacted_repr
 

@@ -24,7 +24,7 @@ def fingerprint(loop: TrainingLoop, batch: Batch, device: torch.device) -> Finge
     Raises:
         TaskError: the task computes other bits the second time.
     """
-    built = loop.replica.digest()
+    built = loop.replica.digest(with_frozen=True)
     probed = _probed(loop, batch)
     if device.type != "cpu" and _probed(loop, batch) != probed:
         raise TaskError(

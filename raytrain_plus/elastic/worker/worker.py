@@ -148,6 +148,8 @@ class Worker:
         self._spec = spec
         seed_global_generators(seed_for(spec.seed, "task"))
         self._task = load_task(spec.task, spec.task_settings, spec.cwd)
+        if spec.initial_weights is not None:
+            self._task.initial_weights, self._task.partial_weights = spec.initial_weights
         self._source, self._order = open_data(spec, self._task)
         self._closing.callback(self._source.close)
         self._evaluations = open_evaluations(spec, self._task, self._closing)
