@@ -470,6 +470,13 @@ class RunSettings(_Keys):
     group: Annotated[
         Text | None, Key("The name under which loggers join the run with others.", option="")
     ] = None
+    progress_interval: Annotated[
+        Annotated[Number, Field(ge=0)] | None,
+        Key(
+            "Seconds between two lines of progress where the output is no terminal; 0: no "
+            "progress. Default: RAYTRAIN_PLUS_PROGRESS_INTERVAL of the environment, or 5."
+        ),
+    ] = None
     faults: Annotated[
         Faults | None,
         Key(

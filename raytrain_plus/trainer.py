@@ -25,7 +25,7 @@ from raytrain_plus.elastic import local
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import RunFailedError
 from raytrain_plus.elastic.client.following import Ended, LostError, Watcher, follow
-from raytrain_plus.elastic.client.tune_trial import lifeline_of_trial
+from raytrain_plus.elastic.client.tune_trial import in_trial, lifeline_of_trial
 from raytrain_plus.elastic.coordinator.actor import (
     check_not_running,
     end_coordinator,
@@ -244,7 +244,9 @@ class ElasticTrainer:
 
         Args:
             watcher: called now and then with the journal's new events; in a local run from
-                another thread.
+                another thread. Default: progress is shown on stderr, or as a table in a notebook;
+                the environment's RAYTRAIN_PLUS_PROGRESS_INTERVAL sets the seconds between two
+                lines, and 0 shows none. A trial of Ray Tune shows none.
 
         Returns:
             Ray Train's Result: `metrics` (loss, the task's metrics, steps, digest), `checkpoint`
@@ -258,8 +260,16 @@ class ElasticTrainer:
                 process without its own handler for them ends by the signal instead.
             ValueError: a run of that name is live on the cluster, or this is not Linux.
         """
-        if self._is_local:
-            return self._fit_here(watcher)
+        fit = self._fit_here if self._is_local else self._fit_on_ray
+        if watcher is not None or in_trial():
+            return fit(watcher)
+        # Rich draws a random number when it is imported, which importing this package must not.
+        from raytrain_plus.observe import progress  # noqa: PLC0415
+
+        with progress.shown(self.spec.name, is_local=self._is_local) as line:
+            return fit(line)
+
+    def _fit_on_ray(self, watcher: Watcher | None) -> ray.train.Result:
         configure.check_platform()
         spec = self.spec
         most = spec.workers[1] + spec.elastic.spares

@@ -219,6 +219,14 @@ def test_what_the_task_prints_is_shown_here_and_kept(tmp_path, capsys):
     assert "hello from forward\n" in (tmp_path / "local" / "logs" / "w0.log").read_text()
 
 
+def test_progress_is_shown_without_being_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RAYTRAIN_PLUS_PROGRESS_INTERVAL", "60")
+    trainer(tmp_path).fit()
+    assert f"local: finished after {STEPS} of {STEPS} steps  loss" in capsys.readouterr().err
+    trainer(tmp_path, name="watched").fit(lambda _: None)
+    assert "finished" not in capsys.readouterr().err  # the watcher shows what it likes
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

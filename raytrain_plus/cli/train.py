@@ -68,7 +68,11 @@ def train(  # noqa: PLR0913 - one option each
         is_local = made.spec.is_local
         console = Console(stderr=True, markup=False, force_terminal=False if is_local else None)
         quiet = contextlib.nullcontext() if is_local else without_ray_notices()
-        with quiet, ProgressLine(made.spec.name, console) as line:
+        interval = settings.progress_interval
+        progress = ProgressLine(
+            made.spec.name, console, interval=interval, says_stalls=not is_local
+        )
+        with quiet, progress as line:
             watcher = _replaying(line, settings, made.spec) if settings.trace else line
             summary: dict[str, Any] = made.fit(watcher).return_value
         if not as_json:

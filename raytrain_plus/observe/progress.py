@@ -1,7 +1,10 @@
 """Progress of a run, fed by the journal: a line that changes on a terminal, lines elsewhere."""
 
+import contextlib
+import math
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,9 +21,53 @@ from rich.table import Table
 
 from raytrain_plus.observe.causes import causes_of, sentence
 from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.notebook import NotebookTable, is_in_notebook
 from raytrain_plus.observe.throughput import Throughput
 
+INTERVAL_VARIABLE = "RAYTRAIN_PLUS_PROGRESS_INTERVAL"
 _INTERVAL = 5.0  # seconds between two lines where the output is no terminal
+
+
+def chosen_interval(interval: float | None = None) -> float:
+    """Return the seconds between two lines of progress; 0 for no progress.
+
+    Args:
+        interval: seconds. Default: those of the environment's variable, else 5.
+
+    Raises:
+        ValueError: it is no such number.
+    """
+    text: str | float = interval if interval is not None else os.environ.get(INTERVAL_VARIABLE, "")
+    try:
+        seconds = _INTERVAL if text == "" else float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        name = INTERVAL_VARIABLE if interval is None else "the progress interval"
+        raise ValueError(f"{name} is {text!r}; it must be seconds, or 0 for no progress")
+    return seconds
+
+
+@contextlib.contextmanager
+def shown(title: str, *, is_local: bool) -> Iterator[Callable[[list[Event]], None]]:
+    """Show the progress of a run that a script or a notebook has started.
+
+    Args:
+        title: what is running.
+        is_local: the task's code is in this process, and may stand at a breakpoint.
+
+    Yields:
+        What is called with the journal's new events.
+
+    Raises:
+        ValueError: the environment names an interval that is no number.
+    """
+    if is_in_notebook() and chosen_interval():
+        yield NotebookTable(title)
+        return
+    console = Console(stderr=True, markup=False, force_terminal=False if is_local else None)
+    with ProgressLine(title, console, says_end=True, says_stalls=not is_local) as line:
+        yield line
 
 
 class ProgressLine:
@@ -30,14 +77,33 @@ class ProgressLine:
         title: what is running.
         console: where; unless it is a terminal, a line is printed every few seconds.
         clock: gives seconds.
+        interval: seconds between two lines, 0 for no progress. Default: `chosen_interval()`.
+        says_end: print a line when the run has ended, unless the console is a terminal.
+        says_stalls: print lines also while there is no new step.
+
+    Raises:
+        ValueError: the interval is no number of seconds.
     """
 
     def __init__(
-        self, title: str, console: Console, clock: Callable[[], float] = time.monotonic
+        self,
+        title: str,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        interval: float | None = None,
+        says_end: bool = False,
+        says_stalls: bool = True,
     ) -> None:
         self._title = title
         self._clock = clock
-        self._printed_at = clock()
+        self._interval = chosen_interval(interval)
+        self._says_end = says_end
+        self._says_stalls = says_stalls
+        self._printed_at = self._moved_at = clock()
+        self._patience = self._interval
+        self._last: Event | None = None
+        self._over = self._has_moved = False
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -45,7 +111,7 @@ class ProgressLine:
             TextColumn("{task.fields[state]}", markup=False),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or not self._interval,
             transient=True,
         )
         self._task: TaskID | None = None
@@ -71,7 +137,7 @@ class ProgressLine:
         for event in events:
             if event["event"] == "run":
                 self._batch_size = event["batch_size"]
-                self._steps = event["total_steps"]
+                self._steps, self._over = event["total_steps"], False
                 self._task = self._progress.add_task(
                     self._title, total=event["total_steps"], state="waiting for workers"
                 )
@@ -83,22 +149,54 @@ class ProgressLine:
                 )
             elif event["event"] == "step":
                 self._throughput.add(event["time"], event["step"])
-        steps = [event for event in events if event["event"] == "step"]
-        if steps and self._task is not None:
+                self._last, self._moved_at = event, self._clock()
+                self._has_moved = True
+            elif event["event"] == "end":
+                self._over = True
+                self._print_end(event)
+        if any(event["event"] == "step" for event in events) and self._task is not None:
+            assert self._last is not None
             self._progress.update(
-                self._task, completed=steps[-1]["step"], state=self._state(steps[-1])
+                self._task, completed=self._last["step"], state=self._state(self._last)
             )
-            self._print(steps[-1])
+        if self._interval and not self._progress.console.is_terminal:
+            self._print_line()
 
-    def _print(self, step: Event) -> None:
-        """Print a line, if the output is no terminal and the last line is some seconds old."""
-        console = self._progress.console
-        if console.is_terminal or self._clock() - self._printed_at < _INTERVAL:
+    def _print_line(self) -> None:
+        """Print a line, if the last one is some seconds old."""
+        now = self._clock()
+        has_moved = self._has_moved
+        self._patience = self._interval if has_moved else self._patience
+        if self._over or self._task is None or now - self._printed_at < self._patience:
             return
-        self._printed_at = self._clock()
-        place = f"{self._title}: step {step['step']:,} of {self._steps:,}"
-        console.print(
-            f"{place}  {self._state(step)}", markup=False, highlight=False, soft_wrap=True
+        if not has_moved:
+            if not self._says_stalls:
+                return
+            self._patience *= 2  # a run that stands for hours does not fill the log
+        self._printed_at, self._has_moved = now, False
+        if self._last is None:
+            self._print(f"waiting for workers for {now - self._moved_at:.0f} s")
+        elif has_moved:
+            place = f"step {self._last['step']:,} of {self._steps:,}"
+            self._print(f"{place}  {self._state(self._last)}{self._left(self._last)}")
+        else:
+            place = f"step {self._last['step']:,} of {self._steps:,}"
+            self._print(f"{place}  no new step for {now - self._moved_at:.0f} s")
+
+    def _print_end(self, end: Event) -> None:
+        if not self._says_end or not self._interval or self._progress.console.is_terminal:
+            return
+        loss = "" if end.get("loss") is None else f"  loss {end['loss']:.4f}"
+        metrics = "".join(
+            f"  {name} {value:.4f}"
+            for name, value in end.get("metrics", {}).items()
+            if isinstance(value, float)
+        )
+        self._print(f"{end['state']} after {end['step']:,} of {self._steps:,} steps{loss}{metrics}")
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(
+            f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True
         )
 
     def _state(self, step: Event) -> str:
@@ -107,6 +205,19 @@ class ProgressLine:
             f"loss {step['loss']:.4f}  {rate:,.0f} samples/s  "
             f"{self._workers} workers  generation {self._generation}"
         )
+
+    def _left(self, step: Event) -> str:
+        """Return the time that is left at the present speed; empty before it is known."""
+        rate = self._throughput.rate(step["time"])
+        return f"  {duration((self._steps - step['step']) / rate)} left" if rate else ""
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, such as 35 s, 12 min or 3 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def summary_table(summaries: dict[str, dict[str, Any]]) -> Table:
