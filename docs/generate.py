@@ -72,6 +72,8 @@ _RAY = (
     "| field | what it does here |\n| --- | --- |\n"
     "| `ScalingConfig.num_workers` | A number, or (least, most). The least is what a run needs to "
     "start. 0: a [local run](../guide/debugging.md#a-local-run-and-breakpoints). |\n"
+    "| `ScalingConfig.label_selector`, `placement_strategy` | On which nodes workers may run: one "
+    "selector for all workers; PACK or SPREAD. |\n"
     "| `ScalingConfig.use_gpu`, `resources_per_worker`, `accelerator_type` | What each worker asks "
     "Ray for. Default: one CPU, and one GPU with `use_gpu`. |\n"
     "| `RunConfig.name`, `storage_path` | The run's name, and the folder in which its folder lies. "

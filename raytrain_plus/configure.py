@@ -114,11 +114,9 @@ def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
     """
     refused = {
         "trainer_resources": scaling.trainer_resources,
-        "label_selector": scaling.label_selector,
         "use_tpu": scaling.use_tpu,
         "topology": scaling.topology,
         "elastic_resize_monitor_interval_s": scaling.elastic_resize_monitor_interval_s != 60.0,
-        "placement_strategy": None if scaling.placement_strategy == "PACK" else "given",
     }
     _refuse("ScalingConfig", refused)
     workers = scaling.num_workers
@@ -159,6 +157,39 @@ def workers_of(
             "(--gpu) out"
         )
     return (1, 1), True
+
+
+def worker_needs(scaling: ray.train.ScalingConfig) -> dict[str, Any]:
+    """Return what each worker asks Ray for: `resources` and `placement` of a RunSpec."""
+    return {"resources": worker_resources(scaling), "placement": worker_placement(scaling)}
+
+
+def worker_placement(scaling: ray.train.ScalingConfig) -> dict[str, Any]:
+    """Return the options by which Ray chooses the node of each worker.
+
+    Workers come and go one at a time, so that each has a place of its own, and not one in a
+    placement group: PACK and SPREAD are wishes, as in Ray.
+
+    Raises:
+        ConfigError: the workers would differ, or could only be placed together.
+    """
+    strategy, selector = scaling.placement_strategy, scaling.label_selector
+    if strategy not in ("PACK", "SPREAD"):
+        raise ConfigError(
+            f"ScalingConfig(placement_strategy={strategy!r}): workers are placed one at a time, so "
+            "that a lost one never blocks the others. Choose PACK or SPREAD, or keep the workers "
+            "on some nodes by label_selector"
+        )
+    if isinstance(selector, list):
+        if any(one != selector[0] for one in selector):
+            raise ConfigError(
+                f"ScalingConfig(label_selector={selector!r}): all workers are alike, as any of "
+                "them may be replaced by any other. Give one selector for all of them, such as "
+                '{"ray.io/market-type": "spot"}; alternatives go into one value: "in(a,b)"'
+            )
+        selector = selector[0] if selector else None
+    spread = {"scheduling_strategy": "SPREAD"} if strategy == "SPREAD" else {}
+    return {**({"label_selector": dict(selector)} if selector else {}), **spread}
 
 
 def worker_resources(scaling: ray.train.ScalingConfig) -> dict[str, float]:

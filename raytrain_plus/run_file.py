@@ -387,6 +387,14 @@ class RunSettings(_Keys):
     accelerator_type: Annotated[
         Text | None, Key("Ray's name of the GPUs to use, such as A100 or H100.")
     ] = None
+    label_selector: Annotated[
+        dict[Text, Text],
+        Key("The labels of the nodes on which workers may run, by name.", option=""),
+    ] = Field(default_factory=dict)
+    placement_strategy: Annotated[
+        Literal["PACK", "SPREAD"],
+        Key("SPREAD: workers are spread over as many nodes as possible.", option=""),
+    ] = "PACK"
     resources_per_worker: Annotated[
         dict[Text, Number],
         Key("Further resources of Ray that each worker holds, by name.", option=""),
@@ -786,6 +794,8 @@ def arguments(settings: RunSettings) -> dict[str, Any]:
             num_workers=(int(least), int(most)) if most else int(least),
             use_gpu=settings.gpu,
             accelerator_type=settings.accelerator_type,
+            label_selector=settings.label_selector or None,
+            placement_strategy=settings.placement_strategy,
             resources_per_worker={**resources, **settings.resources_per_worker},
         ),
         "run_config": ray.train.RunConfig(
@@ -870,6 +880,8 @@ def described(
         "workers": 0 if spec.is_local else _workers(spec.workers),
         "gpu": bool(resources.pop("GPU", 0)),
         "accelerator_type": scaling.accelerator_type,
+        "label_selector": dict(spec.placement.get("label_selector", {})),
+        "placement_strategy": scaling.placement_strategy,
         "cpus": resources.pop("CPU", 0.0),
         "resources_per_worker": {k: amount for k, amount in resources.items() if k != kind},
         "worker_runtime_env": dict(spec.runtime_env),

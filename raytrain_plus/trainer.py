@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pandas as pd
 import pyarrow as pa
 import ray
 import ray.train
@@ -20,7 +21,9 @@ from ray import cloudpickle
 from raytrain_plus import configure, interrupts, resume, run_file
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import portable
+from raytrain_plus.checkpoint import checkpointer, train_snapshot
 from raytrain_plus.checkpoint.checkpointer import is_named, name_of
+from raytrain_plus.checkpoint.retention import Kept, Retention, ranked
 from raytrain_plus.elastic import local
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import RunFailedError
@@ -45,6 +48,7 @@ from raytrain_plus.ray_cluster import joining, own_ray
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
 from raytrain_plus.storage import ownership
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
@@ -182,7 +186,7 @@ class ElasticTrainer:
             clock=lengths,
             algorithms=tuple(map(portable, algorithms)),
             workers=workers,
-            resources=configure.worker_resources(scaling),
+            **configure.worker_needs(scaling),
             elastic=elastic,
             faults=tuple(faults),
             retention=configure.retention_of(run, loaded, evaluation_data),
@@ -250,8 +254,9 @@ class ElasticTrainer:
 
         Returns:
             Ray Train's Result: `metrics` (loss, the task's metrics, steps, digest), `checkpoint`
-            (a folder with the last state), and `return_value`, the summary that the command line
-            prints.
+            (a folder with the last state), `best_checkpoints` and `metrics_dataframe` (all that are
+            kept, the best one last), and `return_value`, the summary that the command line prints.
+            `Result.from_path` opens the folder of the checkpoints again.
 
         Raises:
             TrainingFailedError: the run failed; journal and last state are kept.
@@ -505,24 +510,41 @@ def result_of(ended: Ended, spec: RunSpec | None = None) -> ray.train.Result:
     found = {f"evaluation_{k}" if k in own else k: v for k, v in outcome.metrics.items()}
     found |= own
     logged = {f"logged_{k}" if k in found else k: v for k, v in outcome.logged.items()}
+    newest, kept = _checkpoints(outcome, spec)
     return ray.train.Result(
         metrics={**logged, **found},
-        checkpoint=_checkpoint(outcome, spec) if outcome.checkpoint else None,
+        checkpoint=newest,
         error=None,
         path=ended.summary["folder"],
         return_value=ended.summary,
+        best_checkpoints=kept,
+        metrics_dataframe=pd.DataFrame([metrics for _, metrics in kept]) if kept else None,
     )
 
 
-def _checkpoint(outcome: Outcome, spec: RunSpec | None) -> ray.train.Checkpoint:
-    place, options = str(outcome.checkpoint), None
+def _checkpoints(
+    outcome: Outcome, spec: RunSpec | None
+) -> tuple[ray.train.Checkpoint | None, list[tuple[ray.train.Checkpoint, dict[str, Any]]]]:
+    """Return the last checkpoint, and all that are there with their metrics, the best one last."""
+    if not outcome.checkpoint:
+        return None, []
+    place, options, retention = str(outcome.checkpoint), None, Retention()
     if spec is not None:
         place = _with_secrets(place, outcome.steps, spec)
-        options = spec.elastic.checkpoint_options
-    if "://" not in place:
-        return ray.train.Checkpoint(place)
+        options, retention = spec.elastic.checkpoint_options, spec.retention
+    store = Store(place.rstrip("/").rpartition("/")[0], options)
+    kept: list[Kept] = []
+    with contextlib.suppress(StorageError):  # the run has ended well all the same
+        kept = ranked(checkpointer.kept(store), retention)
+    listed = [(_opened(store.inside(one.name)), train_snapshot.metrics_of(one)) for one in kept]
+    return _opened(Store(place, options)), listed
+
+
+def _opened(place: Store) -> ray.train.Checkpoint:
+    if place.is_local:
+        return ray.train.Checkpoint(str(place.local_path))
     # By default it would use pyarrow's own clients, which read other configurations.
-    files, path = Store(place, options).for_arrow()
+    files, path = place.for_arrow()
     return ray.train.Checkpoint(path, filesystem=files)
 
 

@@ -101,15 +101,38 @@ def test_the_proposed_alternative_is_accepted(batch_size, ranks):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("label_selector", {"zone": "a"}),
         ("use_tpu", True),
         ("topology", "2x2"),
-        ("placement_strategy", "SPREAD"),
     ],
 )
 def test_scaling_that_would_be_ignored_is_refused(field, value):
     with says(ConfigError, f"ScalingConfig sets {field}", "leave it out"):
         configure.worker_range(ScalingConfig(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("given", "placement"),
+    [
+        ({}, {}),
+        ({"label_selector": {"zone": "a"}}, {"label_selector": {"zone": "a"}}),
+        ({"num_workers": 2, "label_selector": [{"z": "a"}] * 2}, {"label_selector": {"z": "a"}}),
+        ({"placement_strategy": "SPREAD"}, {"scheduling_strategy": "SPREAD"}),
+    ],
+)
+def test_where_workers_may_run_is_what_ray_train_says(given, placement):
+    assert configure.worker_placement(ScalingConfig(**given)) == placement
+
+
+@pytest.mark.parametrize("strategy", ["STRICT_PACK", "STRICT_SPREAD"])
+def test_workers_that_could_only_be_placed_together_are_refused(strategy):
+    with says(ConfigError, strategy, "Choose PACK or SPREAD"):
+        configure.worker_placement(ScalingConfig(placement_strategy=strategy))
+
+
+def test_workers_with_different_selectors_are_refused():
+    different = ScalingConfig(num_workers=2, label_selector=[{"zone": "a"}, {"zone": "b"}])
+    with says(ConfigError, "all workers are alike", "in(a,b)"):
+        configure.worker_placement(different)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
 """The result of an ended run for its caller."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray.train
+import torch
 
 from raytrain_plus import trainer
-from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint import checkpointer, train_snapshot
+from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.elastic.client.following import Ended
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome
 from raytrain_plus.redaction import redact
 from raytrain_plus.storage.store import Store
+from raytrain_plus.training.state import Replica
+from tests.training.small_tasks import Plain
 
 OUTCOME = Outcome(state="finished", steps=7, digest="d", loss=0.5, metrics={"accuracy": 0.75})
 
@@ -49,3 +55,55 @@ def test_the_live_result_knows_the_address_that_the_journal_does_not_hold(storag
     # The control: an address without a secret is shown unchanged.
     elsewhere = f"/tmp/kept/{checkpointer.name_of(7)}"
     assert trainer._with_secrets(elsewhere, 8, spec) == elsewhere
+
+
+METRICS = {10: 0.25, 20: 0.75, 30: 0.5}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A run's folder with three checkpoints, listed as the coordinator does."""
+    store = Store(tmp_path / "run")
+    for step, accuracy in METRICS.items():
+        replica = Replica.build(Plain(), 17, torch.device("cpu"))
+        replica.step = step
+        place = store.inside(checkpointer.name_of(step))
+        snapshot = checkpointer.Snapshot.of(replica)
+        files = checkpointer.write_share(place, snapshot, 0, 1)
+        header = {"run": "run", "metrics": {"accuracy": accuracy}}
+        described = checkpointer.describe_state(snapshot)
+        checkpointer.commit(place, {**header, **described}, files)
+    return store
+
+
+def listed(store, retention):
+    content = train_snapshot.dump(checkpointer.kept(store), retention, ray.__version__)
+    store.write(train_snapshot.FILE_NAME, content)
+    return ray.train.Result.from_path(str(store.local_path))
+
+
+def test_ray_train_opens_the_folder_of_the_checkpoints(stored):
+    found = listed(stored, Retention(score_attribute="accuracy"))
+    assert [metrics["steps"] for _, metrics in found.best_checkpoints] == [10, 30, 20]
+    assert found.metrics == {"accuracy": 0.5, "steps": 30}
+    assert Path(found.checkpoint.path).name == checkpointer.name_of(30)
+    best = found.get_best_checkpoint("accuracy", "max")
+    assert Path(best.path).name == checkpointer.name_of(20)
+    assert list(found.metrics_dataframe["accuracy"]) == [0.25, 0.5, 0.75]
+
+
+def test_a_list_that_names_a_deleted_checkpoint_would_not_open(stored):
+    """The control: why the list is written before a checkpoint is deleted."""
+    listed(stored, Retention())
+    stored.inside(checkpointer.name_of(10)).clear()
+    with pytest.raises(ray.train.v2._internal.exceptions.CheckpointManagerInitializationError):
+        ray.train.Result.from_path(str(stored.local_path))
+
+
+def test_a_result_has_all_checkpoints_that_are_kept(stored):
+    last = stored.inside(checkpointer.name_of(30))
+    result = trainer.result_of(ended(checkpoint=str(last.local_path)))
+    assert [metrics["steps"] for _, metrics in result.best_checkpoints] == [10, 20, 30]
+    assert list(result.metrics_dataframe["accuracy"]) == [0.25, 0.75, 0.5]
+    assert result.checkpoint.path == result.best_checkpoints[-1][0].path
+    assert trainer.result_of(ended()).best_checkpoints == []

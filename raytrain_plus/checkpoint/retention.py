@@ -53,6 +53,11 @@ def surplus(kept: Sequence[Kept], retention: Retention) -> list[str]:
     return [one.name for one in reversed(by_age) if one.name not in spared]
 
 
+def ranked(kept: Sequence[Kept], retention: Retention) -> list[Kept]:
+    """Return checkpoints with the best last: by their score, and by age where that is equal."""
+    return sorted(kept, key=lambda one: (_score(one, retention), one.step, one.name))
+
+
 def _score(one: Kept, retention: Retention) -> float:
     """Return a score that is larger for a better checkpoint; 0 for all if there is no metric."""
     if retention.score_attribute is None:

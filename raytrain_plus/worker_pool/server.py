@@ -370,11 +370,13 @@ class WorkerPool:
     def _check(self, request: RunRequest) -> None:
         if request.run in self._runs:
             raise WorkerPoolError(f"a run {request.run!r} is live already: give another name")
-        other = [key for key, value in request.options.items() if value != self._options[key]]
+        other = [key for key, value in request.options.items() if value != self._options.get(key)]
         if other:
             raise WorkerPoolError(
                 f"run {request.run!r} asks for workers with other "
-                + ", ".join(f"{k} ({request.options[k]}, not {self._options[k]})" for k in other)
+                + ", ".join(
+                    f"{k} ({request.options[k]}, not {self._options.get(k)})" for k in other
+                )
                 + " than those of the worker pool: ask for the same"
             )
         if request.least > self._workers:

@@ -1,5 +1,6 @@
 """A coordinator that leads scripted workers."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -23,8 +24,10 @@ def lead(tmp_path, monkeypatch):
     time = FakeTime()
     for one in (module, membership, restart):
         monkeypatch.setattr(one, "time", time)
-    monkeypatch.setattr(membership, "missing_resources", lambda _, n: f"CPU: {n} needed")
-    monkeypatch.setattr(checkpoint_coordinator, "threading", SimpleNamespace(Thread=AtOnce))
+    monkeypatch.setattr(membership, "missing_resources", lambda _, n, __: f"CPU: {n} needed")
+    monkeypatch.setattr(
+        checkpoint_coordinator, "threading", SimpleNamespace(Thread=AtOnce, Lock=threading.Lock)
+    )
 
     def run(script=(), arrive=comes, *, left=None, prepare=lambda _: None, **spec):
         pool = ScriptedPool(time, arrive, script)

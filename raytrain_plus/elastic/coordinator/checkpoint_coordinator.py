@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
-from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint import checkpointer, train_snapshot
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.checkpoint.schedule import Attempt, Checkpoints, Shares
 from raytrain_plus.checkpoint.upload import Share
@@ -59,6 +60,7 @@ class CheckpointCoordinator:
         self._store = spec.checkpoint_store
         self._begun = self._distrusted = (0, 0)  # generation, step
         self._committing: threading.Thread | None = None
+        self._listing = threading.Lock()
         there = _there(events)
         self._books = Checkpoints(
             spec.clock.checkpoint_every,
@@ -95,6 +97,7 @@ class CheckpointCoordinator:
             self.refuse(self._place(name), "its state comes from silent data corruption")
         self._distrusted = (generation, step)
         self._books.give_up()
+        self._list(wrong)
         for name in wrong:  # at once: the steps will be computed again, under the same names
             self._remove_one(name)
 
@@ -193,7 +196,9 @@ class CheckpointCoordinator:
                 continue
             name = checkpointer.name_of(step)
             self._note(name, step)
-            for one in self._books.add(name, step, self._metrics(step)):
+            surplus = self._books.add(name, step, self._metrics(step))
+            self._list(surplus)
+            for one in surplus:
                 self._remove_one(one)
             return self._place(name), digest
         for worker, step in steps.items():
@@ -278,6 +283,7 @@ class CheckpointCoordinator:
         """Delete checkpoints that are not retained, and leftovers of attempts before the newest."""
 
         def tidy() -> None:
+            self._list(surplus)
             for name in surplus:
                 self._remove_one(name)
             with contextlib.suppress(StorageError, OSError, FencedError):
@@ -286,6 +292,14 @@ class CheckpointCoordinator:
                 checkpointer.remove_leftovers(self._store, later)
 
         threading.Thread(target=tidy, daemon=True).start()
+
+    def _list(self, leaving: Collection[str]) -> None:
+        """Write the list that Ray Train reads, without the checkpoints that will be deleted."""
+        with self._listing, contextlib.suppress(StorageError, OSError, FencedError):
+            staying = [one for one in self._books.kept if one.name not in leaving]
+            check_claim(self._store, self._spec.claim)
+            content = train_snapshot.dump(staying, self._spec.retention, ray.__version__)
+            self._store.write(train_snapshot.FILE_NAME, content)
 
     def _remove_one(self, name: str) -> None:
         try:

@@ -156,8 +156,10 @@ class Membership:
                 raise RunError(self._trouble)
             if time.monotonic() > deadline and not self._is_coming():
                 least = self._least()
+                selector = self._spec.placement.get("label_selector")
+                missing = missing_resources(self._spec.resources, least, selector)
                 why = self._trouble or (
-                    f"Resources: {missing_resources(self._spec.resources, least)}. "
+                    f"Resources: {missing}. "
                     "Ask for fewer workers or less for each, add nodes, or raise start_timeout."
                 )
                 raise RunError(

@@ -107,8 +107,7 @@ class FromRay(_OnRay):
                 name=f"{self._spec.name}/{worker}",
                 namespace=NAMESPACE,
                 lifetime="detached",
-                **worker_options(self._spec),
-                **placed(avoid),
+                **(worker_options(self._spec) | placed(avoid)),
             ).remote(worker, self._coordinator)
         )
         return taken
@@ -214,7 +213,8 @@ def request_of(spec: RunSpec) -> RunRequest:
 
 def worker_options(spec: RunSpec) -> dict[str, Any]:
     """Return what the process of a run's worker asks Ray for."""
-    return process_options(spec.resources, spec.elastic.isa, spec.runtime_env)
+    options = process_options(spec.resources, spec.elastic.isa, spec.runtime_env)
+    return {**options, **spec.placement}
 
 
 def process_options(

@@ -379,8 +379,16 @@ def actors_on_ray(spec: RunSpec) -> WorkerActors:
     return WorkerActors(spec, worker_source(spec, context.current_actor), context.get_node_id())
 
 
-def missing_resources(resources: Mapping[str, float], workers: int) -> str:
-    """Say what resources some workers need, and what the cluster has of them."""
+def missing_resources(
+    resources: Mapping[str, float], workers: int, selector: Mapping[str, str] | None = None
+) -> str:
+    """Say what resources some workers need, and what the cluster has of them.
+
+    Args:
+        resources: of each worker.
+        workers: how many.
+        selector: the labels of the nodes on which they may run. Default: any.
+    """
     total = ray.cluster_resources()
     free = ray.available_resources()
     lines = [
@@ -388,6 +396,8 @@ def missing_resources(resources: Mapping[str, float], workers: int) -> str:
         f"the cluster, {free.get(name, 0):g} free"
         for name, amount in resources.items()
     ]
+    if selector:
+        lines.append(f"only nodes with the labels {dict(selector)} count (see `ray list nodes`)")
     return "; ".join(lines)
 
 

@@ -134,6 +134,7 @@ class RunSpec:
         resume_from: the checkpoint to start from, as a path or a URL, and its step; or None.
         environment: what the workers' fingerprints were before a resume, and must be again.
         allow_change: they may be others; the run is then marked.
+        placement: by what Ray chooses a worker's node, in addition to resources.
         driver: the lifeline of the process that started the run, whose end stops it. Default: the
             run goes on without that process.
         run_id: tells the run from others of its name; the same when it is resumed.
@@ -167,6 +168,7 @@ class RunSpec:
     resume_from: tuple[str, int] | None = None
     environment: Fingerprint = field(default_factory=dict)
     allow_change: bool = False
+    placement: Mapping[str, Any] = field(default_factory=dict)
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     driver: tuple[str, int, str] | None = None
     run_id: str = ""

@@ -1,12 +1,14 @@
 """Which checkpoints of a run are kept, whatever happens to the workers that write them."""
 
+import json
+import threading
 from collections import deque
 from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayError
 
-from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint import checkpointer, train_snapshot
 from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.checkpoint.snapshot import Snapshot
 from raytrain_plus.checkpoint.upload import Share
@@ -85,7 +87,7 @@ class Run:
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "threading", SimpleNamespace(Thread=AtOnce))
+    monkeypatch.setattr(module, "threading", SimpleNamespace(Thread=AtOnce, Lock=threading.Lock))
     return lambda **spec: Run(tmp_path, **spec)
 
 
@@ -257,6 +259,22 @@ def test_a_checkpoint_records_the_metrics_known_at_its_step(make):
     assert noted["metrics"] == {"loss": 1.0 / 5, "accuracy": 0.25}
     manifest = checkpointer.read_header(Store(run.folder).inside(checkpointer.name_of(5)))
     assert manifest.metrics == noted["metrics"]
+
+
+def test_the_list_for_ray_train_never_names_a_checkpoint_that_is_deleted(make, monkeypatch):
+    run = make(retention=Retention(num_to_keep=1))
+    removed = []
+
+    def remove(place, _):
+        listed = json.loads((run.folder / train_snapshot.FILE_NAME).read_text())
+        names = [one["checkpoint_dir_name"] for one in listed["checkpoint_results"]]
+        removed.append((place.local_path.name, names))
+
+    monkeypatch.setattr(checkpointer, "remove", remove)
+    for step in (5, 10):
+        run.keep(step)
+    five, ten = map(checkpointer.name_of, (5, 10))
+    assert removed == [(five, [ten])]
 
 
 def test_a_checkpoint_records_that_a_worker_may_compute_other_bits(make):

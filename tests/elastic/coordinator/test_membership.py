@@ -18,7 +18,9 @@ from tests.elastic.scripted_pool import FakeTime, ScriptedPool, comes, make_read
 def time(monkeypatch):
     fake = FakeTime()
     monkeypatch.setattr(membership, "time", fake)
-    monkeypatch.setattr(membership, "missing_resources", lambda _, n: f"CPU: {n} needed, 0 free")
+    monkeypatch.setattr(
+        membership, "missing_resources", lambda _, n, __: f"CPU: {n} needed, 0 free"
+    )
     return fake
 
 
