@@ -51,13 +51,12 @@ def prepare(path, target, seed=0):
     known = [coded(table[name], train) for name in texts]
     labels = sorted(set(map(str, table[target].to_pylist())))
     label = [labels.index(str(value)) for value in table[target].to_pylist()]
-    made = pa.table(
-        {
-            "numbers": rows_of(numbers, table.num_rows, np.float32),
-            "categories": rows_of([codes for codes, _ in known], table.num_rows, np.int64),
-            "label": pa.array(label, pa.int64()),
-        }
-    )
+    columns = {"label": pa.array(label, pa.int64())}
+    if numbers:
+        columns["numbers"] = rows_of(numbers, np.float32)
+    if known:
+        columns["categories"] = rows_of([codes for codes, _ in known], np.int64)
+    made = pa.table(columns)
     settings = {
         "numbers": len(numbers),
         "categories": [size for _, size in known],
@@ -80,9 +79,9 @@ def coded(column, train):
     return np.array([numbers.get(str(value), 0) for value in values]), len(names) + 1
 
 
-def rows_of(columns, rows, kind):
-    flat = np.stack(columns, axis=1) if columns else np.zeros((rows, 0))
-    return pa.FixedSizeListArray.from_arrays(flat.astype(kind).reshape(-1), flat.shape[1])
+def rows_of(columns, kind):
+    flat = np.stack(columns, axis=1).astype(kind)
+    return pa.FixedSizeListArray.from_arrays(flat.reshape(-1), len(columns))
 
 
 def main(path=None, target="leaves"):

@@ -26,9 +26,11 @@ class Network(nn.Module):
             nn.Linear(width, classes),
         )
 
-    def forward(self, numbers, categories):
-        parts = [embed(categories[:, i]) for i, embed in enumerate(self.embeddings)]
-        return self.layers(torch.cat([numbers, *parts], dim=1))
+    def forward(self, batch):
+        parts = [batch["numbers"]] if "numbers" in batch else []
+        for i, embed in enumerate(self.embeddings):
+            parts.append(embed(batch["categories"][:, i].long()))
+        return self.layers(torch.cat(parts, dim=1))
 
 
 @dataclass
@@ -43,7 +45,8 @@ class Table(Task):
 
     @property
     def columns(self):  # checked before any worker starts
-        return {"numbers": (self.numbers,), "categories": (len(self.categories),), "label": ()}
+        found = {"numbers": (self.numbers,), "categories": (len(self.categories),)}
+        return {"label": (), **{name: shape for name, shape in found.items() if shape[0]}}
 
     def model(self):
         return Network(self.numbers, self.categories, self.classes, self.width)
@@ -55,7 +58,7 @@ class Table(Task):
         return cosine(progress)
 
     def forward(self, model, batch):
-        return model(batch["numbers"], batch["categories"].long())
+        return model(batch)
 
     def loss(self, outputs, batch):  # one loss per row, not averaged
         label = batch["label"]

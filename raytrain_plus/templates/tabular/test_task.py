@@ -1,5 +1,7 @@
 """The task learns its sample, in plain PyTorch: `pytest`."""
 
+import pyarrow.csv
+import pytest
 import torch
 
 import prepare_data
@@ -13,11 +15,7 @@ def prepared(folder):
 
 
 def batch_of(table):
-    return {
-        "numbers": torch.tensor(table["numbers"].to_pylist()),
-        "categories": torch.tensor(table["categories"].to_pylist()),
-        "label": torch.tensor(table["label"].to_pylist()),
-    }
+    return {name: torch.tensor(table[name].to_pylist()) for name in table.column_names}
 
 
 def test_the_sample_is_learned(tmp_path):
@@ -39,6 +37,17 @@ def test_the_sample_is_learned(tmp_path):
     correct = (found == held_out["label"]).float().mean()
     most_frequent = held_out["label"].bincount().max() / len(held_out["label"])
     assert correct > most_frequent + 0.1
+
+
+@pytest.mark.parametrize("columns", [["age", "leaves"], ["plan", "leaves"]])
+def test_a_table_of_numbers_or_of_texts_alone(tmp_path, columns):
+    prepare_data.write_sample(tmp_path / "all.csv", rows=50)
+    some = pyarrow.csv.read_csv(tmp_path / "all.csv").select(columns)
+    pyarrow.csv.write_csv(some, tmp_path / "some.csv")
+    train, _, settings = prepare_data.prepare(tmp_path / "some.csv", "leaves")
+    task = Table(**settings)
+    assert set(task.columns) == set(train.column_names)
+    assert task.forward(task.model(), batch_of(train)).shape == (40, 2)
 
 
 def test_the_settings_of_run_yaml_are_those_of_the_sample(tmp_path):
