@@ -129,7 +129,7 @@ def test_a_peer_lost_during_the_exchange_changes_no_state():
     loop = make_loop(Normed(), [range(2), range(2, 4)], network.wire(0))
     before = everything(loop)
     network.cut()
-    with pytest.raises(RuntimeError, match="got nothing from 1"):
+    with pytest.raises(RuntimeError, match="waited for 1"):
         run(loop, 1, range(2))
     assert everything(loop) == before
 
