@@ -514,7 +514,7 @@ def describe_task(
         "task settings": dict(settings or {}),
         "task code": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
         "code": hashes,
-        "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms},
+        "algorithms": {a.name: a.model_dump(mode="json") for a in algorithms if not a.observes},
         **({"accelerator": accelerator} if accelerator else {}),
         **_depended_on(task),
     }

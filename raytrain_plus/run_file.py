@@ -12,6 +12,7 @@ are imported. Nothing in it is evaluated or unpickled.
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import logging
 import math
 import os
@@ -53,6 +54,7 @@ from raytrain_plus.loggers import LoggerError
 from raytrain_plus.loggers.naming import LOGGERS, make_logger, names_of, parse_logger
 from raytrain_plus.plain_yaml import Document, YamlError, dump_yaml, read_document
 from raytrain_plus.redaction import HIDDEN, redact, redacted
+from raytrain_plus.stopping import EarlyStopping, Rule, StopAt
 from raytrain_plus.storage import atomic_files
 from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.streams.mixture import Mixture
@@ -272,6 +274,36 @@ def _parsed_checkpoint_options(texts: list[str]) -> Settings:
     return parse_options(texts, "checkpoint option")
 
 
+def _parsed_rules(texts: list[str]) -> dict[str, Settings]:
+    found = {}
+    for text in texts:
+        name, _, given = text.partition(":")
+        found[name] = parse_settings(filter(None, given.split(",")), f"stopping by {name}")
+    return found
+
+
+def _rules(settings: "RunSettings") -> list[Rule]:
+    """Return the rules that end a run early.
+
+    Raises:
+        RunFileError: a rule has other settings.
+    """
+    return [
+        *(_rule(EarlyStopping, "metric", *one) for one in settings.early_stopping.items()),
+        *(_rule(StopAt, "name", *one) for one in settings.stop_at.items()),
+    ]
+
+
+def _rule(kind: Callable[..., Rule], field: str, name: str, given: Settings | None) -> Rule:
+    known = [one for one in inspect.signature(kind).parameters if one != field]
+    unknown = [key for key in given or {} if key not in known]
+    if unknown:
+        raise RunFileError(
+            f"stopping by {name} has no setting {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    return kind(**{field: name}, **(given or {}))
+
+
 class RunSettings(_Keys):
     """All keys of a run file, with their defaults."""
 
@@ -485,6 +517,27 @@ class RunSettings(_Keys):
             "progress. Default: RAYTRAIN_PLUS_PROGRESS_INTERVAL of the environment, or 5."
         ),
     ] = None
+    early_stopping: Annotated[
+        dict[Text, Settings | None],
+        Key(
+            "Metric -> `patience`, `mode` and `min_change`: stop when it has not improved.",
+            option="--early-stopping",
+            parse=_parsed_rules,
+            metavar="METRIC[:patience=3,mode=max]",
+            help="Stop when a metric has not improved for some evaluations. May be repeated.",
+        ),
+    ] = Field(default_factory=dict)
+    stop_at: Annotated[
+        dict[Text, Settings | None],
+        Key(
+            "Metric, logged scalar or loss -> `above` or `below`: stop when it is reached.",
+            option="--stop-at",
+            parse=_parsed_rules,
+            metavar="NAME:above=0.9",
+            help="Stop when a metric, a logged scalar or the loss is above= or below= a bound. "
+            "May be repeated.",
+        ),
+    ] = Field(default_factory=dict)
     faults: Annotated[
         Faults | None,
         Key(
@@ -812,6 +865,7 @@ def arguments(settings: RunSettings) -> dict[str, Any]:
             **{**elastic, "checkpoint_every": None if never else settings.checkpoint_every}
         ),
         "group": settings.group,
+        "stop": _rules(settings),
         "loggers": [make_logger(n, dict(of or {})) for n, of in settings.loggers.items()],
         "faults": read_faults(Path(faults)) if isinstance(faults, str) else tuple(faults),
     }  # fmt: skip
@@ -893,6 +947,7 @@ def described(
         "keep_best": score and f"{score}:{kept.checkpoint_score_order}",
         "loggers": _loggers_as_keys(loggers),
         "group": spec.group,
+        **_rules_as_keys(spec.stop),
         "faults": as_data(spec.faults),
     }
     return _written(values, spec.name)
@@ -941,6 +996,17 @@ def _algorithms_as_keys(algorithms: Sequence[Aspect | Described]) -> Any:
         if isinstance(one, Aspect):
             return _OnlyPython(f"{type(one).__qualname__} is not in a module")
     return {name: settings for name, settings in algorithms}  # noqa: C416 - pairs by name
+
+
+def _rules_as_keys(rules: Sequence[Rule]) -> dict[str, Any]:
+    found: dict[str, Any] = {"early_stopping": {}, "stop_at": {}}
+    for rule in rules:
+        given = _changed(rule)
+        if isinstance(rule, EarlyStopping):
+            found["early_stopping"][given.pop("metric")] = given
+        else:
+            found["stop_at"][given.pop("name")] = given
+    return found
 
 
 def _loggers_as_keys(loggers: Sequence[Any]) -> Any:

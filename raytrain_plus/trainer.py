@@ -47,6 +47,7 @@ from raytrain_plus.observe.journal import Journal
 from raytrain_plus.ray_cluster import joining, own_ray
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
+from raytrain_plus.stopping import Rule
 from raytrain_plus.storage import ownership
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Store
@@ -92,6 +93,8 @@ class ElasticTrainer:
         loggers: where the run's values are written (`raytrain_plus.loggers`). They are fed from the
             journal by a process of their own, and never slow or end the run.
         group: the name under which loggers join the run with others. A sweep sets it.
+        stop: rules that end the run before its last step (`raytrain_plus.stopping`), after the
+            same step on any number of workers.
         resume: continue the run of that name from its newest complete checkpoint, or from the
             beginning if it has none.
         allow_change: continue even if something on which the bits depend has changed.
@@ -133,6 +136,7 @@ class ElasticTrainer:
         faults: Sequence[Fault] = (),
         loggers: Sequence[Logger] = (),
         group: str | None = None,
+        stop: Sequence[Rule] = (),
         resume: bool = False,
         allow_change: bool = False,
         accept_changed_code: bool = False,
@@ -195,7 +199,7 @@ class ElasticTrainer:
             hash_data=hash_data,
             initial_weights=configure.weights_of(loaded),
             is_local=self._is_local,
-            **_packed(loggers, group),
+            **_uses_of_values(loggers, group, stop),
         )
         lasts = {"duration": duration, "evaluate_every": evaluate_every}
         self._run_file = run_file.described(self.spec, scaling, run, given, loggers, **lasts)
@@ -447,15 +451,22 @@ def attach(
     return result_of(ended)
 
 
-def _packed(loggers: Sequence[Logger], group: str | None) -> dict[str, Any]:
-    """Return loggers and their group as a RunSpec holds them.
+def _uses_of_values(
+    loggers: Sequence[Logger], group: str | None, stop: Sequence[Rule]
+) -> dict[str, Any]:
+    """Return what a RunSpec holds of loggers and of rules to stop.
 
     Raises:
         LoggerError: one is of another type, or its library is not installed.
     """
     check_loggers(loggers)
     pickled = cloudpickle.dumps(list(loggers)) if loggers else b""
-    return {"loggers": pickled, "logger_names": names_of(loggers), "group": group}
+    return {
+        "loggers": pickled,
+        "logger_names": names_of(loggers),
+        "group": group,
+        "stop": tuple(stop),
+    }
 
 
 def _await_loggers(spec: RunSpec) -> None:

@@ -183,7 +183,7 @@ def test_verify_names_the_first_step_that_differs(tmp_path, losses, digest, equa
 def test_the_commands_and_options_are_pinned():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     contract = {"train", "demo", "status", "scale", "stop", "verify"}
-    others = {"algorithms", "export", "chaos", "attach", "checkpoint", "report", "log"}
+    others = {"algorithms", "export", "chaos", "attach", "checkpoint", "report", "log", "init"}
     assert commands == contract | others | {"doctor", "node_agent", "sweep", "frontier"}
     help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
     needed = (

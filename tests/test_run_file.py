@@ -220,6 +220,7 @@ def test_the_defaults_are_those_of_the_trainer():
     elsewhere = {
         "scaling_config", "run_config", "elastic", "resume", "allow_change", "accept_changed_code",
         "extend",
+        "stop",  # the keys early_stopping and stop_at
     }  # fmt: skip
     keys = RunSettings.model_fields
     assert set(trainer) - elsewhere <= set(keys), "add a key to raytrain_plus/run_file.py"
@@ -267,6 +268,8 @@ resources_per_worker: {{blue: 0.5}}
 algorithms: {{"{MODULE}:Mine": {{depth: 2}}, MixUp: {{alpha: 0.5}}}}
 loggers: {{csv: null, tensorboard: {{folder: board}}}}
 group: trials
+early_stopping: {{accuracy: {{patience: 2}}}}
+stop_at: {{loss: {{below: 0.01}}}}
 faults: [{{step: 3, action: kill, phase: forward}}, {{step: 4, action: add}}]
 """,
     )
@@ -279,6 +282,8 @@ faults: [{{step: 3, action: kill, phase: forward}}, {{step: 4, action: add}}]
     assert (again.spec.faults, again.spec.retention) == (first.spec.faults, first.spec.retention)
     assert (again.spec.logger_names, again.spec.group) == (["csv", "tensorboard"], "trials")
     assert again.spec.loggers == first.spec.loggers
+    assert again.spec.stop == first.spec.stop
+    assert len(first.spec.stop) == 2
     assert again.spec.resources == first.spec.resources == {"CPU": 2.0, "blue": 0.5}
     assert again._run_file == first._run_file.replace("run first.", f"run {again.spec.name}.")
     other = trainer_of(first.spec.folder / "run.yaml", seed=18)

@@ -34,6 +34,10 @@ from raytrain_plus.algorithms.low_precision_layer_norm import (
     LowPrecisionLayerNorm as LowPrecisionLayerNorm,
 )
 from raytrain_plus.algorithms.mix_up import MixUp as MixUp
+from raytrain_plus.algorithms.monitors import LearningRateMonitor as LearningRateMonitor
+from raytrain_plus.algorithms.monitors import MemoryMonitor as MemoryMonitor
+from raytrain_plus.algorithms.monitors import NormMonitor as NormMonitor
+from raytrain_plus.algorithms.monitors import Profile as Profile
 from raytrain_plus.algorithms.n_gram_embeddings import NGramEmbeddings as NGramEmbeddings
 from raytrain_plus.algorithms.naming import parse_algorithm as parse_algorithm
 from raytrain_plus.algorithms.progressive_resizing import ProgressiveResizing as ProgressiveResizing

@@ -177,6 +177,8 @@ class Aspect(BaseModel):
             state the opposite.
         runs_after: names of aspects that must be outside of this one; likewise.
         conflicts_with: names of aspects that cannot be used together with this one.
+        observes: it only looks and logs, and changes no bit. It is then no part of a run's
+            identity. Default False.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -184,6 +186,7 @@ class Aspect(BaseModel):
     runs_before: ClassVar[Sequence[str]] = ()
     runs_after: ClassVar[Sequence[str]] = ()
     conflicts_with: ClassVar[Sequence[str]] = ()
+    observes: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import pydantic
 
 from raytrain_plus.algorithms.aspect import Aspect, AspectError
-from raytrain_plus.algorithms.registry import ALGORITHMS
+from raytrain_plus.algorithms.registry import ALGORITHMS, MONITORS
 from raytrain_plus.task import TaskError, already_imported, import_named
+
+_KNOWN = {**ALGORITHMS, **MONITORS}
 
 
 class Described(NamedTuple):
@@ -43,7 +45,7 @@ def parse_description(text: str) -> Described:
     """
     parts = text.split(":")
     # After a colon come settings, which have an equals sign, or the class in a module.
-    of_a_user = parts[0] not in ALGORITHMS and len(parts) > 1 and "=" not in parts[1]
+    of_a_user = parts[0] not in _KNOWN and len(parts) > 1 and "=" not in parts[1]
     name = ":".join(parts[:2]) if of_a_user else parts[0]
     settings = ":".join(parts[2 if of_a_user else 1 :])
     return Described(name, parse_settings(split_settings(settings), name))
@@ -91,7 +93,7 @@ def what_is_wrong(error: pydantic.ValidationError) -> str:
 def describe(aspect: Aspect) -> Described:
     """Return the description from which `make` makes an equal aspect; it must know the class."""
     kind = type(aspect)
-    known = ALGORITHMS.get(kind.__name__) is kind
+    known = _KNOWN.get(kind.__name__) is kind
     name = kind.__name__ if known else f"{kind.__module__}:{kind.__qualname__}"
     return Described(name, aspect.model_dump(mode="json"))
 
@@ -135,12 +137,12 @@ def import_class(name: str) -> None:
 
 def _kind(name: str) -> type[Aspect]:
     if ":" not in name:
-        if name not in ALGORITHMS:
+        if name not in _KNOWN:
             raise AspectError(
-                f"no algorithm is called {name!r}; there are {', '.join(ALGORITHMS)}. One of your "
+                f"no algorithm is called {name!r}; there are {', '.join(_KNOWN)}. One of your "
                 "own is named module:Class or file.py:Class"
             )
-        return ALGORITHMS[name]
+        return _KNOWN[name]
     found = already_imported(name)
     if found is None:
         raise AspectError(

@@ -22,6 +22,12 @@ from raytrain_plus.algorithms.low_precision import LowPrecision
 from raytrain_plus.algorithms.low_precision_group_norm import LowPrecisionGroupNorm
 from raytrain_plus.algorithms.low_precision_layer_norm import LowPrecisionLayerNorm
 from raytrain_plus.algorithms.mix_up import MixUp
+from raytrain_plus.algorithms.monitors import (
+    LearningRateMonitor,
+    MemoryMonitor,
+    NormMonitor,
+    Profile,
+)
 from raytrain_plus.algorithms.n_gram_embeddings import NGramEmbeddings
 from raytrain_plus.algorithms.progressive_resizing import ProgressiveResizing
 from raytrain_plus.algorithms.rand_augment import RandAugment
@@ -33,6 +39,11 @@ from raytrain_plus.algorithms.squeeze_excite import SqueezeExcite
 from raytrain_plus.algorithms.stochastic_depth import StochasticDepth
 from raytrain_plus.algorithms.swa import SWA
 from raytrain_plus.algorithms.weight_standardization import WeightStandardization
+
+MONITORS: dict[str, type[Aspect]] = {
+    kind.__name__: kind for kind in (LearningRateMonitor, NormMonitor, MemoryMonitor, Profile)
+}
+"""Aspects that only look. They are named as algorithms are."""
 
 ALGORITHMS: dict[str, type[Aspect]] = {
     kind.__name__: kind

@@ -306,6 +306,7 @@ class EndEvent(TypedDict):
     state: NotRequired[Annotated[EndState, "how"]]
     step: NotRequired[Annotated[Count, "committed steps of the final state"]]
     error: NotRequired[Annotated[Text, "why it failed"]]
+    reason: NotRequired[Annotated[Text, "why it has finished before its last step"]]
     failed_on: NotRequired[Annotated[Table, "`{worker, node, host, step}` where the task failed"]]
     digest: NotRequired[Annotated[Text, "sha256 of the final state"]]
     loss: NotRequired[Annotated[Number | None, "of the last step"]]

@@ -239,6 +239,7 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     rows = {
         "run": summary["run"],
         "state": summary["state"],
+        **({"because": summary["reason"]} if summary.get("reason") else {}),
         "steps": f"{summary['steps']:,}",
         "loss": f"{loss:.6f}" if loss is not None else "none",
     }

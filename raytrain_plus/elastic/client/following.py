@@ -295,6 +295,7 @@ def ended(events: Sequence[Event], folder: Path) -> Ended:
         "state": outcome.state,
         "steps": outcome.steps,
         "total_steps": run.get("total_steps"),
+        **({"reason": outcome.reason} if outcome.reason else {}),
         "digest": outcome.digest,
         "loss": outcome.loss,
         "metrics": dict(outcome.metrics),

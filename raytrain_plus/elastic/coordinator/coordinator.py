@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -337,6 +338,9 @@ class Coordinator:
                     checkpoint=self._checkpoints.newest(),
                 ),
             )
+            if self._spec.stop:
+                known = self._run_log.evaluations_to(plan.step)
+                plan = replace(plan, evaluations=known, values=self._run_log.values_at(plan.step))
             self._group = plan.assignments
             self._rebalancer.start_generation(self._group)
             self._run_log.extend_to(plan.step)
@@ -414,7 +418,8 @@ class Coordinator:
         ahead = sorted(worker for worker, step in steps.items() if step == top >= 0)
         commits = [reports[worker].committed_at for worker in ahead]
         self._last_commit = max(commits, default=self._last_commit)
-        self._catch_up(ahead, top)
+        early = any(report.reason and report.ending == "finished" for report in reports.values())
+        self._catch_up(ahead, top, ends=early)
         on_purpose = self._faults.mark_struck()
         blamed = self._blame(plan, on_purpose=on_purpose)
         if blamed is not None:
@@ -439,7 +444,8 @@ class Coordinator:
             digests = sorted({report.digest for report in finished.values()})
             if len(digests) > 1 and self._membership.bitwise:
                 raise RunError(f"the replicas ended with different states: {digests}")
-            return self._outcome(RunState.FINISHED, sorted(finished), digests[0])
+            reason = next(iter(finished.values())).reason
+            return self._outcome(RunState.FINISHED, sorted(finished), digests[0], reason=reason)
         if self._is_stopping and ahead:
             return self._outcome(RunState.STOPPED, ahead)
         step = max(top, self._run_log.step)
@@ -482,9 +488,10 @@ class Coordinator:
             run_log=self._run_log,
         )
 
-    def _catch_up(self, ahead: Sequence[str], top: int) -> None:
+    def _catch_up(self, ahead: Sequence[str], top: int, *, ends: bool) -> None:
         """Fetch the steps from a survivor that a lost worker did not report."""
-        due = self._spec.clock.evaluation_due(top) and self._spec.evaluation_data is not None
+        due = ends or self._spec.clock.evaluation_due(top)
+        due = due and self._spec.evaluation_data is not None
         for worker in ahead:
             if self._run_log.step >= top and (not due or self._run_log.evaluated_step >= top):
                 return
@@ -522,6 +529,7 @@ class Coordinator:
         digest: str = "",
         error: str = "",
         failed_on: Mapping[str, Any] | None = None,
+        reason: str = "",
     ) -> Outcome:
         """Save the last state, if a worker has it, and return the run's outcome."""
         steps = {worker: self._membership.members[worker].step for worker in ahead}
@@ -534,6 +542,7 @@ class Coordinator:
             steps=step,
             error=error,
             failed_on=failed_on or {},
+            reason=reason,
             digest=digest,
             loss=self._run_log.loss_at(step),
             metrics=self._run_log.metrics_at(step),

@@ -72,6 +72,7 @@ class RunLog:
         self.environment: dict[str, str] = {}
         self.bitwise = True
         self.logged: dict[str, float] = {}
+        self._logged_last: dict[str, float] = {}  # in the last step
         self._not_finite: set[str] = set()  # names of which the journal says so already
         for event in events:
             self._recall(event)
@@ -108,6 +109,16 @@ class RunLog:
         """Return the result of the last evaluation at or before a step."""
         return next((found for at, found in reversed(self._evaluations) if at <= step), {})
 
+    def evaluations_to(self, step: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return the evaluations up to a step, in order."""
+        return [one for one in self._evaluations if one[0] <= step]
+
+    def values_at(self, step: int) -> dict[str, float]:
+        """Return a step's loss and, if it is the last one, what was logged in it."""
+        loss = self.loss_at(step)
+        logged = self._logged_last if step == self.step else {}
+        return {**logged, **({} if loss is None else {"loss": loss})}
+
     def extend_to(self, step: int) -> None:
         """Note that the state has at least so many steps, even if the journal lacks some."""
         missing = step - self.step
@@ -141,6 +152,7 @@ class RunLog:
         del self._losses[step:]
         self._evaluations = [one for one in self._evaluations if one[0] <= step]
         self._void = (generation, step)
+        self._logged_last = {}
 
     def _go_on_differently(self) -> None:
         """Forget the later steps of the run before the resume: what follows is another run's."""
@@ -294,6 +306,7 @@ class RunLog:
 
     def _note_logged(self, values: Mapping[str, float]) -> list[str]:
         """Keep the newest values; return the names whose value is not finite for the first time."""
+        self._logged_last = dict(values)
         if not values:
             return []
         self.logged.update(values)

@@ -15,6 +15,7 @@ from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.names import check_name
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
 from raytrain_plus.redaction import redacted, redacted_repr
+from raytrain_plus.stopping import Rule
 from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
 from raytrain_plus.user_code import Code
@@ -124,6 +125,7 @@ class RunSpec:
         loggers: the run's loggers, pickled; empty if it has none.
         logger_names: their names in the run.
         group: the sweep to which loggers add the run, or None.
+        stop: rules that end it before its last step.
         hash_data: the data's identity is made of hashes of all its bytes.
         is_local: the run is in the driver's process alone, without Ray.
         part_rows, evaluation_rows: samples per logical rank in a step; in one evaluation forward.
@@ -182,6 +184,7 @@ class RunSpec:
     logger_names: Sequence[str] = ()
     group: str | None = None
     initial_weights: tuple[str, bool] | None = None
+    stop: Sequence[Rule] = ()
 
     __repr__ = redacted_repr
 
@@ -345,6 +348,8 @@ class Plan:
         faults: strikes that have not struck yet.
         checkpoint: what the members that heal others load first; None if they have the state.
         bitwise: all members compute the same bits.
+        evaluations: step and metrics of those before, if a rule to stop needs them.
+        values: of the last step, likewise.
     """
 
     generation: int
@@ -357,6 +362,8 @@ class Plan:
     faults: Sequence[Fault] = ()
     checkpoint: str | None = None
     bitwise: bool = True
+    evaluations: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ranges(self) -> list[range]:
@@ -396,7 +403,7 @@ class Report:
         committed_at: Unix time of the last commit.
         error: the user's traceback, when failed.
         transient: whether a machine may have caused it, so that another one is tried once.
-        reason: why it was aborted, or the checkpoint refused.
+        reason: why it was aborted, the checkpoint refused, or the run finished early.
         digest: of the final state, when finished.
         samples, tokens: trained on since the run began.
         costs: by aspect, what its advice has cost this worker in the generation.
@@ -453,6 +460,7 @@ class Outcome:
     Attributes:
         state: one of `ENDS`.
         error: why it failed, for people; the user's traceback first where there is one.
+        reason: why it has finished before its last step.
         failed_on: `{worker, node, host, step}` where the task failed; empty otherwise.
         digest: sha256 of the final state; empty if the run failed.
         loss: of the last step, None before the first.
@@ -471,6 +479,7 @@ class Outcome:
     state: RunState
     steps: int
     error: str = ""
+    reason: str = ""
     failed_on: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     loss: float | None = None

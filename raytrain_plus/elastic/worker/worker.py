@@ -51,6 +51,7 @@ from raytrain_plus.elastic.worker.reporter import Records, Reporter
 from raytrain_plus.observe import output
 from raytrain_plus.ray_cluster.memory_monitor import memory_use
 from raytrain_plus.seeds import seed_for, seed_global_generators
+from raytrain_plus.stopping import Stopping
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import check_claim
 from raytrain_plus.storage.ownership import Owners
@@ -171,7 +172,7 @@ class Worker:
         self._weave.spent()  # the cost of the probe is not the run's
         self._uploads = Uploads(
             spec.checkpoint_store,
-            self._weave.aspects,
+            [one for one in self._weave.aspects if not one.observes],
             self._report_share,
             partial(check_claim, spec.checkpoint_store, spec.claim),
             spec.manifest_header(proof),
@@ -208,7 +209,7 @@ class Worker:
         index = places.index(self._name)
         transport = self._transport = Transport(index, len(places), self._device)
         faults = [f for f in plan.faults if index in f.victims(len(places))]
-        self._report_of = None
+        self._report_of, self._reason = None, ""
         self._progress.start_generation(plan, faults, self._faults.hit, self._interrupt)
         reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
         self._formed_at = 0.0
@@ -220,7 +221,7 @@ class Worker:
             ending = self._run(plan, transport)
             if ending == "finished":
                 self._loop.check_state()
-            report = self._report(ending)
+            report = self._report(ending, reason=self._reason)
         except USERS as error:  # the coordinator decides what to do about it
             transport.abort("the generation is over")  # the other members notice at once
             ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
@@ -368,9 +369,10 @@ class Worker:
 
     def _run(self, plan: Plan, transport: Transport) -> Ending:
         replica, clock = self._loop.replica, self._spec.clock
+        self._stopping = Stopping(self._spec.stop, plan.evaluations, replica.step, plan.values)
         if clock.evaluation_due(replica.step) and not plan.evaluated:
             self._evaluate(plan, transport)
-        if replica.step >= clock.total_steps:
+        if replica.step >= clock.total_steps or self._stops(plan, transport):
             return "finished"
         self._loader = Loader(
             self._source,
@@ -395,11 +397,12 @@ class Worker:
             self._progress.phase_timer.settle()
             self._progress.step = result.step
             self._records.add_step(plan.generation, result)
+            self._stopping.add_step(result.step, result.loss, result.logged)
             if result.checkpoint:
                 self._take_snapshot(plan, transport)
             if clock.evaluation_due(result.step):
                 self._evaluate(plan, transport)
-            if result.step >= clock.total_steps:
+            if result.step >= clock.total_steps or self._stops(plan, transport):
                 return "finished"
             if result.pause or result.step == plan.pause_at:
                 return "paused"
@@ -428,12 +431,19 @@ class Worker:
             workers = [assignment.worker for assignment in plan.assignments]
             self._uploads.start(replica, transport.index, workers, plan.generation)
 
-    def _evaluate(self, plan: Plan, transport: Transport) -> None:
+    def _stops(self, plan: Plan, transport: Transport) -> bool:
+        """Say whether a rule ends the run here; if so, evaluate the final state."""
+        self._reason = self._stopping.reason()
+        if self._reason and not self._stopping.is_evaluated:
+            self._evaluate(plan, transport, every=True)
+        return bool(self._reason)
+
+    def _evaluate(self, plan: Plan, transport: Transport, *, every: bool = False) -> None:
         replica = self._loop.replica
         due = {
             name: evaluation
             for name, evaluation in self._evaluations.items()
-            if self._spec.clock.evaluation_due(replica.step, name)
+            if every or self._spec.clock.evaluation_due(replica.step, name)
         }
         if not due:
             return
@@ -451,6 +461,7 @@ class Worker:
             finally:
                 self._loop.buffers.restore()
         self._records.add_evaluation(plan.generation, replica.step, values)
+        self._stopping.add_evaluation(replica.step, values)
 
     def _report(self, ending: Ending, **why: Any) -> Report:
         replica, phase_timer = self._loop.replica, self._progress.phase_timer
