@@ -115,5 +115,5 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(())
     norms: list[Tensor] = list(torch._foreach_norm(tensors))  # noqa: SLF001
-    total: Tensor = torch.stack([one.double() for one in norms]).norm()  # type: ignore[no-untyped-call]
+    total: Tensor = torch.stack([one.double() for one in norms]).norm()
     return total
