@@ -207,15 +207,7 @@ def test_the_version_is_that_of_the_package():
 
 @pytest.mark.parametrize("command", [(), ("train",), ("status",), ("data", "write")])
 def test_help_has_a_short_form(command):
-    told = [
-        subprocess.run(
-            [sys.executable, "-m", "raytrain_plus", *command, option],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for option in ("-h", "--help")
-    ]
+    told = [CliRunner().invoke(app, [*command, option]).stdout for option in ("-h", "--help")]
     assert told[0] == told[1]
     assert "Usage: " in told[0]
 

@@ -1,14 +1,14 @@
 """One rule for names: valid names are used unchanged; invalid ones are refused at once."""
 
 import contextlib
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.cli import app
 from raytrain_plus.configure import ConfigError, run_folder
 from raytrain_plus.elastic.client import control
 from raytrain_plus.frontier.definition import Sweep
@@ -73,16 +73,13 @@ def test_a_run_is_given_by_its_name_or_by_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["status", "stop", "checkpoint", "attach", "report"])
-def test_commands_refuse_a_name_here_and_before_they_reach_a_cluster(tmp_path, command):
-    done = subprocess.run(
-        [sys.executable, "-m", "raytrain_plus", command, "base::x"]
-        + (["--address", "http://127.0.0.1:9"] if command != "report" else []),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
+def test_commands_refuse_a_name_here_and_before_they_reach_a_cluster(
+    tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    elsewhere = ["--address", "http://127.0.0.1:9"] if command != "report" else []
+    done = CliRunner().invoke(app, [command, "base::x", *elsewhere])
+    assert done.exit_code == 2
     assert done.stderr.startswith("error: run name 'base::x' holds ':' (colon)")
 
 
