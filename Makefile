@@ -4,11 +4,14 @@ BIN := .venv/bin
 # Next to the environment, not in it: see tests/algorithms/side.py.
 SIDE := .venv/transformers/site-packages
 WORKERS ?= 2
-# Of pairs and slow tests, which take an hour, `make test-all` runs a tenth: another one each day.
-SHARE ?= $(shell date +%j)/10
+# Of what takes an hour, `make test-all` runs one part of fourteen: another one each day.
+SHARE ?= $(shell date +%j)/14
 LAB ?= runs/lab
 N ?= 1000
 SEED ?= 0
+
+OF_BITS := $(addprefix tests/,training/test_loop.py training/test_salvage.py \
+	training/test_reduction.py training/test_usual_tasks.py chaos end_to_end/test_bits.py)
 
 .PHONY: install check docs test test-all test-slow demo lowest chaos lab lab-down bench bench-optimizers bench-peers clean
 
@@ -36,19 +39,19 @@ docs: install
 test: check
 	$(BIN)/pytest --numprocesses $(WORKERS) --ignore tests/end_to_end
 
-# Also whole runs, which start clusters and fill the machine, today's share of the pairs of algorithms
-# and of what is marked as slow, and bits as a processor without vector instructions has them.
+# Also whole runs, which start clusters and fill the machine, and today's share of the pairs of
+# algorithms, of what is marked as slow, and of bits without vector instructions.
 test-all: test
 	$(BIN)/pytest --numprocesses $(WORKERS) -m pairs --share $(SHARE) tests/algorithms
 	$(BIN)/pytest --timeout 600 tests/end_to_end
 	$(BIN)/pytest --timeout 1200 -m slow --share $(SHARE)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
-		$(BIN)/pytest --numprocesses $(WORKERS) tests/training/test_loop.py tests/training/test_salvage.py \
-		tests/training/test_reduction.py tests/training/test_usual_tasks.py tests/chaos tests/end_to_end/test_bits.py
+		$(BIN)/pytest --numprocesses $(WORKERS) --share $(SHARE) $(OF_BITS)
 
-# All pairs, and all whole runs that take minutes each, such as a sweep, a cluster of namespaces and
-# chaos: each night.
+# All of what is shared out, such as sweeps, clusters of namespaces and chaos: each night.
 test-slow: install
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+		$(BIN)/pytest --numprocesses $(WORKERS) $(OF_BITS)
 	$(BIN)/pytest --numprocesses $(WORKERS) -m pairs tests/algorithms
 	$(BIN)/pytest --timeout 1200 -m slow
 

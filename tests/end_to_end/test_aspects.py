@@ -63,7 +63,7 @@ def test_a_summary_says_what_was_trained_on_and_what_aspects_cost(storage):
 @pytest.mark.parametrize(
     ("task", "recipe", "steps"),
     [
-        (ClutteredDigits, "cluttered_digits/hot", 40),
+        pytest.param(ClutteredDigits, "cluttered_digits/hot", 40, marks=pytest.mark.slow),
         pytest.param(ByteGPT, "byte_gpt/hot", 40, marks=pytest.mark.slow),
     ],
 )

@@ -96,6 +96,7 @@ def test_a_bit_flipped_in_an_evaluation_or_in_a_healer_is_found(storage):
     assert updating["trusted"] == updating["step"] - 1
 
 
+@pytest.mark.slow
 def test_without_checks_the_bits_change_unnoticed(storage):
     flip = Fault(step=15, action="flip", phase="forward", victim=1)
     run = disturbed(storage, flip, check_every=0, audit_every=0, steps=40)

@@ -98,6 +98,7 @@ def wait_for_a_step(folder, before, process):
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # tests/test_tutorial.py checks its commands and its task
 def test_your_own_task(folder):
     assert EQUAL in follow(tutorial.TUTORIAL / "your-own-task.md", folder)
 
