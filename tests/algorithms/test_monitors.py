@@ -73,6 +73,6 @@ def test_monitors_are_named_as_algorithms_and_are_no_part_of_the_identity():
     assert not MONITORS.keys() & ALGORITHMS.keys()
     scaling = ray.train.ScalingConfig()
     clipping = GradientClipping(norm=1.0)
-    told = [describe_task({}, {}, [clipping, *more], scaling) for more in ((), (made,))]
+    told = [describe_task(Plain(), {}, {}, [clipping, *more], scaling) for more in ((), (made,))]
     assert told[0] == told[1]
     assert "GradientClipping" in told[0]["algorithms"]  # the control
