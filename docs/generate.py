@@ -82,6 +82,9 @@ _RAY = (
     "`checkpoint_score_order`: which checkpoints are kept. Default: all. |\n"
     "| `RunConfig.failure_config` | Only `max_failures` of 0 or -1, which change nothing: lost "
     "workers never end a run. |\n"
+    "| `RunConfig.callbacks` | `after_report` is called after each evaluation and each checkpoint, "
+    "`after_exception` for a lost worker and for a run that has failed; next to the coordinator, "
+    "as [loggers](../guide/monitors.md) are. |\n"
     "| `RunConfig.worker_runtime_env` | Ray's runtime environment of the workers. |\n"
 )
 _SETTINGS = (

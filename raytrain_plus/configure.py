@@ -29,6 +29,7 @@ from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
 from raytrain_plus.seeds import seed_global_generators
+from raytrain_plus.stopping import EarlyStopping, Rule
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.locations import local_path
 from raytrain_plus.storage.store import Store
@@ -230,7 +231,6 @@ def check_run_config(run: ray.train.RunConfig) -> None:
     """
     refused = {
         "storage_filesystem": run.storage_filesystem,
-        "callbacks": run.callbacks,
         "logging_config": run.logging_config != ray.train.LoggingConfig(),
     }
     _refuse("RunConfig", refused)
@@ -257,16 +257,44 @@ def retention_of(run: ray.train.RunConfig, task: Task, evaluation_data: Any) -> 
     """
     asked = run.checkpoint_config or ray.train.CheckpointConfig()
     score = asked.checkpoint_score_attribute
-    sets = named_sets(evaluation_data)
-    known = ["loss", *(named_in(name, one) for name in sets for one in _measured(task))]
-    open_ended = bool(sets) and type(task).measure is not Task.measure
-    if score is not None and score not in known and not open_ended:
-        raise ConfigError(
-            f"CheckpointConfig sets checkpoint_score_attribute to {score!r}, and the run measures "
-            f"{', '.join(known)}: name one of these"
-            + ("" if sets else ", or give data to evaluate on")
-        )
+    if score is not None:
+        what = "CheckpointConfig sets checkpoint_score_attribute to"
+        _check_measured(what, score, ["loss"], task, evaluation_data)
     return Retention(asked.num_to_keep, score, asked.checkpoint_score_order)
+
+
+def uses_of_metrics(
+    run: ray.train.RunConfig, stop: Sequence[Rule], task: Task, evaluation_data: Any
+) -> dict[str, Any]:
+    """Return `retention` and `stop` of a RunSpec; see `retention_of` and `check_stop`."""
+    check_stop(stop, task, evaluation_data)
+    return {"retention": retention_of(run, task, evaluation_data), "stop": tuple(stop)}
+
+
+def check_stop(stop: Sequence[Rule], task: Task, evaluation_data: Any) -> None:
+    """Check that early stopping looks at a metric that an evaluation measures.
+
+    Raises:
+        ConfigError: it does not, so that it would never stop the run.
+    """
+    for rule in stop:
+        if isinstance(rule, EarlyStopping):
+            _check_measured("early stopping looks at", rule.metric, [], task, evaluation_data)
+
+
+def _check_measured(
+    what: str, name: str, further: Sequence[str], task: Task, evaluation_data: Any
+) -> None:
+    """Refuse the name of a metric that a run does not have."""
+    sets = named_sets(evaluation_data)
+    known = [*further, *(named_in(one, metric) for one in sets for metric in _measured(task))]
+    open_ended = bool(sets) and type(task).measure is not Task.measure
+    if name not in known and not open_ended:
+        ways = ["name one of these"] * bool(known) + ["give data to evaluate on"] * (not sets)
+        raise ConfigError(
+            f"{what} {name!r}, and the run measures {', '.join(known) or 'nothing'}: "
+            f"{', or '.join(ways)}"
+        )
 
 
 def _measured(task: Task) -> list[str]:

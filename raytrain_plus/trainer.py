@@ -35,6 +35,7 @@ from raytrain_plus.elastic.coordinator.actor import (
     is_running,
     start_coordinator,
 )
+from raytrain_plus.elastic.coordinator.callbacks import CallbackLogger, ray_checkpoint
 from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome, RunSpec
 from raytrain_plus.elastic.protocol.run_state import RunState
@@ -193,13 +194,13 @@ class ElasticTrainer:
             **configure.worker_needs(scaling),
             elastic=elastic,
             faults=tuple(faults),
-            retention=configure.retention_of(run, loaded, evaluation_data),
+            **configure.uses_of_metrics(run, stop, loaded, evaluation_data),
             identity=self._identity,
             runtime_env=dict(run.worker_runtime_env or {}),
             hash_data=hash_data,
             initial_weights=configure.weights_of(loaded),
             is_local=self._is_local,
-            **_uses_of_values(loggers, group, stop),
+            **_loggers_of(loggers, group, run, scaling, elastic),
         )
         lasts = {"duration": duration, "evaluate_every": evaluate_every}
         self._run_file = run_file.described(self.spec, scaling, run, given, loggers, **lasts)
@@ -451,21 +452,27 @@ def attach(
     return result_of(ended)
 
 
-def _uses_of_values(
-    loggers: Sequence[Logger], group: str | None, stop: Sequence[Rule]
+def _loggers_of(
+    loggers: Sequence[Logger],
+    group: str | None,
+    run: ray.train.RunConfig,
+    scaling: ray.train.ScalingConfig,
+    elastic: ElasticConfig,
 ) -> dict[str, Any]:
-    """Return what a RunSpec holds of loggers and of rules to stop.
+    """Return what a RunSpec holds of loggers, and of callbacks, which are fed as loggers are.
 
     Raises:
         LoggerError: one is of another type, or its library is not installed.
     """
     check_loggers(loggers)
+    if run.callbacks:
+        options = elastic.checkpoint_options
+        loggers = [*loggers, CallbackLogger(run.callbacks, run, scaling, options)]
     pickled = cloudpickle.dumps(list(loggers)) if loggers else b""
     return {
         "loggers": pickled,
         "logger_names": names_of(loggers),
         "group": group,
-        "stop": tuple(stop),
     }
 
 
@@ -547,16 +554,10 @@ def _checkpoints(
     kept: list[Kept] = []
     with contextlib.suppress(StorageError):  # the run has ended well all the same
         kept = ranked(checkpointer.kept(store), retention)
-    listed = [(_opened(store.inside(one.name)), train_snapshot.metrics_of(one)) for one in kept]
-    return _opened(Store(place, options)), listed
-
-
-def _opened(place: Store) -> ray.train.Checkpoint:
-    if place.is_local:
-        return ray.train.Checkpoint(str(place.local_path))
-    # By default it would use pyarrow's own clients, which read other configurations.
-    files, path = place.for_arrow()
-    return ray.train.Checkpoint(path, filesystem=files)
+    listed = [
+        (ray_checkpoint(store.inside(one.name)), train_snapshot.metrics_of(one)) for one in kept
+    ]
+    return ray_checkpoint(Store(place, options)), listed
 
 
 def _with_secrets(place: str, step: int, spec: RunSpec) -> str:

@@ -27,6 +27,7 @@ from raytrain_plus.clock import DurationError
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
+from raytrain_plus.stopping import EarlyStopping, StopAt
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
@@ -139,7 +140,6 @@ def test_workers_with_different_selectors_are_refused():
     ("field", "value"),
     [
         ("storage_filesystem", pa.fs.LocalFileSystem()),
-        ("callbacks", [ray.train.UserCallback()]),
         ("logging_config", ray.train.LoggingConfig(log_level="DEBUG")),
     ],
 )
@@ -188,6 +188,21 @@ def test_a_score_that_is_not_measured_is_refused(score, evaluates, parts):
     asked = RunConfig(checkpoint_config=CheckpointConfig(2, score))
     with says(ConfigError, "checkpoint_score_attribute", *parts):
         configure.retention_of(asked, task, "data" if evaluates else None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "evaluates", "parts"),
+    [
+        ("acuracy", True, ["'acuracy'", "measures accuracy: name one"]),
+        ("accuracy", False, ["'accuracy'", "measures nothing: give data to evaluate on"]),
+    ],
+)
+def test_early_stopping_by_what_is_not_measured_is_refused(metric, evaluates, parts):
+    task = with_(metrics=lambda _: {"accuracy": MulticlassAccuracy(2)})
+    stop = [StopAt(name="logged", above=1.0), EarlyStopping(metric=metric)]
+    with says(ConfigError, "early stopping", *parts):
+        configure.check_stop(stop, task, "data" if evaluates else None)
+    configure.check_stop([EarlyStopping(metric="accuracy")], task, "data")
 
 
 def test_plain_settings_are_accepted():

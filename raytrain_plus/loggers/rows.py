@@ -118,6 +118,8 @@ def _of_checkpoint(event: Event) -> tuple[dict[str, float], dict[str, str]]:
 def _news(event: Event) -> dict[str, str]:
     if event["event"] == "warning":
         return {"warning": event["text"]}
+    if event["event"] == "worker" and event["state"] == "lost":
+        return {"worker lost": f"{event['worker']}: {event.get('reason', '')}"}
     if event["event"] == "withdrawn":
         return {"withdrawn": f"the steps after {event['step']}: {event.get('reason', '')}"}
     return {}

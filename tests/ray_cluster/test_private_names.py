@@ -20,6 +20,7 @@ NAMES = {
     "ray._private.state": ["state"],
     "ray._private.utils": ["get_entrypoint_name", "set_sigterm_handler"],
     "ray._private.worker": ["global_worker"],
+    "ray.train.v2._internal.execution.context": ["TrainRunContext"],
     "ray.train": ["LoggingConfig", "RunConfig", "ScalingConfig"],
 }
 
