@@ -3,8 +3,9 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from raytrain_plus.training.busy_time import BusyTime
 from raytrain_plus.training.corruption import CorruptionError, Guard
 from raytrain_plus.training.exchange import Exchange, Subtree
 from raytrain_plus.training.modes import TrainingMode, evaluated
+from raytrain_plus.training.not_finite import explain
 from raytrain_plus.training.parts import Parts
 from raytrain_plus.training.reduction import (
     BUSY_SECONDS,
@@ -53,7 +55,15 @@ from raytrain_plus.training.weights import Weights
 
 
 class LossError(ArithmeticError):
-    """The loss of a step is not a finite number; the state before that step is whole."""
+    """The loss of a step is not a finite number; the state before that step is whole.
+
+    Attributes:
+        ranks: the logical ranks from which it comes.
+    """
+
+    def __init__(self, text: str, ranks: Collection[int] = ()) -> None:
+        super().__init__(text)
+        self.ranks: Collection[int] | None = ranks
 
 
 class StateError(ArithmeticError):
@@ -62,6 +72,8 @@ class StateError(ArithmeticError):
 
 class GradientError(ArithmeticError):
     """A step's gradient is not finite; the state before that step is whole."""
+
+    ranks: Collection[int] | None = None  # the sum does not say which
 
 
 class StepResult(NamedTuple):
@@ -252,6 +264,8 @@ class TrainingLoop:
                 self._enter("update")
             except BaseException as error:
                 self._give_up(exchange, error)
+                if isinstance(error, (LossError, GradientError)):
+                    self._explain(error, step, parts)
                 raise
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
@@ -404,6 +418,19 @@ class TrainingLoop:
         elif isinstance(error, Exception):
             self._check_weights()
 
+    def _explain(
+        self, error: "LossError | GradientError", step: Step, parts: Sequence[Batch]
+    ) -> None:
+        """Add to an error where the numbers stop being finite, if that is in one of our parts."""
+        for rank, batch in zip(self._ranks, parts, strict=True):
+            if error.ranks is not None and rank not in error.ranks:
+                continue
+            compute = partial(self.parts.leaf, step, rank, batch)
+            found = explain(self.replica.model, batch, compute)
+            if found:
+                error.args = (f"{error} {found}",)
+                return
+
     def _update(self, step: Step, reduced: Reduced, rate_factor: float) -> None:
         """Change the replica: the same on every worker."""
         self.buffers.commit(reduced.buffers, reduced.attachment)
@@ -505,7 +532,8 @@ class TrainingLoop:
             raise LossError(
                 f"the loss is {loss} at step {self.replica.step + 1} (logical ranks {worst}): "
                 "lower the learning rate, clip the gradient, or look at the data of this step. "
-                f"The state after step {self.replica.step} is kept."
+                f"The state after step {self.replica.step} is kept.",
+                worst,
             )
         self._check_gradients(reduced)
         self.weights.check()

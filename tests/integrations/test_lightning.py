@@ -19,6 +19,9 @@ forget()
 
 from raytrain_plus.integrations.lightning import LightningTask  # noqa: E402 - after its library
 
+# xdist sends warnings to a process without lightning, and one of lightning's own would end it.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 class Lit(lightning.LightningModule):
     def __init__(self, hidden=8, gamma=0.5):  # noqa: ARG002

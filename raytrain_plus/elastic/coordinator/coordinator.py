@@ -436,7 +436,8 @@ class Coordinator:
         if self._failure and not failed:
             return self._outcome(RunState.FAILED, ahead, error=str(self._failure))
         if failed and not self._is_transient(failed):
-            worker, report = next(iter(failed.items()))
+            # Of equal errors, that of one worker may also name the module: the longest says most.
+            worker, report = max(failed.items(), key=lambda one: len(one[1].error))
             where = {**self._membership.place_of(worker), "step": report.step + 1}
             return self._outcome(RunState.FAILED, ahead, error=report.error, failed_on=where)
         self._replace(failed, ahead)
