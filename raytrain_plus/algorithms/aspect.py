@@ -10,6 +10,7 @@ MosaicML's Composer.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +65,7 @@ class Training:
         tokens: the batch's column that holds the tokens, or None.
         ignore_index: the label that means "no label".
         states: what each aspect, by name, keeps from step to step; part of the replica's state.
+        folder: of the run, for files that aspects write; the current one outside of a run.
     """
 
     model: nn.Module
@@ -74,13 +76,14 @@ class Training:
     tokens: str | None = None
     ignore_index: int = -100
     states: dict[str, State] = field(default_factory=dict)
+    folder: Path = Path()
 
 
 class Step:
     """What advice sees and may change: one step, and the part of one logical rank in it.
 
     Attributes:
-        model, optimizer, clock, target, tokens, ignore_index: those of the `Training`.
+        model, optimizer, clock, target, tokens, ignore_index, folder: those of the `Training`.
         number: the step, from 0; the number of committed steps.
         logical_rank: whose part is being computed; -1 outside of a part.
         batch: the part's tensors by column name.
@@ -105,6 +108,7 @@ class Step:
         self.target = training.target
         self.tokens = training.tokens
         self.ignore_index = training.ignore_index
+        self.folder = training.folder
         self.number = number
         self.logical_rank = -1
         self.batch: Batch = {}

@@ -83,11 +83,12 @@ class MemoryMonitor(Aspect):
 class Profile(Aspect):
     """Writes a trace of chosen steps, one file for each worker, which opens in Perfetto.
 
-    The file is `FOLDER/step_N.HOST.PID.json`. Open it at https://ui.perfetto.dev.
+    The file is `traces/step_N.HOST.PID.json` in the run's folder. Open it at
+    https://ui.perfetto.dev.
 
     Attributes:
         steps: which steps, from 1.
-        folder: where. On a cluster each node has its own, unless it is shared.
+        folder: another folder for the files. A relative path begins in the run's folder.
         stacks: also record where in the code each operation was called. Default False.
     """
 
@@ -104,7 +105,7 @@ class Profile(Aspect):
             return
         with torch.profiler.profile(with_stack=self.stacks) as profile:
             yield
-        folder = Path(self.folder).expanduser()
+        folder = step.folder / Path(self.folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{step.number + 1}.{socket.gethostname()}.{os.getpid()}.json"
         profile.export_chrome_trace(str(folder / name))

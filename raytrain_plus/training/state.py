@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class Replica:
         *,
         weave: Weave | None = None,
         clock: Clock = _ONE_STEP,
+        folder: Path = Path(),
     ) -> "Replica":
         """Make the task's model and optimizer, the same on every worker of the run.
 
@@ -104,6 +106,7 @@ class Replica:
             target=task.target,
             tokens=task.tokens,
             ignore_index=task.ignore_index,
+            folder=folder,
         )
         fit = (weave or Weave(())).around("fit", Step(training, 0))
         seed_global_generators(seed_for(seed, "fit"))

@@ -14,8 +14,12 @@ from raytrain_plus.algorithms import (
 )
 from raytrain_plus.algorithms.naming import describe, make, parse_algorithm
 from raytrain_plus.algorithms.registry import ALGORITHMS, MONITORS
+from raytrain_plus.algorithms.weave import Weave
 from raytrain_plus.configure import describe_task
-from tests.training.small_tasks import Noisy, Plain, loop_alone, run
+from raytrain_plus.training.loop import TrainingLoop
+from raytrain_plus.training.state import Replica
+from tests.training.small_tasks import CLOCK, Noisy, Plain, loop_alone, run
+from tests.training.wires import Network
 
 
 def test_all_monitors_together_change_no_bit(tmp_path):
@@ -76,3 +80,18 @@ def test_monitors_are_named_as_algorithms_and_are_no_part_of_the_identity():
     told = [describe_task(Plain(), {}, {}, [clipping, *more], scaling) for more in ((), (made,))]
     assert told[0] == told[1]
     assert "GradientClipping" in told[0]["algorithms"]  # the control
+
+
+def test_a_trace_goes_into_the_folder_of_the_run(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    weave = Weave([Profile(steps=(1,))])
+    replica = Replica.build(
+        Plain(), 17, torch.device("cpu"), weave=weave, clock=CLOCK, folder=tmp_path / "run"
+    )
+    loop = TrainingLoop(Plain(), replica, weave)
+    loop.begin_generation([range(4)], Network(1).wire(0))
+    run(loop, 1)
+    (trace,) = (tmp_path / "run" / "traces").iterdir()
+    assert trace.name.startswith("step_1.")
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -198,7 +198,12 @@ class Worker:
     def _build_replica(self, spec: RunSpec) -> Replica:
         self._weave = Weave(unpack(spec.algorithms))
         replica = Replica.build(
-            self._task, spec.seed, self._device, weave=self._weave, clock=spec.clock
+            self._task,
+            spec.seed,
+            self._device,
+            weave=self._weave,
+            clock=spec.clock,
+            folder=spec.folder,
         )
         self._closing.callback(replica.undo_fit)
         return replica
