@@ -371,9 +371,10 @@ class Reduction:
     def _logged(self, rows: Rows) -> dict[str, float]:
         """Return the means of all logged scalars, and make columns of new names."""
         found = _means(self._columns, self._sum_of_rows()[HEADER_WIDTH:])
-        sizes = [int(rows[first, NEW_SCALARS]) for first in self._firsts]
-        if any(sizes):
-            new = self._exchange_new(sizes)
+        sizes = rows[self._firsts, NEW_SCALARS]
+        if sizes.any():
+            self._wire.fence()  # after an abort, what was received may be garbage
+            new = self._exchange_new([int(size) for size in sizes])
             names = sorted({name for sums in new.values() for name in sums})
             check_count(len(self._columns) + len(names))
             found |= _means(names, tree_sum(table_of(new, names, self._leaves)).tolist())
@@ -389,7 +390,6 @@ class Reduction:
         wire = self._wire
         if wire.size == 1:
             return self._new
-        wire.fence()  # before any decision by what was received: it may be garbage after an abort
         boxes = [torch.empty(size, dtype=torch.uint8, device=wire.device) for size in sizes]
         if self._new:
             boxes[wire.index].copy_(torch.frombuffer(bytearray(self._new_bytes), dtype=torch.uint8))
