@@ -37,6 +37,8 @@ def project(tmp_path, monkeypatch, request):
     assert f"cd {folder}\npython prepare_data.py" in done.stdout
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    for name in MODULES:  # these tests have a test_task of their own
+        monkeypatch.delitem(sys.modules, name, raising=False)
     threads = torch.get_num_threads()
     yield request.param
     torch.set_num_threads(threads)

@@ -216,14 +216,15 @@ def test_at_or_beyond_the_last_step_no_step_is_taken(step, ending, monkeypatch):
 
     clock = Clock(total_steps=60, steps_per_epoch=100, batch_size=8, evaluate_every=100)
     worker = SimpleNamespace(
-        _spec=SimpleNamespace(clock=clock, part_rows=1),
+        _spec=SimpleNamespace(clock=clock, part_rows=1, stop=()),
         _loop=SimpleNamespace(replica=SimpleNamespace(step=step)),
         _source=None,
         _order=None,
         _evaluate=lambda *_: None,
+        _stops=lambda *_: False,
     )
     monkeypatch.setattr("raytrain_plus.elastic.worker.worker.Loader", load)
-    plan = SimpleNamespace(ranges=[()], evaluated=False)
+    plan = SimpleNamespace(ranges=[()], evaluated=False, evaluations=(), values={})
     with pytest.raises(StepTakenError) if ending == "paused" else contextlib.nullcontext():
         assert Worker._run(worker, plan, SimpleNamespace(index=0)) == ending
     assert taken == ([60] if ending == "paused" else [])

@@ -268,7 +268,7 @@ resources_per_worker: {{blue: 0.5}}
 algorithms: {{"{MODULE}:Mine": {{depth: 2}}, MixUp: {{alpha: 0.5}}}}
 loggers: {{csv: null, tensorboard: {{folder: board}}}}
 group: trials
-early_stopping: {{accuracy: {{patience: 2}}}}
+early_stopping: {{evaluation_loss: {{patience: 2, mode: min}}}}
 stop_at: {{loss: {{below: 0.01}}}}
 faults: [{{step: 3, action: kill, phase: forward}}, {{step: 4, action: add}}]
 """,
