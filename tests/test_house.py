@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -358,6 +359,12 @@ def test_a_long_function_is_found():
 
 def test_module_names_are_not_vague():
     assert not {path.stem for path in OURS} & NAMES_THAT_SAY_NOTHING
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """pytest imports them by name, so that a run of all tests could not begin."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
 def test_the_exported_names_are_pinned():
