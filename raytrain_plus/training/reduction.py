@@ -370,11 +370,13 @@ class Reduction:
 
     def _logged(self, rows: Rows) -> dict[str, float]:
         """Return the means of all logged scalars, and make columns of new names."""
-        found = _means(self._columns, self._sum_of_rows()[HEADER_WIDTH:])
-        sizes = rows[self._firsts, NEW_SCALARS]
-        if sizes.any():
+        sums = self._sum_of_rows()
+        if not self._columns and not sums[NEW_SCALARS]:
+            return {}
+        found = _means(self._columns, sums[HEADER_WIDTH:])
+        if sums[NEW_SCALARS]:
             self._wire.fence()  # after an abort, what was received may be garbage
-            new = self._exchange_new([int(size) for size in sizes])
+            new = self._exchange_new([int(rows[first, NEW_SCALARS]) for first in self._firsts])
             names = sorted({name for sums in new.values() for name in sums})
             check_count(len(self._columns) + len(names))
             found |= _means(names, tree_sum(table_of(new, names, self._leaves)).tolist())
