@@ -363,7 +363,7 @@ class ElasticTrainer:
             opened.write(
                 "checkpoint",
                 step=kept.step,
-                folder=str(place.local_path) if place.is_local else place.url,
+                folder=str(place.location),
                 metrics=dict(kept.metrics),
             )
         for text in self._warnings:

@@ -21,7 +21,7 @@ from raytrain_plus.elastic.client.following import Watcher
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.frontier.recipe import read_recipe
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.observe.progress import ProgressLine, summary_table
+from raytrain_plus.observe.progress import ProgressLine, console_of, summary_table
 from raytrain_plus.run_file import KEYS, Layer, RunFile, RunSettings
 from raytrain_plus.task import TaskError, import_code, import_named
 from raytrain_plus.trainer import ElasticTrainer
@@ -64,9 +64,8 @@ def train(  # noqa: PLR0913 - one option each
             accept_changed_code=accept_changed_code,
             extend=extend,
         )
-        # A local run prints here, and stands at breakpoints, which a live line would overwrite.
         is_local = made.spec.is_local
-        console = Console(stderr=True, markup=False, force_terminal=False if is_local else None)
+        console = console_of(is_local=is_local)
         quiet = contextlib.nullcontext() if is_local else without_ray_notices()
         interval = settings.progress_interval
         progress = ProgressLine(

@@ -48,6 +48,15 @@ def chosen_interval(interval: float | None = None) -> float:
     return seconds
 
 
+def console_of(*, is_local: bool) -> Console:
+    """Return the console for the progress of a run.
+
+    Args:
+        is_local: the run prints and stands at breakpoints here, which a live line would overwrite.
+    """
+    return Console(stderr=True, markup=False, force_terminal=False if is_local else None)
+
+
 @contextlib.contextmanager
 def shown(title: str, *, is_local: bool) -> Iterator[Callable[[list[Event]], None]]:
     """Show the progress of a run that a script or a notebook has started.
@@ -65,8 +74,9 @@ def shown(title: str, *, is_local: bool) -> Iterator[Callable[[list[Event]], Non
     if is_in_notebook() and chosen_interval():
         yield NotebookTable(title)
         return
-    console = Console(stderr=True, markup=False, force_terminal=False if is_local else None)
-    with ProgressLine(title, console, says_end=True, says_stalls=not is_local) as line:
+    with ProgressLine(
+        title, console_of(is_local=is_local), says_end=True, says_stalls=not is_local
+    ) as line:
         yield line
 
 

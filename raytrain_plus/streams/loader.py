@@ -324,15 +324,30 @@ def _transformed(
     Raises:
         DataError: it fails, or does not return columns; the message names the rows.
     """
+    wanted = "value. It cannot leave samples out: leave them out of the data."
+    return _columns_of("the transform", lambda: function(given, generator), what, wanted)
+
+
+def _columns_of(name: str, call: Callable[[], Any], what: str, wanted: str) -> dict[str, Any]:
+    """Return the columns that the user's code makes.
+
+    Args:
+        name: of the code, for the errors.
+        call: runs it.
+        what: the rows that it gets, for the errors.
+        wanted: what a column must be.
+
+    Raises:
+        DataError: it fails, or does not return columns; the message names the rows.
+    """
     try:
-        made = function(given, generator)
+        made = call()
     except Exception as error:
-        raise DataError(f"the transform fails on {what}: {error!r}") from error
+        raise DataError(f"{name} fails on {what}: {error!r}") from error
     if not isinstance(made, Mapping) or not made:
         got = "nothing" if made is None else f"{type(made).__name__} {made!r:.80}"
         raise DataError(
-            f"the transform returns {got} for {what}; it must return a dictionary from column to "
-            "value. It cannot leave samples out: leave them out of the data."
+            f"{name} returns {got} for {what}; it must return a dictionary from column to {wanted}"
         )
     return dict(made)
 
@@ -344,16 +359,8 @@ def _collated(collate: Callable[[Sequence[Batch]], Any], batch: Batch, n: int, w
         DataError: it fails, or does not return columns of as many rows.
     """
     rows = [{name: values[i] for name, values in batch.items()} for i in range(n)]
-    try:
-        made = collate(rows)
-    except Exception as error:
-        raise DataError(f"task.collate() fails on {what}: {error!r}") from error
-    if not isinstance(made, Mapping) or not made:
-        got = "nothing" if made is None else f"{type(made).__name__} {made!r:.80}"
-        raise DataError(
-            f"task.collate() returns {got} for {what}; it must return a dictionary from column to "
-            "a tensor of shape (rows, ...) or a list."
-        )
+    wanted = "a tensor of shape (rows, ...) or a list."
+    made = _columns_of("task.collate()", lambda: collate(rows), what, wanted)
     for name, values in made.items():
         is_rows = isinstance(values, list) or (isinstance(values, torch.Tensor) and values.ndim > 0)
         if not is_rows or len(values) != n:
@@ -362,7 +369,7 @@ def _collated(collate: Callable[[Sequence[Batch]], Any], batch: Batch, n: int, w
                 f"task.collate() returns column {name!r}, which is {said}, for {what}: each column "
                 f"must be a tensor of shape ({n}, ...) or a list of {n}."
             )
-    return dict(made)
+    return made
 
 
 def _generator(seed: int, place: tuple[int, ...]) -> torch.Generator:

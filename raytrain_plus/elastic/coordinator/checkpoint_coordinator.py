@@ -236,8 +236,7 @@ class CheckpointCoordinator:
         self._books.lost(worker, now)
 
     def _place(self, name: str) -> str:
-        store = self._store.inside(name)
-        return str(store.local_path) if store.is_local else store.url
+        return str(self._store.inside(name).location)
 
     def _failed(self, attempt: Attempt, reason: str, now: float) -> None:
         failure = self._books.failed(attempt.number, reason, now)
