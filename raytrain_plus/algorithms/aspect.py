@@ -182,7 +182,8 @@ class Aspect(BaseModel):
         runs_after: names of aspects that must be outside of this one; likewise.
         conflicts_with: names of aspects that cannot be used together with this one.
         observes: it only looks and logs, and changes no bit. It is then no part of a run's
-            identity. Default False.
+            identity. For random numbers it has `step.generator`: the global generators are not
+            seeded for its advice outside of parts. Default False.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

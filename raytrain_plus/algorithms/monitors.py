@@ -73,7 +73,8 @@ class MemoryMonitor(Aspect):
         """Log what the process holds now."""
         if step.number % self.every:
             return
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        with open("/proc/self/statm", "rb", buffering=0) as file:  # noqa: PTH123 - a third of Path's time
+            pages = int(file.read().split()[1])
         step.log("memory_gb", pages * _PAGE / 1e9)
         if next(step.model.parameters()).is_cuda:
             step.log("device_memory_gb", torch.cuda.max_memory_allocated() / 1e9)
@@ -116,5 +117,5 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(())
     norms: list[Tensor] = list(torch._foreach_norm(tensors))  # noqa: SLF001
-    total: Tensor = torch.stack([one.double() for one in norms]).norm()
+    total: Tensor = torch.stack(norms).double().norm()
     return total

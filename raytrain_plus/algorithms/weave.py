@@ -33,6 +33,8 @@ class Cost:
     idle: int = 0
 
 
+_OF_PARTS = ("batch", "forward", "loss", "backward")
+
 _Entry = tuple[Cost, Callable[[Step], Advice]]
 
 
@@ -45,6 +47,9 @@ class Weave:
     Attributes:
         aspects: the aspects, outermost first.
         costs: by the aspect's name.
+        observes: no aspect changes the run; also if there are none.
+        advises_parts: an aspect may act while a logical rank's part is computed. If not, a step
+            computes its parts as if there were no aspects.
 
     Raises:
         AspectError: two conflict, one is given twice, or their order has a cycle.
@@ -61,6 +66,11 @@ class Weave:
             ]
             for point in JOIN_POINTS
         }
+        self.observes = all(aspect.observes for aspect in self.aspects)
+        self.advises_parts = any(
+            not aspect.observes or any(advises(aspect, point) for point in _OF_PARTS)
+            for aspect in self.aspects
+        )
         self._nothing: AbstractContextManager[None] = nullcontext()
 
     def advises(self, point: str) -> bool:

@@ -146,7 +146,7 @@ class TrainingLoop:
         self._epoch: AbstractContextManager[None] | None = None
         self._enter = enter
         self.bookkeeping = Bookkeeping(replica, self.buffers.attributes)
-        self.weights = Weights(replica.model, in_phases=bool(weave.aspects))
+        self.weights = Weights(replica.model, in_phases=weave.advises_parts)
         self._backward = Backward(replica, weave, self.weights)
         self._parameters = self._backward.parameters
         self.parts = Parts(
@@ -297,6 +297,11 @@ class TrainingLoop:
         with self._backward.counted():
             return self.parts.leaf(step, 0, batch)
 
+    def drop_part(self) -> None:
+        """Put back what a probe that has failed has changed."""
+        self.buffers.restore()
+        self._backward.drop()
+
     def buffers_outside(self) -> list[tuple[str, Tensor, Tensor]]:
         """Return the buffers of modules that the task holds outside of the model, with copies."""
         return [
@@ -352,13 +357,13 @@ class TrainingLoop:
     def _check_weights(self) -> None:
         """Check that the parts of the step have left weights and parameter groups alone.
 
-        Where aspects may change weights between the phases of a part, each phase was checked.
+        Where aspects may act between the phases of a part, each phase was checked.
 
         Raises:
             TaskError: they have not.
         """
         self._groups.check("the forward, the loss or the backward")
-        changed = None if self._weave.aspects else self.weights.changed()
+        changed = None if self._weave.advises_parts else self.weights.changed()
         if changed is None:
             return
         self._backward.drop()
@@ -441,7 +446,7 @@ class TrainingLoop:
         self._backward.set(reduced.gradients, reduced.present)
         step.logical_rank = -1
         # The parts have left the generators where they stand, and each worker had other parts.
-        if self._weave.aspects or may_draw(self.replica.optimizer):
+        if not self._weave.observes or may_draw(self.replica.optimizer):
             seed_global_generators(seed_for(self._seed, "update", step.number))
         with self._weave.around("update", step), rehearsed(self.replica, self._build_another):
             self.replica.update()

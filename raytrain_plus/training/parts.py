@@ -64,7 +64,7 @@ class Parts:
         self._buffers = buffers
         self._attributes = buffers.attributes
         self._bookkeeping = bookkeeping
-        self._advised = bool(weave.aspects)
+        self._advised = weave.advises_parts
         self._weights = backward.weights
         self._backward = backward
         self._enter = enter

@@ -47,6 +47,18 @@ def test_all_monitors_together_change_no_bit(tmp_path):
     assert "aten::addmm" in named
 
 
+def test_a_step_computes_its_parts_as_without_monitors():
+    class InForward(NormMonitor):
+        def forward(self, _step):
+            yield
+
+    assert not Weave([NormMonitor(), LearningRateMonitor(), Profile(steps=(1,))]).advises_parts
+    assert Weave([InForward()]).advises_parts
+    assert Weave([InForward()]).observes
+    clipping = Weave([GradientClipping(norm=1.0), NormMonitor()])  # the control
+    assert (clipping.advises_parts, clipping.observes) == (True, False)
+
+
 def test_the_norm_is_that_of_the_whole_gradient():
     loop = loop_alone(Plain(), algorithms=[NormMonitor(every=1)])
     seen = []
