@@ -1,21 +1,35 @@
 """Changes that a run leaves in its process are undone or found."""
 
+import json
 import subprocess
 import sys
 
-import pytest
-
-# Each in its own process: changes that cannot be undone must not stay in the tests' process.
+# Each case in a process of its own, forked from one that has imported everything: changes that
+# cannot be undone must stay neither in the tests' process nor for the next case.
 PROGRAM = """
-import sys
-import torch, random, os, warnings
+import json, os, random, sys, traceback, warnings
 import numpy as np
+import torch
 from torch.nn import functional
 from raytrain_plus.worker_pool.process_reset import ProcessBaseline
-baseline = ProcessBaseline()
-{spoil}
-print(baseline.restore([sys.argv[1]]))
-{check}
+
+def tried(spoil, check):
+    global baseline
+    baseline = ProcessBaseline()
+    exec(spoil, globals())
+    left = baseline.restore([sys.argv[1]])
+    exec(check, globals())
+    return left
+
+for spoil, check in json.loads(sys.argv[2]):
+    if not os.fork():
+        try:
+            found = tried(spoil, check)
+        except BaseException:
+            found = traceback.format_exc()
+        print(json.dumps(found), flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 UNDONE = {
@@ -55,22 +69,21 @@ LEFT = {
 }
 
 
-def after(tmp_path, spoil, check=""):
-    (tmp_path / "theirs.py").write_text("COUNT = 0\n")
-    code = PROGRAM.format(spoil=spoil, check=check)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def after(folder, *cases):
+    """Return what is left of each case's changes after the reset, or its error."""
+    (folder / "theirs.py").write_text("COUNT = 0\n")
+    command = [sys.executable, "-c", PROGRAM, str(folder), json.dumps(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_reversible_changes_are_undone(tmp_path):
+def test_reversible_changes_are_undone_and_irreversible_ones_are_found(tmp_path):
     spoil = "\n".join(one for one, _ in UNDONE.values())
     check = "\n".join(one for _, one in UNDONE.values())
-    assert after(tmp_path, spoil, check) == ""
-
-
-@pytest.mark.parametrize("spoil", LEFT.values(), ids=LEFT)
-def test_irreversible_changes_are_found(tmp_path, spoil):
-    assert "computes other bits" in after(tmp_path, spoil)
+    undone, *left, failed = after(
+        tmp_path, (spoil, check), *((one, "") for one in LEFT.values()), ("", "assert False")
+    )
+    assert undone == ""
+    for name, found in zip(LEFT, left, strict=True):
+        assert "computes other bits" in found, name
+    assert "AssertionError" in failed  # the control: a check that fails is seen
