@@ -56,7 +56,7 @@ def stepper(
     loop.begin_generation([range(workload.logical_ranks)], Alone())
 
     def step() -> float:
-        audit = loop.audit_of(replica.step)
+        audit = loop.guard.audit_of(replica.step)
         began = time.process_time()
         loop.run_step(parts, audit_part=None if audit is None else parts[audit[0]])
         return (time.process_time() - began) * 1e3

@@ -83,7 +83,7 @@ def ours(place: Place) -> Callable[[], None]:
     mine = place.ranges[place.index]
 
     def step(_store: Any = store) -> None:  # keeps the store alive as long as the step
-        audit = loop.audit_of(replica.step)
+        audit = loop.guard.audit_of(replica.step)
         audited = parts[audit[0]] if audit is not None and audit[1] == place.index else None
         loop.run_step([dict(parts[rank]) for rank in mine], audit_part=audited)
 
