@@ -496,6 +496,15 @@ class RunSettings(_Keys):
         Literal["default", "avx2", "avx512"] | None,
         Key("Cap on the CPUs' instruction set. Default: none.", option=""),
     ] = None
+    peak_tflops: Annotated[
+        Annotated[Number, Field(ge=0)] | None,
+        Key(
+            "Peak of a worker's device in 10^12 operations per second, for the run's `mfu`; 0: no "
+            "mfu. Default: by the GPU's name. See "
+            "[monitors](../guide/monitors.md#model-flops-use).",
+            help="Peak of a worker's device in TFLOP/s, for the run's mfu. Default: by its name.",
+        ),
+    ] = None
     loggers: Annotated[
         dict[Text, Settings | None],
         Key(

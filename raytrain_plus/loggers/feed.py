@@ -13,11 +13,16 @@ from pathlib import Path
 from raytrain_plus.loggers.protocol import Logger, LoggerError, Row
 from raytrain_plus.loggers.rows import Rows
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.report.history import read_history
+from raytrain_plus.observe.report.page import page_of
 from raytrain_plus.redaction import redact
 from raytrain_plus.storage import atomic_files
 
 FOLDER = "loggers"
 """In a run's folder: how far each logger is."""
+
+REPORT = "report.html"
+"""In a run's folder: its report, as the loggers that keep files get it."""
 
 _INTERVAL = 0.5  # seconds between two looks at the journal
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0  # seconds
@@ -155,9 +160,27 @@ class Feed:
         end = self._rows.end
         assert end is not None
         if self._logger is not None:
+            if getattr(self._logger, "keeps_files", False):
+                self._write_report(self._logger, end)
             self._logger.close(end)
             self._logger = None
         self._save(replace(self.cursor, closed_at=end.get("time", 0.0), trouble=""))
+
+    def _write_report(self, logger: Logger, end: journal.Event) -> None:
+        """Give a logger the run's report, once for each end of the run."""
+        position, step, at = self._rows.ended_at, end.get("step", 0), end.get("time", 0.0)
+        if position <= self.cursor.position:
+            return
+        path = self._folder / REPORT
+        try:
+            page = page_of(read_history(journal.each(self._path)), at)
+            atomic_files.write(path, page.encode())
+            row = Row(position=position, step=step, time=at, files={REPORT: path})
+        except Exception as error:  # noqa: BLE001 - the values matter more than the page
+            texts = {"report": f"it could not be written: {redact(_said(error))}"}
+            row = Row(position=position, step=step, time=at, texts=texts)
+        logger.write([row])
+        self._save(replace(self.cursor, position=position, step=step))
 
     def _fail(self, error: BaseException) -> None:
         self._retry_at = self._clock() + self._retry

@@ -4,7 +4,8 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from raytrain_plus.loggers.protocol import LoggedRun, Logger, Row
 from raytrain_plus.loggers.rows import flat
@@ -24,6 +25,8 @@ class MLflowLogger(Logger):
         experiment: the experiment's name. Default: the sweep's, or `raytrain_plus`.
         tags: further tags of the run.
     """
+
+    keeps_files: ClassVar[bool] = True
 
     tracking_uri: str | None = None
     experiment: str | None = None
@@ -55,9 +58,14 @@ class MLflowLogger(Logger):
         return 0
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write the values of the rows; the position goes with the last of them."""
+        """Write the values of the rows; the position goes with the last of them.
+
+        Files become artifacts. One that cannot be stored is named by a tag, with the reason.
+        """
         metrics: list[Any] = []
         for row in rows:
+            for name, path in row.files.items():
+                self._store(name, path)
             at = int(row.time * 1000)
             metrics += [
                 self._entities.Metric(_key(name), value, at, row.step)
@@ -66,6 +74,12 @@ class MLflowLogger(Logger):
             if len(metrics) >= _MOST_METRICS // 2 or row is rows[-1]:
                 self._send(metrics, row)
                 metrics = []
+
+    def _store(self, name: str, path: Path) -> None:
+        try:
+            self._client.log_artifact(self._id, str(path))
+        except Exception as error:  # noqa: BLE001 - the store of artifacts is another server
+            self._client.set_tag(self._id, f"raytrain_plus.not_stored.{_key(name)}", str(error))
 
     def _send(self, metrics: Sequence[Any], last: Row) -> None:
         tags = [self._entities.RunTag(_POSITION, str(last.position))]

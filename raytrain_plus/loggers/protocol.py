@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class LoggerError(ValueError):
@@ -41,7 +41,8 @@ class Row:
         time: Unix time.
         values: numbers by name; some may be NaN or infinite.
         texts: other news by name, such as why training paused.
-        files: files by name, such as a sample image or the report.
+        files: files by name, for loggers with `keeps_files`. The last row of a run has its report,
+            `report.html`.
     """
 
     position: int
@@ -58,7 +59,12 @@ class Logger(Protocol):
     A logger runs in a process of its own on the coordinator's node. It may fail, hang or be slow:
     the run does not wait for it. After a failure it is made again from its pickled form, opened,
     and given the rows that it has not written yet.
+
+    Attributes:
+        keeps_files: it stores the files of rows. Default False: rows have none.
     """
+
+    keeps_files: ClassVar[bool] = False
 
     def open(self, run: LoggedRun) -> int | None:  # noqa: ARG002 - for overriding
         """Start to write a run, or go on with one.

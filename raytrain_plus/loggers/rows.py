@@ -8,7 +8,7 @@ from typing import Any
 from raytrain_plus.loggers.protocol import LoggedRun, Row
 from raytrain_plus.observe.causes import causes_of, sentence
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.observe.throughput import Throughput
+from raytrain_plus.observe.throughput import Throughput, model_flops_use
 
 _NO_CONFIG = ("event", "time", "claim", "address", "refused", "resumed", "version")
 
@@ -19,14 +19,17 @@ class Rows:
     Attributes:
         position: of the last event.
         end: the event of the run's end; None while the run goes on.
+        ended_at: the position of that event; 0 while the run goes on.
     """
 
     def __init__(self) -> None:
         self.position = 0
         self.end: Event | None = None
+        self.ended_at = 0
         self._run: Event | None = None
         self._step = 0
         self._throughput = Throughput()
+        self._environment: Event = {}
 
     @property
     def is_known(self) -> bool:
@@ -61,6 +64,8 @@ class Rows:
             self._begin(event)
         elif kind == "step":
             values = self._of_step(event)
+        elif kind == "environment":
+            self._environment = event
         elif kind == "evaluate":
             values = flat(event["metrics"], "evaluation/")
         elif kind == "checkpoint":
@@ -73,7 +78,7 @@ class Rows:
             }
             texts = {"group changed": sentence(causes_of(event))}
         elif kind == "end":
-            self.end = event
+            self.end, self.ended_at = event, self.position
         else:
             texts = _news(event)
         if not values and not texts:
@@ -88,9 +93,10 @@ class Rows:
         )
 
     def _begin(self, event: Event) -> None:
-        self._run, self.end = event, None
+        self._run, self.end, self.ended_at = event, None, 0
         self._step = event.get("resumed_step", 0)
         self._throughput = Throughput()
+        self._environment = {}
 
     def _of_step(self, event: Event) -> dict[str, float]:
         run, self._step = self._run or {}, event["step"]
@@ -103,6 +109,11 @@ class Rows:
             found["samples_per_second"] = rate * run.get("batch_size", 0)
             if run.get("batch_tokens"):
                 found["tokens_per_second"] = rate * run["batch_tokens"]
+            use = model_flops_use(
+                found["samples_per_second"], event.get("workers", 0), self._environment
+            )
+            if use is not None:
+                found["mfu"] = use
         logged = {name: float(value) for name, value in event.get("logged", {}).items()}
         return {**logged, **{name: float(value) for name, value in found.items()}}
 

@@ -4,7 +4,7 @@ import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from raytrain_plus.loggers.protocol import LoggedRun, Logger, Row
 
@@ -24,6 +24,8 @@ class WandbLogger(Logger):
         mode: `online`, `offline` or `disabled`. Default: W&B's own (the variable `WANDB_MODE`).
         tags: of the run.
     """
+
+    keeps_files: ClassVar[bool] = True
 
     project: str | None = None
     entity: str | None = None
@@ -52,8 +54,10 @@ class WandbLogger(Logger):
         return int(known) if known is not None else None
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write the values of the rows."""
+        """Write the values of the rows, and upload their files."""
         for row in rows:
+            for path in row.files.values():
+                self._run.save(str(path), base_path=str(path.parent), policy="now")
             values = {name: x if math.isfinite(x) else str(x) for name, x in row.values.items()}
             self._run.log({**values, **row.texts, "step": row.step, _POSITION: row.position})
 

@@ -164,6 +164,10 @@ class EnvironmentEvent(TypedDict):
     """How the workers compute, by the first worker since the run was started or resumed."""
 
     fingerprint: NotRequired[Annotated[Table, "versions, hardware, and hashes of a probe"]]
+    sample_flops: NotRequired[
+        Annotated[Finite, "floating-point operations of a sample, if the device's peak is known"]
+    ]
+    peak_flops: NotRequired[Annotated[Finite, "peak of one worker's device, per second"]]
     changes: NotRequired[Annotated[Texts, "what is different from before the resume"]]
 
 

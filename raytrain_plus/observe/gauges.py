@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from raytrain_plus.observe.causes import KINDS, causes_of, main_kind
 from raytrain_plus.observe.journal import Event
-from raytrain_plus.observe.throughput import Throughput
+from raytrain_plus.observe.throughput import Throughput, model_flops_use
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ _STEP = Metric("raytrain_plus_step", "Committed steps.")
 _TOTAL = Metric("raytrain_plus_total_steps", "Steps of the whole run.")
 _LOSS = Metric("raytrain_plus_loss", "Loss of the last step.")
 _RATE = Metric("raytrain_plus_samples_per_second", "Samples trained on per second now.")
+_TOKENS = Metric(
+    "raytrain_plus_tokens_per_second", "Tokens trained on per second now, if a batch has tokens."
+)
+_USE = Metric("raytrain_plus_mfu", "Share of the devices' peak that is used now, if it is known.")
 _WORKERS = Metric("raytrain_plus_workers", "Workers of the running generation.")
 _GENERATION = Metric("raytrain_plus_generation", "The running generation's number.")
 _PAUSES = Metric(
@@ -77,7 +81,7 @@ _HITS = Metric(
 _MISSES = Metric("raytrain_plus_cache_misses", "Files that a worker waited for.", "counter")
 
 METRICS = (
-    *(_STEP, _TOTAL, _LOSS, _RATE, _WORKERS, _GENERATION, _PAUSES, _CHECKPOINT_AGE),
+    *(_STEP, _TOTAL, _LOSS, _RATE, _TOKENS, _USE, _WORKERS, _GENERATION, _PAUSES, _CHECKPOINT_AGE),
     *(_LOGGED, _FETCHED, _HITS, _MISSES),
 )
 
@@ -103,6 +107,8 @@ class LiveRun:
     def _begin(self, at: float) -> None:
         self._began = at
         self._throughput = Throughput()
+        self._environment: Event = {}
+        self._batch_tokens = 0
         self._step = self._generation = self._workers = 0
         self._loss: float | None = None
         self._logged: dict[str, float] = {}
@@ -134,6 +140,17 @@ class LiveRun:
         with self._lock:
             return self._throughput.rate(now) * self._batch_size
 
+    def tokens_per_second(self, now: float) -> float:
+        """Return the tokens per second at Unix time `now`; 0.0 if a batch has none."""
+        with self._lock:
+            return self._throughput.rate(now) * self._batch_tokens
+
+    def mfu(self, now: float) -> float | None:
+        """Return the share of the devices' peak that is used at Unix time `now`, if it is known."""
+        rate = self.samples_per_second(now)
+        with self._lock:
+            return model_flops_use(rate, self._workers, self._environment)
+
     def checkpoint(self, now: float) -> dict[str, Any] | None:
         """Return the newest checkpoint's `step` and `age_seconds` at Unix time `now`, if any."""
         with self._lock:
@@ -145,7 +162,8 @@ class LiveRun:
     def readings(self, now: float) -> list[Reading]:
         """Return the metrics' values at Unix time `now`."""
         newest = self.checkpoint(now)
-        rate = self.samples_per_second(now)
+        rate, tokens = self.samples_per_second(now), self.tokens_per_second(now)
+        use = self.mfu(now)
         with self._lock:
             age = newest["age_seconds"] if newest else max(0.0, now - self._began)
             found = [
@@ -155,6 +173,8 @@ class LiveRun:
                 Reading(_WORKERS, self._workers),
                 Reading(_GENERATION, self._generation),
                 Reading(_CHECKPOINT_AGE, age),
+                *([Reading(_TOKENS, tokens)] if self._batch_tokens else []),
+                *([] if use is None else [Reading(_USE, use)]),
                 *(Reading(_PAUSES, seconds, cause) for cause, seconds in self._pauses.items()),
                 *(Reading(_LOGGED, value, name) for name, value in self._logged.items()),
             ]
@@ -165,6 +185,7 @@ class LiveRun:
         if kind == "run":
             self._begin(event.get("time", self._began))
             self._step = event.get("resumed_step", 0)
+            self._batch_tokens = event.get("batch_tokens", 0)
         elif kind == "step":
             self._step, self._loss = event["step"], event["loss"]
             self._throughput.add(event.get("time", 0.0), event["step"])
@@ -172,6 +193,8 @@ class LiveRun:
                 self._logged |= {name: float(x) for name, x in event["logged"].items()}
         elif kind == "withdrawn":
             self._step = event["step"]
+        elif kind == "environment":
+            self._environment = event
         elif kind == "generation":
             self._generation, self._workers = event["generation"], event["workers"]
             self._pauses[main_kind(causes_of(event))] += event["pause_seconds"]

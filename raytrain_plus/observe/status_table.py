@@ -53,7 +53,7 @@ def _summary(status: Mapping[str, Any]) -> Table:
     for name, value in status.get("logged", {}).items():
         grid.add_row(name, f"{float(value):.6g}")
     if "samples_per_second" in status:
-        grid.add_row("speed", f"{status['samples_per_second']:,.0f} samples/s")
+        grid.add_row("speed", _speed(status))
     if "workers" in status:
         grid.add_row("workers", f"{len(status['workers'])} of {status['target']} wanted")
     grid.add_row("generation", str(status["generation"]))
@@ -63,6 +63,15 @@ def _summary(status: Mapping[str, Any]) -> Table:
         grid.add_row("digest", status["digest"])
     grid.add_row("folder", status["folder"])
     return grid
+
+
+def _speed(status: Mapping[str, Any]) -> str:
+    speed = f"{status['samples_per_second']:,.0f} samples/s"
+    if "tokens_per_second" in status:
+        speed += f", {status['tokens_per_second']:,.0f} tokens/s"
+    if "mfu" in status:
+        speed += f", {status['mfu']:.1%} of the devices' peak"
+    return speed
 
 
 def _steps(step: int, total: int) -> Table:

@@ -1,6 +1,8 @@
 """The speed of a run now. Pure: the caller passes the time."""
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 _WINDOW = 5.0  # seconds
 
@@ -45,3 +47,19 @@ class Throughput:
     def _forget(self, now: float) -> None:
         while len(self._commits) > 2 and self._commits[1][0] <= now - _WINDOW:
             self._commits.popleft()
+
+
+def model_flops_use(
+    samples_per_second: float, workers: float, environment: Mapping[str, Any]
+) -> float | None:
+    """Return which share of the devices' peak a run reaches; None if it is not known.
+
+    Args:
+        samples_per_second: of the whole run.
+        workers: that compute them, each on one device.
+        environment: the journal's event.
+    """
+    operations, peak = environment.get("sample_flops", 0.0), environment.get("peak_flops", 0.0)
+    if not peak or not workers:
+        return None
+    return float(samples_per_second * operations / (workers * peak))

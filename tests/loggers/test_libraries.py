@@ -70,6 +70,29 @@ def test_mlflow_finds_its_run_again(tmp_path, monkeypatch):
     assert run.data.params["identity.seed"] == "17"
     assert run.data.tags["raytrain_plus.digest"] == "e" * 64
     assert run.info.status == "FINISHED"
+    assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    page = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
+    assert "7 of 100 steps" in page  # the one of the last end replaces the one before
+
+
+def test_an_artifact_that_mlflow_cannot_store_is_named_and_nothing_else_is_lost(
+    tmp_path, monkeypatch
+):
+    from mlflow.tracking import MlflowClient
+
+    def refuse(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
+    uri = f"file:{tmp_path / 'mlruns'}"
+    write(tmp_path, events())
+    fed(tmp_path, lambda: MLflowLogger(tracking_uri=uri))
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("raytrain_plus")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["raytrain_plus.not_stored.report.html"] == "no space left"
+    assert (run.info.status, run.data.tags["raytrain_plus.digest"]) == ("FINISHED", "e" * 64)
 
 
 class Wandb:
@@ -77,6 +100,7 @@ class Wandb:
 
     def __init__(self):
         self.inits, self.logged, self.summary, self.finished = [], [], {}, []
+        self.saved = []
         self.Settings = types.SimpleNamespace
 
     def init(self, **settings):
@@ -89,6 +113,9 @@ class Wandb:
     def log(self, values):
         self.logged.append(values)
         self.summary |= values
+
+    def save(self, path, base_path, policy):
+        self.saved.append((Path(path).relative_to(base_path), policy))
 
     def finish(self, exit_code):
         self.finished.append(exit_code)
@@ -110,4 +137,5 @@ def test_wandb_continues_one_run_and_groups_a_sweep(tmp_path, monkeypatch):
     assert steps == [(i, 2.0 / i) for i in range(1, 8)]
     assert wandb.summary["digest"] == "e" * 64
     assert wandb.finished[-1] == 0
+    assert wandb.saved == [(Path("report.html"), "now")] * 2  # once for each end of the run
     assert {row["odd"] for row in wandb.logged if "odd" in row} == {"nan"}

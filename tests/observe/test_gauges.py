@@ -62,6 +62,15 @@ def test_samples_are_counted_in_batches_and_stop_without_training():
     assert values(run, 180.0)["samples_per_second"] < 2.0
 
 
+def test_tokens_and_the_use_of_the_peak_are_there_if_they_are_known():
+    environment = {"event": "environment", "sample_flops": 1e6, "peak_flops": 1e9}
+    run = live([EVENTS[0] | {"batch_tokens": 640}, environment, *EVENTS[1:13]])
+    found = values(run, 120.0)
+    assert found["tokens_per_second"] == 640.0
+    assert found["mfu"] == 64.0 * 1e6 / (2 * 1e9)  # of two workers
+    assert not {"tokens_per_second", "mfu"} & values(live(), 120.0).keys()
+
+
 def test_before_the_first_checkpoint_its_age_is_that_of_the_run():
     assert values(live(EVENTS[:5]), 130.0)["checkpoint_age_seconds"] == 30.0
     assert values(live([]), 130.0)["checkpoint_age_seconds"] == 80.0  # since it is known
@@ -107,7 +116,9 @@ def test_a_processs_fetches_are_three_counters():
 
 
 def test_the_catalogue_lists_the_values_that_are_read():
-    read = {reading.metric for reading in [*live().readings(125.0), *traffic(_Zeros())]}
+    environment = {"event": "environment", "sample_flops": 1e6, "peak_flops": 1e9}
+    all_known = live([EVENTS[0] | {"batch_tokens": 640}, environment, *EVENTS[1:]])
+    read = {reading.metric for reading in [*all_known.readings(125.0), *traffic(_Zeros())]}
     assert read == set(METRICS)
     assert len({metric.name for metric in METRICS}) == len(METRICS)
 

@@ -25,6 +25,7 @@ from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import Fingerprint, Ready, Report, RunSpec
 from raytrain_plus.observe.causes import Cause
 from raytrain_plus.redaction import redacted
+from raytrain_plus.training.flops import Flops
 
 _LOOK = 0.25
 _FUTILE = 3  # newcomers refused in a row, after which a run without workers fails
@@ -267,7 +268,7 @@ class Membership:
             )
             return
         fingerprint = redacted(ready.fingerprint)  # as the journal keeps it
-        if not self._reference and not self._is_as_before(member, fingerprint):
+        if not self._reference and not self._is_as_before(member, fingerprint, ready.flops):
             return
         self._futile = 0
         reason = difference(self._reference, fingerprint)
@@ -289,7 +290,7 @@ class Membership:
             self._warnings.add(said)  # once for the run, not for each worker
             self._run_log.note("warning", text=said)
 
-    def _is_as_before(self, member: Member, fingerprint: Fingerprint) -> bool:
+    def _is_as_before(self, member: Member, fingerprint: Fingerprint, flops: Flops) -> bool:
         """Say whether the first worker of a resumed run computes as those before the resume.
 
         If it computes differently it is refused or, if that is allowed, the run is marked.
@@ -308,7 +309,7 @@ class Membership:
             return False
         self._reference = fingerprint
         changes = [f"environment: {changed}"] if changed else []
-        self._run_log.computes_with(fingerprint, changes)
+        self._run_log.computes_with(fingerprint, changes, flops)
         for text in changes:
             said = "the run goes on, and its bits are those of no undisturbed run"
             self._run_log.note("warning", text=f"{text}; {said}")

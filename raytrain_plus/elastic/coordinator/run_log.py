@@ -11,6 +11,7 @@ from raytrain_plus.elastic.protocol.records import GENERATION, Record
 from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.events import scalars_for_json
 from raytrain_plus.observe.journal import Event, JournalError
+from raytrain_plus.training.flops import Flops
 
 # Steps in a row of which a journal may have lost the lines; each takes 8 bytes here.
 _MOST_MISSING = 10_000_000
@@ -243,17 +244,24 @@ class RunLog:
         """Write anything else."""
         self._write([{"event": event, "time": time.time(), **fields}])
 
-    def computes_with(self, fingerprint: Mapping[str, str], changes: Sequence[str] = ()) -> None:
+    def computes_with(
+        self,
+        fingerprint: Mapping[str, str],
+        changes: Sequence[str] = (),
+        flops: Flops = Flops(),  # noqa: B008 - it is frozen
+    ) -> None:
         """Write how the workers compute.
 
         Args:
             fingerprint: of the first worker.
             changes: what is different from before the resume. If anything is, the steps after the
                 checkpoint may get other losses.
+            flops: of a sample, and the peak of the first worker's device.
         """
         self._compute_with(fingerprint, changes)
         changed = {"changes": list(changes)} if changes else {}
-        self.note("environment", fingerprint=self.environment, **changed)
+        known = {"sample_flops": flops.per_sample, "peak_flops": flops.peak} if flops.peak else {}
+        self.note("environment", fingerprint=self.environment, **known, **changed)
 
     def _compute_with(self, fingerprint: Mapping[str, str], changes: Sequence[str]) -> None:
         self.environment = dict(fingerprint)

@@ -94,8 +94,11 @@ class RunStatus:
         by the thread that decides, nor with a lock held.
         """
         now = time.time()
+        tokens, use = self._live.tokens_per_second(now), self._live.mfu(now)
         return {
             "samples_per_second": round(self._live.samples_per_second(now), 3),
+            **({"tokens_per_second": round(tokens, 3)} if tokens else {}),
+            **({} if use is None else {"mfu": round(use, 6)}),
             "checkpoint": self._live.checkpoint(now),
             "generations": self._run_log.generations[-_GENERATIONS:],
             "members": self._members(group),

@@ -18,6 +18,7 @@ from raytrain_plus.redaction import redacted, redacted_repr
 from raytrain_plus.stopping import Rule
 from raytrain_plus.storage.store import Store
 from raytrain_plus.task import Task
+from raytrain_plus.training.flops import Flops
 from raytrain_plus.user_code import Code
 
 Fingerprint = Mapping[str, str]
@@ -72,6 +73,9 @@ class ElasticConfig:
             which outlive the run. Default: none, each worker is a new process.
         isa: cap on the CPU's instruction set for fleets of mixed machines: `default` (SSE/NEON),
             `avx2` or `avx512`; part of what the bits depend on. Default: none.
+        peak_tflops: the peak of one worker's device in 10^12 floating-point operations per second,
+            to which a run's own rate is compared (`mfu`); 0: no comparison. Default: by the GPU's
+            name (`training/flops.py`); of a CPU no peak is known.
     """
 
     hang_deadline: float | None = None
@@ -91,6 +95,7 @@ class ElasticConfig:
     coordinator_deadline: float = 30.0
     worker_pool: str | None = None
     isa: Literal["default", "avx2", "avx512"] | None = None
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         for name in _ABOVE_ZERO:
@@ -100,6 +105,10 @@ class ElasticConfig:
         for name in ("spares", "check_every", "audit_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.peak_tflops is not None and not 0 <= self.peak_tflops < float("inf"):
+            raise ValueError(
+                f"peak_tflops is {self.peak_tflops}; it must be a number that is at least 0"
+            )
         if self.isa not in (None, "default", "avx2", "avx512"):
             raise ValueError(f"isa is {self.isa!r}; it is default, avx2, avx512 or None")
 
@@ -245,6 +254,7 @@ class Ready:
         stacks: the descriptor with which a neighbour reads the worker's stacks.
         warnings: of aspects that found nothing to do in the model.
         code: the files of the user's code that it has loaded.
+        flops: of a sample, and the peak of the device.
     """
 
     pid: int
@@ -257,6 +267,7 @@ class Ready:
     step: int
     warnings: Sequence[str] = ()
     code: Code = field(default_factory=dict)
+    flops: Flops = Flops()  # noqa: RUF009 - it is frozen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ from raytrain_plus.task import TaskWarning, load_task
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.evaluation import named_in
+from raytrain_plus.training.flops import Flops, count_flops
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.modes import evaluated
 from raytrain_plus.training.purity import check_function
@@ -169,6 +170,7 @@ class Worker:
             check_start(self._task, replica)
         identity = {"data": self._source.identity, "evaluation data": told(self._evaluations)}
         proof = {**identity, **fingerprint(self._loop, self._probe(), self._device)}
+        flops = self._flops()
         self._weave.spent()  # the cost of the probe is not the run's
         self._uploads = Uploads(
             spec.checkpoint_store,
@@ -193,7 +195,17 @@ class Worker:
             step=replica.step,
             code=user_code.loaded_code(),
             warnings=warned,
+            flops=flops,
         )
+
+    def _flops(self) -> Flops:
+        """Count the operations of a sample; a model that cannot be counted has none."""
+        try:
+            peak = self._spec.elastic.peak_tflops
+            return count_flops(self._loop.probe, self._probe(), self._device, peak)
+        except Exception:  # noqa: BLE001 - such as an operation that no dispatch mode may see
+            self._loop.drop_part()
+            return Flops()
 
     def _build_replica(self, spec: RunSpec) -> Replica:
         self._weave = Weave(unpack(spec.algorithms))

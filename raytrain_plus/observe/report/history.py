@@ -91,6 +91,7 @@ class RunHistory:
         logged: by name, (step, active seconds, value) of each logged scalar of a step that stands.
         checkpoints: all `checkpoint` events.
         fingerprint: how the workers compute.
+        environment: the event that says so last, with the peak of their devices if it is known.
         withdrawn: steps that were withdrawn because of silent data corruption.
         busy_seconds: CPU time of all workers in steps.
         events: how many events the journal has.
@@ -104,6 +105,7 @@ class RunHistory:
     logged: "dict[str, tuple[array[int], array[float], array[float]]]" = field(default_factory=dict)
     checkpoints: list[Event] = field(default_factory=list)
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    environment: Event = field(default_factory=dict)
     withdrawn: int = 0
     busy_seconds: float = 0.0
     events: int = 0
@@ -169,7 +171,7 @@ def _begin(history: RunHistory, event: Event) -> None:
 
 
 def _environment(history: RunHistory, event: Event) -> None:
-    history.fingerprint = event.get("fingerprint", {})
+    history.fingerprint, history.environment = event.get("fingerprint", {}), event
     if changes := event.get("changes"):  # what follows is another run's
         run = history.last.run
         run["changes"] = [*run.get("changes", ()), *changes]

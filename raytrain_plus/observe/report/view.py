@@ -20,6 +20,7 @@ from raytrain_plus.observe.report.spending import (
     Spending,
     spending_of,
 )
+from raytrain_plus.observe.throughput import model_flops_use
 
 _MOST_ROWS = 120  # of a table; a longer one shows its first and last rows
 _HASHES = ("initial model", "probe gradient")
@@ -115,8 +116,7 @@ def _tiles(history: RunHistory, spent: Spending) -> list[Row]:
     tiles = tiles[:4]
     steps = sum(_steps_of(history))
     if spent.training > 0 and steps:
-        rate = steps * history.run["batch_size"] / spent.training
-        tiles.append(Row("samples per second", f"{rate:,.0f}", "while it trained"))
+        tiles += _speed_tiles(history, spent, steps)
     tiles.append(Row("wall time", duration(spent.wall), f"{duration(spent.training)} training"))
     tiles.append(Row("device time", duration(history.busy_seconds), "busy time of all workers"))
     if spent.pause_counts:
@@ -128,6 +128,20 @@ def _tiles(history: RunHistory, spent: Spending) -> list[Row]:
                 f"{count} time{'s' * (count != 1)}, at most {duration(spent.longest_pause)}",
             )
         )
+    return tiles
+
+
+def _speed_tiles(history: RunHistory, spent: Spending, steps: int) -> list[Row]:
+    rate = steps / spent.training
+    samples = rate * history.run["batch_size"]
+    tiles = [Row("samples per second", f"{samples:,.0f}", "while it trained")]
+    if history.run.get("batch_tokens"):
+        tokens = rate * history.run["batch_tokens"]
+        tiles.append(Row("tokens per second", f"{tokens:,.0f}", "while it trained"))
+    workers = (spent.worker_seconds - spent.workers["pause"]) / spent.training
+    use = model_flops_use(samples, workers, history.environment)
+    if use is not None:
+        tiles.append(Row("model FLOP/s use", f"{use:.1%}", "of the devices' peak"))
     return tiles
 
 
