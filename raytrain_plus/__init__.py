@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from raytrain_plus import algorithms as algorithms
     from raytrain_plus.elastic.protocol.faults import Fault as Fault
     from raytrain_plus.elastic.protocol.messages import ElasticConfig as ElasticConfig
+    from raytrain_plus.inference.evaluate import evaluate as evaluate
+    from raytrain_plus.inference.predict import predict as predict
     from raytrain_plus.streams.mixture import Mixture as Mixture
     from raytrain_plus.streams.stream import Stream as Stream
     from raytrain_plus.streams.writer import StreamWriter as StreamWriter
@@ -26,6 +28,8 @@ _MODULES = {
     "StreamWriter": "raytrain_plus.streams.writer",
     "Task": "raytrain_plus.task",
     "TrainingFailedError": "raytrain_plus.trainer",
+    "evaluate": "raytrain_plus.inference.evaluate",
+    "predict": "raytrain_plus.inference.predict",
 }
 __all__ = [
     "ElasticConfig",
@@ -37,6 +41,8 @@ __all__ = [
     "Task",
     "TrainingFailedError",
     "algorithms",
+    "evaluate",
+    "predict",
 ]
 
 

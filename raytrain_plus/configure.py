@@ -368,13 +368,21 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
         data = data if data is not None else call_task_method(task, "data")
     if data is None:
         raise ConfigError("no training data: give `data`, or define the task's data()")
+    return absolute(data), evaluation_data_of(task, evaluation_data)
+
+
+def evaluation_data_of(task: Task, data: Any) -> Any:
+    """Return the data to evaluate on: what is given, or else the task's own; None for none.
+
+    Raises:
+        ConfigError: a set has no data, or a name that is not possible.
+    """
     with exits.as_errors("the task's evaluation_data()"):
-        given = evaluation_data is not None
-        held_out = evaluation_data if given else call_task_method(task, "evaluation_data")
+        held_out = data if data is not None else call_task_method(task, "evaluation_data")
     if isinstance(held_out, Mapping):
         _check_set_names(held_out)
-        return _absolute(data), {name: _absolute(one) for name, one in held_out.items()}
-    return _absolute(data), _absolute(held_out)
+        return {name: absolute(one) for name, one in held_out.items()}
+    return absolute(held_out)
 
 
 def _check_set_names(sets: Mapping[str, Any]) -> None:
@@ -390,13 +398,13 @@ def _check_set_names(sets: Mapping[str, Any]) -> None:
         raise ConfigError("evaluation_data is empty: name some sets, or leave it out")
 
 
-def _absolute(data: Any) -> Any:
+def absolute(data: Any) -> Any:
     """Return data with an absolute path, which is valid in every worker's working directory."""
     if isinstance(data, Mixture):
-        streams = {name: _absolute(stream) for name, stream in data.streams.items()}
+        streams = {name: absolute(stream) for name, stream in data.streams.items()}
         return dataclasses.replace(data, streams=streams)
     if isinstance(data, Stream):
-        return dataclasses.replace(data, url=_absolute(data.url))
+        return dataclasses.replace(data, url=absolute(data.url))
     if isinstance(data, str | os.PathLike) and (path := local_path(data)) is not None:
         return str(path)
     return data

@@ -59,7 +59,7 @@ from raytrain_plus.storage import atomic_files
 from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
-from raytrain_plus.task import TaskError, import_named
+from raytrain_plus.task import TaskError, already_imported, import_named
 
 FILE_NAME = "run.yaml"
 """The name of the file in a run's folder."""
@@ -157,6 +157,10 @@ Length = Annotated[Text, AfterValidator(_duration)]
 Settings = dict[str, Any]
 
 
+def _transform(name: str) -> Any:
+    return import_named(name, "transform")
+
+
 class _Keys(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -176,11 +180,16 @@ class StreamSettings(_Keys):
     storage_options: Settings = Field(default_factory=dict)
     deadline: Number = 60.0
 
-    def made(self, options: Mapping[str, Any]) -> Stream:
-        """Return the Stream; `options` are for its store, if it has none of its own."""
+    def made(self, options: Mapping[str, Any], find: Callable[[str], Any] = _transform) -> Stream:
+        """Return the Stream.
+
+        Args:
+            options: for its store, if it has none of its own.
+            find: returns the transform of a name. Default: it is imported.
+        """
         given = self.model_dump(exclude_unset=True)
         if self.transform is not None:
-            given["transform"] = import_named(self.transform, "transform")
+            given["transform"] = find(self.transform)
         if options:
             given["storage_options"] = {**options, **self.storage_options}
         return Stream(given.pop("url"), **given)
@@ -194,9 +203,9 @@ class MixtureSettings(_Keys):
     changes: dict[Whole, dict[Text, Number]] = Field(default_factory=dict)
     block: Whole = 1024
 
-    def made(self, options: Mapping[str, Any]) -> Mixture:
-        """Return the Mixture."""
-        streams = {name: stream.made(options) for name, stream in self.streams.items()}
+    def made(self, options: Mapping[str, Any], find: Callable[[str], Any] = _transform) -> Mixture:
+        """Return the Mixture; see `StreamSettings.made`."""
+        streams = {name: stream.made(options, find) for name, stream in self.streams.items()}
         return Mixture(streams, weights=self.weights, changes=self.changes, block=self.block)
 
 
@@ -240,7 +249,7 @@ Faults = Annotated[
 ]
 
 
-def _by_name(texts: list[str]) -> Any:
+def by_name(texts: list[str]) -> Any:
     """Return the value of an option that is given once, or NAME=VALUE once for each name."""
     pairs = [_NAMED.fullmatch(text) for text in texts]
     if len(texts) == 1 and pairs[0] is None:
@@ -345,7 +354,7 @@ class RunSettings(_Keys):
         EvaluationData | None,
         Key(
             "The same, for evaluation; or several sets, as a mapping from their names.",
-            parse=_by_name,
+            parse=by_name,
             metavar="[NAME=]URL",
             help="The same, for evaluation. May be repeated with names.",
         ),
@@ -389,7 +398,7 @@ class RunSettings(_Keys):
         Key(
             "In the same units, or 0.1dur of the whole run; or a mapping from the names of "
             "evaluation sets.",
-            parse=_by_name,
+            parse=by_name,
             metavar="[NAME=]LENGTH",
             help="In the same units, or 0.1dur of the whole run. May be repeated with names.",
         ),
@@ -891,14 +900,40 @@ def _scaling(**settings: Any) -> ray.train.ScalingConfig:
         logger.setLevel(level)
 
 
-def _data(settings: RunSettings) -> dict[str, Any]:
+def _data(settings: RunSettings, find: Callable[[str], Any] = _transform) -> dict[str, Any]:
     held_out, options = settings.evaluation_data, settings.storage_options
     sets = held_out if isinstance(held_out, dict) else {"": held_out}
     given = [settings.data, *sets.values()]
-    made = [one.made(options) if isinstance(one, _Keys) else one for one in given]
+    made = [one.made(options, find) if isinstance(one, _Keys) else one for one in given]
     train_on, *evaluate_on = configure.with_options(options, *made)
     named = dict(zip(sets, evaluate_on, strict=True))
     return {"data": train_on, "evaluation_data": named.get("", named)}
+
+
+def evaluation_data_of(path: Path) -> Any:
+    """Return the evaluation data that a run's own file names; None if it names none.
+
+    The file may come from elsewhere. So nothing that it names is imported.
+
+    Raises:
+        RunFileError: it has mistakes, it holds no secrets that its store needs, or the module of
+            its transform is not imported.
+    """
+
+    def find(name: str) -> Any:
+        found = already_imported(name)
+        if found is None:
+            raise RunFileError(
+                f"{path} names the transform {name!r}, and its module is not imported: import it "
+                "(--code), or give the data (--data)"
+            )
+        return found
+
+    settings = merged([read_run_file(path).layer]).model_copy(update={"data": None})
+    if settings.evaluation_data is None:
+        return None
+    check_secrets(settings)
+    return _data(settings, find)["evaluation_data"]
 
 
 def described(

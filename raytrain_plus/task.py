@@ -193,6 +193,22 @@ class Task:
         """
         return {}
 
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Compute what `raytrain-plus predict` writes for a batch. Default: what `forward` returns.
+
+        The model is in evaluation mode, and no gradient is kept. The global generators are seeded
+        for each batch.
+
+        Args:
+            model: the model, as an evaluation uses it.
+            batch: column name -> tensor of shape (n, ...), or a list. It may lack `target`.
+
+        Returns:
+            Column name -> tensor of shape (n, ...), or a list of n values: numbers, text, bytes,
+            tensors, or lists of them. A tensor or a list alone is the column `prediction`.
+        """
+        return self.forward(model, batch)
+
     def depends_on(self) -> Mapping[str, str]:
         """Return what else the result depends on, such as hashes of files that `model()` reads.
 

@@ -18,6 +18,7 @@ _CALLS = {
     "loss": "loss(outputs, batch)",
     "collate": "collate(rows)",
     "measure": "measure(outputs, batch)",
+    "predict": "predict(model, batch)",
     "depends_on": "depends_on()",
     "metrics": "metrics()",
     "update_metric": "update_metric(metric, outputs, batch)",

@@ -184,6 +184,7 @@ def test_the_commands_and_options_are_pinned():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     contract = {"train", "demo", "status", "scale", "stop", "verify"}
     others = {"algorithms", "export", "chaos", "attach", "checkpoint", "report", "log", "init"}
+    others |= {"evaluate", "predict"}
     assert commands == contract | others | {"doctor", "node_agent", "sweep", "frontier"}
     help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
     needed = (

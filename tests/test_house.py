@@ -108,6 +108,7 @@ LAYERS = [
     {"resume"},
     {"run_file"},
     {"trainer"},
+    {"inference"},
     {"chaos"},
     {"frontier"},
     {"demo"},
@@ -133,6 +134,7 @@ MAY_IMPORT_RAY = {
     "frontier.sweep",
     "frontier.tune_space",
     "trainer",
+    "inference.workers",
     "configure",
     "run_file",
     "chaos.campaign",
@@ -153,6 +155,8 @@ EXPORTED = {
     "Task",
     "TrainingFailedError",
     "algorithms",
+    "evaluate",
+    "predict",
 }
 
 

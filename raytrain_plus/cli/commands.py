@@ -23,6 +23,7 @@ from raytrain_plus.cli.answers import (
 from raytrain_plus.cli.chaos import chaos
 from raytrain_plus.cli.data import data_app
 from raytrain_plus.cli.frontier import frontier
+from raytrain_plus.cli.inference import evaluate, predict
 from raytrain_plus.cli.init import init
 from raytrain_plus.cli.log import log
 from raytrain_plus.cli.node_agent import node_agent
@@ -132,7 +133,8 @@ app = typer.Typer(
 )
 app.callback()(_options)
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Train": (init, train, attach, export, demo),
+    "Train": (init, train, attach, demo),
+    "Use a trained model": (evaluate, predict, export),
     "Watch and steer a run": (status, scale, checkpoint, stop, report, log),
     "Search for recipes": (algorithms, sweep, frontier),
     "Check": (verify, chaos, doctor),

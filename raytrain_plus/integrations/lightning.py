@@ -95,6 +95,16 @@ class LightningTask(Task):
             _LOGGED.reset(token)
         return returned, logged
 
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """Return what `predict_step` returns, or else the module of the one input column."""
+        if not _overrides(type(model), "predict_step"):
+            return super().forward(model, batch)
+        given: Any = batch
+        if self._as_tuple:
+            given = tuple(batch[name] for name in self.columns or () if name in batch)
+        step: Any = model.predict_step
+        return step(*(given, 0)[: len(inspect.signature(step).parameters)])
+
     def loss(self, outputs: Any, batch: Batch) -> Any:
         """Return the loss of the step, and log what it has logged."""
         del batch

@@ -176,6 +176,15 @@ class TransformersTask(Task):
         )
         return losses, labels != self.ignore_index
 
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the class and the logits of each row; of a language model each row's mean loss."""
+        outputs = self.forward(model, batch)
+        if self.kind == "sequence-classification":
+            return {"label": outputs.argmax(-1), "logits": outputs}
+        losses, counts = self.loss(outputs, batch)
+        tokens = counts.sum(1)
+        return {"loss": (losses * counts).sum(1) / tokens, "tokens": tokens}
+
     def metrics(self) -> "dict[str, torchmetrics.Metric]":
         """Return the accuracy of a classifier; a language model has its loss."""
         if self.kind != "sequence-classification":

@@ -119,6 +119,19 @@ class Evaluation:
         """
         if not (self._metrics or self._with_means):
             return {}
+        states = self.measure(step, weave, ranges[wire.index], wire.device, enter)
+        enter("gather")
+        return self.values(step.number, wire.all_gather_bytes(states))
+
+    def measure(
+        self,
+        step: Step,
+        weave: Weave,
+        ranks: range,
+        device: torch.device,
+        enter: Callable[[str], None] = lambda _: None,
+    ) -> bytes:
+        """Return what some logical ranks measure, for `values`."""
         step.model.eval()
         states: dict[str, Tensor] = {}
         try:
@@ -134,17 +147,25 @@ class Evaluation:
                     buffers.attributes.note()
                     return outputs, sums
 
-                for rank in ranges[wire.index]:
+                for rank in ranks:
                     step.model.eval()
                     try:
-                        states |= self._measure(step, rank, wire.device, enter, forward)
+                        states |= self._measure(step, rank, device, enter, forward)
                     finally:  # what a forward changes must not reach the next logical rank
                         buffers.restore()
         finally:
             self.source.release()
-        enter("gather")
+        return safetensors.torch.save(states)
+
+    def values(self, step: int, payloads: Sequence[bytes]) -> Values:
+        """Return the value of each metric and mean.
+
+        Args:
+            step: the step after which it is evaluated.
+            payloads: what `measure` has returned for all logical ranks, in any order.
+        """
         told: dict[str, Tensor] = {}
-        for payload in wire.all_gather_bytes(safetensors.torch.save(states)):
+        for payload in payloads:
             told |= safetensors.torch.load(payload)
         values = {name: self._value(step, name, told) for name in sorted(self._metrics)}
         return {**values, **self._means(told)}
@@ -208,7 +229,7 @@ class Evaluation:
             means[name] = _plain(name, whole[0] / whole[1])
         return means
 
-    def _value(self, step: Step, name: str, told: dict[str, Tensor]) -> Any:
+    def _value(self, step: int, name: str, told: dict[str, Tensor]) -> Any:
         of_ranks: dict[int, dict[str, Tensor]] = {}
         for full, value in told.items():
             metric, rank, key = full.split("/", 2)
@@ -217,7 +238,7 @@ class Evaluation:
         ranks = [of_ranks[rank] for rank in sorted(of_ranks)]
         whole = merged(name, copy.deepcopy(self._metrics[name]), ranks)
         # Some draw samples when they compute; all workers must draw the same.
-        seed_global_generators(seed_for(self._seed, "metrics", step.number))
+        seed_global_generators(seed_for(self._seed, "metrics", step))
         return _plain(name, whole.compute())
 
 

@@ -116,6 +116,22 @@ def test_a_run_logs_and_evaluates(tmp_path):
     assert "train_loss" in result.return_value["logged"]
 
 
+def test_it_predicts_by_the_modules_own_step_or_by_its_forward():
+    class Labels(Lit):
+        def predict_step(self, batch):
+            return {"label": self(batch[0]).argmax(1)}
+
+    batch = {"x": part(0, 0)["x"]}  # without labels
+    for kind in (Lit, Labels):
+        task = LightningTask(kind, COLUMNS)
+        model = task.model().eval()
+        logits = model(batch["x"])
+        found = task.predict(model, batch)
+        assert torch.equal(
+            found if kind is Lit else found["label"], logits.argmax(1) if kind is Labels else logits
+        )
+
+
 class Manual(Lit):
     def __init__(self):
         super().__init__()

@@ -99,6 +99,23 @@ def test_models_from_a_configuration_have_equal_bits_anywhere(name):
     assert verdict(lambda: Group(lambda: task, part_of(task, *columns)), steps=1) == "equal"
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_each_kind_of_model_predicts_rows(name):
+    settings, columns = CASES[name]
+    task = TransformersTask(**settings)
+    torch.manual_seed(1)
+    batch = part_of(task, *columns)(0, 0)
+    found = task.predict(task.model().eval(), batch)
+    if name == "classes":
+        assert torch.equal(found["label"], found["logits"].argmax(1))
+        return
+    if name == "causal":
+        assert torch.equal(found["tokens"], batch["attention_mask"].sum(1) - 1)
+    assert found["loss"].shape == (3,)
+    counted = found["tokens"] > 0  # the masks may be none
+    assert (found["loss"][counted] > 0).all()
+
+
 def adapted(base, **more):
     return TransformersTask(folder=str(base), adapter=LORA, learning_rate=0.05, **more)
 

@@ -1,0 +1,1 @@
+"""What is done with a trained model: evaluate it on data, and predict rows."""
