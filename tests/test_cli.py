@@ -220,24 +220,32 @@ def test_the_help_names_the_version_and_the_completion_of_the_shell():
     assert help_text.index(" train ") < help_text.index(" node-agent ")
 
 
+def completion_of(words):
+    return {
+        "_RAYTRAIN_PLUS_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [("raytrain-plus fro", "frontier"), ("raytrain-plus train --resu", "--resume")],
 )
 def test_a_shell_completes_commands_and_options(words, wanted):
-    completion = {
-        "_RAYTRAIN_PLUS_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split()) - 1),
-    }
+    told = CliRunner().invoke(app, env=completion_of(words), prog_name="raytrain-plus")
+    assert told.stdout.strip() == wanted
+
+
+def test_the_installed_program_completes():
     told = subprocess.run(
         [Path(sys.executable).with_name("raytrain-plus")],
-        env=os.environ | completion,
+        env=os.environ | completion_of("raytrain-plus fro"),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.stdout.strip() == wanted
+    assert told.stdout.strip() == "frontier"
 
 
 def test_text_in_brackets_is_shown_unchanged(tmp_path):

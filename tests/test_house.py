@@ -161,6 +161,12 @@ EXPORTED = {
 
 
 @cache
+def parsed(source):
+    """Return the tree of a source, which no check changes."""
+    return ast.parse(source)
+
+
+@cache
 def imports_of(source, *, when_loaded=False):
     """Return the modules that a source imports anywhere; imports by `from` with each name.
 
@@ -168,7 +174,7 @@ def imports_of(source, *, when_loaded=False):
         source: a module's source code.
         when_loaded: leave out imports inside functions.
     """
-    found, left = set(), [ast.parse(source)]
+    found, left = set(), [parsed(source)]
     while left:
         node = left.pop()
         if isinstance(node, ast.Import):
@@ -249,7 +255,7 @@ def long_functions(source, most=60):
     """
     functions = [
         (node.name, node.end_lineno - node.body[0].lineno + 1)
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     return [(name, lines) for name, lines in functions if lines > most]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import operator
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.test_tutorial import parse
 MODULES = ("task", "prepare_data", "test_task")
 FILES = ["README.md", "prepare_data.py", "run.yaml", "task.py", "test_task.py"]
 # Smaller samples than those that a user gets, so that the tests are quick.
+FEW = slice(8)  # files of the sample
 SMALLER = {
     "images": {"sample": {"rows": 400}},
     "text": {},
@@ -52,6 +54,11 @@ def test_a_project_is_tested_prepared_and_trained(project, monkeypatch):
     prepare = importlib.import_module("prepare_data")
     for name, less in SMALLER[project].items():
         monkeypatch.setattr(prepare, name, partial(getattr(prepare, name), **less))
+    if project == "text":
+        monkeypatch.setattr(prepare, "sample", partial(operator.getitem, prepare.sample(), FEW))
+    if project == "finetune":
+        few = prepare.LIBRARY[FEW]
+        monkeypatch.setattr(prepare, "docstrings", partial(prepare.docstrings, few))
     prepare.main()
     settings = command._settings(Path("run.yaml"), {})
     assert str(settings.workers) == "1:2"

@@ -40,7 +40,7 @@ from raytrain_plus.storage.store import Store
 from tests.algorithms.tiny import TinyImages, trained
 from tests.damage import altered, damaged
 
-TRIES = 300
+TRIES = 150
 
 
 @pytest.fixture

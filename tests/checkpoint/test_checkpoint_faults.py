@@ -182,7 +182,7 @@ def test_removing_starts_with_the_manifest(store, monkeypatch):
 
 def test_an_unreachable_store_is_an_error_and_not_an_empty_folder(server):
     options = server.options("http://127.0.0.1:9")  # the discard port, on which no server listens
-    store = Store("s3://bucket/run", options, deadline=1.0, stall=0.5)
+    store = Store("s3://bucket/run", options, deadline=0.3, stall=0.3)
     for ask in (
         lambda: newest_whole(store),
         lambda: checkpointer.remove_leftovers(store),

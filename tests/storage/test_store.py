@@ -61,7 +61,7 @@ def through(proxy, server, bucket, **settings):
 def test_a_temporary_fault_is_not_noticed(fault, proxy, server, bucket):
     fault.struck = 0
     proxy.faults.append(fault)
-    stall = 3.0 if fault.kind == "stall" else 120.0
+    stall = 1.0 if fault.kind == "stall" else 120.0
     store = through(proxy, server, bucket, stall=stall)
     assert store.read(NAME, len(CONTENT), SHA) == CONTENT
     assert fault.struck >= (fault.times or 1)  # the fault did happen

@@ -86,17 +86,17 @@ def check(found, undamaged):
     return refused
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_a_damaged_file_is_refused_or_read_and_never_ends_the_process(name, tmp_path):
-    content = FORMS[name]()
-    whole = tmp_path / name
-    whole.write_bytes(content)
-    paths = []
-    for seed in range(60):
-        paths.append(tmp_path / f"{seed}-{name}")
-        paths[-1].write_bytes(damaged(content, seed))
-    found = answers([*paths, whole])
-    check(found, found.pop(whole))
+def test_a_damaged_file_is_refused_or_read_and_never_ends_the_process(tmp_path):
+    paths = {}
+    for name, form in FORMS.items():
+        content = form()
+        paths[name] = [tmp_path / name, *(tmp_path / f"{seed}-{name}" for seed in range(60))]
+        paths[name][0].write_bytes(content)
+        for seed, path in enumerate(paths[name][1:]):
+            path.write_bytes(damaged(content, seed))
+    found = answers([path for of_form in paths.values() for path in of_form])
+    for whole, *others in paths.values():
+        check({path: found[path] for path in others}, found[whole])
 
 
 def write_stream(folder):
