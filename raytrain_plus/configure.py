@@ -41,6 +41,7 @@ from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream
+from raytrain_plus.streams.vocabulary import check_one_tokenizer, check_vocabulary
 from raytrain_plus.task import Task, TaskError, collate_of
 from raytrain_plus.task_check import call_task_method, check_form
 from raytrain_plus.training.attributes import same
@@ -496,6 +497,8 @@ def open_for(
         source = open_source(data, names, hash_data=hash_data)
         source.collate = collate_of(task)
         with closed_on_error(source):
+            if source.transform is None:
+                check_vocabulary(source.vocabularies, task.vocabulary_size)
             shapes = _shapes(source)
     except (DataError, StorageError) as error:
         raise DataError(f"{what}: {error}") from error
@@ -613,7 +616,9 @@ def describe_data(task: Task, source: Source, evaluation_data: Any) -> dict[str,
         what = f"evaluation data {name}".rstrip()
         held_out = open_for(task, data, what, hash_data=source.hash_data)
         with contextlib.closing(held_out):
-            check_same(source.labels, held_out.labels, "the training data", f"the {what}")
+            names = ("the training data", f"the {what}")
+            check_same(source.labels, held_out.labels, *names)
+            check_one_tokenizer(source.vocabularies, held_out.vocabularies, *names)
             _check_targets(task.target, source, held_out)
             described[what] = held_out.identity
     return described

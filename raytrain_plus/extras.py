@@ -11,6 +11,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "demo": ("matplotlib", "mlxtend"),
     "s3": ("s3fs",),
     "hf": ("peft", "tokenizers", "transformers"),
+    "tokenizers": ("tokenizers",),
     "lightning": ("lightning",),
     "frontier": ("matplotlib", "moocore", "optuna", "scipy"),
     "mlflow": ("mlflow",),

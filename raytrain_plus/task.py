@@ -55,6 +55,8 @@ class Task:
         tokens: the column whose values are tokens; a duration in tokens counts them. Rows may have
             any length. Then, if a duration is given in tokens, the whole column is read at the
             start, and the mean over all rows counts. Default: none.
+        vocabulary_size: how many different tokens the model knows. A stream whose tokenizer has
+            more of them is refused before any worker starts. Default: not checked.
         ignore_index: the label that means "no label", as in `torch.nn.functional.cross_entropy`.
             Algorithms that smooth or mix labels leave such samples without a label. Default -100.
         evaluate_loss: whether an evaluation measures the mean loss, as `evaluation_loss`. Default:
@@ -69,6 +71,7 @@ class Task:
     columns: Sequence[str] | Mapping[str, tuple[int, ...]] | None = None
     target: str = "label"
     tokens: str | None = None
+    vocabulary_size: int | None = None
     ignore_index: int = -100
     evaluate_loss: bool | None = None
     keep_frozen: bool = True

@@ -46,6 +46,8 @@ def check_form(task: Task) -> None:
     _check_attribute(
         name, "tokens", task.tokens, (str, type(None)), "the name of a column, or None"
     )
+    size = task.vocabulary_size
+    _check_attribute(name, "vocabulary_size", size, (int, type(None)), "a whole number, or None")
     if task.evaluate_loss not in (None, True, False):
         raise TaskError(
             f"evaluate_loss of task {name} is {task.evaluate_loss!r}, and must be True, False or "

@@ -1,6 +1,7 @@
-"""The `data` commands: make and check streams."""
+"""The `data` commands: make, convert and check streams, and tokenize text."""
 
 import contextlib
+import os
 import sys
 import tempfile
 import warnings
@@ -28,8 +29,19 @@ from raytrain_plus.streams.convert import (
     read_any,
     write_parquet,
 )
+from raytrain_plus.streams.documents import read_documents
 from raytrain_plus.streams.format import Compression
 from raytrain_plus.streams.reorder import mixed
+from raytrain_plus.streams.retyping import parse_types
+from raytrain_plus.streams.stream import parse_bytes
+from raytrain_plus.streams.text import Dialect
+from raytrain_plus.streams.tokens import (
+    AUTO,
+    Packing,
+    described,
+    read_tokenizer,
+    tokenize_documents,
+)
 from raytrain_plus.streams.writer import StreamWriter
 
 data_app = typer.Typer(help="Make and check streams.", no_args_is_help=True)
@@ -43,6 +55,59 @@ Options = Annotated[
         help="For fsspec; VALUE may be JSON, as in anon=false. May be repeated.",
     ),
 ]
+FileSize = Annotated[str, typer.Option(help="Uncompressed bytes per file of a stream.")]
+StoredAs = Annotated[Compression, typer.Option(help="Compression of a stream's files.")]
+OnlyWriter = Annotated[
+    bool,
+    typer.Option(
+        "--only-writer",
+        help="No other process writes there: write without conditional requests.",
+    ),
+]
+Columns = Annotated[
+    str | None, typer.Option(metavar="A,B", help="The columns to keep. Default: all.")
+]
+Split = Annotated[
+    str | None,
+    typer.Option(help="train, validation or test, by the names of files and folders; or all."),
+]
+TypesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--type",
+        metavar="COLUMN=TYPE",
+        help="Convert a column, each value exactly: int8 to int64, uint8 to uint64, float16 to "
+        "float64, bool, string, binary. Text is read as numbers. May be repeated.",
+    ),
+]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(metavar="OLD=NEW", help="Give a column another name. May be repeated."),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHARACTER",
+        help="CSV: between fields; tab for a tab. Default: a comma, and a tab in .tsv.",
+    ),
+]
+Quote = Annotated[str, typer.Option(metavar="CHARACTER", help="CSV: around fields; none for none.")]
+Escape = Annotated[
+    str | None,
+    typer.Option(metavar="CHARACTER", help="CSV: before a character without special meaning."),
+]
+Header = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="CSV: the columns' names. Default: the first line has them."),
+]
+EncodingOption = Annotated[str, typer.Option(help="CSV and text: by Python's name for it.")]
+NullValue = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="CSV: a field with this text has no value. May be repeated."),
+]
+BlockSize = Annotated[
+    str, typer.Option(help="CSV: bytes read at a time; a longer row enlarges it.")
+]
 
 
 @data_app.command()
@@ -50,22 +115,25 @@ def write(  # noqa: PLR0913 - one option each
     source: Annotated[
         str,
         typer.Argument(
-            help="A file, folder or pattern: Parquet, Arrow, CSV, JSON lines; or a folder with a "
-            "folder of images for each label."
+            help="A file, folder or pattern: Parquet, Arrow, CSV, JSON lines; a folder with a "
+            "folder of images for each label; a data set of MDS, LitData or WebDataset; a stream."
         ),
     ],
     destination: Annotated[str, typer.Argument(help="The stream: a path or URL.")],
     *,
-    file_size: Annotated[str, typer.Option(help="Uncompressed bytes per file.")] = "64MiB",
-    compression: Annotated[
-        Compression, typer.Option(help="Compression of the stored files.")
-    ] = "zstd",
-    columns: Annotated[
-        str | None, typer.Option(metavar="A,B", help="The columns to keep. Default: all.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, validation or test, by the files' names; or all.")
-    ] = None,
+    file_size: FileSize = "64MiB",
+    compression: StoredAs = "zstd",
+    columns: Columns = None,
+    split: Split = None,
+    types: TypesOption = None,
+    rename: Rename = None,
+    delimiter: Delimiter = None,
+    quote: Quote = '"',
+    escape: Escape = None,
+    header: Header = None,
+    encoding: EncodingOption = "utf-8",
+    null_value: NullValue = None,
+    block_size: BlockSize = "8MiB",
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN", help="A text column whose values become numbers."),
@@ -86,13 +154,7 @@ def write(  # noqa: PLR0913 - one option each
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the mixed order.")] = 0,
     parallel: Annotated[int, typer.Option(help="Number of files stored at once.")] = 4,
-    only_writer: Annotated[
-        bool,
-        typer.Option(
-            "--only-writer",
-            help="No other process writes there: write without conditional requests.",
-        ),
-    ] = False,
+    only_writer: OnlyWriter = False,
     storage_option: Options = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -105,6 +167,9 @@ def write(  # noqa: PLR0913 - one option each
             columns=columns.split(",") if columns else None,
             split=split,
             seed=seed if order != "kept" else None,
+            types=parse_types(types or []),
+            names=_names(rename),
+            dialect=_dialect(delimiter, quote, escape, header, encoding, null_value, block_size),
         )
         with _warnings_told():
             chosen = replace(chosen, labels=_labels(source, options, chosen, label, labels_from))
@@ -130,27 +195,187 @@ def convert(  # noqa: PLR0913 - one option each
     destination: Annotated[str, typer.Argument(help="A path or URL.")],
     *,
     to: Annotated[Literal["parquet", "stream"], typer.Option(help="The other form.")] = "parquet",
-    file_size: Annotated[
-        str, typer.Option(help="Uncompressed bytes per file of a stream.")
-    ] = "64MiB",
-    compression: Annotated[Compression, typer.Option(help="Of a stream.")] = "zstd",
+    file_size: FileSize = "64MiB",
+    compression: StoredAs = "zstd",
+    columns: Columns = None,
+    split: Split = None,
+    types: TypesOption = None,
+    rename: Rename = None,
+    delimiter: Delimiter = None,
+    quote: Quote = '"',
+    escape: Escape = None,
+    header: Header = None,
+    encoding: EncodingOption = "utf-8",
+    null_value: NullValue = None,
+    block_size: BlockSize = "8MiB",
+    only_writer: OnlyWriter = False,
     storage_option: Options = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Convert a stream to Parquet, or to a stream with another file size or compression."""
+    """Convert a stream, or data in other formats, to Parquet or to a stream."""
 
     def run() -> dict[str, Any]:
         options = _options(storage_option)
+        chosen = Wanted(
+            columns=columns.split(",") if columns else None,
+            split=split,
+            types=parse_types(types or []),
+            names=_names(rename),
+            dialect=_dialect(delimiter, quote, escape, header, encoding, null_value, block_size),
+        )
         if to == "parquet":
-            with _warnings_told(), _read(source, options, Wanted()) as data:
+            check_apart(source, destination)
+            with _warnings_told(), _read(source, options, chosen) as data:
                 rows = write_parquet(data, destination, options)
             return _said({"url": redact(destination), "rows": rows}, as_json=as_json)
         with _warnings_told():
             written = _write_stream(
-                source, destination, options, Wanted(), file_size=file_size, compression=compression
+                source,
+                destination,
+                options,
+                chosen,
+                file_size=file_size,
+                compression=compression,
+                only_writer=only_writer,
             )
         return _said(written, as_json=as_json)
+
+    answer(run, as_json=as_json, debug=debug)
+
+
+@data_app.command()
+def tokenize(  # noqa: PLR0913 - one option each
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Documents: any source of `data write` with a column of text, one document a row; "
+            "or text files (.txt), one document each."
+        ),
+    ],
+    destination: Annotated[str, typer.Argument(help="The stream: a path or URL.")],
+    *,
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER", help="A tokenizer.json, or a folder that has one (Hugging Face's)."
+        ),
+    ],
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            metavar="LENGTH",
+            help="Pack documents into rows of this many tokens. Default: a row for each document.",
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="The column with the documents.")] = "text",
+    into: Annotated[str, typer.Option(help="The column of token numbers.")] = "input_ids",
+    overlap: Annotated[
+        int, typer.Option(help="Tokens that a row repeats from the end of the one before.")
+    ] = 0,
+    no_split: Annotated[
+        bool,
+        typer.Option(
+            "--no-split",
+            help="Never divide a document: refuse one that is longer than a row.",
+        ),
+    ] = False,
+    truncate: Annotated[
+        bool,
+        typer.Option("--truncate", help="With --no-split: cut long documents, and count them."),
+    ] = False,
+    remainder: Annotated[
+        Literal["pad", "drop"],
+        typer.Option(help="What becomes of the tokens that do not fill the last row."),
+    ] = "pad",
+    begin: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKEN",
+            help="Before each document; auto: what the tokenizer puts there; none: nothing.",
+        ),
+    ] = AUTO,
+    end: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKEN",
+            help="After each document; auto: the folder's eos_token, else what the tokenizer puts "
+            "there; none: nothing.",
+        ),
+    ] = AUTO,
+    special_as_text: Annotated[
+        bool,
+        typer.Option(
+            "--special-as-text",
+            help="Tokenize special tokens that are written in a document as text.",
+        ),
+    ] = False,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Documents are lists of messages, for the tokenizer's chat template.",
+        ),
+    ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes that tokenize; the result is the same. Default: all cores."),
+    ] = None,
+    file_size: FileSize = "64MiB",
+    compression: StoredAs = "zstd",
+    split: Split = None,
+    delimiter: Delimiter = None,
+    quote: Quote = '"',
+    escape: Escape = None,
+    header: Header = None,
+    encoding: EncodingOption = "utf-8",
+    null_value: NullValue = None,
+    block_size: BlockSize = "8MiB",
+    only_writer: OnlyWriter = False,
+    storage_option: Options = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a stream of token numbers from documents of text."""
+
+    def run() -> dict[str, Any]:
+        options = _options(storage_option)
+        packing = Packing(
+            length=pack, overlap=overlap, whole=no_split, truncate=truncate, remainder=remainder
+        )
+        made = read_tokenizer(
+            tokenizer, begin=begin, end=end, special_as_text=special_as_text, chat=chat
+        )
+        chosen = Wanted(
+            columns=[column],
+            split=split,
+            dialect=_dialect(delimiter, quote, escape, header, encoding, null_value, block_size),
+        )
+        check_apart(source, destination)
+        with (
+            _warnings_told(),
+            _watched_data(read_documents(source, column, options, chosen)) as documents,
+            StreamWriter(
+                destination,
+                storage_options=options,
+                vocabularies={into: made.vocabulary},
+                file_size=file_size,
+                compression=compression,
+                only_writer=only_writer,
+                warn=False,
+            ) as writer,
+        ):
+            counts = tokenize_documents(
+                documents,
+                writer,
+                made,
+                packing,
+                source=column,
+                column=into,
+                processes=_processes(processes),
+            )
+        written = inspect_stream(destination, options)
+        return _said({**written, **described(made, counts)}, as_json=as_json)
 
     answer(run, as_json=as_json, debug=debug)
 
@@ -224,7 +449,11 @@ def _write_stream(
         tempfile.TemporaryDirectory(prefix="raytrain_plus-") as scratch,
         _read(source, options, choice) as read,
         StreamWriter(
-            destination, storage_options=options, labels=read.labels, **settings
+            destination,
+            storage_options=options,
+            labels=read.labels,
+            vocabularies=read.vocabularies,
+            **settings,
         ) as writer,
     ):
         data = read
@@ -238,9 +467,64 @@ def _write_stream(
 @contextlib.contextmanager
 def _read(source: str, options: dict[str, Any], choice: Wanted) -> Iterator[Data]:
     """Open a source, and show the progress of reading."""
-    data = read_any(source, options, choice)
+    with _watched_data(read_any(source, options, choice)) as data:
+        yield data
+
+
+@contextlib.contextmanager
+def _watched_data(data: Data) -> Iterator[Data]:
+    """Show the progress of reading."""
     with _bar(data.rows) as advance:
         yield replace(data, batches=_watched(data.batches, advance))
+
+
+def _names(given: list[str] | None) -> dict[str, str]:
+    """Return the new names of columns.
+
+    Raises:
+        DataError: one is not of the form OLD=NEW, or is given twice.
+    """
+    names: dict[str, str] = {}
+    for text in given or []:
+        old, equals, new = text.partition("=")
+        if not (old and equals and new) or old in names:
+            raise DataError(
+                f"--rename {text!r} is not of the form OLD=NEW, with each OLD given once."
+            )
+        names[old] = new
+    return names
+
+
+def _dialect(
+    delimiter: str | None,
+    quote: str,
+    escape: str | None,
+    header: str | None,
+    encoding: str,
+    nulls: list[str] | None,
+    block_size: str,
+) -> Dialect:
+    tab = ("tab", "\\t")
+    return Dialect(
+        delimiter="\t" if delimiter in tab else delimiter,
+        quote=None if quote == "none" else quote,
+        escape=escape,
+        header=tuple(header.split(",")) if header else None,
+        encoding=encoding,
+        nulls=tuple(nulls or ()),
+        block_size=parse_bytes(block_size),
+    )
+
+
+def _processes(given: int | None) -> int:
+    """Return how many processes tokenize.
+
+    Raises:
+        DataError: the number is not at least 1.
+    """
+    if given is not None and given < 1:
+        raise DataError(f"the number of processes is {given}, but must be at least 1.")
+    return given or len(os.sched_getaffinity(0))
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ _CLASSES = {
     "masked-lm": ("AutoModelForMaskedLM", None),
     "sequence-classification": ("AutoModelForSequenceClassification", "SEQ_CLS"),
 }
+_DOCUMENTS = "document_ids"  # of `raytrain-plus data tokenize`
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -40,7 +41,9 @@ class TransformersTask(Task):
 
     Rows have a column of token numbers of any length, or of text, for which the model's folder has
     a `tokenizer.json`. Batches are padded to their longest row. A language model's loss is the
-    mean over all tokens of the step, and a classifier's that over all rows.
+    mean over all tokens of the step, and a classifier's that over all rows. Rows that
+    `raytrain-plus data tokenize` has packed say which document each token belongs to: padding does
+    not count in the loss.
 
     Attributes:
         kind: what the model is trained for.
@@ -52,6 +55,9 @@ class TransformersTask(Task):
         input: the column with tokens or text.
         label: the column with the labels: classes, or token numbers of the input's length.
         labels: the number of classes. Default: that of the configuration.
+        separate_documents: a causal language model sees the documents of a packed row as if each
+            were a row of its own: attention, positions and loss stop where a document ends. By
+            default the model reads on, and predicts the first token of the next document.
         max_length: longer rows are refused; 0 for the model's own limit.
         pad_token: the number of the padding token. Default: that of the configuration, else 0.
         mask_token: the number of the mask token, for a masked language model.
@@ -67,6 +73,7 @@ class TransformersTask(Task):
     input: str = "input_ids"
     label: str = "label"
     labels: int = 0
+    separate_documents: bool = False
     max_length: int = 0
     pad_token: int | None = None
     mask_token: int | None = None
@@ -95,8 +102,12 @@ class TransformersTask(Task):
             raise TaskError(
                 "a masked language model needs mask_token, the number of its mask token"
             )
+        if self.separate_documents and self.kind != "causal-lm":
+            raise TaskError("separate_documents is for a causal language model (kind: causal-lm)")
         self.target = self.label
         self.keep_frozen = not self.adapter
+        given = _json_of(self.folder) if self.folder else self.config or {}
+        self.vocabulary_size = given.get("vocab_size")
 
     def depends_on(self) -> Mapping[str, str]:
         """Return the hash of the base model's files, and of the adapter's."""
@@ -144,6 +155,17 @@ class TransformersTask(Task):
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self._padding()),
             "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
         }
+        if _DOCUMENTS in rows[0]:
+            numbers = [torch.as_tensor(row[_DOCUMENTS]) for row in rows]
+            documents = pad_sequence(numbers, batch_first=True, padding_value=-1)
+            batch["attention_mask"] = (documents >= 0).long()
+            if self.separate_documents:
+                batch[_DOCUMENTS] = documents
+        elif self.separate_documents:
+            raise TaskError(
+                f"separate_documents needs the column {_DOCUMENTS!r}, which `raytrain-plus data "
+                "tokenize --pack` writes"
+            )
         if self.label in rows[0]:
             labels = [torch.as_tensor(row[self.label]) for row in rows]
             per_token = labels[0].dim() > 0
@@ -157,6 +179,11 @@ class TransformersTask(Task):
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Return the logits; for a masked language model with the labels that were drawn."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.separate_documents:
+            mask, places = _separated(batch[_DOCUMENTS])
+            dtype = next(model.parameters()).dtype
+            hidden = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+            return model(input_ids=ids, attention_mask=hidden, position_ids=places).logits
         if self.kind != "masked-lm":
             return model(input_ids=ids, attention_mask=mask).logits
         ids, labels = self._masked(ids, mask)
@@ -171,6 +198,10 @@ class TransformersTask(Task):
         else:
             padded = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, self.ignore_index)
             logits, labels = outputs[:, :-1], batch.get(self.label, padded)[:, 1:]
+            if self.separate_documents:
+                documents = batch[_DOCUMENTS]
+                is_first = documents[:, 1:] != documents[:, :-1]
+                labels = labels.masked_fill(is_first, self.ignore_index)
         losses = functional.cross_entropy(
             logits.mT.float(), labels, ignore_index=self.ignore_index, reduction="none"
         )
@@ -280,6 +311,25 @@ def save_pretrained(
         CheckpointError: the checkpoint is incomplete, damaged, or of another model.
     """
     task.save_pretrained(exporting.export(task, checkpoint), folder, merge=merge)
+
+
+def _separated(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which tokens each token may see, and its position in its document.
+
+    Args:
+        documents: the number of each token's document, of shape (rows, tokens).
+
+    Returns:
+        Booleans of shape (rows, 1, tokens, tokens), and positions of shape (rows, tokens).
+    """
+    count = documents.shape[1]
+    same = documents[:, :, None] == documents[:, None, :]
+    seen = same.tril()[:, None]
+    places = torch.arange(count, device=documents.device).expand_as(documents)
+    is_first = torch.ones_like(documents, dtype=torch.bool)
+    is_first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = torch.where(is_first, places, 0).cummax(dim=1).values
+    return seen, places - starts
 
 
 @cache

@@ -86,4 +86,9 @@ def _described(store: Store, manifest: StreamManifest) -> dict[str, Any]:
         "columns": manifest.columns,
         **({"labels": manifest.labels} if manifest.labels else {}),
         **({"label_skew": manifest.label_skew} if manifest.label_skew else {}),
+        **({"vocabularies": _told(manifest)} if manifest.vocabularies else {}),
     }
+
+
+def _told(manifest: StreamManifest) -> dict[str, dict[str, Any]]:
+    return {name: found.model_dump() for name, found in manifest.vocabularies.items()}

@@ -1,4 +1,8 @@
-"""Reads what a stream can be made of: Parquet, Arrow, CSV, JSON lines, and folders of images."""
+"""Reads what a stream can be made of.
+
+These are Parquet, Arrow, CSV, JSON lines, folders of images, streams, and the shards of other
+tools: MDS, LitData and WebDataset.
+"""
 
 import functools
 import os
@@ -48,13 +52,15 @@ from raytrain_plus.streams.labels import (
     with_names,
 )
 from raytrain_plus.streams.order import permutation
+from raytrain_plus.streams.retyping import Types, retyped
 from raytrain_plus.streams.stream import read_manifest
-from raytrain_plus.streams.text import TextFile, csv_tables, csv_types, json_tables
+from raytrain_plus.streams.text import Dialect, TextFile, csv_tables, csv_types, json_tables
+from raytrain_plus.streams.unpacking import open_unpacked
+from raytrain_plus.streams.vocabulary import Vocabularies
 from raytrain_plus.streams.widening import InexactError, cast_exactly, wider
 
 _READ_ROWS = 8192
 _READ_IMAGES = 64
-_PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,14 @@ class Data:
         rows: the number of rows, if it is known.
         labels: column -> the names of its numbers.
         is_mixed: the rows are in a random order.
+        vocabularies: column of token numbers -> the tokenizer that made them.
     """
 
     batches: Iterator[RowBatch]
     rows: int | None = None
     labels: Labels = field(default_factory=dict)
     is_mixed: bool = False
+    vocabularies: Vocabularies = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,18 @@ class Wanted:
             folders of images.
         seed: for the random order in which images are read, since the folders sort them by label;
             None keeps the order of names.
+        types: column -> type. Values are converted, each exactly, and text is read as numbers.
+        names: column -> its new name.
+        dialect: how CSV is written.
     """
 
     columns: Sequence[str] | None = None
     split: str | None = None
     labels: Labels = field(default_factory=dict)
     seed: int | None = None
+    types: Types = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    dialect: Dialect = field(default_factory=Dialect)
 
 
 def read_any(
@@ -136,7 +150,10 @@ def read_any(
             data = _of_folder(fs, root, contents, choice)
     except OSError as error:
         raise DataError(f"{named} cannot be read: {error}") from error
-    return _with_numbers(data, choice.labels)
+    data = _with_numbers(data, choice.labels)
+    if choice.types:
+        data = replace(data, batches=_retyped(data.batches, choice.types))
+    return _renamed(data, choice.names) if choice.names else data
 
 
 def check_apart(source: str, destination: str) -> None:
@@ -179,13 +196,13 @@ def _of_folder(fs: Any, root: str, contents: Contents, choice: Wanted) -> Data:
         return _of_images(fs, root, contents.files, choice)
     if contents.form == "table":
         return _of_tables([_TableFile(fs, root, found) for found in contents.files], choice)
-    files = [(found, _text_file(fs, root, found)) for found in contents.files]
+    files = [(found, _text_file(fs, root, found, choice.dialect)) for found in contents.files]
     if contents.form == "json":
         return Data(_json_batches(files, choice.columns))
     own = None
     if choice.columns is not None:
         own = [name for name in choice.columns if name not in contents.files[0].partitions]
-    types = csv_types([file for _, file in files], own)
+    types = csv_types([file for _, file in files], own, choice.types)
 
     def read() -> Iterator[RowBatch]:
         for found, file in files:
@@ -206,13 +223,13 @@ def _json_batches(
             yield RowBatch(whole, _rows_of(file.where, first))
 
 
-def _text_file(fs: Any, root: str, found: DataPath) -> TextFile:
+def _text_file(fs: Any, root: str, found: DataPath, dialect: Dialect) -> TextFile:
     path = f"{root}/{found.path}"
-    packed = _PACKED.get(PurePosixPath(path).suffix.lower())
     return TextFile(
-        open=functools.partial(fs.open, path, "rb", compression=packed),
+        open=functools.partial(open_unpacked, fs, path),
         where=path,
-        delimiter="\t" if suffix_of(path) == ".tsv" else ",",
+        delimiter=dialect.delimiter or ("\t" if suffix_of(path) == ".tsv" else ","),
+        dialect=dialect,
     )
 
 
@@ -362,7 +379,8 @@ def _of_stream(store: Store, choice: Wanted) -> Data:
             yield RowBatch(table, _rows_of(store.where(entry.name), 0))
 
     labels = {name: names for name, names in manifest.labels.items() if name in columns}
-    return Data(read(), manifest.rows, labels)
+    known = {name: found for name, found in manifest.vocabularies.items() if name in columns}
+    return Data(read(), manifest.rows, labels, vocabularies=known)
 
 
 # -- images
@@ -549,6 +567,49 @@ def _with_numbers(data: Data, labels: Labels) -> Data:
         if name in given and tuple(names) != given[name]:
             check_same({name: names}, {name: given[name]}, "the data", "what was given")
     return replace(data, batches=read(), labels={**data.labels, **given})
+
+
+# -- types and names
+
+
+def _retyped(batches: Iterator[RowBatch], types: Types) -> Iterator[RowBatch]:
+    for batch in batches:
+        table = plain_table(batch.table)
+        for name, kind in types.items():
+            if name not in table.column_names:
+                raise DataError(
+                    f"{batch.place(0)}: a type is given for column {name!r}, and there is "
+                    f"{listed(table.column_names)}."
+                )
+            column = retyped(table.column(name), kind, name, batch.place)
+            table = table.set_column(table.column_names.index(name), name, column)
+        yield RowBatch(table, batch.place)
+
+
+def _renamed(data: Data, names: Mapping[str, str]) -> Data:
+    def read() -> Iterator[RowBatch]:
+        for batch in data.batches:
+            before = batch.table.column_names
+            if missing := [name for name in names if name not in before]:
+                raise DataError(
+                    f"{batch.place(0)}: there is no column {listed(missing)} to rename; there is "
+                    f"{listed(before)}."
+                )
+            after = [names.get(name, name) for name in before]
+            twice = [name for name, count in Counter(after).items() if count > 1]
+            if twice:
+                raise DataError(
+                    f"{batch.place(0)}: two columns would be named {listed(twice)}: give "
+                    "other names."
+                )
+            yield RowBatch(batch.table.rename_columns(after), batch.place)
+
+    return replace(
+        data,
+        batches=read(),
+        labels={names.get(name, name): found for name, found in data.labels.items()},
+        vocabularies={names.get(name, name): v for name, v in data.vocabularies.items()},
+    )
 
 
 # -- the other way

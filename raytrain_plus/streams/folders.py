@@ -23,6 +23,7 @@ from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError, listed
 from raytrain_plus.streams.foreign import format_of_files, format_of_table, told
 from raytrain_plus.streams.format import MANIFEST
+from raytrain_plus.streams.unpacking import SUFFIXES
 
 Form = Literal["table", "csv", "json", "images"]
 
@@ -46,8 +47,8 @@ _FORMS: dict[str, Form] = {
         (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"), "images"
     ),
 }
-_TEXT_PACKED = (".gz", ".bz2", ".xz")
-_PACKED = (*_TEXT_PACKED, ".zst", ".zstd", ".lz4", ".lzma", ".br", ".snappy", ".sz", ".z", ".zip")
+_TEXT_PACKED = SUFFIXES
+_PACKED = (*_TEXT_PACKED, ".lz4", ".lzma", ".br", ".snappy", ".sz", ".z", ".zip")
 _UNFINISHED = re.compile(
     r"~$|^#.*#$|\.(tmp|temp|part|partial|crdownload|download|inprogress|incomplete|crc|swp|swo|bak"
     r"|old|orig|lock)$",
@@ -118,7 +119,7 @@ def select(paths: Iterable[str], where: str, split: str | None = None) -> Conten
     everything = sorted(paths, key=lambda path: PurePosixPath(path).parts)
     _refuse_other_data_sets(everything, where)
     visible = [path for path in everything if not is_hidden(path)]
-    chosen = _of_split(visible, where, split)
+    chosen = of_split(visible, where, split)
     form, files = _of_one_form(chosen, where)
     if form == "images":
         return Contents(form, tuple(map(DataPath, files)))
@@ -407,8 +408,22 @@ def _refuse_other_data_sets(paths: Sequence[str], where: str) -> None:
         raise DataError(told(where, table))
 
 
-def _of_split(paths: Sequence[str], where: str, split: str | None) -> list[str]:
-    data = [path for path in paths if form_of(path) is not None]
+def of_split(
+    paths: Sequence[str], where: str, split: str | None, data: Sequence[str] | None = None
+) -> list[str]:
+    """Return the files of a split.
+
+    Args:
+        paths: all files of a folder.
+        where: the folder's name in an error.
+        split: the split; "all" for all files; None if there must be one only.
+        data: those that are data; default: those of a form that is read here.
+
+    Raises:
+        DataError: there is no such split, or there are several.
+    """
+    if data is None:
+        data = [path for path in paths if form_of(path) is not None]
     by_split: dict[str | None, list[str]] = {}
     by_middle = _splits_by_middle_word(path for path in data if form_of(path) != "images")
     for path in data:

@@ -20,6 +20,7 @@ from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.foreign import format_of_index, told
 from raytrain_plus.streams.labels import with_names
 from raytrain_plus.streams.order import Order
+from raytrain_plus.streams.vocabulary import Vocabularies, Vocabulary
 
 MANIFEST = "index.json"
 VERSION = 1
@@ -76,6 +77,9 @@ class StreamManifest(_Strict):
         labels: column -> the name that each of its numbers stands for, from 0.
         label_skew: column of few different values -> how sorted by them the rows are; see
             `label_skew.py`.
+        vocabularies: column of token numbers -> the tokenizer that made them: its number of tokens
+            (`size`), the SHA-256 of its file (`tokenizer`), the tokens that it added to documents
+            (`begin`, `end`), and the one that fills rows (`pad`).
     """
 
     version: Literal[1] = 1
@@ -87,6 +91,7 @@ class StreamManifest(_Strict):
     files: tuple[ShardEntry, ...]
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     label_skew: dict[str, float] = Field(default_factory=dict)
+    vocabularies: dict[str, Vocabulary] = Field(default_factory=dict)
 
     @field_validator("files")
     @classmethod
@@ -105,6 +110,7 @@ class StreamManifest(_Strict):
         compression: Compression,
         labels: Mapping[str, tuple[str, ...]] | None = None,
         label_skew: Mapping[str, float] | None = None,
+        vocabularies: Vocabularies | None = None,
     ) -> "StreamManifest":
         """Return the manifest of files that have been written."""
         return cls(
@@ -116,6 +122,7 @@ class StreamManifest(_Strict):
             files=files,
             labels=dict(labels or {}),
             label_skew=dict(label_skew or {}),
+            vocabularies=dict(vocabularies or {}),
         )
 
     @classmethod
@@ -153,7 +160,8 @@ class StreamManifest(_Strict):
 
     def dump(self) -> bytes:
         """Return the manifest as JSON."""
-        empty = {name for name in ("labels", "label_skew") if not getattr(self, name)}
+        optional = ("labels", "label_skew", "vocabularies")
+        empty = {name for name in optional if not getattr(self, name)}
         described = self.model_dump(mode="json", exclude=empty)
         return json.dumps(described, indent=1).encode()
 

@@ -12,6 +12,7 @@ from raytrain_plus.streams.mixture_order import DEFAULT_BLOCK, MixedOrder, block
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream, StreamFile, open_stream
+from raytrain_plus.streams.vocabulary import check_one_tokenizer
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,11 @@ def _mixed(mixture: Mixture, sources: Mapping[str, Source], selection: Any) -> M
     for name, source in sources.items():
         where = (f"stream {first_name!r}", f"stream {name!r}")
         check_same(first.labels, source.labels, *where)
+        check_one_tokenizer(first.vocabularies, source.vocabularies, *where)
     mixed = MixedSource(mixture, sources, selection)
     mixed.labels = {k: v for source in sources.values() for k, v in source.labels.items()}
     for source in sources.values():
+        mixed.vocabularies = {**source.vocabularies, **mixed.vocabularies}
         for name, skew in source.label_skew.items():
             mixed.label_skew = {**mixed.label_skew, name: max(skew, mixed.label_skew.get(name, 0))}
     return mixed

@@ -6,6 +6,7 @@ memory of the rows that are gathered at a time.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,4 +58,4 @@ def mixed(data: Data, seed: int, scratch: Path) -> Data:
             back[by_file] = np.arange(len(by_file))
             yield RowBatch(gathered.take(pa.array(back)), lambda row: f"row {row + 1:,}")
 
-    return Data(read(), manifest.rows, data.labels)
+    return replace(data, batches=read(), rows=manifest.rows, is_mixed=True)

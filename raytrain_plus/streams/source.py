@@ -26,6 +26,7 @@ from raytrain_plus.streams.columns import Column, Values, listed
 from raytrain_plus.streams.decoding import check_order_memory, explained
 from raytrain_plus.streams.labels import Labels
 from raytrain_plus.streams.order import Order, Ordering
+from raytrain_plus.streams.vocabulary import Vocabularies
 
 # A table or a single file is mixed as at most this many pieces, to bound the memory of the order.
 _MOST_PIECES = 2**20
@@ -161,6 +162,7 @@ class Source:
         open_files: How many files to keep open; the least recently used one is closed first.
         labels: Column -> the names of its numbers, if they are known.
         label_skew: Column -> how sorted by it the rows are, if it was measured.
+        vocabularies: Column of token numbers -> the tokenizer that made them, if it is known.
         waits_for_store: whether opening a file may wait for a store, which has a deadline.
         hash_data: whether the identity consists of hashes of all bytes.
         collate: makes a batch of its rows, after the transform; None for the usual way.
@@ -184,6 +186,7 @@ class Source:
         self.transform, self.lookahead = transform, lookahead
         self.labels: Labels = {}
         self.label_skew: Mapping[str, float] = {}
+        self.vocabularies: Vocabularies = {}
         self.open_files = 16 if lookahead is None else 2  # open files occupy the cache
         self.cancelled = threading.Event()
         self.hash_data = False

@@ -372,6 +372,9 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     source.labels = files[0].labels
     if manifest is not None:
         source.label_skew = manifest.label_skew
+        source.vocabularies = {
+            name: found for name, found in manifest.vocabularies.items() if name in source.columns
+        }
     return source
 
 

@@ -2,20 +2,21 @@
 
 It follows from all rows of all files, never from the first block only. A column of CSV is numeric
 only if the numbers keep everything that the text says: `007` is text, and so are dates. An empty
-field among numbers is an error, since a tensor cannot hold it.
+field among numbers is an error, since a tensor cannot hold it. A caller who knows better gives the
+types of columns and the dialect of the files.
 """
 
+import codecs
 import contextlib
+import io
 import itertools
 import json
-import lzma
 import re
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -25,9 +26,10 @@ import pyarrow.compute as pc
 from raytrain_plus.streams.columns import DataError, LeftOutWarning, listed
 from raytrain_plus.streams.foreign import is_pointer, told_of_pointer
 from raytrain_plus.streams.rows import RowError, chunks, table_of
+from raytrain_plus.streams.unpacking import ERRORS
 
 _ROWS_AT_ONCE = 1024
-_BLOCK, _LARGEST_BLOCK = 1 << 23, (1 << 31) - 1  # bytes; a row must fit into a block
+BLOCK, _LARGEST_BLOCK = 1 << 23, (1 << 31) - 1  # bytes; a row must fit into a block
 _WHOLE = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = r"^(-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]+)?|-?\.[0-9]+([eE][+-]?[0-9]+)?)$"
 _SPECIAL = r"^(?i:nan|[+-]?inf|[+-]?infinity)$"
@@ -63,9 +65,9 @@ class _Guess:
         """Add a block of the column's values."""
         if not (self.number or self.truth):
             return
-        absent = pc.is_in(texts, pa.array(_MISSING))
-        if self.missing is None and pc.any(absent).as_py():
-            row = absent.index(True).as_py()
+        absent = pc.or_(pc.is_in(texts, pa.array(_MISSING)), pc.is_null(texts))
+        if self.missing is None and pc.any(named := pc.is_in(texts, pa.array(_MISSING))).as_py():
+            row = named.index(True).as_py()
             self.missing = f"{where}, row {first_row + row + 1:,}", texts[row].as_py()
         there = texts.filter(pc.invert(absent))
         if not len(there):
@@ -110,6 +112,67 @@ class _Guess:
         return pa.bool_() if self.seen and self.truth else pa.string()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How CSV is written.
+
+    Attributes:
+        delimiter: the character between fields. Default: the tab in `.tsv`, else the comma.
+        quote: the character around a field that has a delimiter or a line break in it; None if
+            there is none.
+        escape: the character before a character that has no special meaning; None if there is none.
+        header: the names of the columns; None if the first line has them.
+        encoding: of the text, by Python's name for it.
+        nulls: texts that mean that a row has no value.
+        block_size: bytes that are read at a time. A longer row enlarges it.
+
+    Raises:
+        DataError: a setting is not valid.
+    """
+
+    delimiter: str | None = None
+    quote: str | None = '"'
+    escape: str | None = None
+    header: tuple[str, ...] | None = None
+    encoding: str = "utf-8"
+    nulls: tuple[str, ...] = ()
+    block_size: int = BLOCK
+
+    def __post_init__(self) -> None:
+        named = {"delimiter": self.delimiter, "quote": self.quote, "escape": self.escape}
+        for name, value in named.items():
+            if value is not None and (len(value) != 1 or not value.isascii() or value in "\r\n"):
+                raise DataError(
+                    f"the {name} of CSV is {value!r}, but must be one ASCII character, and no line "
+                    "break."
+                )
+        given = [value for value in named.values() if value is not None]
+        if len(set(given)) < len(given):
+            raise DataError(
+                f"delimiter, quote and escape of CSV are {', '.join(map(repr, given))}: give "
+                "different characters."
+            )
+        if self.header is not None and len(set(self.header)) < len(self.header):
+            raise DataError(f"the header of CSV names a column twice: {listed(self.header)}.")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise DataError(
+                f"the encoding {self.encoding!r} is not known: give one of Python's, such as "
+                "utf-8, latin-1, cp1252 or utf-16."
+            ) from error
+        if not 1 <= self.block_size <= _LARGEST_BLOCK:
+            raise DataError(
+                f"the block size is {self.block_size:,} bytes, but must be at most "
+                f"{_LARGEST_BLOCK:,}."
+            )
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether the text is UTF-8 or ASCII."""
+        return codecs.lookup(self.encoding).name in ("utf-8", "utf-8-sig", "ascii")
+
+
 @dataclass(frozen=True)
 class TextFile:
     """A text file.
@@ -118,25 +181,31 @@ class TextFile:
         open: opens it at its beginning.
         where: its name in an error.
         delimiter: the character between the fields of CSV.
+        dialect: how its CSV is written otherwise.
     """
 
     open: Callable[[], IO[bytes]]
     where: str
     delimiter: str = ","
+    dialect: Dialect = field(default_factory=Dialect)
 
 
 def csv_types(
-    files: Sequence[TextFile], columns: Sequence[str] | None = None
+    files: Sequence[TextFile],
+    columns: Sequence[str] | None = None,
+    texts: Iterable[str] = (),
 ) -> dict[str, pa.DataType]:
     """Return the types that hold every value of some CSV files; reads all of them.
 
     Args:
         files: at least one.
         columns: the wanted columns; default all.
+        texts: columns that are text, whatever their values look like.
 
     Raises:
         DataError: a file is not CSV, or the files do not fit together.
     """
+    kept = set(texts)
     guesses: dict[str, _Guess] = {}
     for file in files:
         with _opened(file) as opened:
@@ -147,7 +216,8 @@ def csv_types(
             raise DataError(f"{file.where} has no column {listed(missing)}; it has {listed(names)}")
         for name in columns or names:
             if file is files[0]:
-                guesses[name] = _Guess()
+                is_free = name not in kept
+                guesses[name] = _Guess(number=is_free, truth=is_free)
         if columns is None and set(names) != set(guesses):
             raise DataError(
                 f"{files[0].where} and {file.where} differ in their columns, by "
@@ -236,6 +306,8 @@ def _typed(texts: pa.Array, kind: pa.DataType, name: str, where: str, first: int
         suspects = np.flatnonzero(~(np.abs(held) < 2**53))  # infinity and NaN, too
         for row in suspects.tolist():
             text = texts[row].as_py()
+            if text is None:
+                continue
             is_whole = re.match(_WHOLE, text) is not None
             finite = re.match(_NUMBER, text) is not None
             value = float(held[row])
@@ -256,8 +328,11 @@ def _opened(file: TextFile) -> Iterator[IO[bytes]]:
     """
     try:
         with file.open() as opened:
-            yield opened
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            if file.dialect.is_utf8:
+                yield opened
+            else:
+                yield io.BufferedReader(_Recoded(opened, file))
+    except ERRORS as error:
         raise DataError(
             f"{file.where} cannot be read: {error}. If it is packed, it may be damaged or cut "
             "short, or not be packed as its name says: pack or copy it again."
@@ -266,7 +341,7 @@ def _opened(file: TextFile) -> Iterator[IO[bytes]]:
 
 def _texts(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """Yield the fields of a CSV file, each block as a table of strings."""
-    first, block = 0, _BLOCK
+    first, block = 0, file.dialect.block_size
     while True:
         try:
             done = 0
@@ -275,7 +350,7 @@ def _texts(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[int, pa.Tab
                 fresh = batch.slice(max(0, first - done))
                 done += batch.num_rows
                 if fresh.num_rows:
-                    yield first, _decoded_texts(fresh, file.where, first)
+                    yield first, _with_nulls(_decoded_texts(fresh, file.where, first), file)
                     first += fresh.num_rows
         except pa.ArrowInvalid as error:
             if "straddling" not in str(error) or block >= _LARGEST_BLOCK:
@@ -301,7 +376,8 @@ def _decoded_texts(batch: pa.RecordBatch, where: str, first: int) -> pa.Table:
                 except UnicodeDecodeError:
                     raise DataError(
                         f"{where}, row {first + row + 1:,}: column {name!r} is not UTF-8 "
-                        f"({content!r:.60}): store the text as UTF-8."
+                        f"({content!r:.60}): store the text as UTF-8, or give its encoding "
+                        "(`--encoding`)."
                     ) from error
         raise
 
@@ -315,9 +391,12 @@ def _why(file: TextFile, columns: Sequence[str], block: int, error: pa.ArrowInva
     if not odd:
         return f"{file.where} cannot be read: {error}"
     found = odd[0]
+    row, named = found.number - 1, "the first line names"
+    if file.dialect.header is not None:
+        row, named = found.number, "the header has"
     return (
-        f"{file.where}, row {found.number - 1:,}: it has {found.actual_columns} fields "
-        f"({found.text!r:.80}), and the first line names {found.expected_columns}. Quote a value "
+        f"{file.where}, row {row:,}: it has {found.actual_columns} fields "
+        f"({found.text!r:.80}), and {named} {found.expected_columns}. Quote a value "
         f"that contains {file.delimiter!r}, and write a field for each column."
     )
 
@@ -347,10 +426,12 @@ def _blocks(
         reader = csv.open_csv(
             _Ended(opened, end),
             # Arrow numbers rows only without threads.
-            read_options=csv.ReadOptions(block_size=block, use_threads=odd is None),
-            parse_options=csv.ParseOptions(
-                newlines_in_values=True, delimiter=file.delimiter, invalid_row_handler=refuse
+            read_options=csv.ReadOptions(
+                block_size=block,
+                use_threads=odd is None,
+                column_names=None if file.dialect.header is None else names,
             ),
+            parse_options=_parse_options(file, refuse),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(columns, pa.binary()),
                 include_columns=list(columns),
@@ -358,6 +439,62 @@ def _blocks(
             ),
         )
         yield from _without_end(reader, file)
+
+
+def _parse_options(file: TextFile, refuse: Callable[[Any], str] | None = None) -> Any:
+    from pyarrow import csv  # noqa: PLC0415 - imports pandas, which few need
+
+    return csv.ParseOptions(
+        newlines_in_values=True,
+        delimiter=file.delimiter,
+        quote_char=file.dialect.quote or False,
+        escape_char=file.dialect.escape or False,
+        invalid_row_handler=refuse,
+    )
+
+
+def _with_nulls(table: pa.Table, file: TextFile) -> pa.Table:
+    """Return fields in which the texts that mean "no value" are null."""
+    if not file.dialect.nulls:
+        return table
+    nulls = pa.array(file.dialect.nulls, pa.string())
+    columns = [
+        pc.if_else(pc.is_in(column, nulls), pa.scalar(None, pa.string()), column)
+        for column in table.columns
+    ]
+    return pa.table(columns, names=table.column_names)
+
+
+class _Recoded(io.RawIOBase):
+    """The text of a file, as UTF-8."""
+
+    def __init__(self, file: IO[bytes], text: TextFile) -> None:
+        self._file, self._text = file, text
+        self._decoder = codecs.getincrementaldecoder(text.dialect.encoding)()
+        self._held = memoryview(b"")
+        self._lines = 1
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held:
+            content = self._file.read(1 << 20)
+            try:
+                text = self._decoder.decode(content, final=not content)
+            except UnicodeDecodeError as error:
+                line = self._lines + bytes(error.object[: error.start]).count(b"\n")
+                raise DataError(
+                    f"{self._text.where}, near line {line:,}: it is not {error.encoding}: "
+                    f"{error.reason}. Give the encoding of the text (`--encoding`)."
+                ) from error
+            self._lines += text.count("\n")
+            self._held = memoryview(text.encode())
+            if not content and not self._held:
+                return 0
+        count = min(len(buffer), len(self._held))
+        buffer[:count], self._held = self._held[:count], self._held[count:]
+        return count
 
 
 class _Ended:
@@ -397,11 +534,12 @@ def _without_end(batches: Iterable[pa.RecordBatch], file: TextFile) -> Iterator[
         if held is not None:
             yield held
         held = batch
-    end = _END.encode()
+    end, quote = _END.encode(), file.dialect.quote
     if held is None or any(column[-1].as_py() != end for column in held.columns):
         raise DataError(
-            f'{file.where} ends within a quoted field: a quotation mark (") is not closed. Close '
-            'it, or write it twice ("") where it is part of a value.'
+            f"{file.where} ends within a quoted field: a quotation mark ({quote}) is not closed. "
+            f"Close it, or write it twice ({quote}{quote}) where it is part of a value. If the "
+            "file has no quoted fields, say so (`--quote none`)."
         )
     yield held.slice(0, held.num_rows - 1)
 
@@ -409,10 +547,12 @@ def _without_end(batches: Iterable[pa.RecordBatch], file: TextFile) -> Iterator[
 def _header(opened: IO[bytes], file: TextFile) -> list[str]:
     from pyarrow import csv  # noqa: PLC0415 - imports pandas, which few need
 
+    if file.dialect.header is not None:
+        return list(file.dialect.header)
     head = b""
-    while (line := opened.readline()) and (not head.strip() or head.count(b'"') % 2):
+    while (line := opened.readline()) and (not head.strip() or _is_open(head, file)):
         head += line
-        if head.strip() and not head.count(b'"') % 2:
+        if head.strip() and not _is_open(head, file):
             break
     if is_pointer(head):
         raise DataError(told_of_pointer(file.where))
@@ -420,13 +560,14 @@ def _header(opened: IO[bytes], file: TextFile) -> list[str]:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"the first line of {file.where} is not UTF-8 ({head!r:.60}): store the text as UTF-8."
+            f"the first line of {file.where} is not UTF-8 ({head!r:.60}): store the text as UTF-8, "
+            "or give its encoding (`--encoding`)."
         ) from error
     try:
         table = csv.read_csv(
             pa.BufferReader(head),
             read_options=csv.ReadOptions(autogenerate_column_names=True, block_size=len(head) + 1),
-            parse_options=csv.ParseOptions(newlines_in_values=True, delimiter=file.delimiter),
+            parse_options=_parse_options(file),
             convert_options=csv.ConvertOptions(strings_can_be_null=False, null_values=[]),
         )
     except pa.ArrowInvalid as error:
@@ -437,17 +578,27 @@ def _header(opened: IO[bytes], file: TextFile) -> list[str]:
     if twice:
         told = f"{file.where} has more than one column {listed(twice)}: rename one of them."
         raise DataError(told)
-    if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+    is_guess = file.dialect.delimiter is None
+    if is_guess and len(names) == 1 and re.search(r"[;\t|]", names[0]):
         raise DataError(
             f"the first line of {file.where} is {names[0]!r:.80}: its fields are not separated by "
-            "commas (.csv) or tabs (.tsv). Write it with either."
+            "commas (.csv) or tabs (.tsv). Name the character (`--delimiter`)."
         )
     if all(re.match(_NUMBER, name) for name in names):
         raise DataError(
             f"the first line of {file.where} holds numbers ({', '.join(names):.80}), but must name "
-            "the columns: add such a line, or the first row would be lost."
+            "the columns: add such a line or give the names (`--header A,B`), or the first row "
+            "would be lost."
         )
     return names
+
+
+def _is_open(head: bytes, file: TextFile) -> bool:
+    """Say whether a quoted field goes on after some lines."""
+    escape, quote = file.dialect.escape, file.dialect.quote
+    if escape is not None:
+        head = re.sub(re.escape(escape.encode()) + b".", b"", head, flags=re.DOTALL)
+    return quote is not None and head.count(quote.encode()) % 2 == 1
 
 
 # -- JSON

@@ -39,6 +39,7 @@ from raytrain_plus.streams.label_skew import SkewMeter, told
 from raytrain_plus.streams.labels import Labels, check_names
 from raytrain_plus.streams.rows import Row, RowError, chunks, copy_of, table_of
 from raytrain_plus.streams.stream import parse_bytes, write_raw
+from raytrain_plus.streams.vocabulary import Vocabularies
 from raytrain_plus.streams.widening import InexactError, cast_exactly, leaf_type, settled, wider
 
 Place: TypeAlias = Callable[[int], str]
@@ -65,6 +66,8 @@ class StreamWriter:
         schema: the schema of the rows. Default: the narrowest types that hold each value exactly.
         labels: column -> the names of its numbers, from 0. They are kept in the manifest, and
             compared if data is used together.
+        vocabularies: column of token numbers -> the tokenizer that made them, which is kept in the
+            manifest; see `vocabulary.py`.
         parallel: how many files are compressed and stored at once.
         storage_options: passed to fsspec's filesystem.
         only_writer: no other process writes here, so the store need not support conditional writes.
@@ -85,6 +88,7 @@ class StreamWriter:
         compression: Compression = "zstd",
         schema: pa.Schema | None = None,
         labels: Labels | None = None,
+        vocabularies: Vocabularies | None = None,
         parallel: int = 4,
         storage_options: Mapping[str, Any] | None = None,
         only_writer: bool = False,
@@ -117,6 +121,7 @@ class StreamWriter:
         self._is_declared = schema is not None
         self._skew, self._warn = SkewMeter(), warn
         self._labels = {name: check_names(names, name) for name, names in (labels or {}).items()}
+        self._vocabularies = dict(vocabularies or {})
         self._latest: pa.Schema | None = None
         self._rows = 0
         self._is_over = False
@@ -351,7 +356,9 @@ class StreamWriter:
         again = dict(zip(narrow, self._threads.map(self._store_again, narrow), strict=True))
         files = tuple(again.get(one, one).entry for one in self._stored)
         skews = self._skew.measured()
-        manifest = StreamManifest.of(self._schema, files, self._compression, self._labels, skews)
+        manifest = StreamManifest.of(
+            self._schema, files, self._compression, self._labels, skews, self._vocabularies
+        )
         try:
             if self._only_writer:
                 self._store.write(MANIFEST, manifest.dump())
