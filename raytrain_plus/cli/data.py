@@ -30,6 +30,7 @@ from raytrain_plus.streams.convert import (
     write_parquet,
 )
 from raytrain_plus.streams.documents import read_documents
+from raytrain_plus.streams.encoding import ready
 from raytrain_plus.streams.format import Compression
 from raytrain_plus.streams.reorder import mixed
 from raytrain_plus.streams.retyping import parse_types
@@ -38,8 +39,8 @@ from raytrain_plus.streams.text import Dialect
 from raytrain_plus.streams.tokens import (
     AUTO,
     Packing,
-    described,
     read_tokenizer,
+    summary,
     tokenize_documents,
 )
 from raytrain_plus.streams.writer import StreamWriter
@@ -364,18 +365,13 @@ def tokenize(  # noqa: PLR0913 - one option each
                 only_writer=only_writer,
                 warn=False,
             ) as writer,
+            ready(made.encoding, _processes(processes)) as encode,
         ):
             counts = tokenize_documents(
-                documents,
-                writer,
-                made,
-                packing,
-                source=column,
-                column=into,
-                processes=_processes(processes),
+                documents, writer, made, packing, encode, source=column, column=into
             )
         written = inspect_stream(destination, options)
-        return _said({**written, **described(made, counts)}, as_json=as_json)
+        return _said({**written, **summary(made, counts)}, as_json=as_json)
 
     answer(run, as_json=as_json, debug=debug)
 
@@ -564,7 +560,9 @@ def _warnings_told() -> Iterator[None]:
 
 
 def _short(value: Any) -> str:
-    """Return a column's type, or the first of its labels."""
+    """Return a column's type, the first of its labels, or its tokenizer."""
+    if isinstance(value, dict):
+        return f"{value['size']:,} tokens of the tokenizer {value['tokenizer'][:12]}"
     if not isinstance(value, list | tuple):
         return str(value)
     shown = ", ".join(f"{number} = {name}" for number, name in enumerate(value[:10]))

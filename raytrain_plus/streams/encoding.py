@@ -5,16 +5,17 @@ since each process that tokenizes imports it.
 """
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -84,17 +85,21 @@ class Encoder:
         return Documents(out, framed)
 
 
-def encoded(chunks: Iterable[list[str]], encoding: Encoding, processes: int) -> Iterator[Documents]:
-    """Yield the tokens of each chunk of texts, in order.
+Encode: TypeAlias = Callable[[Iterable[list[str]]], Iterator[Documents]]
+"""Yields the tokens of each chunk of texts, in order; a few chunks are read ahead."""
+
+
+@contextlib.contextmanager
+def ready(encoding: Encoding, processes: int) -> Iterator[Encode]:
+    """Return a function that tokenizes, in processes that end with the block.
 
     Args:
-        chunks: the texts. A few chunks are read ahead.
-        encoding: how they become tokens.
+        encoding: how texts become tokens.
         processes: how many processes tokenize; with 1 it is this process.
     """
     if processes == 1:
         encoder = Encoder(encoding)
-        yield from map(encoder.encode, chunks)
+        yield lambda chunks: map(encoder.encode, chunks)
         return
     pool = ProcessPoolExecutor(
         processes,
@@ -102,16 +107,24 @@ def encoded(chunks: Iterable[list[str]], encoding: Encoding, processes: int) -> 
         initializer=_start,
         initargs=(encoding,),
     )
-    waiting: deque[Future[Documents]] = deque()
     try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_encode, chunk))
-            if len(waiting) > processes * _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for _ in range(processes):  # a process starts with its first task
+            pool.submit(_encode, [])
+        yield functools.partial(_in_order, pool, processes * _AHEAD)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, ahead: int, chunks: Iterable[list[str]]
+) -> Iterator[Documents]:
+    waiting: deque[Future[Documents]] = deque()
+    for chunk in chunks:
+        waiting.append(pool.submit(_encode, chunk))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 _encoders: list[Encoder] = []

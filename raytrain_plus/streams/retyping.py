@@ -61,10 +61,16 @@ def retyped(
         except InexactError as error:
             raise DataError(
                 f"{place(before + error.row)}: column {name!r} holds {error.value!r:.80}, which "
-                f"{kind} does not hold exactly: give another type (`--type`), or change the value."
+                f"{_name(kind)} does not hold exactly: give another type (`--type`), or change "
+                "the value."
             ) from error
         before += len(chunk)
     return pa.chunked_array(chunks, target)
+
+
+def _name(kind: pa.DataType) -> str:
+    """Return a type's name as a user gives it; Arrow calls float64 `double`."""
+    return next(name for name in _NAMES if pa.type_for_alias(name) == kind)
 
 
 def _with_leaf(kind: pa.DataType, leaf: pa.DataType) -> pa.DataType:

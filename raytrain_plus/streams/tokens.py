@@ -7,7 +7,6 @@ out, because the caller asked for it, is counted.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ import pyarrow as pa
 from raytrain_plus.extras import needed
 from raytrain_plus.streams.columns import DataError, listed, plain_table
 from raytrain_plus.streams.convert import Data, RowBatch
-from raytrain_plus.streams.encoding import Encoding, encoded
+from raytrain_plus.streams.encoding import Encode, Encoding
 from raytrain_plus.streams.packing import Documents, Ints, Packer, Sequences, WholePacker
 from raytrain_plus.streams.vocabulary import Vocabulary
 from raytrain_plus.streams.writer import StreamWriter
@@ -240,23 +239,22 @@ def tokenize_documents(
     writer: StreamWriter,
     tokenizer: Tokenizer,
     packing: Packing,
+    encode: Encode,
     *,
     source: str = "text",
     column: str = "input_ids",
-    processes: int = 1,
 ) -> dict[str, int]:
     """Write the tokens of documents.
-
-    The result does not depend on `processes`.
 
     Args:
         data: the documents, one in each row.
         writer: of the stream.
         tokenizer: what makes the tokens.
         packing: how documents become rows.
+        encode: tokenizes with this tokenizer: `encoding.ready`. The result does not depend on its
+            number of processes.
         source: the column with the text, or with the messages of a chat.
         column: the column of token numbers that is written.
-        processes: how many processes tokenize.
 
     Returns:
         Counts: `documents`, `tokens` (those in rows, without padding and repeated ones),
@@ -267,11 +265,9 @@ def tokenize_documents(
     """
     rows = _Rows(tokenizer, packing, column, writer)
     texts = _Texts(data, source, tokenizer.chat)
-    found = encoded(texts.chunks(), tokenizer.encoding, processes)
-    with closing(found):  # type: ignore[type-var]  # it is a generator
-        for documents in found:
-            rows.add(documents, texts.place)
-            texts.forget(rows.documents)
+    for documents in encode(texts.chunks()):
+        rows.add(documents, texts.place)
+        texts.forget(rows.documents)
     rows.finish()
     return rows.counts
 
@@ -456,13 +452,11 @@ def _narrow(numbers: Ints) -> Ints:
     return numbers
 
 
-def described(tokenizer: Tokenizer, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return what was done, as values for JSON."""
+def summary(tokenizer: Tokenizer, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return the counts of `tokenize_documents`, and the tokens around a document."""
     vocabulary = tokenizer.vocabulary
     return {
         **counts,
-        "vocabulary": vocabulary.size,
-        "tokenizer": vocabulary.tokenizer,
         "begin": [tokenizer.name(number) for number in vocabulary.begin],
         "end": [tokenizer.name(number) for number in vocabulary.end],
     }

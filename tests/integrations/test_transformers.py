@@ -7,15 +7,18 @@ import pyarrow as pa
 import pytest
 import ray.train
 import torch
+from typer.testing import CliRunner
 
 from benchmarks.group import Group, verdict
 from raytrain_plus import ElasticTrainer
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.export import export
+from raytrain_plus.cli import app
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.integrations.transformers import TransformersTask, save_pretrained
 from raytrain_plus.task import TaskError
-from tests.algorithms.side import forget, import_transformers
+from tests.algorithms.side import FOLDER, forget, import_transformers
+from tests.streams.test_plain import read_all
 
 transformers = import_transformers()
 peft = pytest.importorskip("peft")
@@ -214,3 +217,77 @@ def test_a_run_goes_on_with_the_same_base_only_and_for_longer_if_asked(base, tmp
 def test_settings_that_do_not_fit_are_refused(settings, said):
     with pytest.raises(TaskError, match=said):
         TransformersTask(**settings)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+}
+PACKED = {
+    "input_ids": torch.tensor([5, 6, 7, 8, 9, 10, 11, 0]),
+    "document_ids": torch.tensor([3, 3, 3, 4, 4, 4, 4, -1]),
+    "document_offset": torch.tensor(0),
+}
+
+
+@pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt2", "llama"])
+def test_documents_of_a_packed_row_count_as_rows_of_their_own(config):
+    torch.manual_seed(3)
+    task = TransformersTask(config=config, separate_documents=True)
+    plain = TransformersTask(config=config)
+    model = task.model().eval()
+    batch = task.collate([PACKED, PACKED])
+    with torch.no_grad():
+        logits = task.forward(model, batch)
+        read_on = plain.forward(model, plain.collate([PACKED, PACKED]))
+        for start, end in ((0, 3), (3, 7)):
+            alone = plain.collate([{"input_ids": PACKED["input_ids"][start:end]}])
+            expected = plain.forward(model, alone)
+            torch.testing.assert_close(logits[1:, start:end], expected)
+            assert (start == 0) == torch.allclose(read_on[1:, start:end], expected, atol=1e-6)
+    _, weights = task.loss(logits, batch)
+    assert weights[0].tolist() == [True, True, False, True, True, True, False]
+    _, weights = plain.loss(read_on, plain.collate([PACKED, PACKED]))
+    assert weights[0].tolist() == [True, True, True, True, True, True, False]
+
+
+def test_rows_that_name_no_documents_cannot_be_separated():
+    task = TransformersTask(config=GPT, separate_documents=True)
+    with pytest.raises(TaskError, match="needs the column 'document_ids'"):
+        task.collate([{"input_ids": torch.tensor([1, 2])}])
+    with pytest.raises(TaskError, match="is for a causal language model"):
+        TransformersTask(config=BERT, kind="masked-lm", mask_token=3, separate_documents=True)
+
+
+def test_chats_become_tokens_through_the_model_s_template(base, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}",
+    }
+    folder = tmp_path / "chat"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text((base / "tokenizer.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    chats = [
+        [{"role": "the", "content": "cat"}, {"role": "dog", "content": "sat"}],
+        [{"role": "a", "content": "mat", "name": "x"}],
+    ]
+    lines = [json.dumps({"messages": chat}) for chat in chats]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    arguments = ["data", "tokenize", str(tmp_path / "a.jsonl"), str(tmp_path / "s"), "--chat"]
+    arguments += ["--column", "messages", "--tokenizer", str(folder), "--processes", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    words = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found = [words.decode(list(row)) for row in read_all(tmp_path / "s")["input_ids"]]
+    assert found == ["the cat dog sat", "a mat"]
+    arguments[arguments.index(str(folder))] = str(base)
+    plain = CliRunner().invoke(app, [*arguments[:3], str(tmp_path / "t"), *arguments[4:]])
+    assert plain.exit_code == 2
+    assert "has no chat template" in plain.stderr

@@ -477,7 +477,7 @@ def test_labels_of_images_may_begin_like_splits_but_splits_are_no_labels(tmp_pat
     }
 
 
-@pytest.mark.parametrize("name", ["b.parquet.gz", "b.csv.zst", "more/b.jsonl.ZIP"])
+@pytest.mark.parametrize("name", ["b.parquet.gz", "b.csv.lz4", "more/b.jsonl.ZIP"])
 def test_files_that_are_packed_in_another_way_are_not_passed_over(ways, tmp_path, name):
     parquet(tmp_path / "d" / "a.parquet", x=[1])
     (tmp_path / "d" / name).parent.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ import pytest
 
 from raytrain_plus.streams.columns import DataError, LeftOutWarning
 from raytrain_plus.streams.convert import Wanted, read_any
+from raytrain_plus.streams.text import Dialect
 from raytrain_plus.streams.writer import StreamWriter
 from tests.streams.test_plain import read_all
 
@@ -284,3 +285,97 @@ def test_the_index_that_pandas_writes_is_no_column(tmp_path):
     with pytest.raises(DataError, match=r"column 2 of .*b\.csv has no name"):
         rows_of(tmp_path / "b.csv")
     assert written(tmp_path / "b.csv", tmp_path / "s", columns=["x"]) == {"x": [1, 2]}
+
+
+DIALECTS = {
+    "a.csv": (b"x;t\n1;'a;b'\n2;'it''s'\n", {"delimiter": ";", "quote": "'"}),
+    "b.csv": (b'x,t\n1,a\\,b\n2,say \\"no\\"\n', {"escape": "\\"}),
+    "c.tsv": (b'1\t"a\n2\tb"\n', {"quote": None, "header": ("x", "t")}),
+    "d.csv": ("x,t\n1,é\n2,ü\n".encode("cp1252"), {"encoding": "cp1252"}),
+    "e.csv": ("x|t\n1|é\n2|ü\n".encode("utf-16"), {"encoding": "utf-16", "delimiter": "|"}),
+    "f.csv": (b"x,t\n1,a\n2,b\n", {"block_size": 4}),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects_of_csv(name, tmp_path):
+    content, settings = DIALECTS[name]
+    (tmp_path / name).write_bytes(content)
+    texts = {
+        "a": ["a;b", "it's"], "b": ["a,b", 'say "no"'], "c": ['"a', 'b"'],
+        "d": ["é", "ü"], "e": ["é", "ü"], "f": ["a", "b"],
+    }  # fmt: skip
+    found = written(tmp_path / name, tmp_path / "s", dialect=Dialect(**settings))
+    assert found == {"x": [1, 2], "t": texts[name[0]]}
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "words"),
+    [
+        (b"x\n\xe9\n", {}, r"row 1: column 'x' is not UTF-8 .*--encoding"),
+        (b"x\n1\n\x81\n", {"encoding": "cp1252"}, r"near line 3: it is not charmap"),
+        (b"1,2\n3\n", {"header": ("a", "b")}, r"row 2: it has 1 fields .* the header has 2"),
+        (b"x,y\n1,NA\n", {"nulls": ("NA",)}, r"row 1: column 'y' holds nulls"),
+        (b"x;y\n1;2\n", {}, r"Name the character \(`--delimiter`\)"),
+        (b"1,2\n", {}, r"--header A,B"),
+        (b'x\n"1\n', {}, r"not closed.*--quote none"),
+    ],
+)
+def test_text_of_another_dialect_is_refused_with_a_hint(content, settings, words, tmp_path):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        written(tmp_path / "a.csv", tmp_path / "s", dialect=Dialect(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"delimiter": "||"}, "one ASCII character"),
+        ({"quote": ","  , "delimiter": ","}, "different characters"),
+        ({"encoding": "klingon"}, "encoding 'klingon' is not known"),
+        ({"header": ("a", "a")}, "names a column twice"),
+        ({"block_size": 0}, "block size"),
+    ],
+)  # fmt: skip
+def test_a_dialect_that_cannot_be_is_refused(settings, words):
+    with pytest.raises(DataError, match=words):
+        Dialect(**settings)
+
+
+def test_types_and_names_are_given(tmp_path):
+    (tmp_path / "a.csv").write_text("zip,n,t\n123,1,NA\n456,2,b\n")
+    choice = {
+        "types": {"zip": pa.string(), "n": pa.uint8()},
+        "names": {"n": "t", "t": "n"},
+        "columns": ["zip", "n", "t"],
+    }
+    found = written(tmp_path / "a.csv", tmp_path / "s", **choice)
+    assert found == {"zip": ["123", "456"], "t": [1, 2], "n": ["NA", "b"]}
+    for wrong, words in (
+        ({"types": {"y": pa.int8()}}, r"row 1: a type is given for column 'y'"),
+        ({"names": {"y": "x"}}, r"no column 'y' to rename"),
+        ({"names": {"n": "t"}}, r"two columns would be named 't'"),
+        ({"types": {"t": pa.int8()}}, r"a\.csv, row 1: column 't' holds 'NA', which int8"),
+    ):
+        with pytest.raises(DataError, match=words):
+            written(tmp_path / "a.csv", tmp_path / "t", **wrong)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_zstandard_is_unpacked_to_its_end(frames, tmp_path):
+    lines = [b"x\n", *(b"%d\n" % number for number in range(50_000))]
+    half = len(lines) // 2 if frames == 2 else len(lines)
+    codec = pa.Codec("zstd")
+    packed = b"".join(
+        codec.compress(b"".join(some), asbytes=True)
+        for some in (lines[:half], lines[half:])
+        if some
+    )
+    (tmp_path / "a.csv.zst").write_bytes(packed)
+    assert written(tmp_path / "a.csv.zst", tmp_path / "s") == {"x": list(range(50_000))}
+    (tmp_path / "a.csv.zst").write_bytes(packed[:-9])
+    with pytest.raises(DataError, match=r"a\.csv\.zst cannot be read"):
+        written(tmp_path / "a.csv.zst", tmp_path / "t")
+    (tmp_path / "a.csv.zst").write_bytes(packed + b"more")
+    with pytest.raises(DataError, match=r"a\.csv\.zst cannot be read"):
+        written(tmp_path / "a.csv.zst", tmp_path / "t")

@@ -16,6 +16,7 @@ from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.convert import Wanted
 from raytrain_plus.streams.documents import read_documents
+from raytrain_plus.streams.encoding import ready
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.text import Dialect
@@ -72,8 +73,11 @@ def run(source, place, folder, processes=1, choice=None, made=None, **packing):
     choice = choice or Wanted(columns=["text"])
     data = read_documents(source, "text", None, choice)
     known = {"input_ids": made.vocabulary}
-    with StreamWriter(place, vocabularies=known, file_size="4KB", warn=False) as writer:
-        return tokenize_documents(data, writer, made, Packing(**packing), processes=processes)
+    with (
+        StreamWriter(place, vocabularies=known, file_size="4KB", warn=False) as writer,
+        ready(made.encoding, processes) as encode,
+    ):
+        return tokenize_documents(data, writer, made, Packing(**packing), encode)
 
 
 def texts_of(rows, folder, overlap=0):

@@ -1,4 +1,7 @@
-"""Train a small GPT on text, byte by byte. Change its size in run.yaml, or the model here."""
+"""Train a small GPT on text, byte by byte. Change its size in run.yaml, or the model here.
+
+README.md says how to train on tokens instead.
+"""
 
 import math
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ class Text(Task):
     """The fields are settings: `task_settings` in run.yaml, or `--setting lr=0.001`."""
 
     lr: float = 3e-3
+    vocabulary_size: int = 256  # bytes; data with larger token numbers is refused
     layers: int = 3
     width: int = 96
     heads: int = 4
@@ -27,7 +31,7 @@ class Text(Task):
     tokens = "tokens"  # so that a duration may be given in tokens: 10000000tok
 
     def model(self):
-        return GPT(256, CONTEXT, self.layers, self.width, self.heads)
+        return GPT(self.vocabulary_size, CONTEXT, self.layers, self.width, self.heads)
 
     def optimizer(self, model):
         return torch.optim.AdamW(model.parameters(), lr=self.lr, betas=(0.9, 0.99))
