@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
 import re
 import sys
+import sysconfig
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 import ray.train
@@ -58,6 +60,10 @@ from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.training.process_state import generator_bytes, process_kept
 from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
 
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
+_KEYS = "keys of a run file"  # the attribute of an error
+
 _LEAST_EVALUATION_ROWS = 64
 _SOME_OF_A_KIND = 0.001  # of Ray's resource `accelerator_type:X`, of which each such node has 1
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -66,6 +72,28 @@ _UNNAMED = re.compile(r"ray_train_run-\d{4}(-\d\d){2}_\d\d(-\d\d){2}")
 
 class ConfigError(ValueError):
     """A setting that is not possible; the message says which one, and what to do."""
+
+
+def about(*keys: str) -> Callable[[Callable[_Given, _Made]], Callable[_Given, _Made]]:
+    """Let the errors of a function name the settings that it checks; see `keys_of`."""
+
+    def wrapped(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+        @functools.wraps(function)
+        def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
+            try:
+                return function(*args, **kwargs)
+            except ValueError as error:
+                vars(error).setdefault(_KEYS, keys)
+                raise
+
+        return call
+
+    return wrapped
+
+
+def keys_of(error: ValueError) -> tuple[str, ...]:
+    """Return the keys of a run file that an error is about, the likeliest first; or nothing."""
+    return tuple(vars(error).get(_KEYS, ()))
 
 
 def check_platform(system: str = sys.platform) -> None:
@@ -81,12 +109,24 @@ def check_platform(system: str = sys.platform) -> None:
         )
 
 
+@about("batch_size", "logical_ranks")
 def check_sizes(batch_size: int, logical_ranks: int, workers: tuple[int, int]) -> None:
     """Check the settings that depend on numbers alone.
 
     Raises:
         ConfigError: they do not fit together.
     """
+    _check_workers(workers, logical_ranks)
+    if batch_size < 1 or batch_size % logical_ranks:
+        lower = max(logical_ranks, batch_size // logical_ranks * logical_ranks)
+        raise ConfigError(
+            f"batch_size {batch_size} cannot be divided by {logical_ranks} logical ranks: use "
+            f"{lower} or {lower + logical_ranks}, or another number of logical ranks"
+        )
+
+
+@about("workers", "logical_ranks")
+def _check_workers(workers: tuple[int, int], logical_ranks: int) -> None:
     least, most = workers
     if least < 1 or most < least:
         raise ConfigError(
@@ -99,12 +139,6 @@ def check_sizes(batch_size: int, logical_ranks: int, workers: tuple[int, int]) -
         raise ConfigError(
             f"{most} workers cannot share {logical_ranks} logical ranks, each computes at least "
             f"one: raise logical_ranks to {most} or more, or lower the number of workers"
-        )
-    if batch_size < 1 or batch_size % logical_ranks:
-        lower = max(logical_ranks, batch_size // logical_ranks * logical_ranks)
-        raise ConfigError(
-            f"batch_size {batch_size} cannot be divided by {logical_ranks} logical ranks: use "
-            f"{lower} or {lower + logical_ranks}, or another number of logical ranks"
         )
 
 
@@ -125,6 +159,7 @@ def worker_range(scaling: ray.train.ScalingConfig) -> tuple[int, int]:
     return (workers, workers) if isinstance(workers, int) else (workers[0], workers[1])
 
 
+@about("workers", "spares", "isa", "worker_runtime_env", "faults", "gpu")
 def workers_of(
     scaling: ray.train.ScalingConfig,
     run: ray.train.RunConfig,
@@ -166,6 +201,7 @@ def worker_needs(scaling: ray.train.ScalingConfig) -> dict[str, Any]:
     return {"resources": worker_resources(scaling), "placement": worker_placement(scaling)}
 
 
+@about("placement_strategy", "label_selector")
 def worker_placement(scaling: ray.train.ScalingConfig) -> dict[str, Any]:
     """Return the options by which Ray chooses the node of each worker.
 
@@ -194,6 +230,7 @@ def worker_placement(scaling: ray.train.ScalingConfig) -> dict[str, Any]:
     return {**({"label_selector": dict(selector)} if selector else {}), **spread}
 
 
+@about("gpu", "accelerator_type", "resources_per_worker")
 def worker_resources(scaling: ray.train.ScalingConfig) -> dict[str, float]:
     """Return what each worker asks Ray for. Default: one CPU, and one GPU if `use_gpu`.
 
@@ -245,6 +282,7 @@ def check_run_config(run: ray.train.RunConfig) -> None:
     _refuse("FailureConfig", {**changed, "max_failures": failure.max_failures not in (0, -1)})
 
 
+@about("keep_best")
 def retention_of(run: ray.train.RunConfig, task: Task, evaluation_data: Any) -> Retention:
     """Return which checkpoints are kept.
 
@@ -272,6 +310,7 @@ def uses_of_metrics(
     return {"retention": retention_of(run, task, evaluation_data), "stop": tuple(stop)}
 
 
+@about("early_stopping")
 def check_stop(stop: Sequence[Rule], task: Task, evaluation_data: Any) -> None:
     """Check that early stopping looks at a metric that an evaluation measures.
 
@@ -347,6 +386,7 @@ def warnings_of(task: Task, evaluation_data: Any) -> list[str]:
     ]
 
 
+@about("algorithms")
 def check_algorithms(algorithms: Sequence[Aspect]) -> None:
     """Check that aspects can be used together.
 
@@ -372,6 +412,7 @@ def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
     return absolute(data), evaluation_data_of(task, evaluation_data)
 
 
+@about("evaluation_data")
 def evaluation_data_of(task: Task, data: Any) -> Any:
     """Return the data to evaluate on: what is given, or else the task's own; None for none.
 
@@ -411,6 +452,7 @@ def absolute(data: Any) -> Any:
     return data
 
 
+@about("checkpoint_storage")
 def with_absolute_checkpoint_storage(elastic: ElasticConfig) -> ElasticConfig:
     """Return a configuration with an absolute path for checkpoints.
 
@@ -492,6 +534,17 @@ def open_for(
     Raises:
         DataError: the data is missing, empty, or of another schema.
     """
+    key = "data" if what == "training data" else "evaluation_data"
+    return about(key)(_opened)(task, data, what, hash_data=hash_data)
+
+
+def _opened(
+    task: Task,
+    data: pa.Table | Stream | Mixture | str | os.PathLike[str],
+    what: str,
+    *,
+    hash_data: bool,
+) -> Source:
     names = None if task.columns is None else list(task.columns)
     try:
         source = open_source(data, names, hash_data=hash_data)
@@ -568,7 +621,7 @@ def _depended_on(task: Task) -> dict[str, str]:
     said = call_task_method(task, "depends_on")
     found = {str(name): str(value) for name, value in said.items()}
     if task.initial_weights is not None:
-        found["initial weights"] = hash_of(task.initial_weights)
+        found["initial weights"] = about("initial_weights")(hash_of)(task.initial_weights)
         found["partial weights"] = str(task.partial_weights)
     return found
 
@@ -578,6 +631,7 @@ def weights_of(task: Task) -> tuple[str, bool] | None:
     return None if task.initial_weights is None else (task.initial_weights, task.partial_weights)
 
 
+@about("initial_weights")
 def with_initial_weights(task: Task, place: str | os.PathLike[str], *, partial: bool) -> None:
     """Let a task start from weights.
 
@@ -703,6 +757,7 @@ def _check_collate(source: Source, rows: int, made: Batch) -> None:
         )
 
 
+@about("batch_size", "duration", "evaluate_every", "checkpoint_every")
 def clock(
     source: Source,
     task: Task,
@@ -753,6 +808,7 @@ def clock(
     )
 
 
+@about("evaluate_every")
 def intervals(every: str | Mapping[str, str], sets: Sequence[str]) -> dict[str, str]:
     """Return how often each evaluation set is due.
 
@@ -826,6 +882,7 @@ def folder_of(run: ray.train.RunConfig, checkpoint_storage: str | None, *, resum
     return run_folder(run.storage_path, name, resume=resume and not checkpoint_storage)
 
 
+@about("storage", "name")
 def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     """Return a run's folder after testing that it can be written; the run creates it later.
 
@@ -863,6 +920,7 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     return folder
 
 
+@about("name", "storage")
 def check_fresh(folder: Path) -> None:
     """Refuse to overwrite another run.
 
@@ -878,4 +936,9 @@ def check_fresh(folder: Path) -> None:
 def import_paths() -> list[str]:
     """Return the folders from which workers import what the driver could import."""
     paths = [Path.cwd(), *(Path(path).resolve() for path in sys.path if path)]
-    return list(dict.fromkeys(str(path) for path in paths if path.exists() and is_users(path)))
+    commands = Path(sysconfig.get_path("scripts")).resolve()  # Python adds a command's own folder
+    return list(
+        dict.fromkeys(
+            str(path) for path in paths if path.exists() and path != commands and is_users(path)
+        )
+    )

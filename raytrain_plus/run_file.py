@@ -19,7 +19,7 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -625,6 +625,25 @@ class RunFile:
             if unless or key not in self.layer:
                 raise
             line, column = self._document.place([key])
+            raise RunFileError(f"{self.path}:{line}:{column}: {error}") from error
+
+    @contextlib.contextmanager
+    def naming_settings(self, options: Collection[str]) -> Iterator[None]:
+        """Name the place of the key in errors of the block that say which settings they are about.
+
+        Args:
+            options: the keys that options have overridden; errors about them stay as they are.
+
+        Raises:
+            RunFileError: the block has raised such a ValueError.
+        """
+        try:
+            yield
+        except ValueError as error:
+            keys = [k for k in configure.keys_of(error) if k in self.layer and k not in options]
+            if not keys:
+                raise
+            line, column = self._document.place([keys[0]])
             raise RunFileError(f"{self.path}:{line}:{column}: {error}") from error
 
 

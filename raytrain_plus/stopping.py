@@ -119,6 +119,21 @@ class Stopping:
         if self._rules:
             self._evaluations.append((step, metrics))
 
+    def unmeasured(self, metrics: Mapping[str, Any]) -> str:
+        """Return why early stopping would never stop the run; empty if it may.
+
+        Args:
+            metrics: of an evaluation of all sets.
+        """
+        for rule in self._rules:
+            if isinstance(rule, EarlyStopping) and rule.metric not in metrics:
+                known = ", ".join(metrics) or "nothing"
+                return (
+                    f"early stopping looks at {rule.metric!r}, and the evaluation has measured "
+                    f"{known}: name one of these"
+                )
+        return ""
+
     @property
     def is_evaluated(self) -> bool:
         """Whether the present state has been evaluated."""

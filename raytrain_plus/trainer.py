@@ -28,7 +28,11 @@ from raytrain_plus.elastic import local
 from raytrain_plus.elastic.client import control
 from raytrain_plus.elastic.client.control import RunFailedError
 from raytrain_plus.elastic.client.following import Ended, LostError, Watcher, follow
-from raytrain_plus.elastic.client.tune_trial import in_trial, lifeline_of_trial
+from raytrain_plus.elastic.client.tune_trial import (
+    in_trial,
+    lifeline_of_trial,
+    placement_in_trial,
+)
 from raytrain_plus.elastic.coordinator.actor import (
     check_not_running,
     end_coordinator,
@@ -55,6 +59,7 @@ from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
+from raytrain_plus.trainable import trainable
 from raytrain_plus.training.evaluation import named_sets
 
 Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
@@ -146,6 +151,7 @@ class ElasticTrainer:
         initial_weights: str | os.PathLike[str] | None = None,
         partial_weights: bool = False,
     ) -> None:
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         scaling = scaling_config or ray.train.ScalingConfig()
         run = run_config or ray.train.RunConfig()
         elastic = configure.with_absolute_checkpoint_storage(elastic or ElasticConfig())
@@ -204,11 +210,11 @@ class ElasticTrainer:
         )
         lasts = {"duration": duration, "evaluate_every": evaluate_every}
         self._run_file = run_file.described(self.spec, scaling, run, given, loggers, **lasts)
-        allowed = {"allow_change": allow_change, "accept_changed_code": accept_changed_code}
-        self._found = self._look_at_storage({**allowed, "extend": extend})
+        self._found = self._look_at_storage()
 
-    def _look_at_storage(self, changes: Mapping[str, bool]) -> resume.Resumption | None:
+    def _look_at_storage(self) -> resume.Resumption | None:
         """Find where a resumed run continues, or check that a new run touches no other run."""
+        changes = {n: self._arguments[n] for n in ("allow_change", "accept_changed_code", "extend")}
         folder, store = self.spec.folder, self.spec.checkpoint_store
         self._storage = None if _is_same(store, folder) else store
         self._storage_before = ownership.look_from_storage(self._storage, self._is_known)
@@ -279,6 +285,23 @@ class ElasticTrainer:
         with progress.shown(self.spec.name, is_local=self._is_local) as line:
             return fit(line)
 
+    def as_trainable(self) -> Any:
+        """Return a trainable for `ray.tune.Tuner`.
+
+        Each trial is a run of this trainer with some arguments changed, in the trial's folder. The
+        keys of Tune's `param_space` are arguments of ElasticTrainer. `task_settings` (also as
+        `train_loop_config`), `scaling_config` and `elastic` may be mappings, which change what they
+        name; `algorithms` may hold names with settings, as on the command line.
+
+        Each evaluation is a result of the trial, with the checkpoint of its step if there is one.
+        A trial holds the most workers that it may have. A trial that Tune stops ends its run and
+        workers within seconds, and one that it starts again continues its run.
+
+        Raises:
+            ConfigError: a trial's config has an unknown key; when Tune makes the trial.
+        """
+        return trainable(type(self), self._arguments)
+
     def _fit_on_ray(self, watcher: Watcher | None) -> ray.train.Result:
         configure.check_platform()
         spec = self.spec
@@ -296,6 +319,7 @@ class ElasticTrainer:
                     ownership.acquire_storage(self._storage, held, self._storage_before)
                 run_file.write(spec.folder, self._run_file)
                 spec = replace(spec, claim=held.owner.claim, address=joined.address)
+                spec = replace(spec, placement=placement_in_trial() or spec.placement)
                 keep = _put if joined.is_ours else partial(_written_table, spec.folder)
                 shared = replace(
                     spec,
@@ -452,6 +476,7 @@ def attach(
     return result_of(ended)
 
 
+@configure.about("loggers")
 def _loggers_of(
     loggers: Sequence[Logger],
     group: str | None,

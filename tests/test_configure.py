@@ -494,7 +494,8 @@ def test_workers_have_the_drivers_import_path(tmp_path, monkeypatch):
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "mine").mkdir()
     listed = [tmp_path / "mine", tmp_path / "site-packages", tmp_path / "absent"]
-    monkeypatch.setattr(sys, "path", ["", *map(str, listed), sysconfig.get_path("stdlib")])
+    of_python = [sysconfig.get_path("stdlib"), sysconfig.get_path("scripts")]
+    monkeypatch.setattr(sys, "path", ["", *map(str, listed), *of_python])
     monkeypatch.chdir(tmp_path)
     assert configure.import_paths() == [str(Path.cwd()), str(tmp_path / "mine")]
 

@@ -60,9 +60,11 @@ def test_a_project_is_tested_prepared_and_trained(project, monkeypatch):
         few = prepare.LIBRARY[FEW]
         monkeypatch.setattr(prepare, "docstrings", partial(prepare.docstrings, few))
     prepare.main()
-    settings = command._settings(Path("run.yaml"), {})
+    settings = command._settings(command._file(Path("run.yaml")), {})
     assert str(settings.workers) == "1:2"
-    here = command._settings(Path("run.yaml"), {"workers": "0", "duration": "2ba", "name": "here"})
+    here = command._settings(
+        command._file(Path("run.yaml")), {"workers": "0", "duration": "2ba", "name": "here"}
+    )
     result = ElasticTrainer(**run_file.arguments(here)).fit()
     assert result.metrics["steps"] == 2
     assert set(result.metrics) & {"accuracy", "bits_per_byte"}

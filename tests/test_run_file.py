@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from typing import get_type_hints
@@ -69,7 +70,7 @@ def written(folder, text):
 
 
 def settings_of(path, **options):
-    return command._settings(path, options)
+    return command._settings(command._file(path), options)
 
 
 MISTAKES = {
@@ -101,6 +102,41 @@ MISTAKES = {
     "faults:\n  - {step: 3, action: kill, phas: x}\n": "2:29: there is no key faults.0.phas: did",
     "[1, 2]\n": "1:1: a run file is a mapping",
 }  # fmt: skip
+
+
+LATE = {
+    "batch_size: 30\nlogical_ranks: 8\n": "2 batch_size 30 cannot be divided by 8 logical",
+    "logical_ranks: 3\nbatch_size: 16\n": "3 batch_size 16 cannot be divided by 3 logical",
+    "workers: 9\n": "2 9 workers cannot share 8 logical ranks",
+    "batch_size: 800\n": "2 the batch is larger than the data",
+    "evaluate_every: {a: 1ep}\n": "2 evaluate_every has intervals for 'a'",
+    "seed: 3\nearly_stopping: {acc: {}}\n": "3 early stopping looks at 'acc'",
+    "keep_best: acc\n": "2 CheckpointConfig sets checkpoint_score_attribute to 'acc'",
+    "initial_weights: nowhere\n": "2 initial weights",
+    "evaluation_data: nowhere\n": "2 evaluation data: ",
+    "accelerator_type: H100\n": "2 accelerator_type is 'H100', and the workers hold no GPU",
+    "storage: /dev/null/runs\n": "2 storage path",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LATE)
+def test_what_is_found_when_a_run_is_made_names_the_line_of_its_key(folder, text):
+    rest = "" if "batch_size" in text else "batch_size: 16\n"
+    path = written(folder, f"task: {MODULE}.py:Small\n{text}{rest}")
+    options = ["--config", str(path), "--data", "project/data.parquet"]
+    done = CliRunner().invoke(app, ["train", *options])
+    assert done.exit_code == 2
+    line, _, why = LATE[text].partition(" ")
+    assert re.match(rf"error: {path}:{line}:\d+: {re.escape(why)}", done.stderr), done.stderr
+
+
+def test_an_error_about_an_option_names_no_line_of_the_file(folder):
+    path = written(folder, f"task: {MODULE}.py:Small\ndata: data.parquet\nbatch_size: 32\n")
+    for options, line in (("--batch-size=30", False), ("--logical-ranks=3", True)):
+        done = CliRunner().invoke(app, ["train", "--config", str(path), options])
+        assert done.exit_code == 2
+        assert (f"{path}:3:13: batch_size 32" in done.stderr) == line, done.stderr
+        assert "cannot be divided" in done.stderr
 
 
 @pytest.mark.parametrize("text", MISTAKES)

@@ -50,6 +50,14 @@ def test_a_worker_that_joins_decides_as_one_that_was_there():
     assert "a has not improved for 2 evaluations; its best is 0.6" in there.reason()
 
 
+def test_a_metric_that_an_evaluation_lacks_is_named():
+    rules = [StopAt(name="x", below=0.1), EarlyStopping(metric="b/acuracy")]
+    stopping = Stopping(rules, [], 0, {})
+    assert stopping.unmeasured({"b/acuracy": None}) == ""
+    why = "looks at 'b/acuracy', and the evaluation has measured a/loss, b/accuracy"
+    assert why in stopping.unmeasured({"a/loss": 1.0, "b/accuracy": 0.5})
+
+
 def test_rules_that_can_never_stop_are_refused():
     with pytest.raises(ValueError, match="needs a bound"):
         StopAt(name="x")

@@ -56,14 +56,17 @@ def train(  # noqa: PLR0913 - one option each
     """
 
     def run() -> dict[str, Any]:
-        settings = _settings(config, {"task": task, **options})
-        made = ElasticTrainer(
-            **run_file.arguments(settings),
-            resume=resume,
-            allow_change=allow_change,
-            accept_changed_code=accept_changed_code,
-            extend=extend,
-        )
+        file = _file(config)
+        given = {"task": task, **options}
+        settings = _settings(file, given)
+        with file.naming_settings(run_file.layer_of_options(given)):
+            made = ElasticTrainer(
+                **run_file.arguments(settings),
+                resume=resume,
+                allow_change=allow_change,
+                accept_changed_code=accept_changed_code,
+                extend=extend,
+            )
         is_local = made.spec.is_local
         console = console_of(is_local=is_local)
         quiet = contextlib.nullcontext() if is_local else without_ray_notices()
@@ -81,13 +84,16 @@ def train(  # noqa: PLR0913 - one option each
     answer(run, as_json=as_json, debug=debug)
 
 
-def _settings(config: Path | None, given: Mapping[str, Any]) -> RunSettings:
+def _file(config: Path | None) -> RunFile:
+    return RunFile(Path(), {}) if config is None else run_file.read_run_file(config)
+
+
+def _settings(file: RunFile, given: Mapping[str, Any]) -> RunSettings:
     """Return the settings of a run; imports its task and the user's code.
 
     A recipe that the file names comes before the file's other keys, and one that is named by an
     option after them.
     """
-    file = RunFile(Path(), {}) if config is None else run_file.read_run_file(config)
     options = run_file.layer_of_options(given)
     settings = run_file.merged([file.layer, options])
     run_file.import_first(settings)

@@ -25,9 +25,6 @@ _MOST_LOSSES = 4  # of a unit, after which it is what ends its workers
 class InferenceError(RunFailedError):
     """The task has failed on a worker, or ends each worker; the text is the user's traceback."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, {})
-
 
 class Work(Protocol):
     """What a worker does."""

@@ -31,9 +31,13 @@ class RunFailedError(RuntimeError):
         summary: what is known of the run.
     """
 
-    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+    def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.summary = summary
+        self.summary = summary or {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process unpickle it, such as the driver of a Tune experiment."""
+        return type(self), (str(self), self.summary)
 
 
 def folder_of(run: str, storage: str) -> Path:

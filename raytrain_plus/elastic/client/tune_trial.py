@@ -7,6 +7,7 @@ Ctrl-C has ended would only hold CPUs for a result that is not wanted any more.
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 
@@ -22,6 +23,21 @@ def in_trial() -> bool:
     if tune.get_context().get_trial_id() is not None:  # of a function
         return True
     return any(isinstance(actor, tune.Trainable) for actor in actors_here())
+
+
+def placement_in_trial() -> dict[str, Any]:
+    """Return the options that place workers in this trial's placement group.
+
+    Empty if this is no trial, or if its group has no bundle beyond that of the trial itself.
+    """
+    group = ray.util.get_current_placement_group() if in_trial() else None
+    if group is None or len(group.bundle_specs) < 2:
+        return {}
+    return {
+        "scheduling_strategy": ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+            group, placement_group_capture_child_tasks=False
+        )
+    }
 
 
 @contextlib.contextmanager

@@ -107,10 +107,16 @@ class FromRay(_OnRay):
                 name=f"{self._spec.name}/{worker}",
                 namespace=NAMESPACE,
                 lifetime="detached",
-                **(worker_options(self._spec) | placed(avoid)),
+                **self._options(avoid),
             ).remote(worker, self._coordinator)
         )
         return taken
+
+    def _options(self, avoid: str) -> dict[str, Any]:
+        options = worker_options(self._spec)
+        group = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        is_in_group = isinstance(options.get("scheduling_strategy"), group)
+        return options if is_in_group else options | placed(avoid)
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
         """End it: no other run would use it."""

@@ -58,7 +58,7 @@ from raytrain_plus.storage.ownership import Owners
 from raytrain_plus.storage.store import Store
 from raytrain_plus.streams.cache import TRAFFIC
 from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_device
-from raytrain_plus.task import TaskWarning, load_task
+from raytrain_plus.task import TaskError, TaskWarning, load_task
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.corruption import CorruptionError
 from raytrain_plus.training.evaluation import named_in
@@ -477,6 +477,8 @@ class Worker:
                 }
             finally:
                 self._loop.buffers.restore()
+        if len(due) == len(self._evaluations) and (why := self._stopping.unmeasured(values)):
+            raise TaskError(why)
         self._records.add_evaluation(plan.generation, replica.step, values)
         self._stopping.add_evaluation(replica.step, values)
 
