@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import pyarrow as pa
 import ray.train
 import torch
 from torch import Tensor
 
-from raytrain_plus import exits
+from raytrain_plus import exits, user_data
 from raytrain_plus.algorithms import Aspect, AspectError, Weave
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.retention import Retention
@@ -40,7 +39,6 @@ from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.labels import check_same
 from raytrain_plus.streams.loader import Batch, load_part, steps_per_epoch
 from raytrain_plus.streams.mixture import Mixture
-from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.streams.vocabulary import check_one_tokenizer, check_vocabulary
@@ -59,6 +57,7 @@ from raytrain_plus.training.initial_weights import hash_of
 from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.training.process_state import generator_bytes, process_kept
 from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
+from raytrain_plus.user_data import open_data
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -67,6 +66,7 @@ _KEYS = "keys of a run file"  # the attribute of an error
 _LEAST_EVALUATION_ROWS = 64
 _SOME_OF_A_KIND = 0.001  # of Ray's resource `accelerator_type:X`, of which each such node has 1
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DEFAULT_STORAGE = "~/ray_results"
 _UNNAMED = re.compile(r"ray_train_run-\d{4}(-\d\d){2}_\d\d(-\d\d){2}")
 
 
@@ -399,21 +399,31 @@ def check_algorithms(algorithms: Sequence[Aspect]) -> None:
     Weave(algorithms)
 
 
-def data_of(task: Task, data: Any, evaluation_data: Any) -> tuple[Any, Any]:
+def data_of(
+    task: Task, data: Any, evaluation_data: Any, storage: str | None = None
+) -> tuple[Any, Any]:
     """Return the data to train and to evaluate on: what is given, or else the task's own.
+
+    Args:
+        task: the task.
+        data: what the trainer is given; None for nothing.
+        evaluation_data: likewise.
+        storage: where runs are kept, and what must be written before it can be trained on.
 
     Raises:
         ConfigError: there is nothing to train on.
+        DataError: the data has a form that cannot be read.
     """
     with exits.as_errors("the task's data()"):
         data = data if data is not None else call_task_method(task, "data")
     if data is None:
         raise ConfigError("no training data: give `data`, or define the task's data()")
-    return absolute(data), evaluation_data_of(task, evaluation_data)
+    held_out = evaluation_data_of(task, evaluation_data, storage)
+    return user_data.travelling(data, _root_of(storage)), held_out
 
 
 @about("evaluation_data")
-def evaluation_data_of(task: Task, data: Any) -> Any:
+def evaluation_data_of(task: Task, data: Any, storage: str | None = None) -> Any:
     """Return the data to evaluate on: what is given, or else the task's own; None for none.
 
     Raises:
@@ -421,10 +431,17 @@ def evaluation_data_of(task: Task, data: Any) -> Any:
     """
     with exits.as_errors("the task's evaluation_data()"):
         held_out = data if data is not None else call_task_method(task, "evaluation_data")
+    root = _root_of(storage)
+    held_out = user_data.evaluation_sets(held_out)
     if isinstance(held_out, Mapping):
         _check_set_names(held_out)
-        return {name: absolute(one) for name, one in held_out.items()}
-    return absolute(held_out)
+        return {name: user_data.travelling(one, root) for name, one in held_out.items()}
+    return None if held_out is None else user_data.travelling(held_out, root)
+
+
+def _root_of(storage: str | None) -> Path:
+    """Return the folder of this machine, or shared by all, in which runs are kept."""
+    return local_path(storage or DEFAULT_STORAGE) or Path(DEFAULT_STORAGE).expanduser()
 
 
 def _check_set_names(sets: Mapping[str, Any]) -> None:
@@ -441,15 +458,8 @@ def _check_set_names(sets: Mapping[str, Any]) -> None:
 
 
 def absolute(data: Any) -> Any:
-    """Return data with an absolute path, which is valid in every worker's working directory."""
-    if isinstance(data, Mixture):
-        streams = {name: absolute(stream) for name, stream in data.streams.items()}
-        return dataclasses.replace(data, streams=streams)
-    if isinstance(data, Stream):
-        return dataclasses.replace(data, url=absolute(data.url))
-    if isinstance(data, str | os.PathLike) and (path := local_path(data)) is not None:
-        return str(path)
-    return data
+    """Return data as it goes to another process; see `user_data.travelling`."""
+    return user_data.travelling(data, _root_of(None))
 
 
 @about("checkpoint_storage")
@@ -483,9 +493,7 @@ def check_lasting(path: Path, what: str) -> None:
 
 def code_of(task: Task, algorithms: Sequence[Aspect], data: Any) -> dict[str, CodeFile]:
     """Return the user's code in a task, its aspects, and what transforms its data."""
-    streams = data.streams.values() if isinstance(data, Mixture) else (data,)
-    transforms = [one.transform for one in streams if isinstance(one, Stream) and one.transform]
-    return code_behind([task, *algorithms, *transforms], import_paths())
+    return code_behind([task, *algorithms, *user_data.code_in(data)], import_paths())
 
 
 def with_absolute_path(task: Task | str) -> Task | str:
@@ -496,7 +504,7 @@ def with_absolute_path(task: Task | str) -> Task | str:
     return f"{Path(module).resolve()}:{attribute}" if module.endswith(".py") else task
 
 
-def with_options(options: Mapping[str, Any], *named: Stream | Mixture | str | None) -> list[Any]:
+def with_options(options: Mapping[str, Any], *named: Any) -> list[Any]:
     """Return data with the options of its store, if a URL names it; other data unchanged.
 
     Raises:
@@ -518,7 +526,7 @@ def with_options(options: Mapping[str, Any], *named: Stream | Mixture | str | No
 
 def open_for(
     task: Task,
-    data: pa.Table | Stream | Mixture | str | os.PathLike[str],
+    data: Any,
     what: str,
     *,
     hash_data: bool = False,
@@ -540,14 +548,14 @@ def open_for(
 
 def _opened(
     task: Task,
-    data: pa.Table | Stream | Mixture | str | os.PathLike[str],
+    data: Any,
     what: str,
     *,
     hash_data: bool,
 ) -> Source:
     names = None if task.columns is None else list(task.columns)
     try:
-        source = open_source(data, names, hash_data=hash_data)
+        source = open_data(data, names, hash_data=hash_data)
         source.collate = collate_of(task)
         with closed_on_error(source):
             if source.transform is None:
@@ -894,7 +902,7 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
         check_name(name)
     except InvalidNameError as error:
         raise ConfigError(str(error)) from error
-    text = storage or "~/ray_results"
+    text = storage or DEFAULT_STORAGE
     root = local_path(text)
     if root is None:
         raise ConfigError(

@@ -60,6 +60,7 @@ from raytrain_plus.storage.locations import parse_options
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import TaskError, already_imported, import_named
+from raytrain_plus.user_data import is_code
 
 FILE_NAME = "run.yaml"
 """The name of the file in a run's folder."""
@@ -97,6 +98,10 @@ def _from_folder(text: str, info: ValidationInfo) -> str:
         raise ValueError("it is empty: give a path or a URL")
     folder = (info.context or {}).get("folder", "")
     return text if "://" in text or text.startswith("~") else os.path.join(folder, text)  # noqa: PTH118
+
+
+def _data_from_folder(text: str, info: ValidationInfo) -> str:
+    return _code_from_folder(text, info) if is_code(text) else _from_folder(text, info)
 
 
 def _code_from_folder(text: str, info: ValidationInfo) -> str:
@@ -153,6 +158,7 @@ Number = Annotated[float, Strict(), AfterValidator(_finite)]
 Flag = Annotated[bool, Strict()]
 Location = Annotated[Text, AfterValidator(_from_folder)]
 Code = Annotated[Text, AfterValidator(_code_from_folder)]
+DataLocation = Annotated[Text, AfterValidator(_data_from_folder)]
 Length = Annotated[Text, AfterValidator(_duration)]
 Settings = dict[str, Any]
 
@@ -172,6 +178,7 @@ class StreamSettings(_Keys):
     transform: Annotated[Code | None, Key("module:function or file.py:function")] = None
     per: Literal["sample", "batch"] = "sample"
     columns: list[Text] | None = None
+    fill: Settings = Field(default_factory=dict)
     split: Text | None = None
     shuffle: Flag = True
     window: Whole = 8
@@ -212,12 +219,15 @@ class MixtureSettings(_Keys):
 def _kind_of_data(value: Any) -> str:
     if isinstance(value, MixtureSettings) or (isinstance(value, Mapping) and "streams" in value):
         return "<mixture>"
+    if isinstance(value, list):
+        return "<list>"
     return "<stream>" if isinstance(value, Mapping | StreamSettings) else "<text>"
 
 
 # The tags are in pydantic's paths to a mistake, and are left out there.
 Data = Annotated[
-    Annotated[Location, Tag("<text>")]
+    Annotated[DataLocation, Tag("<text>")]
+    | Annotated[list[Location], Tag("<list>")]
     | Annotated[StreamSettings, Tag("<stream>")]
     | Annotated[MixtureSettings, Tag("<mixture>")],
     Discriminator(_kind_of_data),
@@ -345,9 +355,11 @@ class RunSettings(_Keys):
     data: Annotated[
         Data | None,
         Key(
-            "The training data: the URL of a stream, or an Arrow or Parquet file or folder. In a "
-            "file also the settings of a [Stream](#stream) or a [Mixture](#mixture).",
-            help="URL of a stream, or an Arrow or Parquet file or folder.",
+            "The training data: the URL of a stream; an Arrow, Parquet, CSV or JSON lines file, a "
+            "folder of them, or a pattern; or a function that returns data, module:function. In a "
+            "file also a list of files, or the settings of a [Stream](#stream) or a "
+            "[Mixture](#mixture).",
+            help="A stream's URL; a data file, folder or pattern; or module:function.",
         ),
     ] = None
     evaluation_data: Annotated[
@@ -1104,6 +1116,8 @@ def _data_as_keys(data: Any) -> Any:
                 return _OnlyPython("its transform is not in a module")
             given["transform"] = f"{transform.__module__}:{transform.__qualname__}"
         return {name: _as_text(value) for name, value in given.items()}
+    if isinstance(data, list):
+        return [_as_text(one) for one in data]
     return _as_text(data) if isinstance(data, str | os.PathLike) else _OnlyPython(f"a {type(data)}")
 
 

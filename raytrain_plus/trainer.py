@@ -56,13 +56,15 @@ from raytrain_plus.stopping import Rule
 from raytrain_plus.storage import ownership
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Store
+from raytrain_plus.streams.map_dataset import MapDataset
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, load_task
 from raytrain_plus.trainable import trainable
 from raytrain_plus.training.evaluation import named_sets
 
-Data: TypeAlias = pa.Table | Stream | Mixture | str | os.PathLike[str]
+# Any: a frame, or a dataset, of a library that need not be installed.
+Data: TypeAlias = pa.Table | Stream | Mixture | MapDataset | str | os.PathLike[str] | Any
 
 
 class TrainingFailedError(RunFailedError, ray.train.TrainingFailedError):  # type: ignore[misc]
@@ -75,8 +77,12 @@ class ElasticTrainer:
     Args:
         task: a Task, or the name of one to import: `"module:attribute"` or `"file.py:attribute"`.
         task_settings: new values of the task's fields; the task must then be a dataclass.
-        data: the training data: a Stream or the URL of one, a Mixture, a pyarrow.Table, an Arrow or
-            Parquet file, or a folder of them. Default: `task.data()`.
+        data: the training data: a file, a folder, a pattern or a list of Arrow, Parquet, CSV or
+            JSON lines files; a Stream or the URL of one, or a Mixture; a table of pyarrow, or a
+            frame of pandas or polars; a map-style dataset, of PyTorch or your own, or a MapDataset;
+            a `datasets.Dataset`; a `ray.data.Dataset`, which is written to a stream below
+            `storage_path` first; or the name of a function that returns one of these,
+            `"module:function"`. Default: `task.data()`.
         evaluation_data: the same for evaluation, or a mapping of several sets by name, whose
             metrics are named `set/metric`. Default: `task.evaluation_data()`; without any, nothing
             is evaluated.
@@ -161,7 +167,8 @@ class ElasticTrainer:
         loaded = load_task(task, task_settings)
         configure.check_task(loaded, initial_weights, partial=partial_weights)
         given = {"data": data, "evaluation_data": evaluation_data}
-        data, evaluation_data = configure.data_of(loaded, data, evaluation_data)
+        given_data = (data, evaluation_data, run.storage_path)
+        data, evaluation_data = configure.data_of(loaded, *given_data)
         intervals = configure.intervals(evaluate_every, [*named_sets(evaluation_data)])
         source = configure.open_for(loaded, data, "training data", hash_data=hash_data)
         with contextlib.closing(source):

@@ -16,7 +16,6 @@ from raytrain_plus.elastic.worker.process import prepare_process
 from raytrain_plus.inference.loaded import Job, Loaded, in_this_process, job_of
 from raytrain_plus.inference.trained_model import TrainedModel, find_model
 from raytrain_plus.inference.workers import Workers, computed
-from raytrain_plus.streams.opening import open_source
 from raytrain_plus.task import Task, collate_of
 from raytrain_plus.training.evaluation import (
     Evaluation,
@@ -24,6 +23,7 @@ from raytrain_plus.training.evaluation import (
     named_in,
     named_sets,
 )
+from raytrain_plus.user_data import open_data
 
 _BATCH_SIZE, _LOGICAL_RANKS = 256, 8  # the defaults of a run
 
@@ -190,7 +190,7 @@ class _Measuring:
         found = {}
         columns = None if task.columns is None else list(task.columns)
         for name, data in self.sets.items():
-            source = open_source(data, columns)
+            source = open_data(data, columns)
             closing.callback(source.close)
             source.collate = collate_of(task)
             order = source.plain_order(self.ranks)

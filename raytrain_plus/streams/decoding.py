@@ -242,6 +242,8 @@ def _read_parquet(
             _check_size(taken, where, most)  # the batches are copied into one table later
             next_look = taken + taken // 8
     table = pa.Table.from_batches(batches, batches[0].schema if batches else schema)
+    if schema.metadata:
+        table = table.replace_schema_metadata(schema.metadata)
     if table.num_rows != rows:
         raise DataError(
             f"{where} has {table.num_rows} rows, but its footer says {rows}: it is damaged, write "

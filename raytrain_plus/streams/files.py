@@ -148,7 +148,10 @@ def confirm(path: Path, stat: Stat) -> None:
 
 
 def inspect_file(
-    path: Path, selection: Sequence[str] | None, found: DataPath | None = None
+    path: Path,
+    selection: Sequence[str] | None,
+    found: DataPath | None = None,
+    fill: Mapping[str, Any] | None = None,
 ) -> DataFile:
     """Read and check a file's footer.
 
@@ -156,6 +159,7 @@ def inspect_file(
         path: The file.
         selection: Names of columns; None selects all.
         found: Its path in the given folder, if a folder was given.
+        fill: Column -> what replaces its nulls.
 
     A file without rows may have columns of any type, or none: pandas gives the columns of an empty
     frame the null type.
@@ -179,7 +183,7 @@ def inspect_file(
         constants = {key: v for key, v in constants.items() if key not in schema.names}
         if not rows:
             return DataFile(path, kind, stat, rows, {}, name, constants)
-        columns = columns_of(with_constants(schema, constants), selection, str(path))
+        columns = columns_of(with_constants(schema, constants), selection, str(path), fill)
         if kind == "Parquet":
             check_nulls(footer, columns, str(path))
         labels = labels_of(schema)
@@ -253,7 +257,7 @@ def check_nulls(footer: Footer, columns: Mapping[str, Column], where: str) -> No
     for chunk in footer.chunks:
         name = chunk.leaf.path[0]
         column = columns.get(name)
-        if column is None or not chunk.nulls:
+        if column is None or column.fill is not None or not chunk.nulls:
             continue
         # A list's count includes its empty lists, and the path of an image may be null.
         is_fixed = column.kind == "tensor" and 0 not in column.shape

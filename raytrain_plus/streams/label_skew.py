@@ -166,7 +166,8 @@ def skew_of(source: Source, column: str) -> Mapping[str, float]:
     found = source.columns.get(column)
     files = [shard for shard in source.shards if isinstance(shard, DataFile)]
     is_small = len(files) == len(source.shards) and sum(f.stat.size for f in files) < _SAMPLED_BYTES
-    if not is_small or found is None or found.shape or source.total_rows < _SAMPLED_ROWS:
+    is_label = found is not None and not found.shape and found.kind != "nested"
+    if not is_small or found is None or not is_label or source.total_rows < _SAMPLED_ROWS:
         return {}
     order = source.lanes_order(STRETCHES, 0)
     stretches: list[Counter[Any]] = []

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raytrain_plus.streams.columns import DataError, listed
+from raytrain_plus.streams.columns import DataError, array_shapes, listed
 
 Labels = Mapping[str, Sequence[str]]
 """Column -> the name of each number, from 0."""
@@ -44,6 +44,23 @@ def with_names(schema: pa.Schema, labels: Labels) -> pa.Schema:
         return schema
     told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     return schema.with_metadata({**(schema.metadata or {}), **told})
+
+
+def only_known_features(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with no metadata but names of labels and shapes of Hugging Face's arrays."""
+    shapes, labels = array_shapes(schema), labels_of(schema)
+    features = {
+        **{name: {"names": names, "_type": "ClassLabel"} for name, names in labels.items()},
+        **{
+            name: {"shape": [None if n < 0 else n for n in shape], "_type": f"Array{len(shape)}D"}
+            for name, shape in shapes.items()
+        },
+    }
+    plain = schema.remove_metadata()
+    if not features:
+        return plain
+    told = json.dumps({"info": {"features": features}}).encode()
+    return plain.with_metadata({b"huggingface": told})
 
 
 def check_same(one: Labels, other: Labels, first: str, second: str) -> None:

@@ -18,11 +18,13 @@ import torch
 
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.streams.columns import Column, DataError, listed
+from raytrain_plus.streams.map_dataset import DatasetSource
 from raytrain_plus.streams.order import Indices, Order, Ordering
 from raytrain_plus.streams.source import Function, Source
 
 Batch = dict[str, Any]
-"""Column name -> tensor of shape (rows, *shape); or a list with a tensor, str or bytes per row."""
+"""Column name -> tensor of shape (rows, *shape); or a list with a value per row: a tensor, a str,
+bytes, or for nested columns a list or a dictionary."""
 
 # Seconds that `close` waits for a read in progress; after them the thread ends by itself.
 _PATIENCE = 5.0
@@ -283,12 +285,23 @@ def _load(
     files: Indices,
     rows: Indices,
 ) -> Batch:
-    source.confirm(files)
-    batch = {
-        name: _load_column(source, name, column, files, rows)
-        for name, column in source.columns.items()
-    }
-    source.confirm(files)  # the files have not changed since the source was opened
+
+    def named(i: int) -> str:
+        return source.named(files[i], rows[i])
+
+    if isinstance(source, DatasetSource):
+        made_rows = source.read_rows(files, rows, order.seed, (epoch, lane, positions))
+        if source.transform is None or source.transform.per_batch:
+            batch = _stacked("the dataset", made_rows, named, source)
+        else:
+            batch = {name: [row[name] for row in made_rows] for name in made_rows[0]}
+    else:
+        source.confirm(files)
+        batch = {
+            name: _load_column(source, name, column, files, rows)
+            for name, column in source.columns.items()
+        }
+        source.confirm(files)  # the files have not changed since the source was opened
     if source.transform is None:
         return batch
     function = source.transform.function
@@ -309,11 +322,25 @@ def _load(
                 "must have the same ones."
             )
         samples.append(made)
+    return _stacked("the transform", samples, named, source)
 
-    def named(i: int) -> str:
-        return source.named(files[i], rows[i])
 
-    return {name: _stack(name, [sample[name] for sample in samples], named) for name in samples[0]}
+def _stacked(
+    who: str, samples: Sequence[dict[str, Any]], named: Callable[[int], str], source: Source
+) -> Batch:
+    """Return samples as the columns of a batch.
+
+    Args:
+        who: has made them, for the errors.
+        samples: at least one, all with the same columns.
+        named: returns the name of a sample.
+        source: where they are from. If the task has a `collate`, their shapes may differ.
+    """
+    free = source.collate is not None
+    return {
+        name: _stack(who, name, [sample[name] for sample in samples], named, is_free=free)
+        for name in samples[0]
+    }
 
 
 def _transformed(
@@ -376,7 +403,9 @@ def _generator(seed: int, place: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(seed, "transform", *place))
 
 
-def _stack(name: str, values: list[Any], named: Callable[[int], str]) -> Any:
+def _stack(
+    who: str, name: str, values: list[Any], named: Callable[[int], str], *, is_free: bool
+) -> Any:
     """Return a batch's column: a tensor if all samples' values have one shape, else a list."""
     is_number = [isinstance(value, _NUMBERS) for value in values]
     if not any(is_number):
@@ -384,7 +413,7 @@ def _stack(name: str, values: list[Any], named: Callable[[int], str]) -> Any:
     if not all(is_number):
         i, j = is_number.index(True), is_number.index(False)
         raise DataError(
-            f"the transform gives column {name!r} as {type(values[i]).__name__} for {named(i)} and "
+            f"{who} gives column {name!r} as {type(values[i]).__name__} for {named(i)} and "
             f"as {type(values[j]).__name__} for {named(j)}: give one kind for all samples."
         )
     values = [torch.as_tensor(value) for value in values]
@@ -393,12 +422,13 @@ def _stack(name: str, values: list[Any], named: Callable[[int], str]) -> Any:
     other = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), None)
     if other is None:
         return torch.stack(values)
-    if all(value.ndim == 1 and value.dtype == first.dtype for value in values):
+    if is_free or all(value.ndim == 1 and value.dtype == first.dtype for value in values):
         return values  # lists of any length
     found = [f"{kinds[i][0]} of shape {kinds[i][1]} for {named(i)}" for i in (0, other)]
     raise DataError(
-        f"the transform gives column {name!r} in different shapes: {found[0]}, and {found[1]}. "
-        "Samples of a batch must have one shape, or be of one dimension."
+        f"{who} gives column {name!r} in different shapes: {found[0]}, and {found[1]}. "
+        "Samples of a batch must have one shape, or be of one dimension; or the task needs a "
+        "`collate` that makes a batch of them."
     )
 
 
@@ -408,6 +438,8 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.to(device)
+        if isinstance(value, dict):
+            return {name: moved(one) for name, one in value.items()}
         return [moved(one) for one in value] if isinstance(value, list) else value
 
     return {name: moved(value) for name, value in batch.items()}
@@ -416,7 +448,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
 def _load_column(
     source: Source, name: str, column: Column, files: Indices, rows: Indices
 ) -> torch.Tensor | list[Any]:
-    if column.kind in ("string", "binary"):
+    if column.kind in ("string", "binary", "nested"):
         return source.gather_list(files, rows, name)
     if column.kind == "list":
         places = zip(source.gather_list(files, rows, name), files, rows, strict=True)

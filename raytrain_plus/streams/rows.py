@@ -76,7 +76,7 @@ def table_of(rows: Sequence[Row], schema: pa.Schema | None = None) -> pa.Table:
         except (RowError, InexactError) as error:
             raise RowError(error.row, f"column {name!r}: {error}") from error
         except (pa.ArrowException, *_NOT_STORABLE) as error:
-            first = next((i for i, value in enumerate(values) if not _storable(value)), 0)
+            first = _first_not_storable(values)
             what = f"{values[first]!r:.80} ({type(values[first]).__name__})"
             raise RowError(first, f"column {name!r}: {what} cannot be stored: {error}") from error
     return pa.table(columns)
@@ -93,9 +93,24 @@ def _differing(row: Row, first: Row) -> str:
     )
 
 
-def _storable(value: Any) -> bool:
+def _first_not_storable(values: list[Any]) -> int:
+    """Return the first row that cannot be stored alone, or else together with those before it."""
+    alone = next((i for i, value in enumerate(values) if not _storable([value])), None)
+    if alone is not None:
+        return alone
+    row, end = 0, len(values)
+    while end - row > 1:
+        middle = (row + end) // 2
+        if _storable(values[:middle]):
+            row = middle
+        else:
+            end = middle
+    return row
+
+
+def _storable(values: list[Any]) -> bool:
     try:
-        _array([value])
+        _array(values)
     except (pa.ArrowException, *_NOT_STORABLE):
         return False
     return True

@@ -7,10 +7,11 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -18,11 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from raytrain_plus.storage.store import InterruptedReadError
 from raytrain_plus.streams.cache import CacheFullError, FileTooLargeError
-from raytrain_plus.streams.columns import Column, Values, listed
+from raytrain_plus.streams.chunked import ChunkedColumn
+from raytrain_plus.streams.columns import Column, Values, listed, python_values
 from raytrain_plus.streams.decoding import check_order_memory, explained
 from raytrain_plus.streams.labels import Labels
 from raytrain_plus.streams.order import Order, Ordering
@@ -52,6 +55,23 @@ class Transform:
 def _digest(labels: Labels) -> str:
     told = json.dumps({name: list(names) for name, names in sorted(labels.items())})
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _further(column: Column) -> list[str]:
+    """Return what else identifies a column, if it has a meaning or a fill."""
+    filled = [] if column.fill is None else [f"nulls are {column.fill!r}"]
+    return [column.meaning, *filled] if column.meaning or filled else []
+
+
+def _rows_as_values(rows: pa.Array, column: Column) -> list[Any]:
+    """Return a Python or NumPy value for each row of a column without a fixed shape."""
+    if column.kind != "list":
+        return python_values(rows)
+    items: npt.NDArray[Any] = rows.flatten().to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(rows).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths, dtype=np.int64)[:-1]
+    shape = column.shape[1:]
+    return [part.reshape(-1, *shape) if shape else part for part in np.split(items, ends)]
 
 
 def _nothing() -> None:
@@ -221,7 +241,7 @@ class Source:
         """
         described = {
             "columns": [
-                [name, column.dtype.str, column.shape]
+                [name, column.dtype.str, column.shape, *_further(column)]
                 for name, column in sorted(self.columns.items())
             ],
             "rows": [shard.rows for shard in self.shards],
@@ -317,7 +337,10 @@ class Source:
             )
         for file, places, inside in self._by_file(files, rows):
             values = self._open(file)[column]
-            if places is None:
+            if isinstance(values, ChunkedColumn):
+                for piece, spots, there in values.by_piece(inside):
+                    out[spots if places is None else places[spots]] = piece[there]
+            elif places is None:
                 # With mode="raise" NumPy would fill a copy first; the rows are checked above.
                 np.take(values, inside, axis=0, out=out, mode="clip")
             else:
@@ -331,27 +354,26 @@ class Source:
         Args:
             files: The index of each row's shard file, shape (n,).
             rows: Each row's index in its file, shape (n,).
-            column: The name of a column of kind list, string or binary.
+            column: The name of a column of kind list, string, binary or nested.
 
         Returns:
-            An array, `str` or `bytes` for each row.
+            An array, `str`, `bytes`, list or dictionary for each row.
 
         Raises:
             ValueError, IndexError, DataError: as `gather`.
         """
-        kind = self._column(column).kind
         found: list[Any] = [None] * len(rows)
         for file, places, inside in self._by_file(files, rows):
             values = self._open(file)[column]
-            with explained(self.shards[file].where):  # finds text that is not UTF-8
-                taken = values.take(pa.array(inside))
-                if kind == "list":
-                    listed_rows = (scalar.values for scalar in taken)
-                    items: list[Any] = [v.to_numpy(zero_copy_only=False) for v in listed_rows]
-                else:
-                    items = taken.to_pylist()
-            for place, item in zip(range(len(rows)) if places is None else places, items):  # noqa: B905
-                found[place] = item
+            pieces: Iterable[Any] = [(values, None, inside)]
+            if isinstance(values, ChunkedColumn):
+                pieces = values.by_piece(inside)
+            for piece, spots, there in pieces:
+                with explained(self.shards[file].where):  # finds text that is not UTF-8
+                    items = _rows_as_values(piece.take(pa.array(there)), self._column(column))
+                into = range(len(rows)) if places is None else places
+                for place, item in zip(into if spots is None else spots, items):  # noqa: B905
+                    found[place if spots is None or places is None else places[place]] = item
         return found
 
     def count_items(self, column: str) -> int:
@@ -364,9 +386,19 @@ class Source:
         if self._column(column).kind != "list":
             raise ValueError(f"column {column!r} is of kind {self._column(column).kind}.")
         files = [0] if self._piece_rows else range(len(self.shards))
-        return sum(
-            len(self._open(file)[column].flatten()) for file in files if self.shards[file].rows
-        )
+        size = math.prod(self._column(column).shape[1:])
+        items = 0
+        for file in files:
+            if not self.shards[file].rows:
+                continue
+            values = self._open(file)[column]
+            if isinstance(values, ChunkedColumn):
+                all_rows = np.arange(self.shards[file].rows)
+                pieces = [piece.take(pa.array(t)) for piece, _, t in values.by_piece(all_rows)]
+            else:
+                pieces = [values]
+            items += sum(len(piece.flatten()) for piece in pieces)
+        return items // size
 
     def _column(self, name: str) -> Column:
         if name not in self.columns:

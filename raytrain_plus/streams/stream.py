@@ -6,6 +6,7 @@ stream: the footers are read once, and the node keeps their content.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -64,7 +65,7 @@ from raytrain_plus.streams.format import (
     encode_schema,
     order_digest,
 )
-from raytrain_plus.streams.labels import Labels, check_same, labels_of, with_names
+from raytrain_plus.streams.labels import Labels, check_same, labels_of, only_known_features
 from raytrain_plus.streams.parquet_footer import Footer, read_footer
 from raytrain_plus.streams.source import Function, Opened, Source, Transform, closed_on_error
 
@@ -91,6 +92,7 @@ class Stream:
             returns the sample to train on. It must be a function that can be imported or pickled.
         per: "batch" calls the transform with whole parts instead, each with a generator.
         columns: the columns to read. Default: those that the task names, else all.
+        fill: column -> what replaces its nulls. Default: nulls are refused.
         split: of a folder of Parquet files: "train", "validation" or "test", as in the names of
             its files and folders; "all" reads all of them. Default: there must be only one.
         shuffle: whether to mix the rows; default True.
@@ -110,6 +112,7 @@ class Stream:
     transform: Function | None = None
     per: Literal["sample", "batch"] = "sample"
     columns: Sequence[str] | None = None
+    fill: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
     shuffle: bool = True
     window: int = 8
@@ -135,6 +138,7 @@ class Stream:
             ("split", self.split, isinstance(self.split, str | None), "the name of a split"),
             ("transform", self.transform, is_function, "a function"),
             ("storage_options", type(options), isinstance(options, Mapping), "a mapping"),
+            ("fill", self.fill, isinstance(self.fill, Mapping), "a mapping from column to value"),
         ):
             check_setting(name, value, valid=valid, must=must)
         local_path(self.url)
@@ -352,11 +356,11 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
                 f"{store.url} is a stream without splits, so `split` {stream.split!r} selects "
                 "nothing in it: leave it out, or give the stream of that split."
             )
-        files = _from_manifest(store, manifest, cache, wanted)
+        files = _from_manifest(store, manifest, cache, wanted, stream.fill)
     else:
         named = store.where(pattern) if pattern else store.url
         contents = select(paths_in(store, pattern), named, stream.split)
-        files = _from_footers(store, cache, wanted, tables_of(contents, named))
+        files = _from_footers(store, cache, wanted, tables_of(contents, named), stream.fill)
     if not files:
         raise DataError(f"{store.url} has no rows: there is nothing to train on.")
     lookahead = None if files[0].in_place else Prefetcher(files, cache)
@@ -378,6 +382,44 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     return source
 
 
+def open_urls(urls: Sequence[str], selection: Sequence[str] | None, reopen: Any) -> Source:
+    """Open several Parquet files, each by its URL.
+
+    Args:
+        urls: of the files, all in one store.
+        selection: the wanted columns; None for all.
+        reopen: as for a Source.
+
+    Raises:
+        DataError: they are in several stores, a URL is given twice, or a file cannot be read.
+    """
+    first = Stream(urls[0])
+    first_url, last_url = min(urls), max(urls)
+    same = itertools.takewhile(
+        lambda pair: pair[0] == pair[1], zip(first_url, last_url, strict=False)
+    )
+    root = "".join(letter for letter, _ in same)
+    root = first_url[: max(0, (root if len(urls) > 1 else first_url).rfind("/"))]
+    if root.count("/") < 2 or root.endswith(":/"):
+        raise DataError(
+            f"the URLs {', '.join(urls[:3])} are in several stores: give files of one store, or "
+            "several streams as a Mixture."
+        )
+    if len(set(urls)) < len(urls):
+        raise DataError("the list of URLs names a file twice: its rows would count twice.")
+    store = Store(root, first.storage_options, deadline=first.deadline)
+    cache = node_cache(first.cache_folder, parse_bytes(first.cache_limit))
+    found = [DataPath(url[len(root) + 1 :]) for url in urls]
+    files = _from_footers(store, cache, selection, found, {})
+    if not files:
+        raise DataError(f"{root} has no rows: there is nothing to train on.")
+    lookahead = Prefetcher(files, cache)
+    with closed_on_error(lookahead):
+        source = Source(files, reopen, window=first.window, lookahead=lookahead)
+    source.labels = files[0].labels
+    return source
+
+
 def _open_file(
     stream: Stream,
     selection: Sequence[str] | None,
@@ -388,11 +430,11 @@ def _open_file(
     """Open a single file; its rows are mixed like those of a local file."""
     file: DataFile | StreamFile
     if store.is_local:
-        file = inspect_file(store.local_path, wanted)
+        file = inspect_file(store.local_path, wanted, fill=stream.fill)
     else:
         folder, name = store.url.rsplit("/", 1)
         inside = Store(folder, stream.storage_options, deadline=stream.deadline)
-        files = _from_footers(inside, cache, wanted, [DataPath(name)])
+        files = _from_footers(inside, cache, wanted, [DataPath(name)], stream.fill)
         if not files:
             raise DataError(f"{store.url} has no rows: there is nothing to train on.")
         with contextlib.closing(Prefetcher(files, cache)) as lookahead:
@@ -448,9 +490,13 @@ def check_declared_sizes(file: ShardEntry, manifest: StreamManifest, where: str)
 
 
 def _from_manifest(
-    store: Store, manifest: StreamManifest, cache: Cache, selection: Sequence[str] | None
+    store: Store,
+    manifest: StreamManifest,
+    cache: Cache,
+    selection: Sequence[str] | None,
+    fill: Mapping[str, Any],
 ) -> list[StreamFile]:
-    columns = columns_of(manifest.schema, selection, store.url)
+    columns = columns_of(manifest.schema, selection, store.url, fill)
     in_place = store.is_local and manifest.compression == "none"
     return [
         StreamFile(store, cache, entry, columns, in_place=in_place, labels=manifest.labels)
@@ -460,12 +506,17 @@ def _from_manifest(
 
 
 def _from_footers(
-    store: Store, cache: Cache, selection: Sequence[str] | None, found: Sequence[DataPath]
+    store: Store,
+    cache: Cache,
+    selection: Sequence[str] | None,
+    found: Sequence[DataPath],
+    fill: Mapping[str, Any],
 ) -> list[StreamFile]:
     files = [file for file in parquet_files(store, cache.folder, found) if file.entry.rows]
     if not files:
         return []
-    columns, labels = common_columns(files, selection, store), common_labels(files, store)
+    columns = common_columns(files, selection, store, fill)
+    labels = common_labels(files, store)
     return [
         StreamFile(
             store,
@@ -501,7 +552,7 @@ def _is_verified(path: Path, entry: ShardEntry) -> bool:
 
 _READERS = 16
 _TAIL = 64 << 10  # bytes: most footers are shorter
-_KEPT_FORMAT = 2  # the version of the file in which a node keeps footers
+_KEPT_FORMAT = 3  # the version of the file in which a node keeps footers
 
 
 @dataclass(frozen=True)
@@ -588,7 +639,10 @@ def parquet_files(store: Store, folder: Path, found: Sequence[DataPath]) -> list
 
 
 def common_columns(
-    files: Sequence[ParquetFile], selection: Sequence[str] | None, store: Store
+    files: Sequence[ParquetFile],
+    selection: Sequence[str] | None,
+    store: Store,
+    fill: Mapping[str, Any] | None = None,
 ) -> dict[str, Column]:
     """Return the selected columns, which all files have.
 
@@ -606,7 +660,7 @@ def common_columns(
         kind = (id(file.schema), *map(hash, sorted(file.constants)))
         if kind not in seen:
             seen.add(kind)
-            own = columns_of(with_constants(file.schema, file.constants), selection, where)
+            own = columns_of(with_constants(file.schema, file.constants), selection, where, fill)
             columns = columns or own
             if own != columns:
                 raise DataError(
@@ -617,7 +671,8 @@ def common_columns(
         for name, is_plain in file.nulls.items():
             column = columns.get(name)
             # A list's count includes its empty lists, and the path of an image may be null.
-            if column and (is_plain or (column.kind == "tensor" and 0 not in column.shape)):
+            is_fixed = column and column.kind == "tensor" and 0 not in column.shape
+            if column and column.fill is None and (is_plain or is_fixed):
                 raise null_error(name, where)
     return columns
 
@@ -686,4 +741,4 @@ def _footer(store: Store, name: str, size: int) -> tuple[Footer, str]:
     footer = read_footer(tail, where)
     with explained(where):
         schema = parquet.read_metadata(pa.BufferReader(tail)).schema.to_arrow_schema()
-    return footer, encode_schema(with_names(schema.remove_metadata(), labels_of(schema)))
+    return footer, encode_schema(only_known_features(schema))

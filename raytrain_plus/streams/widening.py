@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _EXACT = {16: 2**11, 32: 2**24, 64: 2**53}
 """Bits of a float -> the whole number up to which it holds each whole number."""
@@ -47,6 +48,8 @@ def wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     ):
         if is_kind(one) and is_kind(other):
             return large if is_large(one) or is_large(other) else one
+    if types.is_struct(one) and types.is_struct(other):
+        return _wider_struct(one, other)
     return _wider_list(one, other)
 
 
@@ -70,6 +73,8 @@ def cast_exactly(array: pa.Array, target: pa.DataType) -> pa.Array:
         return pa.ExtensionArray.from_storage(target, cast_exactly(storage, target.storage_type))
     if isinstance(array, pa.ExtensionArray):
         return cast_exactly(array.storage, target)
+    if pa.types.is_struct(leaf_type(array.type)) and pa.types.is_struct(leaf_type(target)):
+        return _cast_structs(array, target)
     if not _castable(array.type, target):
         raise InexactError(0, array[0].as_py() if len(array) else None, target)
     cast = _try_cast(array, target)
@@ -157,6 +162,44 @@ def _wider_list(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None
     inner = wider(one.value_type, other.value_type)
     return None if inner is None else make(inner)
+
+
+def _wider_struct(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return a struct with the fields of both; a field that one of them lacks is null there."""
+    fields = {field.name: field.type for field in one}
+    for field in other:
+        both = wider(fields.get(field.name, pa.null()), field.type)
+        if both is None:
+            return None
+        fields[field.name] = both
+    return pa.struct(list(fields.items()))
+
+
+def _cast_structs(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """Return structs, or lists of them, as structs that have more fields, or wider ones."""
+    absent = array.is_null() if array.null_count else None
+    if _is_list(array.type) and _is_list(target):
+        lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        try:
+            items = cast_exactly(array.flatten(), target.value_type)
+        except InexactError as error:
+            row = int(np.searchsorted(offsets, error.row, side="right")) - 1
+            raise InexactError(row, error.value, target) from error
+        large = pa.types.is_large_list(target)
+        made: Any = pa.LargeListArray if large else pa.ListArray
+        places = pa.array(offsets, pa.int64() if large else pa.int32())
+        return made.from_arrays(places, items, mask=absent)
+    if not (pa.types.is_struct(array.type) and pa.types.is_struct(target)):
+        raise InexactError(0, array[0].as_py() if len(array) else None, target)
+    own = {f.name: part for f, part in zip(array.type, array.flatten(), strict=True)}
+    if not own.keys() <= {field.name for field in target}:
+        raise InexactError(0, array[0].as_py() if len(array) else None, target)
+    parts = [
+        cast_exactly(own[f.name], f.type) if f.name in own else pa.nulls(len(array), f.type)
+        for f in target
+    ]
+    return pa.StructArray.from_arrays(parts, fields=list(target), mask=absent)
 
 
 def _castable(one: pa.DataType, target: pa.DataType) -> bool:

@@ -29,6 +29,7 @@ from raytrain_plus.streams.columns import (
     check_setting,
     columns_of,
     data_columns,
+    fill_nulls,
     first_null,
     is_whole,
     listed,
@@ -68,6 +69,7 @@ class StreamWriter:
             compared if data is used together.
         vocabularies: column of token numbers -> the tokenizer that made them, which is kept in the
             manifest; see `vocabulary.py`.
+        fill: column -> what replaces its nulls. Default: nulls are refused.
         parallel: how many files are compressed and stored at once.
         storage_options: passed to fsspec's filesystem.
         only_writer: no other process writes here, so the store need not support conditional writes.
@@ -89,6 +91,7 @@ class StreamWriter:
         schema: pa.Schema | None = None,
         labels: Labels | None = None,
         vocabularies: Vocabularies | None = None,
+        fill: Mapping[str, Any] | None = None,
         parallel: int = 4,
         storage_options: Mapping[str, Any] | None = None,
         only_writer: bool = False,
@@ -102,14 +105,15 @@ class StreamWriter:
                 f"{', '.join(get_args(Compression))}."
             )
         is_schema = isinstance(schema, pa.Schema | None)
-        is_labels, is_options = (
-            isinstance(one, Mapping | None) for one in (labels, storage_options)
+        is_labels, is_fill, is_options = (
+            isinstance(one, Mapping | None) for one in (labels, fill, storage_options)
         )
         is_time = isinstance(deadline, int | float) and deadline > 0
         for name, value, valid, must in (
             ("parallel", parallel, is_whole(parallel, 1), "at least 1 file"),
             ("schema", schema, is_schema, "a pyarrow.Schema"),
             ("labels", labels, is_labels, "a mapping from column to a list of names"),
+            ("fill", fill, is_fill, "a mapping from column to a value"),
             ("storage_options", type(storage_options), is_options, "a mapping"),
             ("deadline", deadline, is_time, "above 0 seconds"),
         ):
@@ -122,6 +126,7 @@ class StreamWriter:
         self._skew, self._warn = SkewMeter(), warn
         self._labels = {name: check_names(names, name) for name, names in (labels or {}).items()}
         self._vocabularies = dict(vocabularies or {})
+        self._fill = dict(fill or {})
         self._latest: pa.Schema | None = None
         self._rows = 0
         self._is_over = False
@@ -209,13 +214,14 @@ class StreamWriter:
     def _add(self, table: pa.Table, place: Place) -> None:
         if not table.num_rows:
             return
-        table = plain_table(table)
+        table = self._filled(plain_table(table), place)
         for name, column in zip(table.column_names, table.columns, strict=True):
             row = first_null(column)
             if row is not None:
                 raise DataError(
-                    f"{place(row)}: column {name!r} holds nulls, which a tensor cannot: fill them, "
-                    "drop the row, or leave the column out."
+                    f"{place(row)}: column {name!r} holds nulls, which a tensor cannot: fill them "
+                    f"(`fill={{{name!r}: VALUE}}`, `--fill {name}=VALUE`), drop the row, or leave "
+                    "the column out."
                 )
         if self._latest is None or not table.schema.equals(self._latest):
             columns_of(settled(table.schema), table.schema.names, "the data")
@@ -227,6 +233,27 @@ class StreamWriter:
         self._rows += table.num_rows
         for batch in table.to_batches():
             self._cut(batch)
+
+    def _filled(self, table: pa.Table, place: Place) -> pa.Table:
+        """Return rows with values in the place of nulls, in the columns that have a fill."""
+        for name, value in self._fill.items():
+            if name not in table.column_names:
+                raise DataError(
+                    f"{place(0)}: `fill` names column {name!r}, which it does not have; it has "
+                    f"{listed(table.column_names)}."
+                )
+            column = table.column(name)
+            if pa.types.is_null(column.type):  # all rows so far: the type is that of the value
+                column = column.cast(pa.array([value]).type)
+            if first_null(column) is None:
+                continue
+            try:
+                chunks = [fill_nulls(chunk, value) for chunk in column.chunks]
+            except DataError as error:
+                raise DataError(f"{place(0)}: `fill` for column {name!r}: {error}.") from error
+            place_in_table = table.column_names.index(name)
+            table = table.set_column(place_in_table, name, pa.chunked_array(chunks, column.type))
+        return table
 
     def _check_labels(self, table: pa.Table, place: Place) -> None:
         for name, names in self._labels.items():

@@ -27,14 +27,9 @@ from tests.streams.arrow_data import (
 )
 
 UNSUPPORTED = {
-    "lists of lists": pa.array([[[1]]]),
-    "lists of strings": pa.array([["a"]]),
     "nothing": pa.nulls(1),
-    "dates": pa.array([0], pa.date32()),
-    "times": pa.array([0], pa.timestamp("s")),
-    "decimals": pa.array([1], pa.decimal128(5)),
-    "records": pa.array([{"a": 1}]),
-    "string lists": pa.array([["a"]], pa.list_(pa.string(), 1)),
+    "intervals": pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
+    "unions": pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])]),
     "transposed": tensors(np.zeros((1, 2, 3)), permutation=[1, 0]),
 }
 
@@ -93,8 +88,10 @@ def test_missing_data_is_named(tmp_path):
         open_source(tmp_path)
     with pytest.raises(StorageError, match="file://elsewhere/train is not on this machine"):
         open_source("file://elsewhere/train")
-    with pytest.raises(DataError, match=r"is a list, but must be a pyarrow\.Table"):
+    with pytest.raises(DataError, match=r"a list that holds a int; a list names files"):
         open_source([1, 2])
+    with pytest.raises(DataError, match=r"data is a int, but must be a table or frame"):
+        open_source(1)
 
 
 def test_data_without_rows_is_refused(tmp_path):

@@ -78,7 +78,7 @@ def test_json_values_are_kept(early, late, expected, tmp_path):
         ('{"x": 1e400}\n', r"1e400 is outside of float64"),
         ('{"x": 0.5}\n{"x": 9007199254740993}\n', r"row 2: column 'x': 9007199254740993"),
         ('{"x": 18446744073709551616}\n', r"row 1: column 'x': 18446744073709551616"),
-        ('{"x": {"a": 1}}\n', r"is of type struct"),
+        ('{"x": {"a": 1}}\n{"x": {"a": "b"}}\n', r"row 2: column 'x'"),
         ('{"x": "\\ud800"}\n', r"row 1: column 'x': .* cannot be stored"),
     ],
 )

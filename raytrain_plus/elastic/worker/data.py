@@ -6,17 +6,16 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.streams.columns import DataError, LeftOutWarning
-from raytrain_plus.streams.mixture import Mixture
-from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source, closed_on_error
-from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Task, collate_of
 from raytrain_plus.training.evaluation import Evaluation, named_sets
+from raytrain_plus.user_data import open_data
 
 
 def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
@@ -67,19 +66,19 @@ def _open(data: Any, spec: RunSpec, task: Task) -> Source:
     columns = None if task.columns is None else list(task.columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LeftOutWarning)  # the driver shows it
-        source = open_source(resolve(data), columns, hash_data=spec.hash_data)
+        source = open_data(resolve(data), columns, hash_data=spec.hash_data)
     source.collate = collate_of(task)
     return source
 
 
 def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> None:
     """Check that a name means the same data here as on the driver."""
-    is_table = not isinstance(data, str | Stream | Mixture) or (
+    is_table = isinstance(data, ray.ObjectRef | pa.Table) or (
         isinstance(data, str) and data.startswith(f"{spec.folder}/")
     )
     if is_table or meant is None or source.identity == meant:
         return
-    place = data if isinstance(data, str) else getattr(data, "url", "a mixture")
+    place = data if isinstance(data, str) else getattr(data, "url", source.shards[0].where)
     raise DataError(
         f"the data at {place} on node {socket.gethostname()} is other data than that which the run "
         "was started with: it has changed, or another file has that name there. All nodes must "
