@@ -57,7 +57,7 @@ from raytrain_plus.training.initial_weights import hash_of
 from raytrain_plus.training.metrics import check_metrics, metrics_of
 from raytrain_plus.training.process_state import generator_bytes, process_kept
 from raytrain_plus.user_code import Code, CodeFile, code_behind, is_users
-from raytrain_plus.user_data import open_data
+from raytrain_plus.user_data import open_users_data
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -555,7 +555,7 @@ def _opened(
 ) -> Source:
     names = None if task.columns is None else list(task.columns)
     try:
-        source = open_data(data, names, hash_data=hash_data)
+        source = open_users_data(data, names, hash_data=hash_data)
         source.collate = collate_of(task)
         with closed_on_error(source):
             if source.transform is None:

@@ -66,7 +66,7 @@ def evaluation_sets(data: Any) -> Any:
     return data
 
 
-def open_data(
+def open_users_data(
     data: Any, columns: Sequence[str] | None = None, *, hash_data: bool = False
 ) -> Source:
     """Open data as `open_source`, also by the name of a function that returns it.

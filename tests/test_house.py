@@ -95,7 +95,7 @@ LAYERS = [
     {"schedules", "models", "task_check", "storage"},
     {"algorithms", "streams", "observe"},
     {"loggers"},
-    {"ray_cluster", "training"},
+    {"ray_cluster", "training", "user_data"},
     {"checkpoint"},
     {"integrations"},
     {"elastic.protocol"},
@@ -127,6 +127,7 @@ MAY_IMPORT_RAY = {
     "elastic.local",  # its errors are of Ray's type
     "elastic.protocol.messages",  # the format of a run's description
     "elastic.worker",
+    "streams.map_dataset",  # cloudpickle: a user's dataset travels as a task does
     "worker_pool",
     "nodes",
     "frontier.early_stopping",

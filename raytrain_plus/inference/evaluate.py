@@ -23,7 +23,7 @@ from raytrain_plus.training.evaluation import (
     named_in,
     named_sets,
 )
-from raytrain_plus.user_data import open_data
+from raytrain_plus.user_data import open_users_data
 
 _BATCH_SIZE, _LOGICAL_RANKS = 256, 8  # the defaults of a run
 
@@ -190,7 +190,7 @@ class _Measuring:
         found = {}
         columns = None if task.columns is None else list(task.columns)
         for name, data in self.sets.items():
-            source = open_data(data, columns)
+            source = open_users_data(data, columns)
             closing.callback(source.close)
             source.collate = collate_of(task)
             order = source.plain_order(self.ranks)

@@ -41,7 +41,7 @@ from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import Batch, Task, collate_of
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.weights import Weights
-from raytrain_plus.user_data import open_data
+from raytrain_plus.user_data import open_users_data
 
 BATCH_SIZE = 256
 _MOST_PARTS, _LEAST_BATCHES = 256, 16  # of the output; of a part
@@ -155,12 +155,12 @@ class Predicting:
         """Load the model; return the function that predicts some rows, as a Parquet file."""
         model = Loaded(self.job)
         with contextlib.ExitStack() as closing:
-            source = open_data(self.data, self.columns)
+            source = open_users_data(self.data, self.columns)
             closing.callback(source.close)
             source.collate = collate_of(model.task)
             kept = None
             if self.keep:
-                kept = open_data(_as_stored(self.data), list(self.keep))
+                kept = open_users_data(_as_stored(self.data), list(self.keep))
                 closing.callback(kept.close)
             ahead = closing.enter_context(ThreadPoolExecutor(1))
 
@@ -193,12 +193,12 @@ def predicting(
             "a Mixture has no order in which its rows are stored: predict its streams"
         )
     data = configure.absolute(data)
-    stored = open_data(_as_stored(data), None)
+    stored = open_users_data(_as_stored(data), None)
     with contextlib.closing(stored):
         _check_kept(keep, stored)
         rows, identity = stored.total_rows, stored.identity
         columns = _columns_for(task, data, stored)
-    open_data(data, columns).close()  # names a column that is missing
+    open_users_data(data, columns).close()  # names a column that is missing
     code = {name: file.sha256 for name, file in configure.code_of(task, (), data).items()}
     return Predicting(
         job=job,

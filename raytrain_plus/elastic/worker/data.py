@@ -15,7 +15,7 @@ from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source, closed_on_error
 from raytrain_plus.task import Task, collate_of
 from raytrain_plus.training.evaluation import Evaluation, named_sets
-from raytrain_plus.user_data import open_data
+from raytrain_plus.user_data import open_users_data
 
 
 def open_data(spec: RunSpec, task: Task) -> tuple[Source, Ordering]:
@@ -66,7 +66,7 @@ def _open(data: Any, spec: RunSpec, task: Task) -> Source:
     columns = None if task.columns is None else list(task.columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LeftOutWarning)  # the driver shows it
-        source = open_data(resolve(data), columns, hash_data=spec.hash_data)
+        source = open_users_data(resolve(data), columns, hash_data=spec.hash_data)
     source.collate = collate_of(task)
     return source
 
