@@ -29,11 +29,13 @@ from raytrain_plus.elastic.protocol.faults import Fault
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.names import InvalidNameError, check_name
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.stored_journal import journal_of
+from raytrain_plus.redaction import redact
 from raytrain_plus.seeds import seed_global_generators
 from raytrain_plus.stopping import EarlyStopping, Rule
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.locations import local_path
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage.store import Folder, Store
 from raytrain_plus.streams import label_skew
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.labels import check_same
@@ -64,6 +66,7 @@ _Made = TypeVar("_Made")
 _KEYS = "keys of a run file"  # the attribute of an error
 
 _LEAST_EVALUATION_ROWS = 64
+_PROBE_SECONDS = 15.0  # for a store that is to hold a run to answer
 _SOME_OF_A_KIND = 0.001  # of Ray's resource `accelerator_type:X`, of which each such node has 1
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DEFAULT_STORAGE = "~/ray_results"
@@ -880,22 +883,36 @@ def run_name(run: ray.train.RunConfig, *, resume: bool) -> str:
     return f"{name}-{uuid.uuid4().hex[:8]}" if not resume and _UNNAMED.fullmatch(name) else name
 
 
-def folder_of(run: ray.train.RunConfig, checkpoint_storage: str | None, *, resume: bool) -> Path:
+def folder_of(run: ray.train.RunConfig, elastic: ElasticConfig, *, resume: bool) -> Folder:
     """Return the folder of a run; it may be missing if its checkpoints are elsewhere.
 
     Raises:
         ConfigError: as for `run_folder`.
     """
     name = run_name(run, resume=resume)
-    return run_folder(run.storage_path, name, resume=resume and not checkpoint_storage)
+    must_be_there = resume and not elastic.checkpoint_storage
+    options = elastic.checkpoint_options
+    return run_folder(run.storage_path, name, resume=must_be_there, options=options)
 
 
 @about("storage", "name")
-def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
+def run_folder(
+    storage: str | None,
+    name: str,
+    *,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Folder:
     """Return a run's folder after testing that it can be written; the run creates it later.
 
+    Args:
+        storage: where runs are kept, a path or a URL.
+        name: the run's.
+        resume: it must be there.
+        options: for the file system of a URL.
+
     Raises:
-        ConfigError: the name is not valid; the storage is not local, or cannot be written; or
+        ConfigError: the name is not valid; the storage cannot be written, or cannot hold a run; or
             there is nothing to resume.
     """
     try:
@@ -905,9 +922,7 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     text = storage or DEFAULT_STORAGE
     root = local_path(text)
     if root is None:
-        raise ConfigError(
-            f"storage path {text} is not a local or shared folder; others are not supported yet"
-        )
+        return _folder_in_store(text, name, resume=resume, options=options)
     folder = root.resolve() / name
     check_lasting(folder, f"storage path {text}")
     if resume and not folder.is_dir():
@@ -928,14 +943,39 @@ def run_folder(storage: str | None, name: str, *, resume: bool = False) -> Path:
     return folder
 
 
+def _folder_in_store(
+    url: str, name: str, *, resume: bool, options: Mapping[str, Any] | None
+) -> Store:
+    """Return a run's folder in an object store after testing that the store can hold a run."""
+    try:
+        store = Store(url, options, deadline=_PROBE_SECONDS).inside(name)
+        if resume and not journal_of(store).exists():
+            raise ConfigError(f"there is no run to resume in {store}")
+        why = "" if store.creates_conditionally() else (
+            "it writes an object although there is one already, if it is to create one. So two "
+            "drivers could not be kept apart"
+        )  # fmt: skip
+    except NotImplementedError as error:
+        why = f"its library cannot create an object only if there is none ({error})"
+    except StorageError as error:
+        raise ConfigError(f"storage path {redact(url)} cannot be used: {error}") from error
+    if why:
+        raise ConfigError(
+            f"storage path {redact(url)} cannot hold a run: {why}. Give the URL of a store that "
+            "can, such as S3, or a folder that all nodes share; checkpoints alone may be there "
+            "(--checkpoint-storage)"
+        )
+    return Store(url, options).inside(name)
+
+
 @about("name", "storage")
-def check_fresh(folder: Path) -> None:
+def check_fresh(folder: Folder) -> None:
     """Refuse to overwrite another run.
 
     Raises:
         ConfigError: the folder contains a run.
     """
-    if (folder / journal.FILE_NAME).exists():
+    if journal_of(folder).exists():
         raise ConfigError(
             f"there is a run in {folder} already: give another --name, or --resume to continue it"
         )

@@ -61,8 +61,10 @@ def check_reference(text: str, what: str = "run") -> str:
     return text
 
 
-def possible_folders(text: str, storage: str | os.PathLike[str]) -> list[Path]:
+def possible_folders(text: str, storage: str | os.PathLike[str]) -> list[Path | str]:
     """Return the folders that a name or a folder may stand for, in the order in which to look.
+
+    A URL stays text.
 
     Args:
         text: a folder, or a name: then a folder of that name here, or in the storage.
@@ -72,8 +74,12 @@ def possible_folders(text: str, storage: str | os.PathLike[str]) -> list[Path]:
         InvalidNameError: it is neither a usable name nor a folder.
     """
     here = Path(check_reference(text))
+    if "://" in text:
+        return [text.rstrip("/")]
     if is_path(text):
         return [here.expanduser()]
+    if isinstance(storage, str) and "://" in storage:
+        return [here, f"{storage.rstrip('/')}/{text}"]
     return [here, Path(storage).expanduser() / text]
 
 

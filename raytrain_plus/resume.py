@@ -13,9 +13,10 @@ from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.stored_journal import journal_of
 from raytrain_plus.redaction import redacted
 from raytrain_plus.storage.errors import StoreError
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage.store import Folder, Store, store_of
 
 _CODE = "code:"  # prefix of a change of code
 _STEPS = "total_steps:"  # prefix of a change of the run's length
@@ -62,7 +63,7 @@ class Resumption:
 
 
 def last_checkpoint(
-    folder: Path,
+    folder: Folder,
     identity: Mapping[str, Any],
     *,
     allow_change: bool = False,
@@ -85,10 +86,10 @@ def last_checkpoint(
             message names the differences.
         StoreError: the store cannot be read.
     """
-    store = store or Store(folder)
+    store = store or store_of(folder)
     parts = {"": allow_change, _CODE: accept_changed_code, _STEPS: extend}
     allowed = tuple(prefix for prefix, is_allowed in parts.items() if is_allowed)
-    if not (folder / journal.FILE_NAME).exists():
+    if not journal_of(folder).exists():
         return _from_checkpoints(folder, identity, store, allowed)
     changes = _changes(_identity_before(folder), identity)
     _check_changes(changes, folder, allowed)
@@ -109,13 +110,13 @@ def last_checkpoint(
 
 
 def _from_checkpoints(
-    folder: Path, identity: Mapping[str, Any], store: Store, allowed: tuple[str, ...]
+    folder: Folder, identity: Mapping[str, Any], store: Store, allowed: tuple[str, ...]
 ) -> Resumption:
     """Continue a run whose folder is lost, but whose checkpoints exist elsewhere."""
     name, refused = checkpointer.newest_whole(store, folder.name)
     if name is None:
         where = store.location
-        elsewhere = "" if where == folder else f", and no whole checkpoint in {where}"
+        elsewhere = "" if str(where) == str(folder) else f", and no whole checkpoint in {where}"
         raise ConfigError(f"there is no run to resume in {folder}{elsewhere}{_listed(refused)}")
     place = store.inside(name)
     manifest = checkpointer.read_header(place)
@@ -149,7 +150,7 @@ def rescued_states(run_id: str, step: int, folder: Path | None = None) -> Sequen
     return found
 
 
-def _check_changes(changes: Sequence[str], where: Path | str, allowed: tuple[str, ...]) -> None:
+def _check_changes(changes: Sequence[str], where: Folder | str, allowed: tuple[str, ...]) -> None:
     """Refuse all changes except those that begin with an allowed prefix."""
     refused = [change for change in changes if not change.startswith(allowed)]
     if not refused:
@@ -194,26 +195,26 @@ def _listed(refused: Mapping[str, str]) -> str:
     return "".join(f"; {name} is refused: {reason}" for name, reason in refused.items())
 
 
-def run_id_of(folder: Path) -> str:
+def run_id_of(folder: Folder) -> str:
     """Return the id that a run got at its start, from its journal; empty if there is none.
 
     Raises:
         FileNotFoundError: there is no journal.
     """
-    runs = journal.each(folder / journal.FILE_NAME, {"run"})
+    runs = journal.each(journal_of(folder), {"run"})
     return next((str(event["run_id"]) for event in runs if event.get("run_id")), "")
 
 
-def _has_checkpoints(folder: Path) -> bool:
+def _has_checkpoints(folder: Folder) -> bool:
     """Say whether the journal lists checkpoints: then there must be some."""
-    told = journal.each(folder / journal.FILE_NAME, {"checkpoint"})
+    told = journal.each(journal_of(folder), {"checkpoint"})
     return any("metrics" in event for event in told)
 
 
-def _identity_before(folder: Path) -> Mapping[str, Any]:
+def _identity_before(folder: Folder) -> Mapping[str, Any]:
     """Return the identity that the run started with, with the changes that were allowed since."""
     try:
-        described = list(journal.each(folder / journal.FILE_NAME, {"run"}))
+        described = list(journal.each(journal_of(folder), {"run"}))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no run to resume in {folder}") from error
     allowed = [e.get("identity", {}) for e in described if e.get("changes")]
@@ -223,10 +224,10 @@ def _identity_before(folder: Path) -> Mapping[str, Any]:
     return before
 
 
-def _environment_before(folder: Path) -> Mapping[str, str]:
+def _environment_before(folder: Folder) -> Mapping[str, str]:
     """Return how the run's workers computed the last time; empty if no worker came up."""
     computed: Mapping[str, str] = {}
-    for event in journal.each(folder / journal.FILE_NAME, {"environment"}):
+    for event in journal.each(journal_of(folder), {"environment"}):
         computed = event.get("fingerprint", {})
     return computed
 

@@ -55,8 +55,8 @@ from raytrain_plus.loggers.naming import LOGGERS, make_logger, names_of, parse_l
 from raytrain_plus.plain_yaml import Document, YamlError, dump_yaml, read_document
 from raytrain_plus.redaction import HIDDEN, redact, redacted
 from raytrain_plus.stopping import EarlyStopping, Rule, StopAt
-from raytrain_plus.storage import atomic_files
 from raytrain_plus.storage.locations import parse_options
+from raytrain_plus.storage.store import Folder, store_of
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.task import TaskError, already_imported, import_named
@@ -1028,13 +1028,13 @@ def described(
     return _written(values, spec.name)
 
 
-def write(folder: Path, text: str) -> None:
+def write(folder: Folder, text: str) -> None:
     """Write what `described` returned into a run's folder.
 
     Raises:
-        OSError: it cannot be written.
+        StoreError: it cannot be written.
     """
-    atomic_files.write(folder / FILE_NAME, text.encode())
+    store_of(folder).write(FILE_NAME, text.encode())
 
 
 def _written(values: Mapping[str, Any], run: str) -> str:

@@ -48,14 +48,14 @@ from raytrain_plus.loggers import Logger
 from raytrain_plus.loggers.feed import await_all
 from raytrain_plus.loggers.naming import LOGGERS, check_loggers, names_of
 from raytrain_plus.observe import journal
-from raytrain_plus.observe.journal import Journal
+from raytrain_plus.observe.stored_journal import journal_of, open_journal
 from raytrain_plus.ray_cluster import joining, own_ray
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
 from raytrain_plus.stopping import Rule
 from raytrain_plus.storage import ownership
 from raytrain_plus.storage.errors import StorageError
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage.store import Folder, Store
 from raytrain_plus.streams.map_dataset import MapDataset
 from raytrain_plus.streams.mixture import Mixture
 from raytrain_plus.streams.stream import Stream
@@ -177,7 +177,7 @@ class ElasticTrainer:
             lengths = configure.clock(source, loaded, evaluate_every=intervals, **often)
             probe = configure.probe(source, batch_size // logical_ranks)
             code = configure.code_of(loaded, algorithms, data)
-            folder = configure.folder_of(run, elastic.checkpoint_storage, resume=resume)
+            folder = configure.folder_of(run, elastic, resume=resume)
             self._before, self._resume = ownership.look(folder, self._is_known), resume
             self._warnings = configure.warnings_of(loaded, evaluation_data)
             self._identity = {
@@ -326,7 +326,7 @@ class ElasticTrainer:
                 run_file.write(spec.folder, self._run_file)
                 spec = replace(spec, claim=held.owner.claim, address=joined.address)
                 spec = replace(spec, placement=placement_in_trial() or spec.placement)
-                keep = _put if joined.is_ours else partial(_written_table, spec.folder)
+                keep = _put if joined.is_ours else partial(_written_table, spec)
                 shared = replace(
                     spec,
                     data=_share_table(spec.data, keep, "train"),
@@ -385,8 +385,8 @@ class ElasticTrainer:
 
     def _open_journal(self, spec: RunSpec) -> int:
         """Begin the run in its journal; returns where in the file that is."""
-        opened = Journal(spec.folder)
-        offset: int = opened.path.stat().st_size
+        opened = open_journal(spec.folder, spec.claim)
+        offset = journal.size_of(opened.file)
         opened.write("run", **self._described(spec))
         for kept in self._found.found if self._found else ():
             place = spec.checkpoint_store.inside(kept.name)
@@ -509,7 +509,7 @@ def _loggers_of(
 
 def _await_loggers(spec: RunSpec) -> None:
     """Wait until the run's loggers have written its end; say which have not."""
-    end = journal.newest(spec.folder / journal.FILE_NAME, {"end"}).get("end") or {}
+    end = journal.newest(journal_of(spec.folder), {"end"}).get("end") or {}
     left = await_all(spec.folder, spec.logger_names, end.get("time", 0.0))
     for name, cursor in left.items():
         why = f": {cursor.trouble}" if cursor.trouble else ""
@@ -636,7 +636,9 @@ def cluster(slots: int) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _is_same(store: Store, folder: Path) -> bool:
+def _is_same(store: Store, folder: Folder) -> bool:
+    if not isinstance(folder, Path):
+        return store.url == folder.url
     return store.is_local and store.local_path.resolve() == folder
 
 
@@ -655,9 +657,17 @@ def _put(table: pa.Table, name: str) -> Any:
     return ray.put(table)
 
 
-def _written_table(folder: Path, table: pa.Table, name: str) -> str:
+def _written_table(spec: RunSpec, table: pa.Table, name: str) -> Any:
     """Write a table where the run's workers find it, also after this process has ended."""
-    path = folder / f"{name}.arrow"
+    name = f"{name}.arrow"
+    if not isinstance(spec.folder, Path):
+        content = pa.BufferOutputStream()
+        with pa.ipc.new_file(content, table.schema) as file:
+            file.write_table(table)
+        spec.folder.write(name, content.getvalue().to_pybytes())
+        (data,) = configure.with_options(spec.folder.options, spec.folder.where(name))
+        return data
+    path = spec.folder / name
     with pa.ipc.new_file(path, table.schema) as file:
         file.write_table(table)
     return str(path)

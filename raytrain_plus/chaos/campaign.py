@@ -1,6 +1,5 @@
 """Trains a task many times under different faults, and reports each run that differs in a bit."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from raytrain_plus.elastic.protocol.faults import Action, left
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.stored_journal import journal_of
+from raytrain_plus.storage.store import store_of
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError, cluster
 
@@ -192,7 +193,7 @@ def verdicts(campaign: Campaign, show: Show) -> Iterator[Verdict]:
                 yield from judged
                 acts = acts[len(judged) :]
     if not campaign.keep:
-        shutil.rmtree(undisturbed.spec.folder)
+        store_of(undisturbed.spec.folder).clear()
 
 
 def hang_deadline(reference: Sequence[Event]) -> float:
@@ -237,7 +238,7 @@ def _judge(
         events, error = _train(trainer, f"seeds {title}", show)
     judged = judge(acts, reference, events, error)
     if not campaign.keep and all(verdict.state == "equal" for verdict in judged):
-        shutil.rmtree(trainer.spec.folder)
+        store_of(trainer.spec.folder).clear()
     return judged
 
 
@@ -251,4 +252,4 @@ def _train(trainer: ElasticTrainer, title: str, show: Show) -> tuple[list[Event]
         error, summary = str(failed), failed.summary
     if summary.get("state") == "stopped":
         raise KeyboardInterrupt
-    return journal.read(trainer.spec.folder), error
+    return list(journal.each(journal_of(trainer.spec.folder))), error

@@ -17,7 +17,7 @@ from raytrain_plus.checkpoint.checkpointer import newest_whole
 from raytrain_plus.cli.answers import Code, Debug, Json, RunName, answer
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.client.control import folder_of
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage.store import store_of
 from raytrain_plus.task import import_code, load_task
 
 
@@ -71,23 +71,22 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
 
     def written() -> dict[str, Any]:
         folder = folder_of(run, storage)
-        name, refused = newest_whole(Store(folder))
+        name, refused = newest_whole(store_of(folder))
         if name is None:
             why = "".join(f"; {one} is refused: {reason}" for one, reason in refused.items())
             raise ConfigError(f"run {run!r} has no checkpoint yet{why}")
         loaded = load_task(task, parse_settings(setting or [], "the task"))
         for module in code or []:
             import_code(module)
-        model = exporting.export(loaded, folder / name)
+        place = store_of(folder).inside(name)
+        model = exporting.export(loaded, place)
         if pretrained:
             _save_pretrained(loaded, model, to)
         else:
             exporting.write(model, to)
         if not as_json:
-            Console(markup=False).print(
-                f"{to}: the plain model of {folder / name}", highlight=False
-            )
-        return {"checkpoint": str(folder / name), "file": str(to)}
+            Console(markup=False).print(f"{to}: the plain model of {place}", highlight=False)
+        return {"checkpoint": str(place), "file": str(to)}
 
     answer(written, as_json=as_json, debug=debug)
 

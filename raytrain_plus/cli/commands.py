@@ -36,6 +36,7 @@ from raytrain_plus.cli.train import train
 from raytrain_plus.elastic.client import control
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.progress import ProgressLine, summary_table
+from raytrain_plus.observe.stored_journal import journal_of
 from raytrain_plus.observe.verify import compare
 
 
@@ -93,7 +94,7 @@ def verify(
 
     def run() -> dict[str, Any]:
         folders = [control.folder_of(name, storage) for name in (one, other)]
-        found = compare(*(journal.each(journal.file_of(folder)) for folder in folders))
+        found = compare(*(journal.each(journal_of(folder)) for folder in folders))
         if not as_json:
             said = "equal in every bit" if found.equal else f"different: {found.first_difference}"
             Console(markup=False).print(f"{found.steps} common steps; {said}", highlight=False)

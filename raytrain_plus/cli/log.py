@@ -1,5 +1,6 @@
 """The command that writes a run's values to loggers afterwards."""
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from raytrain_plus.elastic.client import control
 from raytrain_plus.loggers import LoggerError
 from raytrain_plus.loggers.feed import Feed
 from raytrain_plus.loggers.naming import check_loggers, make_logger, names_of, parse_logger
+from raytrain_plus.storage.staging import staged
+from raytrain_plus.storage.store import Folder
 
 LoggerOption = Annotated[
     list[str] | None,
@@ -57,9 +60,17 @@ def _names(texts: list[str]) -> list[str]:
     return names_of(made)
 
 
-def _fed(name: str, text: str, folder: Path, group: str | None) -> int:
+def _fed(name: str, text: str, folder: Folder, group: str | None) -> int:
     """Feed one logger to the run's end; returns how many events it has seen now."""
-    feed = Feed(name, lambda: make_logger(*parse_logger(text)), folder, group)
+    if isinstance(folder, Path):
+        return _fed_with(name, text, folder, group, folder)
+    files = Path(tempfile.mkdtemp(prefix="raytrain_plus-log-")) / "loggers"
+    with staged(folder, files):
+        return _fed_with(name, text, folder, group, files)
+
+
+def _fed_with(name: str, text: str, folder: Folder, group: str | None, files: Path) -> int:
+    feed = Feed(name, lambda: make_logger(*parse_logger(text)), folder, group, files=files)
     before = feed.cursor.position
     while not feed.is_done:
         if not feed.look():

@@ -1,5 +1,6 @@
 """The command that writes a run's report."""
 
+import tempfile
 import time
 import webbrowser
 from pathlib import Path
@@ -15,7 +16,10 @@ from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.report.page import page_of
 from raytrain_plus.observe.report.spending import spending_of
 from raytrain_plus.observe.report.view import state_of
+from raytrain_plus.observe.stored_journal import journal_of
+from raytrain_plus.redaction import redact
 from raytrain_plus.storage import atomic_files
+from raytrain_plus.storage.store import Folder, store_of
 
 _PAGE = "report.html"
 
@@ -36,32 +40,49 @@ def report(
     """Write one HTML page about a run, live or ended, from its journal."""
 
     def run_it() -> dict[str, Any]:
-        written = _write(control.folder_of(run, storage), output)
+        folder = control.folder_of(run, storage)
+        text, told = _page_of(folder)
+        place = _write(folder, output, text)
         if not as_json:
-            Console(markup=False).print(
-                f"The report is {written['page']}", soft_wrap=True, highlight=False
-            )
+            Console(markup=False).print(f"The report is {place}", soft_wrap=True, highlight=False)
         if open_it:
-            webbrowser.open(Path(written["page"]).as_uri())
-        return written
+            webbrowser.open(_shown(place, text).as_uri())
+        return {"run": told.pop("run"), "page": str(place), **told}
 
     answer(run_it, as_json=as_json, debug=debug)
 
 
-def _write(folder: Path, output: Path | None) -> dict[str, Any]:
-    """Write the page; returns its path and its main figures."""
-    history = read_history(journal.each(folder / journal.FILE_NAME))
-    path = (output or folder / _PAGE).expanduser().resolve()
+def _write(folder: Folder, output: Path | None, text: bytes) -> Path | str:
+    """Write the page; returns its path, or its URL in an object store."""
+    if output is None and not isinstance(folder, Path):
+        folder.write(_PAGE, text)
+        return redact(folder.where(_PAGE))
+    path = (output or store_of(folder).local_path / _PAGE).expanduser().resolve()
     try:
-        atomic_files.write(path, page_of(history, time.time()).encode())
+        atomic_files.write(path, text)
     except OSError as error:
         raise ValueError(
             f"the page cannot be written to {path}: {error}. Name another place with --output"
         ) from error
+    return path
+
+
+def _shown(place: Path | str, text: bytes) -> Path:
+    """Return the page's file, or a copy of it on this machine for the browser."""
+    if isinstance(place, Path):
+        return place
+    copy = Path(tempfile.mkdtemp(prefix="raytrain_plus-report-")) / _PAGE
+    copy.write_bytes(text)
+    return copy
+
+
+def _page_of(folder: Folder) -> tuple[bytes, dict[str, Any]]:
+    """Return the page and its main figures."""
+    history = read_history(journal.each(journal_of(folder)))
+    text = page_of(history, time.time()).encode()
     spent = spending_of(history)
-    return {
+    return text, {
         "run": history.run["run"],
-        "page": str(path),
         "state": state_of(history),
         "steps": history.steps[-1] if history.steps else 0,
         "wall_seconds": round(spent.wall, 3),

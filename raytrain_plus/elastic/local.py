@@ -41,6 +41,7 @@ from raytrain_plus.elastic.worker.worker import Worker
 from raytrain_plus.interrupts import Interrupts
 from raytrain_plus.observe.output import OutputCapture
 from raytrain_plus.storage.ownership import LOCAL
+from raytrain_plus.storage.staging import staged
 
 _Answer = TypeVar("_Answer")
 
@@ -312,9 +313,10 @@ class _LocalHost:
         del coordinator
         paths = list(sys.path)
         closing.callback(lambda: sys.path.__setitem__(slice(None), paths))
+        closing.enter_context(staged(spec.folder, spec.output_folder(worker)))
         capture = OutputCapture(forwards=True)
         closing.callback(capture.close)
-        capture.serve(spec.folder, worker)
+        capture.serve(spec.output_folder(worker), worker)
 
     def device(self, spec: RunSpec, closing: contextlib.ExitStack) -> torch.device:
         """Set what the bits depend on, and undo that when the worker is closed."""

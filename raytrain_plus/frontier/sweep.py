@@ -35,6 +35,7 @@ from raytrain_plus.frontier.trials import RecipeTrial, Setting
 from raytrain_plus.interrupts import Interrupts, RunInterrupted
 from raytrain_plus.loggers import Logger
 from raytrain_plus.loggers.naming import check_loggers
+from raytrain_plus.storage.locations import local_path
 from raytrain_plus.task import Task
 from raytrain_plus.trainer import cluster
 from raytrain_plus.worker_pool.server import start_worker_pool
@@ -87,7 +88,7 @@ def run_sweep(  # noqa: PLR0913 - one option each
     _check(sweep, budget, workers)
     check_loggers(loggers)
     task = sweep.loaded_task()
-    folder = SweepFolder(Path(storage).expanduser().resolve() / sweep.name)
+    folder = SweepFolder(_root_of(storage) / sweep.name)
     with Interrupts() as taken, folder.held():
         _check_place(sweep, folder, resume=resume)
         cpus = math.ceil(most * sweep.resources.get("CPU", 1))
@@ -263,6 +264,22 @@ def _check(sweep: Sweep, budget: float, workers: int | None) -> None:
             f"the pool has {workers} workers and a trial needs {sweep.least_workers}: give more "
             "--workers, or lower least_workers"
         )
+
+
+def _root_of(storage: str) -> Path:
+    """Return the folder of all sweeps.
+
+    Raises:
+        SweepError: it is a URL.
+    """
+    root = local_path(storage)
+    if root is None:
+        raise SweepError(
+            f"the storage {storage} is a URL, and a sweep needs a folder that all nodes share, for "
+            "its lock and its table of trials: give one. Only the runs of `train` may be in an "
+            "object store"
+        )
+    return root.resolve()
 
 
 def _check_place(sweep: Sweep, folder: SweepFolder, *, resume: bool) -> None:

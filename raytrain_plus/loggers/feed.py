@@ -15,8 +15,10 @@ from raytrain_plus.loggers.rows import Rows
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.report.page import page_of
+from raytrain_plus.observe.stored_journal import journal_of
 from raytrain_plus.redaction import redact
-from raytrain_plus.storage import atomic_files
+from raytrain_plus.storage.errors import StorageError
+from raytrain_plus.storage.store import Folder, Store, store_of
 
 FOLDER = "loggers"
 """In a run's folder: how far each logger is."""
@@ -47,7 +49,7 @@ class Cursor:
     trouble: str = ""
 
 
-def read_cursor(folder: Path, name: str) -> Cursor:
+def read_cursor(folder: Folder, name: str) -> Cursor:
     """Return how far a logger of a run is.
 
     Args:
@@ -55,9 +57,13 @@ def read_cursor(folder: Path, name: str) -> Cursor:
         name: the logger's, in the run.
     """
     try:
-        return Cursor(**json.loads((folder / FOLDER / f"{name}.json").read_bytes()))
+        return Cursor(**json.loads(_cursors(folder).find(f"{name}.json") or b""))
     except (OSError, ValueError, TypeError):
         return Cursor()
+
+
+def _cursors(folder: Folder) -> Store:
+    return store_of(folder).inside(FOLDER)
 
 
 class Feed:
@@ -69,6 +75,7 @@ class Feed:
         folder: the run's.
         group: its sweep, or None.
         clock: gives monotonic seconds.
+        files: a local folder for the logger's files. Default: the run's folder; it must be local.
 
     Attributes:
         cursor: how far it is.
@@ -78,16 +85,18 @@ class Feed:
         self,
         name: str,
         make: Callable[[], Logger],
-        folder: Path,
+        folder: Folder,
         group: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        files: Path | None = None,
     ) -> None:
         self._name = name
         self._make = make
         self._folder = folder
         self._group = group
         self._clock = clock
-        self._path = folder / journal.FILE_NAME
+        self._files = files or store_of(folder).local_path
+        self._journal = journal_of(folder)
         self.cursor = replace(read_cursor(folder, name), trouble="")
         self._retry, self._retry_at = _FIRST_RETRY, 0.0
         self._begin()
@@ -128,7 +137,7 @@ class Feed:
 
     def _look(self) -> bool:
         before = self._offset
-        events, self._offset = journal.follow(self._path, before, _AT_ONCE)
+        events, self._offset = journal.follow(self._journal, before, _AT_ONCE)
         rows = []
         for event in events:
             row = self._rows.of(event)
@@ -148,7 +157,9 @@ class Feed:
     def _open(self, rows: list[Row]) -> list[Row]:
         """Open the logger; returns the rows that it has not written yet."""
         logger = self._make()
-        kept = logger.open(self._rows.described(self._folder, self._group, self.cursor.step))
+        kept = logger.open(
+            self._rows.described(self._files, self._folder.name, self._group, self.cursor.step)
+        )
         self._logger = logger
         if kept is not None and kept != self.cursor.position:
             self.cursor = replace(self.cursor, position=kept)
@@ -187,20 +198,20 @@ class Feed:
         self._retry = min(2 * self._retry, _LAST_RETRY)
         self._begin()
         why = redact(str(error) if isinstance(error, LoggerError) else _said(error))
-        with suppress(OSError):
+        with suppress(OSError, StorageError):
             self._save(replace(self.cursor, trouble=why[:2000]))
 
     def _save(self, cursor: Cursor) -> None:
         self.cursor = cursor
         text = json.dumps(asdict(cursor)).encode()
-        atomic_files.write(self._folder / FOLDER / f"{self._name}.json", text)
+        _cursors(self._folder).write(f"{self._name}.json", text)
 
 
 def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def unfinished(folder: Path, names: Sequence[str], closed_at: float) -> dict[str, Cursor]:
+def unfinished(folder: Folder, names: Sequence[str], closed_at: float) -> dict[str, Cursor]:
     """Return the loggers of a run that have not written all of it, and how far they are.
 
     Args:
@@ -213,7 +224,7 @@ def unfinished(folder: Path, names: Sequence[str], closed_at: float) -> dict[str
 
 
 def await_all(
-    folder: Path,
+    folder: Folder,
     names: Sequence[str],
     closed_at: float,
     clock: Callable[[], float] = time.monotonic,

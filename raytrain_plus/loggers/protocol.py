@@ -17,7 +17,7 @@ class LoggedRun:
     Attributes:
         name: the run's name.
         run_id: tells it from other runs of its name; the same after a resume.
-        folder: the run's folder.
+        folder: the run's folder; of a run in an object store a folder whose files are copied there.
         config: how it is configured, without secrets.
         group: of a sweep's trial, the name of the sweep; else None.
         step: the last step that this logger has written; 0 at first.

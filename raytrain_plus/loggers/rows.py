@@ -36,18 +36,19 @@ class Rows:
         """Whether the run has been described."""
         return self._run is not None
 
-    def described(self, folder: Path, group: str | None, step: int) -> LoggedRun:
+    def described(self, folder: Path, name: str, group: str | None, step: int) -> LoggedRun:
         """Return the run for a logger to open.
 
         Args:
-            folder: the run's.
+            folder: for the logger's files.
+            name: of the run's folder.
             group: its sweep.
             step: the last one that the logger has written.
         """
         run = self._run or {}
         return LoggedRun(
-            name=run.get("run", folder.name),
-            run_id=run.get("run_id", "") or folder.name,
+            name=run.get("run", name),
+            run_id=run.get("run_id", "") or name,
             folder=folder,
             config={key: value for key, value in run.items() if key not in _NO_CONFIG},
             group=group,

@@ -25,7 +25,7 @@ import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, Literal, Protocol
 
 from raytrain_plus.observe.events import (
     EVENTS,
@@ -50,6 +50,16 @@ AT_ONCE = 4 << 20  # bytes that `follow` reads in one call, and `newest` in one 
 _KNOWN = frozenset(kind.encode() for kind in EVENTS.keys() - OPENING)  # that may be skipped unread
 
 
+class Readable(Protocol):
+    """The file of a journal: a path, or a `SegmentedFile` in an object store."""
+
+    def exists(self) -> bool:
+        """Say whether there is such a file."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO:
+        """Return the file, open for reading."""
+
+
 class JournalError(ValueError):
     """A journal that is damaged, of another version, or tells of no run; it says where."""
 
@@ -62,6 +72,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.file: Readable = folder / FILE_NAME
         self.path = folder / FILE_NAME
         is_new = not self.path.exists()
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -88,11 +99,7 @@ class Journal:
             EventError: one is none of the listed events, or has other fields.
             OSError: they cannot be written; nothing of them is left in the file.
         """
-        # A step comes often, from one place, and holds numbers only, which are no secrets.
-        events = [
-            one if one["event"] == "step" else check_event(redacted(one), is_new=True)
-            for one in events
-        ]
+        events = checked(events)
         data = b"".join(map(line_of, events))
         size = os.fstat(self._file).st_size
         try:
@@ -120,7 +127,19 @@ class Journal:
         os.close(self._file)
 
 
-def follow(path: Path, offset: int = 0, most: int = AT_ONCE) -> tuple[list[Event], int]:
+def checked(events: Iterable[Event]) -> list[Event]:
+    """Return new events without secrets.
+
+    Raises:
+        EventError: one is none of the listed events, or has other fields.
+    """
+    # A step comes often, from one place, and holds numbers only, which are no secrets.
+    return [
+        one if one["event"] == "step" else check_event(redacted(one), is_new=True) for one in events
+    ]
+
+
+def follow(path: Readable, offset: int = 0, most: int = AT_ONCE) -> tuple[list[Event], int]:
     """Return the whole events after a byte offset, and the offset behind them.
 
     Args:
@@ -168,7 +187,7 @@ def file_of(path: Path) -> Path:
     return file
 
 
-def each(path: Path, kinds: Collection[str] | None = None) -> Iterator[Event]:
+def each(path: Readable, kinds: Collection[str] | None = None) -> Iterator[Event]:
     """Yield the whole events of a journal file one by one, for long journals.
 
     Args:
@@ -193,7 +212,7 @@ def each(path: Path, kinds: Collection[str] | None = None) -> Iterator[Event]:
             offset += len(line)
 
 
-def newest(path: Path, kinds: Collection[str]) -> dict[str, Event]:
+def newest(path: Readable, kinds: Collection[str]) -> dict[str, Event]:
     """Return the last event of each kind, read from the file's end, in the order of the file.
 
     Lines before the last of these events are not read. So this takes as long for a journal of a
@@ -239,7 +258,7 @@ def newest_of(events: Iterable[Event], kinds: Collection[str]) -> dict[str, Even
     return found
 
 
-def size_of(path: Path) -> int:
+def size_of(path: Readable) -> int:
     """Return the offset behind a journal's last whole line; 0 if there is no journal."""
     if not path.exists():
         return 0
@@ -273,7 +292,7 @@ def line_of(event: Event) -> bytes:
     return b"%b%b%08x%b\n" % (body, _MARK, zlib.crc32(body), _CLOSE)
 
 
-def _lines(file: IO[bytes], path: Path, offset: int) -> Iterator[bytes]:
+def _lines(file: IO[bytes], path: Readable, offset: int) -> Iterator[bytes]:
     """Yield whole lines; the last is left out if it is being written, or was cut short."""
     while line := file.readline(MOST_LINE):
         if not line.endswith(b"\n"):
@@ -284,7 +303,7 @@ def _lines(file: IO[bytes], path: Path, offset: int) -> Iterator[bytes]:
         offset += len(line)
 
 
-def _parsed(line: bytes, path: Path, offset: int) -> Event:
+def _parsed(line: bytes, path: Readable, offset: int) -> Event:
     try:
         if not _is_whole(line):
             has_crc = line[-_TAIL - 1 : -len(_CLOSE) - 9] == _MARK
@@ -310,7 +329,7 @@ def _kind_of(line: bytes) -> bytes | None:
     return line[len(_BEGIN) : line.find(b'"', len(_BEGIN))]
 
 
-def _number_of(path: Path, offset: int) -> int:
+def _number_of(path: Readable, offset: int) -> int:
     """Return the number of the line that starts at an offset."""
     number = 1
     with path.open("rb") as file:
@@ -321,7 +340,7 @@ def _number_of(path: Path, offset: int) -> int:
     return number
 
 
-def _damaged(path: Path, offset: int, why: str) -> JournalError:
+def _damaged(path: Readable, offset: int, why: str) -> JournalError:
     number = _number_of(path, offset)
     return JournalError(
         f"{path}, line {number}: the line is damaged, {why}. Bring the file back from a copy; or "
@@ -346,7 +365,7 @@ def _end_of_lines(file: IO[bytes]) -> int:
     return 0
 
 
-def _block_before(file: IO[bytes], end: int, path: Path) -> tuple[int, bytes]:
+def _block_before(file: IO[bytes], end: int, path: Readable) -> tuple[int, bytes]:
     """Return whole lines that end at an offset, some megabytes of them, and where they begin."""
     begin, size = end, AT_ONCE
     while begin > 0:

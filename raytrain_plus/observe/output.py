@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from raytrain_plus.redaction import redact
+from raytrain_plus.storage.errors import StorageError
+from raytrain_plus.storage.store import Folder, Store
 
 FOLDER = "logs"
 _MOST_BYTES = 4 << 20  # of one file
@@ -34,6 +36,8 @@ _EARLY = 1_000  # lines that are kept in memory until the run's folder is known
 _BURST, _RATE = 100, 10.0  # lines of one worker that are shown at once, and per second after that
 _LINE = 2_000  # characters of a line that are shown
 _LONGEST = 8_192  # characters without an end of line after which a line ends
+_FIRST_PAUSE, _LAST_PAUSE = 1.0, 5.0  # seconds between two looks at an object store
+_STORE_SECONDS = 5.0  # for its answer
 _REPEATED = 5.0  # seconds between two reports of repeated warnings
 _RAYS_OWN = (":actor_name:", ":task_name:", ":job_id:")  # lines that Ray prints for itself
 _WARNING = re.compile(r"\S.*:\d+: (?:\w+\.)*\w*Warning: |WARNING[:\s]")
@@ -343,12 +347,16 @@ class Tail:
     """Reads the lines that workers have written since the last look.
 
     Args:
-        folder: the run's.
+        folder: the run's. In an object store, lines come when the workers' nodes have copied them
+            there, and the store is asked every few seconds.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / FOLDER
-        self._offsets = {path: path.stat().st_size for path in self._files()}
+    def __init__(self, folder: Folder) -> None:
+        inside = folder / FOLDER if isinstance(folder, Path) else folder.inside(FOLDER)
+        self._kept: _KeptFiles | _KeptObjects = (
+            _KeptFiles(inside) if isinstance(inside, Path) else _KeptObjects(inside)
+        )
+        self._offsets = self._kept.sizes(0.0)
         self._workers: dict[str, _Shown] = {}
         self._repeats = _Repeats()
 
@@ -359,33 +367,82 @@ class Tail:
             now: a clock's seconds.
             last: whether this is the last look, which counts all lines that were not shown.
         """
-        for path in self._files():
-            worker = path.name.split(".")[0]
+        sizes = self._kept.sizes(now, now_or_never=last)
+        for name in sorted(sizes, key=lambda name: (name.split(".")[0], number_of(Path(name)))):
+            worker = name.split(".")[0]
             shown = self._workers.setdefault(worker, _Shown())
-            lines = [line for line in self._read(path) if self._repeats.is_new(worker, line, now)]
+            new = self._read(name, sizes[name])
+            lines = [line for line in new if self._repeats.is_new(worker, line, now)]
             few, hidden = shown.spend(len(lines), now, last=last)
             for line in lines[:few]:
                 text = line if len(line) <= _LINE else line[:_LINE] + " ..."
                 yield f"[{worker}] {text}"
             if hidden:
-                yield f"[{worker}] ({hidden:,} more lines are in {path})"
+                yield f"[{worker}] ({hidden:,} more lines are in {self._kept.where(name)})"
         yield from self._repeats.told(now, last=last)
 
-    def _files(self) -> list[Path]:
-        found = self._folder.glob("*.log") if self._folder.is_dir() else []
-        return sorted(found, key=lambda path: (path.name.split(".")[0], number_of(path)))
-
-    def _read(self, path: Path) -> list[str]:
-        offset = self._offsets.get(path, 0)
+    def _read(self, name: str, size: int) -> list[str]:
+        offset = self._offsets.get(name, 0)
+        if size <= offset:
+            return []
         try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read()
-        except OSError:
+            data = self._kept.read(name, offset, size)
+        except (OSError, StorageError):
             return []
         whole = data[: data.rfind(b"\n") + 1]
-        self._offsets[path] = offset + len(whole)
+        self._offsets[name] = offset + len(whole)
         return whole.decode(errors="replace").splitlines()
+
+
+class _KeptFiles:
+    """The files of all workers in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def sizes(self, now: float, *, now_or_never: bool = False) -> dict[str, int]:
+        """Return their bytes by name."""
+        del now, now_or_never
+        found = self._folder.glob("*.log") if self._folder.is_dir() else []
+        return {path.name: path.stat().st_size for path in found}
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Return some of a file's bytes."""
+        with (self._folder / name).open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    def where(self, name: str) -> str:
+        """Return a file's path."""
+        return str(self._folder / name)
+
+
+class _KeptObjects:
+    """The same in an object store, which is asked less often while nothing is new."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store.within(_STORE_SECONDS)
+        self._sizes: dict[str, int] = {}
+        self._look_at, self._pause = float("-inf"), _FIRST_PAUSE
+
+    def sizes(self, now: float, *, now_or_never: bool = False) -> dict[str, int]:
+        """Return their bytes by name; those of the last look if it is not time for another."""
+        if now >= self._look_at or now_or_never:
+            before = self._sizes
+            with contextlib.suppress(StorageError):
+                self._sizes = {n: s for n, s in self._store.sizes().items() if n.endswith(".log")}
+            is_new = self._sizes != before
+            self._pause = _FIRST_PAUSE if is_new else min(2 * self._pause, _LAST_PAUSE)
+            self._look_at = now + self._pause
+        return self._sizes
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Return some of an object's bytes."""
+        return self._store.read_range(name, start, end)
+
+    def where(self, name: str) -> str:
+        """Return an object's URL."""
+        return redact(self._store.where(name))
 
 
 class _Shown:

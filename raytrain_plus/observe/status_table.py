@@ -61,6 +61,9 @@ def _summary(status: Mapping[str, Any]) -> Table:
         grid.add_row("checkpoint", _checkpoint(status["checkpoint"]))
     if status.get("digest"):
         grid.add_row("digest", status["digest"])
+    if status.get("unwritten"):
+        told = f"cannot be written, and its lines are kept: {status['unwritten']}"
+        grid.add_row("journal", Text(told, style="red"))
     grid.add_row("folder", status["folder"])
     return grid
 

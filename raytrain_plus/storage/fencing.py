@@ -6,11 +6,11 @@ believes the run dead and resumes it, also on another cluster. In both cases it 
 the journal nor make plans.
 """
 
-from pathlib import Path
+from contextlib import suppress
 
-from raytrain_plus.storage.errors import ExistsError
+from raytrain_plus.storage.errors import ExistsError, StorageError
 from raytrain_plus.storage.ownership import FOLDER, Life, Owner, Owners, name_of
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage.store import Folder, Store, store_of
 
 
 class FencedError(RuntimeError):
@@ -46,8 +46,24 @@ def check_claim(store: Store, claim: str) -> None:
         raise FencedError(last, replaced=False)
 
 
+def fenced(store: Store, claim: str) -> FencedError:
+    """Return the error of a process that has lost a run.
+
+    Args:
+        store: the run's folder.
+        claim: the claim of the process.
+    """
+    last = None
+    with suppress(StorageError):
+        last = Owners(store).latest()
+    return FencedError(last, replaced=last is not None and last.claim == claim)
+
+
 class Fence:
     """Ensures, by records in a run's folder, that one coordinator leads the run.
+
+    A local folder is looked at with each check. An object store is looked at every few seconds, by
+    another thread; there, what the coordinator writes is refused at once (`storage/segments.py`).
 
     Args:
         folder: the run's folder.
@@ -56,11 +72,14 @@ class Fence:
         address: the address of the Ray cluster.
     """
 
-    def __init__(self, folder: Path, claim: str = "", run_id: str = "", address: str = "") -> None:
-        self._folder = folder
-        self._owners = Owners(Store(folder))
+    def __init__(
+        self, folder: Folder, claim: str = "", run_id: str = "", address: str = ""
+    ) -> None:
+        self._store = store_of(folder)
+        self._owners = Owners(self._store)
+        self._found: FencedError | None = None
         self._owner = Owner.this(claim, run_id, "coordinator", address, folder)
-        self._life = Life(folder)
+        self._life = Life(folder, lambda: None if self._store.is_local else self._look_there())
 
     def acquire(self) -> None:
         """Become the coordinator that leads the run.
@@ -81,7 +100,19 @@ class Fence:
 
     def check(self) -> None:
         """Raise FencedError if another coordinator leads, unless the folder cannot be read."""
-        folder = self._folder / FOLDER
+        if self._store.is_local:
+            self._look_here()
+        elif self._found is not None:
+            raise self._found
+
+    def _look_there(self) -> None:
+        with suppress(StorageError):
+            last = self._owners.latest()
+            if last is not None and last.dump() != self._owner.dump():
+                self._found = FencedError(last, replaced=last.claim == self._owner.claim)
+
+    def _look_here(self) -> None:
+        folder = self._store.local_path / FOLDER
         try:
             mine = (folder / name_of(self._owner.number)).read_bytes()
         except OSError:

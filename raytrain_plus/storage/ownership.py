@@ -6,9 +6,10 @@ one of two processes that try at once succeeds, and a crash leaves no lock behin
 coordinators share a random `claim`. An owner that finds a later record with another claim has lost
 the run: it must write nothing more.
 
-A live owner renews the time of its `.alive` file every second. An owner that ends deletes the file.
-An owner is gone if it has ended, if its process is known to be gone together with its Ray
-cluster, or if it has given no sign of life for `STALE` seconds.
+A live owner renews the time of its `.alive` file every second, in an object store every five. An
+owner that ends deletes the file. An owner is gone if it has ended, if its process is known to be
+gone together with its Ray cluster, or if it has given no sign of life for `STALE` seconds, in an
+object store for `STALE_IN_STORE`.
 """
 
 import contextlib
@@ -20,13 +21,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from raytrain_plus.storage.errors import ExistsError
-from raytrain_plus.storage.store import Store
+from raytrain_plus.redaction import redact
+from raytrain_plus.storage.errors import ExistsError, StorageError
+from raytrain_plus.storage.locations import local_path
+from raytrain_plus.storage.store import Folder, Store, store_of
 
 FOLDER = "owners"
 LOCAL = "local"
@@ -34,7 +37,10 @@ LOCAL = "local"
 
 STALE = 15.0  # seconds without a sign of life after which an owner counts as gone
 
-_BEAT = 1.0  # seconds between two signs of life
+STALE_IN_STORE = 60.0  # the same in an object store, where each sign of life is a request
+
+_BEAT, _BEAT_IN_STORE = 1.0, 5.0  # seconds between two signs of life
+_PATIENCE = 5.0  # seconds for such a request
 _LOOK = 0.2  # seconds between two looks at an owner that may be gone
 _GRACE = 3.0  # seconds for which an owner must live before its run is refused
 _CONNECT_SECONDS = 1.0
@@ -108,7 +114,7 @@ class Owner:
         run_id: str,
         role: Literal["driver", "coordinator"],
         address: str,
-        folder: Path,
+        folder: Folder,
     ) -> "Owner":
         """Return a record of this process, without a number yet."""
         return cls(
@@ -119,7 +125,7 @@ class Owner:
             process=OwnerProcess.this(),
             user=_user(),
             address=address,
-            folder=str(folder),
+            folder=redact(str(folder)),
             since=time.time(),
         )
 
@@ -207,12 +213,15 @@ class Life:
 
     Args:
         folder: the run's.
+        each_time: called after each sign of life, from the thread that gives it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / FOLDER
+    def __init__(self, folder: Folder, each_time: Callable[[], None] = lambda: None) -> None:
+        self._store = store_of(folder).inside(FOLDER).within(_PATIENCE)
+        self._each_time = each_time
         self._over = threading.Event()
         self._number = 0
+        self._thread: threading.Thread | None = None
 
     def follow(self, owners: Owners, owner: Owner, number: int) -> Owner:
         """Add an owner after the last one, and give its signs of life until `end` is called.
@@ -226,51 +235,57 @@ class Life:
             ExistsError: another process was added before.
             StoreError: the folder cannot be written.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         # It is there before the record: without this file, the owner of a record has ended.
-        (self._folder / _alive(number + 1)).touch()
+        self._store.touch(_alive(number + 1))
         followed = owners.follow(owner, number)
         self._number = followed.number
-        threading.Thread(target=self._go_on, daemon=True, name="raytrain_plus owner").start()
+        self._thread = threading.Thread(target=self._go_on, daemon=True, name="raytrain_plus owner")
+        self._thread.start()
         return followed
 
     def end(self) -> None:
         """Record that this owner has ended. Does nothing without an owner, or after the end."""
         self._over.set()
         if self._number:
-            with contextlib.suppress(OSError):
-                (self._folder / _alive(self._number)).unlink()
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join(_PATIENCE)  # it could bring the file back
+            with contextlib.suppress(StorageError):
+                self._store.delete(_alive(self._number))
 
     def _go_on(self) -> None:
-        path = self._folder / _alive(self._number)
-        while not self._over.wait(_BEAT):
-            with contextlib.suppress(OSError):  # the folder may be unreachable for a while
-                os.utime(path)
+        name, is_local = _alive(self._number), self._store.is_local
+        while not self._over.wait(_BEAT if is_local else _BEAT_IN_STORE):
+            with contextlib.suppress(OSError, StorageError):  # it may be unreachable for a while
+                if is_local:
+                    os.utime(self._store.local_path / name)
+                else:
+                    self._store.touch(name)
+            self._each_time()
 
 
-def is_gone(folder: Path, owner: Owner) -> bool | None:
+def is_gone(folder: Folder, owner: Owner) -> bool | None:
     """Say whether an owner is gone for good; None if that is not certain yet.
 
     Args:
         folder: the run's.
         owner: the last record in it.
     """
-    silence = _silence(folder, owner.number)
+    silence = store_of(folder).inside(FOLDER).age(_alive(owner.number))
     if silence is None:
         return True
     lives = owner.process.lives()
-    if lives is None and silence > STALE:
+    if lives is None and silence > stale_after(folder):
         return True
     answers = _answers(owner.address)
     if lives is False:
         # If its Ray cluster lives, that may be about to start the coordinator again.
-        return True if silence > STALE or not answers else None
+        return True if silence > stale_after(folder) or not answers else None
     # A process whose cluster has ended is about to end, too.
     return False if answers or owner.address == LOCAL else None
 
 
 def await_gone(
-    folder: Path, owner: Owner, is_over: Callable[[Owner], bool] = lambda _: False
+    folder: Folder, owner: Owner, is_over: Callable[[Owner], bool] = lambda _: False
 ) -> None:
     """Wait until an owner is gone for good.
 
@@ -289,7 +304,7 @@ def await_gone(
             return
         lives_since = lives_since if gone is False else now
         # A process that was just killed may need a moment to end.
-        if now - lives_since > _GRACE or now - began > STALE + _GRACE:
+        if now - lives_since > _GRACE or now - began > stale_after(folder) + _GRACE:
             raise OwnedError(refusal(owner, folder))
         time.sleep(_LOOK)
 
@@ -303,7 +318,7 @@ class Held:
         life: its signs of life.
     """
 
-    def __init__(self, folder: Path, owner: Owner, life: Life) -> None:
+    def __init__(self, folder: Folder, owner: Owner, life: Life) -> None:
         self.owner = owner
         self._folder = folder
         self._life = life
@@ -316,13 +331,14 @@ class Held:
 
     def retire(self) -> None:
         """Record the end of the run's coordinator, which may have had no time to do it."""
-        last = Owners(Store(self._folder)).latest()
+        store = store_of(self._folder)
+        last = Owners(store).latest()
         if last is not None and last.claim == self.owner.claim:
-            with contextlib.suppress(OSError):
-                (self._folder / FOLDER / _alive(last.number)).unlink()
+            with contextlib.suppress(StorageError):
+                store.inside(FOLDER).delete(_alive(last.number))
 
 
-def look(folder: Path, is_over: Callable[[Owner], bool] = lambda _: False) -> int:
+def look(folder: Folder, is_over: Callable[[Owner], bool] = lambda _: False) -> int:
     """Wait until a run's last owner is gone; returns its number, 0 if there was no owner.
 
     Args:
@@ -333,7 +349,7 @@ def look(folder: Path, is_over: Callable[[Owner], bool] = lambda _: False) -> in
         OwnedError: the run lives.
         StoreError: the folder cannot be read.
     """
-    last = Owners(Store(folder)).latest()
+    last = Owners(store_of(folder)).latest()
     if last is None:
         return 0
     await_gone(folder, last, is_over)
@@ -341,7 +357,7 @@ def look(folder: Path, is_over: Callable[[Owner], bool] = lambda _: False) -> in
 
 
 def acquire(
-    folder: Path,
+    folder: Folder,
     run_id: str,
     address: str,
     before: int,
@@ -360,7 +376,7 @@ def acquire(
         OwnedError: the run lives, or has had another owner since then.
         StoreError: the folder cannot be written.
     """
-    owners, life = Owners(Store(folder)), Life(folder)
+    owners, life = Owners(store_of(folder)), Life(folder)
     number = look(folder, is_over)
     if number == before:
         owner = Owner.this(new_claim(), run_id, "driver", address, folder)
@@ -390,15 +406,15 @@ def look_from_storage(
     last = Owners(storage).latest() if storage is not None else None
     if storage is None or last is None:
         return 0
-    folder = Path(last.folder)
-    if last.folder and (folder / FOLDER).is_dir():
-        there = Owners(Store(folder)).latest()
+    folder = _folder_seen(last.folder, storage.options)
+    if folder is not None:
+        there = Owners(store_of(folder)).latest()
         if there is not None and there.run_id == last.run_id:
             await_gone(folder, there, is_over)
             return last.number
     if not is_over(last) and _answers(last.address):
         raise OwnedError(
-            f"{refusal(last, folder)}. That folder is not visible from here, and Ray "
+            f"{refusal(last, last.folder)}. That folder is not visible from here, and Ray "
             f"at {last.address} answers. If the run has ended there, delete {storage.url}/{FOLDER}"
         )
     return last.number
@@ -426,8 +442,9 @@ def acquire_storage(storage: Store, held: Held, before: int) -> None:
         ) from error
 
 
-def refusal(owner: Owner, folder: Path) -> str:
+def refusal(owner: Owner, folder: Folder | str) -> str:
     """Say who owns a run, and what to do."""
+    stale = STALE if isinstance(folder, str) else stale_after(folder)
     if owner.address == LOCAL:
         return (
             f"the run in {folder} lives: it is a local run in {owner}. End that process, or give "
@@ -437,7 +454,7 @@ def refusal(owner: Owner, folder: Path) -> str:
         f"the run in {folder} lives: {owner}. `raytrain-plus attach {folder}` follows it, "
         f"`raytrain-plus stop {folder}` ends it; or give another --name. If that process hangs, "
         f"end it. If its host is lost, give the command again: a run without a sign of life for "
-        f"{STALE:g} s can be resumed"
+        f"{stale:g} s can be resumed"
     )
 
 
@@ -460,22 +477,27 @@ def _number(name: str) -> int:
     return int(stem) if kind == "json" and stem.isdecimal() else 0
 
 
-def _silence(folder: Path, number: int) -> float | None:
-    """Return the seconds since an owner's last sign of life; None if it has ended.
+def stale_after(folder: Folder) -> float:
+    """Return after how many seconds without a sign of life an owner counts as gone."""
+    return STALE if store_of(folder).is_local else STALE_IN_STORE
 
-    Both times come from the file system, so the clocks of the hosts do not matter.
+
+def _folder_seen(place: str, options: Mapping[str, Any]) -> Folder | None:
+    """Return the folder of a run if it is visible from here.
+
+    Args:
+        place: its path or URL; empty if it is unknown.
+        options: for the file system of a URL.
     """
-    path = folder / FOLDER / _alive(number)
-    clock = path.with_name(f".clock-{uuid.uuid4().hex}")
-    try:
-        last = path.stat().st_mtime
-        clock.touch()
-        return max(0.0, clock.stat().st_mtime - last)
-    except FileNotFoundError:
+    if not place:
         return None
-    finally:
-        with contextlib.suppress(OSError):
-            clock.unlink()
+    path = local_path(place)
+    if path is not None:
+        return path if (path / FOLDER).is_dir() else None
+    with contextlib.suppress(StorageError):
+        store = Store(place, options, deadline=_PATIENCE)
+        return store if FOLDER in store.folders() else None
+    return None
 
 
 def _answers(address: str) -> bool:

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow.fs
 
@@ -51,6 +51,11 @@ _LOOK = 0.05  # seconds between two checks whether a read was cancelled
 
 class InterruptedReadError(RuntimeError):
     """A read was cancelled: its data is not wanted any more."""
+
+
+def store_of(folder: "Folder") -> "Store":
+    """Return a run's folder as a store, wherever it is."""
+    return folder if isinstance(folder, Store) else Store(folder)
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,25 @@ class Store:
         """Return the file system and the path by which pyarrow reads this folder."""
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._root
 
+    def __str__(self) -> str:
+        return redact(str(self.location))
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.url.rpartition("/")[2] if not self.is_local else self.local_path.name
+
+    @property
+    def parent(self) -> str:
+        """The path or URL of the folder that this one is in."""
+        return str(self.local_path.parent) if self.is_local else self.url.rpartition("/")[0]
+
+    def within(self, deadline: float) -> "Store":
+        """Return the same folder with another deadline for a request, in seconds."""
+        found = copy.copy(self)
+        found.deadline, found.stall = deadline, min(self.stall, deadline)
+        return found
+
     def where(self, name: str) -> str:
         """Return the path or URL of one object, for people."""
         return str(self.local_path / name) if self.is_local else f"{self.url}/{name}"
@@ -188,6 +212,71 @@ class Store:
             "names: it is damaged in the store, or was overwritten. Run `raytrain-plus data "
             "verify` on the data set, and write it again."
         )
+
+    def find(self, name: str) -> bytes | None:
+        """Return the bytes of an object that nothing promises; None if it is not there.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+
+        def found() -> bytes | None:
+            try:
+                return self._cat(name)
+            except FileNotFoundError as error:
+                if code_of(error) == "NoSuchBucket":
+                    raise
+                return None
+
+        return self._insist(found, name, None)
+
+    def touch(self, name: str) -> None:
+        """Make an empty object, or renew the time of one.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        if not self.is_local:
+            self.write(name, b"")
+            return
+        path = self.local_path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error}") from error
+
+    def age(self, name: str) -> float | None:
+        """Return the seconds since an object was written or touched; None if it is not there.
+
+        Both times come from the store, so that the clocks of the hosts do not matter.
+
+        Raises:
+            StoreError: the store cannot be used, or keeps no times.
+        """
+        clock = f".clock-{uuid.uuid4().hex}"
+        if (then := self._time_of(name)) is None:
+            return None
+        try:
+            self.touch(clock)
+            now = self._time_of(clock)
+        finally:
+            with contextlib.suppress(StorageError):
+                self.delete(clock)
+        return max(0.0, now - then) if now is not None else 0.0
+
+    def _time_of(self, name: str) -> float | None:
+        def asked() -> float | None:
+            try:
+                return float(self._fs.modified(self._path(name)).timestamp())
+            except NotImplementedError:
+                raise StoreError(f"{self} does not tell when an object was written") from None
+            except FileNotFoundError as error:
+                if code_of(error) == "NoSuchBucket":
+                    raise
+                return None
+
+        return self._insist(asked, name, None)
 
     def exists(self, name: str) -> bool:
         """Say whether there is such an object."""
@@ -481,3 +570,7 @@ def _within(request: Callable[[], T], seconds: float, cancelled: threading.Event
                 raise InterruptedReadError from None
             if time.monotonic() >= until:
                 raise OSError(f"no answer within {seconds:g} s") from None
+
+
+Folder: TypeAlias = Path | Store
+"""Where a run lives: a local or shared folder, or a folder in an object store."""

@@ -27,7 +27,7 @@ from raytrain_plus.elastic.protocol.handles import (
 from raytrain_plus.elastic.protocol.messages import RunSpec
 from raytrain_plus.elastic.worker.host import RayHost
 from raytrain_plus.elastic.worker.worker import Worker, own_process
-from raytrain_plus.observe.journal import Journal
+from raytrain_plus.observe.stored_journal import open_journal
 from raytrain_plus.storage.fencing import FencedError
 from raytrain_plus.worker_pool.process_reset import ProcessBaseline
 
@@ -182,7 +182,7 @@ class ReusedCoordinator:
         if self._leading is not None:
             self._leading.join()
         (run,) = ray.get(list(spec))
-        journal = Journal(run.folder)  # the same event as when a user scales a run
+        journal = open_journal(run.folder, run.claim)  # the same event as when a user scales a run
         journal.write("target", workers=target, reason="the worker pool has as many for it")
         journal.close()
         self._lead(run, returns=False)

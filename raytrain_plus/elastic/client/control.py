@@ -14,7 +14,10 @@ from raytrain_plus.elastic.protocol.run_state import RunState
 from raytrain_plus.names import NAMESPACE, check_name, possible_folders
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.journal import Event
+from raytrain_plus.observe.stored_journal import journal_of
 from raytrain_plus.ray_cluster.joining import join, trusted
+from raytrain_plus.storage.locations import local_path
+from raytrain_plus.storage.store import Folder, Store
 
 _ANSWER_SECONDS = 30.0
 _STATUS_EVENTS = ("run", "step", "evaluate", "end")  # of which a status is made
@@ -40,20 +43,35 @@ class RunFailedError(RuntimeError):
         return type(self), (str(self), self.summary)
 
 
-def folder_of(run: str, storage: str) -> Path:
+def folder_of(run: str, storage: str) -> Folder:
     """Return a run's folder from its name or its folder.
+
+    Args:
+        run: its name, its folder or the URL of it.
+        storage: where runs are kept, a folder or a URL.
 
     Raises:
         InvalidNameError: it is neither a usable name nor a folder.
         FileNotFoundError: there is no journal in either place.
     """
     candidates = possible_folders(run, storage)
-    for folder in candidates:
-        if (folder / journal.FILE_NAME).exists():
-            return folder.resolve()
+    for place in candidates:
+        folder = located(place)
+        if journal_of(folder).exists():
+            return folder.resolve() if isinstance(folder, Path) else folder
     raise FileNotFoundError(
         f"no run {run!r}: there is no journal in {' or '.join(map(str, candidates))}"
     )
+
+
+def located(place: Path | str) -> Folder:
+    """Return the folder at a path or URL.
+
+    Raises:
+        StorageError: the URL cannot be used.
+    """
+    path = local_path(place)
+    return Store(str(place)) if path is None else path
 
 
 def status(run: str, storage: str, address: str | None = None) -> Event:
@@ -114,7 +132,7 @@ def _tell(run: str, storage: str, address: str | None, what: str, *given: int) -
 
 
 @contextmanager
-def reached(folder: Path, address: str | None = None) -> Iterator[str]:
+def reached(folder: Folder, address: str | None = None) -> Iterator[str]:
     """Be connected to the cluster of a run, if it has not ended; gives the run's name.
 
     Args:
@@ -134,10 +152,9 @@ def reached(folder: Path, address: str | None = None) -> Iterator[str]:
         yield name
 
 
-def _known(folder: Path) -> list[Event]:
+def _known(folder: Folder) -> list[Event]:
     """Return the last event of each kind that a status is made of, in the journal's order."""
-    path = folder / journal.FILE_NAME
-    return list(journal.newest(path, _STATUS_EVENTS).values())
+    return list(journal.newest(journal_of(folder), _STATUS_EVENTS).values())
 
 
 def _run_of(events: list[Event]) -> Event:
@@ -173,7 +190,8 @@ def watch(
         FileNotFoundError: there is no journal of that run.
     """
     folder = folder_of(run, storage)
-    offset = journal.size_of(folder / journal.FILE_NAME)
+    followed = journal_of(folder)
+    offset = journal.size_of(followed)
     known = _known(folder)
     try:
         with reached(folder, address) as name:
@@ -183,7 +201,7 @@ def watch(
                     "state": RunState.NO_ANSWER,
                 }
                 sleep(every)
-                events, offset = journal.follow(folder / journal.FILE_NAME, offset)
+                events, offset = journal.follow(followed, offset)
                 known = list(journal.newest_of([*known, *events], _STATUS_EVENTS).values())
         yield _from_journal(folder, known)
     except SteeringError as error:
@@ -202,7 +220,7 @@ def _live(name: str, events: list[Event]) -> Event | None:
     return answer
 
 
-def _from_journal(folder: Path, events: list[Event]) -> Event:
+def _from_journal(folder: Folder, events: list[Event]) -> Event:
     run = _run_of(events)
     last: dict[str, Event] = {}
     for event in events:

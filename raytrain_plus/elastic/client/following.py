@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from raytrain_plus.elastic.client.coordinator_watch import CoordinatorWatch
@@ -18,10 +17,12 @@ from raytrain_plus.observe import journal
 from raytrain_plus.observe.events import scalars_for_json
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.observe.output import Tail
+from raytrain_plus.observe.stored_journal import journal_of
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.fencing import FencedError
 from raytrain_plus.storage.ownership import Owners
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage.segments import SegmentError
+from raytrain_plus.storage.store import Folder, store_of
 
 Watcher = Callable[[list[Event]], None]
 
@@ -75,7 +76,7 @@ class Ended:
 
 def follow(  # noqa: PLR0913 - how each kind of driver follows
     run: str,
-    folder: Path,
+    folder: Folder,
     watcher: Watcher | None = None,
     offset: int = 0,
     claim: str | None = None,
@@ -118,7 +119,7 @@ class _Follower:
     def __init__(
         self,
         run: str,
-        folder: Path,
+        folder: Folder,
         watcher: Watcher | None,
         offset: int,
         interrupts: Interrupts,
@@ -133,11 +134,13 @@ class _Follower:
         self._interrupts = interrupts
         self._claim = claim
         self._is_ours = is_ours
+        self._journal = journal_of(folder)
         self._seen: list[Event] = []
         self._last: dict[str, Event] = {}
         self._tail: Tail | None = Tail(folder)
         self._stopping = False
         self._unwritten = ""
+        self._warned: set[str] = set()
 
     def follow(self, watch: Watch | None) -> Ended:
         """Wait for the end."""
@@ -152,14 +155,13 @@ class _Follower:
                 self._print(last=over)
                 if over:
                     return ended(self._seen, self._folder)
-                if lost and not is_behind:
-                    self._check_last()
-                    raise LostError(f"{lost}{self._kept()}", self._summary(RunState.LOST))
+                self._end_if_lost("" if is_behind else lost)
                 self._obey(watch)
                 if time.monotonic() > look_at:
                     look_at = time.monotonic() + _LOOK
-                    # If it is lost, read the journal once more.
                     lost = watch.look(time.monotonic()) or ""
+                    if lost:  # read the journal once more
+                        self._journal = journal_of(self._folder)
                     self._take_unwritten(watch)
                 time.sleep(0.0 if lost or is_behind else _POLL)
             except RunInterrupted:
@@ -170,10 +172,22 @@ class _Follower:
                 if self._interrupts.at_once:
                     raise self._left("at once") from None
 
+    def _end_if_lost(self, why: str) -> None:
+        """Raise LostError if the run cannot go on, for the reason given."""
+        if why:
+            self._check_last()
+            raise LostError(f"{why}{self._kept()}", self._summary(RunState.LOST))
+
     def _read(self) -> bool:
         """Read new events of the journal; returns whether there are more already."""
         before = self._offset
-        events, self._offset = journal.follow(self._folder / journal.FILE_NAME, self._offset)
+        try:
+            events, self._offset = journal.follow(self._journal, self._offset)
+        except SegmentError:
+            raise
+        except StoreError as error:  # the run goes on, and its journal is read later
+            self._warn_once(f"the journal cannot be read now: {error}")
+            return False
         claims = [event.get("claim") for event in events if event["event"] == "run"]
         if self._claim is not None and any(claim != self._claim for claim in claims):
             self._check_last()  # another driver writes the journal now
@@ -183,7 +197,7 @@ class _Follower:
     def _check_last(self) -> None:
         """Raise LostError if another driver has the run now."""
         with contextlib.suppress(StoreError):
-            last = Owners(Store(self._folder)).latest()
+            last = Owners(store_of(self._folder)).latest()
             if self._claim is not None and last is not None and last.claim != self._claim:
                 raise LostError(
                     f"{FencedError(last, replaced=False)}", self._summary(RunState.LOST)
@@ -245,6 +259,11 @@ class _Follower:
     def _warn(self, text: str) -> None:
         self._note([{"event": "warning", "time": time.time(), "text": text}])
 
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warn(text)
+
     def _left(self, how: str) -> RunInterrupted:
         number = self._interrupts.number
         text = f"run {self._run} was left alone by {signal.Signals(number).name} {how}"
@@ -281,7 +300,7 @@ class _Follower:
         return f"; by its journal it has committed {step} steps, and {newest}"
 
 
-def ended(events: Sequence[Event], folder: Path) -> Ended:
+def ended(events: Sequence[Event], folder: Folder) -> Ended:
     """Read from a journal how its last run ended. It must have ended."""
     events = journal.since_last_run(list(events))
     run = next(event for event in events if event["event"] == "run")

@@ -187,6 +187,8 @@ class CheckpointCoordinator:
         """
         why = ""
         self._settle()
+        with contextlib.suppress(StorageError, FencedError):
+            self._run_log.sync()  # as before a commit
         for worker, step in steps.items():
             try:
                 digest = save(worker, step)

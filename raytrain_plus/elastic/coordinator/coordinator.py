@@ -1,5 +1,6 @@
 """The coordinator: plan, run a generation, learn which workers are left, plan again."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,6 @@ from raytrain_plus.elastic.coordinator.checkpoint_coordinator import (
     CheckpointCoordinator,
     CommitReturned,
 )
-from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
 from raytrain_plus.elastic.coordinator.eviction import evict, evict_all_untrusted
 from raytrain_plus.elastic.coordinator.fault_injection import CoordinatorFaults
 from raytrain_plus.elastic.coordinator.membership import (
@@ -25,6 +25,7 @@ from raytrain_plus.elastic.coordinator.membership import (
 )
 from raytrain_plus.elastic.coordinator.restart import find_workers
 from raytrain_plus.elastic.coordinator.run_log import DivergenceError, RunLog
+from raytrain_plus.elastic.coordinator.shipped_journal import open_for_coordinator
 from raytrain_plus.elastic.coordinator.status import RunStatus
 from raytrain_plus.elastic.coordinator.usage import Usage
 from raytrain_plus.elastic.coordinator.workers import (
@@ -61,7 +62,9 @@ from raytrain_plus.observe import journal
 from raytrain_plus.observe.causes import Cause, sentence
 from raytrain_plus.observe.gauges import LiveRun
 from raytrain_plus.observe.journal import Event
+from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.fencing import Fence, FencedError
+from raytrain_plus.storage.staging import staged
 from raytrain_plus.training.corruption import audit_of
 
 _TICK = 0.25  # seconds between two looks at what sends no event
@@ -98,12 +101,12 @@ class Coordinator:
         self._lock = threading.RLock()
         self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
         self._fence.acquire()
-        self._journal = DurableJournal(spec.folder)
+        self._journal = open_for_coordinator(spec.folder, spec.claim)
         self._settled = False  # the journal has what it takes of the run's end
         self._end_told = threading.Event()
         self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
         events: list[Event] = []  # all but the steps, of which there may be millions
-        told = self.live.passing(journal.each(self._journal.path), events)
+        told = self.live.passing(journal.each(self._journal.file), events)
         self._run_log = RunLog(self._journal, told, self._fence.check, self.live.add)
         this_time = journal.since_last_run(events)
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
@@ -145,6 +148,10 @@ class Coordinator:
         Raises:
             FencedError: another coordinator leads the run now.
         """
+        with staged(self._spec.folder, self._spec.output_folder("coordinator")):
+            return self._run()
+
+    def _run(self) -> Outcome:
         driver = Lifelines(self._driver_gone)
         if self._spec.driver is not None:
             driver.hold("driver", self._spec.driver)
@@ -251,6 +258,8 @@ class Coordinator:
             if not self._state.is_over:  # nothing is written after a run's end
                 self._become(RunState.STOPPING)
                 self._run_log.note("stop")  # for a coordinator that is restarted
+        with contextlib.suppress(StorageError):
+            self._run_log.sync()
         self._actors.tell(Wakeup())
         return self._status()
 
@@ -299,7 +308,9 @@ class Coordinator:
 
     def _status(self) -> Event:
         with self._lock:
-            return self._run_status.of(self._state, self._generation, self._group)
+            told = self._run_status.of(self._state, self._generation, self._group)
+        trouble = self._journal.trouble
+        return {**told, "unwritten": trouble} if trouble else told
 
     def warn(self, text: str) -> None:
         """Write a warning to the journal, unless the run is over."""

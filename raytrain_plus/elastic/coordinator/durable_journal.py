@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raytrain_plus.observe.events import Event
-from raytrain_plus.observe.journal import Journal
+from raytrain_plus.observe.journal import Journal, Readable
 
 MOST = 200_000
 """Lines that are kept; with more of them waiting the run ends."""
@@ -56,12 +56,13 @@ class DurableJournal:
         self._trouble = ""
         self._retry_at = 0.0
         self._journal = open_journal(folder)
-        self._held = os.open(self._journal.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._path = self._journal.path
+        self._held = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     @property
-    def path(self) -> Path:
+    def file(self) -> Readable:
         """The journal's file."""
-        return self._journal.path
+        return self._path
 
     @property
     def trouble(self) -> str:
@@ -74,7 +75,7 @@ class DurableJournal:
         if len(self._waiting) <= self._most:
             return None
         return (
-            f"the journal {self._journal.path} cannot be written ({self._trouble}), and "
+            f"the journal {self._path} cannot be written ({self._trouble}), and "
             f"{len(self._waiting):,} of its lines wait in memory, which is more than the "
             f"{self._most:,} that may"
         )
@@ -114,7 +115,7 @@ class DurableJournal:
             sleep(_RETRY)
             self.flush()
         if self._waiting:
-            self._keep_elsewhere()
+            self._trouble += keep_elsewhere(self._waiting, self._open)
 
     def _flush(self) -> None:
         if self._trouble and self._clock() < self._retry_at:
@@ -132,7 +133,7 @@ class DurableJournal:
     def _put_in_place(self) -> None:
         """Write the journal again if it was removed or renamed."""
         held = os.fstat(self._held)
-        path = self._journal.path
+        path = self._path
         try:
             there = path.stat()
         except FileNotFoundError:
@@ -161,10 +162,17 @@ class DurableJournal:
             with contextlib.suppress(OSError):
                 Path(name).unlink()
 
-    def _keep_elsewhere(self) -> None:
-        with contextlib.suppress(OSError):
-            folder = Path(tempfile.mkdtemp(prefix="raytrain_plus-journal-"))
-            kept = self._open(folder)
-            kept.write_all(self._waiting)
-            kept.close()
-            self._trouble += f"; the {len(self._waiting):,} lines that it lacks are in {kept.path}"
+
+def keep_elsewhere(events: list[Event], open_journal: Callable[[Path], Journal] = Journal) -> str:
+    """Write the lines that a journal lacks to a file of this machine; returns where, for people.
+
+    Args:
+        events: the lines.
+        open_journal: opens the file.
+    """
+    with contextlib.suppress(OSError):
+        kept = open_journal(Path(tempfile.mkdtemp(prefix="raytrain_plus-journal-")))
+        kept.write_all(events)
+        kept.close()
+        return f"; the {len(events):,} lines that it lacks are in {kept.path}"
+    return ""

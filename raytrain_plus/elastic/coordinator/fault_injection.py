@@ -1,18 +1,20 @@
 """The coordinator's part of fault injection: it causes some faults, and notes all."""
 
+import contextlib
 import errno
 import os
 import time
 from collections.abc import Sequence
 from functools import partial
 
-from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
+from raytrain_plus.elastic.coordinator.shipped_journal import CoordinatorJournal
 from raytrain_plus.elastic.liveness.fault_log import FaultLog
 from raytrain_plus.elastic.protocol.faults import SIGNALS, Action, Fault, due_at, left
 from raytrain_plus.elastic.protocol.messages import Assignment, RunSpec
 from raytrain_plus.observe.journal import Event, Journal
+from raytrain_plus.storage.errors import StorageError
 
 # After these faults nothing can be written to the journal, or not for a while.
 _NOTED_FIRST = ("kill_coordinator", "stop_coordinator", "fill_disk")
@@ -35,14 +37,14 @@ class CoordinatorFaults:
         self,
         spec: RunSpec,
         run_log: RunLog,
-        journal: DurableJournal,
+        journal: CoordinatorJournal,
         events: Sequence[Event],
     ) -> None:
         self._workers = spec.workers
         self._code = spec.code
         self._run_log = run_log
         self._journal = journal
-        self._log = FaultLog(spec.folder)
+        self._log = FaultLog(spec.node_folder)
         self.left = left(spec.faults, events)
 
     def forget(self) -> None:
@@ -102,6 +104,8 @@ class CoordinatorFaults:
         if fault.action == "fill_disk":
             self._journal.write_through(partial(FullDisk, seconds=fault.lasts))
         else:
+            with contextlib.suppress(StorageError):
+                self._journal.sync()
             os.kill(os.getpid(), SIGNALS[fault.action])
 
     def _resize(self, fault: Fault, membership: Membership) -> None:
@@ -120,7 +124,7 @@ class FullDisk(Journal):
     """
 
     def __init__(self, journal: Journal, seconds: float) -> None:  # opens no file of its own
-        self.path = journal.path
+        self.file = journal.file
         self._journal = journal
         self._until = time.monotonic() + seconds
 

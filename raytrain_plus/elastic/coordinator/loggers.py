@@ -19,8 +19,13 @@ from ray import cloudpickle
 from raytrain_plus.elastic.protocol.messages import RunSpec, import_first
 from raytrain_plus.loggers.feed import Feed, await_all, read_cursor
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.stored_journal import grown_at, journal_of
+from raytrain_plus.storage.staging import staged
+from raytrain_plus.storage.store import Folder
 
 _LOOK = 1.0  # seconds between two looks at the loggers' troubles
+_LOOK_IN_STORE = 10.0  # the same in an object store, where each look is a request
+_CLOSE_SECONDS = 20.0  # for loggers to copy their files to an object store
 _HANGS = 60.0  # seconds with new events and without progress, after which a logger is named
 
 
@@ -31,6 +36,7 @@ class LoggerProcess:
         loggers: pickled.
         names: of them, in the run.
         folder: the run's.
+        files: a folder of this node, whose files get into the run's folder.
         group: its sweep, or None.
         import_paths: folders to import their classes from.
     """
@@ -39,14 +45,17 @@ class LoggerProcess:
         self,
         loggers: bytes,
         names: Sequence[str],
-        folder: Path,
+        folder: Folder,
+        files: Path,
         group: str | None,
         import_paths: Sequence[str],
     ) -> None:
         import_first(import_paths)
         self._over = threading.Event()
+        self._staging = contextlib.ExitStack()
+        self._staging.enter_context(staged(folder, files))
         for i, name in enumerate(names):
-            feed = Feed(name, partial(_made, loggers, i), folder, group)
+            feed = Feed(name, partial(_made, loggers, i), folder, group, files=files)
             threading.Thread(
                 target=feed.run, args=(self._over.wait,), daemon=True, name=name
             ).start()
@@ -54,6 +63,7 @@ class LoggerProcess:
     def close(self) -> None:
         """End, without waiting for a logger that hangs."""
         self._over.set()
+        self._staging.close()
 
 
 def _made(loggers: bytes, i: int) -> Any:
@@ -82,7 +92,7 @@ def fed_loggers(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[None]:
     threading.Thread(target=watch.run, args=(over,), daemon=True, name="loggers").start()
     try:
         yield
-        end = journal.newest(spec.folder / journal.FILE_NAME, {"end"}).get("end")
+        end = journal.newest(journal_of(spec.folder), {"end"}).get("end")
         if end is not None:
             await_all(spec.folder, spec.logger_names, end.get("time", 0.0))
     finally:
@@ -93,7 +103,8 @@ def fed_loggers(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[None]:
 
 def _started_here(spec: RunSpec) -> Callable[[], None]:
     """Feed the loggers from threads of this process, which is the only one of the run."""
-    return LoggerProcess(spec.loggers, spec.logger_names, spec.folder, spec.group, ()).close
+    loggers, names, folder, files, group = _described(spec)
+    return LoggerProcess(loggers, names, folder, files, group, ()).close
 
 
 def _started(spec: RunSpec) -> Callable[[], None]:
@@ -103,9 +114,21 @@ def _started(spec: RunSpec) -> Callable[[], None]:
     process = (
         ray.remote(LoggerProcess)
         .options(num_cpus=0, memory=1, max_restarts=-1, scheduling_strategy=here)
-        .remote(spec.loggers, spec.logger_names, spec.folder, spec.group, spec.import_paths)
+        .remote(*_described(spec), spec.import_paths)
     )
-    return partial(ray.kill, process)
+
+    def close() -> None:
+        if not isinstance(spec.folder, Path):  # its last files get there
+            with contextlib.suppress(ray.exceptions.GetTimeoutError):
+                ray.get(process.close.remote(), timeout=_CLOSE_SECONDS)
+        ray.kill(process)
+
+    return close
+
+
+def _described(spec: RunSpec) -> tuple[bytes, Sequence[str], Folder, Path, str | None]:
+    files = spec.output_folder("loggers")
+    return spec.loggers, spec.logger_names, spec.folder, files, spec.group
 
 
 class _Watch:
@@ -115,12 +138,14 @@ class _Watch:
         self._spec = spec
         self._warn = warn
         self._named: set[str] = set()
+        self._journal = journal_of(spec.folder)
         now = time.monotonic()
         self._moved = dict.fromkeys(spec.logger_names, (-1, now))
 
     def run(self, over: threading.Event) -> None:
         """Look until the run is over."""
-        while not over.wait(_LOOK):
+        pause = _LOOK if isinstance(self._spec.folder, Path) else _LOOK_IN_STORE
+        while not over.wait(pause):
             for name in self._spec.logger_names:
                 why = self._trouble(name, time.monotonic())
                 if why and name not in self._named:
@@ -135,7 +160,7 @@ class _Watch:
         if cursor.position != position:
             self._moved[name] = cursor.position, now
         elif now - since > _HANGS:
-            written = (self._spec.folder / journal.FILE_NAME).stat().st_mtime
+            written = grown_at(self._journal)
             if time.time() - written < now - since - _LOOK:
                 return f"it has not written anything for {now - since:.0f} s"
         return ""

@@ -343,7 +343,7 @@ class Membership:
         member.step = step
 
     def _failed_to_come(self, member: Member, event: PrepareReturned) -> None:
-        crash = crashes.of(self._spec.folder, member.worker)
+        crash = crashes.of(self._spec.node_folder, member.worker)
         why = event.failed or crash or self._actors.memory_kill(member.worker) or event.died
         member.process = member.process or event.process
         self._note(member, "failed", why)
@@ -406,7 +406,7 @@ class Membership:
         member = self.members.get(worker)
         if member is None:
             return
-        crash = crashes.of(self._spec.folder, worker)
+        crash = crashes.of(self._spec.node_folder, worker)
         short = "" if crash or hangs else self._actors.memory_kill(worker)
         why = crash or short or why
         self._losses.append(Loss(worker, why, crashed=bool(crash), memory=bool(short)))
@@ -494,13 +494,13 @@ class Membership:
         self._actors.close()
 
     def _release(self, member: Member) -> None:
-        crashes.forget(self._spec.folder, member.worker)
+        crashes.forget(self._spec.node_folder, member.worker)
         self.members.pop(member.worker, None)
         self.on_end(member.worker)
         self._actors.release(member)
 
     def _end(self, member: Member, *, hangs: bool = False) -> None:
-        crashes.forget(self._spec.folder, member.worker)
+        crashes.forget(self._spec.node_folder, member.worker)
         self.members.pop(member.worker, None)
         self.on_end(member.worker)
         self._actors.end(member, list(self.members.values()), hangs=hangs)

@@ -16,7 +16,8 @@ from raytrain_plus.names import check_name
 from raytrain_plus.observe.journal import Event as Event  # noqa: PLC0414 - likewise
 from raytrain_plus.redaction import redacted, redacted_repr
 from raytrain_plus.stopping import Rule
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage import staging
+from raytrain_plus.storage.store import Folder, Store, store_of
 from raytrain_plus.task import Task
 from raytrain_plus.training.flops import Flops
 from raytrain_plus.user_code import Code
@@ -61,7 +62,8 @@ class ElasticConfig:
             last alone. Training goes on while it is written. Default `"1ep"`.
         checkpoint_storage: a path or an fsspec URL, such as `s3://bucket/folder`, in which the
             run's checkpoints are kept, in a folder of its name. Default: the run's folder.
-        checkpoint_options: for that store's filesystem, such as an endpoint.
+        checkpoint_options: for that store's filesystem, such as an endpoint; and for that of the
+            run's folder if this is a URL.
         max_checkpoint_failures: checkpoints in a row that cannot be written, after which the run
             ends. Default: none, it goes on.
         orphan_seconds: how long workers wait for their coordinator to come back before they end
@@ -125,7 +127,7 @@ class RunSpec:
 
     Attributes:
         name: the run's name.
-        folder: where its journal and checkpoints are.
+        folder: where its journal and checkpoints are, a path or an object store.
         task: the task, or where to import it from.
         task_settings: fields of the task that are set otherwise.
         import_paths: folders that workers add to `sys.path`.
@@ -157,7 +159,7 @@ class RunSpec:
     """
 
     name: str
-    folder: Path
+    folder: Folder
     task: Task | str
     task_settings: Mapping[str, Any]
     import_paths: Sequence[str]
@@ -214,8 +216,25 @@ class RunSpec:
         """Where its checkpoints are."""
         storage = self.elastic.checkpoint_storage
         if not storage:
-            return Store(self.folder)
+            return store_of(self.folder)
         return Store(storage, self.elastic.checkpoint_options).inside(check_name(self.name))
+
+    @property
+    def node_folder(self) -> Path:
+        """The run's folder, or of a run in an object store its folder for files on each node."""
+        if isinstance(self.folder, Path):
+            return self.folder
+        return staging.folder_of(self.run_id)
+
+    def output_folder(self, process: str) -> Path:
+        """Return where a process writes files for the run's folder, on its node.
+
+        Args:
+            process: its name among those of the run.
+        """
+        if isinstance(self.folder, Path):
+            return self.folder
+        return self.node_folder / process
 
     def manifest_header(self, environment: Fingerprint) -> dict[str, Any]:
         """Return what a checkpoint's manifest says of the run; it holds no secrets."""

@@ -20,6 +20,7 @@ from raytrain_plus.elastic.worker.memory_watch import MemoryWatch
 from raytrain_plus.elastic.worker.process import prepare_process, users_traceback
 from raytrain_plus.observe import output
 from raytrain_plus.ray_cluster.metrics import export_traffic
+from raytrain_plus.storage.staging import staged
 from raytrain_plus.training.transport import MeetingAddress, MeetingPoint
 
 _LAST_WORD_SECONDS = 0.5  # for the coordinator to hear why a worker ends itself
@@ -91,7 +92,8 @@ class RayHost:
         closing: contextlib.ExitStack,
     ) -> None:
         """Leave a stack if the process crashes, watch its memory, and keep what it prints."""
-        self._crash_word = crashes.offer(spec.folder, worker)
+        closing.enter_context(staged(spec.folder, spec.output_folder(worker)))
+        self._crash_word = crashes.offer(spec.node_folder, worker)
 
         def end_for_memory(why: str) -> None:  # the process is too large for its node
             with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
@@ -101,7 +103,7 @@ class RayHost:
 
         closing.callback(MemoryWatch(end_for_memory).close)
         capture = output.of_process()
-        capture.serve(spec.folder, worker)
+        capture.serve(spec.output_folder(worker), worker)
         closing.callback(capture.release)
 
     def device(self, spec: RunSpec, closing: contextlib.ExitStack) -> torch.device:

@@ -181,7 +181,7 @@ class Worker:
         )
         self._closing.callback(self._uploads.finish, _UPLOAD_SECONDS)
         victim = WorkerFaults(self._task, replica, self._uploads)
-        self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
+        self._faults = process_faults.Injector(self._name, FaultLog(spec.node_folder), victim)
         process, reached = self._host.process(), self._host.open(spec, self._closing)
         self._address = process.host
         return Ready(
@@ -215,7 +215,7 @@ class Worker:
             self._device,
             weave=self._weave,
             clock=spec.clock,
-            folder=spec.folder,
+            folder=spec.output_folder(self._name),
         )
         self._closing.callback(replica.undo_fit)
         return replica

@@ -52,7 +52,7 @@ def test_a_journal_that_is_removed_while_the_disk_is_full_is_whole_again(tmp_pat
     kept.write_all([{"event": "warning", "time": 0.0, "text": "before"}])
     kept.write_through(lambda written: fault_injection.FullDisk(written, 5.0))
     kept.write_all([{"event": "warning", "time": 0.0, "text": "meanwhile"}])
-    kept.path.unlink()
+    kept.file.unlink()
     time.sleep(6.0)
     kept.flush()
     kept.sync()

@@ -1,0 +1,173 @@
+"""Files that a process writes for a run's folder in an object store: first here, then there.
+
+What a worker prints, traces and the files of loggers are written to a folder of the node, in which
+each process of the run has a folder of its own. A thread copies what has changed to the run's
+folder: small files within seconds, large ones less often. A process that is killed leaves its
+folder behind. Another process of the run on the node then copies what is left, and removes it.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from raytrain_plus.storage.errors import StorageError
+from raytrain_plus.storage.store import Folder, Store
+
+_LOOK = 2.0  # seconds between two looks at the files
+_RATE = 200e3  # bytes per second at which a file that grows is copied again and again
+_PATIENCE = 10.0  # seconds for a request
+_LOCK = ".lock"
+_LOGS = "logs"
+
+
+def folder_of(run_id: str) -> Path:
+    """Return the folder of a node in which the processes of a run have their folders."""
+    return Path(tempfile.gettempdir()) / f"raytrain_plus-runs-{os.getuid()}" / run_id
+
+
+@contextlib.contextmanager
+def staged(folder: Folder, local: Path) -> Iterator[None]:
+    """Copy what is written to a process's folder to the run's folder, until the block ends.
+
+    Args:
+        folder: the run's. If it is a path, files are written there directly, and this does nothing.
+        local: the process's folder on this node.
+    """
+    if isinstance(folder, Path):
+        yield
+        return
+    staging = Staging(folder.within(_PATIENCE), local)
+    try:
+        yield
+    finally:
+        staging.close()
+
+
+class Staging:
+    """Copies the files of one process.
+
+    Args:
+        store: the run's folder.
+        local: the process's folder on this node; it is made.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, store: Store, local: Path) -> None:
+        self._store = store
+        self._local = local
+        self._copied: dict[Path, tuple[int, int]] = {}
+        self._due: dict[Path, float] = {}
+        local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _locked(local)
+        self._go_on_behind_earlier_logs()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="raytrain_plus staging")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Copy the rest, and remove the folder."""
+        self._over.set()
+        self._thread.join(6 * _PATIENCE)
+        if self._thread.is_alive():
+            return  # the store does not answer; the files stay here
+        if self._copy(self._local, time.monotonic(), everything=True):
+            shutil.rmtree(self._local, ignore_errors=True)
+        os.close(self._lock)
+        self._adopt()
+        _remove_if_unused(self._local.parent)
+
+    def _run(self) -> None:
+        while not self._over.wait(_LOOK):
+            self._copy(self._local, time.monotonic())
+            self._adopt()
+
+    def _copy(self, folder: Path, now: float, *, everything: bool = False) -> bool:
+        """Copy the files of a folder that have changed; returns whether that has worked."""
+        worked = True
+        for path in sorted(folder.rglob("*")):
+            try:
+                if path.name.startswith(".") or path.is_symlink() or not path.is_file():
+                    continue
+                stat = path.stat()
+                state = stat.st_size, stat.st_mtime_ns
+                waits = not everything and now < self._due.get(path, 0.0)
+                if self._copied.get(path, (0, 0)) == state or not stat.st_size or waits:
+                    continue
+                self._due[path] = now + stat.st_size / _RATE
+                self._store.write(path.relative_to(folder).as_posix(), path.read_bytes())
+                self._copied[path] = state
+            except (OSError, StorageError):
+                worked = False  # it is tried again
+                if everything:
+                    break
+        return worked
+
+    def _adopt(self) -> None:
+        """Copy and remove the folders of processes that were killed."""
+        for other in _folders(self._local.parent):
+            if other == self._local or (lock := _try_lock(other)) is None:
+                continue
+            try:
+                if self._copy(other, time.monotonic(), everything=True):
+                    shutil.rmtree(other, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+    def _go_on_behind_earlier_logs(self) -> None:
+        """Let the process continue behind the logs of the same name that the run has already."""
+        worker = self._local.name
+        with contextlib.suppress(StorageError, OSError):
+            names = [n.split(".") for n in self._store.inside(_LOGS).sizes()]
+            there = [parts for parts in names if parts[0] == worker and parts[-1] == "log"]
+            numbers = [int(p[1]) for p in there if len(p) == 3 and p[1].isdecimal()]
+            if there:
+                logs = self._local / _LOGS
+                logs.mkdir(exist_ok=True)
+                (logs / f"{worker}.{max(numbers, default=0) + 1}.log").touch()
+
+
+def _folders(run: Path) -> list[Path]:
+    try:
+        return sorted(path for path in run.iterdir() if (path / _LOCK).exists())
+    except OSError:
+        return []
+
+
+def _locked(local: Path) -> int:
+    """Make a process's folder, and lock it; returns the lock, which ends with the process."""
+    while True:
+        local.mkdir(exist_ok=True, mode=0o700)
+        lock = os.open(local / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if (local / _LOCK).stat().st_ino == os.fstat(lock).st_ino:
+                return lock
+        os.close(lock)  # another process has removed what was left of an earlier one
+
+
+def _try_lock(local: Path) -> int | None:
+    """Lock the folder of a process that has ended; None if it lives."""
+    try:
+        lock = os.open(local / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _remove_if_unused(run: Path) -> None:
+    """Remove a run's folder on this node once no process of the run has one in it."""
+    if not _folders(run):
+        shutil.rmtree(run, ignore_errors=True)
