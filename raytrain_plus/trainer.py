@@ -53,7 +53,7 @@ from raytrain_plus.ray_cluster import joining, own_ray
 from raytrain_plus.ray_cluster.gcs import ClusterError
 from raytrain_plus.redaction import redact
 from raytrain_plus.stopping import Rule
-from raytrain_plus.storage import ownership
+from raytrain_plus.storage import ownership, staging
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Folder, Store
 from raytrain_plus.streams.map_dataset import MapDataset
@@ -381,6 +381,7 @@ class ElasticTrainer:
             raise
         _await_loggers(spec)
         end_coordinator(spec, coordinator)
+        staging.finish(spec.folder, spec.node_folder)
         return ended
 
     def _open_journal(self, spec: RunSpec) -> int:

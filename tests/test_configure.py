@@ -5,13 +5,16 @@ import re
 import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.train
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -27,6 +30,7 @@ from raytrain_plus.clock import DurationError
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
+from raytrain_plus.observe.stored_journal import open_journal
 from raytrain_plus.stopping import EarlyStopping, StopAt
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.mixture import Mixture
@@ -434,9 +438,38 @@ def test_a_name_that_is_not_a_folder_name_is_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_storage_elsewhere_is_refused():
-    with says(ConfigError, "s3://bucket/runs", "not a local or shared folder"):
-        configure.run_folder("s3://bucket/runs", "run")
+class Overwriting(MemoryFileSystem):
+    """Creates an object even if there is one."""
+
+    protocol = "overwriting"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        del mode
+        super().pipe_file(path, value, **kwargs)
+
+
+def test_a_run_may_be_in_a_store_that_creates_objects_only_if_there_are_none():
+    fsspec.register_implementation("overwriting", Overwriting, clobber=True)
+    folder = configure.run_folder("memory://runs", "run")
+    assert (str(folder), folder.name, folder.parent) == (
+        "memory://runs/run",
+        "run",
+        "memory://runs",
+    )
+    assert not MemoryFileSystem().find("/runs")  # a refused run leaves nothing behind
+    configure.check_fresh(folder)
+    with says(ConfigError, "storage path overwriting://runs cannot hold a run", "two drivers"):
+        configure.run_folder("overwriting://runs", "run")
+    with says(ConfigError, "there is no run to resume in memory://runs/absent"):
+        configure.run_folder("memory://runs", "absent", resume=True)
+    open_journal(folder).write("warning", text="a line")
+    with says(ConfigError, "there is a run in memory://runs/run already"):
+        configure.check_fresh(folder)
+    assert configure.run_folder("memory://runs", "run", resume=True).url == folder.url
+    with says(ConfigError, "storage path nowhere://runs cannot be used"):
+        configure.run_folder("nowhere://runs", "run")
 
 
 def test_storage_that_cannot_be_written_is_refused(tmp_path):

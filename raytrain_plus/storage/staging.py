@@ -22,6 +22,7 @@ from raytrain_plus.storage.store import Folder, Store
 _LOOK = 2.0  # seconds between two looks at the files
 _RATE = 200e3  # bytes per second at which a file that grows is copied again and again
 _PATIENCE = 10.0  # seconds for a request
+_END_SECONDS, _END_LOOK = 10.0, 0.1  # seconds to wait for other processes at the end
 _LOCK = ".lock"
 _LOGS = "logs"
 
@@ -49,6 +50,25 @@ def staged(folder: Folder, local: Path) -> Iterator[None]:
         staging.close()
 
 
+def finish(folder: Folder, run: Path, seconds: float = _END_SECONDS) -> None:
+    """Copy what the processes of a run have left on this node, after its end.
+
+    Args:
+        folder: the run's. If it is a path, this does nothing.
+        run: the folder of `folder_of`.
+        seconds: to wait for processes that are about to end, and copy their files themselves.
+    """
+    if isinstance(folder, Path):
+        return
+    until = time.monotonic() + seconds
+    while _folders(run):
+        _adopt(folder.within(_PATIENCE), run)
+        if not _folders(run) or time.monotonic() > until:
+            break
+        time.sleep(_END_LOOK)
+    _remove_if_unused(run)
+
+
 class Staging:
     """Copies the files of one process.
 
@@ -63,8 +83,7 @@ class Staging:
     def __init__(self, store: Store, local: Path) -> None:
         self._store = store
         self._local = local
-        self._copied: dict[Path, tuple[int, int]] = {}
-        self._due: dict[Path, float] = {}
+        self._copies = _Copies(store, local)
         local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _locked(local)
         self._go_on_behind_earlier_logs()
@@ -78,48 +97,16 @@ class Staging:
         self._thread.join(6 * _PATIENCE)
         if self._thread.is_alive():
             return  # the store does not answer; the files stay here
-        if self._copy(self._local, time.monotonic(), everything=True):
+        if self._copies.all():
             shutil.rmtree(self._local, ignore_errors=True)
         os.close(self._lock)
-        self._adopt()
+        _adopt(self._store, self._local.parent)
         _remove_if_unused(self._local.parent)
 
     def _run(self) -> None:
         while not self._over.wait(_LOOK):
-            self._copy(self._local, time.monotonic())
-            self._adopt()
-
-    def _copy(self, folder: Path, now: float, *, everything: bool = False) -> bool:
-        """Copy the files of a folder that have changed; returns whether that has worked."""
-        worked = True
-        for path in sorted(folder.rglob("*")):
-            try:
-                if path.name.startswith(".") or path.is_symlink() or not path.is_file():
-                    continue
-                stat = path.stat()
-                state = stat.st_size, stat.st_mtime_ns
-                waits = not everything and now < self._due.get(path, 0.0)
-                if self._copied.get(path, (0, 0)) == state or not stat.st_size or waits:
-                    continue
-                self._due[path] = now + stat.st_size / _RATE
-                self._store.write(path.relative_to(folder).as_posix(), path.read_bytes())
-                self._copied[path] = state
-            except (OSError, StorageError):
-                worked = False  # it is tried again
-                if everything:
-                    break
-        return worked
-
-    def _adopt(self) -> None:
-        """Copy and remove the folders of processes that were killed."""
-        for other in _folders(self._local.parent):
-            if other == self._local or (lock := _try_lock(other)) is None:
-                continue
-            try:
-                if self._copy(other, time.monotonic(), everything=True):
-                    shutil.rmtree(other, ignore_errors=True)
-            finally:
-                os.close(lock)
+            self._copies.due(time.monotonic())
+            _adopt(self._store, self._local.parent)
 
     def _go_on_behind_earlier_logs(self) -> None:
         """Let the process continue behind the logs of the same name that the run has already."""
@@ -132,6 +119,61 @@ class Staging:
                 logs = self._local / _LOGS
                 logs.mkdir(exist_ok=True)
                 (logs / f"{worker}.{max(numbers, default=0) + 1}.log").touch()
+
+
+class _Copies:
+    """The copies of a folder's files in a store; names that begin with a dot have none."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._store = store
+        self._folder = folder
+        self._copied: dict[Path, tuple[int, int]] = {}  # bytes, time of the last change
+        self._due: dict[Path, float] = {}
+
+    def due(self, now: float) -> None:
+        """Copy files that have changed, large ones less often.
+
+        Args:
+            now: monotonic seconds.
+        """
+        for path, state in self._changed():
+            if now >= self._due.get(path, now):
+                self._due[path] = now + state[0] / _RATE
+                with contextlib.suppress(OSError, StorageError):  # it is tried again
+                    self._copy(path, state)
+
+    def all(self) -> bool:
+        """Copy all files that have changed; returns whether that has worked."""
+        try:
+            for path, state in self._changed():
+                self._copy(path, state)
+        except (OSError, StorageError):
+            return False
+        return True
+
+    def _changed(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        for path in sorted(self._folder.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                if not path.name.startswith(".") and path.is_file() and not path.is_symlink():
+                    stat = path.stat()
+                    state = stat.st_size, stat.st_mtime_ns
+                    if stat.st_size and self._copied.get(path) != state:
+                        yield path, state
+
+    def _copy(self, path: Path, state: tuple[int, int]) -> None:
+        self._store.write(path.relative_to(self._folder).as_posix(), path.read_bytes())
+        self._copied[path] = state
+
+
+def _adopt(store: Store, run: Path) -> None:
+    """Copy and remove the folders of processes that were killed."""
+    for folder in _folders(run):
+        if (lock := _try_lock(folder)) is not None:
+            try:
+                if _Copies(store, folder).all():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _folders(run: Path) -> list[Path]:

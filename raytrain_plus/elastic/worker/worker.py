@@ -74,16 +74,23 @@ _TOLD = (AspectWarning, TaskWarning)  # written to the journal; others go to std
 
 
 def _check_sees_checkpoints(spec: RunSpec) -> None:
-    """See that this node shares the folder to which its part of each checkpoint would go.
+    """See that this node shares the folder or store to which its part of a checkpoint would go.
 
     Raises:
         StoreError: it does not.
         FencedError: another driver has the run.
     """
     store = spec.checkpoint_store
-    if not store.is_local or not spec.claim:
+    if not spec.claim:
         return
-    if Owners(store).latest() is None:
+    seen = Owners(store).latest() is not None
+    if not seen and not store.is_local:
+        raise StoreError(
+            f"node {socket.gethostname()} does not see in {store} what the driver has written "
+            "there: give all nodes the same configuration of that store (endpoint, region), or "
+            "give it as options of the checkpoints' storage"
+        )
+    if not seen:
         raise StoreError(
             f"node {socket.gethostname()} does not see the run's folder {store.local_path}, as the "
             "driver does: give a --storage that all nodes share, or keep the checkpoints in object "
