@@ -72,13 +72,14 @@ def find_model(
         CheckpointError: the checkpoint is incomplete or damaged.
     """
     given = options or {}
-    if "://" in model:
-        store = Store(model, given)
-        if store.exists(MANIFEST):
-            return _of_checkpoint(store, given, checkpoint)
-        return _of_run(store, given, checkpoint, model)
     candidates = possible_folders(model, storage)
-    for path in (one.resolve() for one in candidates):
+    for one in candidates:
+        if isinstance(one, str):
+            store = Store(one, given)
+            if store.exists(MANIFEST):
+                return _of_checkpoint(store, given, checkpoint)
+            return _of_run(store, given, checkpoint, model)
+        path = one.resolve()
         if (path / MANIFEST).is_file():
             return _of_checkpoint(Store(path), {}, checkpoint, path.parent)
         if (path / journal.FILE_NAME).is_file() or (path.is_dir() and _has_checkpoints(path)):

@@ -17,6 +17,7 @@ from raytrain_plus.observe.report.history import read_history
 from raytrain_plus.observe.report.page import page_of
 from raytrain_plus.observe.stored_journal import journal_of
 from raytrain_plus.redaction import redact
+from raytrain_plus.storage import atomic_files
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Folder, Store, store_of
 
@@ -182,9 +183,9 @@ class Feed:
         position, step, at = self._rows.ended_at, end.get("step", 0), end.get("time", 0.0)
         if position <= self.cursor.position:
             return
-        path = self._folder / REPORT
+        path = self._files / REPORT
         try:
-            page = page_of(read_history(journal.each(self._path)), at)
+            page = page_of(read_history(journal.each(self._journal)), at)
             atomic_files.write(path, page.encode())
             row = Row(position=position, step=step, time=at, files={REPORT: path})
         except Exception as error:  # noqa: BLE001 - the values matter more than the page

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 
 from raytrain_plus.storage import ownership
 from raytrain_plus.storage.errors import ExistsError
+from raytrain_plus.storage.fencing import Fence, FencedError
 from raytrain_plus.storage.ownership import OwnedError, Owner, OwnerProcess, Owners
-from raytrain_plus.storage.store import Store
+from raytrain_plus.storage.store import Store, store_of
 
 NOWHERE = "127.0.0.1:9"
 ELSEWHERE = OwnerProcess(host="elsewhere", kernel="another", pid=1, began=1)
@@ -44,9 +46,9 @@ def own(folder, address=NOWHERE, process=None):
     """Write a record and a sign of life, as a process would."""
     owner = Owner.this("claim", "id", "coordinator", address, folder)
     owner = owner if process is None else replace(owner, process=process)
-    last = Owners(Store(folder)).latest()
-    numbered = Owners(Store(folder)).follow(owner, last.number if last else 0)
-    (folder / "owners" / f"{numbered.number:08d}.alive").touch()
+    last = Owners(store_of(folder)).latest()
+    numbered = Owners(store_of(folder)).follow(owner, last.number if last else 0)
+    store_of(folder).inside("owners").touch(f"{numbered.number:08d}.alive")
     return numbered
 
 
@@ -239,3 +241,61 @@ def test_a_damaged_record_names_no_owner_and_raises_no_error(content):
     assert owner.number == 3
     assert owner.process.lives() is None
     assert str(owner)
+
+
+# -- in an object store
+
+
+@pytest.fixture
+def in_store(monkeypatch):
+    monkeypatch.setattr(ownership, "_BEAT_IN_STORE", 0.01)
+    return Store(f"memory://{uuid.uuid4().hex}/run")
+
+
+def test_in_an_object_store_the_signs_of_life_decide_as_well(in_store, listening, monkeypatch):
+    with ownership.acquire(in_store, "id", listening, 0) as held:
+        elsewhere = replace(held.owner, process=ELSEWHERE)
+        assert ownership.is_gone(in_store, elsewhere) is False
+        monkeypatch.setattr(ownership, "_GRACE", 0.05)
+        with pytest.raises(OwnedError, match=r"the run in memory://.*/run lives.*60 s"):
+            ownership.look(in_store)
+    assert ownership.look(in_store) == 1  # it has ended
+    with pytest.raises(OwnedError, match="a moment ago"):
+        ownership.acquire(in_store, "id", listening, 0)
+    owner = own(in_store, listening, ELSEWHERE)
+    assert ownership.is_gone(in_store, owner) is False
+    monkeypatch.setattr(ownership, "STALE_IN_STORE", 0.0)
+    assert ownership.is_gone(in_store, owner) is True
+
+
+def test_in_an_object_store_the_earlier_coordinator_notices_the_later_one(in_store):
+    first, second = Fence(in_store, "mine"), Fence(in_store, "mine")
+    first.acquire()
+    first.check()
+    second.acquire()
+    seen = threading.Event()
+    look = first._look_there
+
+    def looked():
+        look()
+        seen.set()
+
+    first._life._each_time = looked
+    seen.wait(20.0)
+    with pytest.raises(FencedError, match="another coordinator leads"):
+        first.check()
+    second.check()
+    first.release()
+    second.release()
+
+
+def test_the_owner_of_checkpoints_is_found_in_the_runs_folder_in_a_store(
+    tmp_path, in_store, listening, impatient
+):
+    del impatient
+    kept = Store(tmp_path / "kept")
+    with ownership.acquire(in_store, "id", listening, 0) as held:
+        ownership.acquire_storage(kept, held, 0)
+        with pytest.raises(OwnedError, match="attach memory://"):
+            ownership.look_from_storage(kept)
+    assert ownership.look_from_storage(kept) == 1

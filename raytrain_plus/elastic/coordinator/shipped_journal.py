@@ -223,7 +223,7 @@ class ShippedJournal:
                     self._changed.notify_all()
                 return
             except (StorageError, OSError) as error:
-                self._trouble = str(error)
+                self._trouble = getattr(error, "strerror", None) or str(error)
                 time.sleep(_RETRY)
                 continue
             with self._changed:
