@@ -457,7 +457,8 @@ class RunSettings(_Keys):
     ] = Field(default_factory=dict)
     spares: Annotated[Whole, Key("Workers kept warm in addition to the group.")] = 0
     storage: Annotated[
-        Location, Key("Where runs are kept, one folder each; shared by all nodes.")
+        Location,
+        Key("Where runs are kept, one folder each: a folder that all nodes share, or a URL."),
     ] = "~/ray_results"
     name: Annotated[Text | None, Key("The run's name. Default: a new one.")] = None
     checkpoint_every: Annotated[
@@ -470,11 +471,11 @@ class RunSettings(_Keys):
     checkpoint_options: Annotated[
         Settings,
         Key(
-            "For that store.",
+            "For that store, and for a `storage` that is a URL.",
             option="--checkpoint-option",
             parse=_parsed_checkpoint_options,
             metavar="KEY=VALUE",
-            help="For that store; VALUE may be JSON.",
+            help="For that store, and a --storage that is a URL; VALUE may be JSON.",
         ),
     ] = Field(default_factory=dict)
     keep: Annotated[Whole, Field(ge=0), Key("How many checkpoints, 0 for all.")] = 2

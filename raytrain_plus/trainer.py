@@ -99,7 +99,8 @@ class ElasticTrainer:
             least is what a run needs to start; then it continues with the workers that are left.
             0 workers mean a local run: in this process, without Ray, and with the task's code in
             the thread that calls `fit`.
-        run_config: name, storage path, and which checkpoints are kept (by default all).
+        run_config: name, storage path (a folder that all nodes share, or a URL such as
+            `s3://bucket/runs`), and which checkpoints are kept (by default all).
         elastic: how to handle workers that come, go, or hang; when and where to keep checkpoints.
         faults: faults to inject.
         loggers: where the run's values are written (`raytrain_plus.loggers`). They are fed from the
@@ -456,7 +457,7 @@ def attach(
     """Follow a run that another process started, to its end.
 
     Args:
-        run: its name or folder.
+        run: its name, folder or URL.
         storage: where runs are kept.
         watcher: called now and then with the journal's events, from the run's beginning.
         address: of its cluster; None for the one that its journal names, if this machine vouches

@@ -26,7 +26,7 @@ _WRONG_INPUT = (ValueError, FileNotFoundError)
 
 DEFAULT_STORAGE = "~/ray_results"
 Storage = Annotated[
-    str, typer.Option(help="Where runs are kept, one folder each; shared by all nodes.")
+    str, typer.Option(help="Where runs are kept, one folder each: a shared folder, or a URL.")
 ]
 
 
@@ -40,7 +40,7 @@ def _checked_run(run: str) -> str:
 
 
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's name or folder.", callback=_checked_run)
+    str, typer.Argument(metavar="RUN", help="A run's name, folder or URL.", callback=_checked_run)
 ]
 Code = Annotated[
     list[str] | None,

@@ -33,7 +33,9 @@ def report(
     open_it: Annotated[
         bool, typer.Option("--open/--no-open", help="Show the page in a browser.")
     ] = False,
-    storage: Annotated[str, typer.Option(help="Where runs are kept.")] = "~/ray_results",
+    storage: Annotated[
+        str, typer.Option(help="Where runs are kept, a folder or a URL.")
+    ] = "~/ray_results",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,36 +14,60 @@ from raytrain_plus.cli.commands import app
 from raytrain_plus.loggers import CSVLogger
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.stored_journal import journal_of
+from raytrain_plus.storage import ownership
 from raytrain_plus.storage.ownership import OwnedError
 from raytrain_plus.storage.store import Store
 from tests.streams.s3_server import KEY, SECRET
-from tests.test_local import DATA, Line
+from tests.test_local import DATA
 
 STEPS = 12
+TASK = """
+import time
+from pathlib import Path
+import torch
+from torch import nn
+from raytrain_plus import Task
+
+def allowed():
+    try:
+        return int((Path(__file__).parent / "hold").read_text() or "0")
+    except FileNotFoundError:
+        return 1 << 30
+
+class Slow(Task):
+    target = "y"
+
+    def model(self):
+        return nn.Linear(1, 1)
+
+    def optimizer(self, model):
+        return torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def forward(self, model, batch):
+        self.forwards = getattr(self, "forwards", 0) + 1
+        while self.forwards >= allowed():
+            time.sleep(0.01)
+        return model(batch["x"].unsqueeze(1)).squeeze(1)
+
+    def loss(self, outputs, batch):
+        return (outputs - batch["y"]) ** 2
+"""
 KILLED = """
 import json, os, signal, sys
-from tests.test_stored_run import Slow, trainer
+from tests.end_to_end.test_stored_run import trainer
 
 def watch(events):
-    if any(e["event"] == "step" and e["step"] == 7 for e in events):
+    if any(e["event"] == "checkpoint" and e["step"] == 3 for e in events):
         print("killed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-trainer(sys.argv[1], json.loads(sys.argv[2])).fit(watch)
+trainer(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])).fit(watch)
 """
 
 
-class Slow(Line):
-    """Leaves time for what happens meanwhile."""
-
-    @staticmethod
-    def act():
-        time.sleep(0.05)
-
-
-def trainer(storage, options=None, **more):
+def trainer(task, storage, options=None, **more):
     return ElasticTrainer(
-        task=Slow(),
+        task=str(task),
         data=DATA,
         batch_size=16,
         duration=f"{STEPS}ba",
@@ -78,24 +101,30 @@ def command(*arguments):
 def test_a_run_in_s3_that_was_killed_goes_on_elsewhere_to_the_same_bits(
     tmp_path, server, monkeypatch
 ):
-    url = f"s3://{server.fresh_bucket()}/runs"
-    code = [sys.executable, "-c", KILLED, url, json.dumps(server.options())]
-    root = Path(__file__).parents[1]
+    (tmp_path / "slow.py").write_text(TASK)
+    (tmp_path / "hold").write_text("32")  # forwards before the task waits
+    task, url = f"{tmp_path}/slow.py:Slow", f"s3://{server.fresh_bucket()}/runs"
+    code = [sys.executable, "-c", KILLED, task, url, json.dumps(server.options())]
+    root = Path(__file__).parents[2]
     done = subprocess.run(code, cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, "killed" in done.stdout) == (-9, True), done.stderr
     monkeypatch.chdir(tmp_path)
     status = command("status", f"{url}/run", "--once")[1]
     assert (status["state"], status["folder"]) == ("unreachable", f"{url}/run")
-    assert 7 <= status["step"] < STEPS
-    plain = trainer(tmp_path / "plain").fit(lambda _: None)
-    resumed = trainer(url, server.options(), resume=True, loggers=[CSVLogger()])
+    assert 3 <= status["step"] < STEPS
+    (tmp_path / "hold").unlink()
+    plain = trainer(task, tmp_path / "plain").fit(lambda _: None)
+    monkeypatch.setattr(ownership, "_GRACE", 0.1)
+    (tmp_path / "hold").write_text("1")
+    resumed = trainer(task, url, server.options(), resume=True, loggers=[CSVLogger()])
     refused = []
 
     def try_another(_):
         if not refused:
             with pytest.raises(OwnedError, match=r"the run in s3://.* lives") as told:
-                trainer(url, server.options(), resume=True)
+                trainer(task, url, server.options(), resume=True)
             refused.append(told)
+            (tmp_path / "hold").unlink()
 
     result = resumed.fit(try_another)
     assert refused
@@ -116,7 +145,8 @@ def _check_folder(folder, url, tmp_path):
     assert tops >= {"journal", "owners", "loggers", "run.yaml", "report.html", "metrics.csv"}
     assert "checkpoint_manager_snapshot.json" in tops
     assert f"checkpoint_{STEPS:08d}" in tops
-    assert not [path for path in files if path.endswith(".alive")]
+    alive = [path for path in files if path.endswith(".alive")]
+    assert alive == ["owners/00000001.alive", "owners/00000002.alive"]  # of the killed process
     contents = [folder.find(path) for path in files]
     assert any(b"checkpoint_every" in content for content in contents)  # the control
     assert not any(SECRET.encode() in content for content in contents)
