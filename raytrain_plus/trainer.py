@@ -667,8 +667,7 @@ def _written_table(spec: RunSpec, table: pa.Table, name: str) -> Any:
         with pa.ipc.new_file(content, table.schema) as file:
             file.write_table(table)
         spec.folder.write(name, content.getvalue().to_pybytes())
-        (data,) = configure.with_options(spec.folder.options, spec.folder.where(name))
-        return data
+        return staging.StoredFile(spec.folder, name, spec.run_id)
     path = spec.folder / name
     with pa.ipc.new_file(path, table.schema) as file:
         file.write_table(table)

@@ -14,8 +14,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from raytrain_plus.storage import atomic_files
 from raytrain_plus.storage.errors import StorageError
 from raytrain_plus.storage.store import Folder, Store
 
@@ -48,6 +50,33 @@ def staged(folder: Folder, local: Path) -> Iterator[None]:
         yield
     finally:
         staging.close()
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in a run's folder in an object store, of which each node makes one copy.
+
+    Attributes:
+        store: the run's folder.
+        name: the file's name in it.
+        run_id: the run's id.
+    """
+
+    store: Store
+    name: str
+    run_id: str
+
+    def fetch(self) -> Path:
+        """Return this node's copy; it lasts as long as a process of the run here.
+
+        Raises:
+            OSError: it cannot be written.
+            StoreError: it cannot be read.
+        """
+        path = folder_of(self.run_id) / self.name
+        if not path.exists():
+            atomic_files.write(path, self.store.read(self.name))
+        return path
 
 
 def finish(folder: Folder, run: Path, seconds: float = _END_SECONDS) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray
 
 from raytrain_plus.elastic.protocol.messages import RunSpec
+from raytrain_plus.storage.staging import StoredFile
 from raytrain_plus.streams.columns import DataError, LeftOutWarning
 from raytrain_plus.streams.order import Ordering
 from raytrain_plus.streams.source import Source, closed_on_error
@@ -73,7 +74,7 @@ def _open(data: Any, spec: RunSpec, task: Task) -> Source:
 
 def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> None:
     """Check that a name means the same data here as on the driver."""
-    is_table = isinstance(data, ray.ObjectRef | pa.Table) or (
+    is_table = isinstance(data, ray.ObjectRef | pa.Table | StoredFile) or (
         isinstance(data, str) and data.startswith(f"{spec.folder}/")
     )
     if is_table or meant is None or source.identity == meant:
@@ -87,5 +88,7 @@ def _check_same(source: Source, meant: str | None, data: Any, spec: RunSpec) -> 
 
 
 def resolve(data: Any) -> Any:
-    """Return the value of a reference into Ray's store; any other value as it is."""
+    """Return what a reference into Ray's store or to a run's file stands for; else the value."""
+    if isinstance(data, StoredFile):
+        return str(data.fetch())
     return ray.get(data) if isinstance(data, ray.ObjectRef) else data
