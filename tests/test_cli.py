@@ -90,7 +90,10 @@ GOOD = ["--data", "data.parquet", "--batch-size", "16", "--storage", "runs"]
         (["small.py:Small", *GOOD, "--duration", "10 fortnights"], ["fortnights", "10ep"]),
         (["small.py:Small", *GOOD, "--duration", "0ep"], ["0ep", "above zero"]),
         (["small.py:Small", *GOOD, "--storage", "/proc/none"], ["/proc/none", "cannot be written"]),
-        (["small.py:Small", *GOOD, "--storage", "s3://b/x"], ["s3://b/x", "not supported yet"]),
+        (
+            ["small.py:Small", *GOOD, "--storage", "nowhere://b/x"],
+            ["nowhere://b/x", "cannot be used"],
+        ),
         (["small.py:Small", *GOOD, "--faults", "gone.yaml"], ["gone.yaml"]),
         (["small.py:Small", *GOOD, "--faults", "faults.yaml"], ["0.step", "1.action"]),
         (["small.py:Small", *GOOD, "--name", "x", "--resume"], ["no run to resume"]),
