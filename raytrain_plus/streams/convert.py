@@ -4,19 +4,23 @@ These are Parquet, Arrow, CSV, JSON lines, folders of images, streams, and the s
 tools: MDS, LitData and WebDataset.
 """
 
+import contextlib
 import functools
+import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.storage.locations import file_system, local_path
 from raytrain_plus.storage.store import Store
+from raytrain_plus.streams import litdata, mds
 from raytrain_plus.streams.columns import (
     DataError,
     data_columns,
@@ -32,6 +36,7 @@ from raytrain_plus.streams.folders import (
     Contents,
     DataPath,
     check_regular,
+    data_set_of_split,
     form_of,
     is_hidden,
     is_split,
@@ -41,7 +46,15 @@ from raytrain_plus.streams.folders import (
     suffix_of,
     without_pattern,
 )
-from raytrain_plus.streams.foreign import format_of_files, is_pointer, told, told_of_pointer
+from raytrain_plus.streams.foreign import (
+    LITDATA,
+    MDS,
+    format_of_files,
+    format_of_index,
+    is_pointer,
+    told,
+    told_of_pointer,
+)
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.labels import (
     Labels,
@@ -53,14 +66,18 @@ from raytrain_plus.streams.labels import (
 )
 from raytrain_plus.streams.order import permutation
 from raytrain_plus.streams.retyping import Types, retyped
+from raytrain_plus.streams.rows import RowError, table_of
+from raytrain_plus.streams.shards import Selection
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.text import Dialect, TextFile, csv_tables, csv_types, json_tables
 from raytrain_plus.streams.unpacking import open_unpacked
 from raytrain_plus.streams.vocabulary import Vocabularies
+from raytrain_plus.streams.webdataset import webdataset_rows
 from raytrain_plus.streams.widening import InexactError, cast_exactly, wider
 
 _READ_ROWS = 8192
 _READ_IMAGES = 64
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 1024, 32 << 20  # of shards of other tools
 
 
 @dataclass(frozen=True)
@@ -144,10 +161,15 @@ def read_any(
         if fs.isfile(root):
             data = _of_file(fs, root, named, choice)
         elif pattern is None and fs.exists(f"{root.rstrip('/')}/{MANIFEST}"):
-            data = _of_stream(Store(source, options), choice)
+            data = _of_index(fs, root, Store(source, options), choice)
         else:
-            contents = select(paths_below(fs, root, pattern), named, choice.split)
-            data = _of_folder(fs, root, contents, choice)
+            paths = paths_below(fs, root, pattern)
+            inner = data_set_of_split(paths, choice.split) if pattern is None else None
+            if inner is not None:
+                at = f"{os.fspath(place).rstrip('/')}/{inner}"
+                data = _of_index(fs, f"{root}/{inner}", Store(at, options), _whole_split(choice))
+            else:
+                data = _of_folder(fs, root, select(paths, named, choice.split), choice)
     except OSError as error:
         raise DataError(f"{named} cannot be read: {error}") from error
     data = _with_numbers(data, choice.labels)
@@ -185,8 +207,8 @@ def _of_file(fs: Any, path: str, named: str, choice: Wanted) -> Data:
             raise DataError(told(named, foreign))
         raise DataError(
             f"{named} ends in {suffix_of(name) or 'nothing'!r}, which is not read here: give "
-            "Parquet, Arrow, CSV (.csv, .tsv), JSON lines (.jsonl), or a folder of them or of "
-            "images."
+            "Parquet, Arrow, CSV (.csv, .tsv), JSON lines (.jsonl), tar files (.tar), or a folder "
+            "of them or of images."
         )
     return _of_folder(fs, folder, Contents(form, (DataPath(name),)), choice)
 
@@ -196,6 +218,9 @@ def _of_folder(fs: Any, root: str, contents: Contents, choice: Wanted) -> Data:
         return _of_images(fs, root, contents.files, choice)
     if contents.form == "table":
         return _of_tables([_TableFile(fs, root, found) for found in contents.files], choice)
+    if contents.form == "tar":
+        tars = (f"{root}/{found.path}" for found in contents.files)
+        return Data(_row_batches(_tar_rows(fs, tars, _selection(choice))))
     files = [(found, _text_file(fs, root, found, choice.dialect)) for found in contents.files]
     if contents.form == "json":
         return Data(_json_batches(files, choice.columns))
@@ -381,6 +406,98 @@ def _of_stream(store: Store, choice: Wanted) -> Data:
     labels = {name: names for name, names in manifest.labels.items() if name in columns}
     known = {name: found for name, found in manifest.vocabularies.items() if name in columns}
     return Data(read(), manifest.rows, labels, vocabularies=known)
+
+
+# -- the shards of other tools
+
+
+def _of_index(fs: Any, root: str, store: Store, choice: Wanted) -> Data:
+    """Return the rows of a folder with an index: a stream, MDS or LitData."""
+    text = fs.cat_file(f"{root}/{MANIFEST}")
+    foreign = format_of_index(text)
+    if foreign not in (MDS, LITDATA):
+        return _of_stream(store, choice)
+    if choice.split not in (None, "all"):
+        raise DataError(
+            f"{root} has no splits, so split {choice.split!r} selects nothing in it: leave it out, "
+            "or give the folder of that split."
+        )
+    index = json.loads(text)
+
+    def read(name: str) -> bytes:
+        try:
+            content: bytes = fs.cat_file(f"{root}/{name}")
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{root}/{name} is missing, and the index names it: copy the data set again."
+            ) from error
+        return content
+
+    exists = functools.cache(lambda name: bool(fs.exists(f"{root}/{name}")))
+    with _index_errors(f"{root}/{MANIFEST}"):
+        if foreign is MDS:
+            rows = mds.mds_rows(index, root, read, exists, _selection(choice))
+            count = mds.count_of(index)
+        else:
+            rows = litdata.litdata_rows(index, root, read, _selection(choice))
+            count = litdata.count_of(index)
+
+    def read_rows() -> Iterator[RowBatch]:
+        with _index_errors(f"{root}/{MANIFEST}"):
+            yield from _row_batches(rows)
+
+    return Data(read_rows(), count)
+
+
+@contextlib.contextmanager
+def _index_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{where} is damaged, or of a version that is not known here: {error!r}."
+        ) from error
+
+
+def _whole_split(choice: Wanted) -> Wanted:
+    """Return what is wanted of a data set that is one split."""
+    return replace(choice, split=None)
+
+
+def _selection(choice: Wanted) -> Selection:
+    return Selection(choice.columns, tuple(choice.types))
+
+
+def _tar_rows(
+    fs: Any, paths: Iterable[str], wanted: Selection
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in paths:
+        with open_unpacked(fs, path) as file:
+            yield from webdataset_rows(file, path, wanted)
+
+
+def _row_batches(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[RowBatch]:
+    """Yield rows as tables, of a bounded number of rows and bytes."""
+    places: list[str] = []
+    held: list[Mapping[str, Any]] = []
+    size = 0
+    for place, row in rows:
+        places.append(place)
+        held.append(row)
+        size += sum(len(v) for v in row.values() if isinstance(v, bytes | str))
+        size += sum(v.nbytes for v in row.values() if isinstance(v, np.ndarray))
+        if len(held) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
+            yield _row_batch(places, held)
+            places, held, size = [], [], 0
+    if held:
+        yield _row_batch(places, held)
+
+
+def _row_batch(places: list[str], rows: list[Mapping[str, Any]]) -> RowBatch:
+    try:
+        return RowBatch(table_of(rows), places.__getitem__)
+    except RowError as error:
+        raise DataError(f"{places[error.row]}: {error}.") from error
 
 
 # -- images

@@ -25,7 +25,7 @@ from raytrain_plus.streams.foreign import format_of_files, format_of_table, told
 from raytrain_plus.streams.format import MANIFEST
 from raytrain_plus.streams.unpacking import SUFFIXES
 
-Form = Literal["table", "csv", "json", "images"]
+Form = Literal["table", "csv", "json", "images", "tar"]
 
 INCOMPLETE = "_incomplete"
 """A file that marks a folder while it is written."""
@@ -43,6 +43,8 @@ _FORMS: dict[str, Form] = {
     ".jsonlines": "json",
     ".ndjson": "json",
     ".json": "json",
+    ".tar": "tar",
+    ".tgz": "tar",
     **dict.fromkeys(
         (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"), "images"
     ),
@@ -142,7 +144,7 @@ def suffix_of(path: str) -> str:
     """Return the suffix of a file's name in lower case, without that of its compression."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
     if len(suffixes) > 1 and suffixes[-1] in _TEXT_PACKED and suffixes[-2] in _FORMS:
-        return suffixes[-2] if _FORMS[suffixes[-2]] in ("csv", "json") else suffixes[-1]
+        return suffixes[-2] if _FORMS[suffixes[-2]] in ("csv", "json", "tar") else suffixes[-1]
     return suffixes[-1] if suffixes else ""
 
 
@@ -214,6 +216,22 @@ def _words(name: str) -> list[str]:
     """Return the words of a name, in small letters: `digitsTrain_2` is `digits` and `train`."""
     parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     return [word for word in re.split(r"[\W_\d]+", parted.lower()) if word]
+
+
+def data_set_of_split(paths: Iterable[str], split: str | None) -> str | None:
+    """Return the folder of a data set with an index, such as MDS, that is a split; None if none is.
+
+    Args:
+        paths: the paths of all files in a folder, relative to it.
+        split: the split.
+    """
+    if split is None or split == "all":
+        return None
+    wanted = _SPLITS.get(split.lower(), split)
+    indexes = (PurePosixPath(path) for path in paths)
+    folders = [one.parent for one in indexes if one.name == MANIFEST and len(one.parts) > 1]
+    found = [str(one) for one in folders if split_of_folder(one.parts[0]) == wanted]
+    return found[0] if len(found) == 1 else None
 
 
 def tables_of(contents: Contents, where: str) -> tuple[DataPath, ...]:
@@ -394,7 +412,8 @@ def _refuse_other_data_sets(paths: Sequence[str], where: str) -> None:
     )
     if inner:
         raise DataError(
-            f"{where} has {len(inner)} data sets in it: {listed(inner[:5])}. Give one of them."
+            f"{where} has {len(inner)} data sets in it: {listed(inner[:5])}. Give one of them, or "
+            "a split if they are named so (`data write --split train`)."
         )
     left = [path for path in paths if _WRITER_S.match(PurePosixPath(path).name)]
     if left and not is_hidden(left[0]):

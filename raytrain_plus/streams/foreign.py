@@ -17,7 +17,7 @@ class Format:
     Attributes:
         name: a description, such as "a WebDataset (tar files)".
         way: a line of Python that writes its rows with a StreamWriter, or how to convert it to a
-            form that is read here.
+            form that is read here; nothing if `data write` reads it.
     """
 
     name: str
@@ -28,11 +28,8 @@ def _rows(name: str, reader: str) -> Format:
     return Format(name, _LOOP.format(reader=reader))
 
 
-_MDS = _rows(
-    "an MDS data set (MosaicML Streaming)",
-    "streaming.StreamingDataset(local=FOLDER, shuffle=False)",
-)
-_LITDATA = _rows("a LitData data set", "litdata.StreamingDataset(FOLDER)")
+MDS = Format("an MDS data set (MosaicML Streaming)", "")
+LITDATA = Format("a LitData data set", "")
 _NUMPY = Format(
     "NumPy's arrays",
     "for x, y in zip(np.load('x.npy'), np.load('y.npy')): writer.write({'x': x, 'y': y})",
@@ -49,8 +46,7 @@ _MEDIA = Format(
 _TEXT = _rows("plain text", "({'text': line} for line in open(FILE))")
 _EXCEL = Format("a spreadsheet", "writer.write(pandas.read_excel(FILE))")
 _SUFFIXES = {
-    ".mds": _MDS,
-    ".tar": _rows("a WebDataset (tar files)", "webdataset.WebDataset(FILES, shardshuffle=False)"),
+    ".mds": MDS,
     ".tfrecord": _rows(
         "TFRecord files",
         "({'example': e} for e in tf.data.TFRecordDataset(FILES).as_numpy_iterator())",
@@ -85,7 +81,6 @@ _SUFFIXES = {
     ".wav": _MEDIA,
     ".txt": _TEXT,
     ".zip": Format("an archive", "unpack it, and name the folder"),
-    ".zst": Format("packed as Zstandard", "unpack it (zstd -d), or pack text as .gz instead"),
 }
 _SUFFIXES |= {
     other: _SUFFIXES[known]
@@ -98,7 +93,7 @@ _SUFFIXES |= {
         ".xlsx": (".xls", ".ods"),
         ".sqlite": (".sqlite3", ".db"),
         ".wav": (".mp3", ".flac", ".ogg", ".mp4", ".avi", ".mkv", ".webm"),
-        ".zip": (".tgz", ".7z", ".rar"),
+        ".zip": (".7z", ".rar"),
     }.items()
     for other in others
 }
@@ -132,8 +127,8 @@ def format_of_index(text: bytes) -> Format | None:
     if not isinstance(index, dict):
         return None
     if isinstance(index.get("shards"), list):
-        return _MDS
-    return _LITDATA if isinstance(index.get("chunks"), list) else None
+        return MDS
+    return LITDATA if isinstance(index.get("chunks"), list) else None
 
 
 def format_of_table(paths: Iterable[str]) -> Format | None:
@@ -180,6 +175,11 @@ def told_of_pointer(where: str) -> str:
 
 def told(where: str, found: Format) -> str:
     """Return the error message for data of another format."""
+    if not found.way:
+        return (
+            f"{where} is {found.name}, which cannot be trained on directly: make a stream of its "
+            "folder with `raytrain-plus data write FOLDER NEW_PLACE`, and train on that."
+        )
     return (
         f"{where} is {found.name}, which is not read here. Move it into a stream:\n"
         "    from raytrain_plus import StreamWriter\n"

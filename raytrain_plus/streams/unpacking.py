@@ -91,3 +91,20 @@ def unpacked(content: bytes, algorithm: str, size: int, where: str) -> bytes:
             "copy or write the data set again."
         )
     return found
+
+
+def unpacked_zstandard(content: bytes, where: str) -> bytes:
+    """Return bytes that are packed as Zstandard, of any unpacked size.
+
+    Args:
+        content: what is packed.
+        where: the name of the file in an error.
+
+    Raises:
+        DataError: it is damaged or cut short.
+    """
+    try:
+        found: bytes = pa.CompressedInputStream(pa.BufferReader(content), "zstd").read()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{where} is damaged, and cannot be unpacked ({error}).") from error
+    return found

@@ -265,7 +265,7 @@ def test_incomplete_parquet_is_not_data(ways, tmp_path):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["000000.tar"], "a WebDataset.*StreamWriter.*webdataset"),
+        (["000000.tar"], "data write"),
         (["a.tfrecord"], "TFRecord files.*StreamWriter"),
         (["a.h5"], "an HDF5 file.*h5py"),
         (["x.npy", "y.npy"], "NumPy's arrays.*np.load"),
