@@ -1,6 +1,7 @@
 """The `data` commands: make, convert and check streams, and tokenize text."""
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -85,6 +86,14 @@ Rename = Annotated[
     list[str] | None,
     typer.Option(metavar="OLD=NEW", help="Give a column another name. May be repeated."),
 ]
+Fill = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN=VALUE",
+        help="What replaces nulls in a column; VALUE may be JSON. Default: nulls are refused. May "
+        "be repeated.",
+    ),
+]
 Delimiter = Annotated[
     str | None,
     typer.Option(
@@ -128,6 +137,7 @@ def write(  # noqa: PLR0913 - one option each
     split: Split = None,
     types: TypesOption = None,
     rename: Rename = None,
+    fill: Fill = None,
     delimiter: Delimiter = None,
     quote: Quote = '"',
     escape: Escape = None,
@@ -170,6 +180,7 @@ def write(  # noqa: PLR0913 - one option each
             seed=seed if order != "kept" else None,
             types=parse_types(types or []),
             names=_names(rename),
+            fill=_fills(fill),
             dialect=_dialect(delimiter, quote, escape, header, encoding, null_value, block_size),
         )
         with _warnings_told():
@@ -202,6 +213,7 @@ def convert(  # noqa: PLR0913 - one option each
     split: Split = None,
     types: TypesOption = None,
     rename: Rename = None,
+    fill: Fill = None,
     delimiter: Delimiter = None,
     quote: Quote = '"',
     escape: Escape = None,
@@ -223,6 +235,7 @@ def convert(  # noqa: PLR0913 - one option each
             split=split,
             types=parse_types(types or []),
             names=_names(rename),
+            fill=_fills(fill),
             dialect=_dialect(delimiter, quote, escape, header, encoding, null_value, block_size),
         )
         if to == "parquet":
@@ -489,6 +502,26 @@ def _names(given: list[str] | None) -> dict[str, str]:
             )
         names[old] = new
     return names
+
+
+def _fills(given: list[str] | None) -> dict[str, Any]:
+    """Return what replaces nulls, by column; a value that is JSON is parsed.
+
+    Raises:
+        DataError: one is not of the form COLUMN=VALUE, or is given twice.
+    """
+    fill: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals) or name in fill:
+            raise DataError(
+                f"--fill {text!r} is not of the form COLUMN=VALUE, with each COLUMN given once."
+            )
+        try:
+            fill[name] = json.loads(value)
+        except ValueError:
+            fill[name] = value
+    return fill
 
 
 def _dialect(

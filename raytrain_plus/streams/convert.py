@@ -24,6 +24,7 @@ from raytrain_plus.streams import litdata, mds
 from raytrain_plus.streams.columns import (
     DataError,
     data_columns,
+    fill_nulls,
     listed,
     plain_table,
     plain_type,
@@ -120,6 +121,7 @@ class Wanted:
             None keeps the order of names.
         types: column -> type. Values are converted, each exactly, and text is read as numbers.
         names: column -> its new name.
+        fill: column, by its new name -> what replaces its nulls.
         dialect: how CSV is written.
     """
 
@@ -129,6 +131,7 @@ class Wanted:
     seed: int | None = None
     types: Types = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    fill: Mapping[str, Any] = field(default_factory=dict)
     dialect: Dialect = field(default_factory=Dialect)
 
 
@@ -175,7 +178,8 @@ def read_any(
     data = _with_numbers(data, choice.labels)
     if choice.types:
         data = replace(data, batches=_retyped(data.batches, choice.types))
-    return _renamed(data, choice.names) if choice.names else data
+    data = _renamed(data, choice.names) if choice.names else data
+    return replace(data, batches=_filled(data.batches, choice.fill)) if choice.fill else data
 
 
 def check_apart(source: str, destination: str) -> None:
@@ -415,7 +419,7 @@ def _of_index(fs: Any, root: str, store: Store, choice: Wanted) -> Data:
     """Return the rows of a folder with an index: a stream, MDS or LitData."""
     text = fs.cat_file(f"{root}/{MANIFEST}")
     foreign = format_of_index(text)
-    if foreign not in (MDS, LITDATA):
+    if foreign is None or foreign not in (MDS, LITDATA):
         return _of_stream(store, choice)
     if choice.split not in (None, "all"):
         raise DataError(
@@ -434,7 +438,7 @@ def _of_index(fs: Any, root: str, store: Store, choice: Wanted) -> Data:
         return content
 
     exists = functools.cache(lambda name: bool(fs.exists(f"{root}/{name}")))
-    with _index_errors(f"{root}/{MANIFEST}"):
+    with _index_errors(f"{root}/{MANIFEST}", foreign.name):
         if foreign is MDS:
             rows = mds.mds_rows(index, root, read, exists, _selection(choice))
             count = mds.count_of(index)
@@ -443,19 +447,20 @@ def _of_index(fs: Any, root: str, store: Store, choice: Wanted) -> Data:
             count = litdata.count_of(index)
 
     def read_rows() -> Iterator[RowBatch]:
-        with _index_errors(f"{root}/{MANIFEST}"):
+        with _index_errors(f"{root}/{MANIFEST}", foreign.name):
             yield from _row_batches(rows)
 
     return Data(read_rows(), count)
 
 
 @contextlib.contextmanager
-def _index_errors(where: str) -> Iterator[None]:
+def _index_errors(where: str, name: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{where} is damaged, or of a version that is not known here: {error!r}."
+            f"{where} is that of {name}, and is damaged or of a version that is not known here: "
+            f"{error!r}."
         ) from error
 
 
@@ -478,6 +483,7 @@ def _tar_rows(
 
 def _row_batches(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[RowBatch]:
     """Yield rows as tables, of a bounded number of rows and bytes."""
+    lists: set[str] = set()
     places: list[str] = []
     held: list[Mapping[str, Any]] = []
     size = 0
@@ -487,13 +493,27 @@ def _row_batches(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[RowB
         size += sum(len(v) for v in row.values() if isinstance(v, bytes | str))
         size += sum(v.nbytes for v in row.values() if isinstance(v, np.ndarray))
         if len(held) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
-            yield _row_batch(places, held)
+            yield _row_batch(places, held, lists)
             places, held, size = [], [], 0
     if held:
-        yield _row_batch(places, held)
+        yield _row_batch(places, held, lists)
 
 
-def _row_batch(places: list[str], rows: list[Mapping[str, Any]]) -> RowBatch:
+def _row_batch(places: list[str], rows: list[Mapping[str, Any]], lists: set[str]) -> RowBatch:
+    """Return rows as a table.
+
+    Args:
+        places: the place of each row.
+        rows: the rows.
+        lists: the columns whose arrays have several lengths, which become lists. It is extended.
+    """
+    for name, first in rows[0].items():
+        if isinstance(first, np.ndarray) and first.ndim == 1 and name not in lists:
+            arrays = [v for row in rows if isinstance(v := row.get(name), np.ndarray)]
+            if {v.ndim for v in arrays} == {1} and len({v.size for v in arrays}) > 1:
+                lists.add(name)
+    if lists:
+        rows = [{k: v.tolist() if k in lists else v for k, v in row.items()} for row in rows]
     try:
         return RowBatch(table_of(rows), places.__getitem__)
     except RowError as error:
@@ -700,6 +720,28 @@ def _retyped(batches: Iterator[RowBatch], types: Types) -> Iterator[RowBatch]:
                 )
             column = retyped(table.column(name), kind, name, batch.place)
             table = table.set_column(table.column_names.index(name), name, column)
+        yield RowBatch(table, batch.place)
+
+
+def _filled(batches: Iterator[RowBatch], fill: Mapping[str, Any]) -> Iterator[RowBatch]:
+    for batch in batches:
+        table = plain_table(batch.table)
+        for name, value in fill.items():
+            if name not in table.column_names:
+                raise DataError(
+                    f"{batch.place(0)}: a value is given to fill column {name!r}, and there is "
+                    f"{listed(table.column_names)}."
+                )
+            column = table.column(name)
+            try:
+                if pa.types.is_null(column.type):
+                    chunks = [pa.array([value] * len(column))]
+                else:
+                    chunks = [fill_nulls(chunk, value) for chunk in column.chunks]
+            except (DataError, pa.ArrowException) as error:
+                raise DataError(f"{batch.place(0)}: filling column {name!r}: {error}") from error
+            filled = pa.chunked_array(chunks, chunks[0].type if chunks else column.type)
+            table = table.set_column(table.column_names.index(name), name, filled)
         yield RowBatch(table, batch.place)
 
 

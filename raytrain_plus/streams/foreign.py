@@ -49,7 +49,8 @@ _SUFFIXES = {
     ".mds": MDS,
     ".tfrecord": _rows(
         "TFRecord files",
-        "({'example': e} for e in tf.data.TFRecordDataset(FILES).as_numpy_iterator())",
+        "tf.data.TFRecordDataset(FILES).map(lambda r: tf.io.parse_single_example(r, "
+        "{'x': tf.io.FixedLenFeature([], tf.int64)})).as_numpy_iterator()",
     ),
     ".h5": Format(
         "an HDF5 file",
