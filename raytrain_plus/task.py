@@ -212,6 +212,29 @@ class Task:
         """
         return self.forward(model, batch)
 
+    def generate(
+        self,
+        model: nn.Module,  # noqa: ARG002 - for overriding
+        prompt: str,  # noqa: ARG002
+        length: int,  # noqa: ARG002
+        choose: Callable[[Tensor], int],  # noqa: ARG002
+    ) -> str:
+        """Write on after a prompt, one token after another; only `Samples(prompts=...)` needs it.
+
+        Args:
+            model: the model, in evaluation mode.
+            prompt: the text to continue.
+            length: how many tokens to write.
+            choose: returns the next token from its logits, shape (vocabulary,).
+
+        Returns:
+            The text, with the prompt or without it.
+        """
+        raise TaskError(
+            f"{type(self).__name__} does not define generate(model, prompt, length, choose), which "
+            "Samples(prompts=...) needs"
+        )
+
     def depends_on(self) -> Mapping[str, str]:
         """Return what else the result depends on, such as hashes of files that `model()` reads.
 

@@ -19,6 +19,7 @@ _CALLS = {
     "collate": "collate(rows)",
     "measure": "measure(outputs, batch)",
     "predict": "predict(model, batch)",
+    "generate": "generate(model, prompt, length, choose)",
     "depends_on": "depends_on()",
     "metrics": "metrics()",
     "update_metric": "update_metric(metric, outputs, batch)",

@@ -6,6 +6,7 @@ from raytrain_plus.algorithms.aspect import Advice as Advice
 from raytrain_plus.algorithms.aspect import Aspect as Aspect
 from raytrain_plus.algorithms.aspect import AspectError as AspectError
 from raytrain_plus.algorithms.aspect import AspectWarning as AspectWarning
+from raytrain_plus.algorithms.aspect import EvaluatedSet as EvaluatedSet
 from raytrain_plus.algorithms.aspect import Step as Step
 from raytrain_plus.algorithms.aspect import Training as Training
 from raytrain_plus.algorithms.attention_convolution import (
@@ -44,6 +45,7 @@ from raytrain_plus.algorithms.progressive_resizing import ProgressiveResizing as
 from raytrain_plus.algorithms.rand_augment import RandAugment as RandAugment
 from raytrain_plus.algorithms.registry import ALGORITHMS as ALGORITHMS
 from raytrain_plus.algorithms.sam import SAM as SAM
+from raytrain_plus.algorithms.samples import Samples as Samples
 from raytrain_plus.algorithms.selective_backprop import SelectiveBackprop as SelectiveBackprop
 from raytrain_plus.algorithms.seq_length_warmup import SeqLengthWarmup as SeqLengthWarmup
 from raytrain_plus.algorithms.squared_relu import SquaredReLU as SquaredReLU

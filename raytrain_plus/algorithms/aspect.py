@@ -8,7 +8,7 @@ state. Aspect-oriented programming (Kiczales et al. 1997); composition of traini
 MosaicML's Composer.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from raytrain_plus.clock import Clock
 from raytrain_plus.scalars import Scalar, Scalars
 from raytrain_plus.seeds import seed_for
-from raytrain_plus.task import Batch
+from raytrain_plus.task import Batch, Task
 
 Advice = Generator[None, None, None]
 State = dict[str, Any]
@@ -79,6 +79,31 @@ class Training:
     folder: Path = Path()
 
 
+@dataclass(kw_only=True)
+class EvaluatedSet:
+    """A set of evaluation data, as advice around an evaluation sees it after its `yield`.
+
+    Attributes:
+        name: of the set; empty for the only one.
+        task: the task.
+        rows: how many rows the set has.
+        labels: names of classes by column, where the data has them.
+        seed: the run's seed.
+        load: returns the batch of the rows from a first to one after the last, as they are stored.
+        apart: calls a function that computes with the model, and puts back what it changes.
+        shown: what the advice records, equal on all workers: texts by name.
+    """
+
+    name: str
+    task: Task
+    rows: int
+    labels: Mapping[str, Sequence[str]]
+    seed: int
+    load: Callable[[int, int], Batch]
+    apart: Callable[[Callable[[], Any]], Any] = lambda call: call()
+    shown: list[dict[str, str]] = field(default_factory=list)
+
+
 class Step:
     """What advice sees and may change: one step, and the part of one logical rank in it.
 
@@ -92,6 +117,7 @@ class Step:
         weights: one weight per sample, shape (n,), or None for all ones: the task's weights times
             those of aspects. The step's gradient is the gradient of the sum of all weighted losses
             divided by the sum of all weights.
+        evaluation: the set that is evaluated; None outside of an evaluation.
         notes: what advice leaves for other advice in the same part.
         scalars: what is logged in the step.
     """
@@ -115,6 +141,7 @@ class Step:
         self.outputs: Any = None
         self.losses: Tensor | None = None
         self.weights: Tensor | None = None
+        self.evaluation: EvaluatedSet | None = None
         self.notes: dict[str, Any] = {}
         self.scalars = Scalars()
         self._training = training

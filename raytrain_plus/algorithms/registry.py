@@ -32,6 +32,7 @@ from raytrain_plus.algorithms.n_gram_embeddings import NGramEmbeddings
 from raytrain_plus.algorithms.progressive_resizing import ProgressiveResizing
 from raytrain_plus.algorithms.rand_augment import RandAugment
 from raytrain_plus.algorithms.sam import SAM
+from raytrain_plus.algorithms.samples import Samples
 from raytrain_plus.algorithms.selective_backprop import SelectiveBackprop
 from raytrain_plus.algorithms.seq_length_warmup import SeqLengthWarmup
 from raytrain_plus.algorithms.squared_relu import SquaredReLU
@@ -41,7 +42,8 @@ from raytrain_plus.algorithms.swa import SWA
 from raytrain_plus.algorithms.weight_standardization import WeightStandardization
 
 MONITORS: dict[str, type[Aspect]] = {
-    kind.__name__: kind for kind in (LearningRateMonitor, NormMonitor, MemoryMonitor, Profile)
+    kind.__name__: kind
+    for kind in (LearningRateMonitor, NormMonitor, MemoryMonitor, Profile, Samples)
 }
 """Aspects that only look. They are named as algorithms are."""
 

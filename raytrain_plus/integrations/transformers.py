@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -215,6 +215,21 @@ class TransformersTask(Task):
         losses, counts = self.loss(outputs, batch)
         tokens = counts.sum(1)
         return {"loss": (losses * counts).sum(1) / tokens, "tokens": tokens}
+
+    def generate(
+        self, model: nn.Module, prompt: str, length: int, choose: Callable[[Tensor], int]
+    ) -> str:
+        """Write on with a causal language model; its folder must have a `tokenizer.json`."""
+        if self.kind != "causal-lm":
+            raise TaskError(f"a model of kind {self.kind} does not write text: leave out prompts")
+        tokens = self._tokens(prompt).tolist()
+        limit = int(getattr(self._configuration(), "max_position_embeddings", 0) or 0)
+        device = next(model.parameters()).device
+        for _ in range(length):
+            given = torch.tensor([tokens[-limit:]], device=device)
+            outputs = model(input_ids=given, attention_mask=torch.ones_like(given))
+            tokens.append(choose(outputs.logits[0, -1]))
+        return str(_tokenizer_of(self.folder).decode(tokens))
 
     def metrics(self) -> "dict[str, torchmetrics.Metric]":
         """Return the accuracy of a classifier; a language model has its loss."""

@@ -2,13 +2,14 @@
 
 import importlib
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from raytrain_plus.loggers.protocol import LoggedRun, Logger, Row
-from raytrain_plus.loggers.rows import flat
+from raytrain_plus.loggers.rows import flat, markdown
 
 _RUN_ID, _POSITION = "raytrain_plus.run_id", "raytrain_plus.position"
 _MOST_METRICS, _MOST_PARAMETERS, _LONGEST = 1000, 100, 500  # of one request; of a parameter
@@ -34,6 +35,7 @@ class MLflowLogger(Logger):
 
     def open(self, run: LoggedRun) -> int:
         """Find the run by its tag, or create it."""
+        self._folder = run.folder
         importlib.import_module("mlflow")
         tracking = importlib.import_module("mlflow.tracking")
         self._entities = importlib.import_module("mlflow.entities")
@@ -66,6 +68,7 @@ class MLflowLogger(Logger):
         for row in rows:
             for name, path in row.files.items():
                 self._store(name, path)
+            self._store_samples(row)
             at = int(row.time * 1000)
             metrics += [
                 self._entities.Metric(_key(name), value, at, row.step)
@@ -75,9 +78,21 @@ class MLflowLogger(Logger):
                 self._send(metrics, row)
                 metrics = []
 
-    def _store(self, name: str, path: Path) -> None:
+    def _store_samples(self, row: Row) -> None:
+        """Store the samples of an evaluation as a folder: a table, and their images."""
+        if not row.samples:
+            return
+        folder = f"samples/step_{row.step:08d}"
+        with tempfile.TemporaryDirectory() as temporary:
+            table = Path(temporary) / "samples.md"
+            table.write_text(markdown(row.samples))
+            self._store("samples", table, folder)
+        for path in {sample["image"]: None for sample in row.samples if "image" in sample}:
+            self._store(path, self._folder / path, folder)
+
+    def _store(self, name: str, path: Path, folder: str | None = None) -> None:
         try:
-            self._client.log_artifact(self._id, str(path))
+            self._client.log_artifact(self._id, str(path), folder)
         except Exception as error:  # noqa: BLE001 - the store of artifacts is another server
             self._client.set_tag(self._id, f"raytrain_plus.not_stored.{_key(name)}", str(error))
 

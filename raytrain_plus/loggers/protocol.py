@@ -41,6 +41,8 @@ class Row:
         time: Unix time.
         values: numbers by name; some may be NaN or infinite.
         texts: other news by name, such as why training paused.
+        samples: rows and texts that an evaluation shows, as texts by name. An `image` is the path
+            of a file in the run's folder.
         files: files by name, for loggers with `keeps_files`. The last row of a run has its report,
             `report.html`.
     """
@@ -51,6 +53,7 @@ class Row:
     values: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, str]] = ()
 
 
 class Logger(Protocol):

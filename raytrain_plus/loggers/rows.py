@@ -1,7 +1,7 @@
 """From the events of a journal to what loggers write. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Rows:
         kind = event["event"]
         values: dict[str, float] = {}
         texts: dict[str, str] = {}
+        samples: Sequence[Mapping[str, str]] = ()
         if kind == "run":
             self._begin(event)
         elif kind == "step":
@@ -69,6 +70,7 @@ class Rows:
             self._environment = event
         elif kind == "evaluate":
             values = flat(event["metrics"], "evaluation/")
+            samples = event.get("samples", ())
         elif kind == "checkpoint":
             values, texts = _of_checkpoint(event)
         elif kind == "generation":
@@ -91,6 +93,7 @@ class Rows:
             time=event.get("time", 0.0),
             values=values,
             texts=texts,
+            samples=samples,
         )
 
     def _begin(self, event: Event) -> None:
@@ -135,6 +138,17 @@ def _news(event: Event) -> dict[str, str]:
     if event["event"] == "withdrawn":
         return {"withdrawn": f"the steps after {event['step']}: {event.get('reason', '')}"}
     return {}
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows of texts as a Markdown table with a column for each name."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([row.get(n, "") for n in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:

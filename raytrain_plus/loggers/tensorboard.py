@@ -3,10 +3,13 @@
 import importlib
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raytrain_plus.loggers.protocol import LoggedRun, Logger, Row
+from raytrain_plus.loggers.rows import markdown
 
 
 @dataclass
@@ -22,6 +25,7 @@ class TensorBoardLogger(Logger):
 
     def open(self, run: LoggedRun) -> None:
         """Open a new event file. It hides what an earlier file has of later steps."""
+        self._folder = run.folder
         board = importlib.import_module("tensorboardX")
         place = f"{self.folder}/{run.name}" if self.folder else str(run.folder / "tensorboard")
         self._writer = board.SummaryWriter(
@@ -39,7 +43,20 @@ class TensorBoardLogger(Logger):
                 self._writer.add_scalar(name, value, row.step, walltime=row.time)
             for name, text in row.texts.items():
                 self._writer.add_text(name, text, row.step, walltime=row.time)
+            self._add_samples(row)
         self._writer.flush()
+
+    def _add_samples(self, row: Row) -> None:
+        """Add the samples as a table, and their images as the files have them."""
+        if row.samples:
+            self._writer.add_text("samples", markdown(row.samples), row.step, walltime=row.time)
+        for path in {sample["image"]: None for sample in row.samples if "image" in sample}:
+            with suppress(OSError):  # its file was removed
+                kinds = importlib.import_module("tensorboardX.proto.summary_pb2")
+                image = kinds.Summary.Image(encoded_image_string=(self._folder / path).read_bytes())
+                tag = f"samples/{Path(path).stem}"
+                summary = kinds.Summary(value=[kinds.Summary.Value(tag=tag, image=image)])
+                self._writer.file_writer.add_summary(summary, row.step, row.time)
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Close the file."""

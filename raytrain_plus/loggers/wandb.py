@@ -35,7 +35,8 @@ class WandbLogger(Logger):
 
     def open(self, run: LoggedRun) -> int | None:
         """Start W&B's run, or go on with it."""
-        wandb = importlib.import_module("wandb")
+        self._folder = run.folder
+        wandb = self._wandb = importlib.import_module("wandb")
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -59,7 +60,21 @@ class WandbLogger(Logger):
             for path in row.files.values():
                 self._run.save(str(path), base_path=str(path.parent), policy="now")
             values = {name: x if math.isfinite(x) else str(x) for name, x in row.values.items()}
-            self._run.log({**values, **row.texts, "step": row.step, _POSITION: row.position})
+            table = {"samples": self._table(row)} if row.samples else {}
+            place = {"step": row.step, _POSITION: row.position}
+            self._run.log({**values, **row.texts, **table, **place})
+
+    def _table(self, row: Row) -> Any:
+        """Return the samples as a table of W&B, with their images."""
+        names = list(dict.fromkeys(name for sample in row.samples for name in sample))
+
+        def cell(sample: Mapping[str, str], name: str) -> Any:
+            path = self._folder / sample.get(name, "")
+            is_image = name == "image" and path.is_file()
+            return self._wandb.Image(str(path)) if is_image else sample.get(name, "")
+
+        data = [[cell(sample, name) for name in names] for sample in row.samples]
+        return self._wandb.Table(columns=names, data=data)
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Write how the run has ended."""

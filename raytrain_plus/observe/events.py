@@ -81,6 +81,10 @@ def _is_cause(value: object) -> bool:
     return value.keys() <= {"kind", "worker", "detail"} and all(map(_is_text, value.values()))
 
 
+def _is_sample(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
 NOT_FINITE = ("nan", "inf", "-inf")
 """What stands for a number that JSON does not have."""
 
@@ -117,6 +121,9 @@ Table = Annotated[dict[str, Any], Check("an object", lambda value: isinstance(va
 Scalars = Annotated[
     dict[str, float | str],
     Check("an object of numbers, where `nan`, `inf` and `-inf` are texts", _are_scalars),
+]
+Samples = Annotated[
+    list[dict[str, str]], Check("a list of objects of texts", lambda v: _are(v, _is_sample))
 ]
 Causes = Annotated[
     list[dict[str, str]],
@@ -216,6 +223,9 @@ class EvaluateEvent(TypedDict):
 
     step: Annotated[Count, "after which step"]
     metrics: Annotated[Table, "what was found"]
+    samples: NotRequired[
+        Annotated[Samples, "`row`, `label`, `prediction`, `image`, or `prompt`, `text`"]
+    ]
 
 
 class CheckpointEvent(TypedDict):

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,6 +97,17 @@ class ByteGPT(Task):
     def update_metric(self, metric: torchmetrics.Metric, outputs: Any, batch: Batch) -> None:
         """Feed every byte's cross entropy, in bits."""
         metric.update(_losses(outputs.float(), batch) / math.log(2))
+
+    def generate(
+        self, model: nn.Module, prompt: str, length: int, choose: Callable[[Tensor], int]
+    ) -> str:
+        """Write on, byte by byte."""
+        values = list(prompt.encode())
+        device = next(model.parameters()).device
+        for _ in range(length):
+            logits = model(torch.tensor([values[-CONTEXT:]], device=device))
+            values.append(choose(logits[0, -1]))
+        return bytes(values).decode(errors="replace")
 
     def data(self) -> pa.Table:
         """Nine tenths of the files."""

@@ -16,6 +16,7 @@ follow from the data and the number of logical ranks alone.
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +24,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raytrain_plus.algorithms import Step, Weave
+from raytrain_plus.algorithms import EvaluatedSet, Step, Weave
 from raytrain_plus.seeds import seed_for, seed_global_generators
-from raytrain_plus.streams.loader import evaluation_parts, to_device
+from raytrain_plus.streams.loader import evaluation_parts, load_part, to_device
 from raytrain_plus.streams.order import Order
 from raytrain_plus.streams.source import Source
 from raytrain_plus.task import Batch, Task, TaskError
@@ -107,8 +108,11 @@ class Evaluation:
         ranges: Sequence[range],
         wire: Gather,
         enter: Callable[[str], None] = lambda _: None,
+        set_name: str = "",
     ) -> Values:
         """Return the value of each metric and mean: a number, or lists and mappings of numbers.
+
+        What advice records is then in `step.evaluation.shown`.
 
         Args:
             step: the step after which it is evaluated.
@@ -116,9 +120,18 @@ class Evaluation:
             ranges: the logical ranks of each worker.
             wire: to the other workers.
             enter: called with the name of each phase as it begins.
+            set_name: the name of this set.
         """
         if not (self._metrics or self._with_means):
             return {}
+        step.evaluation = EvaluatedSet(
+            name=set_name,
+            task=self._task,
+            rows=self.source.total_rows,
+            labels=self.source.labels,
+            seed=self._seed,
+            load=partial(self._load, wire.device, enter),
+        )
         states = self.measure(step, weave, ranges[wire.index], wire.device, enter)
         enter("gather")
         return self.values(step.number, wire.all_gather_bytes(states))
@@ -137,6 +150,8 @@ class Evaluation:
         try:
             with weave.around("evaluate", step), torch.no_grad():
                 buffers, weights = Buffers(step.model, self._task), Weights(step.model)
+                if step.evaluation is not None:
+                    step.evaluation.apart = partial(self._apart, step, buffers, weights)
 
                 def forward(batch: Batch) -> tuple[Any, dict[str, Tensor]]:
                     # What metrics leave in the task stays there.
@@ -169,6 +184,27 @@ class Evaluation:
             told |= safetensors.torch.load(payload)
         values = {name: self._value(step, name, told) for name in sorted(self._metrics)}
         return {**values, **self._means(told)}
+
+    def _load(
+        self, device: torch.device, enter: Callable[[str], None], first: int, stop: int
+    ) -> Batch:
+        enter("evaluate")
+        return to_device(
+            load_part(self.source, self.source.plain_order(1), 0, 0, first, stop), device
+        )
+
+    def _apart(
+        self, step: Step, buffers: Buffers, weights: Weights, call: Callable[[], Any]
+    ) -> Any:
+        """Call a function that computes with the model, and put back what it changes."""
+        step.model.eval()
+        seed_global_generators(seed_for(self._seed, "samples", step.number))
+        buffers.attributes.snapshot()
+        try:
+            with torch.no_grad(), weights.unchanged_by("what an aspect computes in an evaluation"):
+                return call()
+        finally:
+            buffers.restore()
 
     def _measure(
         self,

@@ -119,6 +119,24 @@ def test_each_kind_of_model_predicts_rows(name):
     assert (found["loss"][counted] > 0).all()
 
 
+def test_a_causal_model_writes_after_a_prompt(base):
+    task = TransformersTask(folder=str(base))
+    model = task.model().eval()
+    seen = []
+
+    def choose(logits):
+        seen.append(logits)
+        return 3
+
+    with torch.no_grad():
+        text = task.generate(model, "the cat", 20, choose)  # longer than the model looks back
+    assert text.startswith("the cat ")
+    assert len(text.split()) == 22
+    assert {tuple(one.shape) for one in seen} == {(WORDS,)}
+    with pytest.raises(TaskError, match="masked-lm does not write text"):
+        TransformersTask(**CASES["masked"][0]).generate(None, "x", 1, choose)
+
+
 def adapted(base, **more):
     return TransformersTask(folder=str(base), adapter=LORA, learning_rate=0.05, **more)
 

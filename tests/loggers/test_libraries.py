@@ -4,8 +4,10 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboardX.proto import event_pb2
 
+from raytrain_plus.algorithms.samples import png
 from raytrain_plus.loggers import MLflowLogger, TensorBoardLogger, WandbLogger
 from raytrain_plus.loggers.feed import Feed
 from tests.loggers.test_feed import Clock, events, until_done, write
@@ -95,6 +97,63 @@ def test_an_artifact_that_mlflow_cannot_store_is_named_and_nothing_else_is_lost(
     assert (run.info.status, run.data.tags["raytrain_plus.digest"]) == ("FINISHED", "e" * 64)
 
 
+def sampled(folder):
+    """Write a run whose evaluation shows a row with its image, and a text."""
+    picture = png(torch.zeros(4, 4, 1, dtype=torch.uint8))
+    image = "samples/step_00000003/row_0.png"
+    (folder / image).parent.mkdir(parents=True)
+    (folder / image).write_bytes(picture)
+    samples = [
+        {"row": "0", "prediction": "cat", "image": image},
+        {"prompt": "a|b", "text": "c\nd"},
+    ]
+    lines = list(events())
+    at = next(i for i, one in enumerate(lines) if one["event"] == "evaluate")
+    lines[at] = {**lines[at], "samples": samples}
+    write(folder, lines)
+    return picture
+
+
+TABLE = """| row | prediction | image | prompt | text |
+| --- | --- | --- | --- | --- |
+| 0 | cat | samples/step_00000003/row_0.png |  |  |
+|  |  |  | a\\|b | c<br>d |"""
+
+
+def test_tensorboard_shows_samples(tmp_path):
+    picture = sampled(tmp_path)
+    fed(tmp_path, TensorBoardLogger)
+    (path,) = (tmp_path / "tensorboard").glob("events*")
+    content = path.read_bytes()
+    assert picture in content
+    assert TABLE.encode() in content
+
+
+def test_mlflow_stores_samples(tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file:{tmp_path / 'mlruns'}"
+    picture = sampled(tmp_path)
+    fed(tmp_path, lambda: MLflowLogger(tracking_uri=uri))
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("raytrain_plus").experiment_id])
+    stored = Path(client.download_artifacts(run.info.run_id, "samples/step_00000003"))
+    assert (stored / "row_0.png").read_bytes() == picture
+    assert (stored / "samples.md").read_text() == TABLE
+
+
+def test_wandb_shows_samples(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
+    sampled(tmp_path)
+    fed(tmp_path, WandbLogger)
+    (table,) = [row["samples"] for row in wandb.logged if "samples" in row]
+    assert table["columns"] == ["row", "prediction", "image", "prompt", "text"]
+    image = {"image of": str(tmp_path / "samples/step_00000003/row_0.png")}
+    assert table["data"] == [["0", "cat", image, "", ""], ["", "", "", "a|b", "c\nd"]]
+
+
 class Wandb:
     """Records what W&B's interface gets: init, log, summary, finish."""
 
@@ -102,6 +161,12 @@ class Wandb:
         self.inits, self.logged, self.summary, self.finished = [], [], {}, []
         self.saved = []
         self.Settings = types.SimpleNamespace
+
+    def Image(self, path):  # noqa: N802 - W&B's name
+        return {"image of": path}
+
+    def Table(self, columns, data):  # noqa: N802
+        return {"columns": columns, "data": data}
 
     def init(self, **settings):
         self.inits.append(settings)

@@ -337,6 +337,7 @@ class RunLog:
                 "time": record.time,
                 "step": record.step,
                 "metrics": record.metrics,
+                **({"samples": [dict(one) for one in record.samples]} if record.samples else {}),
             }
         ]
 

@@ -1,6 +1,6 @@
 """What workers report of each step, and the journal keeps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ class Record:
         exchange_seconds: how long its exchange kept all of them waiting, and how long, at most, it
             ran while they computed.
         salvaged: logical ranks that a failed attempt at the step had computed.
+        samples: rows and texts that the evaluation shows.
         logged: scalars that the task and algorithms have logged, by name.
     """
 
@@ -36,3 +37,4 @@ class Record:
     exchange_seconds: tuple[float, float] = (0.0, 0.0)
     salvaged: int = 0
     logged: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, str]] = ()

@@ -6,6 +6,7 @@ Every worker keeps its records of recent steps, so that nothing is lost with the
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
@@ -49,9 +50,15 @@ class Records:
             )
         )
 
-    def add_evaluation(self, generation: int, step: int, metrics: dict[str, Any]) -> None:
+    def add_evaluation(
+        self,
+        generation: int,
+        step: int,
+        metrics: dict[str, Any],
+        samples: Sequence[Mapping[str, str]] = (),
+    ) -> None:
         """Keep an evaluation."""
-        self._add(Record(step, generation, time.time(), metrics=metrics))
+        self._add(Record(step, generation, time.time(), metrics=metrics, samples=samples))
 
     def after(self, step: int) -> list[Record]:
         """Return the records of all steps after a step, and of evaluations at it or after it."""

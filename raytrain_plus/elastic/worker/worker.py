@@ -472,21 +472,22 @@ class Worker:
         if not due:
             return
         step = Step(replica.training, replica.step)
+        samples: list[dict[str, str]] = []
         with self._loop.guard.unchanged(), evaluated(replica.model, replica.optimizer):
             self._loop.buffers.snapshot()
             try:
-                values = {
-                    named_in(set_name, name): value
-                    for set_name, evaluation in due.items()
-                    for name, value in evaluation.run(
-                        step, self._weave, plan.ranges, transport, self._progress.enter
-                    ).items()
-                }
+                values: dict[str, Any] = {}
+                for set_name, evaluation in due.items():
+                    found = evaluation.run(
+                        step, self._weave, plan.ranges, transport, self._progress.enter, set_name
+                    )
+                    values |= {named_in(set_name, name): one for name, one in found.items()}
+                    samples += step.evaluation.shown if step.evaluation else []
             finally:
                 self._loop.buffers.restore()
         if len(due) == len(self._evaluations) and (why := self._stopping.unmeasured(values)):
             raise TaskError(why)
-        self._records.add_evaluation(plan.generation, replica.step, values)
+        self._records.add_evaluation(plan.generation, replica.step, values, samples)
         self._stopping.add_evaluation(replica.step, values)
 
     def _report(self, ending: Ending, **why: Any) -> Report:

@@ -88,6 +88,7 @@ class RunHistory:
         sessions: at least one.
         steps, losses, active: of each step that stands: its number, loss and active seconds.
         evaluations: (step, active seconds, metrics) of each evaluation that stands.
+        samples: (step, samples) of each evaluation that has some.
         logged: by name, (step, active seconds, value) of each logged scalar of a step that stands.
         checkpoints: all `checkpoint` events.
         fingerprint: how the workers compute.
@@ -102,6 +103,7 @@ class RunHistory:
     losses: "array[float]" = field(default_factory=lambda: array("d"))
     active: "array[float]" = field(default_factory=lambda: array("d"))
     evaluations: list[tuple[int, float, Mapping[str, Any]]] = field(default_factory=list)
+    samples: list[tuple[int, list[Mapping[str, str]]]] = field(default_factory=list)
     logged: "dict[str, tuple[array[int], array[float], array[float]]]" = field(default_factory=dict)
     checkpoints: list[Event] = field(default_factory=list)
     fingerprint: Mapping[str, str] = field(default_factory=dict)
@@ -223,6 +225,8 @@ def _step(history: RunHistory, event: Event) -> None:
 def _evaluate(history: RunHistory, event: Event) -> None:
     at = history.last.active(event["time"])
     history.evaluations.append((event["step"], at, event["metrics"]))
+    if event.get("samples"):
+        history.samples.append((event["step"], event["samples"]))
 
 
 def _usage(history: RunHistory, event: Event) -> None:
@@ -260,3 +264,4 @@ def _drop_after(history: RunHistory, step: int) -> None:
                 column.pop()
     while history.evaluations and history.evaluations[-1][0] > step:
         history.evaluations.pop()
+    history.samples = [one for one in history.samples if one[0] <= step]

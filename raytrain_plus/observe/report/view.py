@@ -31,6 +31,7 @@ _UNITS = {
     "orphan_seconds": " s",
     "coordinator_deadline": " s",
 }
+_MOST_SAMPLED = 5  # evaluations whose samples are shown
 _DATA = ("data content", "data window", "data shuffle", "data transform", "evaluation data")
 
 
@@ -57,6 +58,7 @@ def view_of(history: RunHistory, now: float) -> dict[str, Any]:
         "tiles": _tiles(history, spent),
         "loss_charts": curves.loss_charts(history),
         "metric_charts": [*curves.metric_charts(history), *curves.logged_charts(history)],
+        "samples": _samples(history),
         "other_metrics": _other_metrics(curves.last_metrics(history)),
         "workers_chart": curves.workers_chart(history, marks_of(changes)),
         "changes": numbered,
@@ -79,6 +81,15 @@ def view_of(history: RunHistory, now: float) -> dict[str, Any]:
         "began_at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.sessions[0].start)),
         "events": f"{history.events:,}",
     }
+
+
+def _samples(history: RunHistory) -> list[tuple[int, list[str], list[Mapping[str, str]]]]:
+    """Return the last evaluations with their samples, the newest first: step, columns, rows."""
+    found = []
+    for step, samples in reversed(history.samples[-_MOST_SAMPLED:]):
+        names = dict.fromkeys(name for sample in samples for name in sample)
+        found.append((step, list(names), samples))
+    return found
 
 
 def state_of(history: RunHistory) -> str:

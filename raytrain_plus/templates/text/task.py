@@ -55,6 +55,13 @@ class Text(Task):
     def update_metric(self, metric, outputs, batch):
         metric.update(self.losses(outputs, batch) / math.log(2))
 
+    def generate(self, model, prompt, length, choose):  # for --algorithm Samples:prompts=["def "]
+        values = list(prompt.encode())
+        for _ in range(length):
+            logits = model(torch.tensor([values[-CONTEXT:]], device=model.head.weight.device))
+            values.append(choose(logits[0, -1]))
+        return bytes(values).decode(errors="replace")
+
 
 def continued(model, text, length=200):
     """Return what a model writes after a text, one most probable byte after the other."""
