@@ -141,8 +141,6 @@ def fitted(
     step = max(0.0, fixed[1] - mean(fixed[0].messages) * message)
     rest = large[1] - step - mean(large[0].messages) * message
     least, most = min(meetings), max(meetings)
-    # Both ends of one connection, as the transport writes them.
-    ends = json.dumps(["('10.123.123.123', 12345)", "('10.123.123.124', 54321)"]) + ", "
     return Wire(
         step_seconds=step,
         message_seconds=message,
@@ -150,7 +148,6 @@ def fitted(
         row_seconds=row_seconds,
         meeting_seconds=meetings[least],
         connection_seconds=(meetings[most] - meetings[least]) / (most - least),
-        connection_bytes=len(ends),
     )
 
 
@@ -183,7 +180,7 @@ def tables(known: Constants) -> dict[str, list[Row]]:
             scale_model.regroup(one, calls) for one in at.values()
         ],
         "a new generation: the workers meet": [
-            scale_model.meeting(case, wire, one) for one in at.values()
+            scale_model.meeting(wire, one) for one in at.values()
         ],
         f"a checkpoint of {TENSORS} tensors": [
             scale_model.checkpoint(case, one, calls, TENSORS) for one in at.values()
@@ -210,8 +207,6 @@ BOUNDS = (
     ("a new generation: the coordinator", "looks s", 1.0),
     ("a new generation: the coordinator", "asking all s", 1.0),
     ("a new generation: the workers meet", "CPU s", 1.0),
-    ("a new generation: the workers meet", "at link speed s", 1.0),
-    ("a new generation: the workers meet", "at link speed s", 60.0),
     (f"a checkpoint of {TENSORS} tensors", "told CPU s", 10.0),
     ("healing: seconds until all have the state", "from one", 60.0),
 )

@@ -103,7 +103,7 @@ def _plan(assignments: tuple[Assignment, ...]) -> Plan:
         step=0,
         assignments=assignments,
         healed_by={},
-        meeting_point=("10.0.0.1", 40000, "secret"),
+        endpoints=tuple(("10.0.0.1", 40000, "0123456789abcdef") for _ in assignments),
         pause_at=None,
         evaluated=False,
     )
@@ -152,7 +152,7 @@ def member_of(name: str) -> Member:
         pid=1,
         node="node",
         host="10.0.0.1",
-        meeting_point=("10.0.0.1", 1, "secret"),
+        endpoint=("10.0.0.1", 1, "0123456789abcdef"),
         lifeline=("10.0.0.1", 1, "secret"),
         stacks=3,
         fingerprint={},

@@ -89,7 +89,6 @@ class Wire:
         row_seconds: each row of the step header, in each bucket.
         meeting_seconds: a meeting of two workers.
         connection_seconds: each further connection.
-        connection_bytes: bytes per connection that a worker writes to the meeting point.
     """
 
     step_seconds: float
@@ -98,7 +97,6 @@ class Wire:
     row_seconds: float
     meeting_seconds: float
     connection_seconds: float
-    connection_bytes: float
 
     def exchange_seconds(self, traffic: Traffic) -> float:
         """Return the CPU seconds of one worker's exchange, on average."""
@@ -115,13 +113,6 @@ class Wire:
     def meeting_cpu(self, workers: int) -> float:
         """Return the CPU seconds that a meeting costs each worker."""
         return self.meeting_seconds + (workers - 2) * self.connection_seconds
-
-    def meeting_bytes(self, workers: int) -> float:
-        """Return the bytes that pass through the meeting point, which one worker runs.
-
-        Each worker reads what each other worker has written about all its connections.
-        """
-        return workers * (workers - 1) ** 2 * self.connection_bytes
 
 
 @dataclass(frozen=True)
@@ -197,17 +188,13 @@ def regroup(at: AtSize, calls: Calls) -> Row:
     }
 
 
-def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
+def meeting(wire: Wire, at: AtSize) -> Row:
     """Predict the meeting of a new generation's workers."""
     workers = at.workers
-    through = wire.meeting_bytes(workers)
     return {
         "workers": workers,
         "connections in all": workers * (workers - 1) // 2,
         "CPU s": wire.meeting_cpu(workers),
-        "MB through one": through / 1e6,
-        "at link speed s": through / case.link,
-        "names looked up": workers,
         "order of additions ms": at.additions_seconds * 1e3,
         "subtrees": at.subtrees,
         "after a loss": at.subtrees_after_loss,

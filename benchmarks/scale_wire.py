@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.traffic import BUCKET_BYTES, Traffic, ranges_of
 from raytrain_plus.training import reduction as reduction_of
+from raytrain_plus.training.endpoint import Endpoint
 from raytrain_plus.training.reduction import HEADER_WIDTH, Reduction, tree_sum
-from raytrain_plus.training.transport import MeetingPoint, Transport
+from raytrain_plus.training.transport import Transport
 
 _HOST = "127.0.0.1"
 _WARM_UP = 3  # steps
@@ -74,10 +75,11 @@ class Load:
 def run(workers: int, load: Load) -> list[Found]:
     """Start processes that meet and exchange gradients."""
     context = multiprocessing.get_context("fork")  # all processes have what is imported here
-    port, found = context.SimpleQueue(), context.SimpleQueue()
+    serving = context.Manager()
+    places, found = serving.dict(), context.SimpleQueue()
     together = context.Barrier(workers)
     processes: list[BaseProcess] = [
-        context.Process(target=_work, args=(i, workers, load, (port, found, together)))
+        context.Process(target=_work, args=(i, workers, load, (places, found, together)))
         for i in range(workers)
     ]
     try:
@@ -89,23 +91,20 @@ def run(workers: int, load: Load) -> list[Found]:
     finally:
         for process in processes:
             process.kill()
+        serving.shutdown()
     return results
 
 
 def _work(index: int, workers: int, load: Load, shared: tuple[Any, Any, Any]) -> None:
-    port, found, together = shared
+    places, found, together = shared
     torch.set_num_threads(1)
-    point = None
-    if index == 0:
-        point = MeetingPoint(_HOST)
-        for _ in range(workers - 1):
-            port.put(point.address)
-    address = point.address if point is not None else port.get()
+    endpoint = Endpoint(_HOST, "the benchmark's secret")
+    places[index] = endpoint.address
     transport = Transport(index, workers, torch.device("cpu"))
     descriptors = _descriptors()
     together.wait(_SECONDS)
     wall, cpu = time.perf_counter(), time.process_time()
-    transport.meet(address, "scale", _HOST)
+    transport.meet(endpoint, [places[place] for place in range(workers)], 1)
     met = time.perf_counter() - wall, time.process_time() - cpu, _descriptors() - descriptors
 
     traffic = load.traffic(workers)

@@ -79,15 +79,16 @@ class Group:
                     text=True,
                 )
             )
+        reached = [json.loads(self._answer(program)) for program in self._programs]
         for program in self._programs:
-            self._answer(program)
+            self._tell(program, json.dumps(reached))
+        for program in self._programs:
+            self._answer(program)  # it is ready
 
     def run(self, steps: int) -> list[float]:
         """Run steps on all workers; returns the slowest worker's seconds for each step."""
         for program in self._programs:
-            assert program.stdin is not None
-            program.stdin.write(f"{steps}\n")
-            program.stdin.flush()
+            self._tell(program, str(steps))
         found = [json.loads(self._answer(program)) for program in self._programs]
         return [max(seconds) for seconds in zip(*found, strict=True)]
 
@@ -96,6 +97,11 @@ class Group:
         for program in self._programs:
             program.kill()
             program.communicate()
+
+    def _tell(self, program: subprocess.Popen[str], line: str) -> None:
+        assert program.stdin is not None
+        program.stdin.write(f"{line}\n")
+        program.stdin.flush()
 
     def _answer(self, program: subprocess.Popen[str]) -> str:
         assert program.stdout is not None

@@ -1,11 +1,12 @@
 """One worker of `benchmarks.wire`: a program for one host of a lab.
 
-    python -m benchmarks.wire_host SYSTEM INDEX WORKERS LOGICAL_RANKS ADDRESS MEETING_ADDRESS
+    python -m benchmarks.wire_host SYSTEM INDEX WORKERS LOGICAL_RANKS ADDRESS FIRST_ADDRESS
 
 SYSTEM is `ours` (the training loop and the transport of raytrain_plus, with the checks for
 corruption that are on by default; no Ray) or `ring` (DistributedDataParallel on gloo, whose
-all-reduce is a ring). Both train the communication-bound model on the same parts. Each line on
-stdin is a number of steps; the answer is the seconds of each, as JSON.
+all-reduce is a ring). Both train the communication-bound model on the same parts. The first line on
+stdout is how this worker is reached, and the first one on stdin how all are. Each further line on
+stdin is a number of steps; the answer is the seconds of each. All of it is JSON.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from benchmarks.traffic import ranges_of
 from raytrain_plus.algorithms import Weave
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
+from raytrain_plus.training.endpoint import Endpoint
 from raytrain_plus.training.loop import TrainingLoop
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import Transport
@@ -35,7 +37,7 @@ from raytrain_plus.training.transport import Transport
 # torch's type stubs lack much of what is used here.
 dist: Any = torch.distributed
 
-_OURS_PORT, _RING_PORT = 29500, 29501
+_RING_PORT = 29501
 _LONG = 10**9  # steps
 
 
@@ -52,21 +54,22 @@ class Place:
         index: its index among the workers.
         ranges: the logical ranks of each worker.
         address: the address of this host.
-        meeting: the address of the first worker's meeting point.
+        first: the address of the first worker's host.
     """
 
     index: int
     ranges: list[range]
     address: str
-    meeting: str
+    first: str
 
 
 def ours(place: Place) -> Callable[[], None]:
     """Return a function that runs a step of raytrain_plus."""
-    first = place.index == 0
-    store = dist.TCPStore(place.meeting, _OURS_PORT, is_master=first, wait_for_workers=False)
+    endpoint = Endpoint(place.address, "the benchmark's secret")
+    print(json.dumps(endpoint.address), flush=True)
+    members = [tuple(address) for address in json.loads(sys.stdin.readline())]
     transport = Transport(place.index, len(place.ranges), torch.device("cpu"))
-    transport.meet((place.meeting, _OURS_PORT), "wire", place.address)
+    transport.meet(endpoint, members, 1)
     workload = workload_of(place.ranges[-1].stop)
     task, weave, config = workload.load(), Weave([]), ElasticConfig()
     clock = Clock(
@@ -82,7 +85,7 @@ def ours(place: Place) -> Callable[[], None]:
     parts = batches(workload)
     mine = place.ranges[place.index]
 
-    def step(_store: Any = store) -> None:  # keeps the store alive as long as the step
+    def step() -> None:
         audit = loop.guard.audit_of(replica.step)
         audited = parts[audit[0]] if audit is not None and audit[1] == place.index else None
         loop.run_step([dict(parts[rank]) for rank in mine], audit_part=audited)
@@ -92,9 +95,11 @@ def ours(place: Place) -> Callable[[], None]:
 
 def ring(place: Place) -> Callable[[], None]:
     """Return a function that runs a step of DistributedDataParallel."""
+    print(json.dumps(place.address), flush=True)
+    sys.stdin.readline()
     dist.init_process_group(
         "gloo",
-        init_method=f"tcp://{place.meeting}:{_RING_PORT}",
+        init_method=f"tcp://{place.first}:{_RING_PORT}",
         rank=place.index,
         world_size=len(place.ranges),
     )

@@ -145,7 +145,7 @@ MAY_IMPORT_RAY = {
     "cli",
     "demo",
 }
-MAY_IMPORT_DISTRIBUTED = {"training.nccl", "training.transport"}
+MAY_IMPORT_DISTRIBUTED = {"training.nccl"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 EXPORTED = {

@@ -25,7 +25,6 @@ WIRE = Wire(
     row_seconds=1e-8,
     meeting_seconds=4e-3,
     connection_seconds=3e-4,
-    connection_bytes=60,
 )
 
 

@@ -338,7 +338,7 @@ class _LocalHost:
     def open(self, spec: RunSpec, closing: contextlib.ExitStack) -> Addresses:
         """Open nothing: no other process reaches the worker."""
         del spec, closing
-        return Addresses(meeting_point=("", 0, ""), lifeline=("", 0, ""), stacks=-1)
+        return Addresses(endpoint=None, lifeline=("", 0, ""), stacks=-1)
 
     def told(self, error: BaseException) -> tuple[str, bool]:
         """Return an error of the task as text. There is no other machine to try it on."""

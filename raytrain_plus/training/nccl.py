@@ -1,6 +1,6 @@
 """NCCL as the backend of a transport: its environment, connect, post, fence and abort.
 
-NCCL differs from gloo in four ways, and each decides something here:
+NCCL differs from connections of our own in four ways, and each decides something here:
 
 - Its `wait` only orders streams. After an abort the stream continues with whatever the memory
   holds. So a fence on the host must come before anything that is kept (`NcclGroup.fence`).
@@ -14,6 +14,8 @@ These paths are tested on a double of the backend. They have not run on a GPU.
 
 import datetime as dt
 import os
+import secrets
+import socket
 import sys
 import threading
 import time
@@ -31,7 +33,9 @@ dist: Any = torch.distributed
 LEAST_VERSION = (2, 26, 2)
 """Before this version `ncclCommAbort` can hang for ever (pytorch/pytorch#149153)."""
 
-_TIMEOUT = dt.timedelta(days=7)  # progress is watched from outside
+TIMEOUT = dt.timedelta(days=7)  # progress is watched from outside
+_MEETING_TIMEOUT = dt.timedelta(seconds=60)
+_PLACE_BYTES = 128  # of a host, a port and a secret
 _ABORT_SECONDS = 5.0
 _POLL_SECONDS = 50e-6
 _GREETING_ELEMENTS = 4
@@ -120,7 +124,7 @@ class NcclGroup:
         sends = [Message(p, box) for p, box in zip(peers, boxes, strict=False)]
         receives = [Message(p, box) for p, box in zip(peers, boxes[len(peers) :], strict=True)]
         for work in self.post(sends, receives, lambda _peer, _sending: 0):
-            work.wait(_TIMEOUT)
+            work.wait(TIMEOUT)
 
     def post(
         self,
@@ -169,6 +173,36 @@ class NcclGroup:
             threading.Thread(target=target, daemon=True, name=f"nccl-abort-{target}").start()
 
 
+def open_store(host: str, index: int, share: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return the key-value store over which NCCL hands out its unique id.
+
+    The first member opens it on its own address only. Its keys begin with a secret, so that no
+    member reads what a stranger has written.
+
+    Args:
+        host: the address at which this worker can be reached.
+        index: this worker's place in the generation.
+        share: gives all members what the first one has: a tensor of uint8, of the same size.
+    """
+    place = torch.zeros(_PLACE_BYTES, dtype=torch.uint8)
+    store = None
+    if index == 0:
+        # Without a socket of ours the store would listen on all addresses of the machine.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, 0), family=family)
+        port = int(listening.getsockname()[1])
+        store = dist.TCPStore(
+            host, port, is_master=True, wait_for_workers=False, timeout=_MEETING_TIMEOUT,
+            master_listen_fd=listening.detach(),
+        )  # fmt: skip
+        text = f"{host} {port} {secrets.token_hex(16)}".encode()
+        place[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    at, port_text, secret = share(place).numpy().tobytes().rstrip(b"\0").decode().split()
+    if store is None:
+        store = dist.TCPStore(at, int(port_text), is_master=False, timeout=_MEETING_TIMEOUT)
+    return dist.PrefixStore(secret, store)
+
+
 def connect(store: Any, index: int, size: int, device: torch.device) -> NcclGroup:
     """Make this worker's end of a communicator; it does not wait for the others.
 
@@ -177,7 +211,7 @@ def connect(store: Any, index: int, size: int, device: torch.device) -> NcclGrou
     """
     check_version(torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
     options = dist.ProcessGroupNCCL.Options()
-    options._timeout = _TIMEOUT  # noqa: SLF001 - there is no other way to set it
+    options._timeout = TIMEOUT  # noqa: SLF001 - there is no other way to set it
     options.config.blocking = 0
     backend = dist.ProcessGroupNCCL(store, index, size, options)
     backend.eager_connect_single_device(device)

@@ -9,10 +9,12 @@ from concurrent.futures import Future
 
 import torch
 
+from raytrain_plus.training.endpoint import Endpoint
 from raytrain_plus.training.transport import Transport
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
+SECRET = "the run's secret"
 PATIENCE = 30  # seconds; only a test that is about to fail waits so long
 
 # One clean process imports torch; the members are forked from it before it starts a thread.
@@ -78,10 +80,17 @@ def _serve(pipe):
             threading.Thread(target=call, args=pipe.recv(), daemon=True).start()
 
 
-def meet(kept, index, size, store, generation="first"):
+def listen(kept):
+    """Open the member's endpoint, once; return its address."""
+    if "endpoint" not in kept:
+        kept["endpoint"] = Endpoint(HOST, SECRET)
+    return kept["endpoint"].address
+
+
+def meet(kept, index, addresses, number=1, generation="first"):
     """Become a member of a generation."""
-    transport = kept[generation] = Transport(index, size, CPU)
-    transport.meet(store, generation, HOST)
+    transport = kept[generation] = Transport(index, len(addresses), CPU)
+    transport.meet(kept["endpoint"], addresses, number)
 
 
 def abort(kept, reason, generation="first"):

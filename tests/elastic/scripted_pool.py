@@ -80,7 +80,7 @@ def make_ready(worker, *, node="node", step=0, **fingerprint):
         pid=1000 + int(worker[1:]),
         node=node,
         host="127.0.0.1",
-        meeting_point=("127.0.0.1", int(worker[1:]), "secret"),
+        endpoint=("127.0.0.1", int(worker[1:]), "00"),
         lifeline=("127.0.0.1", 0, "secret"),
         stacks=3,
         fingerprint={"torch": "2", "probe gradient": "same", **fingerprint},

@@ -1,11 +1,13 @@
 """The paths of a transport on a GPU, on a double of c10d's NCCL backend."""
 
+import datetime as dt
 import threading
 
 import pytest
 import torch
 
-from raytrain_plus.training import nccl, transport
+from raytrain_plus.training import nccl
+from raytrain_plus.training.endpoint import Endpoint
 from raytrain_plus.training.reduction import Message
 from raytrain_plus.training.transport import Transport, TransportError
 
@@ -74,7 +76,7 @@ def group_of(backend, mark=None, **settings):
 def joined(group):
     """Return a transport between two workers whose group has been made."""
     made = Transport(0, 2, GPU)
-    made._group = group
+    made._nccl = group
     return made
 
 
@@ -184,24 +186,65 @@ def test_an_abort_that_works_ends_no_process():
     assert done.wait(PATIENCE)
 
 
-def test_members_exchange_greetings_while_they_meet_and_an_abort_reaches_them(monkeypatch):
+@pytest.fixture
+def partners():
+    """Return two endpoints."""
+    made = [Endpoint("127.0.0.1", "secret") for _ in range(2)]
+    yield made
+    for endpoint in made:
+        endpoint.close()
+
+
+def test_members_exchange_greetings_while_they_meet_and_an_abort_reaches_them(
+    monkeypatch, partners
+):
     mark, backend = Mark(), Backend()
     group = group_of(backend, mark)
-    monkeypatch.setattr(transport, "_connect", lambda *_: (group, {}))
-    alone = Transport(0, 2, GPU)
+    monkeypatch.setattr(nccl, "open_store", lambda *_: None)
+    monkeypatch.setattr(nccl, "connect", lambda *_: group)
+    addresses = [endpoint.address for endpoint in partners]
+
+    def partner_of(number):
+        other = Transport(1, 2, CPU)
+        return in_thread(lambda: other.meet(partners[1], addresses, number))
+
+    met = Transport(0, 2, GPU)
     greeted = []
     monkeypatch.setattr(group, "greet", lambda peers: (greeted.append(peers), mark.query()))
-    alone.meet(("127.0.0.1", 1, "secret"), "run/1", "127.0.0.1")
+    came = partner_of(1)
+    met.meet(partners[0], addresses, 1)
+    assert came() == []
     assert greeted == [[1]]
 
     waiting = Transport(0, 2, GPU)
     hangs = threading.Event()
     monkeypatch.setattr(group, "greet", lambda _: (hangs.set(), threading.Event().wait()))
-    ended = in_thread(lambda: waiting.meet(("127.0.0.1", 1, "secret"), "run/2", "127.0.0.1"))
+    ended = in_thread(lambda: waiting.meet(partners[0], addresses, 2))
+    partner_of(2)
     assert hangs.wait(PATIENCE)
     waiting.abort("w2 did not come")
     assert ended() == ["w2 did not come"]
     assert backend.aborted.wait(PATIENCE)
+
+
+def test_all_members_reach_the_store_of_the_first_one():
+    """NCCL hands out its unique id over it."""
+    given = []
+
+    def share(place):
+        if not given:
+            given.append(place)
+        return given[0]
+
+    first, second = (nccl.open_store("127.0.0.1", index, share) for index in (0, 1))
+    first.set("id", b"unique")
+    assert second.get("id") == b"unique"
+    host, port, secret = given[0].numpy().tobytes().rstrip(b"\0").decode().split()
+    assert len(secret) == 32
+    patience = dt.timedelta(seconds=0.2)
+    stranger = torch.distributed.TCPStore(host, int(port), is_master=False, timeout=patience)
+    with pytest.raises(torch.distributed.DistStoreError):  # its keys are others
+        stranger.get("id")
 
 
 def test_a_greeting_exchanges_bytes_with_every_peer():

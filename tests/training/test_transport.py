@@ -1,24 +1,19 @@
 """Real processes on the loopback meet, exchange, die and are aborted."""
 
-import datetime as dt
-import os
-import socket
+import itertools
 import time
 
 import pytest
 import torch
 
+from raytrain_plus.training.endpoint import Endpoint
 from raytrain_plus.training.reduction import Message
-from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
-from tests.elastic.members import CPU, HOST, PATIENCE, MemberProcess, abort, meet
+from raytrain_plus.training.transport import Transport, TransportError
+from tests.elastic.members import CPU, HOST, PATIENCE, SECRET, MemberProcess, abort, listen, meet
 
-SOON = 15.0  # seconds within which an abort must have ended a wait; gloo itself would take 60
+SOON = 15.0  # seconds within which an abort must have ended a wait
 A_WHILE = 0.3  # seconds in which no wait may end
-
-
-@pytest.fixture(scope="module")
-def store():
-    return MeetingPoint(HOST)
+GENERATIONS = itertools.count(1)
 
 
 @pytest.fixture
@@ -34,10 +29,14 @@ def members():
         member.kill()
 
 
-def assemble(members, store, generation):
+def addresses_of(members):
+    return [member.do(listen) for member in members]
+
+
+def assemble(members, generation):
     """Let members meet; each keeps its transport under the name of the generation."""
-    size = len(members)
-    met = [m.call(meet, index, size, store.address, generation) for index, m in enumerate(members)]
+    addresses, number = addresses_of(members), next(GENERATIONS)
+    met = [m.call(meet, i, addresses, number, generation) for i, m in enumerate(members)]
     for future in met:
         future.result(PATIENCE)
 
@@ -83,34 +82,21 @@ def gather(kept, generation, payload):
     return kept[generation].all_gather_bytes(payload)
 
 
-def listen(kept):
-    kept["listener"] = socket.create_server((HOST, 0))
+def close(kept, generation):
+    kept[generation].close()
 
 
-def abort_after_reuse(kept, generation, reason):
-    """Abort when another connection has a descriptor of the group; return what happens."""
-    transport = kept[generation]
-    numbers = set(transport._sockets)
-    listener = kept["listener"]
-    deadline = time.monotonic() + PATIENCE
-    taken = []
-    while time.monotonic() < deadline:  # gloo closes its descriptors in a thread of its own
-        taken = [] if len(taken) > 10 else taken
-        pair = socket.create_connection(listener.getsockname()), listener.accept()[0]
-        taken.append(pair)
-        if numbers & {end.fileno() for end in pair}:
-            transport.abort(reason)
-            pair[0].sendall(b"alive")
-            return pair[1].recv(5)
-    return b"no descriptor was taken over"
+def connections(kept):
+    """Return the ports of the open connections, by partner."""
+    return {name: end.getsockname() for name, end in kept["endpoint"]._open.items()}
 
 
 # The tests.
 
 
-def test_messages_arrive_in_the_order_in_which_they_are_posted(members, store):
+def test_messages_arrive_in_the_order_in_which_they_are_posted(members):
     group = members(3)
-    assemble(group, store, "order")
+    assemble(group, "order")
     trades = [member.call(trade, "order", 12) for member in group]
     for index, future in enumerate(trades):
         arrived = future.result(PATIENCE)
@@ -120,27 +106,27 @@ def test_messages_arrive_in_the_order_in_which_they_are_posted(members, store):
             assert values == {10 * number + peer}
 
 
-def test_large_messages_arrive_completely(members, store):
+def test_large_messages_arrive_completely(members):
     first, second = group = members(2)
-    assemble(group, store, "large")
+    assemble(group, "large")
     sent = first.call(send, "large", 1, [1, 2], 2_000_003)
     assert second.do(receive, "large", 0, 2, 2_000_003) == [{1.0}, {2.0}]
     sent.result(PATIENCE)
 
 
-def test_bytes_of_any_length_are_gathered_in_the_order_of_the_group(members, store):
+def test_bytes_of_any_length_are_gathered_in_the_order_of_the_group(members):
     group = members(3)
-    assemble(group, store, "gather")
+    assemble(group, "gather")
     for payloads in ([b"zero", b"", b"two" * 1000], [b"", b"", b""]):
         gathered = [m.call(gather, "gather", p) for m, p in zip(group, payloads, strict=True)]
         assert [future.result(PATIENCE) for future in gathered] == [payloads] * 3
 
 
 @pytest.mark.parametrize("wait", ["receive", "send", "gather"])
-def test_an_abort_ends_a_wait_while_the_peer_stays_silent(members, store, wait):
+def test_an_abort_ends_a_wait_while_the_peer_stays_silent(members, wait):
     waiting, silent = group = members(2)
     generation = f"{wait} in silence"
-    assemble(group, store, generation)
+    assemble(group, generation)
     arguments = {"receive": (1, 1), "send": (1, [1], 50_000_000), "gather": (b"payload",)}[wait]
     future = waiting.call(globals()[wait], generation, *arguments)
     with pytest.raises(TimeoutError):  # the control: silence alone ends no wait
@@ -161,9 +147,9 @@ def test_an_abort_ends_a_wait_while_the_peer_stays_silent(members, store, wait):
         silent.do(receive, generation, 0, 1)
 
 
-def test_an_abort_ends_a_wait_for_a_process_that_hangs(members, store):
+def test_an_abort_ends_a_wait_for_a_process_that_hangs(members):
     waiting, hung = group = members(2)
-    assemble(group, store, "hang")
+    assemble(group, "hang")
     hung.halt()
     future = waiting.call(receive, "hang", 1, 1)
     with pytest.raises(TimeoutError):
@@ -175,9 +161,9 @@ def test_an_abort_ends_a_wait_for_a_process_that_hangs(members, store):
     assert time.monotonic() - began < SOON
 
 
-def test_a_death_ends_waits_for_the_dead_worker_and_an_abort_ends_all_others(members, store):
+def test_a_death_ends_waits_for_the_dead_worker_and_an_abort_ends_all_others(members):
     first, second, dead = group = members(3)
-    assemble(group, store, "death")
+    assemble(group, "death")
     on_dead = first.call(receive, "death", 2, 1)
     on_living = second.call(receive, "death", 0, 1)
     with pytest.raises(TimeoutError):
@@ -194,57 +180,87 @@ def test_a_death_ends_waits_for_the_dead_worker_and_an_abort_ends_all_others(mem
         on_living.result(PATIENCE)
 
 
-def test_survivors_meet_again_without_the_dead(members, store):
+def test_survivors_meet_again_without_the_dead(members):
     group = members(3)
-    assemble(group, store, "before")
+    assemble(group, "before")
     group.pop().kill()
     for member in group:
         member.do(abort, "one was lost", "before")
-    assemble(group, store, "after")
+    assemble(group, "after")
     sent = group[0].call(send, "after", 1, [5])
     assert group[1].do(receive, "after", 0, 1) == [{5.0}]
     sent.result(PATIENCE)
 
 
-def test_an_abort_ends_the_wait_for_a_member_that_does_not_come(members, store):
-    (alone,) = members(1)
-    future = alone.call(meet, 0, 2, store.address, "lonely")
-    with pytest.raises(TimeoutError):
-        future.result(A_WHILE)
-    began = time.monotonic()
-    alone.do(abort, "no peer connects", "lonely")
-    with pytest.raises(TransportError, match="no peer connects"):
-        future.result(PATIENCE)
-    assert time.monotonic() - began < SOON
-    assemble([alone, *members(1)], store, "in company")  # it can be used again
+def test_an_abort_ends_the_wait_for_a_member_that_does_not_come(members):
+    alone, _ = group = members(2)
+    addresses = addresses_of(group)
+    for index, order in enumerate((addresses, addresses[::-1])):  # it calls, and is called
+        future = alone.call(meet, index, order, next(GENERATIONS), "lonely")
+        with pytest.raises(TimeoutError):
+            future.result(A_WHILE)
+        began = time.monotonic()
+        alone.do(abort, "no peer connects", "lonely")
+        with pytest.raises(TransportError, match="no peer connects"):
+            future.result(PATIENCE)
+        assert time.monotonic() - began < SOON
+    assemble(group, "in company")  # it can be used again
 
 
-def test_an_abort_before_the_meeting_ends_it_at_once(store):
+def test_an_abort_before_the_meeting_ends_it_at_once():
     transport = Transport(0, 2, CPU)
     transport.abort("over before it began")
     with pytest.raises(TransportError, match="over before it began"):
-        transport.meet(store.address, "early", HOST)
+        transport.meet(None, [], 1)
 
 
-def test_generations_do_not_receive_each_others_messages(members, store):
+def test_generations_do_not_receive_each_others_messages(members):
     first, second = group = members(2)
-    assemble(group, store, "old")
-    first.call(send, "old", 1, [1])  # no worker receives this
-    assemble(group, store, "new")
+    assemble(group, "old")
+    first.do(send, "old", 1, [1])  # no worker receives this
+    for member in group:
+        member.do(close, "old")
+    assemble(group, "new")
     sent = first.call(send, "new", 1, [2])
     assert second.do(receive, "new", 0, 1) == [{2.0}]
     sent.result(PATIENCE)
     first.do(abort, "over", "old")
-    sent = first.call(send, "new", 1, [3])  # an abort of one generation does not abort the other
+    sent = first.call(send, "new", 1, [3])  # an old transport's abort comes too late to do harm
+    with pytest.raises(TransportError, match="over"):
+        first.do(send, "old", 1, [4])
     assert second.do(receive, "new", 0, 1) == [{3.0}]
     sent.result(PATIENCE)
 
 
-def test_members_of_different_generations_do_not_meet(members, store):
-    one, other = members(2)
+def test_a_calm_end_leaves_the_connections_to_the_next_generation(members):
+    first, _, third = group = members(3)
+    assemble(group, "calm")
+    before = [member.do(connections) for member in group]
+    for member in group:
+        member.do(close, "calm")
+    reordered = [third, first]
+    assemble(reordered, "next")
+    sent = first.call(send, "next", 0, [1])
+    assert third.do(receive, "next", 1, 1) == [{1.0}]
+    sent.result(PATIENCE)
+    after = first.do(connections)
+    assert after.items() <= before[0].items()  # the same connection, though others call now
+    assert len(after) == 1  # and none to a worker that is not in the group
+    third.do(abort, "one was lost", "next")
+    with pytest.raises(TransportError, match="a peer was lost"):
+        first.do(receive, "next", 0, 1)
+    first.do(abort, "one was lost", "next")
+    assemble(group, "afterwards")
+    assert set(first.do(connections).values()).isdisjoint(before[0].values())  # the control
+
+
+def test_members_of_different_generations_do_not_meet(members):
+    one, other = group = members(2)
+    addresses = addresses_of(group)
+    early, late = next(GENERATIONS), next(GENERATIONS)
     futures = [
-        one.call(meet, 0, 2, store.address, "this"),
-        other.call(meet, 1, 2, store.address, "that"),
+        one.call(meet, 0, addresses, early, "this"),
+        other.call(meet, 1, addresses, late, "that"),
     ]
     for member, future, name in zip((one, other), futures, ("this", "that"), strict=True):
         with pytest.raises(TimeoutError):
@@ -252,53 +268,34 @@ def test_members_of_different_generations_do_not_meet(members, store):
         member.do(abort, "alone", name)
         with pytest.raises(TransportError, match="alone"):
             future.result(PATIENCE)
+    assemble(group, "together")
 
 
-def test_an_abort_does_not_close_a_connection_with_a_reused_descriptor(members, store):
-    survivor, dead = group = members(2)
-    assemble(group, store, "reuse")
-    survivor.do(listen)
-    dead.kill()
-    with pytest.raises(TransportError, match="a peer was lost"):
-        survivor.do(receive, "reuse", 1, 1)
-    assert survivor.do(abort_after_reuse, "reuse", "one was lost") == b"alive"
+def test_a_worker_of_another_run_does_not_join(members):
+    (member,) = members(1)
+    stranger = Endpoint(HOST, "another run's secret")
+    addresses = [member.do(listen), stranger.address]
+    future = member.call(meet, 0, addresses, next(GENERATIONS), "mixed")
+    with pytest.raises(TimeoutError):
+        future.result(A_WHILE)
+    member.do(abort, "it does not belong to us", "mixed")
+    with pytest.raises(TransportError, match="it does not belong to us"):
+        future.result(PATIENCE)
+    stranger.close()
+    friend = Endpoint(HOST, SECRET)  # the control
+    transport = Transport(1, 2, CPU)
+    addresses, number = [addresses[0], friend.address], next(GENERATIONS)
+    future = member.call(meet, 0, addresses, number, "right")
+    transport.meet(friend, addresses, number)
+    future.result(PATIENCE)
+    friend.close()
 
 
 def test_a_group_of_one_needs_no_peer():
     transport = Transport(0, 1, CPU)
-    transport.meet(("nowhere", 1, ""), "alone", HOST)
+    transport.meet(None, [("nowhere", 1, "")], 1)
     assert transport.all_gather_bytes(b"mine") == [b"mine"]
     transport.exchange([], [])
     transport.abort("over")
     with pytest.raises(TransportError, match="over"):
         transport.exchange([], [])
-
-
-def test_the_meeting_point_listens_on_its_own_address_only():
-    store = MeetingPoint("127.0.0.1")
-    with socket.create_connection(store.address[:2]):  # the control
-        pass
-    with pytest.raises(OSError):  # noqa: PT011 - refused, as nothing listens there
-        socket.create_connection(("127.0.0.2", store.address[1]), timeout=5.0)
-
-
-def test_other_connections_to_the_meeting_point_have_no_effect(members, store):
-    """They write under other keys; garbage ends only their own connection."""
-    host, port, secret = store.address
-    assert len(secret) == 32
-    assert MeetingPoint(HOST).address[2] != secret
-    for _ in range(3):
-        with socket.create_connection((host, port)) as stranger:
-            stranger.sendall(os.urandom(4096))
-    patience = dt.timedelta(seconds=20)
-    theirs = torch.distributed.TCPStore(host, port, is_master=False, timeout=patience)
-    for key in (
-        "besieged/0",
-        "besieged/1",
-        "besieged/rank_0",
-        "besieged/sockets/0",
-        "0",
-        "sockets/1",
-    ):
-        theirs.set(key, b"garbage")
-    assemble(members(2), store, "besieged")

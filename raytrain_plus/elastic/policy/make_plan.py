@@ -81,14 +81,12 @@ def make_plan(
         load, top = situation.checkpoint
         sources = [0]
     receivers = [i for i in range(len(placed)) if i not in sources]
-    first = placed[0].ready
-    assert first is not None
     return Plan(
         generation=situation.generation,
         step=top,
         assignments=assignments,
         healed_by={to: sources[n % len(sources)] for n, to in enumerate(receivers)},
-        meeting_point=first.meeting_point,
+        endpoints=tuple(member.ready.endpoint for member in placed if member.ready is not None),
         pause_at=min((f.step for f in situation.faults if f.pauses_after(top)), default=None),
         evaluated=situation.evaluated_step >= top,
         faults=[f for f in situation.faults if f.strikes],

@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal
 
 from raytrain_plus.algorithms import Aspect
@@ -152,6 +154,7 @@ class RunSpec:
             run goes on without that process.
         run_id: tells the run from others of its name; the same when it is resumed.
         claim: what its driver and coordinators have in common, and no other owner of its folder.
+        secret: known to its processes only. Workers prove by it that they belong together.
         address: of its Ray cluster.
         code: the files of the user's code, as the driver has found them.
         cwd: the driver's working directory.
@@ -186,6 +189,7 @@ class RunSpec:
     driver: tuple[str, int, str] | None = None
     run_id: str = ""
     claim: str = ""
+    secret: str = field(default_factory=partial(token_hex, 32), repr=False)
     address: str = ""
     code: Code = field(default_factory=dict)
     cwd: str = ""
@@ -269,6 +273,7 @@ class Ready:
     """A worker that is ready: it has loaded the task and computed the probe.
 
     Attributes:
+        endpoint: where the other workers connect.
         lifeline: where the coordinator connects to watch the worker.
         stacks: the descriptor with which a neighbour reads the worker's stacks.
         warnings: of aspects that found nothing to do in the model.
@@ -279,7 +284,7 @@ class Ready:
     pid: int
     node: str
     host: str
-    meeting_point: tuple[str, int, str]
+    endpoint: tuple[str, int, str]
     lifeline: tuple[str, int, str]
     stacks: int
     fingerprint: Fingerprint
@@ -372,7 +377,7 @@ class Plan:
         step: committed steps at its start.
         assignments: the workers in order, with their logical ranks.
         healed_by: receiver's place -> source's place.
-        meeting_point: where the members find each other.
+        endpoints: where the members can be reached, in order.
         pause_at: the step after which the generation ends by itself, or None.
         evaluated: whether the evaluation that is due at its start has been done.
         faults: strikes that have not struck yet.
@@ -386,7 +391,7 @@ class Plan:
     step: int
     assignments: tuple[Assignment, ...]
     healed_by: Mapping[int, int]
-    meeting_point: tuple[str, int, str]
+    endpoints: tuple[tuple[str, int, str], ...]
     pause_at: int | None
     evaluated: bool
     faults: Sequence[Fault] = ()

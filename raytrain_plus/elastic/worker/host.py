@@ -21,7 +21,7 @@ from raytrain_plus.elastic.worker.process import prepare_process, users_tracebac
 from raytrain_plus.observe import output
 from raytrain_plus.ray_cluster.metrics import export_traffic
 from raytrain_plus.storage.staging import staged
-from raytrain_plus.training.transport import MeetingAddress, MeetingPoint
+from raytrain_plus.training.endpoint import Endpoint
 
 _LAST_WORD_SECONDS = 0.5  # for the coordinator to hear why a worker ends itself
 
@@ -31,12 +31,12 @@ class Addresses:
     """How other processes reach a worker.
 
     Attributes:
-        meeting_point: where the members of a generation find each other.
+        endpoint: where the other workers connect; None if none does.
         lifeline: where the coordinator connects to watch the worker; without a host, nowhere.
         stacks: the descriptor with which a neighbour reads the worker's stacks.
     """
 
-    meeting_point: MeetingAddress
+    endpoint: Endpoint | None
     lifeline: tuple[str, int, str]
     stacks: int
 
@@ -115,11 +115,12 @@ class RayHost:
         """Make the worker reachable on this node's address."""
         closing.callback(export_traffic(spec.name).stop)
         host = ray.util.get_node_ip_address()
-        self._meeting_point = MeetingPoint(host)
+        endpoint = Endpoint(host, spec.secret)
+        closing.callback(endpoint.close)
         lifeline = LifelineServer(host, lambda: self._on_release(spec, lifeline))
         closing.callback(lifeline.close)
         return Addresses(
-            meeting_point=self._meeting_point.address,
+            endpoint=endpoint,
             lifeline=lifeline.address,
             stacks=stacks.offer(),
         )

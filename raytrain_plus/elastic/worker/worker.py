@@ -61,6 +61,7 @@ from raytrain_plus.streams.loader import Batch, Loader, load_step_part, to_devic
 from raytrain_plus.task import TaskError, TaskWarning, load_task
 from raytrain_plus.training.admission import check_start
 from raytrain_plus.training.corruption import CorruptionError
+from raytrain_plus.training.endpoint import NOWHERE
 from raytrain_plus.training.evaluation import named_in
 from raytrain_plus.training.flops import Flops, count_flops
 from raytrain_plus.training.loop import TrainingLoop
@@ -190,12 +191,12 @@ class Worker:
         victim = WorkerFaults(self._task, replica, self._uploads)
         self._faults = process_faults.Injector(self._name, FaultLog(spec.node_folder), victim)
         process, reached = self._host.process(), self._host.open(spec, self._closing)
-        self._address = process.host
+        self._endpoint = reached.endpoint
         return Ready(
             pid=process.pid,
             node=process.node,
             host=process.host,
-            meeting_point=reached.meeting_point,
+            endpoint=NOWHERE if self._endpoint is None else self._endpoint.address,
             lifeline=reached.lifeline,
             stacks=reached.stacks,
             fingerprint=proof,
@@ -246,6 +247,7 @@ class Worker:
             if ending == "finished":
                 self._loop.check_state()
             report = self._report(ending, reason=self._reason)
+            transport.close()
         except USERS as error:  # the coordinator decides what to do about it
             transport.abort("the generation is over")  # the other members notice at once
             ours = isinstance(error, (TransportError, AbortedError)) or self._progress.is_aborted
@@ -369,7 +371,7 @@ class Worker:
     def _form(self, plan: Plan, transport: Transport) -> None:
         """Meet the other members and bring all to the same step."""
         self._progress.enter("meet")
-        transport.meet(plan.meeting_point, f"{self._spec.name}/{plan.generation}", self._address)
+        transport.meet(self._endpoint, plan.endpoints, plan.generation)
         replica, index = self._loop.replica, transport.index
         self._progress.enter("heal")
         if plan.checkpoint is not None and index not in plan.healed_by:

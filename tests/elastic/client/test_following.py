@@ -117,7 +117,7 @@ def end(folder, outcome=OUTCOME):
     run_log = RunLog(Journal(folder))
     plan = Plan(
         generation=1, step=0, assignments=(Assignment("w0", 0, 8),), healed_by={},
-        meeting_point=("", 0, ""), pause_at=None, evaluated=False,
+        endpoints=(("", 0, ""),), pause_at=None, evaluated=False,
     )  # fmt: skip
     run_log.expect(plan, [Cause("start")], None)
     run_log.started(1, 50.0)

@@ -34,7 +34,7 @@ def plan(generation, first=0, workers=2):
         step=first,
         assignments=tuple(Assignment(f"w{i}", i, i + 1) for i in range(workers)),
         healed_by={},
-        meeting_point=("127.0.0.1", 1, "secret"),
+        endpoints=(("127.0.0.1", 1, "00"),),
         pause_at=None,
         evaluated=False,
     )

@@ -31,7 +31,7 @@ def test_a_member_that_is_behind_is_healed_by_one_that_is_ahead():
     plan = plan_of(member("w0", 4), member("w1", 5), member("w2", 5), member("w3", 0))
     assert (plan.step, plan.generation, plan.checkpoint) == (5, 3, None)
     assert healing(plan) == {"w0": "w1", "w3": "w2"}  # each by another member, which is faster
-    assert plan.meeting_point == make_ready(plan.assignments[0].worker).meeting_point
+    assert plan.endpoints == tuple(make_ready(a.worker).endpoint for a in plan.assignments)
 
 
 def test_members_with_equal_states_are_not_healed():

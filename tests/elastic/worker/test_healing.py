@@ -9,9 +9,10 @@ from torch import nn
 
 from raytrain_plus.elastic.worker.healing import receive_state, send_state
 from raytrain_plus.task import Task
+from raytrain_plus.training.endpoint import Endpoint
 from raytrain_plus.training.reduction import Message
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.transport import MeetingPoint, Transport, TransportError
+from raytrain_plus.training.transport import Transport, TransportError
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
@@ -69,18 +70,27 @@ def train(replica, steps):
 @pytest.fixture
 def group():
     """Return a function that makes connected transports."""
-    store = MeetingPoint(HOST)
-    made = []
+    made, opened = [], []
 
     def make(size):
         transports = [Transport(index, size, CPU) for index in range(size)]
         made.extend(transports)
-        together(*(lambda t=t: t.meet(store.address, "healing", HOST) for t in transports))
+        endpoints = [Endpoint(HOST, "secret") for _ in transports]
+        opened.extend(endpoints)
+        addresses = [endpoint.address for endpoint in endpoints]
+        together(
+            *(
+                lambda t=t, e=e: t.meet(e, addresses, 1)
+                for t, e in zip(transports, endpoints, strict=True)
+            )
+        )
         return transports
 
     yield make
     for transport in made:
         transport.abort("the test is over")
+    for endpoint in opened:
+        endpoint.close()
 
 
 def together(*functions):

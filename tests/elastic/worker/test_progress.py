@@ -16,7 +16,7 @@ def plan(generation, step=0):
         step=step,
         assignments=(Assignment("w0", 0, 1),),
         healed_by={},
-        meeting_point=("127.0.0.1", 1, "secret"),
+        endpoints=(("127.0.0.1", 1, "00"),),
         pause_at=None,
         evaluated=False,
     )
