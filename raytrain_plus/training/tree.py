@@ -115,7 +115,7 @@ def additions(subtrees: Sequence[tuple[int, int]], leaves: int) -> list[tuple[in
                 f"next that starts at leaf {start} and stops at or before leaf {stop}; give the "
                 f"maximal subtrees of every range, in order and without gaps or overlaps"
             )
-        split = start + _split(stop - start)
+        split = start + half_of(stop - start)
         left, right = total(start, split), total(split, stop)
         order.append((left, right))
         return left
@@ -229,11 +229,11 @@ def fold(leaves: Sequence[T], add: Callable[[T, T], T]) -> T:
         raise ValueError("a sum of no leaves has no value here; give at least one leaf")
     if len(leaves) == 1:
         return leaves[0]
-    split = _split(len(leaves))
+    split = half_of(len(leaves))
     return add(fold(leaves[:split], add), fold(leaves[split:], add))
 
 
-def _split(length: int) -> int:
+def half_of(length: int) -> int:
     """Return the largest power of two below `length`, which is at least 2."""
     return 1 << (length - 1).bit_length() - 1
 
