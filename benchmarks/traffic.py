@@ -1,14 +1,20 @@
 """The bytes that one step sends, computed from the plan: pure functions.
 
-The exchange is that of `raytrain_plus/training/reduction.py`: a worker with k maximal subtrees in
-its range sends each of these partial sums, chunk by chunk, to the chunks' owners, and its own
-finished chunk to all others. A ring all-reduce sends 2 (W - 1) / W times the gradients.
+The exchange is that of `raytrain_plus/training/bucket.py`. Directly, a worker with k maximal
+subtrees in its range sends each of these partial sums, chunk by chunk, to the chunks' owners, and
+its own finished chunk to all others. By halves, it sends what the plan says. The cheaper of both is
+used. A ring all-reduce sends 2 (W - 1) / W times the gradients.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import torch
 
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
+from raytrain_plus.training.bucket import UNITS, Group
+from raytrain_plus.training.halving import Halving
 from raytrain_plus.training.reduction import HEADER_WIDTH
 from raytrain_plus.training.tree import maximal_subtrees
 
@@ -58,9 +64,23 @@ class Traffic:
         """Bytes that each worker sends in a ring all-reduce."""
         return 2 * self._share_of_others * self.gradient_bytes
 
+    @cached_property
+    def planned(self) -> Halving | None:
+        """The sum by halves; None if a direct one is cheaper."""
+        sizes = [self.gradient_bytes / self.buckets] * self.buckets
+        return Group.of(self.ranges, torch.device("cpu"), sizes).planned
+
+    @cached_property
+    def _halved(self) -> tuple[list[int], list[int]]:
+        """By halves: messages per bucket, and units of the vector, that each worker sends."""
+        assert self.planned is not None
+        return self.planned.sent()
+
     @property
     def sent_bytes(self) -> list[float]:
         """Bytes of gradients that each worker sends."""
+        if self.planned is not None:
+            return [units / UNITS * self.gradient_bytes for units in self._halved[1]]
         return [(1 + k) * self._share_of_others * self.gradient_bytes for k in self.partials]
 
     @property
@@ -83,19 +103,21 @@ class Traffic:
 
     @property
     def messages(self) -> list[int]:
-        """Messages that each worker sends: partial sums, its finished chunk, the step header."""
+        """Messages that each worker sends: partial sums, what it has finished, the step header."""
+        if self.planned is not None:
+            return [self.workers - 1 + self.buckets * many for many in self._halved[0]]
         pieces = self.buckets * self.slices
         return [(self.workers - 1) * (pieces * (k + 1) + 1) for k in self.partials]
 
     @property
     def additions(self) -> int:
-        """Additions of two slices that each worker does."""
+        """Additions of two slices that each worker does in a direct sum."""
         return self.buckets * self.slices * (sum(self.partials) - 1)
 
     @property
     def buffer_bytes(self) -> float:
         """Memory of the busiest worker's exchange: its sums, the totals, and what arrives."""
-        incoming = sum(self.partials) / self.workers
+        incoming = sum(self.partials) / self.workers if self.planned is None else 1
         return (max(self.partials) + 1 + incoming) * self.gradient_bytes
 
     @property

@@ -24,8 +24,8 @@ import torch
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.training.bits import BitSum, hash_of
 from raytrain_plus.training.buffers import Buffers
-from raytrain_plus.training.reduction import Message, Wire
 from raytrain_plus.training.state import Replica, Scalars
+from raytrain_plus.training.wire import Message, Wire
 
 
 @dataclass(frozen=True)

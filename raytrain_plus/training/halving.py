@@ -74,6 +74,18 @@ class Halving:
     hops: tuple[Hop, ...]
     levels: int
 
+    def sent(self) -> tuple[list[int], list[int]]:
+        """Return how many messages, and how much of the vector, each worker sends."""
+        messages, lengths = [0] * len(self.pieces), [0] * len(self.pieces)
+        for hop in self.hops:
+            at, to = self.hosts[hop.sender], self.hosts[hop.receiver]
+            if at == to:
+                continue
+            for worker in (at, to) if self.mains[at] == hop.sender else (at,):
+                messages[worker] += 1
+                lengths[worker] += hop.stop - hop.start
+        return messages, lengths
+
     def rounds(self, worker: int) -> "Rounds":
         """Return one worker's part."""
         row = {s: i for i, s in enumerate(s for s, h in enumerate(self.hosts) if h == worker)}

@@ -46,12 +46,12 @@ from raytrain_plus.training.reduction import (
     Reduced,
     Reduction,
     Rows,
-    Wire,
 )
 from raytrain_plus.training.round_trip import rehearsed
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.users_optimizer import Groups, may_draw
 from raytrain_plus.training.weights import Weights
+from raytrain_plus.training.wire import Wire
 
 
 class LossError(ArithmeticError):

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
-from raytrain_plus.training.reduction import Message
+from raytrain_plus.training.wire import Message
 
 # Much of what is used here is not declared in torch's type stubs.
 dist: Any = torch.distributed

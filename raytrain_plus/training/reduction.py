@@ -1,16 +1,13 @@
 """Sums over all logical ranks that do not depend on how many workers there are.
 
 Each logical rank's gradient is a leaf of one fixed binary tree (`tree.py`). A worker sums the
-maximal subtrees inside its range while it computes. Then, chunk by chunk:
+maximal subtrees inside its range while it computes. Then every worker sends its rows of the step
+header to all others, and bucket by bucket they finish the tree, in tree order, and divide by the
+total weight (`bucket.py`): directly or by halves, whichever costs less.
 
-1. every worker sends its partial sums of chunk w to worker w, and its rows of the step header to
-   all workers;
-2. worker w finishes the tree for its chunk, in tree order, divides by the total weight, and sends
-   the result to all workers.
-
-Buckets, chunks and slices only cut the vector; the sum is per element, so they cannot change a bit.
-Nothing is ever added by a communication library, whose order would follow the topology or the world
-size.
+Buckets, chunks, slices and halves only cut the vector; the sum is per element, so they cannot
+change a bit. Nothing is ever added by a communication library, whose order would follow the
+topology or the world size.
 
 On an accelerator a step waits for the device once per part (its loss), once after the last part
 (the time of computing), once per worker for the step header, and twice before the update: one
@@ -24,13 +21,11 @@ is in the step header. A step without such values sends no such message.
 """
 
 import cmath
-import itertools
 import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +33,8 @@ import torch
 from torch import Tensor
 
 from raytrain_plus.scalars import Sums, check_count
-from raytrain_plus.training.tree import additions, maximal_subtrees
+from raytrain_plus.training.bucket import Group, SharedBucket, make_bucket
+from raytrain_plus.training.wire import Message, Pending, Wire, filled
 
 Rows = npt.NDArray[np.float64]
 Leaf = list[Tensor]
@@ -51,44 +47,7 @@ SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED, NEW_SCALARS = range(8, 12)  # the last o
 HEADER_WIDTH = 12
 OF_A_PART = [LOSS, WEIGHT, SAMPLES, TOKENS]
 
-_HALVES = (torch.float16, torch.bfloat16)
-_ALIGNMENT = 64  # elements: every tensor starts where vectorised kernels treat it alike
-_SLICED_ABOVE = 1 << 18  # elements; below, one slice has the lower latency
-_SLICES = 4
 _BUCKET_BYTES = 4 << 20  # sent as one; several let the first travel while the last is computed
-
-
-@dataclass(frozen=True)
-class Message:
-    """A contiguous tensor on its way to or from a peer (an index into the generation)."""
-
-    peer: int
-    tensor: Tensor
-
-
-class Pending(Protocol):
-    """Messages that are on their way."""
-
-    def wait(self) -> None:
-        """Return when all have been sent and received, or raise what the wire raises."""
-
-
-class Wire(Protocol):
-    """Moves the bytes: point to point, in the order in which messages are posted."""
-
-    index: int
-    size: int
-    peers: list[int]
-    device: torch.device
-
-    def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
-        """Start sending and receiving, all at once."""
-
-    def fence(self) -> None:
-        """Return when everything that was waited for has arrived, or raise what the wire raises.
-
-        A wait alone does not say so: on a GPU it only orders streams, also after an abort.
-        """
 
 
 class Reduced(NamedTuple):
@@ -152,13 +111,12 @@ class Reduction:
         self._enter = enter
         self._ranges = ranges
         self._leaves = ranges[-1].stop
-        subtrees = [maximal_subtrees(r.start, r.stop, self._leaves) for r in ranges]
-        self._partials = [len(nodes) for nodes in subtrees]
-        self._additions = additions([node for nodes in subtrees for node in nodes], self._leaves)
         self.attachment_bytes = attachment_bytes
         self._n_gradients = len(gradients)
         self._like = [*gradients, *buffers]
         self.buckets = _buckets(self._like, len(gradients))
+        sizes = [sum(self._like[i].nbytes for i in bucket) for bucket in self.buckets]
+        self._group = Group.of(ranges, wire.device, sizes)
         self.gradients_of = [[i for i in b if i < len(gradients)] for b in self.buckets]
         self._marked = [i for mine in self.gradients_of for i in mine]
         self._columns: list[str] = []  # names of logged scalars
@@ -168,9 +126,10 @@ class Reduction:
 
     def _allocate(self) -> None:
         self._vectors = [
-            _Vector([self._like[i] for i in bucket], len(mine), self._partials, self._wire)
+            make_bucket([self._like[i] for i in bucket], len(mine), self._group, self._wire)
             for bucket, mine in zip(self.buckets, self.gradients_of, strict=True)
         ]
+        self._shared = [vector for vector in self._vectors if isinstance(vector, SharedBucket)]
         self._with_gradients = [vector for vector in self._vectors if vector.n_gradients]
         totals = {
             i: total
@@ -221,8 +180,6 @@ class Reduction:
         if self._references() != self._unkept:
             self._allocate()
             self._unkept = self._references()
-        self._sent: dict[int, list[Pending]] = {}
-        self._last: list[Pending] = []
         self._all_rows: Rows | None = None
         self._header_sum: list[float] | None = None
         rows = self._with_scalars(rows, logged or {})
@@ -251,27 +208,34 @@ class Reduction:
             vector.divide(self._weight(), self._leaves)
             return
         vector.mark([present[i] for i in self.gradients_of[b]])
-        self._sent[b] = vector.post_partials(self._wire)
+        self._shared[b].send()
 
     def finish(self, b: int) -> None:
-        """Finish our chunk of bucket b as it arrives, and send it to all; buckets go in order."""
+        """Finish bucket b as far as what has arrived allows, and send that; buckets go in order.
+
+        Directly, its chunk is finished. By halves, it and all buckets before it advance by a round,
+        so that as many of them are on their way at the same time as there are rounds.
+        """
         if self._wire.size == 1:
             self._enter("slice" if b else "finish")
             return
-        weight = self._weight()
-        self._last += self._vectors[b].finish(
-            self._wire,
-            self._sent.pop(b),
-            self._additions,
-            (weight, self._leaves),
-            lambda phase: self._enter("slice" if b else phase),
-        )
+        self._advance(range(b + 1))
+
+    def _advance(self, buckets: range) -> bool:
+        """Let buckets advance by a round; return whether any of them had one left."""
+        under_way = [b for b in buckets if not self._shared[b].is_done]
+        for b in under_way:
+            divisors = self._weight(), self._leaves
+            self._shared[b].advance(divisors, self._enter if b == 0 else self._enter_slice)
+        return bool(under_way)
 
     def close(self) -> Reduced:
         """Wait until everything has arrived."""
         rows = self._rows()
-        for pending in self._last:
-            pending.wait()
+        while self._advance(range(len(self._shared))):
+            pass
+        for bucket in self._shared:
+            bucket.wait()
         present, finite = self._facts()
         n = self._n_gradients
         return Reduced(
@@ -284,6 +248,9 @@ class Reduction:
             self._attached,
             self._logged(rows),
         )
+
+    def _enter_slice(self, _: str) -> None:
+        self._enter("slice")
 
     def _facts(self) -> tuple[list[bool], bool]:
         """Return which gradients are there, and whether all are finite, by one transfer."""
@@ -397,7 +364,7 @@ class Reduction:
             boxes[wire.index].copy_(torch.frombuffer(bytearray(self._new_bytes), dtype=torch.uint8))
         sends = [Message(peer, boxes[wire.index]) for peer in wire.peers]
         receives = [Message(peer, boxes[peer]) for peer in wire.peers]
-        wire.post(_filled(sends), _filled(receives)).wait()
+        wire.post(filled(sends), filled(receives)).wait()
         wire.fence()
         told: dict[int, Sums] = {}
         for box in boxes:
@@ -440,146 +407,6 @@ def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:
     return [group for _, groups in sorted(kinds.items()) for group in groups]
 
 
-class _Vector:
-    """A bucket, laid out as one vector of n elements: gradients, buffers, marks.
-
-    There is a mark for each gradient: after a step it is not zero if any logical rank has the
-    gradient.
-
-    Attributes:
-        n_gradients: how many of its tensors are gradients.
-        partials: views of our partial sums, [partial][tensor].
-        totals: views of the finished sums, [tensor].
-        marks: the finished marks, shape (n_gradients,).
-    """
-
-    def __init__(
-        self, like: Sequence[Tensor], n_gradients: int, partials: Sequence[int], wire: Wire
-    ) -> None:
-        offsets = [0]
-        for size in [*(tensor.numel() for tensor in like), n_gradients]:
-            offsets.append(offsets[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
-        n = offsets[-1]
-        self.n_gradients = n_gradients
-        self._gradient_end = offsets[n_gradients]
-        self._chunks = _cuts(0, n, wire.size)
-        slices = _SLICES if n // wire.size > _SLICED_ABOVE // 2 else 1
-        self._slices = [_cuts(start, stop, slices) for start, stop in self._chunks]
-
-        def allocate(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=like[0].dtype, device=like[0].device)
-
-        def views(flat: Tensor) -> list[Tensor]:
-            return [
-                flat[offset : offset + tensor.numel()].view(tensor.shape)
-                for offset, tensor in zip(offsets, like, strict=False)
-            ]
-
-        self._total = allocate(n)
-        self.totals = views(self._total)
-        self._storage = self._total.untyped_storage()
-        self._memory = self._storage._cdata  # noqa: SLF001
-        self._gradients = self._total[: self._gradient_end]
-        self._others = self._total[self._gradient_end :]
-        self._wide = torch.float32 if self._total.dtype in _HALVES else self._total.dtype
-        self._own = allocate(partials[wire.index], n) if wire.size > 1 else self._total[None]
-        self.partials = [views(flat) for flat in self._own]
-        self.marks = self._total[offsets[-2] : offsets[-2] + n_gradients]
-        self._own_marks = self._own[:, offsets[-2] : offsets[-2] + n_gradients]
-        mine_start, mine_stop = self._chunks[wire.index]
-        self._incoming = {
-            peer: allocate(partials[peer], mine_stop - mine_start) for peer in wire.peers
-        }
-
-    def references(self) -> int:
-        """Count the tensors that share the memory of the finished sums."""
-        count: int = torch._C._storage_Use_Count(self._memory)  # noqa: SLF001
-        return count
-
-    def gradient_sum(self) -> Tensor:
-        """Return the sum of all finished gradients, shape (1,), finite only if all of them are.
-
-        One pass over memory: a sum hides no NaN and no infinity, but may overflow by itself.
-        """
-        return self._gradients.sum(0, keepdim=True, dtype=self._wide)
-
-    def mark(self, present: Sequence[bool]) -> None:
-        """Set the marks of our partial sums: of all alike, as only their sum counts."""
-        if not self.n_gradients:
-            return
-        if all(present):
-            self._own_marks.fill_(1.0)
-        else:
-            self._own_marks.copy_(self._own_marks.new_tensor([float(one) for one in present]))
-
-    def divide(self, weight: float, leaves: int) -> None:
-        """Make means of the sums of a single worker, which needs no marks."""
-        if weight:  # a step whose weight is zero is refused, and the padding must stay zero
-            self._gradients.div_(weight)
-        if len(self.totals) > self.n_gradients:
-            self._others.div_(leaves)
-
-    def post_partials(self, wire: Wire) -> list[Pending]:
-        """Start sending our partial sums to the owner of each chunk: one pending per slice."""
-        base = self._chunks[wire.index][0]
-        pendings = []
-        for s, (start, stop) in enumerate(self._slices[wire.index]):
-            receives = [
-                Message(peer, row[start - base : stop - base])
-                for peer in wire.peers
-                for row in self._incoming[peer]
-            ]
-            sends = [
-                Message(peer, row[slice(*self._slices[peer][s])])
-                for peer in wire.peers
-                for row in self._own
-            ]
-            pendings.append(wire.post(_filled(sends), _filled(receives)))
-        return pendings
-
-    def finish(
-        self,
-        wire: Wire,
-        pendings: Sequence[Pending],
-        order: Sequence[tuple[int, int]],
-        divisors: tuple[float, int],
-        enter: Callable[[str], None],
-    ) -> list[Pending]:
-        """Finish the tree for our chunk, slice by slice as it arrives, and send it to all workers.
-
-        Args:
-            wire: how to reach the other workers.
-            pendings: the slices on their way.
-            order: the additions that finish the tree.
-            divisors: what the sums of gradients and of buffers are divided by.
-            enter: called at each slice.
-        """
-        weight, leaves = divisors
-        base = self._chunks[wire.index][0]
-        sent = []
-        for s, pending in enumerate(pendings):
-            pending.wait()
-            enter("slice" if s else "finish")
-            start, stop = self._slices[wire.index][s]
-            slots: list[Tensor] = []
-            for worker in range(wire.size):
-                if worker == wire.index:
-                    slots += [row[start:stop] for row in self._own]
-                else:
-                    slots += [row[start - base : stop - base] for row in self._incoming[worker]]
-            for into, other in order:
-                slots[into].add_(slots[other])
-            cut = min(max(self._gradient_end, start), stop)
-            torch.div(slots[0][: cut - start], weight, out=self._total[start:cut])
-            torch.div(slots[0][cut - start :], leaves, out=self._total[cut:stop])
-            sends = [Message(peer, self._total[start:stop]) for peer in wire.peers]
-            receives = [
-                Message(peer, self._total[slice(*self._slices[peer][s])]) for peer in wire.peers
-            ]
-            sent.append(wire.post(_filled(sends), _filled(receives)))
-        return sent
-
-
 def tree_sum(rows: Rows) -> Rows:
     """Return the sum of rows (V, width) in tree order, float64 (width,)."""
     while len(rows) > 1:
@@ -589,14 +416,3 @@ def tree_sum(rows: Rows) -> Rows:
         rows = sums if even == len(rows) else np.concatenate([sums, rows[even:]])
     total: Rows = rows[0]
     return total
-
-
-def _cuts(start: int, stop: int, parts: int) -> list[tuple[int, int]]:
-    """Cut [start, stop) into `parts` nearly equal ranges at multiples of the alignment."""
-    blocks = -(-(stop - start) // _ALIGNMENT)
-    ends = [min(stop, start + blocks * part // parts * _ALIGNMENT) for part in range(parts + 1)]
-    return list(itertools.pairwise(ends))
-
-
-def _filled(messages: list[Message]) -> list[Message]:
-    return [message for message in messages if message.tensor.numel()]

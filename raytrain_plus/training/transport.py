@@ -16,7 +16,7 @@ from raytrain_plus.training import nccl
 from raytrain_plus.training.endpoint import Address, Endpoint
 from raytrain_plus.training.frames import GREETING, Links, Posted, tag_of
 from raytrain_plus.training.meeting import Meeting
-from raytrain_plus.training.reduction import Message, Pending
+from raytrain_plus.training.wire import Message, Pending
 
 _HOST_MEMORY = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import torch
 
 from raytrain_plus.training import nccl
 from raytrain_plus.training.endpoint import Endpoint
-from raytrain_plus.training.reduction import Message
 from raytrain_plus.training.transport import Transport, TransportError
+from raytrain_plus.training.wire import Message
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PATIENCE = 20.0

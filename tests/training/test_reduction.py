@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
-from raytrain_plus.training import reduction
+from raytrain_plus.training import bucket, reduction
+from raytrain_plus.training.halving import halving
 from raytrain_plus.training.reduction import (
     HEADER_WIDTH,
     NEW_SCALARS,
@@ -121,9 +123,12 @@ def expected_bits(leaves, rows, n_gradients):
 
 
 @pytest.mark.parametrize("ranks", SIZES)
-@pytest.mark.parametrize("bucket_bytes", [1, 4 << 20])
-def test_every_number_of_workers_gives_the_bits_of_the_oracle(ranks, bucket_bytes, monkeypatch):
+@pytest.mark.parametrize(("bucket_bytes", "halves"), [(1, True), (4 << 20, False)])
+def test_every_number_of_workers_gives_the_bits_of_the_oracle(
+    ranks, bucket_bytes, halves, monkeypatch
+):
     monkeypatch.setattr(reduction, "_BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr(bucket, "by_halves", lambda *_: halves)
     shapes = [*GRADIENTS, *BUFFERS]
     like = draw(1, shapes)[0][0]
     for workers in range(1, ranks + 1):
@@ -154,17 +159,48 @@ SHAPES = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(ranks_and_cuts(), SHAPES, SHAPES, st.integers(0, 2**32))
-def test_every_division_into_ranges_gives_the_bits_of_the_oracle(case, gradients, buffers, seed):
+@given(ranks_and_cuts(), SHAPES, SHAPES, st.integers(0, 2**32), st.booleans())
+def test_every_division_into_ranges_gives_the_bits_of_the_oracle(
+    case, gradients, buffers, seed, halves
+):
     ranks, cuts = case
     leaves, rows = draw(ranks, [*gradients, *buffers], seed)
     expected = expected_bits(leaves, rows, len(gradients))
-    for reduced in Group(cut_at(ranks, cuts), leaves[0], len(gradients)).run(leaves, rows):
-        assert bits_of(reduced) == expected
+    with mock.patch.object(bucket, "by_halves", return_value=halves):
+        group = Group(cut_at(ranks, cuts), leaves[0], len(gradients))
+        for reduced in group.run(leaves, rows):
+            assert bits_of(reduced) == expected
+
+
+def test_more_workers_and_buckets_make_a_sum_by_halves_cheaper():
+    def choice(workers, buckets, size=1 << 12):
+        planned = halving(ranges_of(8 * workers, workers), bucket.UNITS)
+        return bucket.by_halves(planned, [size] * buckets)
+
+    assert not choice(4, 1)  # what is short is over sooner with fewer rounds
+    assert choice(4, 24)
+    assert choice(64, 1)
+    chosen = [choice(workers, 4) for workers in (3, 4, 6, 8, 16, 32, 100)]
+    assert chosen == sorted(chosen)  # once it is cheaper, it stays so
+
+
+@pytest.mark.parametrize("workers", [3, 5, 8])
+def test_a_sum_by_halves_sends_fewer_messages(workers, monkeypatch):
+    taken = {}
+    for halves in (False, True):
+        monkeypatch.setattr(bucket, "by_halves", lambda *_, halves=halves: halves)
+        leaves, rows = draw(2 * workers, [((1000,), torch.float32)])
+        group = Group(ranges_of(2 * workers, workers), leaves[0], 1)
+        group.run(leaves, rows)
+        taken[halves] = group.network.taken - workers * (workers - 1)  # without the step header
+    if workers == 8:
+        assert (taken[False], taken[True]) == (8 * 14, 8 * 6)
+    assert taken[True] <= taken[False]
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(4, 2), (5, 3), (6, 4)])
-def test_large_vectors_are_sent_in_slices_and_keep_their_bits(ranks, workers):
+def test_large_vectors_are_sent_in_slices_and_keep_their_bits(ranks, workers, monkeypatch):
+    monkeypatch.setattr(bucket, "by_halves", lambda *_: False)
     shapes = [((700_001,), torch.float32), ((3, 11), torch.float32)]
     leaves, rows = draw(ranks, shapes)
     expected = expected_bits(leaves, rows, 1)

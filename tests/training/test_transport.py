@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from raytrain_plus.training.endpoint import Endpoint
-from raytrain_plus.training.reduction import Message
 from raytrain_plus.training.transport import Transport, TransportError
+from raytrain_plus.training.wire import Message
 from tests.elastic.members import CPU, HOST, PATIENCE, SECRET, MemberProcess, abort, listen, meet
 
 SOON = 15.0  # seconds within which an abort must have ended a wait

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raytrain_plus.training.reduction import Message
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import Transport
+from raytrain_plus.training.wire import Message
 
 _DTYPES = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
 

@@ -10,9 +10,9 @@ from torch import nn
 from raytrain_plus.elastic.worker.healing import receive_state, send_state
 from raytrain_plus.task import Task
 from raytrain_plus.training.endpoint import Endpoint
-from raytrain_plus.training.reduction import Message
 from raytrain_plus.training.state import Replica
 from raytrain_plus.training.transport import Transport, TransportError
+from raytrain_plus.training.wire import Message
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
