@@ -257,6 +257,10 @@ class ScriptedPool:
     def stack_of(self, member, _neighbours):
         return f"stack of {member.worker}"
 
+    @property
+    def is_idle(self):
+        return not self.events
+
     def next_event(self, timeout):
         if self.events:
             return self.events.popleft()

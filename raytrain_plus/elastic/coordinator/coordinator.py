@@ -608,7 +608,8 @@ class Generation:
 
         Args:
             handle: called with each event that is not about a member's end.
-            look: called after each event and a few times a second.
+            look: called when no event waits any more, and a few times a second: it looks at all
+                members, and must not do so after each of their events.
 
         Returns:
             What the survivors report; one may have been lost after its report.
@@ -618,11 +619,14 @@ class Generation:
         for worker in sorted(self.running):
             self._actors.train(worker, self._plan)
         look()  # at once: a checkpoint may be due after the first steps
+        looked = time.monotonic()
         while self.running:
             event = self._membership.next_event(_TICK)
             if not self._is_about_a_member(event):
                 handle(event)
-            look()
+            if self._actors.is_idle or time.monotonic() - looked >= _TICK or not self.running:
+                look()
+                looked = time.monotonic()
             if self._watch.overdue(time.monotonic()):
                 self._investigate()
         return {w: r for w, r in self._reports.items() if w in self._membership.members}

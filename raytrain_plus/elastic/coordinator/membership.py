@@ -168,6 +168,8 @@ class Membership:
                     f"{self._spec.elastic.start_timeout:g} s. {why}"
                 )
             handle(self.next_event(_LOOK))
+            while not self._actors.is_idle:  # all that wait, and then one look at all members
+                handle(self.next_event(0.0))
 
     def _is_coming(self) -> bool:
         """Say whether a worker has a process and prepares itself: it has its own time for that."""

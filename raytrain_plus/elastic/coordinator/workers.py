@@ -368,6 +368,11 @@ class WorkerActors:
             self._on_granted(event)
         return None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no event waits in the coordinator's queue."""
+        return self.events.empty()
+
     def tell(self, event: CoordinatorEvent) -> None:
         """Put an event into the coordinator's queue."""
         self.events.put(event)

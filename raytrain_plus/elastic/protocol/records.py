@@ -8,7 +8,7 @@ from typing import Any
 GENERATION = ("generation", "step", "workers", "causes", "pause_seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One committed step, or the evaluation that follows it.
 

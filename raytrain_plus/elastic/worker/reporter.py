@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError
@@ -17,6 +18,8 @@ from raytrain_plus.elastic.worker.progress import Progress
 from raytrain_plus.training.loop import StepResult
 
 _KEPT = 100_000
+_TIMES_BYTES = 8 << 20  # of all workers' times in a step, which the latest records alone have
+_FLOAT_BYTES = 32
 _INTERVAL = 0.2  # seconds between two messages
 _PATIENCE = 30.0
 # Seconds to report the rest, for which the whole group waits. A call to a coordinator that Ray is
@@ -25,7 +28,11 @@ _PARTING = 0.1
 
 
 class Records:
-    """A worker's records of recent steps."""
+    """A worker's records of recent steps, in less than 50 MB.
+
+    The times of each worker are kept for the latest steps only: they are for decisions about the
+    present group, and their number grows with it.
+    """
 
     def __init__(self) -> None:
         self._kept: deque[Record] = deque(maxlen=_KEPT)
@@ -77,6 +84,11 @@ class Records:
         with self._lock:
             self._kept.append(record)
             self._added += 1
+            full = max(1, _TIMES_BYTES // (_FLOAT_BYTES * max(1, len(record.compute_seconds))))
+            if len(self._kept) > full:
+                old = self._kept[-1 - full]
+                if old.compute_seconds:
+                    self._kept[-1 - full] = replace(old, compute_seconds=())
 
 
 class Reporter:

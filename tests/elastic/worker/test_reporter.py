@@ -1,19 +1,25 @@
 """Each worker knows recent steps, so that nothing is lost with the worker that reports them."""
 
 import threading
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
 
+from raytrain_plus.elastic.worker import reporter
 from raytrain_plus.elastic.worker.progress import Progress
 from raytrain_plus.elastic.worker.reporter import Records, Reporter
 from raytrain_plus.training.loop import StepResult
 
 
+def result(step):
+    return StepResult(step, loss=1.0 / step, pause=False, busy_seconds=0.5)
+
+
 def filled(steps, evaluated=()):
     records = Records()
     for step in steps:
-        records.add_step(1, StepResult(step, loss=1.0 / step, pause=False, busy_seconds=0.5))
+        records.add_step(1, result(step))
         if step in evaluated:
             records.add_evaluation(1, step, {"accuracy": 0.5})
     return records
@@ -52,6 +58,31 @@ def test_a_long_run_keeps_the_latest(monkeypatch):
     new, count = records.since(2)
     assert [record.step for record in new] == [8, 9, 10, 11, 12]  # what is gone is gone
     assert count == 12
+
+
+def memory_of(workers, steps):
+    """Return the bytes of the records of some steps of a group."""
+    tracemalloc.start()
+    try:
+        records = Records()
+        for step in range(1, steps + 1):
+            times = tuple(step + worker / 7 for worker in range(workers))
+            records.add_step(1, result(step)._replace(compute_seconds=times))
+        del times
+        return records, tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_group_takes_no_more_memory_than_a_small_one():
+    records, large = memory_of(workers=2000, steps=1000)
+    _, small = memory_of(workers=1, steps=1000)
+    assert large < small + (10 << 20)  # all times would take 64 MB
+    assert small / 1000 * reporter._KEPT < 40 << 20
+    times = [len(record.compute_seconds) for record in records.after(0)]
+    assert len(times) == 1000
+    assert times == [0] * (1000 - times.count(2000)) + [2000] * times.count(2000)
+    assert times.count(2000) > 100  # the latest
 
 
 class Coordinator:
