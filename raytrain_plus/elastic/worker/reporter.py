@@ -17,7 +17,7 @@ from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker.progress import Progress
 from raytrain_plus.training.loop import StepResult
 
-_KEPT = 100_000
+_KEPT = 80_000
 _TIMES_BYTES = 8 << 20  # of all workers' times in a step, which the latest records alone have
 _FLOAT_BYTES = 32
 _INTERVAL = 0.2  # seconds between two messages
