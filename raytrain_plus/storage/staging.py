@@ -25,6 +25,7 @@ _LOOK = 2.0  # seconds between two looks at the files
 _RATE = 200e3  # bytes per second at which a file that grows is copied again and again
 _PATIENCE = 10.0  # seconds for a request
 _END_SECONDS, _END_LOOK = 10.0, 0.1  # seconds to wait for other processes at the end
+_ABANDONED = 7 * 86400.0  # seconds after which files that no run has fetched are removed
 _LOCK = ".lock"
 _LOGS = "logs"
 
@@ -115,6 +116,7 @@ class Staging:
         self._copies = _Copies(store, local)
         local.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _locked(local)
+        _remove_abandoned(local.parent.parent, time.time())
         self._go_on_behind_earlier_logs()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="raytrain_plus staging")
@@ -236,6 +238,21 @@ def _try_lock(local: Path) -> int | None:
         os.close(lock)
         return None
     return lock
+
+
+def _remove_abandoned(root: Path, now: float) -> None:
+    """Remove what killed processes of other runs have left, if no resume has needed it for long."""
+    with contextlib.suppress(OSError):
+        for run in root.iterdir():
+            newest = max(path.lstat().st_mtime for path in [run, *run.rglob("*")])
+            if now - newest < _ABANDONED:
+                continue
+            locks = [_try_lock(folder) for folder in _folders(run)]
+            if None not in locks:
+                shutil.rmtree(run, ignore_errors=True)
+            for lock in locks:
+                if lock is not None:
+                    os.close(lock)
 
 
 def _remove_if_unused(run: Path) -> None:

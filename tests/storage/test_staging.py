@@ -1,5 +1,7 @@
 """What a process writes for a run in an object store gets there, also if the process is killed."""
 
+import os
+import tempfile
 import time
 import uuid
 
@@ -7,7 +9,7 @@ import pytest
 
 from raytrain_plus.storage import staging
 from raytrain_plus.storage.errors import StoreError
-from raytrain_plus.storage.staging import finish, staged
+from raytrain_plus.storage.staging import StoredFile, finish, staged
 from raytrain_plus.storage.store import Store
 
 
@@ -84,3 +86,23 @@ def test_files_stay_here_while_the_store_does_not_take_them(tmp_path, store, mon
     finish(store, tmp_path / "run")
     assert store.find("x") == b"x"
     assert not (tmp_path / "run").exists()
+
+
+def test_what_no_run_has_fetched_for_a_week_is_removed(tmp_path, store):
+    for name, days in {"old": 8, "new": 6}.items():
+        (tmp_path / name / "w0").mkdir(parents=True)
+        (tmp_path / name / "w0" / ".lock").touch()
+        at = time.time() - days * 86400
+        for path in (tmp_path / name / "w0" / ".lock", tmp_path / name / "w0", tmp_path / name):
+            os.utime(path, (at, at))
+    with staged(store, tmp_path / "run" / "w0"):
+        assert {path.name for path in tmp_path.iterdir()} == {"run", "new"}
+
+
+def test_a_file_for_all_nodes_is_copied_once(monkeypatch, tmp_path, store):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store.write("train.arrow", b"rows")
+    kept = StoredFile(store, "train.arrow", "id")
+    assert kept.fetch().read_bytes() == b"rows"
+    store.write("train.arrow", b"other")
+    assert kept.fetch().read_bytes() == b"rows"

@@ -40,11 +40,12 @@ class CoordinatorFaults:
         journal: CoordinatorJournal,
         events: Sequence[Event],
     ) -> None:
+        self._has_any = bool(spec.faults)
         self._workers = spec.workers
         self._code = spec.code
         self._run_log = run_log
         self._journal = journal
-        self._log = FaultLog(spec.node_folder)
+        self._log = FaultLog(spec.folder)
         self.left = left(spec.faults, events)
 
     def forget(self) -> None:
@@ -58,7 +59,7 @@ class CoordinatorFaults:
             Whether any has, since the last time.
         """
         struck = False
-        for fault, hit in self._log.new().items():
+        for fault, hit in self._log.new().items() if self._has_any else ():
             struck = True
             if fault in self.left:  # else an earlier coordinator has noted it
                 self.left.remove(fault)

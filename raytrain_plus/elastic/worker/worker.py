@@ -189,7 +189,7 @@ class Worker:
         )
         self._closing.callback(self._uploads.finish, _UPLOAD_SECONDS)
         victim = WorkerFaults(self._task, replica, self._uploads)
-        self._faults = process_faults.Injector(self._name, FaultLog(spec.node_folder), victim)
+        self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
         process, reached = self._host.process(), self._host.open(spec, self._closing)
         self._endpoint = reached.endpoint
         return Ready(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from raytrain_plus.elastic.liveness.fault_log import FaultLog
 from raytrain_plus.elastic.protocol.faults import Fault, FaultError
 from raytrain_plus.elastic.worker import process_faults
 from raytrain_plus.elastic.worker.process_faults import Injector, strike
+from raytrain_plus.storage.store import Store
 
 STRIKE = """
 import os, signal, sys, threading
@@ -213,3 +215,17 @@ def test_faults_are_reported_with_all_workers_that_they_hit(tmp_path, monkeypatc
     for worker, fault in [("w1", one), ("w0", other), ("w2", one)]:
         Injector(worker, FaultLog(tmp_path)).hit(fault)
     assert strikes.new() == {one: ["w1", "w2"], other: ["w0"]}
+
+
+def test_each_fault_is_told_once_in_a_folder_and_in_an_object_store(tmp_path):
+    kill, stop = Fault(step=4, action="kill"), Fault(step=5, action="stop")
+    for folder in (tmp_path, Store(f"memory://{uuid.uuid4().hex}")):
+        log = FaultLog(folder)
+        assert log.new() == {}
+        FaultLog(folder).add("w1", kill)
+        FaultLog(folder).add("w2", kill)
+        assert log.new() == {kill: ["w1", "w2"]}
+        FaultLog(folder).add("w3", stop)
+        assert log.new() == {stop: ["w3"]}
+        log.forget()
+        assert FaultLog(folder).new() == {}
