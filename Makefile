@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Next to the environment, not in it: see tests/algorithms/side.py.
 SIDE := .venv/transformers/site-packages
+SIDE_OF_DATASETS := .venv/datasets/site-packages
 WORKERS ?= 2
 # Of what takes an hour, `make test-all` runs one part of fourteen: another one each day.
 SHARE ?= $(shell date +%j)/14
@@ -23,6 +24,8 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --target $(SIDE) --no-deps \
 		transformers huggingface-hub tokenizers regex tqdm hf-xet httpx2 httpcore2 h11 anyio truststore \
 		peft accelerate psutil lightning pytorch-lightning
+	$(BIN)/pip install --quiet --constraint constraints.txt --target $(SIDE_OF_DATASETS) --no-deps \
+		datasets dill multiprocess xxhash httpx httpcore
 	touch $@
 
 check: install

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from raytrain_plus.elastic.protocol.messages import ElasticConfig as ElasticConfig
     from raytrain_plus.inference.evaluate import evaluate as evaluate
     from raytrain_plus.inference.predict import predict as predict
+    from raytrain_plus.streams.map_dataset import MapDataset as MapDataset
     from raytrain_plus.streams.mixture import Mixture as Mixture
     from raytrain_plus.streams.stream import Stream as Stream
     from raytrain_plus.streams.writer import StreamWriter as StreamWriter
@@ -23,6 +24,7 @@ _MODULES = {
     "ElasticConfig": "raytrain_plus.elastic.protocol.messages",
     "ElasticTrainer": "raytrain_plus.trainer",
     "Fault": "raytrain_plus.elastic.protocol.faults",
+    "MapDataset": "raytrain_plus.streams.map_dataset",
     "Mixture": "raytrain_plus.streams.mixture",
     "Stream": "raytrain_plus.streams.stream",
     "StreamWriter": "raytrain_plus.streams.writer",
@@ -35,6 +37,7 @@ __all__ = [
     "ElasticConfig",
     "ElasticTrainer",
     "Fault",
+    "MapDataset",
     "Mixture",
     "Stream",
     "StreamWriter",

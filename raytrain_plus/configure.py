@@ -403,7 +403,11 @@ def check_algorithms(algorithms: Sequence[Aspect]) -> None:
 
 
 def data_of(
-    task: Task, data: Any, evaluation_data: Any, storage: str | None = None
+    task: Task,
+    data: Any,
+    evaluation_data: Any,
+    run: ray.train.RunConfig | None = None,
+    elastic: ElasticConfig | None = None,
 ) -> tuple[Any, Any]:
     """Return the data to train and to evaluate on: what is given, or else the task's own.
 
@@ -411,7 +415,8 @@ def data_of(
         task: the task.
         data: what the trainer is given; None for nothing.
         evaluation_data: likewise.
-        storage: where runs are kept, and what must be written before it can be trained on.
+        run: names the storage, where also data is kept that must be written first.
+        elastic: has the options of that storage.
 
     Raises:
         ConfigError: there is nothing to train on.
@@ -421,13 +426,17 @@ def data_of(
         data = data if data is not None else call_task_method(task, "data")
     if data is None:
         raise ConfigError("no training data: give `data`, or define the task's data()")
-    held_out = evaluation_data_of(task, evaluation_data, storage)
-    return user_data.travelling(data, _root_of(storage)), held_out
+    storage = None if run is None else run.storage_path
+    options = None if elastic is None else elastic.checkpoint_options
+    held_out = evaluation_data_of(task, evaluation_data, storage, options)
+    return user_data.travelling(data, _root_of(storage), options), held_out
 
 
 @about("evaluation_data")
-def evaluation_data_of(task: Task, data: Any, storage: str | None = None) -> Any:
-    """Return the data to evaluate on: what is given, or else the task's own; None for none.
+def evaluation_data_of(
+    task: Task, data: Any, storage: str | None = None, options: Mapping[str, Any] | None = None
+) -> Any:
+    """Return the data to evaluate on, as `data_of`; None for none.
 
     Raises:
         ConfigError: a set has no data, or a name that is not possible.
@@ -438,13 +447,14 @@ def evaluation_data_of(task: Task, data: Any, storage: str | None = None) -> Any
     held_out = user_data.evaluation_sets(held_out)
     if isinstance(held_out, Mapping):
         _check_set_names(held_out)
-        return {name: user_data.travelling(one, root) for name, one in held_out.items()}
-    return None if held_out is None else user_data.travelling(held_out, root)
+        return {name: user_data.travelling(one, root, options) for name, one in held_out.items()}
+    return None if held_out is None else user_data.travelling(held_out, root, options)
 
 
-def _root_of(storage: str | None) -> Path:
-    """Return the folder of this machine, or shared by all, in which runs are kept."""
-    return local_path(storage or DEFAULT_STORAGE) or Path(DEFAULT_STORAGE).expanduser()
+def _root_of(storage: str | None) -> str:
+    """Return the folder or URL in which runs are kept."""
+    path = local_path(storage or DEFAULT_STORAGE)
+    return str(path) if path is not None else str(storage)
 
 
 def _check_set_names(sets: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "s3": ("s3fs",),
     "hf": ("peft", "tokenizers", "transformers"),
     "tokenizers": ("tokenizers",),
+    "datasets": ("datasets", "huggingface_hub"),
     "lightning": ("lightning",),
     "frontier": ("matplotlib", "moocore", "optuna", "scipy"),
     "mlflow": ("mlflow",),

@@ -168,7 +168,7 @@ class ElasticTrainer:
         loaded = load_task(task, task_settings)
         configure.check_task(loaded, initial_weights, partial=partial_weights)
         given = {"data": data, "evaluation_data": evaluation_data}
-        data, evaluation_data = configure.data_of(loaded, data, evaluation_data, run.storage_path)
+        data, evaluation_data = configure.data_of(loaded, data, evaluation_data, run, elastic)
         intervals = configure.intervals(evaluate_every, [*named_sets(evaluation_data)])
         source = configure.open_for(loaded, data, "training data", hash_data=hash_data)
         with contextlib.closing(source):

@@ -30,12 +30,13 @@ def is_code(data: Any) -> bool:
     return isinstance(data, str) and _CODE.fullmatch(data) is not None and not Path(data).exists()
 
 
-def travelling(data: Any, root: Path) -> Any:
+def travelling(data: Any, root: str, options: Mapping[str, Any] | None = None) -> Any:
     """Return data in the form in which it goes to workers, with absolute paths.
 
     Args:
         data: what a user gives.
-        root: a folder that all nodes see, for what must be written first.
+        root: a folder or URL that all nodes see, for what must be written first.
+        options: for the store of that URL.
 
     Raises:
         DataError: it cannot be read by row numbers.
@@ -47,11 +48,11 @@ def travelling(data: Any, root: Path) -> Any:
         )
     data = plain_form(data)
     if is_ray_dataset(data):
-        return written_stream(data, root / "ray_data")
+        return written_stream(data, f"{root.rstrip('/')}/ray_data", options)
     if isinstance(data, list):
         return [_absolute(one) for one in data]
     if isinstance(data, Mixture):
-        streams = {name: travelling(stream, root) for name, stream in data.streams.items()}
+        streams = {name: travelling(stream, root, options) for name, stream in data.streams.items()}
         return dataclasses.replace(data, streams=streams)
     if isinstance(data, Stream):
         return dataclasses.replace(data, url=_absolute(data.url))

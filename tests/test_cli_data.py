@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
+from raytrain_plus.streams.convert import read_any
 
 TABLE = pa.table({"x": np.arange(300), "name": [f"row {i}" for i in range(300)]})
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -154,3 +155,14 @@ def test_a_stream_is_not_written_into_its_source(tmp_path):
     for place in ("d", "d/stream"):
         assert "lies in" in run("write", tmp_path / "d", tmp_path / place, code=2).stderr
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["a.csv"]
+
+
+def test_nulls_are_filled_by_name(tmp_path):
+    (tmp_path / "a.csv").write_text("age,city\n1,a\n,b\n3,\n")
+    fills = ("--null-value", "", "--fill", "age=-1", "--fill", "city=nowhere")
+    run("write", tmp_path / "a.csv", tmp_path / "s", *fills)
+    (batch,) = read_any(tmp_path / "s").batches
+    assert batch.table.to_pydict() == {"age": [1, -1, 3], "city": ["a", "b", "nowhere"]}
+    for fill, words in (("age", "is not of the form"), ("age=x", "row 1: filling column 'age'")):
+        said = run("write", tmp_path / "a.csv", tmp_path / "t", *fills[:2], "--fill", fill, code=2)
+        assert words in said.stderr

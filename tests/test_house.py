@@ -152,6 +152,7 @@ EXPORTED = {
     "ElasticConfig",
     "ElasticTrainer",
     "Fault",
+    "MapDataset",
     "Mixture",
     "Stream",
     "StreamWriter",

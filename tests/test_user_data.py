@@ -160,16 +160,16 @@ RayLike.__name__, RayLike.__module__ = "Dataset", "ray.data.dataset"
 def test_a_ray_dataset_is_written_once(tmp_path, capsys):
     data = RayLike(TABLE)
     first = trainer(tmp_path, data)
-    place = first.spec.data
+    place = first.spec.data.url
     assert place.startswith(str(tmp_path / "ray_data"))
     assert data.orders == [True]
     assert not data.context.execution_options.preserve_order
-    assert written_stream(RayLike(TABLE), tmp_path / "ray_data") == place
+    assert written_stream(RayLike(TABLE), str(tmp_path / "ray_data")).url == place
     assert "its 48 rows are in" in capsys.readouterr().err
-    assert written_stream(RayLike(TABLE.slice(1)), tmp_path / "ray_data") != place
+    assert written_stream(RayLike(TABLE.slice(1)), str(tmp_path / "ray_data")).url != place
     assert len(list((tmp_path / "ray_data").iterdir())) == 2
     with pytest.raises(DataError, match="no rows"):
-        written_stream(RayLike(TABLE.slice(0, 0)), tmp_path / "ray_data")
+        written_stream(RayLike(TABLE.slice(0, 0)), str(tmp_path / "ray_data"))
     assert len(list((tmp_path / "ray_data").iterdir())) == 2  # nothing is left behind
     with StreamWriter(tmp_path / "s") as writer:
         writer.write(TABLE)

@@ -26,6 +26,7 @@ _LOCAL = re.compile(
 )
 # Options whose values stay text even if they look like numbers: names of accounts, and secrets.
 _TEXT = re.compile(r"(^|_)(key|secret|token|password|passwd|user|username|name|id|string)$")
+_LIBRARIES = {"s3://": "s3fs", "s3a://": "s3fs", "hf://": "huggingface_hub"}
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 
 
@@ -84,8 +85,9 @@ def file_system(
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **{**defaults, **(options or {})})
     except (ImportError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, ImportError) and url.startswith(("s3://", "s3a://")):
-            raise StorageError(f"{url} cannot be read: {extras.how_to_install('s3fs')}") from error
+        module = next((name for scheme, name in _LIBRARIES.items() if url.startswith(scheme)), None)
+        if isinstance(error, ImportError) and module is not None:
+            raise StorageError(f"{url} cannot be read: {extras.how_to_install(module)}") from error
         given = f" with the storage options {', '.join(options)}" if options else ""
         said = f"{url} cannot be read{given}: {error}"
         raise StorageError(redact(said, secrets_of(options or {}))) from error

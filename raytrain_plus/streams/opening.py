@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from raytrain_plus.storage.locations import local_path
-from raytrain_plus.storage.store import Stat, stat_of
+from raytrain_plus.storage.store import Stat, Store
 from raytrain_plus.streams.columns import (
     Column,
     DataError,
@@ -54,7 +54,7 @@ from raytrain_plus.streams.labels import check_same, labels_of
 from raytrain_plus.streams.map_dataset import MapDataset, open_dataset
 from raytrain_plus.streams.mixture import Mixture, open_mixture
 from raytrain_plus.streams.source import Opened, Source, Transform
-from raytrain_plus.streams.stream import Stream, open_stream, open_urls
+from raytrain_plus.streams.stream import Stream, check_on_web, open_stream, open_urls
 from raytrain_plus.streams.widening import InexactError, cast_exactly, settled, wider
 
 _FOLDER_WINDOW = 8
@@ -167,7 +167,9 @@ def _opened(data: Any, selection: Sequence[str] | None) -> Source:
         )
     path = local_path(url)
     if path is None:
-        return open_stream(data if isinstance(data, Stream) else Stream(url), selection)
+        stream = data if isinstance(data, Stream) else Stream(url)
+        is_text = "*" not in str(url) and form_of(os.fspath(url)) in _TEXT
+        return _open_text_urls([stream], selection) if is_text else open_stream(stream, selection)
     with _named(path):
         if isinstance(data, Stream):
             return _open_local_stream(data, path, selection)
@@ -305,6 +307,11 @@ def _open_list(data: Sequence[str], selection: Sequence[str] | None) -> Source:
     paths = [local_path(one) for one in data]
     reopen = (open_source, (list(data), selection))
     if not any(paths):
+        is_text = {form_of(url) in _TEXT for url in data}
+        if len(is_text) > 1:
+            raise DataError(f"the list has files of several forms ({listed(data)}): give one form.")
+        if True in is_text:
+            return _open_text_urls([Stream(url) for url in data], selection)
         return open_urls(list(data), selection, reopen)
     if not all(paths):
         raise DataError(
@@ -352,17 +359,42 @@ _TEXT = ("csv", "json")
 class _Text(_Memory):
     """Rows of text files, which are in memory; the files identify them."""
 
-    files: tuple[tuple[str, Stat], ...] = ()
+    files: tuple[tuple[Store, str, Stat], ...] = ()
 
     def identify(self) -> list[Any]:
-        return [[Path(path).name, stat.size, stat.validator] for path, stat in self.files]
+        return [[name, stat.size, stat.validator] for _, name, stat in self.files]
 
     def digest(self) -> str:
         found = hashlib.sha256()
-        for path, _ in self.files:
-            with Path(path).open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
+        for store, name, stat in self.files:
+            found.update(hashlib.sha256(store.read(name, stat.size)).digest())
         return found.hexdigest()
+
+
+def _text_file(url: str, options: Mapping[str, Any], deadline: float) -> tuple[Store, str, Stat]:
+    folder, _, name = url.rpartition("/")
+    store = Store(folder or "/", options, deadline=deadline)
+    check_on_web(store, name)
+    return store, name, store.stat(name)
+
+
+def _open_text_urls(streams: Sequence[Stream], selection: Sequence[str] | None) -> Source:
+    """Open CSV or JSON lines in a store, each file by its URL, as a table in memory."""
+    first = streams[0]
+    wanted = selection if first.transform is None and selection is not None else first.columns
+    options, places = first.storage_options, [os.fspath(one.url) for one in streams]
+    files = tuple(_text_file(url, options, first.deadline) for url in places)
+    parts = [read_any(url, options, Wanted(columns=wanted)) for url in places]
+    data = first if len(streams) == 1 else places
+    return _text_source(
+        parts,
+        files,
+        wanted,
+        (open_source, (data, selection)),
+        fill=first.fill,
+        shuffle=first.shuffle,
+        transform=first.transform and Transform(first.transform, first.per == "batch"),
+    )
 
 
 def _open_text(  # noqa: PLR0913 - each is a setting of a Stream
@@ -388,21 +420,33 @@ def _open_text(  # noqa: PLR0913 - each is a setting of a Stream
         shuffle: whether to mix the rows.
         transform: for the rows; None for none.
     """
-    where = places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
     paths = list(places)
     if contents is not None:
         folder = str(without_pattern(places[0])[0])
         paths = [f"{folder}/{each.path}" for each in contents.files]
-    stats = tuple((path, stat_of(Path(path))) for path in paths)
-    wanted = Wanted(columns=selection, split=split)
-    # A file whose split is chosen already is read whatever its name.
-    table = joined([read_any(place, None, wanted) for place in places], where, fill or {})
+    files = tuple(_text_file(path, {}, 60.0) for path in paths)
+    parts = [read_any(place, None, Wanted(columns=selection, split=split)) for place in places]
+    settings = {"shuffle": shuffle, "transform": transform}
+    return _text_source(parts, files, selection, reopen, fill=fill or {}, **settings)
+
+
+def _text_source(
+    parts: Sequence[Data],
+    files: tuple[tuple[Store, str, Stat], ...],
+    selection: Sequence[str] | None,
+    reopen: tuple[Callable[..., Source], tuple[Any, ...]],
+    *,
+    fill: Mapping[str, Any],
+    **settings: Any,
+) -> Source:
+    where = files[0][0].where(files[0][1])
+    if len(files) > 1:
+        where = f"{where} and {len(files) - 1} more"
+    table = joined(parts, where, fill)
     columns = columns_of(table.schema, selection, where, fill)
     values = values_in(table, columns, where)
-    shard = _Text(table.num_rows, columns, values, where, stats)
-    return Source(
-        [shard], reopen, window=None, in_pieces=True, shuffle=shuffle, transform=transform
-    )
+    shard = _Text(table.num_rows, columns, values, where, files)
+    return Source([shard], reopen, window=None, in_pieces=True, **settings)
 
 
 def joined(parts: Sequence[Data], where: str, fill: Mapping[str, Any]) -> pa.Table:

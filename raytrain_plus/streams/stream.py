@@ -341,15 +341,22 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
         DataError: there is no such data, or its columns are wrong; or the store failed.
     """
     place, pattern = without_pattern(stream.url)
+    if pattern is not None and is_web(os.fspath(stream.url)):
+        raise DataError(
+            f"{stream.url} is a pattern, and a web server does not list its files: name each file."
+        )
     store = Store(place, stream.storage_options, deadline=stream.deadline)
     cache = node_cache(stream.cache_folder, parse_bytes(stream.cache_limit))
     wanted = stream.columns
     if stream.transform is None and selection is not None:
         wanted = selection  # with a transform, its output decides what the task gets
-    if pattern is None and suffix_of(store.url.split("?")[0]) in _FILE_SUFFIXES and store.is_file():
+    is_named = pattern is None and suffix_of(store.url.split("?")[0]) in _FILE_SUFFIXES
+    if is_named and is_web(store.url):  # which has no folders
+        check_on_web(store)
+    if is_named and (is_web(store.url) or store.is_file()):
         return _open_file(stream, selection, store, cache, wanted)
     manifest = None
-    if pattern is None and MANIFEST in store.names():
+    if pattern is None and _has_manifest(store):
         manifest = read_manifest(store)
         if stream.split not in (None, "all"):
             raise DataError(
@@ -382,6 +389,42 @@ def open_stream(stream: Stream, selection: Sequence[str] | None = None) -> Sourc
     return source
 
 
+def _has_manifest(store: Store) -> bool:
+    """Say whether a folder is a stream.
+
+    Raises:
+        DataError: it is none, and a web server has no list of its files.
+    """
+    if not is_web(store.url):
+        return MANIFEST in store.names()
+    if store.exists(MANIFEST):
+        return True
+    raise DataError(
+        f"{store.url} is neither a stream nor a data file, and a web server does not list the "
+        "files of a folder: name each file, as in data=['https://host/a.parquet', "
+        "'https://host/b.parquet']."
+    )
+
+
+def check_on_web(store: Store, name: str = "") -> None:
+    """Check that a web server has a file.
+
+    Raises:
+        DataError: it has not, or cannot be reached. The library does not say which.
+    """
+    if is_web(store.url) and not store.exists(name):
+        where = store.where(name) if name else store.url
+        raise DataError(
+            f"{where} cannot be read: there is no such file, or its server is not there or not "
+            "trusted (TLS). Check the URL with `curl -I`."
+        )
+
+
+def is_web(url: str) -> bool:
+    """Say whether a URL is that of a web server."""
+    return url.startswith(("http://", "https://"))
+
+
 def open_urls(urls: Sequence[str], selection: Sequence[str] | None, reopen: Any) -> Source:
     """Open several Parquet files, each by its URL.
 
@@ -408,6 +451,8 @@ def open_urls(urls: Sequence[str], selection: Sequence[str] | None, reopen: Any)
     if len(set(urls)) < len(urls):
         raise DataError("the list of URLs names a file twice: its rows would count twice.")
     store = Store(root, first.storage_options, deadline=first.deadline)
+    for url in urls:
+        check_on_web(store, url[len(root) + 1 :])
     cache = node_cache(first.cache_folder, parse_bytes(first.cache_limit))
     found = [DataPath(url[len(root) + 1 :]) for url in urls]
     files = _from_footers(store, cache, selection, found, {})
