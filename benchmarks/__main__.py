@@ -22,6 +22,7 @@ NAMES = (
     "balance",
     "recovery",
     "goodput",
+    "predict",
     "streams",
     "downloads",
     "idle",

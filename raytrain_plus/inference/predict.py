@@ -269,27 +269,22 @@ def _predicted(
 
     step, task = model.step, model.task
     waiting = ahead.submit(load, batches[0])
-    try:
-        with model.weave.around("evaluate", step), torch.no_grad():
-            buffers, weights = Buffers(step.model, task), Weights(step.model)
-            for batch, following in zip(batches, [*batches[1:], None], strict=True):
-                own, further = waiting.result()
-                if following is not None:
-                    waiting = ahead.submit(load, following)
-                step.model.eval()
-                seed_global_generators(seed_for(work.job.seed, "predict", batch[0]))
-                what = f"the rows {batch[0]} to {batch[1] - 1}"
-                try:
-                    with weights.unchanged_by("the prediction"):
-                        made = task.predict(step.model, to_device(own, model.device))
-                        columns = predicted_columns(made, batch[1] - batch[0], what)
-                finally:  # what it changes must not reach the next batch
-                    buffers.restore()
-                tables.append(_joined(columns, batch_columns(further)))
-    finally:
-        source.release()
-        if kept is not None:
-            kept.release()
+    with model.weave.around("evaluate", step), torch.no_grad():
+        buffers, weights = Buffers(step.model, task), Weights(step.model)
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            own, further = waiting.result()
+            if following is not None:
+                waiting = ahead.submit(load, following)
+            step.model.eval()
+            seed_global_generators(seed_for(work.job.seed, "predict", batch[0]))
+            what = f"the rows {batch[0]} to {batch[1] - 1}"
+            try:
+                with weights.unchanged_by("the prediction"):
+                    made = task.predict(step.model, to_device(own, model.device))
+                    columns = predicted_columns(made, batch[1] - batch[0], what)
+            finally:  # what it changes must not reach the next batch
+                buffers.restore()
+            tables.append(_joined(columns, batch_columns(further)))
     return pa.concat_tables(tables)
 
 

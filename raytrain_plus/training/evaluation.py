@@ -132,7 +132,10 @@ class Evaluation:
             seed=self._seed,
             load=partial(self._load, wire.device, enter),
         )
-        states = self.measure(step, weave, ranges[wire.index], wire.device, enter)
+        try:
+            states = self.measure(step, weave, ranges[wire.index], wire.device, enter)
+        finally:
+            self.source.release()
         enter("gather")
         return self.values(step.number, wire.all_gather_bytes(states))
 
@@ -147,29 +150,26 @@ class Evaluation:
         """Return what some logical ranks measure, for `values`."""
         step.model.eval()
         states: dict[str, Tensor] = {}
-        try:
-            with weave.around("evaluate", step), torch.no_grad():
-                buffers, weights = Buffers(step.model, self._task), Weights(step.model)
-                if step.evaluation is not None:
-                    step.evaluation.apart = partial(self._apart, step, buffers, weights)
+        with weave.around("evaluate", step), torch.no_grad():
+            buffers, weights = Buffers(step.model, self._task), Weights(step.model)
+            if step.evaluation is not None:
+                step.evaluation.apart = partial(self._apart, step, buffers, weights)
 
-                def forward(batch: Batch) -> tuple[Any, dict[str, Tensor]]:
-                    # What metrics leave in the task stays there.
-                    buffers.attributes.snapshot()
-                    with weights.unchanged_by("the forward of an evaluation"):
-                        outputs = self._task.forward(step.model, batch)
-                        sums = self._sums(outputs, batch)
-                    buffers.attributes.note()
-                    return outputs, sums
+            def forward(batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+                # What metrics leave in the task stays there.
+                buffers.attributes.snapshot()
+                with weights.unchanged_by("the forward of an evaluation"):
+                    outputs = self._task.forward(step.model, batch)
+                    sums = self._sums(outputs, batch)
+                buffers.attributes.note()
+                return outputs, sums
 
-                for rank in ranks:
-                    step.model.eval()
-                    try:
-                        states |= self._measure(step, rank, device, enter, forward)
-                    finally:  # what a forward changes must not reach the next logical rank
-                        buffers.restore()
-        finally:
-            self.source.release()
+            for rank in ranks:
+                step.model.eval()
+                try:
+                    states |= self._measure(step, rank, device, enter, forward)
+                finally:  # what a forward changes must not reach the next logical rank
+                    buffers.restore()
         return safetensors.torch.save(states)
 
     def values(self, step: int, payloads: Sequence[bytes]) -> Values:
