@@ -16,6 +16,7 @@ Row = dict[str, Any]
 
 RANKS_PER_WORKER = 8
 TELLS = 5  # messages per second from the one worker that reports steps
+PIECE_BYTES = 8 << 20  # of a state that is sent on, as in `elastic/worker/healing.py`
 OPTIMIZER_STATES = 3  # the model and two moments, in multiples of the model
 
 
@@ -219,9 +220,19 @@ def checkpoint(case: Case, at: AtSize, calls: Calls, tensors: int) -> Row:
 
 
 def healing(case: Case, workers: int, sources: int) -> float:
-    """Return the seconds until all workers have received the state over the links."""
+    """Return the seconds until all workers have received the state over the links.
+
+    A worker that sends to two shares its link among them, and each level of the tree begins a piece
+    after the one before.
+    """
     receivers = workers - sources
-    return -(-receivers // sources) * case.state_bytes / case.link
+    transfer = case.state_bytes / case.link
+    if receivers <= sources:
+        return transfer if receivers else 0.0
+    levels = 1
+    while sources * (2 ** (levels + 1) - 2) < receivers:
+        levels += 1
+    return 2 * (transfer + (levels - 1) * PIECE_BYTES / case.link)
 
 
 def first_above(rows: Sequence[Row], key: str, bound: float) -> int | None:

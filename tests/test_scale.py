@@ -142,12 +142,15 @@ def test_messages_grow_with_the_group_and_bytes_do_not():
     assert many["messages s"] == pytest.approx(many["messages"] * WIRE.message_seconds)
 
 
-def test_a_source_sends_its_state_to_one_worker_after_the_other():
+def test_a_state_spreads_as_a_tree():
     case = Case(gradient_bytes=1e9 / 3, link=1e9)  # sending a state takes a second
-    assert scale_model.healing(case, 10, 1) == pytest.approx(9)
-    assert scale_model.healing(case, 10, 5) == pytest.approx(1)
-    assert scale_model.healing(case, 10, 4) == pytest.approx(2)
+    piece = 2 * scale_model.PIECE_BYTES / 1e9
     assert scale_model.healing(case, 10, 10) == 0
+    assert scale_model.healing(case, 10, 5) == pytest.approx(1)
+    assert scale_model.healing(case, 3, 1) == pytest.approx(2)
+    assert scale_model.healing(case, 7, 1) == pytest.approx(2 + piece)
+    assert scale_model.healing(case, 8, 1) == pytest.approx(2 + 2 * piece)
+    assert scale_model.healing(case, 1000, 1) == pytest.approx(2 + 8 * piece)
 
 
 def test_the_first_exceeded_bound_comes_first():

@@ -85,7 +85,7 @@ def make_plan(
         generation=situation.generation,
         step=top,
         assignments=assignments,
-        healed_by={to: sources[n % len(sources)] for n, to in enumerate(receivers)},
+        healed_by=healing(sources, receivers),
         endpoints=tuple(member.ready.endpoint for member in placed if member.ready is not None),
         pause_at=min((f.step for f in situation.faults if f.pauses_after(top)), default=None),
         evaluated=situation.evaluated_step >= top,
@@ -93,3 +93,23 @@ def make_plan(
         checkpoint=load,
         bitwise=situation.bitwise,
     )
+
+
+def healing(sources: Sequence[int], receivers: Sequence[int]) -> dict[int, int]:
+    """Say which member sends the state to which.
+
+    As long as there are enough sources, each sends to one member, at the full speed of its link.
+    Otherwise each one sends to two, and so does each that has received: a tree, whose depth grows
+    with the logarithm of the receivers, in which all send on piece by piece.
+
+    Args:
+        sources: places of the members that have the state, at least one.
+        receivers: places of those that need it.
+
+    Returns:
+        Each receiver's source.
+    """
+    if len(receivers) <= len(sources):
+        return dict(zip(receivers, sources, strict=False))
+    senders = [*sources, *sources, *(one for one in receivers for _ in range(2))]
+    return dict(zip(receivers, senders, strict=False))

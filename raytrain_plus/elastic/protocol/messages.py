@@ -376,7 +376,7 @@ class Plan:
         generation: its number, from 1.
         step: committed steps at its start.
         assignments: the workers in order, with their logical ranks.
-        healed_by: receiver's place -> source's place.
+        healed_by: receiver's place -> source's place; a source may be a receiver itself.
         endpoints: where the members can be reached, in order.
         pause_at: the step after which the generation ends by itself, or None.
         evaluated: whether the evaluation that is due at its start has been done.

@@ -377,12 +377,12 @@ class Worker:
         if plan.checkpoint is not None and index not in plan.healed_by:
             self._load(plan.checkpoint)
         receivers = [to for to, source in plan.healed_by.items() if source == index]
-        if receivers:
-            send_state(replica, receivers, transport, self._loop.guard.noted)
         if index in plan.healed_by:
-            noted = receive_state(replica, plan.healed_by[index], transport)
+            noted = receive_state(replica, plan.healed_by[index], transport, receivers)
             if noted is not None:
                 self._loop.guard.expect(noted)
+        elif receivers:
+            send_state(replica, receivers, transport, self._loop.guard.noted)
         self._progress.step = replica.step
         self._loop.begin_generation(plan.ranges, transport, alike=plan.bitwise)
 

@@ -1,8 +1,11 @@
 """Which member heals which, and which one loads a checkpoint, in all kinds of groups."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raytrain_plus.elastic.policy import make_plan as make_plan_module
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed
 from raytrain_plus.elastic.policy.make_plan import Member, Situation, make_plan
 from raytrain_plus.elastic.protocol.faults import Fault
@@ -32,6 +35,21 @@ def test_a_member_that_is_behind_is_healed_by_one_that_is_ahead():
     assert (plan.step, plan.generation, plan.checkpoint) == (5, 3, None)
     assert healing(plan) == {"w0": "w1", "w3": "w2"}  # each by another member, which is faster
     assert plan.endpoints == tuple(make_ready(a.worker).endpoint for a in plan.assignments)
+
+
+@given(st.integers(1, 40), st.integers(0, 300))
+def test_no_member_heals_more_than_two_and_the_tree_is_flat(ahead, behind):
+    sources, receivers = list(range(ahead)), list(range(ahead, ahead + behind))
+    sender_of = make_plan_module.healing(sources, receivers)
+    assert list(sender_of) == receivers
+    healed = Counter(sender_of.values())
+    assert max(healed.values(), default=0) <= (1 if behind <= ahead else 2)
+
+    def depth(place):
+        return 0 if place < ahead else 1 + depth(sender_of[place])
+
+    longest = max(map(depth, receivers), default=0)
+    assert ahead * (2**longest - 2) < max(1, behind)  # all levels before the last one are full
 
 
 def test_members_with_equal_states_are_not_healed():
@@ -101,7 +119,12 @@ def test_after_healing_all_have_one_state_and_it_is_the_latest(states, checkpoin
     assert (plan.checkpoint is not None) == (plan.step > latest)
     by = healing(plan)
     sources = held.keys() - by.keys()
-    assert set(by.values()) <= sources
+    for one in by:  # who sends the state on has it from a source
+        senders = [one]
+        while senders[-1] in by:
+            senders.append(by[senders[-1]])
+            assert len(senders) <= len(here)
+        assert senders[-1] in sources
     if plan.checkpoint is not None or not bitwise:
         assert len(sources) == 1
     if plan.checkpoint is None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from raytrain_plus.elastic.policy import make_plan
+from raytrain_plus.elastic.worker import healing
 from raytrain_plus.elastic.worker.healing import receive_state, send_state
 from raytrain_plus.task import Task
 from raytrain_plus.training.endpoint import Endpoint
@@ -144,6 +146,50 @@ def test_two_pairs_heal_at_once(group):
         lambda: receive_state(receivers[1], 1, transports[3]),
     )
     assert {replica.digest() for replica in receivers} == {sources[0].digest()}
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 64, healing._PIECE_BYTES])
+def test_those_that_have_received_send_it_on(group, piece_bytes, monkeypatch):
+    monkeypatch.setattr(healing, "_PIECE_BYTES", piece_bytes)
+    ahead = trained(Small("AdamW"), 3)
+    behind = [trained(Small("AdamW"), step) for step in (2, 1, 0, 2, 0)]
+    sender_of = make_plan.healing([0], [1, 2, 3, 4, 5])
+    assert sender_of == {1: 0, 2: 0, 3: 1, 4: 1, 5: 2}
+    transports = group(6)
+    told = []
+
+    def receive(place):
+        to = [receiver for receiver, sender in sender_of.items() if sender == place]
+        replica, transport = behind[place - 1], transports[place]
+        told.append(receive_state(replica, sender_of[place], transport, to))
+
+    together(
+        lambda: send_state(ahead, [1, 2], transports[0], 7),
+        *(lambda place=place: receive(place) for place in sender_of),
+    )
+    assert {replica.digest() for replica in behind} == {ahead.digest()}
+    assert told == [7] * 5
+
+
+def test_the_loss_of_one_that_sends_on_leaves_those_behind_it_as_they_were(group):
+    ahead, last = trained(Small(), 3), trained(Small(), 2)
+    before = last.digest()
+    source, between, end = group(3)
+
+    def lost_half_way():
+        sizes = torch.zeros(1, dtype=torch.int64)
+        between.exchange([], [Message(0, sizes)])
+        between.exchange([Message(2, sizes)], [])
+        between.abort("it is lost")
+        source.abort("one was lost")
+
+    with pytest.raises(TransportError):
+        together(
+            lambda: send_state(ahead, [1], source),
+            lost_half_way,
+            lambda: receive_state(last, 1, end),
+        )
+    assert last.digest() == before
 
 
 def test_a_partly_written_replica_is_healed(group):
