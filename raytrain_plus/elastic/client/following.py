@@ -28,6 +28,7 @@ Watcher = Callable[[list[Event]], None]
 
 _SUMMARIZED = ("run", "environment", "generation", "end")  # events that a summary is made of
 _POLL = 0.2  # seconds between two looks at the journal
+_FAILED_READS = 5  # that are repeated at once: a run that seems lost may have written its end
 _LOOK = 2.0  # seconds between two looks at whether the coordinator lives
 
 
@@ -140,6 +141,7 @@ class _Follower:
         self._tail: Tail | None = Tail(folder)
         self._stopping = False
         self._unwritten = ""
+        self._failed = 0  # reads of the journal in a row
         self._warned: set[str] = set()
 
     def follow(self, watch: Watch | None) -> Ended:
@@ -187,7 +189,9 @@ class _Follower:
             raise
         except StoreError as error:  # the run goes on, and its journal is read later
             self._warn_once(f"the journal cannot be read now: {error}")
-            return False
+            self._failed += 1
+            return self._failed <= _FAILED_READS
+        self._failed = 0
         claims = [event.get("claim") for event in events if event["event"] == "run"]
         if self._claim is not None and any(claim != self._claim for claim in claims):
             self._check_last()  # another driver writes the journal now

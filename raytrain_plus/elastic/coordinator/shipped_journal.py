@@ -223,7 +223,7 @@ class ShippedJournal:
                     self._changed.notify_all()
                 return
             except (StorageError, OSError) as error:
-                self._trouble = getattr(error, "strerror", None) or str(error)
+                self._trouble = getattr(error, "strerror", None) or str(error).rstrip(".")
                 time.sleep(_RETRY)
                 continue
             with self._changed:

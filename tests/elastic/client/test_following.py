@@ -1,6 +1,7 @@
 """A driver follows a run to its end by its journal only."""
 
 import signal
+import uuid
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,10 @@ from raytrain_plus.elastic.protocol.messages import Assignment, CoordinatorHealt
 from raytrain_plus.interrupts import RunInterrupted
 from raytrain_plus.observe.causes import Cause
 from raytrain_plus.observe.journal import FILE_NAME, Journal, read
+from raytrain_plus.observe.stored_journal import open_journal
+from raytrain_plus.storage.errors import StoreError
+from raytrain_plus.storage.segments import SegmentedFile, SegmentError
+from raytrain_plus.storage.store import Store
 
 OUTCOME = Outcome(
     state="finished",
@@ -450,3 +455,54 @@ def test_sigterm_stops_the_run_too_and_is_as_before_afterwards(tmp_path, monkeyp
         assert taken == [True]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# -- in an object store
+
+
+def write_in_store(store, *kinds):
+    opened = open_journal(store)
+    for kind in kinds:
+        fields = {
+            "run": {"run": "run", "batch_size": 8, "batch_tokens": 16},
+            "step": {"step": 1, "loss": 0.5},
+            "end": {"state": "finished", "step": 1},
+        }[kind]
+        opened.write(kind, **fields)
+
+
+def test_a_run_in_an_object_store_is_followed_while_the_store_fails_now_and_then(
+    monkeypatch, capsys
+):
+    store = Store(f"memory://{uuid.uuid4().hex}/run")
+    write_in_store(store, "run")
+    lists, answers = SegmentedFile.list_now, iter([False, True, False])
+
+    def fails_at_times(self):
+        if not next(answers, True):
+            raise StoreError("no answer")
+        lists(self)
+
+    monkeypatch.setattr(SegmentedFile, "list_now", fails_at_times)
+    script = Script(monkeypatch, lambda: None, lambda: write_in_store(store, "step", "end"))
+    script.actor = no_actor  # what is new is read once more before the run counts as lost
+    found = follow("run", store)
+    assert (found.outcome.state, found.summary["folder"]) == ("finished", str(store))
+    assert capsys.readouterr().err.count("the journal cannot be read now: no answer") == 1
+
+
+def test_a_coordinator_in_an_object_store_that_is_gone_for_good_is_reported(monkeypatch):
+    store = Store(f"memory://{uuid.uuid4().hex}/run")
+    write_in_store(store, "run", "step")
+    Script(monkeypatch).actor = no_actor
+    with pytest.raises(LostError, match=r"ended from outside; by its journal .* 1 steps"):
+        follow("run", store)
+
+
+def test_a_missing_segment_is_named(monkeypatch):
+    store = Store(f"memory://{uuid.uuid4().hex}/run")
+    write_in_store(store, "run", "step")
+    store.inside("journal").delete("00000002.jsonl")
+    Script(monkeypatch)
+    with pytest.raises(SegmentError, match=r"00000002\.jsonl is missing"):
+        follow("run", store)
