@@ -114,8 +114,8 @@ LAYERS = [
     {"frontier"},
     {"demo"},
     {"reference"},
-    {"templates"},
     {"cli"},
+    {"templates"},  # what users write
     {"__main__"},
 ]
 # The coordinator starts the workers' processes; it imports nothing else of their code.

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from raytrain_plus import ElasticTrainer, run_file
 from raytrain_plus.cli import app
 from raytrain_plus.cli import train as command
-from raytrain_plus.cli.init import TEMPLATES
+from raytrain_plus.cli.init import PROJECTS
+from raytrain_plus.frontier.definition import Sweep
+from raytrain_plus.task import import_named
 from tests import tutorial
 from tests.test_tutorial import parse
 
@@ -30,7 +32,7 @@ SMALLER = {
 }
 
 
-@pytest.fixture(params=TEMPLATES)
+@pytest.fixture(params=PROJECTS)
 def project(tmp_path, monkeypatch, request):
     """A project as `init` writes it, which is the working folder."""
     folder = tmp_path / "mine"
@@ -72,7 +74,7 @@ def test_a_project_is_tested_prepared_and_trained(project, monkeypatch):
 
 
 def test_each_command_of_a_projects_readme_parses(project):
-    assert project in TEMPLATES
+    assert project in PROJECTS
     commands = tutorial.commands(Path("README.md"))
     assert [words[0] for words in commands][:2] == ["train", "train"] or "export" in commands[1][0]
     for words in commands:
@@ -94,3 +96,14 @@ def test_the_answer_names_the_files(tmp_path):
     done = CliRunner().invoke(app, ["init", str(tmp_path / "x"), "--template", "text", "--json"])
     assert json.loads(done.stdout)["files"] == FILES
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == FILES
+
+
+def test_a_sweep_is_one_file_with_a_definition(tmp_path, monkeypatch):
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "x"), "--template", "sweep"])
+    assert done.exit_code == 0
+    assert done.stdout.endswith(f"cd {tmp_path / 'x'}\nraytrain-plus sweep sweep.py --budget 10m\n")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "sweep", raising=False)
+    sweep = import_named(f"{tmp_path / 'x' / 'sweep.py'}:SWEEP", "sweep")
+    assert isinstance(sweep, Sweep)
+    sys.modules.pop("sweep")

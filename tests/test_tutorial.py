@@ -93,7 +93,7 @@ def test_the_page_about_sweeps_shows_the_templates_definition():
     (block,) = [
         b for b in tutorial.blocks(tutorial.TUTORIAL / "sweep.md") if b.language == "python"
     ]
-    assert block.text in (tutorial.ROOT / "tune_recipes/template.py").read_text()
+    assert block.text in (tutorial.ROOT / "raytrain_plus/templates/sweep/sweep.py").read_text()
 
 
 @pytest.fixture

@@ -10,8 +10,18 @@ import typer
 from raytrain_plus.cli.answers import Debug, Json, answer
 from raytrain_plus.storage import atomic_files
 
-Template = Literal["images", "text", "finetune", "tabular"]
-TEMPLATES: tuple[Template, ...] = get_args(Template)
+Project = Literal["images", "text", "finetune", "tabular"]
+Template = Literal[Project, "sweep"]
+PROJECTS: tuple[Project, ...] = get_args(Project)
+
+_NEXT: dict[str, str] = {
+    "sweep": "raytrain-plus sweep sweep.py --budget 10m",
+    **dict.fromkeys(
+        PROJECTS,
+        "python prepare_data.py                  # a sample; README.md has your own data\n"
+        "raytrain-plus train --config run.yaml",
+    ),
+}
 
 
 def init(
@@ -21,13 +31,13 @@ def init(
         Template,
         typer.Option(
             help="images: classify images. text: a GPT on text. finetune: adapters in a "
-            "pretrained GPT. tabular: classify the rows of a CSV file."
+            "pretrained GPT. tabular: classify the rows of a CSV file. sweep: a search for recipes."
         ),
     ],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a small project: a task, its data, run.yaml, a test and a README.
+    """Write a small project: a task, its data, run.yaml, a test and a README; or a sweep.
 
     It trains at once, on a sample that needs no network.
     """
@@ -36,12 +46,7 @@ def init(
         written = write_project(folder, template)
         if not as_json:
             typer.echo(f"wrote {folder}: {', '.join(written)}")
-            typer.echo(
-                "\n"
-                f"cd {shlex.quote(str(folder))}\n"
-                "python prepare_data.py                  # a sample; README.md has your own data\n"
-                "raytrain-plus train --config run.yaml"
-            )
+            typer.echo(f"\ncd {shlex.quote(str(folder))}\n{_NEXT[template]}")
         return {"folder": str(folder), "template": template, "files": written}
 
     answer(run, as_json=as_json, debug=debug)

@@ -140,7 +140,7 @@ def _swept(site: Site) -> dict[str, Any]:
 
     jobs = JobSubmissionClient(site.jobs)
     file = site.folder / "template.py"
-    shutil.copy(ROOT / "tune_recipes" / "template.py", file)
+    shutil.copy(ROOT / "raytrain_plus/templates/sweep/sweep.py", file)
     swept = f"--budget 60s --storage {site.folder / 'sweeps'} --json"
     job = jobs.submit_job(entrypoint=f"{sys.executable} {file} {swept}")
     _await(lambda: jobs.get_job_status(job).is_terminal(), jobs, job)

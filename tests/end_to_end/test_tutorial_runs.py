@@ -33,7 +33,7 @@ def environment():
     tools = str(Path(sys.executable).parent)
     path = f"{tools}{os.pathsep}{known['PATH']}"
     paths = os.pathsep.join(filter(None, [str(tutorial.ROOT), known.get("PYTHONPATH")]))
-    return {**known, "PATH": path, "PYTHONPATH": paths, "REPOSITORY": str(tutorial.ROOT)}
+    return {**known, "PATH": path, "PYTHONPATH": paths}
 
 
 def follow(page, folder):

@@ -1,8 +1,8 @@
-"""A sweep of your own: copy this file, put your task in, and say what may vary.
+"""A sweep of your own: put your task in, and say what may vary.
 
-    python template.py --budget 10m
-    raytrain-plus sweep template.py --budget 10m
-    ray job submit --working-dir . -- python template.py --budget 10m
+    python sweep.py --budget 10m
+    raytrain-plus sweep sweep.py --budget 10m
+    ray job submit --working-dir . -- python sweep.py --budget 10m
 
 To continue a sweep that was interrupted or killed, add `--resume`.
 """
