@@ -1,6 +1,7 @@
 """The command `data` as a user runs it: data is written, checked and converted."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from raytrain_plus.cli import app
 from raytrain_plus.streams.convert import read_any
+from tests.algorithms.side import FOLDER
 
 TABLE = pa.table({"x": np.arange(300), "name": [f"row {i}" for i in range(300)]})
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -166,3 +168,72 @@ def test_nulls_are_filled_by_name(tmp_path):
     for fill, words in (("age", "is not of the form"), ("age=x", "row 1: filling column 'age'")):
         said = run("write", tmp_path / "a.csv", tmp_path / "t", *fills[:2], "--fill", fill, code=2)
         assert words in said.stderr
+
+
+SHARDS = Path(__file__).parent / "streams" / "shards"
+
+
+def test_shards_of_other_tools_become_parquet_or_a_stream(tmp_path):
+    chosen = ["--columns", "text,int", "--type", "int=int16", "--rename", "text=words"]
+    for name in ("mds-zstd", "litdata-arrow"):
+        run("convert", SHARDS / name, tmp_path / f"{name}.p", *chosen)
+        found = pq.read_table(tmp_path / f"{name}.p")
+        assert found.schema.field("int").type == pa.int16()
+        assert found.to_pydict() == {
+            "words": [f"ünï {n}" for n in range(60)],
+            "int": [-n for n in range(60)],
+        }
+    written = answered("write", SHARDS / "webdataset", tmp_path / "s", "--split", "train")
+    assert (written["rows"], written["columns"]["cls"]) == (5, "int64")
+    refused = run("convert", SHARDS / "mds", tmp_path / "t", code=2).stderr
+    assert "--type str_decimal=string" in refused
+    assert "incomplete" in run("write", tmp_path / "t", tmp_path / "u", code=2).stderr
+
+
+def test_the_dialect_of_csv_and_nulls(tmp_path):
+    (tmp_path / "a.csv").write_bytes("1|é\n|'x|y'\n".encode("cp1252"))
+    options = ["--delimiter", "|", "--quote", "'", "--encoding", "cp1252", "--header", "n,t"]
+    options += ["--null-value", "", "--fill", "n=-1", "--block-size", "64KiB"]
+    for to in ("stream", "parquet"):
+        run("convert", tmp_path / "a.csv", tmp_path / to, "--to", to, *options)
+    run("convert", tmp_path / "stream", tmp_path / "again")
+    for name in ("parquet", "again"):
+        assert pq.read_table(tmp_path / name).to_pydict() == {"n": [1, -1], "t": ["é", "x|y"]}
+    for wrong, words in (
+        (["--fill", "n"], "COLUMN=VALUE"),
+        (["--rename", "n"], "OLD=NEW"),
+        (["--type", "n=long"], "COLUMN=TYPE"),
+        (["--delimiter", "||"], "one ASCII character"),
+        ([*options, "--fill", "z=1"], "fill column 'z'"),
+    ):
+        assert words in run("write", tmp_path / "a.csv", tmp_path / "x", *wrong, code=2).stderr
+
+
+def test_text_becomes_tokens(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"</s>": 0, "a": 1, "b": 2, "?": 3}, unk_token="?")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    lines = [{"body": "a b a", "n": 1}, {"body": "b c", "n": 2}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ["--tokenizer", tmp_path / "tokenizer.json", "--column", "body", "--end", "</s>"]
+    options += ["--processes", "1", "--into", "ids"]
+    told = answered("tokenize", tmp_path / "a.jsonl", tmp_path / "s", *options, "--pack", "4")
+    assert {name: told[name] for name in ("documents", "tokens", "padding", "end")} == {
+        "documents": 2, "tokens": 7, "padding": 1, "end": ["</s>"]
+    }  # fmt: skip
+    assert told["vocabularies"]["ids"]["size"] == 4
+    run("convert", tmp_path / "s", tmp_path / "p")
+    rows = pq.read_table(tmp_path / "p").to_pydict()
+    assert rows["ids"] == [[1, 2, 1, 0], [2, 3, 0, 0]]
+    assert rows["document_ids"] == [[0, 0, 0, 0], [1, 1, 1, -1]]
+    copied = answered("convert", tmp_path / "s", tmp_path / "t", "--to", "stream")
+    assert copied["vocabularies"] == told["vocabularies"]
+    assert "tokens of the tokenizer" in run("inspect", tmp_path / "s").stdout
+    assert (
+        "--end none"
+        in run("tokenize", tmp_path / "a.jsonl", tmp_path / "u", *options[:4], code=2).stderr
+    )

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -45,6 +46,8 @@ from raytrain_plus.streams.tokens import (
     tokenize_documents,
 )
 from raytrain_plus.streams.writer import StreamWriter
+
+_LINE_EVERY = 10.0  # seconds
 
 data_app = typer.Typer(help="Make and check streams.", no_args_is_help=True)
 
@@ -612,7 +615,7 @@ def _watched(
 
 @contextlib.contextmanager
 def _bar(rows: int | None) -> Iterator[Callable[[pa.RecordBatch | pa.Table], None]]:
-    """Show progress in rows, on a terminal only."""
+    """Show progress in rows: as a bar, or off a terminal as a line every few seconds."""
     console = Console(stderr=True, markup=False)
     columns = (
         TextColumn("rows"),
@@ -622,4 +625,26 @@ def _bar(rows: int | None) -> Iterator[Callable[[pa.RecordBatch | pa.Table], Non
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("rows", total=rows)
-        yield lambda batch: progress.advance(task, batch.num_rows)
+        if console.is_terminal:
+            yield lambda batch: progress.advance(task, batch.num_rows)
+        else:
+            yield _Lines(rows).advance
+
+
+class _Lines:
+    """Shows progress as lines.
+
+    Args:
+        total: the number of rows, if it is known.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self._of = "" if total is None else f" of {total:,}"
+        self._done, self._next = 0, time.monotonic() + _LINE_EVERY
+
+    def advance(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Add rows that are done."""
+        self._done += rows.num_rows
+        if time.monotonic() >= self._next:
+            sys.stderr.write(f"{self._done:,}{self._of} rows\n")
+            self._next = time.monotonic() + _LINE_EVERY

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -101,17 +102,15 @@ def ready(encoding: Encoding, processes: int) -> Iterator[Encode]:
         encoder = Encoder(encoding)
         yield lambda chunks: map(encoder.encode, chunks)
         return
-    pool = ProcessPoolExecutor(
-        processes,
-        multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(encoding,),
-    )
+    context = multiprocessing.get_context("spawn")
+    ended = context.Event()
+    pool = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(encoding, ended))
     try:
         for _ in range(processes):  # a process starts with its first task
             pool.submit(_encode, [])
         yield functools.partial(_in_order, pool, processes * _AHEAD)
     finally:
+        ended.set()  # what a process has been sent already cannot be cancelled
         pool.shutdown(cancel_futures=True)
 
 
@@ -127,16 +126,16 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-_encoders: list[Encoder] = []
+_own: list[tuple[Encoder, Event]] = []
 
 
-def _start(encoding: Encoding) -> None:
+def _start(encoding: Encoding, ended: Event) -> None:
     """Prepare a process that tokenizes."""
     # Ctrl-C goes to the whole group of processes. The one that started this one ends it in order.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoders.append(Encoder(encoding))
+    _own.append((Encoder(encoding), ended))
 
 
 def _end_with_parent() -> None:
@@ -148,4 +147,5 @@ def _end_with_parent() -> None:
 
 
 def _encode(texts: list[str]) -> Documents:
-    return _encoders[0].encode(texts)
+    encoder, ended = _own[0]
+    return encoder.encode([] if ended.is_set() else texts)

@@ -25,7 +25,7 @@ from raytrain_plus.streams.writer import StreamWriter
 AUTO, NONE = "auto", "none"
 """What may stand for a token before or after each document: the tokenizer's own, or nothing."""
 
-_CHUNK = 1 << 20  # characters that are tokenized together
+_CHUNK = 1 << 18  # characters that are tokenized together
 _ROWS = 1024  # rows of tokens that are written together
 _FILE = "tokenizer.json"
 _DOCUMENTS, _OFFSET = "document_ids", "document_offset"
