@@ -82,7 +82,8 @@ TypesOption = Annotated[
         "--type",
         metavar="COLUMN=TYPE",
         help="Convert a column, each value exactly: int8 to int64, uint8 to uint64, float16 to "
-        "float64, bool, string, binary. Text is read as numbers. May be repeated.",
+        "float64, bool, string, binary; TYPE[N] for lists of N. Text is read as numbers. May be "
+        "repeated.",
     ),
 ]
 Rename = Annotated[

@@ -68,7 +68,7 @@ from raytrain_plus.streams.labels import (
 from raytrain_plus.streams.order import permutation
 from raytrain_plus.streams.retyping import Types, retyped
 from raytrain_plus.streams.rows import RowError, table_of
-from raytrain_plus.streams.shards import Selection
+from raytrain_plus.streams.shards import FreeArray, Selection
 from raytrain_plus.streams.stream import read_manifest
 from raytrain_plus.streams.text import Dialect, TextFile, csv_tables, csv_types, json_tables
 from raytrain_plus.streams.unpacking import open_unpacked
@@ -483,7 +483,6 @@ def _tar_rows(
 
 def _row_batches(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[RowBatch]:
     """Yield rows as tables, of a bounded number of rows and bytes."""
-    lists: set[str] = set()
     places: list[str] = []
     held: list[Mapping[str, Any]] = []
     size = 0
@@ -492,32 +491,36 @@ def _row_batches(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[RowB
         held.append(row)
         size += sum(len(v) for v in row.values() if isinstance(v, bytes | str))
         size += sum(v.nbytes for v in row.values() if isinstance(v, np.ndarray))
+        size += sum(v.values.nbytes for v in row.values() if isinstance(v, FreeArray))
         if len(held) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
-            yield _row_batch(places, held, lists)
+            yield _row_batch(places, held)
             places, held, size = [], [], 0
     if held:
-        yield _row_batch(places, held, lists)
+        yield _row_batch(places, held)
 
 
-def _row_batch(places: list[str], rows: list[Mapping[str, Any]], lists: set[str]) -> RowBatch:
-    """Return rows as a table.
-
-    Args:
-        places: the place of each row.
-        rows: the rows.
-        lists: the columns whose arrays have several lengths, which become lists. It is extended.
-    """
-    for name, first in rows[0].items():
-        if isinstance(first, np.ndarray) and first.ndim == 1 and name not in lists:
-            arrays = [v for row in rows if isinstance(v := row.get(name), np.ndarray)]
-            if {v.ndim for v in arrays} == {1} and len({v.size for v in arrays}) > 1:
-                lists.add(name)
-    if lists:
-        rows = [{k: v.tolist() if k in lists else v for k, v in row.items()} for row in rows]
+def _row_batch(places: list[str], rows: list[Mapping[str, Any]]) -> RowBatch:
+    """Return rows as a table; an array of free length becomes a list of its own type."""
+    free = [name for name, value in rows[0].items() if isinstance(value, FreeArray)]
+    plain = [
+        {name: 0 if isinstance(value, FreeArray) else value for name, value in row.items()}
+        for row in rows
+    ]
     try:
-        return RowBatch(table_of(rows), places.__getitem__)
+        table = table_of(plain)
     except RowError as error:
         raise DataError(f"{places[error.row]}: {error}.") from error
+    for name in free:
+        arrays = [row[name].values for row in rows if isinstance(row[name], FreeArray)]
+        odd = [i for i, array in enumerate(arrays) if array.dtype != arrays[0].dtype]
+        if odd or len(arrays) < len(rows):
+            raise DataError(
+                f"{places[odd[0] if odd else 0]}: column {name!r} holds arrays of several types or "
+                "dimensions: leave it out (`--columns`), or write the data again."
+            )
+        column = pa.array(arrays)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return RowBatch(table, places.__getitem__)
 
 
 # -- images

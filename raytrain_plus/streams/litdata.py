@@ -18,7 +18,15 @@ import pyarrow as pa
 
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.png import png_of_raw
-from raytrain_plus.streams.shards import Selection, check_inside, decoded, pieces, sizes_in
+from raytrain_plus.streams.shards import (
+    FreeArray,
+    Selection,
+    check_inside,
+    decoded,
+    free,
+    pieces,
+    sizes_in,
+)
 from raytrain_plus.streams.unpacking import unpacked_zstandard
 
 Decode = Callable[[bytes], Any]
@@ -66,7 +74,7 @@ def _shaped(kinds: tuple[str | None, ...], content: bytes) -> Any:
             shape = np.frombuffer(content, f"{order}u4", dimensions, 8).tolist()
             values = _numbers(kinds, number, content[end:])
             if math.prod(shape) == len(values):
-                return values.reshape(shape)
+                return free(values.reshape(shape))
     raise ValueError("its shape does not fit to its length")
 
 
@@ -303,9 +311,9 @@ def _decoder(given: str, column: str, where: str, *, as_text: bool) -> Decode:
     if as_text and name == "json":
         return _json
     if name == "no_header_tensor":
-        return functools.partial(_numbers, _TENSORS, int(more))
+        return lambda content: FreeArray(_numbers(_TENSORS, int(more), content))
     if name == "no_header_numpy":
-        return functools.partial(_numbers, _NUMPY, int(more))
+        return lambda content: FreeArray(_numbers(_NUMPY, int(more), content))
     if name in _SERIALIZERS:
         return _SERIALIZERS[name]
     if name in ("pickle", "graph"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.png import png_of_raw
-from raytrain_plus.streams.shards import Selection, check_inside, decoded, pieces, sizes_in
+from raytrain_plus.streams.shards import Selection, check_inside, decoded, free, pieces, sizes_in
 from raytrain_plus.streams.unpacking import unpacked
 
 Decode = Callable[[bytes], Any]
@@ -40,7 +40,7 @@ def _scalar(kind: str, content: bytes) -> Any:
 
 
 def _array(kind: str | None, shape: tuple[int, ...] | None, content: bytes) -> Any:
-    at = 0
+    at, is_fixed = 0, shape is not None
     if kind is None:
         kind, at = _ARRAYS[content[0]], 1
     if shape is None:
@@ -48,7 +48,8 @@ def _array(kind: str | None, shape: tuple[int, ...] | None, content: bytes) -> A
         end = at + 1 + dimensions * width
         shape = tuple(np.frombuffer(content[at + 1 : end], f"<u{width}").tolist())
         at = end
-    return np.frombuffer(content[at:], np.dtype(kind).newbyteorder("<")).reshape(shape)
+    array = np.frombuffer(content[at:], np.dtype(kind).newbyteorder("<")).reshape(shape)
+    return array if is_fixed else free(array)
 
 
 def _listed(decode: Decode, header: int, content: bytes) -> list[Any]:

@@ -1,10 +1,12 @@
 """Converts columns to types that a user names: each value exactly, or an error names its row."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.widening import InexactError, cast_exactly
@@ -16,6 +18,8 @@ _NAMES = (
     *("float16", "float32", "float64", "bool", "string", "binary"),
 )
 
+_FORM = re.compile(r"(\w+)(?:\[([1-9]\d*)\])?")
+
 
 def parse_types(given: Iterable[str]) -> dict[str, pa.DataType]:
     """Return the types that a command line gives as COLUMN=TYPE.
@@ -26,14 +30,16 @@ def parse_types(given: Iterable[str]) -> dict[str, pa.DataType]:
     types: dict[str, pa.DataType] = {}
     for text in given:
         name, _, kind = text.rpartition("=")
-        if not name or kind not in _NAMES:
+        found = _FORM.fullmatch(kind)
+        if not name or found is None or found[1] not in _NAMES:
             raise DataError(
                 f"the type {text!r} is not of the form COLUMN=TYPE with one of the types "
-                f"{', '.join(_NAMES)}."
+                f"{', '.join(_NAMES)}; or COLUMN=TYPE[N] for rows of N numbers."
             )
         if name in types:
             raise DataError(f"the type of column {name!r} is given twice: give it once.")
-        types[name] = pa.type_for_alias(kind)
+        leaf = pa.type_for_alias(found[1])
+        types[name] = pa.list_(leaf, int(found[2])) if found[2] else leaf
     return types
 
 
@@ -46,14 +52,15 @@ def retyped(
 
     Args:
         column: of a plain type.
-        kind: a type of numbers, bool, string or binary.
+        kind: a type of numbers, bool, string or binary; or lists of one length of them.
         name: the column's, for an error.
         place: returns the place of a row.
 
     Raises:
         DataError: the type does not hold a value.
     """
-    target = _with_leaf(column.type, kind)
+    is_fixed = pa.types.is_fixed_size_list(kind)
+    target = kind if is_fixed else _with_leaf(column.type, kind)
     chunks, before = [], 0
     for chunk in column.chunks:
         try:
@@ -70,6 +77,8 @@ def retyped(
 
 def _name(kind: pa.DataType) -> str:
     """Return a type's name as a user gives it; Arrow calls float64 `double`."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"{_name(kind.value_type)}[{kind.list_size}]"
     return next(name for name in _NAMES if pa.type_for_alias(name) == kind)
 
 
@@ -87,8 +96,32 @@ def _with_leaf(kind: pa.DataType, leaf: pa.DataType) -> pa.DataType:
     return pa.list_(_with_leaf(kind.value_type, leaf)) if types.is_list(kind) else leaf
 
 
+def _fixed(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """Return lists as lists of one length.
+
+    Raises:
+        InexactError: one has another length, or is null.
+    """
+    lists = array.storage if isinstance(array, pa.ExtensionArray) else array
+    if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)) and not (
+        pa.types.is_fixed_size_list(lists.type)
+    ):
+        raise InexactError(0, lists[0].as_py() if len(lists) else None, target)
+    same = pc.fill_null(pc.equal(pc.list_value_length(lists), target.list_size), fill_value=False)
+    if (row := same.index(value=False).as_py()) >= 0:
+        raise InexactError(row, lists[row].as_py(), target)
+    items = lists.flatten()
+    try:
+        return pa.FixedSizeListArray.from_arrays(_cast(items, target.value_type), target.list_size)
+    except InexactError as error:
+        row = error.row // target.list_size
+        raise InexactError(row, lists[row].as_py(), target) from error
+
+
 def _cast(array: pa.Array, target: pa.DataType) -> pa.Array:
     types = pa.types
+    if types.is_fixed_size_list(target):
+        return _fixed(array, target)
     is_text = types.is_string(array.type) or types.is_large_string(array.type)
     if is_text and not types.is_string(target):
         return _parsed(array, target)

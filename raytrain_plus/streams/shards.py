@@ -36,6 +36,22 @@ class Selection:
         return list(self.columns)
 
 
+@dataclass(frozen=True, eq=False)
+class FreeArray:
+    """An array of one dimension, which has another length in other rows.
+
+    Attributes:
+        values: its numbers.
+    """
+
+    values: npt.NDArray[Any]
+
+
+def free(array: npt.NDArray[Any]) -> Any:
+    """Return an array of one dimension as one of free length, and any other as it is."""
+    return FreeArray(array) if array.ndim == 1 else array
+
+
 def decoded(decode: Callable[[bytes], Any], content: bytes, name: str, place: str) -> Any:
     """Return a stored value.
 

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from raytrain_plus.streams.columns import DataError
-from raytrain_plus.streams.shards import Selection, decoded
+from raytrain_plus.streams.shards import Selection, decoded, free
 from raytrain_plus.streams.unpacking import ERRORS
 
 KEY = "__key__"
@@ -96,7 +96,7 @@ def _json(content: bytes) -> str:
 
 
 def _array(content: bytes) -> Any:
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    return free(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def _decoder(name: str, place: str, *, as_text: bool) -> Decode:
@@ -107,7 +107,7 @@ def _decoder(name: str, place: str, *, as_text: bool) -> Decode:
             f"{place}: {name!r} is a pickle, which may run any code when it is loaded. Leave it "
             "out (`--columns`), or write the data again where you trust it."
         )
-    if as_text or kind in _TEXTS:
+    if kind in _TEXTS or (as_text and kind in (*_NUMBERS, *_JSON)):
         return _text
     if kind in _NUMBERS:
         return _number

@@ -151,7 +151,6 @@ def _wider_list(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             inner, one.shape, dim_names=one.dim_names, permutation=one.permutation
         )
     make: Callable[[pa.DataType], pa.DataType]
-    one, other = _as_list(one, other), _as_list(other, one)
     if _is_list(one) and _is_list(other):
         large = types.is_large_list(one) or types.is_large_list(other)
         make = pa.large_list if large else pa.list_
@@ -201,12 +200,6 @@ def _cast_structs(array: pa.Array, target: pa.DataType) -> pa.Array:
         for f in target
     ]
     return pa.StructArray.from_arrays(parts, fields=list(target), mask=absent)
-
-
-def _as_list(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Return a type of arrays of one dimension as a list, if the other type is a list."""
-    is_flat = isinstance(kind, pa.FixedShapeTensorType) and len(kind.shape) == 1
-    return pa.list_(kind.value_type) if is_flat and _is_list(other) else kind
 
 
 def _castable(one: pa.DataType, target: pa.DataType) -> bool:

@@ -67,5 +67,16 @@ def test_types_of_another_form_are_refused(given):
         parse_types(given)
 
 
+def test_lists_of_one_length_become_rows_of_one_shape():
+    types = parse_types(["x=uint8[2]"])
+    column = pa.chunked_array([[[1, 2]], [[3, 4], [5, 6]]])
+    found = retyped(column, types["x"], "x", lambda row: f"row {row + 1}")
+    assert found.type == pa.list_(pa.uint8(), 2)
+    assert found.to_pylist() == [[1, 2], [3, 4], [5, 6]]
+    for wrong in ([[1, 2], [3]], [[1, 2], [3, 256]]):
+        with pytest.raises(DataError, match=r"row 2: .* which uint8\[2\] does not hold"):
+            retyped(pa.chunked_array([wrong]), types["x"], "x", lambda row: f"row {row + 1}")
+
+
 def test_the_name_of_a_column_may_have_an_equals_sign():
     assert parse_types(["a=b=int8"]) == {"a=b": pa.int8()}

@@ -130,19 +130,27 @@ def test_samples_of_webdataset(tmp_path):
     assert texts == {"cls": ["0", "1", "2", "3", "4"]}
 
 
-def test_arrays_that_get_other_lengths_later_are_lists(tmp_path, monkeypatch):
-    monkeypatch.setattr("raytrain_plus.streams.convert._ROWS_AT_ONCE", 2)
+def test_arrays_of_free_length_are_lists_of_their_type(tmp_path):
     files = []
-    for number, length in enumerate((2, 2, 2, 2, 2, 3, 2, 2)):
+    for number, length in enumerate((2, 2, 3)):
         file = io.BytesIO()
-        np.save(file, np.full(length, number, np.int32))
+        np.save(file, np.full(length, number, np.float16))
         files.append((f"{number}.npy", file.getvalue()))
     tar(tmp_path / "a.tar", files)
-    found = written(tmp_path / "a.tar", tmp_path / "s")["npy"]
-    assert found == [[n] * (3 if n == 5 else 2) for n in range(8)]
-    tar(tmp_path / "b.tar", files[:5])
-    kind = next(read_any(tmp_path / "b.tar").batches).table.schema.field("npy").type
-    assert kind == pa.fixed_shape_tensor(pa.int32(), [2])
+    column = next(read_any(tmp_path / "a.tar").batches).table["npy"]
+    assert column.type == pa.list_(pa.float16())
+    assert written(tmp_path / "a.tar", tmp_path / "s")["npy"] == [[0, 0], [1, 1], [2, 2, 2]]
+    tar(tmp_path / "b.tar", files[:2])
+    fixed = {"npy": pa.list_(pa.float32(), 2)}
+    column = next(read_any(tmp_path / "b.tar", None, Wanted(types=fixed)).batches).table["npy"]
+    assert column.type == fixed["npy"]
+    with pytest.raises(DataError, match=r"sample '2': column 'npy' holds .* float32\[2\]"):
+        rows_of(tmp_path / "a.tar", types=fixed)
+    file = io.BytesIO()
+    np.save(file, np.zeros(2, np.int8))
+    tar(tmp_path / "c.tar", [*files, ("3.npy", file.getvalue())])
+    with pytest.raises(DataError, match="sample '3': column 'npy' holds arrays of several types"):
+        rows_of(tmp_path / "c.tar")
 
 
 @pytest.mark.parametrize(
