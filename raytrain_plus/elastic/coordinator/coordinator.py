@@ -41,7 +41,7 @@ from raytrain_plus.elastic.coordinator.workers import (
 )
 from raytrain_plus.elastic.liveness.lifeline import Lifelines
 from raytrain_plus.elastic.policy.attribution import Attribution
-from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
+from raytrain_plus.elastic.policy.hang_detection import Silence, Watch, all_wait, culprits
 from raytrain_plus.elastic.policy.make_plan import Situation, make_plan
 from raytrain_plus.elastic.policy.rebalance import Rebalancer
 from raytrain_plus.elastic.policy.trust import GroupHistory
@@ -114,7 +114,7 @@ class Coordinator:
         self._actors = actors
         self._membership = Membership(spec, self._actors, self._run_log)
         self._run_status = RunStatus(spec, self._run_log, self.live, self._membership, self._actors)
-        self._watch = Watch(spec.elastic)
+        self._watch, self._silence = Watch(spec.elastic), Silence()
         self._group: tuple[Assignment, ...] = ()
         self._running: Generation | None = None
         self._faults = CoordinatorFaults(spec, self._run_log, self._journal, this_time)
@@ -371,7 +371,9 @@ class Coordinator:
 
     def _run_generation(self, plan: Plan) -> dict[str, Report]:
         """Run all members; returns the survivors' reports."""
-        self._running = Generation(plan, self._actors, self._membership, self._run_log, self._watch)
+        self._running = Generation(
+            plan, self._actors, self._membership, self._run_log, self._watch, self._silence
+        )
         try:
             return self._running.run(self._handle, self._look_around)
         finally:
@@ -522,6 +524,7 @@ class Coordinator:
             self._failure = str(error)
             return
         if records:
+            self._silence.clear()
             self._watch.note_progress(time.monotonic(), commits)
         if commits:  # if all workers are lost, no report has the last commit
             self._last_commit = max(self._last_commit or 0.0, *commits)
@@ -579,6 +582,7 @@ class Generation:
         membership: knows the members.
         run_log: takes notes.
         watch: says when no member makes progress.
+        silence: says which silent members are to blame.
 
     Attributes:
         running: the members that have neither reported nor been lost.
@@ -591,6 +595,7 @@ class Generation:
         membership: Membership,
         run_log: RunLog,
         watch: Watch,
+        silence: Silence,
     ) -> None:
         self._plan = plan
         self._actors = actors
@@ -602,6 +607,7 @@ class Generation:
         self._pause_asked = False
         self._aborted = False
         self._checkpoint_at: int | None = None
+        self._silence = silence
 
     def run(self, handle: Handler, look: Callable[[], None]) -> dict[str, Report]:
         """Run all members.
@@ -684,12 +690,16 @@ class Generation:
         """The group makes no progress: find the workers that hang, and go on without them."""
         deadline, patience = self._watch.deadline, self._watch.answer_seconds
         statuses = self._actors.statuses(sorted(self.running), patience)
+        silent = [worker for worker, status in statuses.items() if status is None]
+        if silent:  # a question or an answer may have been lost or late
+            statuses |= self._actors.statuses(silent, patience)
         late = self._watch.asked()
         # A worker that hangs entered its phase a moment after the last reported progress.
         busy = deadline - patience if late else deadline
         found = culprits(statuses, busy)
         if late and self._aborted:  # there is nothing left to wait for
             found = {**dict.fromkeys(statuses, "it did not leave its group"), **found}
+        found = self._without_the_innocent(statuses, found, late=late)
         if found:
             self._note_hang(statuses, found, deadline)
         for worker, why in found.items():
@@ -699,6 +709,23 @@ class Generation:
             self.abort("all members waited for each other")
         if found or late:
             self._watch.note_progress(time.monotonic())
+
+    def _without_the_innocent(
+        self, statuses: dict[str, WorkerStatus | None], found: dict[str, str], *, late: bool
+    ) -> dict[str, str]:
+        """Leave out members that do not answer, if so many are silent that others are to blame."""
+        silent = [worker for worker, status in statuses.items() if status is None]
+        members = self._membership.members
+        nodes = {w: getattr(members[w].ready, "node", "") for w in statuses}
+        spared = set(silent).difference(self._silence.blamed(silent, nodes, at_deadline=late))
+        if spared and late:
+            self._run_log.note(
+                "warning",
+                text=f"{len(spared)} of {len(statuses)} workers do not answer at the same time: "
+                "rather the coordinator's process or the network is in trouble, and none of them "
+                "is ended for it yet",
+            )
+        return {worker: why for worker, why in found.items() if worker not in spared}
 
     def _note_hang(
         self, statuses: dict[str, WorkerStatus | None], found: dict[str, str], deadline: float

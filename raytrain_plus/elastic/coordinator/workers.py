@@ -5,6 +5,7 @@ import contextlib
 import os
 import queue
 import signal
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from raytrain_plus.elastic.protocol.records import Record
 
 _Answer = TypeVar("_Answer")
 
+_PATIENCE_TIMES = 5  # times as long as asking took, an answer is waited for
 _STACK_SECONDS = 3.0
 _SELF_TEST_SECONDS = 60.0
 
@@ -226,8 +228,10 @@ class WorkerActors:
     def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
         answers: dict[str, Any] = dict.fromkeys(workers)
         handles = self._handles.copy()  # another thread may end a worker meanwhile
+        began = time.monotonic()
         asked = {w: getattr(handles[w], method).remote().future() for w in workers if w in handles}
-        concurrent.futures.wait(asked.values(), timeout)
+        asking = time.monotonic() - began  # answers take as long, if there are many
+        concurrent.futures.wait(asked.values(), max(timeout, _PATIENCE_TIMES * asking))
         for worker, future in asked.items():
             if future.done():
                 with contextlib.suppress(RayError):

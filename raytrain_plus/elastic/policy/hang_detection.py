@@ -11,6 +11,8 @@ _LEAST = 5.0  # seconds; a machine that is busy for a moment is not a hang
 _TIMES = 4.0  # times the median step
 _REMEMBERED = 101  # steps
 _ANSWER = 1.0  # seconds; a worker that lives answers in milliseconds
+_FEW = 2  # members that may be silent at once, or a hundredth of the group
+_BY_NODE, _BY_ALL = 3, 6  # times that many were silent, after which some are blamed
 
 
 class Watch:
@@ -80,6 +82,46 @@ class Watch:
         """Note that all workers were asked; returns whether this was at the deadline."""
         late, self._asked = self._asked, True
         return late
+
+
+class Silence:
+    """Decides which of the members that do not answer are to blame.
+
+    Silence is not guilt. If many are silent at once, the cause is rather this process or the
+    network: nobody is blamed then, and they are asked again when the next deadline has passed. If
+    that does not change, the members of nodes on which nobody answers are blamed, and in the end
+    all that are silent.
+    """
+
+    def __init__(self) -> None:
+        self._times = 0
+
+    def blamed(
+        self, silent: Sequence[str], node_of: Mapping[str, str], *, at_deadline: bool = True
+    ) -> list[str]:
+        """Return the members to blame.
+
+        Args:
+            silent: the members that have left two questions unanswered.
+            node_of: the node of each member.
+            at_deadline: many that are silent before the deadline are not judged yet.
+        """
+        if len(silent) <= max(_FEW, len(node_of) // 100):
+            self._times = 0
+            return list(silent)
+        if not at_deadline:
+            return []
+        self._times += 1
+        if self._times >= _BY_ALL:
+            return list(silent)
+        if self._times < _BY_NODE:
+            return []
+        answering = {node for worker, node in node_of.items() if worker not in set(silent)}
+        return [worker for worker in silent if node_of[worker] not in answering]
+
+    def clear(self) -> None:
+        """Note that the group makes progress."""
+        self._times = 0
 
 
 def culprits(statuses: Mapping[str, WorkerStatus | None], deadline: float) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain_plus.elastic.policy.hang_detection import Watch, all_wait, culprits
+from raytrain_plus.elastic.policy.hang_detection import Silence, Watch, all_wait, culprits
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, WorkerStatus
 
 
@@ -179,3 +179,49 @@ def test_silent_workers_are_asked_early_and_answering_ones_have_the_whole_deadli
     made.note_progress(now + 11.0)
     assert made.overdue(now + 20.5)
     assert made.asked() is False
+
+
+# -- silence
+
+
+def nodes(workers, per_node=4):
+    return {f"w{i}": f"n{i // per_node}" for i in range(workers)}
+
+
+@pytest.mark.parametrize(("workers", "silent"), [(3, 1), (3, 2), (8, 2), (1000, 10)])
+def test_few_silent_members_are_blamed_at_once(workers, silent):
+    those = [f"w{i}" for i in range(silent)]
+    assert Silence().blamed(those, nodes(workers), at_deadline=False) == those
+
+
+@pytest.mark.parametrize(("workers", "silent"), [(3, 3), (8, 3), (1000, 11), (1000, 1000)])
+def test_many_silent_members_are_not_blamed_at_first(workers, silent):
+    those = [f"w{i}" for i in range(silent)]
+    judge = Silence()
+    assert [judge.blamed(those, nodes(workers), at_deadline=False) for _ in range(9)] == [[]] * 9
+    assert [judge.blamed(those, nodes(workers)) for _ in range(2)] == [[], []]
+
+
+def test_a_node_on_which_nobody_answers_for_long_is_blamed():
+    here = nodes(400)
+    lost = ["w4", "w5", "w6", "w7", "w9"]  # all of n1, and one of n2
+    judge = Silence()
+    verdicts = [judge.blamed(lost, here) for _ in range(6)]
+    assert verdicts[:2] == [[], []]
+    assert verdicts[2:5] == [["w4", "w5", "w6", "w7"]] * 3
+    assert verdicts[5] == lost  # in the end all
+    judge.clear()
+    assert judge.blamed(lost, here) == []  # the group has made progress since
+
+
+@given(st.integers(1, 2000), st.data())
+def test_no_innocent_is_blamed_while_the_coordinator_is_slow(workers, data):
+    """The coordinator hears few, other ones each time; then it hears all but the one that hangs."""
+    here, judge = nodes(workers), Silence()
+    guilty = data.draw(st.sampled_from(sorted(here)))
+    most = max(2, workers // 100)
+    for _ in range(data.draw(st.integers(0, 2))):
+        heard = data.draw(st.sets(st.sampled_from(sorted(here)), max_size=5))
+        silent = [worker for worker in here if worker not in heard]
+        assert judge.blamed(silent, here) == (silent if len(silent) <= most else [])
+    assert judge.blamed([guilty], here) == [guilty]
