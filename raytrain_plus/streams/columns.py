@@ -638,6 +638,7 @@ def plain(array: pa.Array) -> pa.Array:
     if types.is_run_end_encoded(kind):
         return plain(pc.run_end_decode(array))
     if _is_image(kind):
+        _check_embedded(array)
         return plain(pc.struct_field(array, "bytes")).cast(target)
     if not types.is_nested(kind):
         return array.cast(target)
@@ -713,6 +714,25 @@ def _as_tensors(array: pa.Array, column: Column, kind: pa.DataType, name: str) -
     items = pa.array(flat, kind.value_type)
     storage = pa.FixedSizeListArray.from_arrays(items, math.prod(column.shape))
     return pa.ExtensionArray.from_storage(kind, storage)
+
+
+def _check_embedded(array: pa.Array) -> None:
+    """Check that Hugging Face's images or sounds are in the data.
+
+    Raises:
+        DataError: one is only named, by its path.
+    """
+    absent = pc.and_(
+        pc.is_null(pc.struct_field(array, "bytes")), pc.is_valid(pc.struct_field(array, "path"))
+    )
+    row = absent.index(True).as_py()
+    if row >= 0:
+        path = array[row]["path"].as_py()
+        raise DataError(
+            f"the data names files, such as {path!r}, in place of their contents: give the folder "
+            "of the files; or save the dataset with `save_to_disk` or `push_to_hub`, which store "
+            "the contents."
+        )
 
 
 def _is_image(kind: pa.DataType) -> bool:

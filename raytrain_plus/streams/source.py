@@ -65,8 +65,11 @@ def _further(column: Column) -> list[str]:
 
 def _rows_as_values(rows: pa.Array, column: Column) -> list[Any]:
     """Return a Python or NumPy value for each row of a column without a fixed shape."""
-    if column.kind != "list":
+    if column.kind == "nested":
         return python_values(rows)
+    if column.kind != "list":
+        values: list[Any] = rows.to_pylist()
+        return values
     items: npt.NDArray[Any] = rows.flatten().to_numpy(zero_copy_only=False)
     lengths = pc.list_value_length(rows).to_numpy(zero_copy_only=False)
     ends = np.cumsum(lengths, dtype=np.int64)[:-1]

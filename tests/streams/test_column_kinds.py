@@ -236,6 +236,19 @@ def test_a_fill_that_does_not_fit_is_refused(fill, words, tmp_path):
         open_source(Stream(tmp_path / "a.parquet", fill=fill))
 
 
+def test_images_that_are_only_named_are_refused(tmp_path):
+    fields = [("bytes", pa.binary()), ("path", pa.string())]
+    images = [{"bytes": b"png", "path": "1.png"}, {"bytes": None, "path": "2.png"}]
+    table = pa.table({"image": pa.array(images, pa.struct(fields))})
+    assert read(table.slice(0, 1)) == {"image": [b"png"]}
+    with pytest.raises(DataError, match=r"names files, such as '2\.png', .*save_to_disk"):
+        open_source(table)
+    with StreamWriter(tmp_path / "s") as writer:
+        with pytest.raises(DataError, match="names files, such as '2"):
+            writer.write(table)
+        writer.write(table.slice(0, 1))
+
+
 def hugging_face(table, features):
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     return table.replace_schema_metadata(metadata)
