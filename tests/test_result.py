@@ -92,6 +92,25 @@ def test_ray_train_opens_the_folder_of_the_checkpoints(stored):
     assert list(found.metrics_dataframe["accuracy"]) == [0.25, 0.5, 0.75]
 
 
+def test_the_result_knows_evaluations_that_ended_after_their_checkpoint(stored):
+    later = [
+        replace(one, metrics={"accuracy": 1.0 / one.step}) for one in checkpointer.kept(stored)
+    ]
+    content = train_snapshot.dump(later, Retention(), ray.__version__)
+    stored.write(train_snapshot.FILE_NAME, content)
+    place = str(stored.inside(checkpointer.name_of(30)).location)
+    spec = SimpleNamespace(
+        checkpoint_store=stored,
+        retention=Retention(score_attribute="accuracy"),
+        elastic=ElasticConfig(),
+    )
+    _, found = trainer._checkpoints(replace(OUTCOME, checkpoint=place, steps=30), spec)
+    assert [metrics["accuracy"] for _, metrics in found] == [1 / 30, 1 / 20, 1 / 10]
+    stored.delete(train_snapshot.FILE_NAME)
+    _, found = trainer._checkpoints(replace(OUTCOME, checkpoint=place, steps=30), spec)
+    assert [metrics["accuracy"] for _, metrics in found] == [0.25, 0.5, 0.75]  # of the manifests
+
+
 def test_a_list_that_names_a_deleted_checkpoint_would_not_open(stored):
     """The control: why the list is written before a checkpoint is deleted."""
     listed(stored, Retention())

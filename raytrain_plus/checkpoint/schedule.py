@@ -6,7 +6,7 @@ commits. There is one attempt at a time. A checkpoint that becomes due during an
 and the newest step is used as soon as the attempt has ended.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +207,16 @@ class Checkpoints:
         self._failures.clear()
         self._last = attempt.step
         return surplus(self.kept, self._retention)
+
+    def rescore(self, metrics_of: Callable[[int], Mapping[str, Any]]) -> None:
+        """Record what is known by now: an evaluation may end after the checkpoint of its step.
+
+        Args:
+            metrics_of: returns the metrics of a step.
+        """
+        for name, one in self._kept.items():
+            known = {key: value for key, value in metrics_of(one.step).items() if value is not None}
+            self._kept[name] = Kept(name, one.step, {**one.metrics, **known})
 
     def add(self, name: str, step: int, metrics: Mapping[str, Any]) -> list[str]:
         """Record a checkpoint that one worker has written; returns those to delete now."""

@@ -1,8 +1,9 @@
 """A run's checkpoints, listed as Ray Train lists its own: `ray.train.Result.from_path` reads it.
 
 The list lies next to the checkpoints. It is written after each checkpoint, and before one is
-deleted, so that it never names one that is gone. Nothing here reads it: manifests and the journal
-are what a run is resumed from. The format is that of `CheckpointManager` in Ray Train v2.
+deleted, so that it never names one that is gone. A run is resumed from manifests and the journal,
+and not from this list. Its metrics are newer than those of the manifests, as an evaluation may end
+after the checkpoint of its step. The format is that of `CheckpointManager` in Ray Train v2.
 """
 
 import json
@@ -17,6 +18,24 @@ FILE_NAME = "checkpoint_manager_snapshot.json"
 def metrics_of(kept: Kept) -> dict[str, Any]:
     """Return a checkpoint's metrics, with its committed steps as `steps`."""
     return {**kept.metrics, "steps": kept.step}
+
+
+def metrics_in(content: bytes) -> dict[str, dict[str, Any]]:
+    """Return the metrics of each checkpoint by its name, from the file's content.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        entries = json.loads(content)["checkpoint_results"]
+        return {
+            str(one["checkpoint_dir_name"]): {
+                name: value for name, value in one["metrics"].items() if name != "steps"
+            }
+            for one in entries
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no list of checkpoints: {error!r}") from error
 
 
 def dump(kept: Sequence[Kept], retention: Retention, ray_version: str) -> bytes:

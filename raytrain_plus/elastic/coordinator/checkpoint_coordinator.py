@@ -166,6 +166,7 @@ class CheckpointCoordinator:
             return
         self._note(name, attempt.step)
         found = self._metrics(attempt.step)
+        self._books.rescore(self._metrics)
         self._tidy(self._books.committed(attempt.number, name, found), name)
 
     def save_last(
@@ -198,6 +199,7 @@ class CheckpointCoordinator:
                 continue
             name = checkpointer.name_of(step)
             self._note(name, step)
+            self._books.rescore(self._metrics)
             surplus = self._books.add(name, step, self._metrics(step))
             self._list(surplus)
             for one in surplus:
@@ -252,8 +254,13 @@ class CheckpointCoordinator:
             )
 
     def _metrics(self, step: int) -> dict[str, Any]:
-        """Return the loss of a step, and the metrics of the last evaluation until then."""
-        return {"loss": self._run_log.loss_at(step), **self._run_log.metrics_at(step)}
+        """Return the loss of a step, and the metrics of the last evaluation until then.
+
+        If the state itself is still evaluated, the evaluation before it says nothing of it.
+        """
+        evaluates = self._spec.clock.evaluation_due(step) and self._run_log.evaluated_step < step
+        metrics = {} if evaluates else self._run_log.metrics_at(step)
+        return {"loss": self._run_log.loss_at(step), **metrics}
 
     def _note(self, name: str, step: int) -> None:
         place = self._place(name)

@@ -261,6 +261,21 @@ def test_a_checkpoint_records_the_metrics_known_at_its_step(make):
     assert manifest.metrics == noted["metrics"]
 
 
+def test_the_best_checkpoint_is_that_of_its_own_evaluation_which_may_end_later(make):
+    run = make(retention=Retention(num_to_keep=1, score_attribute="accuracy"))
+    for step, accuracy in ((5, 0.9), (10, 0.5), (15, 0.6)):
+        steps = [Record(n, 1, 1.0, 1.0 / n, 0.0) for n in range(step - 4, step + 1)]
+        run.run_log.add(steps, 2)
+        run.keep(step)  # before its evaluation has ended
+        evaluation = Record(step, 1, 1.0, 0.0, 0.0, metrics={"accuracy": accuracy})
+        run.run_log.add([evaluation], 2)
+    second = next(event for event in run.noted() if event.get("step") == 10)
+    assert second["metrics"] == {"loss": 1.0 / 10}  # and not the accuracy of step 5
+    kept = {one.name for one in run.checkpoints._books.kept}
+    assert checkpointer.name_of(5) in kept  # the best
+    assert run.checkpoints.newest() == (run.place(15), 15)
+
+
 def test_the_list_for_ray_train_never_names_a_checkpoint_that_is_deleted(make, monkeypatch):
     run = make(retention=Retention(num_to_keep=1))
     removed = []
