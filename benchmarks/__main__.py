@@ -15,6 +15,7 @@ NAMES = (
     "step_cost",
     "checkpoint_pause",
     "aspects",
+    "monitors",
     "corruption_cost",
     "blurpool",
     "steady_state",
