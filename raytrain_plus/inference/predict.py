@@ -44,7 +44,7 @@ from raytrain_plus.training.weights import Weights
 from raytrain_plus.user_data import open_users_data
 
 BATCH_SIZE = 256
-_MOST_PARTS, _LEAST_BATCHES = 256, 16  # of the output; of a part
+_MOST_PARTS, _LEAST_ROWS = 256, 4096  # of the output; of a part
 
 
 def predict(  # noqa: PLR0913 - the public face: what users say, by name
@@ -236,8 +236,8 @@ def _columns_for(task: Task, data: Any, stored: Source) -> list[str] | None:
 def parts_of(rows: int, batch_size: int) -> list[Rows]:
     """Return the ranges of rows that are predicted as one. They follow from both numbers alone."""
     batches = math.ceil(rows / batch_size)
-    size = batch_size * max(_LEAST_BATCHES, math.ceil(batches / _MOST_PARTS))
-    return _cut(0, rows, size)
+    each = max(math.ceil(batches / _MOST_PARTS), math.ceil(_LEAST_ROWS / batch_size))
+    return _cut(0, rows, each * batch_size)
 
 
 def _cut(start: int, stop: int, size: int) -> list[Rows]:

@@ -3,10 +3,12 @@
 import pyarrow.parquet as pq
 
 import raytrain_plus
+from raytrain_plus.inference import predict as predicting
 from tests.inference.tasks import NAME, trained_run
 
 
-def test_a_killed_worker_and_the_number_of_workers_change_nothing(tmp_path, cluster):  # noqa: ARG001
+def test_a_killed_worker_and_the_number_of_workers_change_nothing(tmp_path, cluster, monkeypatch):  # noqa: ARG001
+    monkeypatch.setattr(predicting, "_LEAST_ROWS", 128)  # so that there are several parts
     folder = trained_run(tmp_path)
     run, rows = folder / "run", folder / "rows.parquet"
     how = {"keep": ["id"], "batch_size": 16}

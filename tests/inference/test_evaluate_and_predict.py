@@ -128,7 +128,8 @@ class StoppedError(Exception):
     """Stands for what ends a process."""
 
 
-def test_a_killed_prediction_is_no_folder_and_goes_on(folder, tmp_path):
+def test_a_killed_prediction_is_no_folder_and_goes_on(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "_LEAST_ROWS", 128)
     found = find_model(str(folder / "run"), storage="")
     job, task = job_of(NAME, found)
     out = tmp_path / "out"
