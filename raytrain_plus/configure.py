@@ -965,6 +965,7 @@ def _folder_in_store(
             "it writes an object although there is one already, if it is to create one. So two "
             "drivers could not be kept apart"
         )  # fmt: skip
+        store.check_times()
     except NotImplementedError as error:
         why = f"its library cannot create an object only if there is none ({error})"
     except StorageError as error:

@@ -450,6 +450,17 @@ class Overwriting(MemoryFileSystem):
         super().pipe_file(path, value, **kwargs)
 
 
+class Timeless(MemoryFileSystem):
+    """Does not tell when an object was written."""
+
+    protocol = "timeless"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    def modified(self, path):
+        raise NotImplementedError
+
+
 def test_a_run_may_be_in_a_store_that_creates_objects_only_if_there_are_none():
     fsspec.register_implementation("overwriting", Overwriting, clobber=True)
     folder = configure.run_folder("memory://runs", "run")
@@ -462,6 +473,9 @@ def test_a_run_may_be_in_a_store_that_creates_objects_only_if_there_are_none():
     configure.check_fresh(folder)
     with says(ConfigError, "storage path overwriting://runs cannot hold a run", "two drivers"):
         configure.run_folder("overwriting://runs", "run")
+    fsspec.register_implementation("timeless", Timeless, clobber=True)
+    with says(ConfigError, "storage path timeless://runs cannot be used", "does not tell when"):
+        configure.run_folder("timeless://runs", "run")
     with says(ConfigError, "there is no run to resume in memory://runs/absent"):
         configure.run_folder("memory://runs", "absent", resume=True)
     open_journal(folder).write("warning", text="a line")

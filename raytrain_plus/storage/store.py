@@ -265,6 +265,20 @@ class Store:
                 self.delete(clock)
         return max(0.0, now - then) if now is not None else 0.0
 
+    def check_times(self) -> None:
+        """Test whether the store tells when an object was written.
+
+        Raises:
+            StoreError: it does not, or cannot be used.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        self.touch(name)
+        try:
+            self.age(name)
+        finally:
+            with contextlib.suppress(StorageError):
+                self.delete(name)
+
     def _time_of(self, name: str) -> float | None:
         def asked() -> float | None:
             try:
