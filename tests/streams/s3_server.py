@@ -21,6 +21,7 @@ from typing import Any
 import s3fs
 
 KEY, SECRET = "key-of-the-tests", "s3cret-of-the-tests"
+_TO_TWIN = 10_000  # from a port to that of its gRPC
 PATIENCE = 30.0
 
 
@@ -91,6 +92,9 @@ def s3_server() -> Iterator[Server]:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         subprocess.run(["rm", "-rf", folder], check=True)
+        for port in (*ports, *(port + _TO_TWIN for port in ports)):  # it leaves its local sockets
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
 
 def _await_ready(server: Server) -> None:
@@ -111,7 +115,7 @@ def _await_ready(server: Server) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return free ports whose gRPC twins, 10000 above, are free as well."""
+    """Return free ports whose gRPC twins are free as well."""
     found: list[int] = []
     with contextlib.ExitStack() as held:
         while len(found) < count:
@@ -122,7 +126,7 @@ def _free_ports(count: int) -> list[int]:
                 continue
             twin = held.enter_context(socket.socket())
             try:
-                twin.bind(("127.0.0.1", port + 10000))
+                twin.bind(("127.0.0.1", port + _TO_TWIN))
             except OSError:
                 continue
             found.append(port)
