@@ -150,10 +150,8 @@ def coordinate(connection: Connection, folder: Path) -> None:
         if variant.logs:
             mlruns = f"file:{folder / 'mlruns'}"
             loggers = [CSVLogger(), TensorBoardLogger(), MLflowLogger(tracking_uri=mlruns)]
-            pickled = cloudpickle.dumps(loggers)
-            processes.append(
-                LoggerProcess(pickled, LOGGERS, folder / variant.name, "benchmark", ())
-            )
+            pickled, place = cloudpickle.dumps(loggers), folder / variant.name
+            processes.append(LoggerProcess(pickled, LOGGERS, place, place, "benchmark", ()))
     while (message := connection.recv()) is not None:
         kind, name, content = message
         if kind == "records":
@@ -187,6 +185,7 @@ def measure(folder: Path, rounds: int, steps: int) -> list[Row]:
     connection, other = context.Pipe()
     process = context.Process(target=coordinate, args=(other, folder))
     process.start()
+    other.close()  # so that an end of the process is noticed
     lock = threading.Lock()
 
     def send(message: Any) -> None:
@@ -234,7 +233,7 @@ def main() -> None:
     options = report.options("cost of loggers and monitors per step")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), 5 if options.quick else 20, 400 if options.quick else 1000)
+        rows = measure(Path(folder), 5 if options.quick else 20, 300 if options.quick else 1000)
     report.show("milliseconds per step of the training thread", rows)
     aims = [
         Aim(
