@@ -1,5 +1,7 @@
 """No password and no key is shown to people or kept on disk."""
 
+import pickle
+
 import pyarrow as pa
 import pytest
 from hypothesis import example, given
@@ -10,8 +12,9 @@ from raytrain_plus.cli import app
 from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.redaction import HIDDEN, names_a_secret, redact, redacted, secrets_of
-from raytrain_plus.storage.errors import StorageError, StoreError
+from raytrain_plus.storage.errors import ExistsError, StorageError, StoreError
 from raytrain_plus.storage.store import Store
+from raytrain_plus.streams.columns import DataError
 from raytrain_plus.streams.opening import open_source
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.streams.writer import StreamWriter
@@ -122,10 +125,17 @@ def test_no_repr_shows_a_secret(tmp_path):
 @pytest.mark.parametrize("scheme", ["http", "nosuch"])
 def test_an_error_of_a_source_says_where_without_the_password(scheme):
     url = f"{scheme}://ann:{SECRET}@127.0.0.1:9/a.parquet"
-    with pytest.raises(StorageError) as raised:
+    with pytest.raises((StorageError, DataError)) as raised:
         open_source(Stream(url, deadline=0.2))
     assert SECRET not in str(raised.value)
     assert f"{scheme}://***@127.0.0.1:9" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [StorageError, StoreError, ExistsError, DataError])
+def test_whatever_an_error_about_data_or_a_store_quotes_it_shows_no_password(kind):
+    error = kind(f"s3://ann:{SECRET}@bucket/a has no rows")
+    assert str(error) == "s3://***@bucket/a has no rows"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

@@ -2,9 +2,14 @@
 
 from collections.abc import Iterable
 
+from raytrain_plus.redaction import redact
+
 
 class StorageError(ValueError):
-    """A location that cannot be used, or a store that fails."""
+    """A location that cannot be used, or a store that fails; the message shows no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class StoreError(StorageError):

@@ -23,6 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raytrain_plus.redaction import redact
+
 Kind = Literal["tensor", "list", "string", "binary", "nested"]
 Values: TypeAlias = dict[str, "npt.NDArray[Any] | pa.Array"]
 """Column name -> its rows: an array of shape (rows, *shape) for tensors, else an Arrow array."""
@@ -35,7 +37,10 @@ _HF_ARRAY = re.compile(r"Array[2-5]D")
 
 
 class DataError(ValueError):
-    """The data cannot be trained on as it is; the message says why and what to do."""
+    """The data cannot be trained on as it is; the message says why, and shows no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 def check_setting(name: str, value: object, *, valid: bool, must: str) -> None:

@@ -30,8 +30,8 @@ UNITS = 1 << 16
 """The plan by halves cuts a vector into so many units; each bucket rounds them to whole blocks."""
 
 # Measured between processes of one machine by `python -m benchmarks.scale --measure`, as CPU time.
-_MESSAGE_SECONDS = 20e-6  # one sent, one received and added
-_BYTE_SECONDS = 0.9e-9
+_MESSAGE_SECONDS = 56e-6  # one sent, one received and added
+_BYTE_SECONDS = 0.91e-9
 _ROUND_SECONDS = 100e-6  # until a message that is sent has woken the other worker
 
 
