@@ -268,3 +268,9 @@ def test_text_in_brackets_is_shown_unchanged(tmp_path):
     made = [line for path in commands for line in re.findall(r"Console\([^)]*\)", path.read_text())]
     assert len(made) > 10
     assert [line for line in made if "markup=False" not in line] == ["Console()"]  # the doctor's
+
+
+def test_the_demo_writes_to_a_folder_of_this_machine():
+    answered = CliRunner().invoke(app, ["demo", "--storage", "s3://bucket/runs"])
+    assert answered.exit_code == 2
+    assert "give a path" in answered.stderr

@@ -14,6 +14,8 @@ from raytrain_plus.elastic.protocol.messages import ElasticConfig
 from raytrain_plus.observe import journal
 from raytrain_plus.observe.progress import ProgressLine, summary_table
 from raytrain_plus.observe.verify import compare
+from raytrain_plus.storage.errors import StorageError
+from raytrain_plus.storage.locations import local_path
 from raytrain_plus.streams.stream import Stream
 from raytrain_plus.trainer import ElasticTrainer
 
@@ -36,11 +38,20 @@ def show(storage: str, out: Console, err: Console) -> dict[str, Any]:
         out: console for the results.
         err: console for the progress.
 
+    Raises:
+        StorageError: it is not a folder of this machine.
+
     Returns:
         `disturbed` and `undisturbed` as `train` prints them, `equal`, and `picture`.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    streams = write_streams(Path(storage).resolve() / "digits")
+    folder = local_path(storage)
+    if folder is None:
+        raise StorageError(
+            f"the demo writes to a folder of this machine, and --storage is {storage!r}: give a "
+            "path. (A run of your own may be in an object store.)"
+        )
+    streams = write_streams(folder / "digits")
     out.print(
         "The disturbed run starts with 2 workers; one is killed in the middle of a step, a third "
         "is added, one is drained, one is stopped (SIGSTOP). A stopped worker counts as hung after "
@@ -54,7 +65,7 @@ def show(storage: str, out: Console, err: Console) -> dict[str, Any]:
     journals = {what: journal.read(Path(s["folder"])) for what, s in summaries.items()}
     found = compare(journals["disturbed"], journals["undisturbed"])
     equal = found.equal and disturbed["digest"] == undisturbed["digest"]
-    picture = Path(storage).resolve() / f"demo-{stamp}.png"
+    picture = folder / f"demo-{stamp}.png"
     draw(journals["disturbed"], journals["undisturbed"], picture)
     if equal:
         out.print(
