@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from raytrain_plus.cli import app
 from raytrain_plus.observe import journal
 from tests import tutorial
-from tests.algorithms.side import FOLDER, forget, import_transformers
+from tests.algorithms.side import forget, import_transformers
 
 EXAMPLES = tutorial.ROOT / "examples"
 NAMES = {path.name for path in EXAMPLES.iterdir() if not path.name.startswith((".", "_"))}
@@ -192,4 +192,3 @@ def test_each_example_is_listed_with_what_it_shows_and_tested():
         assert f"]({name}" in listed, name
         assert f"/{name}" in page, name
         assert f'"{name}"' in tested, name
-    assert FOLDER not in sys.path
