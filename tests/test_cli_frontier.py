@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -90,7 +91,7 @@ def test_a_page_follows_a_sweep_to_its_end(tmp_path, monkeypatch):
             if len(seen) == 2:
                 let_go()
 
-        monkeypatch.setattr(command.time, "sleep", passing)
+        monkeypatch.setattr(command, "time", SimpleNamespace(sleep=passing))  # of it alone
         result = run(folder, "--watch", "--json")
     assert json.loads(result.stdout.splitlines()[-1])["state"] == "interrupted"
     assert seen == [True, True]

@@ -163,10 +163,12 @@ def test_the_first_signal_ends_the_run_after_the_step_and_it_can_be_resumed(tmp_
         if any(event["event"] == "step" for event in events) and not told:
             told.append(True)
             interrupt()
+        if any(event["event"] == "stop" for event in events):
+            stops.set()
 
-    told = []
-    # Each step waits for the journal's reader, so that the signal comes before the end.
-    slow = doing(lambda: threading.Event().wait(0.02))
+    told, stops = [], threading.Event()
+    # A step in the middle waits until the signal has come through, which takes a moment.
+    slow = doing(after(20, lambda: stops.wait(20)))
     slow.__class__.__module__ = Line.__module__
     with pytest.raises(RunInterrupted, match="its state is kept") as stopped:
         trainer(tmp_path, slow).fit(seen)
