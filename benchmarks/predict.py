@@ -112,7 +112,7 @@ def measure(kind: str, number: int, repeats: int, folder: Path) -> tuple[float, 
     work = predicting(job, loaded, data=str(data), keep=(), batch_size=BATCH_SIZE)
     times = []
     for _ in range(repeats):
-        with work.opened() as compute:  # opens the file anew, as a command does
+        with work.opened() as compute:  # opens the file again, as a command does
             own = Own(compute, work.parts)
             times.append((plain(model, data, folder / "plain.out"), own.seconds(folder)))
     alone, whole = (statistics.median(one) for one in zip(*times, strict=True))

@@ -712,16 +712,19 @@ def _with_numbers(data: Data, labels: Labels) -> Data:
 # -- types and names
 
 
+def _column_of(table: pa.Table, name: str, batch: RowBatch, what: str) -> pa.ChunkedArray:
+    """Return a column that an option names; DataError if there is none."""
+    if name not in table.column_names:
+        raise DataError(f"{batch.place(0)}: {what}, and there is {listed(table.column_names)}.")
+    return table.column(name)
+
+
 def _retyped(batches: Iterator[RowBatch], types: Types) -> Iterator[RowBatch]:
     for batch in batches:
         table = plain_table(batch.table)
         for name, kind in types.items():
-            if name not in table.column_names:
-                raise DataError(
-                    f"{batch.place(0)}: a type is given for column {name!r}, and there is "
-                    f"{listed(table.column_names)}."
-                )
-            column = retyped(table.column(name), kind, name, batch.place)
+            column = _column_of(table, name, batch, f"a type is given for column {name!r}")
+            column = retyped(column, kind, name, batch.place)
             table = table.set_column(table.column_names.index(name), name, column)
         yield RowBatch(table, batch.place)
 
@@ -730,12 +733,7 @@ def _filled(batches: Iterator[RowBatch], fill: Mapping[str, Any]) -> Iterator[Ro
     for batch in batches:
         table = plain_table(batch.table)
         for name, value in fill.items():
-            if name not in table.column_names:
-                raise DataError(
-                    f"{batch.place(0)}: a value is given to fill column {name!r}, and there is "
-                    f"{listed(table.column_names)}."
-                )
-            column = table.column(name)
+            column = _column_of(table, name, batch, f"a value is given to fill column {name!r}")
             try:
                 if pa.types.is_null(column.type):
                     chunks = [pa.array([value] * len(column))]

@@ -10,6 +10,7 @@ of its logical ranks, and in the end all have the total.
 Both do the same additions for each element. `by_halves` says which one costs less.
 """
 
+import abc
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,22 +178,23 @@ class Bucket:
         torch.div(source[cut - start :], leaves, out=self._total[cut:stop])
 
 
-class SharedBucket(Bucket):
+class SharedBucket(Bucket, abc.ABC):
     """A bucket that several workers sum, in rounds.
 
     All workers call `send` and `advance` of all their buckets in the same order, as messages
     between two of them arrive in the order in which they are posted.
     """
 
+    @abc.abstractmethod
     def send(self) -> None:
         """Start sending our partial sums."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def is_done(self) -> bool:
         """Whether no round is left."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def advance(self, divisors: tuple[float, int], enter: Callable[[str], None]) -> None:
         """Do one further round: wait for what arrives, add it, and send what is whole then.
 
@@ -201,11 +203,10 @@ class SharedBucket(Bucket):
             enter: called with `finish` when the first message has arrived, and with `slice` at each
                 further one.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def wait(self) -> None:
         """Wait until everything has arrived, after the last round."""
-        raise NotImplementedError
 
 
 class DirectBucket(SharedBucket):

@@ -36,7 +36,6 @@ _ACCEPTS = b"raytrain_plus 1: accepts"
 _HANDSHAKE_SECONDS = 5.0
 _MOST_STRANGERS = 64  # connections that have not proved anything yet; more are closed at once
 _BACKLOG = 1024
-_RETRY = 0.05  # seconds between two attempts to connect
 _USER_TIMEOUT = 60_000  # milliseconds in which what was sent must be acknowledged
 
 
@@ -60,8 +59,7 @@ class Endpoint:
 
     def __init__(self, host: str, secret: str) -> None:
         self._secret = secret.encode()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listening = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        self._listening = listen_on(host)
         self._id = secrets.token_bytes(_ID_BYTES)
         self.address: Address = (host, self._listening.getsockname()[1], self._id.hex())
         self._open: dict[str, socket.socket] = {}
@@ -199,7 +197,7 @@ class Endpoint:
         until = time.monotonic() + _HANDSHAKE_SECONDS
         nonce = secrets.token_bytes(_NONCE_BYTES)
         stranger.sendall(nonce)
-        call = _receive(stranger, 2 * _ID_BYTES + _NONCE_BYTES + _HASH_BYTES, until)
+        call = receive_exactly(stranger, 2 * _ID_BYTES + _NONCE_BYTES + _HASH_BYTES, until)
         said, proof = call[:-_HASH_BYTES], call[-_HASH_BYTES:]
         if not hmac.compare_digest(proof, self._hash(_CALLS, nonce + said)):
             return None
@@ -210,10 +208,10 @@ class Endpoint:
 
     def _call(self, made: socket.socket, callee: bytes) -> None:
         until = time.monotonic() + (made.gettimeout() or _HANDSHAKE_SECONDS)
-        nonce = _receive(made, _NONCE_BYTES, until)
+        nonce = receive_exactly(made, _NONCE_BYTES, until)
         said = self._id + callee + secrets.token_bytes(_NONCE_BYTES)
         made.sendall(said + self._hash(_CALLS, nonce + said))
-        proof = _receive(made, _HASH_BYTES, until)
+        proof = receive_exactly(made, _HASH_BYTES, until)
         if not hmac.compare_digest(proof, self._hash(_ACCEPTS, nonce + said)):
             raise HandshakeError("what listens there is no worker of this run")
 
@@ -243,8 +241,23 @@ class Endpoint:
                 ended.shutdown(socket.SHUT_RDWR)
 
 
-def _receive(connection: socket.socket, count: int, until: float) -> bytes:
+def listen_on(host: str) -> socket.socket:
+    """Return a socket that listens on a free port of this address only.
+
+    Raises:
+        OSError: the host is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+
+
+def receive_exactly(connection: socket.socket, count: int, until: float) -> bytes:
     """Receive a fixed number of bytes.
+
+    Args:
+        connection: where from.
+        count: how many.
+        until: monotonic seconds.
 
     Raises:
         OSError: they do not come in time, or the other end has gone.

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from raytrain_plus.training.endpoint import Address, Endpoint
+from raytrain_plus.training.endpoint import Address, Endpoint, receive_exactly
 from raytrain_plus.training.frames import GREETING_BYTES, greeted, greeting
 
 _MEETING_SECONDS = 60.0
@@ -92,9 +92,9 @@ class Meeting:
         address = self._members[place]
         connection = self._endpoint.connection(address[2])
         if connection is None:
-            connection = self._endpoint.connect(address, self._left(_CONNECT_SECONDS))
+            connection = self._endpoint.connect(address, self._left())
         self._use(place, connection)
-        connection.settimeout(self._left(_CONNECT_SECONDS))
+        connection.settimeout(self._left())
         connection.sendall(greeting(self._generation))
 
     def _be_called(self, place: int) -> None:
@@ -115,19 +115,13 @@ class Meeting:
             raise InterruptedError("the meeting was ended")
 
     def _read_greeting(self, connection: socket.socket) -> None:
-        received = b""
-        while len(received) < GREETING_BYTES:
-            connection.settimeout(self._left())
-            more = connection.recv(GREETING_BYTES - len(received))
-            if not more:
-                raise ConnectionResetError("it has closed the connection")
-            received += more
-        generation = greeted(received)
+        generation = greeted(receive_exactly(connection, GREETING_BYTES, self._until))
         if generation != self._generation:
             raise ConnectionError(f"it is in generation {generation}, not in {self._generation}")
 
-    def _left(self, most: float = _MEETING_SECONDS) -> float:
-        left = min(most, self._until - time.monotonic())
+    def _left(self) -> float:
+        """Return the seconds that a call may take."""
+        left = min(_CONNECT_SECONDS, self._until - time.monotonic())
         if left <= 0:
             raise TimeoutError("the time is over")
         return left

@@ -15,7 +15,6 @@ These paths are tested on a double of the backend. They have not run on a GPU.
 import datetime as dt
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
+from raytrain_plus.training.endpoint import listen_on
 from raytrain_plus.training.wire import Message
 
 # Much of what is used here is not declared in torch's type stubs.
@@ -188,8 +188,7 @@ def open_store(host: str, index: int, share: Callable[[torch.Tensor], torch.Tens
     store = None
     if index == 0:
         # Without a socket of ours the store would listen on all addresses of the machine.
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, 0), family=family)
+        listening = listen_on(host)
         port = int(listening.getsockname()[1])
         store = dist.TCPStore(
             host, port, is_master=True, wait_for_workers=False, timeout=_MEETING_TIMEOUT,

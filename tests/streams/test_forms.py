@@ -299,7 +299,7 @@ def test_random_rows_are_made_apart_and_follow_from_the_seed():
     order = source.plain_order(2)
     both = [load_part(source, order, 0, lane, 0, 3) for lane in (0, 1)]
     alone = load_part(source, order, 0, 1, 1, 2)
-    assert torch.equal(alone["x"][0], both[1]["x"][1])  # whoever reads what before
+    assert torch.equal(alone["x"][0], both[1]["x"][1])  # in whatever order they are read
     later = load_part(source, order, 1, 1, 1, 2)
     assert torch.equal(later["i"], alone["i"])
     assert not torch.equal(later["x"], alone["x"])  # other noise in another epoch

@@ -133,7 +133,7 @@ def test_left_operands_stay_left(ranges, length):
 
 
 def joined(planned, partials, join):
-    """Return the sum as whoever holds each piece has computed it, for the piece's holders."""
+    """Return the total: each piece as the worker that keeps it has computed it."""
     rows = {}
     for worker, mine in enumerate(partials):
         slots = [slot for slot, host in enumerate(planned.hosts) if host == worker]

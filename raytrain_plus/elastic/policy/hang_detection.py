@@ -88,9 +88,9 @@ class Silence:
     """Decides which of the members that do not answer are to blame.
 
     Silence is not guilt. If many are silent at once, the cause is rather this process or the
-    network: nobody is blamed then, and they are asked again when the next deadline has passed. If
-    that does not change, the members of nodes on which nobody answers are blamed, and in the end
-    all that are silent.
+    network: no member is blamed then, and they are asked again when the next deadline has passed.
+    If that does not change, the members of nodes on which no member answers are blamed, and in the
+    end all that are silent.
     """
 
     def __init__(self) -> None:
