@@ -99,8 +99,11 @@ def measure(*, quick: bool) -> Constants:
         large=exchange(_FEW_WORKERS, large),
         some=exchange(_MANY_WORKERS, some),
         many=exchange(_MANY_WORKERS, many),
-        row_seconds=scale_wire.row_seconds(),
-        meetings=meetings,
+        value_seconds=scale_wire.value_seconds(),
+        meetings={
+            statistics.mean(nothing.traffic(workers).partners): seconds
+            for workers, seconds in meetings.items()
+        },
     )
     checks = []
     for workers, load in ((3, large), (4, large), (6, large), (8, large), (4, many), (16, some)):
@@ -108,7 +111,8 @@ def measure(*, quick: bool) -> Constants:
         checks.append(_checked("exchange", traffic, wire.exchange_seconds(traffic), seconds))
     for workers, seconds in meetings.items():
         traffic = nothing.traffic(workers)
-        checks.append(_checked("meeting", traffic, wire.meeting_cpu(workers), seconds))
+        predicted = wire.meeting_cpu(statistics.mean(traffic.partners))
+        checks.append(_checked("meeting", traffic, predicted, seconds))
     at = [scale_measure.at_size(workers) for workers in SIZES]
     return Constants(at, scale_measure.calls(), wire, checks, machine)
 
@@ -119,8 +123,8 @@ def fitted(
     large: tuple[Traffic, float],
     some: tuple[Traffic, float],
     many: tuple[Traffic, float],
-    row_seconds: float,
-    meetings: dict[int, float],
+    value_seconds: float,
+    meetings: dict[float, float],
 ) -> Wire:
     """Fit the wire's constants to the CPU seconds of a few groups.
 
@@ -129,8 +133,8 @@ def fitted(
         large: an exchange of many bytes in few messages.
         some: an exchange of few bytes in some messages.
         many: an exchange of few bytes in many messages, of the same group.
-        row_seconds: CPU seconds of each row of the step header.
-        meetings: CPU seconds of each worker, by number of workers.
+        value_seconds: CPU seconds of each worker's own values in the step header.
+        meetings: CPU seconds of each worker, by the connections that it makes.
     """
 
     def mean(values: Sequence[float]) -> float:
@@ -145,7 +149,7 @@ def fitted(
         step_seconds=step,
         message_seconds=message,
         byte_seconds=max(0.0, rest) / mean(large[0].sent_bytes),
-        row_seconds=row_seconds,
+        value_seconds=value_seconds,
         meeting_seconds=meetings[least],
         connection_seconds=(meetings[most] - meetings[least]) / (most - least),
     )
@@ -180,7 +184,7 @@ def tables(known: Constants) -> dict[str, list[Row]]:
             scale_model.regroup(one, calls) for one in at.values()
         ],
         "a new generation: the workers meet": [
-            scale_model.meeting(wire, one) for one in at.values()
+            scale_model.meeting(case, wire, one) for one in at.values()
         ],
         f"a checkpoint of {TENSORS} tensors": [
             scale_model.checkpoint(case, one, calls, TENSORS) for one in at.values()

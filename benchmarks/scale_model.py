@@ -2,15 +2,14 @@
 
 Work that one process can do with any number of members (planning, processing reports) is measured
 at each size itself. Costs of processes, connections and messages are measured with few, and
-extrapolated here by the structure of the code: each worker has a connection to each other worker,
-and sends it a piece of each bucket, twice.
+extrapolated here by the structure of the code: which worker sends what to which other one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.traffic import BUCKET_BYTES, ROW_BYTES, Traffic, ranges_of
+from benchmarks.traffic import BUCKET_BYTES, Traffic, ranges_of
 
 Row = dict[str, Any]
 
@@ -87,7 +86,7 @@ class Wire:
         step_seconds: an exchange without its messages and bytes.
         message_seconds: each message that is sent, with one that is received and added.
         byte_seconds: each byte that is sent, likewise.
-        row_seconds: each row of the step header, in each bucket.
+        value_seconds: the own values of each worker in the step header.
         meeting_seconds: a meeting of two workers.
         connection_seconds: each further connection.
     """
@@ -95,7 +94,7 @@ class Wire:
     step_seconds: float
     message_seconds: float
     byte_seconds: float
-    row_seconds: float
+    value_seconds: float
     meeting_seconds: float
     connection_seconds: float
 
@@ -103,17 +102,16 @@ class Wire:
         """Return the CPU seconds of one worker's exchange, on average."""
         n = traffic.workers
         messages, sent = sum(traffic.messages) / n, sum(traffic.sent_bytes) / n
-        rows = traffic.leaves * traffic.buckets
         return (
             self.step_seconds
             + messages * self.message_seconds
             + sent * self.byte_seconds
-            + rows * self.row_seconds
+            + n * self.value_seconds
         )
 
-    def meeting_cpu(self, workers: int) -> float:
-        """Return the CPU seconds that a meeting costs each worker."""
-        return self.meeting_seconds + (workers - 2) * self.connection_seconds
+    def meeting_cpu(self, connections: float) -> float:
+        """Return the CPU seconds of a worker's meeting with some others."""
+        return self.meeting_seconds + (connections - 1) * self.connection_seconds
 
 
 @dataclass(frozen=True)
@@ -150,14 +148,14 @@ def exchange(case: Case, wire: Wire, workers: int) -> Row:
         "workers": workers,
         "MB sent": sent / 1e6,
         "ring MB": traffic.ring_bytes / 1e6,
-        "header KB": traffic.leaves * ROW_BYTES / 1e3,
+        "header KB": max(traffic.header_bytes) / 1e3,
         "messages": max(traffic.messages),
         "KB each": sent / max(traffic.messages) / 1e3,
         "CPU s": wire.exchange_seconds(traffic),
         "messages s": max(traffic.messages) * wire.message_seconds,
         "link s": sent / case.link,
         "buffers MB": traffic.buffer_bytes / 1e6,
-        "connections": workers - 1,
+        "connections": max(traffic.partners),
     }
 
 
@@ -189,13 +187,13 @@ def regroup(at: AtSize, calls: Calls) -> Row:
     }
 
 
-def meeting(wire: Wire, at: AtSize) -> Row:
+def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
     """Predict the meeting of a new generation's workers."""
-    workers = at.workers
+    workers, partners = at.workers, case.traffic(at.workers).partners
     return {
         "workers": workers,
-        "connections in all": workers * (workers - 1) // 2,
-        "CPU s": wire.meeting_cpu(workers),
+        "connections in all": sum(partners) // 2,
+        "CPU s": wire.meeting_cpu(max(partners)),
         "order of additions ms": at.additions_seconds * 1e3,
         "subtrees": at.subtrees,
         "after a loss": at.subtrees_after_loss,

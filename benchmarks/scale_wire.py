@@ -19,7 +19,8 @@ import torch
 from benchmarks.traffic import BUCKET_BYTES, Traffic, ranges_of
 from raytrain_plus.training import reduction as reduction_of
 from raytrain_plus.training.endpoint import Endpoint
-from raytrain_plus.training.reduction import HEADER_WIDTH, Reduction, tree_sum
+from raytrain_plus.training.reduction import Reduction, group_of
+from raytrain_plus.training.step_header import HEADER_WIDTH
 from raytrain_plus.training.transport import Transport
 
 _HOST = "127.0.0.1"
@@ -101,17 +102,18 @@ def _work(index: int, workers: int, load: Load, shared: tuple[Any, Any, Any]) ->
     endpoint = Endpoint(_HOST, "the benchmark's secret")
     places[index] = endpoint.address
     transport = Transport(index, workers, torch.device("cpu"))
-    descriptors = _descriptors()
-    together.wait(_SECONDS)
-    wall, cpu = time.perf_counter(), time.process_time()
-    transport.meet(endpoint, [places[place] for place in range(workers)], 1)
-    met = time.perf_counter() - wall, time.process_time() - cpu, _descriptors() - descriptors
-
     traffic = load.traffic(workers)
     ranges, mine = traffic.ranges, traffic.partials[index]
     like = [torch.zeros(load.elements) for _ in range(load.tensors)]
     reduction_of._BUCKET_BYTES = load.bucket_bytes  # noqa: SLF001 - of this process alone
-    reduction = Reduction(like, [], ranges, transport)
+    descriptors = _descriptors()
+    together.wait(_SECONDS)
+    wall, cpu = time.perf_counter(), time.process_time()
+    group = group_of(like, [], ranges, transport.device)
+    transport.meet(endpoint, [places[i] for i in range(workers)], 1, group.part(index))
+    met = time.perf_counter() - wall, time.process_time() - cpu, _descriptors() - descriptors
+
+    reduction = Reduction(like, [], ranges, transport, group=group)
     assert len(reduction.buckets) == traffic.buckets
     rows = torch.ones(len(ranges[index]), HEADER_WIDTH, dtype=torch.float64).numpy()
     for warm in (True, False):
@@ -135,10 +137,11 @@ def mean_step_cpu(found: Sequence[Found]) -> float:
     return sum(one.step_cpu for one in found) / len(found)
 
 
-def row_seconds() -> float:
-    """Return the CPU seconds that the step header's sum takes for each of many rows."""
-    rows = torch.ones(1 << 17, HEADER_WIDTH, dtype=torch.float64).numpy()
+def value_seconds() -> float:
+    """Return the CPU seconds that the own values of each of many workers take in a step."""
+    own = torch.ones(1 << 14, 3, dtype=torch.float64).numpy()
     begun = time.process_time()
     for _ in range(5):
-        tree_sum(rows)
-    return (time.process_time() - begun) / 5 / len(rows)
+        compute, seen, _ = own.T.tolist()  # as `TrainingLoop` does
+        tuple(compute), seen.index(min(seen))
+    return (time.process_time() - begun) / 5 / len(own)

@@ -3,7 +3,8 @@
 The exchange is that of `raytrain_plus/training/bucket.py`. Directly, a worker with k maximal
 subtrees in its range sends each of these partial sums, chunk by chunk, to the chunks' owners, and
 its own finished chunk to all others. By halves, it sends what the plan says. The cheaper of both is
-used. A ring all-reduce sends 2 (W - 1) / W times the gradients.
+used. The step header goes the same way (`doubling.py`). A ring all-reduce sends 2 (W - 1) / W times
+the gradients.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ import torch
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.training.bucket import UNITS, Group
 from raytrain_plus.training.halving import Halving
-from raytrain_plus.training.reduction import HEADER_WIDTH
+from raytrain_plus.training.step_header import HEADER_WIDTH, SUMMED
 from raytrain_plus.training.tree import maximal_subtrees
 
-ROW_BYTES = HEADER_WIDTH * 8  # of the step header
+SUM_BYTES, OWN_BYTES = 8 * SUMMED, 8 * (HEADER_WIDTH - SUMMED)  # of the step header
 BUCKET_BYTES = 4 << 20
 SLICES = 4
 SLICED_ABOVE = 4 * (1 << 17)  # bytes of a chunk of float32
@@ -83,17 +84,47 @@ class Traffic:
             return [units / UNITS * self.gradient_bytes for units in self._halved[1]]
         return [(1 + k) * self._share_of_others * self.gradient_bytes for k in self.partials]
 
+    @cached_property
+    def header(self) -> tuple[list[int], list[int]]:
+        """The messages of the step header that each worker sends, and their bytes."""
+        others = self.workers - 1
+        if self.planned is None:
+            sent = [others * (k * SUM_BYTES + OWN_BYTES) for k in self.partials]
+            return [others] * self.workers, sent
+        messages, sent = [0] * self.workers, [0] * self.workers
+        for join in self.planned.joins:
+            at = self.planned.hosts[join.sender]
+            if at != self.planned.hosts[join.receiver]:
+                first, last = join.workers
+                messages[at] += 1
+                sent[at] += SUM_BYTES + (last - first) * OWN_BYTES
+        return messages, sent
+
     @property
-    def lane_bytes(self) -> list[int]:
+    def header_bytes(self) -> list[int]:
         """Bytes of the step header that each worker sends."""
-        return [(self.workers - 1) * len(r) * ROW_BYTES for r in self.ranges]
+        return self.header[1]
+
+    @cached_property
+    def partners(self) -> list[int]:
+        """With how many workers each worker is connected."""
+        if self.planned is None:
+            return [self.workers - 1] * self.workers
+        hosts, pairs = self.planned.hosts, set[tuple[int, int]]()
+        for hop in self.planned.hops:
+            pairs.add((hosts[hop.sender], hosts[hop.receiver]))
+            pairs.add((hosts[hop.receiver], hosts[hop.sender]))
+        count = [0] * self.workers
+        for one, other in pairs:
+            count[one] += one != other
+        return count
 
     @property
     def ratio(self) -> float:
         """The bytes that a step sends, relative to a ring; 1 for one worker, which sends none."""
         if self.workers == 1:
             return 1.0
-        return (sum(self.sent_bytes) + sum(self.lane_bytes)) / self.workers / self.ring_bytes
+        return (sum(self.sent_bytes) + sum(self.header_bytes)) / self.workers / self.ring_bytes
 
     @property
     def slices(self) -> int:
@@ -105,7 +136,8 @@ class Traffic:
     def messages(self) -> list[int]:
         """Messages that each worker sends: partial sums, what it has finished, the step header."""
         if self.planned is not None:
-            return [self.workers - 1 + self.buckets * many for many in self._halved[0]]
+            both = zip(self.header[0], self._halved[0], strict=True)
+            return [header + self.buckets * many for header, many in both]
         pieces = self.buckets * self.slices
         return [(self.workers - 1) * (pieces * (k + 1) + 1) for k in self.partials]
 

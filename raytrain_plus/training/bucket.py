@@ -13,11 +13,12 @@ Both do the same additions for each element. `by_halves` says which one costs le
 import abc
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from raytrain_plus.training.doubling import Doubling, by_doubling, to_all
 from raytrain_plus.training.halving import Halving, Rounds, halving
 from raytrain_plus.training.tree import additions, maximal_subtrees
 from raytrain_plus.training.wire import Message, Pending, Wire, filled
@@ -36,7 +37,7 @@ _BYTE_SECONDS = 0.91e-9
 _ROUND_SECONDS = 100e-6  # until a message that is sent has woken the other worker
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The workers of a generation, and how they sum.
 
@@ -51,6 +52,7 @@ class Group:
     partials: Sequence[int]
     order: Sequence[tuple[int, int]]
     planned: Halving | None
+    _parts: "dict[int, Part]" = field(default_factory=dict)
 
     @classmethod
     def of(cls, ranges: Sequence[range], device: torch.device, sizes: Sequence[float]) -> "Group":
@@ -70,6 +72,36 @@ class Group:
             candidate = halving(ranges, UNITS)
             planned = candidate if by_halves(candidate, sizes) else None
         return cls(ranges, [len(nodes) for nodes in subtrees], order, planned)
+
+    def part(self, worker: int) -> "Part":
+        """Return one worker's part in the exchange."""
+        if worker not in self._parts:
+            if self.planned is None:
+                self._parts[worker] = Part(to_all(self.partials, self.order, worker), None)
+            else:
+                doubling = by_doubling(self.planned, worker)
+                self._parts[worker] = Part(doubling, self.planned.rounds(worker))
+        return self._parts[worker]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One worker's part in the exchange of a generation.
+
+    Attributes:
+        doubling: the exchange of what is not cut, such as the step header.
+        halving: the sums by halves; None if all sum directly.
+    """
+
+    doubling: Doubling
+    halving: Rounds | None
+
+    @property
+    def partners(self) -> set[int]:
+        """The workers with which it exchanges messages in a step."""
+        rounds = () if self.halving is None else (*self.halving.reduce, *self.halving.gather)
+        moves = (move for one in rounds for move in (*one.sends, *one.receives))
+        return self.doubling.partners.union(move.peer for move in moves)
 
 
 def by_halves(planned: Halving, sizes: Sequence[float]) -> bool:
@@ -195,11 +227,14 @@ class SharedBucket(Bucket, abc.ABC):
         """Whether no round is left."""
 
     @abc.abstractmethod
-    def advance(self, divisors: tuple[float, int], enter: Callable[[str], None]) -> None:
+    def advance(
+        self, divisors: Callable[[], tuple[float, int]], enter: Callable[[str], None]
+    ) -> None:
         """Do one further round: wait for what arrives, add it, and send what is whole then.
 
         Args:
-            divisors: what the sums of gradients and of buffers are divided by.
+            divisors: returns what the sums of gradients and of buffers are divided by. It is
+                called when a total is there, and not before.
             enter: called with `finish` when the first message has arrived, and with `slice` at each
                 further one.
         """
@@ -256,7 +291,9 @@ class DirectBucket(SharedBucket):
         """Whether our chunk is finished."""
         return not self._partials_sent
 
-    def advance(self, divisors: tuple[float, int], enter: Callable[[str], None]) -> None:
+    def advance(
+        self, divisors: Callable[[], tuple[float, int]], enter: Callable[[str], None]
+    ) -> None:
         """Finish the tree for our chunk, slice by slice as it arrives, and send it to all."""
         wire = self._wire
         base = self._chunks[wire.index][0]
@@ -272,7 +309,7 @@ class DirectBucket(SharedBucket):
                     slots += [row[start - base : stop - base] for row in self._incoming[worker]]
             for into, other in self._order:
                 slots[into].add_(slots[other])
-            self._finish(slots[0], start, stop, divisors)
+            self._finish(slots[0], start, stop, divisors())
             sends = [Message(peer, self._total[start:stop]) for peer in wire.peers]
             receives = [
                 Message(peer, self._total[slice(*self._slices[peer][s])]) for peer in wire.peers
@@ -356,7 +393,9 @@ class HalvedBucket(SharedBucket):
         """Whether the total is here."""
         return self._at == len(self._rounds)
 
-    def advance(self, divisors: tuple[float, int], enter: Callable[[str], None]) -> None:
+    def advance(
+        self, divisors: Callable[[], tuple[float, int]], enter: Callable[[str], None]
+    ) -> None:
         """End a round, and start the next one."""
         assert self._posted is not None
         self._posted.wait()
@@ -366,7 +405,7 @@ class HalvedBucket(SharedBucket):
         self._at += 1
         if self._at == self._root:
             start, stop = self._piece
-            self._finish(self._own[self._main][start:stop], start, stop, divisors)
+            self._finish(self._own[self._main][start:stop], start, stop, divisors())
         if self._at < len(self._rounds):
             self._post()
 
@@ -393,9 +432,9 @@ def make_bucket(
     """Return a bucket of a generation; see `Bucket`."""
     if wire.size == 1:
         return Bucket(like, n_gradients, 0)
-    if group.planned is None:
+    rounds = group.part(wire.index).halving
+    if rounds is None:
         return DirectBucket(like, n_gradients, group, wire)
-    rounds = group.planned.rounds(wire.index)
     return HalvedBucket(like, n_gradients, rounds, group.partials[wire.index], wire)
 
 

@@ -24,8 +24,10 @@ import torch
 from raytrain_plus.seeds import seed_for
 from raytrain_plus.training.bits import BitSum, hash_of
 from raytrain_plus.training.buffers import Buffers
+from raytrain_plus.training.doubling import DoublingRound
+from raytrain_plus.training.gather import gather
 from raytrain_plus.training.state import Replica, Scalars
-from raytrain_plus.training.wire import Message, Wire
+from raytrain_plus.training.wire import Wire
 
 
 @dataclass(frozen=True)
@@ -157,16 +159,25 @@ class Guard:
         self._alike = True
         self._reproduce = reproduce
 
-    def begin_generation(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
+    def begin_generation(
+        self,
+        ranges: Sequence[range],
+        wire: Wire,
+        rounds: Sequence[DoublingRound],
+        *,
+        alike: bool = True,
+    ) -> None:
         """Prepare for a generation; the state is that from which it starts.
 
         Args:
             ranges: which logical ranks each worker computes.
             wire: to the other workers.
+            rounds: in which all tell each other what they have found.
             alike: all workers compute the same bits. If not, each checks its own memory only.
         """
         self._ranges = ranges
         self._wire = wire
+        self._rounds = rounds
         self._alike = alike
         if self.noted is None:
             self.note()
@@ -218,7 +229,7 @@ class Guard:
         # With an audit, too: a wrong state gives a wrong leaf by right arithmetic.
         if self.watches(self._replica.step):
             state, changed = self._state(in_step=True)
-        return judge(_tell(self._wire, Facts(state, changed, leaf, second)))
+        return judge(self._tell(Facts(state, changed, leaf, second)))
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -234,9 +245,19 @@ class Guard:
         if self.noted is None:
             self.note(always=True)
         yield
-        finding = judge(_tell(self._wire, Facts(*self._state(in_step=False))))
+        finding = judge(self._tell(Facts(*self._state(in_step=False))))
         if finding is not None:
             raise CorruptionError(self._replica.step, finding)
+
+    def _tell(self, facts: Facts) -> list[Facts]:
+        """Give the others our facts; return those of all, in order."""
+        own = torch.tensor(_packed(facts), dtype=torch.int64)
+        numbers, index = len(own), self._wire.index
+        vector = torch.zeros(numbers * self._wire.size, dtype=torch.int64, device=self._wire.device)
+        vector[numbers * index : numbers * (index + 1)].copy_(own)
+        cuts = range(0, len(vector) + 1, numbers)
+        gather(self._wire, self._rounds, vector, cuts)
+        return [_unpacked(one) for one in vector.view(-1, numbers).tolist()]
 
     def _state(self, *, in_step: bool) -> tuple[int, bool]:
         """Return the fingerprint to compare, and whether it differs from the one noted."""
@@ -285,20 +306,6 @@ class Fingerprint:
 
 def _text(scalars: Any) -> str:
     return json.dumps(scalars, sort_keys=True, default=str)
-
-
-def _tell(wire: Wire, facts: Facts) -> list[Facts]:
-    """Give the others our facts; return those of all, in order."""
-    if wire.size == 1:
-        return [facts]
-    numbers = torch.tensor(_packed(facts), dtype=torch.int64)
-    boxes = [torch.zeros_like(numbers, device=wire.device) for _ in range(wire.size)]
-    boxes[wire.index].copy_(numbers)
-    wire.post(
-        [Message(peer, boxes[wire.index]) for peer in wire.peers],
-        [Message(peer, boxes[peer]) for peer in wire.peers],
-    ).wait()
-    return [_unpacked(box.tolist()) for box in boxes]
 
 
 def _packed(facts: Facts) -> list[int]:

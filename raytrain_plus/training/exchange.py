@@ -19,14 +19,12 @@ from raytrain_plus.task import TaskError
 from raytrain_plus.training.backward import TWICE, Backward, FirstSibling
 from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.reduction import (
-    OF_A_PART,
-    SALVAGED,
     Leaf,
     Partial,
     Reduced,
     Reduction,
-    Rows,
 )
+from raytrain_plus.training.step_header import OF_A_PART, SALVAGED, Rows
 from raytrain_plus.training.tree import Accumulator
 
 _PATIENCE = 1.0  # seconds; the generation's sockets have been shut by then, so none should pass

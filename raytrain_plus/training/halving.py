@@ -20,6 +20,7 @@ adds in the order of the workers' ranks and wants a power of two of them.
 """
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -48,6 +49,25 @@ class Hop(NamedTuple):
     is_left: bool
 
 
+class Join(NamedTuple):
+    """A whole sum that moves from one slot to another: what of a small vector is not cut.
+
+    Attributes:
+        level: as for `Hop`.
+        sender: a slot, which keeps its sum as well.
+        receiver: a slot, which adds it to its own.
+        is_left: whether the sender's is the left operand.
+        workers: whose main slots are on the sender's side of the node: the first, and one past the
+            last; equal if there is none.
+    """
+
+    level: int
+    sender: int
+    receiver: int
+    is_left: bool
+    workers: Interval
+
+
 class _Held(NamedTuple):
     slot: int
     start: int
@@ -64,6 +84,9 @@ class Halving:
         mains: each worker's main slot.
         pieces: each worker's interval of the total.
         hops: all of them, in no particular order.
+        joins: for each slot that keeps a piece at a node, one hop of those that it receives there,
+            as a join. So each main slot has the whole sum of each node above it, in the order of
+            `hops`, and no two workers meet that have no hop between them.
         levels: the height of the tree above the slots.
     """
 
@@ -72,6 +95,7 @@ class Halving:
     mains: tuple[int, ...]
     pieces: tuple[Interval, ...]
     hops: tuple[Hop, ...]
+    joins: tuple[Join, ...]
     levels: int
 
     def sent(self) -> tuple[list[int], list[int]]:
@@ -198,7 +222,7 @@ def halving(ranges: Sequence[range], blocks: int) -> Halving:
         mains.append(len(slots) + sizes.index(max(sizes)))
         slots += nodes
         hosts += [worker] * len(nodes)
-    planner = _Planner(slots, set(mains), blocks)
+    planner = _Planner(slots, mains, blocks)
     order = planner.order(0, leaves, 0, len(slots))
     cuts = [blocks * i // len(order) for i in range(len(order) + 1)]
     root = [_Held(s, a, b) for s, (a, b) in zip(order, itertools.pairwise(cuts), strict=True)]
@@ -212,6 +236,7 @@ def halving(ranges: Sequence[range], blocks: int) -> Halving:
         mains=tuple(mains),
         pieces=tuple(pieces[worker] for worker in range(len(ranges))),
         hops=tuple(planner.hops),
+        joins=tuple(planner.joins),
         levels=levels,
     )
 
@@ -219,11 +244,13 @@ def halving(ranges: Sequence[range], blocks: int) -> Halving:
 class _Planner:
     """Goes down the tree above the slots, and collects the hops."""
 
-    def __init__(self, slots: Sequence[Interval], mains: set[int], blocks: int) -> None:
+    def __init__(self, slots: Sequence[Interval], mains: Sequence[int], blocks: int) -> None:
         self._first = {start: slot for slot, (start, _) in enumerate(slots)}
-        self._mains = mains
+        self._in_order = mains
+        self._mains = set(mains)
         self._blocks = blocks
         self.hops: list[Hop] = []
+        self.joins: list[Join] = []
 
     def order(self, start: int, stop: int, low: int, high: int) -> list[int]:
         """Return the main slots among [low, high) in the order of their pieces.
@@ -267,8 +294,9 @@ class _Planner:
             self.descend((start, middle), low, cut, left),
             self.descend((middle, stop), cut, high, right),
         )
-        self._meet(level, left_keeps, right, senders_are_left=False)
-        self._meet(level, right_keeps, left, senders_are_left=True)
+        ends = [bisect_left(self._in_order, slot) for slot in (low, cut, high)]  # workers
+        self._meet(level, left_keeps, right, (ends[1], ends[2]), senders_are_left=False)
+        self._meet(level, right_keeps, left, (ends[0], ends[1]), senders_are_left=True)
         return level
 
     def _widened(self, kept: Sequence[_Held], low: int, high: int) -> list[_Held]:
@@ -291,6 +319,7 @@ class _Planner:
         level: int,
         keepers: Sequence[_Held],
         senders: Sequence[_Held],
+        workers: Interval,
         *,
         senders_are_left: bool,
     ) -> None:
@@ -298,6 +327,7 @@ class _Planner:
         for keeper in keepers:
             while senders[i].stop <= keeper.start:
                 i += 1
+            self.joins.append(Join(level, senders[i].slot, keeper.slot, senders_are_left, workers))
             for sender in itertools.islice(senders, i, None):
                 if sender.start >= keeper.stop:
                     break

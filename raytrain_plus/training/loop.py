@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
-from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from raytrain_plus.training.admission import check_first_update
 from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.bits import bit_sum
 from raytrain_plus.training.bookkeeping import Bookkeeping
+from raytrain_plus.training.bucket import Group
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.building import learning_rate_factor
 from raytrain_plus.training.busy_time import BusyTime
@@ -29,7 +29,10 @@ from raytrain_plus.training.exchange import Exchange, Subtree
 from raytrain_plus.training.modes import TrainingMode, evaluated
 from raytrain_plus.training.not_finite import explain
 from raytrain_plus.training.parts import Parts
-from raytrain_plus.training.reduction import (
+from raytrain_plus.training.reduction import Leaf, Reduced, Reduction, group_of
+from raytrain_plus.training.round_trip import rehearsed
+from raytrain_plus.training.state import Replica
+from raytrain_plus.training.step_header import (
     BUSY_SECONDS,
     CHECKPOINT,
     COMPUTE_SECONDS,
@@ -42,13 +45,8 @@ from raytrain_plus.training.reduction import (
     TOKENS,
     UNSEEN_SECONDS,
     WEIGHT,
-    Leaf,
-    Reduced,
-    Reduction,
     Rows,
 )
-from raytrain_plus.training.round_trip import rehearsed
-from raytrain_plus.training.state import Replica
 from raytrain_plus.training.users_optimizer import Groups, may_draw
 from raytrain_plus.training.weights import Weights
 from raytrain_plus.training.wire import Wire
@@ -159,6 +157,7 @@ class TrainingLoop:
             self._enter_phase,
         )
         self._exchange: Exchange | None = None
+        self._group: Group | None = None
         self.guard = Guard(replica, self.buffers, check_every, audit_every, self._reproduce)
         self._example: tuple[Step, int, Batch] | None = None
         self._admitted = False
@@ -167,6 +166,13 @@ class TrainingLoop:
         self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         self._salvaged: list[Subtree] = []
         self._salvaged_at = (0, 0)
+
+    def group_of(self, ranges: Sequence[range]) -> Group:
+        """Return how workers sum of which each has these logical ranks."""
+        if self._group is None or self._group.ranges != ranges:
+            buffers = self.buffers.floating
+            self._group = group_of(self._parameters, buffers, ranges, self._device)
+        return self._group
 
     def begin_generation(self, ranges: Sequence[range], wire: Wire, *, alike: bool = True) -> None:
         """Prepare for a generation in which worker i computes the logical ranks `ranges[i]`.
@@ -179,13 +185,13 @@ class TrainingLoop:
         self.end_generation()
         self._wire = wire
         self._ranks = ranges[wire.index]
-        self._firsts = np.array([r.start for r in ranges])
         self._compute_seconds, self._exchange_seconds = 0.0, (0.0, 0.0)
         if self._salvaged_at != (self.replica.step, self.replica.loads):
             self._salvaged = []
         self._n_ranks = ranges[-1].stop
+        group = self.group_of(ranges)
         self._reduction = Reduction(
-            self._parameters, self.buffers.floating, ranges, wire, enter=self._enter
+            self._parameters, self.buffers.floating, ranges, wire, enter=self._enter, group=group
         )
         self._exchange = Exchange(
             self._reduction,
@@ -195,7 +201,8 @@ class TrainingLoop:
             overlap=self._backward.may_merge and wire.size > 1 and wire.device.type == "cpu",
         )
         self.buffers.snapshot()
-        self.guard.begin_generation(ranges, wire, alike=alike)
+        rounds = group.part(wire.index).doubling.rounds
+        self.guard.begin_generation(ranges, wire, rounds, alike=alike)
         self._place = wire.index
         self._busy.resume()
 
@@ -270,7 +277,7 @@ class TrainingLoop:
             exchange.clear()  # its memory is needed elsewhere
             replica.torn = True
             self._update(step, reduced, rate_factor)
-        self._commit(reduced.header_sum)
+        self._commit(reduced.header)
         self.guard.note()
         return self._result(reduced, loss, step.scalars.with_outside(reduced.logged))
 
@@ -319,7 +326,7 @@ class TrainingLoop:
         self.bookkeeping.begin_step()
         self._groups.begin_step()
         self.buffers.attributes.snapshot()  # between two steps the task and aspects may set some
-        self._reduction.attachment_bytes = self.buffers.integer_bytes + self.bookkeeping.room
+        self._reduction.header.attachment_bytes = self.buffers.integer_bytes + self.bookkeeping.room
         salvaged, self._salvaged = self._salvaged, []
         self._salvaged_at = self.replica.step, self.replica.loads
         audit = self.guard.audit_of(step.number)
@@ -502,25 +509,25 @@ class TrainingLoop:
             )
 
     def _result(self, reduced: Reduced, loss: float, logged: Mapping[str, float]) -> StepResult:
-        header = reduced.header_sum
-        of_workers: list[list[float]] = reduced.header.take(self._firsts, 0).tolist()
+        header = reduced.header
+        compute, seen, unseen = reduced.of_workers.T.tolist()
         # The worker that waited least had computed last: the others waited for it as well.
-        last = min(of_workers, key=itemgetter(SEEN_SECONDS))
+        last = seen.index(min(seen))
         return StepResult(
             self.replica.step,
             loss,
             pause=header[PAUSE] > 0,
             busy_seconds=header[BUSY_SECONDS],
             checkpoint=header[CHECKPOINT] > 0,
-            compute_seconds=tuple([row[COMPUTE_SECONDS] for row in of_workers]),
-            exchange_seconds=(last[SEEN_SECONDS], last[UNSEEN_SECONDS]),
+            compute_seconds=tuple(compute),
+            exchange_seconds=(seen[last], unseen[last]),
             salvaged=int(header[SALVAGED]),
             logged=logged,
         )
 
     def _checked_loss(self, reduced: Reduced) -> float:
         """Return the loss, if everything is as the update needs it."""
-        header = reduced.header_sum
+        header = reduced.header
         if not header[WEIGHT]:
             raise LossError(
                 f"no sample counts in step {self.replica.step + 1}: the weights of all samples are "
@@ -530,10 +537,9 @@ class TrainingLoop:
             )
         loss = header[LOSS] / header[WEIGHT]
         if not math.isfinite(loss):
+            losses = self._reduction.header.losses()
             self.check_state()
-            worst = [
-                rank for rank, row in enumerate(reduced.header) if not math.isfinite(row[LOSS])
-            ]
+            worst = [rank for rank, one in enumerate(losses) if not math.isfinite(one)]
             raise LossError(
                 f"the loss is {loss} at step {self.replica.step + 1} (logical ranks {worst}): "
                 "lower the learning rate, clip the gradient, or look at the data of this step. "

@@ -1,4 +1,4 @@
-"""How the members of a generation come together: one connection between each two.
+"""How the members of a generation come together: a connection between each two that need one.
 
 The member with the lower place calls. It uses the connection that an earlier generation has left
 open, or makes a new one, and sends a greeting with the generation's number. The other one answers
@@ -9,7 +9,7 @@ each other.
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from raytrain_plus.training.endpoint import Address, Endpoint, receive_exactly
 from raytrain_plus.training.frames import GREETING_BYTES, greeted, greeting
@@ -31,35 +31,41 @@ class Meeting:
         members: the addresses of all members, in order.
         index: our place among them.
         generation: its number.
+        partners: the places of those with whom we exchange messages. They name us as well.
 
     Attributes:
         connections: those that are made, by the partner's place.
     """
 
     def __init__(
-        self, endpoint: Endpoint, members: Sequence[Address], index: int, generation: int
+        self,
+        endpoint: Endpoint,
+        members: Sequence[Address],
+        index: int,
+        generation: int,
+        partners: Collection[int],
     ) -> None:
         self.connections: dict[int, socket.socket] = {}
         self._endpoint = endpoint
         self._members = members
-        self._index = index
+        self._above = sorted(place for place in partners if place > index)
+        self._below = sorted(place for place in partners if place < index)
         self._generation = generation
         self._until = 0.0
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Come together with all others.
+        """Come together with all partners.
 
         Raises:
-            MeetingError: a member did not come in time, or the meeting was ended.
+            MeetingError: a partner did not come in time, or the meeting was ended.
         """
         self._until = time.monotonic() + _MEETING_SECONDS
-        above = range(self._index + 1, len(self._members))
-        for place in above:
+        for place in self._above:
             self._retry(place, self._call)
-        for place in range(self._index):
+        for place in self._below:
             self._retry(place, self._be_called)
-        for place in above:
+        for place in self._above:
             self._retry(place, self._hear)
 
     def end(self) -> None:

@@ -15,16 +15,9 @@ from raytrain_plus.training.backward import Backward
 from raytrain_plus.training.bookkeeping import Bookkeeping
 from raytrain_plus.training.buffers import Buffers
 from raytrain_plus.training.losses import set_losses, weighted
-from raytrain_plus.training.reduction import (
-    HEADER_WIDTH,
-    LOSS,
-    SAMPLES,
-    TOKENS,
-    WEIGHT,
-    Leaf,
-    Rows,
-)
+from raytrain_plus.training.reduction import Leaf
 from raytrain_plus.training.state import Replica
+from raytrain_plus.training.step_header import HEADER_WIDTH, LOSS, SAMPLES, TOKENS, WEIGHT, Rows
 
 _INSTEAD = (
     "no checkpoint and no other worker has it. Make it a buffer (self.register_buffer), draw from "

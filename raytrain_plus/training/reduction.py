@@ -1,8 +1,8 @@
 """Sums over all logical ranks that do not depend on how many workers there are.
 
 Each logical rank's gradient is a leaf of one fixed binary tree (`tree.py`). A worker sums the
-maximal subtrees inside its range while it computes. Then every worker sends its rows of the step
-header to all others, and bucket by bucket they finish the tree, in tree order, and divide by the
+maximal subtrees inside its range while it computes. Then the workers exchange the step header
+(`step_header.py`), and bucket by bucket they finish the tree, in tree order, and divide by the
 total weight (`bucket.py`): directly or by halves, whichever costs less.
 
 Buckets, chunks, slices and halves only cut the vector; the sum is per element, so they cannot
@@ -13,39 +13,23 @@ On an accelerator a step waits for the device once per part (its loss), once aft
 (the time of computing), once per worker for the step header, and twice before the update: one
 transfer tells which gradients are there and whether all are finite, however many buckets there are,
 and the fence keeps the results of an aborted generation out of the update.
-
-Logged scalars (`scalars.py`) travel in further columns of the step header. The columns are the
-names that the generation has logged up to the step before. All workers know the same names, as each
-step tells all of them. Values of other names follow the sums in a message of their own, whose size
-is in the step header. A step without such values sends no such message.
 """
 
 import cmath
-import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from raytrain_plus.scalars import Sums, check_count
+from raytrain_plus.scalars import Sums
 from raytrain_plus.training.bucket import Group, SharedBucket, make_bucket
-from raytrain_plus.training.wire import Message, Pending, Wire, filled
+from raytrain_plus.training.step_header import WEIGHT, Rows, StepHeader
+from raytrain_plus.training.wire import Wire
 
-Rows = npt.NDArray[np.float64]
 Leaf = list[Tensor]
 Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
-
-# The columns of the step header. It has a row per logical rank, and every worker receives all rows.
-# The values of a worker are in the row of its first logical rank.
-LOSS, WEIGHT, PAUSE, BUSY_SECONDS, SAMPLES, TOKENS, CHECKPOINT, COMPUTE_SECONDS = range(8)
-SEEN_SECONDS, UNSEEN_SECONDS, SALVAGED, NEW_SCALARS = range(8, 12)  # the last one in bytes
-HEADER_WIDTH = 12
-OF_A_PART = [LOSS, WEIGHT, SAMPLES, TOKENS]
 
 _BUCKET_BYTES = 4 << 20  # sent as one; several let the first travel while the last is computed
 
@@ -58,8 +42,8 @@ class Reduced(NamedTuple):
         present: per parameter, whether any logical rank has a gradient for it.
         finite: True says that all gradients are finite. False says that one may not be.
         buffers: per floating buffer, the mean over logical ranks.
-        header: float64 (logical ranks, HEADER_WIDTH), every logical rank's row.
-        header_sum: HEADER_WIDTH numbers, the sum of all rows in the tree's order.
+        header: HEADER_WIDTH numbers, the sums of the step header in the tree's order.
+        of_workers: float64 (workers, 3): the columns of the step header that are not summed.
         attachment: the bytes that the worker of logical rank 0 attached, filled up with zeros.
         logged: by name, the mean of a logged scalar over all logical ranks.
     """
@@ -68,8 +52,8 @@ class Reduced(NamedTuple):
     present: list[bool]
     finite: bool
     buffers: list[Tensor]
-    header: Rows
-    header_sum: list[float]
+    header: list[float]
+    of_workers: Rows
     attachment: bytes
     logged: dict[str, float]
 
@@ -84,8 +68,7 @@ class Reduction:
         buckets: which tensors of a leaf travel together: gradients, buffers, and last the marks.
         gradients_of: for each bucket, which of these are gradients.
         marks_of: for each bucket, which of these are its marks; None if it has no gradient.
-        attachment_bytes: the size of what the worker of logical rank 0 attaches, at most; it may
-            be changed between two sums, on every worker alike.
+        header: the step header.
 
     Args:
         gradients: tensors like the gradients, in the order of the forward; the backward, and so
@@ -93,7 +76,8 @@ class Reduction:
         buffers: tensors like the floating buffers.
         ranges: the logical ranks of each worker of the generation, consecutive and in order.
         wire: how to reach the other workers; its index says which range is ours.
-        attachment_bytes: the attribute of this name, at first.
+        attachment_bytes: the size of what the worker of logical rank 0 attaches, at first.
+        group: that of `group_of`, if it is known. Default: it is made.
         enter: called as the inner phases begin: `finish` when the first slice has arrived, between
             the two halves of the exchange, and `slice` at each further slice.
     """
@@ -106,21 +90,19 @@ class Reduction:
         wire: Wire,
         attachment_bytes: int = 0,
         enter: Callable[[str], None] = lambda _: None,
+        group: Group | None = None,
     ) -> None:
         self._wire = wire
         self._enter = enter
-        self._ranges = ranges
         self._leaves = ranges[-1].stop
-        self.attachment_bytes = attachment_bytes
         self._n_gradients = len(gradients)
         self._like = [*gradients, *buffers]
         self.buckets = _buckets(self._like, len(gradients))
-        sizes = [sum(self._like[i].nbytes for i in bucket) for bucket in self.buckets]
-        self._group = Group.of(ranges, wire.device, sizes)
+        self._group = group or group_of(gradients, buffers, ranges, wire.device)
+        doubling = self._group.part(wire.index).doubling
+        self.header = StepHeader(ranges, wire, doubling, attachment_bytes)
         self.gradients_of = [[i for i in b if i < len(gradients)] for b in self.buckets]
         self._marked = [i for mine in self.gradients_of for i in mine]
-        self._columns: list[str] = []  # names of logged scalars
-        self._firsts = [r.start for r in ranges]
         self._allocate()
         self._unkept = self._references()
 
@@ -180,13 +162,7 @@ class Reduction:
         if self._references() != self._unkept:
             self._allocate()
             self._unkept = self._references()
-        self._all_rows: Rows | None = None
-        self._header_sum: list[float] | None = None
-        rows = self._with_scalars(rows, logged or {})
-        if self._wire.size == 1:
-            self._all_rows, self._attached = rows, attachment
-        else:
-            self._boxes, self._header_pending = self._post_header(rows, attachment)
+        self.header.open(rows, attachment, logged or {})
 
     def send(self, b: int, partials: Sequence[Partial], present: Sequence[bool]) -> None:
         """Send our partial sums of bucket b. Every worker sends the buckets in the same order.
@@ -205,7 +181,7 @@ class Reduction:
                     torch.add(left, right, out=view)
         if self._wire.size == 1:
             self._present = present
-            vector.divide(self._weight(), self._leaves)
+            vector.divide(*self._divisors())
             return
         vector.mark([present[i] for i in self.gradients_of[b]])
         self._shared[b].send()
@@ -214,7 +190,8 @@ class Reduction:
         """Finish bucket b as far as what has arrived allows, and send that; buckets go in order.
 
         Directly, its chunk is finished. By halves, it and all buckets before it advance by a round,
-        so that as many of them are on their way at the same time as there are rounds.
+        so that as many of them are on their way at the same time as there are rounds. So does the
+        step header, which has no more rounds than a bucket needs until its sum is whole.
         """
         if self._wire.size == 1:
             self._enter("slice" if b else "finish")
@@ -222,16 +199,20 @@ class Reduction:
         self._advance(range(b + 1))
 
     def _advance(self, buckets: range) -> bool:
-        """Let buckets advance by a round; return whether any of them had one left."""
+        """Let the step header and buckets advance by a round; return whether any had one left."""
         under_way = [b for b in buckets if not self._shared[b].is_done]
+        header_is_done = self.header.is_done
+        if not header_is_done:
+            self.header.advance()
         for b in under_way:
-            divisors = self._weight(), self._leaves
-            self._shared[b].advance(divisors, self._enter if b == 0 else self._enter_slice)
-        return bool(under_way)
+            self._shared[b].advance(self._divisors, self._enter if b == 0 else self._enter_slice)
+        return bool(under_way) or not header_is_done
+
+    def _divisors(self) -> tuple[float, int]:
+        return self.header.sums[WEIGHT], self._leaves
 
     def close(self) -> Reduced:
         """Wait until everything has arrived."""
-        rows = self._rows()
         while self._advance(range(len(self._shared))):
             pass
         for bucket in self._shared:
@@ -243,10 +224,10 @@ class Reduction:
             present,
             finite,
             self._totals[n:],
-            rows[:, :HEADER_WIDTH],
-            self._sum_of_rows()[:HEADER_WIDTH],
-            self._attached,
-            self._logged(rows),
+            self.header.sums,
+            self.header.own,
+            self.header.attached,
+            self.header.logged(),
         )
 
     def _enter_slice(self, _: str) -> None:
@@ -271,127 +252,17 @@ class Reduction:
                 present[i] = mark != 0
         return present, finite
 
-    def _sum_of_rows(self) -> list[float]:
-        if self._header_sum is None:
-            self._header_sum = tree_sum(self._rows()).tolist()
-        return self._header_sum
 
-    def _weight(self) -> float:
-        return self._sum_of_rows()[WEIGHT]
-
-    def _rows(self) -> Rows:
-        if self._all_rows is None:
-            self._header_pending.wait()
-            self._all_rows, self._attached = self._read_header(self._boxes)
-        return self._all_rows
-
-    def _header_bytes(self, worker: int) -> int:
-        extra = self.attachment_bytes if worker == 0 else 0
-        return len(self._ranges[worker]) * self._width * 8 + extra
-
-    def _post_header(self, rows: Rows, attachment: bytes) -> tuple[list[Tensor], Pending]:
-        wire = self._wire
-        header = [
-            torch.empty(self._header_bytes(worker), dtype=torch.uint8, device=wire.device)
-            for worker in range(wire.size)
-        ]
-        attached = attachment.ljust(self.attachment_bytes, b"\0") if wire.index == 0 else b""
-        payload = rows.tobytes() + attached
-        header[wire.index].copy_(torch.frombuffer(bytearray(payload), dtype=torch.uint8))
-        pending = wire.post(
-            [Message(peer, header[wire.index]) for peer in wire.peers],
-            [Message(peer, header[peer]) for peer in wire.peers],
-        )
-        return header, pending
-
-    def _read_header(self, header: list[Tensor]) -> tuple[Rows, bytes]:
-        payloads = [box.cpu().numpy().tobytes() for box in header]
-        cut = len(payloads[0]) - self.attachment_bytes
-        text = b"".join([payloads[0][:cut], *payloads[1:]])
-        return np.frombuffer(text, np.float64).reshape(-1, self._width), payloads[0][cut:]
-
-    # -- logged scalars
-
-    @property
-    def _width(self) -> int:
-        return HEADER_WIDTH + 2 * len(self._columns)
-
-    def _with_scalars(self, rows: Rows, logged: Mapping[int, Sums]) -> Rows:
-        """Return our rows with the columns of known names, and keep the values of new ones."""
-        first = self._ranges[self._wire.index].start
-        rows[0, NEW_SCALARS] = 0
-        self._new: dict[int, Sums] = {}
-        if logged:
-            known = set(self._columns)
-            new = {
-                r: {n: v for n, v in sums.items() if n not in known} for r, sums in logged.items()
-            }
-            self._new = {rank: sums for rank, sums in new.items() if sums}
-            if self._new:
-                self._new_bytes = json.dumps(self._new).encode()
-                rows[0, NEW_SCALARS] = len(self._new_bytes)
-        if not self._columns:
-            return rows
-        ours = {rank - first: sums for rank, sums in logged.items()}
-        return np.concatenate([rows, table_of(ours, self._columns, len(rows))], axis=1)
-
-    def _logged(self, rows: Rows) -> dict[str, float]:
-        """Return the means of all logged scalars, and make columns of new names."""
-        sums = self._sum_of_rows()
-        if not self._columns and not sums[NEW_SCALARS]:
-            return {}
-        found = _means(self._columns, sums[HEADER_WIDTH:])
-        if sums[NEW_SCALARS]:
-            self._wire.fence()  # after an abort, what was received may be garbage
-            new = self._exchange_new([int(rows[first, NEW_SCALARS]) for first in self._firsts])
-            names = sorted({name for sums in new.values() for name in sums})
-            check_count(len(self._columns) + len(names))
-            found |= _means(names, tree_sum(table_of(new, names, self._leaves)).tolist())
-            self._columns += names
-        return dict(sorted(found.items())) if found else found
-
-    def _exchange_new(self, sizes: Sequence[int]) -> dict[int, Sums]:
-        """Return the values of new names of all logical ranks.
-
-        Args:
-            sizes: of each worker's message, by the step header.
-        """
-        wire = self._wire
-        if wire.size == 1:
-            return self._new
-        boxes = [torch.empty(size, dtype=torch.uint8, device=wire.device) for size in sizes]
-        if self._new:
-            boxes[wire.index].copy_(torch.frombuffer(bytearray(self._new_bytes), dtype=torch.uint8))
-        sends = [Message(peer, boxes[wire.index]) for peer in wire.peers]
-        receives = [Message(peer, boxes[peer]) for peer in wire.peers]
-        wire.post(filled(sends), filled(receives)).wait()
-        wire.fence()
-        told: dict[int, Sums] = {}
-        for box in boxes:
-            if len(box):
-                of_worker = json.loads(box.cpu().numpy().tobytes())
-                told |= {int(rank): sums for rank, sums in of_worker.items()}
-        return told
-
-
-def table_of(logged: Mapping[int, Sums], names: Sequence[str], rows: int) -> Rows:
-    """Return logged scalars as rows of two numbers per name; zeros where nothing was logged."""
-    table = np.zeros((rows, 2 * len(names)))
-    for row, sums in logged.items():
-        for i, name in enumerate(names):
-            if name in sums:
-                table[row, 2 * i : 2 * i + 2] = sums[name]
-    return table
-
-
-def _means(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
-    """Return the mean of each name that was logged with any weight."""
-    pairs = zip(names, sums[::2], sums[1::2], strict=True)
-    return {
-        name: total / weight if weight else math.nan
-        for name, total, weight in pairs
-        if weight or total  # both are zero if no part has logged the name; NaN is not zero
-    }
+def group_of(
+    gradients: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    ranges: Sequence[range],
+    device: torch.device,
+) -> Group:
+    """Return how the workers of a generation sum; the arguments are those of `Reduction`."""
+    like = [*gradients, *buffers]
+    sizes = [sum(like[i].nbytes for i in b) for b in _buckets(like, len(gradients))]
+    return Group.of(ranges, device, sizes)
 
 
 def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:
@@ -405,14 +276,3 @@ def _buckets(tensors: Sequence[Tensor], n_gradients: int) -> list[list[int]]:
             groups.append([])
         groups[-1].append(i)
     return [group for _, groups in sorted(kinds.items()) for group in groups]
-
-
-def tree_sum(rows: Rows) -> Rows:
-    """Return the sum of rows (V, width) in tree order, float64 (width,)."""
-    while len(rows) > 1:
-        even = len(rows) // 2 * 2
-        sums = rows[0:even:2] + rows[1:even:2]
-        # A last node without a sibling moves up unchanged: that is the tree of `tree.py`.
-        rows = sums if even == len(rows) else np.concatenate([sums, rows[even:]])
-    total: Rows = rows[0]
-    return total

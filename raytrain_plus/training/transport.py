@@ -6,15 +6,18 @@ abort is enough: closing the connections of the generation ends a wait within mi
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from raytrain_plus.training import nccl
+from raytrain_plus.training.bucket import Part
+from raytrain_plus.training.doubling import DoublingRound, to_all
 from raytrain_plus.training.endpoint import Address, Endpoint
 from raytrain_plus.training.frames import GREETING, Links, Posted, tag_of
+from raytrain_plus.training.gather import gather, gather_bytes
 from raytrain_plus.training.meeting import Meeting
 from raytrain_plus.training.wire import Message, Pending
 
@@ -50,9 +53,21 @@ class Transport:
         self._changed = threading.Condition()
         self._generation = 0
         self._posted: dict[tuple[int, bool], int] = {}
+        self._partners: frozenset[int] = frozenset()
+        self._rounds: Sequence[DoublingRound] = ()
 
-    def meet(self, endpoint: Endpoint | None, members: Sequence[Address], generation: int) -> None:
-        """Connect to all other members.
+    def meet(
+        self,
+        endpoint: Endpoint | None,
+        members: Sequence[Address],
+        generation: int,
+        part: Part | None = None,
+        others: Iterable[int] = (),
+    ) -> None:
+        """Connect to those members with which this one exchanges messages.
+
+        It returns when all members have come: those that are not connected tell each other along
+        the rounds of their partners.
 
         The blocking part runs in a thread of its own. If a member dies before it has connected, an
         abort does not wait for that thread, which ends by its timeout.
@@ -61,6 +76,10 @@ class Transport:
             endpoint: this worker's; a group of one needs none.
             members: the addresses of all members, in order.
             generation: its number; each of a run has another one.
+            part: ours in the exchange, which says who our partners are. Default: that of a small
+                group, where all are connected to all.
+            others: further members that send us messages or receive some from us, such as a state.
+                They name us as well.
 
         Raises:
             TransportError: a member did not connect, or the generation was aborted.
@@ -70,7 +89,10 @@ class Transport:
             return
         assert endpoint is not None
         self._generation = generation
-        meeting = Meeting(endpoint, members, self.index, generation)
+        part = part or Part(to_all([1] * self.size, [], self.index), None)
+        self._rounds = part.doubling.rounds
+        self._partners = frozenset(part.partners.union(others))
+        meeting = Meeting(endpoint, members, self.index, generation, self._partners)
         failure: list[BaseException] = []
         done = threading.Event()
 
@@ -82,7 +104,9 @@ class Transport:
                     self._links = links
                     if self._reason is not None:
                         links.end(self._reason)
-                endpoint.keep_only({members[place][2] for place in self.peers})
+                endpoint.keep_only({members[place][2] for place in self._partners})
+                if part.halving is not None:
+                    gather(self, self._rounds, torch.zeros(self.size), range(self.size + 1))
                 if self.device.type != "cpu":
                     self._connect_devices(members[self.index][0])
             except Exception as error:  # noqa: BLE001 - handed to the waiting thread
@@ -133,21 +157,7 @@ class Transport:
 
     def all_gather_bytes(self, payload: bytes) -> list[bytes]:
         """Return every member's bytes, in the order of the generation."""
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        sizes[self.index].fill_(len(payload))
-        self.exchange(
-            [Message(peer, sizes[self.index]) for peer in self.peers],
-            [Message(peer, sizes[peer]) for peer in self.peers],
-        )
-        boxes = [
-            torch.empty(int(size.item()), dtype=torch.uint8, device=self.device) for size in sizes
-        ]
-        boxes[self.index] = bytes_tensor(payload).to(self.device)
-        self.exchange(
-            [Message(peer, boxes[self.index]) for peer in self.peers if payload],
-            [Message(peer, boxes[peer]) for peer in self.peers if len(boxes[peer])],
-        )
-        return [tensor_bytes(box) for box in boxes]
+        return gather_bytes(self, self._rounds, payload)
 
     def abort(self, reason: str) -> None:
         """End every wait of this transport, now and later, by a TransportError; thread-safe."""
@@ -167,7 +177,7 @@ class Transport:
 
         The next one can use its connections. One on which something is still on its way is closed.
         """
-        if self._links is None or self._links.idle() != set(self.peers):
+        if self._links is None or self._links.idle() != self._partners:
             self.abort("the generation is over")
 
     def check(self) -> None:
@@ -253,17 +263,3 @@ def _view(tensor: Tensor) -> memoryview:
     """Return the memory of a contiguous tensor."""
     memory: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
     return memoryview(memory)
-
-
-def bytes_tensor(payload: bytes) -> Tensor:
-    """Return bytes as a tensor of uint8."""
-    return (
-        torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        if payload
-        else torch.empty(0, dtype=torch.uint8)
-    )
-
-
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """Return a uint8 tensor's bytes."""
-    return tensor.cpu().numpy().tobytes()

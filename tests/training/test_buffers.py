@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from raytrain_plus.training.buffers import Buffers
-from raytrain_plus.training.reduction import HEADER_WIDTH, Reduction
+from raytrain_plus.training.reduction import Reduction
+from raytrain_plus.training.step_header import HEADER_WIDTH
 from raytrain_plus.training.tree import Accumulator, fold
 from tests.training.wires import Network, bits
 

@@ -200,10 +200,10 @@ def test_a_peer_lost_during_a_comparison_changes_no_state(monkeypatch):
     group = Group(2, check_every=1)
     states = [everything(member.loop) for member in group.members]
 
-    def lost(wire, _):
+    def lost(wire, *_):
         raise NetworkDownError(wire.index)
 
-    monkeypatch.setattr(corruption, "_tell", lost)
+    monkeypatch.setattr(corruption, "gather", lost)
     with pytest.raises(NetworkDownError):
         group.step()
     assert [everything(member.loop) for member in group.members] == states

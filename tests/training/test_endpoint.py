@@ -78,8 +78,8 @@ def test_something_else_that_listens_there_is_refused(endpoints):
                 call = inner.recv(1000)
                 outer.sendall(call)
                 proof = outer.recv(100)
+                seen.extend((nonce, call, proof))  # first: the caller may be done after this
                 inner.sendall(proof)
-                seen.extend((nonce, call, proof))
                 inner.recv(1)
 
         def replay():

@@ -9,7 +9,7 @@ from torch.nn import functional
 from raytrain_plus.algorithms import GradientClipping
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.seeds import seed_for
-from raytrain_plus.training import exchange, reduction
+from raytrain_plus.training import exchange, reduction, step_header
 from raytrain_plus.training.loop import GradientError
 from tests.training.small_tasks import (
     CLASSES,
@@ -182,7 +182,7 @@ def test_an_overflowing_check_sum_is_not_an_overflowing_gradient():
     like = [torch.zeros(100)]
     network = Network(1)
     one = reduction.Reduction(like, [], [range(1)], network.wire(0))
-    rows = np.ones((1, reduction.HEADER_WIDTH))
+    rows = np.ones((1, step_header.HEADER_WIDTH))
     reduced = one.run([[torch.full((100,), 3e37)]], rows, b"")
     assert not reduced.finite
     assert reduced.gradients[0].isfinite().all()

@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.training import bucket, reduction
 from raytrain_plus.training.halving import halving
-from raytrain_plus.training.reduction import (
+from raytrain_plus.training.reduction import Reduction
+from raytrain_plus.training.step_header import (
     HEADER_WIDTH,
     NEW_SCALARS,
+    SUMMED,
     WEIGHT,
-    Reduction,
     tree_sum,
 )
 from raytrain_plus.training.tree import Accumulator, fold
@@ -115,11 +116,14 @@ def cut_at(ranks, cuts):
 
 def bits_of(reduced):
     tensors = [bits(t) for t in [*reduced.gradients, *reduced.buffers]]
-    return [*tensors, np.asarray(reduced.header).tobytes(), reduced.attachment]
+    header = np.asarray(reduced.header)[:SUMMED].tobytes()
+    return [*tensors, header, reduced.of_workers.tobytes(), reduced.attachment]
 
 
-def expected_bits(leaves, rows, n_gradients):
-    return [*map(bits, folded(leaves, rows, n_gradients)), rows.tobytes(), ATTACHMENT]
+def expected_bits(leaves, rows, n_gradients, ranges):
+    tensors = map(bits, folded(leaves, rows, n_gradients))
+    own = np.ascontiguousarray(rows[[ranks.start for ranks in ranges], SUMMED:])
+    return [*tensors, fold(list(rows[:, :SUMMED]), np.add).tobytes(), own.tobytes(), ATTACHMENT]
 
 
 @pytest.mark.parametrize("ranks", SIZES)
@@ -135,7 +139,7 @@ def test_every_number_of_workers_gives_the_bits_of_the_oracle(
         group = Group(ranges_of(ranks, workers), like, len(GRADIENTS))
         for seed in (1, 2):  # no value of a step may remain in the next one
             leaves, rows = draw(ranks, shapes, seed)
-            expected = expected_bits(leaves, rows, len(GRADIENTS))
+            expected = expected_bits(leaves, rows, len(GRADIENTS), group.ranges)
             for reduced in group.run(leaves, rows):
                 assert bits_of(reduced) == expected
                 for total, leaf in zip(reduced.gradients, leaves[0], strict=False):
@@ -165,9 +169,10 @@ def test_every_division_into_ranges_gives_the_bits_of_the_oracle(
 ):
     ranks, cuts = case
     leaves, rows = draw(ranks, [*gradients, *buffers], seed)
-    expected = expected_bits(leaves, rows, len(gradients))
+    ranges = cut_at(ranks, cuts)
+    expected = expected_bits(leaves, rows, len(gradients), ranges)
     with mock.patch.object(bucket, "by_halves", return_value=halves):
-        group = Group(cut_at(ranks, cuts), leaves[0], len(gradients))
+        group = Group(ranges, leaves[0], len(gradients))
         for reduced in group.run(leaves, rows):
             assert bits_of(reduced) == expected
 
@@ -192,7 +197,11 @@ def test_a_sum_by_halves_sends_fewer_messages(workers, monkeypatch):
         leaves, rows = draw(2 * workers, [((1000,), torch.float32)])
         group = Group(ranges_of(2 * workers, workers), leaves[0], 1)
         group.run(leaves, rows)
-        taken[halves] = group.network.taken - workers * (workers - 1)  # without the step header
+        of_group = group.reductions[0]._group
+        rounds = [one for i in range(workers) for one in of_group.part(i).doubling.rounds]
+        header = sum(len(one.sends) for one in rounds)
+        assert header == (workers * 3 if halves and workers == 8 else header)
+        taken[halves] = group.network.taken - header
     if workers == 8:
         assert (taken[False], taken[True]) == (8 * 14, 8 * 6)
     assert taken[True] <= taken[False]
@@ -203,8 +212,8 @@ def test_large_vectors_are_sent_in_slices_and_keep_their_bits(ranks, workers, mo
     monkeypatch.setattr(bucket, "by_halves", lambda *_: False)
     shapes = [((700_001,), torch.float32), ((3, 11), torch.float32)]
     leaves, rows = draw(ranks, shapes)
-    expected = expected_bits(leaves, rows, 1)
     large = Group(ranges_of(ranks, workers), leaves[0], 1)
+    expected = expected_bits(leaves, rows, 1, large.ranges)
     assert [bits_of(reduced) for reduced in large.run(leaves, rows)] == [expected] * workers
 
     leaves, rows = draw(ranks, [((500,), torch.float32), shapes[1]])

@@ -371,14 +371,17 @@ class Worker:
     def _form(self, plan: Plan, transport: Transport) -> None:
         """Meet the other members and bring all to the same step."""
         self._progress.enter("meet")
-        transport.meet(self._endpoint, plan.endpoints, plan.generation)
         replica, index = self._loop.replica, transport.index
-        self._progress.enter("heal")
-        if plan.checkpoint is not None and index not in plan.healed_by:
-            self._load(plan.checkpoint)
         receivers = [to for to, source in plan.healed_by.items() if source == index]
-        if index in plan.healed_by:
-            noted = receive_state(replica, plan.healed_by[index], transport, receivers)
+        source = plan.healed_by.get(index)
+        healing = receivers if source is None else [source, *receivers]
+        part = self._loop.group_of(plan.ranges).part(index)
+        transport.meet(self._endpoint, plan.endpoints, plan.generation, part, healing)
+        self._progress.enter("heal")
+        if plan.checkpoint is not None and source is None:
+            self._load(plan.checkpoint)
+        if source is not None:
+            noted = receive_state(replica, source, transport, receivers)
             if noted is not None:
                 self._loop.guard.expect(noted)
         elif receivers:
