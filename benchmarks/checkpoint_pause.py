@@ -27,6 +27,7 @@ from benchmarks import report
 from benchmarks.report import Aim, Row
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.checkpointer import Snapshot
+from raytrain_plus.checkpoint.snapshot import layout_of
 from raytrain_plus.task import Task
 from raytrain_plus.training.state import Replica
 
@@ -98,13 +99,14 @@ def measure(megabytes: int, rounds: int) -> Row:
             state = {"model": replica.model.state_dict(), "rest": replica.optimizer.state_dict()}
             torch.save(state, place / "state.pt")
 
+        layout = layout_of(replica, 1)
         for number in range(rounds):
             note("fresh", lambda: Snapshot.of(replica))
             note("reused", lambda: Snapshot.of(replica, taken))
             note("clone", lambda: [tensor.clone() for tensor in tensors.values()])
             note("torch.save", saved)
             where = place / str(number)
-            note("write", lambda where=where: checkpointer.write_share(where, taken, 0, 1))
+            note("write", lambda where=where: checkpointer.write_share(where, taken, layout))
             note("digest", taken.digest)
             checkpointer.remove(where)
     found = {name: report.median(values, 2) for name, values in times.items()}

@@ -7,9 +7,11 @@ measured with few (`calls`, and `scale_wire.py`), and extrapolated by `scale_mod
 import json
 import os
 import pickle
+import queue
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ import ray
 
 from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Calls
 from benchmarks.traffic import ranges_of
-from raytrain_plus.checkpoint.files import CheckpointFile, share_out
-from raytrain_plus.checkpoint.manifest import Manifest
+from raytrain_plus.checkpoint.files import CheckpointFile, Layout, lay_out, places_of
 from raytrain_plus.checkpoint.upload import Share
+from raytrain_plus.clock import Clock
+from raytrain_plus.elastic.coordinator.checkpoint_coordinator import (
+    CheckpointCoordinator,
+    CommitReturned,
+)
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.liveness.lifeline import Lifelines, LifelineServer
@@ -40,7 +46,9 @@ from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training.corruption import Facts, judge
 from raytrain_plus.training.tree import additions, maximal_subtrees
 
-TENSORS = 600  # of an optimizer with two moments for 300 parameters
+STATE_BYTES = 60 * 10**9  # of a checkpoint: 5 billion parameters with two moments each
+_PARAMETERS = 300  # tensors of the model
+_WORKERS_OF_A_NODE = 8
 _WINDOW = 15  # steps from one decision on a new plan to the next
 
 
@@ -67,12 +75,9 @@ def at_size(workers: int) -> AtSize:
     )
     plan = _plan(first)
     nodes = _nodes(first)
-    # One file for each worker that has tensors.
-    count = min(workers, TENSORS)
-    files = [CheckpointFile(f"rest-{i:05d}.safetensors", 1, "0" * 64) for i in range(count)]
-    manifest = Manifest(run="run", digest="", scalars={"step": 1}, algorithms=(), files=files)
-    sizes = {f"optimizer/layers.{i}.weight/exp_avg": 4 * i for i in range(TENSORS)}
-    told = Share(1, names, [CheckpointFile("rest", 1, "0" * 64)])
+    hosts = [f"10.0.0.{i // _WORKERS_OF_A_NODE}" for i in range(workers)]
+    layout = layout_of(workers)
+    shares = shares_of(layout)
     facts = [Facts(state=17)] * workers
     lines = _lines(plan)
     return AtSize(
@@ -88,13 +93,56 @@ def at_size(workers: int) -> AtSize:
         record_seconds=record_seconds(first),
         step_line_bytes=lines[0],
         generation_line_bytes=lines[1],
-        share_seconds=seconds(lambda: share_out(1 << 20, sizes, workers)),
-        share_bytes=len(pickle.dumps(told)),
-        manifest_bytes=len(manifest.dump()),
-        manifest_seconds=seconds(manifest.dump),
+        share_seconds=seconds(lambda: places_of(len(layout_of(workers).shares), hosts)),
+        share_bytes=sum(len(pickle.dumps(share)) for share in shares),
+        writers=len(layout.shares),
+        most_written=max(sum(piece.bytes for piece in share) for share in layout.shares),
+        checkpoint_seconds=seconds(lambda: checkpoint(names, hosts, shares)),
         judge_seconds=seconds(lambda: judge(facts)),
         lifeline_seconds=lifeline_seconds(),
     )
+
+
+def layout_of(workers: int) -> Layout:
+    """Return the files of a checkpoint of `STATE_BYTES`, a third of which is the model."""
+    each = STATE_BYTES // 3 // _PARAMETERS
+    model = {f"layers.{i}.weight": each for i in range(_PARAMETERS)}
+    moments = ("exp_avg", "exp_avg_sq")
+    rest = {f"optimizer/{name}/{moment}": each for name in model for moment in moments}
+    return lay_out(model, rest, workers)
+
+
+def shares_of(layout: Layout) -> list[Share]:
+    """Return what the writers of a checkpoint report: that it has begun, and each its files."""
+    count = len(layout.shares)
+    found = [Share(1, 1, count)]
+    for share in layout.shares:
+        files = [CheckpointFile(piece.file, piece.bytes, "0" * 64) for piece in share]
+        found.append(Share(1, 1, count, files))
+    state = {"digest": "0" * 64, "scalars": {"step": 1}, "algorithms": ()}
+    found[1] = replace(found[1], state=state)
+    return found
+
+
+def checkpoint(names: Sequence[str], hosts: Sequence[str], shares: Sequence[Share]) -> None:
+    """Let the coordinator do its work for one checkpoint, up to the manifest."""
+    told: queue.Queue[CommitReturned] = queue.Queue()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:  # a thread tidies
+        run_log = RunLog(Journal(Path(name)))
+        run_log.extend_to(1)
+        spec = replace(
+            spec_for(len(names)),
+            folder=Path(name),
+            clock=Clock(total_steps=10, steps_per_epoch=10, batch_size=1, evaluate_every=10),
+        )
+        books = CheckpointCoordinator(spec, run_log, told.put)
+        books.start_generation(1, names, hosts)
+        writers = [names[place] for place in places_of(shares[0].writers, hosts)]
+        living = set(names)
+        for worker, share in zip([writers[0], *writers], shares, strict=True):
+            books.written(worker, share, living, 0.0)
+        books.committed(told.get(), 0.0)
+        assert books.newest() is not None
 
 
 def _plan(assignments: tuple[Assignment, ...]) -> Plan:

@@ -36,9 +36,11 @@ class AtSize:
         record_seconds: processing a record, once per step, with the decision on a plan after each
             15 steps.
         step_line_bytes, generation_line_bytes: sizes of these lines of the journal.
-        share_seconds: finding a worker's share of a checkpoint.
-        share_bytes: size of a worker's report about its share.
-        manifest_bytes, manifest_seconds: a manifest, with one file of each worker that writes.
+        share_seconds: finding which files of a checkpoint a worker writes.
+        share_bytes: size of all reports on a checkpoint.
+        writers: how many workers write one.
+        most_written: bytes that a writer writes at most.
+        checkpoint_seconds: the coordinator's work for a checkpoint, without receiving the reports.
         judge_seconds: comparing all states, once in 10 steps.
         lifeline_seconds: opening one lifeline.
     """
@@ -57,8 +59,9 @@ class AtSize:
     generation_line_bytes: int
     share_seconds: float
     share_bytes: int
-    manifest_bytes: int
-    manifest_seconds: float
+    writers: int
+    most_written: int
+    checkpoint_seconds: float
     judge_seconds: float
     lifeline_seconds: float
 
@@ -200,20 +203,16 @@ def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
     }
 
 
-def checkpoint(case: Case, at: AtSize, calls: Calls, tensors: int) -> Row:
-    """Predict a checkpoint's cost; `tensors` excludes the model, which the first worker writes."""
-    writers = min(at.workers, 1 + tensors)
-    even = case.state_bytes / writers  # the model, one file, is a third of the state
-    words = 2 * at.workers  # each reports its start and its end
+def checkpoint(at: AtSize, calls: Calls) -> Row:
+    """Predict a checkpoint's cost; each writer reports its share, and the first that it begins."""
+    calls_seconds = (at.writers + 1) * calls.told_seconds + at.share_bytes * calls.byte_seconds
     return {
         "workers": at.workers,
-        "writers": writers,
-        "MB of the first": max(even, case.gradient_bytes) / 1e6,
-        "MB of others": min(even, 2 * case.gradient_bytes / max(1, writers - 1)) / 1e6,
+        "writers": at.writers,
+        "GB of one": at.most_written / 1e9,
         "share ms": at.share_seconds * 1e3,
-        "told MB": words * at.share_bytes / 1e6,
-        "told CPU s": words * (calls.told_seconds + at.share_bytes * calls.byte_seconds),
-        "manifest KB": at.manifest_bytes / 1e3,
+        "told KB": at.share_bytes / 1e3,
+        "coordinator CPU s": at.checkpoint_seconds + calls_seconds,
     }
 
 

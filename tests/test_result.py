@@ -11,6 +11,7 @@ import torch
 from raytrain_plus import trainer
 from raytrain_plus.checkpoint import checkpointer, train_snapshot
 from raytrain_plus.checkpoint.retention import Retention
+from raytrain_plus.checkpoint.snapshot import layout_of
 from raytrain_plus.elastic.client.following import Ended
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome
 from raytrain_plus.redaction import redact
@@ -69,7 +70,7 @@ def stored(tmp_path):
         replica.step = step
         place = store.inside(checkpointer.name_of(step))
         snapshot = checkpointer.Snapshot.of(replica)
-        files = checkpointer.write_share(place, snapshot, 0, 1)
+        files = checkpointer.write_share(place, snapshot, layout_of(snapshot, 1))
         header = {"run": "run", "metrics": {"accuracy": accuracy}}
         described = checkpointer.describe_state(snapshot)
         checkpointer.commit(place, {**header, **described}, files)

@@ -11,6 +11,7 @@ from torch import nn
 
 from raytrain_plus import ElasticTrainer, resume
 from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.snapshot import layout_of
 from raytrain_plus.clock import Clock
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.coordinator.run_log import RunLog
@@ -48,7 +49,7 @@ def write(store, run, steps, **header):
         replica.step = step
         place = store.inside(checkpointer.name_of(step))
         snapshot = checkpointer.Snapshot.of(replica)
-        pieces = checkpointer.write_share(place, snapshot, 0, 1)
+        pieces = checkpointer.write_share(place, snapshot, layout_of(snapshot, 1))
         described = {"run": run, **checkpointer.describe_state(snapshot), **header}
         checkpointer.commit(place, described, pieces)
 

@@ -169,7 +169,7 @@ def test_the_stored_constants_are_those_of_this_code():
     kept = {one.workers: one for one in scale.Constants.read().at}
     assert tuple(kept) == scale.SIZES
     now = scale_measure.at_size(30)
-    for name in ("plan_bytes", "record_bytes", "share_bytes", "manifest_bytes", "subtrees"):
+    for name in ("plan_bytes", "record_bytes", "share_bytes", "writers", "subtrees"):
         assert getattr(now, name) == pytest.approx(getattr(kept[30], name), rel=0.1), name
     for smaller, larger in itertools.pairwise(kept.values()):
         assert smaller.plan_bytes < larger.plan_bytes

@@ -16,19 +16,25 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import safetensors.torch
 from torch import Tensor
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.algorithms.naming import Described, describe
-from raytrain_plus.checkpoint.files import MODEL, CheckpointFile, files_of
+from raytrain_plus.checkpoint.files import (
+    INDEX,
+    CheckpointFile,
+    Layout,
+    Limits,
+    Piece,
+    is_of_model,
+)
 from raytrain_plus.checkpoint.manifest import MANIFEST, Manifest
 from raytrain_plus.checkpoint.retention import Kept
-from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
+from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot, layout_of
 from raytrain_plus.storage.errors import ExistsError, StoreError
 from raytrain_plus.storage.store import Store
 from raytrain_plus.training.state import Replica, digest_of
-from raytrain_plus.training.tensor_file import encode
+from raytrain_plus.training.tensor_file import FOR_TORCH, decode, encode
 
 __all__ = ["CheckpointError", "Place", "Snapshot", "commit", "load", "newest_whole", "save"]
 
@@ -56,21 +62,21 @@ def is_named(folder: str) -> bool:
 def write_share(
     place: Place,
     snapshot: Snapshot,
-    share: int,
-    shares: int,
+    layout: Layout,
+    writer: int = 0,
     cancelled: threading.Event | None = None,
 ) -> list[CheckpointFile]:
     """Write one worker's files of a checkpoint, which stays invisible.
 
-    The first share holds `model.safetensors`, the model's `state_dict()`. It loads into the plain
-    model, unless an aspect has added parameters (`export.py` removes them if that is possible).
-    The rest is spread over all shares by bytes.
+    The files of the model hold its `state_dict()`. They load into the plain model, unless an aspect
+    has added parameters (`export.py` removes them if that is possible).
 
     Args:
         place: where the checkpoint is to be.
-        snapshot: the state; it must not be reused before this function returns.
-        share: this worker's share, from 0.
-        shares: how many workers write.
+        snapshot: the state, or this writer's part of it; it must not be reused before this function
+            returns.
+        layout: all files of the checkpoint.
+        writer: this writer's number in the layout.
         cancelled: when it is set, no further file is begun.
 
     Raises:
@@ -79,14 +85,28 @@ def write_share(
         ValueError: a tensor is of a dtype that safetensors does not know.
     """
     store, written = _at(place), []
-    for file, tensors in files_of(snapshot, share, shares).items():
-        content, hashed, size = encode(tensors), hashlib.sha256(), 0
-        for part in content:
-            hashed.update(part)
-            size += len(part)
-        store.write(file, content, cancelled=cancelled)
-        written.append(CheckpointFile(file, size, hashed.hexdigest()))
+    for piece in layout.shares[writer]:
+        content = _content_of(snapshot, piece)
+        store.write(piece.file, content, cancelled=cancelled)
+        written.append(_entry(piece.file, content))
+    if layout.index is not None and writer == 0:
+        store.write(INDEX, layout.index, cancelled=cancelled)
+        written.append(_entry(INDEX, [memoryview(layout.index)]))
     return written
+
+
+def _content_of(snapshot: Snapshot, piece: Piece) -> Sequence[memoryview]:
+    if is_of_model(piece.file):
+        return encode({name: snapshot.model[name] for name in piece.names}, FOR_TORCH)
+    return encode({name: snapshot.tensors[name] for name in piece.names})
+
+
+def _entry(file: str, content: Sequence[memoryview]) -> CheckpointFile:
+    hashed, size = hashlib.sha256(), 0
+    for part in content:
+        hashed.update(part)
+        size += part.nbytes
+    return CheckpointFile(file, size, hashed.hexdigest())
 
 
 def describe_state(snapshot: Snapshot, aspects: Sequence[Aspect] = ()) -> dict[str, Any]:
@@ -136,15 +156,28 @@ def commit(place: Place, header: Mapping[str, Any], files: Sequence[CheckpointFi
             store.delete(file)
 
 
-def save(place: Place, replica: Replica, run: str, aspects: Sequence[Aspect] = ()) -> str:
+def save(
+    place: Place,
+    replica: Replica,
+    run: str,
+    aspects: Sequence[Aspect] = (),
+    limits: Limits | None = None,
+) -> str:
     """Write a whole checkpoint in one call; returns the digest of the state.
+
+    Args:
+        place: where the checkpoint is to be.
+        replica: the state.
+        run: the run's name.
+        aspects: with which it was trained.
+        limits: the sizes of the files. Default: see `Limits`.
 
     Raises:
         CheckpointError: an update has failed, so that there is no state to keep.
         StoreError: the place cannot be written.
     """
     snapshot = Snapshot.of(replica)
-    files = write_share(place, snapshot, 0, 1)
+    files = write_share(place, snapshot, layout_of(snapshot, 1, limits))
     state = describe_state(snapshot, aspects)
     commit(place, {"run": run, **state}, files)
     return str(state["digest"])
@@ -196,15 +229,16 @@ def load(place: Place, replica: Replica, run_id: str = "") -> None:
         raise CheckpointError(f"checkpoint {_where(store)} cannot be used: {objection}")
     tensors: dict[str, Tensor] = {}
     for entry in manifest.files:
-        prefix = "model/" if entry.file == MODEL else ""
+        content = _content(store, entry)
+        if entry.file == INDEX:  # for other programs: the files themselves name their tensors
+            continue
+        prefix = "model/" if is_of_model(entry.file) else ""
         try:
-            content = safetensors.torch.load(_content(store, entry))
-        except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+            found = decode(content)
+        except ValueError as error:
             where = _where(store, entry.file)
             raise CheckpointError(f"checkpoint file {where} is no safetensors: {error}") from error
-        tensors |= {f"{prefix}{name}": tensor for name, tensor in content.items()}
+        tensors |= {f"{prefix}{name}": tensor for name, tensor in found.items()}
     tied = {f"model/{name}" for name in replica.model.state_dict()} - replica.tensors().keys()
     state = {name: tensor for name, tensor in tensors.items() if name not in tied}
     try:
@@ -262,7 +296,7 @@ def verify(place: Place) -> Manifest:
     store = _at(place)
     manifest = read_header(store)
     for entry in manifest.files:
-        _content(store, entry)
+        _check(store, entry)
     return manifest
 
 
@@ -368,11 +402,31 @@ def _whole(store: Store) -> Manifest | None:
         return None
 
 
-def _content(store: Store, entry: CheckpointFile) -> bytes:
+def _content(store: Store, entry: CheckpointFile) -> bytearray:
+    """Return a file's bytes, after comparing their hash."""
+    content = bytearray(entry.bytes)
     for _ in range(1 if store.is_local else 2):  # damage in transit is gone at the next read
-        content = store.read(entry.file, entry.bytes)
-        if hashlib.sha256(content).hexdigest() == entry.sha256:
+        hashed, done = hashlib.sha256(), 0
+        for part in store.read_parts(entry.file, entry.bytes):
+            content[done : done + len(part)] = part
+            hashed.update(part)
+            done += len(part)
+        if hashed.hexdigest() == entry.sha256:
             return content
-    raise CheckpointError(
-        f"checkpoint file {_where(store, entry.file)} is damaged (sha256 differs)"
-    )
+    raise _damaged(store, entry)
+
+
+def _check(store: Store, entry: CheckpointFile) -> None:
+    """Compare the hash of a file, of which a part at a time is in memory."""
+    for _ in range(1 if store.is_local else 2):
+        hashed = hashlib.sha256()
+        for part in store.read_parts(entry.file, entry.bytes):
+            hashed.update(part)
+        if hashed.hexdigest() == entry.sha256:
+            return
+    raise _damaged(store, entry)
+
+
+def _damaged(store: Store, entry: CheckpointFile) -> CheckpointError:
+    where = _where(store, entry.file)
+    return CheckpointError(f"checkpoint file {where} is damaged (sha256 differs)")

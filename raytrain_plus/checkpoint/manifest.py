@@ -16,7 +16,7 @@ from raytrain_plus.checkpoint.snapshot import CheckpointError
 from raytrain_plus.training.state import Scalars
 
 MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def _described(told: list[Any]) -> list[Any]:

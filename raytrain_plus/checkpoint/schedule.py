@@ -1,8 +1,9 @@
 """Which worker still has to write its share of a checkpoint, and when the next checkpoint is due.
 
-Pure: time is passed in. An attempt begins when all workers have taken a snapshot after the same
-step. Each then writes its share while training goes on. When all shares are written, the caller
-commits. There is one attempt at a time. A checkpoint that becomes due during an attempt is skipped,
+Pure: time is passed in. An attempt begins when all workers have reached the same step of a
+generation, which name it. Its writers take a snapshot, and write their shares while training goes
+on. A share of any other attempt is ignored. When all shares are written, the caller commits. There
+is one attempt at a time. A checkpoint that becomes due during an attempt is skipped,
 and the newest step is used as soon as the attempt has ended.
 """
 
@@ -20,14 +21,19 @@ class Attempt:
     """A checkpoint under way.
 
     Attributes:
-        number: tells it from others of the same step; workers give it back with their share.
+        generation: in which the snapshots were taken. With `step` it names the attempt.
         step: after which the snapshots were taken.
-        workers: the writers, the first of which has the model.
+        workers: the writers, in order; the first has all of the state.
     """
 
-    number: int
+    generation: int
     step: int
     workers: tuple[str, ...]
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """Generation and step."""
+        return self.generation, self.step
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,9 @@ class Checkpoints:
         self._max_failures = max_failures
         self._kept = {one.name: one for one in there}
         self._last = step
-        self._number = 0
+        self._begun = (0, 0)  # generation and step of the latest attempt
         self._attempt: Attempt | None = None
+        self._missing: set[str] = set()  # writers whose shares are not there
         self._returned: dict[str, Any] = {}
         self._asked = False
         self._retry_at: float | None = None
@@ -134,38 +141,51 @@ class Checkpoints:
             return None
         return max(step + 1, (self._last // self._every + 1) * self._every)
 
-    def begin_attempt(self, step: int, workers: Sequence[str]) -> Attempt:
-        """Begin an attempt: all workers have taken a snapshot, and each must write its share.
+    def may_begin(self, generation: int, step: int) -> bool:
+        """Say whether there is no attempt, and none of that generation and step or a later one was.
+
+        So an attempt that was given up does not begin again when a late message arrives.
+        """
+        return self._attempt is None and (generation, step) > self._begun
+
+    def begin_attempt(self, generation: int, step: int, workers: Sequence[str]) -> Attempt:
+        """Begin an attempt: the writers have taken a snapshot, and each must write its share.
 
         Args:
+            generation: in which.
             step: after which.
-            workers: their names; the place in the sequence is the number of the share.
+            workers: the names of the writers.
         """
-        assert self._attempt is None, "there is one attempt at a time"
-        self._number += 1
-        self._attempt = Attempt(self._number, step, tuple(workers))
-        self._returned = {}
+        assert self.may_begin(generation, step), "there is one attempt at a time, and each once"
+        self._begun = (generation, step)
+        self._attempt = Attempt(generation, step, tuple(workers))
+        self._missing, self._returned = set(workers), {}
         self._asked = False  # a later request is for a newer checkpoint
         return self._attempt
 
-    def returned(self, number: int, worker: str, share: Any) -> Shares | None:
+    def returned(self, generation: int, step: int, worker: str, share: Any) -> Shares | None:
         """Record a share that is written; returns all shares when this was the last.
 
-        A share of an attempt that was given up is ignored.
+        A share of another attempt than the one under way is ignored, also of one of the same step.
+
+        Args:
+            generation: in which the share's snapshot was taken.
+            step: after which it was taken.
+            worker: that wrote it.
+            share: what it has returned.
         """
         attempt = self._attempt
-        if attempt is None or attempt.number != number or worker not in attempt.workers:
+        if attempt is None or attempt.name != (generation, step) or worker not in self._missing:
             return None
-        new = worker not in self._returned
+        self._missing.remove(worker)
         self._returned[worker] = share
-        if not new or len(self._returned) < len(attempt.workers):
+        if self._missing:
             return None
         return Shares(attempt, tuple(self._returned[name] for name in attempt.workers))
 
     def lost(self, worker: str, now: float) -> bool:
         """Record that a worker is lost; returns whether that ends the attempt, due again now."""
-        owes = self._attempt is not None and worker in self._attempt.workers
-        if not owes or worker in self._returned:
+        if self._attempt is None or worker not in self._missing:
             return False
         self._attempt, self._retry_at = None, now
         return True
@@ -175,33 +195,30 @@ class Checkpoints:
         self._attempt = None
         self._last = max((one.step for one in self._kept.values()), default=0)
 
-    def failed(self, number: int, reason: str, now: float) -> Failure | None:
+    def failed(self, attempt: Attempt, reason: str, now: float) -> Failure | None:
         """Record that a share or the commit has failed; the delay before the next one doubles.
 
         Returns:
             The failure to report, or None if the attempt had been given up before.
         """
-        attempt = self._attempt
-        if attempt is None or attempt.number != number:
+        if self._attempt != attempt:
             return None
         self._failures.append(reason)
         delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(60, len(self._failures) - 1))
         self._attempt, self._retry_at = None, now + delay
         return Failure(attempt.step, reason, len(self._failures), delay)
 
-    def committed(self, number: int, name: str, metrics: Mapping[str, Any]) -> list[str]:
+    def committed(self, attempt: Attempt, name: str, metrics: Mapping[str, Any]) -> list[str]:
         """Record that a checkpoint is committed; returns those that must be deleted now.
 
         Each is returned again the next time, until `removed` is called for it.
 
         Args:
-            number: of the attempt.
+            attempt: that succeeded.
             name: of the checkpoint.
             metrics: of the last evaluation at or before its step.
         """
-        attempt = self._attempt
-        assert attempt is not None, "nothing is committed that was not begun"
-        assert attempt.number == number, "nothing is committed that was given up"
+        assert self._attempt == attempt, "nothing is committed that was given up"
         self._kept[name] = Kept(name, attempt.step, dict(metrics))
         self._attempt, self._retry_at = None, None
         self._failures.clear()

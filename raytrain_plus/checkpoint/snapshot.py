@@ -1,12 +1,14 @@
 """A copy of a replica's state in memory: all that training waits for when a checkpoint is due."""
 
 import copy
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Optional
 
 import torch
 from torch import Tensor
 
+from raytrain_plus.checkpoint.files import Layout, Limits, lay_out
 from raytrain_plus.training.state import Replica, Scalars, digest_of
 
 
@@ -15,7 +17,7 @@ class CheckpointError(ValueError):
 
 
 class Snapshot:
-    """A copy of a replica's state between two steps. It holds no reference to the replica.
+    """A copy of a replica's state, or of one writer's share. It holds no reference to the replica.
 
     Attributes:
         step: committed steps.
@@ -34,13 +36,24 @@ class Snapshot:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, replica: Replica, reuse: Optional["Snapshot"] = None) -> "Snapshot":
+    def of(
+        cls,
+        replica: Replica,
+        reuse: Optional["Snapshot"] = None,
+        layout: Layout | None = None,
+        writer: int = 0,
+    ) -> "Snapshot":
         """Copy a replica's state.
+
+        The first writer copies all of it, for the digest. Each of the others copies the tensors of
+        its own files.
 
         Args:
             replica: what to copy, between two steps.
             reuse: an older snapshot that is not needed any more. Its memory is reused where it
                 fits, since allocating memory costs several times as much as the copy.
+            layout: the files of the checkpoint. Default: one worker writes all.
+            writer: the number of this writer in the layout.
 
         Raises:
             CheckpointError: an update has failed, or has made a weight NaN or infinite, so that
@@ -58,26 +71,63 @@ class Snapshot:
             )
         replica.check_carried()
         spare = {} if reuse is None else reuse.tensors
-        tensors = {name: _copy(t, spare.get(name)) for name, t in replica.tensors().items()}
-        live = replica.model
-        named = chain(live.named_parameters(), live.named_buffers())
-        names = {id(tensor): f"model/{name}" for name, tensor in named}
-        left_out = replica.frozen().keys()
+        state, entries = replica.tensors(), dict(_model_entries(replica))
+        if layout is not None and writer > 0:
+            mine = {name for piece in layout.shares[writer] for name in piece.names}
+            entries = {name: entry for name, entry in entries.items() if name in mine}
+            wanted = mine | {full for full, _ in entries.values()}
+            state = {name: tensor for name, tensor in state.items() if name in wanted}
+        tensors = {name: _copy(t, spare.get(name)) for name, t in state.items()}
         model = {
-            name: tensors[names[id(t)]] if id(t) in names else _copy(t)
-            for name, t in live.state_dict(keep_vars=True).items()
-            if isinstance(t, Tensor) and names.get(id(t)) not in left_out
+            name: tensors[full] if full in tensors else _copy(t)
+            for name, (full, t) in entries.items()
         }
         return cls(tensors, copy.deepcopy(replica.scalars()), model)
 
     @property
     def rest(self) -> dict[str, Tensor]:
         """What the model's `state_dict()` does not hold: optimizer, aspects, other buffers."""
-        return {n: t for n, t in self.tensors.items() if n.removeprefix("model/") not in self.model}
+        return _rest(self.tensors, self.model)
 
     def digest(self) -> str:
-        """Return what `Replica.digest()` gave at the time of the snapshot."""
+        """Return what `Replica.digest()` gave at the time of a snapshot of the whole state."""
         return digest_of(self.tensors, self.scalars)
+
+
+def layout_of(state: Replica | Snapshot, workers: int, limits: Limits | None = None) -> Layout:
+    """Return the files of the checkpoint of a state.
+
+    Args:
+        state: a replica, or a snapshot of all of its state.
+        workers: of the group that writes it.
+        limits: sizes and numbers. Default: see `Limits`.
+    """
+    if isinstance(state, Snapshot):
+        model, rest = state.model, state.rest
+    else:
+        model = {name: tensor for name, (_, tensor) in _model_entries(state)}
+        rest = _rest(state.tensors(), model)
+    return lay_out(_sizes(model), _sizes(rest), workers, limits)
+
+
+def _model_entries(replica: Replica) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+    """Yield the tensors of the model's `state_dict()`: name, name in the state, tensor."""
+    live = replica.model
+    named = chain(live.named_parameters(), live.named_buffers())
+    names = {id(tensor): f"model/{name}" for name, tensor in named}
+    left_out = replica.frozen().keys()
+    for name, tensor in live.state_dict(keep_vars=True).items():
+        full = names.get(id(tensor), "")
+        if isinstance(tensor, Tensor) and full not in left_out:
+            yield name, (full, tensor)
+
+
+def _rest(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t for n, t in tensors.items() if n.removeprefix("model/") not in model}
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
 def _copy(tensor: Tensor, spare: Tensor | None = None) -> Tensor:

@@ -7,31 +7,31 @@ from typing import Any
 
 from raytrain_plus.algorithms import Aspect
 from raytrain_plus.checkpoint import checkpointer
-from raytrain_plus.checkpoint.files import CheckpointFile
-from raytrain_plus.checkpoint.snapshot import Snapshot
+from raytrain_plus.checkpoint.files import CheckpointFile, Layout, Limits, places_of
+from raytrain_plus.checkpoint.snapshot import Snapshot, layout_of
 from raytrain_plus.storage.store import Store
 from raytrain_plus.training.state import Replica
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker reports of its share.
+    """What a writer reports of its share.
 
     Attributes:
-        step: of the checkpoint.
-        workers: the group that writes it, in its order.
+        generation: in which the snapshot was taken. With `step` it names the checkpoint.
+        step: after which the snapshot was taken.
+        writers: how many workers write.
         files: the files that it has written; None if it could not, or has only begun.
-        state: what the first worker adds to the manifest.
+        state: what the first writer adds to the manifest.
         error: why it could not; empty if it has only begun.
-        generation: in which the snapshot was taken.
     """
 
+    generation: int
     step: int
-    workers: Sequence[str]
+    writers: int
     files: Sequence[CheckpointFile] | None = None
     state: dict[str, Any] | None = None
     error: str = ""
-    generation: int = 0
 
 
 class Uploads:
@@ -46,6 +46,7 @@ class Uploads:
         tell: called with the share, from a thread.
         allowed: called before anything is written; raises if the run has another owner.
         header: the part of a manifest that describes the run.
+        limits: sizes of files and number of writers. Default: see `Limits`.
 
     Attributes:
         store: where checkpoints are.
@@ -58,8 +59,10 @@ class Uploads:
         tell: Callable[[Share], None],
         allowed: Callable[[], None] = lambda: None,
         header: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.store = store
+        self._limits = limits
         self._header = header or {}
         self._aspects = aspects
         self._tell = tell
@@ -68,23 +71,31 @@ class Uploads:
         self._thread: threading.Thread | None = None
         self._spare: Snapshot | None = None
 
-    def start(self, replica: Replica, share: int, workers: Sequence[str], generation: int) -> None:
-        """Copy the replica's state and start to write it. Training waits for the copy only.
+    def start(self, replica: Replica, place: int, nodes: Sequence[str], generation: int) -> None:
+        """Copy the replica's state and start to write it, if this worker is a writer.
+
+        Training waits for the copy only. The first writer reports at once that it has begun, and
+        each writer reports when its files are written.
 
         Args:
             replica: between two steps.
-            share: our place in `workers`.
-            workers: the writers, in order.
+            place: of this worker in the group.
+            nodes: the node of each worker of the group, in order.
             generation: the present one.
         """
         self._cancelled.set()
         self._cancelled = threading.Event()
         spare, self._spare = self._spare, None
-        snapshot = Snapshot.of(replica, spare)
-        told = Share(snapshot.step, workers, generation=generation)
+        layout = layout_of(replica, len(nodes), self._limits)
+        places = places_of(len(layout.shares), nodes)
+        if place not in places:
+            return
+        writer = places.index(place)
+        snapshot = Snapshot.of(replica, spare, layout, writer)
+        begun = Share(generation, snapshot.step, len(places))
         self._thread = threading.Thread(
             target=self._write,
-            args=(snapshot, share, told, self._cancelled),
+            args=(snapshot, layout, writer, begun, self._cancelled),
             daemon=True,
             name="raytrain_plus checkpoint",
         )
@@ -105,7 +116,7 @@ class Uploads:
         self._allowed()
         snapshot = Snapshot.of(replica)
         place = (store or self.store).inside(checkpointer.name_of(snapshot.step))
-        files = checkpointer.write_share(place, snapshot, 0, 1)
+        files = checkpointer.write_share(place, snapshot, layout_of(snapshot, 1, self._limits))
         state = checkpointer.describe_state(snapshot, self._aspects)
         checkpointer.commit(place, {**self._header, **state}, files)
         return str(state["digest"])
@@ -117,17 +128,23 @@ class Uploads:
             self._thread.join(seconds)
 
     def _write(
-        self, snapshot: Snapshot, share: int, told: Share, cancelled: threading.Event
+        self,
+        snapshot: Snapshot,
+        layout: Layout,
+        writer: int,
+        begun: Share,
+        cancelled: threading.Event,
     ) -> None:
-        self._tell(told)
+        if writer == 0:
+            self._tell(begun)
         try:
             self._allowed()
             place = self.store.inside(checkpointer.name_of(snapshot.step))
-            files = checkpointer.write_share(place, snapshot, share, len(told.workers), cancelled)
-            state = checkpointer.describe_state(snapshot, self._aspects) if share == 0 else None
-            told = replace(told, files=files, state=state)
+            files = checkpointer.write_share(place, snapshot, layout, writer, cancelled)
+            state = checkpointer.describe_state(snapshot, self._aspects) if writer == 0 else None
+            told = replace(begun, files=files, state=state)
         except Exception as error:  # noqa: BLE001 - it is reported, and training goes on
-            told = replace(told, error=str(error) or type(error).__name__)
+            told = replace(begun, error=str(error) or type(error).__name__)
         if not cancelled.is_set():
             self._spare = snapshot
             self._tell(told)

@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -204,7 +204,7 @@ class Store:
             if size is None:
                 content = self._insist(lambda: bytes(self._cat(name)), name, cancelled)
             else:
-                content = self._read_ranges(name, size, cancelled)
+                content = b"".join(self.read_parts(name, size, cancelled))
             if sha256 is None or hashlib.sha256(content).hexdigest() == sha256:
                 return content
         raise StoreError(
@@ -212,6 +212,43 @@ class Store:
             "names: it is damaged in the store, or was overwritten. Run `raytrain-plus data "
             "verify` on the data set, and write it again."
         )
+
+    def read_parts(
+        self, name: str, size: int, cancelled: threading.Event | None = None
+    ) -> Iterator[bytes]:
+        """Yield the bytes of an object in order, of which a part at a time is in memory.
+
+        Args:
+            name: its name in the folder.
+            size: how many bytes it has.
+            cancelled: when it is set, the read ends at once.
+
+        Raises:
+            StoreError: it is absent, or shorter, until the deadline.
+            InterruptedReadError: `cancelled` was set.
+        """
+        done, step = 0, _LARGEST_READ
+
+        def read() -> bytes:
+            nonlocal step
+            end = min(size, done + step)
+            # If this read fails, the link may be slow: the next one is smaller.
+            step = max(_SMALLEST_READ, step // 2)
+            got = self._cat(name, done, end)
+            if len(got) != end - done and self.is_local:  # a store may cut an answer short
+                raise StoreError(
+                    f"{self.where(name)} is cut short: it has fewer bytes than the {size:,} that "
+                    "its manifest names. Copy or write it again."
+                )
+            if len(got) != end - done:
+                raise OSError(f"{len(got)} bytes arrived of {end - done} that were requested")
+            step = _LARGEST_READ
+            return got
+
+        while done < size:
+            got = self._insist(read, name, cancelled)
+            done += len(got)
+            yield got
 
     def find(self, name: str) -> bytes | None:
         """Return the bytes of an object that nothing promises; None if it is not there.
@@ -491,32 +528,6 @@ class Store:
             if isinstance(error, FileExistsError) or is_failed_precondition(error):
                 raise ExistsError(f"{self.where(name)} exists already") from error
             raise
-
-    def _read_ranges(self, name: str, size: int, cancelled: threading.Event | None) -> bytes:
-        content = bytearray(size)
-        done, step = 0, _LARGEST_READ
-
-        def read() -> bytes:
-            nonlocal step
-            end = min(size, done + step)
-            # If this read fails, the link may be slow: the next one is smaller.
-            step = max(_SMALLEST_READ, step // 2)
-            got = self._cat(name, done, end)
-            if len(got) != end - done and self.is_local:  # a store may cut an answer short
-                raise StoreError(
-                    f"{self.where(name)} is cut short: it has fewer bytes than the {size:,} that "
-                    "its manifest names. Copy or write it again."
-                )
-            if len(got) != end - done:
-                raise OSError(f"{len(got)} bytes arrived of {end - done} that were requested")
-            step = _LARGEST_READ
-            return got
-
-        while done < size:
-            got = self._insist(read, name, cancelled)
-            content[done : done + len(got)] = got
-            done += len(got)
-        return bytes(content)
 
     def _insist(
         self,

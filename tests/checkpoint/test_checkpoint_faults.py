@@ -1,7 +1,9 @@
 """Whatever happens to a store, a checkpoint is complete or invisible; the previous one stays."""
 
 import errno
+import json
 import os
+import re
 import resource
 import threading
 import time
@@ -11,15 +13,17 @@ import pytest
 
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint.checkpointer import CheckpointError, Snapshot, commit, newest_whole
-from raytrain_plus.checkpoint.files import MODEL
+from raytrain_plus.checkpoint.files import INDEX, MODEL, Limits
 from raytrain_plus.checkpoint.manifest import MANIFEST
+from raytrain_plus.checkpoint.snapshot import layout_of
 from raytrain_plus.storage import store as stores
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.store import InterruptedReadError, Store
 from tests.streams.s3_server import Fault
 from tests.training.small_tasks import Normed, Plain, loop_alone, run
 
-REST = "rest-00000-of-00002.safetensors"
+TINY = Limits(least_bytes=1)  # so that several workers write
+REST = "rest-00001-of-00002.safetensors"
 
 
 def snapshot(step, task=Normed):
@@ -31,10 +35,16 @@ def snapshot(step, task=Normed):
 TAKEN = {step: snapshot(step) for step in (2, 4)}
 
 
-def write(store, step, run="run", shares=2, taken=None):
+def write_shares(place, taken, shares):
+    layout = layout_of(taken, shares, TINY)
+    writers = range(len(layout.shares))
+    return [p for i in writers for p in checkpointer.write_share(place, taken, layout, i)]
+
+
+def write(store, step, run="run", shares=3, taken=None):
     taken = taken or TAKEN[step]
     place = store.inside(checkpointer.name_of(step))
-    files = [p for i in range(shares) for p in checkpointer.write_share(place, taken, i, shares)]
+    files = write_shares(place, taken, shares)
     commit(place, {"run": run, **checkpointer.describe_state(taken)}, files)
     return place
 
@@ -103,6 +113,66 @@ def test_a_broken_checkpoint_is_refused_with_the_reason_and_the_previous_one_is_
     assert loaded(store.inside(name)) == TAKEN[2].digest()
 
 
+SHARDS = Limits(model_bytes=200, least_bytes=1)
+LAST = "model-00003-of-00003.safetensors"
+
+
+def write_in_shards(store, step, run="run"):
+    place = store.inside(checkpointer.name_of(step))
+    layout = layout_of(TAKEN[step], 9, SHARDS)
+    writers = range(len(layout.shares))
+    files = [p for i in writers for p in checkpointer.write_share(place, TAKEN[step], layout, i)]
+    commit(place, {"run": run, **checkpointer.describe_state(TAKEN[step])}, files)
+    return place
+
+
+def without(place):
+    """Write an index that names another file for a tensor, as a program of another kind could."""
+    index = json.loads(place.read(INDEX))
+    index["weight_map"] = dict.fromkeys(index["weight_map"], LAST)
+    place.write(INDEX, json.dumps(index, indent=2).encode() + b"\n")
+
+
+BROKEN_SHARDS = {
+    "flipped shard": (lambda place: flip(place, LAST), f"{LAST} is damaged"),
+    "missing shard": (lambda place: place.delete(LAST), f"{LAST} is missing"),
+    "flipped index": (lambda place: flip(place, INDEX), f"{INDEX} is damaged"),
+    "another index": (without, f"{INDEX} is damaged"),
+    "missing index": (lambda place: place.delete(INDEX), f"{INDEX} is missing"),
+}
+
+
+def test_a_model_in_several_files_is_read_like_one_in_one_file(store):
+    write(store, 2)
+    place = write_in_shards(store, 4)
+    names = place.names()
+    assert {INDEX, LAST} < {*names}
+    assert MODEL not in names
+    assert loaded(place) == TAKEN[4].digest()
+    assert newest_whole(store, "run") == ("checkpoint_00000004", {})
+    assert [one.step for one in checkpointer.kept(store)] == [4, 2]
+    write(store, 4)  # the same state in one file: the first checkpoint stays
+    assert place.names() == names
+    assert loaded(place) == TAKEN[4].digest()
+    checkpointer.remove(place)
+    assert newest_whole(store) == ("checkpoint_00000002", {})
+
+
+@pytest.mark.parametrize("broken", BROKEN_SHARDS)
+def test_a_broken_shard_or_index_is_named(tmp_path, broken):
+    store = Store(tmp_path)
+    breaks, words = BROKEN_SHARDS[broken]
+    write(store, 2)
+    place = write_in_shards(store, 4)
+    assert checkpointer.verify(place).step == 4  # the control
+    breaks(place)
+    name, refused = newest_whole(store, "run")
+    assert name == "checkpoint_00000002"
+    assert words in refused["checkpoint_00000004"]
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        loaded(place)
+
+
 def test_a_checkpoint_of_another_run_or_model_is_refused(store):
     write(store, 2)
     write(store, 4, run="other")
@@ -116,7 +186,7 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(store):
 def test_of_two_commits_at_the_same_time_one_wins(store):
     place = store.inside("checkpoint_00000004")
     header = {"run": "run", **checkpointer.describe_state(TAKEN[4])}
-    files = [p for i in range(2) for p in checkpointer.write_share(place, TAKEN[4], i, 2)]
+    files = write_shares(place, TAKEN[4], 3)
     commit(place, header, files)
     commit(place, header, files)  # again: its first answer was lost
     with pytest.raises(CheckpointError, match=r"another writer.*another state"):
@@ -125,8 +195,8 @@ def test_of_two_commits_at_the_same_time_one_wins(store):
 
 
 def test_the_same_state_in_other_shares_does_not_damage_the_first_checkpoint(store):
-    write(store, 4, shares=2)
-    place = write(store, 4, shares=3)
+    write(store, 4, shares=3)
+    place = write(store, 4, shares=4)
     assert [entry.file for entry in checkpointer.read_header(place).files][1] == REST
     assert loaded(place) == TAKEN[4].digest()
     assert len(place.names()) == 4  # the third share's files are gone
@@ -145,7 +215,8 @@ def test_a_damaged_checkpoint_of_the_same_name_is_replaced(store):
 def test_leftovers_are_removed_but_not_a_running_attempt(store):
     write(store, 2)
     for step in (3, 4):
-        checkpointer.write_share(store.inside(checkpointer.name_of(step)), TAKEN[4], 0, 2)
+        layout = layout_of(TAKEN[4], 3, TINY)
+        checkpointer.write_share(store.inside(checkpointer.name_of(step)), TAKEN[4], layout)
     store.inside("checkpoint_mine").write("notes.txt", b"not ours")
     assert checkpointer.remove_leftovers(store, ["checkpoint_00000004"]) == ["checkpoint_00000003"]
     left = ["checkpoint_00000002", "checkpoint_00000004", "checkpoint_mine"]
@@ -156,10 +227,10 @@ def test_leftovers_are_removed_but_not_a_running_attempt(store):
 
 def test_a_commit_removes_the_files_of_earlier_attempts(store):
     place = store.inside("checkpoint_00000004")
-    checkpointer.write_share(place, TAKEN[4], 2, 3)
-    assert place.names() == ["rest-00002-of-00003.safetensors"]
+    checkpointer.write_share(place, TAKEN[4], layout_of(TAKEN[4], 4, TINY), 2)
+    assert place.names() == ["rest-00002-of-00003.safetensors"]  # of three
     write(store, 4)
-    assert place.names() == [MANIFEST, MODEL, REST, REST.replace("0-of", "1-of")]
+    assert place.names() == [MANIFEST, MODEL, REST, REST.replace("1-of", "2-of")]
 
 
 def test_removing_starts_with_the_manifest(store, monkeypatch):
@@ -197,9 +268,9 @@ def test_a_store_that_fails_in_the_middle_leaves_nothing_visible(server, proxy):
     reached = Store(url, server.options())
     store = Store(url, server.options(proxy.url), deadline=6.0, stall=3.0)
     write(reached, 2)
-    down = Fault("status", times=None, pattern="rest-00001", method="PUT")
+    down = Fault("status", times=None, pattern="rest-00002", method="PUT")
     proxy.faults.append(down)
-    with pytest.raises(StoreError, match=r"rest-00001.*could not be reached"):
+    with pytest.raises(StoreError, match=r"rest-00002.*could not be reached"):
         write(store, 4)
     assert down.struck
     assert reached.inside("checkpoint_00000004").names() == [MODEL, REST]
@@ -226,7 +297,7 @@ def test_a_cancelled_write_ends_before_the_deadline(server):
     threading.Timer(0.3, given_up.set).start()
     began = time.monotonic()
     with pytest.raises(InterruptedReadError):
-        checkpointer.write_share(store, TAKEN[4], 0, 1, given_up)
+        checkpointer.write_share(store, TAKEN[4], layout_of(TAKEN[4], 1), 0, given_up)
     assert time.monotonic() - began < 60
 
 

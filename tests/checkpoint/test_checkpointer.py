@@ -19,11 +19,12 @@ from raytrain_plus.checkpoint.checkpointer import (
     save,
     step_of,
 )
+from raytrain_plus.checkpoint.snapshot import layout_of
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.store import Store
 from tests.training.small_tasks import OPTIMIZERS, Noisy, Normed, Plain, Tied, loop_alone, run
 
-REST = "rest-00000-of-00001.safetensors"
+REST = "rest-00001-of-00001.safetensors"
 FILES = ["manifest.json", "model.safetensors", REST]
 
 
@@ -217,7 +218,7 @@ def test_a_forgotten_part_of_the_state_is_noticed(tmp_path):
     replica = trained(Plain()).replica
     snapshot = Snapshot.of(replica)
     header = {"run": "run", **checkpointer.describe_state(snapshot)}
-    files = checkpointer.write_share(tmp_path, snapshot, 0, 1)
+    files = checkpointer.write_share(tmp_path, snapshot, layout_of(snapshot, 1))
     commit(tmp_path, header, files[:1])
     with pytest.raises(CheckpointError, match="do not hold the state that its manifest describes"):
         load(tmp_path, loop_alone(Plain()).replica)

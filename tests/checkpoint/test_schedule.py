@@ -16,14 +16,14 @@ def due(books, step, now):
     return at is not None and at <= step
 
 
-def whole(books, step, *, workers=("a", "b"), metrics=None, now=0.0):
+def whole(books, step, *, workers=("a", "b"), metrics=None, now=0.0, generation=1):
     """Let an attempt succeed; returns the checkpoints that must be deleted."""
-    attempt = books.begin_attempt(step, workers)
-    done = [books.returned(attempt.number, worker, worker.upper()) for worker in workers]
+    attempt = books.begin_attempt(generation, step, workers)
+    done = [books.returned(generation, step, worker, worker.upper()) for worker in workers]
     assert done[:-1] == [None] * (len(workers) - 1)
     assert done[-1].returned == tuple(worker.upper() for worker in workers)
     assert not due(books, step + 1000, now)  # while it is being committed
-    return books.committed(attempt.number, f"c{step}", metrics or {})
+    return books.committed(attempt, f"c{step}", metrics or {})
 
 
 def test_a_checkpoint_is_due_at_every_interval():
@@ -51,22 +51,22 @@ def test_a_resumed_run_needs_no_checkpoint_at_its_start():
 def test_a_checkpoint_requested_during_an_attempt_comes_after_it():
     books = Checkpoints(None, ALL)
     books.request()
-    attempt = books.begin_attempt(5, ["a"])
+    attempt = books.begin_attempt(1, 5, ["a"])
     books.request()
     assert not due(books, 9, 0.0)
-    books.returned(attempt.number, "a", None)
-    books.committed(attempt.number, "c5", {})
+    books.returned(1, 5, "a", None)
+    books.committed(attempt, "c5", {})
     assert due(books, 9, 0.0)
 
 
 def test_a_checkpoint_due_during_an_attempt_is_skipped_and_the_newest_step_is_due_then():
     books = Checkpoints(10, ALL)
-    attempt = books.begin_attempt(10, ["a", "b"])
+    attempt = books.begin_attempt(1, 10, ["a", "b"])
     assert not any(due(books, step, 0.0) for step in range(100))
-    assert books.returned(attempt.number, "a", 1) is None
-    assert books.returned(attempt.number, "a", 1) is None  # reported twice
-    assert books.returned(attempt.number, "b", 2).returned == (1, 2)
-    books.committed(attempt.number, "c10", {})
+    assert books.returned(1, 10, "a", 1) is None
+    assert books.returned(1, 10, "a", 1) is None  # reported twice
+    assert books.returned(1, 10, "b", 2).returned == (1, 2)
+    books.committed(attempt, "c10", {})
     assert due(books, 37, 0.0)
     whole(books, 37)
     assert not due(books, 39, 0.0)
@@ -75,39 +75,39 @@ def test_a_checkpoint_due_during_an_attempt_is_skipped_and_the_newest_step_is_du
 
 def test_a_worker_that_is_lost_before_its_share_cancels_the_attempt():
     books = Checkpoints(10, ALL, max_failures=1)
-    first = books.begin_attempt(10, ["a", "b"])
+    first = books.begin_attempt(1, 10, ["a", "b"])
     assert not books.lost("c", 5.0)
     assert books.lost("b", 5.0)
     assert books.under_way is None
     assert due(books, 11, 5.0)  # at once, and not as a failure
     assert books.fatal is None
-    second = books.begin_attempt(11, ["a"])
-    assert books.returned(first.number, "b", "late") is None
-    assert books.returned(first.number, "a", "late") is None
-    assert books.failed(first.number, "late", 6.0) is None
-    assert books.returned(second.number, "a", 1).returned == (1,)
+    books.begin_attempt(2, 11, ["a"])
+    assert books.returned(1, 10, "b", "late") is None
+    assert books.returned(1, 10, "a", "late") is None
+    assert books.failed(first, "late", 6.0) is None
+    assert books.returned(2, 11, "a", 1).returned == (1,)
 
 
 def test_a_worker_that_is_lost_after_its_share_does_not_cancel_the_attempt():
     books = Checkpoints(10, ALL)
-    attempt = books.begin_attempt(10, ["a", "b"])
-    books.returned(attempt.number, "a", 1)
+    attempt = books.begin_attempt(1, 10, ["a", "b"])
+    books.returned(1, 10, "a", 1)
     assert not books.lost("a", 0.0)
-    assert books.returned(attempt.number, "b", 2).returned == (1, 2)
+    assert books.returned(1, 10, "b", 2).returned == (1, 2)
     assert not books.lost("b", 0.0)
-    assert books.committed(attempt.number, "c10", {}) == []
+    assert books.committed(attempt, "c10", {}) == []
 
 
-def fail(books, step, reason, now):
-    attempt = books.begin_attempt(step, ["a"])
-    return books.failed(attempt.number, reason, now)
+def fail(books, step, reason, now, generation=1):
+    attempt = books.begin_attempt(generation, step, ["a"])
+    return books.failed(attempt, reason, now)
 
 
 def test_after_a_failure_the_delay_doubles_up_to_a_minute_and_a_success_resets_it():
     books, now, delays = Checkpoints(10, ALL), 100.0, []
     for _ in range(80):
         assert due(books, 15, now)
-        failure = fail(books, 15, "the store is gone", now)
+        failure = fail(books, 15, "the store is gone", now, generation=1 + len(delays))
         assert (failure.step, failure.reason) == (15, "the store is gone")
         assert failure.in_a_row == len(delays) + 1
         assert not due(books, 15, now + failure.delay - 0.01)
@@ -116,8 +116,8 @@ def test_after_a_failure_the_delay_doubles_up_to_a_minute_and_a_success_resets_i
     assert delays[:8] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
     assert delays[-1] == 60.0
     assert books.fatal is None
-    whole(books, 16, now=now)
-    assert fail(books, 20, "again", now).delay == 1.0
+    whole(books, 16, now=now, generation=81)
+    assert fail(books, 20, "again", now, generation=82).delay == 1.0
 
 
 def test_a_limit_makes_failures_in_a_row_fatal():
@@ -149,19 +149,41 @@ def test_numbers_below_one_are_refused(numbers):
         Checkpoints(**numbers, retention=ALL)
 
 
+def test_an_attempt_that_was_given_up_does_not_begin_again():
+    books = Checkpoints(10, ALL)
+    books.begin_attempt(2, 10, ["a"])
+    assert books.lost("a", 0.0)
+    for generation, step in ((2, 10), (2, 9), (1, 11)):
+        assert not books.may_begin(generation, step)
+    for generation, step in ((2, 11), (3, 1)):
+        assert books.may_begin(generation, step)
+
+
 class AnyRun(RuleBasedStateMachine):
-    """Steps, shares, losses, failures and requests in any order."""
+    """Steps, shares, late shares, losses, failures and requests in any order."""
+
+    kind = Checkpoints
 
     def __init__(self):
         super().__init__()
-        self.books = Checkpoints(3, Retention(2))
-        self.step, self.now, self.named = 0, 0.0, 0
+        self.books = self.kind(3, Retention(2))
+        self.generation, self.step, self.now, self.named = 1, 0, 0.0, 0
         self.workers = ["w0", "w1"]
-        self.committed, self.ready = [], None
+        self.committed, self.ready, self.begun = [], None, []
 
     @property
     def attempt(self):
         return self.books.under_way
+
+    def send(self, attempt, worker):
+        """Let a worker's share arrive, which says of what it is."""
+        found = self.books.returned(*attempt.name, worker, (attempt.name, worker))
+        if found is None:
+            return
+        assert self.ready is None
+        assert found.attempt is self.attempt
+        assert found.returned == tuple((self.attempt.name, w) for w in self.attempt.workers)
+        self.ready = found
 
     @rule(steps=st.integers(1, 4))
     def go_on(self, steps):
@@ -170,8 +192,18 @@ class AnyRun(RuleBasedStateMachine):
         if due(self.books, self.step, self.now):
             assert under_way is None
             assert self.step > max(self.committed, default=0)
-            self.books.begin_attempt(self.step, self.workers)
+            self.begun.append(
+                self.books.begin_attempt(self.generation, self.step, tuple(self.workers))
+            )
             self.ready = None
+
+    @rule(back=st.booleans())
+    def change_the_group(self, back):
+        """Begin a generation, which may compute steps again that were not committed."""
+        self.generation += 1
+        if back:  # as all states after the last checkpoint are lost or wrong
+            self.books.give_up()
+            self.step, self.ready = max(self.committed, default=0), None
 
     @rule()
     def ask(self):
@@ -180,26 +212,27 @@ class AnyRun(RuleBasedStateMachine):
     @precondition(lambda self: self.attempt)
     @rule(place=st.integers(0, 1))
     def share(self, place):
-        worker = self.workers[place]
-        found = self.books.returned(self.attempt.number, worker, worker)
-        if found is not None:
-            assert self.ready is None
-            assert found.returned == self.attempt.workers
-            self.ready = found
+        self.send(self.attempt, self.attempt.workers[place])
+
+    @precondition(lambda self: self.begun)
+    @rule(which=st.integers(0, 10**6), place=st.integers(0, 1))
+    def late_share(self, which, place):
+        attempt = self.begun[which % len(self.begun)]
+        self.send(attempt, attempt.workers[place])
 
     @precondition(lambda self: self.attempt and not self.ready)
     @rule()
     def succeed(self):
         for worker in self.attempt.workers:
-            self.ready = self.books.returned(self.attempt.number, worker, worker) or self.ready
+            self.send(self.attempt, worker)
         self.commit()
 
     @precondition(lambda self: self.attempt)
     @rule()
     def fail(self):
-        number = self.attempt.number
-        assert self.books.failed(number, "broken", self.now).step <= self.step
-        assert self.books.failed(number, "again", self.now) is None
+        attempt = self.attempt
+        assert self.books.failed(attempt, "broken", self.now).step == attempt.step
+        assert self.books.failed(attempt, "again", self.now) is None
 
     @rule(place=st.integers(0, 1))
     def lose(self, place):
@@ -214,7 +247,7 @@ class AnyRun(RuleBasedStateMachine):
     @rule()
     def commit(self):
         step = self.attempt.step
-        for name in self.books.committed(self.attempt.number, f"c{step}", {}):
+        for name in self.books.committed(self.attempt, f"c{step}", {}):
             self.books.removed(name)
         self.committed.append(step)
         self.ready = None
@@ -226,3 +259,30 @@ class AnyRun(RuleBasedStateMachine):
 
 
 TestAnyRun = AnyRun.TestCase
+
+
+class Forgetful(Checkpoints):
+    """Counts a share by its step alone, whatever its generation."""
+
+    def returned(self, generation, step, worker, share):
+        if self.under_way is not None and self.under_way.step == step:
+            generation = self.under_way.generation
+        return super().returned(generation, step, worker, share)
+
+
+def test_the_property_finds_a_share_of_an_earlier_generation_that_is_counted():
+    """The negative control of `AnyRun`."""
+
+    def steps(run):
+        run.go_on(3)
+        run.change_the_group(back=True)
+        run.go_on(3)  # the same step in another generation
+        run.late_share(0, 0)
+        run.share(1)
+
+    class Wrong(AnyRun):
+        kind = Forgetful
+
+    steps(AnyRun())
+    with pytest.raises(AssertionError):
+        steps(Wrong())

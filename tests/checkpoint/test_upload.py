@@ -7,6 +7,7 @@ import pytest
 
 from raytrain_plus.checkpoint import checkpointer
 from raytrain_plus.checkpoint import upload as module
+from raytrain_plus.checkpoint.files import Limits
 from raytrain_plus.checkpoint.snapshot import CheckpointError, Snapshot
 from raytrain_plus.checkpoint.upload import Share, Uploads
 from raytrain_plus.storage.errors import StoreError
@@ -15,7 +16,8 @@ from tests.elastic.scripted_pool import make_spec
 from tests.elastic.small_replica import train, trained
 
 PATIENCE = 60.0
-PAIR = ("w0", "w1")
+PAIR = ("node a", "node b")
+TINY = Limits(least_bytes=1)
 
 
 class Gate(Store):
@@ -36,9 +38,9 @@ class Gate(Store):
 class Writer(Uploads):
     """Uploads whose reports can be waited for."""
 
-    def __init__(self, store, header=None):
+    def __init__(self, store, header=None, limits=None):
         self.told = queue.Queue()
-        super().__init__(store, (), self.told.put, header=header)
+        super().__init__(store, (), self.told.put, header=header, limits=limits)
 
     def next(self):
         return self.told.get(timeout=PATIENCE)
@@ -59,12 +61,13 @@ def gate(tmp_path):
 def test_all_shares_together_are_a_checkpoint(tmp_path):
     replica, shares = trained(3), []
     for place in range(2):
-        writer = Writer(Store(tmp_path))
+        writer = Writer(Store(tmp_path), limits=TINY)
         writer.start(replica, place, PAIR, generation=5)
-        assert writer.next() == Share(3, PAIR, generation=5)  # all know at once that it has started
+        if place == 0:  # which reports at once that it has begun
+            assert writer.next() == Share(5, 3, 2)
         shares.append(writer.next())
-    assert [(one.step, one.workers, one.error, one.generation) for one in shares] == [
-        (3, PAIR, "", 5)
+    assert [(one.generation, one.step, one.writers, one.error) for one in shares] == [
+        (5, 3, 2, "")
     ] * 2
     assert shares[1].state is None  # one is enough
     files = [entry for one in shares for entry in one.files]
@@ -119,8 +122,8 @@ def test_a_snapshot_reuses_the_memory_of_the_last_one_unless_that_is_being_writt
 
     class Watched(Snapshot):
         @classmethod
-        def of(cls, replica, reuse=None):
-            snapshot = Snapshot.of(replica, reuse)
+        def of(cls, replica, reuse=None, *which):
+            snapshot = Snapshot.of(replica, reuse, *which)
             taken.append((snapshot, reuse))
             return snapshot
 
@@ -164,7 +167,7 @@ def test_one_worker_can_write_alone_and_a_running_attempt_is_cancelled(gate):
     replica = trained(3)
     spec = make_spec(gate.local_path, identity={"seed": 17})
     writer = Writer(gate, spec.manifest_header({}))
-    writer.start(replica, 1, PAIR, 1)
+    writer.start(replica, 0, PAIR, 1)
     assert gate.reached.wait(PATIENCE)
     gate.opened.set()
     train(replica, 1)

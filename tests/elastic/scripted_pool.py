@@ -380,7 +380,7 @@ class ScriptedPool:
         names = [assignment.worker for assignment in self.group.plan.assignments]
         state = {"digest": f"state {step}", "scalars": {"step": step}, "algorithms": []}
         for worker in names:
-            share = Share(step, names, generation=generation)
+            share = Share(generation, step, len(names))
             self.coordinator.report_share(worker, share)
             if self.share_error:
                 self.coordinator.report_share(worker, replace(share, error=self.share_error))

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from raytrain_plus.checkpoint import checkpointer, train_snapshot
+from raytrain_plus.checkpoint.files import places_of
 from raytrain_plus.checkpoint.retention import Kept
 from raytrain_plus.checkpoint.schedule import Attempt, Checkpoints, Shares
 from raytrain_plus.checkpoint.upload import Share
@@ -58,7 +59,10 @@ class CheckpointCoordinator:
         self._run_log = run_log
         self._tell = tell
         self._store = spec.checkpoint_store
-        self._begun = self._distrusted = (0, 0)  # generation, step
+        self._distrusted = (0, 0)  # generation, step
+        self._generation = 0
+        self._members: Sequence[str] = ()
+        self._nodes: Sequence[str] = ()
         self._committing: threading.Thread | None = None
         self._listing = threading.Lock()
         there = _there(events)
@@ -113,8 +117,20 @@ class CheckpointCoordinator:
         at = self._books.next_step(step, now)
         return at if at is not None and at < self._spec.clock.total_steps else None
 
+    def start_generation(
+        self, generation: int, members: Sequence[str], nodes: Sequence[str]
+    ) -> None:
+        """Note the group, of which a share names only the generation.
+
+        Args:
+            generation: its number.
+            members: its workers, in order.
+            nodes: the node of each, as the workers know them.
+        """
+        self._generation, self._members, self._nodes = generation, members, nodes
+
     def written(self, worker: str, share: Share, living: Collection[str], now: float) -> None:
-        """Note that a worker has taken a snapshot, or has written its share of one, or could not.
+        """Note that a writer has taken a snapshot, or has written its share of one, or could not.
 
         Args:
             worker: its name.
@@ -122,21 +138,19 @@ class CheckpointCoordinator:
             living: the workers that live.
             now: monotonic seconds.
         """
-        taken = (share.generation, share.step)
         if share.generation <= self._distrusted[0] and share.step > self._distrusted[1]:
             return
-        if self._books.under_way is None and taken > self._begun:
-            self._begun = taken
-            self._books.begin_attempt(share.step, share.workers)
-            for gone in set(share.workers).difference(living):
-                self._books.lost(gone, now)
+        self._begin(share, living, now)
         attempt = self._books.under_way
-        if attempt is None or taken != self._begun:
+        if attempt is None or attempt.name != (share.generation, share.step):
             return  # the attempt was given up
         if share.error:
             self._failed(attempt, f"{worker}: {share.error}", now)
+        elif share.writers != len(attempt.workers):
+            why = f"{worker} counts {share.writers} writers, and others {len(attempt.workers)}"
+            self._failed(attempt, why, now)
         elif share.files is not None:
-            shares = self._books.returned(attempt.number, worker, share)
+            shares = self._books.returned(share.generation, share.step, worker, share)
             if shares is not None and self._run_log.step < share.step:
                 self._failed(attempt, "no worker is left that knows all steps before it", now)
             elif shares is not None:
@@ -144,6 +158,17 @@ class CheckpointCoordinator:
                     target=self._commit, args=(shares,), daemon=True
                 )
                 self._committing.start()
+
+    def _begin(self, share: Share, living: Collection[str], now: float) -> None:
+        """Begin an attempt if this is the first message of one of the present generation."""
+        is_present = share.generation == self._generation
+        if not is_present or not self._books.may_begin(share.generation, share.step):
+            return
+        writers = [self._members[place] for place in places_of(share.writers, self._nodes)]
+        self._books.begin_attempt(share.generation, share.step, writers)
+        for gone in writers:
+            if gone not in living:
+                self._books.lost(gone, now)
 
     def committed(self, event: CommitReturned, now: float) -> None:
         """Process the result of an attempt.
@@ -167,7 +192,7 @@ class CheckpointCoordinator:
         self._note(name, attempt.step)
         found = self._metrics(attempt.step)
         self._books.rescore(self._metrics)
-        self._tidy(self._books.committed(attempt.number, name, found), name)
+        self._tidy(self._books.committed(attempt, name, found), name)
 
     def save_last(
         self,
@@ -243,7 +268,7 @@ class CheckpointCoordinator:
         return str(self._store.inside(name).location)
 
     def _failed(self, attempt: Attempt, reason: str, now: float) -> None:
-        failure = self._books.failed(attempt.number, reason, now)
+        failure = self._books.failed(attempt, reason, now)
         if failure is not None:
             self._run_log.note(
                 "checkpoint",
@@ -267,7 +292,11 @@ class CheckpointCoordinator:
         self._run_log.note("checkpoint", step=step, folder=place, metrics=self._metrics(step))
 
     def _commit(self, shares: Shares) -> None:
-        state = next(one.state for one in shares.returned if one.state is not None)
+        state = shares.returned[0].state
+        if state is None:
+            why = f"{shares.attempt.workers[0]} has not described the state"
+            self._tell(CommitReturned(shares.attempt, why))
+            return
         header = {
             **self._spec.manifest_header(self._run_log.environment),
             "metrics": self._metrics(shares.attempt.step),

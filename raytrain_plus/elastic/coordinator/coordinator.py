@@ -354,6 +354,8 @@ class Coordinator:
                 plan = replace(plan, evaluations=known, values=self._run_log.values_at(plan.step))
             self._group = plan.assignments
             self._rebalancer.start_generation(self._group)
+            names, nodes = [a.worker for a in self._group], [host for host, *_ in plan.endpoints]
+            self._checkpoints.start_generation(plan.generation, names, nodes)
             self._run_log.extend_to(plan.step)
             self._history.start_generation(plan.step, {a.worker: a.ranks for a in self._group})
             before = {a.worker for a in previous}

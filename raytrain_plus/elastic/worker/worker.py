@@ -457,8 +457,8 @@ class Worker:
         self._loop.check_state()
         replica = self._loop.replica
         with self._weave.around("checkpoint", Step(replica.training, replica.step)):
-            workers = [assignment.worker for assignment in plan.assignments]
-            self._uploads.start(replica, transport.index, workers, plan.generation)
+            nodes = [host for host, *_ in plan.endpoints]
+            self._uploads.start(replica, transport.index, nodes, plan.generation)
 
     def _stops(self, plan: Plan, transport: Transport) -> bool:
         """Say whether a rule ends the run here; if so, evaluate the final state."""

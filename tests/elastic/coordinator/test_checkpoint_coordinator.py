@@ -1,16 +1,19 @@
 """Which checkpoints of a run are kept, whatever happens to the workers that write them."""
 
 import json
+import sys
 import threading
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayError
 
 from raytrain_plus.checkpoint import checkpointer, train_snapshot
+from raytrain_plus.checkpoint.files import CheckpointFile, Limits, places_of
 from raytrain_plus.checkpoint.retention import Retention
-from raytrain_plus.checkpoint.snapshot import Snapshot
+from raytrain_plus.checkpoint.snapshot import Snapshot, layout_of
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.clock import Clock
 from raytrain_plus.elastic.coordinator import checkpoint_coordinator as module
@@ -24,6 +27,7 @@ from tests.elastic.scripted_pool import AtOnce, make_spec
 from tests.elastic.small_replica import train, trained
 
 PAIR = ("w0", "w1")
+TINY = Limits(least_bytes=1)  # so that both write
 CLOCK = Clock(
     total_steps=40, steps_per_epoch=10, batch_size=8, evaluate_every=10, checkpoint_every=5
 )
@@ -50,14 +54,15 @@ class Run:
         replica = trained(step, seed=generation)
         snapshot = Snapshot.of(replica)
         folder = self.folder / checkpointer.name_of(step)
-        pieces = checkpointer.write_share(folder, snapshot, place, len(workers))
+        layout = layout_of(snapshot, len(workers), TINY)
+        files = checkpointer.write_share(folder, snapshot, layout, place)
         state = checkpointer.describe_state(snapshot) if place == 0 else None
-        return Share(step, workers, pieces, state, generation=generation)
+        return Share(generation, step, len(workers), files, state)
 
     def snapshot(self, step, generation=1, workers=PAIR, living=PAIR):
-        for worker in workers:
-            share = Share(step, workers, generation=generation)
-            self.checkpoints.written(worker, share, living, now=0.0)
+        self.checkpoints.start_generation(generation, workers, workers)
+        share = Share(generation, step, len(workers))
+        self.checkpoints.written(workers[0], share, living, now=0.0)
 
     def write(self, step, generation=1, workers=PAIR):
         """Write the shares of all workers."""
@@ -166,7 +171,7 @@ def test_a_run_that_goes_back_keeps_checkpoints_before_the_lost_attempt(make):
 def test_a_share_that_fails_is_told_and_tried_again_later(make):
     run = make()
     run.snapshot(5)
-    error = Share(5, PAIR, error="no space left", generation=1)
+    error = Share(1, 5, 2, error="no space left")
     run.checkpoints.written("w1", error, PAIR, 100.0)
     (note,) = run.noted()
     assert (note["error"], note["failures"], note["retry_seconds"]) == (
@@ -184,7 +189,7 @@ def test_too_many_failures_in_a_row_end_the_run(make):
     for step in (5, 6):
         assert run.checkpoints.fatal is None
         run.snapshot(step)
-        error = Share(step, PAIR, error="no space left", generation=1)
+        error = Share(1, step, 2, error="no space left")
         run.checkpoints.written("w0", error, PAIR, 0.0)
     assert "2 times in a row" in run.checkpoints.fatal
 
@@ -300,6 +305,85 @@ def test_a_checkpoint_records_that_a_worker_may_compute_other_bits(make):
     names = [checkpointer.name_of(step) for step in (5, 10)]
     written = [checkpointer.read_header(Store(run.folder).inside(name)) for name in names]
     assert [manifest.bitwise for manifest in written] == [True, False]
+
+
+# -- many workers
+
+
+def calls_of(action):
+    """Return how many calls of Python and of C an action makes in this thread."""
+    count = 0
+
+    def counted(_, event, __):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_the_work_for_a_checkpoint_follows_its_writers_and_not_the_group(make):
+    run, state = make(), {"digest": "0" * 64, "scalars": {"step": 5}, "algorithms": []}
+    counts = {}
+    for generation, workers in enumerate((100, 1_000, 10_000), 1):
+        names = [f"w{place}" for place in range(workers)]
+        run.checkpoints.start_generation(generation, names, [str(p // 8) for p in range(workers)])
+        run.run_log.extend_to(5 * generation)
+        living = set(names)
+
+        def write(generation=generation, living=living):
+            for place in places_of(100, run.checkpoints._nodes):
+                file = CheckpointFile(f"rest-{place:05d}", 0, "0" * 64)
+                told = Share(generation, 5 * generation, 100, [file], state)
+                run.checkpoints.written(f"w{place}", told, living, 0.0)
+            for worker in living:  # a third of which are never writers
+                run.checkpoints.lost(worker, 0.0)
+
+        counts[workers] = calls_of(write) / workers
+        (returned,) = run.told
+        run.told.clear()
+        assert returned.error == ""
+        run.checkpoints._books.give_up()
+    assert counts[10_000] < counts[1_000] < counts[100]
+    assert counts[10_000] < 20  # to spread the writers, and to look up each worker that ends
+
+
+def test_a_share_of_another_number_of_writers_is_a_failure(make):
+    run = make()
+    run.snapshot(5)
+    run.checkpoints.written("w1", Share(1, 5, 3, []), PAIR, 0.0)
+    assert "counts 3 writers, and others 2" in run.noted()[0]["error"]
+    assert run.whole() == []
+
+
+def test_a_share_of_an_earlier_generation_begins_no_checkpoint_and_counts_for_none(make):
+    run = make()
+    run.checkpoints.start_generation(2, PAIR, PAIR)
+    run.checkpoints.written("w0", run.share(5, 0), PAIR, 0.0)
+    assert run.checkpoints.next_step(4, 0.0) == 5  # none is under way
+    run.snapshot(5, generation=2)
+    run.checkpoints.written("w0", run.share(5, 0), PAIR, 0.0)
+    run.checkpoints.written("w1", run.share(5, 1, generation=2), PAIR, 0.0)
+    run.settle()
+    assert run.whole() == []
+    run.checkpoints.written("w0", run.share(5, 0, generation=2), PAIR, 0.0)
+    run.settle()
+    assert run.whole() == [5]
+    assert checkpointer.read_header(run.place(5)).digest == trained(5, seed=2).digest()
+
+
+def test_a_checkpoint_whose_state_is_not_described_is_a_failure(make):
+    run = make()
+    run.snapshot(5)
+    for place, worker in enumerate(PAIR):
+        share = replace(run.share(5, place), state=None)
+        run.checkpoints.written(worker, share, PAIR, 0.0)
+    run.settle()
+    assert run.noted()[0]["error"] == "w0 has not described the state"
 
 
 # -- after corruption
