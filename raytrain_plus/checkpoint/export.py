@@ -9,11 +9,13 @@ from torch import nn
 from raytrain_plus.algorithms import Aspect, Weave
 from raytrain_plus.algorithms.naming import make
 from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint.files import Limits, index_of, shards
 from raytrain_plus.storage import atomic_files
 from raytrain_plus.task import Task
+from raytrain_plus.training.initial_weights import INDEX_SUFFIX
 from raytrain_plus.training.modes import to_evaluation
 from raytrain_plus.training.state import Replica
-from raytrain_plus.training.tensor_file import encode
+from raytrain_plus.training.tensor_file import FOR_TORCH, encode
 
 
 def export(
@@ -44,11 +46,33 @@ def export(
     return replica.undo_fit().eval()
 
 
-def write(model: nn.Module, path: Path) -> None:
-    """Write a model's `state_dict()` as safetensors; the file appears at once.
+def write(model: nn.Module, path: Path, limit: int = Limits.model_bytes) -> list[Path]:
+    """Write a model's `state_dict()` as safetensors; each file appears at once.
+
+    A model of more than `limit` bytes is in several files next to `path`, with numbers in their
+    names, and an index, as Hugging Face writes them. The index is written last. What an earlier
+    export of the other form has left under the same name is deleted.
+
+    Args:
+        model: the model.
+        path: the file. Its index is `path` with `.index.json` at its end.
+        limit: bytes of tensors in one file; a larger tensor has a file of its own. Default: 5 GB.
+
+    Returns:
+        The files, the index last if there is one.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: one cannot be written.
     """
-    state = {n: t.cpu().contiguous().clone() for n, t in model.state_dict().items()}
-    atomic_files.write(path, encode(state))
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    pieces = shards({name: tensor.nbytes for name, tensor in state.items()}, limit, path.name)
+    index = path.with_name(f"{path.name}{INDEX_SUFFIX}")
+    written = [path.with_name(piece.file) for piece in pieces]
+    for file, piece in zip(written, pieces, strict=True):
+        atomic_files.write(file, encode({name: state[name] for name in piece.names}, FOR_TORCH))
+    if len(pieces) > 1:
+        atomic_files.write(index, index_of(pieces))
+        path.unlink(missing_ok=True)
+        return [*written, index]
+    index.unlink(missing_ok=True)
+    return written

@@ -18,6 +18,7 @@ from raytrain_plus.cli.answers import Code, Debug, Json, RunName, answer
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.elastic.client.control import folder_of
 from raytrain_plus.storage.store import store_of
+from raytrain_plus.streams.stream import parse_bytes
 from raytrain_plus.task import import_code, load_task
 
 
@@ -63,6 +64,13 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Write a folder that from_pretrained opens.")
     ] = False,
+    max_shard_size: Annotated[
+        str,
+        typer.Option(
+            help="A larger model is written as several files next to FILE, with an index, as "
+            "Hugging Face does."
+        ),
+    ] = "5GB",
     code: Code = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -70,6 +78,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     """Write the plain model of a run's last checkpoint, without the changes of algorithms."""
 
     def written() -> dict[str, Any]:
+        limit = parse_bytes(max_shard_size)
         folder = folder_of(run, storage)
         name, refused = newest_whole(store_of(folder))
         if name is None:
@@ -80,13 +89,16 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
             import_code(module)
         place = store_of(folder).inside(name)
         model = exporting.export(loaded, place)
+        files = [to]
         if pretrained:
             _save_pretrained(loaded, model, to)
         else:
-            exporting.write(model, to)
+            files = exporting.write(model, to, limit)
         if not as_json:
-            Console(markup=False).print(f"{to}: the plain model of {place}", highlight=False)
-        return {"checkpoint": str(place), "file": str(to)}
+            more = f", in {len(files) - 1} files" if len(files) > 1 else ""
+            told = f"{files[-1]}: the plain model of {place}{more}"
+            Console(markup=False).print(told, highlight=False)
+        return {"checkpoint": str(place), "file": str(files[-1])}
 
     answer(written, as_json=as_json, debug=debug)
 

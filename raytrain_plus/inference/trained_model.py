@@ -15,7 +15,7 @@ from raytrain_plus.observe import journal
 from raytrain_plus.redaction import redact
 from raytrain_plus.storage.store import Store
 from raytrain_plus.task import TaskError
-from raytrain_plus.training.initial_weights import files_at, hash_of
+from raytrain_plus.training.initial_weights import files_at, hash_of, index_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def find_model(
             return _of_checkpoint(Store(path), {}, checkpoint, path.parent)
         if (path / journal.FILE_NAME).is_file() or (path.is_dir() and _has_checkpoints(path)):
             return _of_run(_checkpoints_of(path, given), given, checkpoint, model, path)
-        if path.exists():
+        if path.exists() or index_at(path) is not None:
             return _of_weights(path, checkpoint)
     raise FileNotFoundError(
         f"no model {model!r}: there is no run, no checkpoint and no file of weights in "

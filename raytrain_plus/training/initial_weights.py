@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from raytrain_plus.task import TaskError, TaskWarning
 
-_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX_SUFFIX = ".index.json"
+"""At the end of a file's name: the index of several files that hold its tensors."""
+
+_FILE = "model.safetensors"
 _NAMED = 5  # of many names
 
 
@@ -28,17 +31,48 @@ def files_at(place: str) -> list[Path]:
         TaskError: there are none.
     """
     path = Path(place)
+    index = index_at(path)
+    if index is not None:
+        return [index.with_name(name) for name in sorted({*_files_of_tensors(index).values()})]
     if path.is_file():
         return [path]
     if (path / _FILE).is_file():
         return [path / _FILE]
-    if (path / _INDEX).is_file():
-        shards = json.loads((path / _INDEX).read_text())["weight_map"].values()
-        return [path / name for name in sorted({Path(shard).name for shard in shards})]
     raise TaskError(
-        f"initial weights {place}: there is no such file, and no folder with {_FILE} or {_INDEX}: "
-        "give a safetensors file, a folder of save_pretrained, or a run's checkpoint"
+        f"initial weights {place}: there is no such file, and no folder with {_FILE} or "
+        f"{_FILE}{INDEX_SUFFIX}: give a safetensors file, a folder of save_pretrained, or a run's "
+        "checkpoint"
     )
+
+
+def index_at(path: Path) -> Path | None:
+    """Return the index of the weights at a place; None if they are in one file, or not there."""
+    if path.is_file():
+        return path if path.name.endswith(INDEX_SUFFIX) else None
+    if (path / _FILE).is_file():
+        return None
+    for index in (path / f"{_FILE}{INDEX_SUFFIX}", path.with_name(f"{path.name}{INDEX_SUFFIX}")):
+        if index.is_file():
+            return index
+    return None
+
+
+def _files_of_tensors(index: Path) -> dict[str, str]:
+    """Return the name of the file of each tensor, from an index.
+
+    Raises:
+        TaskError: it is damaged, or names a file that is not there.
+    """
+    try:
+        told = {str(n): str(f) for n, f in json.loads(index.read_text())["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TaskError(f"initial weights {index} is no index of weights: {error!r}") from error
+    for name, file in told.items():
+        if Path(file).name != file or not index.with_name(file).is_file():
+            raise TaskError(
+                f"initial weights {index}: {name} is in {file!r}, which is no file next to it"
+            )
+    return told
 
 
 def hash_of(place: str) -> str:
@@ -66,12 +100,16 @@ def load_into(model: nn.Module, place: str, *, partial: bool) -> None:
     Raises:
         TaskError: there are no weights, they cannot be read, or they do not fit.
     """
+    index = index_at(Path(place))
+    files = {} if index is None else _files_of_tensors(index)
     given: dict[str, Tensor] = {}
     for path in files_at(place):
         try:
-            given |= safetensors.torch.load_file(path)
+            found = safetensors.torch.load_file(path)
         except (OSError, SafetensorError) as error:
             raise TaskError(f"initial weights {path} cannot be read: {error}") from error
+        _check_indexed(path, found, files)
+        given |= found
     own = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     fitting = [name for name in given if name in own and given[name].shape == own[name].shape]
     loaded = {own[name].data_ptr() for name in fitting}
@@ -89,6 +127,13 @@ def load_into(model: nn.Module, place: str, *, partial: bool) -> None:
             TaskWarning,
             stacklevel=2,
         )
+
+
+def _check_indexed(path: Path, found: Mapping[str, Tensor], files: Mapping[str, str]) -> None:
+    """Check that a file has all tensors that the index says are in it."""
+    for name, file in files.items():
+        if file == path.name and name not in found:
+            raise TaskError(f"initial weights {path} has no {name}, which its index says is in it")
 
 
 def _differences(

@@ -1,6 +1,7 @@
 """A checkpoint is exported as the plain model, without the changes of aspects."""
 
 import json
+import re
 
 import pytest
 import safetensors.torch
@@ -11,8 +12,11 @@ from raytrain_plus.checkpoint import checkpointer, manifest
 from raytrain_plus.checkpoint.checkpointer import CheckpointError
 from raytrain_plus.checkpoint.export import export, write
 from raytrain_plus.checkpoint.manifest import MANIFEST
+from raytrain_plus.inference.trained_model import find_model
 from raytrain_plus.storage.store import Store
-from raytrain_plus.task import import_code
+from raytrain_plus.task import TaskError, import_code
+from raytrain_plus.training.building import build_model
+from raytrain_plus.training.initial_weights import hash_of
 from tests.algorithms.tiny import TinyImages, TinyTokens, trained
 
 
@@ -45,6 +49,53 @@ def test_the_file_loads_into_the_plain_model(tmp_path):
     with torch.no_grad():
         assert torch.equal(task.forward(plain.eval(), batch), task.forward(model, batch))
     assert not list(tmp_path.glob(".*"))
+
+
+def starting_from(place):
+    task = TinyTokens()
+    task.initial_weights = str(place)
+    return build_model(task).state_dict()
+
+
+def test_a_large_model_is_exported_in_several_files_which_are_read_like_one(tmp_path):
+    model, place = TinyTokens().model(), tmp_path / "model.safetensors"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    weights = model.state_dict()
+    assert write(model, place) == [place]
+    files = write(model, place, limit=400)
+    assert files[-1].name == "model.safetensors.index.json"
+    assert [file.name for file in files[:2]] == [
+        f"model-{number:05d}-of-{len(files) - 1:05d}.safetensors" for number in (1, 2)
+    ]
+    assert not place.exists()  # the two forms are never mixed
+    for read in (tmp_path, place, files[-1]):
+        found = starting_from(read)
+        assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert find_model(str(place), storage=str(tmp_path)).digest == hash_of(str(tmp_path))
+    write(model, place)
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path not in files) == [
+        ".safetensors"
+    ]
+    assert not files[-1].exists()
+
+
+def test_a_damaged_index_of_an_export_is_named(tmp_path):
+    *_, index = write(TinyTokens().model(), tmp_path / "w.safetensors", limit=400)
+    right = json.loads(index.read_text())
+    starting_from(tmp_path / "w.safetensors")  # the control
+    name, file = next(iter(right["weight_map"].items()))
+    other = next(one for one in right["weight_map"].values() if one != file)
+    for wrong, said in (
+        ("[]", "w.safetensors.index.json is no index of weights"),
+        ({"weight_map": {name: "../else.safetensors"}}, "is no file next to it"),
+        ({"weight_map": {name: "gone.safetensors"}}, f"{name} is in 'gone.safetensors'"),
+        ({"weight_map": {**right["weight_map"], name: other}}, f"{other} has no {name}"),
+    ):
+        index.write_text(wrong if isinstance(wrong, str) else json.dumps(wrong))
+        with pytest.raises(TaskError, match=re.escape(said)):
+            starting_from(tmp_path / "w.safetensors")
 
 
 def test_a_checkpoint_in_any_store_can_be_exported(tmp_path):

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from benchmarks.group import Group, verdict
 from raytrain_plus import ElasticTrainer
 from raytrain_plus.checkpoint import checkpointer
-from raytrain_plus.checkpoint.export import export
+from raytrain_plus.checkpoint.export import export, write
+from raytrain_plus.checkpoint.files import INDEX, Limits
 from raytrain_plus.cli import app
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.integrations.transformers import TransformersTask, save_pretrained
@@ -187,6 +188,31 @@ def test_a_causal_model_is_written_and_opened_with_equal_outputs(tmp_path):
     ids = torch.arange(1, 9)[None]
     opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert torch.equal(opened(input_ids=ids).logits, export(task, tmp_path / "c")(ids).logits)
+
+
+def test_the_folder_of_a_checkpoint_in_several_files_is_opened_by_transformers(tmp_path):
+    task = TransformersTask(config=GPT, learning_rate=0.01)
+    group = Group(lambda: task, part_of(task, "input_ids"))
+    group.run(1)
+    checkpointer.save(tmp_path / "c", group.replica, "run", limits=Limits(model_bytes=2_000))
+    assert (tmp_path / "c" / INDEX).is_file()
+    group.replica.model.config.save_pretrained(tmp_path / "c")
+    files = write(export(task, tmp_path / "c"), tmp_path / "e" / "model.safetensors", 2_000)
+    assert len(files) > 3
+    group.replica.model.config.save_pretrained(tmp_path / "e")
+    weights = group.replica.model.state_dict()
+    for folder in ("c", "e"):
+        opened, told = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / folder, output_loading_info=True
+        )
+        assert not told["missing_keys"]
+        found = opened.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    index = json.loads((tmp_path / "c" / INDEX).read_text())
+    shard = next(iter(index["weight_map"].values()))
+    (tmp_path / "c" / shard).unlink()  # the control: all of its files are read
+    with pytest.raises(OSError, match=shard):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "c")
 
 
 def trainer(base, tmp_path, **more):
