@@ -65,6 +65,7 @@ class CheckpointCoordinator:
         self._nodes: Sequence[str] = ()
         self._committing: threading.Thread | None = None
         self._listing = threading.Lock()
+        self._left_alone = _refused(events)
         there = _there(events)
         self._books = Checkpoints(
             spec.clock.checkpoint_every,
@@ -87,6 +88,7 @@ class CheckpointCoordinator:
     def refuse(self, place: str, why: str) -> None:
         """Stop using a checkpoint: it is damaged, or does not fit."""
         self._books.removed(_name(place))
+        self._left_alone.add(_name(place))
         self._run_log.note("checkpoint", folder=place, refused=why)
 
     def distrust_after(self, step: int, generation: int) -> None:
@@ -325,10 +327,34 @@ class CheckpointCoordinator:
                 self._remove_one(name)
             with contextlib.suppress(StorageError, OSError, FencedError):
                 check_claim(self._store, self._spec.claim)
-                later = [name for name in checkpointer.names(self._store) if name >= newest]
+                there = checkpointer.names(self._store)
+                later = [name for name in there if name >= newest]
                 checkpointer.remove_leftovers(self._store, later)
+                older = [name for name in there if name < newest and name not in surplus]
+                for name in self._forgotten(older):
+                    self._remove_one(name)
 
         threading.Thread(target=tidy, daemon=True).start()
+
+    def _forgotten(self, older: Sequence[str]) -> list[str]:
+        """Return checkpoints of this run that the journal does not know, if not all are kept.
+
+        A coordinator that is killed after a commit has not noted it.
+        """
+        if self._spec.retention.num_to_keep is None:
+            return []
+        known = {one.name for one in self._books.kept} | self._left_alone
+        found = []
+        for name in older:
+            if name in known:
+                continue
+            with contextlib.suppress(checkpointer.CheckpointError):
+                manifest = checkpointer.read_header(self._store.inside(name))
+                if manifest.objection(self._spec.name, self._spec.run_id):
+                    self._left_alone.add(name)
+                else:
+                    found.append(name)
+        return found
 
     def _list(self, leaving: Collection[str]) -> None:
         """Write the list that Ray Train reads, without the checkpoints that will be deleted."""
@@ -370,6 +396,21 @@ def _there(events: Sequence[Event]) -> list[Kept]:
         elif "metrics" in event or name not in found:
             found[name] = Kept(name, event["step"], event.get("metrics", {}))
     return list(found.values())
+
+
+def _refused(events: Sequence[Event]) -> set[str]:
+    """Return the checkpoints that cannot be used, by the events of a journal."""
+    found: set[str] = set()
+    for event in events:
+        if event["event"] == "run":
+            found |= {_name(place) for place in event.get("refused", {})}
+        elif event["event"] == "checkpoint" and event.get("folder") is not None:
+            name = _name(event["folder"])
+            if "refused" in event:
+                found.add(name)
+            elif "metrics" in event:
+                found.discard(name)  # another one was written under this name
+    return found
 
 
 def _name(place: str) -> str:
