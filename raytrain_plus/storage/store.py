@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -114,6 +114,7 @@ class Store:
         options: passed to fsspec's filesystem, such as `{"endpoint_url": ...}` for s3.
         deadline: seconds without progress after which a read or write fails for good.
         stall: seconds after which one request is abandoned and made again.
+        part: bytes; a larger object is written in parts of this size.
 
     Raises:
         StorageError: the scheme of the URL is unknown, or its library is not installed.
@@ -126,7 +127,9 @@ class Store:
         *,
         deadline: float = 60.0,
         stall: float = 10.0,
+        part: int = 32 << 20,
     ) -> None:
+        self.part = part
         self.options = dict(options or {})
         self.deadline, self.stall = deadline, min(stall, deadline)
         path = local_path(url)
@@ -388,7 +391,9 @@ class Store:
                 return stat_of(self.local_path / name)
             except OSError as error:
                 raise StoreError(f"{self.where(name)} cannot be read: {error}") from error
-        info = self._insist(lambda: dict(self._fs.info(self._path(name))), name, None)
+        info = self._insist(
+            lambda: dict(self._fs.info(self._path(name))), name, None, absent_is_final=True
+        )
         validator = _validator(info)
         return Stat(int(info["size"]), validator, validator)
 
@@ -403,7 +408,8 @@ class Store:
 
         Args:
             name: its name in the folder, which is made if it is not there.
-            content: bytes, or views of memory, which are not copied for a local file.
+            content: bytes, or views of memory, of which at most some parts are copied at a time.
+                They must not change before this function returns.
             cancelled: when it is set, no further try is made.
 
         Raises:
@@ -413,13 +419,21 @@ class Store:
         if self.is_local:
             self._write_locally(atomic_files.write, name, content)
             return
-        joined = content if isinstance(content, bytes) else b"".join(content)
-        self._insist(
-            lambda: self._fs.pipe_file(self._path(name), joined),
-            name,
-            cancelled,
-            stall=self.stall + len(joined) / _SLOWEST_WRITE,
-        )
+        views = [memoryview(content)] if isinstance(content, bytes) else content
+        size = sum(view.nbytes for view in views)
+        over = threading.Event()  # an abandoned upload must not go on with memory that is reused
+
+        def write() -> None:
+            if size > self.part:
+                self._upload(name, views, over)
+            else:
+                self._fs.pipe_file(self._path(name), b"".join(views))
+
+        try:
+            stall = self.stall + size / _SLOWEST_WRITE
+            self._insist(write, name, cancelled, stall=stall)
+        finally:
+            over.set()
 
     def create(self, name: str, content: bytes) -> None:
         """Write an object that must not exist yet. If two try at once, one of them succeeds.
@@ -520,6 +534,26 @@ class Store:
             raise ExistsError(f"{self.where(name)} exists already") from error
         except OSError as error:
             raise StoreError(f"{self.where(name)} cannot be written: {error}") from error
+
+    def _upload(self, name: str, content: Sequence[memoryview], over: threading.Event) -> None:
+        """Write an object in parts; it is there when the file is closed, in stores that can."""
+        file = self._fs.open(self._path(name), "wb", block_size=self.part)
+        try:
+            for view in content:
+                flat = view.cast("B")
+                for start in range(0, flat.nbytes, self.part):
+                    if over.is_set():
+                        raise InterruptedReadError(name)
+                    file.write(flat[start : start + self.part])
+            if over.is_set():
+                raise InterruptedReadError(name)
+            file.close()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.discard()
+            with contextlib.suppress(Exception):
+                file.closed = True  # or the end of its life would write what is there
+            raise
 
     def _put_new(self, name: str, content: bytes) -> None:
         try:

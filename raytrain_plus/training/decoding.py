@@ -8,7 +8,7 @@ import collections
 import random
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,21 +55,6 @@ class Decoder:
         self._taken: set[str] = set()
         self._made: dict[str, Tensor] = {}
         self._used = {id(tensor) for tensor in model.values()}
-        self._fillers: dict[str, Callable[[Any, Any, str], Any]] = {
-            "parameter": self._named,
-            "view": self._view,
-            "id": self._id,
-            "address": self._address,
-            "same": self._same,
-            "constant": self._constant,
-            "object": self._object,
-            "generator": self._generator,
-            "tuple": self._tuple,
-            "dict": self._dict,
-            "OrderedDict": self._ordered,
-            "defaultdict": self._default,
-            "deque": self._deque,
-        }
 
     def note(self, value: object, path: str) -> None:
         """Record the place of an object, as the encoder has."""
@@ -100,7 +85,7 @@ class Decoder:
             return self._tensor(encoded, current)
         ((tag, content),) = encoded.items()
         if tag in self._fillers:
-            return self._fillers[tag](content, current, path)
+            return self._fillers[tag](self, content, current, path)
         if tag not in _MAKERS:
             raise ValueError(f"{path} is of the unknown kind {tag!r}")
         return _MAKERS[tag](self, content, path)
@@ -232,6 +217,23 @@ class Decoder:
     def _match(self, kind: str, current: Any, path: str) -> None:
         if kind_of(current) != kind:
             raise ValueError(f"{path} is a {kind} there and a {kind_of(current)} here")
+
+    # Not bound to an object, which would be a cycle that keeps all tensors until it is collected.
+    _fillers: ClassVar[dict[str, Callable[["Decoder", Any, Any, str], Any]]] = {
+        "parameter": _named,
+        "view": _view,
+        "id": _id,
+        "address": _address,
+        "same": _same,
+        "constant": _constant,
+        "object": _object,
+        "generator": _generator,
+        "tuple": _tuple,
+        "dict": _dict,
+        "OrderedDict": _ordered,
+        "defaultdict": _default,
+        "deque": _deque,
+    }
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

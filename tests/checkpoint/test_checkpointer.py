@@ -1,8 +1,10 @@
 """A checkpoint is complete or refused, and a run continues from it with the same bits."""
 
+import gc
 import json
 import os
 import shutil
+import tracemalloc
 
 import pytest
 import safetensors.torch
@@ -22,7 +24,17 @@ from raytrain_plus.checkpoint.checkpointer import (
 from raytrain_plus.checkpoint.snapshot import layout_of
 from raytrain_plus.storage.errors import StoreError
 from raytrain_plus.storage.store import Store
-from tests.training.small_tasks import OPTIMIZERS, Noisy, Normed, Plain, Tied, loop_alone, run
+from raytrain_plus.training.state import Replica
+from tests.training.small_tasks import (
+    FEATURES,
+    OPTIMIZERS,
+    Noisy,
+    Normed,
+    Plain,
+    Tied,
+    loop_alone,
+    run,
+)
 
 REST = "rest-00001-of-00001.safetensors"
 FILES = ["manifest.json", "model.safetensors", REST]
@@ -230,3 +242,71 @@ def test_a_partly_updated_replica_is_not_saved(tmp_path):
     with pytest.raises(CheckpointError, match="failed before its end"):
         save(tmp_path / "checkpoint", replica, "run")
     assert not list(tmp_path.iterdir())
+
+
+# -- memory
+
+
+class Large(Plain):
+    """A model of 28 MB."""
+
+    def model(self):
+        return torch.nn.Sequential(torch.nn.Linear(FEATURES, 1 << 20), torch.nn.Flatten())
+
+
+class Sink:
+    """A file that keeps nothing."""
+
+    def write(self, part):
+        return len(part)
+
+    def close(self):
+        pass
+
+
+def peak_of(action):
+    """Return the most bytes that Python has allocated during an action."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def large():
+    return Replica.build(Large(), 17, torch.device("cpu"))
+
+
+def test_a_writer_holds_no_second_copy_of_the_model(large, tmp_path, monkeypatch):
+    snapshot = Snapshot.of(large)
+    layout = layout_of(snapshot, 1)
+    size = sum(tensor.nbytes for tensor in snapshot.model.values())
+    assert size == 28 << 20
+    place = tmp_path / "checkpoint_00000000"
+    assert peak_of(lambda: checkpointer.write_share(place, snapshot, layout)) < 1 << 20
+    remote = Store(f"memory://{tmp_path}", part=1 << 20)
+    monkeypatch.setattr(remote._fs, "open", lambda *_, **__: Sink())
+    monkeypatch.setattr(remote._fs, "pipe_file", lambda *_: None)
+    assert peak_of(lambda: checkpointer.write_share(remote, snapshot, layout)) < 1 << 20
+    remote.part = 2 * size  # the control: one part is one copy
+    assert peak_of(lambda: checkpointer.write_share(remote, snapshot, layout)) > size
+
+
+def test_a_check_holds_parts_and_a_load_one_copy_which_is_free_at_its_end(large, tmp_path):
+    save(tmp_path / "c", large, "run")
+    size = (tmp_path / "c" / "model.safetensors").stat().st_size
+    part = 16 << 20
+    assert peak_of(lambda: checkpointer.verify(tmp_path / "c")) < 2 * part
+    assert size < peak_of(lambda: load(tmp_path / "c", large)) < size + 3 * part
+    gc.collect()
+    gc.disable()
+    try:
+        tracemalloc.start()
+        load(tmp_path / "c", large)
+        left = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert left < 1 << 20  # not only when the garbage is collected

@@ -212,3 +212,67 @@ def test_a_file_is_created_also_without_hard_links(tmp_path, monkeypatch, there)
         store.create("index.json", b"first")
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
     assert store.read("index.json") == b"first"
+
+
+PART = 5 << 20  # the least that S3 allows
+
+
+def test_a_large_object_is_written_in_parts_and_a_fault_is_not_noticed(proxy, server):
+    """The views of its memory are never joined."""
+    bucket = server.fresh_bucket()
+    views = [memoryview(CONTENT)] * 40  # 12 MB
+    faults = [
+        Fault("reset", times=2, pattern="large", method="PUT"),
+        Fault("reset", times=1, pattern="large", method="POST"),
+    ]
+    proxy.faults += faults
+    store = through(proxy, server, bucket, part=PART)
+    store.write("large", views)
+    assert [fault.struck for fault in faults] == [2, 1]
+    content = b"".join(store.read_parts("large", len(CONTENT) * 40))
+    assert content == CONTENT * 40
+    store.write("small", views[:2])  # the control: in one part
+    assert store.read("small") == CONTENT * 2
+
+
+def test_a_large_object_whose_parts_are_denied_is_absent(proxy, server):
+    bucket = server.fresh_bucket()
+    store = through(proxy, server, bucket, part=PART)
+    proxy.faults.append(Fault("status", times=None, status=403, pattern="large", method="PUT"))
+    with pytest.raises(StoreError, match=r"large could not be reached"):
+        store.write("large", [memoryview(CONTENT)] * 40)
+    assert store.names() == []
+    proxy.faults.clear()
+    store.write("large", [memoryview(CONTENT)] * 40)
+    assert store.sizes() == {"large": 40 * len(CONTENT)}
+
+
+def test_an_abandoned_write_does_not_end_later(monkeypatch, tmp_path):
+    """Its memory may hold another state by then."""
+    store = Store(f"memory://{tmp_path}", deadline=0.2, stall=0.2, part=10)
+    begun, go_on, closed = threading.Event(), threading.Event(), []
+    before = set(threading.enumerate())
+
+    class Slow:
+        def write(self, _):
+            begun.set()
+            go_on.wait(60.0)
+
+        def close(self):
+            closed.append(True)
+
+    monkeypatch.setattr(store._fs, "open", lambda *_, **__: Slow())
+    with pytest.raises(StoreError, match="no answer within"):
+        store.write("large", [memoryview(CONTENT)])
+    assert begun.is_set()
+    go_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60.0)
+    assert closed == []
+
+
+def test_the_absence_of_an_object_is_an_answer_to_stat(server, bucket):
+    store = Store(f"s3://{bucket}", server.options(), deadline=300.0)
+    assert store.stat(NAME).size == len(CONTENT)
+    with pytest.raises(StoreError, match=r"gone could not be reached: .*gone"):
+        store.stat("gone")
