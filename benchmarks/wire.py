@@ -1,6 +1,9 @@
 """Bytes on the wire and the time of a step on slow and on long cables, against a ring all-reduce.
 
-Run as `python -m benchmarks.wire [--quick] [--json]`, as root: see `cluster/lab/README.md`.
+Run as `python -m benchmarks.wire [--messages] [--quick] [--json]`; as root, except with
+`--messages`: see `cluster/lab/README.md`.
+
+First comes the CPU time of a message (`message_cost.py`). `--messages` measures nothing else.
 
 Two to four hosts of a lab have one worker each. The systems take turns: raytrain_plus, and as its
 peer DistributedDataParallel on gloo, whose all-reduce is a ring. Both train the communication-bound
@@ -27,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, wire_host
+from benchmarks import message_cost, report, wire_host
 from benchmarks.report import Aim, Row
 from benchmarks.traffic import Traffic, ranges_of
 from benchmarks.wire_host import workload_of
@@ -212,7 +215,14 @@ def aims_of(rows: Sequence[Row]) -> list[Aim]:
 
 def main() -> None:
     """Measure."""
-    options = report.options("bytes on the wire, and steps on slow and long cables")
+    parser = report.parser("bytes on the wire, and steps on slow and long cables")
+    parser.add_argument("--messages", action="store_true", help="only the cost of a message")
+    options = parser.parse_args()
+    costs = message_cost.costs(quick=options.quick)
+    report.show("microseconds of CPU per message, one sent and one received", costs)
+    if options.messages:
+        report.finish(message_cost.aims_of(costs), {"messages": costs}, as_json=options.json)
+        return
     if reason := why_not():
         sys.exit(f"error: {reason}")
     steps = _QUICK_STEPS if options.quick else _STEPS
@@ -221,8 +231,9 @@ def main() -> None:
     report.show(f"MB sent per worker and step, {size:.1f} MB of gradients", rows)
     times = cables(_QUICK_CABLE_STEPS if options.quick else _CABLE_STEPS)
     report.show(f"seconds of a step of three workers, V = {_LOGICAL_RANKS[0]}", times)
-    results: dict[str, Any] = {"bytes": rows, "cables": times}
-    report.finish(aims_of(rows), results, as_json=options.json)
+    results: dict[str, Any] = {"messages": costs, "bytes": rows, "cables": times}
+    aims = [*message_cost.aims_of(costs), *aims_of(rows)]
+    report.finish(aims, results, as_json=options.json)
 
 
 if __name__ == "__main__":

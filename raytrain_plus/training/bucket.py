@@ -12,7 +12,7 @@ Both do the same additions for each element. `by_halves` says which one costs le
 
 import abc
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -258,33 +258,57 @@ class DirectBucket(SharedBucket):
         super().__init__(like, n_gradients, group.partials[wire.index])
         self._wire = wire
         self._order = group.order
-        self._chunks = _cuts(0, self._size, wire.size)
+        chunks = _cuts(0, self._size, wire.size)
         slices = _SLICES if self._size // wire.size > _SLICED_ABOVE // 2 else 1
-        self._slices = [_cuts(start, stop, slices) for start, stop in self._chunks]
-        start, stop = self._chunks[wire.index]
-        self._incoming = {
-            peer: self._allocate(group.partials[peer], stop - start) for peer in wire.peers
-        }
+        base, end = chunks[wire.index]
+        incoming = {p: self._allocate(group.partials[p], end - base) for p in wire.peers}
+        self._slices = [
+            self._slice(s, [_cuts(start, stop, slices) for start, stop in chunks], incoming)
+            for s in range(slices)
+        ]
         self._partials_sent: list[Pending] = []
         self._totals_sent: list[Pending] = []
 
+    def _slice(
+        self, s: int, cuts: Sequence[Sequence[tuple[int, int]]], incoming: Mapping[int, Tensor]
+    ) -> "_Slice":
+        """Return slice s of all chunks.
+
+        Args:
+            s: which slice.
+            cuts: the slices of each worker's chunk.
+            incoming: memory for the others' partial sums of our chunk.
+        """
+        wire = self._wire
+        base, (start, stop) = cuts[wire.index][0][0], cuts[wire.index][s]
+        own = [row[start:stop] for row in self._own]
+        theirs = {
+            peer: [row[start - base : stop - base] for row in rows]
+            for peer, rows in incoming.items()
+        }
+        # Each worker begins with the next one, so that not all send to the first at once.
+        peers = sorted(wire.peers, key=lambda peer: (peer - wire.index) % wire.size)
+        of_peers = [(peer, slice(*cuts[peer][s])) for peer in peers]
+        total = self._total[start:stop]
+        return _Slice(
+            start,
+            stop,
+            filled([Message(peer, row[at]) for peer, at in of_peers for row in self._own]),
+            filled([Message(peer, row) for peer, _ in of_peers for row in theirs[peer]]),
+            [
+                row
+                for worker in range(wire.size)
+                for row in (own if worker == wire.index else theirs[worker])
+            ],
+            filled([Message(peer, total) for peer, _ in of_peers]),
+            filled([Message(peer, self._total[at]) for peer, at in of_peers]),
+        )
+
     def send(self) -> None:
         """Start sending our partial sums to the owner of each chunk, slice by slice."""
-        wire = self._wire
-        base = self._chunks[wire.index][0]
-        self._partials_sent, self._totals_sent = [], []
-        for s, (start, stop) in enumerate(self._slices[wire.index]):
-            receives = [
-                Message(peer, row[start - base : stop - base])
-                for peer in wire.peers
-                for row in self._incoming[peer]
-            ]
-            sends = [
-                Message(peer, row[slice(*self._slices[peer][s])])
-                for peer in wire.peers
-                for row in self._own
-            ]
-            self._partials_sent.append(wire.post(filled(sends), filled(receives)))
+        post = self._wire.post
+        self._totals_sent = []
+        self._partials_sent = [post(one.sends, one.receives) for one in self._slices]
 
     @property
     def is_done(self) -> bool:
@@ -295,32 +319,39 @@ class DirectBucket(SharedBucket):
         self, divisors: Callable[[], tuple[float, int]], enter: Callable[[str], None]
     ) -> None:
         """Finish the tree for our chunk, slice by slice as it arrives, and send it to all."""
-        wire = self._wire
-        base = self._chunks[wire.index][0]
-        for s, pending in enumerate(self._partials_sent):
+        for s, (one, pending) in enumerate(zip(self._slices, self._partials_sent, strict=True)):
             pending.wait()
             enter("slice" if s else "finish")
-            start, stop = self._slices[wire.index][s]
-            slots: list[Tensor] = []
-            for worker in range(wire.size):
-                if worker == wire.index:
-                    slots += [row[start:stop] for row in self._own]
-                else:
-                    slots += [row[start - base : stop - base] for row in self._incoming[worker]]
             for into, other in self._order:
-                slots[into].add_(slots[other])
-            self._finish(slots[0], start, stop, divisors())
-            sends = [Message(peer, self._total[start:stop]) for peer in wire.peers]
-            receives = [
-                Message(peer, self._total[slice(*self._slices[peer][s])]) for peer in wire.peers
-            ]
-            self._totals_sent.append(wire.post(filled(sends), filled(receives)))
+                one.slots[into].add_(one.slots[other])
+            self._finish(one.slots[0], one.start, one.stop, divisors())
+            self._totals_sent.append(self._wire.post(one.totals_sent, one.totals_received))
         self._partials_sent = []
 
     def wait(self) -> None:
         """Wait until all chunks have arrived."""
         for pending in self._totals_sent:
             pending.wait()
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One slice of all workers' chunks.
+
+    Attributes:
+        start, stop: of our own chunk's slice.
+        sends, receives: the messages with partial sums.
+        slots: all workers' partial sums of our slice.
+        totals_sent, totals_received: the messages with finished sums.
+    """
+
+    start: int
+    stop: int
+    sends: list[Message]
+    receives: list[Message]
+    slots: list[Tensor]
+    totals_sent: list[Message]
+    totals_received: list[Message]
 
 
 class HalvedBucket(SharedBucket):

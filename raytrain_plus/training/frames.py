@@ -1,9 +1,10 @@
 """Messages between this process and others, over connections that are open.
 
-A message is a frame: a tag and a length, then the bytes. They are received straight into the
-memory that waits for the tag. A tag begins with the generation, and late frames of an older one are
-dropped. A frame that comes before its receive is posted stays in the kernel, unless another frame
-behind it is waited for: then it is kept here.
+A message is a frame: a tag and a length, then the bytes. Small frames are received several at once,
+and copied to the memory that waits for their tags; a large one is received straight into it. A tag
+begins with the generation, and late frames of an older one are dropped. A frame that comes before
+its receive is posted stays where it is, mostly in the kernel, unless another frame behind it is
+waited for: then it is kept.
 
 No thread of its own moves the bytes: what can be sent or received at once is done by the thread
 that posts it, and the rest by the thread that waits. The kernel's buffers hold what arrives in
@@ -11,7 +12,6 @@ between. A thread that only receives would have to take turns with the one that 
 """
 
 import contextlib
-import itertools
 import select
 import socket
 import struct
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 _HEADER = struct.Struct("!QQ")  # tag, length
 _NUMBER_BITS = 40
 _AT_ONCE = 64  # buffers in one call of the kernel
+_STAGE_BYTES = 1 << 14  # received at once, of as many frames as there are in them
 _GROWTH = 1 << 20  # bytes: memory for an early frame is taken as its bytes arrive
 _MOST_EARLY = 4 << 30  # bytes of one early frame
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -98,15 +99,20 @@ class _Arriving:
 
 @dataclass(eq=False)
 class _Link:
-    """One connection: what is to be sent and received on it, and how far that is."""
+    """One connection: what is to be sent and received on it, and how far that is.
+
+    Attributes:
+        stage: memory for what is received; its bytes `first` to `last` are not handled yet.
+    """
 
     socket: socket.socket
-    out: deque[tuple[memoryview, Posted | None]] = field(default_factory=deque)
+    out: deque[tuple[bytes | memoryview, Posted | None]] = field(default_factory=deque)
     expected: dict[int, tuple[memoryview, Posted]] = field(default_factory=dict)
     early: dict[int, bytearray] = field(default_factory=dict)
     arriving: _Arriving | None = None
-    header: bytearray = field(default_factory=lambda: bytearray(_HEADER.size))
-    header_bytes: int = 0
+    stage: memoryview = field(default_factory=lambda: memoryview(bytearray(_STAGE_BYTES)))
+    first: int = 0
+    last: int = 0
     readable: bool = True
     writable: bool = True
     lost: str = ""
@@ -114,7 +120,7 @@ class _Link:
     @property
     def is_idle(self) -> bool:
         """Whether the next generation can use the connection."""
-        busy = self.out or self.expected or self.early or self.arriving or self.header_bytes
+        busy = self.out or self.expected or self.early or self.arriving or self.first < self.last
         return not busy and not self.lost
 
 
@@ -159,7 +165,7 @@ class Links:
                 self._expect(link, tag, view, posted)
             for partner, tag, view in sends:
                 link = touched[partner] = self._links[partner]
-                link.out.append((memoryview(_HEADER.pack(tag, len(view))), None))
+                link.out.append((_HEADER.pack(tag, len(view)), None))
                 link.out.append((view, posted))
                 if link.lost:
                     posted.lost = link.lost
@@ -226,13 +232,19 @@ class Links:
         try:
             while link.out and link.writable and not link.lost:
                 self._send(link)
-            while link.expected and link.readable and not link.lost:
-                self._receive(link)
+            while link.expected and not link.lost:
+                if link.first < link.last:
+                    self._handle(link)
+                if link.readable and link.expected and not link.lost:
+                    self._receive(link)
+                else:
+                    break
         except OSError as error:
             self._lose(link, error.strerror or str(error))
 
     def _send(self, link: _Link) -> None:
-        views = [view for view, _ in itertools.islice(link.out, _AT_ONCE)]
+        views = [view for view, _ in link.out]
+        del views[_AT_ONCE:]
         try:
             sent = link.socket.sendmsg(views)
         except BlockingIOError:
@@ -241,7 +253,7 @@ class Links:
         while sent:
             view, posted = link.out[0]
             if sent < len(view):
-                link.out[0] = view[sent:], posted
+                link.out[0] = memoryview(view)[sent:], posted
                 break
             sent -= len(view)
             link.out.popleft()
@@ -249,7 +261,18 @@ class Links:
                 posted.left -= 1
 
     def _receive(self, link: _Link) -> None:
-        wanted = _memory_for(link)
+        """Receive what is there: the rest of a large frame into its place, else into the stage."""
+        arriving = link.arriving
+        if arriving is None or arriving.left < _STAGE_BYTES:
+            if link.first:
+                rest = link.last - link.first
+                link.stage[:rest] = link.stage[link.first : link.last]
+                link.first, link.last = 0, rest
+            wanted = link.stage[link.last :]
+        elif arriving.view is not None:
+            wanted = arriving.view
+        else:
+            wanted = memoryview(bytearray(min(arriving.left, _GROWTH)))
         try:
             got = link.socket.recv_into(wanted)
         except BlockingIOError:
@@ -260,20 +283,32 @@ class Links:
             return
         if got < len(wanted):
             link.readable = False  # until the kernel says otherwise
-        arriving = link.arriving
-        if arriving is None:
-            link.header_bytes += got
-            if link.header_bytes == _HEADER.size:
-                link.header_bytes = 0
-                self._start(link, *_HEADER.unpack(link.header))
-            return
-        arriving.left -= got
-        if arriving.view is not None:
-            arriving.view = arriving.view[got:]
-        elif arriving.kept is not None:
-            arriving.kept += wanted[:got]
-        if not arriving.left:
-            self._finish(link, arriving)
+        if arriving is None or arriving.left < _STAGE_BYTES:
+            link.last += got
+            self._handle(link)
+        else:
+            _put(arriving, wanted[:got])
+            if not arriving.left:
+                self._finish(link, arriving)
+
+    def _handle(self, link: _Link) -> None:
+        """Handle what has been received into the stage, as long as anything is waited for."""
+        while link.expected and not link.lost:
+            arriving, there = link.arriving, link.last - link.first
+            if arriving is None:
+                if there < _HEADER.size:
+                    return
+                tag, length = _HEADER.unpack_from(link.stage, link.first)
+                link.first += _HEADER.size
+                self._start(link, tag, length)
+                continue
+            if not there:
+                return
+            some = min(arriving.left, there)
+            _put(arriving, link.stage[link.first : link.first + some])
+            link.first += some
+            if not arriving.left:
+                self._finish(link, arriving)
 
     def _start(self, link: _Link, tag: int, length: int) -> None:
         generation = generation_of(tag)
@@ -316,14 +351,15 @@ class Links:
             link.socket.shutdown(socket.SHUT_RDWR)  # the partner notices too
 
 
-def _memory_for(link: _Link) -> memoryview:
-    """Return where the next bytes go."""
-    arriving = link.arriving
-    if arriving is None:
-        return memoryview(link.header)[link.header_bytes :]
+def _put(arriving: _Arriving, content: memoryview) -> None:
+    """Put what has come of a frame where it belongs, unless it is there already."""
+    arriving.left -= len(content)
     if arriving.view is not None:
-        return arriving.view
-    return memoryview(bytearray(min(arriving.left, _GROWTH)))
+        if content.obj is not arriving.view.obj:
+            arriving.view[: len(content)] = content
+        arriving.view = arriving.view[len(content) :]
+    elif arriving.kept is not None:
+        arriving.kept += content
 
 
 def _mismatch(sent: int, expected: int) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from raytrain_plus.training import nccl
 from raytrain_plus.training.bucket import Part
@@ -208,8 +207,8 @@ class Transport:
         if self._links is None:  # a group of one
             return _Frames(self, None, Posted(0))
         posted = self._links.post(
-            [(m.peer, self._tag(m.peer, True), _view(m.tensor)) for m in sends],
-            [(m.peer, self._tag(m.peer, False), _view(m.tensor)) for m in receives],
+            [(m.peer, self._tag(m.peer, True), m.memory) for m in sends],
+            [(m.peer, self._tag(m.peer, False), m.memory) for m in receives],
         )
         return _Frames(self, self._links, posted)
 
@@ -257,9 +256,3 @@ class _Works:
         except RuntimeError as error:
             self._transport._raise_lost(error)  # noqa: SLF001 - one module
         self._transport.fence()
-
-
-def _view(tensor: Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor."""
-    memory: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
-    return memoryview(memory)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,12 @@ class Message:
 
     peer: int
     tensor: Tensor
+
+    @cached_property
+    def memory(self) -> memoryview:
+        """The bytes of a tensor on a CPU."""
+        view: Any = self.tensor.detach().view(-1).view(torch.uint8).numpy()
+        return memoryview(view)
 
 
 class Pending(Protocol):
