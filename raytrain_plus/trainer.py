@@ -586,19 +586,11 @@ def _checkpoints(
     store = Store(place.rstrip("/").rpartition("/")[0], options)
     kept: list[Kept] = []
     with contextlib.suppress(StorageError):  # the run has ended well all the same
-        kept = ranked(_with_newer_metrics(checkpointer.kept(store), store), retention)
+        kept = ranked(train_snapshot.with_newer_metrics(checkpointer.kept(store), store), retention)
     listed = [
         (ray_checkpoint(store.inside(one.name)), train_snapshot.metrics_of(one)) for one in kept
     ]
     return ray_checkpoint(Store(place, options)), listed
-
-
-def _with_newer_metrics(kept: Sequence[Kept], store: Store) -> list[Kept]:
-    """Return checkpoints with the metrics of evaluations that have ended after them."""
-    newer: Mapping[str, Mapping[str, Any]] = {}
-    with contextlib.suppress(StorageError, ValueError):
-        newer = train_snapshot.metrics_in(store.read(train_snapshot.FILE_NAME))
-    return [replace(one, metrics={**one.metrics, **newer.get(one.name, {})}) for one in kept]
 
 
 def _with_secrets(place: str, step: int, spec: RunSpec) -> str:

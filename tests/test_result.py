@@ -14,6 +14,8 @@ from raytrain_plus.checkpoint.retention import Retention
 from raytrain_plus.checkpoint.snapshot import layout_of
 from raytrain_plus.elastic.client.following import Ended
 from raytrain_plus.elastic.protocol.messages import ElasticConfig, Outcome
+from raytrain_plus.inference.trained_model import find_model
+from raytrain_plus.observe.stored_journal import StoredJournal
 from raytrain_plus.redaction import redact
 from raytrain_plus.storage.store import Store
 from raytrain_plus.training.state import Replica
@@ -110,6 +112,25 @@ def test_the_result_knows_evaluations_that_ended_after_their_checkpoint(stored):
     stored.delete(train_snapshot.FILE_NAME)
     _, found = trainer._checkpoints(replace(OUTCOME, checkpoint=place, steps=30), spec)
     assert [metrics["accuracy"] for _, metrics in found] == [0.25, 0.5, 0.75]  # of the manifests
+
+
+def test_the_best_of_a_run_in_an_object_store_is_that_of_its_own_evaluation(stored, tmp_path):
+    """Its manifests lack the metrics of evaluations that ended after them."""
+    url = f"memory://{tmp_path}/run"
+    store = Store(url)
+    for path in stored.paths():
+        folder, _, name = path.rpartition("/")
+        store.inside(folder).write(name, stored.inside(folder).read(name))
+
+    def best():
+        return find_model(url, storage="", checkpoint="best:accuracy").step
+
+    assert best() == 20  # the control: of the manifests
+    later = [replace(one, metrics={"accuracy": -one.step}) for one in checkpointer.kept(store)]
+    store.write(train_snapshot.FILE_NAME, train_snapshot.dump(later, Retention(), ray.__version__))
+    assert best() == 10
+    StoredJournal(store).write("evaluate", step=30, metrics={"accuracy": 0.9})
+    assert best() == 30
 
 
 def test_a_list_that_names_a_deleted_checkpoint_would_not_open(stored):

@@ -6,11 +6,15 @@ and not from this list. Its metrics are newer than those of the manifests, as an
 after the checkpoint of its step. The format is that of `CheckpointManager` in Ray Train v2.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from raytrain_plus.checkpoint.retention import Kept, Retention, ranked
+from raytrain_plus.storage.errors import StorageError
+from raytrain_plus.storage.store import Store
 
 FILE_NAME = "checkpoint_manager_snapshot.json"
 
@@ -36,6 +40,19 @@ def metrics_in(content: bytes) -> dict[str, dict[str, Any]]:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no list of checkpoints: {error!r}") from error
+
+
+def with_newer_metrics(kept: Sequence[Kept], store: Store) -> list[Kept]:
+    """Return checkpoints with the metrics of evaluations that have ended after them.
+
+    Args:
+        kept: the checkpoints, with the metrics of their manifests.
+        store: the folder that holds them.
+    """
+    newer: Mapping[str, Mapping[str, Any]] = {}
+    with contextlib.suppress(StorageError, ValueError):
+        newer = metrics_in(store.find(FILE_NAME) or b"")
+    return [replace(one, metrics={**one.metrics, **newer.get(one.name, {})}) for one in kept]
 
 
 def dump(kept: Sequence[Kept], retention: Retention, ray_version: str) -> bytes:

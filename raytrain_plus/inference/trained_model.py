@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from raytrain_plus.algorithms.naming import Described
-from raytrain_plus.checkpoint import checkpointer
+from raytrain_plus.checkpoint import checkpointer, train_snapshot
 from raytrain_plus.checkpoint.manifest import MANIFEST
 from raytrain_plus.checkpoint.retention import Kept, Retention, ranked
 from raytrain_plus.configure import ConfigError
 from raytrain_plus.names import possible_folders
 from raytrain_plus.observe import journal
+from raytrain_plus.observe.stored_journal import journal_of
 from raytrain_plus.redaction import redact
 from raytrain_plus.storage.store import Store
 from raytrain_plus.task import TaskError
@@ -117,17 +118,19 @@ def _of_run(
     where = f"run {model!r} ({redact(str(store.location))})"
     if not kept:
         raise ConfigError(f"{where} has no checkpoint yet")
-    if checkpoint.startswith("best:") and folder is not None:
-        kept = _with_metrics(kept, folder / journal.FILE_NAME)
+    if checkpoint.startswith("best:"):
+        kept = train_snapshot.with_newer_metrics(kept, store)
+        here = store.local_path if store.is_local else store
+        kept = _with_metrics(kept, journal_of(folder or here))
     name = _chosen(kept, checkpoint, where)
     return _of_checkpoint(store.inside(name), options, "latest", folder)
 
 
-def _with_metrics(kept: list[Kept], path: Path) -> list[Kept]:
+def _with_metrics(kept: list[Kept], file: journal.Readable) -> list[Kept]:
     """Add what the journal says of evaluations that ended after the checkpoint was written."""
     told: list[Mapping[str, Any]] = []
-    if path.is_file():
-        told = list(journal.each(path, {"evaluate"}))
+    if file.exists():
+        told = list(journal.each(file, {"evaluate"}))
     found = []
     for one in kept:
         metrics = dict(one.metrics)
