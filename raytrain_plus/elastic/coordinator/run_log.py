@@ -1,5 +1,6 @@
 """The run's log: its steps, evaluations and generations, each written to the journal once."""
 
+import bisect
 import math
 import time
 from array import array
@@ -108,7 +109,8 @@ class RunLog:
 
     def metrics_at(self, step: int) -> dict[str, Any]:
         """Return the result of the last evaluation at or before a step."""
-        return next((found for at, found in reversed(self._evaluations) if at <= step), {})
+        place = bisect.bisect_right(self._evaluations, step, key=lambda one: one[0])
+        return self._evaluations[place - 1][1] if place else {}
 
     def evaluations_to(self, step: int) -> list[tuple[int, dict[str, Any]]]:
         """Return the evaluations up to a step, in order."""
