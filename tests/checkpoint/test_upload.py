@@ -79,6 +79,30 @@ def test_all_shares_together_are_a_checkpoint(tmp_path):
     assert other.digest() == replica.digest()
 
 
+def test_workers_that_do_not_write_copy_and_report_nothing(tmp_path, monkeypatch):
+    nodes = ["a", "a", "b", "b", "c"]
+    taken = []
+
+    class Watched(Snapshot):
+        @classmethod
+        def of(cls, replica, *which):
+            taken.append(Snapshot.of(replica, *which))
+            return taken[-1]
+
+    monkeypatch.setattr(module, "Snapshot", Watched)
+    replica, told = trained(3), {}
+    for place in range(len(nodes)):
+        writer = Writer(Store(tmp_path), limits=Limits(least_bytes=1, writers=3))
+        writer.start(replica, place, nodes, generation=1)
+        if writer._thread is not None:
+            writer.ended()
+        told[place] = [writer.told.get_nowait() for _ in range(writer.told.qsize())]
+    assert {place: len(shares) for place, shares in told.items()} == {0: 2, 1: 0, 2: 1, 3: 0, 4: 1}
+    held = [sum(tensor.nbytes for tensor in one.tensors.values()) for one in taken]
+    assert len(held) == 3
+    assert max(held[1:]) < held[0]  # the first has the whole state, for the digest
+
+
 def test_the_written_state_is_that_of_the_step_while_training_goes_on(gate):
     replica, writer = trained(3), Writer(gate)
     digest = replica.digest()
