@@ -4,15 +4,18 @@ import importlib
 import json
 import operator
 import sys
+import tomllib
 from functools import partial
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from raytrain_plus import ElasticTrainer, run_file
-from raytrain_plus.cli import app
+from raytrain_plus.cli import app, init
 from raytrain_plus.cli import train as command
 from raytrain_plus.cli.init import PROJECTS
 from raytrain_plus.frontier.definition import Sweep
@@ -107,3 +110,68 @@ def test_a_sweep_is_one_file_with_a_definition(tmp_path, monkeypatch):
     sweep = import_named(f"{tmp_path / 'x' / 'sweep.py'}:SWEEP", "sweep")
     assert isinstance(sweep, Sweep)
     sys.modules.pop("sweep")
+
+
+LAUNCH = ("cluster.yaml", "cluster/aws.yaml", "cluster/gcp.yaml")
+
+
+def files_of(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def as_wheel(found, folder):
+    """Lay out files as an installed wheel has them, by pyproject.toml's own list."""
+    wheel = tomllib.loads((tutorial.ROOT / "pyproject.toml").read_text())
+    wheel = wheel["tool"]["hatch"]["build"]["targets"]["wheel"]
+    info = Path("raytrain_plus-0.1.0.dist-info")
+    extra = wheel["extra-metadata"]
+    assert all(source == target for source, target in extra.items())
+    names = []
+    for name, content in found.items():
+        if Path(name).parts[0] in wheel["packages"]:
+            path = Path(name)
+        elif name in extra or Path(name).parts[0] in extra:
+            path = info / "extra_metadata" / name
+        else:
+            continue
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+        names.append(f"{path},,")
+    (folder / info / "RECORD").write_text("\n".join([*names, "raytrain_plus/x.pyc,,"]))
+    return Distribution.at(folder / info)
+
+
+def test_the_launch_files_are_written_with_what_they_install(tmp_path):
+    folder = tmp_path / "mine"
+    done = CliRunner().invoke(app, ["init", str(folder), "--template", "cluster"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.endswith("ray up cluster.yaml\n")
+    for launch in LAUNCH:
+        assert (folder / launch).read_bytes() == (tutorial.ROOT / launch).read_bytes()
+        for source in yaml.safe_load((folder / launch).read_text())["file_mounts"].values():
+            assert source.startswith("~") or (folder / source).exists()
+    dockerfile = (folder / "cluster/kubernetes/Dockerfile").read_text()
+    copied = [line.split()[1:-1] for line in dockerfile.splitlines() if line.startswith("COPY")]
+    assert copied
+    assert all((folder / name).exists() for names in copied for name in names)
+    for script in ("install.sh", "start.sh"):
+        assert (folder / "cluster" / script).stat().st_mode & 0o111
+    assert not (folder / "cluster" / "lab").exists()
+    # An installed wheel writes the same files.
+    written = files_of(folder)
+    assert init._files_of_wheel(as_wheel(written, tmp_path / "site")) == written
+
+
+def test_a_nodes_installation_has_no_launch_files(tmp_path, monkeypatch):
+    part = {"raytrain_plus/__init__.py": b"", "pyproject.toml": b"", "cluster/install.sh": b""}
+    installed = as_wheel(part, tmp_path)
+    assert set(init._files_of_wheel(installed)) == set(part)
+    monkeypatch.setattr(init, "files", lambda _: tmp_path / "raytrain_plus")
+    monkeypatch.setattr(init, "distribution", lambda _: installed)
+    with pytest.raises(ValueError, match=r"no launch files.*install the wheel"):
+        init.write_project(tmp_path / "mine", "cluster")
+    assert not (tmp_path / "mine").exists()
