@@ -38,7 +38,7 @@ class Limits:
 
     Attributes:
         model_bytes: of tensors in one file of the model; a larger tensor has a file of its own.
-            Default: 5 GB, as in Hugging Face's `save_pretrained`.
+            Default: 5 GB, as in the library huggingface_hub.
         least_bytes: that a worker writes at least, except for the last file. Default: 64 MB.
         writers: how many workers write at most. Default: 256.
     """

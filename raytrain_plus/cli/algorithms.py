@@ -1,6 +1,7 @@
 """The commands that show algorithms and that remove them from a trained model."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,8 +68,8 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     max_shard_size: Annotated[
         str,
         typer.Option(
-            help="A larger model is written as several files next to FILE, with an index, as "
-            "Hugging Face does."
+            help="A larger model is written as several files next to FILE, or in the folder, with "
+            "an index, as Hugging Face does."
         ),
     ] = "5GB",
     code: Code = None,
@@ -91,7 +92,7 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
         model = exporting.export(loaded, place)
         files = [to]
         if pretrained:
-            _save_pretrained(loaded, model, to)
+            _save_pretrained(loaded, model, to, limit)
         else:
             files = exporting.write(model, to, limit)
         if not as_json:
@@ -103,16 +104,21 @@ def export(  # noqa: PLR0913, PLR0917 - one option each
     answer(written, as_json=as_json, debug=debug)
 
 
-def _save_pretrained(task: Any, model: Any, folder: Path) -> None:
+def _save_pretrained(task: Any, model: Any, folder: Path, limit: int) -> None:
     """Write a model of transformers or peft as a folder.
 
     Raises:
         ConfigError: it is none.
     """
+
+    def sizes(save: Callable[..., Any]) -> dict[str, Any]:
+        takes = "max_shard_size" in inspect.signature(save).parameters  # an adapter's does not
+        return {"max_shard_size": limit} if takes else {}
+
     if hasattr(task, "save_pretrained"):
-        task.save_pretrained(model, folder)
+        task.save_pretrained(model, folder, **sizes(task.save_pretrained))
     elif hasattr(model, "save_pretrained"):
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), **sizes(model.save_pretrained))
     else:
         raise ConfigError(
             f"the model is a {type(model).__name__}, which has no save_pretrained(): leave out "

@@ -239,18 +239,29 @@ class TransformersTask(Task):
 
         return {"accuracy": MulticlassAccuracy(self._classes(), average="micro")}
 
-    def save_pretrained(self, model: nn.Module, folder: str | Path, *, merge: bool = False) -> None:
+    def save_pretrained(
+        self,
+        model: nn.Module,
+        folder: str | Path,
+        *,
+        merge: bool = False,
+        max_shard_size: int | str = "5GB",
+    ) -> None:
         """Write a model into a folder that `from_pretrained` opens, with its tokenizer.
 
         Args:
             model: of this task.
             folder: where. An adapter is written without its base model.
             merge: write the base model with the adapter's weights added to its own.
+            max_shard_size: a larger model is in several files of at most so many bytes, with an
+                index. An adapter is one file.
         """
         written: Any = model
         if merge and self.adapter:
             written = written.merge_and_unload()
-        written.save_pretrained(str(folder))
+        is_adapter = bool(self.adapter) and not merge
+        sizes = {} if is_adapter else {"max_shard_size": max_shard_size}
+        written.save_pretrained(str(folder), **sizes)
         for name in _TOKENIZER if self.folder else ():
             if (Path(self.folder) / name).is_file():
                 shutil.copy(Path(self.folder) / name, Path(folder) / name)

@@ -200,8 +200,12 @@ def test_the_folder_of_a_checkpoint_in_several_files_is_opened_by_transformers(t
     files = write(export(task, tmp_path / "c"), tmp_path / "e" / "model.safetensors", 2_000)
     assert len(files) > 3
     group.replica.model.config.save_pretrained(tmp_path / "e")
+    task.save_pretrained(export(task, tmp_path / "c"), tmp_path / "p", max_shard_size=2_000)
+    assert (tmp_path / "p" / INDEX).is_file()
+    task.save_pretrained(export(task, tmp_path / "c"), tmp_path / "one")  # the control
+    assert not (tmp_path / "one" / INDEX).exists()
     weights = group.replica.model.state_dict()
-    for folder in ("c", "e"):
+    for folder in ("c", "e", "p"):
         opened, told = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / folder, output_loading_info=True
         )
