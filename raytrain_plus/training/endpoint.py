@@ -2,24 +2,16 @@
 
 A worker listens on one socket from its birth to its end. Two workers have at most one connection. A
 generation that ends calmly leaves it open for the next one; an abort closes it.
-
-Each end proves that it knows the run's secret before any other byte is accepted. Both send random
-numbers, and answer with a keyed hash of both: the secret itself is never sent, and a recorded
-answer is worth nothing. What comes first has a fixed size and a deadline, so that a stranger can
-neither fill memory nor hold a thread for long.
 """
 
 import contextlib
-import functools
-import hashlib
-import hmac
-import os
 import secrets
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable
+
+from raytrain_plus import connections
 
 Address = tuple[str, int, str]
 """Host, port, and the id of the endpoint, which tells it from others that had the port before."""
@@ -28,19 +20,7 @@ NOWHERE: Address = ("", 0, "")
 """Of a worker that no other one reaches."""
 
 _ID_BYTES = 8
-_NONCE_BYTES = 16
-_HASH_BYTES = 32
-_CALLS = b"raytrain_plus 1: calls"  # what is hashed names the protocol's version
-_ACCEPTS = b"raytrain_plus 1: accepts"
-
-_HANDSHAKE_SECONDS = 5.0
-_MOST_STRANGERS = 64  # connections that have not proved anything yet; more are closed at once
-_BACKLOG = 1024
 _USER_TIMEOUT = 60_000  # milliseconds in which what was sent must be acknowledged
-
-
-class HandshakeError(ConnectionError):
-    """The other end does not know the run's secret, or is another endpoint than the one called."""
 
 
 class Endpoint:
@@ -58,17 +38,16 @@ class Endpoint:
     """
 
     def __init__(self, host: str, secret: str) -> None:
-        self._secret = secret.encode()
-        self._listening = listen_on(host)
+        self._secret = secret
         self._id = secrets.token_bytes(_ID_BYTES)
-        self.address: Address = (host, self._listening.getsockname()[1], self._id.hex())
         self._open: dict[str, socket.socket] = {}
-        self._strangers: set[socket.socket] = set()
         self._changed = threading.Condition()
         self._is_closed = False
-        _ENDPOINTS.add(self)
-        _watch_forks()
-        threading.Thread(target=self._accept, daemon=True, name="endpoint").start()
+        self._listener = connections.Listener(
+            host, secret, 2 * _ID_BYTES, self._is_called, self._admit
+        )
+        self.address: Address = (host, self._listener.port, self._id.hex())
+        connections.close_in_forked_children(self)
 
     def connection(self, partner: str) -> socket.socket | None:
         """Return the open connection to the endpoint of an id, if there is one."""
@@ -90,14 +69,11 @@ class Endpoint:
             OSError: it cannot be reached, or does not answer in time.
             HandshakeError: it does not belong to this run, or is not the one of that address.
         """
-        made = socket.create_connection(address[:2], timeout=timeout)
-        try:
-            made.settimeout(timeout)
-            self._call(made, bytes.fromhex(address[2]))
-        except BaseException:
-            made.close()
-            raise
-        self._keep(address[2], made)
+        host, port, callee = address
+        # The id says which endpoint is meant: another one may have had this port before.
+        greeting = self._id + bytes.fromhex(callee)
+        made = connections.connect(host, port, self._secret, greeting, timeout)
+        self._keep(callee, made)
         return made
 
     def await_connection(
@@ -149,76 +125,18 @@ class Endpoint:
             self._is_closed = True
             for partner in list(self._open):
                 self._drop(partner)
-            with contextlib.suppress(OSError):
-                self._listening.shutdown(socket.SHUT_RDWR)  # which ends the wait for a connection
-            self._listening.close()
+            self._listener.close()
             self._changed.notify_all()
 
-    def leave_to_parent(self) -> None:
-        """Close the parent's sockets in a forked child.
+    def sockets(self) -> list[socket.socket]:
+        """Return all sockets that it has open."""
+        return [*self._listener.sockets(), *self._open.values()]
 
-        If the child kept them, the end of the parent's process would not close its connections.
-        """
-        for held in (self._listening, *self._open.values(), *self._strangers):
-            with contextlib.suppress(OSError):
-                held.close()
+    def _is_called(self, greeting: bytes) -> bool:
+        return greeting[_ID_BYTES:] == self._id
 
-    # -- accepting
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                stranger, _ = self._listening.accept()
-                with self._changed:
-                    welcome = len(self._strangers) < _MOST_STRANGERS and not self._is_closed
-                    if welcome:
-                        self._strangers.add(stranger)
-                if not welcome:
-                    stranger.close()
-                    continue
-                threading.Thread(target=self._admit, args=(stranger,), daemon=True).start()
-
-    def _admit(self, stranger: socket.socket) -> None:
-        caller = None
-        with contextlib.suppress(OSError):
-            stranger.settimeout(_HANDSHAKE_SECONDS)
-            caller = self._answer(stranger)
-        with self._changed:
-            self._strangers.discard(stranger)
-        if caller is None:
-            stranger.close()
-        else:
-            self._keep(caller, stranger)
-
-    # -- the handshake: nonce ->, <- ids, nonce and hash, hash ->
-
-    def _answer(self, stranger: socket.socket) -> str | None:
-        """Let a caller prove itself, and prove ourselves; return its id, or None."""
-        until = time.monotonic() + _HANDSHAKE_SECONDS
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        stranger.sendall(nonce)
-        call = receive_exactly(stranger, 2 * _ID_BYTES + _NONCE_BYTES + _HASH_BYTES, until)
-        said, proof = call[:-_HASH_BYTES], call[-_HASH_BYTES:]
-        if not hmac.compare_digest(proof, self._hash(_CALLS, nonce + said)):
-            return None
-        if said[_ID_BYTES : 2 * _ID_BYTES] != self._id:
-            return None  # it calls an endpoint that had this port before
-        stranger.sendall(self._hash(_ACCEPTS, nonce + said))
-        return said[:_ID_BYTES].hex()
-
-    def _call(self, made: socket.socket, callee: bytes) -> None:
-        until = time.monotonic() + (made.gettimeout() or _HANDSHAKE_SECONDS)
-        nonce = receive_exactly(made, _NONCE_BYTES, until)
-        said = self._id + callee + secrets.token_bytes(_NONCE_BYTES)
-        made.sendall(said + self._hash(_CALLS, nonce + said))
-        proof = receive_exactly(made, _HASH_BYTES, until)
-        if not hmac.compare_digest(proof, self._hash(_ACCEPTS, nonce + said)):
-            raise HandshakeError("what listens there is no worker of this run")
-
-    def _hash(self, purpose: bytes, said: bytes) -> bytes:
-        return hmac.digest(self._secret, purpose + said, hashlib.sha256)
-
-    # -- connections
+    def _admit(self, greeting: bytes, connection: socket.socket) -> None:
+        self._keep(greeting[:_ID_BYTES].hex(), connection)
 
     def _keep(self, partner: str, connection: socket.socket) -> None:
         connection.settimeout(None)
@@ -241,40 +159,6 @@ class Endpoint:
                 ended.shutdown(socket.SHUT_RDWR)
 
 
-def listen_on(host: str) -> socket.socket:
-    """Return a socket that listens on a free port of this address only.
-
-    Raises:
-        OSError: the host is no address of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, 0), family=family, backlog=_BACKLOG)
-
-
-def receive_exactly(connection: socket.socket, count: int, until: float) -> bytes:
-    """Receive a fixed number of bytes.
-
-    Args:
-        connection: where from.
-        count: how many.
-        until: monotonic seconds.
-
-    Raises:
-        OSError: they do not come in time, or the other end has gone.
-    """
-    received = b""
-    while len(received) < count:
-        left = until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the other end does not answer")
-        connection.settimeout(left)
-        more = connection.recv(count - len(received))
-        if not more:
-            raise ConnectionResetError("the other end has closed the connection")
-        received += more
-    return received
-
-
 def _has_ended(connection: socket.socket) -> bool:
     """Say whether the other end of an idle connection has closed it."""
     try:
@@ -283,16 +167,3 @@ def _has_ended(connection: socket.socket) -> bool:
         return False
     except OSError:
         return True
-
-
-_ENDPOINTS: "weakref.WeakSet[Endpoint]" = weakref.WeakSet()
-
-
-def _in_a_forked_child() -> None:
-    for endpoint in list(_ENDPOINTS):
-        endpoint.leave_to_parent()
-
-
-@functools.cache
-def _watch_forks() -> None:
-    os.register_at_fork(after_in_child=_in_a_forked_child)

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from raytrain_plus.training.endpoint import Address, Endpoint, receive_exactly
+from raytrain_plus.connections import receive_exactly
+from raytrain_plus.training.endpoint import Address, Endpoint
 from raytrain_plus.training.frames import GREETING_BYTES, greeted, greeting
 
 _MEETING_SECONDS = 60.0

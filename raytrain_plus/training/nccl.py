@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
-from raytrain_plus.training.endpoint import listen_on
+from raytrain_plus.connections import listen_on
 from raytrain_plus.training.wire import Message
 
 # Much of what is used here is not declared in torch's type stubs.

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from raytrain_plus.training import endpoint as of_endpoint
+from raytrain_plus import connections
 from raytrain_plus.training.endpoint import Endpoint
 
 HOST = "127.0.0.1"
@@ -94,7 +94,7 @@ def test_something_else_that_listens_there_is_refused(endpoints):
         threading.Thread(target=pass_on, daemon=True).start()
         caller.connect(place, PATIENCE)  # the control: what the called one answers is accepted
         threading.Thread(target=replay, daemon=True).start()
-        with pytest.raises(ConnectionError, match="no worker of this run"):
+        with pytest.raises(ConnectionError, match="no process of this run"):
             caller.connect(place, PATIENCE)
     with socket.create_connection(called.address[:2]) as replayed:
         assert len(replayed.recv(100)) == len(seen[0])
@@ -123,10 +123,10 @@ def strange(called, draws):
 
 
 def test_garbage_silence_and_haste_of_strangers_do_no_harm(endpoints, monkeypatch):
-    monkeypatch.setattr(of_endpoint, "_HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "_HANDSHAKE_SECONDS", 0.5)
     draws = random.Random(7)
     caller, called = endpoints(), endpoints()
-    strangers = [strange(called, draws) for _ in range(3 * of_endpoint._MOST_STRANGERS)]
+    strangers = [strange(called, draws) for _ in range(3 * connections._MOST_STRANGERS)]
     until = time.monotonic() + PATIENCE
     while True:  # a caller tries again, as a meeting does
         try:
