@@ -78,6 +78,7 @@ LAYERS = [
     {
         "seeds",
         "clock",
+        "connections",
         "exits",
         "extras",
         "interrupts",
