@@ -70,6 +70,11 @@ class Yielding:
         """Start sending and receiving."""
         return _Yielding(self._wire.post(sends, receives), self._turn)
 
+    def wait_any(self, pending: Any, *, block: bool = True) -> None:
+        """Wait for one of them."""
+        if block:
+            pending[0].wait()
+
     def fence(self) -> None:
         """Return: nothing is left to wait for."""
 
@@ -78,6 +83,11 @@ class _Yielding:
     def __init__(self, pending: Any, turn: Turn) -> None:
         self._pending = pending
         self._turn = turn
+
+    @property
+    def is_done(self) -> bool:
+        done: bool = self._pending.is_done
+        return done
 
     def wait(self) -> None:
         self._turn.end()

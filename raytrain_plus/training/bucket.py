@@ -211,11 +211,7 @@ class Bucket:
 
 
 class SharedBucket(Bucket, abc.ABC):
-    """A bucket that several workers sum, in rounds.
-
-    All workers call `send` and `advance` of all their buckets in the same order, as messages
-    between two of them arrive in the order in which they are posted.
-    """
+    """A bucket that several workers sum, in rounds."""
 
     @abc.abstractmethod
     def send(self) -> None:
@@ -246,6 +242,9 @@ class SharedBucket(Bucket, abc.ABC):
 
 class DirectBucket(SharedBucket):
     """Every worker sends to every other one. See `Bucket`.
+
+    All workers call `send` and `advance` of all their buckets in the same order, as messages
+    between two of them arrive in the order in which they are posted.
 
     Args:
         like: as for `Bucket`.
@@ -357,16 +356,28 @@ class _Slice:
 class HalvedBucket(SharedBucket):
     """Pairs of workers exchange halves, level by level. See `halving.py`.
 
+    Its messages have a channel of their own, so that buckets advance in any order.
+
+    Attributes:
+        pending: the messages of the present round.
+
     Args:
         like: as for `Bucket`.
         n_gradients: as for `Bucket`.
         rounds: our part of the plan, in `UNITS`.
         rows: how many partial sums we have.
         wire: how to reach the others.
+        channel: of its messages.
     """
 
     def __init__(
-        self, like: Sequence[Tensor], n_gradients: int, rounds: Rounds, rows: int, wire: Wire
+        self,
+        like: Sequence[Tensor],
+        n_gradients: int,
+        rounds: Rounds,
+        rows: int,
+        wire: Wire,
+        channel: int,
     ) -> None:
         super().__init__(like, n_gradients, rows)
         self._wire = wire
@@ -385,7 +396,7 @@ class HalvedBucket(SharedBucket):
             receives = []
             for peer, _, *interval in round_.receives:
                 start, stop = self._cut(*interval)
-                receives.append(Message(peer, boxes[taken : taken + stop - start]))
+                receives.append(Message(peer, boxes[taken : taken + stop - start], channel))
                 taken += stop - start
             arrived = iter(receives)
             adds = []
@@ -395,18 +406,21 @@ class HalvedBucket(SharedBucket):
                 theirs = next(arrived).tensor if other is None else self._own[other][start:stop]
                 adds.append((theirs, mine, mine) if is_left else (mine, theirs, mine))
             sends = [
-                Message(peer, self._own[row][slice(*self._cut(first, last))])
+                Message(peer, self._own[row][slice(*self._cut(first, last))], channel)
                 for peer, row, first, last in round_.sends
             ]
             self._rounds.append(_Round(filled(sends), filled(receives), adds))
         for round_ in rounds.gather:
             sends, receives = (
-                [Message(peer, self._total[slice(*self._cut(*cut))]) for peer, _, *cut in moves]
+                [
+                    Message(peer, self._total[slice(*self._cut(*cut))], channel)
+                    for peer, _, *cut in moves
+                ]
                 for moves in (round_.sends, round_.receives)
             )
             self._rounds.append(_Round(filled(sends), filled(receives), []))
         self._at = len(self._rounds)
-        self._posted: Pending | None = None
+        self.pending: Pending | None = None
         self._root = len(rounds.reduce)
 
     def _cut(self, start: int, stop: int) -> tuple[int, int]:
@@ -424,12 +438,17 @@ class HalvedBucket(SharedBucket):
         """Whether the total is here."""
         return self._at == len(self._rounds)
 
+    @property
+    def is_whole_next(self) -> bool:
+        """Whether the present round makes our piece of the sum whole, which is divided then."""
+        return self._at == self._root - 1
+
     def advance(
         self, divisors: Callable[[], tuple[float, int]], enter: Callable[[str], None]
     ) -> None:
         """End a round, and start the next one."""
-        assert self._posted is not None
-        self._posted.wait()
+        assert self.pending is not None
+        self.pending.wait()
         enter("slice" if self._at else "finish")
         for left, right, out in self._rounds[self._at].adds:
             torch.add(left, right, out=out)
@@ -445,7 +464,7 @@ class HalvedBucket(SharedBucket):
 
     def _post(self) -> None:
         round_ = self._rounds[self._at]
-        self._posted = self._wire.post(round_.sends, round_.receives)
+        self.pending = self._wire.post(round_.sends, round_.receives)
 
 
 @dataclass(frozen=True)
@@ -458,15 +477,15 @@ class _Round:
 
 
 def make_bucket(
-    like: Sequence[Tensor], n_gradients: int, group: Group, wire: Wire
+    like: Sequence[Tensor], n_gradients: int, group: Group, wire: Wire, channel: int
 ) -> Bucket | SharedBucket:
-    """Return a bucket of a generation; see `Bucket`."""
+    """Return a bucket of a generation; see `Bucket`. A channel is for one bucket alone."""
     if wire.size == 1:
         return Bucket(like, n_gradients, 0)
     rounds = group.part(wire.index).halving
     if rounds is None:
         return DirectBucket(like, n_gradients, group, wire)
-    return HalvedBucket(like, n_gradients, rounds, group.partials[wire.index], wire)
+    return HalvedBucket(like, n_gradients, rounds, group.partials[wire.index], wire, channel)
 
 
 def _cuts(start: int, stop: int, parts: int) -> list[tuple[int, int]]:

@@ -325,4 +325,6 @@ class Exchange:
         sums.push([final[i] for i in self._reduction.buckets[b]], leaves, halves)
         self._reduction.send(b, sums.partials, self._backward.present)
         if b:  # the bucket before has had time to arrive
-            self._reduction.finish(b - 1)
+            # A bucket that is ready already is sent before the thread waits for others.
+            is_newest = self._thread is not None and self._next <= b + 1
+            self._reduction.finish(b - 1, block=is_newest)

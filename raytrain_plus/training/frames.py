@@ -173,21 +173,27 @@ class Links:
                 self._advance(link)
         return posted
 
-    def wait(self, posted: Posted) -> None:
-        """Return when all is done, or when it never can be (`lost`), or after `end`."""
+    def wait(self, *posted: Posted) -> None:
+        """Return when one of them is done, or never can be (`lost`), or after `end`."""
         with self._moved:
-            while posted.left and not posted.lost and not self._over:
+            while not self._over and all(one.left and not one.lost for one in posted):
                 if self._is_polled:  # the other thread sees whatever arrives
                     self._moved.wait()
                 else:
-                    self._poll()
+                    self._poll(None)
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
+        """Send and receive what is possible at once."""
+        with self._moved:
+            if not self._is_polled:
+                self._poll(0)
+
+    def _poll(self, timeout: float | None) -> None:
         """Wait for events, with the lock released meanwhile, and do what they allow."""
         self._is_polled = True
         self._moved.release()
         try:
-            events = self._epoll.poll()
+            events = self._epoll.poll(timeout)
         finally:
             self._moved.acquire()
             self._is_polled = False

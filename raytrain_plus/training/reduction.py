@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from raytrain_plus.scalars import Sums
-from raytrain_plus.training.bucket import Group, SharedBucket, make_bucket
+from raytrain_plus.training.bucket import Group, HalvedBucket, SharedBucket, make_bucket
 from raytrain_plus.training.step_header import WEIGHT, Rows, StepHeader
 from raytrain_plus.training.wire import Wire
 
 Leaf = list[Tensor]
 Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
 
+_FIRST_CHANNEL = 1  # of the buckets; the step header has the one before
 _BUCKET_BYTES = 4 << 20  # sent as one; several let the first travel while the last is computed
 
 
@@ -108,9 +109,14 @@ class Reduction:
 
     def _allocate(self) -> None:
         self._vectors = [
-            make_bucket([self._like[i] for i in bucket], len(mine), self._group, self._wire)
-            for bucket, mine in zip(self.buckets, self.gradients_of, strict=True)
+            make_bucket(
+                [self._like[i] for i in bucket], len(mine), self._group, self._wire, channel
+            )
+            for channel, (bucket, mine) in enumerate(
+                zip(self.buckets, self.gradients_of, strict=True), _FIRST_CHANNEL
+            )
         ]
+        self._halved = [vector for vector in self._vectors if isinstance(vector, HalvedBucket)]
         self._shared = [vector for vector in self._vectors if isinstance(vector, SharedBucket)]
         self._with_gradients = [vector for vector in self._vectors if vector.n_gradients]
         totals = {
@@ -186,19 +192,27 @@ class Reduction:
         vector.mark([present[i] for i in self.gradients_of[b]])
         self._shared[b].send()
 
-    def finish(self, b: int) -> None:
+    def finish(self, b: int, *, block: bool = True) -> None:
         """Finish bucket b as far as what has arrived allows, and send that; buckets go in order.
 
-        Directly, its chunk is finished. By halves, it and all buckets before it advance by a round,
-        so that as many of them are on their way at the same time as there are rounds. So does the
-        step header, which has no more rounds than a bucket needs until its sum is whole.
+        Directly, its chunk is finished. By halves, the step header and all buckets that were sent
+        advance whenever their messages arrive, in any order.
+
+        Args:
+            b: the bucket.
+            block: by halves, wait until what was sent before the call has advanced by a round.
         """
         if self._wire.size == 1:
             self._enter("slice" if b else "finish")
-            return
-        self._advance(range(b + 1))
+        elif not self._halved:
+            self._advance_in_order(range(b + 1))
+        elif block:
+            self._advance_halved(once=True)
+        else:
+            self._wire.wait_any([], block=False)
+            self._end_rounds(self._under_way())
 
-    def _advance(self, buckets: range) -> bool:
+    def _advance_in_order(self, buckets: range) -> bool:
         """Let the step header and buckets advance by a round; return whether any had one left."""
         under_way = [b for b in buckets if not self._shared[b].is_done]
         header_is_done = self.header.is_done
@@ -208,13 +222,53 @@ class Reduction:
             self._shared[b].advance(self._divisors, self._enter if b == 0 else self._enter_slice)
         return bool(under_way) or not header_is_done
 
+    def _advance_halved(self, *, once: bool) -> None:
+        """Let the step header and the halved buckets advance as their messages arrive.
+
+        Args:
+            once: return when each of them has advanced by a round, and not when all are done.
+        """
+        left = under_way = self._under_way()
+        while left:
+            ended = self._end_rounds(under_way)
+            under_way = self._under_way()
+            left = [one for one in left if one in under_way and not (once and one in ended)]
+            if left and not ended:
+                posted = [one.pending for one in under_way if one.pending is not None]
+                self._wire.wait_any([one for one in posted if not one.is_done])
+
+    def _under_way(self) -> "list[StepHeader | HalvedBucket]":
+        everything: list[StepHeader | HalvedBucket] = [self.header, *self._halved]
+        return [one for one in everything if not one.is_done]
+
+    def _end_rounds(
+        self, under_way: "Sequence[StepHeader | HalvedBucket]"
+    ) -> "list[StepHeader | HalvedBucket]":
+        """End the rounds whose messages are there; return what has advanced."""
+        ended: list[StepHeader | HalvedBucket] = []
+        for one in under_way:
+            if one.pending is not None and not one.pending.is_done:
+                continue
+            if isinstance(one, StepHeader):
+                one.advance()
+            elif one.is_whole_next and not self.header.is_done:
+                continue
+            else:
+                is_first = one is self._halved[0]
+                one.advance(self._divisors, self._enter if is_first else self._enter_slice)
+            ended.append(one)
+        return ended
+
     def _divisors(self) -> tuple[float, int]:
         return self.header.sums[WEIGHT], self._leaves
 
     def close(self) -> Reduced:
         """Wait until everything has arrived."""
-        while self._advance(range(len(self._shared))):
-            pass
+        if self._halved:
+            self._advance_halved(once=False)
+        else:
+            while self._advance_in_order(range(len(self._shared))):
+                pass
         for bucket in self._shared:
             bucket.wait()
         present, finite = self._facts()

@@ -51,6 +51,7 @@ class StepHeader:
             zeros for the columns that are not summed.
         own: after the last round, float64 (workers, 3): the columns that are not summed.
         attached: after the last round, the attached bytes, filled up with zeros.
+        pending: the messages of the present round; None if it has none.
 
     Args:
         ranges: the logical ranks of each worker.
@@ -78,7 +79,7 @@ class StepHeader:
         self._rounds: list[_Round] = []
         self._made_for = (-1, -1)
         self._at = 0
-        self._pending: Pending | None = None
+        self.pending: Pending | None = None
 
     def open(self, rows: Rows, attachment: bytes, logged: Mapping[int, Sums]) -> None:
         """Start the first round.
@@ -140,18 +141,18 @@ class StepHeader:
             self.sums = [*sums, *[0.0] * _OWN]
             return
         one = self._rounds[self._at]
-        self._pending = None
+        self.pending = None
         if one.sends or one.receives:
             for box in one.sends:
                 box.fill(self._table, self.own, self.attached)
-            self._pending = self._wire.post(
+            self.pending = self._wire.post(
                 [box.message for box in one.sends], [box.message for box in one.receives]
             )
 
     def _end_round(self) -> None:
         one = self._rounds[self._at]
-        if self._pending is not None:
-            self._pending.wait()
+        if self.pending is not None:
+            self.pending.wait()
         for box in one.receives:
             attached = box.empty(self._table, self.own)
             self.attached = self.attached if attached is None else attached

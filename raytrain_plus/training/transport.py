@@ -7,6 +7,7 @@ abort is enough: closing the connections of the generation ends a wait within mi
 
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +21,7 @@ from raytrain_plus.training.gather import gather, gather_bytes
 from raytrain_plus.training.meeting import Meeting
 from raytrain_plus.training.wire import Message, Pending
 
-_HOST_MEMORY = torch.device("cpu")
+_CHANNEL_BITS = 28  # of a frame's number below the channel
 
 
 class TransportError(RuntimeError):
@@ -30,9 +31,9 @@ class TransportError(RuntimeError):
 class Transport:
     """Point-to-point messages between the members of one generation.
 
-    Messages between two members arrive in the order in which they are posted; sender and receiver
-    must post the same sizes. Tensors of a CPU travel over the connections of the workers'
-    endpoints, those of a CUDA device by NCCL.
+    Messages between two members arrive in the order in which they are posted on their channel;
+    sender and receiver must post the same sizes. Tensors of a CPU travel over the connections of
+    the workers' endpoints, those of a CUDA device by NCCL.
 
     Args:
         index: this worker's place in the generation.
@@ -51,7 +52,7 @@ class Transport:
         self._reason: str | None = None
         self._changed = threading.Condition()
         self._generation = 0
-        self._posted: dict[tuple[int, bool], int] = {}
+        self._posted: dict[tuple[int, int, bool], int] = {}
         self._partners: frozenset[int] = frozenset()
         self._rounds: Sequence[DoublingRound] = ()
 
@@ -128,10 +129,30 @@ class Transport:
         if self._nccl is None:
             return self._post_frames(sends, receives)
         try:
-            works = self._nccl.post(sends, receives, self._next)
+            works = self._nccl.post(sends, receives, partial(self._next, 0))
         except RuntimeError as error:
             self._raise_lost(error)
         return _Works(self, works)
+
+    def wait_any(self, pending: Sequence[Pending], *, block: bool = True) -> None:
+        """Send and receive until one of them is done.
+
+        Args:
+            pending: what `post` has returned, of messages between CPUs.
+            block: if False, do only what is possible at once.
+
+        Raises:
+            TransportError: a peer was lost, or the generation was aborted.
+        """
+        frames = [one for one in pending if isinstance(one, _Frames)]
+        if self._links is not None and block:
+            self._links.wait(*(one.posted for one in frames))
+        elif self._links is not None:
+            self._links.poll()
+        self.check()
+        lost = next((one for one in frames if one.posted.lost), None)
+        if lost is not None:
+            lost.wait()
 
     def fence(self) -> None:
         """Return when all received data is in the memory of the device.
@@ -207,17 +228,18 @@ class Transport:
         if self._links is None:  # a group of one
             return _Frames(self, None, Posted(0))
         posted = self._links.post(
-            [(m.peer, self._tag(m.peer, True), m.memory) for m in sends],
-            [(m.peer, self._tag(m.peer, False), m.memory) for m in receives],
+            [(m.peer, self._tag(m, True), m.memory) for m in sends],
+            [(m.peer, self._tag(m, False), m.memory) for m in receives],
         )
         return _Frames(self, self._links, posted)
 
-    def _tag(self, peer: int, sending: bool) -> int:
-        return tag_of(self._generation, self._next(peer, sending) + GREETING + 1)
+    def _tag(self, message: Message, sending: bool) -> int:
+        number = self._next(message.channel, message.peer, sending) + GREETING + 1
+        return tag_of(self._generation, message.channel << _CHANNEL_BITS | number)
 
-    def _next(self, peer: int, sending: bool) -> int:
-        number = self._posted.get((peer, sending), 0)
-        self._posted[peer, sending] = number + 1
+    def _next(self, channel: int, peer: int, sending: bool) -> int:
+        number = self._posted.get((channel, peer, sending), 0)
+        self._posted[channel, peer, sending] = number + 1
         return number
 
     def _raise_lost(self, error: RuntimeError) -> NoReturn:
@@ -233,10 +255,14 @@ class _Frames:
     def __init__(self, transport: Transport, links: Links | None, posted: Posted) -> None:
         self._transport = transport
         self._links = links
-        self._posted = posted
+        self.posted = posted
+
+    @property
+    def is_done(self) -> bool:
+        return not self.posted.left
 
     def wait(self) -> None:
-        posted = self._posted
+        posted = self.posted
         if self._links is not None and posted.left:
             self._links.wait(posted)
         self._transport.check()
@@ -248,6 +274,10 @@ class _Works:
     def __init__(self, transport: Transport, works: list[Any]) -> None:
         self._transport = transport
         self._works = works
+
+    @property
+    def is_done(self) -> bool:
+        return all(work.is_completed() for work in self._works)
 
     def wait(self) -> None:
         try:

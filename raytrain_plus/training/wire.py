@@ -11,10 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Message:
-    """A contiguous tensor on its way to or from a peer (an index into the generation)."""
+    """A contiguous tensor on its way to or from a peer.
+
+    Attributes:
+        peer: an index into the generation.
+        tensor: the tensor.
+        channel: messages between two workers arrive in the order in which they are posted on their
+            channel. Those of different channels do not wait for each other.
+    """
 
     peer: int
     tensor: Tensor
+    channel: int = 0
 
     @cached_property
     def memory(self) -> memoryview:
@@ -26,12 +34,16 @@ class Message:
 class Pending(Protocol):
     """Messages that are on their way."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether a wait would return at once, as far as this process knows."""
+
     def wait(self) -> None:
         """Return when all have been sent and received, or raise what the wire raises."""
 
 
 class Wire(Protocol):
-    """Moves the bytes: point to point, in the order in which messages are posted."""
+    """Moves the bytes: point to point, in the order in which messages are posted on a channel."""
 
     index: int
     size: int
@@ -40,6 +52,17 @@ class Wire(Protocol):
 
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Pending:
         """Start sending and receiving, all at once."""
+
+    def wait_any(self, pending: Sequence[Pending], *, block: bool = True) -> None:
+        """Send and receive until one of them is done.
+
+        Args:
+            pending: at least one.
+            block: if False, do only what is possible at once.
+
+        Raises:
+            Exception: what a wait for one of them raises, if that is known already.
+        """
 
     def fence(self) -> None:
         """Return when everything that was waited for has arrived, or raise what the wire raises.
