@@ -213,6 +213,11 @@ class Bucket:
 class SharedBucket(Bucket, abc.ABC):
     """A bucket that several workers sum, in rounds."""
 
+    @property
+    @abc.abstractmethod
+    def messages(self) -> list[Message]:
+        """All messages of a step; they are the same in every step."""
+
     @abc.abstractmethod
     def send(self) -> None:
         """Start sending our partial sums."""
@@ -302,6 +307,16 @@ class DirectBucket(SharedBucket):
             filled([Message(peer, total) for peer, _ in of_peers]),
             filled([Message(peer, self._total[at]) for peer, at in of_peers]),
         )
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages of a step."""
+        return [
+            message
+            for one in self._slices
+            for side in (one.sends, one.receives, one.totals_sent, one.totals_received)
+            for message in side
+        ]
 
     def send(self) -> None:
         """Start sending our partial sums to the owner of each chunk, slice by slice."""
@@ -427,6 +442,11 @@ class HalvedBucket(SharedBucket):
         """Return the elements of an interval of units."""
         blocks = self._size // _ALIGNMENT
         return start * blocks // UNITS * _ALIGNMENT, stop * blocks // UNITS * _ALIGNMENT
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages of a step."""
+        return [message for one in self._rounds for message in (*one.sends, *one.receives)]
 
     def send(self) -> None:
         """Start the first round."""

@@ -31,6 +31,7 @@ from raytrain_plus.training.wire import Wire
 Leaf = list[Tensor]
 Partial = Leaf | tuple[Leaf, Leaf]  # a sum, or the two halves of which it is the sum
 
+_AT_ONCE = 16  # halved buckets, the oldest ones, that advance in any order
 _FIRST_CHANNEL = 1  # of the buckets; the step header has the one before
 _BUCKET_BYTES = 4 << 20  # sent as one; several let the first travel while the last is computed
 
@@ -118,6 +119,10 @@ class Reduction:
         ]
         self._halved = [vector for vector in self._vectors if isinstance(vector, HalvedBucket)]
         self._shared = [vector for vector in self._vectors if isinstance(vector, SharedBucket)]
+        if self._wire.device.type == "cpu":  # before anything counts what refers to the memory
+            for shared in self._shared:
+                for message in shared.messages:
+                    _ = message.memory
         self._with_gradients = [vector for vector in self._vectors if vector.n_gradients]
         totals = {
             i: total
@@ -210,7 +215,7 @@ class Reduction:
             self._advance_halved(once=True)
         else:
             self._wire.wait_any([], block=False)
-            self._end_rounds(self._under_way())
+            self._end_rounds(self._under_way()[:_AT_ONCE])
 
     def _advance_in_order(self, buckets: range) -> bool:
         """Let the step header and buckets advance by a round; return whether any had one left."""
@@ -228,14 +233,17 @@ class Reduction:
         Args:
             once: return when each of them has advanced by a round, and not when all are done.
         """
-        left = under_way = self._under_way()
-        while left:
-            ended = self._end_rounds(under_way)
-            under_way = self._under_way()
-            left = [one for one in left if one in under_way and not (once and one in ended)]
-            if left and not ended:
-                posted = [one.pending for one in under_way if one.pending is not None]
+        under_way = self._under_way()
+        left = set(under_way[:_AT_ONCE])
+        while under_way and (left or not once):
+            oldest = under_way[:_AT_ONCE]
+            ended = self._end_rounds(oldest)
+            left.difference_update(ended)
+            if not ended:
+                posted = [one.pending for one in oldest if one.pending is not None]
                 self._wire.wait_any([one for one in posted if not one.is_done])
+            elif any(one.is_done for one in ended):
+                under_way = [one for one in under_way if not one.is_done]
 
     def _under_way(self) -> "list[StepHeader | HalvedBucket]":
         everything: list[StepHeader | HalvedBucket] = [self.header, *self._halved]

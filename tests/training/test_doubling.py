@@ -16,6 +16,8 @@ from raytrain_plus.training.doubling import by_doubling
 from raytrain_plus.training.endpoint import Endpoint
 from raytrain_plus.training.gather import gather_bytes
 from raytrain_plus.training.halving import halving
+from raytrain_plus.training.reduction import Reduction
+from raytrain_plus.training.step_header import HEADER_WIDTH
 from raytrain_plus.training.transport import Transport
 from raytrain_plus.training.tree import fold
 from tests.training.test_halving import groups, partials_of
@@ -128,6 +130,41 @@ def test_a_worker_of_ten_thousand_has_few_messages_and_partners():
     assert max(planned.sent()[0]) <= 50
     some = by_doubling(planned, workers // 2)
     assert sum(len(one.sends) for one in some.rounds) <= 20
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_the_memory_of_a_generation_is_made_once(halves):
+    workers = 4
+    ranges = ranges_of(workers, 2 * workers)
+    group = group_of(ranges, halves=halves)
+    endpoints = [Endpoint("127.0.0.1", "secret") for _ in range(workers)]
+    addresses = [endpoint.address for endpoint in endpoints]
+    kept = []
+
+    def train(index):
+        transport = Transport(index, workers, CPU)
+        transport.meet(endpoints[index], addresses, 1, group.part(index))
+        like = [torch.ones(1000), torch.ones(3)]
+        reduction = Reduction(like, [], ranges, transport, group=group)
+        rows = np.ones((2, HEADER_WIDTH))
+        memory = []
+        for step in range(5):
+            reduced = reduction.run([like], rows, b"")
+            memory.append(reduced.gradients[0].data_ptr())
+            assert reduced.gradients[0].tolist() == [0.5] * 1000
+            if step == 3 and index == 0:
+                kept.append(reduced.gradients[0])  # as an optimizer may do
+            del reduced
+        transport.all_gather_bytes(b"over")
+        return memory
+
+    with ThreadPoolExecutor(workers) as threads:
+        found = list(threads.map(train, range(workers)))
+    for endpoint in endpoints:
+        endpoint.close()
+    assert all(len(set(memory[:4])) == 1 for memory in found)
+    assert found[0][4] != found[0][3]  # the control: what is kept is left alone
+    assert all(memory[4] == memory[3] for memory in found[1:])
 
 
 def test_a_member_of_a_group_is_connected_to_its_partners_only():
