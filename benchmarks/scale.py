@@ -21,12 +21,16 @@ from typing import Any
 
 from benchmarks import report, scale_model
 from benchmarks.report import Aim, Row
+from benchmarks.scale_exchange import Network, bound_seconds, exchange_seconds
 from benchmarks.scale_model import AtSize, Calls, Case, Wire
 from benchmarks.traffic import Traffic
+from raytrain_plus.training.bucket import UNITS
+from raytrain_plus.training.halving import halving
 
 DATA = Path(__file__).parent / "data" / "scale.json"
 SIZES = (10, 30, 100, 300, 1_000, 3_000, 10_000)
 SHOWN = (10, 100, 1_000, 10_000)
+SIMULATED = (10, 100, 1_000, 10_000)
 CASE = Case()
 
 _LEAVES = 64  # logical ranks of the measured groups
@@ -43,6 +47,7 @@ class Constants:
         calls: costs of Ray's calls.
         wire: costs of exchange and meeting.
         checks: predicted and measured costs of small groups.
+        exchange: the seconds of an exchange on a simulated network, and those of its links alone.
         machine: cores and load.
     """
 
@@ -50,6 +55,7 @@ class Constants:
     calls: Calls
     wire: Wire
     checks: Sequence[Row]
+    exchange: Sequence[Row]
     machine: dict[str, Any]
 
     @classmethod
@@ -61,6 +67,7 @@ class Constants:
             Calls(**said["calls"]),
             Wire(**said["wire"]),
             said["checks"],
+            said["exchange"],
             said["machine"],
         )
 
@@ -105,7 +112,14 @@ def measure(*, quick: bool) -> Constants:
         },
     )
     checks = []
-    for workers, load in ((3, large), (4, large), (6, large), (8, large), (4, many), (16, some)):
+    for workers, load in (
+        (3, large),
+        (4, large),
+        (8, large),
+        (8, many),
+        (16, many),
+        (24, many),
+    ):
         traffic, seconds = exchange(workers, load)
         checks.append(_checked("exchange", traffic, wire.exchange_seconds(traffic), seconds))
     for workers, seconds in meetings.items():
@@ -113,7 +127,28 @@ def measure(*, quick: bool) -> Constants:
         predicted = wire.meeting_cpu(statistics.mean(traffic.partners))
         checks.append(_checked("meeting", traffic, predicted, seconds))
     at = [scale_measure.at_size(workers) for workers in SIZES]
-    return Constants(at, scale_measure.calls(), wire, checks, machine)
+    simulated = [_simulated(workers, wire) for workers in (SIMULATED[:-1] if quick else SIMULATED)]
+    return Constants(at, scale_measure.calls(), wire, checks, simulated, machine)
+
+
+def _simulated(workers: int, wire: Wire) -> Row:
+    """Return how long an exchange takes on a simulated network."""
+    traffic, network = CASE.traffic(workers), Network(wire.message_seconds, wire.byte_seconds)
+    planned = halving(traffic.ranges, UNITS)
+    bound = bound_seconds(workers, CASE.gradient_bytes, CASE.link)
+    free = Network(wire.message_seconds, 0.0)  # as if other cores copied and added
+    seconds, without = (
+        exchange_seconds(planned, CASE.gradient_bytes, traffic.buckets, one)
+        for one in (network, free)
+    )
+    return {
+        "workers": workers,
+        "ms": round(1e3 * seconds),
+        "ms without CPU per byte": round(1e3 * without),
+        "links alone ms": round(1e3 * bound),
+        "ratio": round(seconds / bound, 2),
+        "ratio without CPU per byte": round(without / bound, 2),
+    }
 
 
 def fitted(
@@ -164,6 +199,7 @@ def _checked(what: str, traffic: Traffic, predicted: float, measured: float) -> 
         "workers": traffic.workers,
         "MB": round(traffic.gradient_bytes / 1e6, 2),
         "messages": round(sum(traffic.messages) / traffic.workers),
+        "connections": round(sum(traffic.partners) / traffic.workers),
         "predicted ms": round(1e3 * predicted, 2),
         "measured ms": round(1e3 * measured, 2),
         "ratio": round(predicted / measured, 2),
@@ -244,6 +280,7 @@ def main() -> None:
     if chosen.measure and not chosen.quick:
         known.write()
     report.show(f"predicted and measured; measured at {known.machine}", known.checks)
+    report.show("an exchange on a simulated network", known.exchange)
     found = tables(known)
     for title, rows in found.items():
         report.show(title, [readable(row) for row in rows if row["workers"] in SHOWN])

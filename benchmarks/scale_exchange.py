@@ -10,6 +10,7 @@ What this leaves out: TCP, switches, and workers that are not ready at the same 
 
 import heapq
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from raytrain_plus.training.bucket import UNITS
@@ -96,13 +97,13 @@ class _Simulation:
             for bucket in buckets:
                 self._post(worker, bucket, 0)
         for worker in workers:
-            self._end_rounds(worker)
+            self._end_rounds(worker, buckets)
         while self._arrivals:
             time, worker, bucket, round_ = heapq.heappop(self._arrivals)
             self._got[worker, bucket, round_] += 1
             if self._is_there(worker, bucket):
                 self._busy[worker] = max(self._busy[worker], time)
-                self._end_rounds(worker)
+                self._end_rounds(worker, [bucket])
         assert all(ended == self._last for ended in self._ended)
         return max(self._busy)
 
@@ -117,18 +118,18 @@ class _Simulation:
         needs = self._needs[worker, round_, bucket == _HEADER]
         return self._got[worker, bucket, round_] >= needs
 
-    def _end_rounds(self, worker: int) -> None:
-        """End all rounds whose messages are there, until none is left."""
-        half, more = self._network.message_seconds / 2, True
-        while more:
-            more = False
-            for bucket in range(len(self._last)):
-                if self._is_there(worker, bucket):
-                    more = True
-                    round_ = self._ended[worker][bucket]
-                    self._busy[worker] += half * self._needs[worker, round_, bucket == _HEADER]
-                    self._ended[worker][bucket] += 1
-                    self._post(worker, bucket, round_ + 1)
+    def _end_rounds(self, worker: int, buckets: Iterable[int]) -> None:
+        """End all rounds of some buckets whose messages are there."""
+        half, ended = self._network.message_seconds / 2, self._ended[worker]
+        for bucket in buckets:
+            before = ended[bucket]
+            while self._is_there(worker, bucket):
+                needs = self._needs[worker, ended[bucket], bucket == _HEADER]
+                self._busy[worker] += half * needs
+                ended[bucket] += 1
+                self._post(worker, bucket, ended[bucket])
+            if bucket == _HEADER and before < ended[bucket] == self._last[bucket]:
+                self._end_rounds(worker, range(1, len(self._last)))
 
     def _post(self, worker: int, bucket: int, round_: int) -> None:
         network = self._network

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import scale, scale_measure, scale_model
+from benchmarks.scale_exchange import Network, bound_seconds, exchange_seconds
 from benchmarks.scale_model import Case, Wire
 from benchmarks.traffic import Traffic, ranges_of
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.observe.journal import Journal
 from raytrain_plus.training import bucket
+from raytrain_plus.training.halving import halving
 from raytrain_plus.training.reduction import Reduction
 from raytrain_plus.training.step_header import HEADER_WIDTH
-from tests.training.wires import Network
+from tests.training import wires
 
 WIRE = Wire(
     step_seconds=1e-3,
@@ -66,7 +68,7 @@ def counted(workers, logical_ranks, elements):
         reduction.run([like] * mine, rows, b"")
         return counting.bytes, counting.messages
 
-    return Network(workers).run(exchange)
+    return wires.Network(workers).run(exchange)
 
 
 # Multiples of all chunks' alignment: a small one, and one so large that it is sent in slices.
@@ -141,6 +143,30 @@ def test_messages_grow_with_the_group_and_bytes_do_not():
     assert few["connections"] < many["connections"] <= 20
     assert many["MB sent"] / few["MB sent"] == pytest.approx(1, rel=0.01)
     assert many["messages s"] == pytest.approx(many["messages"] * WIRE.message_seconds)
+
+
+@pytest.mark.parametrize("workers", [8, 30])
+def test_a_simulated_exchange_takes_longer_than_its_links_need(workers):
+    planned = halving(ranges_of(workers, 8 * workers), bucket.UNITS)
+    bound = bound_seconds(workers, 1e8, 1.25e9)
+
+    def seconds(network):
+        return exchange_seconds(planned, 1e8, 24, network)
+
+    usual = seconds(Network(2e-5, 3e-10))
+    assert bound < usual < 1.2 * bound
+    # The controls: everything that costs time makes it longer.
+    assert seconds(Network(2e-3, 3e-10)) > usual
+    assert seconds(Network(2e-5, 3e-9)) > usual
+    assert seconds(Network(2e-5, 3e-10, latency=1e-2)) > usual
+    assert seconds(Network(2e-5, 3e-10, link=1.25e8)) > 9 * bound
+
+
+@pytest.mark.slow
+def test_the_exchange_of_a_thousand_workers_is_near_the_bound_of_their_links():
+    planned = halving(ranges_of(1_000, 8_000), bucket.UNITS)
+    found = exchange_seconds(planned, 1e8, 24, Network(1.5e-5, 3e-10))
+    assert found < 1.15 * bound_seconds(1_000, 1e8, 1.25e9)
 
 
 def test_a_state_spreads_as_a_tree():
