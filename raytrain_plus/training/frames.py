@@ -140,6 +140,7 @@ class Links:
         self._moved = threading.Condition()
         self._is_polled = False
         self._over = ""
+        self._waited: tuple[Posted, ...] = ()  # what the last thread that had to wait waits for
         for place, connection in connections.items():
             connection.setblocking(False)
             link = _Link(connection)
@@ -176,6 +177,7 @@ class Links:
     def wait(self, *posted: Posted) -> None:
         """Return when one of them is done, or never can be (`lost`), or after `end`."""
         with self._moved:
+            self._waited = posted
             while not self._over and all(one.left and not one.lost for one in posted):
                 if self._is_polled:  # the other thread sees whatever arrives
                     self._moved.wait()
@@ -203,6 +205,17 @@ class Links:
             link.writable |= bool(event & ~select.EPOLLIN)
             self._advance(link)
         self._moved.notify_all()
+
+    def awaited(self) -> int | None:
+        """Return a partner whose message keeps a thread waiting; None if no thread waits.
+
+        It takes no lock, so that it answers whatever the threads do.
+        """
+        waited = self._waited
+        for place, link in self._links.items():
+            if any(posted in waited for _, posted in list(link.expected.values())):
+                return place
+        return None
 
     def end(self, why: str) -> None:
         """End all waits, now and later; thread-safe. The connections are of no use afterwards."""

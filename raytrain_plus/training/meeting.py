@@ -36,6 +36,7 @@ class Meeting:
 
     Attributes:
         connections: those that are made, by the partner's place.
+        awaited: the place of the member that has to come next; None before the meeting.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Meeting:
         partners: Collection[int],
     ) -> None:
         self.connections: dict[int, socket.socket] = {}
+        self.awaited: int | None = None
         self._endpoint = endpoint
         self._members = members
         self._above = sorted(place for place in partners if place > index)
@@ -77,6 +79,7 @@ class Meeting:
             self._endpoint.drop(self._members[place][2], connection)
 
     def _retry(self, place: int, act: Callable[[int], None]) -> None:
+        self.awaited = place
         while True:
             try:
                 act(place)

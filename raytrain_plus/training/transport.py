@@ -179,6 +179,14 @@ class Transport:
         """Return every member's bytes, in the order of the generation."""
         return gather_bytes(self, self._rounds, payload)
 
+    @property
+    def waits_for(self) -> int | None:
+        """The member whose message keeps this worker waiting; None if that is not known."""
+        links, meeting = self._links, self._meeting
+        if links is not None:
+            return links.awaited()
+        return meeting.awaited if meeting is not None else None
+
     def abort(self, reason: str) -> None:
         """End every wait of this transport, now and later, by a TransportError; thread-safe."""
         with self._changed:

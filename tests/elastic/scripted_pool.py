@@ -18,6 +18,7 @@ from raytrain_plus.elastic.protocol.messages import (
     Ready,
     Report,
     RunSpec,
+    Sighting,
     WorkerProcess,
     WorkerStatus,
 )
@@ -129,6 +130,7 @@ class ScriptedPool:
         self.started, self.ended, self.hung, self.plans, self.saved = [], [], [], [], []
         self.avoided = {}  # worker -> the node on which it must not start
         self.steps = {}  # worker -> committed steps, of live workers
+        self.seen = {}  # worker -> what a neighbour sees of it
         self.answers = {}  # worker -> what it says when asked what it is doing
         self.told = True  # whether steps are reported as they are committed
         self.known = []  # all records of the survivors
@@ -255,7 +257,7 @@ class ScriptedPool:
         return self.draining
 
     def stack_of(self, member, _neighbours):
-        return f"stack of {member.worker}"
+        return Sighting(self.seen.get(member.worker, "stopped"), f"stack of {member.worker}")
 
     @property
     def is_idle(self):

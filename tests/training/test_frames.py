@@ -231,3 +231,27 @@ def test_early_frames_are_limited(pair, monkeypatch):
     _, posted = expect(links, 1, 1)
     links.wait(posted)
     assert "101 bytes that nothing waits for" in posted.lost
+
+
+def test_it_is_known_whose_message_a_thread_waits_for():
+    sockets = [socket.socketpair() for _ in range(3)]
+    links = Links(GENERATION, {place: ours for place, (ours, _) in enumerate(sockets)})
+    box = bytearray(1)
+
+    def post(*places):
+        tag = tag_of(GENERATION, 1 if len(places) > 1 else 2)
+        return links.post([], [(place, tag, memoryview(box)) for place in places])
+
+    waited, _ = post(1, 2), post(0)
+    assert links.awaited() is None  # posted, but no thread waits
+    thread = threading.Thread(target=links.wait, args=(waited,), daemon=True)
+    thread.start()
+    for place in (1, 2):
+        while (found := links.awaited()) != place:
+            assert found in (None, 1)  # never 0, for whose message no thread waits
+        sockets[place][1].sendall(frame(1, b"x"))
+    thread.join(PATIENCE)
+    assert links.awaited() is None
+    for ours, theirs in sockets:
+        ours.close()
+        theirs.close()

@@ -737,7 +737,7 @@ class Generation:
         stacks = {
             worker: status.stack
             if (status := statuses[worker]) is not None
-            else self._actors.stack_of(members[worker], list(members.values()))
+            else self._actors.stack_of(members[worker], list(members.values())).stack
             for worker in found
         }
         self._run_log.note(

@@ -27,6 +27,7 @@ from raytrain_plus.elastic.protocol.messages import (
     Ready,
     Report,
     RunSpec,
+    Sighting,
     Unready,
     WorkerProcess,
     WorkerState,
@@ -245,18 +246,18 @@ class WorkerActors:
         except (RayError, TimeoutError):
             return False
 
-    def stack_of(self, member: Member, neighbours: Sequence[Member]) -> str:
-        """Return the stacks of a worker that does not answer, read by a process of its node."""
+    def stack_of(self, member: Member, neighbours: Sequence[Member]) -> Sighting:
+        """Return what a process of its node sees of a worker that does not answer."""
         ready = member.ready
         if ready is None:
-            return ""
+            return Sighting("unseen", "")
         if ready.node == self._node:
             return stacks.of_neighbour(ready.pid, ready.stacks)
         for handle in self._on_node_of(member, ready, neighbours):
             with contextlib.suppress(RayError, TimeoutError):
                 asked = handle.stack_of_neighbour.remote(ready.pid, ready.stacks)
                 return _answer(asked, _STACK_SECONDS)
-        return "no other worker is on its node to read its stacks"
+        return Sighting("unseen", "no other worker is on its node to read its stacks")
 
     def _on_node_of(
         self, member: Member, ready: Ready | WorkerProcess, members: Sequence[Member]

@@ -11,6 +11,7 @@ from raytrain_plus.elastic.protocol.messages import (
     Ready,
     Report,
     RunSpec,
+    Sighting,
     Unready,
     WorkerProcess,
     WorkerState,
@@ -57,7 +58,7 @@ class WorkerHandle(Protocol):
     status: Remote[[], WorkerStatus]
     state: Remote[[], WorkerState]
     records: Remote[[int], list[Record]]
-    stack_of_neighbour: Remote[[int, int], str]
+    stack_of_neighbour: Remote[[int, int], Sighting]
     kill_neighbour: Remote[[int], None]
 
 

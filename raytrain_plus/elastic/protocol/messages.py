@@ -35,6 +35,7 @@ _ABOVE_ZERO = (
     "coordinator_deadline",
 )
 Ending = Literal["finished", "paused", "aborted", "failed", "refused", "corrupt"]
+Finding = Literal["gone", "stopped", "stands", "moves", "waits", "unseen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -477,6 +478,8 @@ class WorkerStatus:
         phase: the phase that it is in.
         waiting: whether it waits there for others.
         age: seconds since it entered the phase.
+        waits_for: the place in the group of the member whose message is missing; None if it does
+            not wait, or if that is not known.
         stack: the stacks of its threads.
         memory: what its process and its node use, for people; empty if it is not known.
     """
@@ -484,8 +487,24 @@ class WorkerStatus:
     phase: str
     waiting: bool
     age: float
+    waits_for: int | None = None
     stack: str = ""
     memory: str = ""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What another process of the same node sees of a worker that does not answer.
+
+    Attributes:
+        finding: `gone` (there is no such process, or it is a zombie), `stopped`, `stands` (the
+            stack of its training thread did not move between two looks), `moves`, `waits` (it
+            stands in a wait for other workers), or `unseen` (it could not be looked at).
+        stack: the stacks of its threads, or why there are none; for people.
+    """
+
+    finding: Finding
+    stack: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,11 +129,17 @@ class Progress:
         """Whether the running generation is asked to pause."""
         return self._pause == self.generation
 
-    def status(self) -> WorkerStatus:
-        """Return what the training thread is doing."""
+    def status(self, waits_for: int | None = None) -> WorkerStatus:
+        """Return what the training thread is doing.
+
+        Args:
+            waits_for: the member whose message is missing, if the thread waits in its group.
+        """
+        phase, since = self._phase, self._since
         return WorkerStatus(
-            phase=self._phase,
-            waiting=self._phase in _WAITING,
-            age=time.monotonic() - self._since,
+            phase=phase,
+            waiting=phase in _WAITING,
+            age=time.monotonic() - since,
+            waits_for=waits_for if phase in _WAITING - {"idle"} else None,
             stack=stacks.own(self._thread),
         )

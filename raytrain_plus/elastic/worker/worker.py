@@ -33,6 +33,7 @@ from raytrain_plus.elastic.protocol.messages import (
     Ready,
     Report,
     RunSpec,
+    Sighting,
     Unready,
     WorkerState,
     WorkerStatus,
@@ -339,7 +340,9 @@ class Worker:
     @ray.method(concurrency_group="control")
     def status(self) -> WorkerStatus:
         """Say what the training thread is doing, and what memory there is: it may be short."""
-        return replace(self._progress.status(), memory=memory_use())
+        transport = self._transport
+        waits_for = transport.waits_for if transport is not None else None
+        return replace(self._progress.status(waits_for), memory=memory_use())
 
     @ray.method(concurrency_group="control")
     def records(self, after: int) -> list[Record]:
@@ -358,8 +361,8 @@ class Worker:
         )
 
     @ray.method(concurrency_group="control")
-    def stack_of_neighbour(self, pid: int, descriptor: int) -> str:
-        """Say where another worker of this run on this node stands, which does not answer."""
+    def stack_of_neighbour(self, pid: int, descriptor: int) -> Sighting:
+        """Look at another worker of this run on this node, which does not answer."""
         return stacks.of_neighbour(pid, descriptor)
 
     @ray.method(concurrency_group="control")

@@ -58,6 +58,7 @@ def test_a_worker_that_waits_for_others_says_so(phase, waiting):
     progress, _ = begun()
     progress.enter(phase)
     assert progress.status().waiting == waiting
+    assert progress.status(waits_for=2).waits_for == (2 if waiting else None)
 
 
 def test_the_age_of_a_phase_counts_from_its_start(monkeypatch):
@@ -77,6 +78,7 @@ def test_a_worker_without_a_generation_is_idle_and_not_blamed():
     progress.end()
     assert progress.status().phase == "idle"
     assert progress.status().waiting
+    assert progress.status(waits_for=2).waits_for is None  # what a past generation waited for
 
 
 def test_an_abort_interrupts_and_ends_the_next_phase():
