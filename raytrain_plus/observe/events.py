@@ -265,7 +265,9 @@ class HangEvent(TypedDict):
     """The group made no progress for too long."""
 
     deadline: NotRequired[Annotated[Finite, "seconds without progress that are allowed"]]
-    statuses: NotRequired[Annotated[Table, "by worker: its phase, and for how long"]]
+    statuses: NotRequired[
+        Annotated[Table, "by worker: its phase, for how long, and for whom it waits"]
+    ]
     waited: NotRequired[Annotated[Texts, "workers that waited for others"]]
     culprits: NotRequired[Annotated[Table, "by worker that is ended: why"]]
     stacks: NotRequired[Annotated[Table, "by such a worker: where its threads stand"]]

@@ -190,7 +190,10 @@ class ScriptedPool:
 
     def statuses(self, workers, timeout):
         self.time.now += timeout if None in self.answers.values() else 0.0
-        waiting = WorkerStatus(phase="exchange", waiting=True, age=1e6)
+        places = [a.worker for a in self.group.plan.assignments] if self.group else []
+        hung = [place for place, worker in enumerate(places) if worker in self.answers]
+        waits_for = next(iter(hung), None)
+        waiting = WorkerStatus(phase="exchange", waiting=True, age=1e6, waits_for=waits_for)
         return {worker: self.answers.get(worker, waiting) for worker in workers}
 
     def records(self, worker, after, timeout):

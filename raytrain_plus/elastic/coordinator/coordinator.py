@@ -743,11 +743,16 @@ class Generation:
         self._run_log.note(
             "hang",
             statuses={
-                w: f"{s.phase} for {s.age:.1f} s" if s is not None else "no answer"
-                for w, s in statuses.items()
+                w: self._described(s) if s is not None else "no answer" for w, s in statuses.items()
             },
             waited=sorted(w for w, s in statuses.items() if s is not None and s.waiting),
             culprits=found,
             stacks=stacks,
             deadline=deadline,
         )
+
+    def _described(self, status: WorkerStatus) -> str:
+        text = f"{status.phase} for {status.age:.1f} s"
+        if status.waits_for is None:
+            return text
+        return f"{text}, waiting for {self._plan.assignments[status.waits_for].worker}"

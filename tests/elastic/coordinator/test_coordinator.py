@@ -163,6 +163,8 @@ def test_a_hanging_worker_is_ended_and_the_others_go_on(lead, tmp_path, busy):
     assert pool.hung == ["w1"]
     (hang,) = [e for e in check_journal(tmp_path) if e["event"] == "hang"]
     assert list(hang["culprits"]) == ["w1"]
+    assert hang["statuses"]["w0"] == "exchange for 1000000.0 s, waiting for w1"
+    assert "waiting for" not in hang["statuses"]["w1"]
     lost = next(e for e in read(tmp_path) if e.get("state") == "lost")
     assert "no progress for 5.0 s" in lost["reason"]
 
