@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
@@ -25,9 +26,12 @@ import torch
 from ray.exceptions import RayError
 
 from raytrain_plus.elastic.client.following import Ended, Watcher, follow
+from raytrain_plus.elastic.coordinator.control_channel import Received
 from raytrain_plus.elastic.coordinator.coordinator import Coordinator
 from raytrain_plus.elastic.coordinator.loggers import fed_loggers
 from raytrain_plus.elastic.coordinator.workers import WorkerActors
+from raytrain_plus.elastic.liveness.lifeline import Address, Gone
+from raytrain_plus.elastic.protocol import control
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle, WorkerHandle
 from raytrain_plus.elastic.protocol.messages import (
     CoordinatorHealth,
@@ -35,7 +39,7 @@ from raytrain_plus.elastic.protocol.messages import (
     RunSpec,
     WorkerProcess,
 )
-from raytrain_plus.elastic.worker.host import Addresses
+from raytrain_plus.elastic.worker.host import Addresses, Receive
 from raytrain_plus.elastic.worker.process import prepare_process, users_traceback
 from raytrain_plus.elastic.worker.worker import Worker
 from raytrain_plus.interrupts import Interrupts
@@ -45,8 +49,8 @@ from raytrain_plus.storage.staging import staged
 
 _Answer = TypeVar("_Answer")
 
-_SERVED = frozenset({"prepare", "train", "computes_right", "save", "rescue"})
-"""Methods of a worker that run the task's code. The others are answered while it trains."""
+_SERVED = frozenset({"prepare"})
+"""Methods of a worker that run the task's code. The others are called by the caller's thread."""
 
 _END_SECONDS = 30.0  # for the coordinator to end after the worker has left it
 
@@ -75,9 +79,12 @@ def train(
         LostError: another driver has the run, or the coordinator has failed.
         Exception: whatever the watcher raises; the run is stopped first.
     """
-    served, host = _Calls(), _LocalHost()
-    source = _LocalSource(served, host)
-    coordinator = Coordinator(_patient(spec), WorkerActors(spec, source, LOCAL))
+    served = _Calls()
+    channel = _LocalChannel(served)
+    host = _LocalHost(channel)
+    source = _LocalSource(served, host, channel)
+    actors = WorkerActors(spec, source, LOCAL, channel.connect)
+    coordinator = Coordinator(_patient(spec), actors)
     source.coordinator = cast("CoordinatorHandle", _Handle(coordinator))
 
     def led() -> Outcome:
@@ -206,6 +213,8 @@ class _Handle:
         function = getattr(self._target, method)
 
         def remote(*args: Any) -> _Ref:
+            if method == "serve":  # the calling thread serves, and this call never ends
+                return _Ref(Future())
             if self._calls is not None and method in _SERVED:
                 return _Ref(self._calls.submit(lambda: function(*args)))
             return _Ref(_called(lambda: function(*args)))
@@ -222,12 +231,70 @@ def _called(function: Callable[[], Any]) -> "Future[Any]":
     return answer
 
 
+class _LocalChannel:
+    """The control channel within this process.
+
+    Args:
+        calls: let the calling thread run the task's code.
+    """
+
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+        self._workers: dict[str, Worker] = {}
+        self._gone: Gone | None = None
+        self._received: Received | None = None
+
+    def connect(self, gone: Gone, received: Received) -> "_LocalChannel":
+        """Connect the coordinator: call these with what happens to a worker and what it says."""
+        self._gone, self._received = gone, received
+        return self
+
+    def add(self, name: str, worker: Worker) -> None:
+        """Connect a worker."""
+        self._workers[name] = worker
+
+    def hold(self, worker: str, address: Address) -> None:
+        """Do nothing: the worker is connected."""
+
+    def send(self, worker: str, message: control.ToWorker) -> bool:
+        """Give a worker a message."""
+        found = self._workers.get(worker)
+        if found is None:
+            return False
+        if isinstance(message, control.Job):
+            done = self._calls.submit(lambda: found.execute(message))
+            done.add_done_callback(lambda done: self._served(worker, done))
+        else:
+            found.receive(message)
+        return True
+
+    def receive(self, worker: str, message: control.ToCoordinator) -> bool:
+        """Give the coordinator a message of a worker."""
+        assert self._received is not None
+        self._received(worker, message)
+        return True
+
+    def release(self, worker: str) -> None:
+        """Forget a worker."""
+        self._workers.pop(worker, None)
+
+    def close(self) -> None:
+        """Forget all workers."""
+        self._workers.clear()
+
+    def _served(self, worker: str, done: "Future[None]") -> None:
+        error = done.exception()
+        if error is not None and self._gone is not None:
+            self._gone(worker, str(error))
+
+
 class _LocalSource:
     """Provides workers that live in this process; there is one at a time.
 
     Args:
         calls: let the calling thread run the task's code.
         host: this process.
+        channel: the control channel.
 
     Attributes:
         coordinator: the handle that workers report to.
@@ -235,15 +302,17 @@ class _LocalSource:
 
     coordinator: CoordinatorHandle
 
-    def __init__(self, calls: _Calls, host: "_LocalHost") -> None:
+    def __init__(self, calls: _Calls, host: "_LocalHost", channel: _LocalChannel) -> None:
         self._calls = calls
         self._host = host
+        self._channel = channel
         self._workers: dict[str, Worker] = {}
 
     def request(self, worker: str, avoid: str = "") -> "Future[WorkerHandle]":
         """Make a worker."""
         del avoid  # there is no other node
         made = self._workers[worker] = Worker(worker, self.coordinator, self._host)
+        self._channel.add(worker, made)
         granted: Future[WorkerHandle] = Future()
         granted.set_result(cast("WorkerHandle", _Handle(made, self._calls)))
         return granted
@@ -289,12 +358,17 @@ class _LocalSource:
 class _LocalHost:
     """This process, as the host of a run's worker. It is left as it was found.
 
+    Args:
+        channel: the control channel.
+
     Attributes:
         error: of the task's, the last one.
         is_quit: whether the debugger was left by `quit`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel: _LocalChannel) -> None:
+        self._channel = channel
+        self._worker = ""
         self.error: BaseException | None = None
         self.is_quit = False
 
@@ -311,6 +385,7 @@ class _LocalHost:
     ) -> None:
         """Keep what the process prints. Its stack and its memory are its user's."""
         del coordinator
+        self._worker = worker
         paths = list(sys.path)
         closing.callback(lambda: sys.path.__setitem__(slice(None), paths))
         closing.enter_context(staged(spec.folder, spec.output_folder(worker)))
@@ -335,10 +410,11 @@ class _LocalHost:
             closing.callback(one)
         return prepare_process(spec.threads, gpu=bool(spec.resources.get("GPU")))
 
-    def open(self, spec: RunSpec, closing: contextlib.ExitStack) -> Addresses:
+    def open(self, spec: RunSpec, closing: contextlib.ExitStack, receive: Receive) -> Addresses:
         """Open nothing: no other process reaches the worker."""
-        del spec, closing
-        return Addresses(endpoint=None, lifeline=("", 0, ""), stacks=-1)
+        del spec, closing, receive
+        send = partial(self._channel.receive, self._worker)
+        return Addresses(endpoint=None, lifeline=("", 0, ""), stacks=-1, send=send)
 
     def told(self, error: BaseException) -> tuple[str, bool]:
         """Return an error of the task as text. There is no other machine to try it on."""

@@ -11,7 +11,12 @@ from ray.exceptions import RayError
 
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.clock import Clock
-from raytrain_plus.elastic.coordinator.workers import PrepareReturned, TrainReturned, WorkerStarting
+from raytrain_plus.elastic.coordinator.workers import (
+    PrepareReturned,
+    ShareWritten,
+    TrainReturned,
+    WorkerStarting,
+)
 from raytrain_plus.elastic.protocol.messages import (
     Corruption,
     ElasticConfig,
@@ -386,11 +391,11 @@ class ScriptedPool:
         state = {"digest": f"state {step}", "scalars": {"step": step}, "algorithms": []}
         for worker in names:
             share = Share(generation, step, len(names))
-            self.coordinator.report_share(worker, share)
+            self.tell(ShareWritten(worker, share))
             if self.share_error:
-                self.coordinator.report_share(worker, replace(share, error=self.share_error))
+                self.tell(ShareWritten(worker, replace(share, error=self.share_error)))
             elif self.writes:
-                self.coordinator.report_share(worker, replace(share, files=[], state=state))
+                self.tell(ShareWritten(worker, replace(share, files=[], state=state)))
 
     def report_all(self, ending):
         for worker in sorted(self.group.running):

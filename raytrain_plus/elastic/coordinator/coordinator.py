@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 
-from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.checkpoint_coordinator import (
     CheckpointCoordinator,
     CommitReturned,
@@ -112,6 +111,7 @@ class Coordinator:
         self.is_over = returns and any(event["event"] == "end" for event in this_time)
         self._usage = Usage()
         self._actors = actors
+        self._actors.on_steps = self.report_steps
         self._membership = Membership(spec, self._actors, self._run_log)
         self._run_status = RunStatus(spec, self._run_log, self.live, self._membership, self._actors)
         self._watch, self._silence = Watch(spec.elastic), Silence()
@@ -221,9 +221,8 @@ class Coordinator:
         self._membership.await_first(self._handle)
         return None
 
-    @ray.method(concurrency_group="control")
     def report_steps(
-        self, worker: str, generation: int, started: float, moves: int, records: list[Record]
+        self, worker: str, generation: int, started: float, moves: int, records: Sequence[Record]
     ) -> None:
         """Take a worker's report of committed steps."""
         del worker
@@ -288,11 +287,6 @@ class Coordinator:
     def report_notice(self, worker: str, why: str) -> None:
         """Take a worker's report that it will be preempted soon."""
         self._actors.tell(PreemptionNotice(worker, why))
-
-    @ray.method(concurrency_group="control")
-    def report_share(self, worker: str, share: Share) -> None:
-        """Take a worker's report on its share of a checkpoint."""
-        self._actors.tell(ShareWritten(worker, share))
 
     @ray.method(concurrency_group="control")
     def checkpoint(self) -> Event:

@@ -173,7 +173,10 @@ class FromPool(_OnRay):
 
     def give_back(self, worker: str, handle: WorkerHandle | None) -> None:
         """Let the process close the run; the pool waits for that and checks what is left."""
-        closed = [] if handle is None else [cast("ReusedWorkerHandle", handle).close_run.remote()]
+        closed = []
+        if handle is not None:
+            handle.leave.remote()
+            closed = [cast("ReusedWorkerHandle", handle).close_run.remote()]
         self._pool.return_worker.remote(self._run, worker, closed)
 
     def end(self, worker: str, handle: WorkerHandle) -> None:

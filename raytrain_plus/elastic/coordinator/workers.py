@@ -5,21 +5,31 @@ import contextlib
 import os
 import queue
 import signal
+import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from raytrain_plus.checkpoint.upload import Share
 from raytrain_plus.elastic.coordinator.checkpoint_coordinator import CommitReturned
+from raytrain_plus.elastic.coordinator.control_channel import (
+    ControlChannel,
+    LifelineChannel,
+    Questions,
+    Received,
+    WorkerGoneError,
+)
 from raytrain_plus.elastic.coordinator.worker_sources import WorkerSource, worker_source
 from raytrain_plus.elastic.liveness import stacks
-from raytrain_plus.elastic.liveness.lifeline import Lifelines
+from raytrain_plus.elastic.liveness.lifeline import Gone
 from raytrain_plus.elastic.policy.make_plan import Member
+from raytrain_plus.elastic.protocol import control
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.handles import Ref, WorkerHandle
 from raytrain_plus.elastic.protocol.messages import (
@@ -64,7 +74,7 @@ class WorkerStarting:
 
 @dataclass(frozen=True)
 class TrainReturned:
-    """A worker's `train` call has returned: the generation has ended for it, or it died."""
+    """A generation has ended for a worker, or it died."""
 
     worker: str
     generation: int
@@ -134,23 +144,40 @@ CoordinatorEvent = (
 class WorkerActors:
     """The workers of one run, by their handles. Each is an actor, so that none blocks another.
 
-    Everything that happens to them arrives in one queue.
+    Ray starts their processes, prepares them and ends them. Everything else is said over the
+    control channel. Everything that happens to them arrives in one queue.
 
     Args:
         spec: the run.
         source: where the workers come from.
         node: Ray's id of the coordinator's node.
+        channel: makes the control channel. Default: one over the workers' lifelines.
+
+    Attributes:
+        on_steps: called, from a thread, with a worker's report of steps.
     """
 
-    def __init__(self, spec: RunSpec, source: WorkerSource, node: str) -> None:
-        self.events: queue.Queue[CoordinatorEvent | _WorkerGranted] = queue.Queue()
+    on_steps: Callable[[str, int, float, int, Sequence[Record]], None]
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        source: WorkerSource,
+        node: str,
+        channel: Callable[[Gone, Received], ControlChannel] = LifelineChannel,
+    ) -> None:
+        self.events: queue.Queue[CoordinatorEvent | _WorkerGranted | Exception] = queue.Queue()
         self._spec = spec
         self._source = source
         self._awaited: set[str] = set()
         self._faults: dict[str, Action | None] = {}
         self._handles: dict[str, WorkerHandle] = {}
         self._short: dict[str, str] = {}  # worker -> why it ends itself for want of memory
-        self._lifelines = Lifelines(lambda worker, why: self.events.put(WorkerLost(worker, why)))
+        self._channel = channel(self._gone, self._received)
+        self._questions = Questions()
+        self._reports: queue.SimpleQueue[tuple[str, control.ToCoordinator]] = queue.SimpleQueue()
+        self._reporting: threading.Thread | None = None
+        self._train: control.Train | None = None
         self._node = node
 
     def start(self, worker: str, *, fault: Action | None = None, avoid: str = "") -> None:
@@ -193,58 +220,118 @@ class WorkerActors:
         return sorted(self._handles)
 
     def hold(self, worker: str, ready: Ready) -> None:
-        """Connect to a worker's lifeline, if it has one: now its end is noticed at once."""
-        host, _, _ = ready.lifeline
-        if host:
-            self._lifelines.hold(worker, ready.lifeline)
+        """Connect to a worker: now it serves this coordinator, and its end is noticed at once."""
+        self._channel.hold(worker, ready.lifeline)
+        served = self._handles[worker].serve.remote()
+        served.future().add_done_callback(lambda future: self._served(worker, future))
+
+    def _served(self, worker: str, future: "Future[None]") -> None:
+        error = future.exception()
+        if error is not None:
+            self._gone(worker, _first_line(error))
+
+    def _gone(self, worker: str, why: str) -> None:
+        self.events.put(WorkerLost(worker, why))
+        self._questions.fail(worker)
+
+    def _received(self, worker: str, message: control.ToCoordinator) -> None:
+        if isinstance(message, control.Answer):
+            self._questions.answered(message)
+        elif isinstance(message, control.ShareReported):
+            self.events.put(ShareWritten(worker, message.share))
+        else:  # a report of steps takes the coordinator's lock
+            if self._reporting is None:
+                self._reporting = threading.Thread(target=self._report, daemon=True, name="reports")
+                self._reporting.start()
+            self._reports.put((worker, message))
+
+    def _report(self) -> None:
+        """Take reports in order: the steps of a generation before its end."""
+        while True:
+            worker, message = self._reports.get()
+            if isinstance(message, control.GenerationEnded):
+                self.events.put(TrainReturned(worker, message.generation, message.report))
+            elif isinstance(message, control.Steps):
+                told = message.generation, message.started, message.moves, message.records
+                try:
+                    self.on_steps(worker, *told)
+                except Exception as error:  # noqa: BLE001 - it ends the coordinator's thread
+                    self.events.put(error)
+                self._channel.send(worker, control.StepsReceived(message.number))
 
     def train(self, worker: str, plan: Plan) -> None:
         """Start a generation on a worker."""
-        ref = self._handles[worker].train.remote(plan)
-        ref.future().add_done_callback(
-            lambda future: self.events.put(_returned(worker, plan.generation, future))
-        )
+        if self._train is None or self._train.plan is not plan:
+            self._train = control.Train(plan)
+        self._channel.send(worker, self._train)
 
     def ask_pause(self, worker: str, generation: int) -> None:
         """Make a worker raise the flag that pauses the group."""
-        self._handles[worker].ask_pause.remote(generation)
+        self._channel.send(worker, control.Pause(generation))
 
     def ask_checkpoint(self, worker: str, generation: int, step: int) -> None:
         """Make a worker raise the flag that makes all take a snapshot after a step."""
-        self._handles[worker].ask_checkpoint.remote(generation, step)
+        self._channel.send(worker, control.TakeCheckpoint(generation, step))
 
     def abort(self, workers: Sequence[str], generation: int, reason: str) -> None:
         """Abort a generation on some workers."""
+        message = control.Abort(generation, reason)
         for worker in workers:
-            self._handles[worker].abort.remote(generation, reason)
+            self._channel.send(worker, message)
 
     def statuses(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerStatus | None]:
         """Ask workers what they are doing; None for those that do not answer. Thread-safe."""
-        return self._ask("status", workers, timeout)
+        began = time.monotonic()
+        asked = {
+            worker: self._questions.ask(self._channel, worker, control.AskStatus)
+            for worker in workers
+        }
+        asking = time.monotonic() - began  # answers take as long, if there are many
+        futures = {worker: self._questions.future(number) for worker, number in asked.items()}
+        concurrent.futures.wait(futures.values(), max(timeout, _PATIENCE_TIMES * asking))
+        answers: dict[str, WorkerStatus | None] = dict.fromkeys(workers)
+        for worker, future in futures.items():
+            if future.done() and future.exception() is None:
+                answer = future.result()
+                assert isinstance(answer, control.Status)
+                answers[worker] = answer.status
+        self._questions.forget(list(asked.values()))
+        return answers
 
     def states(self, workers: Sequence[str], timeout: float) -> dict[str, WorkerState | None]:
         """Ask workers for their state after a restart of the coordinator; None for no answer."""
-        return self._ask("state", workers, timeout)
-
-    def _ask(self, method: str, workers: Sequence[str], timeout: float) -> dict[str, Any]:
-        answers: dict[str, Any] = dict.fromkeys(workers)
-        handles = self._handles.copy()  # another thread may end a worker meanwhile
-        began = time.monotonic()
-        asked = {w: getattr(handles[w], method).remote().future() for w in workers if w in handles}
-        asking = time.monotonic() - began  # answers take as long, if there are many
-        concurrent.futures.wait(asked.values(), max(timeout, _PATIENCE_TIMES * asking))
+        answers: dict[str, WorkerState | None] = dict.fromkeys(workers)
+        handles = self._handles
+        asked = {w: handles[w].state.remote().future() for w in workers if w in handles}
+        concurrent.futures.wait(asked.values(), timeout)
         for worker, future in asked.items():
             if future.done():
                 with contextlib.suppress(RayError):
                     answers[worker] = future.result()
         return answers
 
+    def _answer(
+        self, worker: str, make: Callable[[int], control.ToWorker], timeout: float | None = None
+    ) -> control.Answer:
+        """Ask a worker and wait for its answer.
+
+        Raises:
+            WorkerGoneError: it is gone.
+            TimeoutError: it has not answered.
+        """
+        number = self._questions.ask(self._channel, worker, make)
+        try:
+            return self._questions.future(number).result(timeout)
+        finally:
+            self._questions.forget([number])
+
     def computes_right(self, worker: str) -> bool:
         """Make a worker repeat its probe; False if the result differs or it does not answer."""
         try:
-            return _answer(self._handles[worker].computes_right.remote(), _SELF_TEST_SECONDS)
-        except (RayError, TimeoutError):
+            answer = self._answer(worker, control.CheckArithmetic, _SELF_TEST_SECONDS)
+        except (WorkerGoneError, TimeoutError):
             return False
+        return isinstance(answer, control.Arithmetic) and answer.right
 
     def stack_of(self, member: Member, neighbours: Sequence[Member]) -> Sighting:
         """Return what a process of its node sees of a worker that does not answer."""
@@ -283,20 +370,22 @@ class WorkerActors:
         handle = self._handles.get(worker)
         return "" if handle is None else self._source.memory_kill(handle)
 
-    def records(self, worker: str, after: int, timeout: float) -> list[Record]:
+    def records(self, worker: str, after: int, timeout: float) -> Sequence[Record]:
         """Return a worker's records of the steps after a step; none if it does not answer."""
         try:
-            return _answer(self._handles[worker].records.remote(after), timeout)
-        except (RayActorError, TimeoutError):
+            answer = self._answer(worker, partial(control.AskRecords, after=after), timeout)
+        except (WorkerGoneError, TimeoutError):
             return []
+        assert isinstance(answer, control.Records)
+        return answer.records
 
     def save(self, worker: str, step: int) -> str:
         """Make a worker write the checkpoint of a step; returns the digest.
 
         Raises:
-            RayError: the worker is gone or could not write.
+            WorkerGoneError: the worker is gone or could not write.
         """
-        return _answer(self._handles[worker].save.remote(step))
+        return self._save(worker, step, rescue=False).digest
 
     def rescue(self, worker: str, step: int) -> tuple[str, str]:
         """Make a worker write the checkpoint of a step to a folder of its node.
@@ -305,9 +394,17 @@ class WorkerActors:
             The digest, and where it is.
 
         Raises:
-            RayError: the worker is gone or could not write.
+            WorkerGoneError: the worker is gone or could not write.
         """
-        return _answer(self._handles[worker].rescue.remote(step))
+        saved = self._save(worker, step, rescue=True)
+        return saved.digest, saved.place
+
+    def _save(self, worker: str, step: int, *, rescue: bool) -> control.Saved:
+        saved = self._answer(worker, partial(control.Save, step=step, rescue=rescue))
+        assert isinstance(saved, control.Saved)
+        if saved.error:
+            raise WorkerGoneError(saved.error)
+        return saved
 
     def end(
         self, member: Member, neighbours: Sequence[Member] = (), *, hangs: bool = False
@@ -338,15 +435,16 @@ class WorkerActors:
 
     def _forget(self, worker: str) -> WorkerHandle | None:
         """Forget a worker; returns its handle, or None if it has none yet."""
-        self._lifelines.release(worker)
+        self._channel.release(worker)
+        self._questions.fail(worker)
         if worker in self._awaited:
             self._awaited.remove(worker)
             self._source.give_back(worker, None)
         return self._handles.pop(worker, None)
 
     def close(self) -> None:
-        """Close all lifelines."""
-        self._lifelines.close()
+        """Close the control channel."""
+        self._channel.close()
 
     def kill(self, worker: str) -> None:
         """Kill a worker as if its machine was preempted; the loss is noticed like any other."""
@@ -368,6 +466,8 @@ class WorkerActors:
         """Return the next event, or None after `timeout` seconds."""
         with contextlib.suppress(queue.Empty):
             event = self.events.get(timeout=timeout)
+            if isinstance(event, Exception):
+                raise event
             if not isinstance(event, _WorkerGranted):
                 return event
             self._on_granted(event)
@@ -444,13 +544,6 @@ def _prepared(worker: str, future: "Future[Ready | Unready]") -> PrepareReturned
         failed, process, transient = answer.error, answer.process, answer.transient
         return PrepareReturned(worker, None, failed=failed, process=process, transient=transient)
     return PrepareReturned(worker, answer)
-
-
-def _returned(worker: str, generation: int, future: "Future[Report]") -> TrainReturned:
-    error = future.exception()
-    if error is None:
-        return TrainReturned(worker, generation, future.result())
-    return TrainReturned(worker, generation, None, died=_first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

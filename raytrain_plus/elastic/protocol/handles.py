@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.messages import (
     CoordinatorHealth,
-    Plan,
     Ready,
-    Report,
     RunSpec,
     Sighting,
     Unready,
     WorkerProcess,
     WorkerState,
-    WorkerStatus,
 )
-from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.observe.events import Event
 
 if TYPE_CHECKING:
-    from raytrain_plus.checkpoint.upload import Share
+    pass
 
 _Given = ParamSpec("_Given")
 _Answer_co = TypeVar("_Answer_co", covariant=True)
@@ -45,19 +41,12 @@ class Remote(Protocol[_Given, _Answer_co]):
 
 
 class WorkerHandle(Protocol):
-    """A worker. What is not `prepare`, `train`, `save`, `rescue`, is answered while it trains."""
+    """A worker. `state`, `leave` and what concerns a neighbour are answered while it trains."""
 
     prepare: Remote[[RunSpec, Action | None], Ready | Unready]
-    train: Remote[[Plan], Report]
-    computes_right: Remote[[], bool]
-    save: Remote[[int], str]
-    rescue: Remote[[int], tuple[str, str]]
-    ask_pause: Remote[[int], None]
-    ask_checkpoint: Remote[[int, int], None]
-    abort: Remote[[int, str], None]
-    status: Remote[[], WorkerStatus]
+    serve: Remote[[], None]
+    leave: Remote[[], None]
     state: Remote[[], WorkerState]
-    records: Remote[[int], list[Record]]
     stack_of_neighbour: Remote[[int, int], Sighting]
     kill_neighbour: Remote[[int], None]
 
@@ -75,8 +64,6 @@ class CoordinatorHandle(Protocol):
     """A run's coordinator."""
 
     report_starting: Remote[[str, WorkerProcess], None]
-    report_steps: Remote[[str, int, float, int, list[Record]], None]
-    report_share: "Remote[[str, Share], None]"
     report_notice: Remote[[str, str], None]
     report_memory_shortage: Remote[[str, str], None]
     status: Remote[[], Event]

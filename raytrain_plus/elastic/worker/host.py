@@ -13,6 +13,8 @@ from raytrain_plus import exits
 from raytrain_plus.elastic.liveness import crashes, stacks
 from raytrain_plus.elastic.liveness.lifeline import LifelineServer
 from raytrain_plus.elastic.policy.attribution import may_be_a_machines
+from raytrain_plus.elastic.protocol import control
+from raytrain_plus.elastic.protocol.control import ToCoordinator, ToWorker
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle
 from raytrain_plus.elastic.protocol.messages import RunSpec, WorkerProcess
 from raytrain_plus.elastic.worker import orphan
@@ -26,6 +28,10 @@ from raytrain_plus.training.endpoint import Endpoint
 _LAST_WORD_SECONDS = 0.5  # for the coordinator to hear why a worker ends itself
 
 
+Receive = Callable[[ToWorker], None]
+Send = Callable[[ToCoordinator], bool]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Addresses:
     """How other processes reach a worker.
@@ -34,11 +40,13 @@ class Addresses:
         endpoint: where the other workers connect; None if none does.
         lifeline: where the coordinator connects to watch the worker; without a host, nowhere.
         stacks: the descriptor with which a neighbour reads the worker's stacks.
+        send: sends a message to the coordinator; says whether one is connected.
     """
 
     endpoint: Endpoint | None
     lifeline: tuple[str, int, str]
     stacks: int
+    send: Send
 
 
 class WorkerHost(Protocol):
@@ -59,8 +67,14 @@ class WorkerHost(Protocol):
     def device(self, spec: RunSpec, closing: contextlib.ExitStack) -> torch.device:
         """Set what the bits depend on in this process; returns the device to compute on."""
 
-    def open(self, spec: RunSpec, closing: contextlib.ExitStack) -> Addresses:
-        """Make the worker reachable."""
+    def open(self, spec: RunSpec, closing: contextlib.ExitStack, receive: Receive) -> Addresses:
+        """Make the worker reachable.
+
+        Args:
+            spec: the run.
+            closing: closes what is opened.
+            receive: called, from a thread, with each message of the coordinator.
+        """
 
     def told(self, error: BaseException) -> tuple[str, bool]:
         """Return an error of the task as text, and whether a machine may have caused it."""
@@ -111,18 +125,23 @@ class RayHost:
         del closing
         return prepare_process(spec.threads, gpu=bool(ray.get_gpu_ids()))
 
-    def open(self, spec: RunSpec, closing: contextlib.ExitStack) -> Addresses:
+    def open(self, spec: RunSpec, closing: contextlib.ExitStack, receive: Receive) -> Addresses:
         """Make the worker reachable on this node's address."""
         closing.callback(export_traffic(spec.name).stop)
         host = ray.util.get_node_ip_address()
         endpoint = Endpoint(host, spec.secret)
         closing.callback(endpoint.close)
-        lifeline = LifelineServer(host, lambda: self._on_release(spec, lifeline))
+        lifeline = LifelineServer(
+            host,
+            lambda: self._on_release(spec, lifeline),
+            lambda frame: receive(control.to_worker(frame)),
+        )
         closing.callback(lifeline.close)
         return Addresses(
             endpoint=endpoint,
             lifeline=lifeline.address,
             stacks=stacks.offer(),
+            send=lambda message: lifeline.send(control.encode(message)),
         )
 
     def told(self, error: BaseException) -> tuple[str, bool]:

@@ -6,13 +6,11 @@ Every worker keeps its records of recent steps, so that nothing is lost with the
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayError
-
-from raytrain_plus.elastic.protocol.handles import CoordinatorHandle
+from raytrain_plus.elastic.protocol.control import Steps, ToCoordinator
 from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker.progress import Progress
 from raytrain_plus.training.loop import StepResult
@@ -21,9 +19,8 @@ _KEPT = 80_000
 _TIMES_BYTES = 8 << 20  # of all workers' times in a step, which the latest records alone have
 _FLOAT_BYTES = 32
 _INTERVAL = 0.2  # seconds between two messages
-_PATIENCE = 30.0
-# Seconds to report the rest, for which the whole group waits. A call to a coordinator that Ray is
-# restarting hangs for up to 2 s. The coordinator later fetches the steps that were not reported.
+# Seconds to send the rest, for which the whole group waits. A coordinator that is stopped reads
+# nothing. It later fetches the steps that were not reported.
 _PARTING = 0.1
 
 
@@ -94,22 +91,25 @@ class Records:
 class Reporter:
     """Reports new records and the heartbeat to the coordinator, from a thread of its own.
 
+    The next report waits until the coordinator has the one before, so that one that is stopped is
+    not sent more than it can take.
+
     Args:
-        coordinator: its handle.
-        worker: this worker's name.
+        send: sends a message to the coordinator; says whether one is connected.
         progress: the heartbeat.
         records: what is reported.
     """
 
     def __init__(
-        self, coordinator: CoordinatorHandle, worker: str, progress: Progress, records: Records
+        self, send: Callable[[ToCoordinator], bool], progress: Progress, records: Records
     ) -> None:
-        self._coordinator = coordinator
-        self._worker = worker
+        self._send = send
         self._progress = progress
         self._records = records
         self._sent = records.since(0)[1]
-        self._stopped = threading.Event()
+        self._number = self._received = 0
+        self._changed = threading.Condition()
+        self._is_stopped = False
         self._thread: threading.Thread | None = None
 
     def start(self, generation: int, *, sends: bool) -> None:
@@ -120,27 +120,36 @@ class Reporter:
             self._thread = threading.Thread(target=self._tell, daemon=True, name="reporter")
             self._thread.start()
 
+    def received(self, number: int) -> None:
+        """Note that the coordinator has a report."""
+        with self._changed:
+            self._received = max(self._received, number)
+            self._changed.notify_all()
+
     def stop(self) -> None:
-        """Report the rest, as far as the coordinator answers, and end."""
-        self._stopped.set()
+        """Report the rest, if a coordinator is connected and reads, and end."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(_PARTING)
 
     def _tell(self) -> None:
         last = False
         while not last:
-            last = self._stopped.is_set()
+            last = self._is_stopped
             records, count = self._records.since(self._sent)
-            try:
-                told = self._coordinator.report_steps.remote(
-                    self._worker,
-                    self._generation,
-                    self._started_at,
-                    self._progress.moves,
-                    records,
-                )
-                told.future().result(_PATIENCE)
+            self._number += 1
+            number, moves = self._number, self._progress.moves
+            told = Steps(number, self._generation, self._started_at, moves, records)
+            if self._send(told) and self._is_received(number):
                 self._sent = count
-            except (RayError, TimeoutError):
-                pass  # told again with the next, or asked of any worker when the generation ends
-            self._stopped.wait(_INTERVAL)
+            # What is not reported is asked of any worker when the generation ends.
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_stopped, _INTERVAL)
+
+    def _is_received(self, number: int) -> bool:
+        """Wait until the coordinator has a report, or until `stop`; says whether it has it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._received >= number or self._is_stopped)
+            return self._received >= number

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import queue
 import signal
 import socket
 import tempfile
@@ -25,6 +26,7 @@ from raytrain_plus.checkpoint.upload import Share, Uploads
 from raytrain_plus.elastic.liveness import stacks
 from raytrain_plus.elastic.liveness.fault_log import FaultLog
 from raytrain_plus.elastic.policy.trust import named
+from raytrain_plus.elastic.protocol import control
 from raytrain_plus.elastic.protocol.faults import Action
 from raytrain_plus.elastic.protocol.handles import CoordinatorHandle
 from raytrain_plus.elastic.protocol.messages import (
@@ -39,7 +41,6 @@ from raytrain_plus.elastic.protocol.messages import (
     WorkerStatus,
     import_first,
 )
-from raytrain_plus.elastic.protocol.records import Record
 from raytrain_plus.elastic.worker import process_faults
 from raytrain_plus.elastic.worker.data import open_data, open_evaluations, resolve, told
 from raytrain_plus.elastic.worker.fault_injection import WorkerFaults
@@ -129,6 +130,8 @@ class Worker:
         self._loader: Loader | None = None
         self._ready: Ready | None = None
         self._report_of: Report | None = None
+        self._reporter: Reporter | None = None
+        self._jobs: queue.SimpleQueue[control.Job | None] = queue.SimpleQueue()
 
     def prepare(self, spec: RunSpec, fault: Action | None = None) -> Ready | Unready:
         """Load the task and the data, build the replica, and compute the probe.
@@ -191,8 +194,8 @@ class Worker:
         self._closing.callback(self._uploads.finish, _UPLOAD_SECONDS)
         victim = WorkerFaults(self._task, replica, self._uploads)
         self._faults = process_faults.Injector(self._name, FaultLog(spec.folder), victim)
-        process, reached = self._host.process(), self._host.open(spec, self._closing)
-        self._endpoint = reached.endpoint
+        process, reached = self._host.process(), self._host.open(spec, self._closing, self.receive)
+        self._endpoint, self._send = reached.endpoint, reached.send
         return Ready(
             pid=process.pid,
             node=process.node,
@@ -229,6 +232,60 @@ class Worker:
         self._closing.callback(replica.undo_fit)
         return replica
 
+    def serve(self) -> None:
+        """Do what coordinators want of the training thread, until `leave`.
+
+        A coordinator that was restarted calls it, too: that call waits for the end of this one,
+        and both end together.
+        """
+        while (job := self._jobs.get()) is not None:
+            self.execute(job)
+        self._jobs.put(None)
+
+    @ray.method(concurrency_group="control")
+    def leave(self) -> None:
+        """Let `serve` return: the run needs this worker no more."""
+        self._jobs.put(None)
+
+    def receive(self, message: control.ToWorker) -> None:
+        """Take a message of the coordinator; it is answered while the training thread trains."""
+        match message:
+            case control.Pause():
+                self._progress.ask_pause(message.generation)
+            case control.TakeCheckpoint():
+                self._progress.ask_checkpoint(message.generation, message.step)
+            case control.Abort():
+                self._progress.abort(message.generation, message.reason)
+            case control.StepsReceived():
+                if self._reporter is not None:
+                    self._reporter.received(message.number)
+            case control.AskStatus():
+                self._send(control.Status(message.number, self.status()))
+            case control.AskRecords():
+                found = self._records.after(message.after)
+                self._send(control.Records(message.number, found))
+            case _:
+                self._jobs.put(message)
+
+    def execute(self, job: control.Job) -> None:
+        """Do what the coordinator wants of the training thread, and tell it the result."""
+        match job:
+            case control.Train():
+                self._send(control.GenerationEnded(job.plan.generation, self.train(job.plan)))
+            case control.Save():
+                self._send(self._saved(job))
+            case control.CheckArithmetic():
+                self._send(control.Arithmetic(job.number, self.computes_right()))
+
+    def _saved(self, job: control.Save) -> control.Saved:
+        try:
+            if not job.rescue:
+                return control.Saved(job.number, self.save(job.step))
+            digest, place = self.rescue(job.step)
+        except USERS as error:  # of the store, or of an aspect's
+            return control.Saved(job.number, error=self._host.told(error)[0])
+        return control.Saved(job.number, digest, place)
+
     def train(self, plan: Plan) -> Report:
         """Run one generation: meet, heal, and run steps until it ends."""
         places = [assignment.worker for assignment in plan.assignments]
@@ -237,7 +294,7 @@ class Worker:
         faults = [f for f in plan.faults if index in f.victims(len(places))]
         self._report_of, self._reason = None, ""
         self._progress.start_generation(plan, faults, self._faults.hit, self._interrupt)
-        reporter = Reporter(self._coordinator, self._name, self._progress, self._records)
+        reporter = self._reporter = Reporter(self._send, self._progress, self._records)
         self._formed_at = 0.0
         try:
             self._form(plan, transport)
@@ -322,32 +379,11 @@ class Worker:
             target=lambda: self._coordinator.report_notice.remote(self._name, why), daemon=True
         ).start()
 
-    @ray.method(concurrency_group="control")
-    def ask_pause(self, generation: int) -> None:
-        """Raise the flag that lets all workers pause after the same step."""
-        self._progress.ask_pause(generation)
-
-    @ray.method(concurrency_group="control")
-    def ask_checkpoint(self, generation: int, step: int) -> None:
-        """Raise the flag that lets all workers take a snapshot after a step."""
-        self._progress.ask_checkpoint(generation, step)
-
-    @ray.method(concurrency_group="control")
-    def abort(self, generation: int, reason: str) -> None:
-        """End a generation: a peer was lost."""
-        self._progress.abort(generation, reason)
-
-    @ray.method(concurrency_group="control")
     def status(self) -> WorkerStatus:
         """Say what the training thread is doing, and what memory there is: it may be short."""
         transport = self._transport
         waits_for = transport.waits_for if transport is not None else None
         return replace(self._progress.status(waits_for), memory=memory_use())
-
-    @ray.method(concurrency_group="control")
-    def records(self, after: int) -> list[Record]:
-        """Return what is known of the steps after a step."""
-        return self._records.after(after)
 
     @ray.method(concurrency_group="control")
     def state(self) -> WorkerState:
@@ -518,7 +554,7 @@ class Worker:
         )
 
     def _report_share(self, share: Share) -> None:
-        self._coordinator.report_share.remote(self._name, share)
+        self._send(control.ShareReported(share))
 
     def _interrupt(self, reason: str) -> None:
         if self._transport is not None:

@@ -111,10 +111,9 @@ def test_only_one_request_at_a_time_asks_the_workers_and_others_do_not_wait(tmp_
     assert first[0]["phase"] == "computing"
 
 
-def test_a_worker_that_has_left_meanwhile_does_not_answer():
+def test_a_worker_that_has_left_meanwhile_does_not_answer(tmp_path):
     """The coordinator's thread may end a worker at any moment."""
-    pool = object.__new__(WorkerActors)
-    pool._handles = {}
+    pool = WorkerActors(make_spec(tmp_path), None, "node")
     assert pool.statuses(["w0"], 0.1) == {"w0": None}
 
 

@@ -127,22 +127,26 @@ def test_a_forked_child_does_not_keep_the_lifeline_of_a_killed_process(gone):
         process.wait()
 
 
-def test_a_connection_without_the_secret_neither_holds_nor_ends_a_worker():
+def test_a_connection_without_the_secret_neither_holds_nor_ends_a_worker(gone):
     released = queue.Queue()
     lifeline = LifelineServer("127.0.0.1", lambda: released.put("released"))
     host, port, secret = lifeline.address
-    for said in (b"", b"x" * 32, b"x" * 5000, secret[:-1].encode()):
+    for said in (b"", b"x" * 32, b"x" * 5000, secret.encode()):
         with socket.create_connection((host, port)) as stranger:
             stranger.settimeout(PATIENCE)
             # Bytes that the server leaves unread reset the connection, at any point of these lines.
             with contextlib.suppress(ConnectionError):
                 stranger.sendall(said)
                 _say_no_more(stranger)
-                assert stranger.recv(1) == b""
+                while stranger.recv(100):  # its random number, and then the end
+                    pass
         assert not lifeline.is_held
+    lines, told = gone
+    lines.hold("w0", (host, port, secret[:-1]))
+    assert "no process of this run" in told.get(timeout=PATIENCE)[1] or not lifeline.is_held
     assert released.empty()
-    with socket.create_connection((host, port)) as ours:  # the control
-        ours.sendall(secret.encode())
+    lines.hold("w0", lifeline.address)  # the control
+    lines.release("w0")
     assert released.get(timeout=PATIENCE) == "released"
     lifeline.close()
 
@@ -153,3 +157,69 @@ def _say_no_more(connection: socket.socket) -> None:
     except OSError as error:
         if error.errno != errno.ENOTCONN:  # which is no ConnectionError
             raise
+
+
+@pytest.fixture
+def talking():
+    """Both ends of a lifeline, with what each has received."""
+    at_worker, at_coordinator = queue.Queue(), queue.Queue()
+    lifeline = LifelineServer("127.0.0.1", lambda: None, at_worker.put)
+    lines = Lifelines(
+        lambda *gone: at_coordinator.put(gone), lambda *frame: at_coordinator.put(frame)
+    )
+    lines.hold("w0", lifeline.address)
+    yield lifeline, lines, at_worker, at_coordinator
+    lines.close()
+    lifeline.close()
+
+
+def test_frames_of_any_size_arrive_in_order(talking):
+    lifeline, lines, at_worker, at_coordinator = talking
+    sizes = [0, 1, 3, 70_000, 5, 9_000_000, 2]
+    frames = [bytes([number]) * size for number, size in enumerate(sizes)]
+    for frame in frames:
+        assert lines.send("w0", frame)  # which does not wait, though more than fits is sent
+    assert [at_worker.get(timeout=PATIENCE) for _ in frames] == frames
+    for frame in frames:
+        assert lifeline.send(frame)
+    assert [at_coordinator.get(timeout=PATIENCE) for _ in frames] == [("w0", f) for f in frames]
+
+
+def test_nothing_is_sent_to_a_worker_that_is_released_or_by_one_that_is_not_held(talking):
+    lifeline, lines, at_worker, at_coordinator = talking
+    assert lines.send("w0", b"one")
+    assert at_worker.get(timeout=PATIENCE) == b"one"
+    lines.release("w0")
+    assert not lines.send("w0", b"two")
+    assert not lines.send("w1", b"two")
+    while lifeline.is_held:
+        pass
+    assert not lifeline.send(b"three")
+    assert at_worker.empty()
+    assert at_coordinator.empty()
+
+
+def test_a_worker_speaks_to_the_newest_coordinator(talking):
+    lifeline, lines, at_worker, _ = talking
+    told = queue.Queue()
+    newer = Lifelines(lambda *_: None, lambda *frame: told.put(frame))
+    newer.hold("me", lifeline.address)
+    assert newer.send("me", b"here")
+    assert at_worker.get(timeout=PATIENCE) == b"here"
+    assert lifeline.send(b"you")
+    assert told.get(timeout=PATIENCE) == ("me", b"you")
+    assert lines.send("w0", b"still here")  # the control: the older one is connected, too
+    assert at_worker.get(timeout=PATIENCE) == b"still here"
+    newer.close()
+
+
+def test_a_frame_that_is_too_long_ends_the_connection(talking, monkeypatch):
+    lifeline, lines, _, at_coordinator = talking
+    monkeypatch.setattr("raytrain_plus.elastic.liveness.lifeline._MOST", 100)
+    lifeline.send(b"x" * 100)
+    assert at_coordinator.get(timeout=PATIENCE) == ("w0", b"x" * 100)  # the control
+    lifeline.send(b"x" * 101)
+    worker, why = at_coordinator.get(timeout=PATIENCE)
+    assert worker == "w0"
+    assert "101 bytes" in why
+    assert not lines.send("w0", b"")

@@ -2,7 +2,7 @@
 
 import threading
 import tracemalloc
-from types import SimpleNamespace
+from itertools import chain
 
 import pytest
 
@@ -86,43 +86,85 @@ def test_a_large_group_takes_no_more_memory_than_a_small_one():
 
 
 class Coordinator:
-    """Replaces the handle: keeps the reports while it listens."""
+    """Keeps the reports that it is sent. It says that it has them while it listens."""
 
     def __init__(self):
-        self.listens = threading.Event()
-        self.steps = []
-        self.report_steps = self
+        self.listens = True
+        self.reporter = None
+        self.told = []
+        self.came = threading.Condition()
 
-    def remote(self, *told):
-        def listen(timeout):
-            assert self.listens.wait(timeout)
-            self.steps += [record.step for record in told[-1]]
+    def send(self, message):
+        with self.came:
+            self.told.append([record.step for record in message.records])
+            self.came.notify_all()
+        if self.listens:
+            self.reporter.received(message.number)
+        return True
 
-        answer = SimpleNamespace(result=listen)
-        return SimpleNamespace(future=lambda: answer)
+    def await_reports(self, count):
+        with self.came:
+            assert self.came.wait_for(lambda: len(self.told) >= count, 20.0)
+
+
+def reporting(coordinator):
+    records = Records()
+    coordinator.reporter = Reporter(coordinator.send, Progress(), records)
+    return coordinator.reporter, records
+
+
+def add(records, step):
+    records.add_step(1, StepResult(step, loss=1.0, pause=False, busy_seconds=0.5))
 
 
 @pytest.mark.timeout(20)
-def test_a_group_does_not_wait_for_a_coordinator_that_does_not_listen():
+def test_a_coordinator_that_does_not_listen_is_sent_one_report_and_the_rest_at_the_end():
     coordinator = Coordinator()
-    records = Records()
-    reporter = Reporter(coordinator, "w0", Progress(), records)
-    records.add_step(1, StepResult(1, loss=1.0, pause=False, busy_seconds=0.5))
+    coordinator.listens = False
+    reporter, records = reporting(coordinator)
+    add(records, 1)
     reporter.start(1, sends=True)
+    coordinator.await_reports(1)
+    add(records, 2)
     reporter.stop()
-    assert coordinator.steps == []
-    coordinator.listens.set()
     reporter._thread.join()
-    assert coordinator.steps == [1]  # a late report is better than none
+    assert coordinator.told[0] in ([], [1])
+    assert coordinator.told[1:] == [[1, 2]]  # what it may not have, too
+
+
+@pytest.mark.timeout(20)
+def test_a_coordinator_that_listens_is_told_each_step_once():
+    coordinator = Coordinator()
+    reporter, records = reporting(coordinator)
+    reporter.start(1, sends=True)
+    for step in (1, 2):
+        add(records, step)
+        coordinator.await_reports(len(coordinator.told) + 2)
+    reporter.stop()
+    reporter._thread.join()
+    assert list(chain(*coordinator.told)) == [1, 2]
+
+
+@pytest.mark.timeout(20)
+def test_what_is_sent_to_no_coordinator_is_sent_again():
+    coordinator = Coordinator()
+    reporter, records = reporting(coordinator)
+    held = threading.Event()
+    reporter._send = lambda message: held.is_set() and coordinator.send(message)
+    add(records, 1)
+    reporter.start(1, sends=True)
+    assert coordinator.told == []
+    held.set()
+    reporter.stop()
+    reporter._thread.join()
+    assert [1] in coordinator.told
 
 
 def test_the_remaining_records_are_sent_before_a_generation_ends(monkeypatch):
     coordinator = Coordinator()
-    coordinator.listens.set()
     monkeypatch.setattr("raytrain_plus.elastic.worker.reporter._PARTING", 20.0)
-    records = Records()
-    reporter = Reporter(coordinator, "w0", Progress(), records)
+    reporter, records = reporting(coordinator)
     reporter.start(1, sends=True)
-    records.add_step(1, StepResult(1, loss=1.0, pause=False, busy_seconds=0.5))
+    add(records, 1)
     reporter.stop()
-    assert coordinator.steps == [1]
+    assert list(chain(*coordinator.told)) == [1]
