@@ -16,11 +16,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -104,17 +102,15 @@ class Copy:
         self._loop.begin_generation([range(TINY.logical_ranks)], Alone())
         self._sent = 0  # the last step that was sent
         self._send = send
-        coordinator: Any = SimpleNamespace(report_steps=SimpleNamespace(remote=self._report))
-        self._reporter = Reporter(coordinator, "w0", progress, self._records)
+        self._reporter = Reporter(self._report, progress, self._records)
         self._reporter.start(1, sends=True)
 
-    def _report(self, _worker: str, _generation: int, _began: float, _moves: int, new: Any) -> Any:
-        self._send(("records", self.variant.name, new))
-        if new:
-            self._sent = new[-1].step
-        answer: Future[None] = Future()
-        answer.set_result(None)
-        return SimpleNamespace(future=lambda: answer)
+    def _report(self, message: Any) -> bool:
+        self._send(("records", self.variant.name, message.records))
+        if message.records:
+            self._sent = message.records[-1].step
+        self._reporter.received(message.number)
+        return True
 
     def window(self, steps: int) -> list[tuple[float, float]]:
         """Run some steps, ten at a time.

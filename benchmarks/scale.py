@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import report, scale_model
 from benchmarks.report import Aim, Row
 from benchmarks.scale_exchange import Network, bound_seconds, exchange_seconds
-from benchmarks.scale_model import AtSize, Calls, Case, Wire
+from benchmarks.scale_model import AtSize, Case, Messages, Wire
 from benchmarks.traffic import Traffic
 from raytrain_plus.training.bucket import UNITS
 from raytrain_plus.training.halving import halving
@@ -44,7 +44,7 @@ class Constants:
 
     Attributes:
         at: costs at each of `SIZES`.
-        calls: costs of Ray's calls.
+        messages: costs of messages over lifelines.
         wire: costs of exchange and meeting.
         checks: predicted and measured costs of small groups.
         exchange: the seconds of an exchange on a simulated network, and those of its links alone.
@@ -52,7 +52,7 @@ class Constants:
     """
 
     at: Sequence[AtSize]
-    calls: Calls
+    messages: Messages
     wire: Wire
     checks: Sequence[Row]
     exchange: Sequence[Row]
@@ -64,7 +64,7 @@ class Constants:
         said = json.loads(DATA.read_text())
         return cls(
             [AtSize(**one) for one in said["at"]],
-            Calls(**said["calls"]),
+            Messages(**said["messages"]),
             Wire(**said["wire"]),
             said["checks"],
             said["exchange"],
@@ -128,7 +128,7 @@ def measure(*, quick: bool) -> Constants:
         checks.append(_checked("meeting", traffic, predicted, seconds))
     at = [scale_measure.at_size(workers) for workers in SIZES]
     simulated = [_simulated(workers, wire) for workers in (SIMULATED[:-1] if quick else SIMULATED)]
-    return Constants(at, scale_measure.calls(), wire, checks, simulated, machine)
+    return Constants(at, scale_measure.messages(), wire, checks, simulated, machine)
 
 
 def _simulated(workers: int, wire: Wire) -> Row:
@@ -208,20 +208,20 @@ def _checked(what: str, traffic: Traffic, predicted: float, measured: float) -> 
 
 def tables(known: Constants) -> dict[str, list[Row]]:
     """Predict all costs, at all sizes."""
-    case, calls, wire = CASE, known.calls, known.wire
+    case, messages, wire = CASE, known.messages, known.wire
     at = {one.workers: one for one in known.at}
     return {
         "a step's exchange, per worker": [scale_model.exchange(case, wire, n) for n in at],
         "the coordinator, while a group trains": [
-            scale_model.steady(case, one, calls) for one in at.values()
+            scale_model.steady(case, one, messages) for one in at.values()
         ],
         "a new generation: the coordinator": [
-            scale_model.regroup(one, calls) for one in at.values()
+            scale_model.regroup(one, messages) for one in at.values()
         ],
         "a new generation: the workers meet": [
             scale_model.meeting(case, wire, one) for one in at.values()
         ],
-        "a checkpoint of 60 GB": [scale_model.checkpoint(one, calls) for one in at.values()],
+        "a checkpoint of 60 GB": [scale_model.checkpoint(one, messages) for one in at.values()],
         "healing: seconds until all have the state": [
             {
                 "workers": n,
@@ -240,7 +240,7 @@ BOUNDS = (
     ("a step's exchange, per worker", "connections", 1024),
     ("the coordinator, while a group trains", "CPU %", 20),
     ("a new generation: the coordinator", "plan s", 1.0),
-    ("a new generation: the coordinator", "calls s", 1.0),
+    ("a new generation: the coordinator", "messages s", 1.0),
     ("a new generation: the coordinator", "looks s", 1.0),
     ("a new generation: the coordinator", "asking all s", 1.0),
     ("a new generation: the workers meet", "CPU s", 1.0),

@@ -1,23 +1,24 @@
 """The cost of scale for the coordinator and one worker, measured with a given number of members.
 
 `at_size` calls the real code, in this process. Costs that would need thousands of processes are
-measured with few (`calls`, and `scale_wire.py`), and extrapolated by `scale_model.py`.
+measured with few (`messages`, and `scale_wire.py`), and extrapolated by `scale_model.py`.
 """
 
 import json
+import multiprocessing
 import os
 import pickle
 import queue
+import random
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Calls
+from benchmarks.scale_model import RANKS_PER_WORKER, AtSize, Messages
 from benchmarks.traffic import ranges_of
 from raytrain_plus.checkpoint.files import CheckpointFile, Layout, lay_out, places_of
 from raytrain_plus.checkpoint.upload import Share
@@ -26,12 +27,14 @@ from raytrain_plus.elastic.coordinator.checkpoint_coordinator import (
     CheckpointCoordinator,
     CommitReturned,
 )
+from raytrain_plus.elastic.coordinator.control_channel import LifelineChannel
 from raytrain_plus.elastic.coordinator.membership import Membership
 from raytrain_plus.elastic.coordinator.run_log import RunLog
 from raytrain_plus.elastic.liveness.lifeline import Lifelines, LifelineServer
 from raytrain_plus.elastic.policy.assignment import WorkerSpeed, assign
 from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.policy.rebalance import Rebalancer
+from raytrain_plus.elastic.protocol import control
 from raytrain_plus.elastic.protocol.messages import (
     Assignment,
     ElasticConfig,
@@ -83,8 +86,8 @@ def at_size(workers: int) -> AtSize:
     return AtSize(
         workers=workers,
         plan_seconds=plan_seconds,
-        plan_bytes=len(pickle.dumps(plan)),
-        pickle_seconds=seconds(lambda: pickle.dumps(plan)),
+        plan_bytes=len(control.encode(control.Train(plan))),
+        encode_seconds=seconds(lambda: control.encode(control.Train(plan))),
         additions_seconds=seconds(lambda: additions(nodes, ranks)),
         subtrees=len(nodes) / len(first),
         subtrees_after_loss=len(_nodes(one_less)) / len(one_less),
@@ -146,12 +149,17 @@ def checkpoint(names: Sequence[str], hosts: Sequence[str], shares: Sequence[Shar
 
 
 def _plan(assignments: tuple[Assignment, ...]) -> Plan:
+    draws = random.Random(17)  # ids that do not compress, as those of endpoints
+    endpoints = tuple(
+        (f"10.0.{i // 256}.{i % 256}", draws.randrange(32768, 61000), draws.randbytes(8).hex())
+        for i, _ in enumerate(assignments)
+    )
     return Plan(
         generation=1,
         step=0,
         assignments=assignments,
         healed_by={},
-        endpoints=tuple(("10.0.0.1", 40000, "0123456789abcdef") for _ in assignments),
+        endpoints=endpoints,
         pause_at=None,
         evaluated=False,
     )
@@ -262,24 +270,60 @@ def lifeline_seconds(times: int = 200) -> float:
     return spent
 
 
-def calls(times: int = 400) -> Calls:
-    """Measure calls between actors of a separate cluster."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+def messages(times: int = 400) -> Messages:
+    """Measure messages over a lifeline; another process is the worker."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_answer, args=(theirs,), daemon=True)
+    worker.start()
+    arrived = threading.Semaphore(0)
+    channel = LifelineChannel(lambda *_: None, lambda *_: arrived.release())
     try:
-        actor = ray.remote(num_cpus=0)(_Coordinator).remote()
-        small, large = (_plan(_assignments(n)) for n in (10, 10_000))
-        costs = [ray.get(actor.train.remote(plan, times)) for plan in (small, large)]
-        told = ray.get(actor.told_by.remote(times))
+        channel.hold("w0", ours.recv())
+        small, large = (control.Train(_plan(_assignments(n))) for n in (10, 10_000))
+        costs = [
+            _message_seconds(channel, arrived, [plan] * times, times) for plan in (small, large)
+        ]
+        told = _message_seconds(channel, arrived, [control.AskRecords(1, times)], times)
     finally:
-        ray.shutdown()
-    more = len(pickle.dumps(large)) - len(pickle.dumps(small))
-    return Calls(costs[0], max(0.0, costs[1] - costs[0]) / more, told)
+        channel.close()
+        ours.send("the end")
+        worker.join()
+    more = len(control.encode(large)) - len(control.encode(small))
+    return Messages(costs[0], max(0.0, costs[1] - costs[0]) / more, told)
+
+
+def _message_seconds(
+    channel: LifelineChannel,
+    arrived: threading.Semaphore,
+    sent: Sequence[control.ToWorker],
+    answers: int,
+) -> float:
+    """Return the CPU seconds of this process for each answer to some messages."""
+    begun = time.process_time()
+    for message in sent:
+        channel.send("w0", message)
+    for _ in range(answers):
+        arrived.acquire()
+    return (time.process_time() - begun) / answers
+
+
+def _answer(pipe: Any) -> None:
+    """Be a worker: report the end of each generation, and as many steps as are asked for."""
+
+    def receive(frame: bytes) -> None:
+        match control.to_worker(frame):
+            case control.AskRecords(after=count):
+                for number in range(count):
+                    lifeline.send(control.encode(control.Steps(number, 1, 1.0, 1, [])))
+            case _:
+                lifeline.send(control.encode(ended))
+
+    ended = control.GenerationEnded(1, Report(ending="paused", step=1, committed_at=1.0))
+    lifeline = LifelineServer("127.0.0.1", lambda: None, receive)
+    pipe.send(lifeline.address)
+    pipe.recv()
+    lifeline.close()
 
 
 def _assignments(workers: int) -> tuple[Assignment, ...]:
@@ -287,43 +331,6 @@ def _assignments(workers: int) -> tuple[Assignment, ...]:
         Assignment(f"w{i}", ranks.start, ranks.stop)
         for i, ranks in enumerate(ranges_of(workers, workers))
     )
-
-
-class _Worker:
-    """An actor with a worker's methods that do nothing."""
-
-    def train(self, _plan: Plan) -> Report:
-        return Report(ending="paused", step=1, committed_at=1.0)
-
-    def tell(self, coordinator: Any, times: int) -> None:
-        for _ in range(times):
-            ray.get(coordinator.report_steps.remote("w0", 1, 1.0, 1, []))
-
-
-class _Coordinator:
-    """An actor that calls and is called like the coordinator."""
-
-    def __init__(self) -> None:
-        self._worker: Any = ray.remote(num_cpus=0)(_Worker).remote()
-
-    async def told_by(self, times: int) -> float:
-        me = ray.get_runtime_context().current_actor
-        begun = time.process_time()
-        await self._worker.tell.remote(me, times)
-        return (time.process_time() - begun) / times
-
-    async def report_steps(self, *_: Any) -> None:
-        """Accept a report."""
-
-    async def train(self, plan: Plan, times: int) -> float:
-        answered = []
-        await self._worker.train.remote(plan)
-        begun = time.process_time()
-        for _ in range(times):
-            future = self._worker.train.remote(plan).future()
-            future.add_done_callback(answered.append)
-            future.result()
-        return (time.process_time() - begun) / times
 
 
 def machine() -> dict[str, Any]:

@@ -27,7 +27,7 @@ class AtSize:
         workers: number of workers.
         plan_seconds: a first plan or one that replaces a worker, whichever is slower.
         plan_bytes: size of a plan as sent to a worker.
-        pickle_seconds: serialising a plan.
+        encode_seconds: encoding a plan.
         additions_seconds: ordering the tree's additions, once per generation.
         subtrees: maximal subtrees per worker, in a plan of all workers.
         subtrees_after_loss: the same after the loss of a worker.
@@ -48,7 +48,7 @@ class AtSize:
     workers: int
     plan_seconds: float
     plan_bytes: int
-    pickle_seconds: float
+    encode_seconds: float
     additions_seconds: float
     subtrees: float
     subtrees_after_loss: float
@@ -67,13 +67,13 @@ class AtSize:
 
 
 @dataclass(frozen=True)
-class Calls:
-    """The cost of Ray's calls for the coordinator's process, in CPU seconds.
+class Messages:
+    """The cost of messages over lifelines for the coordinator's process, in CPU seconds.
 
     Attributes:
-        train_seconds: a call that sends a small plan and gets the report.
+        train_seconds: a small plan that is sent, and the report that comes.
         byte_seconds: each further byte of the plan.
-        told_seconds: handling a call from a worker.
+        told_seconds: a message of a worker.
     """
 
     train_seconds: float
@@ -162,9 +162,9 @@ def exchange(case: Case, wire: Wire, workers: int) -> Row:
     }
 
 
-def steady(case: Case, at: AtSize, calls: Calls) -> Row:
+def steady(case: Case, at: AtSize, messages: Messages) -> Row:
     """Predict the coordinator's work while a group trains."""
-    busy = TELLS * calls.told_seconds + case.steps * at.record_seconds
+    busy = TELLS * messages.told_seconds + case.steps * at.record_seconds
     return {
         "workers": at.workers,
         "messages/s": TELLS,
@@ -176,16 +176,17 @@ def steady(case: Case, at: AtSize, calls: Calls) -> Row:
     }
 
 
-def regroup(at: AtSize, calls: Calls) -> Row:
+def regroup(at: AtSize, messages: Messages) -> Row:
     """Predict the coordinator's work for a new generation."""
     workers = at.workers
     return {
         "workers": workers,
         "plan s": at.plan_seconds,
         "plans MB": workers * at.plan_bytes / 1e6,
-        "calls s": workers * (calls.train_seconds + at.plan_bytes * calls.byte_seconds),
+        "messages s": at.encode_seconds
+        + workers * (messages.train_seconds + at.plan_bytes * messages.byte_seconds),
         "looks s": workers * at.look_seconds,
-        "asking all s": workers * calls.told_seconds,
+        "asking all s": workers * messages.told_seconds,
         "journal KB": at.generation_line_bytes / 1e3,
     }
 
@@ -203,16 +204,18 @@ def meeting(case: Case, wire: Wire, at: AtSize) -> Row:
     }
 
 
-def checkpoint(at: AtSize, calls: Calls) -> Row:
+def checkpoint(at: AtSize, messages: Messages) -> Row:
     """Predict a checkpoint's cost; each writer reports its share, and the first that it begins."""
-    calls_seconds = (at.writers + 1) * calls.told_seconds + at.share_bytes * calls.byte_seconds
+    message_seconds = (
+        at.writers + 1
+    ) * messages.told_seconds + at.share_bytes * messages.byte_seconds
     return {
         "workers": at.workers,
         "writers": at.writers,
         "GB of one": at.most_written / 1e9,
         "share ms": at.share_seconds * 1e3,
         "told KB": at.share_bytes / 1e3,
-        "coordinator CPU s": at.checkpoint_seconds + calls_seconds,
+        "coordinator CPU s": at.checkpoint_seconds + message_seconds,
     }
 
 
