@@ -120,7 +120,9 @@ def test_when_the_whole_cluster_is_lost_the_run_is_resumed_by_other_workers(stor
     second = [i for i, event in enumerate(run.events) if event["event"] == "run"][1]
     before = Run(run.events[:second])
     assert before.of("end") == []
-    assert [e["resumed_step"] for e in run.of("run") if "resumed_step" in e] == [whole(before)[-1]]
+    (resumed,) = (e["resumed_step"] for e in run.of("run") if "resumed_step" in e)
+    # The kill may have come between a checkpoint's commit and its line in the journal.
+    assert resumed in (whole(before)[-1], whole(before)[-1] + 20)
 
 
 def test_an_unreachable_store_stops_training_only_if_configured(storage):
