@@ -26,7 +26,7 @@ from raytrain_plus.frontier.recipe import Recipe
 from raytrain_plus.loggers import Logger
 from raytrain_plus.observe.journal import Event
 from raytrain_plus.trainer import ElasticTrainer, TrainingFailedError
-from raytrain_plus.worker_pool.server import abandon_run, stop_run
+from raytrain_plus.worker_pool.server import abandon_run, lives, stop_run
 
 _PARTING = 30.0  # seconds for a run to end after a request to stop
 
@@ -142,6 +142,9 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
             self._told.put(failure)
             return
         except Exception as failure:  # noqa: BLE001 - a recipe that cannot be run is a result
+            if not lives(self._setting.worker_pool):  # nor can any other recipe
+                self._told.put(failure)
+                return
             error = f"{type(failure).__name__}: {failure}"
         if summary.get("state") == "stopped":
             return  # the scheduler that stopped it has recorded it

@@ -423,6 +423,15 @@ def start_worker_pool(
     return pool
 
 
+def lives(worker_pool: str) -> bool:
+    """Say whether a worker pool has not ended."""
+    try:
+        ray.get_actor(worker_pool, namespace=NAMESPACE)
+    except Exception:  # noqa: BLE001 - Ray itself may have ended
+        return False
+    return True
+
+
 def stop_run(worker_pool: str, run: str) -> None:
     """Let a run end after the step in flight."""
     pool: WorkerPoolHandle = ray.get_actor(worker_pool, namespace=NAMESPACE)
