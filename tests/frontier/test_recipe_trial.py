@@ -15,7 +15,7 @@ class Trial(RecipeTrial):
         self._setting = SimpleNamespace(worker_pool="pool")
         self.recorded = []
         self._folder = SimpleNamespace(finish=self.recorded.append)
-        self._finished = lambda summary, error: SimpleNamespace(
+        self._finished = lambda _, error: SimpleNamespace(
             quality=0.0, outcome="failed", cost=0.0, error=error
         )
         self._stand = lambda *_: {}

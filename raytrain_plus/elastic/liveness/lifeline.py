@@ -6,7 +6,8 @@ kernel gives up after some six seconds. Neither needs an interpreter that may be
 starved: a worker that is merely slow keeps its lifeline.
 
 Frames of bytes travel on it in both directions: what the coordinator and its workers say to each
-other (`raytrain_plus/elastic/protocol/control.py`). A frame costs a few microseconds, a call of Ray a thousand.
+other (`raytrain_plus/elastic/protocol/control.py`). A frame costs a few microseconds, a call of Ray
+a thousand.
 
 Ray reports a dead process as fast, but a dead host only after 15 to 60 seconds at its default
 settings (measured with Ray 2.60).
