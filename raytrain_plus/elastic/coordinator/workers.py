@@ -175,7 +175,9 @@ class WorkerActors:
         self._short: dict[str, str] = {}  # worker -> why it ends itself for want of memory
         self._channel = channel(self._gone, self._received)
         self._questions = Questions()
-        self._reports: queue.SimpleQueue[tuple[str, control.ToCoordinator]] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[tuple[str, control.ToCoordinator] | None] = (
+            queue.SimpleQueue()
+        )
         self._reporting: threading.Thread | None = None
         self._train: control.Train | None = None
         self._node = node
@@ -247,14 +249,14 @@ class WorkerActors:
 
     def _report(self) -> None:
         """Take reports in order: the steps of a generation before its end."""
-        while True:
-            worker, message = self._reports.get()
+        while (told := self._reports.get()) is not None:
+            worker, message = told
             if isinstance(message, control.GenerationEnded):
                 self.events.put(TrainReturned(worker, message.generation, message.report))
             elif isinstance(message, control.Steps):
-                told = message.generation, message.started, message.moves, message.records
+                steps = message.generation, message.started, message.moves, message.records
                 try:
-                    self.on_steps(worker, *told)
+                    self.on_steps(worker, *steps)
                 except Exception as error:  # noqa: BLE001 - it ends the coordinator's thread
                     self.events.put(error)
                 self._channel.send(worker, control.StepsReceived(message.number))
@@ -445,6 +447,7 @@ class WorkerActors:
     def close(self) -> None:
         """Close the control channel."""
         self._channel.close()
+        self._reports.put(None)
 
     def kill(self, worker: str) -> None:
         """Kill a worker as if its machine was preempted; the loss is noticed like any other."""
