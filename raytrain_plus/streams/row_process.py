@@ -11,6 +11,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import IO, Any
@@ -32,7 +33,7 @@ class RowError(ValueError):
 
 
 class RowProcesses:
-    """Makes rows in other processes.
+    """Makes rows in other processes. Thread-safe: an audit reads while the loader reads ahead.
 
     Args:
         pickled: the dataset, which has `__getitem__`.
@@ -42,6 +43,7 @@ class RowProcesses:
     def __init__(self, pickled: bytes, count: int) -> None:
         self._pickled, self._count = pickled, count
         self._running: list[subprocess.Popen[bytes]] = []
+        self._reading = threading.Lock()  # an answer belongs to the question before it
 
     def read(self, numbers: Sequence[int], seeds: Sequence[int] | None = None) -> list[Any]:
         """Return some rows, in the given order.
@@ -53,9 +55,12 @@ class RowProcesses:
         Raises:
             RowError: one cannot be made, or a process has ended.
         """
-        if not self._running:
-            self._start()
-        seeds = numbers if seeds is None else seeds
+        with self._reading:
+            if not self._running:
+                self._start()
+            return self._read(numbers, numbers if seeds is None else seeds)
+
+    def _read(self, numbers: Sequence[int], seeds: Sequence[int]) -> list[Any]:
         shares = [list(range(i, len(numbers), self._count)) for i in range(self._count)]
         busy = [(p, share) for p, share in zip(self._running, shares, strict=True) if share]
         rows: list[Any] = [None] * len(numbers)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -304,6 +305,13 @@ def test_random_rows_are_made_apart_and_follow_from_the_seed():
     assert torch.equal(later["i"], alone["i"])
     assert not torch.equal(later["x"], alone["x"])  # other noise in another epoch
     assert torch.equal(torch.get_rng_state(), state)  # the training draws from it
+    wanted = [(lane, row) for lane in (0, 1) for row in range(6)] * 5
+    with ThreadPoolExecutor(4) as pool:  # an audit reads a part while the loader reads ahead
+        found = list(
+            pool.map(lambda at: load_part(source, order, 0, at[0], at[1], at[1] + 1), wanted)
+        )
+    for (lane, row), part in zip(wanted, found, strict=True):
+        assert torch.equal(part["x"], load_part(source, order, 0, lane, row, row + 1)["x"])
     with pytest.raises(DataError, match=r"row 15 of the dataset Noisy: .*fourteen"):
         load_part(source, order, 0, 0, 14, 15)
     assert source.identity == open_source(Noisy()).identity
