@@ -15,9 +15,9 @@ def main():
     given = parser.parse_args()
     if given.seed is not None:
         found = simulate(given.seed)
-        print(*found.lines, sep="\n")
-        print(f"drawn: {', '.join(found.drawn)}\nended: {found.ending}")
-        print(*found.broken, sep="\n")
+        print(*found.lines, sep="\n")  # noqa: T201
+        print(f"drawn: {', '.join(found.drawn)}\nended: {found.ending}")  # noqa: T201
+        print(*found.broken, sep="\n")  # noqa: T201
         return int(bool(found.broken))
     began, endings, broken = time.process_time(), collections.Counter(), []
     for seed in range(given.first, given.first + given.count):
@@ -25,9 +25,9 @@ def main():
         endings[found.ending.split(",")[0][:60] if not found.broken else "BROKEN"] += 1
         if found.broken:
             broken.append(seed)
-            print(f"seed {seed}: {found.drawn}: {found.broken[0].strip()[-300:]}", flush=True)
+            print(f"seed {seed}: {found.drawn}: {found.broken[0].strip()[-300:]}", flush=True)  # noqa: T201
     seconds = time.process_time() - began
-    print(f"{given.count} schedules in {seconds:.1f} s of CPU: {dict(endings)}; broken: {broken}")
+    print(f"{given.count} schedules in {seconds:.1f} s of CPU: {dict(endings)}; broken: {broken}")  # noqa: T201
     return int(bool(broken))
 
 

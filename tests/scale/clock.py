@@ -3,13 +3,15 @@
 import heapq
 import itertools
 
+_EPOCH = 1_700_000_000.0  # the wall clock starts at a date from which it can go back
+
 
 class VirtualTime:
     """Replaces the module `time` in the package. Waiting lets the events happen that are due.
 
     Attributes:
         now: monotonic seconds.
-        jump: seconds by which the wall clock differs, after somebody has set it.
+        jump: seconds by which the wall clock differs, after it was set.
         happened: how many events have happened.
         on_event: called before each event, with how many have happened.
     """
@@ -26,7 +28,7 @@ class VirtualTime:
         return self.now
 
     def time(self):
-        return self.now + self.jump
+        return _EPOCH + self.now + self.jump
 
     def sleep(self, seconds):
         self.run_until(self.now + seconds)

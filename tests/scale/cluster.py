@@ -20,7 +20,7 @@ from raytrain_plus.elastic.coordinator.workers import (
     WorkerLost,
     WorkerStarting,
 )
-from raytrain_plus.elastic.protocol.messages import Ready, WorkerProcess
+from raytrain_plus.elastic.protocol.messages import Ready, Sighting, WorkerProcess
 from tests.scale import worker as workers
 from tests.scale.problem import digest_of
 
@@ -99,7 +99,8 @@ class Cluster:
 
     def scalars(self, step):
         return {
-            "step": step, "samples": step, "tokens": 0, "aspects": {}, "optimizer": {}, "groups": [],
+            "step": step, "samples": step, "tokens": 0,
+            "aspects": {}, "optimizer": {}, "groups": [],
         }  # fmt: skip
 
     def keep(self, state):
@@ -361,10 +362,10 @@ class SimulatedPool:
         )
         return digest
 
-    def rescue(self, worker, step):
+    def rescue(self, worker, step):  # noqa: ARG002
         raise RayError("this node has no disk")
 
-    def end(self, member, neighbours=(), *, hangs=False):
+    def end(self, member, neighbours=(), *, hangs=False):  # noqa: ARG002
         self._spend("end")
         self.cluster.end(member.worker)
 
@@ -387,10 +388,10 @@ class SimulatedPool:
     def report_memory_shortage(self, worker, why):
         pass
 
-    def memory_kill(self, worker):
+    def memory_kill(self, worker):  # noqa: ARG002
         return ""
 
-    def computes_right(self, worker):
+    def computes_right(self, worker):  # noqa: ARG002
         return True
 
     def end_strangers(self, members):
@@ -402,7 +403,13 @@ class SimulatedPool:
         return set(self.cluster.draining)
 
     def stack_of(self, member, _neighbours):
-        return ""
+        found = self.cluster.workers.get(member.worker)
+        finding = "gone" if found is None or not found.lives else "waits"
+        if found is not None and found.lives and not found.waiting:
+            finding = "moves"
+        if found is not None and found.hangs:
+            finding = "stopped"
+        return Sighting(finding, f"stack of {member.worker}")
 
     @property
     def is_idle(self):

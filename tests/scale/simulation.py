@@ -1,11 +1,11 @@
 """One schedule: a run under faults that a seed draws, and the judge of its end.
 
-The Coordinator with all its parts, the journal, the fence, checkpoints' commits, plans, the schedule
-of the exchange and the tree are the real ones. Virtual are time, processes, the network and power.
+The Coordinator with all its parts, the journal, the fence, checkpoints' commits, plans, the
+schedule of the exchange and the tree are the real ones. Virtual are time, processes, the network and power.
 
 Documented errors that a schedule may end with are in `ALLOWED`; everything else must be the result
 of the undisturbed run: the same bits, the same losses, each step once.
-"""
+"""  # noqa: E501
 
 import contextlib
 import os
@@ -153,9 +153,10 @@ class Simulation:
         folder: empty, for the run; best in memory.
         faults: whether faults strike.
         syncs: whether the journal's sync does anything: not, in a negative control.
+        size: workers; None draws 2 to 8.
     """
 
-    def __init__(self, seed, folder, *, faults=True, syncs=True):
+    def __init__(self, seed, folder, *, faults=True, syncs=True, size=None):
         self.seed, self.folder, self.syncs = seed, folder, syncs
         self.random = random.Random(seed)
         self.time = VirtualTime()
@@ -168,6 +169,8 @@ class Simulation:
         self.size = draw.randint(2, 8)
         steps = draw.randint(10, 30)
         ranks = draw.choice([8, 9, 12, 16])
+        if size is not None:
+            self.size = ranks = size
         self.problem = Problem(seed, ranks)
         every = draw.choice([None, 3, 5, 8])
         clock = Clock(
@@ -191,7 +194,8 @@ class Simulation:
         draw = self.random
         kinds = [
             "kill", "kill", "kill", "kill two", "cut", "cut one way", "silent", "hang", "slow",
-            "rolling", "scale", "coordinator killed", "power", "all", "second coordinator", "stopped",
+            "rolling", "scale", "coordinator killed", "power", "all", "second coordinator",
+            "stopped",
             "jump", "repeats", "full", "before", "torn", "after", "notice",
             "commit fails", "commit killed before", "commit killed after", "bad starts",
         ]  # fmt: skip
@@ -228,7 +232,7 @@ class Simulation:
         elif kind == "all":
             for name in living:
                 cluster.kill(name)
-        elif kind in ("cut", "cut one way") and len(some) == 2:  # noqa: PLR2004
+        elif kind in ("cut", "cut one way") and len(some) == 2:
             a, b = some
             cluster.cut |= {(a, b)} | ({(b, a)} if kind == "cut" else set())
             time.after(draw.uniform(0.1, 40.0), cluster.mend)
@@ -242,7 +246,7 @@ class Simulation:
             cluster.workers[some[0]].hangs = True
         elif kind == "slow" and some:
             cluster.workers[some[0]].slow = draw.uniform(2.0, 6.0)
-        elif kind == "rolling":
+        elif kind == "rolling" and living:
             for i, name in enumerate(draw.sample(living, max(1, len(living) // 2))):
                 time.after(i * draw.uniform(0.01, 3.0), cluster.kill, name)
         elif kind == "scale" and cluster.pool is not None:
@@ -274,14 +278,14 @@ class Simulation:
         if kind is None or self.cluster.coordinator is None:
             return None
         if kind == "full":
-            self.at_write[self.writes + 1] = "full" if self.random.random() < 0.7 else "none"  # noqa: PLR2004
+            self.at_write[self.writes + 1] = "full" if self.random.random() < 0.7 else "none"
         self.struck += 1
         self.cluster.trace(f"fault: journal {kind}")
         return kind
 
     def _commit(self, place, header, files):
         kind = self.at_commit.pop(0) if self.at_commit else ""
-        self.cluster.trace(f"commit {place} {kind}")
+        self.cluster.trace(f"commit {Path(str(place)).name} {kind}".rstrip())
         self.struck += bool(kind)
         if kind == "commit fails":
             raise StoreError(f"{place} cannot be written")
@@ -332,13 +336,11 @@ class Simulation:
                 self.cluster.trace("the coordinator before is fenced")
                 return
             else:
-                if self.superseded and self.outcome is not None and self.outcome is not self.first:
-                    pass
                 return
 
     def run(self):
         """Run the schedule, and judge it."""
-        self.coordinators, self.superseded, self.outcome, self.first = [], False, None, None
+        self.coordinators, self.superseded, self.outcome = [], False, None
         broken = self.cluster.faults
         try:
             with self._patched():
@@ -352,7 +354,7 @@ class Simulation:
             broken.append("it was restarted too often")
         finally:
             for one in self.coordinators:
-                one._fence._life._over.set()  # noqa: SLF001 - its process is gone
+                one._fence._life._over.set()
             for one in self.journals:
                 with contextlib.suppress(OSError):
                     one.close()
@@ -384,7 +386,7 @@ class Simulation:
 
     # -- the judge
 
-    def _judge(self, broken):
+    def _judge(self, broken):  # noqa: C901
         events = journal.read(self.folder)
         ends = [one for one in events if one["event"] == "end"]
         if len(ends) != 1:
@@ -426,7 +428,7 @@ checkpointer_commit = checkpointer.commit
 
 def memory_folder():
     """Return where files lie in memory, if the machine has such a place."""
-    shared = Path("/dev/shm")  # noqa: S108
+    shared = Path("/dev/shm")
     return shared if shared.is_dir() and os.access(shared, os.W_OK) else None
 
 

@@ -20,7 +20,7 @@ class Exchange:
         self.reduce = len(rounds.reduce)
         self.rounds = [*rounds.reduce, *rounds.gather]
         self.main = rounds.main
-        self.at, self.sent = 0, False
+        self.at, self.sent, self.waits_for = 0, False, None
 
     def advance(self):
         """Go on as far as messages have arrived; return the total when it is there."""
@@ -39,7 +39,9 @@ class Exchange:
             needed = {}
             for move in one.receives:
                 needed[move.peer] = needed.get(move.peer, 0) + 1
-            if any(len(got.get((*tag, peer), ())) < n for peer, n in needed.items()):
+            missing = [p for p, n in needed.items() if len(got.get((*tag, p), ())) < n]
+            self.waits_for = missing[0] if missing else None
+            if missing:
                 return None
             arrived = [got[*tag, move.peer].pop(0) for move in one.receives]
             if gathers:
@@ -104,9 +106,16 @@ class Worker:
     def status(self):
         if self.hangs or not self.lives:
             return None
-        waiting = self.exchange is not None or not self.formed
-        phase = "exchange" if waiting else "compute"
-        return WorkerStatus(phase=phase, waiting=waiting, age=self.cluster.time.now - self.since)
+        return WorkerStatus(
+            phase="exchange" if self.waiting else "compute",
+            waiting=self.waiting,
+            age=self.cluster.time.now - self.since,
+            waits_for=self.exchange.waits_for if self.exchange is not None else None,
+        )
+
+    @property
+    def waiting(self):
+        return self.exchange is not None or not self.formed
 
     def as_found(self):
         if self.hangs or not self.lives:
@@ -211,9 +220,7 @@ class Worker:
 
     def evaluate(self):
         metrics = metrics_of(self.state)
-        self.add(
-            Record(self.step, self.generation, self.cluster.time.time(), metrics=metrics)
-        )
+        self.add(Record(self.step, self.generation, self.cluster.time.time(), metrics=metrics))
 
     def add(self, record):
         self.records.append(record)

@@ -189,6 +189,7 @@ class Coordinator:
         except (RunError, DivergenceError) as error:
             where = getattr(error, "failed_on", {})
             outcome = self._outcome(RunState.FAILED, [], error=str(error), failed_on=where)
+        self._fence.check()  # before workers end that may belong to another coordinator
         self._become(outcome.state)
         driver.close()
         self._membership.dismiss_all()
