@@ -1,11 +1,12 @@
 """One schedule: a run under faults that a seed draws, and the judge of its end.
 
 The Coordinator with all its parts, the journal, the fence, checkpoints' commits, plans, the
-schedule of the exchange and the tree are the real ones. Virtual are time, processes, the network and power.
+schedule of the exchange and the tree are the real ones. Time, processes, the network and the power
+supply are simulated.
 
 Documented errors that a schedule may end with are in `ALLOWED`; everything else must be the result
 of the undisturbed run: the same bits, the same losses, each step once.
-"""  # noqa: E501
+"""
 
 import contextlib
 import os
@@ -38,12 +39,14 @@ from raytrain_plus.storage.fencing import FencedError
 from tests.elastic.scripted_pool import make_spec
 from tests.scale.clock import VirtualTime
 from tests.scale.cluster import Cluster, SimulatedPool
-from tests.scale.problem import Problem, digest_of, metrics_of
+from tests.scale.problem import LENGTH, Problem, digest_of, metrics_of
 
 # docs/guide/failures.md names them.
 ALLOWED = re.compile(
     r"groups in a row ended without a step|workers came up within|were lost one after the other"
 )
+_LACKS = re.compile(r"the journal lacks steps? (\d+)(?: to (\d+))?:")
+_FEW = 8  # workers, of which half are taken away one after the other, and of more a tenth
 _MOST_EVENTS = 400_000
 _MOST_RESTARTS = 12
 
@@ -110,12 +113,13 @@ class SimulatedJournal(journal.Journal):
 
 
 class SimulatedDurable(durable_journal.DurableJournal):
-    def __init__(self, simulation, folder):
+    def __init__(self, simulation, folder, allowed):
         self._simulation = simulation
         super().__init__(
             folder,
             lambda where: SimulatedJournal(simulation, where),
             clock=simulation.time.monotonic,
+            allowed=allowed,
         )
 
     def settle(self, seconds):
@@ -153,7 +157,8 @@ class Simulation:
         folder: empty, for the run; best in memory.
         faults: whether faults strike.
         syncs: whether the journal's sync does anything: not, in a negative control.
-        size: workers; None draws 2 to 8.
+        size: workers of a larger group, for which a fixed list of faults is spread over its
+            steps. Default: 2 to 8, with faults as drawn.
     """
 
     def __init__(self, seed, folder, *, faults=True, syncs=True, size=None):
@@ -166,12 +171,10 @@ class Simulation:
         self.restarts = 0
         self.struck = 0
         draw = self.random
-        self.size = draw.randint(2, 8)
-        steps = draw.randint(10, 30)
-        ranks = draw.choice([8, 9, 12, 16])
-        if size is not None:
-            self.size = ranks = size
-        self.problem = Problem(seed, ranks)
+        self.size = size or draw.randint(2, 8)
+        steps = 12 if size else draw.randint(10, 30)
+        ranks = 2 * size if size else draw.choice([8, 9, 12, 16])
+        self.problem = Problem(seed, ranks, size or LENGTH)
         every = draw.choice([None, 3, 5, 8])
         clock = Clock(
             total_steps=steps, steps_per_epoch=steps, batch_size=ranks,
@@ -187,8 +190,22 @@ class Simulation:
         self.cluster = Cluster(self.time, draw, self.problem, self.spec)
         self.drawn = []
         self.at_event, self.at_write, self.at_commit = {}, {}, []
-        if faults:
+        self._most_events = _MOST_EVENTS
+        if size:
+            self.cluster.nodes = max(2, size // 8)
+            self._plan_for(size, steps)
+        elif faults:
             self._draw()
+
+    def _plan_for(self, size, steps):
+        """Let faults strike a large group, spread over its steps."""
+        in_all = size * steps * 24  # messages, about
+        self._most_events = 20 * in_all
+        kinds = ["kill two", "cut", "silent", "slow", "rolling", "coordinator killed", "kill"]
+        for number, kind in enumerate(kinds, 1):
+            at = 4 * size + in_all * number // (len(kinds) + 1)
+            self.at_event[at] = [kind]
+            self.drawn.append(f"{kind} at {at}")
 
     def _draw(self):
         draw = self.random
@@ -215,7 +232,7 @@ class Simulation:
     # -- faults
 
     def _count(self, happened):
-        if happened > _MOST_EVENTS:
+        if happened > self._most_events:
             raise RuntimeError("the schedule does not end")
         for kind in self.at_event.pop(happened, ()):
             self.cluster.trace(f"fault: {kind}")
@@ -247,7 +264,9 @@ class Simulation:
         elif kind == "slow" and some:
             cluster.workers[some[0]].slow = draw.uniform(2.0, 6.0)
         elif kind == "rolling" and living:
-            for i, name in enumerate(draw.sample(living, max(1, len(living) // 2))):
+            for i, name in enumerate(
+                draw.sample(living, max(1, len(living) // (10 if self.size > _FEW else 2)))
+            ):
                 time.after(i * draw.uniform(0.01, 3.0), cluster.kill, name)
         elif kind == "scale" and cluster.pool is not None:
             cluster.pool.tell(TargetChanged(draw.randint(1, self.spec.workers[1])))
@@ -372,7 +391,11 @@ class Simulation:
 
         for one in (module, membership, restart, run_log, durable_journal):
             patch(one, "time", self.time)
-        patch(module, "open_for_coordinator", lambda folder, _: SimulatedDurable(self, folder))
+        patch(
+            module,
+            "open_for_coordinator",
+            lambda folder, _, allowed: SimulatedDurable(self, folder, allowed),
+        )
         patch(membership, "missing_resources", lambda *_: "CPU")
 
         def thread(target, args=(), **_):
@@ -386,9 +409,17 @@ class Simulation:
 
     # -- the judge
 
-    def _judge(self, broken):  # noqa: C901
+    def _judge(self, broken):  # noqa: C901, PLR0912
         events = journal.read(self.folder)
         ends = [one for one in events if one["event"] == "end"]
+        waiting = self.coordinators[-1].health().unwritten_end
+        if waiting and not ends:  # the disk was full; the driver gets the end
+            self.ending = "finished, and the journal could not be written"
+            (end,) = (one for one in waiting if one["event"] == "end")
+            states, _ = self.problem.undisturbed(self.cluster.steps)
+            if end["state"] == RunState.FINISHED and end["digest"] != digest_of(states[-1]):
+                broken.append("the last state has other bits")
+            return
         if len(ends) != 1:
             broken.append(f"the journal has {len(ends)} ends")
             return
@@ -403,15 +434,17 @@ class Simulation:
             broken.append("the last state has other bits")
         steps = [one for one in events if one["event"] == "step"]
         numbers = [one["step"] for one in steps]
-        due = range(1, (self.cluster.steps if self.ending == "finished" else len(steps)) + 1)
-        if numbers != list(due):
-            broken.append(f"the journal has the steps {numbers}, and not 1 to {due.stop - 1}")
-        elif [one["loss"] for one in steps] != losses[: len(steps)]:
+        lacking = lacking_of(events)
+        last = self.cluster.steps if self.ending == "finished" else max([0, *numbers, *lacking])
+        due = [step for step in range(1, last + 1) if step not in lacking]
+        if numbers != due:
+            broken.append(f"the journal has the steps {numbers}, and not {due}")
+        elif [one["loss"] for one in steps] != [losses[step - 1] for step in due]:
             broken.append("the journal has other losses")
         told = [(one["step"], one["metrics"]) for one in events if one["event"] == "evaluate"]
         if self.ending == "finished":
             right = [(s, metrics_of(states[s])) for s in due if self.cluster.evaluates(s)]
-            if told != right:
+            if [one for one in told if one[0] not in lacking] != right:
                 broken.append(f"the evaluations are of {[s for s, _ in told]}, not "
                               f"{[s for s, _ in right]}, or of other states")  # fmt: skip
         for digest, state in self.cluster.kept.items():
@@ -421,6 +454,15 @@ class Simulation:
             said = checkpointer.read_header(manifest.parent)
             if said.digest != right[manifest.parent.name]:
                 broken.append(f"{manifest.parent.name} has other bits")
+
+
+def lacking_of(events):
+    """Return the steps of which the journal says itself that it lacks them."""
+    found = set()
+    for one in events:
+        if one["event"] == "warning" and (said := _LACKS.search(one["text"])):
+            found |= set(range(int(said[1]), int(said[2] or said[1]) + 1))
+    return found
 
 
 checkpointer_commit = checkpointer.commit

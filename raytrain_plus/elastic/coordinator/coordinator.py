@@ -100,7 +100,7 @@ class Coordinator:
         self._lock = threading.RLock()
         self._fence = Fence(spec.folder, spec.claim, spec.run_id, spec.address)
         self._fence.acquire()
-        self._journal = open_for_coordinator(spec.folder, spec.claim)
+        self._journal = open_for_coordinator(spec.folder, spec.claim, self._fence.check)
         self._settled = False  # the journal has what it takes of the run's end
         self._end_told = threading.Event()
         self.live = LiveRun(spec.batch_size, spec.clock.total_steps, time.time())
@@ -193,6 +193,7 @@ class Coordinator:
         self._become(outcome.state)
         driver.close()
         self._membership.dismiss_all()
+        self._run_log.extend_to(outcome.steps)
         self._run_log.end(outcome)
         self._journal.settle(_SETTLE_SECONDS)
         self._settled = True

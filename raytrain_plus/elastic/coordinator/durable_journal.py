@@ -35,6 +35,8 @@ class DurableJournal:
         open_journal: opens the journal. Default: `Journal`.
         most: lines that are kept. Default: `MOST`.
         clock: gives monotonic seconds. Default: the machine's.
+        allowed: called before lines are written that had to wait; raises if another coordinator
+            leads the run by now. Default: the run has no other one.
 
     Raises:
         OSError: the journal cannot be opened.
@@ -46,8 +48,10 @@ class DurableJournal:
         open_journal: Callable[[Path], Journal] = Journal,
         most: int = MOST,
         clock: Callable[[], float] = time.monotonic,
+        allowed: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
+        self._allowed = allowed
         self._open = open_journal
         self._most = most
         self._clock = clock
@@ -120,6 +124,8 @@ class DurableJournal:
     def _flush(self) -> None:
         if self._trouble and self._clock() < self._retry_at:
             return
+        if self._trouble:
+            self._allowed()
         try:
             self._put_in_place()
             if self._waiting:

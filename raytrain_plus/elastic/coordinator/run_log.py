@@ -130,7 +130,14 @@ class RunLog:
                 f"the journal goes from step {self.step} to {step} and lacks the {missing} steps "
                 "in between: it is damaged, or of another run"
             )
-        self._losses.extend([math.nan] * missing)
+        if missing > 0:
+            lacking = f"step {step}" if missing == 1 else f"steps {self.step + 1} to {step}"
+            self._losses.extend([math.nan] * missing)
+            self.note(
+                "warning",
+                text=f"the journal lacks {lacking}: their records are gone. The state is not "
+                "affected",
+            )
 
     def sync(self) -> None:
         """Return when all that was written is on the disk; a checkpoint relies on that."""
@@ -330,8 +337,8 @@ class RunLog:
 
     def _evaluated(self, record: Record) -> list[Event]:
         assert record.metrics is not None
-        if record.step <= self.evaluated_step:
-            return []
+        if record.step <= self.evaluated_step or record.step > self.step:
+            return []  # the missing steps are reported first, and this one again with them
         self._evaluations.append((record.step, record.metrics))
         return [
             {

@@ -62,19 +62,23 @@ class CoordinatorJournal(Protocol):
         """Wait for some seconds until all is written; then write the rest to a local file."""
 
 
-def open_for_coordinator(folder: Folder, claim: str) -> CoordinatorJournal:
+def open_for_coordinator(
+    folder: Folder, claim: str, allowed: Callable[[], None] = lambda: None
+) -> CoordinatorJournal:
     """Open the journal of a run that this process leads.
 
     Args:
         folder: the run's.
         claim: of the run's driver.
+        allowed: raises if another coordinator leads the run by now. An object store refuses its
+            lines by itself. Default: the run has no other one.
 
     Raises:
         OSError: the journal cannot be opened.
         StoreError: likewise, in an object store.
     """
     if isinstance(folder, Path):
-        return DurableJournal(folder)
+        return DurableJournal(folder, allowed=allowed)
     opened = StoredJournal(folder, claim)
     return ShippedJournal(opened, opened.segments)
 

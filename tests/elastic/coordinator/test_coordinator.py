@@ -43,20 +43,6 @@ def test_a_run_taken_over_by_another_driver_ends_its_workers_and_writes_nothing_
     assert pools[0].saved == []
 
 
-def test_a_replaced_coordinator_whose_run_fails_leaves_the_workers_to_the_other_one(lead, tmp_path):
-    pools = []
-
-    def replace_and_fail(pool):
-        other = Owner.this("mine", "id", "coordinator", "10.0.0.9:6379", tmp_path)
-        Owners(Store(tmp_path)).follow(other, 1)
-        pool.fail("w1", "ValueError: no such row")
-
-    with pytest.raises(FencedError):
-        lead({4: replace_and_fail}, workers=(3, 3), claim="mine", prepare=pools.append)
-    assert pools[0].ended == []
-    assert not [e for e in read(tmp_path) if e["event"] == "end"]
-
-
 CODE = {"task.py": CodeFile("/here/task.py", "1")}
 CHANGED = {"task.py": CodeFile("/there/task.py", "2"), "new.py": CodeFile("/there/new.py", "3")}
 

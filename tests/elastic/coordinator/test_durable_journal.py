@@ -8,6 +8,7 @@ import pytest
 
 from raytrain_plus.elastic.coordinator.durable_journal import DurableJournal
 from raytrain_plus.observe.journal import Journal, read
+from raytrain_plus.storage.fencing import FencedError
 
 
 class Disk:
@@ -64,6 +65,26 @@ def test_what_cannot_be_written_is_written_later_in_order(tmp_path, error):
     journal.flush()
     assert steps_in(tmp_path) == [1, 2, 3]
     assert (journal.trouble, journal.waiting(), journal.fatal) == ("", [], None)
+
+
+def test_lines_that_had_to_wait_are_written_by_the_coordinator_that_leads_only(tmp_path):
+    disk, replaced = Disk(), []
+
+    def allowed():
+        if replaced:
+            raise FencedError(None, replaced=True)
+
+    journal = disk.journal(tmp_path, allowed=allowed)
+    disk.error = errno.ENOSPC
+    journal.write_all([step(1)])
+    disk.error, disk.now = None, disk.now + 1.0
+    replaced.append("by another one")
+    with pytest.raises(FencedError):
+        journal.flush()
+    assert steps_in(tmp_path) == []
+    replaced.clear()  # the control
+    journal.flush()
+    assert steps_in(tmp_path) == [1]
 
 
 def test_there_is_a_limit_to_what_is_kept(tmp_path):

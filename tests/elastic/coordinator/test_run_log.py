@@ -371,3 +371,24 @@ def test_logged_scalars_are_written_and_known_after_a_restart(folder):
     assert "'b' is nan at step 1" in warning
     again = RunLog(Journal(folder), events)
     assert again.logged == run_log.logged == {"a": 0.2, "b": -math.inf}
+
+
+def test_an_evaluation_waits_for_the_steps_before_it(folder):
+    run_log = begin(folder)
+    run_log.add([step(1)], 2)
+    run_log.add([evaluation(3)], 2)  # reported by a worker whose earlier report was lost
+    assert run_log.evaluated_step < 3
+    run_log.add([step(2), evaluation(2), step(3), evaluation(3)], 2)
+    told = [e["step"] for e in read(folder) if e["event"] == "evaluate"]
+    assert told == [2, 3]
+
+
+def test_the_journal_says_which_steps_it_lacks(folder):
+    run_log = begin(folder)
+    run_log.add([step(1)], 2)
+    run_log.extend_to(1)
+    assert [e for e in read(folder) if e["event"] == "warning"] == []  # the control
+    run_log.extend_to(4)
+    run_log.extend_to(4)
+    (warning,) = (e for e in read(folder) if e["event"] == "warning")
+    assert "lacks steps 2 to 4" in warning["text"]
