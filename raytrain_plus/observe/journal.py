@@ -22,6 +22,7 @@ import contextlib
 import json
 import os
 import time
+import weakref
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -76,6 +77,8 @@ class Journal:
         self.path = folder / FILE_NAME
         is_new = not self.path.exists()
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # A coordinator's process that leads one run after another drops their journals.
+        self._closing = weakref.finalize(self, os.close, self._file)
         if is_new:
             _sync_folder(folder)
         else:
@@ -123,8 +126,8 @@ class Journal:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file. May be called twice."""
+        self._closing()
 
 
 def checked(events: Iterable[Event]) -> list[Event]:

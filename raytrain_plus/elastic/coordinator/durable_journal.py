@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class DurableJournal:
         self._retry_at = 0.0
         self._journal = open_journal(folder)
         self._path = self._journal.path
-        self._held = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._hold()
 
     @property
     def file(self) -> Readable:
@@ -147,13 +148,18 @@ class DurableJournal:
             self._copy_to(path)
             self._journal.close()
             self._journal = self._open(self._folder)
-            before, self._held = self._held, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.close(before)
+            self._release()
+            self._hold()
             said = {"event": "warning", "time": time.time(), "text": _REMOVED.format(self._folder)}
             self._waiting.insert(0, said)
             return
         if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
             raise FileExistsError(0, f"another file is in the place of {path}")
+
+    def _hold(self) -> None:
+        """Hold the journal's file open, so that it can be written again if it is removed."""
+        self._held = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._release = weakref.finalize(self, os.close, self._held)
 
     def _copy_to(self, path: Path) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".journal-")

@@ -1,8 +1,10 @@
 """A journal that cannot be written for a while loses nothing."""
 
 import errno
+import gc
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +159,18 @@ def test_there_is_no_wait_if_all_lines_are_written(tmp_path):
     journal.write_all([step(1)])
     journal.settle(10.0, pytest.fail)
     assert journal.trouble == ""
+
+
+def test_a_journal_that_is_dropped_leaves_no_file_open(tmp_path):
+    def open_files():
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    kept = DurableJournal(tmp_path)
+    before = open_files()
+    for _ in range(3):
+        DurableJournal(tmp_path).write_all([step(1)])
+    assert open_files() == before
+    again = DurableJournal(tmp_path)  # the control
+    assert open_files() > before
+    del again, kept
