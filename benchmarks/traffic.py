@@ -110,14 +110,7 @@ class Traffic:
         """With how many workers each worker is connected."""
         if self.planned is None:
             return [self.workers - 1] * self.workers
-        hosts, pairs = self.planned.hosts, set[tuple[int, int]]()
-        for hop in self.planned.hops:
-            pairs.add((hosts[hop.sender], hosts[hop.receiver]))
-            pairs.add((hosts[hop.receiver], hosts[hop.sender]))
-        count = [0] * self.workers
-        for one, other in pairs:
-            count[one] += one != other
-        return count
+        return [len(partners) for partners in self.planned.partners()]
 
     @property
     def ratio(self) -> float:

@@ -141,9 +141,10 @@ def connect(host: str, port: int, secret: str, greeting: bytes, timeout: float) 
         HandshakeError: it does not know the secret, does not accept the greeting, or is of another
             version.
     """
+    until = time.monotonic() + timeout
     made = socket.create_connection((host, port), timeout=timeout)
     try:
-        _call(made, secret.encode(), greeting, time.monotonic() + timeout)
+        _call(made, secret.encode(), greeting, until)
     except BaseException:
         made.close()
         raise

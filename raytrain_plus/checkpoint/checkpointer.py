@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import re
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -405,28 +405,31 @@ def _whole(store: Store) -> Manifest | None:
 def _content(store: Store, entry: CheckpointFile) -> bytearray:
     """Return a file's bytes, after comparing their hash."""
     content = bytearray(entry.bytes)
+
+    def keep(start: int, part: bytes) -> None:
+        content[start : start + len(part)] = part
+
+    _check(store, entry, keep)
+    return content
+
+
+def _check(
+    store: Store, entry: CheckpointFile, keep: Callable[[int, bytes], None] = lambda *_: None
+) -> None:
+    """Compare the hash of a file, of which a part at a time is in memory.
+
+    Args:
+        store: where it is.
+        entry: what the manifest says of it.
+        keep: called with each part and where it begins. Default: nothing is kept.
+    """
     for _ in range(1 if store.is_local else 2):  # damage in transit is gone at the next read
         hashed, done = hashlib.sha256(), 0
         for part in store.read_parts(entry.file, entry.bytes):
-            content[done : done + len(part)] = part
+            keep(done, part)
             hashed.update(part)
             done += len(part)
         if hashed.hexdigest() == entry.sha256:
-            return content
-    raise _damaged(store, entry)
-
-
-def _check(store: Store, entry: CheckpointFile) -> None:
-    """Compare the hash of a file, of which a part at a time is in memory."""
-    for _ in range(1 if store.is_local else 2):
-        hashed = hashlib.sha256()
-        for part in store.read_parts(entry.file, entry.bytes):
-            hashed.update(part)
-        if hashed.hexdigest() == entry.sha256:
             return
-    raise _damaged(store, entry)
-
-
-def _damaged(store: Store, entry: CheckpointFile) -> CheckpointError:
     where = _where(store, entry.file)
-    return CheckpointError(f"checkpoint file {where} is damaged (sha256 differs)")
+    raise CheckpointError(f"checkpoint file {where} is damaged (sha256 differs)")

@@ -138,11 +138,9 @@ class RecipeTrial(ray.tune.Trainable):  # type: ignore[misc]
                 self._told.put(failure)
                 abandon_run(self._setting.worker_pool, self._run)
                 return
-        except RayActorError as failure:
-            self._told.put(failure)
-            return
         except Exception as failure:  # noqa: BLE001 - a recipe that cannot be run is a result
-            if not lives(self._setting.worker_pool):  # nor can any other recipe
+            # Without the worker pool no other recipe can be run either.
+            if isinstance(failure, RayActorError) or not lives(self._setting.worker_pool):
                 self._told.put(failure)
                 return
             error = f"{type(failure).__name__}: {failure}"

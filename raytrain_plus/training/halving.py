@@ -110,6 +110,16 @@ class Halving:
                 lengths[worker] += hop.stop - hop.start
         return messages, lengths
 
+    def partners(self) -> list[set[int]]:
+        """Return with which others each worker exchanges messages."""
+        found: list[set[int]] = [set() for _ in self.pieces]
+        for hop in self.hops:
+            at, to = self.hosts[hop.sender], self.hosts[hop.receiver]
+            if at != to:
+                found[at].add(to)
+                found[to].add(at)
+        return found
+
     def rounds(self, worker: int) -> "Rounds":
         """Return one worker's part."""
         row = {s: i for i, s in enumerate(s for s, h in enumerate(self.hosts) if h == worker)}

@@ -169,16 +169,16 @@ class ScriptedPool:
         if came is not None:
             self.come(came)
 
-    def train(self, worker, plan):
-        if self.group is None or self.group.plan is not plan:
-            self.plans.append(plan)
-            self.group = Workers(plan)
-        self.group.called.add(worker)
-        if worker in self.steps:
-            self.group.running.add(worker)
-        else:
-            self.group.stuck = True
-            self.returned(worker, died="the actor died before")
+    def train(self, workers, plan):
+        self.plans.append(plan)
+        self.group = Workers(plan)
+        for worker in workers:
+            self.group.called.add(worker)
+            if worker in self.steps:
+                self.group.running.add(worker)
+            else:
+                self.group.stuck = True
+                self.returned(worker, died="the actor died before")
 
     def ask_pause(self, worker, generation):
         if self.group.plan.generation == generation and worker in self.group.running:

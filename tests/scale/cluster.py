@@ -289,7 +289,11 @@ class SimulatedPool:
         if found is None or not found.lives:
             self.tell(WorkerLost(worker, "its lifeline cannot be opened"))
 
-    def train(self, worker, plan):
+    def train(self, workers, plan):
+        for worker in workers:
+            self._train(worker, plan)
+
+    def _train(self, worker, plan):
         self._spend("train")
         found = self.cluster.workers.get(worker)
         if found is None or not found.lives:

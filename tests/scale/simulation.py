@@ -103,8 +103,7 @@ class SimulatedJournal(journal.Journal):
         return written
 
     def sync(self):
-        if self._simulation.syncs:
-            self.synced = os.fstat(self._file).st_size
+        self.synced = os.fstat(self._file).st_size
 
     def lose_power(self):
         """Cut off what was not synced, or a part of it."""
@@ -156,13 +155,12 @@ class Simulation:
         seed: draws everything.
         folder: empty, for the run; best in memory.
         faults: whether faults strike.
-        syncs: whether the journal's sync does anything: not, in a negative control.
         size: workers of a larger group, for which a fixed list of faults is spread over its
             steps. Default: 2 to 8, with faults as drawn.
     """
 
-    def __init__(self, seed, folder, *, faults=True, syncs=True, size=None):
-        self.seed, self.folder, self.syncs = seed, folder, syncs
+    def __init__(self, seed, folder, *, faults=True, size=None):
+        self.seed, self.folder = seed, folder
         self.random = random.Random(seed)
         self.time = VirtualTime()
         self.time.on_event = self._count

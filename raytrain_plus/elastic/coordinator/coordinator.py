@@ -620,8 +620,7 @@ class Generation:
         """
         warm = all(self._membership.members[worker].warm for worker in self.running)
         self._watch.start_generation(time.monotonic(), warm=warm)
-        for worker in sorted(self.running):
-            self._actors.train(worker, self._plan)
+        self._actors.train(sorted(self.running), self._plan)
         look()  # at once: a checkpoint may be due after the first steps
         looked = time.monotonic()
         while self.running:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -31,7 +30,7 @@ from raytrain_plus.elastic.liveness.lifeline import Gone
 from raytrain_plus.elastic.policy.make_plan import Member
 from raytrain_plus.elastic.protocol import control
 from raytrain_plus.elastic.protocol.faults import Action
-from raytrain_plus.elastic.protocol.handles import Ref, WorkerHandle
+from raytrain_plus.elastic.protocol.handles import WorkerHandle
 from raytrain_plus.elastic.protocol.messages import (
     Plan,
     Ready,
@@ -44,8 +43,6 @@ from raytrain_plus.elastic.protocol.messages import (
     WorkerStatus,
 )
 from raytrain_plus.elastic.protocol.records import Record
-
-_Answer = TypeVar("_Answer")
 
 _PATIENCE_TIMES = 5  # times as long as asking took, an answer is waited for
 _STACK_SECONDS = 3.0
@@ -179,7 +176,6 @@ class WorkerActors:
             queue.SimpleQueue()
         )
         self._reporting: threading.Thread | None = None
-        self._train: control.Train | None = None
         self._node = node
 
     def start(self, worker: str, *, fault: Action | None = None, avoid: str = "") -> None:
@@ -261,11 +257,11 @@ class WorkerActors:
                     self.events.put(error)
                 self._channel.send(worker, control.StepsReceived(message.number))
 
-    def train(self, worker: str, plan: Plan) -> None:
-        """Start a generation on a worker."""
-        if self._train is None or self._train.plan is not plan:
-            self._train = control.Train(plan)
-        self._channel.send(worker, self._train)
+    def train(self, workers: Sequence[str], plan: Plan) -> None:
+        """Start a generation on some workers."""
+        message = control.Train(plan)
+        for worker in workers:
+            self._channel.send(worker, message)
 
     def ask_pause(self, worker: str, generation: int) -> None:
         """Make a worker raise the flag that pauses the group."""
@@ -345,7 +341,8 @@ class WorkerActors:
         for handle in self._on_node_of(member, ready, neighbours):
             with contextlib.suppress(RayError, TimeoutError):
                 asked = handle.stack_of_neighbour.remote(ready.pid, ready.stacks)
-                return _answer(asked, _STACK_SECONDS)
+                seen: Sighting = asked.future().result(_STACK_SECONDS)
+                return seen
         return Sighting("unseen", "no other worker is on its node to read its stacks")
 
     def _on_node_of(
@@ -378,7 +375,7 @@ class WorkerActors:
             answer = self._answer(worker, partial(control.AskRecords, after=after), timeout)
         except (WorkerGoneError, TimeoutError):
             return []
-        assert isinstance(answer, control.Records)
+        assert isinstance(answer, control.FoundRecords)
         return answer.records
 
     def save(self, worker: str, step: int) -> str:
@@ -512,21 +509,6 @@ def missing_resources(
     if selector:
         lines.append(f"only nodes with the labels {dict(selector)} count (see `ray list nodes`)")
     return "; ".join(lines)
-
-
-def _answer(ref: Ref[_Answer], timeout: float | None = None) -> _Answer:
-    """Wait for an actor's answer.
-
-    Args:
-        ref: the answer.
-        timeout: seconds to wait. Default: for ever.
-
-    Raises:
-        RayError: the actor is gone, or the call has failed.
-        TimeoutError: it has not answered.
-    """
-    answer: _Answer = ref.future().result(timeout)
-    return answer
 
 
 def _granted(worker: str, taken: "Future[WorkerHandle]") -> _WorkerGranted:

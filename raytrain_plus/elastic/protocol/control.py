@@ -131,7 +131,7 @@ class Status(_Message, frozen=True):
     status: WorkerStatus
 
 
-class Records(_Message, frozen=True):
+class FoundRecords(_Message, frozen=True):
     """The records of the steps after the one that was asked for."""
 
     number: int
@@ -154,8 +154,8 @@ class Arithmetic(_Message, frozen=True):
     right: bool
 
 
-ToCoordinator = Steps | GenerationEnded | ShareReported | Status | Records | Saved | Arithmetic
-Answer = Status | Records | Saved | Arithmetic
+ToCoordinator = Steps | GenerationEnded | ShareReported | Status | FoundRecords | Saved | Arithmetic
+Answer = Status | FoundRecords | Saved | Arithmetic
 
 
 class ControlError(ConnectionError):

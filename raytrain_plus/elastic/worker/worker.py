@@ -263,7 +263,7 @@ class Worker:
                 self._send(control.Status(message.number, self.status()))
             case control.AskRecords():
                 found = self._records.after(message.after)
-                self._send(control.Records(message.number, found))
+                self._send(control.FoundRecords(message.number, found))
             case _:
                 self._jobs.put(message)
 

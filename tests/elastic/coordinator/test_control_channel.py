@@ -71,7 +71,7 @@ TO_COORDINATOR = [
     control.GenerationEnded(3, REPORT),
     control.ShareReported(Share(3, 8, 2)),
     control.Status(5, WorkerStatus(phase="exchange", waiting=True, age=0.1)),
-    control.Records(6, []),
+    control.FoundRecords(6, []),
     control.Saved(7, "digest", "folder"),
     control.Arithmetic(8, right=True),
 ]
@@ -202,7 +202,9 @@ def test_questions_are_answered_and_shares_are_events(connect):
             case control.CheckArithmetic():
                 return control.Arithmetic(message.number, right=False)
             case control.AskRecords():
-                return control.Records(message.number, [Record(message.after + 1, 3, 2.0, 0.5)])
+                return control.FoundRecords(
+                    message.number, [Record(message.after + 1, 3, 2.0, 0.5)]
+                )
         return None
 
     peer, actors = connect(answer)
