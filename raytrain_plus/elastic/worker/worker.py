@@ -282,8 +282,8 @@ class Worker:
             if not job.rescue:
                 return control.Saved(job.number, self.save(job.step))
             digest, place = self.rescue(job.step)
-        except USERS as error:  # of the store, or of an aspect's
-            return control.Saved(job.number, error=self._host.told(error)[0])
+        except Exception as error:  # noqa: BLE001 - of the store, or of an aspect's
+            return control.Saved(job.number, error=str(error).strip() or type(error).__name__)
         return control.Saved(job.number, digest, place)
 
     def train(self, plan: Plan) -> Report:

@@ -27,6 +27,7 @@ from raytrain_plus.elastic.protocol.messages import (
     WorkerStatus,
 )
 from raytrain_plus.elastic.protocol.records import Record
+from raytrain_plus.elastic.worker.worker import Worker
 from tests.elastic.scripted_pool import make_ready, make_spec
 
 PATIENCE = 20.0
@@ -248,3 +249,17 @@ def test_a_worker_that_says_what_nobody_understands_is_lost(connect):
     event = actors.next_event(PATIENCE)
     assert isinstance(event, WorkerLost)
     assert "cannot be understood" in event.why
+
+
+def test_a_failed_save_is_told_in_one_line_and_an_interrupt_is_not_caught():
+    def fails(error):
+        def save(_):
+            raise error
+
+        return SimpleNamespace(save=save)
+
+    job = control.Save(3, 8)
+    assert Worker._saved(fails(OSError("disk full")), job) == control.Saved(3, error="disk full")
+    assert Worker._saved(fails(ValueError()), job) == control.Saved(3, error="ValueError")
+    with pytest.raises(KeyboardInterrupt):
+        Worker._saved(fails(KeyboardInterrupt()), job)
