@@ -3,6 +3,7 @@
 import queue
 import random
 import threading
+import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -125,6 +126,13 @@ def test_damaged_and_foreign_messages_are_refused():
         control.to_coordinator(control.encode(control.Pause(3)))
 
 
+def await_held(lifeline):
+    """Wait until the worker's end knows the connection that the coordinator has made."""
+    until = time.monotonic() + PATIENCE
+    while not lifeline.is_held:
+        assert time.monotonic() < until
+
+
 class Peer:
     """A worker's end of the channel, which answers as a test says."""
 
@@ -156,6 +164,7 @@ def connect(tmp_path):
         actors.hold(
             "w0", SimpleNamespace(lifeline=(host, port, secret), node=make_ready("w0").node)
         )
+        await_held(peer.lifeline)
         made.append((peer, actors))
         return peer, actors
 
